@@ -1,0 +1,60 @@
+# The two commands: make quickstart, make test. Each sets itself up first.
+SHELL := /bin/bash
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+EXTRAS ?= dev
+# Two threads at most, so that timings and tests mean the same on every machine.
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup quickstart test test-slow lint clean
+
+help:
+	@echo "make quickstart   train, prune, finetune and report a small network on 2 processes"
+	@echo "make test         lint, types and the default tests"
+	@echo "make test-slow    whole pipelines, world 4, and what needs an engine"
+	@echo "make setup        only the virtual environment"
+
+setup: $(READY)
+
+# A Python that fits: 3.11 or 3.12, with venv. Debian's package is installed where that is allowed.
+$(READY): pyproject.toml constraints.txt
+	@set -e; \
+	find_python() { for p in $(PYTHON) python3.11 python3.12 python3; do \
+	  if command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; \
+	  then echo $$p; return; fi; done; }; \
+	py=$$(find_python); \
+	if [ -z "$$py" ]; then echo "Python 3.11 or 3.12 is needed; name it with PYTHON=/path/to/python3.11"; exit 1; fi; \
+	if [ ! -x $(PY) ]; then \
+	  $$py -m venv $(VENV) 2>/dev/null || { rm -rf $(VENV); \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	      apt-get update -qq && apt-get install -y -qq python3-venv; $$py -m venv $(VENV); \
+	    else echo "python3-venv is missing: apt-get install python3-venv"; exit 1; fi; }; \
+	fi; \
+	echo "installing into $(VENV) (about 5 GB the first time)"; \
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"; \
+	touch $(READY)
+
+# One process per GPU where there are GPUs, two CPU processes elsewhere.
+quickstart: $(READY)
+	@gpus=$$($(PY) -c 'import torch; print(torch.cuda.device_count())'); \
+	case $$gpus in \
+	  0) launch="--config_file launch/cpu_2.yaml"; export OMP_NUM_THREADS=1;; \
+	  1) launch="--config_file launch/gpu_1.yaml";; \
+	  *) launch="--config_file launch/gpu_8.yaml --num_processes $$gpus";; \
+	esac; \
+	$(VENV)/bin/accelerate launch $$launch dist_prune/run.py --recipe quickstart
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+test: lint
+	OMP_NUM_THREADS=1 $(PY) -m pytest
+
+test-slow: $(READY)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow or slurm or deepspeed"
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,0 +1,189 @@
+"""The bench: all that a paper may ask for, done across ranks. Observe, share, measure, fit."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dist_prune.pruning.channels import Channels, Site
+from dist_prune.pruning.gates import gated
+from dist_prune.pruning.probe import quiet, taps
+from dist_prune.pruning.statistic import Statistic, Tally
+from dist_prune.recipe import Training
+from dist_prune.runtime import checkpoint
+from dist_prune.runtime.data.dealing import deal, micro_batches
+from dist_prune.runtime.data.feed import Batch, Feed
+from dist_prune.runtime.machine import Machine
+from dist_prune.runtime.tracking import Tracker
+from dist_prune.runtime.training import Loop, fit
+
+T = TypeVar("T")
+
+
+@dataclass
+class Bench:
+    """Scores one dense network on fixed calibration images.
+
+    Attributes:
+        model: the bare dense network, on the machine's device.
+        channels: its groups and sites.
+        feed: the training images, with the evaluation look.
+        ids: (n,) dataset ids of the calibration images, ascending.
+        micro_batch: images that go through the network together; the partition does not depend on the ranks.
+        seed: of the recipe.
+        partial: where partly merged statistics are saved, or None.
+        identity: what the partial file must belong to.
+        save_every: micro-batches per rank between two saves.
+    """
+
+    model: nn.Module
+    channels: Channels
+    feed: Feed
+    ids: np.ndarray
+    machine: Machine
+    tracker: Tracker
+    micro_batch: int = 50
+    seed: int = 0
+    partial: Path | None = None
+    identity: str = ""
+    save_every: int = 100
+    resumed: int = 0  # calibration images that an earlier, stopped process had already seen
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return self.channels.sites
+
+    @property
+    def images(self) -> int:
+        return len(self.ids)
+
+    def weight(self, site: Site) -> Tensor:
+        """See methods.method.Bench; a copy."""
+        return self.model.get_submodule(site.name).weight.detach().cpu().clone()  # type: ignore[union-attr]
+
+    def observe(
+        self, sites: Sequence[Site], statistic: Statistic, backward: bool = False
+    ) -> dict[str, dict[str, Tensor]]:
+        """See methods.method.Bench. Stopped and run again, it goes on from the last save."""
+        ranks, device = self.machine.ranks, self.machine.device
+        merged = Tally(statistic, sites, self.images, device)
+        if not sites:
+            return merged.tables
+        local = Tally(statistic, sites, self.images, device)
+        lists = micro_batches(np.arange(self.images), self.micro_batch)
+        done = self._load(merged, statistic)
+        mine = deal(lists[done:], ranks.rank, ranks.world)
+        rounds = -(-(len(lists) - done) // ranks.world)
+        batches = self.feed.batches([self.ids[part] for part in mine])
+        positions = iter(mine)
+        with quiet(self.model):
+            for number in self.tracker.bar(range(1, rounds + 1), rounds, "score"):
+                part = next(positions, None)
+                if part is not None:
+                    self._see(local, sites, next(batches), torch.from_numpy(part).to(device), backward)
+                if self.partial is not None and number % self.save_every == 0 and number < rounds:
+                    self._fold(local, merged)
+                    self._save(merged, statistic, min(done + number * ranks.world, len(lists)))
+        self._fold(local, merged)
+        return {site: {name: table.cpu() for name, table in tables.items()} for site, tables in merged.tables.items()}
+
+    def share(self, jobs: Sequence[T], run: Callable[[T], Any]) -> list[Any]:
+        """See methods.method.Bench."""
+        ranks = self.machine.ranks
+        mine = list(enumerate(jobs))[ranks.rank :: ranks.world]
+        parts = ranks.gather([(number, run(job)) for number, job in self.tracker.bar(mine, len(mine), "jobs")])
+        return [result for _, result in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])]
+
+    @torch.no_grad()
+    def measure(self, off: Mapping[str, Sequence[int]]) -> tuple[int, int]:
+        """See methods.method.Bench."""
+        ranks, correct, total = self.machine.ranks, 0, 0
+        mine = deal(micro_batches(self.ids, self.micro_batch), ranks.rank, ranks.world)
+        with quiet(self.model), gated(self.model, self.channels, off):
+            for part in self.feed.batches(mine):
+                correct += int((self.model(part.images).argmax(1) == part.labels).sum())
+                total += len(part.ids)
+        correct, total = ranks.total(correct, total)
+        return correct, total
+
+    def fit(
+        self,
+        parameters: Sequence[nn.Parameter],
+        loss: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor],
+        epochs: int,
+        lr: float,
+        batch: int,
+        watch: Callable[[int], None] = lambda step: None,
+    ) -> list[dict[str, float]]:
+        """See methods.method.Bench. Eval-mode network; the order of the images comes from (seed, epoch)."""
+        settings = Training(epochs=epochs, lr=lr, batch=batch, weight_decay=0.0, schedule="constant")
+        loop = Loop(settings, self.feed, self.machine, self.tracker, self.seed, "fit")
+
+        def loss_of(part: Batch) -> Tensor:
+            return loss(self.model, part.images, part.labels, part.ids)
+
+        with quiet(self.model):
+            return fit(parameters, loss_of, loop, watch)
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """See methods.method.Bench."""
+        self.machine.ranks.merge("sum", tensors)
+
+    def broadcast(self, tensor: Tensor, owner: int = 0) -> Tensor:
+        """See methods.method.Bench."""
+        return self.machine.ranks.broadcast(tensor, owner)
+
+    def draw(self, *name: Any) -> torch.Generator:
+        """See methods.method.Bench."""
+        key = hashlib.sha256(repr((self.seed, *name)).encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+
+    def _see(self, local: Tally, sites: Sequence[Site], part: Batch, positions: Tensor, backward: bool) -> None:
+        if not backward:
+            with torch.no_grad(), taps(self.model, sites, lambda site, maps: local.update(site, maps, positions)):
+                self.model(part.images)
+            return
+        maps: dict[str, Tensor] = {}
+        with torch.enable_grad(), taps(self.model, sites, lambda site, y: maps.__setitem__(site.name, y)):
+            # gradients are asked for at the maps alone: the parameters' own .grad stays as it was
+            logits = self.model(part.images.requires_grad_(True))
+            loss = functional.cross_entropy(logits, part.labels, reduction="sum")
+            grads = torch.autograd.grad(loss, [maps[site.name] for site in sites])
+        with torch.no_grad():
+            for site, grad in zip(sites, grads, strict=True):
+                local.update(site, maps[site.name].detach(), positions, grad)
+
+    def _fold(self, local: Tally, merged: Tally) -> None:
+        """All ranks' local tables into ``merged`` (the same on every rank): one collective per word and dtype."""
+        for (word, _), tables in local.buckets().items():
+            self.machine.ranks.merge(word, tables)
+        merged.merge(local)
+        local.reset()
+
+    def _key(self, statistic: Statistic) -> str:
+        return f"{self.identity}:{type(statistic).__name__}:{self.micro_batch}"
+
+    def _save(self, merged: Tally, statistic: Statistic, done: int) -> None:
+        path = self.partial
+        assert path is not None
+        meta = {"identity": self._key(statistic), "micro_batches": done}
+        self.machine.ranks.together(lambda: checkpoint.save(path, merged.flat(), meta))
+
+    def _load(self, merged: Tally, statistic: Statistic) -> int:
+        """Micro-batches that a saved partial statistic already holds; 0 where there is none of this kind."""
+        if self.partial is None or not self.machine.ranks.from_first(self.partial.exists()):
+            return 0
+        tables, meta = checkpoint.read(self.partial)
+        if meta.get("identity") != self._key(statistic):
+            return 0
+        merged.load(tables)
+        done = int(meta["micro_batches"])
+        self.resumed = min(done * self.micro_batch, self.images)
+        self.tracker.say(f"  score: goes on after {self.resumed} of {self.images} images")
+        return done

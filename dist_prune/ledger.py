@@ -1,0 +1,177 @@
+"""The run directory: what is done, from which inputs, with what result. Knows no torch.
+
+``ledger.jsonl`` grows by one line per finished stage. A stage is skipped when the ledger has a line with the same
+fingerprint (the recipe fields it reads and the digests of its inputs) and the outputs of that line are still there,
+unchanged.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dist_prune.errors import PruneError
+
+
+def canonical(value: Any) -> str:
+    """JSON with one spelling: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def digest(data: bytes | str) -> str:
+    """sha256 in hex."""
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's content in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write under a temporary name, flush to the disk, rename: the old file stays whole until the new one is.
+
+    Raises:
+        PruneError: when the disk refuses (full, read-only, quota); the old file is untouched.
+    """
+    raw = data.encode() if isinstance(data, str) else data
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        kept = "the file from before is intact" if path.exists() else "nothing was left behind"
+        raise PruneError(
+            f"could not write {path} ({len(raw):,} bytes): {error.strerror or error}; {kept}. "
+            "Free space or name another --run-dir, then run the same command again: finished stages are skipped."
+        ) from error
+
+
+def pick(tree: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
+    """The values of dotted ``fields`` in a resolved recipe; ``a`` takes the whole section."""
+    out = {}
+    for field in fields:
+        node: Any = tree
+        for step in field.split("."):
+            node = node.get(step) if isinstance(node, Mapping) else None
+        out[field] = node
+    return out
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{'a': {'b': 1}}`` -> ``{'a.b': 1}``."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            out |= flatten(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The append-only record of one run directory."""
+
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "ledger.jsonl"
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Every line that was written whole; a line cut off by a crash is left out."""
+        if not self.file.exists():
+            return []
+        out = []
+        for text in self.file.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                out.append(json.loads(text))
+        return out
+
+    def last(self, stage: str) -> dict[str, Any] | None:
+        """The newest line of a stage."""
+        return next((line for line in reversed(self.lines()) if line["stage"] == stage), None)
+
+    def done(self, stage: str, fingerprint: str) -> dict[str, Any] | None:
+        """The line that proves this stage is done, or None: same fingerprint, every output present and unchanged."""
+        line = self.last(stage)
+        if line is None or line["fingerprint"] != fingerprint:
+            return None
+        for name, wanted in line["outputs"].items():
+            path = self.folder / name
+            if not path.is_file() or file_digest(path) != wanted:
+                return None
+        return line
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Add a finished stage."""
+        try:
+            with self.file.open("a") as file:
+                file.write(canonical({**line, "at": round(time.time(), 3)}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise PruneError(f"could not append to {self.file}: {error.strerror or error}") from error
+
+
+# Keys that name a place or a way of running, not what is computed: a run may go on with other values.
+PLACES = ("data.root", "data.workers", "backbone.checkpoint", "score.save_every", "cluster")
+# Sections that decide the scores: a run directory belongs to one setting of them.
+FIXED = ("backbone", "data", "train", "score", "seed", "method.name")
+
+
+def claim(folder: Path, recipe: Mapping[str, Any], score_options: Iterable[str] = ()) -> str:
+    """Bind a run directory to a recipe, or go on with one that fits.
+
+    Args:
+        folder: the run directory (made when missing).
+        recipe: the resolved recipe.
+        score_options: the method's options that scoring reads (they are fixed as well).
+
+    Returns:
+        A sentence for the log when keys changed that only later stages read, else an empty string.
+
+    Raises:
+        PruneError: the directory belongs to a recipe with other backbone, data, training or score keys.
+    """
+    path = folder / "recipe.yaml"
+    said = ""
+    if path.exists():
+        before = flatten(yaml.safe_load(path.read_text()))
+        now = flatten(recipe)
+        fixed = (*FIXED, *(f"method.{option}" for option in score_options))
+        refused, later = [], []
+        for key in sorted(before.keys() | now.keys()):
+            old, new = before.get(key), now.get(key)
+            if old == new or _under(key, PLACES) or key == "name":
+                continue
+            (refused if _under(key, fixed) else later).append(f"{key}: {old!r} there, {new!r} here")
+        if refused:
+            raise PruneError(
+                f"the run directory {folder} belongs to another recipe:\n"
+                + "\n".join(f"  - {line}" for line in refused)
+                + "\nName another --run-dir, or delete that one to start over."
+            )
+        if later:
+            said = f"{folder} goes on from its scores; changed since: " + "; ".join(later)
+    write_atomic(path, yaml.safe_dump(dict(recipe), sort_keys=False))
+    return said
+
+
+def _under(key: str, sections: Iterable[str]) -> bool:
+    return any(key == section or key.startswith(section + ".") for section in sections)

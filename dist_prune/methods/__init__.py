@@ -1,0 +1,48 @@
+"""One file a paper. A method is found by its file name, or by the ``dist_prune.methods`` entry-point group."""
+
+import importlib
+import pkgutil
+from importlib.metadata import EntryPoint, entry_points
+
+from pydantic import BaseModel
+
+from dist_prune.errors import PruneError, unknown
+from dist_prune.methods.method import Method
+
+GROUP = "dist_prune.methods"
+
+
+def names() -> list[str]:
+    """Every method there is: the files of this folder and what other packages bring."""
+    own = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "method"]
+    return sorted({*own, *_foreign()})
+
+
+def find(name: str) -> type[Method]:
+    """The method's class; PruneError names the nearest one."""
+    if name not in names():
+        raise PruneError(unknown("method", name, names()))
+    foreign = _foreign()
+    if name in foreign:
+        found = foreign[name].load()
+        if not (isinstance(found, type) and issubclass(found, Method)):
+            raise PruneError(f"the entry point {name!r} of {GROUP} is no subclass of dist_prune.methods.method.Method")
+        return found
+    module = importlib.import_module(f"{__name__}.{name}")
+    classes = [
+        c
+        for c in vars(module).values()
+        if isinstance(c, type) and issubclass(c, Method) and c.__module__ == module.__name__
+    ]
+    if len(classes) != 1:
+        raise PruneError(f"methods/{name}.py must hold exactly one Method class, it has {len(classes)}")
+    return classes[0]
+
+
+def options_of(name: str) -> type[BaseModel]:
+    """The options model of a method, for the recipe loader."""
+    return find(name).Options
+
+
+def _foreign() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}

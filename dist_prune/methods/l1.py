@@ -1,0 +1,41 @@
+"""L1 magnitude: a filter's score is the sum of its absolute weights.
+
+Li, Kadav, Durdanovic, Samet, Graf: Pruning Filters for Efficient ConvNets, ICLR 2017, section 3.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dist_prune.methods import method
+from dist_prune.methods.method import for_select
+from dist_prune.pruning.channels import Channels
+from dist_prune.pruning.choose import Request, keep_best
+from dist_prune.pruning.plan import Plan
+
+
+class Options(method.MethodOptions):
+    """``combine``: how the layers of a coupled group become one score; each layer is divided by its mean first."""
+
+    combine: Literal["leader", "sum", "mean"] = for_select("sum")
+
+
+class L1(method.Method):
+    """Small filters go first."""
+
+    paper = "Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017"
+    Options = Options
+
+    def score(self, bench: method.Bench) -> method.Scores:
+        """``<site>``: (C,) float64, the L1 norm of each filter."""
+        return {site.name: bench.weight(site).double().abs().flatten(1).sum(1) for site in bench.sites}
+
+    def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
+        worth = {}
+        for group in channels.free:
+            norms = [self.need(scores, name) for name in group.producers]
+            parts = torch.stack([norm / norm.mean().clamp(min=1e-30) for norm in norms])
+            worth[group.name] = {"leader": norms[0], "sum": parts.sum(0), "mean": parts.mean(0)}[self.options.combine]
+        return Plan.keeping(channels, keep_best(channels, worth, request))

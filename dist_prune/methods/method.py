@@ -1,0 +1,137 @@
+"""The contract between a paper and the harness. A paper is one file beside this one."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from dist_prune.errors import PruneError
+from dist_prune.pruning.channels import Channels, Site
+from dist_prune.pruning.choose import Request
+from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.statistic import Statistic
+
+Scores = dict[str, Tensor]
+T = TypeVar("T")
+
+
+class MethodOptions(BaseModel):
+    """A method's options in the recipe. An option that ``select`` reads is declared with ``for_select``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fidelity: Literal["correct"] = Field(default="correct", description="correct: as the mathematics says")
+    quirks: tuple[str, ...] = Field(
+        default=(), max_length=0, description="single departures of the released code; none here"
+    )
+
+    @classmethod
+    def score_options(cls) -> tuple[str, ...]:
+        """The options that scoring reads: a run directory is bound to them."""
+        return tuple(
+            name
+            for name, field in cls.model_fields.items()
+            if not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("read_by") == "select")
+        )
+
+
+def for_select(default: Any, **constraints: Any) -> Any:
+    """An option that only ``select`` reads: runs that differ in it share one score file."""
+    return Field(default=default, json_schema_extra={"read_by": "select"}, **constraints)
+
+
+class Bench(Protocol):
+    """All that a paper may ask for. No verb names a rank; every answer is the same on all of them."""
+
+    channels: Channels
+
+    @property
+    def sites(self) -> Sequence[Site]:
+        """The producers of every free group."""
+        ...
+
+    @property
+    def images(self) -> int:
+        """Number of calibration images."""
+        ...
+
+    def weight(self, site: Site) -> Tensor:
+        """The layer's weight, (out, in / groups, kh, kw) or (out, in), on the CPU."""
+        ...
+
+    def observe(
+        self, sites: Sequence[Site], statistic: Statistic, backward: bool = False
+    ) -> dict[str, dict[str, Tensor]]:
+        """Run the calibration images in fixed micro-batches; site name -> state name -> merged table, on the CPU.
+
+        With ``backward`` the statistic also gets the gradient of the summed cross-entropy at each site's output.
+        """
+        ...
+
+    def share(self, jobs: Sequence[T], run: Callable[[T], Any]) -> list[Any]:
+        """Deal independent jobs over the ranks; the results, in the order of the jobs."""
+        ...
+
+    def measure(self, off: Mapping[str, Sequence[int]]) -> tuple[int, int]:
+        """(correct, total) on the calibration images with the channels ``off[group]`` switched off."""
+        ...
+
+    def fit(
+        self,
+        parameters: Sequence[nn.Parameter],
+        loss: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor],
+        epochs: int,
+        lr: float,
+        batch: int,
+        watch: Callable[[int], None] = lambda step: None,
+    ) -> list[dict[str, float]]:
+        """Train parameters (gates) by SGD; ``loss(model, images, labels, ids)`` gives (n,) losses."""
+        ...
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Add integer tensors over all ranks, in place, as one bucket."""
+        ...
+
+    def broadcast(self, tensor: Tensor, owner: int = 0) -> Tensor:
+        """The owner's tensor everywhere."""
+        ...
+
+    def draw(self, *name: Any) -> Any:
+        """A torch.Generator (CPU) from the recipe's seed and a name: the same on every rank."""
+        ...
+
+
+class Method(ABC):
+    """A paper: what it scores, and how scores become a plan.
+
+    Class attributes:
+        paper: citation shown by ``dist-prune list methods``.
+        Options: the model of its recipe keys.
+        equivariant: permuting a group's channels permutes its plan (False for random choices).
+        trains_weights: whether ``score`` may leave other weights behind (else they must be as before).
+    """
+
+    paper: ClassVar[str]
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    equivariant: ClassVar[bool] = True
+    trains_weights: ClassVar[bool] = False
+
+    def __init__(self, options: Any):
+        self.options = options
+
+    @abstractmethod
+    def score(self, bench: Bench) -> Scores:
+        """Named tensors (CPU) that ``select`` needs, nothing else."""
+
+    @abstractmethod
+    def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
+        """A plan from scores. Pure: no data, no network, no randomness, no rank."""
+
+    @staticmethod
+    def need(scores: Mapping[str, Tensor], name: str) -> Tensor:
+        """A score by name; PruneError where the score file was made for something else."""
+        if name not in scores:
+            raise PruneError(f"the score file has no {name!r}: it was made by another method or for another network")
+        return scores[name]

@@ -1,0 +1,29 @@
+"""Random channels: the control that every criterion has to beat. Run at least three seeds."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dist_prune.methods import method
+from dist_prune.pruning.channels import Channels
+from dist_prune.pruning.choose import Request, keep_best
+from dist_prune.pruning.plan import Plan
+
+
+class Random(method.Method):
+    """A seeded uniform score per channel."""
+
+    paper = "control: uniform random scores from the recipe's seed"
+    equivariant = False
+
+    def score(self, bench: method.Bench) -> method.Scores:
+        """``<group>``: (C,) float64 in [0, 1), from (seed, group name)."""
+        return {
+            group.name: torch.rand(group.width, generator=bench.draw(group.name), dtype=torch.float64)
+            for group in bench.channels.free
+        }
+
+    def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
+        worth = {group.name: self.need(scores, group.name) for group in channels.free}
+        return Plan.keeping(channels, keep_best(channels, worth, request))

@@ -1,0 +1,136 @@
+"""What can be cut of a network: its layers, its channel groups and the sites where they are observed."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Literal
+
+Side = Literal["out", "in"]
+Kind = Literal["conv", "linear", "norm", "pool"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer as arithmetic sees it; widths are channels (features for linear layers)."""
+
+    name: str
+    kind: Kind
+    width_in: int
+    width_out: int
+    groups: int = 1
+    kernel: int = 1  # positions of one filter, kh * kw
+    positions: int = 1  # output positions per image, H * W (tokens for a linear layer)
+    bias: int = 0  # parameters per output channel beside the kernel's (bias; weight and bias of a norm)
+    thop: float = 0.0  # what thop 0.1.1 charges: per MAC (conv, linear) or per output channel and image (norm, pool)
+
+    @property
+    def depthwise(self) -> bool:
+        return self.kind == "conv" and self.groups == self.width_out > 1
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """Where the channels of a group lie in one layer: position ``index[i]`` belongs to channel ``channel[i]``."""
+
+    layer: str
+    side: Side
+    index: tuple[int, ...]
+    channel: tuple[int, ...]
+
+    def positions(self, channels: Iterable[int]) -> list[int]:
+        """The positions that go when ``channels`` of the group go."""
+        gone = set(channels)
+        return [i for i, c in zip(self.index, self.channel, strict=True) if c in gone]
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Slices that must go together (residual additions, concatenations, depthwise), named by their leader.
+
+    The leader is the producer with the fewest convolutions before it: the stem of a first residual stream, the
+    projection shortcut of a later one, the expansion in front of a depthwise layer.
+    """
+
+    name: str
+    width: int
+    producers: tuple[str, ...]  # conv and linear layers whose outputs are the group's channels; the leader is first
+    couplings: tuple[Coupling, ...]
+    protected: str = ""  # why nothing may be cut; empty: free
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Every layer that changes when a channel goes, each once."""
+        return tuple(dict.fromkeys(coupling.layer for coupling in self.couplings))
+
+    @cached_property
+    def per_channel(self) -> dict[tuple[str, Side], int]:
+        """(layer, side) -> positions that one channel takes."""
+        return {(c.layer, c.side): len(c.index) // self.width for c in self.couplings}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One layer's output, named by module path."""
+
+    name: str
+    group: str
+    width: int
+    kind: Kind
+    leader: bool
+
+
+@dataclass(frozen=True)
+class Channels:
+    """All of a network's layers and groups, as traced on one example input."""
+
+    layers: Mapping[str, Layer]
+    groups: tuple[ChannelGroup, ...]
+    other_params: int  # parameters that no group can change and no layer above counts
+    example: tuple[int, ...]  # (C, H, W) of the input
+
+    @property
+    def free(self) -> tuple[ChannelGroup, ...]:
+        """The groups that may be cut."""
+        return tuple(group for group in self.groups if not group.protected)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The producers of every free group, leaders first within their group."""
+        return tuple(
+            Site(name, group.name, group.width, self.layers[name].kind, name == group.name)
+            for group in self.free
+            for name in group.producers
+        )
+
+    def group(self, name: str) -> ChannelGroup:
+        return next(group for group in self.groups if group.name == name)
+
+    def without(self, globs: Iterable[str]) -> "Channels":
+        """The same, with every group protected that has a layer matching one of ``globs``."""
+        patterns = tuple(globs)
+
+        def guard(group: ChannelGroup) -> ChannelGroup:
+            hit = next((p for p in patterns if any(fnmatchcase(n, p) for n in group.producers)), None)
+            return (
+                replace(group, protected=f"excluded by select.exclude {hit!r}") if hit and group in self.free else group
+            )
+
+        return replace(self, groups=tuple(guard(group) for group in self.groups))
+
+    def widths(self, kept: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+        """Layer -> (width in, width out) when group ``g`` keeps ``kept[g]`` channels (missing: all)."""
+        cut_in: dict[str, int] = {}
+        cut_out: dict[str, int] = {}
+        for group in self.groups:
+            gone = group.width - kept.get(group.name, group.width)
+            if gone:
+                for (layer, side), each in group.per_channel.items():
+                    side_cut = cut_out if side == "out" else cut_in
+                    side_cut[layer] = side_cut.get(layer, 0) + gone * each
+        out = {}
+        for name, layer in self.layers.items():
+            width_out = layer.width_out - cut_out.get(name, 0)
+            both = layer.kind in ("norm", "pool") or layer.depthwise
+            out[name] = (width_out if both else layer.width_in - cut_in.get(name, 0), width_out)
+        return out

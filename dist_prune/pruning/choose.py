@@ -1,0 +1,131 @@
+"""From scores to kept channels: ranking, budgets, floors and rounding, the same for every method. Pure."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from dist_prune.errors import PruneError
+from dist_prune.pruning.channels import ChannelGroup, Channels
+from dist_prune.pruning.cost import Quantity, amount
+
+Kept = dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the recipe's ``select`` and ``target`` sections ask of a method."""
+
+    threshold: float | None = None
+    keep_ratio: float | None = None
+    scope: Literal["local", "global"] = "local"
+    min_channels: int = 1
+    round_to: int = 1
+    target: tuple[Quantity, float] | None = None
+
+    def width(self, group: ChannelGroup, count: int) -> int:
+        """``count`` made legal: at least ``min_channels``, a multiple of ``round_to`` in groups wider than that."""
+        count = max(count, self.min_channels, 1)
+        if group.width > self.round_to:
+            count = math.ceil(count / self.round_to) * self.round_to
+        return min(count, group.width)
+
+
+def share_of(channels: Channels, quantity: Quantity, kept: Mapping[str, int]) -> float:
+    """The share of the dense network's quantity that is left."""
+    return amount(channels, quantity, kept) / amount(channels, quantity)
+
+
+def reachable(channels: Channels, request: Request, quantity: Quantity) -> tuple[float, float]:
+    """The smallest and the largest share that this request can leave."""
+    return share_of(channels, quantity, {g.name: request.width(g, 1) for g in channels.free}), 1.0
+
+
+def check_target(channels: Channels, request: Request) -> None:
+    """PruneError where the target lies outside the reachable range."""
+    if request.target is None:
+        return
+    quantity, share = request.target
+    low, high = reachable(channels, request, quantity)
+    if not low <= share <= high:
+        raise PruneError(
+            f"target.{quantity}: {share} cannot be reached. With every free group at its floor {low:.4f} "
+            f"of the dense {quantity} is left, so the reachable range is {low:.4f} to {high:.4f}. Raise the target, "
+            "lower select.min_channels or select.round_to, or choose a network form with fewer protected groups "
+            "('dist-prune check RECIPE' lists them)."
+        )
+
+
+def fill(channels: Channels, request: Request, kept: Kept, worth: Mapping[str, Tensor]) -> Kept:
+    """Put the worthiest removed channels back where a group is below its floor or off its rounding."""
+    out = {}
+    for group in channels.free:
+        stays = list(kept.get(group.name, range(group.width)))
+        lacking = request.width(group, len(stays)) - len(stays)
+        if lacking > 0:
+            gone = sorted(set(range(group.width)) - set(stays), key=lambda i, g=group: (-float(worth[g.name][i]), i))
+            stays += gone[:lacking]
+        out[group.name] = sorted(stays)
+    return out
+
+
+def counts_of(kept: Kept) -> dict[str, int]:
+    return {group: len(stays) for group, stays in kept.items()}
+
+
+def keep_best(channels: Channels, scores: Mapping[str, Tensor], request: Request) -> Kept:
+    """Keep the channels with the largest scores.
+
+    ``local`` removes the same share from every group; ``global`` ranks all channels together after dividing each
+    group's scores by their mean. Ties fall to the smaller index, which goes first. With a target the removal goes on,
+    channel by channel in that order, until the network is no larger than asked.
+    """
+    check_target(channels, request)
+    order = _removal_order(channels, scores, request)
+    total = sum(group.width for group in channels.free)
+    if request.target is not None:
+        quantity, share = request.target
+        prefix = first_true(
+            lambda n: share_of(channels, quantity, _left(channels, order[:n], request)) <= share, len(order)
+        )
+    elif request.keep_ratio is None:
+        raise PruneError(
+            "this method ranks channels: set target.macs, target.params, target.channels or select.keep_ratio"
+        )
+    elif request.scope == "local":
+        prefix = sum(1 for priority, _, _ in order if priority <= 1 - request.keep_ratio + 1e-9)
+    else:
+        prefix = int((1 - request.keep_ratio) * total + 1e-9)
+    counts = _left(channels, order[:prefix], request)
+    ranked = {g.name: sorted(range(g.width), key=lambda i, g=g: (-float(scores[g.name][i]), -i)) for g in channels.free}
+    return {name: sorted(ranked[name][:count]) for name, count in counts.items()}
+
+
+def first_true(holds: Callable[[int], bool], last: int) -> int:
+    """The smallest n in 0..last for which a monotone ``holds(n)`` is true (``last`` where none is)."""
+    low, high = 0, last
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
+
+
+def _removal_order(channels: Channels, scores: Mapping[str, Tensor], request: Request) -> list[tuple[float, int, int]]:
+    """(priority, group number, how many go before it in its group), what goes first in front."""
+    order = []
+    for number, group in enumerate(channels.free):
+        worth = sorted(float(value) for value in scores[group.name])
+        mean = sum(worth) / len(worth) or 1.0
+        for rank, value in enumerate(worth):
+            priority = (rank + 1) / group.width if request.scope == "local" else value / mean
+            order.append((priority, number, rank))
+    return sorted(order)
+
+
+def _left(channels: Channels, gone: list[tuple[float, int, int]], request: Request) -> dict[str, int]:
+    cut = [0] * len(channels.free)
+    for _, number, _ in gone:
+        cut[number] += 1
+    return {g.name: request.width(g, g.width - cut[i]) for i, g in enumerate(channels.free)}

@@ -1,0 +1,54 @@
+"""MACs and parameters by arithmetic on widths, under a named counting rule; dense and pruned by the same rule.
+
+``macs``: multiply-accumulates of convolutions and linear layers.
+``thop``: the operations of thop 0.1.1: convolutions without bias, linear layers, 4 per element of an affine batch
+norm, average pools; layers of a type that thop does not know by its exact class count nothing.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from dist_prune.pruning.channels import Channels, Layer
+
+Rule = Literal["macs", "thop"]
+Quantity = Literal["macs", "params", "channels"]
+
+
+def _macs(layer: Layer, width_in: int, width_out: int) -> int:
+    if layer.kind == "conv":
+        groups = width_out if layer.depthwise else layer.groups
+        return width_out * (width_in // groups) * layer.kernel * layer.positions
+    if layer.kind == "linear":
+        return width_in * width_out * layer.positions
+    return 0
+
+
+def macs(channels: Channels, kept: Mapping[str, int] | None = None, rule: Rule = "macs") -> int:
+    """Operations of one image when each group keeps ``kept[group]`` channels (missing: all)."""
+    widths, total = channels.widths(kept or {}), 0
+    for name, layer in channels.layers.items():
+        width_in, width_out = widths[name]
+        if layer.kind in ("conv", "linear"):
+            total += _macs(layer, width_in, width_out) * (1 if rule == "macs" else int(layer.thop))
+        elif rule == "thop":
+            total += int(layer.thop * width_out)
+    return total
+
+
+def params(channels: Channels, kept: Mapping[str, int] | None = None) -> int:
+    """Parameters (not buffers) of the network when each group keeps ``kept[group]`` channels."""
+    widths, total = channels.widths(kept or {}), channels.other_params
+    for name, layer in channels.layers.items():
+        width_in, width_out = widths[name]
+        total += layer.bias * width_out
+        if layer.kind in ("conv", "linear"):
+            groups = width_out if layer.depthwise else layer.groups
+            total += width_out * (width_in // groups) * layer.kernel
+    return total
+
+
+def amount(channels: Channels, quantity: Quantity, kept: Mapping[str, int] | None = None) -> int:
+    """The quantity that a target names; ``channels`` counts the channels of the free groups."""
+    if quantity == "channels":
+        return sum((kept or {}).get(group.name, group.width) for group in channels.free)
+    return macs(channels, kept) if quantity == "macs" else params(channels, kept)

@@ -1,0 +1,111 @@
+"""A plan: which channels go, by name. Frozen, JSON, with a fingerprint; surgery replays it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from dist_prune.errors import PruneError
+from dist_prune.pruning.channels import Channels
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Removed channels per group, in the coordinates of the dense network.
+
+    Attributes:
+        removed: group -> removed channels, ascending; groups that lose nothing are absent.
+        widths: group -> dense width, for every group of the network.
+        reasons: group -> why nothing was cut there. For reports; not part of the fingerprint.
+    """
+
+    removed: Mapping[str, tuple[int, ...]]
+    widths: Mapping[str, int]
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for group, gone in self.removed.items():
+            if group not in self.widths:
+                raise PruneError(f"the plan removes channels of {group!r}, which is no group of this network")
+            if list(gone) != sorted(set(gone)) or not gone or gone[0] < 0 or gone[-1] >= self.widths[group]:
+                raise PruneError(
+                    f"the plan's channels of {group!r} are not ascending indices below {self.widths[group]}"
+                )
+            if len(gone) >= self.widths[group]:
+                raise PruneError(f"the plan removes every channel of {group!r}; at least one has to survive")
+
+    @classmethod
+    def keeping(
+        cls, channels: Channels, kept: Mapping[str, list[int]], reasons: Mapping[str, str] | None = None
+    ) -> "Plan":
+        """The plan that keeps ``kept[group]`` of each free group named there, and everything else."""
+        removed = {}
+        why = {group.name: group.protected for group in channels.groups if group.protected}
+        for group in channels.free:
+            stays = set(kept.get(group.name, range(group.width)))
+            gone = tuple(i for i in range(group.width) if i not in stays)
+            if gone:
+                removed[group.name] = gone
+            else:
+                why[group.name] = (reasons or {}).get(group.name, "every channel was worth keeping")
+        return cls(removed, {group.name: group.width for group in channels.groups}, why)
+
+    @property
+    def empty(self) -> bool:
+        """True where nothing is removed."""
+        return not self.removed
+
+    def kept(self, group: str) -> list[int]:
+        """The surviving channels of a group, ascending, in dense coordinates."""
+        gone = set(self.removed.get(group, ()))
+        return [i for i in range(self.widths[group]) if i not in gone]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Group -> number of surviving channels."""
+        return {group: width - len(self.removed.get(group, ())) for group, width in self.widths.items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the canonical JSON."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+    def canonical(self) -> str:
+        """The one spelling of what the plan does: sorted keys, no spaces, no reasons."""
+        body = {"format": FORMAT, "removed": {g: list(r) for g, r in self.removed.items()}, "widths": dict(self.widths)}
+        return json.dumps(body, sort_keys=True, separators=(",", ":"))
+
+    def to_json(self) -> str:
+        """The plan with its reasons and fingerprint, for a file."""
+        body = json.loads(self.canonical()) | {"reasons": dict(self.reasons), "fingerprint": self.fingerprint}
+        return json.dumps(body, indent=1, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """Read ``to_json``; PruneError where the text is not a plan or was altered."""
+        try:
+            body: dict[str, Any] = json.loads(text)
+            plan = cls(
+                {group: tuple(gone) for group, gone in body["removed"].items()}, body["widths"], body.get("reasons", {})
+            )
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise PruneError(f"this is not a plan: {error!r}") from error
+        if body.get("format") != FORMAT:
+            raise PruneError(f"plan format {body.get('format')!r} is not known; this version reads format {FORMAT}")
+        if body.get("fingerprint", plan.fingerprint) != plan.fingerprint:
+            raise PruneError("the plan's fingerprint does not match its content: the file was altered or cut short")
+        return plan
+
+    def then(self, later: "Plan") -> "Plan":
+        """This plan followed by one made on the network it left, as one plan in dense coordinates."""
+        if self.counts != dict(later.widths):
+            raise PruneError("the later plan was not made on the network that this plan leaves: group widths differ")
+        removed = dict(self.removed)
+        for group, gone in later.removed.items():
+            stays = self.kept(group)
+            removed[group] = tuple(sorted({*removed.get(group, ()), *(stays[i] for i in gone)}))
+        return Plan(removed, self.widths, {g: r for g, r in later.reasons.items() if g not in removed})

@@ -1,0 +1,38 @@
+"""Taps: read the raw output of named layers while a network runs, and leave no trace behind."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from dist_prune.pruning.channels import Site
+
+
+@contextmanager
+def taps(model: nn.Module, sites: Iterable[Site], see: Callable[[Site, Tensor], None]) -> Iterator[None]:
+    """Call ``see(site, output)`` each time a site's layer has run; the hooks are gone afterwards."""
+    handles = []
+    try:
+        for site in sites:
+
+            def hook(_module: nn.Module, _inputs: Any, output: Tensor, site: Site = site) -> None:
+                see(site, output)
+
+            handles.append(model.get_submodule(site.name).register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, with every module's own mode given back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,61 @@
+"""Give a freshly made dense network the widths of a pruned one. Needs no trace: the weights say how wide layers are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_prune.errors import PruneError
+from dist_prune.pruning.plan import Plan
+
+
+def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Give a freshly made dense ``model`` the shapes of ``weights`` and load them strictly. Traces nothing.
+
+    Args:
+        model: as the backbone's factory makes it, with the dense widths.
+        plan: the plan that was cut; its dense widths prove that the model is the right one.
+        weights: the small network's state dict.
+    """
+    for name, width in plan.widths.items():
+        layer = dict(model.named_modules()).get(name)
+        found = getattr(layer, "out_channels", getattr(layer, "out_features", None))
+        if found != width:
+            raise PruneError(f"this network does not fit the plan: {name!r} has width {found}, the plan says {width}")
+    for name, module in model.named_modules():
+        _take_shapes(module, name, weights)
+    missing, extra = model.load_state_dict(dict(weights), strict=False)
+    if missing or extra:
+        raise PruneError(f"weights do not fit the network: missing {missing[:3]}, not expected {extra[:3]}")
+    return model
+
+
+def _take_shapes(module: nn.Module, name: str, weights: Mapping[str, Tensor]) -> None:
+    prefix = f"{name}." if name else ""
+    changed = False
+    tables: list[Any] = [module._parameters, module._buffers]
+    for table in tables:
+        for key, old in table.items():
+            new = weights.get(prefix + key)
+            if old is None or new is None or old.shape == new.shape:
+                continue
+            if old.dim() != new.dim():
+                raise PruneError(f"{prefix}{key}: shape {tuple(new.shape)} cannot replace {tuple(old.shape)}")
+            empty = torch.empty(new.shape, dtype=old.dtype, device=old.device)
+            table[key] = nn.Parameter(empty, old.requires_grad) if isinstance(old, nn.Parameter) else empty
+            changed = True
+    if not changed:
+        return
+    weight: Any = module._parameters.get("weight")
+    if isinstance(module, nn.Conv2d):
+        depthwise = module.groups == module.out_channels > 1
+        module.out_channels = weight.shape[0]
+        module.groups = weight.shape[0] if depthwise else module.groups
+        module.in_channels = weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        module.num_features = len(weights[f"{prefix}running_mean"])
+    else:
+        raise PruneError(f"{name}: a {type(module).__name__} cannot take new widths")

@@ -1,0 +1,121 @@
+"""A statistic of layer outputs that merges exactly, whatever the number of ranks.
+
+A statistic declares named states; each has a zero and a merge word. ``update`` is local. Non-linear steps (ratio,
+square root, threshold) belong after the merge, in the method.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dist_prune.pruning.channels import Site
+
+Word = Literal["sum", "max", "min", "rows"]
+Bucket = tuple[Word, torch.dtype]
+
+
+@dataclass(frozen=True)
+class State:
+    """One named table of a statistic.
+
+    ``sum``, ``max`` and ``min`` merge entry by entry. ``rows`` is a table whose first axis is the position of the
+    sample in the calibration list: each sample writes its own row, once, on one rank. Sums are of integers, because a
+    sum of floats depends on how the images were dealt; floats go to ``rows`` and are added in order after the merge.
+    """
+
+    word: Word
+    shape: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.int64
+
+    def __post_init__(self):
+        if self.word == "sum" and self.dtype.is_floating_point:
+            raise ValueError("a 'sum' state holds integers: a float sum depends on the sharding. Use 'rows'.")
+
+    def zero(self, images: int) -> Tensor:
+        """The identity of the merge; ``rows`` gets one row for each of ``images``."""
+        if self.word == "rows":
+            return torch.zeros((images, *self.shape), dtype=self.dtype)
+        if self.word == "sum":
+            return torch.zeros(self.shape, dtype=self.dtype)
+        info = torch.finfo(self.dtype) if self.dtype.is_floating_point else torch.iinfo(self.dtype)
+        return torch.full(self.shape, info.min if self.word == "max" else info.max, dtype=self.dtype)
+
+
+class Statistic(ABC):
+    """What is gathered at a site; stateless, the tables live in a Tally."""
+
+    @abstractmethod
+    def states(self, site: Site) -> Mapping[str, State]:
+        """The tables of one site."""
+
+    @abstractmethod
+    def update(
+        self, site: Site, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
+    ) -> None:
+        """Add one micro-batch to the tables, in place.
+
+        Args:
+            site: where the maps come from.
+            tables: state name -> table, on the device of the maps.
+            maps: the site's raw output, (N, C, H, W) or (N, C).
+            ids: (N,) positions of the images in the calibration list.
+            grads: gradient of the summed loss with respect to ``maps`` where the bench was asked for gradients.
+        """
+
+
+class Tally:
+    """The tables of one statistic at many sites, and how two of them merge."""
+
+    def __init__(self, statistic: Statistic, sites: Sequence[Site], images: int, device: torch.device):
+        self.statistic, self.sites, self.images, self.device = statistic, tuple(sites), images, device
+        self.tables: dict[str, dict[str, Tensor]] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Every table back to the identity of its merge."""
+        self.tables = {
+            site.name: {k: s.zero(self.images).to(self.device) for k, s in self.statistic.states(site).items()}
+            for site in self.sites
+        }
+
+    def update(self, site: Site, maps: Tensor, ids: Tensor, grads: Tensor | None = None) -> None:
+        self.statistic.update(site, self.tables[site.name], maps, ids, grads)
+
+    def buckets(self) -> dict[Bucket, list[Tensor]]:
+        """The tables by merge word and dtype, in a fixed order: what one collective each can merge."""
+        out: dict[Bucket, list[Tensor]] = {}
+        for site in self.sites:
+            for name, state in self.statistic.states(site).items():
+                out.setdefault((state.word, state.dtype), []).append(self.tables[site.name][name])
+        return out
+
+    def merge(self, other: "Tally") -> None:
+        """Fold another tally of the same shape into this one."""
+        theirs = other.buckets()
+        for bucket, tables in self.buckets().items():
+            for mine, table in zip(tables, theirs[bucket], strict=True):
+                fold(bucket[0], mine, table)
+
+    def flat(self) -> dict[str, Tensor]:
+        """``site:state`` -> table, for an artifact."""
+        return {f"{site}:{name}": table for site, tables in self.tables.items() for name, table in tables.items()}
+
+    def load(self, flat: Mapping[str, Tensor]) -> None:
+        """Take the tables of ``flat()``."""
+        for site, tables in self.tables.items():
+            for name in tables:
+                tables[name] = flat[f"{site}:{name}"].to(self.device)
+
+
+def fold(word: Word, mine: Tensor, other: Tensor) -> None:
+    """Merge ``other`` into ``mine`` in place by the merge word."""
+    if word in ("sum", "rows"):
+        mine.add_(other)
+    elif word == "max":
+        torch.maximum(mine, other, out=mine)
+    else:
+        torch.minimum(mine, other, out=mine)

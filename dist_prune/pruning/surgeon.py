@@ -1,0 +1,227 @@
+"""The only door to torch-pruning: trace a network's channel groups, cut a plan out of it (rebuild is in rebuild.py).
+
+Works on bare models only. DistributedDataParallel, compilation, optimizers and averaged weights come after.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch_pruning.ops import OPTYPE
+
+from dist_prune.errors import PruneError
+from dist_prune.pruning.channels import ChannelGroup, Channels, Coupling, Layer
+from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.probe import quiet
+from dist_prune.pruning.rebuild import rebuild
+from dist_prune.pruning.trace import layers_of
+
+__all__ = ["operate", "rebuild", "sites_of"]
+
+_POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+
+
+class _PoolFollows(tp.BasePruningFunc):
+    """Makes an average pool visible in the groups (it has no weights): the cost of a pool follows its channels."""
+
+    def prune_out_channels(self, layer: nn.Module, idxs: Any) -> nn.Module:
+        return layer
+
+    prune_in_channels = prune_out_channels
+
+    def get_out_channels(self, layer: nn.Module) -> None:
+        return None
+
+    get_in_channels = get_out_channels
+
+
+def sites_of(model: nn.Module, example: Tensor) -> Channels:
+    """Trace a bare model on ``example`` (1, C, H, W) and find its layers, channel groups and sites.
+
+    Groups that cannot be cut are there too, with the reason. A trial cut proves the rest: every free group that
+    breaks the forward pass becomes a protected one.
+
+    Raises:
+        PruneError: where the network cannot be traced at all.
+    """
+    device = next(model.parameters()).device
+    layers = layers_of(model, example.to(device))
+    try:
+        graph = _trace(copy.deepcopy(model).cpu(), example.cpu())
+    except Exception as error:  # torch-pruning raises whatever its tracer stumbled over
+        raise PruneError(f"the network could not be traced: {type(error).__name__}: {error}") from error
+    names = {module: name for name, module in graph.model.named_modules()}
+    order = {name: number for number, name in enumerate(layers)}
+    depth = _depths(graph)
+    groups, seen = [], set()
+    for module, name in names.items():
+        if (
+            name in layers
+            and layers[name].kind in ("conv", "linear")
+            and name not in seen
+            and module in graph.module2node
+        ):
+            if layers[name].depthwise:
+                continue
+            group = _group(graph, module, names, layers, lambda n: (depth[n], order[n]))
+            seen.update(group.producers)
+            groups.append(group)
+    covered = sum(_params(layer) for layer in layers.values())
+    other = sum(p.numel() for p in model.parameters()) - covered
+    channels = Channels(layers, tuple(sorted(groups, key=lambda g: order[g.name])), other, tuple(example.shape[1:]))
+    return _proved(model, channels, example.to(device))
+
+
+def operate(model: nn.Module, channels: Channels, plan: Plan) -> None:
+    """Cut the plan's channels out of ``model``, in place. ``channels`` was traced on the same dense network."""
+    if {g.name: g.width for g in channels.groups} != dict(plan.widths):
+        raise PruneError("the plan belongs to another network: its groups or their dense widths differ from this one's")
+    cuts: dict[tuple[str, str], set[int]] = {}
+    for name, gone in plan.removed.items():
+        for coupling in channels.group(name).couplings:
+            cuts.setdefault((coupling.layer, coupling.side), set()).update(coupling.positions(gone))
+    for (name, side), positions in cuts.items():
+        _cut(model.get_submodule(name), channels.layers[name], side, sorted(positions))
+
+
+def _trace(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    with warnings.catch_warnings(), quiet(model), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        pools: dict[Any, Any] = {kind: _PoolFollows() for kind in _POOLS}
+        return tp.DependencyGraph().build_dependency(model, example, customized_pruners=pools, verbose=False)
+
+
+def _depths(graph: tp.DependencyGraph) -> dict[str, int]:
+    """Module name -> convolutions and linear layers on the longest way from the input to it, itself included."""
+    depth: dict[Any, int] = {}
+    stack = [(node, False) for node in graph.module2node.values()]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            counts = isinstance(node.module, nn.Conv2d | nn.Linear) and node.type != OPTYPE.DEPTHWISE_CONV
+            depth[node] = max((depth.get(before, 0) for before in node.inputs), default=0) + int(counts)
+        elif node not in depth:
+            depth[node] = 0  # a layer used twice closes a circle: its first visit counts
+            stack.append((node, True))
+            stack += [(before, False) for before in node.inputs if before not in depth]
+    return {
+        graph._module2name[node.module]: d
+        for node, d in depth.items()
+        if isinstance(node.module, nn.Module) and node.module in graph._module2name
+    }
+
+
+def _group(
+    graph: tp.DependencyGraph, root: nn.Module, names: Mapping[Any, str], layers: Mapping[str, Layer], rank: Any
+) -> ChannelGroup:
+    """The group of ``root``'s outputs, seen from its leader (its channels are the leader's)."""
+    first = _producers(_couplings(graph, root, names, layers)[0], layers) | {names[root]}
+    leader = min(first, key=rank)
+    couplings, strange = _couplings(graph, graph.model.get_submodule(leader), names, layers)
+    ranked = tuple(sorted(_producers(couplings, layers) | {leader}, key=rank))
+    group = ChannelGroup(leader, layers[leader].width_out, ranked, tuple(couplings))
+    return replace(group, protected=_reason(graph, group, layers, strange))
+
+
+def _members(graph: tp.DependencyGraph, module: nn.Module, channels: list[int]) -> Any:
+    pruner = graph.get_pruner_of_module(module)
+    assert pruner is not None
+    return graph.get_pruning_group(module, pruner.prune_out_channels, channels)
+
+
+def _couplings(
+    graph: tp.DependencyGraph, leader: nn.Module, names: Mapping[Any, str], layers: Mapping[str, Layer]
+) -> tuple[list[Coupling], list[str]]:
+    """Where all of the leader's channels lie, and the members that this package cannot cut channel by channel."""
+    couplings, strange = [], []
+    for item in _members(graph, leader, list(range(layers[names[leader]].width_out))):
+        module, name = item.dep.target.module, names.get(item.dep.target.module)
+        if name is not None and name in layers:
+            out = layers[name].kind == "pool" or graph.is_out_channel_pruning_fn(item.dep.handler)
+            couplings.append(Coupling(name, "out" if out else "in", tuple(item.idxs), tuple(item.root_idxs)))
+        elif isinstance(module, nn.Parameter) or (name is not None and any(True for _ in module.parameters(False))):
+            strange.append(name or "a bare parameter")
+    return couplings, strange
+
+
+def _producers(couplings: Iterable[Coupling], layers: Mapping[str, Layer]) -> set[str]:
+    """The conv and linear layers whose outputs are the group's channels."""
+    kinds = {c.layer: layers[c.layer] for c in couplings if c.side == "out"}
+    return {name for name, layer in kinds.items() if layer.kind in ("conv", "linear") and not layer.depthwise}
+
+
+def _reason(graph: tp.DependencyGraph, group: ChannelGroup, layers: Mapping[str, Layer], strange: list[str]) -> str:
+    """Why a group must be left alone, or an empty string."""
+    if group.width == 1:
+        return "it has a single channel"
+    widths = sorted({layers[name].width_out for name in group.producers})
+    if strange:
+        return f"it runs through {strange[0]}, whose channels cannot be cut one by one"
+    grouped = [c.layer for c in group.couplings if layers[c.layer].groups > 1 and not layers[c.layer].depthwise]
+    if grouped:
+        return f"{grouped[0]} is a grouped convolution"
+    if len(widths) > 1:
+        return f"its layers are {', '.join(map(str, widths))} channels wide: a shortcut pads, slices or mixes channels"
+    for coupling in group.couplings:
+        counts = torch.bincount(torch.tensor(coupling.channel), minlength=group.width)
+        if len(set(counts.tolist())) > 1:
+            return f"its channels take unequal shares of {coupling.layer}"
+    if not any(coupling.side == "in" for coupling in group.couplings):
+        return "its channels are the network's outputs"
+    leader = graph.model.get_submodule(group.name)
+    if any(item.dep.target.module is leader and len(item.idxs) > 1 for item in _members(graph, leader, [0])):
+        return "its channels are tied to one another inside the network"
+    return ""
+
+
+def _proved(model: nn.Module, channels: Channels, example: Tensor) -> Channels:
+    """Cut one channel of every free group on a copy and run it; where that fails, group by group."""
+
+    def fails(names: Iterable[str]) -> str:
+        trial = copy.deepcopy(model)
+        plan = Plan({name: (0,) for name in names}, {g.name: g.width for g in channels.groups})
+        try:
+            operate(trial, channels, plan)
+            with quiet(trial), torch.no_grad():
+                trial(example)
+        except Exception as error:  # whatever the network's own forward says
+            return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        return ""
+
+    if not fails(group.name for group in channels.free):
+        return channels
+    verdicts = {group.name: fails([group.name]) for group in channels.free}
+    return replace(
+        channels,
+        groups=tuple(
+            replace(g, protected=f"the network does not run without one of its channels ({verdicts[g.name]})")
+            if verdicts.get(g.name)
+            else g
+            for g in channels.groups
+        ),
+    )
+
+
+def _cut(module: nn.Module, layer: Layer, side: str, positions: list[int]) -> None:
+    if layer.kind == "norm":
+        tp.prune_batchnorm_out_channels(module, positions)
+    elif layer.kind == "conv" and layer.depthwise:
+        tp.prune_depthwise_conv_out_channels(module, positions)
+    elif layer.kind == "conv":
+        (tp.prune_conv_out_channels if side == "out" else tp.prune_conv_in_channels)(module, positions)
+    elif layer.kind == "linear":
+        (tp.prune_linear_out_channels if side == "out" else tp.prune_linear_in_channels)(module, positions)
+
+
+def _params(layer: Layer) -> int:
+    kernel = (
+        layer.width_out * (layer.width_in // layer.groups) * layer.kernel if layer.kind in ("conv", "linear") else 0
+    )
+    return kernel + layer.bias * layer.width_out

@@ -1,0 +1,60 @@
+"""One forward pass that writes down what arithmetic needs to know of each layer."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_prune.pruning.channels import Layer
+from dist_prune.pruning.probe import quiet
+
+# thop 0.1.1 looks layers up by their exact class, and only where they have no children.
+_THOP_CONV = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
+_THOP_NORM = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
+_AVERAGE = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+
+
+def layers_of(model: nn.Module, example: Tensor) -> dict[str, Layer]:
+    """Every conv, linear, batch norm and average pool that runs on ``example`` (1, C, H, W), in module order."""
+    seen: dict[str, Layer] = {}
+    handles = []
+    for name, module in model.named_modules():
+
+        def hook(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
+            layer = _describe(name, module, inputs[0], output)
+            if layer is not None:
+                seen[name] = layer
+
+        handles.append(module.register_forward_hook(hook))
+    try:
+        with quiet(model), torch.no_grad():
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: seen[name] for name, _ in model.named_modules() if name in seen}
+
+
+def _describe(name: str, module: nn.Module, x: Any, y: Any) -> Layer | None:
+    if isinstance(module, nn.Conv2d):
+        bias = int(module.bias is not None)
+        kernel, positions = module.weight[0, 0].numel(), y.shape[2:].numel()
+        known = float(type(module) in _THOP_CONV)
+        return Layer(
+            name, "conv", module.in_channels, module.out_channels, module.groups, kernel, positions, bias, known
+        )
+    if isinstance(module, nn.Linear):
+        tokens, bias = y.numel() // y.shape[0] // module.out_features, int(module.bias is not None)
+        known = float(type(module) is nn.Linear)
+        return Layer(name, "linear", module.in_features, module.out_features, 1, 1, tokens, bias, known)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        each, positions = 2 * int(module.affine), x.shape[2:].numel()
+        charge = (4.0 if module.affine else 2.0) * positions * (type(module) in _THOP_NORM)
+        return Layer(name, "norm", module.num_features, module.num_features, 1, 1, positions, each, charge)
+    if type(module) in _AVERAGE:
+        positions = y.shape[2:].numel()
+        charge = float(positions)
+        if isinstance(module, nn.AdaptiveAvgPool2d):
+            charge = (x.shape[2:].numel() / positions + 1) * positions
+        return Layer(name, "pool", x.shape[1], x.shape[1], 1, 1, positions, 0, charge)
+    return None

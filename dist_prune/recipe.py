@@ -1,0 +1,312 @@
+"""What a recipe may say: typed, strict, every error at once. Knows no torch."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dist_prune.errors import PruneError, nearest, unknown
+
+
+class Part(BaseModel):
+    """A section of a recipe: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Backbone(Part):
+    """The network: a timm name (this package's CIFAR networks are in timm's registry too)."""
+
+    name: str
+    checkpoint: str | None = Field(default=None, description="dense weights; without it the dense network is trained")
+    pretrained: bool = Field(default=False, description="let timm fetch its pretrained weights")
+    kwargs: dict[str, Any] = Field(default_factory=dict, description="further arguments of timm.create_model")
+
+
+class Data(Part):
+    """The data set and how its images reach the network."""
+
+    source: Literal["digits", "npz", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagefolder"]
+    root: str | None = Field(default=None, description="file or folder; ${VARIABLES} of the environment are filled in")
+    train_split: str = Field(default="train", description="imagefolder: sub-folder of the training images")
+    eval_split: str = Field(default="val", description="imagefolder: sub-folder of the evaluation images")
+    mean: tuple[float, ...] | None = Field(default=None, description="per channel, on [0, 1]; default: the model's own")
+    std: tuple[float, ...] | None = Field(default=None, description="per channel, on [0, 1]; default: the model's own")
+    image_size: int | None = Field(default=None, ge=1, description="side of the square input; default: the model's own")
+    crop: float | None = Field(
+        default=None, gt=0, le=1, description="share of the resized image that is cropped (crop_pct)"
+    )
+    interpolation: Literal["bilinear", "bicubic", "nearest"] | None = Field(
+        default=None, description="default: the model's own"
+    )
+    augment: Literal["none", "crop_flip", "resized_crop_flip"] = "none"
+    workers: int = Field(default=2, ge=0, description="decoding processes per rank (image folders only)")
+
+
+class Training(Part):
+    """One training run: dense training and finetuning share it."""
+
+    epochs: int = Field(default=0, ge=0)
+    batch: int = Field(default=128, ge=1, description="global batch, whatever the number of processes")
+    lr: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(default=5e-4, ge=0)
+    schedule: Literal["constant", "step", "multistep", "cosine"] = "cosine"
+    step_size: int = Field(default=30, ge=1, description="step: epochs between two decays")
+    milestones: tuple[int, ...] = Field(default=(), description="multistep: epochs at which the rate decays")
+    gamma: float = Field(default=0.1, gt=0, le=1, description="step and multistep: the factor of a decay")
+    warmup_epochs: float = Field(default=0, ge=0)
+    evaluate_every: int = Field(default=1, ge=1, description="epochs between two evaluations on the test images")
+    images: int | None = Field(default=None, ge=1, description="train on the first N images only (studies)")
+
+
+class Score(Part):
+    """Which images are used to score, and how they are dealt out."""
+
+    images: int | Literal["all"] = Field(default=1000, description="calibration images drawn from the training images")
+    micro_batch: int = Field(default=50, ge=1, description="images that go through the network together")
+    from_: str | None = Field(default=None, alias="from", description="run directory whose scores are used instead")
+    save_every: int = Field(
+        default=100, ge=1, description="micro-batches per rank between two saves of a partial score"
+    )
+
+    @model_validator(mode="after")
+    def _positive(self):
+        if isinstance(self.images, int) and self.images < 1:
+            raise ValueError("score.images must be a positive number or 'all'")
+        return self
+
+
+class Select(Part):
+    """How scores become a plan."""
+
+    threshold: float | None = Field(
+        default=None, ge=0, le=1, description="the similarity threshold of methods that have one"
+    )
+    keep_ratio: float | None = Field(
+        default=None, gt=0, le=1, description="share of the channels that ranking methods keep"
+    )
+    scope: Literal["local", "global"] = Field(default="local", description="rank within each group or over all groups")
+    min_channels: int = Field(default=1, ge=1, description="no group gets narrower than this")
+    round_to: int = Field(
+        default=1, ge=1, description="kept channels are a multiple of this (where the group is wider)"
+    )
+    exclude: tuple[str, ...] = Field(default=(), description="globs of layer names whose groups are left alone")
+
+
+class Target(Part):
+    """The size asked for, as the share of the dense network that is kept; at most one of them."""
+
+    macs: float | None = Field(default=None, gt=0, le=1)
+    params: float | None = Field(default=None, gt=0, le=1)
+    channels: float | None = Field(default=None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _one(self):
+        if len(self.model_fields_set) > 1:
+            raise ValueError(f"one target at a time, got {sorted(self.model_fields_set)}")
+        return self
+
+    def asked(self) -> tuple[str, float] | None:
+        """The quantity and the share asked for, or None."""
+        return next(((k, v) for k, v in self.model_dump().items() if v is not None), None)
+
+
+class Evaluate(Part):
+    batch: int = Field(default=250, ge=1, description="images per step of an evaluation")
+
+
+class Report(Part):
+    """What is measured for the report."""
+
+    latency_batches: tuple[int, ...] = Field(default=(1, 32), min_length=1)
+    latency_repeats: int = Field(default=30, ge=1)
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads while timing; default: all this process may use"
+    )
+    tensorboard: bool = True
+
+
+class Cluster(Part):
+    """How processes wait for one another."""
+
+    timeout_s: int = Field(default=1800, ge=10, description="a collective that takes longer than this ends the run")
+
+
+class Recipe(Part):
+    """Everything one run does. ``method`` is the paper's name and its options."""
+
+    name: str
+    seed: int = Field(default=0, ge=0)
+    backbone: Backbone
+    data: Data
+    train: Training = Training()
+    score: Score = Score()
+    method: dict[str, Any]
+    select: Select = Select()
+    target: Target = Target()
+    finetune: Training = Training(lr=0.01)
+    evaluate: Evaluate = Evaluate()
+    report: Report = Report()
+    cluster: Cluster = Cluster()
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain, JSON-ready values of every key, defaults filled in."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+OptionsOf = Callable[[str], type[BaseModel]]
+
+
+def recipe_folders() -> list[Path]:
+    """Where a bare recipe name is looked for, in order."""
+    here = Path(__file__).resolve().parent
+    return [Path("recipes"), here.parent / "recipes", here / "recipes"]
+
+
+def find(name_or_path: str) -> Path:
+    """The recipe file of a path or a bare name; PruneError names the nearest recipe."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    known: dict[str, Path] = {}
+    for folder in recipe_folders():
+        for file in sorted(folder.glob("*.yaml")):
+            known.setdefault(file.stem, file)
+    stem = path.stem if path.suffix in (".yaml", ".yml") else path.name
+    if len(path.parts) == 1 and stem in known:
+        return known[stem]
+    raise PruneError(f"no recipe file at {name_or_path!r}: " + unknown("recipe", stem, known))
+
+
+def load(name_or_path: str, overrides: list[str] | None = None, options_of: OptionsOf | None = None) -> Recipe:
+    """Read a recipe, apply ``key=value`` overrides, validate it.
+
+    Args:
+        name_or_path: a YAML file, or a bare name in ``recipes/``.
+        overrides: ``a.b=value`` texts; the value is read as YAML.
+        options_of: method name -> its options model, so that the method's errors join the list.
+
+    Raises:
+        PruneError: with one line for each thing that is wrong.
+    """
+    path = find(name_or_path)
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise PruneError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise PruneError(f"{path}: a recipe is a mapping of sections (backbone, data, method, ...)")
+    tree.setdefault("name", path.stem)
+    problems = _override(tree, overrides or [])
+    tree, missing = _expand(tree)
+    problems += missing
+    return parse(tree, options_of, where=str(path), problems=problems)
+
+
+def parse(tree: Mapping[str, Any], options_of: OptionsOf | None, where: str, problems: list[str]) -> Recipe:
+    """Validate a tree of plain values; ``problems`` found before join the one list of errors."""
+    recipe, method = None, tree.get("method")
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        problems += [_sentence(item, Recipe) for item in error.errors()]
+    if isinstance(method, dict) and options_of is not None:
+        filled, found = _options(method, options_of)
+        problems += found
+        if recipe is not None:
+            recipe = recipe.model_copy(update={"method": filled})
+    if problems or recipe is None:
+        lines = "\n".join(f"  - {line}" for line in problems)
+        raise PruneError(f"{where}: {len(problems)} error{'s' * (len(problems) > 1)} in the recipe\n{lines}")
+    return recipe
+
+
+def _options(method: dict[str, Any], options_of: OptionsOf) -> tuple[dict[str, Any], list[str]]:
+    name = method.get("name")
+    if not isinstance(name, str):
+        return method, ["method.name: missing; name the paper's method, see 'dist-prune list methods'"]
+    try:
+        model = options_of(name)
+    except PruneError as error:
+        return method, [f"method.name: {error}"]
+    try:
+        given = {key: value for key, value in method.items() if key != "name"}
+        return {"name": name, **model.model_validate(given).model_dump(mode="json")}, []
+    except ValidationError as error:
+        return method, [_sentence(item, model, "method.") for item in error.errors()]
+
+
+def _override(tree: dict[str, Any], overrides: list[str]) -> list[str]:
+    problems = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            problems.append(f"override {text!r}: write key=value, for example score.images=500")
+            continue
+        node = tree
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            if not isinstance(node.get(parent), dict):
+                node[parent] = {}
+            node = node[parent]
+        try:
+            node[leaf] = yaml.safe_load(value) if value else None
+        except yaml.YAMLError:
+            node[leaf] = value
+    return problems
+
+
+def _expand(value: Any, where: str = "") -> tuple[Any, list[str]]:
+    """Fill ``${VARIABLE}`` from the environment in every text."""
+    problems: list[str] = []
+    if isinstance(value, dict):
+        out = {}
+        for key, inner in value.items():
+            out[key], found = _expand(inner, f"{where}.{key}" if where else str(key))
+            problems += found
+        return out, problems
+    if isinstance(value, list):
+        pairs = [_expand(inner, where) for inner in value]
+        return [item for item, _ in pairs], [line for _, lines in pairs for line in lines]
+    if isinstance(value, str):
+        for name in re.findall(r"\$\{(\w+)\}", value):
+            if name in os.environ:
+                value = value.replace("${" + name + "}", os.environ[name])
+            else:
+                problems.append(f"{where}: the environment variable {name} is not set; export it or write {where}=PATH")
+    return value, problems
+
+
+def _sentence(error: Any, model: type[BaseModel], prefix: str = "") -> str:
+    """One readable line for one pydantic error."""
+    path = [str(step) for step in error["loc"]]
+    key = prefix + ".".join(path)
+    if error["type"] == "extra_forbidden":
+        allowed = _fields_at(model, path[:-1])
+        hint = nearest(path[-1], allowed) or f" Allowed here: {', '.join(allowed)}."
+        return f"{key}: unknown key.{hint}"
+    if error["type"] == "missing":
+        return f"{key}: missing, and it has no default"
+    message = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
+    hint = ""
+    if error["type"] == "literal_error" and isinstance(given, str):
+        hint = nearest(given, re.findall(r"'([^']+)'", message)) or ""
+    shown = "" if isinstance(given, dict | BaseModel) else f" (got {given!r})"
+    return f"{key}: {message}{shown}.{hint}"
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    for step in path:
+        field = model.model_fields.get(step)
+        kind = field.annotation if field else None
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return []
+        model = kind
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -1,0 +1,106 @@
+"""A recipe in, a finished run directory out.
+
+    accelerate launch [--config_file launch/X.yaml] dist_prune/run.py --recipe NAME_OR_PATH
+                      [--run-dir DIR] [--seed N] [key=value ...]
+
+torchrun and plain python start the same file. Killed anywhere, the same command goes on.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+if __name__ == "__main__":  # launched by path: import the package from its parent, not its modules from its folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from dist_prune import methods, recipe, stages
+from dist_prune.errors import PruneError
+from dist_prune.ledger import canonical, claim, write_atomic
+from dist_prune.runtime.collectives import RankLostError, leave
+from dist_prune.runtime.machine import Machine, describe
+from dist_prune.runtime.tracking import Tracker
+from dist_prune.stages.work import Work
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a recipe; 0 when it is finished, 2 for an error that its text explains, 1 for a bug."""
+    parser = argparse.ArgumentParser(prog="run.py", description="A recipe in, a finished run directory out.")
+    parser.add_argument("--recipe", required=True, help="a YAML file, or a name in recipes/")
+    parser.add_argument("--run-dir", help="where the run lives (default: runs/<recipe's name>)")
+    parser.add_argument("--seed", type=int, help="the recipe's seed key")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys, for example score.images=500")
+    given = parser.parse_intermixed_args(arguments)
+    overrides = given.overrides + ([f"seed={given.seed}"] if given.seed is not None else [])
+    folder: Path | None = None
+    started = time.time()
+    try:
+        spec = recipe.load(given.recipe, overrides, methods.options_of)
+        folder = Path(given.run_dir or Path("runs") / spec.name)
+        machine = Machine.start(spec.cluster.timeout_s)
+        run(spec, folder, machine)
+        leave()
+    except PruneError as error:
+        return _stop(error, folder, started)
+    except Exception as error:
+        traceback.print_exc()
+        return _stop(error, folder, started)
+    return 0
+
+
+def run(spec: recipe.Recipe, folder: Path, machine: Machine) -> None:
+    """All stages of a recipe, on all ranks."""
+    ranks = machine.ranks
+    method = methods.find(spec.method["name"])
+    options = method.Options.model_validate({k: v for k, v in spec.method.items() if k != "name"})
+    fixed = method.Options.score_options()
+    changed = ranks.together(lambda: claim(folder, spec.resolved(), fixed))
+    tracker = Tracker(ranks.first, folder / "tensorboard" if spec.report.tensorboard else None)
+    if ranks.first:
+        write_atomic(folder / "environment.json", json.dumps(describe(machine), indent=1))
+    tracker.say(f"{spec.name}: {ranks.world} process(es) on {machine.device}, results in {folder}")
+    if changed:
+        tracker.say(changed)
+    work = Work(spec, machine, tracker, folder, method(options))
+    for stage in stages.ORDER:
+        stages.perform(stage, work)
+    tracker.close()
+
+
+def _stop(error: Exception, folder: Path | None, started: float) -> int:
+    """Say what went wrong, on this rank and for the others, and leave without waiting for anyone."""
+    rank = int(os.environ.get("RANK", "0"))
+    code = 2 if isinstance(error, PruneError) else 1
+    text = str(error) if isinstance(error, PruneError) else f"{type(error).__name__}: {error}"
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if isinstance(error, RankLostError) and folder is not None:
+        text += _cause(folder, rank, started)
+    elif folder is not None and folder.is_dir():
+        note = {"rank": rank, "error": text, "at": time.time()}
+        with contextlib.suppress(PruneError):  # the disk may be the trouble: what is said below has to do
+            write_atomic(folder / "errors" / f"rank_{rank}.json", canonical(note))
+    if rank == 0 or folder is not None:
+        print(f"error{'' if alone else f' on rank {rank}'}: {text}", file=sys.stderr, flush=True)
+    if not alone:
+        sys.stdout.flush()
+        os._exit(code)  # a process group whose peers are gone can hang in its own clean-up
+    return code
+
+
+def _cause(folder: Path, rank: int, started: float) -> str:
+    """What the rank that failed wrote down, if it did so within a few seconds."""
+    for _ in range(20):
+        for file in sorted(folder.glob("errors/rank_*.json")):
+            note = json.loads(file.read_text())
+            if note["rank"] != rank and note["at"] >= started:
+                return f"\nrank {note['rank']} stopped with: {note['error']}"
+        time.sleep(0.25)
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

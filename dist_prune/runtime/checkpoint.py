@@ -1,0 +1,110 @@
+"""Weights and training states on disk: safetensors, written atomically, read without unpickling."""
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from dist_prune.errors import PruneError
+from dist_prune.ledger import write_atomic
+
+WRAPPERS = ("state_dict", "model", "model_state", "net")
+PREFIXES = ("module.", "_orig_mod.")
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> None:
+    """Write named tensors and a JSON-ready ``meta`` as one safetensors file, atomically."""
+    plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
+    text = {"meta": json.dumps(dict(meta or {}), sort_keys=True)}
+    write_atomic(path, safetensors.torch.save(plain, text))
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and meta of a safetensors file; PruneError where it is damaged."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:  # type: ignore[attr-defined]
+            meta = json.loads((file.metadata() or {}).get("meta", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118 - not a dict
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise PruneError(f"{path} cannot be read as safetensors ({error}); it is damaged or cut short") from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A user's checkpoint: .safetensors, or a torch file that holds tensors and nothing that needs code.
+
+    Known wrappings are undone: a ``state_dict`` or ``model`` key around the weights, ``module.`` before the names.
+
+    Raises:
+        PruneError: no such file, damaged, or loading it would run code.
+    """
+    if not path.is_file():
+        raise PruneError(f"backbone.checkpoint: there is no file {path}. Leave the key out to train the dense network.")
+    if path.suffix == ".safetensors":
+        state: Any = read(path)[0]
+    else:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise PruneError(
+                f"backbone.checkpoint: {path} holds more than tensors; reading it would run code, so it is refused "
+                f"({str(error).splitlines()[0][:160]}). Where you trust it, save its state_dict as safetensors."
+            ) from error
+        except (RuntimeError, EOFError, OSError, ValueError) as error:
+            raise PruneError(f"backbone.checkpoint: {path} is no torch checkpoint, or is cut short: {error}") from error
+    for key in WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise PruneError(f"backbone.checkpoint: {path} holds no state dict (names and tensors)")
+    return {_bare(name): tensor for name, tensor in state.items()}
+
+
+def fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load ``weights`` strictly; PruneError says which names or shapes do not fit."""
+    wanted = model.state_dict()
+    wrong = [
+        f"{name}: {tuple(weights[name].shape)} in the file, {tuple(tensor.shape)} in the network"
+        for name, tensor in wanted.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    missing = [name for name in wanted if name not in weights and not name.endswith("num_batches_tracked")]
+    extra = [name for name in weights if name not in wanted]
+    if wrong or missing or extra:
+        lines = []
+        for title, found in (("wrong shape", wrong), ("missing in the file", missing), ("not in the network", extra)):
+            if found:
+                more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+                lines.append(f"  - {title}: {'; '.join(found[:4])}{more}")
+        raise PruneError(f"backbone.checkpoint: {source} does not fit the network\n" + "\n".join(lines))
+    model.load_state_dict({name: weights.get(name, tensor) for name, tensor in wanted.items()})
+
+
+def pack(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as named tensors and plain values."""
+    state = optimizer.state_dict()
+    tensors, plain = {}, {}
+    for index, values in state["state"].items():
+        for key, value in values.items():
+            (tensors if isinstance(value, Tensor) else plain)[f"{index}.{key}"] = value
+    return tensors, {"state": plain, "groups": state["param_groups"]}
+
+
+def unpack(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+    """Give an optimizer the state that ``pack`` took."""
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in {**plain["state"], **tensors}.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": plain["groups"]})
+
+
+def _bare(name: str) -> str:
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name

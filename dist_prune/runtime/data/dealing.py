@@ -1,0 +1,59 @@
+"""Who sees which image when. Pure arithmetic on sample ids: the same for every loader and number of ranks."""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def micro_batches(ids: np.ndarray, size: int) -> list[np.ndarray]:
+    """The fixed partition of ``ids`` (n,) into micro-batches; the last one may be shorter."""
+    return [ids[start : start + size] for start in range(0, len(ids), size)]
+
+
+def deal(items: Sequence[T], rank: int, world: int) -> list[T]:
+    """This rank's share: every item once over all ranks, no padding."""
+    return list(items[rank::world])
+
+
+def calibration(count: int, images: int | str, seed: int) -> np.ndarray:
+    """Ids of the calibration images, ascending: all of ``count``, or ``images`` of them drawn by ``seed``."""
+    if images == "all" or int(images) >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).permutation(count)[: int(images)])
+
+
+def epoch(count: int, batch: int, seed: int, number: int, rank: int, world: int) -> Iterator[tuple[np.ndarray, int]]:
+    """One training epoch: (this rank's ids, size of the whole batch over all ranks), in an order from (seed, epoch).
+
+    A ragged last batch is used where it leaves every rank at least two images (batch norm needs them) or is all there
+    is; otherwise its images wait for the next epoch's order.
+    """
+    order = np.random.default_rng([seed, number]).permutation(count)
+    for start in range(0, count, batch):
+        whole = order[start : start + batch]
+        if start and len(whole) < batch and len(whole) < 2 * world:
+            return
+        yield np.array_split(whole, world)[rank], len(whole)
+
+
+def steps(count: int, batch: int, world: int) -> int:
+    """Training steps of one epoch."""
+    full, rest = divmod(count, batch)
+    return full + int(rest >= 2 * world or (full == 0 and rest > 0))
+
+
+def draws(seed: int, number: int, ids: np.ndarray, columns: int) -> Tensor:
+    """Uniform numbers in [0, 1) of shape (len(ids), columns), each from (seed, epoch, sample id, column) alone."""
+    key = np.uint64((seed * 0x9E3779B97F4A7C15 + number * 0xD1B54A32D192ED03 + 1) % 2**64)
+    cells = ids.astype(np.uint64)[:, None] * np.uint64(columns) + np.arange(columns, dtype=np.uint64)[None]
+    with np.errstate(over="ignore"):
+        x = cells * np.uint64(0xBF58476D1CE4E5B9) + key
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+        x ^= x >> np.uint64(31)
+    return torch.from_numpy((x >> np.uint64(11)).astype(np.float64) * 2.0**-53)

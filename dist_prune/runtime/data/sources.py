@@ -1,0 +1,155 @@
+"""Data sets behind one interface: uint8 images by sample id, labels, class names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dist_prune.errors import PruneError
+
+IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+
+
+class Source(Protocol):
+    """One split of a data set."""
+
+    labels: np.ndarray  # (n,) int64
+    classes: tuple[str, ...]
+    in_chans: int
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Images in memory, (n, H, W, C) uint8."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+    @property
+    def in_chans(self) -> int:
+        return self.images.shape[3]
+
+    def take(self, ids: np.ndarray) -> Tensor:
+        """(len(ids), C, H, W) uint8."""
+        return torch.from_numpy(self.images[ids]).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Image files, one sub-folder a class; decoded to RGB when they are needed."""
+
+    paths: tuple[Path, ...]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    in_chans: int = 3
+
+
+def open_source(source: str, root: str | None, split: str, train: bool) -> ArraySource | FolderSource:
+    """Open the training or the evaluation split of a data set.
+
+    Args:
+        source: the recipe's ``data.source``.
+        root: file or folder, where the source needs one.
+        split: sub-folder name of an image folder.
+        train: which of the two splits.
+
+    Raises:
+        PruneError: missing or malformed data, with what was expected where.
+    """
+    if source == "digits":
+        return _digits(train)
+    if root is None:
+        raise PruneError(f"data.root: {source!r} needs the place of its files; write data.root=PATH")
+    path = Path(root).expanduser()
+    if not path.exists():
+        raise PruneError(f"data.root: there is no {path}. {_expected(source)}")
+    if source == "npz":
+        return _npz(path, train)
+    if source == "imagefolder":
+        return _folder(path / split)
+    return _torchvision(source, path, train)
+
+
+def check(source: ArraySource | FolderSource, what: str) -> None:
+    """PruneError where labels and classes contradict one another."""
+    if len(source.labels) == 0:
+        raise PruneError(f"{what}: there are no images")
+    low, high = int(source.labels.min()), int(source.labels.max())
+    if low < 0 or high >= len(source.classes):
+        raise PruneError(f"{what}: labels run from {low} to {high}, but there are {len(source.classes)} classes")
+
+
+def _expected(source: str) -> str:
+    return {
+        "npz": "npz: one file with x_train, y_train, x_test, y_test (images n,H,W,C or n,H,W uint8).",
+        "imagefolder": "imagefolder: ROOT/train/<class>/<image> and ROOT/val/<class>/<image> "
+        "(data.train_split and data.eval_split name other sub-folders).",
+    }.get(source, f"{source}: the folder that torchvision's data set of this name reads (it is not downloaded).")
+
+
+def _digits(train: bool) -> ArraySource:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    found: Any = load_digits()
+    pixels = (found["images"] * (255 / 16)).round().astype(np.uint8)[..., None]
+    labels = found["target"].astype(np.int64)
+    here, there = train_test_split(np.arange(len(labels)), test_size=450, random_state=0, stratify=labels)
+    ids = np.sort(here if train else there)
+    return ArraySource(pixels[ids], labels[ids], tuple(str(n) for n in range(10)))
+
+
+def _npz(path: Path, train: bool) -> ArraySource:
+    part = "train" if train else "test"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"].astype(np.int64).reshape(-1)
+            classes = int(max(arrays["y_train"].max(), arrays["y_test"].max())) + 1
+    except (KeyError, OSError, ValueError, EOFError) as error:
+        raise PruneError(f"data.root: {path} cannot be read: {error}. {_expected('npz')}") from error
+    images = images[..., None] if images.ndim == 3 else images
+    if images.ndim != 4 or images.dtype != np.uint8 or len(images) != len(labels):
+        raise PruneError(f"data.root: x_{part} of {path} is {images.dtype} {images.shape}. {_expected('npz')}")
+    return ArraySource(images, labels, tuple(str(n) for n in range(classes)))
+
+
+def _torchvision(source: str, path: Path, train: bool) -> ArraySource:
+    from torchvision import datasets
+
+    kinds = {
+        "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100,
+        "mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST,
+    }  # fmt: skip
+    try:
+        found = kinds[source](str(path), train=train, download=False)
+    except (RuntimeError, OSError) as error:
+        raise PruneError(f"data.root: no {source} below {path} ({error}). {_expected(source)}") from error
+    images = np.asarray(found.data, dtype=np.uint8)
+    images = images[..., None] if images.ndim == 3 else images
+    return ArraySource(images, np.asarray(found.targets, dtype=np.int64), tuple(map(str, found.classes)))
+
+
+def _folder(path: Path) -> FolderSource:
+    if not path.is_dir():
+        raise PruneError(f"data.root: there is no folder {path}. {_expected('imagefolder')}")
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, folder in enumerate(folders):
+        files = _images(folder)
+        if not files:
+            raise PruneError(f"data.root: the class folder {folder} holds no image ({', '.join(IMAGE_FILES)})")
+        paths += files
+        labels += [label] * len(files)
+    if not folders:
+        raise PruneError(f"data.root: {path} has no class folders. {_expected('imagefolder')}")
+    return FolderSource(tuple(paths), np.array(labels, dtype=np.int64), tuple(folder.name for folder in folders))
+
+
+def _images(folder: Path) -> Sequence[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_FILES)

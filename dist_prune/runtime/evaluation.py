@@ -1,0 +1,42 @@
+"""Accuracy and loss, exact for every number of ranks."""
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from dist_prune.runtime.collectives import Ranks
+from dist_prune.runtime.data.dealing import deal, micro_batches
+from dist_prune.runtime.data.feed import Feed
+from dist_prune.runtime.tracking import Tracker
+
+LOSS_UNIT = 2**24  # per-image losses are added as multiples of 2**-24: integers, so the order does not matter
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, feed: Feed, batch: int, ranks: Ranks, tracker: Tracker, what: str = "evaluate"
+) -> dict[str, float]:
+    """``top1`` and ``top5`` in percent, mean cross-entropy ``loss``, number of ``images``; every image once.
+
+    ``top5`` counts a hit among the 5 highest logits (all of them where there are fewer classes).
+    """
+    model.eval()
+    lists = deal(micro_batches(np.arange(len(feed)), batch), ranks.rank, ranks.world)
+    counts = [0, 0, 0, 0]
+    for part in tracker.bar(feed.batches(lists), len(lists), what):
+        logits = model(part.images).float()
+        top = logits.topk(min(5, logits.shape[1]), dim=1).indices == part.labels[:, None]
+        loss = functional.cross_entropy(logits.double(), part.labels, reduction="none")
+        units = torch.nan_to_num(loss * LOSS_UNIT, nan=2.0**60, posinf=2.0**60).round().long().clamp(max=2**44)
+        counts[0] += int(top[:, 0].sum())
+        counts[1] += int(top.sum())
+        counts[2] += int(units.sum())
+        counts[3] += len(part.ids)
+    first, five, loss_units, images = ranks.total(*counts)
+    return {
+        "top1": 100 * first / images,
+        "top5": 100 * five / images,
+        "loss": loss_units / LOSS_UNIT / images,
+        "images": images,
+    }

@@ -1,0 +1,120 @@
+"""The machine a run finds itself on: device, ranks, threads; and what accelerate wraps around a model."""
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from torch import nn
+from torch.optim import Optimizer
+
+from dist_prune.errors import PruneError
+from dist_prune.runtime.collectives import Ranks
+
+PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "accelerate", "tensorboard", "safetensors", "numpy")
+
+
+@dataclass
+class Machine:
+    """Device and ranks of this process; ``accelerator`` is None where no launcher is involved (library use)."""
+
+    device: torch.device
+    ranks: Ranks
+    accelerator: Accelerator | None = None
+
+    @classmethod
+    def start(cls, timeout_s: int = 1800) -> "Machine":
+        """Join the processes that accelerate, torchrun or a scheduler started.
+
+        Raises:
+            PruneError: where WORLD_SIZE and the processes that found one another differ.
+        """
+        check_launch(os.environ)
+        cpu = not torch.cuda.is_available()
+        if cpu and "OMP_NUM_THREADS" not in os.environ:
+            share = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+            os.environ["OMP_NUM_THREADS"] = str(share)
+            torch.set_num_threads(share)
+        waits = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))
+        accelerator = Accelerator(cpu=cpu, kwargs_handlers=[waits])
+        wanted = int(os.environ.get("WORLD_SIZE", "1"))
+        if wanted != accelerator.num_processes:
+            raise PruneError(_mismatch(f"accelerate sees {accelerator.num_processes} process(es)", wanted))
+        device = accelerator.device
+        return cls(device, Ranks.of(device=device), accelerator)
+
+    @classmethod
+    def alone(cls) -> "Machine":
+        """One process, no launcher."""
+        return cls(torch.device("cuda" if torch.cuda.is_available() else "cpu"), Ranks())
+
+    def wrap(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Any]:
+        """Model and optimizer ready for training on all ranks (gradients averaged over them)."""
+        model = model.to(self.device)
+        if self.accelerator is None:
+            return model, optimizer
+        wrapped, ready = self.accelerator.prepare(model, optimizer)
+        return wrapped, ready
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Gradients of ``loss``, averaged over ranks for a wrapped model."""
+        if self.accelerator is None:
+            loss.backward()
+        else:
+            self.accelerator.backward(loss)
+
+
+def check_launch(environment: Mapping[str, str]) -> None:
+    """PruneError where a launcher's variables contradict one another before anything waits for a peer."""
+    wanted = int(environment.get("WORLD_SIZE", "1") or 1)
+    if wanted > 1 and not {"RANK", "LOCAL_RANK"} <= environment.keys():
+        raise PruneError(_mismatch("this process was given no RANK and LOCAL_RANK, so accelerate would see 1", wanted))
+
+
+def _mismatch(seen: str, wanted: int) -> str:
+    return (
+        f"WORLD_SIZE is {wanted} but {seen}: each process would do the whole job alone. Start all processes with "
+        "'accelerate launch --config_file launch/cpu_2.yaml dist_prune/run.py ...' or 'torchrun --nproc_per_node N "
+        "dist_prune/run.py ...', or unset WORLD_SIZE to run one process."
+    )
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def describe(machine: Machine) -> dict[str, Any]:
+    """What a result depends on beside the recipe: for environment.json."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": cores(),
+        "device": str(machine.device),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "world_size": machine.ranks.world,
+        "threads": torch.get_num_threads(),
+        "packages": found,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+        return names[0] if names else platform.processor()
+    except OSError:
+        return platform.processor()

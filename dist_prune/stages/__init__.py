@@ -1,0 +1,121 @@
+"""The acts of a run, in order, and the artifacts that pass between them.
+
+    dense.safetensors -> score -> select -> prune -> finetune -> evaluate -> export -> report
+
+A stage is a function from artifacts to artifacts (``act`` in the file of its name). It returns what it made and never
+asks which rank it is; ``perform`` writes, on the first rank, and keeps the ledger.
+"""
+
+import importlib
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from dist_prune.ledger import canonical, digest, file_digest, pick, write_atomic
+from dist_prune.runtime import checkpoint
+from dist_prune.stages.work import Made, Work
+
+DENSE = "dense.safetensors"
+SCORES, PLAN, SMALL = "round_1/scores.safetensors", "round_1/plan.json", "round_1/small.safetensors"
+TUNED, METRICS = "tuned.safetensors", "metrics.json"
+BUNDLE = ("export/bundle.json", "export/model.safetensors")
+REPORT = ("report.json", "report.html")
+
+NETWORK = ("backbone.name", "backbone.kwargs", "backbone.pretrained")
+IMAGES = tuple(
+    f"data.{key}"
+    for key in ("source", "train_split", "eval_split", "mean", "std", "image_size", "crop", "interpolation", "augment")
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One act.
+
+    Attributes:
+        name: its file in this folder.
+        reads: the recipe fields that decide its result (and nothing else does, beside the inputs).
+        inputs: artifacts it starts from.
+        outputs: artifacts it makes.
+        always: run it in every run, finished or not (reports are cheap and tell what happened).
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    always: bool = False
+
+
+ORDER = (
+    Stage("train", (*NETWORK, *IMAGES, "train", "seed"), (), (DENSE,)),
+    Stage("score", (*NETWORK, *IMAGES, "score.images", "score.micro_batch", "seed"), (DENSE,), (SCORES,)),
+    Stage("select", (*NETWORK, "data.source", "data.image_size", "method", "select", "target"), (SCORES,), (PLAN,)),
+    Stage("prune", NETWORK, (DENSE, PLAN), (SMALL,)),
+    Stage("finetune", (*NETWORK, *IMAGES, "finetune", "seed"), (SMALL, PLAN), (TUNED,)),
+    Stage("evaluate", (*NETWORK, *IMAGES, "evaluate", "report"), (DENSE, SMALL, TUNED, PLAN), (METRICS,)),
+    Stage("export", (*NETWORK, *IMAGES), (TUNED, PLAN, METRICS), BUNDLE),
+    Stage("report", (), (PLAN, METRICS), REPORT, always=True),
+)
+
+
+def fingerprint(stage: Stage, work: Work) -> str:
+    """What the stage's result is decided by: recipe fields, digests of the inputs, identity of data and checkpoint."""
+    fields = pick(work.tree, stage.reads)
+    if stage.name == "score":
+        fields |= pick(work.tree, ("method.name", *(f"method.{name}" for name in work.method.Options.score_options())))
+    inputs = {name: file_digest(work.folder / name) for name in stage.inputs}
+    outside = work.outside(stage.name)
+    return digest(canonical({"stage": stage.name, "fields": fields, "inputs": inputs, "outside": outside}))
+
+
+def perform(stage: Stage, work: Work) -> dict[str, Any]:
+    """Do a stage, or skip it because the ledger says it is done; returns the ledger's line."""
+    ranks = work.machine.ranks
+    identity = ranks.from_first(fingerprint(stage, work) if ranks.first else "")
+    done = ranks.from_first(work.ledger.done(stage.name, identity) if ranks.first else None)
+    if done is not None and not stage.always:
+        work.tracker.say(f"{stage.name}: done before, skipped")
+        work.events.append({"stage": stage.name, "event": "skipped"})
+        return done
+    work.tracker.say(f"{stage.name}: {_headline(stage.name, work)}")
+    start = time.perf_counter()
+    work.identity = identity
+    made: Made = importlib.import_module(f"{__name__}.{stage.name}").act(work)
+    ranks.together(lambda: _write(work, made))
+    line = {
+        "stage": stage.name, "fingerprint": identity, "facts": made.facts, "world_size": ranks.world,
+        "seconds": round(time.perf_counter() - start, 3),
+    }  # fmt: skip
+    ranks.together(lambda: work.ledger.append({**line, "outputs": _digests(work, stage.outputs)}))
+    ranks.wait()
+    return line
+
+
+def _write(work: Work, made: Made) -> None:
+    for name, (tensors, meta) in made.tensors.items():
+        checkpoint.save(work.folder / name, tensors, meta)
+    for name, text in made.texts.items():
+        write_atomic(work.folder / name, text)
+    for name in made.drop:
+        (work.folder / name).unlink(missing_ok=True)
+
+
+def _digests(work: Work, names: Iterable[str]) -> dict[str, str]:
+    return {name: file_digest(work.folder / name) for name in names}
+
+
+def _headline(stage: str, work: Work) -> str:
+    recipe = work.recipe
+    return {
+        "train": f"the dense {recipe.backbone.name}"
+        + (" from its checkpoint" if recipe.backbone.checkpoint else f", {recipe.train.epochs} epochs"),
+        "score": f"{recipe.method['name']} on {recipe.score.images} calibration images",
+        "select": "channels to keep",
+        "prune": "cut them out",
+        "finetune": f"{recipe.finetune.epochs} epochs",
+        "evaluate": "dense, pruned and finetuned: accuracy, cost, time",
+        "export": "the bundle",
+        "report": "report.json and report.html",
+    }[stage]

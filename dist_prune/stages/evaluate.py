@@ -1,0 +1,48 @@
+"""Dense, pruned and finetuned, side by side: accuracy, cost, file size, measured time."""
+
+import json
+from typing import Any
+
+from torch import nn
+
+from dist_prune.errors import PruneError
+from dist_prune.pruning import cost
+from dist_prune.runtime.evaluation import evaluate
+from dist_prune.runtime.latency import latency
+from dist_prune.runtime.machine import cores
+from dist_prune.stages.work import Made, Work
+
+FILES = {"dense": "dense.safetensors", "pruned": "round_1/small.safetensors", "finetuned": "tuned.safetensors"}
+
+
+def act(work: Work) -> Made:
+    """dense, small and tuned weights -> metrics.json"""
+    recipe, channels, kept, test = work.recipe, work.channels, work.plan.counts, work.feed(False)
+    models = {name: work.dense() if name == "dense" else work.small(file) for name, file in FILES.items()}
+    out: dict[str, Any] = {}
+    for name, model in models.items():
+        counts = {} if name == "dense" else kept
+        figures = evaluate(
+            model.to(work.machine.device), test, recipe.evaluate.batch, work.machine.ranks, work.tracker,
+            f"evaluate {name}",
+        )  # fmt: skip
+        out[name] = figures | {
+            "macs": cost.macs(channels, counts), "thop": cost.macs(channels, counts, "thop"),
+            "params": cost.params(channels, counts), "size_bytes": (work.folder / FILES[name]).stat().st_size,
+        }  # fmt: skip
+        _proved(name, model, out[name]["params"])
+    spec, shape = recipe.report, tuple(work.example.shape[1:])
+    times = work.machine.ranks.together(
+        lambda: latency(
+            models, shape, spec.latency_batches, spec.latency_repeats, work.machine.device, spec.threads or cores()
+        )
+    )
+    for name, measured in (work.machine.ranks.from_first(times) or {}).items():
+        out[name]["latency"] = measured
+    return Made({}, texts={"metrics.json": json.dumps(out, indent=1)})
+
+
+def _proved(name: str, model: nn.Module, params: int) -> None:
+    found = sum(parameter.numel() for parameter in model.parameters())
+    if found != params:
+        raise PruneError(f"the {name} network has {found} parameters, arithmetic says {params}: please report this")

@@ -1,0 +1,74 @@
+"""report.json for machines, report.html for people, figures for TensorBoard."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dist_prune.ledger import flatten
+from dist_prune.stages import page
+from dist_prune.stages.code import commit_of
+from dist_prune.stages.work import Made, Work
+
+STAGES = ("train", "score", "select", "prune", "finetune", "evaluate", "export")
+
+
+def act(work: Work) -> Made:
+    """metrics.json, plan.json and the ledger -> report.json, report.html"""
+    body = collect(work)
+    histories = {name: _fact(work, name, "history") or [] for name in ("train", "finetune")}
+    _tensorboard(work, body)
+    work.tracker.say("\n" + page.table(body))
+    folder = work.folder.resolve()
+    work.tracker.say(
+        f"\nreport       {folder / 'report.html'}\nbundle       {folder / 'export'}"
+        f"   python -c \"import dist_prune; dist_prune.load('{work.folder / 'export'}')\""
+        f"\nTensorBoard  tensorboard --logdir {work.folder / 'tensorboard'}"
+    )
+    text = yaml.safe_dump(body["recipe"], sort_keys=False)
+    return Made({}, texts={
+        "report.json": json.dumps(body, indent=1), "report.html": page.html(body, histories, text),
+    })  # fmt: skip
+
+
+def collect(work: Work) -> dict[str, Any]:
+    """The body of report.json."""
+    plan, channels = work.plan, work.channels
+    metrics = json.loads((work.folder / "metrics.json").read_text())
+    groups = [
+        {
+            "name": group.name, "layers": list(group.layers), "width": group.width,
+            "kept": plan.counts[group.name], "reason": plan.reasons.get(group.name, ""),
+        }
+        for group in channels.groups
+    ]  # fmt: skip
+    asked = work.recipe.target.asked()
+    lines = {name: work.ledger.last(name) for name in STAGES}
+    return {
+        "name": work.recipe.name,
+        "recipe": work.tree,
+        "seed": work.recipe.seed,
+        "world_size": work.machine.ranks.world,
+        "commit": commit_of(Path(__file__)),
+        "environment": json.loads((work.folder / "environment.json").read_text()),
+        **{name: metrics[name] for name in ("dense", "pruned", "finetuned")},
+        "plan": {"fingerprint": plan.fingerprint, "groups": groups},
+        "target": dict([asked]) if asked else {},
+        "achieved": _fact(work, "select", "achieved"),
+        "timings": {name: line["seconds"] for name, line in lines.items() if line},
+        "events": work.events,
+    }
+
+
+def _fact(work: Work, stage: str, name: str) -> Any:
+    line = work.ledger.last(stage)
+    return line["facts"].get(name) if line else None
+
+
+def _tensorboard(work: Work, body: dict[str, Any]) -> None:
+    work.tracker.figure("plan/kept channels", page.groups_figure(body["plan"]["groups"]))
+    tuned = body["finetuned"]
+    metrics = {f"final/{key}": float(tuned[key]) for key in ("top1", "loss", "macs", "params")}
+    keys = flatten({k: v for k, v in work.tree.items() if k not in ("name", "report", "cluster")})
+    work.tracker.hparams(keys, metrics)

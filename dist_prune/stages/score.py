@@ -1,0 +1,49 @@
+"""Score the dense network on the calibration images, on all ranks."""
+
+from pathlib import Path
+
+import torch
+
+from dist_prune.bench import Bench
+from dist_prune.errors import PruneError
+from dist_prune.ledger import Ledger
+from dist_prune.runtime import checkpoint
+from dist_prune.runtime.data.dealing import calibration
+from dist_prune.stages.work import Made, Work
+
+SCORES, PARTIAL = "round_1/scores.safetensors", "round_1/scores_partial.safetensors"
+
+
+def act(work: Work) -> Made:
+    """dense.safetensors -> round_1/scores.safetensors"""
+    if work.recipe.score.from_:
+        return _from(work, Path(work.recipe.score.from_))
+    recipe, feed = work.recipe, work.feed(True)
+    model = work.dense().to(work.machine.device)
+    ids = calibration(len(feed), recipe.score.images, recipe.seed)
+    bench = Bench(
+        model, work.channels, feed, ids, work.machine, work.tracker, recipe.score.micro_batch, recipe.seed,
+        work.folder / PARTIAL, work.identity, recipe.score.save_every,
+    )  # fmt: skip
+    scores = work.method.score(bench)
+    if bench.resumed:
+        work.events.append({"stage": "score", "event": "resumed", "images_before": bench.resumed})
+    facts = {"images": len(ids), "bytes_all_reduced": dict(work.machine.ranks.volume)}
+    tensors = {**scores, "calibration_ids": torch.from_numpy(ids)}
+    return Made(facts, {SCORES: (tensors, {"method": recipe.method["name"]})}, drop=(PARTIAL,))
+
+
+def _from(work: Work, other: Path) -> Made:
+    """The scores of another run, where they are the ones this run would compute."""
+    line = Ledger(other).last("score")
+    if line is None or not (other / SCORES).is_file():
+        raise PruneError(f"score.from: {other} has no finished scores ({SCORES} and its line in ledger.jsonl)")
+    if line["fingerprint"] != work.identity:
+        raise PruneError(
+            f"score.from: the scores of {other} were made from another backbone, dense weights, data, seed, "
+            "calibration images or method; only select, target and finetune keys may differ. "
+            "Leave score.from out to score here."
+        )
+    tensors, meta = checkpoint.read(other / SCORES)
+    work.events.append({"stage": "score", "event": "taken", "from": str(other)})
+    return Made({**line["facts"], "from": str(other)}, {SCORES: (tensors, meta)})

@@ -1,0 +1,49 @@
+"""The dense network: from the recipe's checkpoint, or trained here."""
+
+from pathlib import Path
+
+from torch import nn
+
+from dist_prune.errors import PruneError
+from dist_prune.runtime import checkpoint, training
+from dist_prune.runtime.evaluation import evaluate
+from dist_prune.stages.work import Made, Work
+
+
+def act(work: Work) -> Made:
+    """-> dense.safetensors"""
+    recipe = work.recipe
+    model = work.fresh()
+    history = []
+    if recipe.backbone.checkpoint:
+        place = Path(recipe.backbone.checkpoint).expanduser()
+        weights = checkpoint.read_weights(place)
+        _check_head(model, weights, len(work.classes), place)
+        checkpoint.fit(model, weights, str(place))
+    elif not recipe.backbone.pretrained:
+        if recipe.train.epochs == 0:
+            raise PruneError(
+                "there is no dense network: set backbone.checkpoint=FILE, or train.epochs to train one, "
+                "or backbone.pretrained=true to let timm fetch its weights"
+            )
+        loop = training.Loop(recipe.train, work.feed(True), work.machine, work.tracker, recipe.seed, "train")
+        test = work.feed(False)
+        history = training.train(
+            model, loop,
+            lambda m: evaluate(m, test, recipe.evaluate.batch, work.machine.ranks, work.tracker),
+            work.folder / "train_checkpoint.safetensors", work.identity,
+        )  # fmt: skip
+    return Made(
+        {"history": history}, {"dense.safetensors": (model.state_dict(), {})}, drop=("train_checkpoint.safetensors",)
+    )
+
+
+def _check_head(model: nn.Module, weights: dict, classes: int, place: Path) -> None:
+    head = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
+    name = next((n for n, module in model.named_modules() if module is head), None)
+    found = weights.get(f"{name}.weight")
+    if found is not None and found.shape[0] != classes:
+        raise PruneError(
+            f"class count mismatch: the data has {classes} classes, the head {name!r} of {place} has {found.shape[0]}. "
+            "Use the data set that the checkpoint was trained on, or leave backbone.checkpoint out to train."
+        )

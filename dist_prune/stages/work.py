@@ -1,0 +1,141 @@
+"""What every act is handed: the recipe, the machine, the run directory, and the objects that they imply."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_prune.ledger import Ledger, digest, file_digest
+from dist_prune.methods.method import Method
+from dist_prune.pruning import surgeon
+from dist_prune.pruning.channels import Channels
+from dist_prune.pruning.plan import Plan
+from dist_prune.recipe import Recipe
+from dist_prune.runtime import backbones, checkpoint
+from dist_prune.runtime.data.feed import Feed, Look
+from dist_prune.runtime.data.sources import ArraySource, FolderSource, check, open_source
+from dist_prune.runtime.machine import Machine
+from dist_prune.runtime.tracking import Tracker
+
+
+@dataclass
+class Made:
+    """What an act made.
+
+    Attributes:
+        facts: figures for the ledger and the report (plain JSON values).
+        tensors: file -> (named tensors, meta), written as safetensors.
+        texts: file -> text.
+        drop: files that are no longer needed once the rest is written.
+    """
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, tuple[Mapping[str, Tensor], Mapping[str, Any]]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    drop: tuple[str, ...] = ()
+
+
+@dataclass
+class Work:
+    """One run of one recipe in one folder."""
+
+    recipe: Recipe
+    machine: Machine
+    tracker: Tracker
+    folder: Path
+    method: Method
+    events: list[dict[str, Any]] = field(default_factory=list)
+    identity: str = ""  # fingerprint of the stage at work
+
+    @cached_property
+    def tree(self) -> dict[str, Any]:
+        """The resolved recipe as plain values."""
+        return self.recipe.resolved()
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.folder)
+
+    @cached_property
+    def _sources(self) -> dict[bool, ArraySource | FolderSource]:
+        data, out = self.recipe.data, {}
+        for train in (True, False):
+            split = data.train_split if train else data.eval_split
+            out[train] = open_source(data.source, data.root, split, train)
+            check(out[train], f"the {'training' if train else 'evaluation'} images of {data.source}")
+        return out
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._sources[True].classes
+
+    @property
+    def in_chans(self) -> int:
+        return self._sources[True].in_chans
+
+    def fresh(self) -> nn.Module:
+        """The dense backbone, weights from the recipe's seed (or timm's, where asked for)."""
+        torch.manual_seed(self.recipe.seed)
+        spec = self.recipe.backbone
+        return backbones.create(spec.name, len(self.classes), self.in_chans, spec.pretrained, spec.kwargs)
+
+    def dense(self) -> nn.Module:
+        """The backbone with the dense weights of this run."""
+        spec = self.recipe.backbone
+        model = backbones.create(spec.name, len(self.classes), self.in_chans, False, spec.kwargs)
+        model.load_state_dict(self.tensors("dense.safetensors"))
+        return model
+
+    def small(self, file: str) -> nn.Module:
+        """The pruned network with the weights of an artifact."""
+        spec = self.recipe.backbone
+        model = backbones.create(spec.name, len(self.classes), self.in_chans, False, spec.kwargs)
+        return surgeon.rebuild(model, self.plan, self.tensors(file))
+
+    def tensors(self, file: str) -> dict[str, Tensor]:
+        return checkpoint.read(self.folder / file)[0]
+
+    @property
+    def plan(self) -> Plan:
+        return Plan.from_json((self.folder / "round_1/plan.json").read_text())
+
+    @cached_property
+    def look(self) -> Look:
+        """The evaluation look: the model's own figures, overridden by the recipe's."""
+        data, source = self.recipe.data, self._sources[True]
+        config = backbones.image_config(self.fresh(), source.in_chans)
+        native = source.images.shape[1] if isinstance(source, ArraySource) else config["input_size"][1]
+        return Look(
+            data.image_size or native, data.mean or tuple(config["mean"]), data.std or tuple(config["std"]),
+            data.crop or config["crop_pct"], data.interpolation or config["interpolation"], data.augment,
+        )  # fmt: skip
+
+    def feed(self, train: bool) -> Feed:
+        """The training or the evaluation images."""
+        return Feed(self._sources[train], self.look, self.machine.device, self.recipe.data.workers)
+
+    @property
+    def example(self) -> Tensor:
+        """One input of the network's size, (1, C, H, W)."""
+        return torch.randn(
+            (1, self.in_chans, self.look.size, self.look.size), generator=torch.Generator().manual_seed(0)
+        )
+
+    @cached_property
+    def channels(self) -> Channels:
+        """Layers and groups of the dense backbone."""
+        return surgeon.sites_of(self.fresh().eval(), self.example)
+
+    def outside(self, stage: str) -> dict[str, str]:
+        """Digests of what a stage reads from outside the run directory: labels of the data, the checkpoint file."""
+        if stage in ("prune", "export", "report", "select"):
+            return {}
+        labels = {str(train): digest(source.labels.tobytes()) for train, source in self._sources.items()}
+        place = self.recipe.backbone.checkpoint
+        if stage == "train" and place and Path(place).is_file():
+            labels["checkpoint"] = file_digest(Path(place))
+        return labels
