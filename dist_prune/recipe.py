@@ -184,13 +184,19 @@ def find(name_or_path: str) -> Path:
     raise PruneError(f"no recipe file at {name_or_path!r}: " + unknown("recipe", stem, known))
 
 
-def load(name_or_path: str, overrides: list[str] | None = None, options_of: OptionsOf | None = None) -> Recipe:
+def load(
+    name_or_path: str,
+    overrides: list[str] | None = None,
+    options_of: OptionsOf | None = None,
+    need_environment: bool = True,
+) -> Recipe:
     """Read a recipe, apply ``key=value`` overrides, validate it.
 
     Args:
         name_or_path: a YAML file, or a bare name in ``recipes/``.
         overrides: ``a.b=value`` texts; the value is read as YAML.
         options_of: method name -> its options model, so that the method's errors join the list.
+        need_environment: whether an unset ``${VARIABLE}`` is an error (a look at a recipe needs no data).
 
     Raises:
         PruneError: with one line for each thing that is wrong.
@@ -205,7 +211,7 @@ def load(name_or_path: str, overrides: list[str] | None = None, options_of: Opti
     tree.setdefault("name", path.stem)
     problems = _override(tree, overrides or [])
     tree, missing = _expand(tree)
-    problems += missing
+    problems += missing if need_environment else []
     return parse(tree, options_of, where=str(path), problems=problems)
 
 

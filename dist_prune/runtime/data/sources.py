@@ -13,6 +13,15 @@ from dist_prune.errors import PruneError
 
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
+# source -> classes, channels, side, for sets that are what they are wherever they lie
+KNOWN = {
+    "digits": (10, 1, 8),
+    "cifar10": (10, 3, 32),
+    "cifar100": (100, 3, 32),
+    "mnist": (10, 1, 28),
+    "fashion_mnist": (10, 1, 28),
+}
+
 
 class Source(Protocol):
     """One split of a data set."""
@@ -82,6 +91,20 @@ def check(source: ArraySource | FolderSource, what: str) -> None:
     low, high = int(source.labels.min()), int(source.labels.max())
     if low < 0 or high >= len(source.classes):
         raise PruneError(f"{what}: labels run from {low} to {high}, but there are {len(source.classes)} classes")
+
+
+def class_folders(root: str | None, split: str) -> int:
+    """Class folders of an image folder's split; 0 where it is not there."""
+    place = Path(root or "").expanduser() / split
+    return sum(entry.is_dir() for entry in place.iterdir()) if root and place.is_dir() else 0
+
+
+def npz_shape(root: str | None) -> tuple[int, int, int] | None:
+    """(classes, channels, side) of an .npz data set; None where it is not there."""
+    if not root or not Path(root).expanduser().is_file():
+        return None
+    found = _npz(Path(root).expanduser(), train=False)
+    return len(found.classes), found.in_chans, found.images.shape[1]
 
 
 def _expected(source: str) -> str:

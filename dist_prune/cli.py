@@ -1,0 +1,86 @@
+"""``dist-prune list | check | report | doctor``: look before and after a run. ``run.py`` does the work."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from dist_prune import methods, recipe
+from dist_prune.errors import PruneError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when all is well, 1 where doctor found something missing, 2 for an error that its text explains."""
+    parser = argparse.ArgumentParser(prog="dist-prune", description="Structured pruning, distributed.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    listing = verbs.add_parser("list", help="what there is")
+    listing.add_argument("what", choices=("methods", "recipes", "backbones"))
+    listing.add_argument("pattern", nargs="?", default="", help="a glob, for backbones")
+    checking = verbs.add_parser("check", help="validate a recipe and show its channel groups; needs no data")
+    checking.add_argument("recipe", help="a YAML file, or a name in recipes/")
+    checking.add_argument("overrides", nargs="*", metavar="key=value")
+    reporting = verbs.add_parser("report", help="the result of a run")
+    reporting.add_argument("run", help="a run directory")
+    verbs.add_parser("doctor", help="what is installed, what is missing, what mends it")
+    for verb in verbs.choices.values():
+        verb.add_argument("--json", action="store_true", help="for machines")
+    words = sys.argv[1:] if arguments is None else arguments
+    given = parser.parse_args(sorted(words, key=lambda word: word == "--json"))  # the flag may stand anywhere
+    try:
+        text, body, code = {"list": _list, "check": _check, "report": _report, "doctor": _doctor}[given.verb](given)
+    except PruneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        print(json.dumps(body, indent=1) if given.json else text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # dist-prune list backbones | head
+        sys.stderr.close()
+    return code
+
+
+Answer = tuple[str, Any, int]
+
+
+def _list(given: argparse.Namespace) -> Answer:
+    if given.what == "methods":
+        found = {name: methods.find(name).paper for name in methods.names()}
+        width = max(map(len, found))
+        return "\n".join(f"{name:{width}}  {paper}" for name, paper in found.items()), found, 0
+    if given.what == "recipes":
+        files = {f.stem: str(f) for folder in reversed(recipe.recipe_folders()) for f in sorted(folder.glob("*.yaml"))}
+        return "\n".join(f"{name:32}  {path}" for name, path in sorted(files.items())), files, 0
+    from dist_prune.runtime import backbones
+
+    names = backbones.names(given.pattern)
+    return "\n".join(names), names, 0
+
+
+def _check(given: argparse.Namespace) -> Answer:
+    from dist_prune.preview import as_text, preview
+
+    spec = recipe.load(given.recipe, given.overrides, methods.options_of, need_environment=False)
+    body = preview(spec)
+    return as_text(body), body, 0
+
+
+def _report(given: argparse.Namespace) -> Answer:
+    from dist_prune.stages.page import table
+
+    file = Path(given.run) / "report.json"
+    if not file.is_file():
+        raise PruneError(f"{given.run} holds no report.json: no run has finished there yet")
+    body = json.loads(file.read_text())
+    return f"{body['name']}, plan {body['plan']['fingerprint'][:16]}\n\n{table(body)}", body, 0
+
+
+def _doctor(given: argparse.Namespace) -> Answer:
+    from dist_prune.doctor import as_text, examine
+
+    findings = examine()
+    return as_text(findings), findings, int(any(item["state"] == "missing" and item["needed"] for item in findings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

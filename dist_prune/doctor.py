@@ -1,0 +1,83 @@
+"""What is installed, what is missing, and the command that mends it."""
+
+import os
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    # distribution, needed by every run, what it is for, what mends it
+    ("torch", True, "everything", "pip install -c constraints.txt torch torchvision"),
+    ("torchvision", True, "image transforms and data sets", "pip install -c constraints.txt torchvision"),
+    ("timm", True, "backbones", "pip install -c constraints.txt timm"),
+    ("torch-pruning", True, "channel groups and surgery", "pip install -c constraints.txt torch-pruning"),
+    ("accelerate", True, "launching on many processes", "pip install -c constraints.txt accelerate"),
+    ("safetensors", True, "weights on disk", "pip install -c constraints.txt safetensors"),
+    ("tensorboard", True, "curves while a run works", "pip install -c constraints.txt tensorboard"),
+    ("scikit-learn", True, "the digits data set", "pip install -c constraints.txt scikit-learn"),
+    ("ffcv", False, "FFCV loaders", "apt-get install g++ pkg-config libturbojpeg0-dev libopencv-dev; pip install ffcv"),
+    ("deepspeed", False, "ZeRO (launch/gpu_8_zero2.yaml)", "pip install 'dist-prune[deepspeed]'"),
+    ("transformers", False, "accelerate's DeepSpeed integration", "pip install 'dist-prune[deepspeed]'"),
+)
+PROGRAMS = (
+    ("git", "the commit in reports", "apt-get install git"),
+    ("sbatch", "submitting to SLURM", "apt-get install slurm-wlm munge, or log in to a cluster's head node"),
+)
+
+
+def examine() -> list[dict[str, Any]]:
+    """A line per thing: name, state (ok, missing, note), detail, mend, needed."""
+    found = [_package(*item) for item in PACKAGES]
+    found += [_program(*item) for item in PROGRAMS]
+    if all(item["state"] == "ok" for item in found if item["name"] in ("torch", "torchvision")):
+        found.append(_torch())
+    return [*found, _data()]
+
+
+def _line(name: str, state: str, detail: str, mend: str = "", needed: bool = False) -> dict[str, Any]:
+    return {"name": name, "state": state, "detail": detail, "mend": mend, "needed": needed}
+
+
+def _package(name: str, needed: bool, purpose: str, mend: str) -> dict[str, Any]:
+    try:
+        return _line(name, "ok", version(name), needed=needed)
+    except PackageNotFoundError:
+        return _line(name, "missing", f"needed for {purpose}", mend, needed)
+
+
+def _program(name: str, purpose: str, mend: str) -> dict[str, Any]:
+    place = shutil.which(name)
+    return _line(name, "ok", place) if place else _line(name, "missing", f"needed for {purpose}", mend)
+
+
+def _torch() -> dict[str, Any]:
+    try:
+        import torch
+        import torchvision  # noqa: F401 - an operator of a mismatched pair is missing at this import
+    except (ImportError, RuntimeError) as error:
+        mend = "pip install -c constraints.txt torch torchvision"
+        return _line("torch with torchvision", "missing", f"they do not fit together: {error}", mend, True)
+    gpus = torch.cuda.device_count()
+    detail = ", ".join(torch.cuda.get_device_name(i) for i in range(gpus)) or "no GPU: runs use the CPU (gloo)"
+    return _line("devices", "ok" if gpus else "note", detail)
+
+
+def _data() -> dict[str, Any]:
+    place = os.environ.get("DIST_PRUNE_DATA")
+    if not place:
+        return _line("DIST_PRUNE_DATA", "note", "not set: recipes that name ${DIST_PRUNE_DATA} need it", "export it")
+    if not Path(place).is_dir():
+        return _line("DIST_PRUNE_DATA", "missing", f"{place} is no folder", "export DIST_PRUNE_DATA=FOLDER")
+    return _line("DIST_PRUNE_DATA", "ok", place)
+
+
+def as_text(findings: list[dict[str, Any]]) -> str:
+    """The findings for a terminal."""
+    width = max(len(item["name"]) for item in findings)
+    lines = []
+    for item in findings:
+        lines.append(f"{item['state']:8} {item['name']:{width}}  {item['detail']}")
+        if item["mend"]:
+            lines.append(f"{'':8} {'':{width}}  mend: {item['mend']}")
+    return "\n".join(lines)

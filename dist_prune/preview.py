@@ -1,0 +1,85 @@
+"""What a recipe would cut, before any data is touched: groups, who is protected and why, the reachable sizes."""
+
+from typing import Any
+
+import torch
+
+from dist_prune.pruning import cost, surgeon
+from dist_prune.pruning.choose import Request, check_target, reachable
+from dist_prune.recipe import Recipe
+from dist_prune.runtime import backbones
+from dist_prune.runtime.data.sources import KNOWN, class_folders, npz_shape
+
+
+def preview(spec: Recipe) -> dict[str, Any]:
+    """Build the recipe's backbone on the CPU and trace its channel groups.
+
+    Classes and channels of the data come from the data set's definition; an image folder or an .npz that is there is
+    asked, otherwise 1,000 classes (image folder) or 10 (npz) are assumed, and said.
+    """
+    classes, in_chans, side, assumed = _shape(spec)
+    model = backbones.create(spec.backbone.name, classes, in_chans, False, spec.backbone.kwargs).eval()
+    config = backbones.image_config(model, in_chans)
+    size = spec.data.image_size or side or config["input_size"][1]
+    channels = surgeon.sites_of(model, torch.randn(1, in_chans, size, size)).without(spec.select.exclude)
+    keys = spec.select.model_dump(exclude={"exclude"})
+    request = Request(**keys, target=spec.target.asked())  # type: ignore[arg-type]
+    check_target(channels, request)
+    groups = [
+        {
+            "name": group.name,
+            "width": group.width,
+            "layers": list(group.layers),
+            "producers": list(group.producers),
+            "protected": group.protected,
+        }
+        for group in channels.groups
+    ]
+    return {
+        "recipe": spec.resolved(),
+        "input": [in_chans, size, size],
+        "classes": classes,
+        "assumed": assumed,
+        "dense": {
+            "macs": cost.macs(channels),
+            "thop": cost.macs(channels, rule="thop"),
+            "params": cost.params(channels),
+        },
+        "reachable": {q: list(reachable(channels, request, q)) for q in ("macs", "params", "channels")},
+        "groups": groups,
+    }
+
+
+def _shape(spec: Recipe) -> tuple[int, int, int | None, str]:
+    """(classes, channels, native side or None, what was assumed)."""
+    data = spec.data
+    if data.source in KNOWN:
+        return (*KNOWN[data.source], "")
+    if data.source == "imagefolder":
+        found = class_folders(data.root, data.train_split)
+        return (found, 3, None, "") if found else (1000, 3, None, "1,000 classes: the image folder is not here")
+    found = npz_shape(data.root)
+    return (*found, "") if found else (10, 3, 32, "10 classes of 3x32x32 images: the .npz file is not here")
+
+
+def as_text(body: dict[str, Any]) -> str:
+    """The preview for a terminal."""
+    spec, dense = body["recipe"], body["dense"]
+    lines = [
+        f"{spec['name']}: {spec['backbone']['name']}, method {spec['method']['name']}, "
+        f"input {'x'.join(map(str, body['input']))}, {body['classes']} classes",
+        f"dense: {dense['macs'] / 1e6:,.2f} M MACs ({dense['thop'] / 1e6:,.2f} M by thop), {dense['params']:,} params",
+        *([f"assumed {body['assumed']}"] if body["assumed"] else []),
+        "",
+        f"{'group':40} {'width':>6}  coupled layers",
+    ]
+    for group in body["groups"]:
+        shown = ", ".join(group["layers"][:4]) + (
+            f", ... {len(group['layers'])} in all" if len(group["layers"]) > 4 else ""
+        )
+        lines.append(f"{group['name']:40} {group['width']:6}  {shown}")
+        if group["protected"]:
+            lines.append(f"{'':47}  PROTECTED: {group['protected']}")
+    free = sum(not group["protected"] for group in body["groups"])
+    ranges = ", ".join(f"{q} {low:.1%} to {high:.0%}" for q, (low, high) in body["reachable"].items())
+    return "\n".join([*lines, "", f"{free} of {len(body['groups'])} groups are free; what can be left: {ranges}"])
