@@ -43,7 +43,7 @@ class Data(Part):
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = Field(
         default=None, description="default: the model's own"
     )
-    augment: Literal["none", "crop_flip", "resized_crop_flip"] = "none"
+    augment: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = "none"
     workers: int = Field(default=2, ge=0, description="decoding processes per rank (image folders only)")
 
 

@@ -71,6 +71,10 @@ def sites_of(model: nn.Module, example: Tensor) -> Channels:
             group = _group(graph, module, names, layers, lambda n: (depth[n], order[n]))
             seen.update(group.producers)
             groups.append(group)
+    if not groups:
+        raise PruneError(
+            "no channel group was found: the network's forward pass cuts the autograd graph (detach, no_grad)"
+        )
     covered = sum(_params(layer) for layer in layers.values())
     other = sum(p.numel() for p in model.parameters()) - covered
     channels = Channels(layers, tuple(sorted(groups, key=lambda g: order[g.name])), other, tuple(example.shape[1:]))

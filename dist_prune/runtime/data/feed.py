@@ -37,7 +37,7 @@ class Look:
     std: tuple[float, ...]
     crop: float = 1.0
     interpolation: str = "bilinear"
-    augment: Literal["none", "crop_flip", "resized_crop_flip"] = "none"
+    augment: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = "none"
 
 
 @dataclass
@@ -93,15 +93,15 @@ class Feed:
         assert isinstance(self.source, ArraySource)
         pixels = self.source.take(ids)
         if augment is not None and self.look.augment != "none":
-            pixels = _crop_flip(pixels, draws(*augment, ids, 3))
+            pixels = _crop(pixels, draws(*augment, ids, 3), flip=self.look.augment != "crop")
         if pixels.shape[-2:] != (self.look.size, self.look.size):
             wanted = (self.look.size, self.look.size)
             pixels = functional.interpolate(pixels.float(), wanted, mode="bilinear", antialias=True)
         return pixels
 
 
-def _crop_flip(pixels: Tensor, chance: Tensor) -> Tensor:
-    """Pad by an eighth of the side (4 for 32), crop at a place drawn per image, flip every second one.
+def _crop(pixels: Tensor, chance: Tensor, flip: bool) -> Tensor:
+    """Pad by an eighth of the side (4 for 32), crop at a place drawn per image, flip every second one if asked.
 
     Args:
         pixels: (n, C, H, W).
@@ -113,7 +113,7 @@ def _crop_flip(pixels: Tensor, chance: Tensor) -> Tensor:
     places = (chance[:, :2] * (2 * pad + 1)).long()
     rows = places[:, :1] + torch.arange(height)
     columns = places[:, 1:] + torch.arange(width)
-    columns = torch.where(chance[:, 2:] < 0.5, columns, columns.flip(1))
+    columns = torch.where(chance[:, 2:] < 0.5, columns.flip(1), columns) if flip else columns
     return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 

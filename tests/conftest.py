@@ -1,0 +1,41 @@
+"""Shared by all tests: thread counts, the pool of ranks, real data where it is."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+from tests.pool import Pool
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory):
+    """Three real gloo ranks."""
+    pool = Pool(3, tmp_path_factory.mktemp("pool"))
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def pool4(tmp_path_factory):
+    """Four real gloo ranks (slow run)."""
+    pool = Pool(4, tmp_path_factory.mktemp("pool4"))
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real data that DIST_PRUNE_DATA names; where CI has it, its absence is a failure."""
+    place = os.environ.get("DIST_PRUNE_DATA")
+    if place and Path(place, "cifar10.npz").is_file():
+        return Path(place)
+    reason = "DIST_PRUNE_DATA names no folder with the real data"
+    if os.environ.get("DIST_PRUNE_MUST_RUN"):
+        pytest.fail(reason)
+    pytest.skip(reason)

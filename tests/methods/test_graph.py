@@ -1,0 +1,174 @@
+"""The redundancy graph against its specification: hash bits, Hamming distances, decomposition, thresholds."""
+
+import networkx
+import numpy as np
+import pytest
+import torch
+from scipy.fft import dct
+
+from dist_prune.errors import PruneError
+from dist_prune.methods.graph import HashAgreement, coreness, decompose, edges, hash_bits
+from dist_prune.pruning.channels import Site
+from dist_prune.pruning.choose import Request
+from dist_prune.pruning.statistic import Tally
+from tests import tiny
+
+
+def graph(edges: list[tuple[int, int]], nodes: int) -> np.ndarray:
+    table = np.zeros((nodes, nodes), dtype=bool)
+    for a, b in edges:
+        table[a, b] = table[b, a] = True
+    return table
+
+
+K4 = [(a, b) for a in range(4) for b in range(a)]
+TRIANGLES = [(0, 1), (0, 2), (1, 2), (3, 4), (3, 5), (4, 5)]
+STAR = [(0, leaf) for leaf in range(1, 5)]
+
+
+@pytest.mark.parametrize(
+    ("links", "worth", "kept"),
+    [
+        ([*K4, (3, 4), (4, 5), (5, 6)], [1, 2, 3, 4, 5, 6, 7, 8], [6, 7]),
+        ([*K4, (3, 4), (4, 5), (5, 6)], [4, 3, 2, 1, 5, 6, 7, 8], [0, 6, 7]),
+        (STAR, [5, 1, 2, 3, 4], [0]),
+        (STAR, [1, 5, 4, 3, 2], [1]),
+        ([*TRIANGLES, (2, 3), (5, 6)], [1, 2, 3, 3.5, 2.5, 1.5, 9], [3, 6]),
+        ([(i, i + 1) for i in range(5)], [1, 2, 3, 4, 5, 6], [5]),
+    ],
+)
+def test_decomposition_vectors(links, worth, kept):
+    assert decompose(graph(links, len(worth)), np.array(worth, dtype=float)) == kept
+
+
+def bits_of(maps: torch.Tensor) -> str:
+    side = min(8, maps.shape[-1])
+    rows = hash_bits(maps[None, None].double(), 8)[0, 0].view(side, side).int().tolist()
+    return "/".join("".join(map(str, row)) for row in rows)
+
+
+def test_hash_vectors():
+    i, j = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    zero, one = "00000000", "10000000"
+    assert bits_of(torch.zeros(8, 8)) == "/".join(["11111111"] * 8)
+    assert bits_of(torch.ones(8, 8)) == "/".join([one, *[zero] * 7])
+    assert bits_of(-torch.ones(8, 8)) == "/".join(["01111111", *["11111111"] * 7])
+    assert bits_of(i[:8, :8]) == "/".join([one, *[zero] * 7])
+    assert bits_of(torch.tensor([[1.0, 2.0], [3.0, 5.0]])) == "10/00"
+    assert bits_of((4 * i[:4, :4] + j[:4, :4]) ** 2 - 60) == "1011/0111/1111/0111"
+    expected = [zero, "01010100", zero, "01000000", zero, "01000000", zero, zero]
+    assert bits_of((i - 7.5) * (j - 7.5)) == "/".join(expected)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (7, 7), (5, 12), (2, 2), (1, 1)])
+def test_hash_is_the_unnormalised_dct_corner(shape):
+    maps = torch.randn(3, 4, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    spectrum = dct(dct(maps.numpy(), type=2, axis=2), type=2, axis=3)[:, :, : min(8, shape[0]), : min(8, shape[1])]
+    expected = spectrum >= spectrum.mean((2, 3), keepdims=True)
+    assert np.array_equal(hash_bits(maps, 8).numpy(), expected.reshape(3, 4, -1))
+
+
+@pytest.mark.parametrize("batches", [[100], [7] * 14 + [2], [1] * 100, [50, 13, 37]])
+def test_hamming_from_the_gram_matrix_is_brute_force(batches):
+    """Any cutting of the images gives the integers that pairwise comparison gives."""
+    maps = torch.randn(100, 6, 9, 9, generator=torch.Generator().manual_seed(1))
+    site = Site("conv", "conv", 6, "conv", True)
+    tally = Tally(HashAgreement(8), [site], 100, torch.device("cpu"))
+    start = 0
+    for size in batches:
+        tally.update(site, maps[start : start + size], torch.arange(start, start + size))
+        start += size
+    gram = tally.tables["conv"]["gram"]
+    ones = gram.diagonal()
+    bits = hash_bits(maps, 8)
+    for a in range(6):
+        for b in range(6):
+            assert int(ones[a] + ones[b] - 2 * gram[a, b]) == int((bits[:, a] != bits[:, b]).sum())
+    assert int(tally.tables["conv"]["images"]) == 100
+    assert int(tally.tables["conv"]["bits"]) == 64
+
+
+def test_edges_are_decided_on_integers():
+    hamming = torch.tensor([[0, 30, 31], [30, 0, 10], [31, 10, 0]])
+    found = edges(hamming, 100, 0.7)  # 1 - 30/100 is .7: an edge, though 0.7 has no exact float
+    assert found.tolist() == [[False, True, False], [True, False, True], [False, True, False]]
+
+
+def test_coreness_is_networkx_s():
+    rng = np.random.default_rng(0)
+    for chance in (0.02, 0.1, 0.4):
+        table = np.triu(rng.random((60, 60)) < chance, 1)
+        table |= table.T
+        expected = networkx.core_number(networkx.from_numpy_array(table))
+        assert coreness(table, np.ones(60, dtype=bool)).tolist() == [expected[i] for i in range(60)]
+
+
+def test_large_dense_graph():
+    """2,048 filters: what stays has no edge left among it."""
+    rng = np.random.default_rng(0)
+    table = np.triu(rng.random((2048, 2048)) < 0.3, 1)
+    table |= table.T
+    kept = decompose(table, rng.random(2048))
+    assert kept
+    assert not table[np.ix_(kept, kept)].any()
+
+
+def scored():
+    bench = tiny.bench(tiny.network())
+    method = tiny.method("graph")
+    return method, method.score(bench), bench
+
+
+def test_threshold_one_keeps_all_but_twins_and_zero_keeps_one():
+    method, scores, bench = scored()
+    every = method.select(scores, bench.channels, Request(threshold=1.0))
+    for group in bench.channels.free:
+        hamming = scores[f"{group.name}:hamming"]
+        twins = int((hamming + torch.eye(len(hamming), dtype=hamming.dtype) == 0).any(1).sum())
+        assert group.width - every.counts[group.name] <= twins
+    none = method.select(scores, bench.channels, Request(threshold=0.0))
+    assert {none.counts[group.name] for group in bench.channels.free} == {1}
+
+
+def test_a_residual_stream_has_one_index_list():
+    method, scores, bench = scored()
+    plan = method.select(scores, bench.channels, Request(threshold=0.7))
+    stem = bench.channels.group("conv1")
+    assert stem.producers[:2] == ("conv1", "layer1.0.conv2")
+    assert bench.channels.group("layer2.0.downsample.0").producers[1] == "layer2.0.conv2"
+    small = tiny.cut(bench.model, bench.channels, plan)
+    widths = {name: small.get_submodule(name).out_channels for name in stem.producers}
+    assert set(widths.values()) == {plan.counts["conv1"]}
+
+
+def test_a_target_is_met_from_above_by_the_threshold():
+    from dist_prune.pruning.cost import macs
+
+    method, scores, bench = scored()
+    for share in (0.3, 0.5, 0.8):
+        plan = method.select(scores, bench.channels, Request(target=("macs", share)))
+        left = macs(bench.channels, plan.counts) / macs(bench.channels)
+        assert share - 0.25 < left <= share
+
+
+def test_rounding_and_floor_hold():
+    method, scores, bench = scored()
+    plan = method.select(scores, bench.channels, Request(threshold=0.6, round_to=8, min_channels=5))
+    for group in bench.channels.free:
+        assert plan.counts[group.name] % 8 == 0
+    plan = method.select(scores, bench.channels, Request(threshold=0.0, min_channels=5))
+    assert {plan.counts[group.name] for group in bench.channels.free} == {5}
+
+
+@pytest.mark.parametrize("request_", [Request(), Request(threshold=0.5, target=("macs", 0.5))])
+def test_threshold_or_target_but_not_both(request_):
+    method, scores, bench = scored()
+    with pytest.raises(PruneError, match=r"either select\.threshold"):
+        method.select(scores, bench.channels, request_)
+
+
+def test_scores_of_another_network_are_refused():
+    method, scores, bench = scored()
+    scores.pop("layer1.0.conv1:hamming")
+    with pytest.raises(PruneError, match="another method or for another network"):
+        method.select(scores, bench.channels, Request(threshold=0.7))

@@ -1,0 +1,79 @@
+"""Ranking, budgets, floors and rounding: every constraint holds for random requests."""
+
+import random
+
+import pytest
+import torch
+
+from dist_prune.errors import PruneError
+from dist_prune.pruning import surgeon
+from dist_prune.pruning.choose import Request, check_target, counts_of, keep_best, reachable, share_of
+from tests import tiny
+
+CHANNELS = surgeon.sites_of(tiny.network(), tiny.example()[:1])
+SCORES = {
+    group.name: torch.rand(group.width, generator=torch.Generator().manual_seed(i))
+    for i, group in enumerate(CHANNELS.free)
+}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_constraints_hold(seed):
+    rng = random.Random(seed)
+    quantity = rng.choice(["macs", "params", "channels"])
+    plain = Request(
+        scope=rng.choice(["local", "global"]), min_channels=rng.choice([1, 3, 20]), round_to=rng.choice([1, 4, 8])
+    )
+    low, high = reachable(CHANNELS, plain, quantity)
+    share = low + rng.random() * (high - low)
+    request = Request(
+        scope=plain.scope, min_channels=plain.min_channels, round_to=plain.round_to, target=(quantity, share)
+    )
+    kept = keep_best(CHANNELS, SCORES, request)
+    assert share_of(CHANNELS, quantity, counts_of(kept)) <= share
+    for group in CHANNELS.free:
+        count = len(kept[group.name])
+        assert min(plain.min_channels, group.width) <= count <= group.width
+        assert count % plain.round_to == 0 or group.width <= plain.round_to
+        worst = min(float(SCORES[group.name][i]) for i in kept[group.name])
+        gone = set(range(group.width)) - set(kept[group.name])
+        assert all(float(SCORES[group.name][i]) <= worst for i in gone), "the best channels stay"
+    if plain.round_to == 1:
+        assert share - share_of(CHANNELS, quantity, counts_of(kept)) < 0.02, "no further from the target than a channel"
+
+
+def test_keep_ratio_local_and_global():
+    local = counts_of(keep_best(CHANNELS, SCORES, Request(keep_ratio=0.75)))
+    assert all(local[group.name] == group.width * 3 // 4 for group in CHANNELS.free)
+    everywhere = counts_of(keep_best(CHANNELS, SCORES, Request(keep_ratio=0.75, scope="global")))
+    total = sum(group.width for group in CHANNELS.free)
+    assert sum(everywhere.values()) == total - int(total / 4)
+    assert everywhere != local
+
+
+def test_ties_fall_to_the_smaller_index():
+    even = {group.name: torch.ones(group.width) for group in CHANNELS.free}
+    kept = keep_best(CHANNELS, even, Request(keep_ratio=0.5))
+    assert kept["conv1"] == list(range(8, 16))
+
+
+def test_an_impossible_target_names_the_reachable_range():
+    with pytest.raises(
+        PruneError, match=r"target\.macs: 0\.001 cannot be reached.*reachable range is 0\.\d+ to 1"
+    ) as error:
+        check_target(CHANNELS, Request(min_channels=4, target=("macs", 0.001)))
+    assert "select.min_channels" in str(error.value)
+
+
+def test_nothing_asked_says_what_to_set():
+    with pytest.raises(PruneError, match=r"set target\.macs"):
+        keep_best(CHANNELS, SCORES, Request())
+
+
+def test_excluded_groups_are_protected():
+    guarded = CHANNELS.without(["layer2.*"])
+    assert {g.name for g in CHANNELS.free} - {g.name for g in guarded.free} == {
+        "layer2.0.conv1",
+        "layer2.0.downsample.0",
+    }
+    assert "select.exclude 'layer2.*'" in guarded.group("layer2.0.conv1").protected

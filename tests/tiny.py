@@ -1,0 +1,78 @@
+"""Tiny networks on real images: what most tests work with."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dist_prune import methods
+from dist_prune.bench import Bench
+from dist_prune.pruning import surgeon
+from dist_prune.runtime import backbones
+from dist_prune.runtime.collectives import Ranks
+from dist_prune.runtime.data.feed import Feed, Look
+from dist_prune.runtime.data.sources import ArraySource, FolderSource, open_source
+from dist_prune.runtime.machine import Machine
+from dist_prune.runtime.tracking import Tracker
+
+IMAGES = 53  # not a multiple of the micro-batch, nor of 2 or 3
+MICRO = 7
+
+
+def network(seed: int = 0, name: str = "resnet8p_cifar", in_chans: int = 1, **kwargs: Any) -> nn.Module:
+    """A residual network for 8x8 digits in float64 (rounding cannot turn a hash bit), batch norms set to something."""
+    torch.manual_seed(seed)
+    model = backbones.create(name, 10, in_chans, kwargs={"img_size": 8, **kwargs}).double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+            module.running_mean.normal_(std=0.3)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]
+    return model.eval()
+
+
+def machine(ranks: Ranks | None = None) -> Machine:
+    return Machine(torch.device("cpu"), ranks or Ranks())
+
+
+def digits_feed(dtype: torch.dtype = torch.float64) -> Feed:
+    return feed_of(open_source("digits", None, "", True), dtype)
+
+
+def feed_of(source: ArraySource | FolderSource, dtype: torch.dtype = torch.float64, workers: int = 0) -> Feed:
+    look = Look(8, (0.3,) * source.in_chans, (0.4,) * source.in_chans)
+    return Feed(source, look, torch.device("cpu"), workers, dtype)
+
+
+def example(in_chans: int = 1, size: int = 8) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn((2, in_chans, size, size), generator=generator, dtype=torch.float64)
+
+
+def bench(
+    model: nn.Module, ranks: Ranks | None = None, feed: Feed | None = None, images: int = IMAGES, seed: int = 0,
+    partial: Path | None = None, micro_batch: int = MICRO, save_every: int = 1,
+) -> Bench:  # fmt: skip
+    feed = feed or digits_feed()
+    channels = surgeon.sites_of(model, example(feed.source.in_chans)[:1])
+    return Bench(
+        model, channels, feed, np.arange(images), machine(ranks), Tracker(False), micro_batch, seed, partial, "test",
+        save_every,
+    )  # fmt: skip
+
+
+def method(name: str):
+    """A method with its default options."""
+    kind = methods.find(name)
+    return kind(kind.Options())
+
+
+def cut(model: nn.Module, channels, plan) -> nn.Module:
+    """A pruned copy."""
+    small = copy.deepcopy(model)
+    surgeon.operate(small, channels, plan)
+    return small
