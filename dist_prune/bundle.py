@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dist_prune.errors import PruneError
 from dist_prune.ledger import digest
 from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.surgeon import rebuild
+from dist_prune.pruning.rebuild import rebuild
 from dist_prune.runtime import backbones, checkpoint
 
 FORMAT = 1

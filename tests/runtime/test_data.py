@@ -1,0 +1,110 @@
+"""Sources and feeds on real images; what is said when the data is not what the recipe says."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dist_prune.errors import PruneError
+from dist_prune.runtime.data.feed import Feed, Look
+from dist_prune.runtime.data.sources import ArraySource, check, open_source
+
+CPU = torch.device("cpu")
+
+
+def test_digits():
+    train, test = (open_source("digits", None, "", flag) for flag in (True, False))
+    assert (len(train.labels), len(test.labels)) == (1347, 450)
+    assert isinstance(train, ArraySource)
+    assert train.images.shape[1:] == (8, 8, 1)
+    assert train.images.max() == 255
+
+
+def test_cifar_and_mnist_are_the_real_ones(data):
+    train = open_source("npz", str(data / "cifar10.npz"), "", True)
+    assert (len(train.labels), train.in_chans, len(train.classes)) == (50_000, 3, 10)
+    mnist = open_source("mnist", str(data), "", False)
+    assert (len(mnist.labels), mnist.in_chans) == (10_000, 1)
+
+
+def test_image_folder(data):
+    source = open_source("imagefolder", str(data / "imagenet_1000"), "val", False)
+    assert len(source.classes) == 1000
+    feed = Feed(source, Look(224, (0.5,) * 3, (0.5,) * 3, 0.875), CPU, workers=0)
+    whole = torch.cat([batch.images for batch in feed.batches([np.array([3, 500]), np.array([999])])])
+    assert whole.shape == (3, 3, 224, 224)
+    with Image.open(source.paths[500]) as file:  # type: ignore[union-attr]
+        side = min(file.size)
+    assert side == 256
+    other = torch.cat(
+        [b.images for b in Feed(source, feed.look, CPU, workers=2).batches([np.array([3]), np.array([500, 999])])]
+    )
+    assert torch.equal(whole, other)
+
+
+@pytest.mark.parametrize("augment", ["crop_flip", "crop"])
+def test_augmentation_follows_the_sample_not_the_batch(augment):
+    source = open_source("digits", None, "", True)
+    feed = Feed(source, Look(8, (0.0,), (1.0,), augment=augment), CPU)
+    ids = np.array([5, 9, 700, 2])
+    together = next(feed.batches([ids], augment=(0, 3))).images
+    alone = torch.cat([batch.images for batch in feed.batches([ids[i : i + 1] for i in range(4)], augment=(0, 3))])
+    assert torch.equal(together, alone)
+    assert not torch.equal(together, next(feed.batches([ids], augment=(0, 4))).images)
+    plain = next(feed.batches([ids])).images
+    assert torch.equal(plain, torch.from_numpy(source.images[ids]).permute(0, 3, 1, 2) / 255)  # type: ignore[union-attr]
+
+
+def test_crops_are_windows_of_the_padded_image():
+    """Each augmented image is one of the shifted (and, with crop_flip, mirrored) copies of the original."""
+    source = open_source("digits", None, "", True)
+    ids = np.arange(40)
+    plain = next(Feed(source, Look(8, (0.0,), (1.0,)), CPU).batches([ids])).images
+    feed = Feed(source, Look(8, (0.0,), (1.0,), augment="crop_flip"), CPU)
+    flips = 0
+    for image, original in zip(next(feed.batches([ids], augment=(0, 0))).images, plain, strict=True):
+        padded = torch.nn.functional.pad(original, (1, 1, 1, 1))
+        windows = [padded[:, r : r + 8, c : c + 8] for r in range(3) for c in range(3)]
+        straight = any(torch.equal(image, window) for window in windows)
+        mirrored = any(torch.equal(image, window.flip(2)) for window in windows)
+        assert straight or mirrored
+        flips += mirrored and not straight
+    assert 8 < flips < 32
+
+
+def test_missing_and_malformed_data(tmp_path):
+    with pytest.raises(PruneError, match=r"there is no .*nowhere\. imagefolder: ROOT/train"):
+        open_source("imagefolder", str(tmp_path / "nowhere"), "train", True)
+    with pytest.raises(PruneError, match="data.root: 'npz' needs the place"):
+        open_source("npz", None, "", True)
+    with pytest.raises(PruneError, match="no cifar10 below"):
+        open_source("cifar10", str(tmp_path), "", True)
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    with pytest.raises(PruneError, match="class folder .*cat holds no image"):
+        open_source("imagefolder", str(tmp_path), "train", True)
+    with pytest.raises(PruneError, match="there is no folder .*val"):
+        open_source("imagefolder", str(tmp_path), "val", False)
+    (tmp_path / "x.npz").write_bytes(b"PK cut short")
+    with pytest.raises(PruneError, match=r"x\.npz cannot be read"):
+        open_source("npz", str(tmp_path / "x.npz"), "", True)
+    np.savez(tmp_path / "y.npz", x_train=np.zeros((3, 4, 4)), y_train=np.zeros(3), y_test=np.zeros(3))
+    with pytest.raises(PruneError, match=r"x_train of .* is float64"):
+        open_source("npz", str(tmp_path / "y.npz"), "", True)
+
+
+def test_labels_outside_the_classes():
+    with pytest.raises(PruneError, match="labels run from 0 to 7, but there are 3 classes"):
+        check(ArraySource(np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 7]), ("a", "b", "c")), "the images")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_image_is_named(tmp_path, workers):
+    folder = tmp_path / "train" / "cat"
+    folder.mkdir(parents=True)
+    for name in ("a", "b", "c"):
+        Image.new("RGB", (20, 20)).save(folder / f"{name}.png")
+    whole = (folder / "b.png").read_bytes()
+    (folder / "b.png").write_bytes(whole[: len(whole) // 2])
+    feed = Feed(open_source("imagefolder", str(tmp_path), "train", True), Look(8, (0.5,) * 3, (0.5,) * 3), CPU, workers)
+    with pytest.raises(PruneError, match=r"sample 1: the image .*b\.png cannot be decoded"):
+        list(feed.batches([np.array([0]), np.array([1, 2])]))

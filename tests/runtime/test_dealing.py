@@ -1,0 +1,68 @@
+"""Every sample once, whatever the world; orders and augmentation from (seed, epoch, sample id) alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from dist_prune.runtime.data import dealing
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize(("count", "size"), [(53, 7), (8, 8), (5, 50), (1, 1), (1001, 50)])
+def test_scoring_deals_each_image_once(count, size, world):
+    ids = np.arange(100, 100 + count)
+    lists = dealing.micro_batches(ids, size)
+    dealt = [part for rank in range(world) for part in dealing.deal(lists, rank, world)]
+    assert sorted(np.concatenate(dealt).tolist()) == ids.tolist()
+    whole = {tuple(part) for part in lists}
+    assert {tuple(part) for part in dealt} == whole, "micro-batches are the same for every world"
+
+
+@pytest.mark.parametrize("count", [64, 65, 70, 100, 3])
+def test_an_epoch_is_the_same_batches_for_every_world(count):
+    epochs = {}
+    for world in (1, 2, 3):
+        parts = [list(dealing.epoch(count, 16, 5, 2, rank, world)) for rank in range(world)]
+        assert len({len(part) for part in parts}) == 1
+        assert len(parts[0]) == dealing.steps(count, 16, world)
+        batches = [np.concatenate([part[step][0] for part in parts]) for step in range(len(parts[0]))]
+        assert [len(batch) for batch in batches] == [part[1] for part in parts[0]]
+        epochs[world] = [batch.tolist() for batch in batches]
+    for world in (2, 3):
+        shorter = epochs[world]
+        assert shorter == epochs[1][: len(shorter)]
+        left = [i for batch in epochs[1][len(shorter) :] for i in batch]
+        assert len(left) < 2 * world, "only a tail too short for batch norm on every rank waits"
+    assert sorted(i for batch in epochs[1] for i in batch) == list(range(count)) or count % 16 == 1
+
+
+def test_epochs_and_seeds_differ():
+    orders = {
+        tuple(np.concatenate([ids for ids, _ in dealing.epoch(50, 10, seed, number, 0, 1)]).tolist())
+        for seed in (0, 1)
+        for number in (0, 1)
+    }
+    assert len(orders) == 4
+
+
+def test_calibration_ids():
+    ids = dealing.calibration(1000, 100, 3)
+    assert len(set(ids.tolist())) == 100
+    assert ids.tolist() == sorted(ids.tolist())
+    assert ids.tolist() == dealing.calibration(1000, 100, 3).tolist()
+    assert ids.tolist() != dealing.calibration(1000, 100, 4).tolist()
+    assert dealing.calibration(10, "all", 0).tolist() == list(range(10))
+    assert dealing.calibration(10, 99, 0).tolist() == list(range(10))
+
+
+def test_draws_belong_to_the_sample():
+    ids = np.arange(2000)
+    whole = dealing.draws(1, 2, ids, 3)
+    assert torch.equal(whole[[7, 3, 1999]], dealing.draws(1, 2, np.array([7, 3, 1999]), 3))
+    assert float(whole.min()) >= 0
+    assert float(whole.max()) < 1
+    assert abs(float(whole.mean()) - 0.5) < 0.02
+    assert abs(float(whole.std()) - 12**-0.5) < 0.02
+    assert not torch.equal(whole, dealing.draws(1, 3, ids, 3))
+    correlation = np.corrcoef(whole.numpy().T)
+    assert np.abs(correlation - np.eye(3)).max() < 0.08

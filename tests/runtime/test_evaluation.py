@@ -1,0 +1,53 @@
+"""Accuracy is exact for every world, and the pretrained networks score what their README states."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_prune.runtime import backbones, checkpoint
+from dist_prune.runtime.collectives import Ranks
+from dist_prune.runtime.data.feed import Feed, Look
+from dist_prune.runtime.data.sources import open_source
+from dist_prune.runtime.evaluation import evaluate
+from dist_prune.runtime.tracking import Tracker
+from tests import tiny
+
+
+def digits(ranks: Ranks, batch: int) -> dict[str, float]:
+    return evaluate(tiny.network(), tiny.digits_feed(), batch, ranks, Tracker(False))
+
+
+def test_worlds_and_batches_agree_to_the_bit(pool):
+    found = [result for world in (1, 2, 3) for result in pool.run(world, digits, 100)]
+    found += [digits(Ranks(), batch) for batch in (1347, 32)]
+    assert all(result == found[0] for result in found)
+    assert found[0]["images"] == 1347
+
+
+def test_against_plain_arithmetic():
+    feed = tiny.digits_feed()
+    model = tiny.network()
+    import numpy as np
+
+    batch = next(feed.batches([np.arange(1347)]))
+    with torch.no_grad():
+        logits = model(batch.images)
+    found = digits(Ranks(), 100)
+    assert found["top1"] == pytest.approx(100 * float((logits.argmax(1) == batch.labels).double().mean()), abs=1e-9)
+    assert found["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, batch.labels)), abs=1e-6)
+
+
+def cifar(ranks: Ranks, place: Path, depth: int) -> float:
+    model = backbones.create(f"resnet{depth}_cifar", 10, 3)
+    weights = checkpoint.read_weights(place / f"weights/resnet{depth}_cifar10.safetensors")
+    checkpoint.fit(model, weights, "the file")
+    source = open_source("npz", str(place / "cifar10.npz"), "", False)
+    feed = Feed(source, Look(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), torch.device("cpu"))
+    return evaluate(model, feed, 250, ranks, Tracker(False))["top1"]
+
+
+@pytest.mark.parametrize(("depth", "top1"), [(20, 91.73), (56, 93.39)])
+def test_pretrained_networks_score_what_is_stated(depth, top1, pool, data):
+    for found in pool.run(2, cifar, data, depth):
+        assert found == pytest.approx(top1, abs=0.005)

@@ -1,0 +1,127 @@
+"""The house: who may import whom, no circle, short files, no standard-library names. Read from the code itself."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "dist_prune"
+FILES = sorted(PACKAGE.rglob("*.py"))
+GIANTS = {
+    "torch.distributed": {"runtime/collectives.py"},
+    "torch_pruning": {"pruning/surgeon.py"},
+    "timm": {"runtime/backbones/__init__.py", "runtime/backbones/resnet_cifar.py"},
+    "ffcv": set(),
+    "accelerate": {"runtime/machine.py", "runtime/training.py"},
+    "deepspeed": {"runtime/machine.py", "runtime/training.py"},
+}
+# room -> rooms it may import from (beside itself); a room is a folder or a file of the package
+ALLOWED = {
+    "errors": set(),
+    "recipe": {"errors"},
+    "ledger": {"errors"},
+    "pruning": {"errors"},
+    "runtime": {"errors", "recipe", "ledger"},
+    "methods": {"errors", "pruning"},
+    "bench": {"errors", "recipe", "pruning", "runtime"},
+    "bundle": {"errors", "ledger", "pruning", "runtime"},
+    "preview": {"errors", "recipe", "pruning", "runtime"},
+    "doctor": {"errors"},
+    "stages": {"errors", "recipe", "ledger", "pruning", "runtime", "methods", "bench", "bundle"},
+    "run": {"errors", "recipe", "ledger", "runtime", "methods", "stages"},
+    "cli": {"errors", "recipe", "runtime", "methods", "preview", "doctor", "stages"},
+}
+
+
+def name_of(file: Path) -> str:
+    return str(file.relative_to(PACKAGE))
+
+
+def imports_of(file: Path) -> set[str]:
+    """Every module that a file imports anywhere in it, ``from a import b`` as both a and a.b."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room_of(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "dist_prune" and len(parts) > 1 and parts[1] in ALLOWED else None
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_arrows_only_point_down(file):
+    own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if own == "__init__":
+        assert not {room_of(module) for module in imports_of(file)} - {None}
+        return
+    used = {room_of(module) for module in imports_of(file)} - {None, own}
+    assert used <= ALLOWED[own], f"{name_of(file)} may not import {used - ALLOWED[own]}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_each_giant_has_one_door(file):
+    for giant, doors in GIANTS.items():
+        used = {m for m in imports_of(file) if m == giant or m.startswith(giant + ".")}
+        assert not used or name_of(file) in doors, f"{name_of(file)} imports {used}"
+
+
+def test_papers_and_stages_do_not_know_one_another():
+    for folder, shared in (("methods", {"method"}), ("stages", {"work", "page", "code"})):
+        names = {file.stem for file in (PACKAGE / folder).glob("*.py")} - {"__init__"} - shared
+        for file in (PACKAGE / folder).glob("*.py"):
+            if file.stem != "__init__":
+                others = {f"dist_prune.{folder}.{name}" for name in names - {file.stem}}
+                assert not imports_of(file) & others, name_of(file)
+
+
+def test_papers_use_no_files_and_no_network():
+    banned = {"os", "pathlib", "io", "socket", "urllib", "requests", "subprocess", "shutil"}
+    for file in (PACKAGE / "methods").glob("*.py"):
+        if file.stem not in ("__init__",):
+            assert not {module.split(".")[0] for module in imports_of(file)} & banned, name_of(file)
+
+
+def test_no_import_circle():
+    modules = {}
+    for file in FILES:
+        dotted = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        modules[dotted] = file
+    arrows = {name: {m for m in imports_of(file) if m in modules and m != name} for name, file in modules.items()}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path, name))
+        if name not in done:
+            for other in arrows[name]:
+                # 'from package import module' names the package too; that is no arrow back to its __init__
+                if not name.startswith(other + "."):
+                    visit(other, (*path, name))
+            done.add(name)
+
+    for name in arrows:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_files_are_short(file):
+    assert len(file.read_text().splitlines()) <= 350
+
+
+def test_no_file_shadows_the_standard_library():
+    """Launched by path, dist_prune/ comes first in sys.path."""
+    names = {file.stem for file in PACKAGE.glob("*.py")} | {f.name for f in PACKAGE.iterdir() if f.is_dir()}
+    assert not names & sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("module", ["dist_prune", "dist_prune.recipe", "dist_prune.ledger", "dist_prune.doctor"])
+def test_these_import_no_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

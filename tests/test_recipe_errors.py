@@ -1,0 +1,91 @@
+"""A wrong recipe gets one list of sentences: the key, the value, what is allowed, the nearest name."""
+
+import pytest
+import yaml
+
+from dist_prune import methods, recipe
+from dist_prune.errors import PruneError
+
+GOOD = {
+    "backbone": {"name": "resnet8p_cifar"},
+    "data": {"source": "digits"},
+    "method": {"name": "graph"},
+    "select": {"threshold": 0.7},
+}
+
+
+def load(tmp_path, *overrides: str, tree: dict | None = None) -> recipe.Recipe:
+    file = tmp_path / "x.yaml"
+    file.write_text(yaml.safe_dump(GOOD if tree is None else tree))
+    return recipe.load(str(file), list(overrides), methods.options_of)
+
+
+def errors(tmp_path, *overrides: str, tree: dict | None = None) -> str:
+    with pytest.raises(PruneError) as error:
+        load(tmp_path, *overrides, tree=tree)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("scor.images=5", "scor: unknown key. Did you mean 'score'?"),
+        ("score.image=5", "score.image: unknown key. Did you mean 'images'?"),
+        ("score.form=x", "score.form: unknown key. Did you mean 'from'?"),
+        ("method.hash_sise=4", "method.hash_sise: unknown key. Did you mean 'hash_size'?"),
+        ("method.name=grahp", "method.name: unknown method 'grahp'. Did you mean 'graph'?"),
+        ("data.source=digit", "Did you mean 'digits'?"),
+        ("finetune.epochs=many", "finetune.epochs: Input should be a valid integer"),
+        ("select.threshold=1.5", "select.threshold: Input should be less than or equal to 1 (got 1.5)"),
+        ("select.threshold=-0.1", "select.threshold: Input should be greater than or equal to 0 (got -0.1)"),
+        ("score.images=0", "score.images must be a positive number or 'all'"),
+        ("target.macs=0", "target.macs: Input should be greater than 0"),
+        ("backbone=resnet18", "backbone: "),
+        ("nonsense", "override 'nonsense': write key=value"),
+        ("data.root=${NO_SUCH_VARIABLE_HERE}/x", "the environment variable NO_SUCH_VARIABLE_HERE is not set"),
+    ],
+)
+def test_one_error(tmp_path, override, said):
+    assert said in errors(tmp_path, override)
+
+
+def test_all_errors_at_once(tmp_path):
+    text = errors(tmp_path, "scor.images=5", "finetune.epochs=many", "method.hash_sise=4", "select.threshold=2")
+    assert "4 errors in the recipe" in text
+    assert [word in text for word in ("scor:", "finetune.epochs:", "method.hash_sise:", "select.threshold:")] == [
+        True
+    ] * 4
+
+
+def test_one_target_at_a_time(tmp_path):
+    assert "one target at a time" in errors(tmp_path, "target.macs=0.5", "target.params=0.5")
+
+
+def test_missing_sections(tmp_path):
+    text = errors(tmp_path, tree={"method": {"name": "l1"}})
+    assert "backbone: missing" in text
+    assert "data: missing" in text
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(PruneError, match="Did you mean 'quickstart'"):
+        recipe.load("quikstart", [], methods.options_of)
+
+
+def test_broken_yaml(tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text("a: [1,")
+    with pytest.raises(PruneError, match="not valid YAML"):
+        recipe.load(str(file), [])
+
+
+def test_bare_names_overrides_and_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLACE", "/somewhere")
+    spec = load(tmp_path, "score.images=all", "score.from=runs/x", "data.root=${PLACE}/y", "select.threshold=0.5")
+    assert (spec.score.images, spec.score.from_, spec.data.root, spec.select.threshold) == (
+        "all", "runs/x", "/somewhere/y", 0.5,
+    )  # fmt: skip
+    assert spec.resolved()["score"]["from"] == "runs/x"
+    assert spec.method["hash_size"] == 8
+    assert recipe.load("quickstart", [], methods.options_of).name == "quickstart"
+    assert recipe.load("quickstart.yaml", [], methods.options_of).name == "quickstart"

@@ -1,0 +1,295 @@
+"""Whole runs as a user starts them: real launchers, real ranks, real kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import dist_prune
+from dist_prune.errors import PruneError
+from tests.launch import ACCELERATE, PYTHON, SMALL, TORCHRUN, environment, plugin, report, run, start
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One small run on two ranks through accelerate; tests look at what it left."""
+    folder = tmp_path_factory.mktemp("run") / "quick"
+    code, output = run(ACCELERATE, folder, *SMALL)
+    assert code == 0, output
+    return folder, output
+
+
+def test_a_run_leaves_what_is_promised(finished):
+    folder, output = finished
+    for name in (
+        "recipe.yaml", "environment.json", "ledger.jsonl", "dense.safetensors", "round_1/scores.safetensors",
+        "round_1/plan.json", "round_1/small.safetensors", "tuned.safetensors", "metrics.json", "report.json",
+        "report.html", "export/bundle.json", "export/model.safetensors",
+    ):  # fmt: skip
+        assert (folder / name).is_file(), name
+    assert list((folder / "tensorboard").glob("events*"))
+    assert not list(folder.rglob("*.tmp")) + list(folder.rglob("*checkpoint*")) + list(folder.rglob("*partial*"))
+    assert "2 process(es)" in output
+    for word in (
+        "dense",
+        "pruned",
+        "finetuned",
+        "top-1 %",
+        "MACs (M)",
+        "report.html",
+        "dist_prune.load",
+        "TensorBoard",
+    ):
+        assert word in output
+
+
+def test_report_json(finished):
+    body = report(finished[0])
+    assert {"name", "recipe", "seed", "world_size", "commit", "environment", "plan", "target", "achieved", "timings",
+            "events"} <= body.keys()  # fmt: skip
+    assert body["world_size"] == 2
+    for kind in ("dense", "pruned", "finetuned"):
+        assert {"top1", "top5", "loss", "macs", "params", "size_bytes", "latency"} <= body[kind].keys()
+        assert set(body[kind]["latency"]) == {"1", "8"}
+        assert {"ms", "images_per_s", "device", "threads"} <= body[kind]["latency"]["8"].keys()
+    assert body["finetuned"]["macs"] / body["dense"]["macs"] == pytest.approx(body["achieved"]["macs"])
+    assert body["achieved"]["macs"] <= body["target"]["macs"]
+    assert {"name", "layers", "width", "kept", "reason"} == body["plan"]["groups"][0].keys()
+    assert body["dense"]["size_bytes"] == (finished[0] / "dense.safetensors").stat().st_size
+    page = (finished[0] / "report.html").read_text()
+    assert page.count("<svg") >= 3
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ), "self-contained"
+
+
+def test_the_bundle_loads_without_the_run(finished):
+    folder, _ = finished
+    model = dist_prune.load(folder / "export")
+    kept = sum(parameter.numel() for parameter in model.parameters())
+    assert kept == report(folder)["finetuned"]["params"] < report(folder)["dense"]["params"]
+    code = (
+        "import sys, torch, dist_prune; m = dist_prune.load(sys.argv[1]); "
+        "print(float(m(torch.ones(1, 1, 8, 8)).detach().sum())); assert 'torch_pruning' not in sys.modules"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(folder / "export")], capture_output=True, text=True, check=True, cwd="/",
+        env=environment(),
+    )  # fmt: skip
+    assert float(found.stdout) == pytest.approx(float(model(torch.ones(1, 1, 8, 8)).detach().sum()), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda f: (f / "model.safetensors").write_bytes(b"x" * 50), "damaged or cut short"),
+        (lambda f: (f / "bundle.json").write_text("{"), "damaged"),
+        (lambda f: (f / "bundle.json").unlink(), "is no bundle"),
+        (lambda f: _edit(f, lambda body: body.update(format=9)), "bundle format 9"),
+        (lambda f: _edit(f, lambda body: body["plan"]["removed"].popitem()), "altered"),
+    ],
+)
+def test_a_damaged_bundle_is_refused(finished, tmp_path, damage, said):
+    folder = tmp_path / "export"
+    folder.mkdir()
+    for file in (finished[0] / "export").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    damage(folder)
+    with pytest.raises(PruneError, match=said):
+        dist_prune.load(folder)
+
+
+def _edit(folder: Path, change) -> None:
+    body = json.loads((folder / "bundle.json").read_text())
+    change(body)
+    (folder / "bundle.json").write_text(json.dumps(body))
+
+
+def test_run_again_skips_and_other_select_keys_go_on(finished):
+    folder, _ = finished
+    plan = report(folder)["plan"]["fingerprint"]
+    code, output = run(TORCHRUN, folder, *SMALL)
+    assert code == 0, output
+    assert output.count("done before, skipped") == 7
+    assert {event["stage"] for event in report(folder)["events"]} == {
+        "train", "score", "select", "prune", "finetune", "evaluate", "export",
+    }  # fmt: skip
+    code, output = run(PYTHON, folder, *SMALL, "target.macs=0.8")
+    assert code == 0, output
+    assert "goes on from its scores; changed since: target.macs: 0.55 there, 0.8 here" in output
+    assert "score: done before, skipped" in output
+    assert "select: channels to keep" in output
+    assert report(folder)["plan"]["fingerprint"] != plan
+    code, output = run(PYTHON, folder, *SMALL, "score.images=50")
+    assert code == 2
+    assert "score.images: 100 there, 50 here" in output
+
+
+def test_scores_of_another_run(finished, tmp_path):
+    folder, _ = finished
+    start_weights = f"backbone.checkpoint={folder / 'dense.safetensors'}"
+    same = ("score.from=" + str(folder), start_weights, "finetune.epochs=0", "train.epochs=2")
+    code, output = run(PYTHON, tmp_path / "b", *SMALL, *same, "target.macs=0.7")
+    assert code == 0, output
+    body = report(tmp_path / "b")
+    assert {"stage": "score", "event": "taken", "from": str(folder)} in body["events"]
+    assert body["pruned"]["top1"] == body["finetuned"]["top1"], "finetune.epochs=0 changes nothing"
+    code, output = run(PYTHON, tmp_path / "c", *SMALL, *same, "score.images=60")
+    assert code == 2
+    assert "score.from: the scores of" in output
+
+
+def test_killed_while_scoring_and_while_training_then_run_again(finished, tmp_path):
+    """SIGKILL in the middle of both; the plan is the one of an uninterrupted run from the same dense weights."""
+    words = (
+        *SMALL, f"backbone.checkpoint={finished[0] / 'dense.safetensors'}", "score.images=1347", "score.micro_batch=2",
+        "score.save_every=5", "finetune.epochs=6",
+    )  # fmt: skip
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    code, output = run(PYTHON, whole, *words)
+    assert code == 0, output
+    for file in ("round_1/scores_partial.safetensors", "finetune_checkpoint.safetensors"):
+        process = start(PYTHON, cut, *words)
+        deadline = time.monotonic() + 120
+        while not (cut / file).exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"it was not killed while {file} was there"
+    code, output = run(PYTHON, cut, *words)
+    assert code == 0, output
+    assert "goes on after epoch" in output
+    one, two = report(whole), report(cut)
+    assert one["plan"]["fingerprint"] == two["plan"]["fingerprint"]
+    assert one["finetuned"]["loss"] == two["finetuned"]["loss"], "the resumed training ends at the same weights"
+
+
+DYING = """
+import os, signal, time
+from dist_prune.methods import method
+from dist_prune.pruning.statistic import State, Statistic
+class Count(Statistic):
+    def states(self, site):
+        return {"n": State("sum")}
+    def update(self, site, tables, maps, ids, grads):
+        if 15 in ids.tolist():
+            time.sleep(1)
+            {ACT}
+        tables["n"] += len(maps)
+class Foreign(method.Method):
+    paper = "a method that fails at one image, on whichever rank that image is"
+    def score(self, bench):
+        bench.observe(bench.sites, Count())
+        return {}
+    def select(self, scores, channels, request):
+        raise AssertionError
+"""
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        ("raise RuntimeError('image 15 is strange')", "rank 1 stopped with: RuntimeError: image 15 is strange"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
+    ],
+    ids=["raises", "killed"],
+)
+def test_a_rank_that_dies_ends_the_others(tmp_path, act, said):
+    place = plugin(tmp_path, "dying", DYING.replace("{ACT}", act))
+    began = time.monotonic()
+    code, output = run(TORCHRUN, tmp_path / "run", *SMALL, "train.epochs=1", "method.name=dying", PYTHONPATH=place)
+    assert code != 0
+    assert said in output, output[-3000:]
+    assert time.monotonic() - began < 90
+
+
+def test_world_size_without_a_launcher(tmp_path):
+    code, output = run(PYTHON, tmp_path / "run", *SMALL, WORLD_SIZE="2")
+    assert code == 2
+    assert "WORLD_SIZE is 2 but" in output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("backbone.name=resnet8q_cifar",), "unknown backbone 'resnet8q_cifar'. Did you mean 'resnet8p_cifar'?"),
+        (("backbone.checkpoint=/nowhere.safetensors",), "there is no file /nowhere.safetensors"),
+        (("data.source=imagefolder", "data.root=/nowhere"), "there is no /nowhere"),
+        (("train.epochs=0",), "there is no dense network: set backbone.checkpoint"),
+        (("target.macs=0.00001", "train.epochs=1"), "reachable range"),
+        (("train.lr=1e30", "train.warmup_epochs=0"), "the loss is not finite at epoch 1"),
+    ],
+)
+def test_errors_are_for_people(tmp_path, words, said):
+    code, output = run(PYTHON, tmp_path / "run", *SMALL, *words)
+    assert code == 2, output
+    assert said in output
+    assert "Traceback" not in output
+
+
+def test_a_checkpoint_of_another_class_count(finished, tmp_path):
+    from dist_prune.runtime import checkpoint
+
+    weights, _ = checkpoint.read(finished[0] / "dense.safetensors")
+    weights["linear.weight"], weights["linear.bias"] = torch.zeros(7, 64), torch.zeros(7)
+    checkpoint.save(tmp_path / "seven.safetensors", weights)
+    code, output = run(PYTHON, tmp_path / "run", *SMALL, f"backbone.checkpoint={tmp_path / 'seven.safetensors'}")
+    assert code == 2
+    assert "class count mismatch: the data has 10 classes, the head 'linear' of" in output
+    assert "has 7" in output
+
+
+def test_cli(finished, capsys):
+    from dist_prune.cli import main
+
+    assert main(["report", str(finished[0])]) == 0
+    assert "finetuned" in capsys.readouterr().out
+    assert main(["check", "quickstart", "--json", "target.macs=0.6"]) == 0
+    body = json.loads(capsys.readouterr().out)
+    assert body["recipe"]["target"]["macs"] == 0.6
+    assert body["dense"].keys() == {"macs", "thop", "params"}
+    assert main(["check", "resnet56_cifar10_graph"]) == 0
+    text = capsys.readouterr().out
+    assert "PROTECTED: its layers are 16, 32, 64 channels wide" in text
+    assert "27 of 29 groups are free" in text
+    for what in ("methods", "recipes", "backbones"):
+        assert main(["list", what, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)
+    assert main(["doctor"]) == 0
+    assert "torch-pruning" in capsys.readouterr().out
+    assert main(["check", "quickstart", "target.macs=0.00001"]) == 2
+    assert "reachable range" in capsys.readouterr().err
+    assert main(["report", "/nowhere"]) == 2
+
+
+@pytest.mark.slow
+def test_quickstart_keeps_its_promises(tmp_path):
+    """The shipped recipe: dense at least 97 %, MACs down 40 %, finetuned within a point of dense."""
+    code, output = run(ACCELERATE, tmp_path / "run")
+    assert code == 0, output
+    body = report(tmp_path / "run")
+    assert body["dense"]["top1"] >= 97
+    assert body["finetuned"]["macs"] <= 0.6 * body["dense"]["macs"]
+    assert body["finetuned"]["top1"] >= body["dense"]["top1"] - 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["graph", "l1"])
+def test_resnet56_recipes_on_cifar10(tmp_path, method, data):
+    """The shipped recipes on the real data and weights, without their finetune."""
+    words = ("finetune.epochs=0", "report.latency_repeats=3", "score.images=200")
+    code, output = run(
+        ACCELERATE, tmp_path / "run", *words, recipe=f"resnet56_cifar10_{method}", DIST_PRUNE_DATA=str(data)
+    )
+    assert code == 0, output
+    body = report(tmp_path / "run")
+    assert body["dense"]["top1"] == pytest.approx(93.39, abs=0.005)
+    assert body["dense"]["macs"] == 125_485_696
+    assert 10 < body["pruned"]["top1"] < 93.39
+    assert body["pruned"]["macs"] < body["dense"]["macs"]
