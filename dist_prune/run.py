@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -60,8 +61,8 @@ def run(spec: recipe.Recipe, folder: Path, machine: Machine) -> None:
     fixed = method.Options.score_options()
     changed = ranks.together(lambda: claim(folder, spec.resolved(), fixed))
     tracker = Tracker(ranks.first, folder / "tensorboard" if spec.report.tensorboard else None)
-    if ranks.first:
-        write_atomic(folder / "environment.json", json.dumps(describe(machine), indent=1))
+    ranks.together(lambda: write_atomic(folder / "environment.json", json.dumps(describe(machine), indent=1)))
+    ranks.together(lambda: shutil.rmtree(folder / "errors", ignore_errors=True))
     tracker.say(f"{spec.name}: {ranks.world} process(es) on {machine.device}, results in {folder}")
     if changed:
         tracker.say(changed)

@@ -106,10 +106,15 @@ def hash_bits(maps: Tensor, size: int) -> Tensor:
 
     Un-normalised DCT-II over rows and columns, low-frequency corner, bit = at least the corner's mean, DC included.
     """
-    rows = _dct(maps.shape[2], min(size, maps.shape[2]), maps.dtype, maps.device)
-    columns = _dct(maps.shape[3], min(size, maps.shape[3]), maps.dtype, maps.device)
-    corner = (rows @ (maps @ columns.T)).flatten(2)
-    return corner >= corner.mean(2, keepdim=True)
+    n, c, height, width = maps.shape
+    rows = _dct(height, min(size, height), maps.dtype, maps.device)
+    columns = _dct(width, min(size, width), maps.dtype, maps.device)
+    if height * width <= 64:  # small maps: one product with all K_h K_w two-dimensional waves is faster
+        corner = maps.reshape(n * c, -1) @ torch.kron(rows, columns).T
+    else:
+        half = torch.bmm(rows.expand(n * c, -1, -1), maps.reshape(n * c, height, width))
+        corner = (half.view(-1, width) @ columns.T).view(n * c, -1)
+    return (corner >= corner.mean(1, keepdim=True)).view(n, c, -1)
 
 
 @lru_cache(maxsize=64)

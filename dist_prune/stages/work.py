@@ -83,18 +83,20 @@ class Work:
         spec = self.recipe.backbone
         return backbones.create(spec.name, len(self.classes), self.in_chans, spec.pretrained, spec.kwargs)
 
+    def shell(self) -> nn.Module:
+        """The dense backbone without meaningful weights: to be filled or traced."""
+        spec = self.recipe.backbone
+        return backbones.create(spec.name, len(self.classes), self.in_chans, False, spec.kwargs)
+
     def dense(self) -> nn.Module:
         """The backbone with the dense weights of this run."""
-        spec = self.recipe.backbone
-        model = backbones.create(spec.name, len(self.classes), self.in_chans, False, spec.kwargs)
+        model = self.shell()
         model.load_state_dict(self.tensors("dense.safetensors"))
         return model
 
     def small(self, file: str) -> nn.Module:
         """The pruned network with the weights of an artifact."""
-        spec = self.recipe.backbone
-        model = backbones.create(spec.name, len(self.classes), self.in_chans, False, spec.kwargs)
-        return surgeon.rebuild(model, self.plan, self.tensors(file))
+        return surgeon.rebuild(self.shell(), self.plan, self.tensors(file))
 
     def tensors(self, file: str) -> dict[str, Tensor]:
         return checkpoint.read(self.folder / file)[0]
@@ -107,7 +109,7 @@ class Work:
     def look(self) -> Look:
         """The evaluation look: the model's own figures, overridden by the recipe's."""
         data, source = self.recipe.data, self._sources[True]
-        config = backbones.image_config(self.fresh(), source.in_chans)
+        config = backbones.image_config(self.shell(), source.in_chans)
         native = source.images.shape[1] if isinstance(source, ArraySource) else config["input_size"][1]
         return Look(
             data.image_size or native, data.mean or tuple(config["mean"]), data.std or tuple(config["std"]),
@@ -128,7 +130,7 @@ class Work:
     @cached_property
     def channels(self) -> Channels:
         """Layers and groups of the dense backbone."""
-        return surgeon.sites_of(self.fresh().eval(), self.example)
+        return surgeon.sites_of(self.shell().eval(), self.example)
 
     def outside(self, stage: str) -> dict[str, str]:
         """Digests of what a stage reads from outside the run directory: labels of the data, the checkpoint file."""

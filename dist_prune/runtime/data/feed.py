@@ -52,6 +52,13 @@ class Feed:
     _scale: tuple[Tensor, Tensor] = field(init=False, repr=False)
 
     def __post_init__(self):
+        memory = isinstance(self.source, ArraySource)
+        allowed = ("none", "crop", "crop_flip") if memory else ("none", "resized_crop_flip")
+        if self.look.augment not in allowed:
+            raise PruneError(
+                f"data.augment: {self.look.augment!r} does not go with {'arrays' if memory else 'image files'}; "
+                f"allowed: {', '.join(allowed)}"
+            )
         mean = torch.tensor(self.look.mean, dtype=self.dtype, device=self.device).view(1, -1, 1, 1)
         std = torch.tensor(self.look.std, dtype=self.dtype, device=self.device).view(1, -1, 1, 1)
         self._scale = (255 * mean, 255 * std)

@@ -1,0 +1,220 @@
+"""What scoring costs: against the bare forward pass, over processes, in memory, and the similarity stage alone.
+
+    python benchmarks/scoring.py [--images 2000] [--pairs 7] [--json FILE]
+
+Real CIFAR-10 and the pretrained ResNet-56 where DIST_PRUNE_DATA has them (else the run says what it took instead).
+Every comparison is interleaved in one run; quoted are medians and the median of pairwise ratios.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import psutil
+import torch
+
+from dist_prune import methods
+from dist_prune.bench import Bench
+from dist_prune.methods.graph import HashAgreement
+from dist_prune.pruning import surgeon
+from dist_prune.pruning.channels import Site
+from dist_prune.pruning.statistic import Tally
+from dist_prune.runtime import backbones, checkpoint
+from dist_prune.runtime.collectives import leave
+from dist_prune.runtime.data.dealing import deal, micro_batches
+from dist_prune.runtime.data.feed import Feed, Look
+from dist_prune.runtime.data.sources import ArraySource, open_source
+from dist_prune.runtime.machine import Machine, describe
+from dist_prune.runtime.tracking import Tracker
+
+MICRO = 50
+
+
+def bench_of(images: int, machine: Machine) -> tuple[Bench, str]:
+    """ResNet-56 on CIFAR-10 and what it was made of."""
+    torch.manual_seed(0)
+    model = backbones.create("resnet56_cifar", 10, 3).eval()
+    place = Path(os.environ.get("DIST_PRUNE_DATA", "/nowhere"))
+    if (place / "cifar10.npz").is_file():
+        checkpoint.fit(model, checkpoint.read_weights(place / "weights/resnet56_cifar10.safetensors"), "the weights")
+        source, what = open_source("npz", str(place / "cifar10.npz"), "", True), "real CIFAR-10, pretrained weights"
+    else:
+        pixels = np.random.default_rng(0).integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
+        source, what = (
+            ArraySource(pixels, np.zeros(images, np.int64), ("none",)),
+            "NOISE, random weights (no data here)",
+        )
+    feed = Feed(source, Look(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), machine.device)
+    channels = surgeon.sites_of(model, torch.randn(1, 3, 32, 32))
+    return Bench(model.to(machine.device), channels, feed, np.arange(images), machine, Tracker(False), MICRO), what
+
+
+def bare(bench: Bench) -> float:
+    """Seconds of the forward pass alone over this rank's batches."""
+    ranks = bench.machine.ranks
+    lists = deal(micro_batches(bench.ids, MICRO), ranks.rank, ranks.world)
+    start = time.perf_counter()
+    with torch.no_grad():
+        for batch in bench.feed.batches(lists):
+            bench.model(batch.images)
+    return time.perf_counter() - start
+
+
+def scored(bench: Bench) -> float:
+    """Seconds of graph scoring over the same batches."""
+    kind = methods.find("graph")
+    bench.machine.ranks.wait()
+    start = time.perf_counter()
+    kind(kind.Options()).score(bench)
+    return time.perf_counter() - start
+
+
+def overhead(images: int, pairs: int) -> dict[str, float]:
+    bench, _ = bench_of(images, Machine.alone())
+    small, _ = bench_of(200, Machine.alone())
+    bare(small), scored(small)
+    found = [(bare(bench), scored(bench)) for _ in range(pairs)]
+    return {
+        "bare_s": statistics.median(a for a, _ in found),
+        "scored_s": statistics.median(b for _, b in found),
+        "ratio": statistics.median(b / a for a, b in found),
+    }
+
+
+def memory(images: int) -> dict[str, float]:
+    """Peak resident megabytes of a pass above those of the bare pass, each pass in a fresh process."""
+    peaks = {}
+    for what in ("bare", "scored"):
+        for count in (images // 4, images):
+            command = [sys.executable, __file__, "--worker", what, "--images", str(count)]
+            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            peaks[what, count] = float(output.split()[-1])
+    return {
+        "quarter_mb": peaks["scored", images // 4] - peaks["bare", images // 4],
+        "whole_mb": peaks["scored", images] - peaks["bare", images],
+    }
+
+
+class Peak(threading.Thread):
+    """Watches this process's resident memory every 2 ms, so that what was loaded before does not hide a pass."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.highest, self.process, self.watching = 0, psutil.Process(), True
+        self.start()
+
+    def run(self) -> None:
+        while self.watching:
+            self.highest = max(self.highest, self.process.memory_info().rss)
+            time.sleep(0.002)
+
+
+def processes(images: int, pairs: int) -> dict[str, float]:
+    """Seconds of scoring in 1 and in 2 processes with one thread each, in turn."""
+    times: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(pairs):
+        for world in (1, 2):
+            command = [
+                sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world), __file__,
+                "--worker", "ranks", "--images", str(images),
+            ]  # fmt: skip
+            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            times[world].append(float(output.split()[-1]))
+    return {
+        "one_s": statistics.median(times[1]),
+        "two_s": statistics.median(times[2]),
+        "speedup": statistics.median(a / b for a, b in zip(times[1], times[2], strict=True)),
+    }
+
+
+def similarity(pairs: int) -> dict[str, float]:
+    """The similarity stage of one layer: 512 channels, 4x4 maps, 100 images, two threads."""
+    torch.set_num_threads(2)
+    maps = torch.randn(100, 8, 4, 4, generator=torch.Generator().manual_seed(0)).repeat(1, 64, 1, 1)
+    maps += 0.5 * torch.randn(maps.shape, generator=torch.Generator().manual_seed(1))
+    site, times = Site("conv", "conv", 512, "conv", True), []
+    for _ in range(pairs + 1):
+        tally = Tally(HashAgreement(8), [site], 100, torch.device("cpu"))
+        start = time.perf_counter()
+        tally.update(site, maps, torch.arange(100))
+        gram = tally.tables["conv"]["gram"]
+        ones = gram.diagonal()
+        (ones[:, None] + ones[None, :] - 2 * gram).sum().item()
+        times.append(time.perf_counter() - start)
+    torch.set_num_threads(1)
+    return {"seconds": statistics.median(times[1:])}
+
+
+def worker(what: str, images: int) -> None:
+    """One measurement in a process of its own; prints a single number."""
+    torch.set_num_threads(1)
+    if what == "ranks":
+        machine = Machine.start()
+        bench, _ = bench_of(images, machine)
+        small, _ = bench_of(200, machine)
+        scored(small)
+        seconds = scored(bench)
+        if machine.ranks.first:
+            print(seconds)
+        leave()
+        return
+    bench, _ = bench_of(images, Machine.alone())
+    small, _ = bench_of(200, Machine.alone())
+    bare(small)
+    del small
+    peak = Peak()
+    (bare if what == "bare" else scored)(bench)
+    peak.watching = False
+    print(peak.highest / 2**20)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="write the same figures here")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.worker:
+        worker(given.worker, given.images)
+        return
+    body = {
+        "machine": describe(Machine.alone()) | {"memory_gb": round(psutil.virtual_memory().total / 2**30)},
+        "data": bench_of(10, Machine.alone())[1],
+        "images": given.images,
+        "pairs": given.pairs,
+        "overhead": overhead(given.images, given.pairs),
+        "processes": processes(given.images, given.pairs),
+        "memory": memory(given.images),
+        "similarity": similarity(given.pairs),
+    }
+    o, p, m, s = (body[key] for key in ("overhead", "processes", "memory", "similarity"))
+    print(f"{body['machine']['processor']}, {body['machine']['cores']} cores; {body['data']}; {given.pairs} pairs")
+    print(f"{'graph scoring of ResNet-56':58} {'measured':>10}  bound")
+    rows = [
+        (f"bare forward, {given.images} images, 1 thread", f"{o['bare_s']:.2f} s", ""),
+        ("scoring, same batches", f"{o['scored_s']:.2f} s", ""),
+        ("scoring / bare forward", f"{o['ratio']:.2f}x", "at most 1.3x"),
+        ("2 processes / 1 process, 1 thread each", f"{p['speedup']:.2f}x", "at least 1.7x"),
+        (f"peak memory above the bare pass, {given.images // 4} images", f"{m['quarter_mb']:.0f} MB", "under 200 MB"),
+        (f"peak memory above the bare pass, {given.images} images", f"{m['whole_mb']:.0f} MB", "under 200 MB"),
+        ("similarity of 512 channels, 4x4 maps, 100 images", f"{s['seconds'] * 1000:.1f} ms", "under 500 ms"),
+    ]
+    for name, value, bound in rows:
+        print(f"{name:58} {value:>10}  {bound}")
+    if given.json:
+        given.json.write_text(json.dumps(body, indent=1))
+
+
+if __name__ == "__main__":
+    main()
