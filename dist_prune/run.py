@@ -47,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         leave()
     except PruneError as error:
         return _stop(error, folder, started)
+    except KeyboardInterrupt:
+        return _stop(PruneError("interrupted; the same command goes on from here"), folder, started)
     except Exception as error:
         traceback.print_exc()
         return _stop(error, folder, started)

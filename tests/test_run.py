@@ -69,6 +69,20 @@ def test_report_json(finished):
     ), "self-contained"
 
 
+def test_tensorboard_has_curves_figure_and_hparams(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(finished[0] / "tensorboard"))
+    found.Reload()
+    tags = found.Tags()
+    for section in ("train", "finetune"):
+        assert {f"{section}/{key}" for key in ("loss", "lr", "images_per_s", "test_top1")} <= set(tags["scalars"])
+        assert len(found.Scalars(f"{section}/loss")) == 2
+    assert "final/top1" in tags["scalars"]
+    assert "plan/kept channels" in tags["images"]
+    assert any("hparams" in tag for tag in found.summary_metadata)
+
+
 def test_the_bundle_loads_without_the_run(finished):
     folder, _ = finished
     model = dist_prune.load(folder / "export")

@@ -73,8 +73,8 @@ def fingerprint(stage: Stage, work: Work) -> str:
 def perform(stage: Stage, work: Work) -> dict[str, Any]:
     """Do a stage, or skip it because the ledger says it is done; returns the ledger's line."""
     ranks = work.machine.ranks
-    identity = ranks.from_first(fingerprint(stage, work) if ranks.first else "")
-    done = ranks.from_first(work.ledger.done(stage.name, identity) if ranks.first else None)
+    identity = ranks.from_first(ranks.together(lambda: fingerprint(stage, work))) or ""
+    done = ranks.from_first(ranks.together(lambda: work.ledger.done(stage.name, identity)))
     if done is not None and not stage.always:
         work.tracker.say(f"{stage.name}: done before, skipped")
         work.events.append({"stage": stage.name, "event": "skipped"})
