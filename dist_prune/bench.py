@@ -16,12 +16,12 @@ from dist_prune.pruning.gates import gated
 from dist_prune.pruning.probe import quiet, taps
 from dist_prune.pruning.statistic import Statistic, Tally
 from dist_prune.recipe import Training
-from dist_prune.runtime import checkpoint
+from dist_prune.runtime import checkpoint, stopping
 from dist_prune.runtime.data.dealing import deal, micro_batches
 from dist_prune.runtime.data.feed import Batch, Feed
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
-from dist_prune.runtime.training import Loop, fit
+from dist_prune.runtime.training.loop import Loop, fit
 
 T = TypeVar("T")
 
@@ -87,9 +87,12 @@ class Bench:
                 part = next(positions, None)
                 if part is not None:
                     self._see(local, sites, next(batches), torch.from_numpy(part).to(device), backward)
-                if self.partial is not None and number % self.save_every == 0 and number < rounds:
+                stop = stopping.poll(ranks)[0]
+                if self.partial is not None and number < rounds and (stop or number % self.save_every == 0):
                     self._fold(local, merged)
                     self._save(merged, statistic, min(done + number * ranks.world, len(lists)))
+                if stop:
+                    raise stopping.leave(f"while scoring, after {min(number * ranks.world, len(lists))} micro-batches")
         self._fold(local, merged)
         return {site: {name: table.cpu() for name, table in tables.items()} for site, tables in merged.tables.items()}
 
@@ -125,7 +128,7 @@ class Bench:
         settings = Training(epochs=epochs, lr=lr, batch=batch, weight_decay=0.0, schedule="constant")
         loop = Loop(settings, self.feed, self.machine, self.tracker, self.seed, "fit")
 
-        def loss_of(part: Batch) -> Tensor:
+        def loss_of(part: Batch, _epoch: int, _step: int) -> Tensor:
             return loss(self.model, part.images, part.labels, part.ids)
 
         with quiet(self.model):

@@ -52,17 +52,45 @@ class Training(Part):
 
     epochs: int = Field(default=0, ge=0)
     batch: int = Field(default=128, ge=1, description="global batch, whatever the number of processes")
+    images: int | None = Field(default=None, ge=1, description="train on the first N images only (studies)")
+    optimizer: str = Field(default="sgd", description="timm's name; sgd follows the nesterov key")
+    optimizer_kwargs: dict[str, Any] = Field(default_factory=dict, description="further arguments of the optimizer")
     lr: float = Field(default=0.1, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(default=5e-4, ge=0)
-    schedule: Literal["constant", "step", "multistep", "cosine"] = "cosine"
+    decay_norm_bias: bool = Field(default=False, description="weight decay on norms and biases too (papers' SGD)")
+    schedule: Literal["constant", "step", "multistep", "cosine", "linear", "onecycle"] = "cosine"
     step_size: int = Field(default=30, ge=1, description="step: epochs between two decays")
     milestones: tuple[int, ...] = Field(default=(), description="multistep: epochs at which the rate decays")
     gamma: float = Field(default=0.1, gt=0, le=1, description="step and multistep: the factor of a decay")
+    min_lr: float = Field(default=0, ge=0)
     warmup_epochs: float = Field(default=0, ge=0)
-    evaluate_every: int = Field(default=1, ge=1, description="epochs between two evaluations on the test images")
-    images: int | None = Field(default=None, ge=1, description="train on the first N images only (studies)")
+    warmup_lr: float = Field(default=1e-5, ge=0, description="learning rate at the start of the warm-up")
+    label_smoothing: float = Field(default=0, ge=0, lt=1)
+    mixup: float = Field(default=0, ge=0, description="alpha; 0 is off")
+    cutmix: float = Field(default=0, ge=0, description="alpha; 0 is off")
+    mix_prob: float = Field(default=1, ge=0, le=1, description="share of the batches that are mixed")
+    distill: float = Field(default=0, ge=0, le=1, description="finetune: weight of the dense network's soft labels")
+    distill_temperature: float = Field(default=4, gt=0)
+    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the averaged weights that are evaluated")
+    clip_grad: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
+    accumulate: int = Field(default=1, ge=1, description="forward passes per update; the batch stays the global batch")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    recalibrate_bn: int = Field(default=0, ge=0, description="finetune: images for new batch-norm statistics first")
+    selection: Literal["holdout", "last", "test"] = Field(
+        default="holdout",
+        description="which epoch is kept: the best on held-out training images, the last, the best on test",
+    )
+    holdout: float = Field(default=0.1, gt=0, lt=0.9, description="share of the training images held out for selection")
+    patience: int | None = Field(default=None, ge=1, description="stop after so many evaluations without a better one")
+    evaluate_every: int = Field(default=1, ge=1, description="epochs between two evaluations")
+    save_every_steps: int | None = Field(default=None, ge=1, description="checkpoint after so many steps as well")
+    save_every_minutes: float = Field(default=10, gt=0, description="checkpoint after so many minutes as well")
+    keep_checkpoints: int = Field(default=2, ge=1)
+    skip_nonfinite: int = Field(
+        default=0, ge=0, description="updates with a loss that is not finite to skip before stopping"
+    )
 
 
 class Score(Part):
@@ -135,6 +163,8 @@ class Report(Part):
 class Cluster(Part):
     """How processes wait for one another."""
 
+    tf32: bool = Field(default=False, description="let GPUs round float32 products to TF32")
+    deterministic: bool = Field(default=False, description="refuse operations that are not deterministic")
     timeout_s: int = Field(default=1800, ge=10, description="a collective that takes longer than this ends the run")
 
 

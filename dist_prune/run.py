@@ -22,8 +22,10 @@ if __name__ == "__main__":  # launched by path: import the package from its pare
 from dist_prune import methods, recipe, stages
 from dist_prune.errors import PruneError
 from dist_prune.ledger import canonical, claim, write_atomic
+from dist_prune.runtime import stopping
 from dist_prune.runtime.collectives import RankLostError, leave
 from dist_prune.runtime.machine import Machine, describe
+from dist_prune.runtime.stopping import PreemptedError
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.stages.work import Work
 
@@ -42,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         spec = recipe.load(given.recipe, overrides, methods.options_of)
         folder = Path(given.run_dir or Path("runs") / spec.name)
-        machine = Machine.start(spec.cluster.timeout_s)
+        stopping.listen()
+        machine = Machine.start(spec.cluster.timeout_s, spec.cluster.tf32, spec.cluster.deterministic)
         run(spec, folder, machine)
         leave()
     except PruneError as error:
@@ -62,7 +65,8 @@ def run(spec: recipe.Recipe, folder: Path, machine: Machine) -> None:
     options = method.Options.model_validate({k: v for k, v in spec.method.items() if k != "name"})
     fixed = method.Options.score_options()
     changed = ranks.together(lambda: claim(folder, spec.resolved(), fixed))
-    tracker = Tracker(ranks.first, folder / "tensorboard" if spec.report.tensorboard else None)
+    board = folder / "tensorboard" if spec.report.tensorboard else None
+    tracker = Tracker(ranks.first, board, folder / "metrics.jsonl")
     ranks.together(lambda: write_atomic(folder / "environment.json", json.dumps(describe(machine), indent=1)))
     ranks.together(lambda: shutil.rmtree(folder / "errors", ignore_errors=True))
     tracker.say(f"{spec.name}: {ranks.world} process(es) on {machine.device}, results in {folder}")
@@ -77,7 +81,7 @@ def run(spec: recipe.Recipe, folder: Path, machine: Machine) -> None:
 def _stop(error: Exception, folder: Path | None, started: float) -> int:
     """Say what went wrong, on this rank and for the others, and leave without waiting for anyone."""
     rank = int(os.environ.get("RANK", "0"))
-    code = 2 if isinstance(error, PruneError) else 1
+    code = stopping.EXIT_CODE if isinstance(error, PreemptedError) else 2 if isinstance(error, PruneError) else 1
     text = str(error) if isinstance(error, PruneError) else f"{type(error).__name__}: {error}"
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if isinstance(error, RankLostError) and folder is not None:

@@ -18,11 +18,15 @@ WRAPPERS = ("state_dict", "model", "model_state", "net")
 PREFIXES = ("module.", "_orig_mod.")
 
 
+def encode(tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> bytes:
+    """Named tensors and a JSON-ready ``meta`` as the bytes of a safetensors file."""
+    plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
+    return safetensors.torch.save(plain, {"meta": json.dumps(dict(meta or {}), sort_keys=True)})
+
+
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> None:
     """Write named tensors and a JSON-ready ``meta`` as one safetensors file, atomically."""
-    plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
-    text = {"meta": json.dumps(dict(meta or {}), sort_keys=True)}
-    write_atomic(path, safetensors.torch.save(plain, text))
+    write_atomic(path, encode(tensors, meta))
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -68,6 +68,12 @@ class Ranks:
         self.merge("sum", [bucket])
         return bucket.tolist()
 
+    def largest(self, *numbers: int) -> list[int]:
+        """The largest of each integer over all ranks."""
+        bucket = torch.tensor(numbers, dtype=torch.int64)
+        self.merge("max", [bucket])
+        return bucket.tolist()
+
     def broadcast(self, tensor: Tensor, owner: int = 0) -> Tensor:
         """The owner's tensor on every rank (shapes and dtypes agree beforehand)."""
         moved = tensor.to(self.device)

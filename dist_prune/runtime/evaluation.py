@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from dist_prune.runtime import stopping
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.dealing import deal, micro_batches
 from dist_prune.runtime.data.feed import Feed
@@ -15,16 +16,31 @@ LOSS_UNIT = 2**24  # per-image losses are added as multiples of 2**-24: integers
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, feed: Feed, batch: int, ranks: Ranks, tracker: Tracker, what: str = "evaluate"
+    model: nn.Module,
+    feed: Feed,
+    batch: int,
+    ranks: Ranks,
+    tracker: Tracker,
+    what: str = "evaluate",
+    ids: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """``top1`` and ``top5`` in percent, mean cross-entropy ``loss``, number of ``images``; every image once.
+    """``top1`` and ``top5`` in percent, mean cross-entropy ``loss``, number of ``images``.
+
+    Every image of ``ids`` (default: all) counts once.
 
     ``top5`` counts a hit among the 5 highest logits (all of them where there are fewer classes).
     """
     model.eval()
-    lists = deal(micro_batches(np.arange(len(feed)), batch), ranks.rank, ranks.world)
+    lists = micro_batches(np.arange(len(feed)) if ids is None else ids, batch)
+    mine = deal(lists, ranks.rank, ranks.world)
+    batches, rounds = feed.batches(mine), -(-len(lists) // ranks.world)
     counts = [0, 0, 0, 0]
-    for part in tracker.bar(feed.batches(lists), len(lists), what):
+    for turn in tracker.bar(range(rounds), rounds, what):
+        if stopping.poll(ranks)[0]:
+            raise stopping.leave(f"in {what}")
+        if turn >= len(mine):
+            continue
+        part = next(batches)
         logits = model(part.images).float()
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == part.labels[:, None]
         loss = functional.cross_entropy(logits.double(), part.labels, reduction="none")

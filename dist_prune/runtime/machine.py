@@ -29,7 +29,7 @@ class Machine:
     accelerator: Accelerator | None = None
 
     @classmethod
-    def start(cls, timeout_s: int = 1800) -> "Machine":
+    def start(cls, timeout_s: int = 1800, tf32: bool = False, deterministic: bool = False) -> "Machine":
         """Join the processes that accelerate, torchrun or a scheduler started.
 
         Raises:
@@ -47,6 +47,8 @@ class Machine:
         if wanted != accelerator.num_processes:
             raise PruneError(_mismatch(f"accelerate sees {accelerator.num_processes} process(es)", wanted))
         device = accelerator.device
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        torch.use_deterministic_algorithms(deterministic)
         return cls(device, Ranks.of(device=device), accelerator)
 
     @classmethod

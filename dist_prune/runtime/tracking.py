@@ -1,5 +1,6 @@
 """What a run shows while it works: lines and bars on the first rank, TensorBoard beside them."""
 
+import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,8 +16,9 @@ PLAIN_EVERY_S = 5.0
 class Tracker:
     """Talks on the first rank, is silent on the others. A tracker that fails never stops the run."""
 
-    def __init__(self, talks: bool, folder: Path | None = None):
-        """``talks``: whether this rank prints and writes; ``folder``: TensorBoard's, or None for none."""
+    def __init__(self, talks: bool, folder: Path | None = None, lines: Path | None = None):
+        """``talks``: whether this rank prints and writes; ``folder``: TensorBoard's; ``lines``: metrics.jsonl."""
+        self._lines_file = lines
         self.talks = talks
         self._writer: Any = None
         if talks and folder is not None:
@@ -54,6 +56,16 @@ class Tracker:
         for tag, value in values.items():
             self._guard(lambda tag=tag, value=value: self._writer.add_scalar(tag, value, step))
 
+    def line(self, values: Mapping[str, Any]) -> None:
+        """One JSON line in metrics.jsonl of the run directory."""
+        if self.talks and self._lines_file is not None:
+            try:
+                with self._lines_file.open("a") as file:
+                    file.write(json.dumps(dict(values)) + "\n")
+            except OSError as error:
+                _off(error, "metrics.jsonl")
+                self._lines_file = None
+
     def figure(self, tag: str, figure: Any) -> None:
         """A matplotlib figure."""
         self._guard(lambda: self._writer.add_figure(tag, figure))
@@ -77,8 +89,8 @@ class Tracker:
             _off(error)
 
 
-def _off(error: Exception) -> None:
-    print(f"TensorBoard is off from here on: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+def _off(error: Exception, what: str = "TensorBoard") -> None:
+    print(f"{what} is off from here on: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
 
 def _writer(folder: Path) -> Any:

@@ -7,6 +7,7 @@ asks which rank it is; ``perform`` writes, on the first rank, and keeps the ledg
 """
 
 import importlib
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ ORDER = (
     Stage("score", (*NETWORK, *IMAGES, "score.images", "score.micro_batch", "seed"), (DENSE,), (SCORES,)),
     Stage("select", (*NETWORK, "data.source", "data.image_size", "method", "select", "target"), (SCORES,), (PLAN,)),
     Stage("prune", NETWORK, (DENSE, PLAN), (SMALL,)),
-    Stage("finetune", (*NETWORK, *IMAGES, "finetune", "seed"), (SMALL, PLAN), (TUNED,)),
+    Stage("finetune", (*NETWORK, *IMAGES, "finetune", "seed"), (DENSE, SMALL, PLAN), (TUNED,)),
     Stage("evaluate", (*NETWORK, *IMAGES, "evaluate", "report"), (DENSE, SMALL, TUNED, PLAN), (METRICS,)),
     Stage("export", (*NETWORK, *IMAGES), (TUNED, PLAN, METRICS), BUNDLE),
     Stage("report", (), (PLAN, METRICS), REPORT, always=True),
@@ -99,6 +100,7 @@ def _write(work: Work, made: Made) -> None:
     for name, text in made.texts.items():
         write_atomic(work.folder / name, text)
     for name in made.drop:
+        shutil.rmtree(work.folder / name, ignore_errors=True)
         (work.folder / name).unlink(missing_ok=True)
 
 

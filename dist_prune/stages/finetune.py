@@ -1,22 +1,22 @@
 """Train the small network again."""
 
-from dist_prune.runtime import training
-from dist_prune.runtime.evaluation import evaluate
-from dist_prune.stages.work import Made, Work
+import numpy as np
 
-SAVES = "finetune_checkpoint.safetensors"
+from dist_prune.runtime.training.recalibrate import recalibrate
+from dist_prune.stages.fitting import trained
+from dist_prune.stages.work import Made, Work
 
 
 def act(work: Work) -> Made:
     """round_1/small.safetensors -> tuned.safetensors"""
-    recipe = work.recipe
-    model = work.small("round_1/small.safetensors")
-    loop = training.Loop(recipe.finetune, work.feed(True), work.machine, work.tracker, recipe.seed, "finetune")
-    test = work.feed(False)
-    history = training.train(
-        model, loop,
-        lambda m: evaluate(m, test, recipe.evaluate.batch, work.machine.ranks, work.tracker),
-        work.folder / SAVES, work.identity,
-    )  # fmt: skip
+    settings = work.recipe.finetune
+    model = work.small("round_1/small.safetensors").to(work.machine.device)
+    if settings.recalibrate_bn:
+        feed = work.feed(True)
+        ids = np.arange(min(settings.recalibrate_bn, len(feed)))
+        recalibrate(model, feed, ids, work.recipe.score.micro_batch, work.machine.ranks)
+    teacher = work.dense() if settings.distill else None
+    history = trained(work, model, settings, "finetune", teacher)
     meta = {"plan": work.plan.fingerprint}
-    return Made({"history": history}, {"tuned.safetensors": (model.state_dict(), meta)}, drop=(SAVES,))
+    facts = {"history": history, "selection": settings.selection}
+    return Made(facts, {"tuned.safetensors": (model.state_dict(), meta)}, drop=("finetune_checkpoints",))

@@ -120,12 +120,13 @@ def curve_figure(lines: Sequence[Mapping[str, float]]) -> Figure:
     left, right = figure.subplots(1, 2)
     epochs = [line["epoch"] for line in lines]
     left.plot(epochs, [line["loss"] for line in lines], marker="o", markersize=3, label="training images")
-    tested = [line for line in lines if "test_top1" in line]
+    judged = next((k.removesuffix("_top1") for line in lines for k in line if k.endswith("_top1")), "test")
+    tested = [line for line in lines if f"{judged}_top1" in line]
     at = [line["epoch"] for line in tested]
-    left.plot(at, [line["test_loss"] for line in tested], marker="o", markersize=3, label="test images")
-    right.plot(at, [line["test_top1"] for line in tested], marker="o", markersize=3, color="#ff7f0e")
+    left.plot(at, [line[f"{judged}_loss"] for line in tested], marker="o", markersize=3, label=f"{judged} images")
+    right.plot(at, [line[f"{judged}_top1"] for line in tested], marker="o", markersize=3, color="#ff7f0e")
     left.set_ylabel("cross-entropy")
-    right.set_ylabel("test top-1 %")
+    right.set_ylabel(f"{judged} top-1 %")
     left.legend(frameon=False)
     for axes in (left, right):
         axes.set_xlabel("epoch")

@@ -5,8 +5,8 @@ from pathlib import Path
 from torch import nn
 
 from dist_prune.errors import PruneError
-from dist_prune.runtime import checkpoint, training
-from dist_prune.runtime.evaluation import evaluate
+from dist_prune.runtime import checkpoint
+from dist_prune.stages.fitting import trained
 from dist_prune.stages.work import Made, Work
 
 
@@ -26,16 +26,9 @@ def act(work: Work) -> Made:
                 "there is no dense network: set backbone.checkpoint=FILE, or train.epochs to train one, "
                 "or backbone.pretrained=true to let timm fetch its weights"
             )
-        loop = training.Loop(recipe.train, work.feed(True), work.machine, work.tracker, recipe.seed, "train")
-        test = work.feed(False)
-        history = training.train(
-            model, loop,
-            lambda m: evaluate(m, test, recipe.evaluate.batch, work.machine.ranks, work.tracker),
-            work.folder / "train_checkpoint.safetensors", work.identity,
-        )  # fmt: skip
-    return Made(
-        {"history": history}, {"dense.safetensors": (model.state_dict(), {})}, drop=("train_checkpoint.safetensors",)
-    )
+        history = trained(work, model, recipe.train, "train")
+    facts = {"history": history, "selection": recipe.train.selection}
+    return Made(facts, {"dense.safetensors": (model.state_dict(), {})}, drop=("train_checkpoints",))
 
 
 def _check_head(model: nn.Module, weights: dict, classes: int, place: Path) -> None:

@@ -1,89 +1,203 @@
-"""The one loop: worlds agree, an interrupted run ends where an uninterrupted one does, rates follow the schedule."""
+"""The one loop: worlds agree, an interrupted run ends where an uninterrupted one does, keys do what they say."""
 
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from dist_prune.errors import PruneError
 from dist_prune.recipe import Training
-from dist_prune.runtime import training
 from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.data.feed import Feed, Look
+from dist_prune.runtime.data.dealing import held_out
+from dist_prune.runtime.data.feed import Batch, Feed, Look
 from dist_prune.runtime.data.sources import open_source
 from dist_prune.runtime.tracking import Tracker
+from dist_prune.runtime.training import optim
+from dist_prune.runtime.training.loop import Loop
+from dist_prune.runtime.training.objective import Objective
+from dist_prune.runtime.training.recalibrate import recalibrate
+from dist_prune.runtime.training.states import States
+from dist_prune.runtime.training.train import Trainer
 from tests import tiny
 
+RICH = {"ema": 0.99, "mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1, "clip_grad": 1.0, "accumulate": 2}
 
-def loop(ranks: Ranks | None = None, **settings) -> training.Loop:
+
+def settings(**more) -> Training:
+    return Training(**{"epochs": 2, "batch": 32, "lr": 0.05, "images": 200, "selection": "last", **more})
+
+
+def loop(ranks: Ranks | None = None, **more) -> Loop:
     look = Look(8, (0.3,), (0.4,), augment="crop_flip")
     feed = Feed(open_source("digits", None, "", True), look, torch.device("cpu"), dtype=torch.float64)
-    values = {"epochs": 3, "batch": 32, "lr": 0.05, "images": 200, **settings}
-    return training.Loop(Training(**values), feed, tiny.machine(ranks), Tracker(False), 0)
+    return Loop(settings(**more), feed, tiny.machine(ranks), Tracker(False), 0)
 
 
-def digest(model) -> float:
-    return sum(float(tensor.double().abs().sum()) for tensor in model.state_dict().values())
+def trainer(ranks: Ranks | None = None, folder: Path | None = None, judge=lambda m: {}, **more) -> Trainer:
+    states = States(folder, "me", say=lambda text: None) if folder else None
+    return Trainer(tiny.network(), loop(ranks, **more), judge, states=states, classes=10)
 
 
-def run(saves: Path | None, identity: str = "a", **settings):
-    model = tiny.network()
-    history = training.train(model, loop(**settings), lambda m: {"top1": 0.0}, saves, identity)
-    return digest(model), history
+def digest(model: nn.Module) -> list[float]:
+    return [float(tensor.double().sum()) for tensor in model.state_dict().values()]
 
 
-class Stopped(BaseException):
-    pass
+class Killed(BaseException):
+    """Stands for the end of a process: nothing in the package catches it."""
 
 
-@pytest.mark.parametrize("epoch", [1, 2])
-def test_stopped_and_run_again_is_never_stopped(tmp_path, epoch):
-    whole, _ = run(None)
+def kill_after(found: Trainer, updates: int) -> None:
+    plain, count = found._after, [0]
 
-    def stop(_model):
-        calls.append(1)
-        if len(calls) == epoch + 1:
-            raise Stopped
-        return {}
+    def after() -> None:
+        plain()
+        count[0] += 1
+        if count[0] == updates:
+            raise Killed
 
-    calls: list[int] = []
-    saves = tmp_path / "checkpoint.safetensors"
-    with pytest.raises(Stopped):
-        training.train(tiny.network(), loop(), stop, saves, "a")
-    found, history = run(saves)
+    found._after = after  # type: ignore[method-assign]
+
+
+def interrupted(ranks: Ranks, folder: Path, updates: int, again: int) -> list[float]:
+    """Killed after some updates, run again, killed again, run to the end."""
+    for number in (updates, again):
+        found = trainer(ranks, folder, save_every_steps=2, **RICH)
+        kill_after(found, number)
+        with pytest.raises(Killed):
+            found.run()
+        found.states.wait()  # type: ignore[union-attr]
+    last = trainer(ranks, folder, save_every_steps=2, **RICH)
+    last.run()
+    return digest(last.model)
+
+
+def uninterrupted(ranks: Ranks) -> list[float]:
+    found = trainer(ranks, **RICH)
+    found.run()
+    return digest(found.model)
+
+
+@pytest.mark.parametrize(("updates", "again"), [(3, 2), (7, 4), (10, 1)])
+@pytest.mark.parametrize("world", [1, 2])
+def test_killed_at_any_step_and_run_again_is_never_killed(world, updates, again, tmp_path, pool):
+    """With augmentation, averaged weights, mixup, cutmix, clipping and accumulation on: the same weights to the bit."""
+    whole = pool.run(world, uninterrupted)[0]
+    found = pool.run(world, interrupted, tmp_path, updates, again)[0]
     assert found == whole
-    assert [line["epoch"] for line in history] == [1, 2, 3]
 
 
-def test_a_checkpoint_of_another_run_is_ignored(tmp_path):
-    saves = tmp_path / "checkpoint.safetensors"
-    run(saves, "a", epochs=2)
-    assert run(saves, "b")[0] == run(None)[0]
+def on_two_then_one(ranks: Ranks, folder: Path) -> list[float]:
+    found = still(trainer(ranks, folder, save_every_steps=2))
+    if ranks.world == 2:
+        kill_after(found, 5)
+        with pytest.raises(Killed):
+            found.run()
+        found.states.wait()  # type: ignore[union-attr]
+        return []
+    found.run()
+    return digest(found.model)
+
+
+def test_resume_on_another_number_of_ranks(tmp_path, pool):
+    pool.run(2, on_two_then_one, tmp_path)
+    assert pool.run(1, on_two_then_one, tmp_path)[0] == pytest.approx(frozen(Ranks()), rel=1e-9, abs=1e-9)
+
+
+def plain(ranks: Ranks) -> list[float]:
+    found = trainer(ranks)
+    found.run()
+    return digest(found.model)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
+    said: list[str] = []
+    found = trainer(None, tmp_path, save_every_steps=2)
+    kill_after(found, 9)
+    with pytest.raises(Killed):
+        found.run()
+    found.states.wait()  # type: ignore[union-attr]
+    files = sorted(tmp_path.glob("step_*.safetensors"))
+    assert len(files) == 2, "the last two are kept"
+    whole = files[-1].read_bytes()
+    files[-1].write_bytes(whole[: len(whole) // 2])
+    again = trainer(None, tmp_path)
+    again.states.say = said.append  # type: ignore[union-attr]
+    again.run()
+    assert "damaged or cut short" in said[0]
+    assert digest(again.model) == plain(Ranks())
+
+
+def test_a_checkpoint_of_another_training_is_ignored(tmp_path):
+    trainer(None, tmp_path).run()
+    other = trainer(None, tmp_path)
+    other.states.identity = "someone else"  # type: ignore[union-attr]
+    other.run()
+    assert digest(other.model) == plain(Ranks())
+
+
+def test_a_disk_that_refuses_a_checkpoint_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(PruneError, match="could not write"):
+        trainer(None, tmp_path / "file").run()
 
 
 def test_training_learns():
-    model = tiny.network()
-    history = training.train(model, loop(epochs=6, images=1000), lambda m: {}, None)
+    found = trainer(None, epochs=6, images=1000)
+    history = found.run()
     assert history[-1]["loss"] < 0.3 * history[0]["loss"]
+    assert {"lr", "images_per_s", "grad_norm", "data_wait", "seconds"} <= history[0].keys()
+    assert 0 <= history[0]["data_wait"] < 1
+
+
+def test_worlds_agree_with_eval_mode_norms(pool):
+    """Batch norms see their rank's share of a batch; without them the worlds differ by rounding only."""
+    one = frozen(Ranks())
+    for world in (2, 3):
+        for found in pool.run(world, frozen):
+            assert found == pytest.approx(one, rel=1e-9, abs=1e-9)
+
+
+def still(found: Trainer) -> Trainer:
+    """Batch norms stay in evaluation mode: no batch statistics, which depend on how a batch is dealt."""
+    for module in found.model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+    return found
+
+
+def frozen(ranks: Ranks) -> list[float]:
+    found = still(trainer(ranks))
+    found.run()
+    return digest(found.model)
+
+
+def test_accumulation_is_the_whole_batch():
+    def run(pieces: int) -> list[float]:
+        found = still(trainer(None, accumulate=pieces))
+        found.run()
+        return digest(found.model)
+
+    assert run(4) == pytest.approx(run(1), rel=1e-9, abs=1e-9)
 
 
 def gates(ranks: Ranks, batch: int) -> list[float]:
     """Learn one gate per channel of a layer through the bench's fit."""
     model = tiny.network()
     bench = tiny.bench(model, ranks)
-    gate = torch.nn.Parameter(torch.ones(16, dtype=torch.float64))
+    gate = nn.Parameter(torch.ones(16, dtype=torch.float64))
 
     def loss(network, images, labels, ids):
         layer = network.get_submodule("layer1.0.bn1")
         hook = layer.register_forward_hook(lambda m, i, y: y * gate[None, :, None, None])
         try:
-            return torch.nn.functional.cross_entropy(network(images), labels, reduction="none")
+            return nn.functional.cross_entropy(network(images), labels, reduction="none")
         finally:
             hook.remove()
 
     steps: list[int] = []
-    bench.feed.look = Look(8, (0.3,), (0.4,))  # type: ignore[misc]
     history = bench.fit([gate], loss, epochs=1, lr=0.1, batch=batch, watch=steps.append)
     assert len(history) == 1
     assert steps == list(range(-(-1347 // batch)))
@@ -99,20 +213,171 @@ def test_fit_agrees_over_worlds(pool):
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_place():
-    with pytest.raises(PruneError, match=r"not finite at epoch 1, step \d+, learning rate 1e\+30 \(sample ids \["):
-        run(None, lr=1e30, schedule="constant")
+    with pytest.raises(PruneError, match=r"not finite \(or huge\) at epoch 1, step \d+, learning rate 1e\+30 \(sample ids of this"):
+        trainer(None, lr=1e30, schedule="constant").run()
+
+
+def test_strange_updates_can_be_left_out():
+    found = trainer(None, skip_nonfinite=2, epochs=1)
+    feed = found.loop.feed
+    plain_batches = feed.batches
+
+    def poisoned(dealt, augment=None):
+        for number, batch in enumerate(plain_batches(dealt, augment)):
+            yield Batch(batch.images * float("nan"), batch.labels, batch.ids) if number in (1, 3) else batch
+
+    feed.batches = poisoned  # type: ignore[method-assign]
+    history = found.run()
+    assert history[0]["skipped_updates"] == 2
+    assert all(bool(torch.isfinite(p).all()) for p in found.model.parameters())
+
+
+def test_the_best_epoch_is_kept_and_patience_ends():
+    tops = iter([50.0, 80.0, 70.0, 60.0, 90.0])
+    seen: list[list[float]] = []
+
+    def judge(model):
+        seen.append(digest(model))
+        return {"top1": next(tops)}
+
+    found = trainer(None, judge=judge, selection="test", epochs=5, patience=2)
+    history = found.run()
+    assert [line["epoch"] for line in history] == [1, 2, 3, 4]
+    assert digest(found.model) == seen[1]
+
+
+def test_held_out_images_are_not_trained_on():
+    train, held = held_out(np.arange(1000), 0.1, 0)
+    assert len(held) == 100
+    assert sorted([*train, *held]) == list(range(1000))
+    assert held.tolist() != held_out(np.arange(1000), 0.1, 1)[1].tolist()
+    assert len(held_out(np.arange(1000), 0.0, 0)[1]) == 0
+
+
+def test_masked_weights_stay_exact_zeros_momentum_included():
+    found = trainer(None)
+    mask = (torch.rand(found.model.get_submodule("layer1.0.conv1").weight.shape) < 0.5).double()  # type: ignore[union-attr]
+    found.masks = {"layer1.0.conv1.weight": mask}
+    found.run()
+    weight = dict(found.model.named_parameters())["layer1.0.conv1.weight"]
+    assert bool((weight[mask == 0] == 0).all())
+    assert bool((weight[mask == 1] != 0).all())
+    assert bool((found.optimizer.state[weight]["momentum_buffer"][mask == 0] == 0).all())
+
+
+def test_averaged_weights_are_what_is_judged_and_kept():
+    judged: list[list[float]] = []
+    found = trainer(None, judge=lambda m: judged.append(digest(m)) or {}, ema=0.9)
+    found.run()
+    assert digest(found.model) == judged[-1]
+    assert digest(found.model) != plain(Ranks())
+
+
+def test_norms_and_biases_do_not_decay_by_type_not_by_name():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn_like_name = nn.Linear(4, 4)
+            self.plain = nn.BatchNorm1d(4)
+            self.vector = nn.Parameter(torch.ones(4))
+
+    model = Odd()
+    decayed, spared = optim.groups(model, settings(weight_decay=0.1))
+    assert {id(p) for p in decayed["params"]} == {id(model.bn_like_name.weight), id(model.vector)}
+    assert len(spared["params"]) == 3
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    (everything,) = optim.groups(model, settings(weight_decay=0.1, decay_norm_bias=True))
+    assert len(everything["params"]) == 5
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", "SGD"), ("adamw", "AdamW"), ("lamb", "Lamb")])
+def test_optimizers_by_timm_s_names(name, kind):
+    found = optim.optimizer([nn.Parameter(torch.ones(2))], settings(optimizer=name))
+    assert type(found).__name__ == kind
+    assert not found.param_groups[0].get("nesterov")
+
+
+def test_unknown_optimizers_and_arguments():
+    with pytest.raises(PruneError, match="unknown optimizer 'adamv'"):
+        optim.optimizer([nn.Parameter(torch.ones(2))], settings(optimizer="adamv"))
+    with pytest.raises(PruneError, match="optimizer_kwargs"):
+        optim.optimizer([nn.Parameter(torch.ones(2))], settings(optimizer_kwargs={"nonsense": 1}))
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"),
+    ("more", "expected"),
     [
         ({"schedule": "constant"}, [1, 1, 1, 1]),
         ({"schedule": "step", "step_size": 2}, [1, 1, 0.1, 0.1]),
         ({"schedule": "multistep", "milestones": (1, 3), "gamma": 0.5}, [1, 0.5, 0.5, 0.25]),
         ({"schedule": "cosine"}, [(1 + math.cos(math.pi * e / 4)) / 2 for e in range(4)]),
-        ({"schedule": "cosine", "warmup_epochs": 2}, [0.0005, 0.5005, 1, 0.5]),
+        ({"schedule": "linear"}, [1, 0.75, 0.5, 0.25]),
+        ({"schedule": "constant", "warmup_epochs": 2, "warmup_lr": 0.0}, [0, 0.5, 1, 1]),
     ],
 )
-def test_schedules(settings, expected):
-    found = loop(epochs=4, lr=1.0, **settings)
-    assert [found.rate(epoch) for epoch in range(4)] == pytest.approx(expected, abs=1e-6)
+def test_schedules(more, expected):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], 1.0)
+    schedule = optim.Schedule(optimizer, settings(epochs=4, lr=1.0, **more), 10)
+    found = []
+    for epoch in range(4):
+        schedule.at(10 * epoch)
+        found.append(optimizer.param_groups[0]["lr"])
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def objective(teacher=None, **more) -> Objective:
+    return Objective(settings(**more), 10, 0, teacher, lambda: torch.autocast("cpu", enabled=False))
+
+
+def some_batch(n: int = 9) -> Batch:
+    return next(tiny.digits_feed().batches([np.arange(n)]))
+
+
+def test_mixing_is_seeded_by_epoch_and_step_and_leaves_numpy_alone():
+    model, batch = tiny.network(), some_batch()
+    state = np.random.get_state()[1].copy()  # type: ignore[union-attr]
+    found = [objective(mixup=1.0, cutmix=1.0)(model, batch, 1, step).tolist() for step in (4, 4, 5)]
+    assert found[0] == found[1] != found[2]
+    assert np.array_equal(state, np.random.get_state()[1])  # type: ignore[arg-type]
+    assert len(found[0]) == 9
+
+
+def test_distillation_pulls_to_the_teacher():
+    student, teacher, batch = tiny.network(0), tiny.network(1), some_batch()
+    same = objective(student, distill=1.0)(student, batch, 0, 0)
+    other = objective(teacher, distill=1.0)(student, batch, 0, 0)
+    assert float(same.detach().abs().max()) < 1e-9, "a student that is its teacher has nothing to learn"
+    assert float(other.detach().min()) > 0
+    half = objective(teacher, distill=0.5)(student, batch, 0, 0)
+    hard = objective()(student, batch, 0, 0)
+    assert torch.allclose(half, 0.5 * hard + 0.5 * other)
+
+
+def test_bf16_trains():
+    found = trainer(None, precision="bf16")
+    found.model.float()
+    found.loop.feed = Feed(found.loop.feed.source, found.loop.feed.look, torch.device("cpu"))
+    assert math.isfinite(found.run()[-1]["loss"])
+
+
+def recalibrated(ranks: Ranks) -> list[float]:
+    model = tiny.network()
+    assert recalibrate(model, tiny.digits_feed(), np.arange(100), 16, ranks) == 9
+    return digest(model)
+
+
+def test_recalibrated_norms_are_the_same_bits_for_every_world(pool):
+    found = [result for world in (1, 2, 3) for result in pool.run(world, recalibrated)]
+    assert all(result == found[0] for result in found)
+    assert found[0] != digest(tiny.network())
+
+
+def test_recalibration_of_one_batch_is_that_batch_s_statistics():
+    model, feed = tiny.network(), tiny.digits_feed()
+    batch = next(feed.batches([np.arange(64)]))
+    maps = model.get_submodule("conv1")(batch.images)
+    recalibrate(model, feed, np.arange(64), 64, Ranks())
+    norm = model.get_submodule("bn1")
+    assert torch.allclose(norm.running_mean, maps.mean((0, 2, 3)))  # type: ignore[arg-type]
+    assert torch.allclose(norm.running_var, maps.var((0, 2, 3)))  # type: ignore[arg-type]
+    assert not model.training

@@ -27,6 +27,13 @@ def calibration(count: int, images: int | str, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(count)[: int(images)])
 
 
+def held_out(ids: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(training ids, held-out ids), both ascending; ``share`` of ``ids`` (at least one) is held out by ``seed``."""
+    count = min(max(1, round(share * len(ids))), len(ids) - 1) if share > 0 else 0
+    order = np.random.default_rng([seed, 0x401D]).permutation(len(ids))
+    return np.sort(ids[order[count:]]), np.sort(ids[order[:count]])
+
+
 def epoch(count: int, batch: int, seed: int, number: int, rank: int, world: int) -> Iterator[tuple[np.ndarray, int]]:
     """One training epoch: (this rank's ids, size of the whole batch over all ranks), in an order from (seed, epoch).
 

@@ -17,6 +17,7 @@ from torchvision.transforms import functional as vision
 from dist_prune.errors import PruneError
 from dist_prune.runtime.data.dealing import draws
 from dist_prune.runtime.data.sources import ArraySource, FolderSource
+from dist_prune.runtime.stopping import deafen
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Feed:
             batch_sampler=_Lists(lists),
             num_workers=self.workers if len(lists) > 1 else 0,
             collate_fn=torch.stack,
+            worker_init_fn=deafen,
         )
         yield from zip(lists, loader, strict=True)
 

@@ -1,0 +1,50 @@
+"""Asked to stop: SIGUSR1 and SIGTERM set a flag, every loop polls it, all ranks agree before anyone leaves."""
+
+import signal
+from collections.abc import Sequence
+from types import FrameType
+
+from dist_prune.errors import PruneError
+from dist_prune.runtime.collectives import Ranks
+
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+EXIT_CODE = 75  # sysexits' EX_TEMPFAIL: nothing is wrong, start the same command again
+
+_received: list[int] = []
+
+
+class PreemptedError(PruneError):
+    """The run was asked to stop and has saved what it had; the same command goes on from there."""
+
+
+def listen() -> None:
+    """Let the signals set the flag instead of ending this process."""
+    _received.clear()
+    for number in SIGNALS:
+        signal.signal(number, _note)
+
+
+def deafen(_worker: int = 0) -> None:
+    """Give the signals their default meaning back: loader workers inherit handlers, and must not keep this one."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def asked() -> bool:
+    """Whether this process has been asked to stop."""
+    return bool(_received)
+
+
+def poll(ranks: Ranks, also: Sequence[int] = ()) -> list[int]:
+    """[anyone asked to stop, *largest of each number in ``also``] over all ranks: one small collective."""
+    return ranks.largest(int(asked()), *also)
+
+
+def leave(what: str) -> PreemptedError:
+    """The error that ends a run which was asked to stop."""
+    name = signal.Signals(_received[0]).name if _received else "a signal on another rank"
+    return PreemptedError(f"stopped by {name} {what}; the same command goes on from there (exit code {EXIT_CODE})")
+
+
+def _note(number: int, _frame: FrameType | None) -> None:
+    _received.append(number)

@@ -1,0 +1,244 @@
+"""The one training loop: dense training, finetuning, masked retraining and learned gates all go through it."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dist_prune.errors import PruneError
+from dist_prune.recipe import Training
+from dist_prune.runtime import stopping
+from dist_prune.runtime.collectives import Ranks
+from dist_prune.runtime.data import dealing
+from dist_prune.runtime.data.feed import Batch, Feed
+from dist_prune.runtime.evaluation import LOSS_UNIT
+from dist_prune.runtime.machine import Machine
+from dist_prune.runtime.tracking import Tracker
+from dist_prune.runtime.training import optim
+
+Losses = Callable[[Batch, int, int], Tensor]  # batch, epoch, step -> (n,) loss of each image
+HUGE = 2.0**36  # a batch with a larger sum of losses has diverged as surely as one that is not finite
+NORM_EVERY = 16  # updates between two looks at the gradient's norm where it is not clipped
+
+
+@dataclass
+class Progress:
+    """How far an epoch is, and what its figures are so far (over all ranks once merged)."""
+
+    step: int = 0
+    loss_units: int = 0
+    images: int = 0
+    skipped: int = 0
+    grad_norm: float = 0.0
+
+
+@dataclass
+class Loop:
+    """What every training run shares.
+
+    Attributes:
+        settings: epochs, global batch, optimizer and schedule.
+        feed: training images.
+        seed: with the epoch it decides the order and the augmentation.
+        ids: (n,) the images to train on (default: all, or the first ``settings.images``).
+        save: called with the epoch and its progress when a checkpoint is due or the run is asked to stop.
+        after: called after every update (averaged weights, masks).
+    """
+
+    settings: Training
+    feed: Feed
+    machine: Machine
+    tracker: Tracker
+    seed: int
+    name: str = "train"
+    ids: np.ndarray | None = None
+    save: Callable[[int, Progress], None] | None = None
+    after: Callable[[], None] = lambda: None
+    _saved_at: float = field(default_factory=time.monotonic, repr=False)
+
+    def __post_init__(self):
+        if self.ids is None:
+            self.ids = np.arange(min(len(self.feed), self.settings.images or len(self.feed)))
+
+    @property
+    def images(self) -> int:
+        """Training images per epoch."""
+        assert self.ids is not None
+        return len(self.ids)
+
+    @property
+    def steps(self) -> int:
+        """Updates per epoch."""
+        return dealing.steps(self.images, self.settings.batch, self.machine.ranks.world)
+
+    def run_epoch(
+        self,
+        number: int,
+        losses_of: Losses,
+        optimizer: Any,
+        schedule: optim.Schedule,
+        wrapped: nn.Module | None = None,
+        sync: Callable[[], None] = lambda: None,
+        scaler: Any = None,
+        watch: Callable[[int], None] = lambda step: None,
+        begin: Progress | None = None,
+    ) -> dict[str, float]:
+        """One epoch over all ranks; returns its figures.
+
+        Args:
+            number: the epoch, from 0.
+            losses_of: losses of the images of a batch.
+            wrapped: the model whose gradients are averaged by its wrapper; ``sync`` averages them where there is none.
+            scaler: torch's GradScaler for fp16, or None.
+            watch: called after each update with its number since the beginning.
+            begin: where an interrupted epoch goes on.
+        """
+        ranks, total, at = self.machine.ranks, self.steps, begin or Progress()
+        start, waited, done_before = time.perf_counter(), 0.0, at.images
+        merged, local = at, Progress(at.step)
+        batches = self._batches(number, at.step)
+        rate = 0.0
+        for _ in self.tracker.bar(range(at.step, total), total - at.step, f"{self.name}, epoch {number + 1}"):
+            before = time.perf_counter()
+            part, whole = next(batches)
+            waited += time.perf_counter() - before
+            schedule.at(number * total + local.step)
+            rate = optimizer.param_groups[0]["lr"]
+            torch.manual_seed(hash((self.seed, number, local.step, ranks.rank)) % 2**63)  # dropout and the like
+            optimizer.zero_grad(set_to_none=True)
+            value = self._backward(part, whole, number, local.step, losses_of, wrapped, scaler)
+            stop, due, strange = stopping.poll(ranks, (self._due(local.step + 1), int(not abs(value) < HUGE)))
+            if strange:
+                local.skipped += 1
+                if merged.skipped + local.skipped > self.settings.skip_nonfinite:
+                    raise PruneError(self._diverged(number, local.step, rate, part))
+                optimizer.zero_grad(set_to_none=True)
+            else:
+                sync()
+                self._update(optimizer, scaler, local)
+                local.loss_units += round(value * LOSS_UNIT)
+                local.images += len(part.ids)
+            local.step += 1
+            watch(number * total + local.step - 1)
+            if self.save is not None and (stop or (due and local.step < total)):
+                merged = self._merge(merged, local)
+                self.save(number, merged)
+                self._saved_at = time.monotonic()
+            if stop:
+                raise stopping.leave(f"in {self.name}, epoch {number + 1}, after step {local.step} of {total}")
+        merged = self._merge(merged, local)
+        seconds = time.perf_counter() - start
+        figures = {
+            "loss": merged.loss_units / LOSS_UNIT / max(merged.images, 1), "lr": rate,
+            "images_per_s": (merged.images - done_before) / seconds, "seconds": seconds,
+            "grad_norm": merged.grad_norm, "data_wait": waited / seconds,
+        }  # fmt: skip
+        if merged.skipped:
+            figures["skipped_updates"] = merged.skipped
+        if self.machine.device.type == "cuda":
+            figures["gpu_memory_mb"] = torch.cuda.max_memory_allocated(self.machine.device) / 2**20
+        return figures
+
+    def _batches(self, number: int, done: int) -> Iterator[tuple[Batch, int]]:
+        assert self.ids is not None
+        ranks = self.machine.ranks
+        dealt = list(dealing.epoch(self.images, self.settings.batch, self.seed, number, ranks.rank, ranks.world))[done:]
+        feed = self.feed.batches([self.ids[places] for places, _ in dealt], augment=(self.seed, number))
+        for part, (_, whole) in zip(feed, dealt, strict=True):
+            yield part, whole
+
+    def _backward(
+        self, part: Batch, whole: int, epoch: int, step: int, losses_of: Losses, wrapped: nn.Module | None, scaler: Any
+    ) -> float:
+        """Gradients of the mean loss over the whole batch; returns the sum of this rank's losses."""
+        value, pieces = 0.0, min(self.settings.accumulate, max(len(part.ids), 1))
+        for number, piece in enumerate(_pieces(part, pieces)):
+            quiet = getattr(wrapped, "no_sync", None) if number + 1 < pieces else None
+            with quiet() if quiet else contextlib.nullcontext():
+                losses = losses_of(piece, epoch, step)
+                # gradients are averaged over ranks: this scale makes the average the mean over the whole batch
+                loss = losses.sum() * (self.machine.ranks.world / whole)
+                self.machine.backward(scaler.scale(loss) if scaler is not None else loss)
+            value += float(losses.detach().sum())
+        return value
+
+    def _update(self, optimizer: Any, scaler: Any, local: Progress) -> None:
+        limit = self.settings.clip_grad
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        if limit is not None or local.step % NORM_EVERY == 0:
+            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+            local.grad_norm = float(norm)
+            if limit is not None:
+                torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        if scaler is not None:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
+        self.after()
+
+    def _due(self, step: int) -> int:
+        s = self.settings
+        by_steps = s.save_every_steps is not None and step % s.save_every_steps == 0
+        by_time = self.machine.ranks.first and time.monotonic() - self._saved_at > 60 * s.save_every_minutes
+        return int(self.save is not None and (by_steps or by_time))
+
+    def _merge(self, merged: Progress, local: Progress) -> Progress:
+        """Add what all ranks did since the last merge; ``local`` starts over."""
+        units, images = self.machine.ranks.total(local.loss_units, local.images)
+        out = Progress(
+            local.step, merged.loss_units + units, merged.images + images, merged.skipped + local.skipped,
+            local.grad_norm or merged.grad_norm,
+        )  # fmt: skip
+        local.loss_units = local.images = local.skipped = 0
+        return out
+
+    def _diverged(self, epoch: int, step: int, rate: float, part: Batch) -> str:
+        ids = part.ids.tolist()
+        return (
+            f"{self.name}: the loss is not finite (or huge) at epoch {epoch + 1}, step {step + 1}, learning rate {rate:.3g} "
+            f"(sample ids of this rank {ids[:8]}{' ...' if len(ids) > 8 else ''}). The last checkpoint is kept; run "
+            f"again with a smaller {self.name}.lr, a longer {self.name}.warmup_epochs, {self.name}.clip_grad, or "
+            f"{self.name}.skip_nonfinite to leave such updates out."
+        )
+
+
+def _pieces(part: Batch, count: int) -> Iterator[Batch]:
+    if count == 1:
+        yield part
+        return
+    for images, labels, ids in zip(
+        part.images.chunk(count), part.labels.chunk(count), part.ids.chunk(count), strict=True
+    ):
+        yield Batch(images, labels, ids)
+
+
+def averaging(parameters: Sequence[nn.Parameter], ranks: Ranks) -> Callable[[], None]:
+    """What averages gradients over ranks where no wrapper does."""
+
+    def sync() -> None:
+        grads = [p.grad for p in parameters if p.grad is not None]
+        ranks.merge("sum", grads)
+        for grad in grads:
+            grad.div_(ranks.world)
+
+    return sync
+
+
+def fit(
+    parameters: Sequence[nn.Parameter], losses_of: Losses, loop: Loop, watch: Callable[[int], None] = lambda step: None
+) -> list[dict[str, float]]:
+    """Train loose parameters (gates) of a bare model through the same loop; gradients are averaged over ranks here."""
+    optimizer = optim.optimizer(parameters, loop.settings)
+    schedule, sync = optim.Schedule(optimizer, loop.settings, loop.steps), averaging(parameters, loop.machine.ranks)
+    return [
+        {"epoch": number + 1, **loop.run_epoch(number, losses_of, optimizer, schedule, sync=sync, watch=watch)}
+        for number in range(loop.settings.epochs)
+    ]

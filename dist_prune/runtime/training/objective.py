@@ -1,0 +1,84 @@
+"""What is minimised: cross-entropy with label smoothing, mixup and cutmix, and distillation from the dense network."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from timm.data.mixup import Mixup
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dist_prune.recipe import Training
+from dist_prune.runtime.data.feed import Batch
+
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Objective:
+    """Per-image losses of a batch.
+
+    Attributes:
+        settings: smoothing, mixing and distillation.
+        classes: number of classes.
+        seed: with epoch and step it decides the mixing, the same on every rank.
+        teacher: the dense network for distillation, or None.
+        amp: the autocast of the run's precision, made anew for each forward pass.
+    """
+
+    settings: Training
+    classes: int
+    seed: int
+    teacher: nn.Module | None
+    amp: Callable[[], torch.autocast]
+
+    def __post_init__(self):
+        s = self.settings
+        self._mixup = None
+        if s.mixup > 0 or s.cutmix > 0:
+            self._mixup = Mixup(
+                mixup_alpha=s.mixup, cutmix_alpha=s.cutmix, prob=s.mix_prob, label_smoothing=s.label_smoothing,
+                num_classes=self.classes,
+            )  # fmt: skip
+
+    def __call__(self, forward: Forward, batch: Batch, epoch: int, step: int) -> Tensor:
+        """(n,) float32 losses; ``forward`` is the (wrapped) network."""
+        s = self.settings
+        images, target = batch.images, batch.labels
+        if self._mixup is not None:
+            images, target = self._mixed(self._mixup, images, target, epoch, step)
+        with self.amp():
+            logits = forward(images)
+        logits = logits.float() if logits.dtype != torch.float64 else logits
+        if target.dim() == 2:  # mixed labels, (n, classes), smoothed by the mixing
+            losses = -(target.to(logits.dtype) * functional.log_softmax(logits, 1)).sum(1)
+        else:
+            losses = functional.cross_entropy(logits, target, reduction="none", label_smoothing=s.label_smoothing)
+        if self.teacher is None or s.distill == 0:
+            return losses
+        return (1 - s.distill) * losses + s.distill * self._distilled(self.teacher, images, logits)
+
+    def _mixed(self, mixup: Mixup, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """Mixed images (n, C, H, W) and soft labels (n, classes); the global numpy state is given back.
+
+        timm's mixing wants an even batch: the last image of an odd one is mixed with itself.
+        """
+        before = np.random.get_state()
+        np.random.seed((self.seed * 1_000_003 + epoch * 8_191 + step) % 2**32)
+        try:
+            n = len(images)
+            order = torch.arange(n + n % 2, device=images.device).clamp(max=n - 1)
+            mixed, target = mixup(images[order].clone(), labels[order])
+            return mixed[:n], target[:n]
+        finally:
+            np.random.set_state(before)
+
+    def _distilled(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
+        """(n,) T^2 KL(teacher || student) at temperature T (Hinton et al. 2015)."""
+        t = self.settings.distill_temperature
+        with torch.no_grad(), self.amp():
+            wanted = teacher(images)
+        wanted = functional.log_softmax(wanted.to(logits.dtype) / t, 1)
+        found = functional.log_softmax(logits / t, 1)
+        return t * t * (wanted.exp() * (wanted - found)).sum(1)

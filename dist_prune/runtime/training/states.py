@@ -1,0 +1,76 @@
+"""Training checkpoints: written beside the training, verified when read, never the only copy.
+
+``<folder>/step_000000123.safetensors`` holds the whole state after that many steps; ``.sha256`` beside it is written
+last and proves that the file is whole. A newest checkpoint that is damaged falls back to the one before.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dist_prune.errors import PruneError
+from dist_prune.ledger import file_digest, write_atomic
+from dist_prune.runtime import checkpoint
+
+
+@dataclass
+class States:
+    """The checkpoints of one training.
+
+    Attributes:
+        folder: theirs alone.
+        identity: what a checkpoint must belong to; others are ignored.
+        keep: how many are kept.
+        say: tells the user about damaged ones.
+    """
+
+    folder: Path
+    identity: str
+    keep: int = 2
+    say: Callable[[str], None] = print
+    _writer: threading.Thread | None = field(default=None, repr=False)
+    _failure: list[PruneError] = field(default_factory=list, repr=False)
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Take a copy now, write it in the background; a failed write is raised at the next call."""
+        self.wait()
+        data = checkpoint.encode(tensors, {**meta, "identity": self.identity, "step": step})
+        self._writer = threading.Thread(target=self._write, args=(step, data), name="checkpoint")
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on the disk; raises what went wrong there."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        if self._failure:
+            raise self._failure.pop()
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest whole checkpoint of this training, or None."""
+        for path in sorted(self.folder.glob("step_*.safetensors"), reverse=True):
+            proof = path.with_suffix(".sha256")
+            if not proof.exists() or proof.read_text() != file_digest(path):
+                self.say(f"  the checkpoint {path} is damaged or cut short: going back to the one before")
+                continue
+            tensors, meta = checkpoint.read(path)
+            if meta.get("identity") == self.identity:
+                return tensors, meta
+        return None
+
+    def _write(self, step: int, data: bytes) -> None:
+        path = self.folder / f"step_{step:09}.safetensors"
+        try:
+            write_atomic(path, data)
+            write_atomic(path.with_suffix(".sha256"), hashlib.sha256(data).hexdigest())
+        except PruneError as error:
+            self._failure.append(error)
+            return
+        for old in sorted(self.folder.glob("step_*.safetensors"))[: -self.keep]:
+            old.with_suffix(".sha256").unlink(missing_ok=True)
+            old.unlink(missing_ok=True)

@@ -1,0 +1,222 @@
+"""Train a network on all ranks: objective, averaged weights, masks, checkpoints, which epoch is kept."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from dist_prune.errors import PruneError
+from dist_prune.runtime import checkpoint
+from dist_prune.runtime.collectives import Ranks
+from dist_prune.runtime.training import optim
+from dist_prune.runtime.training.loop import Loop, Progress, averaging
+from dist_prune.runtime.training.objective import Objective
+from dist_prune.runtime.training.states import States
+
+Judge = Callable[[nn.Module], Mapping[str, float]]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Trainer:
+    """One training of one bare model.
+
+    Attributes:
+        model: trained in place; wrapped for all ranks while ``run`` is at work.
+        loop: settings, images, machine.
+        judge: figures (``top1`` ...) of a model, called on every rank.
+        judged: what the judge looks at ("holdout" or "test"): a prefix of its figures.
+        states: checkpoints, or None for none.
+        classes: number of classes.
+        teacher: the dense network to distil from, or None.
+        masks: parameter name -> 0/1 tensor; kept at exact zeros, momentum included.
+    """
+
+    model: nn.Module
+    loop: Loop
+    judge: Judge
+    judged: str = "test"
+    states: States | None = None
+    classes: int = 0
+    teacher: nn.Module | None = None
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Tensor] | None = None
+    best_top1: float = -1.0
+
+    def run(self) -> list[dict[str, float]]:
+        """Train to the end, or from the last checkpoint to the end; a line of figures per epoch."""
+        loop, settings, machine = self.loop, self.loop.settings, self.loop.machine
+        if settings.epochs == 0:
+            return []
+        self.model.to(machine.device)
+        if self.teacher is not None:
+            self.teacher.to(machine.device).eval().requires_grad_(False)
+        optimizer = optim.optimizer(optim.groups(self.model, settings), settings)
+        self.optimizer = optimizer
+        self.schedule = optim.Schedule(optimizer, settings, loop.steps)
+        self.scaler = GradScaler(machine.device.type) if settings.precision == "fp16" else None
+        self.ema = ModelEmaV3(self.model, decay=settings.ema, use_warmup=True) if settings.ema else None
+        self._mask()
+        epoch, begin = self._resume()
+        if self._finished(epoch):
+            return self._end()
+        wrapped, ready = machine.wrap(self.model, optimizer)
+        objective = Objective(settings, self.classes, loop.seed, self.teacher, self._amp)
+        sync = averaging(list(self.model.parameters()), machine.ranks) if machine.accelerator is None else lambda: None
+        loop.save, loop.after = self._save, self._after
+        for number in range(epoch, settings.epochs):
+            wrapped.train()
+            figures = loop.run_epoch(
+                number, lambda part, e, s: objective(wrapped, part, e, s), ready, self.schedule, wrapped, sync,
+                scaler=self.scaler, begin=begin,
+            )  # fmt: skip
+            begin = None
+            self._end_of_epoch(number, figures)
+            if self._finished(number + 1):
+                break
+        return self._end()
+
+    def _amp(self) -> torch.autocast:
+        dtype = DTYPES[self.loop.settings.precision]
+        return torch.autocast(self.loop.machine.device.type, dtype=dtype, enabled=dtype is not torch.float32)
+
+    def _after(self) -> None:
+        self._mask()
+        if self.ema is not None:
+            self.updates += 1
+            self.ema.update(self.model, step=self.updates)
+
+    updates: int = 0
+
+    @torch.no_grad()
+    def _mask(self) -> None:
+        """Exact zeros under the masks, in the weights and in whatever the optimizer remembers of them."""
+        named = dict(self.model.named_parameters())
+        for name, mask in self.masks.items():
+            parameter = named[name]
+            mask = mask.to(parameter.device, parameter.dtype)
+            parameter.mul_(mask)
+            for value in self.optimizer.state.get(parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == mask.shape:
+                    value.mul_(mask)
+
+    @property
+    def _shown(self) -> nn.Module:
+        """The network that is judged and kept: the averaged weights where there are some."""
+        return self.ema.module if self.ema is not None else self.model
+
+    def _end_of_epoch(self, number: int, figures: dict[str, float]) -> None:
+        loop, settings = self.loop, self.loop.settings
+        same_buffers(self.model, loop.machine.ranks)
+        same_buffers(self._shown, loop.machine.ranks)
+        line: dict[str, float] = {"epoch": number + 1, **figures}
+        if (number + 1) % settings.evaluate_every == 0 or number + 1 == settings.epochs:
+            found = self.judge(self._shown)
+            line |= {f"{self.judged}_{key}": value for key, value in found.items()}
+            if settings.selection != "last" and found.get("top1", 0.0) > self.best_top1:
+                self.best_top1, line["best"] = found["top1"], 1.0
+                self.best = {k: v.detach().cpu().clone() for k, v in self._shown.state_dict().items()}
+        self.history.append(line)
+        self._tell(line)
+        self._save(number + 1, Progress())
+
+    def _finished(self, epoch: int) -> bool:
+        """All epochs done, or no better evaluation for longer than the recipe's patience."""
+        patience = self.loop.settings.patience
+        judged = [line for line in self.history if f"{self.judged}_top1" in line]
+        tops = [line[f"{self.judged}_top1"] for line in judged]
+        tired = patience is not None and bool(tops) and len(tops) - 1 - tops.index(max(tops)) >= patience
+        return epoch >= self.loop.settings.epochs or tired
+
+    def _end(self) -> list[dict[str, float]]:
+        """The kept weights into the bare model."""
+        if self.states is not None:
+            self.loop.machine.ranks.together(self.states.wait)
+        kept = self.best if self.best is not None else copy.deepcopy(self._shown.state_dict())
+        self.model.load_state_dict(kept)
+        return self.history
+
+    def _save(self, epoch: int, progress: Progress) -> None:
+        if self.states is None:
+            return
+        states, ranks = self.states, self.loop.machine.ranks
+
+        def write() -> None:
+            kept, plain = checkpoint.pack(self.optimizer)
+            parts = {"model": self.model.state_dict(), "optimizer": kept}
+            if self.ema is not None:
+                parts["ema"] = self.ema.module.state_dict()
+            if self.best is not None:
+                parts["best"] = self.best
+            meta = {
+                "optimizer": plain, "history": self.history, "best_top1": self.best_top1, "epoch": epoch,
+                "progress": asdict(progress), "updates": self.updates, "world": ranks.world,
+                "scaler": self.scaler.state_dict() if self.scaler is not None else None,
+            }  # fmt: skip
+            tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+            states.save(epoch * self.loop.steps + progress.step, tensors, meta)
+
+        ranks.together(write)
+
+    def _resume(self) -> tuple[int, Progress | None]:
+        """Take the newest checkpoint; (epoch, progress inside it)."""
+        if self.states is None:
+            return 0, None
+        self.loop.machine.ranks.wait()
+        found = self.states.load()
+        if found is None:
+            return 0, None
+        tensors, meta = found
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            part, _, key = name.partition("/")
+            parts.setdefault(part, {})[key] = tensor
+        self.model.load_state_dict(parts["model"])
+        checkpoint.unpack(self.optimizer, parts.get("optimizer", {}), meta["optimizer"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(parts["ema"])
+        if self.scaler is not None and meta["scaler"]:
+            self.scaler.load_state_dict(meta["scaler"])
+        self.best, self.best_top1, self.history = parts.get("best"), meta["best_top1"], meta["history"]
+        self.updates, progress = meta["updates"], Progress(**meta["progress"])
+        self._say_resumed(meta, progress)
+        return meta["epoch"], progress
+
+    def _say_resumed(self, meta: Mapping[str, Any], progress: Progress) -> None:
+        loop = self.loop
+        where = f"epoch {meta['epoch']}" + (f", step {progress.step}" if progress.step else "")
+        loop.tracker.say(f"  {loop.name}: goes on after {where} of {loop.settings.epochs} epochs")
+        if meta["world"] != loop.machine.ranks.world:
+            loop.tracker.say(
+                f"  {loop.name}: from {meta['world']} to {loop.machine.ranks.world} process(es): the global batch of "
+                f"{loop.settings.batch} and the order of the images stay; sums are added in another order"
+            )
+
+    def _tell(self, line: Mapping[str, float]) -> None:
+        loop, key = self.loop, f"{self.judged}_top1"
+        top1 = f", {self.judged} top-1 {line[key]:.2f} %" if key in line else ""
+        loop.tracker.say(
+            f"  {loop.name} {line['epoch']:.0f}/{loop.settings.epochs}: loss {line['loss']:.4f}{top1}, "
+            f"lr {line['lr']:.4g}, {line['images_per_s']:.0f} images/s"
+        )
+        loop.tracker.scalars({f"{loop.name}/{k}": v for k, v in line.items() if k != "epoch"}, int(line["epoch"]))
+        loop.tracker.line({"stage": loop.name, **line})
+
+
+def same_buffers(model: nn.Module, ranks: Ranks) -> None:
+    """The first rank's batch-norm statistics everywhere: they are what is judged and kept."""
+    with torch.no_grad():
+        for buffer in model.buffers():
+            buffer.copy_(ranks.broadcast(buffer))
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """PruneError where the device cannot do it."""
+    if precision == "fp16" and device.type == "cpu":
+        raise PruneError("precision fp16 is for GPUs; on a CPU use fp32 or bf16")

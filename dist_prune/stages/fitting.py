@@ -1,0 +1,38 @@
+"""A training run as the train and finetune acts need it: which images, which are judged, where the checkpoints lie."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from dist_prune.recipe import Training
+from dist_prune.runtime.data.dealing import held_out
+from dist_prune.runtime.evaluation import evaluate
+from dist_prune.runtime.training.loop import Loop
+from dist_prune.runtime.training.states import States
+from dist_prune.runtime.training.train import Trainer, check_precision
+from dist_prune.stages.work import Work
+
+
+def trained(
+    work: Work, model: nn.Module, settings: Training, name: str, teacher: nn.Module | None = None
+) -> list[dict[str, Any]]:
+    """Train ``model`` in place by the recipe's ``train`` or ``finetune`` section; the epochs' figures."""
+    machine, seed = work.machine, work.recipe.seed
+    check_precision(settings.precision, machine.device)
+    feed = work.feed(True)
+    everything = np.arange(min(len(feed), settings.images or len(feed)))
+    train, held = held_out(everything, settings.holdout if settings.selection == "holdout" else 0.0, seed)
+
+    def judge(network: nn.Module) -> Mapping[str, float]:
+        if settings.selection == "holdout":
+            return evaluate(network, feed, work.recipe.evaluate.batch, machine.ranks, work.tracker, "held out", held)
+        return evaluate(
+            network, work.feed(False), work.recipe.evaluate.batch, machine.ranks, work.tracker, "test images"
+        )
+
+    loop = Loop(settings, feed, machine, work.tracker, seed, name, train)
+    states = States(work.folder / f"{name}_checkpoints", work.identity, settings.keep_checkpoints, work.tracker.say)
+    judged = "holdout" if settings.selection == "holdout" else "test"
+    return Trainer(model, loop, judge, judged, states, len(work.classes), teacher).run()
