@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dist_prune.errors import PruneError
 from dist_prune.pruning.channels import Channels, Site
 from dist_prune.pruning.gates import gated
 from dist_prune.pruning.probe import quiet, taps
@@ -37,7 +38,7 @@ class Bench:
         ids: (n,) dataset ids of the calibration images, ascending.
         micro_batch: images that go through the network together; the partition does not depend on the ranks.
         seed: of the recipe.
-        partial: where partly merged statistics are saved, or None.
+        partial: folder where partly merged statistics are saved, one file per observation, or None.
         identity: what the partial file must belong to.
         save_every: micro-batches per rank between two saves.
     """
@@ -54,6 +55,8 @@ class Bench:
     identity: str = ""
     save_every: int = 100
     resumed: int = 0  # calibration images that an earlier, stopped process had already seen
+    _observations: int = 0
+    _in_job: bool = False
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -71,41 +74,54 @@ class Bench:
         self, sites: Sequence[Site], statistic: Statistic, backward: bool = False
     ) -> dict[str, dict[str, Tensor]]:
         """See methods.method.Bench. Stopped and run again, it goes on from the last save."""
+        self._collective("observe")
+        self._observations += 1
         ranks, device = self.machine.ranks, self.machine.device
         merged = Tally(statistic, sites, self.images, device)
         if not sites:
             return merged.tables
         local = Tally(statistic, sites, self.images, device)
         lists = micro_batches(np.arange(self.images), self.micro_batch)
-        done = self._load(merged, statistic)
+        file = self.partial / f"observation_{self._observations}.safetensors" if self.partial is not None else None
+        key = self._key(sites, statistic, backward)
+        done = self._load(file, merged, key)
         mine = deal(lists[done:], ranks.rank, ranks.world)
         rounds = -(-(len(lists) - done) // ranks.world)
         batches = self.feed.batches([self.ids[part] for part in mine])
         positions = iter(mine)
-        with quiet(self.model):
+        with quiet(self.model), torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
             for number in self.tracker.bar(range(1, rounds + 1), rounds, "score"):
                 part = next(positions, None)
                 if part is not None:
                     self._see(local, sites, next(batches), torch.from_numpy(part).to(device), backward)
                 stop = stopping.poll(ranks)[0]
-                if self.partial is not None and number < rounds and (stop or number % self.save_every == 0):
+                if file is not None and number < rounds and (stop or number % self.save_every == 0):
                     self._fold(local, merged)
-                    self._save(merged, statistic, min(done + number * ranks.world, len(lists)))
+                    self._save(file, merged, key, min(done + number * ranks.world, len(lists)))
                 if stop:
                     raise stopping.leave(f"while scoring, after {min(number * ranks.world, len(lists))} micro-batches")
         self._fold(local, merged)
+        if file is not None and rounds:
+            self._save(file, merged, key, len(lists))
         return {site: {name: table.cpu() for name, table in tables.items()} for site, tables in merged.tables.items()}
 
     def share(self, jobs: Sequence[T], run: Callable[[T], Any]) -> list[Any]:
         """See methods.method.Bench."""
+        self._collective("share")
         ranks = self.machine.ranks
         mine = list(enumerate(jobs))[ranks.rank :: ranks.world]
-        parts = ranks.gather([(number, run(job)) for number, job in self.tracker.bar(mine, len(mine), "jobs")])
+        self._in_job = True
+        try:
+            done = [(number, _on_cpu(run(job))) for number, job in self.tracker.bar(mine, len(mine), "jobs")]
+        finally:
+            self._in_job = False
+        parts = ranks.gather(done)
         return [result for _, result in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])]
 
     @torch.no_grad()
     def measure(self, off: Mapping[str, Sequence[int]]) -> tuple[int, int]:
         """See methods.method.Bench."""
+        self._collective("measure")
         ranks, correct, total = self.machine.ranks, 0, 0
         mine = deal(micro_batches(self.ids, self.micro_batch), ranks.rank, ranks.world)
         with quiet(self.model), gated(self.model, self.channels, off):
@@ -131,15 +147,26 @@ class Bench:
         def loss_of(part: Batch, _epoch: int, _step: int) -> Tensor:
             return loss(self.model, part.images, part.labels, part.ids)
 
-        with quiet(self.model):
-            return fit(parameters, loss_of, loop, watch)
+        self._collective("fit")
+        theirs = {id(parameter) for parameter in parameters}
+        others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in theirs]
+        try:
+            for parameter in others:  # no gradients where nothing is trained: faster, and .grad stays as it was
+                parameter.requires_grad_(False)
+            with quiet(self.model):
+                return fit(parameters, loss_of, loop, watch)
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """See methods.method.Bench."""
+        self._collective("sum")
         self.machine.ranks.merge("sum", tensors)
 
     def broadcast(self, tensor: Tensor, owner: int = 0) -> Tensor:
         """See methods.method.Bench."""
+        self._collective("broadcast")
         return self.machine.ranks.broadcast(tensor, owner)
 
     def draw(self, *name: Any) -> torch.Generator:
@@ -152,15 +179,20 @@ class Bench:
             with torch.no_grad(), taps(self.model, sites, lambda site, maps: local.update(site, maps, positions)):
                 self.model(part.images)
             return
-        maps: dict[str, Tensor] = {}
-        with torch.enable_grad(), taps(self.model, sites, lambda site, y: maps.__setitem__(site.name, y)):
+        seen: list[tuple[Site, Tensor]] = []
+
+        def see(site: Site, maps: Tensor) -> Tensor:
+            seen.append((site, maps))
+            return maps.clone()  # the network goes on with a copy: an in-place activation must not touch the maps
+
+        with torch.enable_grad(), taps(self.model, sites, see):
             # gradients are asked for at the maps alone: the parameters' own .grad stays as it was
             logits = self.model(part.images.requires_grad_(True))
             loss = functional.cross_entropy(logits, part.labels, reduction="sum")
-            grads = torch.autograd.grad(loss, [maps[site.name] for site in sites])
+            grads = torch.autograd.grad(loss, [maps for _, maps in seen])
         with torch.no_grad():
-            for site, grad in zip(sites, grads, strict=True):
-                local.update(site, maps[site.name].detach(), positions, grad)
+            for (site, maps), grad in zip(seen, grads, strict=True):
+                local.update(site, maps.detach(), positions, grad)
 
     def _fold(self, local: Tally, merged: Tally) -> None:
         """All ranks' local tables into ``merged`` (the same on every rank): one collective per word and dtype."""
@@ -169,24 +201,42 @@ class Bench:
         merged.merge(local)
         local.reset()
 
-    def _key(self, statistic: Statistic) -> str:
-        return f"{self.identity}:{type(statistic).__name__}:{self.micro_batch}"
+    def _collective(self, verb: str) -> None:
+        """Jobs are dealt out: ranks have different numbers of them, so a collective inside one would never end."""
+        if self._in_job:
+            raise PruneError(f"bench.{verb} was called inside a job of bench.share; jobs run alone on their rank")
 
-    def _save(self, merged: Tally, statistic: Statistic, done: int) -> None:
-        path = self.partial
-        assert path is not None
-        meta = {"identity": self._key(statistic), "micro_batches": done}
-        self.machine.ranks.together(lambda: checkpoint.save(path, merged.flat(), meta))
+    def _key(self, sites: Sequence[Site], statistic: Statistic, backward: bool) -> str:
+        """What a partial statistic must belong to: everything that decides it."""
+        settings = {name: repr(value) for name, value in sorted(vars(statistic).items())}
+        names = [site.name for site in sites]
+        asked = (self.identity, self.micro_batch, self.images, type(statistic).__name__, settings, names, backward)
+        return hashlib.sha256(repr(asked).encode()).hexdigest()
 
-    def _load(self, merged: Tally, statistic: Statistic) -> int:
+    def _save(self, file: Path, merged: Tally, key: str, done: int) -> None:
+        meta = {"identity": key, "micro_batches": done}
+        self.machine.ranks.together(lambda: checkpoint.save(file, merged.flat(), meta))
+
+    def _load(self, file: Path | None, merged: Tally, key: str) -> int:
         """Micro-batches that a saved partial statistic already holds; 0 where there is none of this kind."""
-        if self.partial is None or not self.machine.ranks.from_first(self.partial.exists()):
+        if file is None or not self.machine.ranks.from_first(file.exists()):
             return 0
-        tables, meta = checkpoint.read(self.partial)
-        if meta.get("identity") != self._key(statistic):
+        tables, meta = checkpoint.read(file)
+        if meta.get("identity") != key:
             return 0
         merged.load(tables)
         done = int(meta["micro_batches"])
         self.resumed = min(done * self.micro_batch, self.images)
         self.tracker.say(f"  score: goes on after {self.resumed} of {self.images} images")
         return done
+
+
+def _on_cpu(value: Any) -> Any:
+    """A job's result with its tensors on the CPU, to be sent to other ranks."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_on_cpu(inner) for inner in value)
+    return value

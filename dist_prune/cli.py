@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dist_prune import methods, recipe
+from dist_prune import methods, reading
 from dist_prune.errors import PruneError
 
 
@@ -49,7 +49,7 @@ def _list(given: argparse.Namespace) -> Answer:
         width = max(map(len, found))
         return "\n".join(f"{name:{width}}  {paper}" for name, paper in found.items()), found, 0
     if given.what == "recipes":
-        files = {f.stem: str(f) for folder in reversed(recipe.recipe_folders()) for f in sorted(folder.glob("*.yaml"))}
+        files = {f.stem: str(f) for folder in reversed(reading.recipe_folders()) for f in sorted(folder.glob("*.yaml"))}
         return "\n".join(f"{name:32}  {path}" for name, path in sorted(files.items())), files, 0
     from dist_prune.runtime import backbones
 
@@ -60,7 +60,7 @@ def _list(given: argparse.Namespace) -> Answer:
 def _check(given: argparse.Namespace) -> Answer:
     from dist_prune.preview import as_text, preview
 
-    spec = recipe.load(given.recipe, given.overrides, methods.options_of, need_environment=False)
+    spec = reading.load(given.recipe, given.overrides, methods.options_of, need_environment=False)
     body = preview(spec)
     return as_text(body), body, 0
 

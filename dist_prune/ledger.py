@@ -119,13 +119,19 @@ class Ledger:
         return line
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Add a finished stage."""
+        """Add a finished stage; a line that a crash cut off before is left behind on its own."""
+        size = self.file.stat().st_size if self.file.exists() else 0
+        text = canonical({**line, "at": round(time.time(), 3)}) + "\n"
+        if size and self.file.read_bytes()[-1:] != b"\n":
+            text = "\n" + text
         try:
             with self.file.open("a") as file:
-                file.write(canonical({**line, "at": round(time.time(), 3)}) + "\n")
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self.file, size)
             raise PruneError(f"could not append to {self.file}: {error.strerror or error}") from error
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 if __name__ == "__main__":  # launched by path: import the package from its parent, not its modules from its folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dist_prune import methods, recipe, stages
+from dist_prune import methods, reading, recipe, stages
 from dist_prune.errors import PruneError
 from dist_prune.ledger import canonical, claim, write_atomic
 from dist_prune.runtime import stopping
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder: Path | None = None
     started = time.time()
     try:
-        spec = recipe.load(given.recipe, overrides, methods.options_of)
+        spec = reading.load(given.recipe, overrides, methods.options_of)
         folder = Path(given.run_dir or Path("runs") / spec.name)
         stopping.listen()
         machine = Machine.start(spec.cluster.timeout_s, spec.cluster.tf32, spec.cluster.deterministic)

@@ -1,7 +1,9 @@
 """The bench's verbs on real ranks."""
 
+import pytest
 import torch
 
+from dist_prune.errors import PruneError
 from dist_prune.pruning.statistic import State, Statistic
 from dist_prune.runtime.collectives import Ranks
 from tests import tiny
@@ -83,3 +85,74 @@ def test_draws_are_named():
     first = torch.rand(3, generator=bench.draw("layer", 1))
     assert torch.equal(first, torch.rand(3, generator=bench.draw("layer", 1)))
     assert not torch.equal(first, torch.rand(3, generator=bench.draw("layer", 2)))
+
+
+class Power(Statistic):
+    """Counts positive values of a power: its setting decides the table."""
+
+    def __init__(self, power: int):
+        self.power = power
+
+    def states(self, site):
+        return {"n": State("sum", (site.width,))}
+
+    def update(self, site, tables, maps, ids, grads):
+        tables["n"] += ((maps**self.power).sum((2, 3)) > 1).sum(0)
+
+
+def test_every_observation_has_its_own_partial(tmp_path):
+    """Two statistics of one class, other sites, gradients or not: none goes on from another's tables."""
+
+    def tables(power: int, layers: int, partial) -> list:
+        bench = tiny.bench(tiny.network(), partial=partial)
+        sites = [site for site in bench.sites if site.kind == "conv"][:layers]
+        found = bench.observe(sites, Power(power))
+        assert not bench.resumed
+        return [found[site.name]["n"].tolist() for site in sites]
+
+    for power, layers in ((1, 3), (2, 3), (2, 2)):
+        assert tables(power, layers, tmp_path) == tables(power, layers, None)
+    bench = tiny.bench(tiny.network(), partial=tmp_path / "both")
+    sites = [site for site in bench.sites if site.kind == "conv"]
+    first, second = bench.observe(sites, Power(1)), bench.observe(sites, Power(2))
+    assert not all(torch.equal(first[s.name]["n"], second[s.name]["n"]) for s in sites)
+
+
+def test_collectives_inside_a_job_are_refused():
+    bench = tiny.bench(tiny.network())
+    with pytest.raises(PruneError, match=r"bench\.sum was called inside a job"):
+        bench.share([1], lambda job: bench.sum([torch.tensor([job])]))
+    assert bench.share([1], lambda job: job) == [1]
+
+
+def test_fit_leaves_the_network_as_it_was():
+    model = tiny.network()
+    bench = tiny.bench(model)
+    gate = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+    def loss(network, images, labels, ids):
+        return torch.nn.functional.cross_entropy(network(images) * gate, labels, reduction="none")
+
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    bench.fit([gate], loss, epochs=1, lr=0.1, batch=450)
+    assert float(gate) != 1
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_gradients_behind_an_in_place_activation():
+    """The maps are the layer's raw output, whatever the network does to it afterwards."""
+    from torch import nn
+
+    def network(inplace: bool) -> nn.Module:
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(1, 6, 3), nn.ReLU(inplace), nn.Conv2d(6, 6, 3), nn.ReLU(inplace), nn.Flatten()]
+        return nn.Sequential(*layers, nn.Linear(96, 10)).double().eval()
+
+    found = []
+    for inplace in (False, True):
+        bench = tiny.bench(network(inplace))
+        sites = [site for site in bench.sites if site.kind == "conv"]
+        tables = bench.observe(sites, PerSample(), backward=True)
+        found.append([tables[site.name]["taylor"] for site in sites])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -82,6 +82,8 @@ def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path):
         file.write('{"stage": "sele')
     assert [line["stage"] for line in ledger.lines()] == ["score"]
     assert ledger.done("score", "f")
+    ledger.append({"stage": "select", "fingerprint": "g", "outputs": {}})
+    assert [line["stage"] for line in ledger.lines()] == ["score", "select"], "the torn line swallows nothing"
 
 
 FULL = """

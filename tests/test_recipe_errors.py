@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from dist_prune import methods, recipe
+from dist_prune import methods, reading, recipe
 from dist_prune.errors import PruneError
 
 GOOD = {
@@ -17,7 +17,7 @@ GOOD = {
 def load(tmp_path, *overrides: str, tree: dict | None = None) -> recipe.Recipe:
     file = tmp_path / "x.yaml"
     file.write_text(yaml.safe_dump(GOOD if tree is None else tree))
-    return recipe.load(str(file), list(overrides), methods.options_of)
+    return reading.load(str(file), list(overrides), methods.options_of)
 
 
 def errors(tmp_path, *overrides: str, tree: dict | None = None) -> str:
@@ -61,6 +61,13 @@ def test_one_target_at_a_time(tmp_path):
     assert "one target at a time" in errors(tmp_path, "target.macs=0.5", "target.params=0.5")
 
 
+def test_a_resolved_recipe_loads_again(tmp_path):
+    spec = load(tmp_path, "select.threshold=null", "target.params=0.6")
+    again = load(tmp_path, tree=spec.resolved())
+    assert again == spec
+    assert load(tmp_path, "target.macs=null", tree=spec.resolved()).target.params == 0.6
+
+
 def test_missing_sections(tmp_path):
     text = errors(tmp_path, tree={"method": {"name": "l1"}})
     assert "backbone: missing" in text
@@ -69,14 +76,14 @@ def test_missing_sections(tmp_path):
 
 def test_an_unknown_recipe_names_the_nearest():
     with pytest.raises(PruneError, match="Did you mean 'quickstart'"):
-        recipe.load("quikstart", [], methods.options_of)
+        reading.load("quikstart", [], methods.options_of)
 
 
 def test_broken_yaml(tmp_path):
     file = tmp_path / "x.yaml"
     file.write_text("a: [1,")
     with pytest.raises(PruneError, match="not valid YAML"):
-        recipe.load(str(file), [])
+        reading.load(str(file), [])
 
 
 def test_bare_names_overrides_and_environment(tmp_path, monkeypatch):
@@ -87,5 +94,5 @@ def test_bare_names_overrides_and_environment(tmp_path, monkeypatch):
     )  # fmt: skip
     assert spec.resolved()["score"]["from"] == "runs/x"
     assert spec.method["hash_size"] == 8
-    assert recipe.load("quickstart", [], methods.options_of).name == "quickstart"
-    assert recipe.load("quickstart.yaml", [], methods.options_of).name == "quickstart"
+    assert reading.load("quickstart", [], methods.options_of).name == "quickstart"
+    assert reading.load("quickstart.yaml", [], methods.options_of).name == "quickstart"

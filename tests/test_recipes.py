@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_prune import methods, recipe
+from dist_prune import methods, reading
 from dist_prune.preview import preview
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -13,7 +13,7 @@ FILES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_recipe_is_valid_and_its_network_can_be_cut(file):
-    spec = recipe.load(str(file), [], methods.options_of, need_environment=False)
+    spec = reading.load(str(file), [], methods.options_of, need_environment=False)
     assert spec.name == file.stem
     body = preview(spec)
     assert any(not group["protected"] for group in body["groups"])

@@ -76,7 +76,7 @@ def test_tensorboard_has_curves_figure_and_hparams(finished):
     found.Reload()
     tags = found.Tags()
     for section in ("train", "finetune"):
-        assert {f"{section}/{key}" for key in ("loss", "lr", "images_per_s", "test_top1")} <= set(tags["scalars"])
+        assert {f"{section}/{key}" for key in ("loss", "lr", "images_per_s", "holdout_top1")} <= set(tags["scalars"])
         assert len(found.Scalars(f"{section}/loss")) == 2
     assert "final/top1" in tags["scalars"]
     assert "plan/kept channels" in tags["images"]
@@ -166,18 +166,20 @@ def test_killed_while_scoring_and_while_training_then_run_again(finished, tmp_pa
         "score.save_every=5", "finetune.epochs=6",
     )  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
+    outputs: list[str] = []
     code, output = run(PYTHON, whole, *words)
     assert code == 0, output
-    for file in ("round_1/scores_partial.safetensors", "finetune_checkpoints"):
+    for file in ("round_1/partial/observation_1.safetensors", "finetune_checkpoints"):
         process = start(PYTHON, cut, *words)
         deadline = time.monotonic() + 120
         while not (cut / file).exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
         os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        outputs.append(process.communicate()[0])
         assert process.returncode == -signal.SIGKILL, f"it was not killed while {file} was there"
     code, output = run(PYTHON, cut, *words)
     assert code == 0, output
+    assert "score: goes on after" in outputs[1]
     assert "goes on after epoch" in output
     one, two = report(whole), report(cut)
     assert one["plan"]["fingerprint"] == two["plan"]["fingerprint"]

@@ -57,7 +57,7 @@ class Graph(method.Method):
                 reasons[group.name] = "a linear layer has no feature maps to hash"
                 continue
             hamming, bits, worth[group.name] = self._table(scores, group.producers)
-            if bits == int(scores[f"{group.name}:bits"][1]):
+            if bits == int(scores[f"{group.name}:bits"][1]):  # one bit per map: it is always set
                 reasons[group.name] = "its 1x1 maps carry no hash"
             else:
                 tables[group.name] = (hamming, bits)
@@ -71,8 +71,10 @@ class Graph(method.Method):
         return Plan.keeping(channels, kept, reasons)
 
     def _table(self, scores: Mapping[str, Tensor], producers: tuple[str, ...]) -> tuple[Tensor, int, Tensor]:
-        """Hamming distances, bits compared per pair and filter norms of a group."""
-        names = producers[:1] if self.options.combine == "leader" else producers
+        """Hamming distances, bits compared per pair and filter norms of a group, over the layers that carry a hash."""
+        names = producers[:1]
+        if self.options.combine == "sum":
+            names = tuple(n for n in producers if f"{n}:bits" in scores and int(scores[f"{n}:bits"][0]) > 1) or names
         hamming = torch.stack([self.need(scores, f"{name}:hamming") for name in names]).sum(0)
         bits = sum(int(self.need(scores, f"{name}:bits").prod()) for name in names)
         norms = torch.stack([self.need(scores, f"{name}:l1") for name in names]).sum(0)

@@ -26,7 +26,7 @@ class Layer:
 
     @property
     def depthwise(self) -> bool:
-        return self.kind == "conv" and self.groups == self.width_out > 1
+        return self.kind == "conv" and self.groups == self.width_in == self.width_out > 1
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,8 @@ def keep_best(channels: Channels, scores: Mapping[str, Tensor], request: Request
     """Keep the channels with the largest scores.
 
     ``local`` removes the same share from every group; ``global`` ranks all channels together after dividing each
-    group's scores by their mean. Ties fall to the smaller index, which goes first. With a target the removal goes on,
-    channel by channel in that order, until the network is no larger than asked.
+    group's scores by the mean of their sizes. Ties fall to the smaller index, which goes first. With a target the
+    removal goes on, channel by channel in that order, until the network is no larger than asked.
     """
     check_target(channels, request)
     order = _removal_order(channels, scores, request)
@@ -117,7 +117,7 @@ def _removal_order(channels: Channels, scores: Mapping[str, Tensor], request: Re
     order = []
     for number, group in enumerate(channels.free):
         worth = sorted(float(value) for value in scores[group.name])
-        mean = sum(worth) / len(worth) or 1.0
+        mean = sum(map(abs, worth)) / len(worth) or 1.0
         for rank, value in enumerate(worth):
             priority = (rank + 1) / group.width if request.scope == "local" else value / mean
             order.append((priority, number, rank))

@@ -10,14 +10,17 @@ from dist_prune.pruning.channels import Site
 
 
 @contextmanager
-def taps(model: nn.Module, sites: Iterable[Site], see: Callable[[Site, Tensor], None]) -> Iterator[None]:
-    """Call ``see(site, output)`` each time a site's layer has run; the hooks are gone afterwards."""
+def taps(model: nn.Module, sites: Iterable[Site], see: Callable[[Site, Tensor], Tensor | None]) -> Iterator[None]:
+    """Call ``see(site, output)`` each time a site's layer has run; the hooks are gone afterwards.
+
+    Where ``see`` returns a tensor, the network goes on with that one.
+    """
     handles = []
     try:
         for site in sites:
 
-            def hook(_module: nn.Module, _inputs: Any, output: Tensor, site: Site = site) -> None:
-                see(site, output)
+            def hook(_module: nn.Module, _inputs: Any, output: Tensor, site: Site = site) -> Tensor | None:
+                return see(site, output)
 
             handles.append(model.get_submodule(site.name).register_forward_hook(hook))
         yield

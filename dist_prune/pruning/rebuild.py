@@ -49,7 +49,7 @@ def _take_shapes(module: nn.Module, name: str, weights: Mapping[str, Tensor]) ->
         return
     weight: Any = module._parameters.get("weight")
     if isinstance(module, nn.Conv2d):
-        depthwise = module.groups == module.out_channels > 1
+        depthwise = module.groups == module.in_channels == module.out_channels > 1
         module.out_channels = weight.shape[0]
         module.groups = weight.shape[0] if depthwise else module.groups
         module.in_channels = weight.shape[1] * module.groups

@@ -125,7 +125,15 @@ def _depths(graph: tp.DependencyGraph) -> dict[str, int]:
 def _group(
     graph: tp.DependencyGraph, root: nn.Module, names: Mapping[Any, str], layers: Mapping[str, Layer], rank: Any
 ) -> ChannelGroup:
-    """The group of ``root``'s outputs, seen from its leader (its channels are the leader's)."""
+    """The group of ``root``'s outputs, seen from its leader (its channels are the leader's).
+
+    One channel is followed first: mapping all of them through a reshape that mixes channels can take minutes.
+    """
+    couplings, strange = _couplings(graph, root, names, layers, 1)
+    if strange:
+        ranked = tuple(sorted(_producers(couplings, layers) | {names[root]}, key=rank))
+        group = ChannelGroup(ranked[0], layers[ranked[0]].width_out, ranked, tuple(couplings))
+        return replace(group, protected=_reason(graph, group, layers, strange))
     first = _producers(_couplings(graph, root, names, layers)[0], layers) | {names[root]}
     leader = min(first, key=rank)
     couplings, strange = _couplings(graph, graph.model.get_submodule(leader), names, layers)
@@ -141,11 +149,15 @@ def _members(graph: tp.DependencyGraph, module: nn.Module, channels: list[int]) 
 
 
 def _couplings(
-    graph: tp.DependencyGraph, leader: nn.Module, names: Mapping[Any, str], layers: Mapping[str, Layer]
+    graph: tp.DependencyGraph,
+    leader: nn.Module,
+    names: Mapping[Any, str],
+    layers: Mapping[str, Layer],
+    first: int | None = None,
 ) -> tuple[list[Coupling], list[str]]:
-    """Where all of the leader's channels lie, and the members that this package cannot cut channel by channel."""
+    """Where the leader's (first) channels lie, and the members that this package cannot cut channel by channel."""
     couplings, strange = [], []
-    for item in _members(graph, leader, list(range(layers[names[leader]].width_out))):
+    for item in _members(graph, leader, list(range(first or layers[names[leader]].width_out))):
         module, name = item.dep.target.module, names.get(item.dep.target.module)
         if name is not None and name in layers:
             out = layers[name].kind == "pool" or graph.is_out_channel_pruning_fn(item.dep.handler)

@@ -1,5 +1,6 @@
 """One forward pass that writes down what arithmetic needs to know of each layer."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +23,10 @@ def layers_of(model: nn.Module, example: Tensor) -> dict[str, Layer]:
 
         def hook(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
             layer = _describe(name, module, inputs[0], output)
+            if layer is not None and name in seen:  # used again: the same weights work twice
+                before = seen[name]
+                more = 0.0 if layer.kind in ("conv", "linear") else before.thop
+                layer = replace(layer, positions=layer.positions + before.positions, thop=layer.thop + more)
             if layer is not None:
                 seen[name] = layer
 

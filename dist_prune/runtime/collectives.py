@@ -97,15 +97,18 @@ class Ranks:
 
     def together(self, act: Callable[[], T]) -> T | None:
         """Run ``act`` on the first rank; where it fails, every rank raises its error (so nobody waits for ever)."""
-        result, failure = None, None
+        result: T | None = None
+        failure: Exception | None = None
         if self.first:
             try:
                 result = act()
-            except PruneError as error:
-                failure = str(error)
-        said = self.from_first(failure)
+            except Exception as error:  # told to the others, then raised here
+                failure = error
+        said = self.from_first(None if failure is None else (isinstance(failure, PruneError), str(failure)))
+        if failure is not None:
+            raise failure
         if said is not None:
-            raise PruneError(said)
+            raise PruneError(said[1]) if said[0] else RankLostError(f"rank 0 failed: {said[1]}")
         return result
 
     def _talk(self, what: str, tensor: Tensor | None, call: Callable[[], Any]) -> None:
@@ -116,11 +119,16 @@ class Ranks:
         try:
             call()
         except RuntimeError as error:
-            reason = str(error).splitlines()[0][:200]
-            raise RankLostError(
-                f"rank {self.rank} of {self.world} waited for the others in a '{what}' and lost them: {reason}. "
-                "Another process stopped or hangs; its own error says why. Run the same command again to resume."
-            ) from error
+            raise lost(self, what, error) from error
+
+
+def lost(ranks: Ranks, what: str, error: Exception) -> RankLostError:
+    """The error of a rank whose peers are gone."""
+    reason = (str(error).splitlines() or [""])[0][:200]
+    return RankLostError(
+        f"rank {ranks.rank} of {ranks.world} waited for the others in a '{what}' and lost them: {reason}. "
+        "Another process stopped or hangs; its own error says why. Run the same command again to resume."
+    )
 
 
 def leave() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dist_prune.errors import PruneError
-from dist_prune.runtime.collectives import Ranks
+from dist_prune.runtime.collectives import Ranks, lost
 
 PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "accelerate", "tensorboard", "safetensors", "numpy")
 
@@ -68,8 +68,15 @@ class Machine:
         """Gradients of ``loss``, averaged over ranks for a wrapped model."""
         if self.accelerator is None:
             loss.backward()
-        else:
+            return
+        try:
             self.accelerator.backward(loss)
+        except RuntimeError as error:  # gradients are exchanged in here
+            if self.ranks.world > 1 and any(
+                word in str(error).lower() for word in ("gloo", "nccl", "connection", "peer")
+            ):
+                raise lost(self.ranks, "backward", error) from error
+            raise
 
 
 def check_launch(environment: Mapping[str, str]) -> None:

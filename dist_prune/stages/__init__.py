@@ -90,6 +90,7 @@ def perform(stage: Stage, work: Work) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - start, 3),
     }  # fmt: skip
     ranks.together(lambda: work.ledger.append({**line, "outputs": _digests(work, stage.outputs)}))
+    ranks.together(lambda: _drop(work, made))
     ranks.wait()
     return line
 
@@ -99,9 +100,12 @@ def _write(work: Work, made: Made) -> None:
         checkpoint.save(work.folder / name, tensors, meta)
     for name, text in made.texts.items():
         write_atomic(work.folder / name, text)
+
+
+def _drop(work: Work, made: Made) -> None:
+    """What was kept to resume goes only when the stage is on record."""
     for name in made.drop:
         shutil.rmtree(work.folder / name, ignore_errors=True)
-        (work.folder / name).unlink(missing_ok=True)
 
 
 def _digests(work: Work, names: Iterable[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from dist_prune.runtime import checkpoint
 from dist_prune.runtime.data.dealing import calibration
 from dist_prune.stages.work import Made, Work
 
-SCORES, PARTIAL = "round_1/scores.safetensors", "round_1/scores_partial.safetensors"
+SCORES, PARTIAL = "round_1/scores.safetensors", "round_1/partial"
 
 
 def act(work: Work) -> Made:
@@ -36,8 +36,10 @@ def act(work: Work) -> Made:
 def _from(work: Work, other: Path) -> Made:
     """The scores of another run, where they are the ones this run would compute."""
     line = Ledger(other).last("score")
-    if line is None or not (other / SCORES).is_file():
-        raise PruneError(f"score.from: {other} has no finished scores ({SCORES} and its line in ledger.jsonl)")
+    if line is None or Ledger(other).done("score", line["fingerprint"]) is None:
+        raise PruneError(
+            f"score.from: {other} has no finished scores ({SCORES}, unchanged since its line in ledger.jsonl)"
+        )
     if line["fingerprint"] != work.identity:
         raise PruneError(
             f"score.from: the scores of {other} were made from another backbone, dense weights, data, seed, "

@@ -2,6 +2,7 @@
 
 import torch
 
+from dist_prune.errors import PruneError
 from dist_prune.pruning.choose import Request, check_target
 from dist_prune.pruning.cost import amount
 from dist_prune.stages.work import Made, Work
@@ -12,6 +13,11 @@ def act(work: Work) -> Made:
     recipe = work.recipe
     scores = work.tensors("round_1/scores.safetensors")
     channels = work.channels.without(recipe.select.exclude)
+    if not channels.free:
+        raise PruneError(
+            "no channel group is free to be cut: "
+            + "; ".join(f"{group.name}: {group.protected}" for group in channels.groups[:5])
+        )
     keys = recipe.select.model_dump(exclude={"exclude"})
     request = Request(**keys, target=recipe.target.asked())  # type: ignore[arg-type]
     check_target(channels, request)

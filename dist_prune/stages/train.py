@@ -16,11 +16,19 @@ def act(work: Work) -> Made:
     model = work.fresh()
     history = []
     if recipe.backbone.checkpoint:
-        place = Path(recipe.backbone.checkpoint).expanduser()
+        place = work.checkpoint
+        assert place is not None
         weights = checkpoint.read_weights(place)
         _check_head(model, weights, len(work.classes), place)
         checkpoint.fit(model, weights, str(place))
-    elif not recipe.backbone.pretrained:
+    elif recipe.backbone.pretrained and recipe.train.epochs == 0:
+        pretrained = getattr(model, "pretrained_cfg", None) or {}
+        if pretrained.get("num_classes") != len(work.classes):
+            raise PruneError(
+                f"backbone.pretrained: timm's weights have {pretrained.get('num_classes')} classes, the data has "
+                f"{len(work.classes)}: the head would be random. Set train.epochs to train it."
+            )
+    else:
         if recipe.train.epochs == 0:
             raise PruneError(
                 "there is no dense network: set backbone.checkpoint=FILE, or train.epochs to train one, "

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_prune.ledger import Ledger, digest, file_digest
+from dist_prune.errors import PruneError
+from dist_prune.ledger import Ledger, file_digest
 from dist_prune.methods.method import Method
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.channels import Channels
@@ -17,7 +18,7 @@ from dist_prune.pruning.plan import Plan
 from dist_prune.recipe import Recipe
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import ArraySource, FolderSource, check, open_source
+from dist_prune.runtime.data.sources import ArraySource, FolderSource, check, open_source, same_classes
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
 
@@ -67,6 +68,7 @@ class Work:
             split = data.train_split if train else data.eval_split
             out[train] = open_source(data.source, data.root, split, train)
             check(out[train], f"the {'training' if train else 'evaluation'} images of {data.source}")
+        same_classes(out[True], out[False])
         return out
 
     @property
@@ -110,6 +112,13 @@ class Work:
         """The evaluation look: the model's own figures, overridden by the recipe's."""
         data, source = self.recipe.data, self._sources[True]
         config = backbones.image_config(self.shell(), source.in_chans)
+        if isinstance(source, ArraySource):
+            for key in ("crop", "interpolation"):
+                if getattr(data, key) is not None:
+                    raise PruneError(
+                        f"data.{key} is for image files; arrays are used whole (data.image_size resizes them)"
+                    )
+            config |= {"crop_pct": 1.0, "interpolation": "bilinear"}
         native = source.images.shape[1] if isinstance(source, ArraySource) else config["input_size"][1]
         return Look(
             data.image_size or native, data.mean or tuple(config["mean"]), data.std or tuple(config["std"]),
@@ -136,8 +145,13 @@ class Work:
         """Digests of what a stage reads from outside the run directory: labels of the data, the checkpoint file."""
         if stage in ("prune", "export", "report", "select"):
             return {}
-        labels = {str(train): digest(source.labels.tobytes()) for train, source in self._sources.items()}
+        found = {str(train): source.identity for train, source in self._sources.items()}
+        if stage == "train" and self.checkpoint is not None:
+            found["checkpoint"] = file_digest(self.checkpoint) if self.checkpoint.is_file() else "missing"
+        return found
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The recipe's checkpoint of the dense network."""
         place = self.recipe.backbone.checkpoint
-        if stage == "train" and place and Path(place).is_file():
-            labels["checkpoint"] = file_digest(Path(place))
-        return labels
+        return Path(place).expanduser() if place else None

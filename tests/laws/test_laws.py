@@ -242,30 +242,26 @@ def killed_after(batches: int, bench: Bench) -> None:
     bench.feed.batches = dying  # type: ignore[method-assign]
 
 
-def kill_and_resume(ranks: Ranks, name: str, partial, batches: int) -> tuple[str, int]:
-    first = tiny.bench(tiny.network(), ranks, partial=partial)
-    killed_after(batches, first)
+def killed(ranks: Ranks, name: str, partial, batches: int) -> None:
+    bench = tiny.bench(tiny.network(), ranks, partial=partial)
+    killed_after(batches, bench)
     with contextlib.suppress(Killed):
-        plan_of(name, first)
-    second = tiny.bench(tiny.network(), ranks, partial=partial)
-    return plan_of(name, second).fingerprint, second.resumed
+        plan_of(name, bench)
+
+
+def resumed(ranks: Ranks, name: str, partial) -> tuple[str, int]:
+    bench = tiny.bench(tiny.network(), ranks, partial=partial)
+    return plan_of(name, bench).fingerprint, bench.resumed
 
 
 @every_method
-@pytest.mark.parametrize(("batches", "before", "after"), [(2, 1, 1), (5, 1, 3), (1, 3, 1), (2, 2, 3)])
+@pytest.mark.parametrize(("batches", "before", "after"), [(2, 1, 1), (5, 1, 3), (1, 3, 1), (2, 2, 3), (2, 2, 2)])
 def test_killed_in_scoring_and_resumed_is_never_killed(name, batches, before, after, tmp_path, pool):
-    """Killed on some ranks, resumed on as many or on another number of them."""
-    whole = plan_of(name, tiny.bench(tiny.network())).fingerprint
-    partial = tmp_path / "partial.safetensors"
-    assert {found for found, _ in pool.run(before, kill_and_resume, name, partial, batches)} == {whole}
-    assert {found for found in pool.run(after, plan_after, name, partial)} == {whole}
-    if observed(name, tiny.bench(tiny.network())):
-        assert partial.exists()
-
-
-def plan_after(ranks: Ranks, name: str, partial) -> str:
-    bench = tiny.bench(tiny.network(), ranks, partial=partial)
-    print_ = plan_of(name, bench).fingerprint
-    if partial.exists():
-        assert 0 < bench.resumed < bench.images
-    return print_
+    """Killed on some ranks, resumed on as many or on another number of them, and once more when all is done."""
+    bench = tiny.bench(tiny.network())
+    whole, observes = plan_of(name, bench).fingerprint, bool(bench._observations)
+    pool.run(before, killed, name, tmp_path, batches)
+    for found, images in pool.run(after, resumed, name, tmp_path):
+        assert found == whole
+        assert not observes or 0 < images < tiny.IMAGES
+    assert not observes or resumed(Ranks(), name, tmp_path) == (whole, tiny.IMAGES)

@@ -141,6 +141,22 @@ def test_a_residual_stream_has_one_index_list():
     assert set(widths.values()) == {plan.counts["conv1"]}
 
 
+def test_combining_all_layers_leaves_out_those_without_a_hash():
+    """On 8x8 inputs halved three times, maps of 1x1 hash to one bit that is always set: it must not count."""
+    bench = tiny.bench(tiny.network())
+    method = tiny.method("graph")
+    scores = method.score(bench)
+    summed = type(method)(type(method).Options(combine="sum"))
+    whole = summed.select(scores, bench.channels, Request(threshold=1.0))
+    stream = bench.channels.group("layer3.0.downsample.0").producers
+    for name in stream[1:]:
+        scores[f"{name}:bits"] = torch.tensor([1, tiny.IMAGES])
+        scores[f"{name}:hamming"] = torch.zeros_like(scores[f"{name}:hamming"])
+    found = summed.select(scores, bench.channels, Request(threshold=1.0))
+    assert found.counts[stream[0]] == method.select(scores, bench.channels, Request(threshold=1.0)).counts[stream[0]]
+    assert whole.counts[stream[0]] > 1
+
+
 def test_a_target_is_met_from_above_by_the_threshold():
     from dist_prune.pruning.cost import macs
 

@@ -100,6 +100,31 @@ def test_odd_shapes_are_protected_or_right():
     assert small.hidden.in_features == 2 * 16
 
 
+def test_layers_used_twice_and_half_depthwise_are_counted_right():
+    import thop
+
+    from dist_prune.pruning import cost
+
+    class Half(Odd):
+        def __init__(self):
+            super().__init__()
+            self.grouped = nn.Conv2d(8, 4, 3, padding=1, groups=4)
+            self.widen = nn.Conv2d(4, 8, 1)
+
+        def forward(self, x):
+            x = self.widen(torch.relu(self.grouped(self.first(self.one(x)))))
+            x = self.shared(torch.relu(self.shared(x)))
+            return self.head(self.hidden(self.last(x).flatten(1)))
+
+    model, x = Half().eval(), torch.randn(1, 3, 4, 4)
+    del model.norm
+    channels = surgeon.sites_of(model, x)
+    plan = Plan.keeping(channels, {group.name: [0, 1] for group in channels.free})
+    for network, counts in ((model, {}), (tiny.cut(model, channels, plan), plan.counts)):
+        assert cost.params(channels, counts) == sum(parameter.numel() for parameter in network.parameters())
+        assert cost.macs(channels, counts, "thop") == thop.profile(copy.deepcopy(network), (x,), verbose=False)[0]
+
+
 def test_a_network_that_cannot_be_traced_says_so():
     class Broken(nn.Module):
         def __init__(self):

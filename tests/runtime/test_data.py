@@ -7,7 +7,7 @@ from PIL import Image
 
 from dist_prune.errors import PruneError
 from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import ArraySource, check, open_source
+from dist_prune.runtime.data.sources import ArraySource, check, open_source, same_classes
 
 CPU = torch.device("cpu")
 
@@ -90,6 +90,16 @@ def test_missing_and_malformed_data(tmp_path):
     np.savez(tmp_path / "y.npz", x_train=np.zeros((3, 4, 4)), y_train=np.zeros(3), y_test=np.zeros(3))
     with pytest.raises(PruneError, match=r"x_train of .* is float64"):
         open_source("npz", str(tmp_path / "y.npz"), "", True)
+
+
+def test_splits_with_other_classes_are_refused(tmp_path):
+    for split, names in (("train", "abc"), ("val", "ac")):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / split / name / "x.png")
+    train, val = (open_source("imagefolder", str(tmp_path), split, True) for split in ("train", "val"))
+    with pytest.raises(PruneError, match=r"evaluation images have 2 classes, the training images 3; .*\['b'\]"):
+        same_classes(train, val)
 
 
 def test_labels_outside_the_classes():

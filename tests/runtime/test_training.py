@@ -213,7 +213,9 @@ def test_fit_agrees_over_worlds(pool):
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_place():
-    with pytest.raises(PruneError, match=r"not finite \(or huge\) at epoch 1, step \d+, learning rate 1e\+30 \(sample ids of this"):
+    with pytest.raises(
+        PruneError, match=r"not finite \(or huge\) at epoch 1, step \d+, learning rate 1e\+30 \(sample ids of this"
+    ):
         trainer(None, lr=1e30, schedule="constant").run()
 
 
@@ -295,6 +297,11 @@ def test_optimizers_by_timm_s_names(name, kind):
     found = optim.optimizer([nn.Parameter(torch.ones(2))], settings(optimizer=name))
     assert type(found).__name__ == kind
     assert not found.param_groups[0].get("nesterov")
+
+
+def test_a_batch_too_small_for_the_ranks():
+    with pytest.raises(PruneError, match=r"train\.batch: 1 .* is too small for 1 process"):
+        trainer(None, batch=1).run()
 
 
 def test_unknown_optimizers_and_arguments():

@@ -1,7 +1,9 @@
 """Data sets behind one interface: uint8 images by sample id, labels, class names."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +31,7 @@ class Source(Protocol):
     labels: np.ndarray  # (n,) int64
     classes: tuple[str, ...]
     in_chans: int
+    identity: str  # digest of what decides the content (pixels of arrays; names of files)
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,11 @@ class ArraySource:
     def in_chans(self) -> int:
         return self.images.shape[3]
 
+    @cached_property
+    def identity(self) -> str:
+        pixels = hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest()
+        return hashlib.sha256(pixels.encode() + self.labels.tobytes()).hexdigest()
+
     def take(self, ids: np.ndarray) -> Tensor:
         """(len(ids), C, H, W) uint8."""
         return torch.from_numpy(self.images[ids]).permute(0, 3, 1, 2)
@@ -56,6 +64,11 @@ class FolderSource:
     labels: np.ndarray
     classes: tuple[str, ...]
     in_chans: int = 3
+
+    @cached_property
+    def identity(self) -> str:
+        names = "\n".join(f"{path.parent.name}/{path.name}" for path in self.paths)
+        return hashlib.sha256(names.encode() + self.labels.tobytes()).hexdigest()
 
 
 def open_source(source: str, root: str | None, split: str, train: bool) -> ArraySource | FolderSource:
@@ -91,6 +104,17 @@ def check(source: ArraySource | FolderSource, what: str) -> None:
     low, high = int(source.labels.min()), int(source.labels.max())
     if low < 0 or high >= len(source.classes):
         raise PruneError(f"{what}: labels run from {low} to {high}, but there are {len(source.classes)} classes")
+
+
+def same_classes(train: ArraySource | FolderSource, test: ArraySource | FolderSource) -> None:
+    """PruneError where the two splits do not have the same classes: labels would mean different things."""
+    if train.classes != test.classes:
+        missing = sorted(set(train.classes) - set(test.classes))[:4]
+        extra = sorted(set(test.classes) - set(train.classes))[:4]
+        raise PruneError(
+            f"the evaluation images have {len(test.classes)} classes, the training images {len(train.classes)}; "
+            f"missing in evaluation: {missing}, only there: {extra}. Both need the same class folders."
+        )
 
 
 def class_folders(root: str | None, split: str) -> int:

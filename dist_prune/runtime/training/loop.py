@@ -203,9 +203,9 @@ class Loop:
     def _diverged(self, epoch: int, step: int, rate: float, part: Batch) -> str:
         ids = part.ids.tolist()
         return (
-            f"{self.name}: the loss is not finite (or huge) at epoch {epoch + 1}, step {step + 1}, learning rate {rate:.3g} "
-            f"(sample ids of this rank {ids[:8]}{' ...' if len(ids) > 8 else ''}). The last checkpoint is kept; run "
-            f"again with a smaller {self.name}.lr, a longer {self.name}.warmup_epochs, {self.name}.clip_grad, or "
+            f"{self.name}: the loss is not finite (or huge) at epoch {epoch + 1}, step {step + 1}, learning rate "
+            f"{rate:.3g} (sample ids of this rank {ids[:8]}{' ...' if len(ids) > 8 else ''}). The last checkpoint is kept; "
+            f"run again with a smaller {self.name}.lr, a longer {self.name}.warmup_epochs, {self.name}.clip_grad, or "
             f"{self.name}.skip_nonfinite to leave such updates out."
         )
 
@@ -224,6 +224,9 @@ def averaging(parameters: Sequence[nn.Parameter], ranks: Ranks) -> Callable[[], 
     """What averages gradients over ranks where no wrapper does."""
 
     def sync() -> None:
+        for parameter in parameters:
+            if parameter.grad is None:  # not touched on this rank; it may be on another
+                parameter.grad = torch.zeros_like(parameter)
         grads = [p.grad for p in parameters if p.grad is not None]
         ranks.merge("sum", grads)
         for grad in grads:

@@ -51,16 +51,15 @@ class States:
         if self._failure:
             raise self._failure.pop()
 
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest whole checkpoint of this training, or None."""
+    def newest(self) -> str | None:
+        """The file name of the newest whole checkpoint of this training, or None."""
         for path in sorted(self.folder.glob("step_*.safetensors"), reverse=True):
             proof = path.with_suffix(".sha256")
             if not proof.exists() or proof.read_text() != file_digest(path):
                 self.say(f"  the checkpoint {path} is damaged or cut short: going back to the one before")
                 continue
-            tensors, meta = checkpoint.read(path)
-            if meta.get("identity") == self.identity:
-                return tensors, meta
+            if checkpoint.read(path)[1].get("identity") == self.identity:
+                return path.name
         return None
 
     def _write(self, step: int, data: bytes) -> None:

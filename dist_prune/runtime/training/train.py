@@ -54,6 +54,12 @@ class Trainer:
         loop, settings, machine = self.loop, self.loop.settings, self.loop.machine
         if settings.epochs == 0:
             return []
+        smallest = 2 * machine.ranks.world
+        if min(settings.batch, loop.images) < smallest:
+            raise PruneError(
+                f"{loop.name}.batch: {settings.batch} (of {loop.images} images) is too small for {machine.ranks.world} "
+                f"process(es): batch norms need at least 2 images each, so a global batch of at least {smallest}"
+            )
         self.model.to(machine.device)
         if self.teacher is not None:
             self.teacher.to(machine.device).eval().requires_grad_(False)
@@ -168,10 +174,11 @@ class Trainer:
         """Take the newest checkpoint; (epoch, progress inside it)."""
         if self.states is None:
             return 0, None
-        self.loop.machine.ranks.wait()
-        found = self.states.load()
-        if found is None:
+        ranks = self.loop.machine.ranks
+        newest = ranks.from_first(ranks.together(self.states.newest))
+        if newest is None:
             return 0, None
+        found = checkpoint.read(self.states.folder / newest)
         tensors, meta = found
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
