@@ -202,11 +202,12 @@ class Loop:
 
     def _diverged(self, epoch: int, step: int, rate: float, part: Batch) -> str:
         ids = part.ids.tolist()
+        shown = f"{ids[:8]}{' ...' if len(ids) > 8 else ''}"
         return (
             f"{self.name}: the loss is not finite (or huge) at epoch {epoch + 1}, step {step + 1}, learning rate "
-            f"{rate:.3g} (sample ids of this rank {ids[:8]}{' ...' if len(ids) > 8 else ''}). The last checkpoint is kept; "
-            f"run again with a smaller {self.name}.lr, a longer {self.name}.warmup_epochs, {self.name}.clip_grad, or "
-            f"{self.name}.skip_nonfinite to leave such updates out."
+            f"{rate:.3g} (sample ids of this rank {shown}). The last checkpoint is kept; run again with a smaller "
+            f"{self.name}.lr, a longer {self.name}.warmup_epochs, {self.name}.clip_grad, or {self.name}.skip_nonfinite "
+            "to leave such updates out."
         )
 
 
