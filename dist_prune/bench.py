@@ -221,7 +221,11 @@ class Bench:
         """Micro-batches that a saved partial statistic already holds; 0 where there is none of this kind."""
         if file is None or not self.machine.ranks.from_first(file.exists()):
             return 0
-        tables, meta = checkpoint.read(file)
+        try:
+            tables, meta = checkpoint.read(file)
+        except PruneError:
+            self.tracker.say(f"  score: {file} is damaged and left aside; scoring starts over")
+            return 0
         if meta.get("identity") != key:
             return 0
         merged.load(tables)

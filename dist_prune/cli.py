@@ -45,7 +45,12 @@ Answer = tuple[str, Any, int]
 
 def _list(given: argparse.Namespace) -> Answer:
     if given.what == "methods":
-        found = {name: methods.find(name).paper for name in methods.names()}
+        found = {}
+        for name in methods.names():
+            try:
+                found[name] = methods.find(name).paper
+            except PruneError as error:
+                found[name] = f"cannot be used: {error}"
         width = max(map(len, found))
         return "\n".join(f"{name:{width}}  {paper}" for name, paper in found.items()), found, 0
     if given.what == "recipes":
@@ -61,7 +66,9 @@ def _check(given: argparse.Namespace) -> Answer:
     from dist_prune.preview import as_text, preview
 
     spec = reading.load(given.recipe, given.overrides, methods.options_of, need_environment=False)
-    body = preview(spec)
+    kind = methods.find(spec.method["name"])
+    options = {key: value for key, value in spec.method.items() if key != "name"}
+    body = preview(spec, kind(kind.Options.model_validate(options)))
     return as_text(body), body, 0
 
 
@@ -71,8 +78,12 @@ def _report(given: argparse.Namespace) -> Answer:
     file = Path(given.run) / "report.json"
     if not file.is_file():
         raise PruneError(f"{given.run} holds no report.json: no run has finished there yet")
-    body = json.loads(file.read_text())
-    return f"{body['name']}, plan {body['plan']['fingerprint'][:16]}\n\n{table(body)}", body, 0
+    try:
+        body = json.loads(file.read_text())
+        text = table(body)
+    except (ValueError, KeyError) as error:
+        raise PruneError(f"{file} is damaged: {error!r}; run the recipe again to write it anew") from error
+    return f"{body['name']}, plan {body['plan']['fingerprint'][:16]}\n\n{text}", body, 0
 
 
 def _doctor(given: argparse.Namespace) -> Answer:

@@ -17,8 +17,8 @@ PACKAGES = (
     ("tensorboard", True, "curves while a run works", "pip install -c constraints.txt tensorboard"),
     ("scikit-learn", True, "the digits data set", "pip install -c constraints.txt scikit-learn"),
     ("ffcv", False, "FFCV loaders", "apt-get install g++ pkg-config libturbojpeg0-dev libopencv-dev; pip install ffcv"),
-    ("deepspeed", False, "ZeRO (launch/gpu_8_zero2.yaml)", "pip install 'dist-prune[deepspeed]'"),
-    ("transformers", False, "accelerate's DeepSpeed integration", "pip install 'dist-prune[deepspeed]'"),
+    ("deepspeed", False, "ZeRO (launch/gpu_8_zero2.yaml)", "pip install -c constraints.txt -e '.[deepspeed]'"),
+    ("transformers", False, "accelerate's DeepSpeed integration", "pip install -c constraints.txt -e '.[deepspeed]'"),
 )
 PROGRAMS = (
     ("git", "the commit in reports", "apt-get install git"),

@@ -6,11 +6,12 @@ unchanged.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,26 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """One run at a time in a run directory; PruneError where another process works there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise PruneError(f"--run-dir: {folder} cannot be used: {error.strerror or error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PruneError(
+                f"another process is running in {folder}; wait for it, or name another --run-dir"
+            ) from error
+        except OSError:
+            pass  # a file system without locks: go on without one
+        yield
+
+
 @dataclass(frozen=True)
 class Ledger:
     """The append-only record of one run directory."""
@@ -98,9 +119,11 @@ class Ledger:
         if not self.file.exists():
             return []
         out = []
-        for text in self.file.read_text().splitlines():
+        for text in self.file.read_text(errors="replace").splitlines():
             with contextlib.suppress(json.JSONDecodeError):
-                out.append(json.loads(text))
+                line = json.loads(text)
+                if isinstance(line, dict) and {"stage", "fingerprint", "outputs"} <= line.keys():
+                    out.append(line)
         return out
 
     def last(self, stage: str) -> dict[str, Any] | None:
@@ -155,10 +178,15 @@ def claim(folder: Path, recipe: Mapping[str, Any], score_options: Iterable[str] 
     Raises:
         PruneError: the directory belongs to a recipe with other backbone, data, training or score keys.
     """
+    if folder.exists() and not folder.is_dir():
+        raise PruneError(f"--run-dir: {folder} is a file; name a folder (it is made where it is missing)")
     path = folder / "recipe.yaml"
     said = ""
-    if path.exists():
-        before = flatten(yaml.safe_load(path.read_text()))
+    if path.exists() and Ledger(folder).lines():  # nothing is bound before a stage has finished
+        try:
+            before = flatten(yaml.safe_load(path.read_text()))
+        except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+            raise PruneError(f"{path} is damaged, so nobody knows what {folder} holds: {error}") from error
         now = flatten(recipe)
         fixed = (*FIXED, *(f"method.{option}" for option in score_options))
         refused, later = [], []

@@ -4,14 +4,18 @@ from typing import Any
 
 import torch
 
+from dist_prune.errors import PruneError
+from dist_prune.methods.method import Method
 from dist_prune.pruning import cost, surgeon
-from dist_prune.pruning.choose import Request, check_target, reachable
+from dist_prune.pruning.choose import Request, reachable
 from dist_prune.recipe import Recipe
 from dist_prune.runtime import backbones
-from dist_prune.runtime.data.sources import KNOWN, class_folders, npz_shape
+from dist_prune.runtime.data.sources import KNOWN, check_figures, class_folders, npz_shape
+
+QUANTITIES: tuple[cost.Quantity, ...] = ("macs", "params", "channels")
 
 
-def preview(spec: Recipe) -> dict[str, Any]:
+def preview(spec: Recipe, method: Method) -> dict[str, Any]:
     """Build the recipe's backbone on the CPU and trace its channel groups.
 
     Classes and channels of the data come from the data set's definition; an image folder or an .npz that is there is
@@ -21,10 +25,13 @@ def preview(spec: Recipe) -> dict[str, Any]:
     model = backbones.create(spec.backbone.name, classes, in_chans, False, spec.backbone.kwargs).eval()
     config = backbones.image_config(model, in_chans)
     size = spec.data.image_size or side or config["input_size"][1]
-    channels = surgeon.sites_of(model, torch.randn(1, in_chans, size, size)).without(spec.select.exclude)
-    keys = spec.select.model_dump(exclude={"exclude"})
-    request = Request(**keys, target=spec.target.asked())  # type: ignore[arg-type]
-    check_target(channels, request)
+    check_figures(spec.data.mean, spec.data.std, in_chans)
+    channels = method.limits(surgeon.sites_of(model, torch.randn(1, in_chans, size, size)))
+    unknown = channels.unmatched(spec.select.exclude)
+    if unknown:
+        raise PruneError(f"select.exclude: {', '.join(unknown)} match no layer whose channels could be cut")
+    channels, request = channels.without(spec.select.exclude), Request.of(spec)
+    method.check(channels, request)
     groups = [
         {
             "name": group.name,
@@ -45,7 +52,10 @@ def preview(spec: Recipe) -> dict[str, Any]:
             "thop": cost.macs(channels, rule="thop"),
             "params": cost.params(channels),
         },
-        "reachable": {q: list(reachable(channels, request, q)) for q in ("macs", "params", "channels")},
+        "reachable": {q: list(reachable(channels, request, q)) for q in QUANTITIES},
+        "range": {
+            q: [round(s * cost.amount(channels, q)) for s in reachable(channels, request, q)] for q in QUANTITIES
+        },
         "groups": groups,
     }
 
@@ -81,5 +91,7 @@ def as_text(body: dict[str, Any]) -> str:
         if group["protected"]:
             lines.append(f"{'':47}  PROTECTED: {group['protected']}")
     free = sum(not group["protected"] for group in body["groups"])
-    ranges = ", ".join(f"{q} {low:.1%} to {high:.0%}" for q, (low, high) in body["reachable"].items())
+    ranges = ", ".join(
+        f"{q} {low:,} to {high:,} ({body['reachable'][q][0]:.1%} to 100 %)" for q, (low, high) in body["range"].items()
+    )
     return "\n".join([*lines, "", f"{free} of {len(body['groups'])} groups are free; what can be left: {ranges}"])

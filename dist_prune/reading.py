@@ -56,7 +56,7 @@ def load(
     path = find(name_or_path)
     try:
         tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PruneError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise PruneError(f"{path}: a recipe is a mapping of sections (backbone, data, method, ...)")
@@ -69,6 +69,7 @@ def load(
 
 def parse(tree: Mapping[str, Any], options_of: OptionsOf | None, where: str, problems: list[str]) -> Recipe:
     """Validate a tree of plain values; ``problems`` found before join the one list of errors."""
+    tree = {key: value for key, value in tree.items() if value is not None}  # an empty section has its defaults
     recipe, method = None, tree.get("method")
     try:
         recipe = Recipe.model_validate(tree)
@@ -154,6 +155,10 @@ def _sentence(error: Any, model: type[BaseModel], prefix: str = "") -> str:
     message = error["msg"].removeprefix("Value error, ")
     given = error.get("input")
     hint = ""
+    if error["type"] in ("model_type", "dict_type") and isinstance(given, str):
+        hint = f" Write {key}.name={given}." if key in ("method", "backbone") else ""
+    if error["type"] == "tuple_type":
+        hint = f" Write a list, for example {key}=[{given}]."
     if error["type"] == "literal_error" and isinstance(given, str):
         hint = nearest(given, re.findall(r"'([^']+)'", message)) or ""
     shown = "" if isinstance(given, dict | BaseModel) else f" (got {given!r})"

@@ -1,8 +1,8 @@
 """What a recipe may say: typed, strict. Knows no torch. (reading.py reads files and says what is wrong in them.)"""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Part(BaseModel):
@@ -28,7 +28,7 @@ class Data(Part):
     train_split: str = Field(default="train", description="imagefolder: sub-folder of the training images")
     eval_split: str = Field(default="val", description="imagefolder: sub-folder of the evaluation images")
     mean: tuple[float, ...] | None = Field(default=None, description="per channel, on [0, 1]; default: the model's own")
-    std: tuple[float, ...] | None = Field(default=None, description="per channel, on [0, 1]; default: the model's own")
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, description="like mean")
     image_size: int | None = Field(default=None, ge=1, description="side of the square input; default: the model's own")
     crop: float | None = Field(
         default=None, gt=0, le=1, description="share of the resized image that is cropped (crop_pct)"
@@ -81,26 +81,35 @@ class Training(Part):
     save_every_steps: int | None = Field(default=None, ge=1, description="checkpoint after so many steps as well")
     save_every_minutes: float = Field(default=10, gt=0, description="checkpoint after so many minutes as well")
     keep_checkpoints: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _nesterov(self):
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
     skip_nonfinite: int = Field(
         default=0, ge=0, description="updates with a loss that is not finite to skip before stopping"
     )
 
 
+def _count_or_all(value: Any) -> Any:
+    if value != "all" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError("score.images must be a positive number or 'all'")
+    return value
+
+
 class Score(Part):
     """Which images are used to score, and how they are dealt out."""
 
-    images: int | Literal["all"] = Field(default=1000, description="calibration images drawn from the training images")
+    images: Annotated[int | Literal["all"], BeforeValidator(_count_or_all)] = Field(
+        default=1000, description="calibration images drawn from the training images, or all"
+    )
     micro_batch: int = Field(default=50, ge=1, description="images that go through the network together")
     from_: str | None = Field(default=None, alias="from", description="run directory whose scores are used instead")
     save_every: int = Field(
         default=100, ge=1, description="micro-batches per rank between two saves of a partial score"
     )
-
-    @model_validator(mode="after")
-    def _positive(self):
-        if isinstance(self.images, int) and self.images < 1:
-            raise ValueError("score.images must be a positive number or 'all'")
-        return self
 
 
 class Select(Part):
@@ -165,7 +174,7 @@ class Cluster(Part):
 class Recipe(Part):
     """Everything one run does. ``method`` is the paper's name and its options."""
 
-    name: str
+    name: str = Field(pattern=r"^[\w.-]+$")
     seed: int = Field(default=0, ge=0)
     backbone: Backbone
     data: Data

@@ -21,10 +21,10 @@ if __name__ == "__main__":  # launched by path: import the package from its pare
 
 from dist_prune import methods, reading, recipe, stages
 from dist_prune.errors import PruneError
-from dist_prune.ledger import canonical, claim, write_atomic
+from dist_prune.ledger import canonical, claim, lock, write_atomic
 from dist_prune.runtime import stopping
 from dist_prune.runtime.collectives import RankLostError, leave
-from dist_prune.runtime.machine import Machine, describe
+from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.stopping import PreemptedError
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.stages.work import Work
@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         folder = Path(given.run_dir or Path("runs") / spec.name)
         stopping.listen()
         machine = Machine.start(spec.cluster.timeout_s, spec.cluster.tf32, spec.cluster.deterministic)
-        run(spec, folder, machine)
+        with lock(folder) if machine.ranks.first else contextlib.nullcontext():
+            run(spec, folder, machine)
         leave()
     except PruneError as error:
         return _stop(error, folder, started)
@@ -67,12 +68,12 @@ def run(spec: recipe.Recipe, folder: Path, machine: Machine) -> None:
     changed = ranks.together(lambda: claim(folder, spec.resolved(), fixed))
     board = folder / "tensorboard" if spec.report.tensorboard else None
     tracker = Tracker(ranks.first, board, folder / "metrics.jsonl")
-    ranks.together(lambda: write_atomic(folder / "environment.json", json.dumps(describe(machine), indent=1)))
     ranks.together(lambda: shutil.rmtree(folder / "errors", ignore_errors=True))
     tracker.say(f"{spec.name}: {ranks.world} process(es) on {machine.device}, results in {folder}")
     if changed:
         tracker.say(changed)
     work = Work(spec, machine, tracker, folder, method(options))
+    work.precheck()
     for stage in stages.ORDER:
         stages.perform(stage, work)
     tracker.close()
@@ -90,8 +91,7 @@ def _stop(error: Exception, folder: Path | None, started: float) -> int:
         note = {"rank": rank, "error": text, "at": time.time()}
         with contextlib.suppress(PruneError):  # the disk may be the trouble: what is said below has to do
             write_atomic(folder / "errors" / f"rank_{rank}.json", canonical(note))
-    if rank == 0 or folder is not None:
-        print(f"error{'' if alone else f' on rank {rank}'}: {text}", file=sys.stderr, flush=True)
+    print(f"error{'' if alone else f' on rank {rank}'}: {text}", file=sys.stderr, flush=True)
     if not alone:
         sys.stdout.flush()
         os._exit(code)  # a process group whose peers are gone can hang in its own clean-up

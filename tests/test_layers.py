@@ -35,7 +35,7 @@ ALLOWED = {
     "methods": {"errors", "pruning"},
     "bench": {"errors", "recipe", "pruning", "runtime"},
     "bundle": {"errors", "ledger", "pruning", "runtime"},
-    "preview": {"errors", "recipe", "pruning", "runtime"},
+    "preview": {"errors", "recipe", "pruning", "runtime", "methods"},
     "doctor": {"errors"},
     "stages": {"errors", "recipe", "ledger", "pruning", "runtime", "methods", "bench", "bundle"},
     "run": {"errors", "recipe", "reading", "ledger", "runtime", "methods", "stages"},

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from dist_prune.errors import PruneError
-from dist_prune.ledger import Ledger, claim, file_digest, write_atomic
+from dist_prune.ledger import Ledger, claim, file_digest, lock, write_atomic
 
 RECIPE = {
     "name": "a",
@@ -20,6 +20,22 @@ RECIPE = {
     "select": {"threshold": 0.7},
     "finetune": {"epochs": 3},
 }
+
+
+LINE = {"stage": "train", "fingerprint": "f", "outputs": {}}
+
+
+def test_nothing_is_bound_before_a_stage_has_finished(tmp_path):
+    """A typo in the first command does not take the directory."""
+    claim(tmp_path, changed(backbone={"name": "resnet81"}))
+    assert claim(tmp_path, RECIPE) == ""
+
+
+def test_two_runs_in_one_directory(tmp_path):
+    with lock(tmp_path), pytest.raises(PruneError, match="another process is running"), lock(tmp_path):
+        pass
+    with lock(tmp_path):
+        pass
 
 
 def changed(**sections) -> dict:
@@ -41,6 +57,7 @@ def changed(**sections) -> dict:
 )
 def test_a_directory_of_another_recipe_is_refused(tmp_path, change, said):
     claim(tmp_path, RECIPE, ("hash_size",))
+    Ledger(tmp_path).append(LINE)
     with pytest.raises(PruneError, match="belongs to another recipe") as error:
         claim(tmp_path, changed(**change), ("hash_size",))
     assert said in str(error.value)
@@ -50,6 +67,7 @@ def test_a_directory_of_another_recipe_is_refused(tmp_path, change, said):
 
 def test_later_fields_may_change_and_it_says_so(tmp_path):
     claim(tmp_path, RECIPE, ("hash_size",))
+    Ledger(tmp_path).append(LINE)
     said = claim(tmp_path, changed(select={"threshold": 0.8}, finetune={"epochs": 9}), ("hash_size",))
     assert "select.threshold: 0.7 there, 0.8 here" in said
     assert "finetune.epochs: 3 there, 9 here" in said
@@ -57,6 +75,7 @@ def test_later_fields_may_change_and_it_says_so(tmp_path):
 
 def test_places_may_change_in_silence(tmp_path):
     claim(tmp_path, RECIPE)
+    Ledger(tmp_path).append(LINE)
     other = changed(data={"root": "/elsewhere"}, backbone={"checkpoint": "/elsewhere"}, score={"save_every": 1})
     assert claim(tmp_path, other) == ""
 
@@ -79,7 +98,7 @@ def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path):
     ledger = Ledger(tmp_path)
     ledger.append({"stage": "score", "fingerprint": "f", "outputs": {}})
     with ledger.file.open("a") as file:
-        file.write('{"stage": "sele')
+        file.write('5\n{}\n{"stage": "sele')
     assert [line["stage"] for line in ledger.lines()] == ["score"]
     assert ledger.done("score", "f")
     ledger.append({"stage": "select", "fingerprint": "g", "outputs": {}})

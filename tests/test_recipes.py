@@ -15,7 +15,8 @@ FILES = sorted((ROOT / "recipes").glob("*.yaml"))
 def test_a_recipe_is_valid_and_its_network_can_be_cut(file):
     spec = reading.load(str(file), [], methods.options_of, need_environment=False)
     assert spec.name == file.stem
-    body = preview(spec)
+    kind = methods.find(spec.method["name"])
+    body = preview(spec, kind(kind.Options()))
     assert any(not group["protected"] for group in body["groups"])
 
 

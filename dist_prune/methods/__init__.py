@@ -24,7 +24,12 @@ def find(name: str) -> type[Method]:
         raise PruneError(unknown("method", name, names()))
     foreign = _foreign()
     if name in foreign:
-        found = foreign[name].load()
+        try:
+            found = foreign[name].load()
+        except Exception as error:  # another package's code
+            raise PruneError(
+                f"method {name!r} of another package cannot be imported: {type(error).__name__}: {error}"
+            ) from error
         if not (isinstance(found, type) and issubclass(found, Method)):
             raise PruneError(f"the entry point {name!r} of {GROUP} is no subclass of dist_prune.methods.method.Method")
         return found

@@ -6,6 +6,7 @@ Neurocomputing 2024. Shapes: T images, C filters, K x K hash bits.
 
 import math
 from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from dist_prune.errors import PruneError
 from dist_prune.methods import method
-from dist_prune.pruning.channels import Channels, Site
+from dist_prune.pruning.channels import ChannelGroup, Channels, Site
 from dist_prune.pruning.choose import Kept, Request, check_target, counts_of, fill, share_of
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.statistic import State, Statistic
@@ -38,7 +39,7 @@ class Graph(method.Method):
     def score(self, bench: method.Bench) -> method.Scores:
         """Per convolution site: ``<site>:hamming`` (C, C) int64 summed over images, ``<site>:bits`` (2,) int64, bits
         per map and images, ``<site>:l1`` (C,) float64 filter norms of the unpruned weights."""
-        sites = [site for site in bench.sites if site.kind == "conv"]
+        sites = [site for site in bench.sites if site.kind == "conv" and bench.channels.layers[site.name].positions > 1]
         scores: method.Scores = {}
         for name, tables in bench.observe(sites, HashAgreement(self.options.hash_size)).items():
             ones = tables["gram"].diagonal()
@@ -48,20 +49,33 @@ class Graph(method.Method):
             scores[f"{site.name}:l1"] = bench.weight(site).double().abs().flatten(1).sum(1)
         return scores
 
-    def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
+    def limits(self, channels: Channels) -> Channels:
+        def judged(group: ChannelGroup) -> ChannelGroup:
+            layer = channels.layers[group.name]
+            reason = ""
+            if layer.kind != "conv":
+                reason = "a linear layer has no feature maps to hash"
+            elif layer.positions == 1:
+                reason = "its 1x1 maps carry no hash"
+            return replace(group, protected=group.protected or reason)
+
+        return replace(channels, groups=tuple(judged(group) for group in channels.groups))
+
+    def check(self, channels: Channels, request: Request) -> None:
         if (request.threshold is None) == (request.target is None):
             raise PruneError("graph: set either select.threshold (the paper's knob, 0 to 1) or one target, not both")
-        tables, worth, reasons = {}, {}, {}
+        if request.keep_ratio is not None:
+            raise PruneError("select.keep_ratio: graph has none; how many filters stay falls out of the threshold")
+        check_target(channels, request)
+
+    def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
+        channels = self.limits(channels)
+        self.check(channels, request)
+        tables, worth = {}, {}
         for group in channels.free:
-            if channels.layers[group.name].kind != "conv":
-                reasons[group.name] = "a linear layer has no feature maps to hash"
-                continue
             hamming, bits, worth[group.name] = self._table(scores, group.producers)
-            if bits == int(scores[f"{group.name}:bits"][1]):  # one bit per map: it is always set
-                reasons[group.name] = "its 1x1 maps carry no hash"
-            else:
-                tables[group.name] = (hamming, bits)
-                reasons[group.name] = "no two of its filters are as similar as the threshold"
+            tables[group.name] = (hamming, bits)
+        reasons = dict.fromkeys(tables, "no two of its filters are as similar as the threshold")
 
         def keep_at(threshold: float) -> Kept:
             kept = {n: decompose(edges(h, bits, threshold), worth[n].numpy()) for n, (h, bits) in tables.items()}
@@ -74,7 +88,7 @@ class Graph(method.Method):
         """Hamming distances, bits compared per pair and filter norms of a group, over the layers that carry a hash."""
         names = producers[:1]
         if self.options.combine == "sum":
-            names = tuple(n for n in producers if f"{n}:bits" in scores and int(scores[f"{n}:bits"][0]) > 1) or names
+            names = tuple(n for n in producers if f"{n}:bits" in scores and int(scores[f"{n}:bits"][0]) > 1)
         hamming = torch.stack([self.need(scores, f"{name}:hamming") for name in names]).sum(0)
         bits = sum(int(self.need(scores, f"{name}:bits").prod()) for name in names)
         norms = torch.stack([self.need(scores, f"{name}:l1") for name in names]).sum(0)
@@ -192,11 +206,6 @@ def _search(keep_at: Callable[[float], Kept], channels: Channels, request: Reque
     low, high, steps = 0.0, 1.0, 20
     best = keep_at(low)
     best_share = share_of(channels, quantity, counts_of(best))
-    if best_share > share:
-        raise PruneError(
-            f"target.{quantity}: {share} cannot be reached. At threshold 0 every hashed group keeps its floor and "
-            f"{best_share:.4f} of the dense {quantity} is left, so the reachable range is {best_share:.4f} to 1."
-        )
     for _ in range(steps):
         middle = (low + high) / 2
         kept = keep_at(middle)

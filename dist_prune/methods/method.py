@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning.channels import Channels, Site
-from dist_prune.pruning.choose import Request
+from dist_prune.pruning.choose import Request, check_ranking, check_target
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.statistic import Statistic
 
@@ -128,6 +128,18 @@ class Method(ABC):
     @abstractmethod
     def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
         """A plan from scores. Pure: no data, no network, no randomness, no rank."""
+
+    def limits(self, channels: Channels) -> Channels:
+        """The groups that this method can judge; others become protected, with the reason."""
+        return channels
+
+    def check(self, channels: Channels, request: Request) -> None:
+        """PruneError where the request asks for what this method does not do; called before any work.
+
+        The default is a ranking method's: a target or a keep ratio, no threshold.
+        """
+        check_ranking(request)
+        check_target(channels, request)
 
     @staticmethod
     def need(scores: Mapping[str, Tensor], name: str) -> Tensor:

@@ -106,6 +106,11 @@ class Channels:
     def group(self, name: str) -> ChannelGroup:
         return next(group for group in self.groups if group.name == name)
 
+    def unmatched(self, globs: Iterable[str]) -> list[str]:
+        """The globs that match no producer of any group."""
+        names = [name for group in self.groups for name in group.producers]
+        return [glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)]
+
     def without(self, globs: Iterable[str]) -> "Channels":
         """The same, with every group protected that has a layer matching one of ``globs``."""
         patterns = tuple(globs)

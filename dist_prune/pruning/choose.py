@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -24,6 +24,11 @@ class Request:
     min_channels: int = 1
     round_to: int = 1
     target: tuple[Quantity, float] | None = None
+
+    @classmethod
+    def of(cls, recipe: Any) -> "Request":
+        """The request of a recipe (its ``select`` and ``target`` sections)."""
+        return cls(**recipe.select.model_dump(exclude={"exclude"}), target=recipe.target.asked())
 
     def width(self, group: ChannelGroup, count: int) -> int:
         """``count`` made legal: at least ``min_channels``, a multiple of ``round_to`` in groups wider than that."""
@@ -58,6 +63,19 @@ def check_target(channels: Channels, request: Request) -> None:
         )
 
 
+def check_ranking(request: Request) -> None:
+    """PruneError where a ranking method is asked for a threshold, or for both or none of target and keep ratio."""
+    if request.threshold is not None:
+        raise PruneError(
+            "select.threshold: this method ranks channels and has no threshold; set a target or keep_ratio"
+        )
+    if (request.target is None) == (request.keep_ratio is None):
+        raise PruneError(
+            "this method ranks channels: set target.macs, target.params or target.channels, or select.keep_ratio; "
+            "one of them, not two"
+        )
+
+
 def fill(channels: Channels, request: Request, kept: Kept, worth: Mapping[str, Tensor]) -> Kept:
     """Put the worthiest removed channels back where a group is below its floor or off its rounding."""
     out = {}
@@ -82,6 +100,7 @@ def keep_best(channels: Channels, scores: Mapping[str, Tensor], request: Request
     group's scores by the mean of their sizes. Ties fall to the smaller index, which goes first. With a target the
     removal goes on, channel by channel in that order, until the network is no larger than asked.
     """
+    check_ranking(request)
     check_target(channels, request)
     order = _removal_order(channels, scores, request)
     total = sum(group.width for group in channels.free)

@@ -23,6 +23,10 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.M
         found = getattr(layer, "out_channels", getattr(layer, "out_features", None))
         if found != width:
             raise PruneError(f"this network does not fit the plan: {name!r} has width {found}, the plan says {width}")
+    for name, count in plan.counts.items():
+        if f"{name}.weight" in weights and len(weights[f"{name}.weight"]) != count:
+            found = len(weights[f"{name}.weight"])
+            raise PruneError(f"the weights do not fit the plan: {name!r} has {found} channels, the plan leaves {count}")
     for name, module in model.named_modules():
         _take_shapes(module, name, weights)
     missing, extra = model.load_state_dict(dict(weights), strict=False)

@@ -50,7 +50,11 @@ def sites_of(model: nn.Module, example: Tensor) -> Channels:
         PruneError: where the network cannot be traced at all.
     """
     device = next(model.parameters()).device
-    layers = layers_of(model, example.to(device))
+    try:
+        layers = layers_of(model, example.to(device))
+    except RuntimeError as error:
+        shape = "x".join(map(str, example.shape[1:]))
+        raise PruneError(f"the network does not run on images of {shape}: {str(error).splitlines()[0]}") from error
     try:
         graph = _trace(copy.deepcopy(model).cpu(), example.cpu())
     except Exception as error:  # torch-pruning raises whatever its tracer stumbled over

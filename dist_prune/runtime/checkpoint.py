@@ -56,11 +56,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise PruneError(
-                f"backbone.checkpoint: {path} holds more than tensors; reading it would run code, so it is refused "
-                f"({str(error).splitlines()[0][:160]}). Where you trust it, save its state_dict as safetensors."
+                f"backbone.checkpoint: {path} holds more than tensors; reading it would run code, so it is refused. "
+                f"Where you trust it, save its state_dict as safetensors."
             ) from error
-        except (RuntimeError, EOFError, OSError, ValueError) as error:
-            raise PruneError(f"backbone.checkpoint: {path} is no torch checkpoint, or is cut short: {error}") from error
+        except Exception as error:  # whatever a damaged file makes the reader stumble over
+            raise PruneError(
+                f"backbone.checkpoint: {path} is no torch checkpoint, or is cut short: {error!r}"
+            ) from error
     for key in WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -86,6 +88,11 @@ def fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
                 more = f" and {len(found) - 4} more" if len(found) > 4 else ""
                 lines.append(f"  - {title}: {'; '.join(found[:4])}{more}")
         raise PruneError(f"backbone.checkpoint: {source} does not fit the network\n" + "\n".join(lines))
+    strange = [
+        name for name, tensor in weights.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())
+    ]
+    if strange:
+        raise PruneError(f"backbone.checkpoint: {source} holds values that are not finite, in {', '.join(strange[:4])}")
     model.load_state_dict({name: weights.get(name, tensor) for name, tensor in wanted.items()})
 
 

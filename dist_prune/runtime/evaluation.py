@@ -11,6 +11,7 @@ from dist_prune.runtime.data.dealing import deal, micro_batches
 from dist_prune.runtime.data.feed import Feed
 from dist_prune.runtime.tracking import Tracker
 
+HUGE = 2.0**36  # a larger loss of one image counts as not finite
 LOSS_UNIT = 2**24  # per-image losses are added as multiples of 2**-24: integers, so the order does not matter
 
 
@@ -24,7 +25,7 @@ def evaluate(
     what: str = "evaluate",
     ids: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """``top1`` and ``top5`` in percent, mean cross-entropy ``loss``, number of ``images``.
+    """``top1`` and ``top5`` in percent, mean cross-entropy ``loss`` (nan where a logit is), number of ``images``.
 
     Every image of ``ids`` (default: all) counts once.
 
@@ -34,7 +35,7 @@ def evaluate(
     lists = micro_batches(np.arange(len(feed)) if ids is None else ids, batch)
     mine = deal(lists, ranks.rank, ranks.world)
     batches, rounds = feed.batches(mine), -(-len(lists) // ranks.world)
-    counts = [0, 0, 0, 0]
+    counts = [0] * 5
     for turn in tracker.bar(range(rounds), rounds, what):
         if stopping.poll(ranks)[0]:
             raise stopping.leave(f"in {what}")
@@ -44,15 +45,17 @@ def evaluate(
         logits = model(part.images).float()
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == part.labels[:, None]
         loss = functional.cross_entropy(logits.double(), part.labels, reduction="none")
-        units = torch.nan_to_num(loss * LOSS_UNIT, nan=2.0**60, posinf=2.0**60).round().long().clamp(max=2**44)
+        finite = loss < HUGE
+        units = (torch.where(finite, loss, 0.0) * LOSS_UNIT).round().long()
         counts[0] += int(top[:, 0].sum())
         counts[1] += int(top.sum())
         counts[2] += int(units.sum())
         counts[3] += len(part.ids)
-    first, five, loss_units, images = ranks.total(*counts)
+        counts[4] += int((~finite).sum())
+    first, five, loss_units, images, strange = ranks.total(*counts)
     return {
         "top1": 100 * first / images,
         "top5": 100 * five / images,
-        "loss": loss_units / LOSS_UNIT / images,
+        "loss": float("nan") if strange else loss_units / LOSS_UNIT / images,
         "images": images,
     }

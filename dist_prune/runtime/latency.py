@@ -49,8 +49,8 @@ def latency(
             for name in models:
                 median = statistics.median(times[name])
                 out[name][str(batch)] = {
-                    "ms": 1000 * median, "images_per_s": batch / median, "device": str(device),
-                    "threads": threads, "repeats": repeats,
+                    "ms": 1000 * median, "ms_best": 1000 * min(times[name]), "images_per_s": batch / median,
+                    "device": str(device), "threads": threads, "repeats": repeats,
                 }  # fmt: skip
     finally:
         torch.set_num_threads(before)

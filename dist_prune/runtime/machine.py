@@ -2,6 +2,7 @@
 
 import os
 import platform
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -61,6 +62,8 @@ class Machine:
         model = model.to(self.device)
         if self.accelerator is None:
             return model, optimizer
+        # the first backward pass of one-channel convolutions; it says itself that it is no error
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         wrapped, ready = self.accelerator.prepare(model, optimizer)
         return wrapped, ready
 
@@ -81,7 +84,10 @@ class Machine:
 
 def check_launch(environment: Mapping[str, str]) -> None:
     """PruneError where a launcher's variables contradict one another before anything waits for a peer."""
-    wanted = int(environment.get("WORLD_SIZE", "1") or 1)
+    given = environment.get("WORLD_SIZE") or "1"
+    if not given.isdigit():
+        raise PruneError(f"WORLD_SIZE is {given!r}, which is no number; a launcher sets it, or unset it")
+    wanted = int(given)
     if wanted > 1 and not {"RANK", "LOCAL_RANK"} <= environment.keys():
         raise PruneError(_mismatch("this process was given no RANK and LOCAL_RANK, so accelerate would see 1", wanted))
 

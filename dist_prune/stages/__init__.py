@@ -7,14 +7,19 @@ asks which rank it is; ``perform`` writes, on the first rank, and keeps the ledg
 """
 
 import importlib
+import json
 import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from dist_prune.errors import PruneError
 from dist_prune.ledger import canonical, digest, file_digest, pick, write_atomic
 from dist_prune.runtime import checkpoint
+from dist_prune.runtime.machine import describe
+from dist_prune.stages.code import commit_of
 from dist_prune.stages.work import Made, Work
 
 DENSE = "dense.safetensors"
@@ -68,7 +73,24 @@ def fingerprint(stage: Stage, work: Work) -> str:
         fields |= pick(work.tree, ("method.name", *(f"method.{name}" for name in work.method.Options.score_options())))
     inputs = {name: file_digest(work.folder / name) for name in stage.inputs}
     outside = work.outside(stage.name)
+    _same_outside(stage.name, work, outside)
     return digest(canonical({"stage": stage.name, "fields": fields, "inputs": inputs, "outside": outside}))
+
+
+def _same_outside(stage: str, work: Work, outside: dict[str, str]) -> None:
+    """PruneError where a finished stage was made from other images or another checkpoint than the recipe names now."""
+    before = (work.ledger.last(stage) or {}).get("outside", outside)
+    keys = {
+        "checkpoint": "backbone.checkpoint",
+        "train": "data.root (training images)",
+        "eval": "data.root (test images)",
+    }
+    differing = [keys[name] for name in outside.keys() & before.keys() if outside[name] != before[name]]
+    if differing:
+        raise PruneError(
+            f"{' and '.join(sorted(differing))}: the content is not the one that the stage {stage!r} of "
+            f"{work.folder} was made from. Name another --run-dir, or delete that one to start over."
+        )
 
 
 def perform(stage: Stage, work: Work) -> dict[str, Any]:
@@ -81,18 +103,27 @@ def perform(stage: Stage, work: Work) -> dict[str, Any]:
         work.events.append({"stage": stage.name, "event": "skipped"})
         return done
     work.tracker.say(f"{stage.name}: {_headline(stage.name, work)}")
-    start = time.perf_counter()
+    start, told = time.perf_counter(), len(work.events)
     work.identity = identity
+    if not stage.always:
+        ranks.together(lambda: _note_environment(work))
     made: Made = importlib.import_module(f"{__name__}.{stage.name}").act(work)
     ranks.together(lambda: _write(work, made))
     line = {
         "stage": stage.name, "fingerprint": identity, "facts": made.facts, "world_size": ranks.world,
+        "outside": work.outside(stage.name) if ranks.first else {}, "events": work.events[told:],
         "seconds": round(time.perf_counter() - start, 3),
     }  # fmt: skip
     ranks.together(lambda: work.ledger.append({**line, "outputs": _digests(work, stage.outputs)}))
     ranks.together(lambda: _drop(work, made))
     ranks.wait()
     return line
+
+
+def _note_environment(work: Work) -> None:
+    """environment.json tells of the last process that made something, not of one that found everything done."""
+    body = describe(work.machine) | {"commit": commit_of(Path(__file__))}
+    write_atomic(work.folder / "environment.json", json.dumps(body, indent=1))
 
 
 def _write(work: Work, made: Made) -> None:
@@ -117,7 +148,7 @@ def _headline(stage: str, work: Work) -> str:
     return {
         "train": f"the dense {recipe.backbone.name}"
         + (" from its checkpoint" if recipe.backbone.checkpoint else f", {recipe.train.epochs} epochs"),
-        "score": f"{recipe.method['name']} on {recipe.score.images} calibration images",
+        "score": "calibration images",
         "select": "channels to keep",
         "prune": "cut them out",
         "finetune": f"{recipe.finetune.epochs} epochs",

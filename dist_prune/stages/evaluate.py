@@ -22,10 +22,14 @@ def act(work: Work) -> Made:
     out: dict[str, Any] = {}
     for name, model in models.items():
         counts = {} if name == "dense" else kept
-        figures = evaluate(
+        figures: dict[str, Any] = evaluate(
             model.to(work.machine.device), test, recipe.evaluate.batch, work.machine.ranks, work.tracker,
             f"evaluate {name}",
         )  # fmt: skip
+        if figures["loss"] != figures["loss"]:
+            work.tracker.say(f"  the {name} network's outputs are not finite on some images: its loss is none")
+            work.events.append({"stage": "evaluate", "event": "not finite", "network": name})
+            figures["loss"] = None
         out[name] = figures | {
             "macs": cost.macs(channels, counts), "thop": cost.macs(channels, counts, "thop"),
             "params": cost.params(channels, counts), "size_bytes": (work.folder / FILES[name]).stat().st_size,

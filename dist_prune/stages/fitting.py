@@ -35,4 +35,8 @@ def trained(
     loop = Loop(settings, feed, machine, work.tracker, seed, name, train)
     states = States(work.folder / f"{name}_checkpoints", work.identity, settings.keep_checkpoints, work.tracker.say)
     judged = "holdout" if settings.selection == "holdout" else "test"
-    return Trainer(model, loop, judge, judged, states, len(work.classes), teacher).run()
+    trainer = Trainer(model, loop, judge, judged, states, len(work.classes), teacher)
+    history = trainer.run()
+    if trainer.resumed is not None:
+        work.events.append({"stage": name, "event": "resumed", **trainer.resumed})
+    return history

@@ -24,7 +24,7 @@ def rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         ("top-1 %", [f"{body[k]['top1']:.2f}" for k in KINDS]),
         ("top-5 %", [f"{body[k]['top5']:.2f}" for k in KINDS]),
     ]
-    out.append(("loss", [f"{body[k]['loss']:.4f}" for k in KINDS]))
+    out.append(("loss", [_loss(body[k]["loss"]) for k in KINDS]))
     for key, unit, label in (
         ("macs", 1e6, "MACs (M)"),
         ("params", 1e3, "params (k)"),
@@ -37,6 +37,10 @@ def rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         out.append((f"ms, batch {batch}", [f"{t['ms']:.2f} ({t['ms'] / first['ms']:.2f}x)" for t in times]))
         out.append((f"images/s, batch {batch}", [f"{t['images_per_s']:.0f}" for t in times]))
     return out
+
+
+def _loss(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 def _against(value: float, dense: float, unit: float) -> str:

@@ -1,14 +1,12 @@
 """report.json for machines, report.html for people, figures for TensorBoard."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dist_prune.ledger import flatten
 from dist_prune.stages import page
-from dist_prune.stages.code import commit_of
 from dist_prune.stages.work import Made, Work
 
 STAGES = ("train", "score", "select", "prune", "finetune", "evaluate", "export")
@@ -44,20 +42,22 @@ def collect(work: Work) -> dict[str, Any]:
         for group in channels.groups
     ]  # fmt: skip
     asked = work.recipe.target.asked()
+    environment = json.loads((work.folder / "environment.json").read_text())
     lines = {name: work.ledger.last(name) for name in STAGES}
+    skipped = [event for event in work.events if event["event"] == "skipped"]
     return {
         "name": work.recipe.name,
         "recipe": work.tree,
         "seed": work.recipe.seed,
-        "world_size": work.machine.ranks.world,
-        "commit": commit_of(Path(__file__)),
-        "environment": json.loads((work.folder / "environment.json").read_text()),
+        "world_size": environment["world_size"],
+        "commit": environment.pop("commit"),
+        "environment": environment,
         **{name: metrics[name] for name in ("dense", "pruned", "finetuned")},
         "plan": {"fingerprint": plan.fingerprint, "groups": groups},
         "target": dict([asked]) if asked else {},
         "achieved": _fact(work, "select", "achieved"),
         "timings": {name: line["seconds"] for name, line in lines.items() if line},
-        "events": work.events,
+        "events": [e for line in lines.values() if line for e in line.get("events", [])] + skipped,
     }
 
 
@@ -69,6 +69,8 @@ def _fact(work: Work, stage: str, name: str) -> Any:
 def _tensorboard(work: Work, body: dict[str, Any]) -> None:
     work.tracker.figure("plan/kept channels", page.groups_figure(body["plan"]["groups"]))
     tuned = body["finetuned"]
-    metrics = {f"final/{key}": float(tuned[key]) for key in ("top1", "loss", "macs", "params")}
+    metrics = {
+        f"final/{key}": float(tuned[key]) for key in ("top1", "loss", "macs", "params") if tuned[key] is not None
+    }
     keys = flatten({k: v for k, v in work.tree.items() if k not in ("name", "report", "cluster")})
     work.tracker.hparams(keys, metrics)

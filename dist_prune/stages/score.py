@@ -21,6 +21,8 @@ def act(work: Work) -> Made:
     recipe, feed = work.recipe, work.feed(True)
     model = work.dense().to(work.machine.device)
     ids = calibration(len(feed), recipe.score.images, recipe.seed)
+    if isinstance(recipe.score.images, int) and len(ids) < recipe.score.images:
+        work.tracker.say(f"  score.images asks for {recipe.score.images} images; there are {len(ids)}, all are used")
     bench = Bench(
         model, work.channels, feed, ids, work.machine, work.tracker, recipe.score.micro_batch, recipe.seed,
         work.folder / PARTIAL, work.identity, recipe.score.save_every,

@@ -2,8 +2,6 @@
 
 import torch
 
-from dist_prune.errors import PruneError
-from dist_prune.pruning.choose import Request, check_target
 from dist_prune.pruning.cost import amount
 from dist_prune.stages.work import Made, Work
 
@@ -13,16 +11,9 @@ def act(work: Work) -> Made:
     recipe = work.recipe
     scores = work.tensors("round_1/scores.safetensors")
     channels = work.channels.without(recipe.select.exclude)
-    if not channels.free:
-        raise PruneError(
-            "no channel group is free to be cut: "
-            + "; ".join(f"{group.name}: {group.protected}" for group in channels.groups[:5])
-        )
-    keys = recipe.select.model_dump(exclude={"exclude"})
-    request = Request(**keys, target=recipe.target.asked())  # type: ignore[arg-type]
-    check_target(channels, request)
+    work.method.check(channels, work.request)
     with torch.no_grad():
-        plan = work.method.select(scores, channels, request)
+        plan = work.method.select(scores, channels, work.request)
     if plan.empty:
         work.tracker.say(
             "  the plan removes nothing: every group keeps all its channels. "
@@ -31,4 +22,11 @@ def act(work: Work) -> Made:
         work.events.append({"stage": "select", "event": "nothing removed"})
     shares = {q: amount(channels, q, plan.counts) / amount(channels, q) for q in ("macs", "params", "channels")}
     work.tracker.say("  kept: " + ", ".join(f"{share:.1%} of the {q}" for q, share in shares.items()))
+    for quantity, asked in filter(None, [work.recipe.target.asked()]):
+        short = asked - shares[quantity]
+        if short > 0.01:
+            work.tracker.say(
+                f"  {short:.1%} less than asked of the {quantity}: thresholds and select.round_to are coarse"
+            )
+            work.events.append({"stage": "select", "event": "smaller than asked", "by": round(short, 4)})
     return Made({"achieved": shares, "fingerprint": plan.fingerprint}, texts={"round_1/plan.json": plan.to_json()})

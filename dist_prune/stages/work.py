@@ -14,11 +14,19 @@ from dist_prune.ledger import Ledger, file_digest
 from dist_prune.methods.method import Method
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.channels import Channels
+from dist_prune.pruning.choose import Request
 from dist_prune.pruning.plan import Plan
 from dist_prune.recipe import Recipe
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import ArraySource, FolderSource, check, open_source, same_classes
+from dist_prune.runtime.data.sources import (
+    ArraySource,
+    FolderSource,
+    check,
+    check_figures,
+    open_source,
+    same_classes,
+)
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
 
@@ -120,6 +128,7 @@ class Work:
                     )
             config |= {"crop_pct": 1.0, "interpolation": "bilinear"}
         native = source.images.shape[1] if isinstance(source, ArraySource) else config["input_size"][1]
+        check_figures(data.mean, data.std, source.in_chans)
         return Look(
             data.image_size or native, data.mean or tuple(config["mean"]), data.std or tuple(config["std"]),
             data.crop or config["crop_pct"], data.interpolation or config["interpolation"], data.augment,
@@ -138,14 +147,41 @@ class Work:
 
     @cached_property
     def channels(self) -> Channels:
-        """Layers and groups of the dense backbone."""
-        return surgeon.sites_of(self.shell().eval(), self.example)
+        """Layers and groups of the dense backbone that the method can judge."""
+        return self.method.limits(surgeon.sites_of(self.shell().eval(), self.example))
+
+    @cached_property
+    def request(self) -> Request:
+        """What the recipe's select and target sections ask for."""
+        return Request.of(self.recipe)
+
+    def precheck(self) -> None:
+        """Find out before any work what can be found out then; PruneError with all of it."""
+        problems = []
+        if self.checkpoint is not None and not self.checkpoint.is_file() and self.ledger.last("train") is None:
+            problems.append(f"backbone.checkpoint: there is no file {self.checkpoint}")
+        try:
+            self._sources  # noqa: B018 - opens the data
+            channels = self.channels
+            unknown = channels.unmatched(self.recipe.select.exclude)
+            if unknown:
+                problems.append(f"select.exclude: {', '.join(unknown)} match no layer whose channels could be cut")
+            channels = channels.without(self.recipe.select.exclude)
+            if not channels.free:
+                why = "; ".join(f"{group.name}: {group.protected}" for group in channels.groups[:5])
+                problems.append(f"no channel group is free to be cut: {why}")
+            else:
+                self.method.check(channels, self.request)
+        except PruneError as error:
+            problems.append(str(error))
+        if problems:
+            raise PruneError("\n".join(problems))
 
     def outside(self, stage: str) -> dict[str, str]:
         """Digests of what a stage reads from outside the run directory: labels of the data, the checkpoint file."""
         if stage in ("prune", "export", "report", "select"):
             return {}
-        found = {str(train): source.identity for train, source in self._sources.items()}
+        found = {("train" if train else "eval"): source.identity for train, source in self._sources.items()}
         if stage == "train" and self.checkpoint is not None:
             found["checkpoint"] = file_digest(self.checkpoint) if self.checkpoint.is_file() else "missing"
         return found

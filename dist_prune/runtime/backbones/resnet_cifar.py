@@ -101,8 +101,11 @@ def _register(depth: int, projection: bool) -> None:
     def build(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
         if pretrained:
             raise ValueError(f"{name} has no weights to fetch; name a file in backbone.checkpoint")
-        known = {key: value for key, value in kwargs.items() if key in ("num_classes", "in_chans", "img_size")}
-        model = ResNetCifar(depth, projection, **known)
+        own = {
+            key: kwargs.pop(key) for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir") if key in kwargs
+        }
+        del own  # timm hands these to every entry point
+        model = ResNetCifar(depth, projection, **kwargs)
         model.pretrained_cfg = model.default_cfg = config  # type: ignore[assignment]
         return model
 

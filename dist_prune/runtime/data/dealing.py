@@ -37,21 +37,20 @@ def held_out(ids: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.n
 def epoch(count: int, batch: int, seed: int, number: int, rank: int, world: int) -> Iterator[tuple[np.ndarray, int]]:
     """One training epoch: (this rank's ids, size of the whole batch over all ranks), in an order from (seed, epoch).
 
-    A ragged last batch is used where it leaves every rank at least two images (batch norm needs them) or is all there
-    is; otherwise its images wait for the next epoch's order.
+    Every image once. The whole batches are the same for every number of ranks: a ragged end of less than half a batch
+    joins the batch before it, a longer one is a batch of its own.
     """
     order = np.random.default_rng([seed, number]).permutation(count)
-    for start in range(0, count, batch):
-        whole = order[start : start + batch]
-        if start and len(whole) < batch and len(whole) < 2 * world:
-            return
+    last = steps(count, batch) - 1
+    for step in range(last + 1):
+        whole = order[step * batch :] if step == last else order[step * batch : (step + 1) * batch]
         yield np.array_split(whole, world)[rank], len(whole)
 
 
-def steps(count: int, batch: int, world: int) -> int:
+def steps(count: int, batch: int) -> int:
     """Training steps of one epoch."""
     full, rest = divmod(count, batch)
-    return full + int(rest >= 2 * world or (full == 0 and rest > 0))
+    return max(1, full + int(2 * rest >= batch))
 
 
 def draws(seed: int, number: int, ids: np.ndarray, columns: int) -> Tensor:

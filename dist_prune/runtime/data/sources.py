@@ -31,7 +31,7 @@ class Source(Protocol):
     labels: np.ndarray  # (n,) int64
     classes: tuple[str, ...]
     in_chans: int
-    identity: str  # digest of what decides the content (pixels of arrays; names of files)
+    identity: str  # digest of what decides the content (pixels of arrays; names and sizes of files)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class FolderSource:
 
     @cached_property
     def identity(self) -> str:
-        names = "\n".join(f"{path.parent.name}/{path.name}" for path in self.paths)
+        names = "\n".join(f"{path.parent.name}/{path.name}:{path.stat().st_size}" for path in self.paths)
         return hashlib.sha256(names.encode() + self.labels.tobytes()).hexdigest()
 
 
@@ -104,6 +104,13 @@ def check(source: ArraySource | FolderSource, what: str) -> None:
     low, high = int(source.labels.min()), int(source.labels.max())
     if low < 0 or high >= len(source.classes):
         raise PruneError(f"{what}: labels run from {low} to {high}, but there are {len(source.classes)} classes")
+
+
+def check_figures(mean: Sequence[float] | None, std: Sequence[float] | None, in_chans: int) -> None:
+    """PruneError where a recipe's normalisation has another number of channels than the images."""
+    for key, given in (("mean", mean), ("std", std)):
+        if given is not None and len(given) != in_chans:
+            raise PruneError(f"data.{key}: {len(given)} values for images of {in_chans} channel(s)")
 
 
 def same_classes(train: ArraySource | FolderSource, test: ArraySource | FolderSource) -> None:

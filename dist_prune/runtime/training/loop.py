@@ -74,7 +74,7 @@ class Loop:
     @property
     def steps(self) -> int:
         """Updates per epoch."""
-        return dealing.steps(self.images, self.settings.batch, self.machine.ranks.world)
+        return dealing.steps(self.images, self.settings.batch)
 
     def run_epoch(
         self,

@@ -99,6 +99,7 @@ class Trainer:
             self.ema.update(self.model, step=self.updates)
 
     updates: int = 0
+    resumed: dict[str, int] | None = None  # where a stopped process had come to
 
     @torch.no_grad()
     def _mask(self) -> None:
@@ -192,6 +193,7 @@ class Trainer:
             self.scaler.load_state_dict(meta["scaler"])
         self.best, self.best_top1, self.history = parts.get("best"), meta["best_top1"], meta["history"]
         self.updates, progress = meta["updates"], Progress(**meta["progress"])
+        self.resumed = {"epoch": meta["epoch"], "step": progress.step}
         self._say_resumed(meta, progress)
         return meta["epoch"], progress
 
