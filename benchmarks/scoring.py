@@ -165,7 +165,7 @@ def worker(what: str, images: int) -> None:
         seconds = scored(bench)
         if machine.ranks.first:
             print(seconds)
-        leave()
+        leave(machine.ranks)
         return
     bench, _ = bench_of(images, Machine.alone())
     small, _ = bench_of(200, Machine.alone())

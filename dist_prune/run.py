@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         machine = Machine.start(spec.cluster.timeout_s, spec.cluster.tf32, spec.cluster.deterministic)
         with lock(folder) if machine.ranks.first else contextlib.nullcontext():
             run(spec, folder, machine)
-        leave()
+        leave(machine.ranks)
     except PruneError as error:
         return _stop(error, folder, started)
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -109,6 +110,9 @@ def test_the_bundle_loads_without_the_run(finished):
         (lambda f: (f / "bundle.json").unlink(), "is no bundle"),
         (lambda f: _edit(f, lambda body: body.update(format=9)), "bundle format 9"),
         (lambda f: _edit(f, lambda body: body["plan"]["removed"].popitem()), "altered"),
+        (lambda f: _edit(f, lambda body: body.pop("plan")), "damaged"),
+        (lambda f: (f / "bundle.json").write_text("[]"), "holds no mapping"),
+        (lambda f: _flip(f / "model.safetensors"), "altered or replaced"),
     ],
 )
 def test_a_damaged_bundle_is_refused(finished, tmp_path, damage, said):
@@ -119,6 +123,12 @@ def test_a_damaged_bundle_is_refused(finished, tmp_path, damage, said):
     damage(folder)
     with pytest.raises(PruneError, match=said):
         dist_prune.load(folder)
+
+
+def _flip(file: Path) -> None:
+    raw = bytearray(file.read_bytes())
+    raw[-3] ^= 1
+    file.write_bytes(raw)
 
 
 def _edit(folder: Path, change) -> None:
@@ -314,7 +324,17 @@ def test_world_size_without_a_launcher(tmp_path):
         (("backbone.checkpoint=/nowhere.safetensors",), "there is no file /nowhere.safetensors"),
         (("data.source=imagefolder", "data.root=/nowhere"), "there is no /nowhere"),
         (("train.epochs=0",), "there is no dense network: set backbone.checkpoint"),
-        (("target.macs=0.00001", "train.epochs=1"), "reachable range"),
+        (("target.macs=0.00001",), "reachable range"),
+        (("select.threshold=0.5",), "set either select.threshold (the paper's knob, 0 to 1) or one target, not both"),
+        (("target.macs=null",), "set either select.threshold"),
+        (("method.name=l1", "select.threshold=0.5"), "this method ranks channels and has no threshold"),
+        (("select.keep_ratio=0.5",), "select.keep_ratio: graph has none"),
+        (("select.exclude=[nothere*]",), "select.exclude: nothere* match no layer"),
+        (("select.exclude=['*']",), "no channel group is free to be cut"),
+        (("backbone.kwargs.img_sise=8",), "unexpected keyword argument 'img_sise'"),
+        (("data.mean=[0.1,0.2,0.3]",), "data.mean: 3 values for images of 1 channel(s)"),
+        (("data.crop=0.5",), "data.crop is for image files"),
+        (("train.batch=1",), "train.batch: 1"),
         (("train.lr=1e30", "train.warmup_epochs=0"), "the loss is not finite (or huge) at epoch 1"),
     ],
 )
@@ -323,6 +343,44 @@ def test_errors_are_for_people(tmp_path, words, said):
     assert code == 2, output
     assert said in output
     assert "Traceback" not in output
+    assert "train 1/" not in output, "what can be found out before any work is found out before"
+
+
+def test_several_errors_of_the_world_at_once(tmp_path):
+    words = ("backbone.checkpoint=/nowhere.pth", "data.source=npz", "data.root=/nowhere.npz")
+    code, output = run(PYTHON, tmp_path / "run", *SMALL, *words)
+    assert code == 2
+    assert "there is no file /nowhere.pth" in output
+    assert "there is no /nowhere.npz" in output
+
+
+def test_other_content_behind_the_same_recipe_is_refused(tmp_path):
+    """The run directory knows the images and the checkpoint it was made from, not only their places."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part in ("train", "test"):
+        arrays[f"x_{part}"] = rng.integers(0, 256, (60, 8, 8), np.uint8)
+        arrays[f"y_{part}"] = np.arange(60) % 10
+    np.savez(tmp_path / "a.npz", **arrays)
+    words = (*SMALL, "data.source=npz", "data.augment=none", "finetune.epochs=0", "train.epochs=1", "score.images=20")
+    code, output = run(PYTHON, tmp_path / "run", *words, f"data.root={tmp_path / 'a.npz'}")
+    assert code == 0, output
+    arrays["x_test"] = 255 - arrays["x_test"]
+    np.savez(tmp_path / "b.npz", **arrays)
+    code, output = run(PYTHON, tmp_path / "run", *words, f"data.root={tmp_path / 'b.npz'}")
+    assert code == 2
+    assert "data.root (test images): the content is not the one" in output
+
+
+def test_weights_that_are_not_finite_are_refused(finished, tmp_path):
+    from dist_prune.runtime import checkpoint
+
+    weights, _ = checkpoint.read(finished[0] / "dense.safetensors")
+    weights["conv1.weight"][0, 0, 0, 0] = float("nan")
+    checkpoint.save(tmp_path / "nan.safetensors", weights)
+    code, output = run(PYTHON, tmp_path / "run", *SMALL, f"backbone.checkpoint={tmp_path / 'nan.safetensors'}")
+    assert code == 2
+    assert "values that are not finite, in conv1.weight" in output
 
 
 def test_a_checkpoint_of_another_class_count(finished, tmp_path):

@@ -13,4 +13,4 @@ if __name__ == "__main__":
     found.run()
     if machine.ranks.first:
         print(json.dumps({"world": machine.ranks.world, "digest": digest(found.model)}))
-    leave()
+    leave(machine.ranks)
