@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dist-prune", description="Structured pruning, distributed.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     listing = verbs.add_parser("list", help="what there is")
-    listing.add_argument("what", choices=("methods", "recipes", "backbones"))
+    listing.add_argument("what", choices=("methods", "recipes", "backbones", "keys"))
     listing.add_argument("pattern", nargs="?", default="", help="a glob, for backbones")
     checking = verbs.add_parser("check", help="validate a recipe and show its channel groups; needs no data")
     checking.add_argument("recipe", help="a YAML file, or a name in recipes/")
@@ -53,6 +53,9 @@ def _list(given: argparse.Namespace) -> Answer:
                 found[name] = f"cannot be used: {error}"
         width = max(map(len, found))
         return "\n".join(f"{name:{width}}  {paper}" for name, paper in found.items()), found, 0
+    if given.what == "keys":
+        text = reading.reference()
+        return text, [line.split(" | ")[0].strip("| `") for line in text.splitlines()[2:]], 0
     if given.what == "recipes":
         files = {f.stem: str(f) for folder in reversed(reading.recipe_folders()) for f in sorted(folder.glob("*.yaml"))}
         return "\n".join(f"{name:32}  {path}" for name, path in sorted(files.items())), files, 0

@@ -1,13 +1,15 @@
 """Read a recipe file, apply overrides, say everything that is wrong at once. Knows no torch."""
 
+import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from dist_prune.errors import PruneError, nearest, unknown
 from dist_prune.recipe import Recipe
@@ -173,3 +175,25 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
             return []
         model = kind
     return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def reference() -> str:
+    """Every key of a recipe as a Markdown table: README's reference is this text (``dist-prune list keys``)."""
+    rows = ["| key | default | what |", "|---|---|---|"]
+    for key, field in _keys(Recipe, ""):
+        default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
+        kind = re.sub(r"typing\.|Annotated\[|, BeforeValidator.*|, FieldInfo.*", "", str(field.annotation))
+        choices = ", ".join(re.findall(r"'([^']+)'", kind)) if "Literal" in kind else ""
+        what = "; ".join(part for part in (field.description or "", choices) if part)
+        rows.append(f"| `{key}` | {default} | {what} |")
+    return "\n".join(rows)
+
+
+def _keys(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            if name != "finetune":  # the same keys as train
+                yield from _keys(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + (field.alias or name), field

@@ -63,7 +63,11 @@ def aim(body: Mapping[str, Any]) -> str:
     """Asked and achieved in one line."""
     achieved = ", ".join(f"{share:.1%} of the {name}" for name, share in body["achieved"].items())
     asked = ", ".join(f"{share:.1%} of the {name}" for name, share in body["target"].items())
-    return f"kept: {achieved}" + (f" (asked: at most {asked})" if asked else "")
+    spec = body["recipe"]["finetune"]
+    marked = (
+        "; the kept epoch was SELECTED ON THE TEST IMAGES" if spec["selection"] == "test" and spec["epochs"] else ""
+    )
+    return f"kept: {achieved}" + (f" (asked: at most {asked})" if asked else "") + marked
 
 
 def html(body: Mapping[str, Any], histories: Mapping[str, Sequence[Mapping[str, float]]], recipe: str) -> str:
