@@ -1,4 +1,4 @@
-"""``dist-prune list | check | report | doctor``: look before and after a run. ``run.py`` does the work."""
+"""``dist-prune list | check | report | import-checkpoint | doctor``: before and after a run; run.py does the work."""
 
 import argparse
 import json
@@ -22,13 +22,22 @@ def main(arguments: list[str] | None = None) -> int:
     checking.add_argument("overrides", nargs="*", metavar="key=value")
     reporting = verbs.add_parser("report", help="the result of a run")
     reporting.add_argument("run", help="a run directory")
+    importing = verbs.add_parser(
+        "import-checkpoint", help="a foreign checkpoint's weights as safetensors, without running code"
+    )
+    importing.add_argument("file", help=".pth, .pt, .th, .tar or .safetensors")
+    importing.add_argument("--out", required=True, help="the .safetensors file to write")
     verbs.add_parser("doctor", help="what is installed, what is missing, what mends it")
     for verb in verbs.choices.values():
         verb.add_argument("--json", action="store_true", help="for machines")
     words = sys.argv[1:] if arguments is None else arguments
     given = parser.parse_args(sorted(words, key=lambda word: word == "--json"))  # the flag may stand anywhere
     try:
-        text, body, code = {"list": _list, "check": _check, "report": _report, "doctor": _doctor}[given.verb](given)
+        acts = {
+            "list": _list, "check": _check, "report": _report, "doctor": _doctor,
+            "import-checkpoint": _import_checkpoint,
+        }  # fmt: skip
+        text, body, code = acts[given.verb](given)
     except PruneError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -87,6 +96,18 @@ def _report(given: argparse.Namespace) -> Answer:
     except (ValueError, KeyError) as error:
         raise PruneError(f"{file} is damaged: {error!r}; run the recipe again to write it anew") from error
     return f"{body['name']}, plan {body['plan']['fingerprint'][:16]}\n\n{text}", body, 0
+
+
+def _import_checkpoint(given: argparse.Namespace) -> Answer:
+    from dist_prune.runtime import checkpoint
+
+    out = Path(given.out)
+    if out.suffix != ".safetensors":
+        raise PruneError(f"--out: {out} must end in .safetensors")
+    weights = checkpoint.read_weights(Path(given.file))
+    checkpoint.save(out, weights)
+    body = {"file": str(out), "tensors": len(weights), "parameters": sum(t.numel() for t in weights.values())}
+    return f"{out}: {body['tensors']} tensors, {body['parameters']:,} values", body, 0
 
 
 def _doctor(given: argparse.Namespace) -> Answer:

@@ -2,10 +2,12 @@
 
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -15,7 +17,7 @@ from dist_prune.errors import PruneError
 from dist_prune.ledger import write_atomic
 
 WRAPPERS = ("state_dict", "model", "model_state", "net")
-PREFIXES = ("module.", "_orig_mod.")
+PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 def encode(tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> bytes:
@@ -49,26 +51,38 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise PruneError(f"backbone.checkpoint: there is no file {path}. Leave the key out to train the dense network.")
-    if path.suffix == ".safetensors":
-        state: Any = read(path)[0]
-    else:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise PruneError(
-                f"backbone.checkpoint: {path} holds more than tensors; reading it would run code, so it is refused. "
-                f"Where you trust it, save its state_dict as safetensors."
-            ) from error
-        except Exception as error:  # whatever a damaged file makes the reader stumble over
-            raise PruneError(
-                f"backbone.checkpoint: {path} is no torch checkpoint, or is cut short: {error!r}"
-            ) from error
+    state: Any = read(path)[0] if path.suffix == ".safetensors" else _torch_file(path)
     for key in WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise PruneError(f"backbone.checkpoint: {path} holds no state dict (names and tensors)")
     return {_bare(name): tensor for name, tensor in state.items()}
+
+
+def _torch_file(path: Path) -> Any:
+    """What a torch file holds, read without running code: tensors, plain values and numpy arrays."""
+    try:
+        with torch.serialization.safe_globals(_arrays()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error))))
+        what = f" ({', '.join(named)})" if named else ""
+        raise PruneError(
+            f"backbone.checkpoint: {path} holds more than tensors{what}; reading it would run code, so it is refused. "
+            "Where you trust it, save its state_dict as safetensors."
+        ) from error
+    except Exception as error:  # whatever a damaged file makes the reader stumble over
+        raise PruneError(f"backbone.checkpoint: {path} is no torch checkpoint, or is cut short: {error!r}") from error
+
+
+def _arrays() -> list[Any]:
+    """The few numpy names that arrays and scalars in old checkpoints need; none of them runs what a file says."""
+    multiarray = np._core.multiarray  # type: ignore[attr-defined]
+    rebuild, scalar = multiarray._reconstruct, multiarray.scalar
+    old = [(rebuild, "numpy.core.multiarray._reconstruct"), (scalar, "numpy.core.multiarray.scalar")]
+    kinds = [type(np.dtype(kind)) for kind in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "?")]
+    return [rebuild, scalar, np.ndarray, np.dtype, *old, *kinds]
 
 
 def fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:

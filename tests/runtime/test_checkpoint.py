@@ -85,3 +85,26 @@ def test_optimizer_state_survives_the_file(tmp_path):
     assert mine["param_groups"] == theirs["param_groups"]
     for index, state in mine["state"].items():
         assert torch.equal(state["momentum_buffer"], theirs["state"][index]["momentum_buffer"])
+
+
+def test_import_of_foreign_checkpoints(tmp_path, capsys):
+    """The papers' files: a wrapper, prefixes, numpy arrays and scalars beside the weights."""
+    import numpy as np
+
+    from dist_prune.cli import main
+
+    state = tiny.network().state_dict()
+    wrapped = {f"module.model.{name}": tensor for name, tensor in state.items()}
+    extra = {"last_epoch_imgs": np.ones((2, 3)), "last_train_aug_data": np.zeros(4, np.uint8), "acc": np.float64(93.0)}
+    torch.save({"state_dict": wrapped, "epoch": 3, **extra}, tmp_path / "a.tar")
+    assert main(["import-checkpoint", str(tmp_path / "a.tar"), "--out", str(tmp_path / "a.safetensors")]) == 0
+    assert f"{len(state)} tensors" in capsys.readouterr().out
+    again, _ = checkpoint.read(tmp_path / "a.safetensors")
+    assert again.keys() == state.keys()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in state.items())
+    torch.save({"state_dict": wrapped, "args": Evil()}, tmp_path / "b.pth")
+    assert main(["import-checkpoint", str(tmp_path / "b.pth"), "--out", str(tmp_path / "b.safetensors")]) == 2
+    captured = capsys.readouterr()
+    assert "print" in captured.err
+    assert "code ran" not in captured.out
+    assert not (tmp_path / "b.safetensors").exists()
