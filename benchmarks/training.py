@@ -2,8 +2,8 @@
 
     python benchmarks/training.py [--images 1280] [--pairs 7] [--json FILE]
 
-Real CIFAR-10 where DIST_PRUNE_DATA has it (else noise, and the table says so). Pairs are interleaved; medians are quoted,
-for ratios those of the pairs. Two threads.
+Real CIFAR-10 where DIST_PRUNE_DATA has it (else noise, and the table says so). Pairs are interleaved; medians are
+quoted, for ratios those of the pairs. Two threads.
 """
 
 import argparse

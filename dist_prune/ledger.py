@@ -95,12 +95,11 @@ def lock(folder: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PruneError(
-                f"another process is running in {folder}; wait for it, or name another --run-dir"
-            ) from error
-        except OSError:
-            pass  # a file system without locks: go on without one
+        except OSError as error:
+            if isinstance(error, BlockingIOError):  # any other: a file system without locks, go on without one
+                raise PruneError(
+                    f"another process is running in {folder}; wait for it, or name another --run-dir"
+                ) from error
         yield
 
 
