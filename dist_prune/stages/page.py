@@ -39,6 +39,11 @@ def rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     return out
 
 
+def _event(event: Mapping[str, Any]) -> str:
+    more = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("stage", "event"))
+    return f"{event['stage']}: {event['event']}" + (f" ({more})" if more else "")
+
+
 def _loss(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4f}"
 
@@ -84,7 +89,7 @@ def html(body: Mapping[str, Any], histories: Mapping[str, Sequence[Mapping[str, 
         for g in groups
     )
     curves = "".join(f"<h2>{e(name)}</h2>{_svg(curve_figure(lines))}" for name, lines in histories.items() if lines)
-    events = "; ".join(" ".join(f"{v}" for v in event.values()) for event in body["events"]) or "none"
+    events = "; ".join(map(_event, body["events"])) or "none"
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in body["timings"].items())
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{e(body['name'])}</title><style>{STYLE}</style>"
