@@ -4,8 +4,6 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 EXTRAS ?= dev
-# Two threads at most, so that timings and tests mean the same on every machine.
-export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help setup quickstart test test-slow lint clean
 
