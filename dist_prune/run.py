@@ -84,7 +84,7 @@ def _stop(error: Exception, folder: Path | None, started: float) -> int:
     rank = int(os.environ.get("RANK", "0"))
     code = stopping.EXIT_CODE if isinstance(error, PreemptedError) else 2 if isinstance(error, PruneError) else 1
     text = str(error) if isinstance(error, PruneError) else f"{type(error).__name__}: {error}"
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
     if isinstance(error, RankLostError) and folder is not None:
         text += _cause(folder, rank, started)
     elif folder is not None and folder.is_dir():

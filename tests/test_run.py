@@ -311,10 +311,14 @@ def test_a_rank_that_dies_ends_the_others(tmp_path, act, said):
     assert time.monotonic() - began < 90
 
 
-def test_world_size_without_a_launcher(tmp_path):
-    code, output = run(PYTHON, tmp_path / "run", *SMALL, WORLD_SIZE="2")
+@pytest.mark.parametrize(
+    ("value", "said"), [("2", "WORLD_SIZE is 2 but"), ("x", "WORLD_SIZE is 'x', which is no number")]
+)
+def test_world_size_without_a_launcher(tmp_path, value, said):
+    code, output = run(PYTHON, tmp_path / "run", *SMALL, WORLD_SIZE=value)
     assert code == 2
-    assert "WORLD_SIZE is 2 but" in output
+    assert said in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(
