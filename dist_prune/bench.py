@@ -95,11 +95,12 @@ class Bench:
                 if part is not None:
                     self._see(local, sites, next(batches), torch.from_numpy(part).to(device), backward)
                 stop = stopping.poll(ranks)[0]
-                if file is not None and number < rounds and (stop or number % self.save_every == 0):
+                seen = min(done + number * ranks.world, len(lists))
+                if file is not None and (stop or (number < rounds and number % self.save_every == 0)):
                     self._fold(local, merged)
-                    self._save(file, merged, key, min(done + number * ranks.world, len(lists)))
+                    self._save(file, merged, key, seen)
                 if stop:
-                    raise stopping.leave(f"while scoring, after {min(number * ranks.world, len(lists))} micro-batches")
+                    raise stopping.leave(f"while scoring, after {seen} of {len(lists)} micro-batches")
         self._fold(local, merged)
         if file is not None and rounds:
             self._save(file, merged, key, len(lists))

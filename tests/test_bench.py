@@ -118,6 +118,24 @@ def test_every_observation_has_its_own_partial(tmp_path):
     assert not all(torch.equal(first[s.name]["n"], second[s.name]["n"]) for s in sites)
 
 
+@pytest.mark.parametrize("after", [1, 4, 8])
+def test_asked_to_stop_in_any_round_nothing_seen_is_lost(tmp_path, monkeypatch, after):
+    """53 images in 8 micro-batches: stopped after some of them, the last one included."""
+    from dist_prune.runtime import stopping
+
+    bench = tiny.bench(tiny.network(), partial=tmp_path, save_every=100)
+    sites = [site for site in bench.sites if site.kind == "conv"]
+    whole = tiny.bench(tiny.network()).observe(sites, Power(1))
+    polls = iter([[0]] * (after - 1) + [[1]])
+    with monkeypatch.context() as patched, pytest.raises(stopping.PreemptedError, match=f"after {after} of 8"):
+        patched.setattr(stopping, "poll", lambda ranks: next(polls))
+        bench.observe(sites, Power(1))
+    again = tiny.bench(tiny.network(), partial=tmp_path)
+    found = again.observe(sites, Power(1))
+    assert again.resumed == min(after * tiny.MICRO, tiny.IMAGES)
+    assert all(torch.equal(found[s.name]["n"], whole[s.name]["n"]) for s in sites)
+
+
 def test_collectives_inside_a_job_are_refused():
     bench = tiny.bench(tiny.network())
     with pytest.raises(PruneError, match=r"bench\.sum was called inside a job"):
