@@ -178,10 +178,9 @@ class Work:
             raise PruneError("\n".join(problems))
 
     def outside(self, stage: str) -> dict[str, str]:
-        """Digests of what a stage reads from outside the run directory: labels of the data, the checkpoint file."""
-        if stage in ("prune", "export", "report", "select"):
-            return {}
-        found = {("train" if train else "eval"): source.identity for train, source in self._sources.items()}
+        """Digests of what a stage reads from outside the run directory: images and their labels, the checkpoint file."""
+        reads = {"train": (True, False), "finetune": (True, False), "score": (True,), "evaluate": (False,)}
+        found = {("train" if train else "eval"): self._sources[train].identity for train in reads.get(stage, ())}
         if stage == "train" and self.checkpoint is not None:
             found["checkpoint"] = file_digest(self.checkpoint) if self.checkpoint.is_file() else "missing"
         return found
