@@ -11,7 +11,7 @@ from dist_prune.runtime.data.dealing import deal, micro_batches
 from dist_prune.runtime.data.feed import Feed
 from dist_prune.runtime.tracking import Tracker
 
-HUGE = 2.0**36  # a larger loss of one image counts as not finite
+HUGE = 2.0**18  # a larger mean loss counts as not finite; sums over millions of images stay within int64
 LOSS_UNIT = 2**24  # per-image losses are added as multiples of 2**-24: integers, so the order does not matter
 
 

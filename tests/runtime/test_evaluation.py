@@ -51,3 +51,13 @@ def cifar(ranks: Ranks, place: Path, depth: int) -> float:
 def test_pretrained_networks_score_what_is_stated(depth, top1, pool, data):
     for found in pool.run(2, cifar, data, depth):
         assert found == pytest.approx(top1, abs=0.005)
+
+
+@pytest.mark.parametrize("scale", [1e5, 1e12, float("nan")])
+def test_a_diverged_network_has_no_loss(scale):
+    """Large, absurd and not finite logits: nan where the sum would not be exact, never an invented figure."""
+    model = tiny.network()
+    model.get_submodule("linear").weight.data.mul_(scale)  # type: ignore[union-attr]
+    found = evaluate(model, tiny.digits_feed(), 100, Ranks(), Tracker(False))
+    assert found["loss"] != found["loss"]
+    assert found["images"] == 1347

@@ -16,13 +16,12 @@ from dist_prune.runtime import stopping
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data import dealing
 from dist_prune.runtime.data.feed import Batch, Feed
-from dist_prune.runtime.evaluation import LOSS_UNIT
+from dist_prune.runtime.evaluation import HUGE, LOSS_UNIT
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.runtime.training import optim
 
 Losses = Callable[[Batch, int, int], Tensor]  # batch, epoch, step -> (n,) loss of each image
-HUGE = 2.0**36  # a batch with a larger sum of losses has diverged as surely as one that is not finite
 NORM_EVERY = 16  # updates between two looks at the gradient's norm where it is not clipped
 
 
@@ -112,7 +111,9 @@ class Loop:
             torch.manual_seed(hash((self.seed, number, local.step, ranks.rank)) % 2**63)  # dropout and the like
             optimizer.zero_grad(set_to_none=True)
             value = self._backward(part, whole, number, local.step, losses_of, wrapped, scaler)
-            stop, due, strange = stopping.poll(ranks, (self._due(local.step + 1), int(not abs(value) < HUGE)))
+            stop, due, strange = stopping.poll(
+                ranks, (self._due(local.step + 1), int(not abs(value) <= HUGE * len(part.ids)))
+            )
             if strange:
                 local.skipped += 1
                 if merged.skipped + local.skipped > self.settings.skip_nonfinite:
