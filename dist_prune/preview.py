@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 
-from dist_prune.errors import PruneError
 from dist_prune.methods.method import Method
 from dist_prune.pruning import cost, surgeon
 from dist_prune.pruning.choose import Request, reachable
@@ -27,11 +26,8 @@ def preview(spec: Recipe, method: Method) -> dict[str, Any]:
     size = spec.data.image_size or side or config["input_size"][1]
     check_figures(spec.data.mean, spec.data.std, in_chans)
     channels = method.limits(surgeon.sites_of(model, torch.randn(1, in_chans, size, size)))
-    unknown = channels.unmatched(spec.select.exclude)
-    if unknown:
-        raise PruneError(f"select.exclude: {', '.join(unknown)} match no layer whose channels could be cut")
-    channels, request = channels.without(spec.select.exclude), Request.of(spec)
-    method.check(channels, request)
+    request = Request.of(spec)
+    channels = method.ready(channels, spec.select.exclude, request)
     groups = [
         {
             "name": group.name,

@@ -141,6 +141,18 @@ class Method(ABC):
         check_ranking(request)
         check_target(channels, request)
 
+    def ready(self, channels: Channels, exclude: Sequence[str], request: Request) -> Channels:
+        """The channels that may be cut under a request, in ``limits``; PruneError where none may or it makes no sense."""
+        unknown = channels.unmatched(exclude)
+        if unknown:
+            raise PruneError(f"select.exclude: {', '.join(unknown)} match no layer whose channels could be cut")
+        channels = channels.without(exclude)
+        if not channels.free:
+            why = "; ".join(f"{group.name}: {group.protected}" for group in channels.groups[:5])
+            raise PruneError(f"no channel group is free to be cut: {why}")
+        self.check(channels, request)
+        return channels
+
     @staticmethod
     def need(scores: Mapping[str, Tensor], name: str) -> Tensor:
         """A score by name; PruneError where the score file was made for something else."""

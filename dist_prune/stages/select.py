@@ -10,8 +10,7 @@ def act(work: Work) -> Made:
     """round_1/scores.safetensors -> round_1/plan.json"""
     recipe = work.recipe
     scores = work.tensors("round_1/scores.safetensors")
-    channels = work.channels.without(recipe.select.exclude)
-    work.method.check(channels, work.request)
+    channels = work.method.ready(work.channels, recipe.select.exclude, work.request)
     with torch.no_grad():
         plan = work.method.select(scores, channels, work.request)
     if plan.empty:

@@ -161,17 +161,7 @@ class Work:
         if self.checkpoint is not None and not self.checkpoint.is_file() and self.ledger.last("train") is None:
             problems.append(f"backbone.checkpoint: there is no file {self.checkpoint}")
         try:
-            self._sources  # noqa: B018 - opens the data
-            channels = self.channels
-            unknown = channels.unmatched(self.recipe.select.exclude)
-            if unknown:
-                problems.append(f"select.exclude: {', '.join(unknown)} match no layer whose channels could be cut")
-            channels = channels.without(self.recipe.select.exclude)
-            if not channels.free:
-                why = "; ".join(f"{group.name}: {group.protected}" for group in channels.groups[:5])
-                problems.append(f"no channel group is free to be cut: {why}")
-            else:
-                self.method.check(channels, self.request)
+            self.method.ready(self.channels, self.recipe.select.exclude, self.request)  # opens the data as well
         except PruneError as error:
             problems.append(str(error))
         if problems:
