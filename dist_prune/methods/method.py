@@ -142,7 +142,7 @@ class Method(ABC):
         check_target(channels, request)
 
     def ready(self, channels: Channels, exclude: Sequence[str], request: Request) -> Channels:
-        """The channels that may be cut under a request, in ``limits``; PruneError where none may or it makes no sense."""
+        """The channels (of ``limits``) with the recipe's exclusions; PruneError where nothing can be done with them."""
         unknown = channels.unmatched(exclude)
         if unknown:
             raise PruneError(f"select.exclude: {', '.join(unknown)} match no layer whose channels could be cut")

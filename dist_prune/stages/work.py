@@ -168,7 +168,7 @@ class Work:
             raise PruneError("\n".join(problems))
 
     def outside(self, stage: str) -> dict[str, str]:
-        """Digests of what a stage reads from outside the run directory: images and their labels, the checkpoint file."""
+        """Digests of what a stage reads from outside the run directory: images and labels, the checkpoint file."""
         reads = {"train": (True, False), "finetune": (True, False), "score": (True,), "evaluate": (False,)}
         found = {("train" if train else "eval"): self._sources[train].identity for train in reads.get(stage, ())}
         if stage == "train" and self.checkpoint is not None:
