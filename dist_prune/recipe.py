@@ -37,6 +37,11 @@ class Data(Part):
         default=None, description="default: the model's own"
     )
     augment: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = "none"
+    backend: Literal["auto", "torch", "ffcv", "memory"] = Field(
+        default="auto",
+        description="who serves the images: ffcv where a matching .beton lies beside the data, memory for arrays, "
+        "else torch",
+    )
     workers: int = Field(default=2, ge=0, description="decoding processes per rank (image folders only)")
 
 

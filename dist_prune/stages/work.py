@@ -18,15 +18,9 @@ from dist_prune.pruning.choose import Request
 from dist_prune.pruning.plan import Plan
 from dist_prune.recipe import Recipe
 from dist_prune.runtime import backbones, checkpoint
+from dist_prune.runtime.data.backends import Opened, open_split
 from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import (
-    ArraySource,
-    FolderSource,
-    check,
-    check_figures,
-    open_source,
-    same_classes,
-)
+from dist_prune.runtime.data.sources import ArraySource, check, check_figures, same_classes
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
 
@@ -70,22 +64,25 @@ class Work:
         return Ledger(self.folder)
 
     @cached_property
-    def _sources(self) -> dict[bool, ArraySource | FolderSource]:
+    def _opened(self) -> dict[bool, Opened]:
+        """The training and the evaluation split."""
         data, out = self.recipe.data, {}
         for train in (True, False):
+            what = f"{'training' if train else 'evaluation'} images"
             split = data.train_split if train else data.eval_split
-            out[train] = open_source(data.source, data.root, split, train)
-            check(out[train], f"the {'training' if train else 'evaluation'} images of {data.source}")
-        same_classes(out[True], out[False])
+            found = out[train] = open_split(data.backend, data.source, data.root, split, train)
+            check(found.source, f"the {what} of {data.source}")
+            self.tracker.say(f"data: {what} come through the {found.backend} backend ({found.why})")
+        same_classes(out[True].source, out[False].source)
         return out
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return self._sources[True].classes
+        return self._opened[True].source.classes
 
     @property
     def in_chans(self) -> int:
-        return self._sources[True].in_chans
+        return self._opened[True].source.in_chans
 
     def fresh(self) -> nn.Module:
         """The dense backbone, weights from the recipe's seed (or timm's, where asked for)."""
@@ -118,7 +115,7 @@ class Work:
     @cached_property
     def look(self) -> Look:
         """The evaluation look: the model's own figures, overridden by the recipe's."""
-        data, source = self.recipe.data, self._sources[True]
+        data, source = self.recipe.data, self._opened[True].source
         config = backbones.image_config(self.shell(), source.in_chans)
         if isinstance(source, ArraySource):
             for key in ("crop", "interpolation"):
@@ -136,7 +133,8 @@ class Work:
 
     def feed(self, train: bool) -> Feed:
         """The training or the evaluation images."""
-        return Feed(self._sources[train], self.look, self.machine.device, self.recipe.data.workers)
+        opened = self._opened[train]
+        return Feed(opened.source, self.look, self.machine.device, self.recipe.data.workers, backend=opened.backend)
 
     @property
     def example(self) -> Tensor:
@@ -170,7 +168,7 @@ class Work:
     def outside(self, stage: str) -> dict[str, str]:
         """Digests of what a stage reads from outside the run directory: images and labels, the checkpoint file."""
         reads = {"train": (True, False), "finetune": (True, False), "score": (True,), "evaluate": (False,)}
-        found = {("train" if train else "eval"): self._sources[train].identity for train in reads.get(stage, ())}
+        found = {("train" if train else "eval"): self._opened[train].source.identity for train in reads.get(stage, ())}
         if stage == "train" and self.checkpoint is not None:
             found["checkpoint"] = file_digest(self.checkpoint) if self.checkpoint.is_file() else "missing"
         return found
