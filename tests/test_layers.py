@@ -19,6 +19,7 @@ GIANTS = {
         "runtime/training/optim.py",
         "runtime/training/objective.py",
         "runtime/training/train.py",
+        "runtime/data/transforms.py",  # its evaluation transform and auto-augment policies
     },
     "ffcv": set(),
     "accelerate": {"runtime/machine.py"},

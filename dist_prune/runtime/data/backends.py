@@ -8,6 +8,7 @@ import torch
 
 from dist_prune.errors import PruneError
 from dist_prune.runtime.data.files import FileSupplier
+from dist_prune.runtime.data.index import Say
 from dist_prune.runtime.data.memory import MemorySupplier
 from dist_prune.runtime.data.sources import ArraySource, FolderSource, open_source
 from dist_prune.runtime.data.supply import Supplier
@@ -30,12 +31,14 @@ class Opened:
     why: str
 
 
-def open_split(backend: str, source: str, root: str | None, split: str, train: bool) -> Opened:
+def open_split(
+    backend: str, source: str, root: str | None, split: str, train: bool, say: Say = lambda text: None
+) -> Opened:
     """Open the training or the evaluation split behind the backend that the recipe asks for.
 
     Args:
         backend: the recipe's ``data.backend``.
-        source, root, split, train: see ``open_source``.
+        source, root, split, train, say: see ``open_source``.
 
     Raises:
         PruneError: missing or malformed data, or a backend that cannot serve it, with what to do.
@@ -43,7 +46,7 @@ def open_split(backend: str, source: str, root: str | None, split: str, train: b
     place = beton_of(source, root, split, train)
     if backend == "ffcv":
         return _ffcv(place)
-    plain = open_source(source, root, split, train)
+    plain = open_source(source, root, split, train, say)
     if isinstance(plain, FolderSource):
         if backend == "memory":
             raise PruneError(
@@ -51,18 +54,20 @@ def open_split(backend: str, source: str, root: str | None, split: str, train: b
                 "by ffcv from a .beton file"
             )
         asked = "data.backend says so" if backend == "torch" else _no_beton(place)
-        return Opened(plain, "torch", asked)
+        return Opened(plain, "torch", f"{asked}; {plain.note}")
     if backend == "torch":
         return Opened(plain, "torch", "data.backend says so")
     return Opened(plain, "memory", "data.backend says so" if backend == "memory" else "arrays fit into memory")
 
 
-def supplier(source: AnySource, backend: str, device: torch.device, workers: int, on_error: str = "fail") -> Supplier:
+def supplier(
+    source: AnySource, backend: str, device: torch.device, workers: int, on_error: str, skipped: dict[int, str]
+) -> Supplier:
     """The supplier of a split; PruneError where the backend cannot serve this kind of source."""
     if isinstance(source, ArraySource) and backend in ("auto", "memory"):
         return MemorySupplier(source, device)
-    if isinstance(source, FolderSource) and backend in ("auto", "torch"):
-        return FileSupplier(source, workers)
+    if backend in ("auto", "torch"):
+        return FileSupplier(source, workers, on_error, skipped, pin=device.type == "cuda")
     raise PruneError(f"data.backend: {backend!r} cannot serve {type(source).__name__}")
 
 

@@ -16,11 +16,16 @@ class Look:
     """What images look like to the network.
 
     Attributes:
-        size: side of the square input when scoring and evaluating.
+        size: side of the square input when scoring and evaluating, and of training images without a schedule.
         mean, std: per channel, on [0, 1].
-        crop: share of the resized image that the centre crop keeps (timm's crop_pct; image files).
-        interpolation: of resizing.
-        augment: what training images go through.
+        crop, crop_mode, interpolation: how image files become squares (timm's crop_pct, crop_mode, interpolation).
+        exif: turn images upright by their EXIF orientation.
+        augment: geometry of training images: ``crop`` pads by an eighth and crops at a drawn place, ``crop_flip``
+            mirrors half of them as well, ``resized_crop_flip`` resizes a drawn window (Szegedy et al. 2015).
+        scale, ratio: area share and aspect of that window.
+        auto_augment: timm's configuration string of RandAugment, AutoAugment or AugMix.
+        erasing, erasing_mode: probability and fill (timm's const, rand, pixel) of random erasing (Zhong et al. 2017).
+        schedule: (first epoch, side) pairs, ascending: progressive resizing of training images.
     """
 
     size: int
@@ -29,18 +34,33 @@ class Look:
     crop: float = 1.0
     interpolation: str = "bilinear"
     augment: Augment = "none"
+    crop_mode: str = "center"
+    exif: bool = True
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    auto_augment: str | None = None
+    erasing: float = 0.0
+    erasing_mode: str = "pixel"
+    schedule: tuple[tuple[int, int], ...] = ()
+
+    def size_at(self, moment: Moment | None) -> int:
+        """Side of the square images: of the epoch in training, ``size`` otherwise."""
+        begun = [size for epoch, size in self.schedule if moment is not None and epoch <= moment[1]]
+        return begun[-1] if begun else self.size
 
 
 class Supplier(Protocol):
     """A backend: pixels of one split by sample id, in any order asked for.
 
     Attributes:
+        name: for messages.
         allowed: the values of ``data.augment`` that it can do.
-        skipped: sample id -> why it was left out (``data.on_error: skip``), of this rank so far.
+        policies: whether it can do ``data.auto_augment``.
     """
 
+    name: str
     allowed: tuple[str, ...]
-    skipped: dict[int, str]
+    policies: bool
 
     def pixels(
         self, dealt: Sequence[np.ndarray], look: Look, augment: Moment | None, size: int
