@@ -127,14 +127,15 @@ def _make_ffcv(given: argparse.Namespace) -> Answer:
     from dist_prune.runtime.data.sources import check, open_source
 
     engine()
-    from dist_prune.runtime.data import writing
+    from dist_prune.runtime.data.encoding import Settings
+    from dist_prune.runtime.data.writing import make
 
     source, root, split = _origin(given)
     train = given.split == "train"
     out = Path(given.out) if given.out else beton_of(source, root, split, train)
     if out is None or out.suffix != ".beton":
         raise PruneError(f"--out: {out or source} must be a path that ends in .beton")
-    settings = writing.Settings(given.max_resolution, given.quality, given.write_mode)
+    settings = Settings(given.max_resolution, given.quality, given.write_mode)
     opened = open_source(source, root, split, train)
     check(opened, f"the images of {given.source}")
     origin = {"kind": source, "root": root, "split": split}
@@ -143,7 +144,7 @@ def _make_ffcv(given: argparse.Namespace) -> Answer:
         return tqdm(total=count, initial=done, desc="images", unit="", smoothing=0.1)
 
     workers = given.workers or len(os.sched_getaffinity(0))
-    facts = writing.make(opened, origin, out, settings, workers, lambda text: print(text, file=sys.stderr), bar)
+    facts = make(opened, origin, out, settings, workers, lambda text: print(text, file=sys.stderr), bar)
     text = f"{out}: {facts['count']:,} images of {len(facts['classes'])} classes, {facts['bytes'] / 2**20:,.1f} MiB"
     return text, facts | {"file": str(out)}, 0
 
@@ -153,7 +154,11 @@ def _origin(given: argparse.Namespace) -> tuple[str, str | None, str]:
     path = Path(given.source).expanduser()
     if path.is_dir():
         split = "train" if given.split == "train" else "val"
-        return ("imagefolder", str(path), split) if (path / split).is_dir() else ("imagefolder", str(path.parent), path.name)
+        return (
+            ("imagefolder", str(path), split)
+            if (path / split).is_dir()
+            else ("imagefolder", str(path.parent), path.name)
+        )
     if path.suffix == ".npz":
         return "npz", str(path), given.split
     data = reading.load(given.source, [], methods.options_of).data

@@ -1,5 +1,6 @@
 """What is installed, what is missing, and the command that mends it."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -73,10 +74,12 @@ def _torch() -> dict[str, Any]:
 def _ffcv() -> list[dict[str, Any]]:
     """FFCV, imported for real; where that fails, each piece that its build needs."""
     try:
-        import ffcv  # noqa: F401 - libraries that it was built against may be gone
+        importlib.import_module("ffcv")  # libraries that it was built against may be gone
     except Exception as error:
         mend = "make ffcv (or: pip install -c constraints.txt -e '.[ffcv]')"
-        line = _line("ffcv", "missing", f"data.backend=ffcv, dist-prune make-ffcv: {type(error).__name__}: {error}", mend)
+        line = _line(
+            "ffcv", "missing", f"data.backend=ffcv, dist-prune make-ffcv: {type(error).__name__}: {error}", mend
+        )
         return [line, *(_piece(*item) for item in FFCV_PIECES)]
     return [_line("ffcv", "ok", version("ffcv"))]
 

@@ -21,7 +21,7 @@ GIANTS = {
         "runtime/training/train.py",
         "runtime/data/transforms.py",  # its evaluation transform and auto-augment policies
     },
-    "ffcv": set(),
+    "ffcv": {"runtime/data/stream.py"},
     "accelerate": {"runtime/machine.py"},
     "deepspeed": {"runtime/machine.py"},
 }

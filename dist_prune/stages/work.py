@@ -22,7 +22,7 @@ from dist_prune.runtime import backbones, checkpoint, stopping
 from dist_prune.runtime.data.backends import Opened, open_split
 from dist_prune.runtime.data.dealing import deal, micro_batches
 from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import ArraySource, FolderSource, check, check_figures, same_classes
+from dist_prune.runtime.data.sources import FolderSource, check, check_figures, same_classes
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
 
@@ -121,14 +121,14 @@ class Work:
         """The evaluation look: the model's own figures, overridden by the recipe's."""
         data, source = self.recipe.data, self._opened[True].source
         config = backbones.image_config(self.shell(), source.in_chans)
-        if isinstance(source, ArraySource):
+        if source.side is not None:
             for key in ("crop", "crop_mode", "interpolation"):
                 if getattr(data, key) is not None:
                     raise PruneError(
                         f"data.{key} is for image files; arrays are used whole (data.image_size resizes them)"
                     )
             config |= {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear"}
-        native = source.images.shape[1] if isinstance(source, ArraySource) else config["input_size"][1]
+        native = source.side or config["input_size"][1]
         check_figures(data.mean, data.std, source.in_chans)
         return Look(
             data.image_size or native, data.mean or tuple(config["mean"]), data.std or tuple(config["std"]),
@@ -152,7 +152,7 @@ class Work:
         statistics are addressed by image, so what is scored has to be known before.
         """
         feed = replace(self.feed(True), look=replace(self.look, schedule=()))
-        if self.recipe.data.on_error == "fail" or isinstance(feed.source, ArraySource):
+        if self.recipe.data.on_error == "fail" or not isinstance(feed.source, FolderSource):
             return feed, ids
         ranks, lists = self.machine.ranks, micro_batches(ids, self.recipe.score.micro_batch)
         batches = feed.batches(deal(lists, ranks.rank, ranks.world))

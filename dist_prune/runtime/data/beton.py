@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -125,9 +124,6 @@ class BetonSupplier:
 
     Pixels are those of the torch backend (image files) or of the memory backend (arrays), bit for bit, where the file
     keeps the images as they were: raw, and none larger than its ``max_resolution``.
-
-    Attributes:
-        compile_s: seconds that compiling took, once per output size.
     """
 
     name = "ffcv"
@@ -135,8 +131,7 @@ class BetonSupplier:
     policies = False
 
     def __init__(self, source: BetonSource, workers: int):
-        self.source, self.workers, self.compile_s = source, workers, 0.0
-        self._streams: dict[int, Any] = {}
+        self.source, self.workers = source, workers
 
     def pixels(
         self, dealt: Sequence[np.ndarray], look: Look, augment: Moment | None, size: int
@@ -147,7 +142,8 @@ class BetonSupplier:
         windows = np.zeros((len(self.source.items), 9), np.int32)  # memory of ids that are not asked for is not touched
         windows[ids] = self._windows(ids, look, augment, size)
         ahead = 2 * max((len(part) for part in dealt), default=0)
-        chunks = self._stream(native or size).chunks(ids, self._tables(windows, look), self.workers, ahead)
+        stream = engine().stream_of(self.source.path, self.source.identity, native or size)
+        chunks = stream.chunks(ids, self._tables(windows, look), self.workers, ahead)
         try:
             for part, pixels in self._batches(dealt, chunks, native or size):
                 images = pixels.permute(0, 3, 1, 2)[:, : self.source.in_chans]
@@ -165,8 +161,8 @@ class BetonSupplier:
 
         if look.interpolation not in resample.KINDS or look.crop_mode != "center" or not look.exif:
             raise PruneError(
-                f"data.backend: ffcv does interpolation {', '.join(resample.KINDS)}, crop mode center and images turned "
-                f"upright; this recipe asks for {look.interpolation}, {look.crop_mode}, exif={look.exif}: use torch"
+                f"data.backend: ffcv does interpolation {', '.join(resample.KINDS)}, crop mode center, upright images; "
+                f"this recipe asks for {look.interpolation}, {look.crop_mode}, exif={look.exif}: write torch"
             )
         sides = self.source.items[ids, 3:5]
         if self.source.side is not None:
@@ -198,14 +194,3 @@ class BetonSupplier:
         from dist_prune.runtime.data import resample
 
         return self.source.items, windows, resample.KINDS[look.interpolation], resample.VERTICAL_FIRST
-
-    def _stream(self, size: int) -> Any:
-        """The compiled pipeline of an output size."""
-        if size not in self._streams:
-            start = time.perf_counter()
-            self._streams[size] = stream = engine().Stream(self.source.path, size)
-            windows = np.zeros((len(self.source.items), 9), np.int32)
-            windows[0] = (0, 0, 1, 1, size, size, 0, 0, 0)
-            list(stream.chunks(np.zeros(1, np.int64), self._tables(windows, Look(size, (), ())), 1, 1))
-            self.compile_s += time.perf_counter() - start
-        return self._streams[size]

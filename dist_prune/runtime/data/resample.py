@@ -16,9 +16,11 @@ from PIL import Image
 KINDS = {"nearest": 0, "bilinear": 1, "bicubic": 2}
 BITS = 22
 HALF = 1 << (BITS - 1)
+# compiled for a caller with fastmath (FFCV's), a function would inherit that: other roundings, kept on the disk
+exact = njit(nogil=True, cache=True, fastmath=False)
 
 
-@njit(nogil=True, cache=True)
+@exact
 def _weight(kind: int, x: float) -> float:
     x = abs(x)
     if kind == 1:
@@ -30,7 +32,7 @@ def _weight(kind: int, x: float) -> float:
     return 0.0
 
 
-@njit(nogil=True, cache=True)
+@exact
 def _taps(length: int, resized: int, start: int, count: int, kind: int):
     """Which of ``length`` samples make up samples ``start`` to ``start + count`` of ``resized``, and how much of each.
 
@@ -49,7 +51,7 @@ def _taps(length: int, resized: int, start: int, count: int, kind: int):
         return first, many, weights
     stretch = max(scale, 1.0)
     support = (1.0 if kind == 1 else 2.0) * stretch
-    weights = np.zeros((count, int(math.ceil(support)) * 2 + 1), np.int32)
+    weights = np.zeros((count, math.ceil(support) * 2 + 1), np.int32)
     row = np.empty(weights.shape[1])
     for i in range(count):
         centre = (i + start + 0.5) * scale
@@ -66,12 +68,12 @@ def _taps(length: int, resized: int, start: int, count: int, kind: int):
     return first, many, weights
 
 
-@njit(nogil=True, cache=True)
+@exact
 def _byte(value: int) -> int:
     return min(max(value >> BITS, 0), 255)
 
 
-@njit(nogil=True, cache=True)
+@exact
 def _across(source, top, left, taps, mirror, out):
     """Horizontal pass: rows ``top`` .. of ``source`` (H, W, 3), as many as ``out`` (n, size, 3) has."""
     first, many, weights = taps
@@ -89,7 +91,7 @@ def _across(source, top, left, taps, mirror, out):
             pixel[0], pixel[1], pixel[2] = _byte(red), _byte(green), _byte(blue)
 
 
-@njit(nogil=True, cache=True)
+@exact
 def _down(source, top, left, taps, out):
     """Vertical pass: columns ``left`` .. of ``source`` (H, W, 3), as many as ``out`` (size, n, 3) has."""
     first, many, weights = taps
@@ -107,14 +109,14 @@ def _down(source, top, left, taps, out):
             target[x] = _byte(total[x])
 
 
-@njit(nogil=True, cache=True)
+@exact
 def _reach(taps):
     """The first sample that is needed, and the one behind the last."""
     first, many, _ = taps
     return first.min(), (first + many).max()
 
 
-@njit(nogil=True, cache=True)
+@exact
 def resample(image, box, resized, window, kind, vertical_first, mirror, out):
     """Cut a box out of ``image`` (H, W, 3) uint8, resize it, write a window of the result to ``out``.
 
@@ -144,20 +146,20 @@ def resample(image, box, resized, window, kind, vertical_first, mirror, out):
         _down(middle, -begin, 0, vertical, out)
 
 
-@njit(nogil=True, cache=True)
+@exact
 def render(image, row, kind, vertical_first, out):
     """``resample`` with what ``centred`` or ``drawn`` found for the image."""
     box, resized, window = (row[0], row[1], row[2], row[3]), (row[4], row[5]), (row[6], row[7])
     resample(image, box, resized, window, kind, vertical_first, row[8] != 0, out)
 
 
-@njit(nogil=True, cache=True)
+@exact
 def blank(height, width):
     """(height, width, 3) uint8, not filled."""
     return np.empty((height, width, 3), np.uint8)
 
 
-@njit(nogil=True, cache=True)
+@exact
 def unpack(data, image):
     """Copy raw pixels (n,) into an image; 0, or 1 where their number is wrong."""
     flat = image.reshape(-1)
@@ -168,7 +170,7 @@ def unpack(data, image):
     return 0
 
 
-@njit(cache=True)
+@exact
 def centred(sides, size, short):
     """Windows of the evaluation look: the shorter side is resized to ``short``, the centre cut out.
 
@@ -190,7 +192,7 @@ def centred(sides, size, short):
     return found
 
 
-@njit(cache=True)
+@exact
 def drawn(sides, chances, scale, ratio, size):
     """Windows of training images, resized to a square: the same as ``augment.window`` finds, see ``centred``.
 
@@ -203,16 +205,15 @@ def drawn(sides, chances, scale, ratio, size):
     low, high, tries = math.log(ratio[0]), math.log(ratio[1]), (chances.shape[1] - 3) // 2
     for i in range(len(sides)):
         (height, width), chance = sides[i], chances[i]
-        fits = False
+        top, left, h, w = 0, 0, 0, 0
         for number in range(tries):
             area = height * width * (scale[0] + chance[number] * (scale[1] - scale[0]))
             aspect = math.exp(low + chance[tries + number] * (high - low))
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < w <= width and 0 < h <= height:
                 top, left = int(chance[2 * tries] * (height - h + 1)), int(chance[2 * tries + 1] * (width - w + 1))
-                fits = True
                 break
-        if not fits:
+        else:
             aspect = min(max(width / height, ratio[0]), ratio[1])
             w, h = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
             top, left = (height - h) // 2, (width - w) // 2

@@ -4,8 +4,9 @@ What FFCV is used for: its file, memory map, loader threads, compiled pipeline a
 
 - The decoder is this package's own. FFCV's draws its crops from a global state and resizes by area; this one is handed
   the crop of every sample id and resizes as Pillow does, so the pixels depend on (seed, epoch, sample id) alone.
-- Parallel work is several of FFCV's iterators over one compiled pipeline, not numba's parallel loops: those compile for
-  20 to 30 s, and one of numba's thread pools ends the process when two threads use it at once.
+- It is compiled once per process, not once per file and output size.
+- Parallel work is several of FFCV's iterators over one pipeline, not numba's parallel loops: those compile for 20 to
+  30 s, and one of numba's thread pools ends the process when two threads use it at once.
 - Iterators are closed. FFCV's leaves its thread behind when it is abandoned, and hangs when its thread fails.
 - FFCV sets torch's number of threads, for the whole process, whenever it touches a loader. Here it does not.
 """
@@ -13,6 +14,7 @@ What FFCV is used for: its file, memory map, loader threads, compiled pipeline a
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from queue import Empty
@@ -52,7 +54,7 @@ CHUNK = 16  # images that one iterator decodes together
 _decode_jpeg = njit(nogil=True)(imdecode)
 
 
-@njit(nogil=True)
+@njit(nogil=True, fastmath=False)
 def _decode(ids, file, items, windows, kind, vertical_first, pixels, status):
     """Decode, crop and resize the images of ``ids`` (n,).
 
@@ -146,15 +148,19 @@ class _Lane(EpochIterator):
 
 
 class Stream:
-    """One file and one output size; compiled once, used for any number of epochs."""
+    """One file and one output size, for any number of epochs."""
 
     def __init__(self, path: Path, size: int):
-        decoder = _Windows(size)
-        pipelines: Any = {"image": [decoder], "label": None}
-        self._loader = Loader(
-            str(path), CHUNK, num_workers=1, os_cache=True, order=OrderOption.SEQUENTIAL, distributed=False,
-            drop_last=False, pipelines=pipelines,
-        )  # fmt: skip
+        pipelines: Any = {"image": [_Windows(size)], "label": None}
+        before = Compiler.is_enabled
+        Compiler.set_enabled(False)  # _decode is compiled once for all files and sizes; FFCV would compile each again
+        try:
+            self._loader = Loader(
+                str(path), CHUNK, num_workers=1, os_cache=True, order=OrderOption.SEQUENTIAL, distributed=False,
+                drop_last=False, pipelines=pipelines,
+            )  # fmt: skip
+        finally:
+            Compiler.set_enabled(before)
         manager: Any = self._loader.memory_manager
         # dictionaries over all samples (0.5 GB for ImageNet) that only FFCV's other memory manager reads
         manager.ptr_to_size = manager.sample_to_pages = manager.page_to_samples = None
@@ -180,7 +186,7 @@ class Stream:
         try:
             for lane in range(count):
                 view.indices = np.concatenate(parts[lane::count]).astype(np.int64)
-                lanes.append(_Lane(view, view.indices))
+                lanes.append(_Lane(view, view.indices))  # type: ignore[arg-type] # an array is a sequence
             for turn in range(len(parts)):
                 yield lanes[turn % count].take()
         finally:
@@ -188,8 +194,14 @@ class Stream:
                 lane.end()
 
 
+@lru_cache(maxsize=8)
+def stream_of(path: Path, identity: str, size: int) -> Stream:
+    """The stream of a file (of this content) and output size: feeds of the same file share it."""
+    return Stream(path, size)
+
+
 class Layout:
-    """Where things lie in a .beton (ffcv/types.py, ffcv/writer.py): header, fields, records of samples, pages, table."""
+    """Where things lie in a .beton (ffcv/types.py, ffcv/writer.py): header, fields, sample records, pages, table."""
 
     VERSION = version("ffcv")
     MODES = {name: int(code) for name, code in IMAGE_MODES.items()}

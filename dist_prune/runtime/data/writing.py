@@ -11,16 +11,12 @@ sidecar ``FILE.json`` after that; without the sidecar nobody reads it.
 
 import fcntl
 import json
-import multiprocessing
 import os
 import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,93 +24,11 @@ import numpy as np
 
 from dist_prune.errors import PruneError
 from dist_prune.runtime.data.beton import FORMAT, digest, read_sidecar, sidecar_of
-from dist_prune.runtime.data.files import read_image
+from dist_prune.runtime.data.encoding import ROW, Settings, encoded, estimate
 from dist_prune.runtime.data.sources import ArraySource, FolderSource
-from dist_prune.runtime.data.stream import ENCODER, Layout
+from dist_prune.runtime.data.stream import Layout
 
-CHUNK = 64  # images that a worker encodes together
-SETTLE_BYTES, SETTLE_S = 64 << 20, 10.0  # how often what was written is made safe
-ROW = np.dtype([("mode", "<u1"), ("height", "<u2"), ("width", "<u2"), ("place", "<u8"), ("size", "<u8")])
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How images are stored.
-
-    Attributes:
-        max_resolution: longer sides are shrunk to this (by area, as FFCV does).
-        quality: of JPEG, 1 to 100.
-        write_mode: jpg, raw (pixels as they are), or proportion (every second image raw, by sample id).
-    """
-
-    max_resolution: int = 256
-    quality: int = 90
-    write_mode: str = "jpg"
-
-    def __post_init__(self):
-        if not 8 <= self.max_resolution <= 16384:
-            raise PruneError(f"--max-resolution: {self.max_resolution} pixels; 8 to 16384 are possible")
-        if not 1 <= self.quality <= 100:
-            raise PruneError(f"--quality: {self.quality}; JPEG knows 1 to 100")
-
-    @property
-    def page(self) -> int:
-        """Bytes of a page: no image crosses one (FFCV's layout)."""
-        page = 8 << 20
-        while page < 3 * self.max_resolution**2:
-            page *= 2
-        return page
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Images of one chunk: rows (n,) of ROW without their place, and their bytes one after the other."""
-
-    rows: np.ndarray
-    payload: bytes
-
-
-class Encoder:
-    """Turns sample ids into what FFCV's image field stores."""
-
-    def __init__(self, source: ArraySource | FolderSource, settings: Settings):
-        self.source = source
-        self.field = ENCODER(settings.write_mode, settings.max_resolution, jpeg_quality=settings.quality)
-
-    def __call__(self, ids: np.ndarray) -> Encoded:
-        rows, parts = np.zeros(len(ids), ROW), []
-
-        def allot(size: int) -> tuple[int, np.ndarray]:
-            parts.append(np.empty(size, np.uint8))
-            return 0, parts[-1]
-
-        for row, sample in zip(rows, ids.tolist(), strict=True):
-            about = np.zeros(1, self.field.metadata_type)
-            np.random.seed(sample % 2**32)  # 'proportion' draws from numpy's global state
-            self.field.encode(about, self._pixels(sample), allot)
-            row["mode"], row["height"], row["width"] = (about[name][0] for name in ("mode", "height", "width"))
-            row["size"] = parts[-1].nbytes
-        return Encoded(rows, b"".join(part.tobytes() for part in parts))
-
-    def _pixels(self, sample: int) -> np.ndarray:
-        """(H, W, 3) uint8; one channel is stored three times."""
-        if isinstance(self.source, ArraySource):
-            image = self.source.images[sample]
-            return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
-        try:
-            return np.asarray(read_image(self.source.paths[sample]))
-        except ValueError as error:
-            raise PruneError(
-                f"sample {sample}: the image {self.source.paths[sample]} cannot be decoded: {error}. Replace or remove it "
-                "and run the same command again"
-            ) from error
-
-
-def estimate(source: ArraySource | FolderSource, settings: Settings) -> int:
-    """Bytes that the file will have, from up to 64 images spread over the data set."""
-    count = len(source.labels)
-    some = np.unique(np.linspace(0, count - 1, min(count, 64)).astype(int))
-    return int(Encoder(source, settings)(some).rows["size"].mean() * count + 48 * count + settings.page)
+SETTLE_BYTES, SETTLE_S = 64 << 20, 1.0  # how often what was written is made safe
 
 
 def make(
@@ -186,8 +100,7 @@ def _finished(out: Path, plan: dict[str, Any], say: Callable[[str], None]) -> di
     except PruneError as error:
         say(f"written anew: {error}")
         return None
-    changed = [key for key in plan if facts.get(key) != plan[key] and key != "source"]
-    if changed:
+    if changed := _changed(facts, plan):
         say(f"written anew: {out} was made with another {', '.join(changed)}")
     elif digest(out) != facts["sha256"]:
         say(f"written anew: the digest of {out} is not its sidecar's")
@@ -195,6 +108,11 @@ def _finished(out: Path, plan: dict[str, Any], say: Callable[[str], None]) -> di
         say(f"{out} is whole already (digest checked)")
         return facts
     return None
+
+
+def _changed(facts: dict[str, Any], plan: dict[str, Any]) -> list[str]:
+    """What is planned otherwise than it was; where the source lies does not matter, its digest does."""
+    return [key for key in plan if facts.get(key) != plan[key] and key != "source"]
 
 
 @contextmanager
@@ -207,7 +125,7 @@ def _alone(part: Path, out: Path) -> Iterator[IO[bytes]]:
         raise PruneError(f"--out: {part} cannot be opened: {error}") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process: its workers do not hold it
         except OSError as error:
             raise PruneError(f"--out: another process is writing {out}") from error
         yield file
@@ -224,7 +142,7 @@ def _plan_of(part: Path) -> Path:
 def _resume(part: Path, file: IO[bytes], plan: dict[str, Any], say: Callable[[str], None]) -> np.ndarray:
     """Rows of the images whose bytes are in the file from an earlier attempt at the same; the rest is cut off."""
     try:
-        same = json.loads(_plan_of(part).read_text()) == plan
+        same = not _changed(json.loads(_plan_of(part).read_text()), plan)
     except (OSError, ValueError):
         same = False
     rows = np.zeros(0, ROW)
@@ -257,14 +175,14 @@ def _append(
             journal.flush()
             pending.clear()
 
-        for encoded in _encoded(source, settings, len(rows), workers):
-            block, at = encoded.rows.copy(), 0
+        for chunk in encoded(source, settings, len(rows), workers):
+            block, at = chunk.rows.copy(), 0
             for row in block:
                 size = int(row["size"])
                 if size > settings.page - end % settings.page:
                     end += settings.page - end % settings.page
                 row["place"] = end
-                _write(file, end, encoded.payload[at : at + size])
+                _write(file, end, chunk.payload[at : at + size])
                 end, at = end + size, at + size
             found.append(block)
             pending.append(block)
@@ -282,42 +200,6 @@ def _write(file: IO[bytes], place: int, data: bytes) -> None:
     while view:
         count = os.pwrite(file.fileno(), view, place)
         view, place = view[count:], place + count
-
-
-_encoder: Encoder | None = None
-
-
-def _begin(source: ArraySource | FolderSource, settings: Settings) -> None:
-    global _encoder
-    _encoder = Encoder(source, settings)
-
-
-def _encode(ids: np.ndarray) -> Encoded:
-    assert _encoder is not None
-    return _encoder(ids)
-
-
-def _encoded(source: ArraySource | FolderSource, settings: Settings, first: int, workers: int) -> Iterator[Encoded]:
-    """Chunks in order of their ids, encoded by processes; an error of a worker, or its death, is raised here."""
-    chunks = deque(np.array_split(np.arange(first, len(source.labels)), -(-(len(source.labels) - first) // CHUNK) or 1))
-    if workers < 2:
-        yield from map(Encoder(source, settings), chunks)
-        return
-    context = multiprocessing.get_context("fork")  # arrays are shared, not copied
-    with ProcessPoolExecutor(workers, context, _begin, (source, settings)) as pool:
-        running = deque()
-        try:
-            while chunks or running:
-                while chunks and len(running) < 4 * workers:
-                    running.append(pool.submit(_encode, chunks.popleft()))
-                yield running.popleft().result()
-        except BrokenProcessPool as error:
-            raise PruneError(
-                "an encoding process was killed (out of memory?): run the same command again, it goes on"
-            ) from error
-        finally:
-            for future in running:
-                future.cancel()
 
 
 def _finish(
