@@ -171,7 +171,7 @@ class Work:
             return {}
         out = []
         for train, what in ((True, "training"), (False, "evaluation")):
-            parts = self.machine.ranks.gather(self.skipped[train])
+            parts = self.machine.ranks.gather(dict(self.skipped[train]))
             self.skipped[train].clear()
             whole = {sample: why for part in parts for sample, why in part.items()}
             source = self._opened[train].source

@@ -23,7 +23,7 @@ class MemorySupplier:
     policies = True
 
     def __init__(self, source: ArraySource, device: torch.device):
-        images = torch.from_numpy(source.images).permute(0, 3, 1, 2)
+        images = torch.from_numpy(source.images)  # (n, H, W, C)
         room = torch.cuda.mem_get_info(device)[0] * DEVICE_SHARE if device.type == "cuda" else 0
         self.images = images.to(device) if images.nbytes <= room else images
 
@@ -34,7 +34,10 @@ class MemorySupplier:
         policy = Policy(look, size) if look.auto_augment and augment is not None else None
         for ids in dealt:
             index = torch.from_numpy(np.ascontiguousarray(ids)).to(self.images.device)
-            yield ids, rendered(self.images[index], ids, look, augment, size, policy)
+            yield (
+                ids,
+                rendered(self.images.index_select(0, index).permute(0, 3, 1, 2), ids, look, augment, size, policy),
+            )
 
 
 def rendered(
