@@ -57,6 +57,7 @@ class Work:
     identity: str = ""  # fingerprint of the stage at work
     # sample id -> why it was left out, of the training and of the evaluation images, on this rank, in the stage at work
     skipped: dict[bool, dict[int, str]] = field(default_factory=lambda: {True: {}, False: {}})
+    _feeds: dict[bool, Feed] = field(default_factory=dict)
 
     @cached_property
     def tree(self) -> dict[str, Any]:
@@ -138,12 +139,20 @@ class Work:
         )  # fmt: skip
 
     def feed(self, train: bool) -> Feed:
-        """The training or the evaluation images."""
-        opened, data = self._opened[train], self.recipe.data
-        return Feed(
-            opened.source, self.look, self.machine.device, data.workers, backend=opened.backend, on_error=data.on_error,
-            skipped=self.skipped[train],
-        )  # fmt: skip
+        """The training or the evaluation images: one feed for a whole stage, so that its workers stay."""
+        if train not in self._feeds:
+            opened, data = self._opened[train], self.recipe.data
+            self._feeds[train] = Feed(
+                opened.source, self.look, self.machine.device, data.workers, backend=opened.backend,
+                on_error=data.on_error, skipped=self.skipped[train],
+            )  # fmt: skip
+        return self._feeds[train]
+
+    def close_feeds(self) -> None:
+        """The end of a stage: loader workers go home."""
+        for feed in self._feeds.values():
+            feed.close()
+        self._feeds.clear()
 
     def scoring(self, ids: np.ndarray) -> tuple[Feed, np.ndarray]:
         """The training images as papers look at them (no schedule of sizes), and those of ``ids`` that can be read.

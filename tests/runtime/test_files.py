@@ -173,14 +173,26 @@ def test_a_worker_that_delivers_nothing_is_no_hang(folder, monkeypatch):
         list(Feed(folder, LOOK, CPU, 1).batches([np.array([0]), np.array([2])]))
 
 
-def test_abandoned_loaders_leave_nothing_behind(folder):
+def children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}
+
+
+def test_workers_stay_for_the_next_epoch_and_nothing_is_left_behind(folder):
     feed, me = Feed(folder, LOOK, CPU, 2), psutil.Process()
     lists = micro_batches(np.array([0, 2, 3, 5, 6, 7] * 4), 2)
-    next(feed.batches(lists))
-    before = {child.pid for child in me.children()}, me.num_threads(), me.num_fds()
+    list(feed.batches(lists))  # what the first use of workers starts in this process stays for good
+    feed.close()
+    before = children(), me.num_threads(), me.num_fds()
+    list(feed.batches(lists, (0, 0)))
+    workers = children() - before[0]
+    assert len(workers) == 2
+    inner = [len(list(feed.batches(lists[:3]))) for batch in feed.batches(lists, (0, 1)) if batch.ids[0] == 0]
+    assert inner == [3] * 4, "an epoch within an epoch has workers of its own"
+    assert len(children() - before[0]) == 2
     for _ in range(5):
-        next(feed.batches(lists))
-    assert ({child.pid for child in me.children()}, me.num_threads(), me.num_fds()) == before
+        next(feed.batches(lists))  # dropped before its end
+    feed.close()
+    assert (children(), me.num_threads(), me.num_fds()) == before
 
 
 def settle(root) -> None:

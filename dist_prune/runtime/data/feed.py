@@ -79,6 +79,10 @@ class Feed:
                 images = erased(images, augment, ids, self.look)
             yield Batch(images, labels[index].to(self.device, non_blocking=True), index)
 
+    def close(self) -> None:
+        """Send the workers home that wait for another epoch; they come back when they are needed."""
+        self._supplier.close()
+
     def _tail(self, pixels: Tensor) -> Tensor:
         """(n, C, H, W) on [0, 255] -> normalised, on the device."""
         images = pixels.to(self.device, non_blocking=True)
