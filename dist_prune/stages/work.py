@@ -25,6 +25,7 @@ from dist_prune.runtime.data.feed import Feed, Look
 from dist_prune.runtime.data.sources import ArraySource, FolderSource, check, check_figures, same_classes
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
+from dist_prune.runtime.training import fast
 
 
 @dataclass
@@ -224,6 +225,12 @@ class Work:
         problems = []
         if self.checkpoint is not None and not self.checkpoint.is_file() and self.ledger.last("train") is None:
             problems.append(f"backbone.checkpoint: there is no file {self.checkpoint}")
+        for name, settings in (("train", self.recipe.train), ("finetune", self.recipe.finetune)):
+            if settings.epochs:
+                try:
+                    fast.check(settings, self.machine, name, self.recipe.cluster.deterministic)
+                except PruneError as error:
+                    problems.append(str(error))
         try:
             self.machine.ranks.together(
                 lambda: self._opened
