@@ -44,6 +44,9 @@ def read_image(path: Path, exif: bool = True) -> Image.Image:
                 raise ValueError("its pixels are floating-point numbers, not 8 or 16 bits")
             if image.mode == "P" and "transparency" in image.info:
                 image = image.convert("RGBA")
+            if image.mode == "RGB":  # a conversion would copy it once more
+                image.load()
+                return image
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise ValueError("it is not there any more") from error
