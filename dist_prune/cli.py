@@ -38,7 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     making.add_argument("--quality", type=int, default=90, help="of JPEG, 1 to 100")
     making.add_argument("--write-mode", choices=("jpg", "raw", "proportion"), default="jpg")
     making.add_argument("--workers", type=int, default=0, help="encoding processes; default: one per core")
-    verbs.add_parser("doctor", help="what is installed, what is missing, what mends it")
+    examining = verbs.add_parser("doctor", help="what is installed, what is missing, what mends it")
+    examining.add_argument(
+        "--build-engine", action="store_true", help="compile now what DeepSpeed would compile at its first use on a CPU"
+    )
     for verb in verbs.choices.values():
         verb.add_argument("--json", action="store_true", help="for machines")
     words = sys.argv[1:] if arguments is None else arguments
@@ -168,6 +171,10 @@ def _origin(given: argparse.Namespace) -> tuple[str, str | None, str]:
 def _doctor(given: argparse.Namespace) -> Answer:
     from dist_prune.doctor import as_text, examine
 
+    if given.build_engine:
+        from dist_prune.runtime.machine import build_engine
+
+        return f"built {build_engine()}", {"built": True}, 0
     findings = examine()
     return as_text(findings), findings, int(any(item["state"] == "missing" and item["needed"] for item in findings))
 

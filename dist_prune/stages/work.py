@@ -25,6 +25,7 @@ from dist_prune.runtime.data.feed import Feed, Look
 from dist_prune.runtime.data.sources import FolderSource, check, check_figures, same_classes
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
+from dist_prune.runtime.training import fast
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Work:
     identity: str = ""  # fingerprint of the stage at work
     # sample id -> why it was left out, of the training and of the evaluation images, on this rank, in the stage at work
     skipped: dict[bool, dict[int, str]] = field(default_factory=lambda: {True: {}, False: {}})
+    _feeds: dict[bool, Feed] = field(default_factory=dict)
 
     @cached_property
     def tree(self) -> dict[str, Any]:
@@ -138,12 +140,20 @@ class Work:
         )  # fmt: skip
 
     def feed(self, train: bool) -> Feed:
-        """The training or the evaluation images."""
-        opened, data = self._opened[train], self.recipe.data
-        return Feed(
-            opened.source, self.look, self.machine.device, data.workers, backend=opened.backend, on_error=data.on_error,
-            skipped=self.skipped[train],
-        )  # fmt: skip
+        """The training or the evaluation images: one feed for a whole stage, so that its workers stay."""
+        if train not in self._feeds:
+            opened, data = self._opened[train], self.recipe.data
+            self._feeds[train] = Feed(
+                opened.source, self.look, self.machine.device, data.workers, backend=opened.backend,
+                on_error=data.on_error, skipped=self.skipped[train],
+            )  # fmt: skip
+        return self._feeds[train]
+
+    def close_feeds(self) -> None:
+        """The end of a stage: loader workers go home."""
+        for feed in self._feeds.values():
+            feed.close()
+        self._feeds.clear()
 
     def scoring(self, ids: np.ndarray) -> tuple[Feed, np.ndarray]:
         """The training images as papers look at them (no schedule of sizes), and those of ``ids`` that can be read.
@@ -171,7 +181,7 @@ class Work:
             return {}
         out = []
         for train, what in ((True, "training"), (False, "evaluation")):
-            parts = self.machine.ranks.gather(self.skipped[train])
+            parts = self.machine.ranks.gather(dict(self.skipped[train]))
             self.skipped[train].clear()
             whole = {sample: why for part in parts for sample, why in part.items()}
             source = self._opened[train].source
@@ -215,6 +225,12 @@ class Work:
         problems = []
         if self.checkpoint is not None and not self.checkpoint.is_file() and self.ledger.last("train") is None:
             problems.append(f"backbone.checkpoint: there is no file {self.checkpoint}")
+        for name, settings in (("train", self.recipe.train), ("finetune", self.recipe.finetune)):
+            if settings.epochs:
+                try:
+                    fast.check(settings, self.machine, name, self.recipe.cluster.deterministic)
+                except PruneError as error:
+                    problems.append(str(error))
         try:
             self.machine.ranks.together(
                 lambda: self._opened

@@ -194,3 +194,6 @@ class BetonSupplier:
         from dist_prune.runtime.data import resample
 
         return self.source.items, windows, resample.KINDS[look.interpolation], resample.VERTICAL_FIRST
+
+    def close(self) -> None:
+        """Nothing to let go of: FFCV's threads end with each iterator."""
