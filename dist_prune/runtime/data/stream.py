@@ -20,6 +20,7 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
+import numba.typed
 import numpy as np
 import torch
 from numba import njit
@@ -27,25 +28,28 @@ from numba import njit
 from dist_prune.errors import PruneError
 from dist_prune.runtime.data.resample import blank, render, unpack
 
-_threads = torch.get_num_threads()
-from ffcv.fields import IntField, RGBImageField  # noqa: E402
-from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder  # noqa: E402
-from ffcv.libffcv import imdecode  # noqa: E402
-from ffcv.loader import Loader, OrderOption  # noqa: E402
-from ffcv.loader.epoch_iterator import EpochIterator  # noqa: E402
-from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
-from ffcv.pipeline.compiler import Compiler  # noqa: E402
-from ffcv.reader import Reader  # noqa: E402
-from ffcv.types import (  # noqa: E402
-    ALLOC_TABLE_TYPE,
-    CURRENT_VERSION,
-    TYPE_ID_HANDLER,
-    FieldDescType,
-    HeaderType,
-    get_metadata_type,
-)
-
-torch.set_num_threads(_threads)
+_threads, _typed = torch.get_num_threads(), numba.typed.Dict
+numba.typed.Dict = dict  # type: ignore[misc] # FFCV keeps two words in one; compiling it takes 3 s of every process
+try:
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
+    from ffcv.libffcv import imdecode
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.loader.epoch_iterator import EpochIterator
+    from ffcv.pipeline.allocation_query import AllocationQuery
+    from ffcv.pipeline.compiler import Compiler
+    from ffcv.reader import Reader
+    from ffcv.types import (
+        ALLOC_TABLE_TYPE,
+        CURRENT_VERSION,
+        TYPE_ID_HANDLER,
+        FieldDescType,
+        HeaderType,
+        get_metadata_type,
+    )
+finally:
+    numba.typed.Dict = _typed  # type: ignore[misc]
+    torch.set_num_threads(_threads)
 Compiler.set_num_threads = lambda n: setattr(Compiler, "num_threads", max(1, n))  # type: ignore[method-assign]
 
 RAW = int(IMAGE_MODES["raw"])
