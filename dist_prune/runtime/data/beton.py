@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from dist_prune.errors import PruneError
-from dist_prune.runtime.data.augment import shifted, window_chances
+from dist_prune.runtime.data.augment import TRIES, WINDOW, shifted
+from dist_prune.runtime.data.dealing import draws
 from dist_prune.runtime.data.memory import rendered
 from dist_prune.runtime.data.supply import Look, Moment
 
@@ -168,7 +169,8 @@ class BetonSupplier:
         if self.source.side is not None:
             return resample.centred(sides, self.source.side, self.source.side)
         if augment is not None and look.augment == "resized_crop_flip":
-            return resample.drawn(sides, np.array(window_chances(augment, ids)), look.scale, look.ratio, size)
+            chances = draws(*augment, ids, 2 * TRIES + 3, WINDOW).numpy()
+            return resample.drawn(sides, chances, look.scale, look.ratio, size)
         return resample.centred(sides, size, math.floor(size / look.crop))
 
     def _batches(

@@ -13,6 +13,7 @@ What FFCV is used for: its file, memory map, loader threads, compiled pipeline a
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
@@ -35,7 +36,9 @@ try:
     from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
     from ffcv.libffcv import imdecode
     from ffcv.loader import Loader, OrderOption
+    from ffcv.loader import loader as loader_module
     from ffcv.loader.epoch_iterator import EpochIterator
+    from ffcv.memory_managers.os_cache import OSCacheContext, OSCacheManager
     from ffcv.pipeline.allocation_query import AllocationQuery
     from ffcv.pipeline.compiler import Compiler
     from ffcv.reader import Reader
@@ -151,23 +154,40 @@ class _Lane(EpochIterator):
         self.close()
 
 
+class _Map(OSCacheManager):
+    """FFCV's memory map without its dictionaries over all samples, which only its other manager reads.
+
+    For ImageNet they take seconds and half a gigabyte.
+    """
+
+    def __init__(self, reader: Reader):
+        self.reader, self.context = reader, OSCacheContext(self)
+        self.ptrs = self.sizes = np.zeros(0, np.uint64)
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Within it FFCV makes loaders that compile nothing (_decode is compiled once for all) and keep no dictionaries."""
+    enabled, manager = Compiler.is_enabled, loader_module.OSCacheManager
+    Compiler.set_enabled(False)
+    loader_module.OSCacheManager = _Map  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        Compiler.set_enabled(enabled)
+        loader_module.OSCacheManager = manager  # type: ignore[misc]
+
+
 class Stream:
     """One file and one output size, for any number of epochs."""
 
     def __init__(self, path: Path, size: int):
         pipelines: Any = {"image": [_Windows(size)], "label": None}
-        before = Compiler.is_enabled
-        Compiler.set_enabled(False)  # _decode is compiled once for all files and sizes; FFCV would compile each again
-        try:
+        with _plainly():
             self._loader = Loader(
                 str(path), CHUNK, num_workers=1, os_cache=True, order=OrderOption.SEQUENTIAL, distributed=False,
                 drop_last=False, pipelines=pipelines,
             )  # fmt: skip
-        finally:
-            Compiler.set_enabled(before)
-        manager: Any = self._loader.memory_manager
-        # dictionaries over all samples (0.5 GB for ImageNet) that only FFCV's other memory manager reads
-        manager.ptr_to_size = manager.sample_to_pages = manager.page_to_samples = None
 
     def chunks(
         self, ids: np.ndarray, tables: tuple[np.ndarray, np.ndarray, int, bool], workers: int, ahead: int
