@@ -195,8 +195,8 @@ class Loop:
         return (
             f"{self.name}: the loss is not finite (or huge) at epoch {epoch + 1}, step {step + 1}, learning rate "
             f"{rate:.3g} (sample ids {shown}). The last good checkpoint is {good or 'none yet'}; run again with a "
-            f"smaller {self.name}.lr, a longer {self.name}.warmup_epochs, {self.name}.clip_grad, or {self.name}.skip_nonfinite "
-            "to leave such updates out."
+            f"smaller {self.name}.lr, a longer {self.name}.warmup_epochs, {self.name}.clip_grad, or "
+            f"{self.name}.skip_nonfinite to leave such updates out."
         )
 
 
