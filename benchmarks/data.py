@@ -141,14 +141,14 @@ def table(found: dict[str, list[float]], against: str) -> dict[str, dict[str, fl
 
 
 def kept(place: Path) -> dict[str, Any]:
-    """Resident memory (MB, with the workers') and threads over 20 epochs, and over 20 loaders left in their middle."""
+    """Memory (MB, with the workers'; shared pages once) and threads over 20 epochs and over 20 loaders left early."""
     me = psutil.Process()
     source = open_source("imagefolder", str(place / "imagenet_1000"), "val", True)
     feed, lists = Feed(source, TRAINING, CPU, WORKERS), micro_batches(np.arange(200), 25)
 
     def state() -> tuple[float, int, int]:
         family = [me, *me.children()]
-        return sum(p.memory_info().rss for p in family) / 2**20, me.num_threads(), len(family)
+        return sum(p.memory_full_info().pss for p in family) / 2**20, me.num_threads(), len(family)
 
     def epochs() -> Iterator[tuple[float, int, int]]:
         for number in range(20):
@@ -163,10 +163,8 @@ def kept(place: Path) -> dict[str, Any]:
 
     out = {}
     for name, states in (("20 epochs", list(epochs())), ("20 abandoned loaders", list(abandoned()))):
-        (early, threads, processes), (late, threads_late, processes_late) = states[2], states[-1]
-        out[name] = {
-            "rss_mb": [early, late], "threads": [threads, threads_late], "processes": [processes, processes_late]
-        }  # fmt: skip
+        seen = [states[number] for number in (2, 10, 19)]
+        out[name] = {key: [one[place] for one in seen] for place, key in enumerate(("mb", "threads", "processes"))}
     feed.close()
     return out
 
@@ -253,8 +251,10 @@ def show(body: dict[str, Any]) -> None:
         for name, row in body[title].items():
             print(f"  {name:24} {row['images_per_s']:10.1f} images/s  {row['ratio']:6.2f}x")
     for name, row in body["kept"].items():
-        (early, late), threads, processes = row["rss_mb"], row["threads"], row["processes"]
-        print(f"\n{name}: resident {early:.0f} -> {late:.0f} MB, threads {threads}, processes {processes}")
+        memory = ", ".join(f"{value:.0f}" for value in row["mb"])
+        print(
+            f"\n{name}, after the 3rd, 11th, 20th: {memory} MB, threads {row['threads']}, processes {row['processes']}"
+        )
     print(f"\nopening {body['start_up']['images']:,} images by their index: {body['start_up']['seconds']:.2f} s")
 
 
@@ -280,7 +280,7 @@ def main() -> None:
             "machine": describe(Machine.alone()),
             "rounds": given.pairs,
             "jpeg": table(rates({n: make(place, given.images) for n, make in JPEG.items()}, given.pairs), "timm"),
-            "memory": table(rates(memory_contenders(place, 10_000), given.pairs), "DataLoader"),
+            "memory": table(rates(memory_contenders(place, 4_000), given.pairs), "DataLoader"),
             "kept": kept(place),
             "start_up": start_up(),
         }
