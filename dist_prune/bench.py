@@ -66,9 +66,13 @@ class Bench:
     def images(self) -> int:
         return len(self.ids)
 
+    @property
+    def labels(self) -> Tensor:
+        return torch.from_numpy(self.feed.source.labels[self.ids])
+
     def weight(self, site: Site) -> Tensor:
         """See methods.method.Bench; a copy."""
-        return self.model.get_submodule(site.name).weight.detach().cpu().clone()  # type: ignore[union-attr]
+        return self.model.get_submodule(site.layer).weight.detach().cpu().clone()  # type: ignore[union-attr]
 
     def observe(
         self, sites: Sequence[Site], statistic: Statistic, backward: bool = False

@@ -105,6 +105,9 @@ class Score(Part):
     images: Annotated[int | Literal["all"], BeforeValidator(_count_or_all)] = Field(
         default=1000, description="calibration images drawn from the training images, or all"
     )
+    per_class: int | None = Field(
+        default=None, ge=1, description="calibration images drawn of every class, instead of images"
+    )
     micro_batch: int = Field(default=50, ge=1, description="images that go through the network together")
     from_: str | None = Field(default=None, alias="from", description="run directory whose scores are used instead")
     save_every: int = Field(
@@ -127,6 +130,7 @@ class Select(Part):
         default=1, ge=1, description="kept channels are a multiple of this (where the group is wider)"
     )
     exclude: tuple[str, ...] = Field(default=(), description="globs of layer names whose groups are left alone")
+    index: int | None = Field(default=None, ge=1, description="which value of the method's grid is taken, from 1")
 
 
 class Target(Part):
@@ -184,6 +188,9 @@ class Recipe(Part):
     select: Select = Select()
     target: Target = Target()
     finetune: Training = Training(lr=0.01)
+    reruns: int = Field(
+        default=1, ge=1, description="finetunings of the same pruned network by as many seeds; the first is kept"
+    )
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
     cluster: Cluster = Cluster()

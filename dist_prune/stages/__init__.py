@@ -56,10 +56,15 @@ class Stage:
 
 ORDER = (
     Stage("train", (*NETWORK, *IMAGES, "train", "seed"), (), (DENSE,)),
-    Stage("score", (*NETWORK, *IMAGES, "score.images", "score.micro_batch", "seed"), (DENSE,), (SCORES,)),
+    Stage(
+        "score",
+        (*NETWORK, *IMAGES, "score.images", "score.per_class", "score.micro_batch", "seed"),
+        (DENSE,),
+        (SCORES,),
+    ),
     Stage("select", (*NETWORK, "data.source", "data.image_size", "method", "select", "target"), (SCORES,), (PLAN,)),
     Stage("prune", NETWORK, (DENSE, PLAN), (SMALL,)),
-    Stage("finetune", (*NETWORK, *IMAGES, "finetune", "seed"), (DENSE, SMALL, PLAN), (TUNED,)),
+    Stage("finetune", (*NETWORK, *IMAGES, "finetune", "reruns", "seed"), (DENSE, SMALL, PLAN), (TUNED,)),
     Stage("evaluate", (*NETWORK, *IMAGES, "evaluate", "report"), (DENSE, SMALL, TUNED, PLAN), (METRICS,)),
     Stage("export", (*NETWORK, *IMAGES), (TUNED, PLAN, METRICS), BUNDLE),
     Stage("report", (), (PLAN, METRICS), REPORT, always=True),

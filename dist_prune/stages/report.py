@@ -56,6 +56,11 @@ def collect(work: Work) -> dict[str, Any]:
         "plan": {"fingerprint": plan.fingerprint, "groups": groups},
         "target": dict([asked]) if asked else {},
         "achieved": _fact(work, "select", "achieved"),
+        **{
+            key: found
+            for stage, key in (("select", "table"), ("finetune", "reruns"))
+            if (found := _fact(work, stage, key))
+        },
         "timings": {name: line["seconds"] for name, line in lines.items() if line},
         "events": [e for line in lines.values() if line for e in line.get("events", [])] + skipped,
     }

@@ -3,6 +3,7 @@
 import torch
 
 from dist_prune.pruning.cost import amount
+from dist_prune.pruning.masks import weights_left
 from dist_prune.stages.work import Made, Work
 
 
@@ -20,6 +21,9 @@ def act(work: Work) -> Made:
         )
         work.events.append({"stage": "select", "event": "nothing removed"})
     shares = {q: amount(channels, q, plan.counts) / amount(channels, q) for q in ("macs", "params", "channels")}
+    if plan.blocks:
+        counts = weights_left(plan, channels).values()
+        shares["weights"] = sum(kept for kept, _ in counts) / sum(whole for _, whole in counts)
     work.tracker.say("  kept: " + ", ".join(f"{share:.1%} of the {q}" for q, share in shares.items()))
     for quantity, asked in filter(None, [work.recipe.target.asked()]):
         short = asked - shares[quantity]
@@ -28,4 +32,9 @@ def act(work: Work) -> Made:
                 f"  {short:.1%} less than asked of the {quantity}: thresholds and select.round_to are coarse"
             )
             work.events.append({"stage": "select", "event": "smaller than asked", "by": round(short, 4)})
-    return Made({"achieved": shares, "fingerprint": plan.fingerprint}, texts={"round_1/plan.json": plan.to_json()})
+    facts = {"achieved": shares, "fingerprint": plan.fingerprint}
+    if table := work.method.table(scores, channels, work.request):
+        facts["table"] = table
+        for row in table:
+            work.tracker.say("  " + ", ".join(f"{k} {v:.6g}" for k, v in row.items()))
+    return Made(facts, texts={"round_1/plan.json": plan.to_json()})

@@ -8,9 +8,9 @@ from timm.data.config import resolve_data_config
 from torch import nn
 
 from dist_prune.errors import PruneError, nearest
-from dist_prune.runtime.backbones import resnet_cifar
+from dist_prune.runtime.backbones import mlp, resnet_cifar
 
-__all__ = ["create", "image_config", "names", "resnet_cifar"]
+__all__ = ["create", "image_config", "mlp", "names", "resnet_cifar"]
 
 
 def names(pattern: str = "") -> list[str]:

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dist_prune.errors import PruneError
+
 T = TypeVar("T")
 
 
@@ -25,6 +27,21 @@ def calibration(count: int, images: int | str, seed: int) -> np.ndarray:
     if images == "all" or int(images) >= count:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).permutation(count)[: int(images)])
+
+
+def calibration_per_class(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
+    """Ids of the calibration images, ascending: ``per_class`` of every class, drawn by ``seed`` without replacement.
+
+    Raises:
+        PruneError: where a class has fewer.
+    """
+    found, rng = [], np.random.default_rng(seed)
+    for label in np.unique(labels):
+        ids = np.flatnonzero(labels == label)
+        if len(ids) < per_class:
+            raise PruneError(f"score.per_class: {per_class}, but class {label} has only {len(ids)} training images")
+        found.append(rng.permutation(ids)[:per_class])
+    return np.sort(np.concatenate(found))
 
 
 def held_out(ids: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
