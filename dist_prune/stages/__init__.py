@@ -33,6 +33,7 @@ IMAGES = tuple(
     f"data.{key}"
     for key in ("source", "train_split", "eval_split", "mean", "std", "image_size", "crop", "interpolation", "augment")
 )
+CALIBRATION = ("score.images", "score.per_class", "score.micro_batch")
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,7 @@ class Stage:
 
 ORDER = (
     Stage("train", (*NETWORK, *IMAGES, "train", "seed"), (), (DENSE,)),
-    Stage(
-        "score",
-        (*NETWORK, *IMAGES, "score.images", "score.per_class", "score.micro_batch", "seed"),
-        (DENSE,),
-        (SCORES,),
-    ),
+    Stage("score", (*NETWORK, *IMAGES, *CALIBRATION, "seed"), (DENSE,), (SCORES,)),
     Stage("select", (*NETWORK, "data.source", "data.image_size", "method", "select", "target"), (SCORES,), (PLAN,)),
     Stage("prune", NETWORK, (DENSE, PLAN), (SMALL,)),
     Stage("finetune", (*NETWORK, *IMAGES, "finetune", "reruns", "seed"), (DENSE, SMALL, PLAN), (TUNED,)),

@@ -42,7 +42,7 @@ def rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def _sparse_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """What block masks change: weights that are left, files of sparse matrices, MACs that are not multiplied by zero."""
+    """What block masks change: weights left, files of sparse matrices, MACs of weights that no mask holds at zero."""
     found = [body[k]["sparse"] for k in KINDS]
     return [
         ("weights pruned %", [f"{s['pruned_percent']:.2f}" for s in found]),
