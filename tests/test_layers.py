@@ -15,7 +15,7 @@ GIANTS = {
     "torch_pruning": {"pruning/surgeon.py"},
     "timm": {
         "runtime/backbones/__init__.py",
-        "runtime/backbones/resnet_cifar.py",
+        "runtime/backbones/registry.py",
         "runtime/training/optim.py",
         "runtime/training/objective.py",
         "runtime/training/train.py",
