@@ -37,9 +37,11 @@ ALLOWED = {
     "bundle": {"errors", "ledger", "pruning", "runtime"},
     "preview": {"errors", "recipe", "pruning", "runtime", "methods"},
     "doctor": {"errors"},
-    "stages": {"errors", "recipe", "ledger", "pruning", "runtime", "methods", "bench", "bundle"},
+    "replay": {"errors", "pruning"},
+    "planning": {"errors", "recipe", "reading", "ledger", "pruning", "methods", "preview", "replay"},
+    "stages": {"errors", "recipe", "ledger", "pruning", "runtime", "methods", "bench", "bundle", "replay"},
     "run": {"errors", "recipe", "reading", "ledger", "runtime", "methods", "stages"},
-    "cli": {"errors", "recipe", "reading", "runtime", "methods", "preview", "doctor", "stages"},
+    "cli": {"errors", "recipe", "reading", "runtime", "methods", "preview", "doctor", "stages", "planning"},
 }
 
 

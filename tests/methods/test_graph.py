@@ -7,9 +7,10 @@ import torch
 from scipy.fft import dct
 
 from dist_prune.errors import PruneError
-from dist_prune.methods.graph import HashAgreement, coreness, decompose, edges, hash_bits
+from dist_prune.methods.graph import HashAgreement, edges, hash_bits
 from dist_prune.pruning.channels import Site
 from dist_prune.pruning.choose import Request
+from dist_prune.pruning.cores import coreness, decompose
 from dist_prune.pruning.statistic import Tally
 from tests import tiny
 
