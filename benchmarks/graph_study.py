@@ -1,12 +1,12 @@
 """Redundancy graphs on the pretrained option-A CIFAR-10 ResNets: what the thresholds cut and cost.
 
-    python benchmarks/graph_study.py cut [--depth 20 32 44 56] [--json FILE]
+    python benchmarks/graph_study.py cut [--depth 20 32 44 56] [--tested 10000] [--json FILE]
     python benchmarks/graph_study.py images [--json FILE]
-    python benchmarks/graph_study.py finetune [--depth 20 56] [--json FILE]
+    python benchmarks/graph_study.py finetune [--depth 20 56] [--tested 10000] [--json FILE]
 
 ``cut``: graph at four thresholds beside random and l1 at the same MACs; top-1 after surgery, nothing trained.
 ``images``: how the kept set moves from 100 to 10,000 calibration images (ResNet-56).
-``finetune``: one epoch on the first 10,000 training images, through the recipe (3 seeds; ResNet-56 at 0.7 only).
+``finetune``: one epoch on the first 10,000 training images by the recipe (3 seeds; ResNet-56 at 0.7 only).
 Needs DIST_PRUNE_DATA with cifar10.npz and weights/. Prints Markdown; --json keeps every figure.
 """
 
@@ -15,9 +15,6 @@ import copy
 import json
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dist_prune import methods
+from dist_prune import methods, reading
 from dist_prune.bench import Bench
 from dist_prune.methods.method import Method
 from dist_prune.pruning import cost, surgeon
@@ -39,6 +36,8 @@ from dist_prune.runtime.data.sources import open_source
 from dist_prune.runtime.evaluation import evaluate
 from dist_prune.runtime.machine import Machine, describe
 from dist_prune.runtime.tracking import Tracker
+from dist_prune.runtime.training.loop import Loop
+from dist_prune.runtime.training.train import Trainer
 from dist_prune.stages.code import commit_of
 
 THRESHOLDS = (0.65, 0.7, 0.75, 0.8)
@@ -159,28 +158,25 @@ def study_images(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def study_finetune(given: argparse.Namespace) -> dict[str, Any]:
-    """Whole runs of the recipe in fresh processes: one epoch, the first 10,000 training images."""
+    """One epoch on the first 10,000 training images with the finetune section of the recipe."""
     body: dict[str, Any] = {}
-    root = Path(__file__).resolve().parents[1]
+    recipe = reading.load("resnet56_cifar10_graph", ["finetune.epochs=1"], methods.options_of)
     print("| network | threshold | MACs | parameters | after surgery | after one epoch |\n|---|---|---|---|---|---|")
     for depth in given.depth:
+        subject = Subject(depth, given.tested)
         for threshold in (0.7,) if depth == 56 else THRESHOLDS[:3]:
             row: dict[str, list[float]] = {"macs": [], "params": [], "pruned": [], "finetuned": []}
             for seed in SEEDS:
-                with tempfile.TemporaryDirectory() as folder:
-                    weights = f"{os.environ['DIST_PRUNE_DATA']}/weights/resnet{depth}_cifar10.safetensors"
-                    command = [
-                        sys.executable, str(root / "dist_prune/run.py"), "--recipe", "resnet56_cifar10_graph",
-                        "--run-dir", folder, "--seed", str(seed), f"backbone.name=resnet{depth}_cifar",
-                        f"backbone.checkpoint={weights}", "score.images=100", f"select.threshold={threshold}",
-                        "finetune.epochs=1", "finetune.images=10000", "report.latency_repeats=1",
-                    ]  # fmt: skip
-                    subprocess.run(command, check=True, capture_output=True, cwd=root)
-                    found = json.loads((Path(folder) / "report.json").read_text())
-                row["macs"].append(100 * (found["achieved"]["macs"] - 1))
-                row["params"].append(100 * (found["achieved"]["params"] - 1))
-                row["pruned"].append(found["pruned"]["top1"])
-                row["finetuned"].append(found["finetuned"]["top1"])
+                plan = subject.plan("graph", subject.scores("graph", 100, seed), Request(threshold=threshold))
+                small = subject.cut(plan)
+                macs, params = subject.left(plan)
+                row["macs"].append(100 * (macs - 1))
+                row["params"].append(100 * (params - 1))
+                row["pruned"].append(subject.top1(small))
+                ids = np.arange(10_000)
+                loop = Loop(recipe.finetune, subject.train, subject.machine, Tracker(False), seed, "finetune", ids)
+                Trainer(small, loop, lambda network: {"top1": 0.0, "loss": 0.0}, classes=10).run()
+                row["finetuned"].append(subject.top1(small.eval()))
             body[f"resnet{depth}/{threshold}"] = row
             print(f"| ResNet-{depth} | {threshold} | {' | '.join(map(spread, row.values()))} |", flush=True)
     return body
@@ -190,7 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("study", choices=("cut", "images", "finetune"))
     parser.add_argument("--depth", type=int, nargs="+", choices=(20, 32, 44, 56))
-    parser.add_argument("--tested", type=int, default=10_000, help="cut: the first test images that are evaluated")
+    parser.add_argument("--tested", type=int, default=10_000, help="so many first test images are evaluated")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write every figure here")
     given = parser.parse_args()
