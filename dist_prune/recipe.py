@@ -131,6 +131,10 @@ class Select(Part):
     )
     exclude: tuple[str, ...] = Field(default=(), description="globs of layer names whose groups are left alone")
     index: int | None = Field(default=None, ge=1, description="which value of the method's grid is taken, from 1")
+    plan: str | None = Field(
+        default=None,
+        description="a plan.json, or {layer: {saved_idxs, mask_num}}, that is replayed unscored",
+    )
 
 
 class Target(Part):

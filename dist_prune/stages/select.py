@@ -1,19 +1,26 @@
 """From scores to a plan: pure, the same on every rank."""
 
+from typing import Any
+
 import torch
 
 from dist_prune.pruning.cost import amount
 from dist_prune.pruning.masks import weights_left
 from dist_prune.stages.work import Made, Work
 
+SCORES = "round_1/scores.safetensors"
+
 
 def act(work: Work) -> Made:
     """round_1/scores.safetensors -> round_1/plan.json"""
-    recipe = work.recipe
-    scores = work.tensors("round_1/scores.safetensors")
-    channels = work.method.ready(work.channels, recipe.select.exclude, work.request)
-    with torch.no_grad():
-        plan = work.method.select(scores, channels, work.request)
+    recipe, channels = work.recipe, work.channels
+    if recipe.select.plan:
+        plan = work.replayed()
+        work.events.append({"stage": "select", "event": "replayed", "plan": recipe.select.plan})
+    else:
+        channels = work.method.ready(channels, recipe.select.exclude, work.request)
+        with torch.no_grad():
+            plan = work.method.select(work.tensors(SCORES), channels, work.request)
     if plan.empty:
         work.tracker.say(
             "  the plan removes nothing: every group keeps all its channels. "
@@ -32,9 +39,10 @@ def act(work: Work) -> Made:
                 f"  {short:.1%} less than asked of the {quantity}: thresholds and select.round_to are coarse"
             )
             work.events.append({"stage": "select", "event": "smaller than asked", "by": round(short, 4)})
-    facts = {"achieved": shares, "fingerprint": plan.fingerprint}
-    if table := work.method.table(scores, channels, work.request):
-        facts["table"] = table
+    facts: dict[str, Any] = {"achieved": shares, "fingerprint": plan.fingerprint}
+    if not recipe.select.plan:
+        table = work.method.table(work.tensors(SCORES), channels, work.request)
+        facts |= {"table": table} if table else {}
         for row in table:
-            work.tracker.say("  " + ", ".join(f"{k} {v:.6g}" for k, v in row.items()))
+            work.tracker.say("  " + ", ".join(f"{name} {value:.6g}" for name, value in row.items()))
     return Made(facts, texts={"round_1/plan.json": plan.to_json()})

@@ -1,11 +1,10 @@
 """The perceptron of the MINT paper's MNIST experiments, in timm's registry: 784-500-300-10."""
 
-from typing import Any
-
 import torch
-from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional
+
+from dist_prune.runtime.backbones.registry import register
 
 HIDDEN = (500, 300)
 
@@ -31,23 +30,5 @@ class Mlp(nn.Module):
         return self.fc3(x)
 
 
-CONFIG: dict[str, Any] = {
-    "url": "", "num_classes": 10, "input_size": (1, 28, 28), "pool_size": None, "crop_pct": 1.0,
-    "interpolation": "bilinear", "mean": (0.0,), "std": (1.0,), "first_conv": "fc1", "classifier": "fc3",
-}  # fmt: skip
-
-
-@register_model
-def mlp_mnist(pretrained: bool = False, **kwargs: Any) -> Mlp:
-    """784-500-300-10, ReLU, dropout 0.2."""
-    if pretrained:
-        raise ValueError("mlp_mnist has no weights to fetch; name a file in backbone.checkpoint")
-    for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # timm hands these to every entry point
-        kwargs.pop(key, None)
-    model = Mlp(**kwargs)
-    model.pretrained_cfg = model.default_cfg = CONFIG  # type: ignore[assignment]
-    return model
-
-
-default_cfgs = {"mlp_mnist": CONFIG}
-__all__ = ["Mlp", "mlp_mnist"]
+__all__ = ["Mlp"]
+register("mlp_mnist", Mlp, "fc1", "fc3", __name__, input_size=(1, 28, 28), mean=(0.0,), std=(1.0,))
