@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_prune import methods
+from dist_prune import methods, reading
 from dist_prune.errors import PruneError
 from dist_prune.methods import mint
 from dist_prune.pruning import surgeon
@@ -269,6 +269,28 @@ def test_mask_arithmetic_of_the_paper_s_profiles(backbone, side, weights, masked
     assert sum(whole for _, whole in left.values()) == weights
     assert sum(left[name][1] for name in names) == masked
     assert 100 * (1 - sum(kept for kept, _ in left.values()) / weights) == pytest.approx(percent, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "side", "pairs", "masked", "scores"),
+    [
+        ("mlp_mnist_mint", 28, 1, 150_000, 25_000),
+        ("vgg16_cifar10_mint", 32, 10, 14_712_832, 40_960),
+        ("resnet56_cifar10_mint", 32, 50, 785_664, 87_296),
+        ("resnet50_imagenet_mint", 64, 52, 23_445_504, 212_992),
+    ],
+)
+def test_recipes_score_the_pairs_that_the_paper_masks(recipe, side, pairs, masked, scores):
+    spec = reading.load(recipe, [], methods.options_of, need_environment=False)
+    method = mint_with(**{key: value for key, value in spec.method.items() if key != "name"})
+    classes, chans = (1000 if "imagenet" in recipe else 10), (1 if "mnist" in recipe else 3)
+    model = backbones.create(spec.backbone.name, classes, chans).eval()
+    channels = surgeon.sites_of(model, torch.zeros(1, chans, side, side))
+    found = method.pairs(channels)
+    layers = [channels.layers[pair.child] for pair in found]
+    assert len(found) == pairs
+    assert sum(layer.width_in * layer.width_out * layer.kernel for layer in layers) == masked
+    assert sum(len(pair.x) * len(pair.y) for pair in found) == scores
 
 
 def masked_training(ranks: Ranks, folder: Path | None = None, kill: int = 0, **more) -> list[bool]:
