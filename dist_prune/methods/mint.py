@@ -30,6 +30,7 @@ from dist_prune.pruning.information import (
     sizes,
     tile,
     without_replacement,
+    workers,
 )
 from dist_prune.pruning.masks import promoted, weights_left
 from dist_prune.pruning.pairs import Pair, Parts, pairs_of
@@ -93,27 +94,20 @@ class Mint(method.Method):
         found = bench.observe(list(taps.values()), ChannelMeans())
         maps = {name: tables["means"].double().numpy() for name, tables in found.items()}
         below, above = self._samples(bench)
-        parts, threads = sizes(len(below)), torch.get_num_threads()
-        jobs = []
-        for number, pair in enumerate(pairs):
-            step = tile(sum(parts), len(pair.y), threads, self.options.memory_mb * 2**20)
-            jobs += [(number, range(start, min(start + step, len(pair.y)))) for start in range(0, len(pair.y), step)]
-        at: dict[int, Dependence] = {}
-
-        def run(job: tuple[int, range]) -> Tensor:
-            number, groups = job
-            if number not in at:
-                at.clear()  # one pair's tables at a time
-                pair = pairs[number]
-                x, y = maps[pair.above.name][above], maps[pair.below.name][below]
-                at[number] = Dependence(x, y, pair.x, pair.y, self._estimator(), threads)
-            return torch.from_numpy(at[number].cross_edges(groups))
-
-        results = bench.share(jobs, run)
+        parts, budget = sizes(len(below)), self.options.memory_mb * 2**20
+        threads = workers(sum(parts), torch.get_num_threads(), budget)
         scores: method.Scores = {}
-        for number, pair in enumerate(pairs):
-            tables = [table for (of, _), table in zip(jobs, results, strict=True) if of == number]
-            scores[f"{pair.child}:edges"], scores[f"{pair.child}:sizes"] = torch.cat(tables, 1), torch.tensor(parts)
+        for pair in pairs:  # one pair's tables at a time, kept when it is done
+            x, y = maps[pair.above.name][above], maps[pair.below.name][below]
+            work = Dependence(x, y, pair.x, pair.y, self._estimator(), threads)
+            step = tile(sum(parts), len(pair.y), budget)
+            jobs = [(pair.child, start, min(start + step, len(pair.y))) for start in range(0, len(pair.y), step)]
+
+            def run(job: tuple[str, int, int], work: Dependence = work) -> Tensor:
+                return torch.from_numpy(work.cross_edges(range(job[1], job[2])))
+
+            scores[f"{pair.child}:edges"] = torch.cat(bench.share(jobs, run), 1)
+            scores[f"{pair.child}:sizes"] = torch.tensor(parts)
         return scores
 
     def pairs(self, channels: Channels) -> list[Pair]:

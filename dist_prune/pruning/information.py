@@ -97,11 +97,22 @@ def sizes(images: int) -> tuple[int, int]:
     return images - two_thirds, two_thirds // 2
 
 
-def tile(points: int, groups: int, threads: int, budget: int) -> int:
-    """How many parent groups are worked on together within ``budget`` bytes, and so that 8 ranks have work."""
-    table = 4 * points**2
-    room = (budget - 4 * table) // table - threads  # the float64 table and what it is made of
-    return int(min(max(1, room), max(1, -(-groups // 8))))
+def tile(points: int, groups: int, budget: int) -> int:
+    """How many parent groups are worked on together: within ``budget`` bytes, and so that 8 ranks have work.
+
+    The same on every rank, whatever its threads: the jobs are made of it.
+    """
+    return min(_room(points, budget), max(1, -(-groups // 8)))
+
+
+def workers(points: int, threads: int, budget: int) -> int:
+    """How many of ``threads`` may hold a child table each beside a tile of parent tables."""
+    return min(_room(points, budget), threads)
+
+
+def _room(points: int, budget: int) -> int:
+    """Half of the float32 tables that fit beside the float64 one and what it is made of; at least one."""
+    return max(1, (budget // (4 * points**2) - 4) // 2)
 
 
 def information(edges: Tensor, parts: Tensor) -> Tensor:

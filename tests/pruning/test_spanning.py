@@ -114,9 +114,11 @@ def test_a_pair_without_other_channels_needs_no_neighbour():
     assert 1 - int(work.cross_edges([0])[0, 0]) * (c + a) / (2 * c * a) > 0.4
 
 
-def test_tiles_fit_their_budget():
+def test_tiles_and_threads_fit_their_budget():
     points, table = 4000, 4 * 4000**2
     for budget in (2**28, 2**30, 2**33):
-        count = information.tile(points, 64, 2, budget)
+        count, threads = information.tile(points, 64, budget), information.workers(points, 16, budget)
         assert 1 <= count <= 8
-        assert count == 1 or (count + 2 + 4) * table <= budget
+        assert 1 <= threads <= 16
+        assert count == threads == 1 or (count + threads + 4) * table <= budget
+    assert information.tile(points, 64, 2**33) == 8
