@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--dense-epochs", type=int, default=15, help="the paper: 30")
     parser.add_argument("--headline-samples", type=int, default=HEADLINE[2])
     parser.add_argument("--only", choices=("headline", "groups", "samples"), action="append", help="these experiments")
+    parser.add_argument("--estimator", choices=ESTIMATORS, action="append", help="these estimators")
     given = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     start, study = time.monotonic(), Study(given.out, given.epochs, given.dense_epochs)
@@ -171,7 +172,8 @@ def main() -> None:
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     keys = ("experiment", "estimator", "child", "parent", "samples", "rate", "seed")
     done = {tuple(row[key] for key in keys) for row in rows}
-    missing = [row for row in wanted(given.headline_samples) if row not in done and row[0] in (given.only or row[:1])]
+    missing = [row for row in wanted(given.headline_samples) if row not in done]
+    missing = [row for row in missing if row[0] in (given.only or row) and row[1] in (given.estimator or row)]
     for setting in missing:
         if time.monotonic() - start > 60 * given.minutes:
             break

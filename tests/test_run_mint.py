@@ -14,7 +14,7 @@ from tests.launch import ACCELERATE, PYTHON, SMALL, report, run
 
 MASKED = (
     *SMALL, "method.name=mint", "target.macs=null", "method.groups=8", "method.p=[0.3,0.5]", "select.index=2",
-    "reruns=2", "finetune.momentum=0.9", "finetune.weight_decay=0.01", "score.per_class=15",
+    "reruns=2", "finetune.momentum=0.9", "finetune.weight_decay=0.01", "score.images=150", "score.balance=class",
 )  # fmt: skip
 
 

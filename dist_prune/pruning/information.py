@@ -139,7 +139,7 @@ def without_replacement(count: int, wanted: int, generator: torch.Generator) -> 
     if wanted > count:
         raise PruneError(
             f"method.samples_per_class: {wanted}, but a class has only {count} among the calibration images; raise "
-            "score.images or score.per_class"
+            "score.images"
         )
     return torch.randperm(count, generator=generator)[:wanted]
 

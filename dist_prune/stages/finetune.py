@@ -37,8 +37,7 @@ def _tuned(work: Work, rerun: int) -> tuple[nn.Module, list[dict[str, Any]]]:
     settings = work.recipe.finetune
     model = work.small("round_1/small.safetensors").to(work.machine.device)
     if settings.recalibrate_bn:
-        feed = work.feed(True)
-        ids = np.arange(min(settings.recalibrate_bn, len(feed)))
+        feed, ids = work.scoring(np.arange(min(settings.recalibrate_bn, len(work.feed(True)))))
         recalibrate(model, feed, ids, work.recipe.score.micro_batch, work.machine.ranks)
     teacher = work.dense() if settings.distill else None
     masks: dict[str, Tensor] = masks_of(work.plan, work.channels, model.state_dict())

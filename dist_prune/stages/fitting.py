@@ -11,7 +11,7 @@ from dist_prune.runtime.data.dealing import held_out
 from dist_prune.runtime.evaluation import evaluate
 from dist_prune.runtime.training.loop import Loop
 from dist_prune.runtime.training.states import States
-from dist_prune.runtime.training.train import Trainer, check_precision
+from dist_prune.runtime.training.train import Trainer
 from dist_prune.stages.work import Work
 
 
@@ -32,7 +32,6 @@ def trained(
         rerun: added to the recipe's seed for order, augmentation and dropout; held-out images stay the same.
     """
     machine, seed = work.machine, work.recipe.seed
-    check_precision(settings.precision, machine.device)
     feed = work.feed(True)
     everything = np.arange(min(len(feed), settings.images or len(feed)))
     train, held = held_out(everything, settings.holdout if settings.selection == "holdout" else 0.0, seed)

@@ -313,10 +313,8 @@ def masked_training(ranks: Ranks, folder: Path | None = None, kill: int = 0, **m
     weights = found.model.state_dict()
     parameters = dict(found.model.named_parameters())
     rest = [bool((weights[name][mask] == 0).any()) for name, mask in found.masks.items()]
-    momenta = [
-        value[~found.masks[name]] for name in found.masks
-        for value in found.optimizer.state[parameters[name]].values() if isinstance(value, torch.Tensor) and value.dim()
-    ]  # fmt: skip
+    states = [(mask, found.drive.optimizer.state[parameters[name]].values()) for name, mask in found.masks.items()]
+    momenta = [value[~mask] for mask, values in states for value in values if value.shape == mask.shape]
     assert momenta
     clean = violations(weights, found.masks) == [] and not any(bool(m.any()) for m in momenta)
     return [clean, not any(rest), (folder is None or found.resumed is not None)]
