@@ -15,6 +15,7 @@ from dist_prune.errors import PruneError
 from dist_prune.pruning.channels import Channels, Site
 from dist_prune.pruning.gates import gated
 from dist_prune.pruning.probe import quiet, taps
+from dist_prune.pruning.renew import draw
 from dist_prune.pruning.statistic import Statistic, Tally
 from dist_prune.recipe import Training
 from dist_prune.runtime import checkpoint, stopping
@@ -23,6 +24,7 @@ from dist_prune.runtime.data.feed import Batch, Feed
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.runtime.training.loop import Loop, fit
+from dist_prune.runtime.training.recalibrate import own_statistics
 
 T = TypeVar("T")
 
@@ -56,6 +58,7 @@ class Bench:
     save_every: int = 100
     resumed: int = 0  # calibration images that an earlier, stopped process had already seen
     _observations: int = 0
+    _shares: int = 0
     _in_job: bool = False
 
     @property
@@ -66,12 +69,22 @@ class Bench:
     def images(self) -> int:
         return len(self.ids)
 
+    @property
+    def labels(self) -> Tensor:
+        return torch.from_numpy(self.feed.source.labels[self.ids])
+
     def weight(self, site: Site) -> Tensor:
         """See methods.method.Bench; a copy."""
-        return self.model.get_submodule(site.name).weight.detach().cpu().clone()  # type: ignore[union-attr]
+        return self.model.get_submodule(site.layer).weight.detach().cpu().clone()  # type: ignore[union-attr]
 
     def observe(
-        self, sites: Sequence[Site], statistic: Statistic, backward: bool = False
+        self,
+        sites: Sequence[Site],
+        statistic: Statistic,
+        backward: bool = False,
+        *,
+        train_mode: bool = False,
+        augment: bool = False,
     ) -> dict[str, dict[str, Tensor]]:
         """See methods.method.Bench. Stopped and run again, it goes on from the last save."""
         self._collective("observe")
@@ -81,15 +94,15 @@ class Bench:
         if not sites:
             return merged.tables
         local = Tally(statistic, sites, self.images, device)
-        lists = micro_batches(np.arange(self.images), self.micro_batch)
+        lists = micro_batches(np.arange(self.images), self.images if train_mode else self.micro_batch)
         file = self.partial / f"observation_{self._observations}.safetensors" if self.partial is not None else None
-        key = self._key(sites, statistic, backward)
+        key = self._key(sites, statistic, (backward, train_mode, augment))
         done = self._load(file, merged, key)
         mine = deal(lists[done:], ranks.rank, ranks.world)
         rounds = -(-(len(lists) - done) // ranks.world)
-        batches = self.feed.batches([self.ids[part] for part in mine])
-        positions = iter(mine)
-        with quiet(self.model), torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
+        batches = self.feed.batches([self.ids[part] for part in mine], (self.seed, 0) if augment else None)
+        positions, mode = iter(mine), own_statistics if train_mode else quiet
+        with mode(self.model), torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
             for number in self.tracker.bar(range(1, rounds + 1), rounds, "score"):
                 part = next(positions, None)
                 if part is not None:
@@ -107,9 +120,17 @@ class Bench:
         return {site: {name: table.cpu() for name, table in tables.items()} for site, tables in merged.tables.items()}
 
     def share(self, jobs: Sequence[T], run: Callable[[T], Any]) -> list[Any]:
-        """See methods.method.Bench."""
+        """See methods.method.Bench. Tensors are saved: run again, a finished call is not made again."""
         self._collective("share")
+        self._shares += 1
         ranks = self.machine.ranks
+        file = self.partial / f"shared_{self._shares}.safetensors" if self.partial is not None else None
+        key = hashlib.sha256(repr((self.identity, self.images, list(jobs))).encode()).hexdigest()
+        saved = self._shared(file, key, len(jobs))
+        if saved is not None:
+            return saved
+        if stopping.poll(ranks)[0]:
+            raise stopping.leave(f"while scoring, before call {self._shares} of shared jobs")
         mine = list(enumerate(jobs))[ranks.rank :: ranks.world]
         self._in_job = True
         try:
@@ -117,7 +138,11 @@ class Bench:
         finally:
             self._in_job = False
         parts = ranks.gather(done)
-        return [result for _, result in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])]
+        results = [result for _, result in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])]
+        if file is not None and results and all(isinstance(result, Tensor) for result in results):
+            tables = {str(number): result for number, result in enumerate(results)}
+            ranks.together(lambda: checkpoint.save(file, tables, {"identity": key}))
+        return results
 
     @torch.no_grad()
     def measure(self, off: Mapping[str, Sequence[int]]) -> tuple[int, int]:
@@ -172,8 +197,7 @@ class Bench:
 
     def draw(self, *name: Any) -> torch.Generator:
         """See methods.method.Bench."""
-        key = hashlib.sha256(repr((self.seed, *name)).encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+        return draw(self.seed, *name)
 
     def _see(self, local: Tally, sites: Sequence[Site], part: Batch, positions: Tensor, backward: bool) -> None:
         if not backward:
@@ -207,12 +231,22 @@ class Bench:
         if self._in_job:
             raise PruneError(f"bench.{verb} was called inside a job of bench.share; jobs run alone on their rank")
 
-    def _key(self, sites: Sequence[Site], statistic: Statistic, backward: bool) -> str:
+    def _key(self, sites: Sequence[Site], statistic: Statistic, how: tuple[bool, ...]) -> str:
         """What a partial statistic must belong to: everything that decides it."""
         settings = {name: repr(value) for name, value in sorted(vars(statistic).items())}
         names = [site.name for site in sites]
-        asked = (self.identity, self.micro_batch, self.images, type(statistic).__name__, settings, names, backward)
+        asked = (self.identity, self.micro_batch, self.images, type(statistic).__name__, settings, names, how)
         return hashlib.sha256(repr(asked).encode()).hexdigest()
+
+    def _shared(self, file: Path | None, key: str, count: int) -> list[Tensor] | None:
+        """The saved results of these very jobs, or None."""
+        if file is None or not self.machine.ranks.from_first(file.exists()):
+            return None
+        try:
+            tables, meta = checkpoint.read(file)
+        except PruneError:
+            return None
+        return [tables[str(number)] for number in range(count)] if meta.get("identity") == key else None
 
     def _save(self, file: Path, merged: Tally, key: str, done: int) -> None:
         meta = {"identity": key, "micro_batches": done}

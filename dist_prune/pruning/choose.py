@@ -24,11 +24,12 @@ class Request:
     min_channels: int = 1
     round_to: int = 1
     target: tuple[Quantity, float] | None = None
+    index: int | None = None
 
     @classmethod
     def of(cls, recipe: Any) -> "Request":
         """The request of a recipe (its ``select`` and ``target`` sections)."""
-        return cls(**recipe.select.model_dump(exclude={"exclude"}), target=recipe.target.asked())
+        return cls(**recipe.select.model_dump(exclude={"exclude", "plan"}), target=recipe.target.asked())
 
     def width(self, group: ChannelGroup, count: int) -> int:
         """``count`` made legal: at least ``min_channels``, a multiple of ``round_to`` in groups wider than that."""

@@ -6,10 +6,12 @@ from typing import Any
 import yaml
 
 from dist_prune.ledger import flatten
+from dist_prune.pruning.portrait import Portrait
 from dist_prune.stages import page
 from dist_prune.stages.work import Made, Work
 
 STAGES = ("train", "score", "select", "prune", "finetune", "evaluate", "export")
+MORE = (("select", "table"), ("finetune", "reruns"))  # facts that only some runs have
 
 
 def act(work: Work) -> Made:
@@ -26,8 +28,16 @@ def act(work: Work) -> Made:
     )
     text = yaml.safe_dump(body["recipe"], sort_keys=False)
     return Made({}, texts={
-        "report.json": json.dumps(body, indent=1), "report.html": page.html(body, histories, text),
+        "report.json": json.dumps(body, indent=1), "report.html": page.html(body, histories, text, portraits(work)),
     })  # fmt: skip
+
+
+def portraits(work: Work) -> list[Portrait]:
+    """The method's pictures of its groups; none where a plan was replayed, which has no scores."""
+    if work.recipe.select.plan:
+        return []
+    channels = work.method.ready(work.channels, work.recipe.select.exclude, work.request)
+    return list(work.method.portraits(work.tensors("round_1/scores.safetensors"), channels, work.request))
 
 
 def collect(work: Work) -> dict[str, Any]:
@@ -58,6 +68,7 @@ def collect(work: Work) -> dict[str, Any]:
         "plan": {"fingerprint": plan.fingerprint, "groups": groups},
         "target": dict([asked]) if asked else {},
         "achieved": _fact(work, "select", "achieved"),
+        **{key: _fact(work, stage, key) for stage, key in MORE if _fact(work, stage, key)},
         "timings": {name: line["seconds"] for name, line in lines.items() if line},
         "events": [e for line in lines.values() if line for e in line.get("events", [])] + skipped,
     }

@@ -1,15 +1,15 @@
 """The redundancy graph against its specification: hash bits, Hamming distances, decomposition, thresholds."""
 
-import networkx
 import numpy as np
 import pytest
 import torch
 from scipy.fft import dct
 
 from dist_prune.errors import PruneError
-from dist_prune.methods.graph import HashAgreement, coreness, decompose, edges, hash_bits
+from dist_prune.methods.graph import HashAgreement, edges, hash_bits
 from dist_prune.pruning.channels import Site
 from dist_prune.pruning.choose import Request
+from dist_prune.pruning.cores import decompose
 from dist_prune.pruning.statistic import Tally
 from tests import tiny
 
@@ -92,25 +92,6 @@ def test_edges_are_decided_on_integers():
     hamming = torch.tensor([[0, 30, 31], [30, 0, 10], [31, 10, 0]])
     found = edges(hamming, 100, 0.7)  # 1 - 30/100 is .7: an edge, though 0.7 has no exact float
     assert found.tolist() == [[False, True, False], [True, False, True], [False, True, False]]
-
-
-def test_coreness_is_networkx_s():
-    rng = np.random.default_rng(0)
-    for chance in (0.02, 0.1, 0.4):
-        table = np.triu(rng.random((60, 60)) < chance, 1)
-        table |= table.T
-        expected = networkx.core_number(networkx.from_numpy_array(table))
-        assert coreness(table, np.ones(60, dtype=bool)).tolist() == [expected[i] for i in range(60)]
-
-
-def test_large_dense_graph():
-    """2,048 filters: what stays has no edge left among it."""
-    rng = np.random.default_rng(0)
-    table = np.triu(rng.random((2048, 2048)) < 0.3, 1)
-    table |= table.T
-    kept = decompose(table, rng.random(2048))
-    assert kept
-    assert not table[np.ix_(kept, kept)].any()
 
 
 def scored():
