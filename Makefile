@@ -3,7 +3,7 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
-EXTRAS ?= dev
+EXTRAS ?= dev,deepspeed
 
 .PHONY: help setup quickstart test test-slow lint clean
 
@@ -51,7 +51,9 @@ lint: $(READY)
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest
 
+# DeepSpeed compiles an operation at its first use on a CPU: here, not inside a test's patience.
 test-slow: $(READY)
+	$(PY) -m dist_prune.cli doctor --build-engine
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow or slurm or deepspeed"
 
 clean:

@@ -31,7 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     importing.add_argument("file", help=".pth, .pt, .th, .tar or .safetensors")
     importing.add_argument("--out", required=True, help="the .safetensors file to write")
-    verbs.add_parser("doctor", help="what is installed, what is missing, what mends it")
+    examining = verbs.add_parser("doctor", help="what is installed, what is missing, what mends it")
+    examining.add_argument(
+        "--build-engine", action="store_true", help="compile now what DeepSpeed would compile at its first use on a CPU"
+    )
     for verb in verbs.choices.values():
         verb.add_argument("--json", action="store_true", help="for machines")
     words = sys.argv[1:] if arguments is None else arguments
@@ -117,6 +120,10 @@ def _import_checkpoint(given: argparse.Namespace) -> Answer:
 def _doctor(given: argparse.Namespace) -> Answer:
     from dist_prune.doctor import as_text, examine
 
+    if given.build_engine:
+        from dist_prune.runtime.machine import build_engine
+
+        return f"built {build_engine()}", {"built": True}, 0
     findings = examine()
     return as_text(findings), findings, int(any(item["state"] == "missing" and item["needed"] for item in findings))
 

@@ -60,16 +60,27 @@ class Training(Part):
     min_lr: float = Field(default=0, ge=0)
     warmup_epochs: float = Field(default=0, ge=0)
     warmup_lr: float = Field(default=1e-5, ge=0, description="learning rate at the start of the warm-up")
+    layer_decay: float | None = Field(
+        default=None, gt=0, le=1, description="learning rate of each earlier layer, as a share of the next one's"
+    )
+    lr_scales: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="glob of parameter names: factor of their learning rate, the first that fits"
+    )
     label_smoothing: float = Field(default=0, ge=0, lt=1)
     mixup: float = Field(default=0, ge=0, description="alpha; 0 is off")
     cutmix: float = Field(default=0, ge=0, description="alpha; 0 is off")
     mix_prob: float = Field(default=1, ge=0, le=1, description="share of the batches that are mixed")
-    distill: float = Field(default=0, ge=0, le=1, description="finetune: weight of the dense network's soft labels")
+    distill: float = Field(
+        default=0, ge=0, le=1, description="finetune: weight of the dense network's soft labels (bf16 on GPUs)"
+    )
     distill_temperature: float = Field(default=4, gt=0)
     ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the averaged weights that are evaluated")
     clip_grad: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
     accumulate: int = Field(default=1, ge=1, description="forward passes per update; the batch stays the global batch")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = Field(default=False, description="weights and images in NHWC memory order")
+    compile: bool = Field(default=False, description="torch.compile the network (the first steps take minutes)")
+    sync_bn: bool = Field(default=False, description="batch norms see the batches of all ranks (GPUs)")
     recalibrate_bn: int = Field(default=0, ge=0, description="finetune: images for new batch-norm statistics first")
     selection: Literal["holdout", "last", "test"] = Field(
         default="holdout",
@@ -164,14 +175,18 @@ class Report(Part):
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads while timing; default: all this process may use"
     )
-    tensorboard: bool = True
+    trackers: tuple[str, ...] = Field(
+        default=("tensorboard",), description="accelerate's names: tensorboard, wandb, mlflow, ... ; [] is none"
+    )
 
 
 class Cluster(Part):
     """How processes wait for one another."""
 
     tf32: bool = Field(default=False, description="let GPUs round float32 products to TF32")
-    deterministic: bool = Field(default=False, description="refuse operations that are not deterministic")
+    deterministic: bool = Field(
+        default=False, description="the same bits in every run on this machine; what cannot promise that is refused"
+    )
     timeout_s: int = Field(default=1800, ge=10, description="a collective that takes longer than this ends the run")
 
 

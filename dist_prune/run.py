@@ -22,11 +22,10 @@ if __name__ == "__main__":  # launched by path: import the package from its pare
 from dist_prune import methods, reading, recipe, stages
 from dist_prune.errors import PruneError
 from dist_prune.ledger import canonical, claim, lock, write_atomic
-from dist_prune.runtime import stopping
+from dist_prune.runtime import stopping, tracking
 from dist_prune.runtime.collectives import RankLostError, leave
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.stopping import PreemptedError
-from dist_prune.runtime.tracking import Tracker
 from dist_prune.stages.work import Work
 
 
@@ -40,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_intermixed_args(arguments)
     overrides = given.overrides + ([f"seed={given.seed}"] if given.seed is not None else [])
     folder: Path | None = None
+    spec: recipe.Recipe | None = None
     started = time.time()
     try:
         spec = reading.load(given.recipe, overrides, methods.options_of)
@@ -54,6 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _stop(PruneError("interrupted; the same command goes on from here"), folder, started)
     except Exception as error:
+        if "deterministic" in str(error) and spec is not None and spec.cluster.deterministic:
+            reason = str(error).splitlines()[0]
+            return _stop(PruneError(f"cluster.deterministic: {reason} Set it to false to go on."), folder, started)
         traceback.print_exc()
         return _stop(error, folder, started)
     return 0
@@ -66,8 +69,8 @@ def run(spec: recipe.Recipe, folder: Path, machine: Machine) -> None:
     options = method.Options.model_validate({k: v for k, v in spec.method.items() if k != "name"})
     fixed = method.Options.score_options()
     changed = ranks.together(lambda: claim(folder, spec.resolved(), fixed))
-    board = folder / "tensorboard" if spec.report.tensorboard else None
-    tracker = Tracker(ranks.first, board, folder / "metrics.jsonl")
+    tracking.check(spec.report.trackers)
+    tracker = tracking.Tracker(ranks.first, spec.report.trackers, folder, spec.name)
     ranks.together(lambda: shutil.rmtree(folder / "errors", ignore_errors=True))
     tracker.say(f"{spec.name}: {ranks.world} process(es) on {machine.device}, results in {folder}")
     if changed:

@@ -29,18 +29,18 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def start(
-    launcher: tuple[str, ...], folder: Path, *words: str, recipe: str = "quickstart", **more: str
+    launcher: tuple[str, ...], folder: Path | None, *words: str, recipe: str = "quickstart", **more: str
 ) -> subprocess.Popen[str]:
-    command = [*launcher, "--recipe", recipe, "--run-dir", str(folder), *words]
+    command = [*launcher, *(() if folder is None else ("--recipe", recipe, "--run-dir", str(folder))), *words]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment(**more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
 def run(
-    launcher: tuple[str, ...], folder: Path, *words: str, recipe: str = "quickstart", **more: str
+    launcher: tuple[str, ...], folder: Path | None, *words: str, recipe: str = "quickstart", **more: str
 ) -> tuple[int, str]:
-    """(exit code, everything it printed)."""
+    """(exit code, everything it printed); without a folder the launcher's words are all there is."""
     process = start(launcher, folder, *words, recipe=recipe, **more)
     try:
         output, _ = process.communicate(timeout=PATIENCE_S)

@@ -19,10 +19,11 @@ GIANTS = {
         "runtime/training/optim.py",
         "runtime/training/objective.py",
         "runtime/training/train.py",
+        "runtime/training/fast.py",
     },
     "ffcv": set(),
-    "accelerate": {"runtime/machine.py"},
-    "deepspeed": {"runtime/machine.py"},
+    "accelerate": {"runtime/machine.py", "runtime/tracking.py"},
+    "deepspeed": {"runtime/machine.py", "runtime/training/zero.py"},
 }
 # room -> rooms it may import from (beside itself); a room is a folder or a file of the package
 ALLOWED = {

@@ -17,7 +17,7 @@ from tests.launch import report
 
 SMALL = [
     "backbone.name=resnet8p_cifar", "train.epochs=1", "finetune.epochs=0", "score.images=40", "score.micro_batch=10",
-    "report.latency_repeats=1", "report.latency_batches=[1]", "report.tensorboard=false", "target=",
+    "report.latency_repeats=1", "report.latency_batches=[1]", "report.trackers=[]", "target=",
 ]  # fmt: skip
 
 

@@ -2,23 +2,28 @@
 
 import os
 import platform
+import sys
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
-from torch.optim import Optimizer
 
 from dist_prune.errors import PruneError
 from dist_prune.runtime.collectives import Ranks, lost
 
 PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "accelerate", "tensorboard", "safetensors", "numpy")
+
+BUILD_PATIENCE_S = 900
 
 
 @dataclass
@@ -43,13 +48,20 @@ class Machine:
             os.environ["OMP_NUM_THREADS"] = str(share)
             torch.set_num_threads(share)
         waits = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))
-        accelerator = Accelerator(cpu=cpu, kwargs_handlers=[waits])
+        zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+        if zero:
+            ready_for_zero(cpu)
+        if deterministic:  # cuBLAS reads it when it starts
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # accelerate knows DeepSpeed on a CPU only when it is not told that there is one
+        accelerator = Accelerator(cpu=cpu and not zero, kwargs_handlers=[waits])
         wanted = int(os.environ.get("WORLD_SIZE", "1"))
         if wanted != accelerator.num_processes:
             raise PruneError(_mismatch(f"accelerate sees {accelerator.num_processes} process(es)", wanted))
         device = accelerator.device
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.deterministic = deterministic
         return cls(device, Ranks.of(device=device), accelerator)
 
     @classmethod
@@ -57,15 +69,20 @@ class Machine:
         """One process, no launcher."""
         return cls(torch.device("cuda" if torch.cuda.is_available() else "cpu"), Ranks())
 
-    def wrap(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Any]:
-        """Model and optimizer ready for training on all ranks (gradients averaged over them)."""
+    @property
+    def zero(self) -> int:
+        """DeepSpeed's ZeRO stage; 0 where DeepSpeed does not take part."""
+        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None) if self.accelerator is not None else None
+        return plugin.zero_stage if plugin is not None else 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model ready for training on all ranks (gradients averaged over them)."""
         model = model.to(self.device)
         if self.accelerator is None:
-            return model, optimizer
+            return model
         # the first backward pass of one-channel convolutions; it says itself that it is no error
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        wrapped, ready = self.accelerator.prepare(model, optimizer)
-        return wrapped, ready
+        return self.accelerator.prepare(model)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Gradients of ``loss``, averaged over ranks for a wrapped model."""
@@ -90,6 +107,44 @@ def check_launch(environment: Mapping[str, str]) -> None:
     wanted = int(given)
     if wanted > 1 and not {"RANK", "LOCAL_RANK"} <= environment.keys():
         raise PruneError(_mismatch("this process was given no RANK and LOCAL_RANK, so accelerate would see 1", wanted))
+
+
+def ready_for_zero(cpu: bool) -> None:
+    """Let DeepSpeed start: its packages, its device, and no lock that a killed build left behind.
+
+    Raises:
+        PruneError: a package is missing.
+    """
+    missing = [name for name in ("deepspeed", "transformers") if find_spec(name) is None]
+    if missing:
+        raise PruneError(
+            f"this launch config asks for DeepSpeed, but {' and '.join(missing)} is not installed; "
+            "pip install -c constraints.txt -e '.[deepspeed]', or launch with another config"
+        )
+    if cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    unlock(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions"))
+
+
+def unlock(folder: Path) -> list[Path]:
+    """Remove locks of extension builds that were killed: whoever builds next would wait for them for ever.
+
+    Returns the locks that were removed: those older than a build can be.
+    """
+    stale = [path for path in folder.glob("**/lock") if time.time() - path.stat().st_mtime > BUILD_PATIENCE_S]
+    for path in stale:
+        print(f"removed {path}: a build of an extension was killed there", file=sys.stderr)
+        path.unlink(missing_ok=True)
+    return stale
+
+
+def build_engine() -> str:
+    """Compile what DeepSpeed compiles at its first use on a CPU; returns the operation's name."""
+    ready_for_zero(cpu=True)
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    ShareMemCommBuilder().load(verbose=False)
+    return ShareMemCommBuilder.NAME
 
 
 def _mismatch(seen: str, wanted: int) -> str:

@@ -1,13 +1,16 @@
-"""What a run shows while it works: lines and bars on the first rank, TensorBoard beside them."""
+"""What a run shows while it works: lines and bars on the first rank, trackers beside them."""
 
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from tqdm import tqdm
+
+from dist_prune.errors import PruneError, unknown
 
 T = TypeVar("T")
 PLAIN_EVERY_S = 5.0
@@ -16,16 +19,25 @@ PLAIN_EVERY_S = 5.0
 class Tracker:
     """Talks on the first rank, is silent on the others. A tracker that fails never stops the run."""
 
-    def __init__(self, talks: bool, folder: Path | None = None, lines: Path | None = None):
-        """``talks``: whether this rank prints and writes; ``folder``: TensorBoard's; ``lines``: metrics.jsonl."""
-        self._lines_file = lines
+    def __init__(self, talks: bool, boards: Sequence[str] = (), folder: Path | None = None, name: str = "dist_prune"):
+        """Nothing is written without a folder.
+
+        Args:
+            talks: whether this rank prints and writes.
+            boards: accelerate's names of trackers ("tensorboard", "wandb", ...).
+            folder: the run directory; metrics.jsonl and TensorBoard's files lie there.
+            name: the project under which other trackers file the run.
+        """
         self.talks = talks
-        self._writer: Any = None
-        if talks and folder is not None:
+        self._lines_file = folder / "metrics.jsonl" if folder is not None else None
+        self._boards: dict[str, Any] = {}
+        if not talks or folder is None:
+            return
+        for board in boards:
             try:
-                self._writer = _writer(folder)
+                self._boards[board] = _board(board, folder, name)
             except Exception as error:
-                _off(error)
+                _off(error, board)
 
     def say(self, text: str) -> None:
         """One line for the user."""
@@ -53,8 +65,7 @@ class Tracker:
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Numbers under ``section/name`` tags."""
-        for tag, value in values.items():
-            self._guard(lambda tag=tag, value=value: self._writer.add_scalar(tag, value, step))
+        self._each(lambda name, board: board.log(dict(values), step=step))
 
     def line(self, values: Mapping[str, Any]) -> None:
         """One JSON line in metrics.jsonl of the run directory."""
@@ -67,33 +78,54 @@ class Tracker:
                 self._lines_file = None
 
     def figure(self, tag: str, figure: Any) -> None:
-        """A matplotlib figure."""
-        self._guard(lambda: self._writer.add_figure(tag, figure))
+        """A matplotlib figure, for TensorBoard."""
+        self._each(lambda name, board: board.tracker.add_figure(tag, figure) if name == "tensorboard" else None)
 
     def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """The run's keys with its final metrics, for TensorBoard's HPARAMS page."""
+        """The run's keys with its final metrics."""
         plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in values.items()}
-        self._guard(lambda: self._writer.add_hparams(plain, dict(metrics), run_name="."))
+
+        def note(name: str, board: Any) -> None:
+            if name == "tensorboard":
+                board.tracker.add_hparams(plain, dict(metrics), run_name=".")
+            else:
+                board.store_init_configuration(plain)
+                board.log(dict(metrics))
+
+        self._each(note)
 
     def close(self) -> None:
-        self._guard(lambda: self._writer.close())
-        self._writer = None
+        """Let every tracker finish."""
+        self._each(lambda name, board: board.finish())
+        self._boards = {}
 
-    def _guard(self, act: Any) -> None:
-        if self._writer is None:
-            return
-        try:
-            act()
-        except Exception as error:  # a full disk or a broken writer must not end a training
-            self._writer = None
-            _off(error)
+    def _each(self, act: Callable[[str, Any], Any]) -> None:
+        for name, board in list(self._boards.items()):
+            try:
+                act(name, board)
+            except Exception as error:  # a full disk or a broken tracker must not end a training
+                del self._boards[name]
+                _off(error, name)
 
 
-def _off(error: Exception, what: str = "TensorBoard") -> None:
+def check(names: Sequence[str]) -> None:
+    """PruneError for trackers that accelerate does not know or that are not installed."""
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise PruneError(f"report.trackers: {unknown('tracker', name, list(LOGGER_TYPE_TO_CLASS))}")
+        if name not in {str(getattr(found, "value", found)) for found in get_available_trackers()}:
+            raise PruneError(f"report.trackers: {name} is not installed; pip install {name.replace('_', '-')}")
+
+
+def _board(name: str, folder: Path, project: str) -> Any:
+    kind: Any = LOGGER_TYPE_TO_CLASS[name]
+    if name == "tensorboard":
+        board = kind("tensorboard", logging_dir=folder)
+    else:
+        board = kind(project, logging_dir=folder / name) if kind.requires_logging_directory else kind(project)
+    board.start()
+    return board
+
+
+def _off(error: Exception, what: str) -> None:
     print(f"{what} is off from here on: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-
-
-def _writer(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder))

@@ -11,7 +11,7 @@ from dist_prune.runtime.data.dealing import held_out
 from dist_prune.runtime.evaluation import evaluate
 from dist_prune.runtime.training.loop import Loop
 from dist_prune.runtime.training.states import States
-from dist_prune.runtime.training.train import Trainer, check_precision
+from dist_prune.runtime.training.train import Trainer
 from dist_prune.stages.work import Work
 
 
@@ -20,7 +20,6 @@ def trained(
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place by the recipe's ``train`` or ``finetune`` section; the epochs' figures."""
     machine, seed = work.machine, work.recipe.seed
-    check_precision(settings.precision, machine.device)
     feed = work.feed(True)
     everything = np.arange(min(len(feed), settings.images or len(feed)))
     train, held = held_out(everything, settings.holdout if settings.selection == "holdout" else 0.0, seed)

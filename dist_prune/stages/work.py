@@ -30,6 +30,7 @@ from dist_prune.runtime.data.sources import (
 )
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
+from dist_prune.runtime.training import fast
 
 
 @dataclass
@@ -177,6 +178,12 @@ class Work:
         problems = []
         if self.checkpoint is not None and not self.checkpoint.is_file() and self.ledger.last("train") is None:
             problems.append(f"backbone.checkpoint: there is no file {self.checkpoint}")
+        for name, settings in (("train", self.recipe.train), ("finetune", self.recipe.finetune)):
+            if settings.epochs:
+                try:
+                    fast.check(settings, self.machine, name, self.recipe.cluster.deterministic)
+                except PruneError as error:
+                    problems.append(str(error))
         try:  # both open the data as well
             if self.recipe.select.plan:
                 self.replayed()

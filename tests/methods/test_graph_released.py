@@ -180,7 +180,7 @@ PAPER = [
 def test_zeroed_channels_are_removed_channels_in_the_paper_s_networks(name):
     """Specification, section 12.6: the batch norm's shift goes with the channel."""
     torch.manual_seed(0)
-    model = backbones.create(f"{name}_cifar", 10, 3).double().eval()
+    model = backbones.create(name, 10, 3).double().eval()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)

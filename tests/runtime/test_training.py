@@ -264,7 +264,7 @@ def test_masked_weights_stay_exact_zeros_momentum_included():
     weight = dict(found.model.named_parameters())["layer1.0.conv1.weight"]
     assert bool((weight[mask == 0] == 0).all())
     assert bool((weight[mask == 1] != 0).all())
-    assert bool((found.optimizer.state[weight]["momentum_buffer"][mask == 0] == 0).all())
+    assert bool((found.drive.optimizer.state[weight]["momentum_buffer"][mask == 0] == 0).all())
 
 
 def test_averaged_weights_are_what_is_judged_and_kept():

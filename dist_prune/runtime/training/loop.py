@@ -1,6 +1,5 @@
 """The one training loop: dense training, finetuning, masked retraining and learned gates all go through it."""
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from dist_prune.runtime.evaluation import HUGE, LOSS_UNIT
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.runtime.training import optim
+from dist_prune.runtime.training.drive import Drive
 
 Losses = Callable[[Batch, int, int], Tensor]  # batch, epoch, step -> (n,) loss of each image
 NORM_EVERY = 16  # updates between two looks at the gradient's norm where it is not clipped
@@ -32,6 +32,7 @@ class Progress:
     step: int = 0
     loss_units: int = 0
     images: int = 0
+    hits: int = 0
     skipped: int = 0
     grad_norm: float = 0.0
 
@@ -47,6 +48,7 @@ class Loop:
         ids: (n,) the images to train on (default: all, or the first ``settings.images``).
         save: called with the epoch and its progress when a checkpoint is due or the run is asked to stop.
         after: called after every update (averaged weights, masks).
+        hits: how many images of this rank were classified right since it was asked last, or None.
     """
 
     settings: Training
@@ -58,6 +60,7 @@ class Loop:
     ids: np.ndarray | None = None
     save: Callable[[int, Progress], None] | None = None
     after: Callable[[], None] = lambda: None
+    hits: Callable[[], int] | None = None
     _saved_at: float = field(default_factory=time.monotonic, repr=False)
 
     def __post_init__(self):
@@ -79,11 +82,8 @@ class Loop:
         self,
         number: int,
         losses_of: Losses,
-        optimizer: Any,
+        drive: Drive,
         schedule: optim.Schedule,
-        wrapped: nn.Module | None = None,
-        sync: Callable[[], None] = lambda: None,
-        scaler: Any = None,
         watch: Callable[[int], None] = lambda step: None,
         begin: Progress | None = None,
     ) -> dict[str, float]:
@@ -92,8 +92,7 @@ class Loop:
         Args:
             number: the epoch, from 0.
             losses_of: losses of the images of a batch.
-            wrapped: the model whose gradients are averaged by its wrapper; ``sync`` averages them where there is none.
-            scaler: torch's GradScaler for fp16, or None.
+            drive: makes updates out of gradients.
             watch: called after each update with its number since the beginning.
             begin: where an interrupted epoch goes on.
         """
@@ -107,10 +106,10 @@ class Loop:
             part, whole = next(batches)
             waited += time.perf_counter() - before
             schedule.at(number * total + local.step)
-            rate = optimizer.param_groups[0]["lr"]
+            rate = schedule.rate
             torch.manual_seed(hash((self.seed, number, local.step, ranks.rank)) % 2**63)  # dropout and the like
-            optimizer.zero_grad(set_to_none=True)
-            value = self._backward(part, whole, number, local.step, losses_of, wrapped, scaler)
+            drive.begin()
+            value = self._backward(part, whole, number, local.step, losses_of, drive)
             stop, due, strange = stopping.poll(
                 ranks, (self._due(local.step + 1), int(not abs(value) <= HUGE * len(part.ids)))
             )
@@ -118,10 +117,13 @@ class Loop:
                 local.skipped += 1
                 if merged.skipped + local.skipped > self.settings.skip_nonfinite:
                     raise PruneError(self._diverged(number, local.step, rate, part))
-                optimizer.zero_grad(set_to_none=True)
+                drive.begin()
+                if self.hits is not None:
+                    self.hits()
             else:
-                sync()
-                self._update(optimizer, scaler, local)
+                measured = local.step % NORM_EVERY == 0
+                local.grad_norm = drive.update(self.settings.clip_grad, measured) or local.grad_norm
+                self.after()
                 local.loss_units += round(value * LOSS_UNIT)
                 local.images += len(part.ids)
             local.step += 1
@@ -139,6 +141,8 @@ class Loop:
             "images_per_s": (merged.images - done_before) / seconds, "seconds": seconds,
             "grad_norm": merged.grad_norm, "data_wait": waited / seconds,
         }  # fmt: skip
+        if self.hits is not None:
+            figures["top1"] = 100 * merged.hits / max(merged.images, 1)
         if merged.skipped:
             figures["skipped_updates"] = merged.skipped
         if self.machine.device.type == "cuda":
@@ -153,37 +157,16 @@ class Loop:
         for part, (_, whole) in zip(feed, dealt, strict=True):
             yield part, whole
 
-    def _backward(
-        self, part: Batch, whole: int, epoch: int, step: int, losses_of: Losses, wrapped: nn.Module | None, scaler: Any
-    ) -> float:
+    def _backward(self, part: Batch, whole: int, epoch: int, step: int, losses_of: Losses, drive: Drive) -> float:
         """Gradients of the mean loss over the whole batch; returns the sum of this rank's losses."""
         value, pieces = 0.0, min(self.settings.accumulate, max(len(part.ids), 1))
         for number, piece in enumerate(_pieces(part, pieces)):
-            quiet = getattr(wrapped, "no_sync", None) if number + 1 < pieces else None
-            with quiet() if quiet else contextlib.nullcontext():
+            with drive.piece(last=number + 1 == pieces):
                 losses = losses_of(piece, epoch, step)
                 # gradients are averaged over ranks: this scale makes the average the mean over the whole batch
-                loss = losses.sum() * (self.machine.ranks.world / whole)
-                self.machine.backward(scaler.scale(loss) if scaler is not None else loss)
+                drive.backward(losses.sum() * (self.machine.ranks.world / whole))
             value += float(losses.detach().sum())
         return value
-
-    def _update(self, optimizer: Any, scaler: Any, local: Progress) -> None:
-        limit = self.settings.clip_grad
-        if scaler is not None:
-            scaler.unscale_(optimizer)
-        if limit is not None or local.step % NORM_EVERY == 0:
-            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-            local.grad_norm = float(norm)
-            if limit is not None:
-                torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        if scaler is not None:
-            scaler.step(optimizer)
-            scaler.update()
-        else:
-            optimizer.step()
-        self.after()
 
     def _due(self, step: int) -> int:
         s = self.settings
@@ -193,10 +176,11 @@ class Loop:
 
     def _merge(self, merged: Progress, local: Progress) -> Progress:
         """Add what all ranks did since the last merge; ``local`` starts over."""
-        units, images = self.machine.ranks.total(local.loss_units, local.images)
+        hits = self.hits() if self.hits is not None else 0
+        units, images, hits = self.machine.ranks.total(local.loss_units, local.images, hits)
         out = Progress(
-            local.step, merged.loss_units + units, merged.images + images, merged.skipped + local.skipped,
-            local.grad_norm or merged.grad_norm,
+            local.step, merged.loss_units + units, merged.images + images, merged.hits + hits,
+            merged.skipped + local.skipped, local.grad_norm or merged.grad_norm,
         )  # fmt: skip
         local.loss_units = local.images = local.skipped = 0
         return out
@@ -238,12 +222,20 @@ def averaging(parameters: Sequence[nn.Parameter], ranks: Ranks) -> Callable[[], 
 
 
 def fit(
-    parameters: Sequence[nn.Parameter], losses_of: Losses, loop: Loop, watch: Callable[[int], None] = lambda step: None
+    parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]],
+    losses_of: Losses,
+    loop: Loop,
+    watch: Callable[[int], None] = lambda step: None,
 ) -> list[dict[str, float]]:
-    """Train loose parameters (gates) of a bare model through the same loop; gradients are averaged over ranks here."""
+    """Train loose parameters (gates) of a bare model through the same loop; gradients are averaged over ranks here.
+
+    ``parameters`` may be groups: dicts with ``params`` and ``lr_scale``, the factor of their learning rate.
+    """
     optimizer = optim.optimizer(parameters, loop.settings)
-    schedule, sync = optim.Schedule(optimizer, loop.settings, loop.steps), averaging(parameters, loop.machine.ranks)
+    loose = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    schedule = optim.Schedule(optimizer, loop.settings, loop.steps)
+    drive = Drive(loop.machine, optimizer, sync=averaging(loose, loop.machine.ranks))
     return [
-        {"epoch": number + 1, **loop.run_epoch(number, losses_of, optimizer, schedule, sync=sync, watch=watch)}
+        {"epoch": number + 1, **loop.run_epoch(number, losses_of, drive, schedule, watch)}
         for number in range(loop.settings.epochs)
     ]

@@ -36,6 +36,7 @@ class Objective:
     def __post_init__(self):
         s = self.settings
         self._mixup = None
+        self._hits = torch.zeros((), dtype=torch.int64)
         if s.mixup > 0 or s.cutmix > 0:
             self._mixup = Mixup(
                 mixup_alpha=s.mixup, cutmix_alpha=s.cutmix, prob=s.mix_prob, label_smoothing=s.label_smoothing,
@@ -48,9 +49,12 @@ class Objective:
         images, target = batch.images, batch.labels
         if self._mixup is not None:
             images, target = self._mixed(self._mixup, images, target, epoch, step)
+        if s.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         with self.amp():
             logits = forward(images)
         logits = logits.float() if logits.dtype != torch.float64 else logits
+        self._note(logits.detach(), target)
         if target.dim() == 2:  # mixed labels, (n, classes), smoothed by the mixing
             losses = -(target.to(logits.dtype) * functional.log_softmax(logits, 1)).sum(1)
         else:
@@ -58,6 +62,16 @@ class Objective:
         if self.teacher is None or s.distill == 0:
             return losses
         return (1 - s.distill) * losses + s.distill * self._distilled(self.teacher, images, logits)
+
+    def hits(self) -> int:
+        """How many images were classified right since this was asked last (of a mixed image, its main label counts)."""
+        found = int(self._hits)
+        self._hits = torch.zeros_like(self._hits)
+        return found
+
+    def _note(self, logits: Tensor, target: Tensor) -> None:
+        labels = target if target.dim() == 1 else target.argmax(1)
+        self._hits = self._hits.to(logits.device) + (logits.argmax(1) == labels).sum()  # on the device: no waiting
 
     def _mixed(self, mixup: Mixup, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         """Mixed images (n, C, H, W) and soft labels (n, classes); the global numpy state is given back.
@@ -77,7 +91,8 @@ class Objective:
     def _distilled(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
         """(n,) T^2 KL(teacher || student) at temperature T (Hinton et al. 2015)."""
         t = self.settings.distill_temperature
-        with torch.no_grad(), self.amp():
+        on_gpu = images.device.type == "cuda"
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16) if on_gpu else self.amp():
             wanted = teacher(images)
         wanted = functional.log_softmax(wanted.to(logits.dtype) / t, 1)
         found = functional.log_softmax(logits / t, 1)

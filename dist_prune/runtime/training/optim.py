@@ -1,9 +1,11 @@
 """Optimizers and schedules by timm's names; which parameters decay, by module type."""
 
 from collections.abc import Iterable
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
+from timm.models._manipulate import group_with_matcher
 from timm.optim._optim_factory import create_optimizer_v2, list_optimizers
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
@@ -17,21 +19,50 @@ NORMS = (
 
 
 def groups(model: nn.Module, settings: Training) -> list[dict[str, Any]]:
-    """Parameter groups: norms and biases without weight decay (unless the recipe decays them too)."""
-    plain, spared = [], []
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad:
-                spare = not settings.decay_norm_bias and (isinstance(module, NORMS) or name == "bias")
-                (spared if spare else plain).append(parameter)
-    found = [
-        {"params": plain, "weight_decay": settings.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
+    """Parameter groups: norms and biases without weight decay (unless the recipe decays them too); learning rates
+    scaled by layer and by name where the recipe says so (``lr_scale``, which timm's schedulers keep)."""
+    spared = {
+        parameter
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if not settings.decay_norm_bias and (isinstance(module, NORMS) or name == "bias")
+    }
+    scales = _scales(model, settings)
+    found: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found.setdefault((scales[name], parameter in spared), []).append(parameter)
+    return [
+        {"params": members, "weight_decay": 0.0 if spare else settings.weight_decay}
+        | ({"lr_scale": scale} if scale != 1 else {})
+        for (scale, spare), members in sorted(found.items(), key=lambda item: (item[0][1], item[0][0]))
     ]
-    return [group for group in found if group["params"]]
 
 
-def optimizer(parameters: Iterable[nn.Parameter] | list[dict[str, Any]], settings: Training) -> torch.optim.Optimizer:
+def _scales(model: nn.Module, settings: Training) -> dict[str, float]:
+    """Parameter name -> factor of its learning rate: layer_decay to the number of layers behind it, times lr_scales."""
+    names = [name for name, _ in model.named_parameters()]
+    scales = dict.fromkeys(names, 1.0)
+    if settings.layer_decay is not None:
+        if not hasattr(model, "group_matcher"):
+            raise PruneError(
+                f"layer_decay: {type(model).__name__} does not say which layers follow one another "
+                "(timm's group_matcher); use lr_scales with globs of parameter names"
+            )
+        layers: Any = group_with_matcher(model.named_parameters(), model.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+        last = max(layers.values())
+        scales = {name: settings.layer_decay ** (last - layers[name]) for name in names}
+    for glob in settings.lr_scales:
+        if not any(fnmatch(name, glob) for name in names):
+            raise PruneError(f"lr_scales: {unknown('parameter glob', glob, names)}")
+    for name in names:
+        scales[name] *= next((factor for glob, factor in settings.lr_scales.items() if fnmatch(name, glob)), 1.0)
+    return scales
+
+
+def optimizer(
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], settings: Training
+) -> torch.optim.Optimizer:
     """timm's optimizer of the recipe's name. ``sgd`` follows ``nesterov``; timm's own ``sgd`` always is Nesterov."""
     name = settings.optimizer
     if name == "sgd":
@@ -59,7 +90,7 @@ class Schedule:
         s = settings
         kinds = {"linear": "poly", "onecycle": "cosine"}
         warmup = s.warmup_epochs or (0.3 * s.epochs if s.schedule == "onecycle" else 0)
-        self.updates = 0
+        self._optimizer = optimizer
         self._timm, _ = create_scheduler_v2(
             optimizer, sched=kinds.get(s.schedule, s.schedule), num_epochs=s.epochs, decay_epochs=s.step_size,
             decay_milestones=list(s.milestones), decay_rate=1.0 if s.schedule == "linear" else s.gamma,
@@ -71,3 +102,8 @@ class Schedule:
         """Set the optimizer's learning rate for the update with this number, from 0."""
         if self._timm is not None:
             self._timm.step_update(updates)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of parameters that are not scaled."""
+        return max(group["lr"] / (group.get("lr_scale", 1.0) or 1.0) for group in self._optimizer.param_groups)

@@ -1,6 +1,5 @@
 """Train a network on all ranks: objective, averaged weights, masks, checkpoints, which epoch is kept."""
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -8,12 +7,13 @@ from typing import Any
 import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
 
 from dist_prune.errors import PruneError
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.training import optim
+from dist_prune.runtime.training import optim, zero
+from dist_prune.runtime.training.drive import Drive
+from dist_prune.runtime.training.fast import FastBody
 from dist_prune.runtime.training.loop import Loop, Progress, averaging
 from dist_prune.runtime.training.objective import Objective
 from dist_prune.runtime.training.states import States
@@ -63,30 +63,36 @@ class Trainer:
         self.model.to(machine.device)
         if self.teacher is not None:
             self.teacher.to(machine.device).eval().requires_grad_(False)
-        optimizer = optim.optimizer(optim.groups(self.model, settings), settings)
-        self.optimizer = optimizer
-        self.schedule = optim.Schedule(optimizer, settings, loop.steps)
-        self.scaler = GradScaler(machine.device.type) if settings.precision == "fp16" else None
+        body = FastBody(self.model, settings, machine)
         self.ema = ModelEmaV3(self.model, decay=settings.ema, use_warmup=True) if settings.ema else None
+        optimizer = optim.optimizer(optim.groups(self.model, settings), settings)
+        schedule = optim.Schedule(optimizer, settings, loop.steps)
+        found = self._newest()
+        if found is not None:
+            self._take(*found)
+        self.drive = self._driven(optimizer, body)
+        epoch, begin = self._resume(found)
         self._mask()
-        epoch, begin = self._resume()
-        if self._finished(epoch):
-            return self._end()
-        wrapped, ready = machine.wrap(self.model, optimizer)
         objective = Objective(settings, self.classes, loop.seed, self.teacher, self._amp)
-        sync = averaging(list(self.model.parameters()), machine.ranks) if machine.accelerator is None else lambda: None
-        loop.save, loop.after = self._save, self._after
-        for number in range(epoch, settings.epochs):
-            wrapped.train()
+        forward = self.drive.forward
+        loop.save, loop.after, loop.hits = self._save, self._after, objective.hits
+        while not self._finished(epoch):
+            forward.train()
             figures = loop.run_epoch(
-                number, lambda part, e, s: objective(wrapped, part, e, s), ready, self.schedule, wrapped, sync,
-                scaler=self.scaler, begin=begin,
-            )  # fmt: skip
-            begin = None
-            self._end_of_epoch(number, figures)
-            if self._finished(number + 1):
-                break
-        return self._end()
+                epoch, lambda part, e, s: objective(forward, part, e, s), self.drive, schedule, begin=begin
+            )
+            begin, epoch = None, epoch + 1
+            self._end_of_epoch(epoch - 1, figures)
+        return self._end(body)
+
+    def _driven(self, optimizer: torch.optim.Optimizer, body: FastBody) -> Drive:
+        """Model and optimizer on all ranks: through DeepSpeed, accelerate's DDP, or neither."""
+        machine, settings = self.loop.machine, self.loop.settings
+        if machine.zero:
+            return zero.Zero(machine, optimizer, self.model, settings)
+        sync = averaging(list(self.model.parameters()), machine.ranks) if machine.accelerator is None else None
+        forward = body.compiled(machine.wrap(self.model))
+        return Drive(machine, optimizer, self.model, forward, sync, scaled=settings.precision == "fp16")
 
     def _amp(self) -> torch.autocast:
         dtype = DTYPES[self.loop.settings.precision]
@@ -96,22 +102,15 @@ class Trainer:
         self._mask()
         if self.ema is not None:
             self.updates += 1
-            self.ema.update(self.model, step=self.updates)
+            with self.drive.gathered():
+                self.ema.update(self.model, step=self.updates)
 
     updates: int = 0
     resumed: dict[str, int] | None = None  # where a stopped process had come to
 
-    @torch.no_grad()
     def _mask(self) -> None:
-        """Exact zeros under the masks, in the weights and in whatever the optimizer remembers of them."""
-        named = dict(self.model.named_parameters())
-        for name, mask in self.masks.items():
-            parameter = named[name]
-            mask = mask.to(parameter.device, parameter.dtype)
-            parameter.mul_(mask)
-            for value in self.optimizer.state.get(parameter, {}).values():
-                if isinstance(value, Tensor) and value.shape == mask.shape:
-                    value.mul_(mask)
+        if self.masks:
+            self.drive.mask(self.masks)
 
     @property
     def _shown(self) -> nn.Module:
@@ -128,7 +127,7 @@ class Trainer:
             line |= {f"{self.judged}_{key}": value for key, value in found.items()}
             if settings.selection != "last" and found.get("top1", 0.0) > self.best_top1:
                 self.best_top1, line["best"] = found["top1"], 1.0
-                self.best = {k: v.detach().cpu().clone() for k, v in self._shown.state_dict().items()}
+                self.best = self._weights(self._shown)
         self.history.append(line)
         self._tell(line)
         self._save(number + 1, Progress())
@@ -141,58 +140,68 @@ class Trainer:
         tired = patience is not None and bool(tops) and len(tops) - 1 - tops.index(max(tops)) >= patience
         return epoch >= self.loop.settings.epochs or tired
 
-    def _end(self) -> list[dict[str, float]]:
+    def _end(self, body: FastBody) -> list[dict[str, float]]:
         """The kept weights into the bare model."""
         if self.states is not None:
             self.loop.machine.ranks.together(self.states.wait)
-        kept = self.best if self.best is not None else copy.deepcopy(self._shown.state_dict())
+        kept = self.best if self.best is not None else self._weights(self._shown)
+        self.drive.end()
+        body.undo()
         self.model.load_state_dict(kept)
         return self.history
+
+    def _weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """A copy of a network's whole weights, on the CPU; called on every rank."""
+        with self.drive.gathered():
+            return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
 
     def _save(self, epoch: int, progress: Progress) -> None:
         if self.states is None:
             return
         states, ranks = self.states, self.loop.machine.ranks
+        kept, plain = self.drive.pack()
+        parts = {"model": self._weights(self.model), "optimizer": kept}
+        if self.ema is not None:
+            parts["ema"] = self.ema.module.state_dict()
+        if self.best is not None:
+            parts["best"] = self.best
+        meta = {
+            "optimizer": plain, "history": self.history, "best_top1": self.best_top1, "epoch": epoch,
+            "progress": asdict(progress), "updates": self.updates, "world": ranks.world,
+        }  # fmt: skip
+        tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+        ranks.together(lambda: states.save(epoch * self.loop.steps + progress.step, tensors, meta))
 
-        def write() -> None:
-            kept, plain = checkpoint.pack(self.optimizer)
-            parts = {"model": self.model.state_dict(), "optimizer": kept}
-            if self.ema is not None:
-                parts["ema"] = self.ema.module.state_dict()
-            if self.best is not None:
-                parts["best"] = self.best
-            meta = {
-                "optimizer": plain, "history": self.history, "best_top1": self.best_top1, "epoch": epoch,
-                "progress": asdict(progress), "updates": self.updates, "world": ranks.world,
-                "scaler": self.scaler.state_dict() if self.scaler is not None else None,
-            }  # fmt: skip
-            tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
-            states.save(epoch * self.loop.steps + progress.step, tensors, meta)
-
-        ranks.together(write)
-
-    def _resume(self) -> tuple[int, Progress | None]:
-        """Take the newest checkpoint; (epoch, progress inside it)."""
+    def _newest(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+        """The newest checkpoint's tensors by part, and its meta."""
         if self.states is None:
-            return 0, None
+            return None
         ranks = self.loop.machine.ranks
         newest = ranks.from_first(ranks.together(self.states.newest))
         if newest is None:
-            return 0, None
-        found = checkpoint.read(self.states.folder / newest)
-        tensors, meta = found
+            return None
+        tensors, meta = checkpoint.read(self.states.folder / newest)
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             part, _, key = name.partition("/")
             parts.setdefault(part, {})[key] = tensor
+        return parts, meta
+
+    def _take(self, parts: Mapping[str, dict[str, Tensor]], meta: Mapping[str, Any]) -> None:
+        """Weights and history of a checkpoint, before anything is wrapped around the model."""
         self.model.load_state_dict(parts["model"])
-        checkpoint.unpack(self.optimizer, parts.get("optimizer", {}), meta["optimizer"])
         if self.ema is not None:
             self.ema.module.load_state_dict(parts["ema"])
-        if self.scaler is not None and meta["scaler"]:
-            self.scaler.load_state_dict(meta["scaler"])
         self.best, self.best_top1, self.history = parts.get("best"), meta["best_top1"], meta["history"]
-        self.updates, progress = meta["updates"], Progress(**meta["progress"])
+        self.updates = meta["updates"]
+
+    def _resume(self, found: tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None) -> tuple[int, Progress | None]:
+        """The optimizer's state of a checkpoint; (epoch, progress inside it)."""
+        if found is None:
+            return 0, None
+        parts, meta = found
+        self.drive.unpack(parts.get("optimizer", {}), meta["optimizer"])
+        progress = Progress(**meta["progress"])
         self.resumed = {"epoch": meta["epoch"], "step": progress.step}
         self._say_resumed(meta, progress)
         return meta["epoch"], progress
@@ -223,9 +232,3 @@ def same_buffers(model: nn.Module, ranks: Ranks) -> None:
     with torch.no_grad():
         for buffer in model.buffers():
             buffer.copy_(ranks.broadcast(buffer))
-
-
-def check_precision(precision: str, device: torch.device) -> None:
-    """PruneError where the device cannot do it."""
-    if precision == "fp16" and device.type == "cpu":
-        raise PruneError("precision fp16 is for GPUs; on a CPU use fp32 or bf16")

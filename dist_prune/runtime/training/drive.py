@@ -1,0 +1,99 @@
+"""How gradients become updates on all ranks: a bare model, or one wrapped by accelerate's DDP. (zero.py: DeepSpeed.)"""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from dist_prune.runtime import checkpoint
+from dist_prune.runtime.machine import Machine
+
+
+class Drive:
+    """Gradients, updates and optimizer state of one training.
+
+    Attributes:
+        forward: what the forward pass calls (the wrapped model where there is a wrapper).
+        optimizer: the torch optimizer; a schedule sets its learning rates.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module | None = None,
+        forward: nn.Module | None = None,
+        sync: Callable[[], None] | None = None,
+        scaled: bool = False,
+    ):
+        """``sync`` averages gradients over ranks where no wrapper does; ``scaled``: fp16 with scaled losses."""
+        self.machine, self.optimizer, self.model = machine, optimizer, model
+        self.forward: Any = model if forward is None else forward  # a compiled module has no truth value
+        self._sync = sync or (lambda: None)
+        self._scaler = GradScaler(machine.device.type) if scaled else None
+
+    def begin(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def piece(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Around forward and backward pass of one piece of a batch; gradients are exchanged in the last one."""
+        quiet = None if last else getattr(self.forward, "no_sync", None)
+        return quiet() if quiet else contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of ``loss``; over ranks they are averaged."""
+        self.machine.backward(self._scaler.scale(loss) if self._scaler is not None else loss)
+
+    def update(self, limit: float | None, measured: bool) -> float | None:
+        """One update of the weights. ``limit``: largest gradient norm. The norm, where it is limited or measured."""
+        self._sync()
+        if self._scaler is not None:
+            self._scaler.unscale_(self.optimizer)
+        length = None
+        if limit is not None or measured:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+            length = float(norm)
+            if limit is not None:
+                torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        if self._scaler is not None:
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        else:
+            self.optimizer.step()
+        return length
+
+    @torch.no_grad()
+    def mask(self, masks: Mapping[str, Tensor]) -> None:
+        """Exact zeros under the masks, in the weights and in whatever the optimizer remembers of them."""
+        assert self.model is not None
+        named = dict(self.model.named_parameters())
+        for name, mask in masks.items():
+            parameter = named[name]
+            mask = mask.to(parameter.device, parameter.dtype)
+            parameter.mul_(mask)
+            for value in self.optimizer.state.get(parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == mask.shape:
+                    value.mul_(mask)
+
+    def gathered(self) -> contextlib.AbstractContextManager[Any]:
+        """Within it, ``model`` has its whole weights (they are sharded under ZeRO-3)."""
+        return contextlib.nullcontext()
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Optimizer and scaler as tensors (parameter's number.key) and plain values; called on every rank."""
+        tensors, plain = checkpoint.pack(self.optimizer)
+        return tensors, {**plain, "scaler": self._scaler.state_dict() if self._scaler is not None else None}
+
+    def unpack(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+        """Take back what ``pack`` gave, also that of another kind of drive."""
+        checkpoint.unpack(self.optimizer, tensors, plain)
+        if self._scaler is not None and plain.get("scaler"):
+            self._scaler.load_state_dict(plain["scaler"])
+
+    def end(self) -> None:
+        """The model is bare and whole again."""

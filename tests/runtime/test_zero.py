@@ -1,0 +1,88 @@
+"""DeepSpeed: a real engine on one CPU process trains as plain torch does, and leaves the same artifacts."""
+
+import json
+import os
+import sys
+import time
+from importlib.util import find_spec
+
+import pytest
+
+from dist_prune.errors import PruneError
+from dist_prune.recipe import Training
+from dist_prune.runtime.machine import unlock
+from dist_prune.runtime.training import zero
+from tests import launch
+
+CONFIG = launch.ROOT / "launch/cpu_1_zero2.yaml"
+START = (sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file")
+
+
+@pytest.fixture(scope="module")
+def engine():
+    if find_spec("deepspeed") and find_spec("transformers"):
+        return
+    reason = "DeepSpeed is not installed (the extra 'deepspeed')"
+    if os.environ.get("DIST_PRUNE_MUST_RUN"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.mark.deepspeed
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_on_one_process_is_plain_training(engine, stage, tmp_path):
+    """SGD, AdamW, and averaged weights with mixing, clipping, accumulation and scaled rates; masks; resumed."""
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.read_text().replace("zero_stage: 2", f"zero_stage: {stage}"))
+    code, output = launch.run((*START, str(config), str(launch.ROOT / "tests/zero_once.py"), str(tmp_path)), None)
+    assert code == 0, output
+    found = json.loads(next(line for line in output.splitlines() if line.startswith("FOUND "))[6:])
+    assert found["zero"] == stage
+    assert found["resumed at"] == found["resumed without at"] == {"epoch": 0, "step": 4}
+    for case in ("sgd", "adamw", "rich", "resumed", "resumed without"):
+        assert found[case] < 1e-6, case
+    for case in ("sgd", "adamw", "rich"):
+        assert found[f"{case} masked"] == 0, case
+    assert found["moved"] > 1e-3, "the training changed the weights"
+
+
+@pytest.mark.deepspeed
+def test_a_whole_run_through_deepspeed(engine, tmp_path):
+    import dist_prune
+
+    folder = tmp_path / "run"
+    code, output = launch.run((*START, str(CONFIG), launch.RUN), folder, *launch.SMALL, "finetune.ema=0.9")
+    assert code == 0, output
+    assert dist_prune.load(folder / "export") is not None
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in lines} == {"train", "finetune"}
+    assert all(line["loss"] > 0 and line["grad_norm"] > 0 for line in lines)
+    code, output = launch.run(launch.PYTHON, folder, *launch.SMALL, "finetune.ema=0.9")
+    assert code == 0, output
+    assert "finetune: done before, skipped" in output, "the artifacts are the same as any other run's"
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"optimizer": "lamb"}, r"finetune\.optimizer: 'lamb' looks at whole tensors"),
+        ({"precision": "fp16"}, r"finetune\.precision: fp16 is not offered under ZeRO"),
+        ({"skip_nonfinite": 1}, r"finetune\.skip_nonfinite"),
+        ({"sync_bn": True}, r"finetune\.sync_bn"),
+    ],
+)
+def test_what_zero_cannot_do_is_refused(keys, said):
+    zero.check(Training(epochs=1), "finetune")
+    with pytest.raises(PruneError, match=said):
+        zero.check(Training(epochs=1, **keys), "finetune")
+
+
+def test_locks_of_killed_builds_are_removed_and_young_ones_kept(tmp_path):
+    for name, age in (("old", 3600), ("young", 10)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lock").touch()
+        then = time.time() - age
+        os.utime(tmp_path / name / "lock", (then, then))
+    assert unlock(tmp_path) == [tmp_path / "old/lock"]
+    assert [path.parent.name for path in tmp_path.glob("*/lock")] == ["young"]
+    assert unlock(tmp_path / "nowhere") == []
