@@ -2,10 +2,12 @@
 
     python benchmarks/graph_study.py cut [--depth 20 32 44 56] [--tested 10000] [--json FILE]
     python benchmarks/graph_study.py images [--json FILE]
+    python benchmarks/graph_study.py fidelity [--depth 20 32 44 56] [--json FILE]
     python benchmarks/graph_study.py finetune [--depth 20 56] [--tested 10000] [--json FILE]
 
 ``cut``: graph at four thresholds beside random and l1 at the same MACs; top-1 after surgery, nothing trained.
 ``images``: how the kept set moves from 100 to 10,000 calibration images (ResNet-56).
+``fidelity``: the kept sets of the released program's way of scoring.
 ``finetune``: one epoch on the first 10,000 training images by the recipe (3 seeds; ResNet-56 at 0.7 only).
 Needs DIST_PRUNE_DATA with cifar10.npz and weights/. Prints Markdown; --json keeps every figure.
 """
@@ -45,9 +47,9 @@ SEEDS = (0, 1, 2)
 LOOK = Look(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), augment="crop_flip")
 
 
-def method(name: str) -> Method:
+def method(name: str, **options: Any) -> Method:
     kind = methods.find(name)
-    return kind(kind.Options())
+    return kind(kind.Options.model_validate(options))
 
 
 class Subject:
@@ -66,12 +68,16 @@ class Subject:
         )
         self.tested = np.arange(tested)
 
-    def scores(self, name: str, images: int, seed: int) -> dict[str, Tensor]:
+    def scores(self, name: str, images: int, seed: int, **options: Any) -> dict[str, Tensor]:
         ids = calibration(len(self.train), images, seed)
         bench = Bench(
             self.model, method(name).limits(self.channels), self.train, ids, self.machine, Tracker(False), seed=seed
         )
-        return method(name).score(bench)
+        return method(name, **options).score(bench)
+
+    def kept(self, plan: Plan) -> set[tuple[str, int]]:
+        """(group, filter) that stay, of the free groups."""
+        return {(group.name, c) for group in self.channels.free for c in plan.kept(group.name)}
 
     def plan(self, name: str, scores: Mapping[str, Tensor], request: Request) -> Plan:
         return method(name).select(scores, method(name).limits(self.channels), request)
@@ -133,10 +139,7 @@ def study_images(given: argparse.Namespace) -> dict[str, Any]:
     for images, seed in draws:
         scores = subject.scores("graph", images, seed)
         plans = {t: subject.plan("graph", scores, Request(threshold=t)) for t in THRESHOLDS[:3]}
-        kept[images, seed] = {
-            t: {(group.name, c) for group in subject.channels.free for c in plan.kept(group.name)}
-            for t, plan in plans.items()
-        }
+        kept[images, seed] = {t: subject.kept(plan) for t, plan in plans.items()}
         shares[images, seed] = {t: subject.left(plan)[0] for t, plan in plans.items()}
     body: dict[str, Any] = {}
     total = sum(group.width for group in subject.channels.free)
@@ -154,6 +157,29 @@ def study_images(given: argparse.Namespace) -> dict[str, Any]:
                 f"| {threshold} | {key[0]} | {key[1]} | {len(mine)} | {100 * (shares[key][threshold] - 1):.1f} % | "
                 f"{100 * share:.1f} % | {differ} |"
             )
+    return body
+
+
+def study_fidelity(given: argparse.Namespace) -> dict[str, Any]:
+    """The same 100 images of seed 0, scored correctly and as the released program does; and another seed's."""
+    body: dict[str, Any] = {}
+    print("| network | threshold | MACs, correct | MACs, as released | same filters | same, two seeds, correct |")
+    print("|---|---|---|---|---|---|")
+    for depth in given.depth:
+        subject = Subject(depth, 10)
+        found = [
+            subject.scores("graph", 100, 0),
+            subject.scores("graph", 100, 0, fidelity="as_released"),
+            subject.scores("graph", 100, 1),
+        ]
+        for threshold in THRESHOLDS:
+            plans = [subject.plan("graph", scores, Request(threshold=threshold)) for scores in found]
+            macs = [100 * (subject.left(plan)[0] - 1) for plan in plans]
+            ours, theirs, other = map(subject.kept, plans)
+            same = [100 * len(ours & set_) / len(ours | set_) for set_ in (theirs, other)]
+            body[f"resnet{depth}/{threshold}"] = {"macs": macs, "same": same}
+            cells = " | ".join(f"{share:.1f} %" for share in (*macs[:2], *same))
+            print(f"| ResNet-{depth} | {threshold} | {cells} |", flush=True)
     return body
 
 
@@ -182,9 +208,12 @@ def study_finetune(given: argparse.Namespace) -> dict[str, Any]:
     return body
 
 
+STUDIES = {"cut": study_cut, "images": study_images, "fidelity": study_fidelity, "finetune": study_finetune}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("study", choices=("cut", "images", "finetune"))
+    parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--depth", type=int, nargs="+", choices=(20, 32, 44, 56))
     parser.add_argument("--tested", type=int, default=10_000, help="so many first test images are evaluated")
     parser.add_argument("--threads", type=int, default=2)
@@ -193,7 +222,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     given.depth = given.depth or ((20, 56) if given.study == "finetune" else (20, 32, 44, 56))
-    body = {"cut": study_cut, "images": study_images, "finetune": study_finetune}[given.study](given)
+    body = STUDIES[given.study](given)
     told = {"machine": describe(Machine.alone()), "commit": commit_of(Path(__file__)), "seeds": SEEDS, "figures": body}
     if given.json:
         given.json.write_text(json.dumps(told, indent=1))
