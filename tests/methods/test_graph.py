@@ -89,6 +89,17 @@ def test_hamming_from_the_gram_matrix_is_brute_force(batches):
     assert int(tally.tables["conv"]["bits"]) == 64
 
 
+def test_the_tables_do_not_grow_with_the_images():
+    """A layer's statistic is C x C integers, whether 100 images stream by or the whole training set."""
+    site = Site("conv", "conv", 32, "conv", True)
+    sizes = []
+    for images in (100, 50_000):
+        tally = Tally(HashAgreement(8), [site], images, torch.device("cpu"))
+        tally.update(site, torch.randn(7, 32, 9, 9), torch.arange(7))
+        sizes.append(sum(table.numel() for table in tally.flat().values()))
+    assert sizes == [32 * 32 + 2] * 2
+
+
 def hamming_of(ranks: Ranks, micro_batch: int) -> dict[str, list]:
     bench = tiny.bench(tiny.network(), ranks, micro_batch=micro_batch)
     scores = tiny.method("graph").score(bench)
