@@ -140,6 +140,12 @@ def test_the_first_release_draws_the_classifier_anew(vgg):
     assert float(one.state_dict()["head.weight"].abs().max()) <= 512**-0.5
 
 
+def test_training_mode_refuses_what_no_batch_can_hold():
+    bench = tiny.bench(tiny.network(), images=1347)
+    with pytest.raises(PruneError, match=r"score\.images.* all images as one batch"):
+        method(quirks=["train_mode"]).score(bench)
+
+
 def test_an_unknown_quirk_is_refused():
     with pytest.raises(ValueError, match="train_mode"):
         method(quirks=["trian_mode"])
