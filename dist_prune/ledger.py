@@ -158,7 +158,15 @@ class Ledger:
 
 
 # Keys that name a place or a way of running, not what is computed: a run may go on with other values.
-PLACES = ("data.root", "data.workers", "backbone.checkpoint", "score.save_every", "cluster")
+PLACES = (
+    "data.root",
+    "data.workers",
+    "data.backend",
+    "data.on_error",
+    "backbone.checkpoint",
+    "score.save_every",
+    "cluster",
+)
 # Sections that decide the scores: a run directory belongs to one setting of them.
 FIXED = ("backbone", "data", "train", "score", "seed", "method.name")
 

@@ -2,13 +2,22 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Part(BaseModel):
     """A section of a recipe: unknown keys are errors, values do not change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+def _rising(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"the first number must not be larger than the second, got {list(value)}")
+    return value
+
+
+Span = Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(_rising)]
 
 
 class Backbone(Part):
@@ -36,8 +45,43 @@ class Data(Part):
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = Field(
         default=None, description="default: the model's own"
     )
-    augment: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = "none"
-    workers: int = Field(default=2, ge=0, description="decoding processes per rank (image folders only)")
+    crop_mode: Literal["center", "squash", "border"] | None = Field(
+        default=None, description="image files: cut to a square, squeeze, or pad; default: the model's own"
+    )
+    exif: bool = Field(default=True, description="image files: turn photographs upright by their EXIF orientation")
+    augment: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = Field(
+        default="none",
+        description="training images: crop pads by an eighth and crops, resized_crop_flip is Inception's",
+    )
+    crop_scale: Span = Field(default=(0.08, 1.0), description="resized_crop_flip: share of the area, from and to")
+    crop_ratio: Span = Field(default=(3 / 4, 4 / 3), description="resized_crop_flip: aspect, from and to")
+    auto_augment: str | None = Field(
+        default=None, description="timm's policy for training images: rand-m9-mstd0.5-inc1, original, augmix-m5-w4 ..."
+    )
+    random_erasing: float = Field(default=0, ge=0, le=1, description="share of the training images that lose a part")
+    random_erasing_mode: Literal["const", "rand", "pixel"] = Field(
+        default="pixel", description="what is there instead: zeros, one normal colour, normal noise"
+    )
+    resize_schedule: dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict,
+        description="progressive resizing, first epoch to side: {0: 128, 30: 192, 60: 224}; evaluation: image_size",
+    )
+    backend: Literal["auto", "torch", "ffcv", "memory"] = Field(
+        default="auto",
+        description="who serves the images: ffcv where a matching .beton lies beside the data, memory for arrays, "
+        "else torch",
+    )
+    workers: int = Field(default=2, ge=0, description="decoding processes per rank (torch and ffcv)")
+    on_error: Literal["fail", "skip"] = Field(
+        default="fail", description="an image that cannot be read ends the run, or is left out and listed in the report"
+    )
+
+    @model_validator(mode="after")
+    def _schedule(self):
+        if self.resize_schedule and min(self.resize_schedule) != 0:
+            first = min(self.resize_schedule)
+            raise ValueError(f"data.resize_schedule must begin at epoch 0, its first epoch is {first}")
+        return self
 
 
 class Training(Part):
@@ -117,6 +161,9 @@ class Score(Part):
         default=1000, description="calibration images drawn from the training images, or all"
     )
     micro_batch: int = Field(default=50, ge=1, description="images that go through the network together")
+    balance: Literal["uniform", "class"] = Field(
+        default="uniform", description="draw from all training images alike, or the same number of each class"
+    )
     from_: str | None = Field(default=None, alias="from", description="run directory whose scores are used instead")
     save_every: int = Field(
         default=100, ge=1, description="micro-batches per rank between two saves of a partial score"

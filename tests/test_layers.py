@@ -20,6 +20,7 @@ GIANTS = {
         "runtime/training/objective.py",
         "runtime/training/train.py",
         "runtime/training/fast.py",
+        "runtime/data/transforms.py",  # its evaluation transform and auto-augment policies
     },
     "ffcv": set(),
     "accelerate": {"runtime/machine.py", "runtime/tracking.py"},

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from dist_prune.errors import PruneError
 from dist_prune.runtime import stopping
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.dealing import deal, micro_batches
@@ -42,6 +43,8 @@ def evaluate(
         if turn >= len(mine):
             continue
         part = next(batches)
+        if not len(part.ids):  # none of them could be read (data.on_error: skip)
+            continue
         logits = model(part.images).float()
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == part.labels[:, None]
         loss = functional.cross_entropy(logits.double(), part.labels, reduction="none")
@@ -53,6 +56,8 @@ def evaluate(
         counts[3] += len(part.ids)
         counts[4] += int((~finite).sum())
     first, five, loss_units, images, strange = ranks.total(*counts)
+    if not images:
+        raise PruneError(f"{what}: none of the {sum(map(len, lists))} images could be read")
     return {
         "top1": 100 * first / images,
         "top5": 100 * five / images,

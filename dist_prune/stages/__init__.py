@@ -31,8 +31,17 @@ REPORT = ("report.json", "report.html")
 NETWORK = ("backbone.name", "backbone.kwargs", "backbone.pretrained")
 IMAGES = tuple(
     f"data.{key}"
-    for key in ("source", "train_split", "eval_split", "mean", "std", "image_size", "crop", "interpolation", "augment")
+    for key in (
+        "source", "train_split", "eval_split", "mean", "std", "image_size", "crop", "crop_mode", "interpolation",
+        "exif",
+    )
+)  # fmt: skip
+DRAWN = tuple(
+    f"data.{key}"
+    for key in ("augment", "crop_scale", "crop_ratio", "auto_augment", "random_erasing", "random_erasing_mode")
 )
+TRAINING = (*NETWORK, *IMAGES, *DRAWN, "data.resize_schedule", "seed")
+SCORING = (*NETWORK, *IMAGES, *DRAWN, "score.images", "score.balance", "score.micro_batch", "seed")
 
 
 @dataclass(frozen=True)
@@ -55,11 +64,11 @@ class Stage:
 
 
 ORDER = (
-    Stage("train", (*NETWORK, *IMAGES, "train", "seed"), (), (DENSE,)),
-    Stage("score", (*NETWORK, *IMAGES, "score.images", "score.micro_batch", "seed"), (DENSE,), (SCORES,)),
+    Stage("train", (*TRAINING, "train"), (), (DENSE,)),
+    Stage("score", SCORING, (DENSE,), (SCORES,)),
     Stage("select", (*NETWORK, "data.source", "data.image_size", "method", "select", "target"), (SCORES,), (PLAN,)),
     Stage("prune", (*NETWORK, "method.fidelity", "method.quirks", "seed"), (DENSE, PLAN), (SMALL,)),
-    Stage("finetune", (*NETWORK, *IMAGES, "finetune", "seed"), (DENSE, SMALL, PLAN), (TUNED,)),
+    Stage("finetune", (*TRAINING, "finetune"), (DENSE, SMALL, PLAN), (TUNED,)),
     Stage("evaluate", (*NETWORK, *IMAGES, "evaluate", "report"), (DENSE, SMALL, TUNED, PLAN), (METRICS,)),
     Stage("export", (*NETWORK, *IMAGES), (TUNED, PLAN, METRICS), BUNDLE),
     Stage("report", (), (PLAN, METRICS), REPORT, always=True),
@@ -112,8 +121,9 @@ def perform(stage: Stage, work: Work) -> dict[str, Any]:
         ranks.together(lambda: _note_environment(work))
     made: Made = importlib.import_module(f"{__name__}.{stage.name}").act(work)
     ranks.together(lambda: _write(work, made))
+    facts = made.facts | work.left_out(stage.name)
     line = {
-        "stage": stage.name, "fingerprint": identity, "facts": made.facts, "world_size": ranks.world,
+        "stage": stage.name, "fingerprint": identity, "facts": facts, "world_size": ranks.world,
         "outside": work.outside(stage.name) if ranks.first else {}, "events": work.events[told:],
         "seconds": round(time.perf_counter() - start, 3),
     }  # fmt: skip

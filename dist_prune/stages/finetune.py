@@ -12,8 +12,7 @@ def act(work: Work) -> Made:
     settings = work.recipe.finetune
     model = work.small("round_1/small.safetensors").to(work.machine.device)
     if settings.recalibrate_bn:
-        feed = work.feed(True)
-        ids = np.arange(min(settings.recalibrate_bn, len(feed)))
+        feed, ids = work.scoring(np.arange(min(settings.recalibrate_bn, len(work.feed(True)))))
         recalibrate(model, feed, ids, work.recipe.score.micro_batch, work.machine.ranks)
     teacher = work.dense() if settings.distill else None
     history = trained(work, model, settings, "finetune", teacher)

@@ -61,6 +61,8 @@ def collect(work: Work) -> dict[str, Any]:
         "world_size": environment["world_size"],
         "commit": environment.pop("commit"),
         "environment": environment,
+        "images": work.images,
+        "skipped_images": {name: found for name in STAGES if (found := _fact(work, name, "skipped_images"))},
         **{name: metrics[name] for name in ("dense", "pruned", "finetuned")},
         "plan": {"fingerprint": plan.fingerprint, "groups": groups},
         "target": dict([asked]) if asked else {},

@@ -21,11 +21,14 @@ def act(work: Work) -> Made:
         return Made({"images": 0}, {SCORES: ({"calibration_ids": torch.zeros(0, dtype=torch.int64)}, {})})
     if work.recipe.score.from_:
         return _from(work, Path(work.recipe.score.from_))
-    recipe, feed = work.recipe, work.feed(True)
+    recipe, labels = work.recipe, work.feed(True).source.labels
     model = work.dense().to(work.machine.device)
-    ids = calibration(len(feed), recipe.score.images, recipe.seed)
+    ids = calibration(labels, recipe.score.images, recipe.seed, recipe.score.balance)
     if isinstance(recipe.score.images, int) and len(ids) < recipe.score.images:
         work.tracker.say(f"  score.images asks for {recipe.score.images} images; there are {len(ids)}, all are used")
+    feed, ids = work.scoring(ids)
+    if not len(ids):
+        raise PruneError("score.images: none of the calibration images can be read; the first lines say why")
     bench = Bench(
         model, work.channels, feed, ids, work.machine, work.tracker, recipe.score.micro_batch, recipe.seed,
         work.folder / PARTIAL, work.identity, recipe.score.save_every,

@@ -1,11 +1,12 @@
 """What every act is handed: the recipe, the machine, the run directory, and the objects that they imply."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,16 +19,11 @@ from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.plan import Plan
 from dist_prune.recipe import Recipe
-from dist_prune.runtime import backbones, checkpoint
+from dist_prune.runtime import backbones, checkpoint, stopping
+from dist_prune.runtime.data.backends import Opened, open_split
+from dist_prune.runtime.data.dealing import deal, micro_batches
 from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import (
-    ArraySource,
-    FolderSource,
-    check,
-    check_figures,
-    open_source,
-    same_classes,
-)
+from dist_prune.runtime.data.sources import ArraySource, FolderSource, check, check_figures, same_classes
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.runtime.training import fast
@@ -61,6 +57,8 @@ class Work:
     method: Method
     events: list[dict[str, Any]] = field(default_factory=list)
     identity: str = ""  # fingerprint of the stage at work
+    # sample id -> why it was left out, of the training and of the evaluation images, on this rank, in the stage at work
+    skipped: dict[bool, dict[int, str]] = field(default_factory=lambda: {True: {}, False: {}})
 
     @cached_property
     def tree(self) -> dict[str, Any]:
@@ -72,22 +70,25 @@ class Work:
         return Ledger(self.folder)
 
     @cached_property
-    def _sources(self) -> dict[bool, ArraySource | FolderSource]:
+    def _opened(self) -> dict[bool, Opened]:
+        """The training and the evaluation split."""
         data, out = self.recipe.data, {}
         for train in (True, False):
+            what = f"{'training' if train else 'evaluation'} images"
             split = data.train_split if train else data.eval_split
-            out[train] = open_source(data.source, data.root, split, train)
-            check(out[train], f"the {'training' if train else 'evaluation'} images of {data.source}")
-        same_classes(out[True], out[False])
+            found = out[train] = open_split(data.backend, data.source, data.root, split, train, self.tracker.say)
+            check(found.source, f"the {what} of {data.source}")
+            self.tracker.say(f"data: {what} come through the {found.backend} backend ({found.why})")
+        same_classes(out[True].source, out[False].source)
         return out
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return self._sources[True].classes
+        return self._opened[True].source.classes
 
     @property
     def in_chans(self) -> int:
-        return self._sources[True].in_chans
+        return self._opened[True].source.in_chans
 
     def fresh(self) -> nn.Module:
         """The dense backbone, weights from the recipe's seed (or timm's, where asked for)."""
@@ -120,25 +121,79 @@ class Work:
     @cached_property
     def look(self) -> Look:
         """The evaluation look: the model's own figures, overridden by the recipe's."""
-        data, source = self.recipe.data, self._sources[True]
+        data, source = self.recipe.data, self._opened[True].source
         config = backbones.image_config(self.shell(), source.in_chans)
         if isinstance(source, ArraySource):
-            for key in ("crop", "interpolation"):
+            for key in ("crop", "crop_mode", "interpolation"):
                 if getattr(data, key) is not None:
                     raise PruneError(
                         f"data.{key} is for image files; arrays are used whole (data.image_size resizes them)"
                     )
-            config |= {"crop_pct": 1.0, "interpolation": "bilinear"}
+            config |= {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear"}
         native = source.images.shape[1] if isinstance(source, ArraySource) else config["input_size"][1]
         check_figures(data.mean, data.std, source.in_chans)
         return Look(
             data.image_size or native, data.mean or tuple(config["mean"]), data.std or tuple(config["std"]),
             data.crop or config["crop_pct"], data.interpolation or config["interpolation"], data.augment,
+            data.crop_mode or config["crop_mode"], data.exif, data.crop_scale, data.crop_ratio, data.auto_augment,
+            data.random_erasing, data.random_erasing_mode, tuple(sorted(data.resize_schedule.items())),
         )  # fmt: skip
 
     def feed(self, train: bool) -> Feed:
         """The training or the evaluation images."""
-        return Feed(self._sources[train], self.look, self.machine.device, self.recipe.data.workers)
+        opened, data = self._opened[train], self.recipe.data
+        return Feed(
+            opened.source, self.look, self.machine.device, data.workers, backend=opened.backend, on_error=data.on_error,
+            skipped=self.skipped[train],
+        )  # fmt: skip
+
+    def scoring(self, ids: np.ndarray) -> tuple[Feed, np.ndarray]:
+        """The training images as papers look at them (no schedule of sizes), and those of ``ids`` that can be read.
+
+        With ``data.on_error: skip`` all of them are read once before, and unreadable ones are taken out on every rank:
+        statistics are addressed by image, so what is scored has to be known before.
+        """
+        feed = replace(self.feed(True), look=replace(self.look, schedule=()))
+        if self.recipe.data.on_error == "fail" or isinstance(feed.source, ArraySource):
+            return feed, ids
+        ranks, lists = self.machine.ranks, micro_batches(ids, self.recipe.score.micro_batch)
+        batches = feed.batches(deal(lists, ranks.rank, ranks.world))
+        for _ in range(-(-len(lists) // ranks.world)):
+            if stopping.poll(ranks)[0]:
+                raise stopping.leave("while the calibration images were checked")
+            next(batches, None)
+        bad = {sample for part in ranks.gather(sorted(feed.skipped)) for sample in part}
+        if bad:
+            self.tracker.say(f"  {len(bad & set(ids.tolist()))} of {len(ids)} images cannot be read and are left out")
+        return replace(feed, on_error="fail"), ids[~np.isin(ids, sorted(bad))]
+
+    def left_out(self, stage: str) -> dict[str, Any]:
+        """The images that any rank left out in the stage that ends here, for its ledger line; notes an event."""
+        if self.recipe.data.on_error == "fail":
+            return {}
+        out = []
+        for train, what in ((True, "training"), (False, "evaluation")):
+            parts = self.machine.ranks.gather(self.skipped[train])
+            self.skipped[train].clear()
+            whole = {sample: why for part in parts for sample, why in part.items()}
+            source = self._opened[train].source
+            for sample, why in sorted(whole.items()):
+                file = str(source.paths[sample]) if isinstance(source, FolderSource) else f"sample {sample}"
+                out.append({"images": what, "id": sample, "file": file, "why": why})
+            if whole:
+                self.events.append(
+                    {"stage": stage, "event": f"{len(whole)} {what} image(s) could not be read, left out"}
+                )
+        return {"skipped_images": out} if out else {}
+
+    @property
+    def images(self) -> dict[str, Any]:
+        """For the report: who served the images, and what they looked like to the network."""
+        body = asdict(self.look)
+        shown = ("size", "mean", "std", "crop", "crop_mode", "interpolation", "exif")
+        training = {key: value for key, value in body.items() if key not in shown}
+        backends_used = {name: self._opened[name == "train"].backend for name in ("train", "eval")}
+        return {"backend": backends_used, "eval_transform": {key: body[key] for key in shown}, "training": training}
 
     @property
     def example(self) -> Tensor:
@@ -184,7 +239,10 @@ class Work:
                     fast.check(settings, self.machine, name, self.recipe.cluster.deterministic)
                 except PruneError as error:
                     problems.append(str(error))
-        try:  # both open the data as well
+        try:
+            # one rank looks through folders, the others take its index
+            self.machine.ranks.together(lambda: self._opened)
+            self._check_sizes()
             if self.recipe.select.plan:
                 self.replayed()
             else:
@@ -194,10 +252,21 @@ class Work:
         if problems:
             raise PruneError("\n".join(problems))
 
+    def _check_sizes(self) -> None:
+        """PruneError where the network cannot take the images of the recipe's schedule."""
+        self.feed(True)  # refuses what the backend cannot do
+        for size in sorted(set(self.recipe.data.resize_schedule.values())):
+            try:
+                with torch.no_grad():
+                    self.shell().eval()(torch.zeros(1, self.in_chans, size, size))
+            except (RuntimeError, AssertionError, ValueError) as error:
+                name = self.recipe.backbone.name
+                raise PruneError(f"data.resize_schedule: {name} cannot take images of side {size}: {error}") from error
+
     def outside(self, stage: str) -> dict[str, str]:
         """Digests of what a stage reads from outside the run directory: images and labels, the checkpoint file."""
         reads = {"train": (True, False), "finetune": (True, False), "score": (True,), "evaluate": (False,)}
-        found = {("train" if train else "eval"): self._sources[train].identity for train in reads.get(stage, ())}
+        found = {("train" if train else "eval"): self._opened[train].source.identity for train in reads.get(stage, ())}
         if stage == "train" and self.checkpoint is not None:
             found["checkpoint"] = file_digest(self.checkpoint) if self.checkpoint.is_file() else "missing"
         return found

@@ -118,8 +118,3 @@ def test_a_corrupt_image_is_named(tmp_path, workers):
     feed = Feed(open_source("imagefolder", str(tmp_path), "train", True), Look(8, (0.5,) * 3, (0.5,) * 3), CPU, workers)
     with pytest.raises(PruneError, match=r"sample 1: the image .*b\.png cannot be decoded"):
         list(feed.batches([np.array([0]), np.array([1, 2])]))
-
-
-def test_augmentation_has_to_fit_the_source(tmp_path):
-    with pytest.raises(PruneError, match="'resized_crop_flip' does not go with arrays; allowed: none, crop, crop_flip"):
-        Feed(open_source("digits", None, "", True), Look(8, (0.5,), (0.5,), augment="resized_crop_flip"), CPU)

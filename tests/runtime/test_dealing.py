@@ -44,13 +44,13 @@ def test_epochs_and_seeds_differ():
 
 
 def test_calibration_ids():
-    ids = dealing.calibration(1000, 100, 3)
+    ids = dealing.calibration(np.arange(1000) % 10, 100, 3)
     assert len(set(ids.tolist())) == 100
     assert ids.tolist() == sorted(ids.tolist())
-    assert ids.tolist() == dealing.calibration(1000, 100, 3).tolist()
-    assert ids.tolist() != dealing.calibration(1000, 100, 4).tolist()
-    assert dealing.calibration(10, "all", 0).tolist() == list(range(10))
-    assert dealing.calibration(10, 99, 0).tolist() == list(range(10))
+    assert ids.tolist() == dealing.calibration(np.arange(1000) % 10, 100, 3).tolist()
+    assert ids.tolist() != dealing.calibration(np.arange(1000) % 10, 100, 4).tolist()
+    assert dealing.calibration(np.arange(10), "all", 0).tolist() == list(range(10))
+    assert dealing.calibration(np.arange(10), 99, 0).tolist() == list(range(10))
 
 
 def test_draws_belong_to_the_sample():

@@ -20,11 +20,30 @@ def deal(items: Sequence[T], rank: int, world: int) -> list[T]:
     return list(items[rank::world])
 
 
-def calibration(count: int, images: int | str, seed: int) -> np.ndarray:
-    """Ids of the calibration images, ascending: all of ``count``, or ``images`` of them drawn by ``seed``."""
-    if images == "all" or int(images) >= count:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(seed).permutation(count)[: int(images)])
+def calibration(labels: np.ndarray, images: int | str, seed: int, balance: str = "uniform") -> np.ndarray:
+    """Ids of the calibration images, ascending: all, or ``images`` of them drawn by ``seed``.
+
+    Args:
+        labels: (n,) of all images.
+        images: how many, or ``all``.
+        balance: ``uniform`` draws from all images alike; ``class`` takes the same number of each class (one more of
+            some, drawn as well, where it does not divide; a class that has too few gives what it has, and the others
+            fill up).
+    """
+    if images == "all" or int(images) >= len(labels):
+        return np.arange(len(labels))
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(labels))
+    if balance == "uniform":
+        return np.sort(order[: int(images)])
+    classes = np.unique(labels)
+    turn = np.empty(len(labels), dtype=np.int64)  # how many of its class come before an image in the drawn order
+    drawn = labels[order]
+    for label in classes:
+        places = np.flatnonzero(drawn == label)
+        turn[places] = np.arange(len(places))
+    lot = rng.permutation(len(classes))[np.searchsorted(classes, drawn)]  # which class comes first within a turn
+    return np.sort(order[np.lexsort((lot, turn))[: int(images)]])
 
 
 def held_out(ids: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,9 +72,14 @@ def steps(count: int, batch: int) -> int:
     return max(1, full + int(2 * rest >= batch))
 
 
-def draws(seed: int, number: int, ids: np.ndarray, columns: int) -> Tensor:
-    """Uniform numbers in [0, 1) of shape (len(ids), columns), each from (seed, epoch, sample id, column) alone."""
-    key = np.uint64((seed * 0x9E3779B97F4A7C15 + number * 0xD1B54A32D192ED03 + 1) % 2**64)
+def draws(seed: int, number: int, ids: np.ndarray, columns: int, stream: int = 0) -> Tensor:
+    """Uniform numbers in [0, 1) of shape (len(ids), columns), float64.
+
+    Each comes from (seed, epoch, sample id, column, stream) alone; purposes that must not share numbers take different
+    streams.
+    """
+    start = seed * 0x9E3779B97F4A7C15 + number * 0xD1B54A32D192ED03 + stream * 0x8CB92BA72F3D8DD7 + 1
+    key = np.uint64(start % 2**64)
     cells = ids.astype(np.uint64)[:, None] * np.uint64(columns) + np.arange(columns, dtype=np.uint64)[None]
     with np.errstate(over="ignore"):
         x = cells * np.uint64(0xBF58476D1CE4E5B9) + key

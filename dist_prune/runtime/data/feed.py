@@ -1,23 +1,19 @@
-"""From sample ids to batches on the device: one tail (float, augment, normalise) behind every source."""
+"""The one door to images: from lists of sample ids to batches on the device, with one tail behind every backend."""
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as vision
 
 from dist_prune.errors import PruneError
-from dist_prune.runtime.data.dealing import draws
-from dist_prune.runtime.data.sources import ArraySource, FolderSource
-from dist_prune.runtime.stopping import deafen
+from dist_prune.runtime.data.augment import erased
+from dist_prune.runtime.data.backends import AnySource, supplier
+from dist_prune.runtime.data.supply import Look, Moment, Supplier
+from dist_prune.runtime.data.transforms import check_policy
+
+__all__ = ["Batch", "Feed", "Look"]
 
 
 @dataclass(frozen=True)
@@ -29,37 +25,39 @@ class Batch:
     ids: Tensor
 
 
-@dataclass(frozen=True)
-class Look:
-    """What images look like to the network."""
-
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop: float = 1.0
-    interpolation: str = "bilinear"
-    augment: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = "none"
-
-
 @dataclass
 class Feed:
-    """Batches of one split, in any order asked for."""
+    """Batches of one split, in any order asked for.
 
-    source: ArraySource | FolderSource
+    A feed has no state: who sees what when is decided by the lists of ids (dealing.py), so a loop that was stopped in
+    the middle of an epoch goes on exactly by asking for the lists that are left.
+
+    Attributes:
+        source: ids, labels, classes.
+        look: sizes, normalisation, augmentation.
+        device: where batches go.
+        workers: decoding processes (torch backend).
+        dtype, memory_format: of the images handed out.
+        backend: ``torch``, ``ffcv`` or ``memory``; ``auto`` takes what the source is made for.
+        on_error: ``fail`` at an image that cannot be read, or ``skip`` it and note it in ``skipped``.
+        skipped: sample id -> why it was left out, of this rank so far.
+    """
+
+    source: AnySource
     look: Look
     device: torch.device
     workers: int = 0
     dtype: torch.dtype = torch.float32
+    memory_format: torch.memory_format = torch.channels_last  # a fifth faster on CPUs, whatever the weights have
+    backend: str = "auto"
+    on_error: str = "fail"
+    skipped: dict[int, str] = field(default_factory=dict)
+    _supplier: Supplier = field(init=False, repr=False)
     _scale: tuple[Tensor, Tensor] = field(init=False, repr=False)
 
     def __post_init__(self):
-        memory = isinstance(self.source, ArraySource)
-        allowed = ("none", "crop", "crop_flip") if memory else ("none", "resized_crop_flip")
-        if self.look.augment not in allowed:
-            raise PruneError(
-                f"data.augment: {self.look.augment!r} does not go with {'arrays' if memory else 'image files'}; "
-                f"allowed: {', '.join(allowed)}"
-            )
+        self._supplier = supplier(self.source, self.backend, self.device, self.workers, self.on_error, self.skipped)
+        self._refuse()
         mean = torch.tensor(self.look.mean, dtype=self.dtype, device=self.device).view(1, -1, 1, 1)
         std = torch.tensor(self.look.std, dtype=self.dtype, device=self.device).view(1, -1, 1, 1)
         self._scale = (255 * mean, 255 * std)
@@ -67,7 +65,7 @@ class Feed:
     def __len__(self) -> int:
         return len(self.source.labels)
 
-    def batches(self, dealt: Iterable[np.ndarray], augment: tuple[int, int] | None = None) -> Iterator[Batch]:
+    def batches(self, dealt: Iterable[np.ndarray], augment: Moment | None = None) -> Iterator[Batch]:
         """Batches for lists of ids, in their order.
 
         Args:
@@ -75,100 +73,34 @@ class Feed:
             augment: (seed, epoch) for training images; None for the evaluation look.
         """
         labels = torch.from_numpy(self.source.labels)
-        for ids, pixels in self._pixels(dealt, augment):
-            images = (pixels.to(self.device, non_blocking=True).to(self.dtype) - self._scale[0]) / self._scale[1]
+        for ids, pixels in self._supplier.pixels(list(dealt), self.look, augment, self.look.size_at(augment)):
             index = torch.from_numpy(np.ascontiguousarray(ids))
+            images = self._tail(pixels)
+            if augment is not None and self.look.erasing:
+                images = erased(images, augment, ids, self.look)
             yield Batch(images, labels[index].to(self.device, non_blocking=True), index)
 
-    def _pixels(
-        self, dealt: Iterable[np.ndarray], augment: tuple[int, int] | None
-    ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        if isinstance(self.source, ArraySource):
-            for ids in dealt:
-                yield ids, self._from_memory(ids, augment)
+    def _tail(self, pixels: Tensor) -> Tensor:
+        """(n, C, H, W) on [0, 255] -> normalised, on the device."""
+        images = pixels.to(self.device, non_blocking=True)
+        images = images.to(self.dtype, memory_format=self.memory_format, copy=True)
+        return images.sub_(self._scale[0]).div_(self._scale[1])
+
+    def _refuse(self) -> None:
+        """PruneError where the look asks for what the backend cannot do."""
+        look, able = self.look, self._supplier
+        if look.augment not in able.allowed:
+            raise PruneError(
+                f"data.augment: {look.augment!r} is nothing that the {able.name} backend can do; "
+                f"allowed: {', '.join(able.allowed)}"
+            )
+        if look.auto_augment is None:
             return
-        lists = list(dealt)
-        files = _Files(self.source, self.look, augment)
-        loader = DataLoader(
-            files,
-            batch_sampler=_Lists(lists),
-            num_workers=self.workers if len(lists) > 1 else 0,
-            collate_fn=torch.stack,
-            worker_init_fn=deafen,
-        )
-        yield from zip(lists, loader, strict=True)
-
-    def _from_memory(self, ids: np.ndarray, augment: tuple[int, int] | None) -> Tensor:
-        assert isinstance(self.source, ArraySource)
-        pixels = self.source.take(ids)
-        if augment is not None and self.look.augment != "none":
-            pixels = _crop(pixels, draws(*augment, ids, 3), flip=self.look.augment != "crop")
-        if pixels.shape[-2:] != (self.look.size, self.look.size):
-            wanted = (self.look.size, self.look.size)
-            pixels = functional.interpolate(pixels.float(), wanted, mode="bilinear", antialias=True)
-        return pixels
-
-
-def _crop(pixels: Tensor, chance: Tensor, flip: bool) -> Tensor:
-    """Pad by an eighth of the side (4 for 32), crop at a place drawn per image, flip every second one if asked.
-
-    Args:
-        pixels: (n, C, H, W).
-        chance: (n, 3) uniform numbers: row, column, flip.
-    """
-    n, _, height, width = pixels.shape
-    pad = max(1, height // 8)
-    padded = functional.pad(pixels, (pad,) * 4)
-    places = (chance[:, :2] * (2 * pad + 1)).long()
-    rows = places[:, :1] + torch.arange(height)
-    columns = places[:, 1:] + torch.arange(width)
-    columns = torch.where(chance[:, 2:] < 0.5, columns.flip(1), columns) if flip else columns
-    return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-class _Lists:
-    """A batch sampler that hands out fixed lists of ids."""
-
-    def __init__(self, lists: list[np.ndarray]):
-        self.lists = lists
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter([ids.tolist() for ids in self.lists])
-
-    def __len__(self) -> int:
-        return len(self.lists)
-
-
-class _Files(Dataset[Tensor]):
-    """Decoded, cropped uint8 images (C, size, size) by sample id."""
-
-    def __init__(self, source: FolderSource, look: Look, augment: tuple[int, int] | None):
-        self.source, self.look, self.augment = source, look, augment
-
-    def __getitem__(self, index: int) -> Tensor:
-        path = self.source.paths[index]
-        try:
-            with Image.open(path) as file:
-                image: Any = file.convert("RGB")
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise PruneError(f"sample {index}: the image {path} cannot be decoded: {error}") from error
-        mode = InterpolationMode(self.look.interpolation)
-        size = [self.look.size, self.look.size]
-        if self.augment is not None and self.look.augment == "resized_crop_flip":
-            chance = draws(*self.augment, np.array([index]), 5)[0].tolist()
-            image = vision.resized_crop(image, *_window(image.size, chance), size, mode)
-            image = vision.hflip(image) if chance[4] < 0.5 else image
-        else:
-            short = math.floor(self.look.size / self.look.crop)
-            image = vision.center_crop(vision.resize(image, [short], mode), size)
-        return vision.pil_to_tensor(image)
-
-
-def _window(size: tuple[int, int], chance: list[float]) -> tuple[int, int, int, int]:
-    """A crop of 8 to 100 % of the area and aspect 3/4 to 4/3 (top, left, height, width), as in Inception training."""
-    width, height = size
-    area = width * height * (0.08 + 0.92 * chance[0])
-    aspect = math.exp(math.log(3 / 4) + chance[1] * (math.log(4 / 3) - math.log(3 / 4)))
-    w = min(width, max(1, round(math.sqrt(area * aspect))))
-    h = min(height, max(1, round(math.sqrt(area / aspect))))
-    return int(chance[2] * (height - h + 1)), int(chance[3] * (width - w + 1)), h, w
+        check_policy(look.auto_augment)
+        if not able.policies:
+            raise PruneError(
+                f"data.auto_augment: the {able.name} backend cannot run timm's policies, which work image by image in "
+                "Pillow; write data.backend=torch, or leave the key out"
+            )
+        if self.source.in_chans not in (1, 3):
+            raise PruneError(f"data.auto_augment: policies are for 1 or 3 channels, not {self.source.in_chans}")

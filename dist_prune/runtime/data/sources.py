@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from dist_prune.errors import PruneError
-
-IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+from dist_prune.runtime.data.index import Names, Say, index_of
 
 # source -> classes, channels, side, for sets that are what they are wherever they lie
 KNOWN = {
@@ -56,22 +55,34 @@ class ArraySource:
         return torch.from_numpy(self.images[ids]).permute(0, 3, 1, 2)
 
 
+class Paths:
+    """The files of an index, below its folder."""
+
+    def __init__(self, root: Path, names: Names):
+        self.root, self.names = root, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, place: int) -> Path:
+        return self.root / self.names[place]
+
+
 @dataclass(frozen=True)
 class FolderSource:
-    """Image files, one sub-folder a class; decoded to RGB when they are needed."""
+    """Image files, one folder a class; decoded to RGB when they are needed."""
 
-    paths: tuple[Path, ...]
+    paths: Paths
     labels: np.ndarray
     classes: tuple[str, ...]
+    identity: str
+    note: str = ""  # where the list of files came from
     in_chans: int = 3
 
-    @cached_property
-    def identity(self) -> str:
-        names = "\n".join(f"{path.parent.name}/{path.name}:{path.stat().st_size}" for path in self.paths)
-        return hashlib.sha256(names.encode() + self.labels.tobytes()).hexdigest()
 
-
-def open_source(source: str, root: str | None, split: str, train: bool) -> ArraySource | FolderSource:
+def open_source(
+    source: str, root: str | None, split: str, train: bool, say: Say = lambda text: None
+) -> ArraySource | FolderSource:
     """Open the training or the evaluation split of a data set.
 
     Args:
@@ -79,6 +90,7 @@ def open_source(source: str, root: str | None, split: str, train: bool) -> Array
         root: file or folder, where the source needs one.
         split: sub-folder name of an image folder.
         train: which of the two splits.
+        say: told before something that takes long.
 
     Raises:
         PruneError: missing or malformed data, with what was expected where.
@@ -93,7 +105,7 @@ def open_source(source: str, root: str | None, split: str, train: bool) -> Array
     if source == "npz":
         return _npz(path, train)
     if source == "imagefolder":
-        return _folder(path / split)
+        return _folder(path / split, say)
     return _torchvision(source, path, train)
 
 
@@ -188,22 +200,8 @@ def _torchvision(source: str, path: Path, train: bool) -> ArraySource:
     return ArraySource(images, np.asarray(found.targets, dtype=np.int64), tuple(map(str, found.classes)))
 
 
-def _folder(path: Path) -> FolderSource:
+def _folder(path: Path, say: Say) -> FolderSource:
     if not path.is_dir():
         raise PruneError(f"data.root: there is no folder {path}. {_expected('imagefolder')}")
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, folder in enumerate(folders):
-        files = _images(folder)
-        if not files:
-            raise PruneError(f"data.root: the class folder {folder} holds no image ({', '.join(IMAGE_FILES)})")
-        paths += files
-        labels += [label] * len(files)
-    if not folders:
-        raise PruneError(f"data.root: {path} has no class folders. {_expected('imagefolder')}")
-    return FolderSource(tuple(paths), np.array(labels, dtype=np.int64), tuple(folder.name for folder in folders))
-
-
-def _images(folder: Path) -> Sequence[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_FILES)
+    found, note = index_of(path, say)
+    return FolderSource(Paths(path, found.names), found.labels, found.classes, found.digest, note)

@@ -1,0 +1,209 @@
+"""The torch backend: images decoded and transformed one by one in DataLoader workers, with timm's transforms."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as vision
+
+from dist_prune.errors import PruneError
+from dist_prune.runtime.data import augment as augmentation
+from dist_prune.runtime.data.memory import rendered
+from dist_prune.runtime.data.sources import ArraySource, FolderSource
+from dist_prune.runtime.data.supply import Look, Moment
+from dist_prune.runtime.data.transforms import Policy, evaluation
+from dist_prune.runtime.stopping import deafen
+
+STUCK_S = 900  # a worker that delivers nothing for so long (a dead file system) ends the run instead of hanging it
+ORIENTATION = 0x0112
+
+
+def read_image(path: Path, exif: bool = True) -> Image.Image:
+    """An image file as 8-bit RGB.
+
+    Grayscale, palette, CMYK and alpha images are converted as Pillow does; 16-bit grayscale keeps its upper 8 bits;
+    with ``exif`` a photograph is turned upright by its EXIF orientation.
+
+    Raises:
+        ValueError: the file is missing, damaged, or holds pixels without a meaning in 8 bits.
+    """
+    try:
+        with Image.open(path) as file:
+            image: Image.Image = file
+            if exif and "exif" in file.info and file.getexif().get(ORIENTATION, 1) != 1:
+                image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):
+                return _sixteen(image)
+            if image.mode == "F":
+                raise ValueError("its pixels are floating-point numbers, not 8 or 16 bits")
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise ValueError("it is not there any more") from error
+    except Exception as error:  # whatever a damaged file makes a decoder raise
+        raise ValueError(str(error) or repr(error)) from error
+
+
+def _sixteen(image: Image.Image) -> Image.Image:
+    pixels = np.asarray(image).astype(np.int64)
+    if pixels.min() < 0 or pixels.max() >= 2**16:
+        raise ValueError("its pixels have 32 bits, not 8 or 16")
+    return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
+
+
+class _Part(NamedTuple):
+    """What a worker sends for a list of ids."""
+
+    ids: np.ndarray
+    pixels: Tensor  # (n, size, size, C) uint8 from files, (n, C, size, size) from arrays
+    failed: dict[int, str]
+
+
+class FileSupplier:
+    """Images of a ``FolderSource`` (or of arrays, rendered in the workers).
+
+    Args:
+        workers: processes; 0 decodes in this one.
+        on_error: ``fail`` at an image that cannot be read, ``skip`` leaves it out and notes it in ``skipped``.
+        skipped: sample id -> why, filled in.
+        pin: hand out page-locked memory (for GPUs).
+    """
+
+    name = "torch"
+    allowed: tuple[str, ...] = ("none", "crop", "crop_flip", "resized_crop_flip")
+    policies = True
+
+    def __init__(
+        self, source: FolderSource | ArraySource, workers: int, on_error: str, skipped: dict[int, str], pin: bool
+    ):
+        self.source, self.workers, self.on_error, self.skipped, self.pin = source, workers, on_error, skipped, pin
+
+    def pixels(
+        self, dealt: Sequence[np.ndarray], look: Look, augment: Moment | None, size: int
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """See Supplier."""
+        workers = self.workers if len(dealt) > 1 else 0
+        loader = DataLoader(
+            _Images(self.source, look, augment, size, self.on_error == "skip"),
+            batch_sampler=_Lists(dealt),
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=deafen,
+            pin_memory=self.pin,
+            timeout=STUCK_S if workers else 0,
+        )
+        parts = iter(loader)
+        for wanted in dealt:
+            part = self._next(parts)
+            self._note(part, training=augment is not None)
+            files = isinstance(self.source, FolderSource)
+            yield (part.ids if part.failed else wanted), part.pixels.permute(0, 3, 1, 2) if files else part.pixels
+
+    def _next(self, parts: Iterator[_Part]) -> _Part:
+        try:
+            return next(parts)
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):
+                raise
+            raise PruneError(
+                f"the loader's workers are gone or stuck: {error}. Too little memory (or /dev/shm) is the usual cause, "
+                f"or a file system that does not answer; try fewer data.workers than {self.workers}"
+            ) from error
+
+    def _note(self, part: _Part, training: bool) -> None:
+        for sample, reason in part.failed.items():
+            if self.on_error == "fail":
+                raise PruneError(
+                    f"sample {sample}: the image {self._place(sample)} cannot be decoded: {reason}. Replace or remove "
+                    "it, or write data.on_error=skip to leave such images out (the report lists them)."
+                )
+            self.skipped.setdefault(sample, reason)
+        if training and part.failed and not len(part.ids):
+            raise PruneError(
+                f"none of the {len(part.failed)} images of a training batch could be read, the first being "
+                f"{self._place(next(iter(part.failed)))}; data.on_error=skip is for single images, not for this"
+            )
+
+    def _place(self, sample: int) -> str:
+        return str(self.source.paths[sample]) if isinstance(self.source, FolderSource) else "in memory"
+
+
+def _as_it_is(part: Any) -> Any:
+    return part
+
+
+class _Lists:
+    """A batch sampler that hands out fixed lists of ids."""
+
+    def __init__(self, lists: Sequence[np.ndarray]):
+        self.lists = lists
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter([ids.tolist() for ids in self.lists])
+
+    def __len__(self) -> int:
+        return len(self.lists)
+
+
+class _Images(Dataset[Tensor]):
+    """Whole lists of images, rendered."""
+
+    def __init__(
+        self, source: FolderSource | ArraySource, look: Look, augment: Moment | None, size: int, tolerant: bool
+    ):
+        self.source, self.look, self.augment, self.size, self.tolerant = source, look, augment, size, tolerant
+        self.policy = Policy(look, size) if look.auto_augment and augment is not None else None
+        self.evaluation = evaluation(look, size)
+
+    def __getitems__(self, samples: list[int]) -> _Part:
+        ids = np.array(samples)
+        if isinstance(self.source, ArraySource):
+            return _Part(ids, rendered(self.source.take(ids), ids, self.look, self.augment, self.size, self.policy), {})
+        kind = self.look.augment if self.augment is not None else "none"
+        drawn = self.augment is not None and kind == "resized_crop_flip"
+        chances = augmentation.window_chances(self.augment, ids) if self.augment and drawn else [[]] * len(ids)
+        numbers = augmentation.numbers(self.augment, ids) if self.augment and self.policy else [0] * len(ids)
+        out, kept, failed = _shared((len(ids), self.size, self.size, 3)), [], {}
+        for sample, chance, number in zip(samples, chances, numbers, strict=True):
+            try:
+                image = read_image(self.source.paths[sample], self.look.exif)
+            except ValueError as error:
+                failed[sample] = str(error)
+                if not self.tolerant:
+                    break
+                continue
+            out[len(kept)] = self._one(image, sample, chance, number).permute(1, 2, 0)
+            kept.append(sample)
+        return _Part(np.array(kept, dtype=np.int64), out[: len(kept)] if failed else out, failed)
+
+    def _one(self, image: Image.Image, sample: int, chance: list[float], number: int) -> Tensor:
+        """(3, size, size) uint8."""
+        if chance:
+            box = augmentation.window(image.height, image.width, chance, self.look.scale, self.look.ratio)
+            mode = InterpolationMode(self.look.interpolation)
+            image = vision.resized_crop(image, *box, [self.size, self.size], mode)  # type: ignore[assignment,arg-type]
+            image = ImageOps.mirror(image) if chance[-1] < 0.5 else image
+            pixels = vision.pil_to_tensor(image)
+        else:
+            pixels = self.evaluation(image)
+            if self.augment is not None and self.look.augment in ("crop", "crop_flip"):
+                flip = self.look.augment == "crop_flip"
+                pixels = augmentation.shifted(pixels[None], self.augment, np.array([sample]), flip)[0]
+        if self.policy is None:
+            return pixels
+        return vision.pil_to_tensor(self.policy(vision.to_pil_image(pixels), number))
+
+
+def _shared(shape: tuple[int, ...]) -> Tensor:
+    """An uninitialised uint8 tensor; in a worker in shared memory, so that sending it copies nothing."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload]
