@@ -69,7 +69,7 @@ class Subject:
         self.tested = np.arange(tested)
 
     def scores(self, name: str, images: int, seed: int, **options: Any) -> dict[str, Tensor]:
-        ids = calibration(len(self.train), images, seed)
+        ids = calibration(self.train.source.labels, images, seed)
         bench = Bench(
             self.model, method(name).limits(self.channels), self.train, ids, self.machine, Tracker(False), seed=seed
         )
