@@ -35,7 +35,7 @@ def maps_of(channels: int, side: int, seed: int = 0) -> Tensor:
     coarse = torch.randn(IMAGES, channels // 4, max(2, side // 4), max(2, side // 4), generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear")
     which = torch.randint(0, channels // 4, (channels,), generator=generator)
-    return smooth[:, which] + 0.3 * torch.randn(IMAGES, channels, side, side, generator=generator)
+    return smooth[:, which] + 0.1 * torch.randn(IMAGES, channels, side, side, generator=generator)
 
 
 def timed(maps: Tensor, threshold: float = 0.75) -> tuple[float, float, int]:
