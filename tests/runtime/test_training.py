@@ -214,9 +214,35 @@ def test_fit_agrees_over_worlds(pool):
 
 def test_a_loss_that_is_not_finite_stops_with_the_place():
     with pytest.raises(
-        PruneError, match=r"not finite \(or huge\) at epoch 1, step \d+, learning rate 1e\+30 \(sample ids of this"
+        PruneError,
+        match=r"not finite \(or huge\) at epoch 1, step \d+, learning rate 1e\+30 \(sample ids \[\d+, .*none yet",
     ):
         trainer(None, lr=1e30, schedule="constant").run()
+
+
+def poisoned(ranks: Ranks, folder: Path) -> str:
+    """The second rank's images turn strange in the second epoch."""
+    found = trainer(ranks, folder, epochs=3)
+    plain_batches = found.loop.feed.batches
+
+    def batches(dealt, augment=None):
+        for batch in plain_batches(dealt, augment):
+            bad = augment is not None and augment[1] == 1 and ranks.rank == 1
+            yield Batch(batch.images * float("nan"), batch.labels, batch.ids) if bad else batch
+
+    found.loop.feed.batches = batches  # type: ignore[method-assign]
+    with pytest.raises(PruneError) as error:
+        found.run()
+    return str(error.value)
+
+
+def test_every_rank_names_the_images_and_the_last_good_checkpoint(tmp_path, pool):
+    one, other = pool.run(2, poisoned, tmp_path)
+    assert one == other
+    assert "epoch 2, step 1" in one
+    assert f"{tmp_path}/step_000000006.safetensors" in one
+    assert "(sample ids [" in one
+    assert "and 8 more)" in one, "16 images: those of one rank"
 
 
 def test_strange_updates_can_be_left_out():

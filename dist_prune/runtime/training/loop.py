@@ -48,6 +48,7 @@ class Loop:
         ids: (n,) the images to train on (default: all, or the first ``settings.images``).
         save: called with the epoch and its progress when a checkpoint is due or the run is asked to stop.
         after: called after every update (averaged weights, masks).
+        newest: the last good checkpoint's place, or None.
         hits: how many images of this rank were classified right since it was asked last, or None.
     """
 
@@ -61,6 +62,7 @@ class Loop:
     save: Callable[[int, Progress], None] | None = None
     after: Callable[[], None] = lambda: None
     hits: Callable[[], int] | None = None
+    newest: Callable[[], str | None] = lambda: None
     _saved_at: float = field(default_factory=time.monotonic, repr=False)
 
     def __post_init__(self):
@@ -116,7 +118,9 @@ class Loop:
             if strange:
                 local.skipped += 1
                 if merged.skipped + local.skipped > self.settings.skip_nonfinite:
-                    raise PruneError(self._diverged(number, local.step, rate, part))
+                    guilty = part.ids.tolist() if not abs(value) <= HUGE * len(part.ids) else []
+                    ids = [sample for found in ranks.gather(guilty) for sample in found]
+                    raise PruneError(self._diverged(number, local.step, rate, ids))
                 drive.begin()
                 if self.hits is not None:
                     self.hits()
@@ -185,14 +189,14 @@ class Loop:
         local.loss_units = local.images = local.skipped = 0
         return out
 
-    def _diverged(self, epoch: int, step: int, rate: float, part: Batch) -> str:
-        ids = part.ids.tolist()
-        shown = f"{ids[:8]}{' ...' if len(ids) > 8 else ''}"
+    def _diverged(self, epoch: int, step: int, rate: float, ids: list[int]) -> str:
+        shown = f"{ids[:8]}{f' and {len(ids) - 8} more' if len(ids) > 8 else ''}"
+        good = self.newest()
         return (
             f"{self.name}: the loss is not finite (or huge) at epoch {epoch + 1}, step {step + 1}, learning rate "
-            f"{rate:.3g} (sample ids of this rank {shown}). The last checkpoint is kept; run again with a smaller "
-            f"{self.name}.lr, a longer {self.name}.warmup_epochs, {self.name}.clip_grad, or {self.name}.skip_nonfinite "
-            "to leave such updates out."
+            f"{rate:.3g} (sample ids {shown}). The last good checkpoint is {good or 'none yet'}; run again with a "
+            f"smaller {self.name}.lr, a longer {self.name}.warmup_epochs, {self.name}.clip_grad, or "
+            f"{self.name}.skip_nonfinite to leave such updates out."
         )
 
 

@@ -75,7 +75,7 @@ class Trainer:
         self._mask()
         objective = Objective(settings, self.classes, loop.seed, self.teacher, self._amp)
         forward = self.drive.forward
-        loop.save, loop.after, loop.hits = self._save, self._after, objective.hits
+        loop.save, loop.after, loop.hits, loop.newest = self._save, self._after, objective.hits, self._last_good
         while not self._finished(epoch):
             forward.train()
             figures = loop.run_epoch(
@@ -171,6 +171,20 @@ class Trainer:
         }  # fmt: skip
         tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         ranks.together(lambda: states.save(epoch * self.loop.steps + progress.step, tensors, meta))
+
+    def _last_good(self) -> str | None:
+        """The place of the newest checkpoint, once it is written; called on every rank."""
+        states = self.states
+        if states is None:
+            return None
+
+        def place() -> str | None:
+            states.wait()
+            name = states.newest()
+            return str(states.folder / name) if name is not None else None
+
+        ranks = self.loop.machine.ranks
+        return ranks.from_first(ranks.together(place))
 
     def _newest(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
         """The newest checkpoint's tensors by part, and its meta."""
