@@ -2,11 +2,13 @@
 
     python benchmarks/graph_study.py cut [--depth 20 32 44 56] [--tested 10000] [--json FILE]
     python benchmarks/graph_study.py images [--json FILE]
+    python benchmarks/graph_study.py fidelity [--depth 20 32 44 56] [--json FILE]
     python benchmarks/graph_study.py finetune [--depth 20 56] [--tested 10000] [--json FILE]
 
 ``cut``: graph at four thresholds beside random and l1 at the same MACs; top-1 after surgery, nothing trained.
 ``images``: how the kept set moves from 100 to 10,000 calibration images (ResNet-56).
-``finetune``: one epoch on the first 10,000 training images by the recipe (3 seeds; ResNet-56 at 0.7 only).
+``fidelity``: the kept sets of the released program's way of scoring.
+``finetune``: one epoch on the first 10,000 training images by the recipe (ResNet-56 at 0.7 only).
 Needs DIST_PRUNE_DATA with cifar10.npz and weights/. Prints Markdown; --json keeps every figure.
 """
 
@@ -41,13 +43,12 @@ from dist_prune.runtime.training.train import Trainer
 from dist_prune.stages.code import commit_of
 
 THRESHOLDS = (0.65, 0.7, 0.75, 0.8)
-SEEDS = (0, 1, 2)
 LOOK = Look(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), augment="crop_flip")
 
 
-def method(name: str) -> Method:
+def method(name: str, **options: Any) -> Method:
     kind = methods.find(name)
-    return kind(kind.Options())
+    return kind(kind.Options.model_validate(options))
 
 
 class Subject:
@@ -66,12 +67,16 @@ class Subject:
         )
         self.tested = np.arange(tested)
 
-    def scores(self, name: str, images: int, seed: int) -> dict[str, Tensor]:
-        ids = calibration(len(self.train), images, seed)
+    def scores(self, name: str, images: int, seed: int, **options: Any) -> dict[str, Tensor]:
+        ids = calibration(self.train.source.labels, images, seed)
         bench = Bench(
             self.model, method(name).limits(self.channels), self.train, ids, self.machine, Tracker(False), seed=seed
         )
-        return method(name).score(bench)
+        return method(name, **options).score(bench)
+
+    def kept(self, plan: Plan) -> set[tuple[str, int]]:
+        """(group, filter) that stay, of the free groups."""
+        return {(group.name, c) for group in self.channels.free for c in plan.kept(group.name)}
 
     def plan(self, name: str, scores: Mapping[str, Tensor], request: Request) -> Plan:
         return method(name).select(scores, method(name).limits(self.channels), request)
@@ -102,13 +107,13 @@ def study_cut(given: argparse.Namespace) -> dict[str, Any]:
         subject = Subject(depth, given.tested)
         dense = subject.top1(subject.model)
         print(f"| ResNet-{depth} | dense | | | {dense:.2f} | | |", flush=True)
-        graphs = {seed: subject.scores("graph", 100, seed) for seed in SEEDS}
+        graphs = {seed: subject.scores("graph", 100, seed) for seed in given.seeds}
         controls = {("l1", 0): subject.scores("l1", 1, 0)}
-        controls |= {("random", seed): subject.scores("random", 1, seed) for seed in SEEDS}
+        controls |= {("random", seed): subject.scores("random", 1, seed) for seed in given.seeds}
         rows = body[f"resnet{depth}"] = {"dense": dense}
-        for threshold in THRESHOLDS:
+        for threshold in given.at or THRESHOLDS:
             row: dict[str, Any] = {"macs": [], "params": [], "graph": [], "l1": [], "random": []}
-            for seed in SEEDS:
+            for seed in given.seeds:
                 plan = subject.plan("graph", graphs[seed], Request(threshold=threshold))
                 macs, params = subject.left(plan)
                 row["macs"].append(100 * (macs - 1))
@@ -133,10 +138,7 @@ def study_images(given: argparse.Namespace) -> dict[str, Any]:
     for images, seed in draws:
         scores = subject.scores("graph", images, seed)
         plans = {t: subject.plan("graph", scores, Request(threshold=t)) for t in THRESHOLDS[:3]}
-        kept[images, seed] = {
-            t: {(group.name, c) for group in subject.channels.free for c in plan.kept(group.name)}
-            for t, plan in plans.items()
-        }
+        kept[images, seed] = {t: subject.kept(plan) for t, plan in plans.items()}
         shares[images, seed] = {t: subject.left(plan)[0] for t, plan in plans.items()}
     body: dict[str, Any] = {}
     total = sum(group.width for group in subject.channels.free)
@@ -157,6 +159,29 @@ def study_images(given: argparse.Namespace) -> dict[str, Any]:
     return body
 
 
+def study_fidelity(given: argparse.Namespace) -> dict[str, Any]:
+    """The same 100 images of seed 0, scored correctly and as the released program does; and another seed's."""
+    body: dict[str, Any] = {}
+    print("| network | threshold | MACs, correct | MACs, as released | same filters | same, two seeds, correct |")
+    print("|---|---|---|---|---|---|")
+    for depth in given.depth:
+        subject = Subject(depth, 10)
+        found = [
+            subject.scores("graph", 100, 0),
+            subject.scores("graph", 100, 0, fidelity="as_released"),
+            subject.scores("graph", 100, 1),
+        ]
+        for threshold in THRESHOLDS:
+            plans = [subject.plan("graph", scores, Request(threshold=threshold)) for scores in found]
+            macs = [100 * (subject.left(plan)[0] - 1) for plan in plans]
+            ours, theirs, other = map(subject.kept, plans)
+            same = [100 * len(ours & set_) / len(ours | set_) for set_ in (theirs, other)]
+            body[f"resnet{depth}/{threshold}"] = {"macs": macs, "same": same}
+            cells = " | ".join(f"{share:.1f} %" for share in (*macs[:2], *same))
+            print(f"| ResNet-{depth} | {threshold} | {cells} |", flush=True)
+    return body
+
+
 def study_finetune(given: argparse.Namespace) -> dict[str, Any]:
     """One epoch on the first 10,000 training images with the finetune section of the recipe."""
     body: dict[str, Any] = {}
@@ -164,9 +189,9 @@ def study_finetune(given: argparse.Namespace) -> dict[str, Any]:
     print("| network | threshold | MACs | parameters | after surgery | after one epoch |\n|---|---|---|---|---|---|")
     for depth in given.depth:
         subject = Subject(depth, given.tested)
-        for threshold in (0.7,) if depth == 56 else THRESHOLDS[:3]:
+        for threshold in given.at or ((0.7,) if depth == 56 else THRESHOLDS[:3]):
             row: dict[str, list[float]] = {"macs": [], "params": [], "pruned": [], "finetuned": []}
-            for seed in SEEDS:
+            for seed in given.seeds:
                 plan = subject.plan("graph", subject.scores("graph", 100, seed), Request(threshold=threshold))
                 small = subject.cut(plan)
                 macs, params = subject.left(plan)
@@ -182,10 +207,15 @@ def study_finetune(given: argparse.Namespace) -> dict[str, Any]:
     return body
 
 
+STUDIES = {"cut": study_cut, "images": study_images, "fidelity": study_fidelity, "finetune": study_finetune}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("study", choices=("cut", "images", "finetune"))
+    parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--depth", type=int, nargs="+", choices=(20, 32, 44, 56))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="cut and finetune: a part of the study")
+    parser.add_argument("--at", type=float, nargs="+", help="cut and finetune: only these thresholds")
     parser.add_argument("--tested", type=int, default=10_000, help="so many first test images are evaluated")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write every figure here")
@@ -193,8 +223,13 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     given.depth = given.depth or ((20, 56) if given.study == "finetune" else (20, 32, 44, 56))
-    body = {"cut": study_cut, "images": study_images, "finetune": study_finetune}[given.study](given)
-    told = {"machine": describe(Machine.alone()), "commit": commit_of(Path(__file__)), "seeds": SEEDS, "figures": body}
+    body = STUDIES[given.study](given)
+    told = {
+        "machine": describe(Machine.alone()),
+        "commit": commit_of(Path(__file__)),
+        "seeds": given.seeds,
+        "figures": body,
+    }
     if given.json:
         given.json.write_text(json.dumps(told, indent=1))
 

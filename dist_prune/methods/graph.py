@@ -25,6 +25,7 @@ from dist_prune.pruning.portrait import Portrait
 from dist_prune.pruning.statistic import State, Statistic
 
 Quirk = Literal["train_mode", "augmented", "narrow_classifier", "fresh_classifier"]
+LARGEST_BATCH = 1000  # images that one forward pass is asked to hold
 RELEASED: tuple[Quirk, ...] = ("train_mode", "augmented")  # the second release, whose figures are the paper's
 
 # A group is judged by the maps of its leader, the producer with the fewest convolutions before it: the stem or the
@@ -63,6 +64,11 @@ class Graph(method.Method):
         """Per convolution site: ``<site>:hamming`` (C, C) int64 summed over images, ``<site>:bits`` (2,) int64, bits
         per map and images, ``<site>:l1`` (C,) float64 filter norms of the unpruned weights."""
         sites = [site for site in bench.sites if site.kind == "conv" and bench.channels.layers[site.name].positions > 1]
+        if self.has("train_mode") and bench.images > LARGEST_BATCH:
+            raise PruneError(
+                f"score.images: scoring in training mode takes all images as one batch, and {bench.images:,} are more "
+                f"than {LARGEST_BATCH:,}. The released program takes 100; method.fidelity=correct takes any number."
+            )
         view = {**(train_mode() if self.has("train_mode") else {}), **(augmented() if self.has("augmented") else {})}
         scores: method.Scores = {}
         for name, tables in bench.observe(sites, HashAgreement(self.options.hash_size), **view).items():

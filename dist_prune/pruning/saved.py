@@ -29,7 +29,13 @@ def from_saved(body: Mapping[str, Any], channels: Channels) -> Plan:
     if not all(name in names for name in body):
         _in_order(body, channels, names)
         body = dict(zip(names, body.values(), strict=True))
-    kept = {group.name: _kept(body[group.name], group) for group in scored if group.name in body}
+    missing = [name for name in names if name not in body]
+    if missing:
+        raise PruneError(
+            f"the pruning information misses {len(missing)} of the network's {len(names)} scored layers, among them "
+            f"{missing[0]!r}: it belongs to another network (a layer that keeps everything has an entry too)"
+        )
+    kept = {group.name: _kept(body[group.name], group) for group in scored}
     return Plan.keeping(channels, kept, dict.fromkeys(names, "the pruning information keeps all of it"))
 
 

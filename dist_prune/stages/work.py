@@ -249,11 +249,10 @@ class Work:
                 except PruneError as error:
                     problems.append(str(error))
         try:
-            self.machine.ranks.together(
-                lambda: self._opened
-            )  # one rank looks through folders, the others take its index
+            # one rank looks through folders, the others take its index
+            self.machine.ranks.together(lambda: self._opened)
             self._check_sizes()
-            if self.recipe.select.plan:  # both open the data as well
+            if self.recipe.select.plan:
                 self.replayed()
             else:
                 self.method.ready(self.channels, self.recipe.select.exclude, self.request)

@@ -11,6 +11,7 @@ from dist_prune.pruning.channels import Site
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.cores import decompose
 from dist_prune.pruning.statistic import Tally
+from dist_prune.runtime.collectives import Ranks
 from tests import tiny
 
 
@@ -86,6 +87,30 @@ def test_hamming_from_the_gram_matrix_is_brute_force(batches):
             assert int(ones[a] + ones[b] - 2 * gram[a, b]) == int((bits[:, a] != bits[:, b]).sum())
     assert int(tally.tables["conv"]["images"]) == 100
     assert int(tally.tables["conv"]["bits"]) == 64
+
+
+def test_the_tables_do_not_grow_with_the_images():
+    """A layer's statistic is C x C integers, whether 100 images stream by or the whole training set."""
+    site = Site("conv", "conv", 32, "conv", True)
+    sizes = []
+    for images in (100, 50_000):
+        tally = Tally(HashAgreement(8), [site], images, torch.device("cpu"))
+        tally.update(site, torch.randn(7, 32, 9, 9), torch.arange(7))
+        sizes.append(sum(table.numel() for table in tally.flat().values()))
+    assert sizes == [32 * 32 + 2] * 2
+
+
+def hamming_of(ranks: Ranks, micro_batch: int) -> dict[str, list]:
+    bench = tiny.bench(tiny.network(), ranks, micro_batch=micro_batch)
+    scores = tiny.method("graph").score(bench)
+    return {name: table.tolist() for name, table in scores.items() if not name.endswith(":l1")}
+
+
+def test_shards_and_batch_sizes_do_not_move_an_integer(pool):
+    """Specification, section 12.3: 53 images over 1, 2 and 3 ranks, in batches of 1, 7 and all."""
+    whole = hamming_of(Ranks(), tiny.IMAGES)
+    for world, micro_batch in ((1, 1), (1, 7), (2, 7), (3, 7), (3, 1)):
+        assert all(found == whole for found in pool.run(world, hamming_of, micro_batch))
 
 
 def test_edges_are_decided_on_integers():

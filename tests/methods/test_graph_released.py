@@ -140,6 +140,12 @@ def test_the_first_release_draws_the_classifier_anew(vgg):
     assert float(one.state_dict()["head.weight"].abs().max()) <= 512**-0.5
 
 
+def test_training_mode_refuses_what_no_batch_can_hold():
+    bench = tiny.bench(tiny.network(), images=1347)
+    with pytest.raises(PruneError, match=r"score\.images.* all images as one batch"):
+        method(quirks=["train_mode"]).score(bench)
+
+
 def test_an_unknown_quirk_is_refused():
     with pytest.raises(ValueError, match="train_mode"):
         method(quirks=["trian_mode"])
@@ -180,7 +186,7 @@ PAPER = [
 def test_zeroed_channels_are_removed_channels_in_the_paper_s_networks(name):
     """Specification, section 12.6: the batch norm's shift goes with the channel."""
     torch.manual_seed(0)
-    model = backbones.create(f"{name}_cifar", 10, 3).double().eval()
+    model = backbones.create(name, 10, 3).double().eval()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
