@@ -123,7 +123,7 @@ def kept(source: BetonSource) -> dict[str, Any]:
     return out
 
 
-def parity(place: Path, folder: Path) -> dict[str, Any]:
+def parity(place: Path, folder: Path, stored: list[str]) -> dict[str, Any]:
     """Accuracy of MobileNetV2 on the same images through each backend, with the recipe's evaluation look."""
     model = backbones.create("mobilenetv2_100", 1000, 3)
     weights = checkpoint.read_weights(place / "weights/mobilenetv2_imagenet_rot180.safetensors")
@@ -132,7 +132,9 @@ def parity(place: Path, folder: Path) -> dict[str, Any]:
     assert isinstance(source, FolderSource)
     look, out = Look(SIDE, HALF, HALF, 0.875), {}
     sources: dict[str, Any] = {"torch": source}
-    sources |= {name: written(source, settings, folder)[0] for name, settings in (WHOLE | KEPT).items()}
+    sources |= {
+        name: written(source, settings, folder)[0] for name, settings in (WHOLE | KEPT).items() if name in stored
+    }
     for name, each in sources.items():
         feed = Feed(each, look, CPU, WORKERS)
         out[name] = evaluate(model, feed, BATCH, Ranks(), Tracker(False))
@@ -144,6 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--parity", action="store_true")
+    parser.add_argument("--stored", nargs="*", default=[*WHOLE, *KEPT], help="for --parity: which of the .beton files")
     parser.add_argument("--json", type=Path, help="write the same figures here")
     given = parser.parse_args()
     place = Path(os.environ.get("DIST_PRUNE_DATA", "/nowhere"))
@@ -153,7 +156,7 @@ def main() -> None:
     machine = describe(Machine.alone())
     print(f"{machine['processor']}, {machine['cores']} cores")
     with tempfile.TemporaryDirectory() as folder:
-        body = parity(place, Path(folder)) if given.parity else speed(place, Path(folder), given.pairs)
+        body = parity(place, Path(folder), given.stored) if given.parity else speed(place, Path(folder), given.pairs)
     if given.parity:
         dense = body["torch"]
         for name, row in body.items():

@@ -78,7 +78,7 @@ def supplier(
     """The supplier of a split; PruneError where the backend cannot serve this kind of source."""
     if isinstance(source, BetonSource):
         if backend in ("auto", "ffcv"):
-            return BetonSupplier(source, workers)
+            return BetonSupplier(source, workers, pin=device.type == "cuda")
         raise PruneError(f"data.backend: {backend!r} cannot read {source.path}; ffcv can")
     if isinstance(source, ArraySource) and backend in ("auto", "memory"):
         return MemorySupplier(source, device)

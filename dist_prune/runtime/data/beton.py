@@ -131,8 +131,8 @@ class BetonSupplier:
     allowed: tuple[str, ...] = ("none", "crop", "crop_flip", "resized_crop_flip")
     policies = False
 
-    def __init__(self, source: BetonSource, workers: int):
-        self.source, self.workers = source, workers
+    def __init__(self, source: BetonSource, workers: int, pin: bool = False):
+        self.source, self.workers, self.pin = source, workers, pin  # pin: page-locked memory, for GPUs
 
     def pixels(
         self, dealt: Sequence[np.ndarray], look: Look, augment: Moment | None, size: int
@@ -179,7 +179,7 @@ class BetonSupplier:
         """FFCV's chunks put together to the lists that were asked for: (ids, (n, size, size, 3))."""
         pixels, status, used = np.zeros((0, size, size, 3), np.uint8), np.zeros((0, 1)), 0
         for part in dealt:
-            out = torch.empty((len(part), size, size, 3), dtype=torch.uint8)
+            out = torch.empty((len(part), size, size, 3), dtype=torch.uint8, pin_memory=self.pin)
             view, done = out.numpy(), 0
             while done < len(part):
                 if used == len(pixels):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,7 @@ class Encoder:
             return 0, parts[-1]
 
         for row, sample in zip(rows, ids.tolist(), strict=True):
-            about = np.zeros(1, self.field.metadata_type)
+            about: Any = np.zeros(1, self.field.metadata_type)
             np.random.seed(sample % 2**32)  # 'proportion' draws from numpy's global state
             self.field.encode(about, self._pixels(sample), allot)
             row["mode"], row["height"], row["width"] = (about[name][0] for name in ("mode", "height", "width"))

@@ -11,6 +11,9 @@ What FFCV is used for: its file, memory map, loader threads, compiled pipeline a
 - FFCV sets torch's number of threads, for the whole process, whenever it touches a loader. Here it does not.
 """
 
+# pyright: reportMissingImports=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
+# (FFCV is not built everywhere; without it its types are unknown)
+
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
