@@ -174,7 +174,7 @@ class Work:
         bad = {sample for part in ranks.gather(sorted(feed.skipped)) for sample in part}
         if bad:
             self.tracker.say(f"  {len(bad & set(ids.tolist()))} of {len(ids)} images cannot be read and are left out")
-        return replace(feed, on_error="fail"), ids[~np.isin(ids, sorted(bad))]
+        return replace(feed, exact=True), ids[~np.isin(ids, sorted(bad))]
 
     def left_out(self, stage: str) -> dict[str, Any]:
         """The images that any rank left out in the stage that ends here, for its ledger line; notes an event."""

@@ -134,6 +134,13 @@ def test_nothing_readable_in_a_training_batch_is_an_error(folder):
         list(feed.batches([np.array([1, 4])], (0, 0)))
 
 
+def test_a_feed_that_has_to_be_exact_leaves_nothing_out_when_scoring(folder):
+    feed = Feed(folder, LOOK, CPU, on_error="skip", exact=True)
+    assert len(next(feed.batches([np.array([0, 1, 2])], (0, 0))).ids) == 2, "training may go on without"
+    with pytest.raises(PruneError, match="sample 1 could be read when the images were checked, and cannot be read now"):
+        list(feed.batches([np.array([0, 1, 2])]))
+
+
 class First(torch.nn.Module):
     """Says class 0 to everything."""
 

@@ -41,6 +41,7 @@ class Feed:
         backend: ``torch``, ``ffcv`` or ``memory``; ``auto`` takes what the source is made for.
         on_error: ``fail`` at an image that cannot be read, or ``skip`` it and note it in ``skipped``.
         skipped: sample id -> why it was left out, of this rank so far.
+        exact: even then, lists with the evaluation look have to be delivered whole (statistics are addressed by image).
     """
 
     source: AnySource
@@ -52,6 +53,7 @@ class Feed:
     backend: str = "auto"
     on_error: str = "fail"
     skipped: dict[int, str] = field(default_factory=dict)
+    exact: bool = False
     _supplier: Supplier = field(init=False, repr=False)
     _scale: tuple[Tensor, Tensor] = field(init=False, repr=False)
 
@@ -72,7 +74,15 @@ class Feed:
             augment: (seed, epoch) for training images; None for the evaluation look.
         """
         labels = torch.from_numpy(self.source.labels)
-        for ids, pixels in self._supplier.pixels(list(dealt), self.look, augment, self.look.size_at(augment)):
+        lists = list(dealt)
+        found = self._supplier.pixels(lists, self.look, augment, self.look.size_at(augment))
+        for wanted, (ids, pixels) in zip(lists, found, strict=True):
+            if self.exact and augment is None and len(ids) != len(wanted):
+                gone = sorted(set(wanted.tolist()) - set(ids.tolist()))
+                raise PruneError(
+                    f"sample {gone[0]} could be read when the images were checked, and cannot be read now: "
+                    f"{self.skipped.get(gone[0], '')}. Run the same command again to do without it."
+                )
             index = torch.from_numpy(np.ascontiguousarray(ids))
             images = self._tail(pixels)
             if augment is not None and self.look.erasing:
