@@ -120,6 +120,7 @@ def perform(stage: Stage, work: Work) -> dict[str, Any]:
     if not stage.always:
         ranks.together(lambda: _note_environment(work))
     made: Made = importlib.import_module(f"{__name__}.{stage.name}").act(work)
+    work.close_feeds()
     ranks.together(lambda: _write(work, made))
     facts = made.facts | work.left_out(stage.name)
     line = {

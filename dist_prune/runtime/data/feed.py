@@ -58,9 +58,8 @@ class Feed:
     def __post_init__(self):
         self._supplier = supplier(self.source, self.backend, self.device, self.workers, self.on_error, self.skipped)
         self._refuse()
-        mean = torch.tensor(self.look.mean, dtype=self.dtype, device=self.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.look.std, dtype=self.dtype, device=self.device).view(1, -1, 1, 1)
-        self._scale = (255 * mean, 255 * std)
+        mean = torch.tensor(self.look.mean, dtype=self.dtype, device=self.device)
+        self._scale = (255 * mean, 255 * torch.tensor(self.look.std, dtype=self.dtype, device=self.device))
 
     def __len__(self) -> int:
         return len(self.source.labels)
@@ -80,11 +79,18 @@ class Feed:
                 images = erased(images, augment, ids, self.look)
             yield Batch(images, labels[index].to(self.device, non_blocking=True), index)
 
+    def close(self) -> None:
+        """Send the workers home that wait for another epoch; they come back when they are needed."""
+        self._supplier.close()
+
     def _tail(self, pixels: Tensor) -> Tensor:
         """(n, C, H, W) on [0, 255] -> normalised, on the device."""
         images = pixels.to(self.device, non_blocking=True)
-        images = images.to(self.dtype, memory_format=self.memory_format, copy=True)
-        return images.sub_(self._scale[0]).div_(self._scale[1])
+        n, channels, height, width = pixels.shape
+        lines = images.to(self.dtype, memory_format=torch.channels_last, copy=True).permute(0, 2, 3, 1).flatten(2)
+        mean, std = (value.repeat(width) for value in self._scale)
+        lines.sub_(mean).div_(std)  # rows of width * channels: they vectorise, three channels do not
+        return lines.view(n, height, width, channels).permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
 
     def _refuse(self) -> None:
         """PruneError where the look asks for what the backend cannot do."""
