@@ -1,6 +1,8 @@
 """Whole runs on image files: what cannot be read is left out on every rank and listed, what served them is reported."""
 
+import os
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ from dist_prune.runtime.tracking import Tracker
 from dist_prune.stages import score
 from dist_prune.stages.work import Work
 from tests import tiny
-from tests.launch import PYTHON, SMALL, TORCHRUN, report, run
+from tests.launch import PYTHON, SMALL, TORCHRUN, report, run, start
+from tests.test_run import wait_for
 
 WORDS = (
     *SMALL, "data.source=imagefolder", "data.image_size=8", "data.crop=1.0", "data.mean=[0.3,0.3,0.3]",
@@ -53,6 +56,19 @@ def skipped(digits, tmp_path):
     code, output = run(TORCHRUN, tmp_path / "two", *WORDS, *SKIPPING, f"data.root={digits[0]}")
     assert code == 0, output
     return tmp_path / "two", output, report(tmp_path / "two")
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_does_not_take_the_loader_workers_first(digits, tmp_path, number):
+    """Schedulers signal every process of a job step: the workers go on serving until the run has saved."""
+    words = (*WORDS, "data.on_error=skip", f"data.root={digits[0]}", "train.epochs=500", "train.save_every_steps=3")
+    process = start(("setsid", *PYTHON), tmp_path / "run", *words)
+    wait_for(process, (tmp_path / "run/train_checkpoints").exists)
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 75, output
+    assert f"stopped by {signal.Signals(number).name} in " in output
+    assert "is killed by signal" not in output
 
 
 def test_unreadable_images_are_left_out_of_a_run_and_listed(digits, skipped):
