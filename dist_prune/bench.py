@@ -15,6 +15,7 @@ from dist_prune.errors import PruneError
 from dist_prune.pruning.channels import Channels, Site
 from dist_prune.pruning.gates import gated
 from dist_prune.pruning.probe import quiet, taps
+from dist_prune.pruning.renew import draw
 from dist_prune.pruning.statistic import Statistic, Tally
 from dist_prune.recipe import Training
 from dist_prune.runtime import checkpoint, stopping
@@ -23,6 +24,7 @@ from dist_prune.runtime.data.feed import Batch, Feed
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.runtime.training.loop import Loop, fit
+from dist_prune.runtime.training.recalibrate import own_statistics
 
 T = TypeVar("T")
 
@@ -71,7 +73,13 @@ class Bench:
         return self.model.get_submodule(site.name).weight.detach().cpu().clone()  # type: ignore[union-attr]
 
     def observe(
-        self, sites: Sequence[Site], statistic: Statistic, backward: bool = False
+        self,
+        sites: Sequence[Site],
+        statistic: Statistic,
+        backward: bool = False,
+        *,
+        train_mode: bool = False,
+        augment: bool = False,
     ) -> dict[str, dict[str, Tensor]]:
         """See methods.method.Bench. Stopped and run again, it goes on from the last save."""
         self._collective("observe")
@@ -81,15 +89,15 @@ class Bench:
         if not sites:
             return merged.tables
         local = Tally(statistic, sites, self.images, device)
-        lists = micro_batches(np.arange(self.images), self.micro_batch)
+        lists = micro_batches(np.arange(self.images), self.images if train_mode else self.micro_batch)
         file = self.partial / f"observation_{self._observations}.safetensors" if self.partial is not None else None
-        key = self._key(sites, statistic, backward)
+        key = self._key(sites, statistic, (backward, train_mode, augment))
         done = self._load(file, merged, key)
         mine = deal(lists[done:], ranks.rank, ranks.world)
         rounds = -(-(len(lists) - done) // ranks.world)
-        batches = self.feed.batches([self.ids[part] for part in mine])
-        positions = iter(mine)
-        with quiet(self.model), torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
+        batches = self.feed.batches([self.ids[part] for part in mine], (self.seed, 0) if augment else None)
+        positions, mode = iter(mine), own_statistics if train_mode else quiet
+        with mode(self.model), torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
             for number in self.tracker.bar(range(1, rounds + 1), rounds, "score"):
                 part = next(positions, None)
                 if part is not None:
@@ -172,8 +180,7 @@ class Bench:
 
     def draw(self, *name: Any) -> torch.Generator:
         """See methods.method.Bench."""
-        key = hashlib.sha256(repr((self.seed, *name)).encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+        return draw(self.seed, *name)
 
     def _see(self, local: Tally, sites: Sequence[Site], part: Batch, positions: Tensor, backward: bool) -> None:
         if not backward:
@@ -207,11 +214,11 @@ class Bench:
         if self._in_job:
             raise PruneError(f"bench.{verb} was called inside a job of bench.share; jobs run alone on their rank")
 
-    def _key(self, sites: Sequence[Site], statistic: Statistic, backward: bool) -> str:
+    def _key(self, sites: Sequence[Site], statistic: Statistic, how: tuple[bool, ...]) -> str:
         """What a partial statistic must belong to: everything that decides it."""
         settings = {name: repr(value) for name, value in sorted(vars(statistic).items())}
         names = [site.name for site in sites]
-        asked = (self.identity, self.micro_batch, self.images, type(statistic).__name__, settings, names, backward)
+        asked = (self.identity, self.micro_batch, self.images, type(statistic).__name__, settings, names, how)
         return hashlib.sha256(repr(asked).encode()).hexdigest()
 
     def _save(self, file: Path, merged: Tally, key: str, done: int) -> None:

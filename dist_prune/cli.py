@@ -1,4 +1,7 @@
-"""``dist-prune list | check | report | import-checkpoint | doctor``: before and after a run; run.py does the work."""
+"""``dist-prune list | check | plan | report | import-checkpoint | doctor``: before and after a run.
+
+run.py does the work.
+"""
 
 import argparse
 import json
@@ -6,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dist_prune import methods, reading
+from dist_prune import methods, planning, reading
 from dist_prune.errors import PruneError
 
 
@@ -20,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     checking = verbs.add_parser("check", help="validate a recipe and show its channel groups; needs no data")
     checking.add_argument("recipe", help="a YAML file, or a name in recipes/")
     checking.add_argument("overrides", nargs="*", metavar="key=value")
+    planning.arguments(verbs.add_parser("plan", help="a plan from a run or a file: read it, show it, write it"))
     reporting = verbs.add_parser("report", help="the result of a run")
     reporting.add_argument("run", help="a run directory")
     importing = verbs.add_parser(
@@ -38,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         acts = {
             "list": _list, "check": _check, "report": _report, "doctor": _doctor,
-            "import-checkpoint": _import_checkpoint,
+            "import-checkpoint": _import_checkpoint, "plan": planning.act,
         }  # fmt: skip
         text, body, code = acts[given.verb](given)
     except PruneError as error:

@@ -6,6 +6,7 @@ import torch
 
 from dist_prune.methods.method import Method
 from dist_prune.pruning import cost, surgeon
+from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request, reachable
 from dist_prune.recipe import Recipe
 from dist_prune.runtime import backbones
@@ -14,8 +15,8 @@ from dist_prune.runtime.data.sources import KNOWN, check_figures, class_folders,
 QUANTITIES: tuple[cost.Quantity, ...] = ("macs", "params", "channels")
 
 
-def preview(spec: Recipe, method: Method) -> dict[str, Any]:
-    """Build the recipe's backbone on the CPU and trace its channel groups.
+def traced(spec: Recipe, method: Method) -> tuple[Channels, int, str]:
+    """The channels of the recipe's backbone, built on the CPU, that the method can judge; classes; what was assumed.
 
     Classes and channels of the data come from the data set's definition; an image folder or an .npz that is there is
     asked, otherwise 1,000 classes (image folder) or 10 (npz) are assumed, and said.
@@ -25,9 +26,15 @@ def preview(spec: Recipe, method: Method) -> dict[str, Any]:
     config = backbones.image_config(model, in_chans)
     size = spec.data.image_size or side or config["input_size"][1]
     check_figures(spec.data.mean, spec.data.std, in_chans)
-    channels = method.limits(surgeon.sites_of(model, torch.randn(1, in_chans, size, size)))
+    return method.limits(surgeon.sites_of(model, torch.randn(1, in_chans, size, size))), classes, assumed
+
+
+def preview(spec: Recipe, method: Method) -> dict[str, Any]:
+    """The channel groups of a recipe's backbone: who leads, who follows, who is left alone and why."""
+    channels, classes, assumed = traced(spec, method)
     request = Request.of(spec)
-    channels = method.ready(channels, spec.select.exclude, request)
+    if not spec.select.plan:
+        channels = method.ready(channels, spec.select.exclude, request)
     groups = [
         {
             "name": group.name,
@@ -40,7 +47,7 @@ def preview(spec: Recipe, method: Method) -> dict[str, Any]:
     ]
     return {
         "recipe": spec.resolved(),
-        "input": [in_chans, size, size],
+        "input": list(channels.example),
         "classes": classes,
         "assumed": assumed,
         "dense": {
@@ -77,12 +84,11 @@ def as_text(body: dict[str, Any]) -> str:
         f"dense: {dense['macs'] / 1e6:,.2f} M MACs ({dense['thop'] / 1e6:,.2f} M by thop), {dense['params']:,} params",
         *([f"assumed {body['assumed']}"] if body["assumed"] else []),
         "",
-        f"{'group':40} {'width':>6}  coupled layers",
+        f"{'group (its leader)':40} {'width':>6}  layers that change with it",
     ]
     for group in body["groups"]:
-        shown = ", ".join(group["layers"][:4]) + (
-            f", ... {len(group['layers'])} in all" if len(group["layers"]) > 4 else ""
-        )
+        followers = [layer for layer in group["layers"] if layer != group["name"]]
+        shown = ", ".join(followers[:4]) + (f", ... {len(followers)} in all" if len(followers) > 4 else "")
         lines.append(f"{group['name']:40} {group['width']:6}  {shown}")
         if group["protected"]:
             lines.append(f"{'':47}  PROTECTED: {group['protected']}")

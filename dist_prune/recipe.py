@@ -185,6 +185,10 @@ class Select(Part):
         default=1, ge=1, description="kept channels are a multiple of this (where the group is wider)"
     )
     exclude: tuple[str, ...] = Field(default=(), description="globs of layer names whose groups are left alone")
+    plan: str | None = Field(
+        default=None,
+        description="a plan.json, or {layer: {saved_idxs, mask_num}}, that is replayed unscored",
+    )
 
 
 class Target(Part):

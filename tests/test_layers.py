@@ -15,7 +15,7 @@ GIANTS = {
     "torch_pruning": {"pruning/surgeon.py"},
     "timm": {
         "runtime/backbones/__init__.py",
-        "runtime/backbones/resnet_cifar.py",
+        "runtime/backbones/registry.py",
         "runtime/training/optim.py",
         "runtime/training/objective.py",
         "runtime/training/train.py",
@@ -39,9 +39,11 @@ ALLOWED = {
     "bundle": {"errors", "ledger", "pruning", "runtime"},
     "preview": {"errors", "recipe", "pruning", "runtime", "methods"},
     "doctor": {"errors"},
-    "stages": {"errors", "recipe", "ledger", "pruning", "runtime", "methods", "bench", "bundle"},
+    "replay": {"errors", "pruning"},
+    "planning": {"errors", "recipe", "reading", "ledger", "pruning", "methods", "preview", "replay"},
+    "stages": {"errors", "recipe", "ledger", "pruning", "runtime", "methods", "bench", "bundle", "replay"},
     "run": {"errors", "recipe", "reading", "ledger", "runtime", "methods", "stages"},
-    "cli": {"errors", "recipe", "reading", "runtime", "methods", "preview", "doctor", "stages"},
+    "cli": {"errors", "recipe", "reading", "runtime", "methods", "preview", "doctor", "stages", "planning"},
 }
 
 

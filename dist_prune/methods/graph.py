@@ -5,10 +5,10 @@ Neurocomputing 2024. Shapes: T images, C filters, K x K hash bits.
 """
 
 import math
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,15 +17,35 @@ from torch import Tensor
 
 from dist_prune.errors import PruneError
 from dist_prune.methods import method
-from dist_prune.pruning.channels import ChannelGroup, Channels, Site
+from dist_prune.pruning.channels import ChannelGroup, Channels, Layer, Site
 from dist_prune.pruning.choose import Kept, Request, check_target, counts_of, fill, share_of
+from dist_prune.pruning.cores import decompose, parts
 from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.portrait import Portrait
 from dist_prune.pruning.statistic import State, Statistic
+
+Quirk = Literal["train_mode", "augmented", "narrow_classifier", "fresh_classifier"]
+LARGEST_BATCH = 1000  # images that one forward pass is asked to hold
+RELEASED: tuple[Quirk, ...] = ("train_mode", "augmented")  # the second release, whose figures are the paper's
+
+# A group is judged by the maps of its leader, the producer with the fewest convolutions before it: the stem or the
+# projection shortcut of a residual stream, the expansion before a depthwise layer. All its other layers follow.
+# These leaders cannot be judged, and their groups stay whole:
+LEFT_ALONE: tuple[tuple[Callable[[Layer], bool], str], ...] = (
+    (lambda leader: leader.kind != "conv", "a linear layer has no feature maps to hash"),
+    (lambda leader: leader.positions == 1, "its 1x1 maps carry no hash"),
+)
 
 
 class Options(method.MethodOptions):
     """``combine``: whether a residual stream follows its leader's graph (the paper) or all its layers' hashes."""
 
+    fidelity: Literal["correct", "as_released"] = Field(  # type: ignore[assignment]
+        default="correct", description="as_released: the authors' second release, quirks train_mode and augmented"
+    )
+    quirks: tuple[Quirk, ...] = Field(  # type: ignore[assignment]
+        default=(), description="single departures; the first release also has narrow_classifier and fresh_classifier"
+    )
     hash_size: int = Field(default=8, ge=1, description="low-frequency corner of the DCT that is hashed, per side")
     combine: Literal["leader", "sum"] = method.for_select("leader")
 
@@ -36,12 +56,22 @@ class Graph(method.Method):
     paper = "Li et al., Efficient filter pruning by redundancy graph decomposition, Neurocomputing 2024"
     Options = Options
 
+    def has(self, quirk: Quirk) -> bool:
+        """Whether the options ask for a departure of the released code."""
+        return quirk in self.options.quirks or (self.options.fidelity == "as_released" and quirk in RELEASED)
+
     def score(self, bench: method.Bench) -> method.Scores:
         """Per convolution site: ``<site>:hamming`` (C, C) int64 summed over images, ``<site>:bits`` (2,) int64, bits
         per map and images, ``<site>:l1`` (C,) float64 filter norms of the unpruned weights."""
         sites = [site for site in bench.sites if site.kind == "conv" and bench.channels.layers[site.name].positions > 1]
+        if self.has("train_mode") and bench.images > LARGEST_BATCH:
+            raise PruneError(
+                f"score.images: scoring in training mode takes all images as one batch, and {bench.images:,} are more "
+                f"than {LARGEST_BATCH:,}. The released program takes 100; method.fidelity=correct takes any number."
+            )
+        view = {**(train_mode() if self.has("train_mode") else {}), **(augmented() if self.has("augmented") else {})}
         scores: method.Scores = {}
-        for name, tables in bench.observe(sites, HashAgreement(self.options.hash_size)).items():
+        for name, tables in bench.observe(sites, HashAgreement(self.options.hash_size), **view).items():
             ones = tables["gram"].diagonal()
             scores[f"{name}:hamming"] = ones[:, None] + ones[None, :] - 2 * tables["gram"]
             scores[f"{name}:bits"] = torch.stack([tables["bits"], tables["images"]])
@@ -50,16 +80,17 @@ class Graph(method.Method):
         return scores
 
     def limits(self, channels: Channels) -> Channels:
+        follows = narrow_classifier(channels) if self.has("narrow_classifier") else {}
+
         def judged(group: ChannelGroup) -> ChannelGroup:
-            layer = channels.layers[group.name]
-            reason = ""
-            if layer.kind != "conv":
-                reason = "a linear layer has no feature maps to hash"
-            elif layer.positions == 1:
-                reason = "its 1x1 maps carry no hash"
-            return replace(group, protected=group.protected or reason)
+            leader = channels.layers[group.name]
+            reason = next((reason for applies, reason in LEFT_ALONE if applies(leader)), "")
+            return replace(group, protected=group.protected or ("" if group.name in follows else reason))
 
         return replace(channels, groups=tuple(judged(group) for group in channels.groups))
+
+    def fresh(self, channels: Channels) -> tuple[str, ...]:
+        return fresh_classifier(channels) if self.has("fresh_classifier") else ()
 
     def check(self, channels: Channels, request: Request) -> None:
         if (request.threshold is None) == (request.target is None):
@@ -71,28 +102,92 @@ class Graph(method.Method):
     def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
         channels = self.limits(channels)
         self.check(channels, request)
-        tables, worth = {}, {}
-        for group in channels.free:
-            hamming, bits, worth[group.name] = self._table(scores, group.producers)
-            tables[group.name] = (hamming, bits)
-        reasons = dict.fromkeys(tables, "no two of its filters are as similar as the threshold")
+        _, kept, tables = self._solved(scores, channels, request)
+        return Plan.keeping(
+            channels, kept, dict.fromkeys(tables, "no two of its filters are as similar as the threshold")
+        )
+
+    def portraits(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Iterator[Portrait]:
+        """Each judged group's similarity matrix, clustered by the connected parts of its graph."""
+        threshold, kept, tables = self._solved(scores, self.limits(channels), request)
+        for name, table in tables.items():
+            clusters, stays = parts(edges(table.hamming, table.bits, threshold)), np.zeros(len(table.l1), dtype=bool)
+            stays[kept[name]] = True
+            said = (
+                f"{len(stays)} filters, {int(stays.sum())} kept; at similarity {threshold:.4g} "
+                f"{clusters.max(initial=-1) + 1} clusters and {int((clusters < 0).sum())} filters like no other"
+            )
+            yield Portrait(name, 1 - table.hamming.numpy() / table.bits, clusters, stays, said)
+
+    def _solved(
+        self, scores: Mapping[str, Tensor], channels: Channels, request: Request
+    ) -> tuple[float, Kept, dict[str, "Table"]]:
+        """The threshold, given or found for the target; what it keeps of each free group; the judged groups' tables."""
+        follows = narrow_classifier(channels) if self.has("narrow_classifier") else {}
+        tables = {g.name: self._table(scores, g.producers) for g in channels.free if g.name not in follows}
+        worth = {name: table.l1 for name, table in tables.items()}
+        worth |= {name: worth[feeder] for name, feeder in follows.items() if feeder in worth}
 
         def keep_at(threshold: float) -> Kept:
-            kept = {n: decompose(edges(h, bits, threshold), worth[n].numpy()) for n, (h, bits) in tables.items()}
+            kept = {n: decompose(edges(t.hamming, t.bits, threshold), t.l1.numpy()) for n, t in tables.items()}
+            kept |= {name: kept[feeder] for name, feeder in follows.items() if feeder in kept}
             return fill(channels, request, kept, worth)
 
-        kept = keep_at(request.threshold) if request.threshold is not None else _search(keep_at, channels, request)
-        return Plan.keeping(channels, kept, reasons)
+        if request.threshold is not None:
+            return request.threshold, keep_at(request.threshold), tables
+        return *_search(keep_at, channels, request), tables
 
-    def _table(self, scores: Mapping[str, Tensor], producers: tuple[str, ...]) -> tuple[Tensor, int, Tensor]:
-        """Hamming distances, bits compared per pair and filter norms of a group, over the layers that carry a hash."""
+    def _table(self, scores: Mapping[str, Tensor], producers: tuple[str, ...]) -> "Table":
+        """Of a group's leader, or summed over its layers that carry a hash."""
         names = producers[:1]
         if self.options.combine == "sum":
             names = tuple(n for n in producers if f"{n}:bits" in scores and int(scores[f"{n}:bits"][0]) > 1)
-        hamming = torch.stack([self.need(scores, f"{name}:hamming") for name in names]).sum(0)
-        bits = sum(int(self.need(scores, f"{name}:bits").prod()) for name in names)
-        norms = torch.stack([self.need(scores, f"{name}:l1") for name in names]).sum(0)
-        return hamming, bits, norms
+        return Table(
+            torch.stack([self.need(scores, f"{name}:hamming") for name in names]).sum(0),
+            sum(int(self.need(scores, f"{name}:bits").prod()) for name in names),
+            torch.stack([self.need(scores, f"{name}:l1") for name in names]).sum(0),
+        )
+
+
+class Table(NamedTuple):
+    """What the graph of a group is made of: (C, C) Hamming distances, bits compared per pair, (C,) filter norms."""
+
+    hamming: Tensor
+    bits: int
+    l1: Tensor
+
+
+def train_mode() -> dict[str, bool]:
+    """Quirk: the released program never calls eval(), so batch norms use the statistics of the one batch of all images
+    (specification, section 4). Hashes of one image depend on the others."""
+    return {"train_mode": True}
+
+
+def augmented() -> dict[str, bool]:
+    """Quirk: the released program hashes images with the training augmentation; here it follows the recipe's seed."""
+    return {"augment": True}
+
+
+def narrow_classifier(channels: Channels) -> dict[str, str]:
+    """Quirk of the first release: a hidden linear layer as wide as the convolution before it is cut like it.
+
+    Returns: linear group -> the group whose kept filters it takes.
+    """
+    found = {}
+    for hidden in channels.groups:
+        if channels.layers[hidden.name].kind == "linear" and (not hidden.protected):
+            feeders = [group for group in channels.groups if group.per_channel.get((hidden.name, "in")) == 1]
+            if len(feeders) == 1 and feeders[0].width == hidden.width and not feeders[0].protected:
+                found[hidden.name] = feeders[0].name
+    return found
+
+
+def fresh_classifier(channels: Channels) -> tuple[str, ...]:
+    """Quirk of the first release: linear layers, and norms between them, do not inherit weights. (It drew biases of
+    convolutions anew as well, which a batch norm behind them removes again.)"""
+    linear = [name for name, layer in channels.layers.items() if layer.kind == "linear"]
+    behind = [c.layer for g in channels.groups if g.name in linear for c in g.couplings]
+    return tuple(dict.fromkeys(n for n in [*linear, *behind] if channels.layers[n].kind in ("linear", "norm")))
 
 
 class HashAgreement(Statistic):
@@ -147,56 +242,8 @@ def edges(hamming: Tensor, bits: int, threshold: float) -> np.ndarray:
     return near
 
 
-def decompose(adjacency: np.ndarray, worth: np.ndarray) -> list[int]:
-    """The filters that stay (section 3): each connected part of the innermost k-core keeps its worthiest filter, the
-    others go; again, until no edge is left.
-
-    Args:
-        adjacency: (C, C) symmetric bool, empty diagonal.
-        worth: (C,) filter norms; ties fall to the lower index.
-    """
-    alive = np.ones(len(worth), dtype=bool)
-    while True:
-        cores = coreness(adjacency, alive)
-        if cores.max(initial=0) == 0:
-            return np.flatnonzero(alive).tolist()
-        left = cores == cores.max()
-        while left.any():
-            part = _component(adjacency, left)
-            left &= ~part
-            members = np.flatnonzero(part)
-            part[members[np.argmax(worth[members])]] = False
-            alive &= ~part
-
-
-def coreness(adjacency: np.ndarray, alive: np.ndarray) -> np.ndarray:
-    """(C,) int: the largest k for which a vertex lies in the k-core of the graph on ``alive`` (0 outside it)."""
-    left = alive.copy()
-    degree = np.where(left, adjacency[:, left].sum(1), 0)
-    cores = np.zeros(len(left), dtype=np.int64)
-    k = 0
-    while left.any():
-        k = max(k, int(degree[left].min()))
-        peel = left & (degree <= k)
-        cores[peel] = k
-        left &= ~peel
-        degree = degree - adjacency[peel].sum(0)
-    return cores
-
-
-def _component(adjacency: np.ndarray, within: np.ndarray) -> np.ndarray:
-    """(C,) bool: the connected part of ``within`` that holds its first vertex."""
-    part = np.zeros_like(within)
-    part[np.argmax(within)] = True
-    frontier = part
-    while frontier.any():
-        frontier = adjacency[frontier].any(0) & within & ~part
-        part |= frontier
-    return part
-
-
-def _search(keep_at: Callable[[float], Kept], channels: Channels, request: Request) -> Kept:
-    """The largest network within the target among the thresholds that a bisection visits.
+def _search(keep_at: Callable[[float], Kept], channels: Channels, request: Request) -> tuple[float, Kept]:
+    """The largest network within the target among the thresholds that a bisection visits, and its threshold.
 
     A higher threshold keeps more filters, though not strictly so: a removal can spare another filter further out.
     """
@@ -204,7 +251,7 @@ def _search(keep_at: Callable[[float], Kept], channels: Channels, request: Reque
     check_target(channels, request)
     quantity, share = request.target
     low, high, steps = 0.0, 1.0, 20
-    best = keep_at(low)
+    best, best_at = keep_at(low), low
     best_share = share_of(channels, quantity, counts_of(best))
     for _ in range(steps):
         middle = (low + high) / 2
@@ -212,5 +259,5 @@ def _search(keep_at: Callable[[float], Kept], channels: Channels, request: Reque
         left = share_of(channels, quantity, counts_of(kept))
         low, high = (middle, high) if left <= share else (low, middle)
         if best_share <= left <= share:
-            best, best_share = kept, left
-    return best
+            best, best_at, best_share = kept, middle, left
+    return best_at, best

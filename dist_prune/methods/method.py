@@ -1,7 +1,7 @@
 """The contract between a paper and the harness. A paper is one file beside this one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +11,7 @@ from dist_prune.errors import PruneError
 from dist_prune.pruning.channels import Channels, Site
 from dist_prune.pruning.choose import Request, check_ranking, check_target
 from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.portrait import Portrait
 from dist_prune.pruning.statistic import Statistic
 
 Scores = dict[str, Tensor]
@@ -62,11 +63,19 @@ class Bench(Protocol):
         ...
 
     def observe(
-        self, sites: Sequence[Site], statistic: Statistic, backward: bool = False
+        self,
+        sites: Sequence[Site],
+        statistic: Statistic,
+        backward: bool = False,
+        *,
+        train_mode: bool = False,
+        augment: bool = False,
     ) -> dict[str, dict[str, Tensor]]:
         """Run the calibration images in fixed micro-batches; site name -> state name -> merged table, on the CPU.
 
         With ``backward`` the statistic also gets the gradient of the summed cross-entropy at each site's output.
+        ``train_mode`` and ``augment`` are for released programs that score so: all images in one batch whose own
+        statistics the batch norms use (running statistics stay as they are), and training augmentation by the seed.
         """
         ...
 
@@ -132,6 +141,14 @@ class Method(ABC):
     def limits(self, channels: Channels) -> Channels:
         """The groups that this method can judge; others become protected, with the reason."""
         return channels
+
+    def fresh(self, channels: Channels) -> tuple[str, ...]:
+        """Layers that start from new weights after surgery instead of what is left of the dense ones."""
+        return ()
+
+    def portraits(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Iterable[Portrait]:
+        """Pictures for the report: what the scores say of each group. Pure, like ``select``."""
+        return ()
 
     def check(self, channels: Channels, request: Request) -> None:
         """PruneError where the request asks for what this method does not do; called before any work.

@@ -28,7 +28,7 @@ class Request:
     @classmethod
     def of(cls, recipe: Any) -> "Request":
         """The request of a recipe (its ``select`` and ``target`` sections)."""
-        return cls(**recipe.select.model_dump(exclude={"exclude"}), target=recipe.target.asked())
+        return cls(**recipe.select.model_dump(exclude={"exclude", "plan"}), target=recipe.target.asked())
 
     def width(self, group: ChannelGroup, count: int) -> int:
         """``count`` made legal: at least ``min_channels``, a multiple of ``round_to`` in groups wider than that."""

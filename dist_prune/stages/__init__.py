@@ -67,7 +67,7 @@ ORDER = (
     Stage("train", (*TRAINING, "train"), (), (DENSE,)),
     Stage("score", SCORING, (DENSE,), (SCORES,)),
     Stage("select", (*NETWORK, "data.source", "data.image_size", "method", "select", "target"), (SCORES,), (PLAN,)),
-    Stage("prune", NETWORK, (DENSE, PLAN), (SMALL,)),
+    Stage("prune", (*NETWORK, "method.fidelity", "method.quirks", "seed"), (DENSE, PLAN), (SMALL,)),
     Stage("finetune", (*TRAINING, "finetune"), (DENSE, SMALL, PLAN), (TUNED,)),
     Stage("evaluate", (*NETWORK, *IMAGES, "evaluate", "report"), (DENSE, SMALL, TUNED, PLAN), (METRICS,)),
     Stage("export", (*NETWORK, *IMAGES), (TUNED, PLAN, METRICS), BUNDLE),
@@ -80,6 +80,9 @@ def fingerprint(stage: Stage, work: Work) -> str:
     fields = pick(work.tree, stage.reads)
     if stage.name == "score":
         fields |= pick(work.tree, ("method.name", *(f"method.{name}" for name in work.method.Options.score_options())))
+    replayed = work.recipe.select.plan
+    if replayed and stage.name in ("score", "select"):  # score makes an empty file, select reads the named one
+        fields["replayed"] = file_digest(Path(replayed).expanduser()) if stage.name == "select" else True
     inputs = {name: file_digest(work.folder / name) for name in stage.inputs}
     outside = work.outside(stage.name)
     _same_outside(stage.name, work, outside)

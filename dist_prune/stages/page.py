@@ -1,11 +1,16 @@
 """The report as a table of text and as one self-contained HTML file."""
 
+import base64
 import html as escape
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
+
+from dist_prune.pruning.portrait import Portrait
 
 KINDS = ("dense", "pruned", "finetuned")
 STYLE = """
@@ -15,6 +20,8 @@ table{border-collapse:collapse;width:100%}th,td{padding:6px 10px;text-align:righ
 th:first-child,td:first-child{text-align:left}
 thead th{border-bottom:2px solid #1d2733}td.why{text-align:left;color:#5b6875}
 pre{background:#f5f7f9;padding:14px;overflow:auto;font-size:13px}svg{max-width:100%;height:auto}code{font-size:13px}
+.gallery{display:flex;flex-wrap:wrap;gap:14px}figure{margin:0;width:186px;font-size:12px;color:#5b6875}
+figure img{width:100%;image-rendering:pixelated;border:1px solid #e3e8ee}
 """
 
 
@@ -75,8 +82,13 @@ def aim(body: Mapping[str, Any]) -> str:
     return f"kept: {achieved}" + (f" (asked: at most {asked})" if asked else "") + marked
 
 
-def html(body: Mapping[str, Any], histories: Mapping[str, Sequence[Mapping[str, float]]], recipe: str) -> str:
-    """One file without links: table, kept channels per group, curves, recipe."""
+def html(
+    body: Mapping[str, Any],
+    histories: Mapping[str, Sequence[Mapping[str, float]]],
+    recipe: str,
+    portraits: Sequence[Portrait] = (),
+) -> str:
+    """One file without links: table, kept channels per group, curves, the method's portraits of groups, recipe."""
     e, environment = escape.escape, body["environment"]
     timing = body["dense"]["latency"]
     sample = next(iter(timing.values()))
@@ -100,11 +112,33 @@ def html(body: Mapping[str, Any], histories: Mapping[str, Sequence[Mapping[str, 
         f"<p class=sub>{e(aim(body))}. Times: median of {sample['repeats']} passes on {e(sample['device'])}, "
         f"{sample['threads']} thread(s), the three networks taking turns.</p>"
         f"<h2>Kept channels per group</h2>{_svg(groups_figure(groups))}{curves}"
+        f"{_gallery(portraits)}"
         f"<h2>Groups</h2><table><thead><tr><th>group</th><th>width</th><th>kept</th><th>layers</th>"
         f"<th style='text-align:left'>why nothing was cut</th></tr></thead><tbody>{listed}</tbody></table>"
         f"<h2>Run</h2><p>{e(seconds)}. Events: {e(events)}. Plan <code>{body['plan']['fingerprint']}</code></p>"
         f"<h2>Recipe</h2><pre>{e(recipe)}</pre></html>"
     )
+
+
+def _gallery(portraits: Sequence[Portrait]) -> str:
+    """A small picture per group: the likeness of its channels, clustered."""
+    if not portraits:
+        return ""
+    shown = "".join(
+        f"<figure><img alt='{escape.escape(p.group)}' src='data:image/png;base64,{_png(p.picture())}'>"
+        f"<figcaption><code>{escape.escape(p.group)}</code><br>{escape.escape(p.said)}</figcaption></figure>"
+        for p in portraits
+    )
+    return (
+        "<h2>Who is like whom</h2><p class=sub>Channels of a cluster stand side by side; dark: alike. Left strip: the "
+        f"cluster (grey: none); beside it, dark: the channel stays.</p><div class=gallery>{shown}</div>"
+    )
+
+
+def _png(pixels: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def groups_figure(groups: Sequence[Mapping[str, Any]]) -> Figure:

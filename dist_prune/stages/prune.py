@@ -3,6 +3,7 @@
 import torch
 
 from dist_prune.pruning import surgeon
+from dist_prune.pruning.renew import renew
 from dist_prune.stages.work import Made, Work
 
 
@@ -10,6 +11,11 @@ def act(work: Work) -> Made:
     """dense.safetensors, round_1/plan.json -> round_1/small.safetensors"""
     model, plan = work.dense().eval(), work.plan
     surgeon.operate(model, work.channels, plan)
+    fresh = work.method.fresh(work.channels)
+    if fresh:
+        renew(model, fresh, work.recipe.seed)
+        work.tracker.say(f"  new weights, as the released code does: {', '.join(fresh)}")
+        work.events.append({"stage": "prune", "event": "new weights", "layers": list(fresh)})
     with torch.no_grad():
         model(work.example)
     return Made({}, {"round_1/small.safetensors": (model.state_dict(), {"plan": plan.fingerprint})})

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from dist_prune.ledger import flatten
+from dist_prune.pruning.portrait import Portrait
 from dist_prune.stages import page
 from dist_prune.stages.work import Made, Work
 
@@ -26,8 +27,16 @@ def act(work: Work) -> Made:
     )
     text = yaml.safe_dump(body["recipe"], sort_keys=False)
     return Made({}, texts={
-        "report.json": json.dumps(body, indent=1), "report.html": page.html(body, histories, text),
+        "report.json": json.dumps(body, indent=1), "report.html": page.html(body, histories, text, portraits(work)),
     })  # fmt: skip
+
+
+def portraits(work: Work) -> list[Portrait]:
+    """The method's pictures of its groups; none where a plan was replayed, which has no scores."""
+    if work.recipe.select.plan:
+        return []
+    channels = work.method.ready(work.channels, work.recipe.select.exclude, work.request)
+    return list(work.method.portraits(work.tensors("round_1/scores.safetensors"), channels, work.request))
 
 
 def collect(work: Work) -> dict[str, Any]:

@@ -16,6 +16,9 @@ SCORES, PARTIAL = "round_1/scores.safetensors", "round_1/partial"
 
 def act(work: Work) -> Made:
     """dense.safetensors -> round_1/scores.safetensors"""
+    if work.recipe.select.plan:
+        work.tracker.say("  select.plan names a plan: nothing is scored")
+        return Made({"images": 0}, {SCORES: ({"calibration_ids": torch.zeros(0, dtype=torch.int64)}, {})})
     if work.recipe.score.from_:
         return _from(work, Path(work.recipe.score.from_))
     recipe, labels = work.recipe, work.feed(True).source.labels

@@ -8,11 +8,14 @@ from dist_prune.stages.work import Made, Work
 
 def act(work: Work) -> Made:
     """round_1/scores.safetensors -> round_1/plan.json"""
-    recipe = work.recipe
-    scores = work.tensors("round_1/scores.safetensors")
-    channels = work.method.ready(work.channels, recipe.select.exclude, work.request)
-    with torch.no_grad():
-        plan = work.method.select(scores, channels, work.request)
+    recipe, channels = work.recipe, work.channels
+    if recipe.select.plan:
+        plan = work.replayed()
+        work.events.append({"stage": "select", "event": "replayed", "plan": recipe.select.plan})
+    else:
+        channels = work.method.ready(channels, recipe.select.exclude, work.request)
+        with torch.no_grad():
+            plan = work.method.select(work.tensors("round_1/scores.safetensors"), channels, work.request)
     if plan.empty:
         work.tracker.say(
             "  the plan removes nothing: every group keeps all its channels. "

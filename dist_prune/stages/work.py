@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dist_prune import replay
 from dist_prune.errors import PruneError
 from dist_prune.ledger import Ledger, file_digest
 from dist_prune.methods.method import Method
@@ -211,6 +212,22 @@ class Work:
         """What the recipe's select and target sections ask for."""
         return Request.of(self.recipe)
 
+    def replayed(self) -> Plan:
+        """The plan that ``select.plan`` names; PruneError where another key asks for something beside it."""
+        spec, asked = self.recipe.select, self.request
+        given = {
+            "select.threshold": asked.threshold, "select.keep_ratio": asked.keep_ratio, "target": asked.target,
+            "select.exclude": spec.exclude, "select.round_to": spec.round_to > 1,
+            "select.min_channels": spec.min_channels > 1,
+        }  # fmt: skip
+        others = [key for key, value in given.items() if value not in (None, (), False)]
+        if others:
+            raise PruneError(
+                f"select.plan: a plan that is replayed leaves nothing to choose; leave out {' and '.join(others)} "
+                "(on the command line: key= with nothing behind it)"
+            )
+        return replay.read(Path(str(spec.plan)).expanduser(), self.channels)
+
     def precheck(self) -> None:
         """Find out before any work what can be found out then; PruneError with all of it."""
         problems = []
@@ -223,11 +240,13 @@ class Work:
                 except PruneError as error:
                     problems.append(str(error))
         try:
-            self.machine.ranks.together(
-                lambda: self._opened
-            )  # one rank looks through folders, the others take its index
+            # one rank looks through folders, the others take its index
+            self.machine.ranks.together(lambda: self._opened)
             self._check_sizes()
-            self.method.ready(self.channels, self.recipe.select.exclude, self.request)  # opens the data as well
+            if self.recipe.select.plan:
+                self.replayed()
+            else:
+                self.method.ready(self.channels, self.recipe.select.exclude, self.request)
         except PruneError as error:
             problems.append(str(error))
         if problems:

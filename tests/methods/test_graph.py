@@ -1,16 +1,17 @@
 """The redundancy graph against its specification: hash bits, Hamming distances, decomposition, thresholds."""
 
-import networkx
 import numpy as np
 import pytest
 import torch
 from scipy.fft import dct
 
 from dist_prune.errors import PruneError
-from dist_prune.methods.graph import HashAgreement, coreness, decompose, edges, hash_bits
+from dist_prune.methods.graph import HashAgreement, edges, hash_bits
 from dist_prune.pruning.channels import Site
 from dist_prune.pruning.choose import Request
+from dist_prune.pruning.cores import decompose
 from dist_prune.pruning.statistic import Tally
+from dist_prune.runtime.collectives import Ranks
 from tests import tiny
 
 
@@ -88,29 +89,34 @@ def test_hamming_from_the_gram_matrix_is_brute_force(batches):
     assert int(tally.tables["conv"]["bits"]) == 64
 
 
+def test_the_tables_do_not_grow_with_the_images():
+    """A layer's statistic is C x C integers, whether 100 images stream by or the whole training set."""
+    site = Site("conv", "conv", 32, "conv", True)
+    sizes = []
+    for images in (100, 50_000):
+        tally = Tally(HashAgreement(8), [site], images, torch.device("cpu"))
+        tally.update(site, torch.randn(7, 32, 9, 9), torch.arange(7))
+        sizes.append(sum(table.numel() for table in tally.flat().values()))
+    assert sizes == [32 * 32 + 2] * 2
+
+
+def hamming_of(ranks: Ranks, micro_batch: int) -> dict[str, list]:
+    bench = tiny.bench(tiny.network(), ranks, micro_batch=micro_batch)
+    scores = tiny.method("graph").score(bench)
+    return {name: table.tolist() for name, table in scores.items() if not name.endswith(":l1")}
+
+
+def test_shards_and_batch_sizes_do_not_move_an_integer(pool):
+    """Specification, section 12.3: 53 images over 1, 2 and 3 ranks, in batches of 1, 7 and all."""
+    whole = hamming_of(Ranks(), tiny.IMAGES)
+    for world, micro_batch in ((1, 1), (1, 7), (2, 7), (3, 7), (3, 1)):
+        assert all(found == whole for found in pool.run(world, hamming_of, micro_batch))
+
+
 def test_edges_are_decided_on_integers():
     hamming = torch.tensor([[0, 30, 31], [30, 0, 10], [31, 10, 0]])
     found = edges(hamming, 100, 0.7)  # 1 - 30/100 is .7: an edge, though 0.7 has no exact float
     assert found.tolist() == [[False, True, False], [True, False, True], [False, True, False]]
-
-
-def test_coreness_is_networkx_s():
-    rng = np.random.default_rng(0)
-    for chance in (0.02, 0.1, 0.4):
-        table = np.triu(rng.random((60, 60)) < chance, 1)
-        table |= table.T
-        expected = networkx.core_number(networkx.from_numpy_array(table))
-        assert coreness(table, np.ones(60, dtype=bool)).tolist() == [expected[i] for i in range(60)]
-
-
-def test_large_dense_graph():
-    """2,048 filters: what stays has no edge left among it."""
-    rng = np.random.default_rng(0)
-    table = np.triu(rng.random((2048, 2048)) < 0.3, 1)
-    table |= table.T
-    kept = decompose(table, rng.random(2048))
-    assert kept
-    assert not table[np.ix_(kept, kept)].any()
 
 
 def scored():

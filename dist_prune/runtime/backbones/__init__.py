@@ -8,9 +8,16 @@ from timm.data.config import resolve_data_config
 from torch import nn
 
 from dist_prune.errors import PruneError, nearest
-from dist_prune.runtime.backbones import resnet_cifar
+from dist_prune.runtime.backbones import (
+    densenet_cifar,
+    googlenet_cifar,
+    mobilenet_cifar,
+    resnet_cifar,
+    vgg_cifar,
+)
 
-__all__ = ["create", "image_config", "names", "resnet_cifar"]
+__all__ = ["create", "image_config", "names"]
+_OWN = (densenet_cifar, googlenet_cifar, mobilenet_cifar, resnet_cifar, vgg_cifar)  # importing them registers them
 
 
 def names(pattern: str = "") -> list[str]:

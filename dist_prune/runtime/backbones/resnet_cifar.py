@@ -6,12 +6,13 @@ channels with zeros (the form of the pretrained weights; module names follow the
 with a 3x3 stride-2 convolution and batch norm on the shortcut.
 """
 
-from typing import Any
+from functools import partial
 
 import torch
-from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional
+
+from dist_prune.runtime.backbones.registry import he, register
 
 WIDTHS = (16, 32, 64)
 
@@ -69,9 +70,7 @@ class ResNetCifar(nn.Module):
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         self.pool = nn.AvgPool2d(max(img_size // 4, 1))
         self.linear = nn.Linear(WIDTHS[-1], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight)
+        he(self)
 
     def get_classifier(self) -> nn.Module:
         """The head, as timm asks for it."""
@@ -87,36 +86,8 @@ class ResNetCifar(nn.Module):
         return self.linear(self.pool(self.forward_features(x)).mean((2, 3)))
 
 
-default_cfgs: dict[str, Any] = {}
-
-
-def _register(depth: int, projection: bool) -> None:
-    name = f"resnet{depth}{'p' if projection else ''}_cifar"
-    config = {
-        "url": "", "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (8, 8), "crop_pct": 1.0,
-        "interpolation": "bilinear", "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010),
-        "first_conv": "conv1", "classifier": "linear",
-    }  # fmt: skip
-
-    def build(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-        if pretrained:
-            raise ValueError(f"{name} has no weights to fetch; name a file in backbone.checkpoint")
-        own = {
-            key: kwargs.pop(key) for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir") if key in kwargs
-        }
-        del own  # timm hands these to every entry point
-        model = ResNetCifar(depth, projection, **kwargs)
-        model.pretrained_cfg = model.default_cfg = config  # type: ignore[assignment]
-        return model
-
-    build.__name__ = name
-    build.__module__ = __name__
-    default_cfgs[name] = config
-    globals()[name] = register_model(build)
-
-
 __all__ = ["ResNetCifar"]
 for _depth in (8, 14, 20, 32, 44, 56, 110):
-    _register(_depth, projection=True)
+    register(f"resnet{_depth}p_cifar", partial(ResNetCifar, _depth, True), "conv1", "linear", __name__)
     if _depth >= 20:
-        _register(_depth, projection=False)
+        register(f"resnet{_depth}_cifar", partial(ResNetCifar, _depth, False), "conv1", "linear", __name__)

@@ -36,7 +36,7 @@ def recalibrate(model: nn.Module, feed: Feed, ids: np.ndarray, micro_batch: int,
     }
     mine = deal(list(range(len(lists))), ranks.rank, ranks.world)
     batches = feed.batches([lists[number] for number in mine])
-    with torch.no_grad(), _own_statistics(model, norms), _watched(norms, tables) as at:
+    with torch.no_grad(), own_statistics(model), _watched(norms, tables) as at:
         for turn in range(-(-len(lists) // ranks.world)):
             if stopping.poll(ranks)[0]:
                 raise stopping.leave("while batch norms were recalibrated")
@@ -53,18 +53,19 @@ def recalibrate(model: nn.Module, feed: Feed, ids: np.ndarray, micro_batch: int,
 
 
 @contextmanager
-def _own_statistics(model: nn.Module, norms: dict[str, Any]) -> Iterator[None]:
+def own_statistics(model: nn.Module) -> Iterator[None]:
     """Batch norms use their batch's statistics and note nothing; everything else is in evaluation mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    kept = {name: (module.running_mean, module.running_var) for name, module in norms.items()}
-    for module in norms.values():
+    norms: list[Any] = [module for module in modes if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kept = [(module.running_mean, module.running_var) for module in norms]
+    for module in norms:
         module.running_mean = module.running_var = None  # without them eval mode normalises by the batch
     try:
         yield
     finally:
-        for name, module in norms.items():
-            module.running_mean, module.running_var = kept[name]
+        for module, (mean, var) in zip(norms, kept, strict=True):
+            module.running_mean, module.running_var = mean, var
         for module, mode in modes.items():
             module.training = mode
 

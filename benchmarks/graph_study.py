@@ -1,0 +1,232 @@
+"""Redundancy graphs on the pretrained option-A CIFAR-10 ResNets: what the thresholds cut and cost.
+
+    python benchmarks/graph_study.py cut [--depth 20 32 44 56] [--tested 10000] [--json FILE]
+    python benchmarks/graph_study.py images [--json FILE]
+    python benchmarks/graph_study.py fidelity [--depth 20 32 44 56] [--json FILE]
+    python benchmarks/graph_study.py finetune [--depth 20 56] [--tested 10000] [--json FILE]
+
+``cut``: graph at four thresholds beside random and l1 at the same MACs; top-1 after surgery, nothing trained.
+``images``: how the kept set moves from 100 to 10,000 calibration images (ResNet-56).
+``fidelity``: the kept sets of the released program's way of scoring.
+``finetune``: one epoch on the first 10,000 training images by the recipe (3 seeds; ResNet-56 at 0.7 only).
+Needs DIST_PRUNE_DATA with cifar10.npz and weights/. Prints Markdown; --json keeps every figure.
+"""
+
+import argparse
+import copy
+import json
+import os
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dist_prune import methods, reading
+from dist_prune.bench import Bench
+from dist_prune.methods.method import Method
+from dist_prune.pruning import cost, surgeon
+from dist_prune.pruning.choose import Request
+from dist_prune.pruning.plan import Plan
+from dist_prune.runtime import backbones, checkpoint
+from dist_prune.runtime.data.dealing import calibration
+from dist_prune.runtime.data.feed import Feed, Look
+from dist_prune.runtime.data.sources import open_source
+from dist_prune.runtime.evaluation import evaluate
+from dist_prune.runtime.machine import Machine, describe
+from dist_prune.runtime.tracking import Tracker
+from dist_prune.runtime.training.loop import Loop
+from dist_prune.runtime.training.train import Trainer
+from dist_prune.stages.code import commit_of
+
+THRESHOLDS = (0.65, 0.7, 0.75, 0.8)
+SEEDS = (0, 1, 2)
+LOOK = Look(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), augment="crop_flip")
+
+
+def method(name: str, **options: Any) -> Method:
+    kind = methods.find(name)
+    return kind(kind.Options.model_validate(options))
+
+
+class Subject:
+    """A pretrained network, its channels, and both splits."""
+
+    def __init__(self, depth: int, tested: int):
+        place = Path(os.environ["DIST_PRUNE_DATA"])
+        self.machine = Machine.alone()
+        self.model = backbones.create(f"resnet{depth}_cifar", 10, 3).eval()
+        weights = place / f"weights/resnet{depth}_cifar10.safetensors"
+        checkpoint.fit(self.model, checkpoint.read_weights(weights), str(weights))
+        self.channels = surgeon.sites_of(self.model, torch.randn(1, 3, 32, 32))
+        self.train, self.test = (
+            Feed(open_source("npz", str(place / "cifar10.npz"), "", train), LOOK, self.machine.device)
+            for train in (True, False)
+        )
+        self.tested = np.arange(tested)
+
+    def scores(self, name: str, images: int, seed: int, **options: Any) -> dict[str, Tensor]:
+        ids = calibration(self.train.source.labels, images, seed)
+        bench = Bench(
+            self.model, method(name).limits(self.channels), self.train, ids, self.machine, Tracker(False), seed=seed
+        )
+        return method(name, **options).score(bench)
+
+    def kept(self, plan: Plan) -> set[tuple[str, int]]:
+        """(group, filter) that stay, of the free groups."""
+        return {(group.name, c) for group in self.channels.free for c in plan.kept(group.name)}
+
+    def plan(self, name: str, scores: Mapping[str, Tensor], request: Request) -> Plan:
+        return method(name).select(scores, method(name).limits(self.channels), request)
+
+    def cut(self, plan: Plan) -> nn.Module:
+        small = copy.deepcopy(self.model)
+        surgeon.operate(small, self.channels, plan)
+        return small
+
+    def top1(self, model: nn.Module) -> float:
+        return evaluate(model, self.test, 250, self.machine.ranks, Tracker(False), ids=self.tested)["top1"]
+
+    def left(self, plan: Plan) -> tuple[float, float]:
+        """Shares of MACs and parameters that are left."""
+        macs = cost.macs(self.channels, plan.counts) / cost.macs(self.channels)
+        return macs, cost.params(self.channels, plan.counts) / cost.params(self.channels)
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def study_cut(given: argparse.Namespace) -> dict[str, Any]:
+    """Every net, threshold and seed; random and l1 get the MACs that graph left at the same seed (l1: the first)."""
+    body: dict[str, Any] = {}
+    print("| network | threshold | MACs | parameters | graph | l1 | random |\n|---|---|---|---|---|---|---|")
+    for depth in given.depth:
+        subject = Subject(depth, given.tested)
+        dense = subject.top1(subject.model)
+        print(f"| ResNet-{depth} | dense | | | {dense:.2f} | | |", flush=True)
+        graphs = {seed: subject.scores("graph", 100, seed) for seed in SEEDS}
+        controls = {("l1", 0): subject.scores("l1", 1, 0)}
+        controls |= {("random", seed): subject.scores("random", 1, seed) for seed in SEEDS}
+        rows = body[f"resnet{depth}"] = {"dense": dense}
+        for threshold in THRESHOLDS:
+            row: dict[str, Any] = {"macs": [], "params": [], "graph": [], "l1": [], "random": []}
+            for seed in SEEDS:
+                plan = subject.plan("graph", graphs[seed], Request(threshold=threshold))
+                macs, params = subject.left(plan)
+                row["macs"].append(100 * (macs - 1))
+                row["params"].append(100 * (params - 1))
+                row["graph"].append(subject.top1(subject.cut(plan)))
+                for name in ("l1", "random"):
+                    if (name, seed) in controls:
+                        other = subject.plan(name, controls[name, seed], Request(target=("macs", macs)))
+                        row[name].append(subject.top1(subject.cut(other)))
+            rows[str(threshold)] = row
+            cells = (spread(row[key]) for key in ("macs", "params", "graph", "l1", "random"))
+            print(f"| ResNet-{depth} | {threshold} | {' | '.join(cells)} |", flush=True)
+    return body
+
+
+def study_images(given: argparse.Namespace) -> dict[str, Any]:
+    """Kept sets of ResNet-56 by number of calibration images (nested draws of seed 0; other seeds at 100)."""
+    subject = Subject(56, 10)
+    draws = [(100, 0), (100, 1), (100, 2), (300, 0), (1000, 0), (3000, 0), (10000, 0)]
+    kept: dict[tuple[int, int], dict[float, set[tuple[str, int]]]] = {}
+    shares: dict[tuple[int, int], dict[float, float]] = {}
+    for images, seed in draws:
+        scores = subject.scores("graph", images, seed)
+        plans = {t: subject.plan("graph", scores, Request(threshold=t)) for t in THRESHOLDS[:3]}
+        kept[images, seed] = {t: subject.kept(plan) for t, plan in plans.items()}
+        shares[images, seed] = {t: subject.left(plan)[0] for t, plan in plans.items()}
+    body: dict[str, Any] = {}
+    total = sum(group.width for group in subject.channels.free)
+    print(f"Free filters: {total}\n")
+    print("| threshold | images | seed | kept | MACs | same filters as with 10,000 | kept by one only |")
+    print("|---|---|---|---|---|---|---|")
+    for threshold in THRESHOLDS[:3]:
+        last = kept[10000, 0][threshold]
+        for key in draws:
+            mine = kept[key][threshold]
+            share, differ = len(mine & last) / len(mine | last), len(mine ^ last)
+            told = {"kept": len(mine), "macs": shares[key][threshold], "overlap": share}
+            body[f"{threshold}/{key[0]}/{key[1]}"] = told
+            print(
+                f"| {threshold} | {key[0]} | {key[1]} | {len(mine)} | {100 * (shares[key][threshold] - 1):.1f} % | "
+                f"{100 * share:.1f} % | {differ} |"
+            )
+    return body
+
+
+def study_fidelity(given: argparse.Namespace) -> dict[str, Any]:
+    """The same 100 images of seed 0, scored correctly and as the released program does; and another seed's."""
+    body: dict[str, Any] = {}
+    print("| network | threshold | MACs, correct | MACs, as released | same filters | same, two seeds, correct |")
+    print("|---|---|---|---|---|---|")
+    for depth in given.depth:
+        subject = Subject(depth, 10)
+        found = [
+            subject.scores("graph", 100, 0),
+            subject.scores("graph", 100, 0, fidelity="as_released"),
+            subject.scores("graph", 100, 1),
+        ]
+        for threshold in THRESHOLDS:
+            plans = [subject.plan("graph", scores, Request(threshold=threshold)) for scores in found]
+            macs = [100 * (subject.left(plan)[0] - 1) for plan in plans]
+            ours, theirs, other = map(subject.kept, plans)
+            same = [100 * len(ours & set_) / len(ours | set_) for set_ in (theirs, other)]
+            body[f"resnet{depth}/{threshold}"] = {"macs": macs, "same": same}
+            cells = " | ".join(f"{share:.1f} %" for share in (*macs[:2], *same))
+            print(f"| ResNet-{depth} | {threshold} | {cells} |", flush=True)
+    return body
+
+
+def study_finetune(given: argparse.Namespace) -> dict[str, Any]:
+    """One epoch on the first 10,000 training images with the finetune section of the recipe."""
+    body: dict[str, Any] = {}
+    recipe = reading.load("resnet56_cifar10_graph", ["finetune.epochs=1"], methods.options_of)
+    print("| network | threshold | MACs | parameters | after surgery | after one epoch |\n|---|---|---|---|---|---|")
+    for depth in given.depth:
+        subject = Subject(depth, given.tested)
+        for threshold in (0.7,) if depth == 56 else THRESHOLDS[:3]:
+            row: dict[str, list[float]] = {"macs": [], "params": [], "pruned": [], "finetuned": []}
+            for seed in SEEDS:
+                plan = subject.plan("graph", subject.scores("graph", 100, seed), Request(threshold=threshold))
+                small = subject.cut(plan)
+                macs, params = subject.left(plan)
+                row["macs"].append(100 * (macs - 1))
+                row["params"].append(100 * (params - 1))
+                row["pruned"].append(subject.top1(small))
+                ids = np.arange(10_000)
+                loop = Loop(recipe.finetune, subject.train, subject.machine, Tracker(False), seed, "finetune", ids)
+                Trainer(small, loop, lambda network: {"top1": 0.0, "loss": 0.0}, classes=10).run()
+                row["finetuned"].append(subject.top1(small.eval()))
+            body[f"resnet{depth}/{threshold}"] = row
+            print(f"| ResNet-{depth} | {threshold} | {' | '.join(map(spread, row.values()))} |", flush=True)
+    return body
+
+
+STUDIES = {"cut": study_cut, "images": study_images, "fidelity": study_fidelity, "finetune": study_finetune}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--depth", type=int, nargs="+", choices=(20, 32, 44, 56))
+    parser.add_argument("--tested", type=int, default=10_000, help="so many first test images are evaluated")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write every figure here")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    os.environ["OMP_NUM_THREADS"] = str(given.threads)
+    given.depth = given.depth or ((20, 56) if given.study == "finetune" else (20, 32, 44, 56))
+    body = STUDIES[given.study](given)
+    told = {"machine": describe(Machine.alone()), "commit": commit_of(Path(__file__)), "seeds": SEEDS, "figures": body}
+    if given.json:
+        given.json.write_text(json.dumps(told, indent=1))
+
+
+if __name__ == "__main__":
+    main()

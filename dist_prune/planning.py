@@ -1,0 +1,51 @@
+"""``dist-prune plan``: plans in and out of files, among them pruning information in the form {layer: {saved_idxs,
+mask_num}} that the redundancy-graph authors exchange."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from dist_prune import methods, reading
+from dist_prune.errors import PruneError
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's command line."""
+    parser.add_argument("source", help="a recipe (with --from-json), or a run directory whose plan is meant")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--from-json", metavar="FILE", help="pruning information or a plan.json, for that network")
+    parser.add_argument("--to-json", metavar="FILE", help="write the plan as pruning information")
+    parser.add_argument("--out", metavar="FILE", help="write the plan as plan.json; select.plan=FILE replays either")
+
+
+def act(given: argparse.Namespace) -> tuple[str, Any, int]:
+    """Read a plan, say what it leaves of the network, write it in the forms asked for."""
+    from dist_prune import replay
+    from dist_prune.ledger import write_atomic
+    from dist_prune.preview import traced
+    from dist_prune.pruning.saved import to_saved
+
+    run = Path(given.source)
+    in_run = (run / "recipe.yaml").is_file()
+    file = Path(given.from_json) if given.from_json else run / "round_1" / "plan.json"
+    if not given.from_json and not file.is_file():
+        raise PruneError(
+            f"{given.source} is no run directory with a plan (round_1/plan.json). For a recipe, name the plan's file: "
+            f"dist-prune plan {given.source} --from-json FILE"
+        )
+    recipe = str(run / "recipe.yaml") if in_run else given.source
+    spec = reading.load(recipe, given.overrides, methods.options_of, need_environment=False)
+    kind = methods.find(spec.method["name"])
+    method = kind(kind.Options.model_validate({key: value for key, value in spec.method.items() if key != "name"}))
+    channels, classes, assumed = traced(spec, method)
+    plan = replay.read(file, channels)
+    body = replay.summary(plan, channels) | {"backbone": spec.backbone.name, "classes": classes, "assumed": assumed}
+    text = f"{spec.backbone.name}, {classes} classes" + (f" (assumed {assumed})" if assumed else "")
+    text += "\n" + replay.as_text(body)
+    written = {given.to_json: lambda: json.dumps(to_saved(plan, channels)), given.out: plan.to_json}
+    for place, content in written.items():
+        if place:
+            write_atomic(Path(place), content())
+            text += f"\nwrote {place}"
+    return text, body, 0

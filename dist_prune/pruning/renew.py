@@ -1,0 +1,30 @@
+"""New weights for named layers, from (seed, names) alone: never from torch's global random state."""
+
+import hashlib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def draw(seed: int, *name: Any) -> torch.Generator:
+    """A generator (CPU) from a seed and a name."""
+    key = hashlib.sha256(repr((seed, *name)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+
+
+@torch.no_grad()
+def renew(model: nn.Module, names: Iterable[str], seed: int) -> None:
+    """Give the linear layers and norms of that name the weights of a new network, in place (torch's initialisation:
+    uniform within 1 / sqrt(inputs); norms 1 and 0)."""
+    for name in names:
+        module: Any = model.get_submodule(name)
+        if isinstance(module, nn.Linear):
+            bound, generator = 1 / math.sqrt(module.in_features), draw(seed, "renew", name)
+            for parameter in module.parameters():
+                fresh = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.copy_((2 * fresh - 1) * bound)
+        else:
+            module.reset_parameters()  # a norm: no randomness

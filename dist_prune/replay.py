@@ -1,0 +1,60 @@
+"""Plans that come from a file: a run's plan.json, or pruning information in the redundancy-graph authors' form."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dist_prune.errors import PruneError
+from dist_prune.pruning import cost
+from dist_prune.pruning.channels import Channels
+from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.saved import from_saved
+
+
+def read(file: Path, channels: Channels) -> Plan:
+    """The plan of a file, for the network that ``channels`` was traced on.
+
+    Raises:
+        PruneError: no such file, neither of the two forms, or another network's.
+    """
+    if not file.is_file():
+        raise PruneError(f"there is no plan file {file}")
+    try:
+        body = json.loads(file.read_text())
+    except (ValueError, UnicodeDecodeError) as error:
+        raise PruneError(f"{file} is no JSON: {error}") from error
+    if not isinstance(body, dict) or not body:
+        raise PruneError(f"{file} holds neither a plan nor pruning information {{layer: {{saved_idxs, mask_num}}}}")
+    if "removed" not in body:
+        return from_saved(body, channels)
+    plan = Plan.from_json(file.read_text())
+    widths = {group.name: group.width for group in channels.groups}
+    if dict(plan.widths) != widths:
+        differing = sorted(name for name in plan.widths.keys() | widths if plan.widths.get(name) != widths.get(name))
+        raise PruneError(f"{file} is a plan for another network: {', '.join(differing[:4])} differ in width or name")
+    return plan
+
+
+def summary(plan: Plan, channels: Channels) -> dict[str, Any]:
+    """What a plan leaves, for people and machines: per group and, by both counting rules, of the whole."""
+    sizes: dict[str, tuple[int, int]] = {
+        "macs": (cost.macs(channels), cost.macs(channels, plan.counts)),
+        "thop": (cost.macs(channels, rule="thop"), cost.macs(channels, plan.counts, "thop")),
+        "params": (cost.params(channels), cost.params(channels, plan.counts)),
+    }
+    return {
+        "fingerprint": plan.fingerprint,
+        "groups": {g.name: {"width": g.width, "kept": plan.counts[g.name]} for g in channels.groups},
+        "dense": {name: before for name, (before, _) in sizes.items()},
+        "pruned": {name: after for name, (_, after) in sizes.items()},
+        "removed": {name: 1 - after / before for name, (before, after) in sizes.items()},
+    }
+
+
+def as_text(body: dict[str, Any]) -> str:
+    """The summary for a terminal."""
+    cut = {name: group for name, group in body["groups"].items() if group["kept"] < group["width"]}
+    lines = [f"{name:40} {group['kept']:5} of {group['width']}" for name, group in cut.items()]
+    removed = ", ".join(f"{name} -{100 * share:.2f} %" for name, share in body["removed"].items())
+    return "\n".join([*lines, f"{len(cut)} of {len(body['groups'])} groups are cut: {removed}",
+                      f"plan {body['fingerprint']}"])  # fmt: skip

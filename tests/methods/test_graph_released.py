@@ -1,0 +1,238 @@
+"""What the graph authors' programs do differently, as named quirks; and the rule for networks they never saw."""
+
+import copy
+
+import pytest
+import torch
+
+from dist_prune.errors import PruneError
+from dist_prune.methods.graph import Graph, HashAgreement, Options
+from dist_prune.pruning import cost, surgeon
+from dist_prune.pruning.choose import Request
+from dist_prune.pruning.gates import gated
+from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.renew import renew
+from dist_prune.pruning.statistic import Tally
+from dist_prune.runtime import backbones
+from dist_prune.runtime.collectives import Ranks
+from dist_prune.runtime.data.feed import Feed
+from tests import tiny
+
+
+def method(**options) -> Graph:
+    return Graph(Options(**options))
+
+
+def augmented_feed() -> Feed:
+    feed = tiny.digits_feed()
+    return Feed(feed.source, feed.look.__class__(8, (0.3,), (0.4,), augment="crop"), feed.device, 0, feed.dtype)
+
+
+def released_plan(ranks: Ranks) -> str:
+    model = tiny.network()
+    bench = tiny.bench(model, ranks, augmented_feed())
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    found = method(fidelity="as_released")
+    plan = found.select(found.score(bench), bench.channels, Request(threshold=0.7))
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert not model.training
+    return plan.fingerprint
+
+
+def test_the_released_form_is_the_same_for_every_number_of_ranks(pool):
+    plans = {plan for world in (1, 2, 3) for plan in pool.run(world, released_plan)}
+    assert len(plans) == 1
+
+
+def test_train_mode_is_one_batch_in_training_mode():
+    """Against the network itself, in train(), on all images at once."""
+    model = tiny.network()
+    bench = tiny.bench(model)
+    scores = method(quirks=["train_mode"]).score(bench)
+    site = next(site for site in bench.sites if site.name == "layer2.0.conv1")
+    maps = {}
+    own = copy.deepcopy(model).train()
+    own.get_submodule(site.name).register_forward_hook(lambda m, i, y: maps.update(y=y))
+    with torch.no_grad():
+        own(next(bench.feed.batches([bench.ids])).images)
+    tally = Tally(HashAgreement(8), [site], bench.images, torch.device("cpu"))
+    tally.update(site, maps["y"], torch.arange(bench.images))
+    gram = tally.tables[site.name]["gram"]
+    ones = gram.diagonal()
+    assert torch.equal(scores[f"{site.name}:hamming"], ones[:, None] + ones[None] - 2 * gram)
+    plain = method().score(bench)
+    assert not torch.equal(scores[f"{site.name}:hamming"], plain[f"{site.name}:hamming"])
+    assert torch.equal(scores["conv1:hamming"], plain["conv1:hamming"]), "no batch norm comes before the stem"
+
+
+def test_augmented_images_follow_the_seed():
+    found = [
+        method(quirks=["augmented"]).score(tiny.bench(tiny.network(), feed=augmented_feed(), seed=seed))[
+            "conv1:hamming"
+        ]
+        for seed in (0, 0, 1)
+    ]
+    plain = method().score(tiny.bench(tiny.network(), feed=augmented_feed()))["conv1:hamming"]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], plain)
+
+
+def test_as_released_is_the_second_release():
+    assert [q for q in ("train_mode", "augmented") if method(fidelity="as_released").has(q)] == [
+        "train_mode",
+        "augmented",
+    ]
+    assert not method(fidelity="as_released").has("fresh_classifier")
+    assert not any(method().has(q) for q in ("train_mode", "augmented", "narrow_classifier", "fresh_classifier"))
+
+
+@pytest.fixture(scope="module")
+def vgg():
+    """The paper's VGG-16 with its channels and made-up scores."""
+    torch.manual_seed(0)
+    model = backbones.create("vgg16_bn_cifar", 10, 3).eval()
+    channels = surgeon.sites_of(model, torch.randn(1, 3, 32, 32))
+    scores = {}
+    for site in channels.sites:
+        if site.kind == "conv":
+            generator = torch.Generator().manual_seed(site.width)
+            table = torch.randint(0, 6400, (site.width, site.width), generator=generator).triu(1)
+            scores[f"{site.name}:hamming"] = table + table.T
+            scores[f"{site.name}:bits"] = torch.tensor([64, 100])
+            scores[f"{site.name}:l1"] = torch.rand(site.width, generator=generator, dtype=torch.float64)
+    return model, channels, scores
+
+
+@pytest.mark.parametrize("quirks", [[], ["narrow_classifier"]])
+def test_both_classifier_forms_of_vgg(vgg, quirks):
+    """Second release: the hidden linear layer stays 512 wide. First one: it shrinks with the last convolution."""
+    model, channels, scores = vgg
+    found = method(quirks=quirks)
+    plan = found.select(scores, channels, Request(threshold=0.9))
+    left = plan.counts["features.40"]
+    assert 1 <= left < 512
+    small = tiny.cut(model, found.limits(channels), plan)
+    hidden = small.get_submodule("hidden.0")
+    assert (hidden.in_features, hidden.out_features) == (left, left if quirks else 512)
+    assert small.get_submodule("head").in_features == hidden.out_features
+    assert cost.params(channels, plan.counts) == sum(p.numel() for p in small.parameters())
+    small(torch.randn(2, 3, 32, 32))
+    if quirks:
+        assert plan.kept("hidden.0") == plan.kept("features.40")
+        assert plan.removed.keys() == {group.name for group in channels.free}
+
+
+def test_the_first_release_draws_the_classifier_anew(vgg):
+    model, channels, _ = vgg
+    assert method().fresh(channels) == ()
+    fresh = method(quirks=["fresh_classifier"]).fresh(channels)
+    assert fresh == ("hidden.0", "head", "hidden.1")
+    one, two, other = (copy.deepcopy(model) for _ in range(3))
+    state = torch.get_rng_state()
+    for network, seed in ((one, 0), (two, 0), (other, 1)):
+        renew(network, fresh, seed)
+    assert torch.equal(state, torch.get_rng_state())
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(one.state_dict()[key], two.state_dict()[key])
+        assert torch.equal(tensor, one.state_dict()[key]) == key.startswith(("features", "hidden.1"))
+    assert not torch.equal(one.state_dict()["head.weight"], other.state_dict()["head.weight"])
+    assert float(one.state_dict()["head.weight"].abs().max()) <= 512**-0.5
+
+
+def test_training_mode_refuses_what_no_batch_can_hold():
+    bench = tiny.bench(tiny.network(), images=1347)
+    with pytest.raises(PruneError, match=r"score\.images.* all images as one batch"):
+        method(quirks=["train_mode"]).score(bench)
+
+
+def test_an_unknown_quirk_is_refused():
+    with pytest.raises(ValueError, match="train_mode"):
+        method(quirks=["trian_mode"])
+
+
+def portrait_facts(request_: Request) -> list[tuple[str, int, str]]:
+    bench = tiny.bench(tiny.network())
+    found = method()
+    scores = found.score(bench)
+    plan = found.select(scores, bench.channels, request_)
+    out = []
+    for portrait in found.portraits(scores, bench.channels, request_):
+        assert [i for i, stays in enumerate(portrait.kept) if stays] == plan.kept(portrait.group)
+        assert portrait.likeness.shape == (len(portrait.kept),) * 2
+        assert (portrait.likeness.diagonal() == 1).all()
+        out.append((portrait.group, int(portrait.kept.sum()), portrait.said))
+    assert [group.name for group in found.limits(bench.channels).free] == [name for name, _, _ in out]
+    return out
+
+
+def test_portraits_show_the_plan():
+    for request_ in (Request(threshold=0.7), Request(target=("macs", 0.5))):
+        portrait_facts(request_)
+    assert "at similarity 0.7 " in portrait_facts(Request(threshold=0.7))[0][2]
+
+
+PAPER = [
+    "vgg16_bn_cifar",
+    "resnet20p_cifar",
+    "densenet40_cifar",
+    "googlenet_cifar",
+    "mobilenetv1_cifar",
+    "mobilenetv2_cifar",
+]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_zeroed_channels_are_removed_channels_in_the_paper_s_networks(name):
+    """Specification, section 12.6: the batch norm's shift goes with the channel."""
+    torch.manual_seed(0)
+    model = backbones.create(name, 10, 3).double().eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.3)
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    channels = method().limits(surgeon.sites_of(model, x))
+    generator = torch.Generator().manual_seed(1)
+    kept = {g.name: torch.randperm(g.width, generator=generator)[: g.width // 2].tolist() for g in channels.free}
+    plan = Plan.keeping(channels, kept)
+    with torch.no_grad():
+        with gated(model, channels, plan.removed):
+            switched = model(x)
+        removed = tiny.cut(model, channels, plan)(x)
+    assert torch.allclose(switched, removed, atol=1e-9, rtol=1e-9)
+    assert not torch.allclose(switched, model(x))
+
+
+FOREIGN = ["resnet18", "resnext50_32x4d", "mobilenetv3_small_100", "efficientnet_b0", "regnety_002", "convnext_atto",
+           "ghostnet_100", "dla34", "hrnet_w18_small", "repvgg_a0", "inception_v3", "densenet121"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [*FOREIGN[:5], *(pytest.param(other, marks=pytest.mark.slow) for other in FOREIGN[5:])]
+)
+def test_in_any_network_every_layer_leads_follows_or_has_a_reason(name):
+    """The same rule everywhere: the leader is scored, no other layer of its group comes before it, the rest follow."""
+    model = backbones.create(name, 10, 3).eval()
+    channels = method().limits(surgeon.sites_of(model, torch.randn(1, 3, 96, 96)))
+    seen = set()
+    for group in channels.groups:
+        assert group.producers[0] == group.name
+        leader = channels.layers[group.name]
+        if group.protected:
+            assert len(group.protected) > 10
+        else:
+            assert leader.kind == "conv"
+            assert leader.positions > 1
+            assert group.width == leader.width_out
+        seen |= set(group.layers)
+    worked = {layer.name for layer in channels.layers.values() if layer.kind in ("conv", "linear")}
+    assert worked <= seen, "every convolution and linear layer lies in a group"
+
+
+def test_a_layer_that_cannot_be_hashed_says_why():
+    channels = method().limits(surgeon.sites_of(backbones.create("mobilenetv3_small_100", 10, 3).eval(),
+                                                torch.randn(1, 3, 96, 96)))  # fmt: skip
+    assert channels.group("blocks.0.0.se.conv_reduce").protected == "its 1x1 maps carry no hash"
+    with pytest.raises(PruneError, match="either select"):
+        method().check(channels, Request())

@@ -1,0 +1,81 @@
+"""Cores, parts and portraits of graphs."""
+
+import networkx
+import numpy as np
+
+from dist_prune.pruning.cores import coreness, decompose, parts
+from dist_prune.pruning.portrait import Portrait
+
+
+def random_graph(nodes: int, chance: float, seed: int = 0) -> np.ndarray:
+    table = np.triu(np.random.default_rng(seed).random((nodes, nodes)) < chance, 1)
+    return table | table.T
+
+
+def test_coreness_is_networkx_s():
+    for chance in (0.02, 0.1, 0.4):
+        table = random_graph(60, chance)
+        expected = networkx.core_number(networkx.from_numpy_array(table))
+        assert coreness(table, np.ones(60, dtype=bool)).tolist() == [expected[i] for i in range(60)]
+
+
+def test_parts_are_networkx_s_by_size():
+    table = random_graph(80, 0.015)
+    labels = parts(table)
+    found = sorted(map(len, networkx.connected_components(networkx.from_numpy_array(table))), reverse=True)
+    assert [int((labels == n).sum()) for n in range(labels.max() + 1)] == [size for size in found if size > 1]
+    assert int((labels < 0).sum()) == found.count(1)
+    assert all(len(set(labels[np.flatnonzero(row)])) == 1 for row in table if row.any())
+
+
+def slow_decompose(table: np.ndarray, worth: np.ndarray) -> list[int]:
+    """The paper's loop, word by word, on networkx."""
+    graph = networkx.from_numpy_array(table)
+    while graph.number_of_edges():
+        core = networkx.core_number(graph)
+        inner = graph.subgraph([node for node, k in core.items() if k == max(core.values())])
+        for part in list(networkx.connected_components(inner)):
+            best = min(part, key=lambda node: (-worth[node], node))
+            graph.remove_nodes_from(part - {best})
+    return sorted(graph.nodes)
+
+
+def test_decomposition_is_the_paper_s_loop():
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        table = random_graph(int(rng.integers(2, 40)), rng.choice([0.03, 0.1, 0.3, 0.8]), seed)
+        worth = rng.integers(0, 5, len(table)).astype(float)  # with ties
+        assert decompose(table, worth) == slow_decompose(table, worth)
+
+
+def test_large_dense_graph():
+    """2,048 filters: what stays has no edge left among it (benchmarks/graph.py has the time)."""
+    for chance in (0.3, 0.002):
+        table = random_graph(2048, chance)
+        kept = decompose(table, np.random.default_rng(1).random(2048))
+        assert kept
+        assert not table[np.ix_(kept, kept)].any()
+
+
+def test_a_portrait_puts_clusters_side_by_side():
+    likeness = np.full((6, 6), 0.5)
+    for part in ([0, 3, 5], [1, 4]):
+        likeness[np.ix_(part, part)] = 1.0
+    labels = np.array([0, 1, -1, 0, 1, 0])
+    kept = np.array([False, True, True, False, False, True])
+    pixels = Portrait("conv", likeness, labels, kept, "").picture()
+    inner = pixels[:, 4:, 0]
+    assert inner.shape == (6, 6)
+    assert (inner[:3, :3] == 0).all() and (inner[3:5, 3:5] == 0).all(), "alike: dark, first the larger cluster"
+    assert (inner[:3, 3:] == 255).all() and inner[5, 5] == 255
+    assert len(np.unique(pixels[:, 0].reshape(6, 3), axis=0)) == 3, "two clusters and the grey of the rest"
+    assert (pixels[:, 2, 0] < 128).tolist() == [True, False, False, True, False, True], "kept first in each cluster"
+
+
+def test_a_portrait_of_2048_channels_is_small():
+    rng = np.random.default_rng(0)
+    picture = Portrait(
+        "conv", rng.random((2048, 2048)), rng.integers(-1, 40, 2048), rng.random(2048) < 0.3, ""
+    ).picture()
+    assert picture.shape == (128, 128 + 2 * 8, 3)
+    assert picture.dtype == np.uint8
