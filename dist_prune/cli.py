@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dist_prune import methods, planning, reading
+from dist_prune import launching, methods, planning, reading
 from dist_prune.errors import PruneError
 
 
@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     importing.add_argument("file", help=".pth, .pt, .th, .tar or .safetensors")
     importing.add_argument("--out", required=True, help="the .safetensors file to write")
+    launching.arguments(verbs)
     examining = verbs.add_parser("doctor", help="what is installed, what is missing, what mends it")
     examining.add_argument(
         "--build-engine", action="store_true", help="compile now what DeepSpeed would compile at its first use on a CPU"
@@ -38,11 +39,17 @@ def main(arguments: list[str] | None = None) -> int:
     for verb in verbs.choices.values():
         verb.add_argument("--json", action="store_true", help="for machines")
     words = sys.argv[1:] if arguments is None else arguments
-    given = parser.parse_args(sorted(words, key=lambda word: word == "--json"))  # the flag may stand anywhere
+    words = sorted(words, key=lambda word: word == "--json")  # the flag may stand anywhere
+    given, more = parser.parse_known_args(words)
+    if more and (given.verb != "launch" or any(word.startswith("-") for word in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:  # launch: key=value behind an option
+        given.words += more
     try:
         acts = {
             "list": _list, "check": _check, "report": _report, "doctor": _doctor,
             "import-checkpoint": _import_checkpoint, "plan": planning.act,
+            **launching.ACTS,
         }  # fmt: skip
         text, body, code = acts[given.verb](given)
     except PruneError as error:
