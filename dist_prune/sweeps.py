@@ -129,18 +129,20 @@ def choose(
 ) -> tuple[Recipe, Path]:  # fmt: skip
     """The recipe to run and its run directory: a recipe's own, or that of one task of a sweep.
 
-    ``task`` may be left to SLURM_ARRAY_TASK_ID. Overrides come after the task's own.
+    ``task`` may be left to SLURM_ARRAY_TASK_ID. Overrides come after the task's own. Runs live in
+    ``runs``, or in the folder that DIST_PRUNE_RUNS names.
     """
+    runs = Path(os.environ.get("DIST_PRUNE_RUNS", "runs"))
     if not sweep:
         spec = reading.load(str(recipe), overrides, options_of, need_environment)
-        return spec, Path("runs") / spec.name
+        return spec, runs / spec.name
     given = os.environ.get("SLURM_ARRAY_TASK_ID", "")
     if task is None and not given.isdigit():
         raise PruneError("--sweep: name the task, --task N ('dist-prune sweep FILE' lists them)")
     whole = load(sweep, options_of, need_environment)
     one = whole.task(int(given) if task is None else task)
     spec = reading.load(one.base, [*one.overrides, f"name={one.name}", *overrides], options_of, need_environment)
-    return spec, Path("runs") / whole.name / one.name
+    return spec, runs / whole.name / one.name
 
 
 def _expand(entry: Any, where: str, problems: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
