@@ -1,4 +1,4 @@
-"""``dist-prune list | check | plan | report | import-checkpoint | doctor``: before and after a run.
+"""``dist-prune list | check | plan | report | compare | sweep | launch | doctor ...``: before and after a run.
 
 run.py does the work.
 """
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dist_prune import launching, methods, planning, reading
+from dist_prune import comparing, launching, methods, planning, reading
 from dist_prune.errors import PruneError
 
 
@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     planning.arguments(verbs.add_parser("plan", help="a plan from a run or a file: read it, show it, write it"))
     reporting = verbs.add_parser("report", help="the result of a run")
     reporting.add_argument("run", help="a run directory")
+    comparing.arguments(verbs.add_parser("compare", help="many runs: one table, one page with Pareto plots"))
     importing = verbs.add_parser(
         "import-checkpoint", help="a foreign checkpoint's weights as safetensors, without running code"
     )
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         acts = {
             "list": _list, "check": _check, "report": _report, "doctor": _doctor,
-            "import-checkpoint": _import_checkpoint, "plan": planning.act,
+            "import-checkpoint": _import_checkpoint, "plan": planning.act, "compare": comparing.act,
             **launching.ACTS,
         }  # fmt: skip
         text, body, code = acts[given.verb](given)

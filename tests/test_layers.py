@@ -44,6 +44,8 @@ ALLOWED = {
     "planning": {"errors", "recipe", "reading", "ledger", "pruning", "methods", "preview", "replay"},
     "stages": {"errors", "recipe", "ledger", "pruning", "runtime", "methods", "bench", "bundle", "replay"},
     "run": {"errors", "recipe", "sweeps", "ledger", "runtime", "methods", "stages"},
+    "comparing": {"errors", "reading", "ledger", "picture"},
+    "picture": {"stages"},
     "launching": {"errors", "recipe", "reading", "methods", "sweeps"},
     "cli": {
         "errors",
@@ -56,6 +58,7 @@ ALLOWED = {
         "stages",
         "planning",
         "launching",
+        "comparing",
     },
 }
 
