@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dist_prune.comparing import collect
 from dist_prune.ledger import Ledger
 from tests.cluster import Cluster, cluster
 from tests.launch import PYTHON, ROOT, SMALL, TORCHRUN, report, run
@@ -65,17 +66,20 @@ def test_two_nodes(slurm, whole, tmp_path):
     assert (folder / "recipe.yaml").is_file()
 
 
-@pytest.mark.parametrize("how", ["USR1", "requeue"])
+@pytest.mark.parametrize("how", ["USR1", "requeue", "node down"])
 def test_stopped_while_scoring_and_while_training_it_goes_on(slurm, whole, tmp_path, how):
-    """USR1, as SLURM sends it before a time limit: saved, requeued by the script. Requeued by an operator: killed."""
+    """USR1, as SLURM sends it before a time limit: saved, requeued by the script. Requeued by an operator, or a node lost: ended."""
     folder = tmp_path / "run"
     job = submit(slurm, "quickstart", "--nodes", "2", *LONG, folder=folder)
     for count, sign in enumerate(("round_1/partial/observation_1.safetensors", "finetune_checkpoints/*.sha256"), 1):
         slurm.wait(lambda sign=sign: any(folder.glob(sign)), f"{sign} is there")
         if how == "USR1":
             slurm.do("scancel", "--signal=USR1", job)
-        else:
+        elif how == "requeue":
             slurm.do("scontrol", "requeue", job)
+        else:
+            slurm.do("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
+            slurm.do("scontrol", "update", "NodeName=n2", "State=RESUME")
         log = folder / "slurm" / f"{job}.{count}"
         slurm.wait(log.is_dir, f"start {count} of job {job}")
         if how == "USR1":
@@ -90,13 +94,15 @@ def test_stopped_while_scoring_and_while_training_it_goes_on(slurm, whole, tmp_p
 
 
 def test_an_array_shares_one_dense_network_and_one_score(slurm, tmp_path):
-    """Four tasks on four processors: one trains and scores, three wait and take; each is the run it would be alone."""
+    """Of four tasks one trains and scores, three wait and take; each is the run it would be alone. A fifth fails."""
     sweep, runs = tmp_path / "small.yaml", tmp_path / "runs"
     grid = "{target.macs: [0.5, 0.6], finetune.lr: [0.01, 0.03]}"
-    sweep.write_text(f"tasks:\n  - base: quickstart\n    grid: {grid}\n")
+    sweep.write_text(
+        f"tasks:\n  - base: quickstart\n    grid: {grid}\n  - base: quickstart\n    list: [{{target.macs: 1.0e-05}}]\n"
+    )
     job = submit(slurm, "--array", str(sweep), *SMALL, DIST_PRUNE_RUNS=str(runs))
     slurm.finish(job)
-    folders = sorted((runs / "small").glob("quickstart-*"))
+    folders = sorted((runs / "small").glob("quickstart-*-lr_*"))
     assert len(folders) == 4
     made = {"train": [], "score": []}
     for folder in folders:
@@ -109,6 +115,14 @@ def test_an_array_shares_one_dense_network_and_one_score(slurm, tmp_path):
     for stage, by in made.items():
         assert len(set(by)) == 1, f"{stage} was made by {set(by)}"
     assert len({report(folder)["plan"]["fingerprint"] for folder in folders}) == 2, "two targets, two plans"
+    found = collect([runs / "small"])
+    assert len(found.rows) == 4
+    assert [item["run"] for item in found.unfinished] == ["quickstart-macs_1e-05"]
+    assert "reachable range" in found.unfinished[0]["why"]
+    assert "requeued" not in (slurm.folder / f"slurm-{job}_4.out").read_text()
+    again = submit(slurm, "--array", str(sweep), *SMALL, DIST_PRUNE_RUNS=str(runs))
+    slurm.finish(again)
+    assert (slurm.folder / f"slurm-{again}_0.out").read_text().count("done before, skipped") == 7
     alone = tmp_path / "alone"
     code, output = run(PYTHON, alone, *SMALL, "target.macs=0.6", "finetune.lr=0.03")
     assert code == 0, output
