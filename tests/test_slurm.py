@@ -68,7 +68,7 @@ def test_two_nodes(slurm, whole, tmp_path):
 
 @pytest.mark.parametrize("how", ["USR1", "requeue", "node down"])
 def test_stopped_while_scoring_and_while_training_it_goes_on(slurm, whole, tmp_path, how):
-    """USR1, as SLURM sends it before a time limit: saved, requeued by the script. Requeued by an operator, or a node lost: ended."""
+    """USR1, as before a time limit: saved, requeued by the script. Requeued by an operator, or a node lost: ended."""
     folder = tmp_path / "run"
     job = submit(slurm, "quickstart", "--nodes", "2", *LONG, folder=folder)
     for count, sign in enumerate(("round_1/partial/observation_1.safetensors", "finetune_checkpoints/*.sha256"), 1):

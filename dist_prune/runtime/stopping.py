@@ -25,9 +25,9 @@ def listen() -> None:
 
 
 def deafen(_worker: int = 0) -> None:
-    """Give the signals their default meaning back: loader workers inherit handlers, and must not keep this one."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
+    """For loader workers, which inherit the handlers: SIGTERM ends them, SIGUSR1, which SLURM sends to all, not."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def asked() -> bool:
