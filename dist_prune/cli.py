@@ -1,4 +1,4 @@
-"""``dist-prune list | check | plan | report | import-checkpoint | make-ffcv | doctor``: before and after a run.
+"""``dist-prune list | check | plan | report | compare | sweep | launch | make-ffcv | doctor ...``: beside a run.
 
 run.py does the work.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dist_prune import methods, planning, reading
+from dist_prune import comparing, launching, methods, planning, reading
 from dist_prune.errors import PruneError
 
 
@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     planning.arguments(verbs.add_parser("plan", help="a plan from a run or a file: read it, show it, write it"))
     reporting = verbs.add_parser("report", help="the result of a run")
     reporting.add_argument("run", help="a run directory")
+    comparing.arguments(verbs.add_parser("compare", help="many runs: one table, one page with Pareto plots"))
     importing = verbs.add_parser(
         "import-checkpoint", help="a foreign checkpoint's weights as safetensors, without running code"
     )
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     making.add_argument("--quality", type=int, default=90, help="of JPEG, 1 to 100")
     making.add_argument("--write-mode", choices=("jpg", "raw", "proportion"), default="jpg")
     making.add_argument("--workers", type=int, default=0, help="encoding processes; default: one per core")
+    launching.arguments(verbs)
     examining = verbs.add_parser("doctor", help="what is installed, what is missing, what mends it")
     examining.add_argument(
         "--build-engine", action="store_true", help="compile now what DeepSpeed would compile at its first use on a CPU"
@@ -49,11 +51,17 @@ def main(arguments: list[str] | None = None) -> int:
     for verb in verbs.choices.values():
         verb.add_argument("--json", action="store_true", help="for machines")
     words = sys.argv[1:] if arguments is None else arguments
-    given = parser.parse_args(sorted(words, key=lambda word: word == "--json"))  # the flag may stand anywhere
+    words = sorted(words, key=lambda word: word == "--json")  # the flag may stand anywhere
+    given, more = parser.parse_known_args(words)
+    if more and (given.verb != "launch" or any(word.startswith("-") for word in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:  # launch: key=value behind an option
+        given.words += more
     try:
         acts = {
             "list": _list, "check": _check, "report": _report, "doctor": _doctor,
             "import-checkpoint": _import_checkpoint, "make-ffcv": _make_ffcv, "plan": planning.act,
+            "compare": comparing.act, **launching.ACTS,
         }  # fmt: skip
         text, body, code = acts[given.verb](given)
     except PruneError as error:

@@ -3,6 +3,7 @@
 import importlib
 import os
 import shutil
+import socket
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,6 +29,7 @@ FFCV_PIECES = (
     ("turbojpeg", ("pkg-config", "--modversion", "libturbojpeg"), "libturbojpeg0-dev"),
     ("opencv", ("pkg-config", "--modversion", "opencv4"), "libopencv-dev"),
 )
+SHARED_SYSTEMS = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "fuse", "gfs2", "ocfs2", "wekafs", "panfs", "9p")
 PROGRAMS = (
     ("git", "the commit in reports", "apt-get install git"),
     ("sbatch", "submitting to SLURM", "apt-get install slurm-wlm munge, or log in to a cluster's head node"),
@@ -40,7 +42,7 @@ def examine() -> list[dict[str, Any]]:
     found += [_program(*item) for item in PROGRAMS]
     if all(item["state"] == "ok" for item in found if item["name"] in ("torch", "torchvision")):
         found.append(_torch())
-    return [*found, *_ffcv(), _data()]
+    return [*found, *_ffcv(), _data(), *_slurm()]
 
 
 def _line(name: str, state: str, detail: str, mend: str = "", needed: bool = False) -> dict[str, Any]:
@@ -99,6 +101,62 @@ def _data() -> dict[str, Any]:
     if not Path(place).is_dir():
         return _line("DIST_PRUNE_DATA", "missing", f"{place} is no folder", "export DIST_PRUNE_DATA=FOLDER")
     return _line("DIST_PRUNE_DATA", "ok", place)
+
+
+def _slurm() -> list[dict[str, Any]]:
+    """What jobs of several nodes need beside sbatch; nothing where there is no SLURM."""
+    if shutil.which("sbatch") is None:
+        return []
+    others = [name for name in ("srun", "scontrol", "squeue", "sinfo") if shutil.which(name) is None]
+    if others:
+        return [_line("SLURM programs", "missing", f"{', '.join(others)}", "apt-get install slurm-client")]
+    try:
+        done = subprocess.run(
+            ["sinfo", "-h", "-o", "%R: %D node(s), gpus %G, at most %l"], capture_output=True, text=True, timeout=20,
+            check=False,
+        )  # fmt: skip
+        answer, said = done.stdout.strip(), done.stderr.strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        answer, said = "", str(error)
+    if not answer:
+        mend = "check that munged and slurmctld run and that SLURM_CONF, if set, names their configuration"
+        return [
+            _line(
+                "SLURM controller",
+                "missing",
+                f"it does not answer: {' '.join(said.split())[-200:] or 'no partition'}",
+                mend,
+            )
+        ]
+    partitions = "; ".join(answer.splitlines())
+    found = [_line("SLURM partitions", "ok", partitions)]
+    if "gpu:" not in partitions:
+        found.append(_line("SLURM GPUs", "note", "no partition declares any", "dist-prune launch --slurm --gpus 0"))
+    return [*found, _shared_runs(), *_interfaces()]
+
+
+def _shared_runs() -> dict[str, Any]:
+    """Whether the folder of the runs looks like one that all nodes see."""
+    place = Path(os.environ.get("DIST_PRUNE_RUNS", ".")).resolve()
+    kind, best = "unknown", -1
+    with open("/proc/mounts") as file:
+        for line in file:
+            _, point, name, *_ = line.split()
+            if place.is_relative_to(point) and len(point) >= best:
+                kind, best = name, len(point)
+    if kind.startswith(SHARED_SYSTEMS):
+        return _line("runs on all nodes", "ok", f"{place} is on {kind}")
+    detail = f"{place} is on {kind}, which other nodes may not see"
+    return _line("runs on all nodes", "note", detail, "export DIST_PRUNE_RUNS=FOLDER on a shared file system")
+
+
+def _interfaces() -> list[dict[str, Any]]:
+    """Ranks of several nodes meet through one network interface; with many, the choice may have to be made."""
+    names = sorted(name for _, name in socket.if_nameindex() if name != "lo")
+    if len(names) < 2:
+        return []
+    mend = "where ranks do not find one another: export DIST_PRUNE_INTERFACE=NAME before sbatch"
+    return [_line("network interfaces", "note", ", ".join(names), mend)]
 
 
 def as_text(findings: list[dict[str, Any]]) -> str:

@@ -19,21 +19,25 @@ from pathlib import Path
 if __name__ == "__main__":  # launched by path: import the package from its parent, not its modules from its folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dist_prune import methods, reading, recipe, stages
+from dist_prune import methods, recipe, stages, sweeps
 from dist_prune.errors import PruneError
 from dist_prune.ledger import canonical, claim, lock, write_atomic
 from dist_prune.runtime import stopping, tracking
 from dist_prune.runtime.collectives import RankLostError, leave
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.stopping import PreemptedError
+from dist_prune.stages.sharing import Shelf
 from dist_prune.stages.work import Work
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a recipe; 0 when it is finished, 2 for an error that its text explains, 1 for a bug."""
     parser = argparse.ArgumentParser(prog="run.py", description="A recipe in, a finished run directory out.")
-    parser.add_argument("--recipe", required=True, help="a YAML file, or a name in recipes/")
-    parser.add_argument("--run-dir", help="where the run lives (default: runs/<recipe's name>)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--recipe", help="a YAML file, or a name in recipes/")
+    what.add_argument("--sweep", help="a sweep file, or a name in recipes/sweeps; one --task of it is run")
+    parser.add_argument("--task", type=int, help="number of the sweep's task (default: $SLURM_ARRAY_TASK_ID)")
+    parser.add_argument("--run-dir", help="where the run lives (default: runs/<recipe's name>, runs/<sweep>/<task>)")
     parser.add_argument("--seed", type=int, help="the recipe's seed key")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys, for example score.images=500")
     given = parser.parse_intermixed_args(arguments)
@@ -42,12 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
     spec: recipe.Recipe | None = None
     started = time.time()
     try:
-        spec = reading.load(given.recipe, overrides, methods.options_of)
-        folder = Path(given.run_dir or Path("runs") / spec.name)
+        spec, place = sweeps.choose(given.recipe, given.sweep, given.task, overrides, methods.options_of)
+        folder = Path(given.run_dir or place)
         stopping.listen()
         machine = Machine.start(spec.cluster.timeout_s, spec.cluster.tf32, spec.cluster.deterministic)
         with lock(folder) if machine.ranks.first else contextlib.nullcontext():
-            run(spec, folder, machine)
+            try:
+                run(spec, folder, machine, folder.parent / "shared" if given.sweep else None)
+            except PreemptedError:
+                with contextlib.suppress(PruneError):  # a launcher ends all with the first that leaves: let all save
+                    machine.ranks.wait()
+                raise
         leave(machine.ranks)
     except PruneError as error:
         return _stop(error, folder, started)
@@ -62,8 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def run(spec: recipe.Recipe, folder: Path, machine: Machine) -> None:
-    """All stages of a recipe, on all ranks."""
+def run(spec: recipe.Recipe, folder: Path, machine: Machine, shared: Path | None = None) -> None:
+    """All stages of a recipe, on all ranks; tasks of a sweep make the same things once, in ``shared``."""
     ranks = machine.ranks
     method = methods.find(spec.method["name"])
     options = method.Options.model_validate({k: v for k, v in spec.method.items() if k != "name"})
@@ -76,6 +85,8 @@ def run(spec: recipe.Recipe, folder: Path, machine: Machine) -> None:
     if changed:
         tracker.say(changed)
     work = Work(spec, machine, tracker, folder, method(options))
+    if shared is not None:
+        work.shelf = Shelf(shared.resolve(), folder.resolve(), spec.cluster.holder_timeout_s)
     work.precheck()
     for stage in stages.ORDER:
         stages.perform(stage, work)
@@ -91,7 +102,7 @@ def _stop(error: Exception, folder: Path | None, started: float) -> int:
     if isinstance(error, RankLostError) and folder is not None:
         text += _cause(folder, rank, started)
     elif folder is not None and folder.is_dir():
-        note = {"rank": rank, "error": text, "at": time.time()}
+        note = {"rank": rank, "code": code, "error": text, "at": time.time()}
         with contextlib.suppress(PruneError):  # the disk may be the trouble: what is said below has to do
             write_atomic(folder / "errors" / f"rank_{rank}.json", canonical(note))
     print(f"error{'' if alone else f' on rank {rank}'}: {text}", file=sys.stderr, flush=True)

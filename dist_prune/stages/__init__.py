@@ -20,6 +20,7 @@ from dist_prune.ledger import canonical, digest, file_digest, pick, write_atomic
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.machine import describe
 from dist_prune.stages.code import commit_of
+from dist_prune.stages.sharing import made_once
 from dist_prune.stages.work import Made, Work
 
 DENSE = "dense.safetensors"
@@ -73,6 +74,8 @@ ORDER = (
     Stage("export", (*NETWORK, *IMAGES), (TUNED, PLAN, METRICS), BUNDLE),
     Stage("report", (), (PLAN, METRICS), REPORT, always=True),
 )
+# what tasks of a sweep make once for all, and what each keeps meanwhile to resume
+SHARED = {"train": ("train_checkpoints",), "score": ("round_1/partial",)}
 
 
 def fingerprint(stage: Stage, work: Work) -> str:
@@ -119,19 +122,39 @@ def perform(stage: Stage, work: Work) -> dict[str, Any]:
     work.identity = identity
     if not stage.always:
         ranks.together(lambda: _note_environment(work))
-    made: Made = importlib.import_module(f"{__name__}.{stage.name}").act(work)
-    work.close_feeds()
-    ranks.together(lambda: _write(work, made))
-    facts = made.facts | work.left_out(stage.name)
+    facts, drop = _make(stage, work)
     line = {
         "stage": stage.name, "fingerprint": identity, "facts": facts, "world_size": ranks.world,
         "outside": work.outside(stage.name) if ranks.first else {}, "events": work.events[told:],
         "seconds": round(time.perf_counter() - start, 3),
     }  # fmt: skip
     ranks.together(lambda: work.ledger.append({**line, "outputs": _digests(work, stage.outputs)}))
-    ranks.together(lambda: _drop(work, made))
+    ranks.together(lambda: _drop(work, drop))
     ranks.wait()
     return line
+
+
+def _make(stage: Stage, work: Work) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Do the act and write its artifacts, or take those of another task; (facts, what may go afterwards)."""
+    ranks, drop = work.machine.ranks, SHARED.get(stage.name, ())
+
+    def make() -> dict[str, Any]:
+        nonlocal drop
+        made: Made = importlib.import_module(f"{__name__}.{stage.name}").act(work)
+        work.close_feeds()
+        ranks.together(lambda: _write(work, made))
+        drop = made.drop
+        return made.facts | work.left_out(stage.name)
+
+    elsewhere = work.recipe.select.plan or work.recipe.score.from_
+    if work.shelf is None or stage.name not in SHARED or elsewhere:
+        return make(), drop
+    key = f"{stage.name}-{work.identity[:32]}"
+    facts, other = made_once(work.shelf, key, stage.outputs, ranks, make, work.folder, work.tracker.say)
+    if other:
+        work.tracker.say(f"  taken from {other}")
+        work.events.append({"stage": stage.name, "event": "taken", "from": other})
+    return facts, drop
 
 
 def _note_environment(work: Work) -> None:
@@ -147,9 +170,9 @@ def _write(work: Work, made: Made) -> None:
         write_atomic(work.folder / name, text)
 
 
-def _drop(work: Work, made: Made) -> None:
+def _drop(work: Work, names: Iterable[str]) -> None:
     """What was kept to resume goes only when the stage is on record."""
-    for name in made.drop:
+    for name in names:
         shutil.rmtree(work.folder / name, ignore_errors=True)
 
 

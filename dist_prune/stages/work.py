@@ -27,6 +27,7 @@ from dist_prune.runtime.data.sources import FolderSource, check, check_figures, 
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.runtime.training import fast
+from dist_prune.stages.sharing import Shelf
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Work:
     method: Method
     events: list[dict[str, Any]] = field(default_factory=list)
     identity: str = ""  # fingerprint of the stage at work
+    shelf: Shelf | None = None  # where the tasks of a sweep share artifacts
     # sample id -> why it was left out, of the training and of the evaluation images, on this rank, in the stage at work
     skipped: dict[bool, dict[int, str]] = field(default_factory=lambda: {True: {}, False: {}})
     _feeds: dict[bool, Feed] = field(default_factory=dict)

@@ -1,0 +1,226 @@
+"""``dist-prune compare``: many runs as one table (CSV, Markdown) and one page with Pareto plots, papers beside them."""
+
+import argparse
+import csv
+import io
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_prune import reading
+from dist_prune.errors import PruneError
+from dist_prune.ledger import canonical, write_atomic
+
+# a row of the table in a recipe's header: knob, top-1 drop (/ top-5 drop), change of FLOPs and parameters in percent
+PAPER_ROW = re.compile(r"^#\s+([\d.]+)\s+(-?[\d.]+)(?:\s*/\s*-?[\d.]+)?\s+(-[\d.]+) %\s+(-[\d.]+) %")
+PAPER_HEAD = re.compile(r"^#\s+threshold\s+top-1\S* drop\s+FLOPs\s+parameters")
+COLUMNS = {
+    "run": "run", "seeds": "seeds", "backbone": "backbone", "method": "method", "dense_top1": "dense top-1 %",
+    "pruned_top1": "pruned top-1 %", "top1": "top-1 %", "top1_std": "std", "change": "change, points",
+    "macs": "MACs (M)",
+    "macs_share": "MACs kept", "params": "params (k)", "params_share": "params kept", "ms": "ms", "speedup": "speed-up",
+    "marked": "",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found under the folders given: finished runs' reports, papers' points, unfinished runs' reasons."""
+
+    rows: list[dict[str, Any]]
+    papers: list[dict[str, Any]]
+    unfinished: list[dict[str, str]]
+    batch: str
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's command line."""
+    parser.add_argument("runs", nargs="+", help="run directories, or folders of them (a sweep's runs/NAME)")
+    parser.add_argument("--out", metavar="FOLDER", help="write compare.csv, compare.md and compare.html there")
+    parser.add_argument("--batch", help="the batch size whose latency is compared (default: the largest all runs have)")
+
+
+def act(given: argparse.Namespace) -> tuple[str, Any, int]:
+    """Compare, print the Markdown table, write the files where asked."""
+    found = collect([Path(run) for run in given.runs], given.batch)
+    text = markdown(found)
+    if given.out:
+        from dist_prune.picture import html
+
+        folder = Path(given.out)
+        write_atomic(folder / "compare.csv", as_csv(found))
+        write_atomic(folder / "compare.md", text)
+        write_atomic(
+            folder / "compare.html",
+            html("comparison of " + ", ".join(given.runs), cells(found), found.rows, found.papers, found.batch),
+        )
+        text += f"\n{folder / 'compare.html'}"
+    return text, {"runs": found.rows, "paper": found.papers, "unfinished": found.unfinished}, 0
+
+
+def collect(places: Sequence[Path], batch: str | None = None) -> Found:
+    """Read reports, put seeds of the same recipe together.
+
+    Args:
+        places: run directories or folders that hold some.
+        batch: the batch size whose latency is compared.
+
+    Raises:
+        PruneError: there is no run, or no run was timed at that batch size.
+    """
+    folders = sorted({folder for place in places for folder in _runs(place)})
+    if not folders:
+        raise PruneError(f"no run directory (a folder with a recipe.yaml) in {', '.join(map(str, places))}")
+    reports, unfinished = [], []
+    for folder in folders:
+        try:
+            reports.append(json.loads((folder / "report.json").read_text()))
+        except (OSError, ValueError):
+            unfinished.append({"run": folder.name, "why": _why(folder)})
+    timed = [set(report["dense"]["latency"]) for report in reports]
+    common = set.intersection(*timed) if timed else set()
+    if reports and (not common or (batch is not None and batch not in common)):
+        raise PruneError(
+            f"no latency at batch {batch or 'of any one size'} in all runs; all have "
+            f"{', '.join(sorted(common)) or 'none'} (the recipes' report.latency_batches)"
+        )
+    batch = batch or max(common, key=int, default="1")
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for report in reports:
+        keys = {key: value for key, value in report["recipe"].items() if key not in ("seed", "name", "cluster")}
+        groups.setdefault(canonical(keys), []).append(report)
+    rows = [_row(group, batch) for group in groups.values()]
+    return Found(sorted(rows, key=lambda row: row["run"]), _papers(reports), unfinished, batch)
+
+
+def _runs(place: Path) -> list[Path]:
+    if (place / "recipe.yaml").is_file() or (place / "errors").is_dir():
+        return [place]
+    if not place.is_dir():
+        raise PruneError(f"there is no folder {place}")
+    marks = {file.parent for file in place.glob("*/recipe.yaml")} | {file.parent for file in place.glob("*/errors")}
+    return sorted(marks)
+
+
+def _why(folder: Path) -> str:
+    """Why a run has no report: what its ranks said last, or how far it came."""
+    notes = []
+    for file in sorted(folder.glob("errors/rank_*.json")):
+        try:
+            note = json.loads(file.read_text())
+            notes.append(f"rank {note['rank']}: {note['error']}")
+        except (OSError, ValueError, KeyError):
+            notes.append(f"{file} is damaged")
+    if notes:
+        return "; ".join(dict.fromkeys(notes))
+    try:
+        last = json.loads((folder / "ledger.jsonl").read_text().splitlines()[-1])["stage"]
+    except (OSError, ValueError, KeyError, IndexError):
+        return "no stage finished"
+    return f"not finished; the last finished stage is {last}"
+
+
+def _row(group: Sequence[Mapping[str, Any]], batch: str) -> dict[str, Any]:
+    """Mean over seeds of every figure; std (of the sample) of top-1."""
+
+    def mean(value: Any) -> float:
+        return statistics.fmean(value(report) for report in group)
+
+    first = group[0]
+    top1 = [report["finetuned"]["top1"] for report in group]
+    spec = first["recipe"]["finetune"]
+    ms = {kind: mean(lambda r, kind=kind: r[kind]["latency"][batch]["ms"]) for kind in ("dense", "finetuned")}
+    macs, params = (mean(lambda r, key=key: r["finetuned"][key]) for key in ("macs", "params"))
+    dense = mean(lambda r: r["dense"]["top1"])
+    return {
+        "run": re.sub(r"-seed_\d+", "", first["name"]), "seeds": len(group),
+        "backbone": first["recipe"]["backbone"]["name"], "method": first["recipe"]["method"]["name"],
+        "dense_top1": dense, "pruned_top1": mean(lambda r: r["pruned"]["top1"]), "top1": statistics.fmean(top1),
+        "top1_std": statistics.stdev(top1) if len(top1) > 1 else None, "change": statistics.fmean(top1) - dense,
+        "macs": macs / 1e6, "macs_share": macs / mean(lambda r: r["dense"]["macs"]), "params": params / 1e3,
+        "params_share": params / mean(lambda r: r["dense"]["params"]), "ms": ms["finetuned"],
+        "speedup": ms["dense"] / ms["finetuned"],
+        "marked": "selected on the test images" if spec["selection"] == "test" and spec["epochs"] else "",
+    }  # fmt: skip
+
+
+def _papers(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the tables in the headers of the recipes that the runs come from."""
+    names = {report["name"] for report in reports}
+    out = []
+    for stem in sorted({name.split("-")[0] for name in names}):
+        try:
+            file = reading.find(stem)
+        except PruneError:
+            continue  # the recipe is not here any more, or was never in recipes/
+        out += [{"recipe": stem, **point} for point in paper_points(file.read_text())]
+    return out
+
+
+def paper_points(header: str) -> list[dict[str, float]]:
+    """The table ``threshold  top-1 drop  FLOPs  parameters`` of a recipe's header: knob, change, shares kept."""
+    points, inside = [], False
+    for line in header.splitlines():
+        row = PAPER_ROW.match(line) if inside else None
+        inside = bool(PAPER_HEAD.match(line)) or row is not None
+        if row:
+            knob, drop, macs, params = map(float, row.groups())
+            share = {"macs_share": 1 + macs / 100, "params_share": 1 + params / 100}
+            points.append({"threshold": knob, "change": -drop, **share})
+    return points
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None or value == "":
+        return ""
+    if key.endswith("_share"):
+        return f"{value:.1%}"
+    digits = {"speedup": "{:.2f}x", "change": "{:+.2f}", "ms": "{:.3f}"}
+    return digits.get(key, "{:.2f}").format(value) if isinstance(value, float) else str(value)
+
+
+def cells(found: Found) -> list[tuple[str, list[str], list[list[str]]]]:
+    """The tables (title, heads, rows of text): runs, the papers' points, unfinished runs; empty ones are left out."""
+    heads = {**COLUMNS, "ms": f"ms, batch {found.batch}"}
+    if not any(row["marked"] for row in found.rows):
+        heads.pop("marked")
+    keys = ("recipe", "threshold", "change", "macs_share", "params_share")
+    tables = (
+        ("Runs", list(heads.values()), [[_cell(key, row[key]) for key in heads] for row in found.rows]),
+        (
+            "Papers", ["recipe", "threshold", "change, points", "MACs kept", "params kept"],
+            [[_cell(key, point[key]) for key in keys] for point in found.papers],
+        ),
+        ("Not finished", ["run", "why"], [[item["run"], item["why"]] for item in found.unfinished]),
+    )  # fmt: skip
+    return [table for table in tables if table[2]]
+
+
+def markdown(found: Found) -> str:
+    """The tables as Markdown."""
+    parts = []
+    for title, heads, rows in cells(found):
+        lines = [" | ".join(heads), "|".join(["---"] * len(heads)), *(" | ".join(row) for row in _plain(rows))]
+        parts.append(f"**{title}**\n\n" + "\n".join(f"| {line} |" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _plain(rows: list[list[str]]) -> list[list[str]]:
+    """Text that cannot break a Markdown table."""
+    return [[cell.replace("|", "/").replace("\n", " ") for cell in row] for row in rows]
+
+
+def as_csv(found: Found) -> str:
+    """A line per row, full precision, papers' points last."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, [*COLUMNS, "source"], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "source": "measured"} for row in found.rows)
+    for point in found.papers:
+        keys = {key: point[key] for key in ("change", "macs_share", "params_share")}
+        writer.writerow({"run": f"{point['recipe']}, threshold {point['threshold']}", "source": "paper", **keys})
+    return stream.getvalue()

@@ -1,0 +1,99 @@
+"""The page of ``dist-prune compare``: its table and Pareto plots, in one file without links."""
+
+import html as escape
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from dist_prune.stages.page import STYLE
+
+Rows = Sequence[dict[str, Any]]
+
+
+def html(
+    title: str, found: Sequence[tuple[str, list[str], list[list[str]]]], rows: Rows, papers: Rows, batch: str
+) -> str:
+    """One page.
+
+    Args:
+        title: its headline.
+        found: tables: title, heads, rows of text.
+        rows: the runs' figures (see comparing).
+        papers: the papers' points.
+        batch: the batch size of the latency.
+    """
+    e = escape.escape
+    tables = "".join(
+        f"<h2>{e(name)}</h2><table><thead><tr>{''.join(f'<th>{e(h)}</th>' for h in heads)}</tr></thead><tbody>"
+        + "".join(f"<tr>{''.join(f'<td>{e(cell)}</td>' for cell in row)}</tr>" for row in lines)
+        + "</tbody></table>"
+        for name, heads, lines in found
+    )
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{e(title)}</title>"
+        f"<style>{STYLE} body{{max-width:1280px}} .wide{{overflow:auto}}</style><h1>{e(title)}</h1>"
+        f"<p class=sub>{len(rows)} recipe(s); seeds of one recipe are a mean, bars one standard deviation. "
+        "The line joins the runs that none beats in both directions. Hollow: dense networks; crosses: papers.</p>"
+        f"{svg(pareto(rows, papers, batch)) if rows else ''}<div class=wide>{tables}</div></html>"
+    )
+
+
+def pareto(rows: Rows, papers: Rows, batch: str) -> Figure:
+    """Top-1 against MACs, parameters and latency; below, its change against the shares kept, with papers' points."""
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    plots = figure.subplots(2, 3)
+    names = sorted({row["backbone"] for row in rows})
+    colours = {name: f"C{place % 10}" for place, name in enumerate(names)}
+    absolute = (("macs", "MACs (M)"), ("params", "parameters (k)"), ("ms", f"ms, batch {batch}"))
+    relative = (("macs_share", "share of the MACs kept"), ("params_share", "share of the parameters kept"))
+    speed = ("speedup", f"speed-up, batch {batch}")
+    for axes, (key, label) in zip(plots[0], absolute, strict=True):
+        _scatter(axes, rows, key, "top1", colours)
+        axes.set(xlabel=label, ylabel="top-1 %")
+        _front(axes, [(row[key], row["top1"]) for row in rows])
+    for axes, (key, label) in zip(plots[1], (*relative, speed), strict=True):
+        _scatter(axes, rows, key, "change", colours)
+        axes.axhline(0, color="#9aa5b1", linewidth=0.8)
+        axes.set(xlabel=label, ylabel="top-1 against dense, points")
+        if key != "speedup":
+            for number, point in enumerate(papers):
+                axes.plot(point[key], point["change"], "x", color="#d62728", label="" if number else "paper")
+    for row in rows:  # where each network came from
+        for axes, key in zip(plots[0], ("macs", "params", "ms"), strict=True):
+            whole = row["ms"] * row["speedup"] if key == "ms" else row[key] / row[f"{key}_share"]
+            axes.plot(whole, row["dense_top1"], "o", markerfacecolor="none", color=colours[row["backbone"]])
+    for axes in plots.flat:
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    plots[1][0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _scatter(axes: Any, rows: Rows, x: str, y: str, colours: dict[str, str]) -> None:
+    said = set()
+    for row in rows:
+        name = row["backbone"]
+        axes.errorbar(
+            row[x], row[y], yerr=row["top1_std"] or 0, fmt="o", color=colours[name], capsize=3,
+            label="" if name in said else name,
+        )  # fmt: skip
+        said.add(name)
+
+
+def _front(axes: Any, points: Sequence[tuple[float, float]]) -> None:
+    """The cheapest runs of every accuracy: each is better than all that cost less."""
+    best, line = float("-inf"), []
+    for cost, top1 in sorted(points, key=lambda point: (point[0], -point[1])):
+        if top1 > best:
+            best = top1
+            line.append((cost, top1))
+    axes.plot(*zip(*line, strict=True), color="#1d2733", linewidth=0.8, zorder=0)
+
+
+def svg(figure: Figure) -> str:
+    """A figure as SVG text."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg")
+    return text.getvalue()[text.getvalue().index("<svg") :]

@@ -1,0 +1,222 @@
+"""Tasks of one sweep that need the same artifact: one makes it, the others wait and take it.
+
+A shelf is a folder beside the run directories. ``<stage>-<fingerprint>/`` holds the files and the ledger's facts; it
+appears in one rename, and the first to put it there wins. Who makes it holds ``<stage>-<fingerprint>.holder.N``, made
+exclusively (whole on NFS, where file locks are not) and touched every few seconds. A holder whose file has not changed
+for ``patience`` seconds of a waiter's own clock is taken for dead: the waiter makes ``.holder.N+1``. A preempted holder
+leaves its file, so it goes on at once when it is requeued within that time; one that failed takes it away.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dist_prune.errors import PruneError
+from dist_prune.ledger import canonical, file_digest, write_atomic
+from dist_prune.runtime import stopping
+from dist_prune.runtime.collectives import Ranks
+
+HEARTBEAT_S = 5.0
+POLL_S = 1.0
+
+
+@dataclass
+class Shelf:
+    """Shared artifacts, as one task sees them.
+
+    Attributes:
+        folder: where they lie, on a file system that all tasks see.
+        owner: this task's run directory.
+        patience: seconds without a heartbeat after which a holder is taken for dead.
+    """
+
+    folder: Path
+    owner: Path
+    patience: float
+    _seen: dict[str, tuple[int, float]] = field(default_factory=dict)  # holder file -> (its mtime, when first seen so)
+
+    def place(self, key: str) -> Path:
+        return self.folder / key
+
+    def try_hold(self, key: str) -> "Hold | str":
+        """The right to make an artifact, or in words why not: it is there, or another task is at it."""
+        if self.place(key).is_dir():
+            return "there"
+        latest = max(self._holders(key), default=None)
+        if latest is None:
+            hold = self._claim(key, 0)
+        else:
+            number, file = latest
+            note = _read(file)
+            if note.get("owner") == str(self.owner):  # this task, before it was preempted or killed
+                hold = Hold(file)
+            elif not self._dead(file):
+                return f"{note.get('owner', 'another task')} on {note.get('host', 'another machine')}"
+            else:
+                hold = self._claim(key, number + 1)
+        if hold is None:
+            return "another task"
+        if self.place(key).is_dir():  # put there between the two looks
+            hold.release()
+            return "there"
+        return hold
+
+    def _claim(self, key: str, number: int) -> "Hold | None":
+        file = self.folder / f"{key}.holder.{number}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except FileExistsError:
+            return None
+        with os.fdopen(handle, "w") as stream:
+            stream.write(canonical({"owner": str(self.owner), "host": os.uname().nodename, "pid": os.getpid()}))
+        return Hold(file)
+
+    def _holders(self, key: str) -> list[tuple[int, Path]]:
+        found = self.folder.glob(f"{key}.holder.*")
+        return [(int(file.suffix[1:]), file) for file in found if file.suffix[1:].isdigit()]
+
+    def _dead(self, file: Path) -> bool:
+        try:
+            stamp = file.stat().st_mtime_ns
+        except OSError:
+            return False  # released just now: the next look finds out
+        before, since = self._seen.get(str(file), (None, 0.0))
+        if stamp != before:
+            self._seen[str(file)] = (stamp, time.monotonic())
+            return False
+        return time.monotonic() - since > self.patience
+
+    def put(self, key: str, run: Path, names: Iterable[str], facts: dict[str, Any]) -> bool:
+        """Publish artifacts of ``run``; False where another task was faster: then its artifacts count."""
+        new = self.folder / f".{key}.{os.uname().nodename}.{os.getpid()}"
+        shutil.rmtree(new, ignore_errors=True)
+        digests = {}
+        for name in names:
+            digests[name] = file_digest(run / name)
+            link(run / name, new / name)
+        write_atomic(new / "line.json", canonical({"facts": facts, "outputs": digests, "run": str(run)}))
+        try:
+            new.rename(self.place(key))
+        except OSError:
+            shutil.rmtree(new, ignore_errors=True)
+            if not self.place(key).is_dir():
+                raise
+            return False
+        for _, file in self._holders(key):
+            file.unlink(missing_ok=True)
+        return True
+
+    def take(self, key: str, run: Path) -> dict[str, Any]:
+        """Link the artifacts into ``run``; returns ``line.json``. PruneError where they were altered."""
+        place = self.place(key)
+        line = _read(place / "line.json")
+        for name, wanted in line.get("outputs", {}).items():
+            if not (place / name).is_file() or file_digest(place / name) != wanted:
+                line = {}
+                break
+            link(place / name, run / name)
+        if not line:
+            raise PruneError(f"{place} is damaged or was altered; delete it, and the next task makes it anew")
+        return line
+
+
+@dataclass
+class Hold:
+    """The right to make an artifact; alive while its file is touched."""
+
+    file: Path
+
+    @contextlib.contextmanager
+    def beating(self):
+        """Touch the file in the background; given back where the work fails, kept where the task is preempted."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.is_set():
+                with contextlib.suppress(OSError):
+                    os.utime(self.file)
+                done.wait(HEARTBEAT_S)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        except (stopping.PreemptedError, KeyboardInterrupt):
+            raise
+        except BaseException:
+            self.release()
+            raise
+        finally:
+            done.set()
+            thread.join()
+
+    def release(self) -> None:
+        self.file.unlink(missing_ok=True)
+
+
+def made_once(
+    shelf: Shelf, key: str, names: Iterable[str], ranks: Ranks, make: Callable[[], dict[str, Any]], run: Path,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Any], str]:  # fmt: skip
+    """Make artifacts in ``run``, or wait for another task and take its. All ranks call it.
+
+    Args:
+        shelf: where tasks share.
+        key: what decides the artifacts.
+        names: the files, relative to ``run``.
+        ranks: this task's processes.
+        make: makes and writes the files, returns the facts.
+        run: this task's run directory.
+        say: tells the user.
+
+    Returns:
+        The facts, and the run directory that made them where it was another task's, else "".
+    """
+    waited = ""
+    while True:
+        found = ranks.together(lambda: shelf.try_hold(key))
+        answer = ranks.from_first(found if isinstance(found, str) else "mine")
+        if answer in ("mine", "there"):
+            break
+        if answer != waited:
+            say(f"  {answer} is making it; waiting")
+            waited = answer
+        if stopping.poll(ranks)[0]:
+            raise stopping.leave(f"while waiting for {answer}")
+        time.sleep(POLL_S)
+    if answer == "mine":
+        with found.beating() if isinstance(found, Hold) else contextlib.nullcontext():
+            facts = make()
+            first = ranks.from_first(ranks.together(lambda: shelf.put(key, run, names, facts)))
+        if first:
+            return facts, ""
+    line = ranks.from_first(ranks.together(lambda: shelf.take(key, run))) or {}
+    return line["facts"], line["run"]
+
+
+def link(source: Path, target: Path) -> None:
+    """One file under two names where the file system can, else a copy; artifacts are replaced, never written into."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    temporary.replace(target)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        body = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return body if isinstance(body, dict) else {}

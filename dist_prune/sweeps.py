@@ -1,0 +1,174 @@
+"""A sweep file expands to numbered tasks: a recipe and overrides each, always in the same order. Knows no torch.
+
+    tasks:
+      - base: resnet56_cifar10_graph               # a recipe, by path or by bare name
+        grid: {select.threshold: [0.65, 0.7], seed: [0, 1]}      # every combination; the last key turns fastest
+      - base: resnet56_cifar10_l1
+        list: [{target.macs: 0.5}, {target.macs: 0.6, seed: 1}]  # one task each
+
+With both, every entry of ``list`` meets every combination of ``grid``.
+"""
+
+import difflib
+import itertools
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dist_prune import reading
+from dist_prune.errors import PruneError, nearest
+from dist_prune.ledger import canonical
+from dist_prune.recipe import Recipe
+
+KEYS = ("base", "grid", "list")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of a sweep.
+
+    Attributes:
+        number: its place, from 0: what SLURM_ARRAY_TASK_ID says.
+        name: recipe and overrides as one word; the same whatever other tasks the file has.
+        base: the recipe.
+        overrides: ``key=value`` texts.
+    """
+
+    number: int
+    name: str
+    base: str
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All tasks of a file; their run directories lie side by side in ``runs/<name>``."""
+
+    file: Path
+    tasks: tuple[Task, ...]
+
+    @property
+    def name(self) -> str:
+        return self.file.stem
+
+    def task(self, number: int) -> Task:
+        """A task by its number; PruneError where there is none."""
+        if not 0 <= number < len(self.tasks):
+            raise PruneError(
+                f"--task: {self.file} has the tasks 0 to {len(self.tasks) - 1}, there is no {number} "
+                f"(an array over all of them is --array=0-{len(self.tasks) - 1})"
+            )
+        return self.tasks[number]
+
+
+def find(name_or_path: str) -> Path:
+    """The sweep file of a path or of a bare name in ``recipes/sweeps``."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    known: dict[str, Path] = {}
+    for folder in reading.recipe_folders():
+        for file in sorted((folder / "sweeps").glob("*.yaml")):
+            known.setdefault(file.stem, file)
+    if len(path.parts) == 1 and path.stem in known:
+        return known[path.stem]
+    close = difflib.get_close_matches(path.stem, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise PruneError(
+        f"no sweep file at {name_or_path!r}.{hint} In recipes/sweeps: {', '.join(sorted(known)) or 'none'}"
+    )
+
+
+def load(name_or_path: str, options_of: reading.OptionsOf | None = None, need_environment: bool = True) -> Sweep:
+    """Expand a sweep file; every task's recipe is read and validated.
+
+    Args:
+        name_or_path: a YAML file, or a bare name in ``recipes/sweeps``.
+        options_of: method name -> its options model, to validate method keys too.
+        need_environment: whether an unset ``${VARIABLE}`` of a recipe is an error.
+
+    Raises:
+        PruneError: with a line for each thing that is wrong, in the file or in any task.
+    """
+    file = find(name_or_path)
+    try:
+        body = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PruneError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(body, dict) or set(body) != {"tasks"} or not isinstance(body["tasks"], list) or not body["tasks"]:
+        raise PruneError(f"{file}: a sweep is 'tasks:', a list of entries with {', '.join(KEYS)}; nothing else")
+    problems: list[str] = []
+    drawn = [pair for place, entry in enumerate(body["tasks"]) for pair in _expand(entry, f"tasks[{place}]", problems)]
+    tasks, seen = [], {}
+    for number, (base, values) in enumerate(drawn):
+        overrides = tuple(f"{key}={canonical(value)}" for key, value in values.items())
+        task = Task(number, _name(base, values), base, overrides)
+        tasks.append(task)
+        if task.name in seen:
+            problems.append(f"tasks {seen[task.name]} and {number} are the same run, {task.name}")
+        seen.setdefault(task.name, number)
+        try:
+            reading.load(base, list(overrides), options_of, need_environment)
+        except PruneError as error:
+            problems.append(f"task {number} ({task.name}): {error}")
+    if problems:
+        raise PruneError(
+            f"{file}: {len(problems)} error{'s' * (len(problems) > 1)}\n" + "\n".join(f"  - {p}" for p in problems)
+        )
+    return Sweep(file, tuple(tasks))
+
+
+def choose(
+    recipe: str | None, sweep: str | None, task: int | None, overrides: list[str],
+    options_of: reading.OptionsOf | None = None, need_environment: bool = True,
+) -> tuple[Recipe, Path]:  # fmt: skip
+    """The recipe to run and its run directory: a recipe's own, or that of one task of a sweep.
+
+    ``task`` may be left to SLURM_ARRAY_TASK_ID. Overrides come after the task's own. Runs live in
+    ``runs``, or in the folder that DIST_PRUNE_RUNS names.
+    """
+    runs = Path(os.environ.get("DIST_PRUNE_RUNS", "runs"))
+    if not sweep:
+        spec = reading.load(str(recipe), overrides, options_of, need_environment)
+        return spec, runs / spec.name
+    given = os.environ.get("SLURM_ARRAY_TASK_ID", "")
+    if task is None and not given.isdigit():
+        raise PruneError("--sweep: name the task, --task N ('dist-prune sweep FILE' lists them)")
+    whole = load(sweep, options_of, need_environment)
+    one = whole.task(int(given) if task is None else task)
+    spec = reading.load(one.base, [*one.overrides, f"name={one.name}", *overrides], options_of, need_environment)
+    return spec, runs / whole.name / one.name
+
+
+def _expand(entry: Any, where: str, problems: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(recipe, {key: value}) of every task of one entry."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("base"), str):
+        problems.append(f"{where}: write base: RECIPE, with a grid or a list of keys")
+        return
+    for key in set(entry) - set(KEYS):
+        problems.append(f"{where}.{key}: unknown key.{nearest(str(key), KEYS)} Allowed here: {', '.join(KEYS)}.")
+    grid, rows = entry.get("grid") or {}, entry.get("list", [{}])
+    if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
+        problems.append(f"{where}.grid: write {{key: [value, ...]}}, for example {{target.macs: [0.5, 0.6]}}")
+        return
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        problems.append(f"{where}.list: write [{{key: value}}, ...], for example [{{target.macs: 0.5}}]")
+        return
+    for row in rows:
+        twice = sorted(set(row) & set(grid))
+        if twice:
+            problems.append(f"{where}: {', '.join(twice)} stands in grid and in list")
+            return
+        for values in itertools.product(*grid.values()):
+            yield entry["base"], {**row, **dict(zip(grid, values, strict=True))}
+
+
+def _name(base: str, values: Mapping[str, Any]) -> str:
+    """``resnet56_cifar10_graph-threshold_0.7-seed_1``: a word for folders that says what differs."""
+    parts = [f"{key.rpartition('.')[2]}_{value}" for key, value in values.items()]
+    return re.sub(r"[^\w.-]+", "_", "-".join([Path(base).stem, *parts]))
