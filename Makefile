@@ -5,13 +5,17 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 EXTRAS ?= dev,deepspeed
 
-.PHONY: help setup quickstart test test-slow lint clean
+# what FFCV is built with (Debian's names)
+FFCV_DEBIAN := g++ pkg-config libturbojpeg0-dev libopencv-dev
+
+.PHONY: help setup ffcv quickstart test test-slow lint clean
 
 help:
 	@echo "make quickstart   train, prune, finetune and report a small network on 2 processes"
 	@echo "make test         lint, types and the default tests"
 	@echo "make test-slow    whole pipelines, world 4, and what needs an engine"
 	@echo "make setup        only the virtual environment"
+	@echo "make ffcv         FFCV's loaders, once more (make setup tries, and goes on without them)"
 
 setup: $(READY)
 
@@ -31,7 +35,20 @@ $(READY): pyproject.toml constraints.txt
 	fi; \
 	echo "installing into $(VENV) (about 5 GB the first time)"; \
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"; \
+	$(MAKE) --no-print-directory ffcv || echo "FFCV is left out; everything else works. Later: make ffcv"; \
 	touch $(READY)
+
+# FFCV has no wheels: it is built here, against Debian's libraries, which are installed where that is allowed.
+ffcv:
+	@set -e; \
+	complete() { command -v g++ >/dev/null && command -v pkg-config >/dev/null && pkg-config --exists libturbojpeg opencv4; }; \
+	if ! complete; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(FFCV_DEBIAN); \
+	  else echo "FFCV needs: sudo apt-get install -y $(FFCV_DEBIAN)"; exit 1; fi; \
+	fi; \
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ffcv]"; \
+	$(PY) -c "import ffcv"
 
 # One process per GPU where there are GPUs, two CPU processes elsewhere.
 quickstart: $(READY)

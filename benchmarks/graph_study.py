@@ -8,7 +8,7 @@
 ``cut``: graph at four thresholds beside random and l1 at the same MACs; top-1 after surgery, nothing trained.
 ``images``: how the kept set moves from 100 to 10,000 calibration images (ResNet-56).
 ``fidelity``: the kept sets of the released program's way of scoring.
-``finetune``: one epoch on the first 10,000 training images by the recipe (3 seeds; ResNet-56 at 0.7 only).
+``finetune``: one epoch on the first 10,000 training images by the recipe (ResNet-56 at 0.7 only).
 Needs DIST_PRUNE_DATA with cifar10.npz and weights/. Prints Markdown; --json keeps every figure.
 """
 
@@ -43,7 +43,6 @@ from dist_prune.runtime.training.train import Trainer
 from dist_prune.stages.code import commit_of
 
 THRESHOLDS = (0.65, 0.7, 0.75, 0.8)
-SEEDS = (0, 1, 2)
 LOOK = Look(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), augment="crop_flip")
 
 
@@ -108,13 +107,13 @@ def study_cut(given: argparse.Namespace) -> dict[str, Any]:
         subject = Subject(depth, given.tested)
         dense = subject.top1(subject.model)
         print(f"| ResNet-{depth} | dense | | | {dense:.2f} | | |", flush=True)
-        graphs = {seed: subject.scores("graph", 100, seed) for seed in SEEDS}
+        graphs = {seed: subject.scores("graph", 100, seed) for seed in given.seeds}
         controls = {("l1", 0): subject.scores("l1", 1, 0)}
-        controls |= {("random", seed): subject.scores("random", 1, seed) for seed in SEEDS}
+        controls |= {("random", seed): subject.scores("random", 1, seed) for seed in given.seeds}
         rows = body[f"resnet{depth}"] = {"dense": dense}
-        for threshold in THRESHOLDS:
+        for threshold in given.at or THRESHOLDS:
             row: dict[str, Any] = {"macs": [], "params": [], "graph": [], "l1": [], "random": []}
-            for seed in SEEDS:
+            for seed in given.seeds:
                 plan = subject.plan("graph", graphs[seed], Request(threshold=threshold))
                 macs, params = subject.left(plan)
                 row["macs"].append(100 * (macs - 1))
@@ -190,9 +189,9 @@ def study_finetune(given: argparse.Namespace) -> dict[str, Any]:
     print("| network | threshold | MACs | parameters | after surgery | after one epoch |\n|---|---|---|---|---|---|")
     for depth in given.depth:
         subject = Subject(depth, given.tested)
-        for threshold in (0.7,) if depth == 56 else THRESHOLDS[:3]:
+        for threshold in given.at or ((0.7,) if depth == 56 else THRESHOLDS[:3]):
             row: dict[str, list[float]] = {"macs": [], "params": [], "pruned": [], "finetuned": []}
-            for seed in SEEDS:
+            for seed in given.seeds:
                 plan = subject.plan("graph", subject.scores("graph", 100, seed), Request(threshold=threshold))
                 small = subject.cut(plan)
                 macs, params = subject.left(plan)
@@ -215,6 +214,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--depth", type=int, nargs="+", choices=(20, 32, 44, 56))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="cut and finetune: a part of the study")
+    parser.add_argument("--at", type=float, nargs="+", help="cut and finetune: only these thresholds")
     parser.add_argument("--tested", type=int, default=10_000, help="so many first test images are evaluated")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write every figure here")
@@ -223,7 +224,12 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     given.depth = given.depth or ((20, 56) if given.study == "finetune" else (20, 32, 44, 56))
     body = STUDIES[given.study](given)
-    told = {"machine": describe(Machine.alone()), "commit": commit_of(Path(__file__)), "seeds": SEEDS, "figures": body}
+    told = {
+        "machine": describe(Machine.alone()),
+        "commit": commit_of(Path(__file__)),
+        "seeds": given.seeds,
+        "figures": body,
+    }
     if given.json:
         given.json.write_text(json.dumps(told, indent=1))
 

@@ -58,6 +58,7 @@ class Bench:
     save_every: int = 100
     resumed: int = 0  # calibration images that an earlier, stopped process had already seen
     _observations: int = 0
+    _shares: int = 0
     _in_job: bool = False
 
     @property
@@ -68,9 +69,13 @@ class Bench:
     def images(self) -> int:
         return len(self.ids)
 
+    @property
+    def labels(self) -> Tensor:
+        return torch.from_numpy(self.feed.source.labels[self.ids])
+
     def weight(self, site: Site) -> Tensor:
         """See methods.method.Bench; a copy."""
-        return self.model.get_submodule(site.name).weight.detach().cpu().clone()  # type: ignore[union-attr]
+        return self.model.get_submodule(site.layer).weight.detach().cpu().clone()  # type: ignore[union-attr]
 
     def observe(
         self,
@@ -115,9 +120,17 @@ class Bench:
         return {site: {name: table.cpu() for name, table in tables.items()} for site, tables in merged.tables.items()}
 
     def share(self, jobs: Sequence[T], run: Callable[[T], Any]) -> list[Any]:
-        """See methods.method.Bench."""
+        """See methods.method.Bench. Tensors are saved: run again, a finished call is not made again."""
         self._collective("share")
+        self._shares += 1
         ranks = self.machine.ranks
+        file = self.partial / f"shared_{self._shares}.safetensors" if self.partial is not None else None
+        key = hashlib.sha256(repr((self.identity, self.images, list(jobs))).encode()).hexdigest()
+        saved = self._shared(file, key, len(jobs))
+        if saved is not None:
+            return saved
+        if stopping.poll(ranks)[0]:
+            raise stopping.leave(f"while scoring, before call {self._shares} of shared jobs")
         mine = list(enumerate(jobs))[ranks.rank :: ranks.world]
         self._in_job = True
         try:
@@ -125,7 +138,11 @@ class Bench:
         finally:
             self._in_job = False
         parts = ranks.gather(done)
-        return [result for _, result in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])]
+        results = [result for _, result in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])]
+        if file is not None and results and all(isinstance(result, Tensor) for result in results):
+            tables = {str(number): result for number, result in enumerate(results)}
+            ranks.together(lambda: checkpoint.save(file, tables, {"identity": key}))
+        return results
 
     @torch.no_grad()
     def measure(self, off: Mapping[str, Sequence[int]]) -> tuple[int, int]:
@@ -220,6 +237,16 @@ class Bench:
         names = [site.name for site in sites]
         asked = (self.identity, self.micro_batch, self.images, type(statistic).__name__, settings, names, how)
         return hashlib.sha256(repr(asked).encode()).hexdigest()
+
+    def _shared(self, file: Path | None, key: str, count: int) -> list[Tensor] | None:
+        """The saved results of these very jobs, or None."""
+        if file is None or not self.machine.ranks.from_first(file.exists()):
+            return None
+        try:
+            tables, meta = checkpoint.read(file)
+        except PruneError:
+            return None
+        return [tables[str(number)] for number in range(count)] if meta.get("identity") == key else None
 
     def _save(self, file: Path, merged: Tally, key: str, done: int) -> None:
         meta = {"identity": key, "micro_batches": done}

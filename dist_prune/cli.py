@@ -5,9 +5,12 @@ run.py does the work.
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from dist_prune import comparing, launching, methods, planning, reading
 from dist_prune.errors import PruneError
@@ -33,6 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
     importing.add_argument("file", help=".pth, .pt, .th, .tar or .safetensors")
     importing.add_argument("--out", required=True, help="the .safetensors file to write")
     launching.arguments(verbs)
+    making = verbs.add_parser("make-ffcv", help="write one split of a data set as an FFCV file with a sidecar")
+    making.add_argument("--source", required=True, help="an image folder, an .npz file, or a recipe")
+    making.add_argument("--split", choices=("train", "eval"), default="train", help="where the source has both")
+    making.add_argument("--out", help="the .beton file; default: beside the data, where data.backend=auto finds it")
+    making.add_argument("--max-resolution", type=int, default=256, help="longer sides are shrunk to this many pixels")
+    making.add_argument("--quality", type=int, default=90, help="of JPEG, 1 to 100")
+    making.add_argument("--write-mode", choices=("jpg", "raw", "proportion"), default="jpg")
+    making.add_argument("--workers", type=int, default=0, help="encoding processes; default: one per core")
     examining = verbs.add_parser("doctor", help="what is installed, what is missing, what mends it")
     examining.add_argument(
         "--build-engine", action="store_true", help="compile now what DeepSpeed would compile at its first use on a CPU"
@@ -49,8 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         acts = {
             "list": _list, "check": _check, "report": _report, "doctor": _doctor,
-            "import-checkpoint": _import_checkpoint, "plan": planning.act, "compare": comparing.act,
-            **launching.ACTS,
+            "import-checkpoint": _import_checkpoint, "make-ffcv": _make_ffcv, "plan": planning.act,
+            "compare": comparing.act, **launching.ACTS,
         }  # fmt: skip
         text, body, code = acts[given.verb](given)
     except PruneError as error:
@@ -123,6 +134,50 @@ def _import_checkpoint(given: argparse.Namespace) -> Answer:
     checkpoint.save(out, weights)
     body = {"file": str(out), "tensors": len(weights), "parameters": sum(t.numel() for t in weights.values())}
     return f"{out}: {body['tensors']} tensors, {body['parameters']:,} values", body, 0
+
+
+def _make_ffcv(given: argparse.Namespace) -> Answer:
+    from dist_prune.runtime.data.backends import beton_of
+    from dist_prune.runtime.data.beton import engine
+    from dist_prune.runtime.data.sources import check, open_source
+
+    engine()
+    from dist_prune.runtime.data.encoding import Settings
+    from dist_prune.runtime.data.writing import make
+
+    source, root, split = _origin(given)
+    train = given.split == "train"
+    out = Path(given.out) if given.out else beton_of(source, root, split, train)
+    if out is None or out.suffix != ".beton":
+        raise PruneError(f"--out: {out or source} must be a path that ends in .beton")
+    settings = Settings(given.max_resolution, given.quality, given.write_mode)
+    opened = open_source(source, root, split, train)
+    check(opened, f"the images of {given.source}")
+    origin = {"kind": source, "root": root, "split": split}
+
+    def bar(done: int, count: int) -> tqdm:
+        return tqdm(total=count, initial=done, desc="images", unit="", smoothing=0.1)
+
+    workers = given.workers or len(os.sched_getaffinity(0))
+    facts = make(opened, origin, out, settings, workers, lambda text: print(text, file=sys.stderr), bar)
+    text = f"{out}: {facts['count']:,} images of {len(facts['classes'])} classes, {facts['bytes'] / 2**20:,.1f} MiB"
+    return text, facts | {"file": str(out)}, 0
+
+
+def _origin(given: argparse.Namespace) -> tuple[str, str | None, str]:
+    """data.source, data.root and the name of the split that ``--source`` means."""
+    path = Path(given.source).expanduser()
+    if path.is_dir():
+        split = "train" if given.split == "train" else "val"
+        return (
+            ("imagefolder", str(path), split)
+            if (path / split).is_dir()
+            else ("imagefolder", str(path.parent), path.name)
+        )
+    if path.suffix == ".npz":
+        return "npz", str(path), given.split
+    data = reading.load(given.source, [], methods.options_of).data
+    return data.source, data.root, data.train_split if given.split == "train" else data.eval_split
 
 
 def _doctor(given: argparse.Namespace) -> Answer:

@@ -1,5 +1,6 @@
 """What is installed, what is missing, and the command that mends it."""
 
+import importlib
 import os
 import shutil
 import socket
@@ -18,11 +19,17 @@ PACKAGES = (
     ("safetensors", True, "weights on disk", "pip install -c constraints.txt safetensors"),
     ("tensorboard", True, "curves while a run works", "pip install -c constraints.txt tensorboard"),
     ("scikit-learn", True, "the digits data set", "pip install -c constraints.txt scikit-learn"),
-    ("ffcv", False, "FFCV loaders", "apt-get install g++ pkg-config libturbojpeg0-dev libopencv-dev; pip install ffcv"),
     ("deepspeed", False, "ZeRO (launch/gpu_8_zero2.yaml)", "pip install -c constraints.txt -e '.[deepspeed]'"),
     ("transformers", False, "accelerate's DeepSpeed integration", "pip install -c constraints.txt -e '.[deepspeed]'"),
 )
 SHARED_SYSTEMS = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "fuse", "gfs2", "ocfs2", "wekafs", "panfs", "9p")
+FFCV_PIECES = (
+    # what, a command that prints its version where it is there, Debian's package
+    ("g++", ("g++", "--version"), "g++"),
+    ("pkg-config", ("pkg-config", "--version"), "pkg-config"),
+    ("turbojpeg", ("pkg-config", "--modversion", "libturbojpeg"), "libturbojpeg0-dev"),
+    ("opencv", ("pkg-config", "--modversion", "opencv4"), "libopencv-dev"),
+)
 PROGRAMS = (
     ("git", "the commit in reports", "apt-get install git"),
     ("sbatch", "submitting to SLURM", "apt-get install slurm-wlm munge, or log in to a cluster's head node"),
@@ -35,7 +42,7 @@ def examine() -> list[dict[str, Any]]:
     found += [_program(*item) for item in PROGRAMS]
     if all(item["state"] == "ok" for item in found if item["name"] in ("torch", "torchvision")):
         found.append(_torch())
-    return [*found, _data(), *_slurm()]
+    return [*found, *_ffcv(), _data(), *_slurm()]
 
 
 def _line(name: str, state: str, detail: str, mend: str = "", needed: bool = False) -> dict[str, Any]:
@@ -64,6 +71,27 @@ def _torch() -> dict[str, Any]:
     gpus = torch.cuda.device_count()
     detail = ", ".join(torch.cuda.get_device_name(i) for i in range(gpus)) or "no GPU: runs use the CPU (gloo)"
     return _line("devices", "ok" if gpus else "note", detail)
+
+
+def _ffcv() -> list[dict[str, Any]]:
+    """FFCV, imported for real; where that fails, each piece that its build needs."""
+    try:
+        importlib.import_module("ffcv")  # libraries that it was built against may be gone
+    except Exception as error:
+        mend = "make ffcv (or: pip install -c constraints.txt -e '.[ffcv]')"
+        line = _line(
+            "ffcv", "missing", f"data.backend=ffcv, dist-prune make-ffcv: {type(error).__name__}: {error}", mend
+        )
+        return [line, *(_piece(*item) for item in FFCV_PIECES)]
+    return [_line("ffcv", "ok", version("ffcv"))]
+
+
+def _piece(name: str, command: tuple[str, ...], package: str) -> dict[str, Any]:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0]
+        return _line(f"ffcv: {name}", "ok", done)
+    except (OSError, subprocess.CalledProcessError):
+        return _line(f"ffcv: {name}", "missing", "needed to build ffcv", f"apt-get install {package}")
 
 
 def _data() -> dict[str, Any]:

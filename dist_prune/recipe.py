@@ -185,6 +185,7 @@ class Select(Part):
         default=1, ge=1, description="kept channels are a multiple of this (where the group is wider)"
     )
     exclude: tuple[str, ...] = Field(default=(), description="globs of layer names whose groups are left alone")
+    index: int | None = Field(default=None, ge=1, description="which value of the method's grid is taken, from 1")
     plan: str | None = Field(
         default=None,
         description="a plan.json, or {layer: {saved_idxs, mask_num}}, that is replayed unscored",
@@ -254,6 +255,9 @@ class Recipe(Part):
     select: Select = Select()
     target: Target = Target()
     finetune: Training = Training(lr=0.01)
+    reruns: int = Field(
+        default=1, ge=1, description="finetunings of the same pruned network by as many seeds; the first is kept"
+    )
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
     cluster: Cluster = Cluster()

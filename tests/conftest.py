@@ -39,3 +39,17 @@ def data() -> Path:
     if os.environ.get("DIST_PRUNE_MUST_RUN"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def ffcv():
+    """FFCV's engine; where CI has to have it, its absence is a failure."""
+    from dist_prune.errors import PruneError
+    from dist_prune.runtime.data.beton import engine
+
+    try:
+        return engine()
+    except PruneError as error:
+        if os.environ.get("DIST_PRUNE_MUST_RUN"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))

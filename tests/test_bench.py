@@ -174,3 +174,35 @@ def test_gradients_behind_an_in_place_activation():
         tables = bench.observe(sites, PerSample(), backward=True)
         found.append([tables[site.name]["taylor"] for site in sites])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def shared(ranks, place, calls: int) -> tuple[list, int]:
+    """The results of some calls of shared jobs, and how many jobs this rank had to do."""
+    bench = tiny.bench(tiny.network(), ranks, partial=place)
+    done: list[int] = []
+
+    def run(job: int) -> torch.Tensor:
+        done.append(job)
+        return torch.tensor([job, job**2])
+
+    return [[t.tolist() for t in bench.share(range(5 * c, 5 * c + 5), run)] for c in range(calls)], len(done)
+
+
+def test_shared_jobs_that_are_done_are_not_done_again(tmp_path, pool):
+    wanted = [[[j, j * j] for j in range(5 * c, 5 * c + 5)] for c in range(3)]
+    for found, count in pool.run(2, shared, tmp_path, 2):
+        assert found == wanted[:2]
+        assert count in (4, 6)
+    for found, count in pool.run(3, shared, tmp_path, 3):
+        assert found == wanted
+        assert count in (1, 2), "the third call's five jobs on three ranks"
+
+
+def test_asked_to_stop_between_shared_jobs(tmp_path, monkeypatch):
+    from dist_prune.runtime import stopping
+
+    bench = tiny.bench(tiny.network(), partial=tmp_path)
+    bench.share([1], torch.tensor)
+    monkeypatch.setattr(stopping, "poll", lambda ranks: [1])
+    with pytest.raises(stopping.PreemptedError, match="before call 2 of shared jobs"):
+        bench.share([2], torch.tensor)

@@ -22,7 +22,7 @@ GIANTS = {
         "runtime/training/fast.py",
         "runtime/data/transforms.py",  # its evaluation transform and auto-augment policies
     },
-    "ffcv": set(),
+    "ffcv": {"runtime/data/stream.py"},
     "accelerate": {"runtime/machine.py", "runtime/tracking.py"},
     "deepspeed": {"runtime/machine.py", "runtime/training/zero.py"},
 }

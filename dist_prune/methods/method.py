@@ -58,6 +58,11 @@ class Bench(Protocol):
         """Number of calibration images."""
         ...
 
+    @property
+    def labels(self) -> Tensor:
+        """(n,) int64 class of each calibration image."""
+        ...
+
     def weight(self, site: Site) -> Tensor:
         """The layer's weight, (out, in / groups, kh, kw) or (out, in), on the CPU."""
         ...
@@ -169,6 +174,10 @@ class Method(ABC):
             raise PruneError(f"no channel group is free to be cut: {why}")
         self.check(channels, request)
         return channels
+
+    def table(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> list[dict[str, Any]]:
+        """Rows of plain values for the report: what other values of the method's knob would cut. None by default."""
+        return []
 
     @staticmethod
     def need(scores: Mapping[str, Tensor], name: str) -> Tensor:

@@ -71,13 +71,19 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class Site:
-    """One layer's output, named by module path."""
+    """One layer's output, named by module path; or what enters it (side "in"), named ``<module path>:in``."""
 
     name: str
     group: str
     width: int
     kind: Kind
     leader: bool
+    side: Side = "out"
+
+    @property
+    def layer(self) -> str:
+        """The module path."""
+        return self.name.removesuffix(":in") if self.side == "in" else self.name
 
 
 @dataclass(frozen=True)

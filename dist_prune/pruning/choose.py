@@ -24,6 +24,7 @@ class Request:
     min_channels: int = 1
     round_to: int = 1
     target: tuple[Quantity, float] | None = None
+    index: int | None = None
 
     @classmethod
     def of(cls, recipe: Any) -> "Request":

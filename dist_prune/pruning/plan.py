@@ -1,4 +1,4 @@
-"""A plan: which channels go, by name. Frozen, JSON, with a fingerprint; surgery replays it."""
+"""A plan: which channels and blocks of weights go, by name. Frozen, JSON, with a fingerprint; surgery replays it."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from dist_prune.errors import PruneError
+from dist_prune.pruning.blocks import Blocks, left
 from dist_prune.pruning.channels import Channels
 
 FORMAT = 1
@@ -15,17 +16,19 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Plan:
-    """Removed channels per group, in the coordinates of the dense network.
+    """Removed channels per group and cut blocks per layer, in the coordinates of the dense network.
 
     Attributes:
         removed: group -> removed channels, ascending; groups that lose nothing are absent.
         widths: group -> dense width, for every group of the network.
         reasons: group -> why nothing was cut there. For reports; not part of the fingerprint.
+        blocks: layer -> blocks of its weight that are zero and stay so in training; layers without are absent.
     """
 
     removed: Mapping[str, tuple[int, ...]]
     widths: Mapping[str, int]
     reasons: Mapping[str, str] = field(default_factory=dict)
+    blocks: Mapping[str, Blocks] = field(default_factory=dict)
 
     def __post_init__(self):
         for group, gone in self.removed.items():
@@ -37,6 +40,9 @@ class Plan:
                 )
             if len(gone) >= self.widths[group]:
                 raise PruneError(f"the plan removes every channel of {group!r}; at least one has to survive")
+        for layer, blocks in self.blocks.items():
+            if blocks.empty:
+                raise PruneError(f"the plan's blocks of {layer!r} cut nothing; such a layer is left out")
 
     @classmethod
     def keeping(
@@ -56,8 +62,8 @@ class Plan:
 
     @property
     def empty(self) -> bool:
-        """True where nothing is removed."""
-        return not self.removed
+        """True where nothing is removed and no block is cut."""
+        return not self.removed and not self.blocks
 
     def kept(self, group: str) -> list[int]:
         """The surviving channels of a group, ascending, in dense coordinates."""
@@ -75,8 +81,12 @@ class Plan:
         return hashlib.sha256(self.canonical().encode()).hexdigest()
 
     def canonical(self) -> str:
-        """The one spelling of what the plan does: sorted keys, no spaces, no reasons."""
-        body = {"format": FORMAT, "removed": {g: list(r) for g, r in self.removed.items()}, "widths": dict(self.widths)}
+        """The one spelling of what the plan does: sorted keys, no spaces, no reasons, no part that cuts nothing."""
+        body: dict[str, Any] = {
+            "format": FORMAT, "removed": {g: list(r) for g, r in self.removed.items()}, "widths": dict(self.widths),
+        }  # fmt: skip
+        if self.blocks:
+            body["blocks"] = {layer: blocks.body() for layer, blocks in self.blocks.items()}
         return json.dumps(body, sort_keys=True, separators=(",", ":"))
 
     def to_json(self) -> str:
@@ -90,8 +100,9 @@ class Plan:
         try:
             body: dict[str, Any] = json.loads(text)
             plan = cls(
-                {group: tuple(gone) for group, gone in body["removed"].items()}, body["widths"], body.get("reasons", {})
-            )
+                {group: tuple(gone) for group, gone in body["removed"].items()}, body["widths"],
+                body.get("reasons", {}), {layer: Blocks.of(**b) for layer, b in body.get("blocks", {}).items()},
+            )  # fmt: skip
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise PruneError(f"this is not a plan: {error!r}") from error
         if body.get("format") != FORMAT:
@@ -100,12 +111,25 @@ class Plan:
             raise PruneError("the plan's fingerprint does not match its content: the file was altered or cut short")
         return plan
 
-    def then(self, later: "Plan") -> "Plan":
-        """This plan followed by one made on the network it left, as one plan in dense coordinates."""
+    def then(self, later: "Plan", channels: Channels | None = None) -> "Plan":
+        """This plan followed by one made on the network it left, as one plan in dense coordinates.
+
+        Args:
+            later: widths and blocks are those of the network that this plan leaves.
+            channels: of the dense network; needed where ``later`` cuts blocks.
+        """
         if self.counts != dict(later.widths):
             raise PruneError("the later plan was not made on the network that this plan leaves: group widths differ")
         removed = dict(self.removed)
         for group, gone in later.removed.items():
             stays = self.kept(group)
             removed[group] = tuple(sorted({*removed.get(group, ()), *(stays[i] for i in gone)}))
-        return Plan(removed, self.widths, {g: r for g, r in later.reasons.items() if g not in removed})
+        blocks = dict(self.blocks)
+        if later.blocks:
+            if channels is None:
+                raise PruneError("the later plan cuts blocks: composing needs the channels of the dense network")
+            places = left(channels, self.removed)
+            for layer, cut in later.blocks.items():
+                moved = cut.moved(places[layer, "out"], places[layer, "in"])
+                blocks[layer] = blocks[layer].also(moved) if layer in blocks else moved
+        return Plan(removed, self.widths, {g: r for g, r in later.reasons.items() if g not in removed}, blocks)

@@ -1,4 +1,4 @@
-"""Taps: read the raw output of named layers while a network runs, and leave no trace behind."""
+"""Taps: read the raw output (or the input) of named layers while a network runs, and leave no trace behind."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from dist_prune.pruning.channels import Site
 def taps(model: nn.Module, sites: Iterable[Site], see: Callable[[Site, Tensor], Tensor | None]) -> Iterator[None]:
     """Call ``see(site, output)`` each time a site's layer has run; the hooks are gone afterwards.
 
-    Where ``see`` returns a tensor, the network goes on with that one.
+    A site with side "in" shows what enters its layer. Where ``see`` returns a tensor, the network goes on with that.
     """
     handles = []
     try:
@@ -22,7 +22,15 @@ def taps(model: nn.Module, sites: Iterable[Site], see: Callable[[Site, Tensor], 
             def hook(_module: nn.Module, _inputs: Any, output: Tensor, site: Site = site) -> Tensor | None:
                 return see(site, output)
 
-            handles.append(model.get_submodule(site.name).register_forward_hook(hook))
+            def before(_module: nn.Module, inputs: Any, site: Site = site) -> tuple[Any, ...] | None:
+                first = see(site, inputs[0])
+                return None if first is None else (first, *inputs[1:])
+
+            module = model.get_submodule(site.layer)
+            if site.side == "in":
+                handles.append(module.register_forward_pre_hook(before))
+            else:
+                handles.append(module.register_forward_hook(hook))
         yield
     finally:
         for handle in handles:

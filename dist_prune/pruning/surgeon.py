@@ -16,6 +16,7 @@ from torch_pruning.ops import OPTYPE
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning.channels import ChannelGroup, Channels, Coupling, Layer
+from dist_prune.pruning.masks import zero
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.probe import quiet
 from dist_prune.pruning.rebuild import rebuild
@@ -86,9 +87,10 @@ def sites_of(model: nn.Module, example: Tensor) -> Channels:
 
 
 def operate(model: nn.Module, channels: Channels, plan: Plan) -> None:
-    """Cut the plan's channels out of ``model``, in place. ``channels`` was traced on the same dense network."""
+    """Zero the plan's blocks and cut its channels out of ``model``, in place. ``channels`` is of the same dense net."""
     if {g.name: g.width for g in channels.groups} != dict(plan.widths):
         raise PruneError("the plan belongs to another network: its groups or their dense widths differ from this one's")
+    zero(model, channels, plan)
     cuts: dict[tuple[str, str], set[int]] = {}
     for name, gone in plan.removed.items():
         for coupling in channels.group(name).couplings:

@@ -8,6 +8,7 @@ from dist_prune.errors import PruneError
 from dist_prune.runtime.collectives import Ranks
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+GRACE_S = 30  # as long as torchrun waits between SIGTERM and SIGKILL
 EXIT_CODE = 75  # sysexits' EX_TEMPFAIL: nothing is wrong, start the same command again
 
 _received: list[int] = []
@@ -25,9 +26,13 @@ def listen() -> None:
 
 
 def deafen(_worker: int = 0) -> None:
-    """For loader workers, which inherit the handlers: SIGTERM ends them, SIGUSR1, which SLURM sends to all, not."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """For loader workers: a scheduler signals the whole process group, and they have to serve until the run has saved.
+
+    SIGUSR1 is ignored; SIGTERM ends them after GRACE_S (it is also how a process that exits ends its children).
+    """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_S))
 
 
 def asked() -> bool:

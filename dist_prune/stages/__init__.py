@@ -69,7 +69,7 @@ ORDER = (
     Stage("score", SCORING, (DENSE,), (SCORES,)),
     Stage("select", (*NETWORK, "data.source", "data.image_size", "method", "select", "target"), (SCORES,), (PLAN,)),
     Stage("prune", (*NETWORK, "method.fidelity", "method.quirks", "seed"), (DENSE, PLAN), (SMALL,)),
-    Stage("finetune", (*TRAINING, "finetune"), (DENSE, SMALL, PLAN), (TUNED,)),
+    Stage("finetune", (*TRAINING, "finetune", "reruns"), (DENSE, SMALL, PLAN), (TUNED,)),
     Stage("evaluate", (*NETWORK, *IMAGES, "evaluate", "report"), (DENSE, SMALL, TUNED, PLAN), (METRICS,)),
     Stage("export", (*NETWORK, *IMAGES), (TUNED, PLAN, METRICS), BUNDLE),
     Stage("report", (), (PLAN, METRICS), REPORT, always=True),
@@ -141,6 +141,7 @@ def _make(stage: Stage, work: Work) -> tuple[dict[str, Any], tuple[str, ...]]:
     def make() -> dict[str, Any]:
         nonlocal drop
         made: Made = importlib.import_module(f"{__name__}.{stage.name}").act(work)
+        work.close_feeds()
         ranks.together(lambda: _write(work, made))
         drop = made.drop
         return made.facts | work.left_out(stage.name)

@@ -7,6 +7,8 @@ from torch import nn
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning import cost
+from dist_prune.pruning.masks import masks_of, violations
+from dist_prune.pruning.sizes import sparse_sizes
 from dist_prune.runtime.evaluation import evaluate
 from dist_prune.runtime.latency import latency
 from dist_prune.runtime.machine import cores
@@ -35,6 +37,12 @@ def act(work: Work) -> Made:
             "params": cost.params(channels, counts), "size_bytes": (work.folder / FILES[name]).stat().st_size,
         }  # fmt: skip
         _proved(name, model, out[name]["params"])
+        if work.plan.blocks:
+            weights = model.state_dict()
+            broken = violations(weights, {} if name == "dense" else masks_of(work.plan, channels, weights))
+            if broken:
+                raise PruneError(f"the {name} network has masked weights that are not zero: {broken[:3]}; report this")
+            out[name]["sparse"] = sparse_sizes(channels, work.plan, weights, dense=name == "dense")
     spec, shape = recipe.report, tuple(work.example.shape[1:])
     times = work.machine.ranks.together(
         lambda: latency(

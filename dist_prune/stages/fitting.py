@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from dist_prune.recipe import Training
 from dist_prune.runtime.data.dealing import held_out
@@ -16,9 +16,21 @@ from dist_prune.stages.work import Work
 
 
 def trained(
-    work: Work, model: nn.Module, settings: Training, name: str, teacher: nn.Module | None = None
+    work: Work,
+    model: nn.Module,
+    settings: Training,
+    name: str,
+    teacher: nn.Module | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    rerun: int = 0,
 ) -> list[dict[str, Any]]:
-    """Train ``model`` in place by the recipe's ``train`` or ``finetune`` section; the epochs' figures."""
+    """Train ``model`` in place by the recipe's ``train`` or ``finetune`` section; the epochs' figures.
+
+    Args:
+        teacher: the dense network to distil from, or None.
+        masks: parameter name -> bool mask; exact zeros where it is False.
+        rerun: added to the recipe's seed for order, augmentation and dropout; held-out images stay the same.
+    """
     machine, seed = work.machine, work.recipe.seed
     feed = work.feed(True)
     everything = np.arange(min(len(feed), settings.images or len(feed)))
@@ -31,10 +43,11 @@ def trained(
             network, work.feed(False), work.recipe.evaluate.batch, machine.ranks, work.tracker, "test images"
         )
 
-    loop = Loop(settings, feed, machine, work.tracker, seed, name, train)
-    states = States(work.folder / f"{name}_checkpoints", work.identity, settings.keep_checkpoints, work.tracker.say)
+    loop = Loop(settings, feed, machine, work.tracker, seed + rerun, name, train)
+    folder = work.folder / f"{name}_checkpoints" / (str(rerun) if rerun else "")
+    states = States(folder, work.identity, settings.keep_checkpoints, work.tracker.say)
     judged = "holdout" if settings.selection == "holdout" else "test"
-    trainer = Trainer(model, loop, judge, judged, states, len(work.classes), teacher)
+    trainer = Trainer(model, loop, judge, judged, states, len(work.classes), teacher, masks or {})
     history = trainer.run()
     if trainer.resumed is not None:
         work.events.append({"stage": name, "event": "resumed", **trainer.resumed})

@@ -39,11 +39,24 @@ def rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     ):
         dense = body["dense"][key]
         out.append((label, [_against(body[k][key], dense, unit) for k in KINDS]))
+    if "sparse" in body["dense"]:
+        out += _sparse_rows(body)
     for batch, first in body["dense"]["latency"].items():
         times = [body[k]["latency"][batch] for k in KINDS]
         out.append((f"ms, batch {batch}", [f"{t['ms']:.2f} ({t['ms'] / first['ms']:.2f}x)" for t in times]))
         out.append((f"images/s, batch {batch}", [f"{t['images_per_s']:.0f}" for t in times]))
     return out
+
+
+def _sparse_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """What block masks change: weights left, files of sparse matrices, MACs of weights that no mask holds at zero."""
+    found = [body[k]["sparse"] for k in KINDS]
+    return [
+        ("weights pruned %", [f"{s['pruned_percent']:.2f}" for s in found]),
+        ("CSR file (MiB)", [f"{s['csr_bytes'] / 2**20:.3f}" for s in found]),
+        ("dense weights (MiB)", [f"{s['dense_bytes'] / 2**20:.3f}" for s in found]),
+        ("MACs not on masked zeros (M)", [_against(s["masked_macs"], found[0]["masked_macs"], 1e6) for s in found]),
+    ]
 
 
 def _event(event: Mapping[str, Any]) -> str:
@@ -79,7 +92,11 @@ def aim(body: Mapping[str, Any]) -> str:
     marked = (
         "; the kept epoch was SELECTED ON THE TEST IMAGES" if spec["selection"] == "test" and spec["epochs"] else ""
     )
-    return f"kept: {achieved}" + (f" (asked: at most {asked})" if asked else "") + marked
+    blocks = "; masked blocks of weights save MACs on paper only: they run as slow as dense ones"
+    runs = body.get("reruns")
+    spread = f"; {len(runs['top1'])} finetunings: {runs['mean']:.2f} ± {runs['std']:.2f} %" if runs else ""
+    masked = blocks if "sparse" in body["dense"] else ""
+    return f"kept: {achieved}" + (f" (asked: at most {asked})" if asked else "") + masked + spread + marked
 
 
 def html(

@@ -11,6 +11,7 @@ from dist_prune.stages import page
 from dist_prune.stages.work import Made, Work
 
 STAGES = ("train", "score", "select", "prune", "finetune", "evaluate", "export")
+MORE = (("select", "table"), ("finetune", "reruns"))  # facts that only some runs have
 
 
 def act(work: Work) -> Made:
@@ -67,6 +68,7 @@ def collect(work: Work) -> dict[str, Any]:
         "plan": {"fingerprint": plan.fingerprint, "groups": groups},
         "target": dict([asked]) if asked else {},
         "achieved": _fact(work, "select", "achieved"),
+        **{key: _fact(work, stage, key) for stage, key in MORE if _fact(work, stage, key)},
         "timings": {name: line["seconds"] for name, line in lines.items() if line},
         "events": [e for line in lines.values() if line for e in line.get("events", [])] + skipped,
     }

@@ -28,7 +28,9 @@ def act(work: Work) -> Made:
         work.tracker.say(f"  score.images asks for {recipe.score.images} images; there are {len(ids)}, all are used")
     feed, ids = work.scoring(ids)
     if not len(ids):
-        raise PruneError("score.images: none of the calibration images can be read; the first lines say why")
+        raise PruneError(
+            f"score.images: none of the calibration images can be read ({next(iter(feed.skipped.values()))})"
+        )
     bench = Bench(
         model, work.channels, feed, ids, work.machine, work.tracker, recipe.score.micro_batch, recipe.seed,
         work.folder / PARTIAL, work.identity, recipe.score.save_every,

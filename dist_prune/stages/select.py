@@ -1,9 +1,14 @@
 """From scores to a plan: pure, the same on every rank."""
 
+from typing import Any
+
 import torch
 
 from dist_prune.pruning.cost import amount
+from dist_prune.pruning.masks import weights_left
 from dist_prune.stages.work import Made, Work
+
+SCORES = "round_1/scores.safetensors"
 
 
 def act(work: Work) -> Made:
@@ -15,7 +20,7 @@ def act(work: Work) -> Made:
     else:
         channels = work.method.ready(channels, recipe.select.exclude, work.request)
         with torch.no_grad():
-            plan = work.method.select(work.tensors("round_1/scores.safetensors"), channels, work.request)
+            plan = work.method.select(work.tensors(SCORES), channels, work.request)
     if plan.empty:
         work.tracker.say(
             "  the plan removes nothing: every group keeps all its channels. "
@@ -23,6 +28,9 @@ def act(work: Work) -> Made:
         )
         work.events.append({"stage": "select", "event": "nothing removed"})
     shares = {q: amount(channels, q, plan.counts) / amount(channels, q) for q in ("macs", "params", "channels")}
+    if plan.blocks:
+        counts = weights_left(plan, channels).values()
+        shares["weights"] = sum(kept for kept, _ in counts) / sum(whole for _, whole in counts)
     work.tracker.say("  kept: " + ", ".join(f"{share:.1%} of the {q}" for q, share in shares.items()))
     for quantity, asked in filter(None, [work.recipe.target.asked()]):
         short = asked - shares[quantity]
@@ -31,4 +39,10 @@ def act(work: Work) -> Made:
                 f"  {short:.1%} less than asked of the {quantity}: thresholds and select.round_to are coarse"
             )
             work.events.append({"stage": "select", "event": "smaller than asked", "by": round(short, 4)})
-    return Made({"achieved": shares, "fingerprint": plan.fingerprint}, texts={"round_1/plan.json": plan.to_json()})
+    facts: dict[str, Any] = {"achieved": shares, "fingerprint": plan.fingerprint}
+    if not recipe.select.plan:
+        table = work.method.table(work.tensors(SCORES), channels, work.request)
+        facts |= {"table": table} if table else {}
+        for row in table:
+            work.tracker.say("  " + ", ".join(f"{name} {value:.6g}" for name, value in row.items()))
+    return Made(facts, texts={"round_1/plan.json": plan.to_json()})

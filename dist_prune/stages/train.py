@@ -1,11 +1,13 @@
 """The dense network: from the recipe's checkpoint, or trained here."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from dist_prune.errors import PruneError
 from dist_prune.runtime import checkpoint
+from dist_prune.runtime.backbones.foreign import translated
 from dist_prune.stages.fitting import trained
 from dist_prune.stages.work import Made, Work
 
@@ -18,7 +20,7 @@ def act(work: Work) -> Made:
     if recipe.backbone.checkpoint:
         place = work.checkpoint
         assert place is not None
-        weights = checkpoint.read_weights(place)
+        weights = translated(checkpoint.read_weights(place), model.state_dict())
         _check_head(model, weights, len(work.classes), place)
         checkpoint.fit(model, weights, str(place))
     elif recipe.backbone.pretrained and recipe.train.epochs == 0:
@@ -39,7 +41,7 @@ def act(work: Work) -> Made:
     return Made(facts, {"dense.safetensors": (model.state_dict(), {})}, drop=("train_checkpoints",))
 
 
-def _check_head(model: nn.Module, weights: dict, classes: int, place: Path) -> None:
+def _check_head(model: nn.Module, weights: Mapping[str, Tensor], classes: int, place: Path) -> None:
     head = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
     name = next((n for n, module in model.named_modules() if module is head), None)
     found = weights.get(f"{name}.weight")

@@ -23,7 +23,7 @@ from dist_prune.runtime import backbones, checkpoint, stopping
 from dist_prune.runtime.data.backends import Opened, open_split
 from dist_prune.runtime.data.dealing import deal, micro_batches
 from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import ArraySource, FolderSource, check, check_figures, same_classes
+from dist_prune.runtime.data.sources import FolderSource, check, check_figures, same_classes
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.runtime.training import fast
@@ -61,6 +61,7 @@ class Work:
     shelf: Shelf | None = None  # where the tasks of a sweep share artifacts
     # sample id -> why it was left out, of the training and of the evaluation images, on this rank, in the stage at work
     skipped: dict[bool, dict[int, str]] = field(default_factory=lambda: {True: {}, False: {}})
+    _feeds: dict[bool, Feed] = field(default_factory=dict)
 
     @cached_property
     def tree(self) -> dict[str, Any]:
@@ -125,14 +126,14 @@ class Work:
         """The evaluation look: the model's own figures, overridden by the recipe's."""
         data, source = self.recipe.data, self._opened[True].source
         config = backbones.image_config(self.shell(), source.in_chans)
-        if isinstance(source, ArraySource):
+        if source.side is not None:
             for key in ("crop", "crop_mode", "interpolation"):
                 if getattr(data, key) is not None:
                     raise PruneError(
                         f"data.{key} is for image files; arrays are used whole (data.image_size resizes them)"
                     )
             config |= {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear"}
-        native = source.images.shape[1] if isinstance(source, ArraySource) else config["input_size"][1]
+        native = source.side or config["input_size"][1]
         check_figures(data.mean, data.std, source.in_chans)
         return Look(
             data.image_size or native, data.mean or tuple(config["mean"]), data.std or tuple(config["std"]),
@@ -142,12 +143,20 @@ class Work:
         )  # fmt: skip
 
     def feed(self, train: bool) -> Feed:
-        """The training or the evaluation images."""
-        opened, data = self._opened[train], self.recipe.data
-        return Feed(
-            opened.source, self.look, self.machine.device, data.workers, backend=opened.backend, on_error=data.on_error,
-            skipped=self.skipped[train],
-        )  # fmt: skip
+        """The training or the evaluation images: one feed for a whole stage, so that its workers stay."""
+        if train not in self._feeds:
+            opened, data = self._opened[train], self.recipe.data
+            self._feeds[train] = Feed(
+                opened.source, self.look, self.machine.device, data.workers, backend=opened.backend,
+                on_error=data.on_error, skipped=self.skipped[train],
+            )  # fmt: skip
+        return self._feeds[train]
+
+    def close_feeds(self) -> None:
+        """The end of a stage: loader workers go home."""
+        for feed in self._feeds.values():
+            feed.close()
+        self._feeds.clear()
 
     def scoring(self, ids: np.ndarray) -> tuple[Feed, np.ndarray]:
         """The training images as papers look at them (no schedule of sizes), and those of ``ids`` that can be read.
@@ -156,7 +165,7 @@ class Work:
         statistics are addressed by image, so what is scored has to be known before.
         """
         feed = replace(self.feed(True), look=replace(self.look, schedule=()))
-        if self.recipe.data.on_error == "fail" or isinstance(feed.source, ArraySource):
+        if self.recipe.data.on_error == "fail" or not isinstance(feed.source, FolderSource):
             return feed, ids
         ranks, lists = self.machine.ranks, micro_batches(ids, self.recipe.score.micro_batch)
         batches = feed.batches(deal(lists, ranks.rank, ranks.world))
@@ -167,7 +176,7 @@ class Work:
         bad = {sample for part in ranks.gather(sorted(feed.skipped)) for sample in part}
         if bad:
             self.tracker.say(f"  {len(bad & set(ids.tolist()))} of {len(ids)} images cannot be read and are left out")
-        return replace(feed, on_error="fail"), ids[~np.isin(ids, sorted(bad))]
+        return replace(feed, exact=True), ids[~np.isin(ids, sorted(bad))]
 
     def left_out(self, stage: str) -> dict[str, Any]:
         """The images that any rank left out in the stage that ends here, for its ledger line; notes an event."""
@@ -175,7 +184,7 @@ class Work:
             return {}
         out = []
         for train, what in ((True, "training"), (False, "evaluation")):
-            parts = self.machine.ranks.gather(self.skipped[train])
+            parts = self.machine.ranks.gather(dict(self.skipped[train]))
             self.skipped[train].clear()
             whole = {sample: why for part in parts for sample, why in part.items()}
             source = self._opened[train].source

@@ -53,6 +53,27 @@ def test_calibration_ids():
     assert dealing.calibration(np.arange(10), 99, 0).tolist() == list(range(10))
 
 
+def test_calibration_sets_balanced_over_classes():
+    """As many of each class, but for a rest and for classes that have too few; the rest is not always the first."""
+    labels = np.random.default_rng(0).permutation(
+        np.repeat(np.arange(10), [5, 100, 100, 100, 100, 100, 100, 100, 100, 195])
+    )
+    more_of = set()
+    for images in (40, 47, 200):
+        for seed in range(4):
+            ids = dealing.calibration(labels, images, seed, "class")
+            assert (
+                ids.tolist() == sorted(set(ids.tolist())) == dealing.calibration(labels, images, seed, "class").tolist()
+            )
+            counts = np.bincount(labels[ids], minlength=10)
+            assert counts.sum() == images
+            assert counts[1:].max() - counts[1:].min() <= 1
+            assert counts[0] == 5 if images == 200 else counts[0] in (4, 5)
+            more_of.add(tuple(np.flatnonzero(counts == 5)) if images == 47 else ())
+    assert len(more_of) == 5
+    assert len(dealing.calibration(labels, "all", 0, "class")) == len(labels)
+
+
 def test_draws_belong_to_the_sample():
     ids = np.arange(2000)
     whole = dealing.draws(1, 2, ids, 3)

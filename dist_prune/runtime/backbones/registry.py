@@ -11,7 +11,9 @@ from torch import nn
 _TIMM_S_OWN = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")  # handed to every entry point
 
 
-def register(name: str, make: Callable[..., nn.Module], first_conv: str, classifier: str, module: str) -> None:
+def register(
+    name: str, make: Callable[..., nn.Module], first_conv: str, classifier: str, module: str, **other: Any
+) -> None:
     """Let ``timm.create_model(name)`` call ``make(**kwargs)``: a network for 32x32 images without weights to fetch.
 
     Args:
@@ -20,11 +22,12 @@ def register(name: str, make: Callable[..., nn.Module], first_conv: str, classif
         first_conv: module path of the stem, as timm asks for it.
         classifier: module path of the last linear layer.
         module: the file that registers it (``__name__``): timm lists networks by file.
+        other: further keys of timm's pretrained config, for images of another kind.
     """
     config: dict[str, Any] = {
         "url": "", "num_classes": 10, "input_size": (3, 32, 32), "pool_size": None, "crop_pct": 1.0,
         "interpolation": "bilinear", "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010),
-        "first_conv": first_conv, "classifier": classifier,
+        "first_conv": first_conv, "classifier": classifier, **other,
     }  # fmt: skip
 
     def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:

@@ -1,19 +1,20 @@
 """Which backend serves a split: ``data.backend`` auto, torch, ffcv or memory."""
 
-import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from dist_prune.errors import PruneError
+from dist_prune.runtime.data.beton import BetonSource, BetonSupplier, open_beton
 from dist_prune.runtime.data.files import FileSupplier
 from dist_prune.runtime.data.index import Say
 from dist_prune.runtime.data.memory import MemorySupplier
 from dist_prune.runtime.data.sources import ArraySource, FolderSource, open_source
 from dist_prune.runtime.data.supply import Supplier
 
-AnySource = ArraySource | FolderSource
+AnySource = ArraySource | FolderSource | BetonSource
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,13 @@ def open_split(
         PruneError: missing or malformed data, or a backend that cannot serve it, with what to do.
     """
     place = beton_of(source, root, split, train)
-    if backend == "ffcv":
-        return _ffcv(place)
+    only_beton = (
+        place is not None and place.is_file() and source == "imagefolder" and not place.with_suffix("").is_dir()
+    )
+    if backend == "ffcv" or (backend == "auto" and only_beton):
+        there = not only_beton and root is not None and Path(root).expanduser().exists()
+        why = "data.backend says so" if backend == "ffcv" else f"there is no {split} folder beside {place}"
+        return _ffcv(place, lambda: open_source(source, root, split, train, say) if there else None, why)
     plain = open_source(source, root, split, train, say)
     if isinstance(plain, FolderSource):
         if backend == "memory":
@@ -53,8 +59,14 @@ def open_split(
                 "data.backend: 'memory' is for arrays (npz, cifar10, digits ...); image files are served by torch, or "
                 "by ffcv from a .beton file"
             )
-        asked = "data.backend says so" if backend == "torch" else _no_beton(place)
-        return Opened(plain, "torch", f"{asked}; {plain.note}")
+        if backend == "torch":
+            return Opened(plain, "torch", f"data.backend says so; {plain.note}")
+        try:
+            return _ffcv(place, lambda: plain, f"{place} holds the same images")
+        except PruneError as error:
+            return Opened(
+                plain, "torch", f"{error if place and place.is_file() else f'there is no {place}'}; {plain.note}"
+            )
     if backend == "torch":
         return Opened(plain, "torch", "data.backend says so")
     return Opened(plain, "memory", "data.backend says so" if backend == "memory" else "arrays fit into memory")
@@ -64,6 +76,10 @@ def supplier(
     source: AnySource, backend: str, device: torch.device, workers: int, on_error: str, skipped: dict[int, str]
 ) -> Supplier:
     """The supplier of a split; PruneError where the backend cannot serve this kind of source."""
+    if isinstance(source, BetonSource):
+        if backend in ("auto", "ffcv"):
+            return BetonSupplier(source, workers, pin=device.type == "cuda")
+        raise PruneError(f"data.backend: {backend!r} cannot read {source.path}; ffcv can")
     if isinstance(source, ArraySource) and backend in ("auto", "memory"):
         return MemorySupplier(source, device)
     if backend in ("auto", "torch"):
@@ -85,14 +101,17 @@ def beton_of(source: str, root: str | None, split: str, train: bool) -> Path | N
     return path.with_suffix(f".{part}.beton") if source == "npz" else path / f"{source}.{part}.beton"
 
 
-def has_ffcv() -> bool:
-    """Whether ffcv is installed."""
-    return importlib.util.find_spec("ffcv") is not None
-
-
-def _no_beton(place: Path | None) -> str:
-    return f"there is no {place}" if place is None or not place.is_file() else "ffcv is not installed"
-
-
-def _ffcv(place: Path | None) -> Opened:
-    raise PruneError(f"data.backend: the ffcv loader is not there yet (it will read {place})")
+def _ffcv(place: Path | None, beside: Callable[[], ArraySource | FolderSource | None], why: str) -> Opened:
+    """The .beton, where it is whole and holds what lies beside it (where that is there); PruneError elsewhere."""
+    if place is None:
+        raise PruneError(
+            "data.backend: ffcv reads .beton files; this source has no place for one: write auto or memory"
+        )
+    found = open_beton(place)
+    plain = beside()
+    if plain is not None and found.facts["source_digest"] != plain.identity:
+        raise PruneError(
+            f"{place} was made from other images or labels than those that lie beside it now: run dist-prune make-ffcv "
+            "again, or write data.backend=torch"
+        )
+    return Opened(found, "ffcv", why)

@@ -41,6 +41,7 @@ class Feed:
         backend: ``torch``, ``ffcv`` or ``memory``; ``auto`` takes what the source is made for.
         on_error: ``fail`` at an image that cannot be read, or ``skip`` it and note it in ``skipped``.
         skipped: sample id -> why it was left out, of this rank so far.
+        exact: even then, lists with the evaluation look have to be delivered whole (statistics are addressed by image).
     """
 
     source: AnySource
@@ -52,15 +53,15 @@ class Feed:
     backend: str = "auto"
     on_error: str = "fail"
     skipped: dict[int, str] = field(default_factory=dict)
+    exact: bool = False
     _supplier: Supplier = field(init=False, repr=False)
     _scale: tuple[Tensor, Tensor] = field(init=False, repr=False)
 
     def __post_init__(self):
         self._supplier = supplier(self.source, self.backend, self.device, self.workers, self.on_error, self.skipped)
         self._refuse()
-        mean = torch.tensor(self.look.mean, dtype=self.dtype, device=self.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.look.std, dtype=self.dtype, device=self.device).view(1, -1, 1, 1)
-        self._scale = (255 * mean, 255 * std)
+        mean = torch.tensor(self.look.mean, dtype=self.dtype, device=self.device)
+        self._scale = (255 * mean, 255 * torch.tensor(self.look.std, dtype=self.dtype, device=self.device))
 
     def __len__(self) -> int:
         return len(self.source.labels)
@@ -73,18 +74,33 @@ class Feed:
             augment: (seed, epoch) for training images; None for the evaluation look.
         """
         labels = torch.from_numpy(self.source.labels)
-        for ids, pixels in self._supplier.pixels(list(dealt), self.look, augment, self.look.size_at(augment)):
+        lists = list(dealt)
+        found = self._supplier.pixels(lists, self.look, augment, self.look.size_at(augment))
+        for wanted, (ids, pixels) in zip(lists, found, strict=True):
+            if self.exact and augment is None and len(ids) != len(wanted):
+                gone = sorted(set(wanted.tolist()) - set(ids.tolist()))
+                raise PruneError(
+                    f"sample {gone[0]} could be read when the images were checked, and cannot be read now: "
+                    f"{self.skipped.get(gone[0], '')}. Run the same command again to do without it."
+                )
             index = torch.from_numpy(np.ascontiguousarray(ids))
             images = self._tail(pixels)
             if augment is not None and self.look.erasing:
                 images = erased(images, augment, ids, self.look)
             yield Batch(images, labels[index].to(self.device, non_blocking=True), index)
 
+    def close(self) -> None:
+        """Send the workers home that wait for another epoch; they come back when they are needed."""
+        self._supplier.close()
+
     def _tail(self, pixels: Tensor) -> Tensor:
         """(n, C, H, W) on [0, 255] -> normalised, on the device."""
         images = pixels.to(self.device, non_blocking=True)
-        images = images.to(self.dtype, memory_format=self.memory_format, copy=True)
-        return images.sub_(self._scale[0]).div_(self._scale[1])
+        n, channels, height, width = pixels.shape
+        lines = images.to(self.dtype, memory_format=torch.channels_last, copy=True).permute(0, 2, 3, 1).flatten(2)
+        mean, std = (value.repeat(width) for value in self._scale)
+        lines.sub_(mean).div_(std)  # rows of width * channels: they vectorise, three channels do not
+        return lines.view(n, height, width, channels).permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
 
     def _refuse(self) -> None:
         """PruneError where the look asks for what the backend cannot do."""

@@ -17,7 +17,7 @@ from dist_prune.runtime.data import augment as augmentation
 from dist_prune.runtime.data.memory import rendered
 from dist_prune.runtime.data.sources import ArraySource, FolderSource
 from dist_prune.runtime.data.supply import Look, Moment
-from dist_prune.runtime.data.transforms import Policy, evaluation
+from dist_prune.runtime.data.transforms import evaluation, policy
 from dist_prune.runtime.stopping import deafen
 
 STUCK_S = 900  # a worker that delivers nothing for so long (a dead file system) ends the run instead of hanging it
@@ -44,6 +44,9 @@ def read_image(path: Path, exif: bool = True) -> Image.Image:
                 raise ValueError("its pixels are floating-point numbers, not 8 or 16 bits")
             if image.mode == "P" and "transparency" in image.info:
                 image = image.convert("RGBA")
+            if image.mode == "RGB":  # a conversion would copy it once more
+                image.load()
+                return image
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise ValueError("it is not there any more") from error
@@ -58,6 +61,15 @@ def _sixteen(image: Image.Image) -> Image.Image:
     return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
 
 
+class _Request(NamedTuple):
+    """What a worker is asked for."""
+
+    ids: np.ndarray
+    look: Look
+    augment: Moment | None
+    size: int
+
+
 class _Part(NamedTuple):
     """What a worker sends for a list of ids."""
 
@@ -68,6 +80,9 @@ class _Part(NamedTuple):
 
 class FileSupplier:
     """Images of a ``FolderSource`` (or of arrays, rendered in the workers).
+
+    The workers are started with the first list and kept for the next epoch; ``close``, an error or an iterator that is
+    dropped before its end sends them home.
 
     Args:
         workers: processes; 0 decodes in this one.
@@ -84,27 +99,44 @@ class FileSupplier:
         self, source: FolderSource | ArraySource, workers: int, on_error: str, skipped: dict[int, str], pin: bool
     ):
         self.source, self.workers, self.on_error, self.skipped, self.pin = source, workers, on_error, skipped, pin
+        self._images = _Images(source, on_error == "skip")
+        self._idle: DataLoader[Any] | None = None
 
     def pixels(
         self, dealt: Sequence[np.ndarray], look: Look, augment: Moment | None, size: int
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """See Supplier."""
-        workers = self.workers if len(dealt) > 1 else 0
-        loader = DataLoader(
-            _Images(self.source, look, augment, size, self.on_error == "skip"),
-            batch_sampler=_Lists(dealt),
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=deafen,
-            pin_memory=self.pin,
-            timeout=STUCK_S if workers else 0,
-        )
-        parts = iter(loader)
-        for wanted in dealt:
+        requests = [_Request(ids, look, augment, size) for ids in dealt]
+        loader = self._loader(requests) if self.workers and len(dealt) > 1 else None
+        parts = iter(loader) if loader is not None else map(self._images.__getitems__, requests)
+        files = isinstance(self.source, FolderSource)
+        for number, wanted in enumerate(dealt):
             part = self._next(parts)
             self._note(part, training=augment is not None)
-            files = isinstance(self.source, FolderSource)
+            if number + 1 == len(dealt):  # few ask for the end of an iterator when they have had its last batch
+                self._idle = loader or self._idle
             yield (part.ids if part.failed else wanted), part.pixels.permute(0, 3, 1, 2) if files else part.pixels
+
+    def close(self) -> None:
+        """Send idle workers home."""
+        self._idle = None
+
+    def _loader(self, requests: list[_Request]) -> DataLoader[Any]:
+        """The idle workers, or new ones (an epoch within an epoch has workers of its own), with their orders."""
+        loader, self._idle = self._idle, None
+        if loader is None:
+            loader = DataLoader(
+                self._images,
+                batch_sampler=_Orders(),
+                num_workers=self.workers,
+                collate_fn=_as_it_is,
+                worker_init_fn=deafen,
+                pin_memory=self.pin,
+                timeout=STUCK_S,
+                persistent_workers=True,
+            )
+        loader.batch_sampler.requests = requests  # type: ignore[union-attr]
+        return loader
 
     def _next(self, parts: Iterator[_Part]) -> _Part:
         try:
@@ -139,66 +171,64 @@ def _as_it_is(part: Any) -> Any:
     return part
 
 
-class _Lists:
-    """A batch sampler that hands out fixed lists of ids."""
+class _Orders:
+    """A batch sampler that hands out requests: workers get them whole, and outlive changes of look and epoch."""
 
-    def __init__(self, lists: Sequence[np.ndarray]):
-        self.lists = lists
+    def __init__(self):
+        self.requests: list[_Request] = []
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter([ids.tolist() for ids in self.lists])
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.requests)
 
     def __len__(self) -> int:
-        return len(self.lists)
+        return len(self.requests)
 
 
-class _Images(Dataset[Tensor]):
+class _Images(Dataset[Any]):
     """Whole lists of images, rendered."""
 
-    def __init__(
-        self, source: FolderSource | ArraySource, look: Look, augment: Moment | None, size: int, tolerant: bool
-    ):
-        self.source, self.look, self.augment, self.size, self.tolerant = source, look, augment, size, tolerant
-        self.policy = Policy(look, size) if look.auto_augment and augment is not None else None
-        self.evaluation = evaluation(look, size)
+    def __init__(self, source: FolderSource | ArraySource, tolerant: bool):
+        self.source, self.tolerant = source, tolerant
 
-    def __getitems__(self, samples: list[int]) -> _Part:
-        ids = np.array(samples)
+    def __getitems__(self, request: _Request) -> _Part:
+        ids, look, augment, size = request
         if isinstance(self.source, ArraySource):
-            return _Part(ids, rendered(self.source.take(ids), ids, self.look, self.augment, self.size, self.policy), {})
-        kind = self.look.augment if self.augment is not None else "none"
-        drawn = self.augment is not None and kind == "resized_crop_flip"
-        chances = augmentation.window_chances(self.augment, ids) if self.augment and drawn else [[]] * len(ids)
-        numbers = augmentation.numbers(self.augment, ids) if self.augment and self.policy else [0] * len(ids)
-        out, kept, failed = _shared((len(ids), self.size, self.size, 3)), [], {}
-        for sample, chance, number in zip(samples, chances, numbers, strict=True):
+            return _Part(ids, rendered(self.source.take(ids), ids, look, augment, size), {})
+        windows, numbers = [[]] * len(ids), [0] * len(ids)
+        if augment is not None and look.augment == "resized_crop_flip":
+            windows = augmentation.window_chances(augment, ids)
+        if augment is not None and look.auto_augment:
+            numbers = augmentation.numbers(augment, ids)
+        out, kept, failed = _shared((len(ids), size, size, 3)), [], {}
+        for sample, chance, number in zip(ids.tolist(), windows, numbers, strict=True):
             try:
-                image = read_image(self.source.paths[sample], self.look.exif)
+                image = read_image(self.source.paths[sample], look.exif)
             except ValueError as error:
                 failed[sample] = str(error)
                 if not self.tolerant:
                     break
                 continue
-            out[len(kept)] = self._one(image, sample, chance, number).permute(1, 2, 0)
+            out[len(kept)] = self._one(image, sample, chance, number, request).permute(1, 2, 0)
             kept.append(sample)
         return _Part(np.array(kept, dtype=np.int64), out[: len(kept)] if failed else out, failed)
 
-    def _one(self, image: Image.Image, sample: int, chance: list[float], number: int) -> Tensor:
+    def _one(self, image: Image.Image, sample: int, chance: list[float], number: int, request: _Request) -> Tensor:
         """(3, size, size) uint8."""
+        look, augment, size = request.look, request.augment, request.size
         if chance:
-            box = augmentation.window(image.height, image.width, chance, self.look.scale, self.look.ratio)
-            mode = InterpolationMode(self.look.interpolation)
-            image = vision.resized_crop(image, *box, [self.size, self.size], mode)  # type: ignore[assignment,arg-type]
+            box = augmentation.window(image.height, image.width, chance, look.scale, look.ratio)
+            mode = InterpolationMode(look.interpolation)
+            image = vision.resized_crop(image, *box, [size, size], mode)  # type: ignore[assignment,arg-type]
             image = ImageOps.mirror(image) if chance[-1] < 0.5 else image
             pixels = vision.pil_to_tensor(image)
         else:
-            pixels = self.evaluation(image)
-            if self.augment is not None and self.look.augment in ("crop", "crop_flip"):
-                flip = self.look.augment == "crop_flip"
-                pixels = augmentation.shifted(pixels[None], self.augment, np.array([sample]), flip)[0]
-        if self.policy is None:
+            pixels = evaluation(look, size)(image)
+            if augment is not None and look.augment in ("crop", "crop_flip"):
+                flip = look.augment == "crop_flip"
+                pixels = augmentation.shifted(pixels[None], augment, np.array([sample]), flip)[0]
+        if augment is None or not look.auto_augment:
             return pixels
-        return vision.pil_to_tensor(self.policy(vision.to_pil_image(pixels), number))
+        return vision.pil_to_tensor(policy(look, size)(vision.to_pil_image(pixels), number))
 
 
 def _shared(shape: tuple[int, ...]) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional
 from dist_prune.runtime.data import augment as augmentation
 from dist_prune.runtime.data.sources import ArraySource
 from dist_prune.runtime.data.supply import Look, Moment
-from dist_prune.runtime.data.transforms import Policy
+from dist_prune.runtime.data.transforms import policy
 
 DEVICE_SHARE = 0.25  # of the free GPU memory: a larger data set stays in the host's memory
 
@@ -23,7 +23,7 @@ class MemorySupplier:
     policies = True
 
     def __init__(self, source: ArraySource, device: torch.device):
-        images = torch.from_numpy(source.images).permute(0, 3, 1, 2)
+        images = torch.from_numpy(source.images)  # (n, H, W, C)
         room = torch.cuda.mem_get_info(device)[0] * DEVICE_SHARE if device.type == "cuda" else 0
         self.images = images.to(device) if images.nbytes <= room else images
 
@@ -31,15 +31,16 @@ class MemorySupplier:
         self, dealt: Sequence[np.ndarray], look: Look, augment: Moment | None, size: int
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """See Supplier."""
-        policy = Policy(look, size) if look.auto_augment and augment is not None else None
         for ids in dealt:
             index = torch.from_numpy(np.ascontiguousarray(ids)).to(self.images.device)
-            yield ids, rendered(self.images[index], ids, look, augment, size, policy)
+            pixels = self.images.index_select(0, index).permute(0, 3, 1, 2)
+            yield ids, rendered(pixels, ids, look, augment, size)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
 
 
-def rendered(
-    pixels: Tensor, ids: np.ndarray, look: Look, augment: Moment | None, size: int, policy: Policy | None = None
-) -> Tensor:
+def rendered(pixels: Tensor, ids: np.ndarray, look: Look, augment: Moment | None, size: int) -> Tensor:
     """Images (n, C, H, W) uint8 as the network sees them, but for the normalisation: (n, C, size, size)."""
     kind = look.augment if augment is not None else "none"
     if augment is not None and kind == "resized_crop_flip":
@@ -48,8 +49,8 @@ def rendered(
         pixels = functional.interpolate(pixels.float(), (size, size), mode="bilinear", antialias=True)
     if augment is not None and kind in ("crop", "crop_flip"):
         pixels = augmentation.shifted(pixels, augment, ids, flip=kind == "crop_flip")
-    if augment is None or policy is None:
+    if augment is None or not look.auto_augment:
         return pixels
     whole = pixels.round().clamp(0, 255).to(torch.uint8) if pixels.is_floating_point() else pixels
-    found = policy.each(whole.permute(0, 2, 3, 1).cpu().numpy(), augmentation.numbers(augment, ids))
+    found = policy(look, size).each(whole.permute(0, 2, 3, 1).cpu().numpy(), augmentation.numbers(augment, ids))
     return torch.from_numpy(found).permute(0, 3, 1, 2).to(pixels.device)

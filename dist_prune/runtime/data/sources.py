@@ -25,12 +25,23 @@ KNOWN = {
 
 
 class Source(Protocol):
-    """One split of a data set."""
+    """One split of a data set. It has an ``identity`` too: the digest of what decides its content."""
 
-    labels: np.ndarray  # (n,) int64
-    classes: tuple[str, ...]
-    in_chans: int
-    identity: str  # digest of what decides the content (pixels of arrays; names and sizes of files)
+    @property
+    def labels(self) -> np.ndarray:
+        """(n,) int64."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def in_chans(self) -> int: ...
+
+    @property
+    def side(self) -> int | None:
+        """Height of arrays, which are used whole; None for image files of any size."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,10 @@ class ArraySource:
     @property
     def in_chans(self) -> int:
         return self.images.shape[3]
+
+    @property
+    def side(self) -> int:
+        return self.images.shape[1]
 
     @cached_property
     def identity(self) -> str:
@@ -78,6 +93,7 @@ class FolderSource:
     identity: str
     note: str = ""  # where the list of files came from
     in_chans: int = 3
+    side: None = None
 
 
 def open_source(
@@ -109,7 +125,7 @@ def open_source(
     return _torchvision(source, path, train)
 
 
-def check(source: ArraySource | FolderSource, what: str) -> None:
+def check(source: Source, what: str) -> None:
     """PruneError where labels and classes contradict one another."""
     if len(source.labels) == 0:
         raise PruneError(f"{what}: there are no images")
@@ -125,7 +141,7 @@ def check_figures(mean: Sequence[float] | None, std: Sequence[float] | None, in_
             raise PruneError(f"data.{key}: {len(given)} values for images of {in_chans} channel(s)")
 
 
-def same_classes(train: ArraySource | FolderSource, test: ArraySource | FolderSource) -> None:
+def same_classes(train: Source, test: Source) -> None:
     """PruneError where the two splits do not have the same classes: labels would mean different things."""
     if train.classes != test.classes:
         missing = sorted(set(train.classes) - set(test.classes))[:4]

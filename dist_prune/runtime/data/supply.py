@@ -78,3 +78,7 @@ class Supplier(Protocol):
             iterator early frees its workers and threads.
         """
         ...
+
+    def close(self) -> None:
+        """Let go of workers and threads that wait for the next epoch."""
+        ...

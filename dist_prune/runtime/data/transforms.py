@@ -3,6 +3,7 @@
 import random
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ SECTIONS = {
 }
 
 
+@lru_cache(maxsize=8)
 def evaluation(look: Look, size: int) -> Callable[[Image.Image], Tensor]:
     """timm's evaluation transform without its normalisation: an RGB image -> (3, size, size) uint8."""
     return create_transform(
@@ -67,6 +69,12 @@ class Policy:
             image = Image.fromarray(one[:, :, 0] if one.shape[2] == 1 else np.ascontiguousarray(one))
             out[place] = np.asarray(self(image, number)).reshape(one.shape)
         return out
+
+
+@lru_cache(maxsize=8)
+def policy(look: Look, size: int) -> Policy:
+    """The policy of ``look.auto_augment`` for images of a side."""
+    return Policy(look, size)
 
 
 def check_policy(config: str) -> None:

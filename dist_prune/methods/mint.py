@@ -1,0 +1,326 @@
+"""MINT: blocks of weights between groups of filters go where the conditional mutual information is small.
+
+Ganesh, Corso, Yasaei Sekeh: MINT: deep network compression via mutual information-based neuron trimming, ICPR 2020.
+A pair is a layer (child) and what feeds it (parent), each in G groups of neighbouring channels; a block is the weights
+between a child group and a parent group.
+"""
+
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dist_prune.errors import PruneError
+from dist_prune.methods import method
+from dist_prune.pruning import spanning
+from dist_prune.pruning.blocks import Blocks
+from dist_prune.pruning.channels import ChannelGroup, Channels, Layer, Site
+from dist_prune.pruning.choose import Request, check_ranking, check_target, keep_best
+from dist_prune.pruning.information import (
+    Dependence,
+    Estimator,
+    information,
+    same_samples,
+    sample,
+    sizes,
+    tile,
+    without_replacement,
+    workers,
+)
+from dist_prune.pruning.masks import promoted, weights_left
+from dist_prune.pruning.pairs import Pair, Parts, pairs_of
+from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.statistic import State, Statistic
+from dist_prune.pruning.thresholds import threshold, true_cap
+
+Quirk = Literal[
+    "independent_samples", "with_replacement", "duplicates_unconnected", "swapped_neighbour", "edge_numbers",
+    "clamped_score", "numbered_parents", "distinct_cap",
+]  # fmt: skip
+
+T = TypeVar("T")
+
+
+class Options(method.MethodOptions):
+    """``groups``: per layer; the largest divisor of its width that is not above it. ``parent_groups``,
+    ``child_groups`` and ``caps`` are for single pairs, by (a glob of) the child layer's name."""
+
+    fidelity: Literal["correct", "as_released"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default="correct", description="as_released: every quirk"
+    )
+    quirks: tuple[Quirk, ...] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=(), description="single departures of the released code"
+    )
+    groups: int = Field(default=64, ge=1, description="groups of filters per layer")
+    parent_groups: dict[str, int] = Field(default={}, description="child layer -> groups of its input channels")
+    child_groups: dict[str, int] = Field(default={}, description="child layer -> groups of its filters")
+    skip: tuple[str, ...] = Field(default=(), description="globs of layers that keep all their weights")
+    taps: Literal["raw", "consumed"] = Field(default="raw", description="layers' outputs, or what the next one is fed")
+    samples_per_class: int | None = Field(default=None, ge=1, description="of the calibration images; null: all")
+    memory_mb: int = method.for_select(2048, ge=64, description="for a process's distance tables; moves no score")
+    p: tuple[float, ...] = method.for_select((), description="quantile of the scores below which blocks go; a grid")
+    quantile: Literal["distinct", "entries", "weights"] = method.for_select(
+        "weights", description="what p counts; the paper's program counts distinct scores"
+    )
+    cap: float | None = method.for_select(None, gt=0, description="largest share of a pair's blocks that may go")
+    caps: dict[str, float] = method.for_select({}, description="child layer -> its own cap")
+    promote: bool = method.for_select(True, description="channels all of whose blocks are cut are removed for real")
+    structured: bool | None = method.for_select(
+        None, description="remove whole channels by summed score instead of blocks; null: where there is no p"
+    )
+
+
+class Mint(method.Method):
+    """``p`` masks blocks of weights; a target or a keep ratio removes whole channels by their summed scores."""
+
+    paper = "Ganesh et al., MINT: deep network compression via mutual information-based neuron trimming, ICPR 2020"
+    Options = Options
+    equivariant = False  # groups are made of neighbouring channels
+
+    def has(self, quirk: Quirk) -> bool:
+        """Whether this departure of the released code is asked for."""
+        return self.options.fidelity == "as_released" or quirk in self.options.quirks
+
+    def score(self, bench: method.Bench) -> method.Scores:
+        """Per child layer: ``<layer>:edges`` (child groups, parent groups) int64, R of the spanning trees;
+        ``<layer>:sizes`` (2,) int64, |C| and |A|."""
+        pairs = self.pairs(bench.channels)
+        taps = {site.name: site for pair in pairs for site in (pair.below, pair.above)}
+        found = bench.observe(list(taps.values()), ChannelMeans())
+        maps = {name: tables["means"].double().numpy() for name, tables in found.items()}
+        below, above = self._samples(bench)
+        parts, budget = sizes(len(below)), self.options.memory_mb * 2**20
+        threads = workers(sum(parts), torch.get_num_threads(), budget)
+        scores: method.Scores = {}
+        for pair in pairs:  # one pair's tables at a time, kept when it is done
+            x, y = maps[pair.above.name][above], maps[pair.below.name][below]
+            work = Dependence(x, y, pair.x, pair.y, self._estimator(), threads)
+            step = tile(sum(parts), len(pair.y), budget)
+            jobs = [(pair.child, start, min(start + step, len(pair.y))) for start in range(0, len(pair.y), step)]
+
+            def run(job: tuple[str, int, int], work: Dependence = work) -> Tensor:
+                return torch.from_numpy(work.cross_edges(range(job[1], job[2])))
+
+            scores[f"{pair.child}:edges"] = torch.cat(bench.share(jobs, run), 1)
+            scores[f"{pair.child}:sizes"] = torch.tensor(parts)
+        return scores
+
+    def pairs(self, channels: Channels) -> list[Pair]:
+        """The pairs that are scored, in the order of the layers."""
+        options = self.options
+
+        def number(layer: Layer, filters: bool) -> tuple[int, bool]:
+            own = of_glob(options.child_groups if filters else options.parent_groups, layer.name)
+            return (options.groups, False) if own is None else (own, True)
+
+        def wanted(name: str) -> bool:
+            return not any(fnmatchcase(name, glob) for glob in options.skip)
+
+        released = numbered_parents if self.has("numbered_parents") else None
+        return pairs_of(channels, wanted, number, options.taps == "consumed", released)
+
+    def _estimator(self) -> Estimator:
+        return Estimator(
+            swapped_neighbour if self.has("swapped_neighbour") else spanning.nearest,
+            duplicates_unconnected if self.has("duplicates_unconnected") else spanning.tree,
+            edge_numbers if self.has("edge_numbers") else spanning.crossings,
+        )
+
+    def _samples(self, bench: method.Bench) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) positions of the images that parents and that children are read on, in random order."""
+        draw = with_replacement if self.has("with_replacement") else without_replacement
+        share = independent_samples if self.has("independent_samples") else same_samples
+        found = share(lambda name: sample(bench.labels, self.options.samples_per_class, draw, bench.draw("mint", name)))
+        if len(found[0]) < 6:
+            raise PruneError(
+                f"score.images: mint splits its images in thirds and needs at least 6, got {len(found[0])}"
+            )
+        return found
+
+    def limits(self, channels: Channels) -> Channels:
+        """Groups whose channels no scored pair touches cannot be judged."""
+        scored = {pair.child for pair in self.pairs(channels)}
+
+        def judged(group: ChannelGroup) -> ChannelGroup:
+            known = group.protected or any(coupling.layer in scored for coupling in group.couplings)
+            return group if known else replace(group, protected="no scored pair of layers touches its channels")
+
+        return replace(channels, groups=tuple(judged(group) for group in channels.groups))
+
+    @property
+    def structured(self) -> bool:
+        """Whether whole channels are asked for, not blocks."""
+        return not self.options.p if self.options.structured is None else self.options.structured
+
+    def check(self, channels: Channels, request: Request) -> None:
+        if self.structured:
+            check_ranking(request)
+            check_target(channels, request)
+            return
+        asked = [key for key in ("threshold", "keep_ratio", "target") if getattr(request, key) is not None]
+        if asked:
+            raise PruneError(
+                f"mint: method.p masks blocks of weights and leaves the widths as they are: {' and '.join(asked)} "
+                "cannot be asked for as well. Leave it out, or set method.structured=true to remove whole channels."
+            )
+        self._index(request)
+
+    def _index(self, request: Request) -> int:
+        """Which value of the grid is asked for, from 0."""
+        grid, index = self.options.p, request.index
+        if not grid or any(not 0 < p <= 1 for p in grid):
+            raise PruneError(f"method.p: quantiles of the scores, above 0 and up to 1, got {list(grid)}")
+        if index is None and len(grid) > 1:
+            raise PruneError(
+                f"select.index: method.p has {len(grid)} values; choose the one to retrain, 1 to {len(grid)}. "
+                "Runs that differ in it share one score file (score.from)."
+            )
+        if not 1 <= (index or 1) <= len(grid):
+            raise PruneError(f"select.index: {index} is none of the {len(grid)} values of method.p, 1 to {len(grid)}")
+        return (index or 1) - 1
+
+    def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
+        channels = self.limits(channels)
+        self.check(channels, request)
+        if not self.structured:
+            return self._masking(scores, channels, request, self.options.p[self._index(request)])
+        worth = {group.name: torch.zeros(group.width, dtype=torch.float64) for group in channels.free}
+        for pair in self.pairs(channels):
+            table = information(*(self.need(scores, f"{pair.child}:{what}") for what in ("edges", "sizes")))
+            sides = {"out": spread(table.mean(1), pair.rows), "in": spread(table.mean(0), pair.columns)}
+            for group in channels.free:
+                for coupling in group.couplings:
+                    if coupling.layer == pair.child:
+                        each = len(coupling.index) // group.width
+                        values = torch.stack([sides[coupling.side][i] for i in coupling.index])
+                        worth[group.name].index_add_(0, torch.tensor(coupling.channel), values / each)
+        return Plan.keeping(channels, keep_best(channels, worth, request))
+
+    def table(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> list[dict[str, Any]]:
+        """What every value of the grid would cut, in percent of the weights of the scored layers and of all."""
+        channels, rows = self.limits(channels), []
+        for number, p in enumerate(() if self.structured else self.options.p, start=1):
+            counts = weights_left(self._masking(scores, channels, request, p), channels)
+            scored = [counts[pair.child] for pair in self.pairs(channels)]
+            shares = (
+                100 * (1 - sum(n for n, _ in part) / sum(n for _, n in part)) for part in (scored, counts.values())
+            )
+            rows.append({"index": number, "p": p, **dict(zip(("scored_percent", "all_percent"), shares, strict=True))})
+        return rows
+
+    def _masking(self, scores: Mapping[str, Tensor], channels: Channels, request: Request, p: float) -> Plan:
+        pairs = self.pairs(channels)
+        low = {pair.child: self._values(scores, pair) for pair in pairs}
+        weights = {pair.child: block_sizes(pair, channels.layers[pair.child]) for pair in pairs}
+        limit = threshold(list(low.values()), list(weights.values()), p, self.options.quantile)
+        blocks = {}
+        for pair in pairs:
+            own = of_glob(self.options.caps, pair.child)
+            cap = self.options.cap if own is None else own
+            capped = distinct_cap if self.has("distinct_cap") else true_cap
+            at = limit if cap is None else capped(low[pair.child], weights[pair.child], cap, limit)
+            gone = low[pair.child] <= at
+            if gone.any():
+                blocks[pair.child] = Blocks.of(pair.rows, pair.columns, [np.flatnonzero(row) for row in gone])
+        why = {
+            group.name: group.protected or "its channels stay; blocks of weights are masked"
+            for group in channels.groups
+        }
+        plan = Plan({}, {group.name: group.width for group in channels.groups}, why, blocks)
+        return promoted(plan, channels, request) if self.options.promote else plan
+
+    def _values(self, scores: Mapping[str, Tensor], pair: Pair) -> np.ndarray:
+        """Integers in the order of the scores: minus the number of cross edges."""
+        edges = self.need(scores, f"{pair.child}:edges")
+        first = int(self.need(scores, f"{pair.child}:sizes")[0])
+        return -(clamped_score(edges, first) if self.has("clamped_score") else edges).numpy()
+
+
+class ChannelMeans(Statistic):
+    """One number per channel and image: the mean over positions (section 3). State: ``means`` (n, C)."""
+
+    def states(self, site: Site) -> dict[str, State]:
+        return {"means": State("rows", (site.width,), torch.float32)}
+
+    def update(
+        self, site: Site, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
+    ) -> None:
+        if site.kind == "conv":
+            means = maps.flatten(2).mean(2)
+        else:  # (N, F), or features last behind tokens
+            means = maps.flatten(1, -2).mean(1) if maps.dim() > 2 else maps
+        tables["means"][ids] = means.to(torch.float32)
+
+
+def block_sizes(pair: Pair, layer: Layer) -> np.ndarray:
+    """(child groups, parent groups) int64: weights in each block."""
+    return np.outer([len(part) for part in pair.rows], [len(part) for part in pair.columns]) * layer.kernel
+
+
+def spread(means: Tensor, parts: Parts) -> dict[int, Tensor]:
+    """Channel -> the value of its group."""
+    return {channel: value for part, value in zip(parts, means, strict=True) for channel in part}
+
+
+def of_glob(named: Mapping[str, T], layer: str) -> T | None:
+    """The value of the first glob that matches."""
+    return next((value for glob, value in named.items() if fnmatchcase(layer, glob)), None)
+
+
+# What the released code does otherwise (section 2.3); each is a quirk of its name.
+
+
+def independent_samples(take: Callable[[str], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Parents and children are read on images drawn independently of each other: the joint law is lost."""
+    return take("parents"), take("children")
+
+
+def with_replacement(count: int, wanted: int, generator: torch.Generator) -> Tensor:
+    """An image may be drawn again."""
+    return torch.randint(count, (wanted,), generator=generator)
+
+
+def duplicates_unconnected(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The tree of a sparse matrix, where distance 0 is no edge."""
+    return spanning.tree(a, b, False)
+
+
+def swapped_neighbour(table: np.ndarray) -> np.ndarray:
+    """The neighbour in A of each row of B, taken as if it were a row of B: (|A|, |B|) -> (|A|,)."""
+    return spanning.nearest(np.ascontiguousarray(table.T))[: len(table)]
+
+
+def edge_numbers(joined: np.ndarray, first: int) -> int:
+    """Cross edges with an edge's number in the place of its row: edges in the order of (row, column), row < column.
+
+    Which of the two equal entries of the symmetric matrix SciPy kept was up to its sort; here it is the upper one.
+    """
+    ends = np.stack([np.arange(len(joined)), joined], 1)[joined >= 0]
+    ends.sort(1)
+    columns = ends[np.lexsort((ends[:, 1], ends[:, 0])), 1]
+    return int(((np.arange(len(columns)) < first) != (columns < first)).sum())
+
+
+def clamped_score(edges: Tensor, first: int) -> Tensor:
+    """R is at most |C|: no score below about 0."""
+    return edges.clamp(max=first)
+
+
+def numbered_parents(channels: Channels, layer: Layer) -> str | None:
+    """The parent is the layer numbered before the child, whatever feeds it; None where that one is too narrow."""
+    names = [n for n, found in channels.layers.items() if found.kind in ("conv", "linear")]
+    before = names.index(layer.name) - 1
+    return names[before] if before >= 0 and channels.layers[names[before]].width_out >= layer.width_in else None
+
+
+def distinct_cap(values: np.ndarray, weights: np.ndarray, cap: float, limit: int) -> int:
+    """Where ``cap`` of the blocks or more would go: entry round(cap U) of the pair's own U distinct values."""
+    if (values <= limit).mean() < cap:
+        return limit
+    distinct = np.unique(values)
+    return int(distinct[min(round(cap * len(distinct)), len(distinct) - 1)])

@@ -1,0 +1,201 @@
+"""The FFCV backend: a .beton file with its sidecar as a source, and as a supplier of pixels."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dist_prune.errors import PruneError
+from dist_prune.runtime.data.augment import TRIES, WINDOW, shifted
+from dist_prune.runtime.data.dealing import draws
+from dist_prune.runtime.data.memory import rendered
+from dist_prune.runtime.data.supply import Look, Moment
+
+FORMAT = 1  # of the sidecar
+READ_WHOLE = 1 << 30  # files up to this size are digested when they are opened; larger ones only their index
+
+
+@dataclass(frozen=True)
+class BetonSource:
+    """One split in a .beton file.
+
+    Attributes:
+        items: (n, 5) int64: place, bytes, 1 where the pixels are raw, height, width.
+        identity: digest of the file (its sidecar's; the index, or all of a small file, was checked against it).
+        side: height and width of images that came from arrays (they are used whole); None for image files.
+        facts: the sidecar.
+    """
+
+    path: Path
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    in_chans: int
+    identity: str
+    items: np.ndarray = field(repr=False)
+    side: int | None
+    facts: dict[str, Any] = field(repr=False)
+
+
+def sidecar_of(path: Path) -> Path:
+    """Where the sidecar of a .beton lies."""
+    return path.with_name(path.name + ".json")
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """The sidecar of a .beton; PruneError where there is none or it does not fit."""
+    place = sidecar_of(path)
+    again = f"write it with: dist-prune make-ffcv --source ... --out {path}"
+    if not path.is_file():
+        raise PruneError(f"there is no {path}; {again}")
+    if not place.is_file():
+        raise PruneError(
+            f"{path} has no sidecar {place.name}: its writing never ended, or another program wrote it; {again}"
+        )
+    try:
+        facts = json.loads(place.read_text())
+        found = facts["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PruneError(f"{place} cannot be read: {error!r}; {again}") from error
+    if found != FORMAT:
+        raise PruneError(f"{place} has format {found}, this version reads {FORMAT}; {again}")
+    size = path.stat().st_size
+    if size != facts["bytes"]:
+        raise PruneError(
+            f"{path} has {size:,} bytes, its sidecar says {facts['bytes']:,}: cut short or replaced; {again}"
+        )
+    return facts
+
+
+def open_beton(path: Path) -> BetonSource:
+    """Open a .beton, checked against its sidecar.
+
+    Raises:
+        PruneError: ffcv cannot be used; no sidecar; a file that is cut short, changed, or not what the sidecar says.
+    """
+    facts, stream = read_sidecar(path), engine()
+    small = facts["bytes"] <= READ_WHOLE
+    if digest(path, *(() if small else facts["index"])) != facts["sha256" if small else "index_sha256"]:
+        raise PruneError(
+            f"{path} is not the file that {sidecar_of(path).name} describes (its digest differs); write it again"
+        )
+    items, labels = stream.read_index(path)
+    classes = tuple(facts["classes"])
+    if len(labels) != facts["count"] or not (labels.min() >= 0 and labels.max() < len(classes)):
+        raise PruneError(
+            f"{path} holds {len(labels)} images with labels {labels.min()} to {labels.max()}, its sidecar says "
+            f"{facts['count']} images of {len(classes)} classes; write it again"
+        )
+    side = int(items[0, 3]) if facts["arrays"] else None
+    return BetonSource(path, labels, classes, facts["in_chans"], facts["sha256"], items, side, facts)
+
+
+def digest(path: Path, *parts: Sequence[int]) -> str:
+    """sha256 of a file, or of its parts (start, end)."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        for start, end in parts or ((0, path.stat().st_size),):
+            file.seek(start)
+            while start < end and (block := file.read(min(1 << 22, end - start))):
+                found.update(block)
+                start += len(block)
+    return found.hexdigest()
+
+
+@cache
+def engine() -> ModuleType:
+    """The module that talks to FFCV; PruneError that names what is missing."""
+    try:
+        from dist_prune.runtime.data import stream
+    except (ImportError, OSError) as error:
+        raise PruneError(f"ffcv cannot be used here: {error}. `dist-prune doctor` says what is missing") from error
+    return stream
+
+
+class BetonSupplier:
+    """Images of a ``BetonSource``, decoded by FFCV.
+
+    Pixels are those of the torch backend (image files) or of the memory backend (arrays), bit for bit, where the file
+    keeps the images as they were: raw, and none larger than its ``max_resolution``.
+    """
+
+    name = "ffcv"
+    allowed: tuple[str, ...] = ("none", "crop", "crop_flip", "resized_crop_flip")
+    policies = False
+
+    def __init__(self, source: BetonSource, workers: int, pin: bool = False):
+        self.source, self.workers, self.pin = source, workers, pin  # pin: page-locked memory, for GPUs
+
+    def pixels(
+        self, dealt: Sequence[np.ndarray], look: Look, augment: Moment | None, size: int
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """See Supplier."""
+        ids = np.concatenate([np.zeros(0, np.int64), *dealt]).astype(np.int64)
+        native = self.source.side  # arrays are decoded whole; the memory backend's transforms do the rest
+        windows = np.zeros((len(self.source.items), 9), np.int32)  # memory of ids that are not asked for is not touched
+        windows[ids] = self._windows(ids, look, augment, size)
+        ahead = 2 * max((len(part) for part in dealt), default=0)
+        stream = engine().stream_of(self.source.path, self.source.identity, native or size)
+        chunks = stream.chunks(ids, self._tables(windows, look), self.workers, ahead)
+        try:
+            for part, pixels in self._batches(dealt, chunks, native or size):
+                images = pixels.permute(0, 3, 1, 2)[:, : self.source.in_chans]
+                if native is not None:
+                    images = rendered(images, part, look, augment, size)
+                elif augment is not None and look.augment in ("crop", "crop_flip"):
+                    images = shifted(images, augment, part, flip=look.augment == "crop_flip")
+                yield part, images
+        finally:
+            chunks.close()
+
+    def _windows(self, ids: np.ndarray, look: Look, augment: Moment | None, size: int) -> np.ndarray:
+        """(n, 9), see ``resample.centred``."""
+        from dist_prune.runtime.data import resample
+
+        if look.interpolation not in resample.KINDS or look.crop_mode != "center" or not look.exif:
+            raise PruneError(
+                f"data.backend: ffcv does interpolation {', '.join(resample.KINDS)}, crop mode center, upright images; "
+                f"this recipe asks for {look.interpolation}, {look.crop_mode}, exif={look.exif}: write torch"
+            )
+        sides = self.source.items[ids, 3:5]
+        if self.source.side is not None:
+            return resample.centred(sides, self.source.side, self.source.side)
+        if augment is not None and look.augment == "resized_crop_flip":
+            chances = draws(*augment, ids, 2 * TRIES + 3, WINDOW).numpy()
+            return resample.drawn(sides, chances, look.scale, look.ratio, size)
+        return resample.centred(sides, size, math.floor(size / look.crop))
+
+    def _batches(
+        self, dealt: Sequence[np.ndarray], chunks: Iterator[Any], size: int
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """FFCV's chunks put together to the lists that were asked for: (ids, (n, size, size, 3))."""
+        pixels, status, used = np.zeros((0, size, size, 3), np.uint8), np.zeros((0, 1)), 0
+        for part in dealt:
+            out = torch.empty((len(part), size, size, 3), dtype=torch.uint8, pin_memory=self.pin)
+            view, done = out.numpy(), 0
+            while done < len(part):
+                if used == len(pixels):
+                    (pixels, status), used = next(chunks), 0
+                take = min(len(part) - done, len(pixels) - used)
+                bad = np.flatnonzero(status[used : used + take])
+                if len(bad):
+                    raise PruneError(f"sample {part[done + bad[0]]}: its image in {self.source.path} cannot be decoded")
+                view[done : done + take] = pixels[used : used + take]
+                done, used = done + take, used + take
+            yield part, out
+
+    def _tables(self, windows: np.ndarray, look: Look) -> tuple[np.ndarray, np.ndarray, int, bool]:
+        from dist_prune.runtime.data import resample
+
+        return self.source.items, windows, resample.KINDS[look.interpolation], resample.VERTICAL_FIRST
+
+    def close(self) -> None:
+        """Nothing to let go of: FFCV's threads end with each iterator."""

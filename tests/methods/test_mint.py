@@ -1,0 +1,337 @@
+"""MINT: thresholds, caps, taps and groups by the specification; masks that hold; the released code's departures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dist_prune import methods, reading
+from dist_prune.errors import PruneError
+from dist_prune.methods import mint
+from dist_prune.pruning import surgeon
+from dist_prune.pruning.blocks import Blocks
+from dist_prune.pruning.choose import Request, share_of
+from dist_prune.pruning.masks import masks_of, violations, weights_left
+from dist_prune.pruning.pairs import contiguous
+from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.thresholds import threshold, true_cap
+from dist_prune.runtime import backbones
+from dist_prune.runtime.collectives import Ranks
+from tests import tiny
+from tests.runtime.test_training import Killed, kill_after, trainer
+
+HAND = np.array([0.1, 0.1, 0.1, 0.2, 0.3])
+VGG = (0.671, 0.518, 0.584, 0.612, 0.899, 0.937, 0.920, 0.863, 0.910, 0.933)
+R50 = (
+    .735, .319, .441, .344, .031, .285, .270, .176, .266, .353, .485, .279, .361, .833, .246, .290, .338, .438, .518,
+    .142, .382, .330, .330, .848, .357, .813, .774, .107, .121, .530, .467, .908, .885, .669, .258, .211, .486, .223,
+    .041, .324, .282, .302, .035, .052, .911, .842, .674, .616, .520, .891, .780, .685,
+)  # fmt: skip
+
+
+def mint_with(**options):
+    return mint.Mint(mint.Options(**options))
+
+
+def units(values) -> np.ndarray:
+    return np.round(np.asarray(values) * 10).astype(np.int64)
+
+
+def test_the_hand_example_of_distinct_quantiles():
+    table = units(HAND)[None]
+    at = threshold([table], [np.ones_like(table)], 0.34, "distinct")
+    assert at == 2
+    assert (table <= at).sum() == 4
+
+
+@pytest.mark.parametrize(("p", "quantile", "cut"), [
+    (0.01, "entries", 3), (0.6, "entries", 3), (0.61, "entries", 4), (1.0, "entries", 5), (1.0, "distinct", 5),
+    (0.3, "weights", 3), (0.31, "weights", 4), (0.5, "weights", 4), (0.51, "weights", 5),
+])  # fmt: skip
+def test_quantiles_of_entries_and_weights_cut_at_least_what_is_asked(p, quantile, cut):
+    """The entry .2 has as many weights as two others, .3 as five."""
+    table, weights = units(HAND)[None], np.array([[1, 1, 1, 2, 5]])
+    assert (table <= threshold([table], [weights], p, quantile)).sum() == cut
+
+
+def test_caps():
+    table, weights = units([[0.1, 0.1, 0.2, 0.3], [0.4, 0.5, 0.6, 0.7]]), np.ones((2, 4), np.int64)
+    for cap, kept in ((0.5, 4), (0.49, 3), (0.25, 2), (0.2, 0), (1.0, 7)):
+        assert (table <= true_cap(table, weights, cap, 6)).sum() == kept, "never more than the cap, nor than asked"
+    assert mint.distinct_cap(table, weights, 0.9, 6) == 6, "seven of eight are below the cap"
+    assert mint.distinct_cap(table, weights, 0.5, 6) == 5, "entry round(.5 * 7) of 7 distinct values: 5 of 8 go"
+
+
+def digits(method, images: int = tiny.IMAGES, name: str = "resnet8p_cifar", ranks: Ranks | None = None):
+    bench = tiny.bench(tiny.network(name=name), ranks, images=images)
+    return bench, method.score(bench)
+
+
+def tables_on(ranks: Ranks, fidelity: str) -> dict[str, list]:
+    found = digits(mint_with(groups=8, fidelity=fidelity, memory_mb=64), 150, ranks=ranks)[1]
+    return {name: table.tolist() for name, table in found.items()}
+
+
+@pytest.mark.parametrize("fidelity", ["correct", "as_released"])
+def test_every_world_finds_the_same_table(fidelity, pool):
+    found = [tables for world in (1, 2, 3) for tables in pool.run(world, tables_on, fidelity)]
+    assert all(tables == found[0] for tables in found)
+    tables = [table for name, table in found[0].items() if name.endswith("edges")]
+    assert len({edge for table in tables for row in table for edge in row}) > 5
+
+
+def test_threads_and_memory_do_not_move_scores():
+    method = mint_with(groups=8)
+    wide = digits(mint_with(groups=8, memory_mb=4096), 150)[1]
+    torch.set_num_threads(2)
+    try:
+        narrow = digits(method, 150)[1]
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(wide[name], narrow[name]) for name in wide)
+    assert "memory_mb" not in mint.Options.score_options()
+
+
+def test_pairs_of_a_residual_network():
+    """A child behind a sum is fed by the sum, one in a plain chain by the layer before it; the stem has no parent."""
+    channels = surgeon.sites_of(tiny.network(name="resnet20_cifar"), tiny.example()[:1])
+    pairs = {pair.child: pair for pair in mint_with().pairs(channels)}
+    assert "conv1" not in pairs
+    assert len(pairs) == 19
+    assert pairs["layer1.0.conv2"].below.name == "layer1.0.conv1"
+    assert pairs["layer2.0.conv1"].below.name == "layer2.0.conv1:in"
+    assert pairs["layer2.0.conv1"].below.width == 16
+    assert pairs["linear"].below.name == "linear:in"
+    numbered = {pair.child: pair for pair in mint_with(fidelity="as_released").pairs(channels)}
+    assert numbered["layer2.0.conv1"].below.name == "layer1.2.conv2"
+    projected = surgeon.sites_of(tiny.network(), tiny.example()[:1])
+    released = {pair.child: pair for pair in mint_with(quirks=("numbered_parents",)).pairs(projected)}
+    assert released["layer2.0.downsample.0"].below.name == "layer2.0.conv2", "the layer before it in number"
+    assert released["layer2.0.downsample.0"].below.width == 32, "wider than the 16 true inputs"
+    assert max(max(part) for part in released["layer2.0.downsample.0"].y) == 15
+    correct = {pair.child: pair for pair in mint_with().pairs(projected)}
+    assert correct["layer2.0.downsample.0"].below.name == "layer2.0.downsample.0:in"
+
+
+def test_pairs_of_the_perceptron_read_what_the_next_layer_is_fed():
+    channels = surgeon.sites_of(backbones.create("mlp_mnist", 10, 1).eval(), torch.zeros(1, 1, 28, 28))
+    options = {"taps": "consumed", "parent_groups": {"fc2": 250}, "child_groups": {"fc*": 10, "fc2": 100}}
+    two, three = mint_with(**options | {"child_groups": {"fc2": 100, "fc3": 10}}).pairs(channels)
+    assert (two.child, two.below.name, two.above.name) == ("fc2", "fc2:in", "fc3:in")
+    assert (three.child, three.below.name, three.above.name) == ("fc3", "fc3:in", "fc3")
+    assert (len(two.rows), len(two.columns), len(three.rows)) == (100, 250, 10)
+    raw = mint_with().pairs(channels)
+    assert [pair.below.name for pair in raw] == ["fc1", "fc2"]
+    assert [len(pair.rows) for pair in raw] == [60, 10], "the largest divisors up to 64"
+    with pytest.raises(PruneError, match=r"fc3: 10 channels .* into 7 equal groups; possible: \[1, 2, 5, 10"):
+        mint_with(child_groups={"fc3": 7}).pairs(channels)
+    assert contiguous(6, 4, False, "x") == ((0, 1), (2, 3), (4, 5))
+
+
+def test_taps_show_raw_outputs_and_true_inputs():
+    model = tiny.network()
+    bench = tiny.bench(model)
+    pairs = {pair.child: pair for pair in mint_with().pairs(bench.channels)}
+    sites = [pairs["layer2.0.conv1"].below, pairs["layer2.0.conv1"].above, pairs["linear"].below]
+    found = bench.observe(sites, mint.ChannelMeans())
+    batch = next(bench.feed.batches([bench.ids]))
+    x = torch.relu(model.bn1(model.conv1(batch.images)))  # type: ignore[operator]
+    x = model.get_submodule("layer1")(x)
+    raw = model.get_submodule("layer2.0.conv1")(x)
+    assert torch.allclose(found["layer2.0.conv1:in"]["means"].double(), x.mean((2, 3)), atol=1e-6)
+    assert torch.allclose(found["layer2.0.conv1"]["means"].double(), raw.mean((2, 3)), atol=1e-6)
+    assert found["linear:in"]["means"].shape == (tiny.IMAGES, 64)
+
+
+def test_samples_are_stratified_and_the_quirks_draw_as_released():
+    labels = torch.tensor([0] * 50 + [1] * 20 + [2] * 30)
+    ways = (mint.without_replacement, mint.with_replacement)
+    once, again = (mint.sample(labels, 20, draw, torch.Generator().manual_seed(0)) for draw in ways)
+    assert np.bincount(labels[once]).tolist() == np.bincount(labels[again]).tolist() == [20, 20, 20]
+    assert len(set(once.tolist())) == 60 > len(set(again.tolist()))
+    assert once.tolist() != sorted(once.tolist()), "the split in thirds is by place"
+    with pytest.raises(PruneError, match=r"samples_per_class: 21, but a class has only 20"):
+        mint.sample(labels, 21, mint.without_replacement, torch.Generator())
+    bench = tiny.bench(tiny.network(), images=200)
+    below, above = mint_with(quirks=("independent_samples",), samples_per_class=9)._samples(bench)
+    assert len(below) == len(above) == 90
+    assert below.tolist() != above.tolist()
+    assert bench.labels[above].bincount().tolist() == [9] * 10
+    same = mint_with(samples_per_class=9)._samples(bench)
+    assert same[0].tolist() == same[1].tolist()
+
+
+@pytest.mark.parametrize("quirk", ["independent_samples", "with_replacement", "swapped_neighbour", "edge_numbers"])
+def test_each_quirk_alone_moves_the_scores(quirk):
+    plain, moved = digits(mint_with(groups=8), 150)[1], digits(mint_with(groups=8, quirks=(quirk,)), 150)[1]
+    assert any(not torch.equal(plain[name], moved[name]) for name in plain)
+
+
+def test_clamped_scores_have_no_value_below_zero():
+    edges = torch.tensor([[3, 9], [12, 10]])
+    assert mint.clamped_score(edges, 10).tolist() == [[3, 9], [10, 10]]
+
+
+def test_p_masks_blocks_and_the_plan_says_how_much():
+    method = mint_with(groups=8, p=(0.5,), skip=("linear",))
+    bench, scores = digits(method)
+    plan = method.select(scores, bench.channels, Request())
+    counts = weights_left(plan, bench.channels)
+    scored = [counts[pair.child] for pair in method.pairs(bench.channels)]
+    share = 1 - sum(n for n, _ in scored) / sum(n for _, n in scored)
+    assert 0.5 <= share < 0.85, "scores are quantised: at least what was asked"
+    assert counts["linear"][0] == counts["linear"][1]
+    capped = mint_with(groups=8, p=(0.5,), skip=("linear",), cap=0.3, caps={"layer3*": 0.1}, promote=False)
+    capped = capped.select(scores, bench.channels, Request())
+    for name, (kept, whole) in weights_left(capped, bench.channels).items():
+        assert 1 - kept / whole <= (0.1 if name.startswith("layer3") else 0.3) + 1e-9
+    small = tiny.cut(bench.model, bench.channels, plan)
+    masks = masks_of(plan, bench.channels, small.state_dict())
+    assert masks
+    assert violations(small.state_dict(), masks) == []
+
+
+def test_a_grid_is_a_table_and_an_index_takes_one_value():
+    method = mint_with(groups=8, p=(0.2, 0.5, 0.8))
+    bench, scores = digits(method)
+    rows = method.table(scores, bench.channels, Request(index=1))
+    assert [row["index"] for row in rows] == [1, 2, 3]
+    assert [row["scored_percent"] >= 100 * p for row, p in zip(rows, (0.2, 0.5, 0.8), strict=True)] == [True] * 3
+    prints = {method.select(scores, bench.channels, Request(index=i)).fingerprint for i in (1, 2, 3)}
+    assert len(prints) == 3
+    for request, said in ((Request(), r"select\.index: method\.p has 3"), (Request(index=4), "none of the 3 values")):
+        with pytest.raises(PruneError, match=said):
+            method.select(scores, bench.channels, request)
+
+
+@pytest.mark.parametrize(
+    ("options", "request_", "said"),
+    [
+        ({"p": (0.5,)}, Request(target=("macs", 0.5)), "target cannot be asked for as well"),
+        ({"p": (1.5,)}, Request(), r"method\.p: quantiles"),
+        ({}, Request(), "set target.macs"),
+        ({"structured": False}, Request(), r"method\.p: quantiles"),
+    ],
+)
+def test_requests_that_contradict_themselves(options, request_, said):
+    channels = surgeon.sites_of(tiny.network(), tiny.example()[:1])
+    with pytest.raises(PruneError, match=said):
+        mint_with(**options).ready(channels, (), request_)
+
+
+def test_structured_removes_the_channels_with_the_smallest_sums():
+    method = mint_with(p=(0.5,), structured=True)
+    bench, scores = digits(method)
+    plan = method.select(scores, bench.channels, Request(target=("params", 0.6)))
+    assert not plan.blocks
+    assert 0.4 < share_of(bench.channels, "params", plan.counts) <= 0.6
+    favoured = {name: table.clone() for name, table in scores.items()}
+    favoured["layer2.0.conv1:edges"][5] = 0  # fully dependent on its inputs
+    favoured["layer2.0.conv1:edges"][6] = 10_000
+    plan = method.select(favoured, bench.channels, Request(keep_ratio=0.5))
+    assert 5 in plan.kept("layer2.0.conv1")
+    assert 6 not in plan.kept("layer2.0.conv1")
+
+
+def test_groups_that_no_pair_touches_are_protected():
+    channels = surgeon.sites_of(tiny.network(), tiny.example()[:1])
+    limited = mint_with(skip=("*",)).limits(channels)
+    assert not limited.free
+    assert "no scored pair" in limited.group("conv1").protected
+
+
+def cutting(channels, names, shares) -> Plan:
+    """A plan that cuts these shares of layers, in 64 x 64 blocks (the nearest whole number of blocks)."""
+    blocks = {}
+    for name, share in zip(names, shares, strict=True):
+        layer = channels.layers[name]
+        rows, columns = (contiguous(width, 64, True, name) for width in (layer.width_out, layer.width_in))
+        gone = np.arange(64 * 64).reshape(64, 64) < round(share * 64 * 64)
+        blocks[name] = Blocks.of(rows, columns, [np.flatnonzero(row) for row in gone])
+    return Plan({}, {group.name: group.width for group in channels.groups}, {}, blocks)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "side", "weights", "masked", "first", "last", "shares", "percent"),
+    [
+        ("vgg16_bn_cifar", 32, 14_977_728, 14_712_832, 4, 14, VGG, 83.46),
+        ("resnet50", 64, 25_502_912, 23_445_504, 1, 53, R50, 49.62),
+    ],
+)
+def test_mask_arithmetic_of_the_paper_s_profiles(backbone, side, weights, masked, first, last, shares, percent):
+    """The fractions per layer that the authors plotted give the percentages of their tables."""
+    classes = 10 if side == 32 else 1000
+    channels = surgeon.sites_of(backbones.create(backbone, classes, 3).eval(), torch.zeros(1, 3, side, side))
+    names = [n for n, layer in channels.layers.items() if layer.kind in ("conv", "linear")][first:last]
+    plan = cutting(channels, names, shares)
+    left = weights_left(plan, channels)
+    assert sum(whole for _, whole in left.values()) == weights
+    assert sum(left[name][1] for name in names) == masked
+    assert 100 * (1 - sum(kept for kept, _ in left.values()) / weights) == pytest.approx(percent, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "side", "pairs", "masked", "scores"),
+    [
+        ("mlp_mnist_mint", 28, 1, 150_000, 25_000),
+        ("vgg16_cifar10_mint", 32, 10, 14_712_832, 40_960),
+        ("resnet56_cifar10_mint", 32, 50, 785_664, 87_296),
+        ("resnet50_imagenet_mint", 64, 52, 23_445_504, 212_992),
+    ],
+)
+def test_recipes_score_the_pairs_that_the_paper_masks(recipe, side, pairs, masked, scores):
+    spec = reading.load(recipe, [], methods.options_of, need_environment=False)
+    method = mint_with(**{key: value for key, value in spec.method.items() if key != "name"})
+    classes, chans = (1000 if "imagenet" in recipe else 10), (1 if "mnist" in recipe else 3)
+    model = backbones.create(spec.backbone.name, classes, chans).eval()
+    channels = surgeon.sites_of(model, torch.zeros(1, chans, side, side))
+    found = method.pairs(channels)
+    layers = [channels.layers[pair.child] for pair in found]
+    assert len(found) == pairs
+    assert sum(layer.width_in * layer.width_out * layer.kernel for layer in layers) == masked
+    assert sum(len(pair.x) * len(pair.y) for pair in found) == scores
+
+
+def masked_training(ranks: Ranks, folder: Path | None = None, kill: int = 0, **more) -> list[bool]:
+    """100 updates of a masked network: whether all masked weights and momenta are zero, no others are, resumed."""
+    method = mint_with(groups=8, p=(0.5,))
+    bench, scores = digits(method)
+    plan = method.select(scores, bench.channels, Request())
+    settings = {"epochs": 9, "batch": 16, "images": 200, "weight_decay": 1e-2, "momentum": 0.9, **more}
+    found = trainer(ranks, folder, save_every_steps=9, **settings)
+    surgeon.operate(found.model, bench.channels, plan)
+    found.masks = masks_of(plan, bench.channels, found.model.state_dict())
+    if kill:
+        kill_after(found, kill)
+        with pytest.raises(Killed):
+            found.run()
+        found.states.wait()  # type: ignore[union-attr]
+        return masked_training(ranks, folder, **more)
+    assert found.loop.steps * settings["epochs"] >= 100
+    found.run()
+    weights = found.model.state_dict()
+    parameters = dict(found.model.named_parameters())
+    rest = [bool((weights[name][mask] == 0).any()) for name, mask in found.masks.items()]
+    states = [(mask, found.drive.optimizer.state[parameters[name]].values()) for name, mask in found.masks.items()]
+    momenta = [value[~mask] for mask, values in states for value in values if value.shape == mask.shape]
+    assert momenta
+    clean = violations(weights, found.masks) == [] and not any(bool(m.any()) for m in momenta)
+    return [clean, not any(rest), (folder is None or found.resumed is not None)]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("more", [{}, {"optimizer": "adamw", "ema": 0.9, "nesterov": False}], ids=["sgd", "adamw-ema"])
+def test_masked_weights_are_exact_zeros_after_a_hundred_updates(world, more, tmp_path, pool):
+    """With momentum and weight decay, on one rank and two, killed and resumed from a checkpoint on the way."""
+    for found in pool.run(world, trained_and_resumed, tmp_path, more):
+        assert found == [True, True, True]
+
+
+def trained_and_resumed(ranks: Ranks, folder: Path, more: dict) -> list[bool]:
+    return masked_training(ranks, folder, 41, **more)
+
+
+def test_the_method_is_found_by_its_name():
+    assert methods.find("mint") is mint.Mint
+    assert mint.Options().fidelity == "correct"

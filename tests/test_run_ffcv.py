@@ -1,0 +1,37 @@
+"""Whole runs on two ranks: the backend that serves the images moves nothing, as long as the file keeps their pixels."""
+
+import pytest
+from PIL import Image
+
+from dist_prune import cli
+from dist_prune.runtime.data.sources import ArraySource, open_source
+from tests.launch import SMALL, TORCHRUN, report, run
+
+WORDS = (
+    *SMALL, "data.source=imagefolder", "data.image_size=8", "data.crop=0.8", "data.mean=[0.3,0.3,0.3]",
+    "data.std=[0.4,0.4,0.4]", "data.workers=2", "data.augment=resized_crop_flip", "train.epochs=1", "finetune.epochs=1",
+    "score.images=60", "train.batch=32", "finetune.batch=32",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_ffcv_and_torch_give_the_same_run(ffcv, tmp_path):
+    for split, train, count in (("train", True, 300), ("val", False, 100)):
+        source = open_source("digits", None, "", train)
+        assert isinstance(source, ArraySource)
+        for number in range(count):
+            place = tmp_path / split / str(source.labels[number])
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(source.images[number].repeat(3, axis=2)).resize((20, 14)).save(place / f"{number:03}.png")
+        words = ["make-ffcv", "--source", str(tmp_path), "--write-mode", "raw", "--split", "train" if train else "eval"]
+        assert cli.main(words) == 0
+    found = {}
+    for backend, said in (("auto", "ffcv backend"), ("torch", "torch backend")):
+        folder = tmp_path / f"run_{backend}"
+        code, output = run(TORCHRUN, folder, *WORDS, f"data.root={tmp_path}", f"data.backend={backend}")
+        assert code == 0, output
+        assert f"training images come through the {said}" in output
+        body = report(folder)
+        figures = [{k: body[what][k] for k in ("top1", "top5", "loss")} for what in ("dense", "pruned", "finetuned")]
+        found[backend] = (body["plan"]["fingerprint"], figures)
+    assert found["auto"] == found["torch"]
