@@ -1,4 +1,4 @@
-"""``dist-prune list | check | plan | report | compare | sweep | launch | make-ffcv | doctor ...``: beside a run.
+"""``dist-prune list | check | plan | report | compare | sweep | launch | doctor ...``: before and after a run.
 
 run.py does the work.
 """
@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     importing.add_argument("file", help=".pth, .pt, .th, .tar or .safetensors")
     importing.add_argument("--out", required=True, help="the .safetensors file to write")
+    launching.arguments(verbs)
     making = verbs.add_parser("make-ffcv", help="write one split of a data set as an FFCV file with a sidecar")
     making.add_argument("--source", required=True, help="an image folder, an .npz file, or a recipe")
     making.add_argument("--split", choices=("train", "eval"), default="train", help="where the source has both")
@@ -43,7 +44,6 @@ def main(arguments: list[str] | None = None) -> int:
     making.add_argument("--quality", type=int, default=90, help="of JPEG, 1 to 100")
     making.add_argument("--write-mode", choices=("jpg", "raw", "proportion"), default="jpg")
     making.add_argument("--workers", type=int, default=0, help="encoding processes; default: one per core")
-    launching.arguments(verbs)
     examining = verbs.add_parser("doctor", help="what is installed, what is missing, what mends it")
     examining.add_argument(
         "--build-engine", action="store_true", help="compile now what DeepSpeed would compile at its first use on a CPU"

@@ -22,6 +22,7 @@ PACKAGES = (
     ("deepspeed", False, "ZeRO (launch/gpu_8_zero2.yaml)", "pip install -c constraints.txt -e '.[deepspeed]'"),
     ("transformers", False, "accelerate's DeepSpeed integration", "pip install -c constraints.txt -e '.[deepspeed]'"),
 )
+SHARED_SYSTEMS = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "fuse", "gfs2", "ocfs2", "wekafs", "panfs", "9p")
 FFCV_PIECES = (
     # what, a command that prints its version where it is there, Debian's package
     ("g++", ("g++", "--version"), "g++"),
@@ -29,7 +30,6 @@ FFCV_PIECES = (
     ("turbojpeg", ("pkg-config", "--modversion", "libturbojpeg"), "libturbojpeg0-dev"),
     ("opencv", ("pkg-config", "--modversion", "opencv4"), "libopencv-dev"),
 )
-SHARED_SYSTEMS = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "fuse", "gfs2", "ocfs2", "wekafs", "panfs", "9p")
 PROGRAMS = (
     ("git", "the commit in reports", "apt-get install git"),
     ("sbatch", "submitting to SLURM", "apt-get install slurm-wlm munge, or log in to a cluster's head node"),

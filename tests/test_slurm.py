@@ -120,7 +120,11 @@ def test_an_array_shares_one_dense_network_and_one_score(slurm, tmp_path):
     assert [item["run"] for item in found.unfinished] == ["quickstart-macs_1e-05"]
     assert "reachable range" in found.unfinished[0]["why"]
     assert "requeued" not in (slurm.folder / f"slurm-{job}_4.out").read_text()
-    again = submit(slurm, "--array", str(sweep), *SMALL, DIST_PRUNE_RUNS=str(runs))
+    again = slurm.do(  # by hand, with the file of the repository: a finished task is skipped
+        "sbatch", "--parsable", "--array=0", "--gpus-per-node=0", f"--output={slurm.folder}/slurm-%A_%a.out",
+        str(ROOT / "slurm/array.sbatch"), str(sweep), *SMALL,
+        DIST_PRUNE_RUNS=str(runs), DIST_PRUNE_CODE=str(ROOT), PYTHON=sys.executable,
+    )  # fmt: skip
     slurm.finish(again)
     assert (slurm.folder / f"slurm-{again}_0.out").read_text().count("done before, skipped") == 7
     alone = tmp_path / "alone"
