@@ -40,6 +40,7 @@ from dist_prune.runtime.training.train import Trainer
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 CASES = (("resnet20_cifar", 32, 128), ("resnet50", 64, 32))
 FILES_NET, WORKERS = "resnet18", 2
+EPOCH = 50_000  # images of a real epoch, CIFAR-10's
 
 
 def source_of(images: int, size: int) -> tuple[ArraySource, str]:
@@ -123,13 +124,13 @@ def harness_files(folder: Path, images: int, batch: int, size: int) -> float:
     return images / (time.perf_counter() - start)
 
 
-def kept(name: str, source: ArraySource, batch: int, size: int, folder: Path | None) -> float:
-    """Seconds of one epoch, with a checkpoint at its end where there is a folder for it (the default interval)."""
+def kept(name: str, source: ArraySource, batch: int, size: int, place: Path | None) -> float:
+    """Seconds of one epoch, with a checkpoint at its end where there is a place for it; on the disk when it returns."""
     torch.manual_seed(0)
     machine = Machine.alone()
     settings = Training(epochs=1, batch=batch, lr=0.01, schedule="constant", selection="last")
     loop = Loop(settings, Feed(source, Look(size, MEAN, STD), machine.device), machine, Tracker(False), 0)
-    states = States(folder, "benchmark") if folder is not None else None
+    states = States(Path(tempfile.mkdtemp(dir=place)), "benchmark") if place is not None else None
     trainer = Trainer(backbones.create(name, 10, 3), loop, lambda model: {}, states=states, classes=10)
     start = time.perf_counter()
     trainer.run()
@@ -144,6 +145,7 @@ def compare(one: Callable[[], float], other: Callable[[], float], pairs: int) ->
         "one": statistics.median(a for a, _ in found),
         "other": statistics.median(b for _, b in found),
         "ratio": statistics.median(b / a for a, b in found),
+        "difference": statistics.median(b - a for a, b in found),
     }
 
 
@@ -151,31 +153,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--images", type=int, default=1280)
     parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--only", choices=("loop", "files", "checkpoints"), help="one of the three tables")
     parser.add_argument("--json", type=Path, help="write the same figures here")
     given = parser.parse_args()
     torch.set_num_threads(2)
     body: dict[str, Any] = {"machine": describe(Machine.alone()), "pairs": given.pairs, "cases": {}}
     rows = body["cases"]
-    for name, size, batch in CASES:
+    for name, size, batch in CASES if given.only in (None, "loop") else ():
         source, body["data"] = source_of(given.images if size == 32 else given.images // 8, size)
         rows[f"loop: {name}, {size} px, batch {batch}"] = compare(
             partial(bare, name, source, batch), partial(harness, name, source, batch, size), given.pairs
         ) | {"of": "images/s, bare loop | harness", "bound": "at least 0.95x"}
     folder = Path(os.environ.get("DIST_PRUNE_DATA", "/nowhere")) / "imagenet_1000"
-    if folder.is_dir():
+    if folder.is_dir() and given.only in (None, "files"):
         asked = (folder, given.images // 4, 32, 64)
         rows[f"JPEGs: {FILES_NET}, 64 px, {WORKERS} workers"] = compare(
             partial(timm_loop, *asked), partial(harness_files, *asked), given.pairs
         ) | {"of": "images/s, timm's pieces | harness", "bound": "at least 0.97x"}
-    for name, size, batch in CASES:
-        source, _ = source_of(given.images if size == 32 else given.images // 8, size)
+    for name, size, batch in CASES if given.only in (None, "checkpoints") else ():
+        source, body["data"] = source_of(given.images if size == 32 else given.images // 8, size)
         with tempfile.TemporaryDirectory() as place:
-            rows[f"checkpoints: {name}, an epoch of {len(source.labels)}"] = compare(
+            row = compare(
                 partial(kept, name, source, batch, size, None),
                 partial(kept, name, source, batch, size, Path(place)),
                 given.pairs,
-            ) | {"of": "seconds, without | with", "bound": "at most 1.02x for a real epoch"}
-    print(f"{body['machine']['processor']}, 2 threads; {body['data']}; medians of {given.pairs} pairs")
+            )
+            # by default one at every epoch and every ten minutes
+            interval = min(600.0, row["one"] * EPOCH / len(source.labels))
+            row |= {"ratio": 1 + row["difference"] / interval, "of": f"seconds, without | with; every {interval:.0f} s"}
+            rows[f"checkpoint: {name}, {len(source.labels)} images"] = row | {"bound": "at most 1.02x"}
+    print(
+        f"{body['machine']['processor']}, 2 threads; {body.get('data', 'real JPEGs')}; medians of {given.pairs} pairs"
+    )
     for case, row in rows.items():
         figures = f"{row['one']:9.2f} {row['other']:9.2f} {row['ratio']:6.3f}x"
         print(f"{case:48} {figures}  {row['bound']:32} {row['of']}")
