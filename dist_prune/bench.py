@@ -159,7 +159,7 @@ class Bench:
 
     def fit(
         self,
-        parameters: Sequence[nn.Parameter],
+        parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]],
         loss: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor],
         epochs: int,
         lr: float,
@@ -174,7 +174,8 @@ class Bench:
             return loss(self.model, part.images, part.labels, part.ids)
 
         self._collective("fit")
-        theirs = {id(parameter) for parameter in parameters}
+        groups = [item["params"] if isinstance(item, dict) else (item,) for item in parameters]
+        theirs = {id(parameter) for group in groups for parameter in group}
         others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in theirs]
         try:
             for parameter in others:  # no gradients where nothing is trained: faster, and .grad stays as it was

@@ -94,14 +94,17 @@ class Bench(Protocol):
 
     def fit(
         self,
-        parameters: Sequence[nn.Parameter],
+        parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]],
         loss: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor],
         epochs: int,
         lr: float,
         batch: int,
         watch: Callable[[int], None] = lambda step: None,
     ) -> list[dict[str, float]]:
-        """Train parameters (gates) by SGD; ``loss(model, images, labels, ids)`` gives (n,) losses."""
+        """Train parameters (gates) by SGD; ``loss(model, images, labels, ids)`` gives (n,) losses.
+
+        Groups of parameters are dicts with ``params`` and ``lr_scale``, the factor of their learning rate.
+        """
         ...
 
     def sum(self, tensors: Sequence[Tensor]) -> None:

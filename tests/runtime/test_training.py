@@ -204,6 +204,24 @@ def gates(ranks: Ranks, batch: int) -> list[float]:
     return gate.tolist()
 
 
+def test_gates_learn_at_the_rate_of_their_group():
+    def moved(scale: float) -> float:
+        gate = nn.Parameter(torch.ones(16, dtype=torch.float64))
+        still = nn.Parameter(torch.ones(16, dtype=torch.float64))
+        bench = tiny.bench(tiny.network())
+
+        def loss(network, images, labels, ids):
+            return ((gate + still) ** 2).mean() * torch.ones(len(ids), dtype=torch.float64)
+
+        groups = [{"params": [gate], "lr_scale": scale}, {"params": [still], "lr_scale": 0.0}]
+        bench.fit(groups, loss, epochs=1, lr=0.01, batch=1347)
+        assert still.tolist() == [1.0] * 16
+        return float((1 - gate).detach().mean())
+
+    assert moved(2.0) == pytest.approx(2 * moved(1.0))
+    assert moved(1.0) > 0
+
+
 def test_fit_agrees_over_worlds(pool):
     one = gates(Ranks(), 450)
     assert max(abs(value - 1) for value in one) > 1e-3
