@@ -53,7 +53,7 @@ class Ranks:
 
     def merge(self, word: str, tensors: Sequence[Tensor]) -> None:
         """All-reduce many tensors of one dtype in place, as one bucket, by a merge word (sum, max, min, rows)."""
-        if not tensors:
+        if not tensors or self.world == 1:  # nothing to say, so nothing is copied together either
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).to(self.device)
         op = getattr(dist.ReduceOp, _OPS[word])

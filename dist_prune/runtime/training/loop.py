@@ -217,6 +217,8 @@ def averaging(parameters: Sequence[nn.Parameter], ranks: Ranks) -> Callable[[], 
         for parameter in parameters:
             if parameter.grad is None:  # not touched on this rank; it may be on another
                 parameter.grad = torch.zeros_like(parameter)
+        if ranks.world == 1:
+            return
         grads = [p.grad for p in parameters if p.grad is not None]
         ranks.merge("sum", grads)
         for grad in grads:
