@@ -1,4 +1,4 @@
-"""``dist-prune list | check | plan | report | compare | sweep | launch | doctor ...``: before and after a run.
+"""``dist-prune list | check | plan | report | compare | sweep | launch | export | doctor ...``: before and after a run.
 
 run.py does the work.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dist_prune import comparing, launching, methods, planning, reading
+from dist_prune import comparing, exporting, launching, methods, planning, reading
 from dist_prune.errors import PruneError
 
 
@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     importing.add_argument("file", help=".pth, .pt, .th, .tar or .safetensors")
     importing.add_argument("--out", required=True, help="the .safetensors file to write")
     launching.arguments(verbs)
+    exporting.arguments(verbs)
     making = verbs.add_parser("make-ffcv", help="write one split of a data set as an FFCV file with a sidecar")
     making.add_argument("--source", required=True, help="an image folder, an .npz file, or a recipe")
     making.add_argument("--split", choices=("train", "eval"), default="train", help="where the source has both")
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         acts = {
             "list": _list, "check": _check, "report": _report, "doctor": _doctor,
             "import-checkpoint": _import_checkpoint, "make-ffcv": _make_ffcv, "plan": planning.act,
-            "compare": comparing.act, **launching.ACTS,
+            "compare": comparing.act, **launching.ACTS, **exporting.ACTS,
         }  # fmt: skip
         text, body, code = acts[given.verb](given)
     except PruneError as error:

@@ -25,6 +25,9 @@ GIANTS = {
     "ffcv": {"runtime/data/stream.py"},
     "accelerate": {"runtime/machine.py", "runtime/tracking.py"},
     "deepspeed": {"runtime/machine.py", "runtime/training/zero.py"},
+    "onnx": {"runtime/formats.py"},
+    "onnxruntime": {"runtime/formats.py"},
+    "huggingface_hub": {"hub.py"},
 }
 # room -> rooms it may import from (beside itself); a room is a folder or a file of the package
 ALLOWED = {
@@ -37,7 +40,9 @@ ALLOWED = {
     "runtime": {"errors", "recipe", "ledger"},
     "methods": {"errors", "pruning"},
     "bench": {"errors", "recipe", "pruning", "runtime"},
-    "bundle": {"errors", "ledger", "pruning", "runtime"},
+    "hub": {"errors"},
+    "bundle": {"errors", "ledger", "pruning", "runtime", "hub"},
+    "exporting": {"errors", "reading", "methods", "runtime", "bundle", "hub"},
     "preview": {"errors", "recipe", "pruning", "runtime", "methods"},
     "doctor": {"errors"},
     "replay": {"errors", "pruning"},
@@ -59,6 +64,7 @@ ALLOWED = {
         "planning",
         "launching",
         "comparing",
+        "exporting",
     },
 }
 

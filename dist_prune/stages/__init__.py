@@ -42,6 +42,7 @@ DRAWN = tuple(
     for key in ("augment", "crop_scale", "crop_ratio", "auto_augment", "random_erasing", "random_erasing_mode")
 )
 TRAINING = (*NETWORK, *IMAGES, *DRAWN, "data.resize_schedule", "seed")
+ORIGIN = ("name", "seed", "method.name", "finetune.epochs")
 SCORING = (*NETWORK, *IMAGES, *DRAWN, "score.images", "score.balance", "score.micro_batch", "seed")
 
 
@@ -71,7 +72,7 @@ ORDER = (
     Stage("prune", (*NETWORK, "method.fidelity", "method.quirks", "seed"), (DENSE, PLAN), (SMALL,)),
     Stage("finetune", (*TRAINING, "finetune", "reruns"), (DENSE, SMALL, PLAN), (TUNED,)),
     Stage("evaluate", (*NETWORK, *IMAGES, "evaluate", "report"), (DENSE, SMALL, TUNED, PLAN), (METRICS,)),
-    Stage("export", (*NETWORK, *IMAGES), (TUNED, PLAN, METRICS), BUNDLE),
+    Stage("export", (*NETWORK, *IMAGES, *ORIGIN), (TUNED, PLAN, METRICS), BUNDLE),
     Stage("report", (), (PLAN, METRICS), REPORT, always=True),
 )
 # what tasks of a sweep make once for all, and what each keeps meanwhile to resume
