@@ -55,10 +55,13 @@ def _export(given: argparse.Namespace) -> Answer:
         "mean": str(found.body["image"]["mean"]), "std": str(found.body["image"]["std"]),
         "size": str(found.body["image"]["size"]), "classes": "\n".join(found.body["classes"]),
     }  # fmt: skip
-    lines, body = [], {}
+    lines: list[str] = []
+    body: dict[str, Any] = {}
     for kind in given.format:
         file = out / f"model{formats.SUFFIX[kind]}"
-        facts_of = body[kind] = {"file": str(file)} | formats.write(kind, model, images, file, facts, calibration)
+        facts_of: dict[str, Any] = {"file": str(file)}
+        facts_of |= formats.write(kind, model, images, file, facts, calibration)
+        body[kind] = facts_of
         lines.append(
             f"{file}: {facts_of['bytes'] / 2**20:.2f} MiB; on {facts_of['images']} images logits differ by at most "
             f"{facts_of['difference']:.1e} of the largest, {facts_of['same_class']:.1%} get the same class"
