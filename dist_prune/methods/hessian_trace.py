@@ -16,6 +16,7 @@ class HessianTrace(method.Ranking):
     """|F|^2 Tr(H) / (2 p), p weights, Tr by Hutchinson with other random signs for every micro-batch."""
 
     paper = "Yu et al., Hessian-Aware Pruning and Optimal Neural Implant, WACV 2022"
+    equivariant = False  # the random signs belong to places
 
     def score(self, bench: method.Bench) -> method.Scores:
         """``<layer>:weight``: (C,) float64; negative where the estimated curvature is."""
