@@ -16,7 +16,7 @@ from dist_prune.pruning.channels import Channels, Site
 from dist_prune.pruning.gates import gated
 from dist_prune.pruning.probe import quiet, taps
 from dist_prune.pruning.renew import draw
-from dist_prune.pruning.statistic import Statistic, Tally
+from dist_prune.pruning.statistic import Statistic, Tally, gradients
 from dist_prune.recipe import Training
 from dist_prune.runtime import checkpoint, stopping
 from dist_prune.runtime.data.dealing import deal, micro_batches
@@ -75,7 +75,10 @@ class Bench:
 
     def weight(self, site: Site) -> Tensor:
         """See methods.method.Bench; a copy."""
-        return self.model.get_submodule(site.layer).weight.detach().cpu().clone()  # type: ignore[union-attr]
+        return self._parameter(site).detach().cpu().clone()
+
+    def _parameter(self, site: Site) -> nn.Parameter:
+        return self.model.get_submodule(site.layer).weight  # type: ignore[return-value]
 
     def observe(
         self,
@@ -208,14 +211,17 @@ class Bench:
         seen: list[tuple[Site, Tensor]] = []
 
         def see(site: Site, maps: Tensor) -> Tensor:
-            seen.append((site, maps))
-            return maps.clone()  # the network goes on with a copy: an in-place activation must not touch the maps
+            copy = maps.clone()  # the network goes on with a copy: an in-place activation must not touch the maps
+            seen.append((site, copy if site.side == "in" else maps))  # what enters a layer, and no shortcut around it
+            return copy
 
-        with torch.enable_grad(), taps(self.model, sites, see):
-            # gradients are asked for at the maps alone: the parameters' own .grad stays as it was
+        tapped = [site for site in sites if site.side != "weight"]
+        with torch.enable_grad(), taps(self.model, tapped, see):
+            # gradients are asked for at the sites alone: the parameters' own .grad stays as it was
             logits = self.model(part.images.requires_grad_(True))
             loss = functional.cross_entropy(logits, part.labels, reduction="sum")
-            grads = torch.autograd.grad(loss, [maps for _, maps in seen])
+            seen += [(site, self._parameter(site)) for site in sites if site.side == "weight"]
+            grads = gradients(loss, seen, local.statistic, positions)
         with torch.no_grad():
             for (site, maps), grad in zip(seen, grads, strict=True):
                 local.update(site, maps.detach(), positions, grad)

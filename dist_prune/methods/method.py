@@ -4,12 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning.channels import Channels, Site
-from dist_prune.pruning.choose import Request, check_ranking, check_target
+from dist_prune.pruning.choose import Request, check_ranking, check_target, keep_best
+from dist_prune.pruning.combine import combined
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.portrait import Portrait
 from dist_prune.pruning.statistic import Statistic
@@ -188,3 +190,42 @@ class Method(ABC):
         if name not in scores:
             raise PruneError(f"the score file has no {name!r}: it was made by another method or for another network")
         return scores[name]
+
+
+class RankingOptions(MethodOptions):
+    """Of papers that give every channel a worth."""
+
+    normalise: bool = for_select(
+        True, description="select.scope global: each group's scores are divided by their mean before they are compared"
+    )
+
+
+class CoupledOptions(RankingOptions):
+    """``combine``: how the layers of a coupled group become one score; each layer is divided by its mean first."""
+
+    combine: Literal["leader", "sum", "mean"] = for_select("sum")
+
+
+class Ranking(Method):
+    """A paper that gives every channel a worth: the channels worth least go first, ties to the smaller index."""
+
+    Options = RankingOptions
+
+    @abstractmethod
+    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+        """Free group -> (C,) float64."""
+
+    def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
+        channels = self.limits(channels)
+        kept = keep_best(channels, self.worth(scores, channels), request, self.options.normalise)
+        return Plan.keeping(channels, kept)
+
+    def coupled(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+        """The worth where ``scores`` are (C,) per producer, by the option ``combine``."""
+        parts = {group.name: [self.need(scores, name) for name in group.producers] for group in channels.free}
+        return {name: combined(values, self.options.combine) for name, values in parts.items()}
+
+    def summed(self, scores: Mapping[str, Tensor], channels: Channels, state: str) -> dict[str, Tensor]:
+        """The worth where ``<producer>:<state>`` are (C,) changes of one loss, which add up over layers."""
+        parts = {g.name: [self.need(scores, f"{name}:{state}") for name in g.producers] for g in channels.free}
+        return {name: torch.stack(values).sum(0) for name, values in parts.items()}

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Literal
 
 Side = Literal["out", "in"]
+Tap = Literal["out", "in", "weight"]
 Kind = Literal["conv", "linear", "norm", "pool"]
 
 
@@ -71,19 +72,25 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class Site:
-    """One layer's output, named by module path; or what enters it (side "in"), named ``<module path>:in``."""
+    """One layer's output, named by module path; or what enters it (side "in") or its weight (side "weight"), named
+    ``<module path>:in`` and ``<module path>:weight``."""
 
     name: str
     group: str
     width: int
     kind: Kind
     leader: bool
-    side: Side = "out"
+    side: Tap = "out"
 
     @property
     def layer(self) -> str:
         """The module path."""
-        return self.name.removesuffix(":in") if self.side == "in" else self.name
+        return self.name if self.side == "out" else self.name.removesuffix(f":{self.side}")
+
+    @property
+    def at_weight(self) -> "Site":
+        """The weight of the layer."""
+        return replace(self, name=f"{self.layer}:weight", side="weight")
 
 
 @dataclass(frozen=True)

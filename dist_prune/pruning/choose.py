@@ -94,16 +94,16 @@ def counts_of(kept: Kept) -> dict[str, int]:
     return {group: len(stays) for group, stays in kept.items()}
 
 
-def keep_best(channels: Channels, scores: Mapping[str, Tensor], request: Request) -> Kept:
+def keep_best(channels: Channels, scores: Mapping[str, Tensor], request: Request, normalise: bool = True) -> Kept:
     """Keep the channels with the largest scores.
 
-    ``local`` removes the same share from every group; ``global`` ranks all channels together after dividing each
-    group's scores by the mean of their sizes. Ties fall to the smaller index, which goes first. With a target the
-    removal goes on, channel by channel in that order, until the network is no larger than asked.
+    ``local`` removes the same share from every group; ``global`` ranks all channels together, with ``normalise`` after
+    dividing each group's scores by the mean of their sizes. Ties fall to the smaller index, which goes first. With a
+    target the removal goes on, channel by channel in that order, until the network is no larger than asked.
     """
     check_ranking(request)
     check_target(channels, request)
-    order = _removal_order(channels, scores, request)
+    order = _removal_order(channels, scores, request, normalise)
     total = sum(group.width for group in channels.free)
     if request.target is not None:
         quantity, share = request.target
@@ -132,12 +132,14 @@ def first_true(holds: Callable[[int], bool], last: int) -> int:
     return low
 
 
-def _removal_order(channels: Channels, scores: Mapping[str, Tensor], request: Request) -> list[tuple[float, int, int]]:
+def _removal_order(
+    channels: Channels, scores: Mapping[str, Tensor], request: Request, normalise: bool
+) -> list[tuple[float, int, int]]:
     """(priority, group number, how many go before it in its group), what goes first in front."""
     order = []
     for number, group in enumerate(channels.free):
         worth = sorted(float(value) for value in scores[group.name])
-        mean = sum(map(abs, worth)) / len(worth) or 1.0
+        mean = (sum(map(abs, worth)) / len(worth) or 1.0) if normalise else 1.0
         for rank, value in enumerate(worth):
             priority = (rank + 1) / group.width if request.scope == "local" else value / mean
             order.append((priority, number, rank))
