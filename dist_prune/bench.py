@@ -1,8 +1,8 @@
 """The bench: all that a paper may ask for, done across ranks. Observe, share, measure, fit."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,18 +13,25 @@ from torch.nn import functional
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning.channels import Channels, Site
+from dist_prune.pruning.game import Games
 from dist_prune.pruning.gates import gated
 from dist_prune.pruning.probe import quiet, taps
 from dist_prune.pruning.renew import draw
 from dist_prune.pruning.statistic import Statistic, Tally, gradients
+from dist_prune.pruning.switches import Where
 from dist_prune.recipe import Training
 from dist_prune.runtime import checkpoint, stopping
+from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.dealing import deal, micro_batches
 from dist_prune.runtime.data.feed import Batch, Feed
+from dist_prune.runtime.jobs import dealt, recorded
 from dist_prune.runtime.machine import Machine
+from dist_prune.runtime.record import Record
 from dist_prune.runtime.tracking import Tracker
-from dist_prune.runtime.training.loop import Loop, fit
+from dist_prune.runtime.training.loop import Loop
+from dist_prune.runtime.training.loose import fit
 from dist_prune.runtime.training.recalibrate import own_statistics
+from dist_prune.runtime.training.states import States
 
 T = TypeVar("T")
 
@@ -43,6 +50,10 @@ class Bench:
         partial: folder where partly merged statistics are saved, one file per observation, or None.
         identity: what the partial file must belong to.
         save_every: micro-batches per rank between two saves.
+        record: file of single measurements that stay when scoring is done, or None.
+        lineage: what a measurement on record must belong to: everything but how many there are to be.
+        augmented: whether ``count`` sees its images with the training augmentation (by the seed).
+        notes: what a reader of the report should know of how the scores were made.
     """
 
     model: nn.Module
@@ -57,9 +68,15 @@ class Bench:
     identity: str = ""
     save_every: int = 100
     resumed: int = 0  # calibration images that an earlier, stopped process had already seen
+    record: Path | None = None
+    lineage: str = ""
+    augmented: bool = False
+    notes: set[str] = field(default_factory=set)
     _observations: int = 0
     _shares: int = 0
     _in_job: bool = False
+    _records: dict[str, Record] = field(default_factory=dict)
+    _games: Games | None = None
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -122,11 +139,16 @@ class Bench:
             self._save(file, merged, key, len(lists))
         return {site: {name: table.cpu() for name, table in tables.items()} for site, tables in merged.tables.items()}
 
-    def share(self, jobs: Sequence[T], run: Callable[[T], Any]) -> list[Any]:
+    def share(self, jobs: Sequence[T], run: Callable[[T], Any], keep: str = "") -> list[Any]:
         """See methods.method.Bench. Tensors are saved: run again, a finished call is not made again."""
         self._collective("share")
-        self._shares += 1
         ranks = self.machine.ranks
+        if keep:
+            if keep not in self._records:
+                self._records[keep] = Record(self.record, f"{keep} {self.lineage}", ranks)
+            record = self._records[keep]
+            return self._within(lambda: recorded(jobs, run, ranks, record, self.tracker.say))
+        self._shares += 1
         file = self.partial / f"shared_{self._shares}.safetensors" if self.partial is not None else None
         key = hashlib.sha256(repr((self.identity, self.images, list(jobs))).encode()).hexdigest()
         saved = self._shared(file, key, len(jobs))
@@ -134,18 +156,35 @@ class Bench:
             return saved
         if stopping.poll(ranks)[0]:
             raise stopping.leave(f"while scoring, before call {self._shares} of shared jobs")
-        mine = list(enumerate(jobs))[ranks.rank :: ranks.world]
-        self._in_job = True
-        try:
-            done = [(number, _on_cpu(run(job))) for number, job in self.tracker.bar(mine, len(mine), "jobs")]
-        finally:
-            self._in_job = False
-        parts = ranks.gather(done)
-        results = [result for _, result in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])]
+        bar = lambda mine, count: self.tracker.bar(mine, count, "jobs")  # noqa: E731
+        results = self._within(lambda: dealt(jobs, lambda job: _on_cpu(run(job)), ranks, bar))
         if file is not None and results and all(isinstance(result, Tensor) for result in results):
             tables = {str(number): result for number, result in enumerate(results)}
             ranks.together(lambda: checkpoint.save(file, tables, {"identity": key}))
         return results
+
+    def _within(self, work: Callable[[], list[Any]]) -> list[Any]:
+        """Do what runs jobs; meanwhile collectives are refused."""
+        self._in_job = True
+        try:
+            return work()
+        finally:
+            self._in_job = False
+
+    def count(self, group: str, off: Tensor, *, where: Where = "consumed", memory_mb: int = 1024) -> list[int]:
+        """See methods.method.Bench. On this rank alone: meant for jobs."""
+        if self._games is None:
+            lists, look = micro_batches(self.ids, self.micro_batch), (self.seed, 0) if self.augmented else None
+
+            def batches(start: int) -> Iterator[tuple[Tensor, Tensor]]:
+                return ((part.images, part.labels) for part in self.feed.batches(lists[start:], look))
+
+            self._games = Games(self.model, self.channels, batches)
+        game = self._games.of(group, where, memory_mb * 2**20)
+        found = game.correct(off)
+        if game.whole:
+            self.notes.add(f"every coalition of {group} cost a whole forward pass: the network could not be cut there")
+        return found
 
     @torch.no_grad()
     def measure(self, off: Mapping[str, Sequence[int]]) -> tuple[int, int]:
@@ -168,23 +207,35 @@ class Bench:
         lr: float,
         batch: int,
         watch: Callable[[int], None] = lambda step: None,
+        *,
+        name: str = "",
+        calibration: bool = False,
+        train_mode: bool = False,
+        **training: Any,
     ) -> list[dict[str, float]]:
         """See methods.method.Bench. Eval-mode network; the order of the images comes from (seed, epoch)."""
-        settings = Training(epochs=epochs, lr=lr, batch=batch, weight_decay=0.0, schedule="constant")
-        loop = Loop(settings, self.feed, self.machine, self.tracker, self.seed, "fit")
+        plain = {"weight_decay": 0.0, "schedule": "constant", **training}
+        settings = Training(epochs=epochs, lr=lr, batch=batch, **plain)
+        device = self.machine.device
+        machine = Machine(device, Ranks(device=device)) if self._in_job else self.machine
+        tracker = Tracker(False) if self._in_job else self.tracker
+        loop = Loop(settings, self.feed, machine, tracker, self.seed, "fit", self.ids if calibration else None)
+        states = None
+        if name and self.partial is not None:
+            key = hashlib.sha256(repr((self.identity, name, settings)).encode()).hexdigest()
+            states = States(self.partial / f"fit_{key[:16]}", key)
 
         def loss_of(part: Batch, _epoch: int, _step: int) -> Tensor:
             return loss(self.model, part.images, part.labels, part.ids)
 
-        self._collective("fit")
         groups = [item["params"] if isinstance(item, dict) else (item,) for item in parameters]
         theirs = {id(parameter) for group in groups for parameter in group}
         others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in theirs]
         try:
             for parameter in others:  # no gradients where nothing is trained: faster, and .grad stays as it was
                 parameter.requires_grad_(False)
-            with quiet(self.model):
-                return fit(parameters, loss_of, loop, watch)
+            with own_statistics(self.model) if train_mode else quiet(self.model):
+                return fit(parameters, loss_of, loop, watch, states)
         finally:
             for parameter in others:
                 parameter.requires_grad_(True)

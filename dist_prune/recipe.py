@@ -168,6 +168,13 @@ class Score(Part):
     save_every: int = Field(
         default=100, ge=1, description="micro-batches per rank between two saves of a partial score"
     )
+    record: str | None = Field(
+        default=None,
+        description="file of single measurements (shapley), read and added to; default: in the run directory",
+    )
+
+
+Count = Annotated[int, Field(ge=1)]
 
 
 class Select(Part):
@@ -178,6 +185,11 @@ class Select(Part):
     )
     keep_ratio: float | None = Field(
         default=None, gt=0, le=1, description="share of the channels that ranking methods keep"
+    )
+    counts: dict[str, Count] | tuple[Count, ...] | None = Field(
+        default=None,
+        description="channels that ranking methods keep: glob of layer names -> number (the first that fits; others "
+        "stay whole), or a list, one for each free group in order",
     )
     scope: Literal["local", "global"] = Field(default="local", description="rank within each group or over all groups")
     min_channels: int = Field(default=1, ge=1, description="no group gets narrower than this")

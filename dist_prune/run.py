@@ -76,7 +76,7 @@ def run(spec: recipe.Recipe, folder: Path, machine: Machine, shared: Path | None
     ranks = machine.ranks
     method = methods.find(spec.method["name"])
     options = method.Options.model_validate({k: v for k, v in spec.method.items() if k != "name"})
-    fixed = method.Options.score_options()
+    fixed = [name for name in method.Options.score_options() if name not in method.Options.growing_options()]
     changed = ranks.together(lambda: claim(folder, spec.resolved(), fixed))
     tracking.check(spec.report.trackers)
     tracker = tracking.Tracker(ranks.first, spec.report.trackers, folder, spec.name)

@@ -13,7 +13,7 @@ from dist_prune.pruning.channels import Channels, Site
 from dist_prune.pruning.choose import Request, check_ranking, check_target, keep_best
 from dist_prune.pruning.combine import combined
 from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.portrait import Portrait
+from dist_prune.pruning.portrait import Curve, Portrait
 from dist_prune.pruning.statistic import Statistic
 
 Scores = dict[str, Tensor]
@@ -38,6 +38,20 @@ class MethodOptions(BaseModel):
             for name, field in cls.model_fields.items()
             if not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("read_by") == "select")
         )
+
+    @classmethod
+    def growing_options(cls) -> tuple[str, ...]:
+        """Those of them that a run directory may raise later: what was measured before is used again."""
+        return tuple(
+            name
+            for name, field in cls.model_fields.items()
+            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("read_by") == "growing"
+        )
+
+
+def growing(default: Any, **constraints: Any) -> Any:
+    """An option that says how much is measured (share's ``keep``): more of it later refines the same scores."""
+    return Field(default=default, json_schema_extra={"read_by": "growing"}, **constraints)
 
 
 def for_select(default: Any, **constraints: Any) -> Any:
@@ -86,8 +100,22 @@ class Bench(Protocol):
         """
         ...
 
-    def share(self, jobs: Sequence[T], run: Callable[[T], Any]) -> list[Any]:
-        """Deal independent jobs over the ranks; the results, in the order of the jobs."""
+    def share(self, jobs: Sequence[T], run: Callable[[T], Any], keep: str = "") -> list[Any]:
+        """Deal independent jobs over the ranks; the results, in the order of the jobs.
+
+        ``keep`` names a lasting record of jobs and results (JSON values): what is on it, from this or an earlier run,
+        is not done again.
+        """
+        ...
+
+    def count(
+        self, group: str, off: Tensor, *, where: Literal["consumed", "output"] = "consumed", memory_mb: int = 1024
+    ) -> list[int]:
+        """Calibration images that the network gets right without the channels ``off`` (m, C) of a group, m times.
+
+        For jobs: on this rank alone. What does not depend on the group is computed once and kept, within the memory.
+        ``where``: see pruning.switches.places.
+        """
         ...
 
     def measure(self, off: Mapping[str, Sequence[int]]) -> tuple[int, int]:
@@ -102,10 +130,19 @@ class Bench(Protocol):
         lr: float,
         batch: int,
         watch: Callable[[int], None] = lambda step: None,
+        *,
+        name: str = "",
+        calibration: bool = False,
+        train_mode: bool = False,
+        **training: Any,
     ) -> list[dict[str, float]]:
         """Train parameters (gates) by SGD; ``loss(model, images, labels, ids)`` gives (n,) losses.
 
-        Groups of parameters are dicts with ``params`` and ``lr_scale``, the factor of their learning rate.
+        Groups of parameters are dicts with ``params`` and ``lr_scale``, the factor of their learning rate. Inside a
+        job of
+        ``share`` it trains on this rank alone. With a ``name`` it resumes: ``watch`` hears first of the last update
+        that was saved. ``calibration``: on these images instead of all training images. ``train_mode``: batch norms use
+        the statistics of their batch. ``training``: keys of the recipe's train section (optimizer, momentum ...).
         """
         ...
 
@@ -140,6 +177,17 @@ class Method(ABC):
     def __init__(self, options: Any):
         self.options = options
 
+    @property
+    def sees(self) -> Literal["train", "held_out", "test"]:
+        """What the calibration images are drawn from: the training images, those of them that training holds out for
+        selection, or (a leak that some released programs have) the test images."""
+        return "train"
+
+    @property
+    def augmented(self) -> bool:
+        """Whether ``bench.count`` sees its images with the training augmentation."""
+        return False
+
     @abstractmethod
     def score(self, bench: Bench) -> Scores:
         """Named tensors (CPU) that ``select`` needs, nothing else."""
@@ -158,6 +206,10 @@ class Method(ABC):
 
     def portraits(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Iterable[Portrait]:
         """Pictures for the report: what the scores say of each group. Pure, like ``select``."""
+        return ()
+
+    def curves(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Iterable[Curve]:
+        """Lines for the report: how the scores came to be. Pure, like ``select``."""
         return ()
 
     def check(self, channels: Channels, request: Request) -> None:

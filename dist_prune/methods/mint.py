@@ -162,7 +162,7 @@ class Mint(method.Method):
             check_ranking(request)
             check_target(channels, request)
             return
-        asked = [key for key in ("threshold", "keep_ratio", "target") if getattr(request, key) is not None]
+        asked = [key for key in ("threshold", "keep_ratio", "counts", "target") if getattr(request, key) is not None]
         if asked:
             raise PruneError(
                 f"mint: method.p masks blocks of weights and leaves the widths as they are: {' and '.join(asked)} "

@@ -79,11 +79,18 @@ ORDER = (
 SHARED = {"train": ("train_checkpoints",), "score": ("round_1/partial",)}
 
 
-def fingerprint(stage: Stage, work: Work) -> str:
-    """What the stage's result is decided by: recipe fields, digests of the inputs, identity of data and checkpoint."""
+def fingerprint(stage: Stage, work: Work, growing: bool = True) -> str:
+    """What the stage's result is decided by: recipe fields, digests of the inputs, identity of data and checkpoint.
+
+    ``growing=False`` leaves out how much is measured: what single measurements belong to.
+    """
     fields = pick(work.tree, stage.reads)
     if stage.name == "score":
-        fields |= pick(work.tree, ("method.name", *(f"method.{name}" for name in work.method.Options.score_options())))
+        options = work.method.Options
+        grown = () if growing else options.growing_options()
+        fields |= pick(work.tree, ("method.name", *(f"method.{n}" for n in options.score_options() if n not in grown)))
+        if work.method.sees == "held_out":
+            fields |= pick(work.tree, ("train.holdout", "train.images"))
     replayed = work.recipe.select.plan
     if replayed and stage.name in ("score", "select"):  # score makes an empty file, select reads the named one
         fields["replayed"] = file_digest(Path(replayed).expanduser()) if stage.name == "select" else True
@@ -121,6 +128,8 @@ def perform(stage: Stage, work: Work) -> dict[str, Any]:
     work.tracker.say(f"{stage.name}: {_headline(stage.name, work)}")
     start, told = time.perf_counter(), len(work.events)
     work.identity = identity
+    if stage.name == "score":
+        work.lineage = ranks.from_first(ranks.together(lambda: fingerprint(stage, work, growing=False))) or ""
     if not stage.always:
         ranks.together(lambda: _note_environment(work))
     facts, drop = _make(stage, work)

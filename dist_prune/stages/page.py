@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dist_prune.pruning.portrait import Portrait
+from dist_prune.pruning.portrait import Curve, Portrait
 
 KINDS = ("dense", "pruned", "finetuned")
 STYLE = """
@@ -104,8 +104,9 @@ def html(
     histories: Mapping[str, Sequence[Mapping[str, float]]],
     recipe: str,
     portraits: Sequence[Portrait] = (),
+    lines: Sequence[Curve] = (),
 ) -> str:
-    """One file without links: table, kept channels per group, curves, the method's portraits of groups, recipe."""
+    """One file without links: table, kept channels per group, curves, the method's portraits and curves, recipe."""
     e, environment = escape.escape, body["environment"]
     timing = body["dense"]["latency"]
     sample = next(iter(timing.values()))
@@ -129,7 +130,7 @@ def html(
         f"<p class=sub>{e(aim(body))}. Times: median of {sample['repeats']} passes on {e(sample['device'])}, "
         f"{sample['threads']} thread(s), the three networks taking turns.</p>"
         f"<h2>Kept channels per group</h2>{_svg(groups_figure(groups))}{curves}"
-        f"{_gallery(portraits)}"
+        f"{_gallery(portraits)}{_curves(lines)}"
         f"<h2>Groups</h2><table><thead><tr><th>group</th><th>width</th><th>kept</th><th>layers</th>"
         f"<th style='text-align:left'>why nothing was cut</th></tr></thead><tbody>{listed}</tbody></table>"
         f"<h2>Run</h2><p>{e(seconds)}. Events: {e(events)}. Plan <code>{body['plan']['fingerprint']}</code></p>"
@@ -150,6 +151,25 @@ def _gallery(portraits: Sequence[Portrait]) -> str:
         "<h2>Who is like whom</h2><p class=sub>Channels of a cluster stand side by side; dark: alike. Left strip: the "
         f"cluster (grey: none); beside it, dark: the channel stays.</p><div class=gallery>{shown}</div>"
     )
+
+
+def _curves(lines: Sequence[Curve]) -> str:
+    """The method's curves, a plot for each pair of axes."""
+    plots = []
+    for axes in dict.fromkeys(line.axes for line in lines):
+        figure = Figure(figsize=(10, 3.4), layout="constrained")
+        plot = figure.subplots()
+        chosen = [line for line in lines if line.axes == axes]
+        for line in chosen:
+            plot.plot(line.x, line.y, marker="o", markersize=3, linewidth=1, label=line.group)
+        plot.set_xlabel(axes[0])
+        plot.set_ylabel(axes[1])
+        if len(chosen) <= 16:
+            plot.legend(frameon=False, fontsize=7, ncols=2)
+        for side in ("top", "right"):
+            plot.spines[side].set_visible(False)
+        plots.append(f"<h2>{escape.escape(axes[1])}</h2>{_svg(figure)}")
+    return "".join(plots)
 
 
 def _png(pixels: np.ndarray) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from dist_prune.ledger import flatten
-from dist_prune.pruning.portrait import Portrait
+from dist_prune.pruning.portrait import Curve, Portrait
 from dist_prune.stages import page
 from dist_prune.stages.work import Made, Work
 
@@ -28,16 +28,18 @@ def act(work: Work) -> Made:
     )
     text = yaml.safe_dump(body["recipe"], sort_keys=False)
     return Made({}, texts={
-        "report.json": json.dumps(body, indent=1), "report.html": page.html(body, histories, text, portraits(work)),
+        "report.json": json.dumps(body, indent=1),
+        "report.html": page.html(body, histories, text, *pictures(work)),
     })  # fmt: skip
 
 
-def portraits(work: Work) -> list[Portrait]:
-    """The method's pictures of its groups; none where a plan was replayed, which has no scores."""
+def pictures(work: Work) -> tuple[list[Portrait], list[Curve]]:
+    """The method's pictures of its groups and its curves; none where a plan was replayed, which has no scores."""
     if work.recipe.select.plan:
-        return []
+        return [], []
     channels = work.method.ready(work.channels, work.recipe.select.exclude, work.request)
-    return list(work.method.portraits(work.tensors("round_1/scores.safetensors"), channels, work.request))
+    asked = (work.tensors("round_1/scores.safetensors"), channels, work.request)
+    return list(work.method.portraits(*asked)), list(work.method.curves(*asked))
 
 
 def collect(work: Work) -> dict[str, Any]:

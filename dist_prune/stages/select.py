@@ -44,5 +44,9 @@ def act(work: Work) -> Made:
         table = work.method.table(work.tensors(SCORES), channels, work.request)
         facts |= {"table": table} if table else {}
         for row in table:
-            work.tracker.say("  " + ", ".join(f"{name} {value:.6g}" for name, value in row.items()))
+            work.tracker.say("  " + ", ".join(f"{name} {_shown(value)}" for name, value in row.items()))
     return Made(facts, texts={"round_1/plan.json": plan.to_json()})
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else "-" if value is None else f"{value:.6g}"

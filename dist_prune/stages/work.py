@@ -21,7 +21,7 @@ from dist_prune.pruning.plan import Plan
 from dist_prune.recipe import Recipe
 from dist_prune.runtime import backbones, checkpoint, stopping
 from dist_prune.runtime.data.backends import Opened, open_split
-from dist_prune.runtime.data.dealing import deal, micro_batches
+from dist_prune.runtime.data.dealing import deal, held_out, micro_batches
 from dist_prune.runtime.data.feed import Feed, Look
 from dist_prune.runtime.data.sources import FolderSource, check, check_figures, same_classes
 from dist_prune.runtime.machine import Machine
@@ -58,6 +58,7 @@ class Work:
     method: Method
     events: list[dict[str, Any]] = field(default_factory=list)
     identity: str = ""  # fingerprint of the stage at work
+    lineage: str = ""  # what single measurements of the score stage belong to
     shelf: Shelf | None = None  # where the tasks of a sweep share artifacts
     # sample id -> why it was left out, of the training and of the evaluation images, on this rank, in the stage at work
     skipped: dict[bool, dict[int, str]] = field(default_factory=lambda: {True: {}, False: {}})
@@ -158,13 +159,28 @@ class Work:
             feed.close()
         self._feeds.clear()
 
+    def pool(self) -> np.ndarray:
+        """The images that calibration draws from; notes an event where images should be held out and are trained on."""
+        if self.method.sees != "held_out":
+            return np.arange(len(self.feed(self.method.sees == "train")))
+        recipe, feed = self.recipe, self.feed(True)
+        held = held_out(np.arange(min(len(feed), recipe.train.images or len(feed))), recipe.train.holdout, recipe.seed)
+        seen = [
+            name for name, section in (("train", recipe.train), ("finetune", recipe.finetune))
+            if section.epochs and (section.selection != "holdout" or section.holdout < recipe.train.holdout)
+        ]  # fmt: skip
+        if seen:
+            event = f"the held-out images of scoring are trained on ({' and '.join(seen)}: selection is not holdout)"
+            self.events.append({"stage": "score", "event": event})
+        return held[1]
+
     def scoring(self, ids: np.ndarray) -> tuple[Feed, np.ndarray]:
         """The training images as papers look at them (no schedule of sizes), and those of ``ids`` that can be read.
 
         With ``data.on_error: skip`` all of them are read once before, and unreadable ones are taken out on every rank:
         statistics are addressed by image, so what is scored has to be known before.
         """
-        feed = replace(self.feed(True), look=replace(self.look, schedule=()))
+        feed = replace(self.feed(self.method.sees != "test"), look=replace(self.look, schedule=()))
         if self.recipe.data.on_error == "fail" or not isinstance(feed.source, FolderSource):
             return feed, ids
         ranks, lists = self.machine.ranks, micro_batches(ids, self.recipe.score.micro_batch)
@@ -227,7 +243,8 @@ class Work:
         """The plan that ``select.plan`` names; PruneError where another key asks for something beside it."""
         spec, asked = self.recipe.select, self.request
         given = {
-            "select.threshold": asked.threshold, "select.keep_ratio": asked.keep_ratio, "target": asked.target,
+            "select.threshold": asked.threshold, "select.keep_ratio": asked.keep_ratio,
+            "select.counts": asked.counts, "target": asked.target,
             "select.exclude": spec.exclude, "select.round_to": spec.round_to > 1,
             "select.min_channels": spec.min_channels > 1,
         }  # fmt: skip
@@ -276,7 +293,8 @@ class Work:
 
     def outside(self, stage: str) -> dict[str, str]:
         """Digests of what a stage reads from outside the run directory: images and labels, the checkpoint file."""
-        reads = {"train": (True, False), "finetune": (True, False), "score": (True,), "evaluate": (False,)}
+        scored = (self.method.sees != "test",)
+        reads = {"train": (True, False), "finetune": (True, False), "score": scored, "evaluate": (False,)}
         found = {("train" if train else "eval"): self._opened[train].source.identity for train in reads.get(stage, ())}
         if stage == "train" and self.checkpoint is not None:
             found["checkpoint"] = file_digest(self.checkpoint) if self.checkpoint.is_file() else "missing"

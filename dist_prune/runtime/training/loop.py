@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -225,23 +224,3 @@ def averaging(parameters: Sequence[nn.Parameter], ranks: Ranks) -> Callable[[], 
             grad.div_(ranks.world)
 
     return sync
-
-
-def fit(
-    parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]],
-    losses_of: Losses,
-    loop: Loop,
-    watch: Callable[[int], None] = lambda step: None,
-) -> list[dict[str, float]]:
-    """Train loose parameters (gates) of a bare model through the same loop; gradients are averaged over ranks here.
-
-    ``parameters`` may be groups: dicts with ``params`` and ``lr_scale``, the factor of their learning rate.
-    """
-    optimizer = optim.optimizer(parameters, loop.settings)
-    loose = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    schedule = optim.Schedule(optimizer, loop.settings, loop.steps)
-    drive = Drive(loop.machine, optimizer, sync=averaging(loose, loop.machine.ranks))
-    return [
-        {"epoch": number + 1, **loop.run_epoch(number, losses_of, drive, schedule, watch)}
-        for number in range(loop.settings.epochs)
-    ]
