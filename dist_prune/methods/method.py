@@ -15,6 +15,7 @@ from dist_prune.pruning.portrait import Portrait
 from dist_prune.pruning.statistic import Statistic
 
 Scores = dict[str, Tensor]
+TRAINED = "trained/"  # of the scores of a method that trains weights
 T = TypeVar("T")
 
 
@@ -99,16 +100,34 @@ class Bench(Protocol):
         epochs: int,
         lr: float,
         batch: int,
-        watch: Callable[[int], None] = lambda step: None,
+        watch: Callable[[int], Any] = lambda step: None,
+        *,
+        network: nn.Module | None = None,
+        name: str = "fit",
+        **more: Any,
     ) -> list[dict[str, float]]:
         """Train parameters (gates) by SGD; ``loss(model, images, labels, ids)`` gives (n,) losses.
 
-        Groups of parameters are dicts with ``params`` and ``lr_scale``, the factor of their learning rate.
+        Groups of parameters are dicts with ``params`` and ``lr_scale``, the factor of their learning rate. The dense
+        network stays in evaluation mode. ``more``: further keys of a recipe's training section.
+
+        With ``network`` (and no parameters) that one trains in its place, whole, in training mode, batch norms over
+        all ranks, on the calibration images, less those held out (``selection``, ``holdout``). Checkpoints bear
+        ``name``: run again it goes on at the step, and a finished one is taken as it is. What ``watch`` returns then
+        (numbers, and tensors for histograms) goes to trackers.
         """
         ...
 
+    def network(self) -> nn.Module:
+        """A copy of the bare dense network, on the device."""
+        ...
+
+    def steps(self, batch: int, holdout: float = 0.0) -> int:
+        """Updates per epoch of ``fit`` with a network."""
+        ...
+
     def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Add integer tensors over all ranks, in place, as one bucket."""
+        """Add tensors over all ranks, in place, as one bucket; sums of floats depend on how images were dealt."""
         ...
 
     def broadcast(self, tensor: Tensor, owner: int = 0) -> Tensor:
@@ -127,7 +146,8 @@ class Method(ABC):
         paper: citation shown by ``dist-prune list methods``.
         Options: the model of its recipe keys.
         equivariant: permuting a group's channels permutes its plan (False for random choices).
-        trains_weights: whether ``score`` may leave other weights behind (else they must be as before).
+        trains_weights: whether surgery starts from weights that ``score`` returns, ``trained/<name>`` for each entry
+            of the dense state dict, instead of the dense ones.
     """
 
     paper: ClassVar[str]
