@@ -1,5 +1,6 @@
 """The bench: all that a paper may ask for, done across ranks. Observe, share, measure, fit."""
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,12 +23,13 @@ from dist_prune.pruning.switches import Where
 from dist_prune.recipe import Training
 from dist_prune.runtime import checkpoint, stopping
 from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.data.dealing import deal, micro_batches
+from dist_prune.runtime.data.dealing import deal, held_out, micro_batches, steps
 from dist_prune.runtime.data.feed import Batch, Feed
 from dist_prune.runtime.jobs import dealt, recorded
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.record import Record
 from dist_prune.runtime.tracking import Tracker
+from dist_prune.runtime.training.learn import learn
 from dist_prune.runtime.training.loop import Loop
 from dist_prune.runtime.training.loose import fit
 from dist_prune.runtime.training.recalibrate import own_statistics
@@ -206,16 +208,25 @@ class Bench:
         epochs: int,
         lr: float,
         batch: int,
-        watch: Callable[[int], None] = lambda step: None,
+        watch: Callable[[int], Any] = lambda step: None,
         *,
+        network: nn.Module | None = None,
         name: str = "",
         calibration: bool = False,
         train_mode: bool = False,
         **training: Any,
     ) -> list[dict[str, float]]:
-        """See methods.method.Bench. Eval-mode network; the order of the images comes from (seed, epoch)."""
-        plain = {"weight_decay": 0.0, "schedule": "constant", **training}
+        """See methods.method.Bench. The order of the images comes from (seed, epoch)."""
+        plain = {"weight_decay": 0.0, "schedule": "constant", "decay_norm_bias": True, **training}
         settings = Training(epochs=epochs, lr=lr, batch=batch, **plain)
+        if network is not None:
+            self._collective("fit")
+            folder = self.partial / name if self.partial is not None else None
+            key = hashlib.sha256(repr((self.identity, self.images, name, settings)).encode()).hexdigest()
+            return learn(
+                network, loss, settings, self.feed, self.ids, self.machine, self.tracker, self.seed, name, folder, key,
+                watch,
+            )  # fmt: skip
         device = self.machine.device
         machine = Machine(device, Ranks(device=device)) if self._in_job else self.machine
         tracker = Tracker(False) if self._in_job else self.tracker
@@ -239,6 +250,14 @@ class Bench:
         finally:
             for parameter in others:
                 parameter.requires_grad_(True)
+
+    def network(self) -> nn.Module:
+        """See methods.method.Bench."""
+        return copy.deepcopy(self.model)
+
+    def steps(self, batch: int, holdout: float = 0.0) -> int:
+        """See methods.method.Bench."""
+        return steps(len(held_out(self.ids, holdout, self.seed)[0]), batch)
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """See methods.method.Bench."""

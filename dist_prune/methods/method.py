@@ -17,6 +17,7 @@ from dist_prune.pruning.portrait import Curve, Portrait
 from dist_prune.pruning.statistic import Statistic
 
 Scores = dict[str, Tensor]
+TRAINED = "trained/"  # of the scores of a method that trains weights
 T = TypeVar("T")
 
 
@@ -129,8 +130,9 @@ class Bench(Protocol):
         epochs: int,
         lr: float,
         batch: int,
-        watch: Callable[[int], None] = lambda step: None,
+        watch: Callable[[int], Any] = lambda step: None,
         *,
+        network: nn.Module | None = None,
         name: str = "",
         calibration: bool = False,
         train_mode: bool = False,
@@ -138,16 +140,29 @@ class Bench(Protocol):
     ) -> list[dict[str, float]]:
         """Train parameters (gates) by SGD; ``loss(model, images, labels, ids)`` gives (n,) losses.
 
-        Groups of parameters are dicts with ``params`` and ``lr_scale``, the factor of their learning rate. Inside a
-        job of
-        ``share`` it trains on this rank alone. With a ``name`` it resumes: ``watch`` hears first of the last update
-        that was saved. ``calibration``: on these images instead of all training images. ``train_mode``: batch norms use
-        the statistics of their batch. ``training``: keys of the recipe's train section (optimizer, momentum ...).
+        Groups of parameters are dicts with ``params`` and ``lr_scale``, the factor of their learning rate. The dense
+        network stays in evaluation mode. Inside a job of ``share`` it trains on this rank alone. With a ``name`` it
+        resumes: ``watch`` hears first of the last update that was saved. ``calibration``: on these images instead of
+        all training images. ``train_mode``: batch norms use the statistics of their batch. ``training``: keys of the
+        recipe's train section (optimizer, momentum ...).
+
+        With ``network`` (and no parameters) that one trains in its place, whole, in training mode, batch norms over
+        all ranks, on the calibration images, less those held out (``selection``, ``holdout``). Checkpoints bear
+        ``name``: run again it goes on at the step, and a finished one is taken as it is. What ``watch`` returns then
+        (numbers, and tensors for histograms) goes to trackers.
         """
         ...
 
+    def network(self) -> nn.Module:
+        """A copy of the bare dense network, on the device."""
+        ...
+
+    def steps(self, batch: int, holdout: float = 0.0) -> int:
+        """Updates per epoch of ``fit`` with a network."""
+        ...
+
     def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Add integer tensors over all ranks, in place, as one bucket."""
+        """Add tensors over all ranks, in place, as one bucket; sums of floats depend on how images were dealt."""
         ...
 
     def broadcast(self, tensor: Tensor, owner: int = 0) -> Tensor:
@@ -166,7 +181,8 @@ class Method(ABC):
         paper: citation shown by ``dist-prune list methods``.
         Options: the model of its recipe keys.
         equivariant: permuting a group's channels permutes its plan (False for random choices).
-        trains_weights: whether ``score`` may leave other weights behind (else they must be as before).
+        trains_weights: whether surgery starts from weights that ``score`` returns, ``trained/<name>`` for each entry
+            of the dense state dict, instead of the dense ones.
     """
 
     paper: ClassVar[str]

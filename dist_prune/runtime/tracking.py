@@ -81,6 +81,10 @@ class Tracker:
         """A matplotlib figure, for TensorBoard."""
         self._each(lambda name, board: board.tracker.add_figure(tag, figure) if name == "tensorboard" else None)
 
+    def histogram(self, tag: str, values: Any, step: int) -> None:
+        """A tensor's distribution, for TensorBoard."""
+        self._each(lambda n, board: board.tracker.add_histogram(tag, values, step) if n == "tensorboard" else None)
+
     def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """The run's keys with its final metrics."""
         plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in values.items()}

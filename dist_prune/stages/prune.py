@@ -2,14 +2,19 @@
 
 import torch
 
+from dist_prune.methods.method import TRAINED
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.renew import renew
 from dist_prune.stages.work import Made, Work
 
 
 def act(work: Work) -> Made:
-    """dense.safetensors, round_1/plan.json -> round_1/small.safetensors"""
+    """dense.safetensors, round_1/scores.safetensors, round_1/plan.json -> round_1/small.safetensors"""
     model, plan = work.dense().eval(), work.plan
+    if work.method.trains_weights and not work.recipe.select.plan:
+        scores = work.tensors("round_1/scores.safetensors")
+        trained = {n.removeprefix(TRAINED): tensor for n, tensor in scores.items() if n.startswith(TRAINED)}
+        model.load_state_dict(trained)
     surgeon.operate(model, work.channels, plan)
     fresh = work.method.fresh(work.channels)
     if fresh:

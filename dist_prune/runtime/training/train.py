@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from dist_prune.errors import PruneError
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.collectives import Ranks
+from dist_prune.runtime.data.feed import Batch
 from dist_prune.runtime.training import optim, zero
 from dist_prune.runtime.training.drive import Drive
 from dist_prune.runtime.training.fast import FastBody
-from dist_prune.runtime.training.loop import Loop, Progress, averaging
+from dist_prune.runtime.training.loop import Loop, Losses, Progress, averaging
 from dist_prune.runtime.training.objective import Objective
 from dist_prune.runtime.training.states import States
 
@@ -35,6 +36,8 @@ class Trainer:
         classes: number of classes.
         teacher: the dense network to distil from, or None.
         masks: parameter name -> 0/1 tensor; kept at exact zeros, momentum included.
+        losses: (n,) losses of a batch by the wrapped network, in place of the recipe's objective.
+        watch: called after each update with its number since the beginning.
     """
 
     model: nn.Module
@@ -45,6 +48,8 @@ class Trainer:
     classes: int = 0
     teacher: nn.Module | None = None
     masks: Mapping[str, Tensor] = field(default_factory=dict)
+    losses: Callable[[nn.Module, Batch], Tensor] | None = None
+    watch: Callable[[int], None] = lambda step: None
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
     best_top1: float = -1.0
@@ -73,17 +78,23 @@ class Trainer:
         self.drive = self._driven(optimizer, body)
         epoch, begin = self._resume(found)
         self._mask()
-        objective = Objective(settings, self.classes, loop.seed, self.teacher, self._amp)
-        forward = self.drive.forward
-        loop.save, loop.after, loop.hits, loop.newest = self._save, self._after, objective.hits, self._last_good
+        losses = self._objective()
+        loop.save, loop.after, loop.newest = self._save, self._after, self._last_good
         while not self._finished(epoch):
-            forward.train()
-            figures = loop.run_epoch(
-                epoch, lambda part, e, s: objective(forward, part, e, s), self.drive, schedule, begin=begin
-            )
+            self.drive.forward.train()
+            figures = loop.run_epoch(epoch, losses, self.drive, schedule, self.watch, begin)
             begin, epoch = None, epoch + 1
             self._end_of_epoch(epoch - 1, figures)
         return self._end(body)
+
+    def _objective(self) -> Losses:
+        """Losses of a batch by the wrapped network: its own, or the recipe's objective, which counts hits."""
+        forward, own = self.drive.forward, self.losses
+        if own is not None:
+            return lambda part, epoch, step: own(forward, part)
+        objective = Objective(self.loop.settings, self.classes, self.loop.seed, self.teacher, self._amp)
+        self.loop.hits = objective.hits
+        return lambda part, epoch, step: objective(forward, part, epoch, step)
 
     def _driven(self, optimizer: torch.optim.Optimizer, body: FastBody) -> Drive:
         """Model and optimizer on all ranks: through DeepSpeed, accelerate's DDP, or neither."""
