@@ -19,8 +19,9 @@ from dist_prune.pruning.renew import draw
 from dist_prune.pruning.statistic import Statistic, Tally
 from dist_prune.recipe import Training
 from dist_prune.runtime import checkpoint, stopping
-from dist_prune.runtime.data.dealing import deal, micro_batches
+from dist_prune.runtime.data.dealing import by_cost, deal, micro_batches
 from dist_prune.runtime.data.feed import Batch, Feed
+from dist_prune.runtime.keeping import kept
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.runtime.training.loop import Loop, fit
@@ -68,6 +69,10 @@ class Bench:
     @property
     def images(self) -> int:
         return len(self.ids)
+
+    @property
+    def device(self) -> torch.device:
+        return self.machine.device
 
     @property
     def labels(self) -> Tensor:
@@ -119,7 +124,7 @@ class Bench:
             self._save(file, merged, key, len(lists))
         return {site: {name: table.cpu() for name, table in tables.items()} for site, tables in merged.tables.items()}
 
-    def share(self, jobs: Sequence[T], run: Callable[[T], Any]) -> list[Any]:
+    def share(self, jobs: Sequence[T], run: Callable[[T], Any], costs: Sequence[float] | None = None) -> list[Any]:
         """See methods.method.Bench. Tensors are saved: run again, a finished call is not made again."""
         self._collective("share")
         self._shares += 1
@@ -131,7 +136,7 @@ class Bench:
             return saved
         if stopping.poll(ranks)[0]:
             raise stopping.leave(f"while scoring, before call {self._shares} of shared jobs")
-        mine = list(enumerate(jobs))[ranks.rank :: ranks.world]
+        mine = by_cost(list(enumerate(jobs)), costs or [1] * len(jobs), ranks.world)[ranks.rank]
         self._in_job = True
         try:
             done = [(number, _on_cpu(run(job))) for number, job in self.tracker.bar(mine, len(mine), "jobs")]
@@ -143,6 +148,12 @@ class Bench:
             tables = {str(number): result for number, result in enumerate(results)}
             ranks.together(lambda: checkpoint.save(file, tables, {"identity": key}))
         return results
+
+    def keep(self, name: str, tables: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """See methods.method.Bench."""
+        self._collective("keep")
+        file = None if self.partial is None else self.partial / f"kept_{name}.safetensors"
+        return kept(file, f"{self.identity} {self.images}", tables, self.machine.ranks)
 
     @torch.no_grad()
     def measure(self, off: Mapping[str, Sequence[int]]) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -84,8 +85,18 @@ class Bench(Protocol):
         """
         ...
 
-    def share(self, jobs: Sequence[T], run: Callable[[T], Any]) -> list[Any]:
-        """Deal independent jobs over the ranks; the results, in the order of the jobs."""
+    def share(self, jobs: Sequence[T], run: Callable[[T], Any], costs: Sequence[float] | None = None) -> list[Any]:
+        """Deal independent jobs over the ranks, evenly by their ``costs``; the results, in the order of the jobs."""
+        ...
+
+    def keep(self, name: str, tables: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The state of a long computation: with ``tables``, keep them under a name, and leave here where the run was
+        asked to stop; without, what an earlier, stopped process kept (nothing: {}). The same on all ranks."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where a rank does heavy arithmetic."""
         ...
 
     def measure(self, off: Mapping[str, Sequence[int]]) -> tuple[int, int]:
@@ -156,6 +167,17 @@ class Method(ABC):
 
     def portraits(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Iterable[Portrait]:
         """Pictures for the report: what the scores say of each group. Pure, like ``select``."""
+        return ()
+
+    def orders(self, scores: Mapping[str, Tensor], channels: Channels) -> Mapping[str, Sequence[int]]:
+        """Group -> its channels in the order in which they would go, for curves over all counts. Pure.
+
+        Empty for methods that do not rank the channels of a group.
+        """
+        return {}
+
+    def warnings(self, scores: Mapping[str, Tensor], channels: Channels) -> Sequence[str]:
+        """What a reader of the scores should know before trusting them. Pure; shown, and noted in the report."""
         return ()
 
     def check(self, channels: Channels, request: Request) -> None:

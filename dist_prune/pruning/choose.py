@@ -1,13 +1,14 @@
 """From scores to kept channels: ranking, budgets, floors and rounding, the same for every method. Pure."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from torch import Tensor
 
-from dist_prune.errors import PruneError
+from dist_prune.errors import PruneError, unknown
 from dist_prune.pruning.channels import ChannelGroup, Channels
 from dist_prune.pruning.cost import Quantity, amount
 
@@ -20,6 +21,7 @@ class Request:
 
     threshold: float | None = None
     keep_ratio: float | None = None
+    counts: Mapping[str, int] | Sequence[int] | None = None
     scope: Literal["local", "global"] = "local"
     min_channels: int = 1
     round_to: int = 1
@@ -50,7 +52,9 @@ def reachable(channels: Channels, request: Request, quantity: Quantity) -> tuple
 
 
 def check_target(channels: Channels, request: Request) -> None:
-    """PruneError where the target lies outside the reachable range."""
+    """PruneError where the target lies outside the reachable range, or the counts do not fit the groups."""
+    if request.counts is not None:
+        given_counts(channels, request)
     if request.target is None:
         return
     quantity, share = request.target
@@ -70,11 +74,43 @@ def check_ranking(request: Request) -> None:
         raise PruneError(
             "select.threshold: this method ranks channels and has no threshold; set a target or keep_ratio"
         )
-    if (request.target is None) == (request.keep_ratio is None):
+    if sum(asked is not None for asked in (request.target, request.keep_ratio, request.counts)) != 1:
         raise PruneError(
-            "this method ranks channels: set target.macs, target.params or target.channels, or select.keep_ratio; "
-            "one of them, not two"
+            "this method ranks channels: set target.macs, target.params or target.channels, or select.keep_ratio, or "
+            "select.counts; one of them, not two"
         )
+
+
+def given_counts(channels: Channels, request: Request) -> dict[str, int]:
+    """Free group -> the number of channels that the request's ``counts`` keep of it; groups that none names are absent.
+
+    PruneError where a glob fits no free group, a number is larger than the group is wide, or a list has another length
+    than there are free groups.
+    """
+    asked = request.counts or {}
+    if request.min_channels > 1 or request.round_to > 1:
+        raise PruneError("select.counts says exactly how many stay; leave out select.min_channels and select.round_to")
+    if not isinstance(asked, Mapping):
+        if len(asked) != len(channels.free):
+            names = ", ".join(group.name for group in channels.free)
+            raise PruneError(
+                f"select.counts: {len(asked)} numbers for {len(channels.free)} free groups ({names}). "
+                "Give one for each, or write glob: number for some."
+            )
+        found = {group.name: count for group, count in zip(channels.free, asked, strict=True)}
+    else:
+        found = {}
+        for glob, count in asked.items():
+            fits = [g for g in channels.free if any(fnmatchcase(name, glob) for name in g.producers)]
+            if not fits:
+                known = [name for group in channels.free for name in group.producers]
+                raise PruneError(f"select.counts: {unknown('layer of a free group', glob, known)}")
+            for group in fits:
+                found.setdefault(group.name, count)
+    for group in channels.free:
+        if found.get(group.name, 0) > group.width:
+            raise PruneError(f"select.counts: {found[group.name]} of {group.name}, which has {group.width} channels")
+    return found
 
 
 def fill(channels: Channels, request: Request, kept: Kept, worth: Mapping[str, Tensor]) -> Kept:
@@ -103,6 +139,9 @@ def keep_best(channels: Channels, scores: Mapping[str, Tensor], request: Request
     """
     check_ranking(request)
     check_target(channels, request)
+    if request.counts is not None:
+        found = given_counts(channels, request)
+        return best_of(channels, scores, {g.name: found.get(g.name, g.width) for g in channels.free})
     order = _removal_order(channels, scores, request)
     total = sum(group.width for group in channels.free)
     if request.target is not None:
@@ -119,6 +158,11 @@ def keep_best(channels: Channels, scores: Mapping[str, Tensor], request: Request
     else:
         prefix = int((1 - request.keep_ratio) * total + 1e-9)
     counts = _left(channels, order[:prefix], request)
+    return best_of(channels, scores, counts)
+
+
+def best_of(channels: Channels, scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> Kept:
+    """The ``counts[group]`` channels with the largest scores of each free group; of equals the smaller index goes."""
     ranked = {g.name: sorted(range(g.width), key=lambda i, g=g: (-float(scores[g.name][i]), -i)) for g in channels.free}
     return {name: sorted(ranked[name][:count]) for name, count in counts.items()}
 
@@ -149,3 +193,8 @@ def _left(channels: Channels, gone: list[tuple[float, int, int]], request: Reque
     for _, number, _ in gone:
         cut[number] += 1
     return {g.name: request.width(g, g.width - cut[i]) for i, g in enumerate(channels.free)}
+
+
+def orders_of(worth: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Group -> channels, the least worth first; of equals the smaller index goes first."""
+    return {name: sorted(range(len(w)), key=lambda i, w=w: (float(w[i]), i)) for name, w in worth.items()}

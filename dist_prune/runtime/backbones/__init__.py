@@ -11,6 +11,7 @@ from dist_prune.errors import PruneError, nearest
 from dist_prune.runtime.backbones import (
     densenet_cifar,
     googlenet_cifar,
+    lenet_entropy,
     mlp,
     mobilenet_cifar,
     resnet_cifar,
@@ -18,7 +19,15 @@ from dist_prune.runtime.backbones import (
 )
 
 __all__ = ["create", "image_config", "names"]
-_OWN = (densenet_cifar, googlenet_cifar, mlp, mobilenet_cifar, resnet_cifar, vgg_cifar)  # importing them registers them
+_OWN = (
+    densenet_cifar,
+    googlenet_cifar,
+    lenet_entropy,
+    mlp,
+    mobilenet_cifar,
+    resnet_cifar,
+    vgg_cifar,
+)  # importing them registers them
 
 
 def names(pattern: str = "") -> list[str]:
