@@ -26,6 +26,7 @@ from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.dealing import deal, held_out, micro_batches, steps
 from dist_prune.runtime.data.feed import Batch, Feed
 from dist_prune.runtime.jobs import dealt, recorded
+from dist_prune.runtime.keeping import kept
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.record import Record
 from dist_prune.runtime.tracking import Tracker
@@ -89,6 +90,10 @@ class Bench:
         return len(self.ids)
 
     @property
+    def device(self) -> torch.device:
+        return self.machine.device
+
+    @property
     def labels(self) -> Tensor:
         return torch.from_numpy(self.feed.source.labels[self.ids])
 
@@ -141,7 +146,9 @@ class Bench:
             self._save(file, merged, key, len(lists))
         return {site: {name: table.cpu() for name, table in tables.items()} for site, tables in merged.tables.items()}
 
-    def share(self, jobs: Sequence[T], run: Callable[[T], Any], keep: str = "") -> list[Any]:
+    def share(
+        self, jobs: Sequence[T], run: Callable[[T], Any], keep: str = "", costs: Sequence[float] | None = None
+    ) -> list[Any]:
         """See methods.method.Bench. Tensors are saved: run again, a finished call is not made again."""
         self._collective("share")
         ranks = self.machine.ranks
@@ -158,8 +165,8 @@ class Bench:
             return saved
         if stopping.poll(ranks)[0]:
             raise stopping.leave(f"while scoring, before call {self._shares} of shared jobs")
-        bar = lambda mine, count: self.tracker.bar(mine, count, "jobs")  # noqa: E731
-        results = self._within(lambda: dealt(jobs, lambda job: _on_cpu(run(job)), ranks, bar))
+        bar = lambda items, count: self.tracker.bar(items, count, "jobs")  # noqa: E731
+        results = self._within(lambda: dealt(jobs, lambda job: _on_cpu(run(job)), ranks, bar, costs))
         if file is not None and results and all(isinstance(result, Tensor) for result in results):
             tables = {str(number): result for number, result in enumerate(results)}
             ranks.together(lambda: checkpoint.save(file, tables, {"identity": key}))
@@ -187,6 +194,11 @@ class Bench:
         if game.whole:
             self.notes.add(f"every coalition of {group} cost a whole forward pass: the network could not be cut there")
         return found
+    def keep(self, name: str, tables: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """See methods.method.Bench."""
+        self._collective("keep")
+        file = None if self.partial is None else self.partial / f"kept_{name}.safetensors"
+        return kept(file, f"{self.identity} {self.images}", tables, self.machine.ranks)
 
     @torch.no_grad()
     def measure(self, off: Mapping[str, Sequence[int]]) -> tuple[int, int]:

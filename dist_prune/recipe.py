@@ -36,6 +36,9 @@ class Data(Part):
     root: str | None = Field(default=None, description="file or folder; ${VARIABLES} of the environment are filled in")
     train_split: str = Field(default="train", description="imagefolder: sub-folder of the training images")
     eval_split: str = Field(default="val", description="imagefolder: sub-folder of the evaluation images")
+    classes: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None, description="arrays: only the images of these classes, renumbered from 0 in this order"
+    )
     mean: tuple[float, ...] | None = Field(default=None, description="per channel, on [0, 1]; default: the model's own")
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, description="like mean")
     image_size: int | None = Field(default=None, ge=1, description="side of the square input; default: the model's own")
@@ -132,6 +135,9 @@ class Training(Part):
     )
     holdout: float = Field(default=0.1, gt=0, lt=0.9, description="share of the training images held out for selection")
     patience: int | None = Field(default=None, ge=1, description="stop after so many evaluations without a better one")
+    only_if_drop: float | None = Field(
+        default=None, ge=0, description="finetune: only where cutting cost more than so many points of top-1"
+    )
     evaluate_every: int = Field(default=1, ge=1, description="epochs between two evaluations")
     save_every_steps: int | None = Field(default=None, ge=1, description="checkpoint after so many steps as well")
     save_every_minutes: float = Field(default=10, gt=0, description="checkpoint after so many minutes as well")
@@ -172,6 +178,9 @@ class Score(Part):
         default=None,
         description="file of single measurements (shapley), read and added to; default: in the run directory",
     )
+
+
+Count = Annotated[int, Field(ge=1)]
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -227,6 +236,24 @@ class Evaluate(Part):
     batch: int = Field(default=250, ge=1, description="images per step of an evaluation")
 
 
+class Information(Part):
+    """Curves of a ranking: what each number of kept filters of one group gives, nothing finetuned."""
+
+    curves: Literal["none", "accuracy", "information", "all"] = Field(
+        default="none", description="top-1, and I(X;Z), I(Z;Y), total correlation of what is kept, for every count"
+    )
+    layers: tuple[str, ...] = Field(default=("*",), description="globs of the groups that are gone through")
+    images: int | None = Field(default=None, ge=2, description="first evaluation images only; null: all")
+    batch: int = Field(default=100, ge=2, description="images whose entropies are taken together")
+    masks: int = Field(default=8, ge=1, description="counts that go through the network together")
+    alpha: float = Field(default=1.01, gt=0, description="order of the entropies")
+    sigma_method: Literal["fix", "all", "remain"] = Field(
+        default="all", description="kernels of single filters: by rule, aligned to the whole layer, to what is kept"
+    )
+    sigma_x: float = Field(default=8.0, gt=0, description="kernel width of the images")
+    sigma_y: float = Field(default=0.1, gt=0, description="kernel width of the labels")
+
+
 class Report(Part):
     """What is measured for the report."""
 
@@ -271,6 +298,7 @@ class Recipe(Part):
         default=1, ge=1, description="finetunings of the same pruned network by as many seeds; the first is kept"
     )
     evaluate: Evaluate = Evaluate()
+    information: Information = Information()
     report: Report = Report()
     cluster: Cluster = Cluster()
 

@@ -101,8 +101,10 @@ class Bench(Protocol):
         """
         ...
 
-    def share(self, jobs: Sequence[T], run: Callable[[T], Any], keep: str = "") -> list[Any]:
-        """Deal independent jobs over the ranks; the results, in the order of the jobs.
+    def share(
+        self, jobs: Sequence[T], run: Callable[[T], Any], keep: str = "", costs: Sequence[float] | None = None
+    ) -> list[Any]:
+        """Deal independent jobs over the ranks, evenly by their ``costs``; the results, in the order of the jobs.
 
         ``keep`` names a lasting record of jobs and results (JSON values): what is on it, from this or an earlier run,
         is not done again.
@@ -117,6 +119,16 @@ class Bench(Protocol):
         For jobs: on this rank alone. What does not depend on the group is computed once and kept, within the memory.
         ``where``: see pruning.switches.places.
         """
+        ...
+
+    def keep(self, name: str, tables: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The state of a long computation: with ``tables``, keep them under a name, and leave here where the run was
+        asked to stop; without, what an earlier, stopped process kept (nothing: {}). The same on all ranks."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where a rank does heavy arithmetic."""
         ...
 
     def measure(self, off: Mapping[str, Sequence[int]]) -> tuple[int, int]:
@@ -226,6 +238,17 @@ class Method(ABC):
 
     def curves(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Iterable[Curve]:
         """Lines for the report: how the scores came to be. Pure, like ``select``."""
+        return ()
+
+    def orders(self, scores: Mapping[str, Tensor], channels: Channels) -> Mapping[str, Sequence[int]]:
+        """Group -> its channels in the order in which they would go, for curves over all counts. Pure.
+
+        Empty for methods that do not rank the channels of a group.
+        """
+        return {}
+
+    def warnings(self, scores: Mapping[str, Tensor], channels: Channels) -> Sequence[str]:
+        """What a reader of the scores should know before trusting them. Pure; shown, and noted in the report."""
         return ()
 
     def check(self, channels: Channels, request: Request) -> None:

@@ -195,3 +195,8 @@ def _left(channels: Channels, gone: list[tuple[float, int, int]], request: Reque
     for _, number, _ in gone:
         cut[number] += 1
     return {g.name: request.width(g, g.width - cut[i]) for i, g in enumerate(channels.free)}
+
+
+def orders_of(worth: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Group -> channels, the least worth first; of equals the smaller index goes first."""
+    return {name: sorted(range(len(w)), key=lambda i, w=w: (float(w[i]), i)) for name, w in worth.items()}

@@ -6,6 +6,7 @@ from typing import Any
 
 from dist_prune.runtime import stopping
 from dist_prune.runtime.collectives import Ranks
+from dist_prune.runtime.data.dealing import by_cost
 from dist_prune.runtime.record import Record
 from dist_prune.runtime.stopping import PreemptedError
 
@@ -14,16 +15,19 @@ Bar = Callable[[Sequence[Any], int], Iterable[Any]]
 ROUND_S = 2.0  # about so long between two looks at what the other ranks have done
 
 
-def dealt(jobs: Sequence[Any], run: Run, ranks: Ranks, bar: Bar = lambda items, count: items) -> list[Any]:
+def dealt(
+    jobs: Sequence[Any], run: Run, ranks: Ranks, bar: Bar = lambda items, count: items,
+    costs: Sequence[float] | None = None,
+) -> list[Any]:  # fmt: skip
     """Every job once, on some rank; the results in the order of the jobs, on all ranks. ``bar`` shows this rank's
-    progress.
+    progress. With ``costs`` ranks get about equal sums of them.
 
     Raises:
         PreemptedError: on every rank, where a job of any rank was asked to stop.
     """
     done, stopped = [], ""
     try:
-        mine = list(enumerate(jobs))[ranks.rank :: ranks.world]
+        mine = by_cost(list(enumerate(jobs)), costs or [1.0] * len(jobs), ranks.world)[ranks.rank]
         for number, job in bar(mine, len(mine)):
             done.append((number, run(job)))
     except PreemptedError as error:  # the others wait for this rank's results: tell them before leaving

@@ -25,7 +25,7 @@ from dist_prune.stages.work import Made, Work
 
 DENSE = "dense.safetensors"
 SCORES, PLAN, SMALL = "round_1/scores.safetensors", "round_1/plan.json", "round_1/small.safetensors"
-TUNED, METRICS = "tuned.safetensors", "metrics.json"
+TUNED, METRICS, CURVES = "tuned.safetensors", "metrics.json", "curves.csv"
 BUNDLE = ("export/bundle.json", "export/model.safetensors")
 REPORT = ("report.json", "report.html")
 
@@ -33,8 +33,8 @@ NETWORK = ("backbone.name", "backbone.kwargs", "backbone.pretrained")
 IMAGES = tuple(
     f"data.{key}"
     for key in (
-        "source", "train_split", "eval_split", "mean", "std", "image_size", "crop", "crop_mode", "interpolation",
-        "exif",
+        "source", "train_split", "eval_split", "classes", "mean", "std", "image_size", "crop", "crop_mode",
+        "interpolation", "exif",
     )
 )  # fmt: skip
 DRAWN = tuple(
@@ -72,8 +72,9 @@ ORDER = (
     Stage("prune", (*NETWORK, "method.fidelity", "method.quirks", "seed"), (DENSE, SCORES, PLAN), (SMALL,)),
     Stage("finetune", (*TRAINING, "finetune", "reruns"), (DENSE, SMALL, PLAN), (TUNED,)),
     Stage("evaluate", (*NETWORK, *IMAGES, "evaluate", "report"), (DENSE, SMALL, TUNED, PLAN), (METRICS,)),
+    Stage("curves", (*NETWORK, *IMAGES, "information", "evaluate", "score.micro_batch"), (DENSE, SCORES), (CURVES,)),
     Stage("export", (*NETWORK, *IMAGES, *ORIGIN), (TUNED, PLAN, METRICS), BUNDLE),
-    Stage("report", (), (PLAN, METRICS), REPORT, always=True),
+    Stage("report", (), (PLAN, METRICS, CURVES), REPORT, always=True),
 )
 # what tasks of a sweep make once for all, and what each keeps meanwhile to resume
 SHARED = {"train": ("train_checkpoints",), "score": ("round_1/partial",)}
@@ -200,6 +201,9 @@ def _headline(stage: str, work: Work) -> str:
         "prune": "cut them out",
         "finetune": f"{recipe.finetune.epochs} epochs",
         "evaluate": "dense, pruned and finetuned: accuracy, cost, time",
+        "curves": "every number of kept filters, group by group"
+        if recipe.information.curves != "none"
+        else "none asked for (information.curves)",
         "export": "the bundle",
         "report": "report.json and report.html",
     }[stage]

@@ -105,6 +105,7 @@ def html(
     recipe: str,
     portraits: Sequence[Portrait] = (),
     lines: Sequence[Curve] = (),
+    figures: Mapping[str, Figure] | None = None,
 ) -> str:
     """One file without links: table, kept channels per group, curves, the method's portraits and curves, recipe."""
     e, environment = escape.escape, body["environment"]
@@ -119,6 +120,7 @@ def html(
         for g in groups
     )
     curves = "".join(f"<h2>{e(name)}</h2>{_svg(curve_figure(lines))}" for name, lines in histories.items() if lines)
+    curves += "".join(f"<h2>{e(name)}</h2>{_svg(figure)}" for name, figure in (figures or {}).items())
     events = "; ".join(map(_event, body["events"])) or "none"
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in body["timings"].items())
     return (
@@ -217,6 +219,29 @@ def curve_figure(lines: Sequence[Mapping[str, float]]) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
+    return figure
+
+
+def plane_figure(lines: Sequence[Mapping[str, str]]) -> Figure:
+    """Top-1 and information against the share of kept filters: a line per group, a panel per figure that is there."""
+    names = {
+        "top1": "top-1 %",
+        "ixz": "I(X;Z), bits",
+        "izy": "I(Z;Y), bits",
+        "total_correlation": "total correlation, bits",
+    }
+    there = [key for key in names if any(line[key] for line in lines)]
+    figure = Figure(figsize=(10, 3.2 * -(-len(there) // 2)), layout="constrained")
+    panels = figure.subplots(-(-len(there) // 2), min(2, len(there)), squeeze=False).flat
+    for axes, key in zip(panels, there, strict=False):
+        for group in dict.fromkeys(line["group"] for line in lines):
+            own = [line for line in lines if line["group"] == group and line[key]]
+            shares = [int(line["kept"]) / int(line["width"]) for line in own]
+            axes.plot(shares, [float(line[key]) for line in own], marker=".", markersize=3, label=group)
+        axes.set(xlabel="share of the filters kept", ylabel=names[key])
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7)
     return figure
 
 

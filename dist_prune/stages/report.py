@@ -1,9 +1,11 @@
 """report.json for machines, report.html for people, figures for TensorBoard."""
 
+import csv
 import json
 from typing import Any
 
 import yaml
+from matplotlib.figure import Figure
 
 from dist_prune.ledger import flatten
 from dist_prune.pruning.portrait import Curve, Portrait
@@ -29,8 +31,16 @@ def act(work: Work) -> Made:
     text = yaml.safe_dump(body["recipe"], sort_keys=False)
     return Made({}, texts={
         "report.json": json.dumps(body, indent=1),
-        "report.html": page.html(body, histories, text, *pictures(work)),
+        "report.html": page.html(body, histories, text, *pictures(work), planes(work)),
     })  # fmt: skip
+
+
+def planes(work: Work) -> dict[str, Figure]:
+    """Plot of curves.csv, where curves were asked for."""
+    lines = list(csv.DictReader((work.folder / "curves.csv").read_text().splitlines()))
+    return (
+        {"Every number of kept filters, one group at a time, not finetuned": page.plane_figure(lines)} if lines else {}
+    )
 
 
 def pictures(work: Work) -> tuple[list[Portrait], list[Curve]]:

@@ -21,6 +21,9 @@ def act(work: Work) -> Made:
         channels = work.method.ready(channels, recipe.select.exclude, work.request)
         with torch.no_grad():
             plan = work.method.select(work.tensors(SCORES), channels, work.request)
+        for text in work.method.warnings(work.tensors(SCORES), channels):
+            work.tracker.say(f"  warning: {text}")
+            work.events.append({"stage": "select", "event": f"warning: {text}"})
     if plan.empty:
         work.tracker.say(
             "  the plan removes nothing: every group keeps all its channels. "

@@ -23,7 +23,7 @@ from dist_prune.runtime import backbones, checkpoint, stopping
 from dist_prune.runtime.data.backends import Opened, open_split
 from dist_prune.runtime.data.dealing import deal, held_out, micro_batches
 from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import FolderSource, check, check_figures, same_classes
+from dist_prune.runtime.data.sources import FolderSource, check, check_figures, only, same_classes
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.runtime.training import fast
@@ -80,7 +80,8 @@ class Work:
         for train in (True, False):
             what = f"{'training' if train else 'evaluation'} images"
             split = data.train_split if train else data.eval_split
-            found = out[train] = open_split(data.backend, data.source, data.root, split, train, self.tracker.say)
+            found = open_split(data.backend, data.source, data.root, split, train, self.tracker.say)
+            found = out[train] = replace(found, source=only(found.source, data.classes))
             check(found.source, f"the {what} of {data.source}")
             self.tracker.say(f"data: {what} come through the {found.backend} backend ({found.why})")
         same_classes(out[True].source, out[False].source)
@@ -294,7 +295,10 @@ class Work:
     def outside(self, stage: str) -> dict[str, str]:
         """Digests of what a stage reads from outside the run directory: images and labels, the checkpoint file."""
         scored = (self.method.sees != "test",)
-        reads = {"train": (True, False), "finetune": (True, False), "score": scored, "evaluate": (False,)}
+        reads = {
+            "train": (True, False), "finetune": (True, False), "score": scored, "evaluate": (False,),
+            "curves": (False,),
+        }  # fmt: skip
         found = {("train" if train else "eval"): self._opened[train].source.identity for train in reads.get(stage, ())}
         if stage == "train" and self.checkpoint is not None:
             found["checkpoint"] = file_digest(self.checkpoint) if self.checkpoint.is_file() else "missing"

@@ -12,6 +12,7 @@ from dist_prune.runtime.backbones import (
     densenet_cifar,
     googlenet_cifar,
     lenet,
+    lenet_entropy,
     mlp,
     mobilenet_cifar,
     resnet_cifar,
@@ -21,7 +22,8 @@ from dist_prune.runtime.backbones import (
 
 __all__ = ["create", "image_config", "names"]
 _OWN = (  # importing them registers them
-    densenet_cifar, googlenet_cifar, lenet, mlp, mobilenet_cifar, resnet_cifar, vgg_cifar, wide_resnet_cifar,
+    densenet_cifar, googlenet_cifar, lenet, lenet_entropy, mlp, mobilenet_cifar, resnet_cifar, vgg_cifar,
+    wide_resnet_cifar,
 )  # fmt: skip
 
 

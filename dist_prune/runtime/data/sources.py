@@ -125,6 +125,20 @@ def open_source(
     return _torchvision(source, path, train)
 
 
+def only(source: Source, classes: Sequence[int] | None) -> Any:
+    """The images of some classes, renumbered in their order; PruneError for image files and unknown classes."""
+    if classes is None:
+        return source
+    if not isinstance(source, ArraySource):
+        raise PruneError("data.classes is for arrays in memory; of image files, name a folder with fewer class folders")
+    if len(set(classes)) != len(classes) or any(c >= len(source.classes) for c in classes):
+        raise PruneError(f"data.classes: {list(classes)} are not different numbers below {len(source.classes)}")
+    keep = np.isin(source.labels, classes)
+    number = np.zeros(len(source.classes), dtype=np.int64)
+    number[list(classes)] = np.arange(len(classes))
+    return ArraySource(source.images[keep], number[source.labels[keep]], tuple(source.classes[c] for c in classes))
+
+
 def check(source: Source, what: str) -> None:
     """PruneError where labels and classes contradict one another."""
     if len(source.labels) == 0:
