@@ -13,6 +13,7 @@ from PIL import Image
 from dist_prune.pruning.portrait import Portrait
 
 KINDS = ("dense", "pruned", "finetuned")
+REDUCED = ("sum", "max", "min", "rows", "gradients")  # collectives whose payload is reduced; others are copied
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1d2733;max-width:1040px;margin:32px auto;padding:0 20px}
 h1{font-size:24px;margin-bottom:2px}h2{font-size:17px;margin-top:34px}p.sub{color:#5b6875;margin-top:0}
@@ -81,7 +82,27 @@ def table(body: Mapping[str, Any]) -> str:
         "  ".join([label.ljust(widths[0]), *(cell.rjust(widths[i + 1]) for i, cell in enumerate(cells))])
         for label, cells in lines
     ]
-    return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", aim(body)])
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", aim(body), *filter(None, [said(body)])])
+
+
+def said(body: Mapping[str, Any]) -> str:
+    """What each rank handed to collectives, stage by stage; nothing for a single process."""
+    stages = body.get("communication") or {}
+    parts = []
+    for stage, words in stages.items():
+        reduced = sum(count["bytes"] for word, count in words.items() if word in REDUCED)
+        rest = sum(count["bytes"] for word, count in words.items() if word not in REDUCED)
+        calls = sum(count["calls"] for count in words.values())
+        parts.append(f"{stage} {_size(reduced)} all-reduced and {_size(rest)} otherwise in {calls:,} calls")
+    who = f"{body['recipe']['method']['name']} on {body['recipe']['backbone']['name']}"
+    return f"communication of each rank, {who}: {'; '.join(parts)}" if parts else ""
+
+
+def _size(count: int) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} B"
 
 
 def aim(body: Mapping[str, Any]) -> str:
@@ -133,8 +154,21 @@ def html(
         f"<h2>Groups</h2><table><thead><tr><th>group</th><th>width</th><th>kept</th><th>layers</th>"
         f"<th style='text-align:left'>why nothing was cut</th></tr></thead><tbody>{listed}</tbody></table>"
         f"<h2>Run</h2><p>{e(seconds)}. Events: {e(events)}. Plan <code>{body['plan']['fingerprint']}</code></p>"
+        f"{_spoken(body)}"
         f"<h2>Recipe</h2><pre>{e(recipe)}</pre></html>"
     )
+
+
+def _spoken(body: Mapping[str, Any]) -> str:
+    """The communication of each stage, collective by collective."""
+    lines = [
+        f"<tr><td>{stage}</td><td>{word}</td><td>{count['calls']:,}</td><td>{count['bytes']:,}</td></tr>"
+        for stage, words in (body.get("communication") or {}).items()
+        for word, count in words.items()
+    ]
+    head = "<table><thead><tr><th>stage</th><th>collective</th><th>calls</th><th>bytes</th></tr></thead><tbody>"
+    note = f"<p class=sub>{escape.escape(said(body))}.</p>"
+    return f"<h2>What each rank said</h2>{note}{head}{''.join(lines)}</tbody></table>" if lines else ""
 
 
 def _gallery(portraits: Sequence[Portrait]) -> str:

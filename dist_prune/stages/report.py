@@ -69,6 +69,7 @@ def collect(work: Work) -> dict[str, Any]:
         "target": dict([asked]) if asked else {},
         "achieved": _fact(work, "select", "achieved"),
         **{key: _fact(work, stage, key) for stage, key in MORE if _fact(work, stage, key)},
+        "communication": {name: line["said"] for name, line in lines.items() if line and line.get("said")},
         "timings": {name: line["seconds"] for name, line in lines.items() if line},
         "events": [e for line in lines.values() if line for e in line.get("events", [])] + skipped,
     }

@@ -38,7 +38,7 @@ def act(work: Work) -> Made:
     scores = work.method.score(bench)
     if bench.resumed:
         work.events.append({"stage": "score", "event": "resumed", "images_before": bench.resumed})
-    facts = {"images": len(ids), "bytes_all_reduced": dict(work.machine.ranks.volume)}
+    facts = {"images": len(ids)}
     tensors = {**scores, "calibration_ids": torch.from_numpy(ids)}
     return Made(facts, {SCORES: (tensors, {"method": recipe.method["name"]})}, drop=(PARTIAL,))
 
