@@ -75,7 +75,7 @@ def test_report_json(finished):
     assert said["train"]["gradients"] == {"calls": steps, "bytes": steps * 4 * body["dense"]["params"]}
     assert said["finetune"]["gradients"] == {"calls": steps, "bytes": steps * 4 * body["finetuned"]["params"]}
     page = (finished[0] / "report.html").read_text()
-    assert "communication of each rank, graph on resnet8p_cifar: train" in page
+    assert "communication of each rank (graph on resnet8p_cifar), all-reduced + other: train " in page
     assert page.count("<svg") >= 3
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
@@ -98,7 +98,8 @@ def test_tensorboard_has_curves_figure_and_hparams(finished):
         assert {f"{section}/{key}" for key in ("loss", "lr", "images_per_s", "holdout_top1")} <= set(tags["scalars"])
         assert len(found.Scalars(f"{section}/loss")) == 2
     assert "final/top1" in tags["scalars"]
-    assert "plan/kept channels" in tags["images"]
+    assert {"plan/kept channels", "likeness/conv1"} <= set(tags["images"])
+    assert "plan/groups/text_summary" in tags["tensors"]
     assert any("hparams" in tag for tag in found.summary_metadata)
 
 

@@ -86,16 +86,15 @@ def table(body: Mapping[str, Any]) -> str:
 
 
 def said(body: Mapping[str, Any]) -> str:
-    """What each rank handed to collectives, stage by stage; nothing for a single process."""
-    stages = body.get("communication") or {}
+    """Bytes that each rank handed to collectives, stage by stage; nothing for a single process."""
     parts = []
-    for stage, words in stages.items():
+    for stage, words in (body.get("communication") or {}).items():
         reduced = sum(count["bytes"] for word, count in words.items() if word in REDUCED)
         rest = sum(count["bytes"] for word, count in words.items() if word not in REDUCED)
-        calls = sum(count["calls"] for count in words.values())
-        parts.append(f"{stage} {_size(reduced)} all-reduced and {_size(rest)} otherwise in {calls:,} calls")
+        if reduced + rest >= 1000:
+            parts.append(f"{stage} {_size(reduced)} + {_size(rest)}")
     who = f"{body['recipe']['method']['name']} on {body['recipe']['backbone']['name']}"
-    return f"communication of each rank, {who}: {'; '.join(parts)}" if parts else ""
+    return f"communication of each rank ({who}), all-reduced + other: {', '.join(parts)}" if parts else ""
 
 
 def _size(count: int) -> str:
@@ -168,7 +167,8 @@ def _spoken(body: Mapping[str, Any]) -> str:
     ]
     head = "<table><thead><tr><th>stage</th><th>collective</th><th>calls</th><th>bytes</th></tr></thead><tbody>"
     note = f"<p class=sub>{escape.escape(said(body))}.</p>"
-    return f"<h2>What each rank said</h2>{note}{head}{''.join(lines)}</tbody></table>" if lines else ""
+    more = f"<details><summary>by collective</summary>{head}{''.join(lines)}</tbody></table></details>"
+    return f"<h2>What each rank said</h2>{note}{more}" if lines else ""
 
 
 def _gallery(portraits: Sequence[Portrait]) -> str:
@@ -192,9 +192,9 @@ def _png(pixels: np.ndarray) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def groups_figure(groups: Sequence[Mapping[str, Any]]) -> Figure:
-    """A bar per group: kept of total; protected groups are grey."""
-    figure = Figure(figsize=(10, max(2.2, min(0.2 * len(groups) + 1.1, 40))), layout="constrained")
+def groups_figure(groups: Sequence[Mapping[str, Any]], width: float = 10) -> Figure:
+    """A bar per group: kept of total; protected groups are grey. ``width`` in inches."""
+    figure = Figure(figsize=(width, max(2.2, min(0.2 * len(groups) + 1.1, 40))), layout="constrained")
     axes = figure.subplots()
     places = range(len(groups))
     widths, kept = [g["width"] for g in groups], [g["kept"] for g in groups]
