@@ -154,7 +154,7 @@ def _bytes(tensor: Tensor) -> int:
 def call_roll(environment: Mapping[str, str], patience_s: float) -> Roll | None:
     """See Roll.call: the roll lies in a store of torch's."""
 
-    def store(place: str, port: int, world: int, serves: bool) -> dist.Store:
+    def store(place: str, port: int, world: int, serves: bool) -> Any:
         patience = timedelta(seconds=max(30.0, patience_s))
         kind = dist.TCPStore  # pyright: ignore[reportPrivateImportUsage]
         return kind(place, port, world, serves, patience, wait_for_workers=False, multi_tenant=True)
