@@ -78,7 +78,7 @@ def collect(places: Sequence[Path], batch: str | None = None) -> Found:
     reports, unfinished = [], []
     for folder in folders:
         try:
-            reports.append(json.loads((folder / "report.json").read_text()))
+            reports.append({**json.loads((folder / "report.json").read_text()), "folder": folder.name})
         except (OSError, ValueError):
             unfinished.append({"run": folder.name, "why": _why(folder)})
     timed = [set(report["dense"]["latency"]) for report in reports]
@@ -94,6 +94,10 @@ def collect(places: Sequence[Path], batch: str | None = None) -> Found:
         keys = {key: value for key, value in report["recipe"].items() if key not in ("seed", "name", "cluster")}
         groups.setdefault(canonical(keys), []).append(report)
     rows = [_row(group, batch) for group in groups.values()]
+    shared = {row["run"] for row in rows if sum(other["run"] == row["run"] for other in rows) > 1}
+    for row, group in zip(rows, groups.values(), strict=True):
+        if row["run"] in shared:  # one recipe with other keys: the run directories tell them apart
+            row["run"] += f" ({group[0]['folder']})"
     return Found(sorted(rows, key=lambda row: row["run"]), _papers(reports), unfinished, batch)
 
 

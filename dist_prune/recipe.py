@@ -275,6 +275,9 @@ class Cluster(Part):
         default=False, description="the same bits in every run on this machine; what cannot promise that is refused"
     )
     timeout_s: int = Field(default=1800, ge=10, description="a collective that takes longer than this ends the run")
+    join_timeout_s: int = Field(
+        default=600, ge=5, description="processes that have not all come together after so long are named, the run ends"
+    )
     holder_timeout_s: int = Field(
         default=600, ge=15,
         description="sweeps: a task that makes what others wait for is given up after so long without a sign of life",

@@ -23,7 +23,7 @@ from dist_prune import methods, recipe, stages, sweeps
 from dist_prune.errors import PruneError
 from dist_prune.ledger import canonical, claim, lock, write_atomic
 from dist_prune.runtime import stopping, tracking
-from dist_prune.runtime.collectives import RankLostError, leave
+from dist_prune.runtime.collectives import RankLostError, leave, overheard
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.stopping import PreemptedError
 from dist_prune.stages.sharing import Shelf
@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         spec, place = sweeps.choose(given.recipe, given.sweep, given.task, overrides, methods.options_of)
         folder = Path(given.run_dir or place)
         stopping.listen()
-        machine = Machine.start(spec.cluster.timeout_s, spec.cluster.tf32, spec.cluster.deterministic)
+        c = spec.cluster
+        machine = Machine.start(c.timeout_s, c.tf32, c.deterministic, c.join_timeout_s)
         with lock(folder) if machine.ranks.first else contextlib.nullcontext():
             try:
                 run(spec, folder, machine, folder.parent / "shared" if given.sweep else None)
@@ -89,7 +90,8 @@ def run(spec: recipe.Recipe, folder: Path, machine: Machine, shared: Path | None
         work.shelf = Shelf(shared.resolve(), folder.resolve(), spec.cluster.holder_timeout_s)
     work.precheck()
     for stage in stages.ORDER:
-        stages.perform(stage, work)
+        with overheard(ranks):
+            stages.perform(stage, work)
     tracker.close()
 
 

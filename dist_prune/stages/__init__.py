@@ -127,7 +127,7 @@ def perform(stage: Stage, work: Work) -> dict[str, Any]:
         work.events.append({"stage": stage.name, "event": "skipped"})
         return done
     work.tracker.say(f"{stage.name}: {_headline(stage.name, work)}")
-    start, told = time.perf_counter(), len(work.events)
+    start, told, before = time.perf_counter(), len(work.events), dict(ranks.volume)
     work.identity = identity
     if stage.name == "score":
         work.lineage = ranks.from_first(ranks.together(lambda: fingerprint(stage, work, growing=False))) or ""
@@ -137,7 +137,7 @@ def perform(stage: Stage, work: Work) -> dict[str, Any]:
     line = {
         "stage": stage.name, "fingerprint": identity, "facts": facts, "world_size": ranks.world,
         "outside": work.outside(stage.name) if ranks.first else {}, "events": work.events[told:],
-        "seconds": round(time.perf_counter() - start, 3),
+        "seconds": round(time.perf_counter() - start, 3), "said": ranks.since(before),
     }  # fmt: skip
     ranks.together(lambda: work.ledger.append({**line, "outputs": _digests(work, stage.outputs)}))
     ranks.together(lambda: _drop(work, drop))

@@ -13,6 +13,7 @@ from PIL import Image
 from dist_prune.pruning.portrait import Curve, Portrait
 
 KINDS = ("dense", "pruned", "finetuned")
+REDUCED = ("sum", "max", "min", "rows", "gradients")  # collectives whose payload is reduced; others are copied
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1d2733;max-width:1040px;margin:32px auto;padding:0 20px}
 h1{font-size:24px;margin-bottom:2px}h2{font-size:17px;margin-top:34px}p.sub{color:#5b6875;margin-top:0}
@@ -81,7 +82,26 @@ def table(body: Mapping[str, Any]) -> str:
         "  ".join([label.ljust(widths[0]), *(cell.rjust(widths[i + 1]) for i, cell in enumerate(cells))])
         for label, cells in lines
     ]
-    return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", aim(body)])
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", aim(body), *filter(None, [said(body)])])
+
+
+def said(body: Mapping[str, Any]) -> str:
+    """Bytes that each rank handed to collectives, stage by stage; nothing for a single process."""
+    parts = []
+    for stage, words in (body.get("communication") or {}).items():
+        reduced = sum(count["bytes"] for word, count in words.items() if word in REDUCED)
+        rest = sum(count["bytes"] for word, count in words.items() if word not in REDUCED)
+        if reduced + rest >= 1000:
+            parts.append(f"{stage} {_size(reduced)} + {_size(rest)}")
+    who = f"{body['recipe']['method']['name']} on {body['recipe']['backbone']['name']}"
+    return f"communication of each rank ({who}), all-reduced + other: {', '.join(parts)}" if parts else ""
+
+
+def _size(count: int) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} B"
 
 
 def aim(body: Mapping[str, Any]) -> str:
@@ -136,8 +156,22 @@ def html(
         f"<h2>Groups</h2><table><thead><tr><th>group</th><th>width</th><th>kept</th><th>layers</th>"
         f"<th style='text-align:left'>why nothing was cut</th></tr></thead><tbody>{listed}</tbody></table>"
         f"<h2>Run</h2><p>{e(seconds)}. Events: {e(events)}. Plan <code>{body['plan']['fingerprint']}</code></p>"
+        f"{_spoken(body)}"
         f"<h2>Recipe</h2><pre>{e(recipe)}</pre></html>"
     )
+
+
+def _spoken(body: Mapping[str, Any]) -> str:
+    """The communication of each stage, collective by collective."""
+    lines = [
+        f"<tr><td>{stage}</td><td>{word}</td><td>{count['calls']:,}</td><td>{count['bytes']:,}</td></tr>"
+        for stage, words in (body.get("communication") or {}).items()
+        for word, count in words.items()
+    ]
+    head = "<table><thead><tr><th>stage</th><th>collective</th><th>calls</th><th>bytes</th></tr></thead><tbody>"
+    note = f"<p class=sub>{escape.escape(said(body))}.</p>"
+    more = f"<details><summary>by collective</summary>{head}{''.join(lines)}</tbody></table></details>"
+    return f"<h2>What each rank said</h2>{note}{more}" if lines else ""
 
 
 def _gallery(portraits: Sequence[Portrait]) -> str:
@@ -180,9 +214,9 @@ def _png(pixels: np.ndarray) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def groups_figure(groups: Sequence[Mapping[str, Any]]) -> Figure:
-    """A bar per group: kept of total; protected groups are grey."""
-    figure = Figure(figsize=(10, max(2.2, min(0.2 * len(groups) + 1.1, 40))), layout="constrained")
+def groups_figure(groups: Sequence[Mapping[str, Any]], width: float = 10) -> Figure:
+    """A bar per group: kept of total; protected groups are grey. ``width`` in inches."""
+    figure = Figure(figsize=(width, max(2.2, min(0.2 * len(groups) + 1.1, 40))), layout="constrained")
     axes = figure.subplots()
     places = range(len(groups))
     widths, kept = [g["width"] for g in groups], [g["kept"] for g in groups]

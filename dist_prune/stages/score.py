@@ -42,7 +42,7 @@ def act(work: Work) -> Made:
         work.events.append({"stage": "score", "event": "resumed", "images_before": bench.resumed})
     for note in sorted({note for notes in work.machine.ranks.gather(bench.notes) for note in notes}):
         work.events.append({"stage": "score", "event": note})
-    facts = {"images": len(ids), "bytes_all_reduced": dict(work.machine.ranks.volume)}
+    facts = {"images": len(ids)}
     tensors = {**scores, "calibration_ids": torch.from_numpy(ids)}
     return Made(facts, {SCORES: (tensors, {"method": recipe.method["name"]})}, drop=(PARTIAL,))
 
