@@ -58,6 +58,7 @@ class ChannelGroup:
     producers: tuple[str, ...]  # conv and linear layers whose outputs are the group's channels; the leader is first
     couplings: tuple[Coupling, ...]
     protected: str = ""  # why nothing may be cut; empty: free
+    excluded: bool = False  # the recipe wants the layers that make its channels left alone
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -130,9 +131,9 @@ class Channels:
 
         def guard(group: ChannelGroup) -> ChannelGroup:
             hit = next((p for p in patterns if any(fnmatchcase(n, p) for n in group.producers)), None)
-            return (
-                replace(group, protected=f"excluded by select.exclude {hit!r}") if hit and group in self.free else group
-            )
+            if hit is None:
+                return group
+            return replace(group, excluded=True, protected=group.protected or f"excluded by select.exclude {hit!r}")
 
         return replace(self, groups=tuple(guard(group) for group in self.groups))
 
