@@ -10,22 +10,22 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dist_prune.errors import PruneError
+from dist_prune.observing import Observation, weight_of
 from dist_prune.pruning.channels import Channels, Site
 from dist_prune.pruning.game import Games
 from dist_prune.pruning.gates import gated
-from dist_prune.pruning.probe import quiet, taps
+from dist_prune.pruning.probe import quiet
 from dist_prune.pruning.renew import draw
-from dist_prune.pruning.statistic import Statistic, Tally, gradients
+from dist_prune.pruning.statistic import Statistic
 from dist_prune.pruning.switches import Where
 from dist_prune.recipe import Training
-from dist_prune.runtime import checkpoint, stopping
+from dist_prune.runtime import stopping
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.dealing import deal, held_out, micro_batches, steps
 from dist_prune.runtime.data.feed import Batch, Feed
-from dist_prune.runtime.jobs import dealt, recorded
+from dist_prune.runtime.jobs import recorded, shared
 from dist_prune.runtime.keeping import kept
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.record import Record
@@ -99,10 +99,7 @@ class Bench:
 
     def weight(self, site: Site) -> Tensor:
         """See methods.method.Bench; a copy."""
-        return self._parameter(site).detach().cpu().clone()
-
-    def _parameter(self, site: Site) -> nn.Parameter:
-        return self.model.get_submodule(site.layer).weight  # type: ignore[return-value]
+        return weight_of(self.model, site).detach().cpu().clone()
 
     def observe(
         self,
@@ -117,14 +114,16 @@ class Bench:
         self._collective("observe")
         self._observations += 1
         ranks, device = self.machine.ranks, self.machine.device
-        merged = Tally(statistic, sites, self.images, device)
-        if not sites:
-            return merged.tables
-        local = Tally(statistic, sites, self.images, device)
-        lists = micro_batches(np.arange(self.images), self.images if train_mode else self.micro_batch)
+        asked = (self.identity, self.micro_batch, train_mode, augment, backward)
         file = self.partial / f"observation_{self._observations}.safetensors" if self.partial is not None else None
-        key = self._key(sites, statistic, (backward, train_mode, augment))
-        done = self._load(file, merged, key)
+        found = Observation(statistic, sites, self.images, device, ranks, file, asked)
+        if not sites:
+            return found.tables
+        lists = micro_batches(np.arange(self.images), self.images if train_mode else self.micro_batch)
+        done = found.load(self.tracker.say)
+        if done:
+            self.resumed = min(done * self.micro_batch, self.images)
+            self.tracker.say(f"  score: goes on after {self.resumed} of {self.images} images")
         mine = deal(lists[done:], ranks.rank, ranks.world)
         rounds = -(-(len(lists) - done) // ranks.world)
         batches = self.feed.batches([self.ids[part] for part in mine], (self.seed, 0) if augment else None)
@@ -133,23 +132,22 @@ class Bench:
             for number in self.tracker.bar(range(1, rounds + 1), rounds, "score"):
                 part = next(positions, None)
                 if part is not None:
-                    self._see(local, sites, next(batches), torch.from_numpy(part).to(device), backward)
+                    batch = next(batches)
+                    found.see(self.model, batch.images, batch.labels, torch.from_numpy(part).to(device), backward)
                 stop = stopping.poll(ranks)[0]
                 seen = min(done + number * ranks.world, len(lists))
-                if file is not None and (stop or (number < rounds and number % self.save_every == 0)):
-                    self._fold(local, merged)
-                    self._save(file, merged, key, seen)
+                if stop or (file is not None and number < rounds and number % self.save_every == 0):
+                    found.save(seen)
                 if stop:
                     raise stopping.leave(f"while scoring, after {seen} of {len(lists)} micro-batches")
-        self._fold(local, merged)
-        if file is not None and rounds:
-            self._save(file, merged, key, len(lists))
-        return {site: {name: table.cpu() for name, table in tables.items()} for site, tables in merged.tables.items()}
+        if rounds:
+            found.save(len(lists))
+        return found.tables
 
     def share(
         self, jobs: Sequence[T], run: Callable[[T], Any], keep: str = "", costs: Sequence[float] | None = None
     ) -> list[Any]:
-        """See methods.method.Bench. Tensors are saved: run again, a finished call is not made again."""
+        """See methods.method.Bench. Tensors are saved: run again, finished jobs are not done again."""
         self._collective("share")
         ranks = self.machine.ranks
         if keep:
@@ -159,18 +157,9 @@ class Bench:
             return self._within(lambda: recorded(jobs, run, ranks, record, self.tracker.say))
         self._shares += 1
         file = self.partial / f"shared_{self._shares}.safetensors" if self.partial is not None else None
-        key = hashlib.sha256(repr((self.identity, self.images, list(jobs))).encode()).hexdigest()
-        saved = self._shared(file, key, len(jobs))
-        if saved is not None:
-            return saved
-        if stopping.poll(ranks)[0]:
-            raise stopping.leave(f"while scoring, before call {self._shares} of shared jobs")
-        bar = lambda items, count: self.tracker.bar(items, count, "jobs")  # noqa: E731
-        results = self._within(lambda: dealt(jobs, lambda job: _on_cpu(run(job)), ranks, bar, costs))
-        if file is not None and results and all(isinstance(result, Tensor) for result in results):
-            tables = {str(number): result for number, result in enumerate(results)}
-            ranks.together(lambda: checkpoint.save(file, tables, {"identity": key}))
-        return results
+        bar = lambda rounds, count: self.tracker.bar(rounds, count, "jobs")  # noqa: E731
+        asked = (file, f"{self.identity} {self.images}", f"call {self._shares} of shared jobs", costs)
+        return self._within(lambda: shared(jobs, run, ranks, bar, *asked))
 
     def _within(self, work: Callable[[], list[Any]]) -> list[Any]:
         """Do what runs jobs; meanwhile collectives are refused."""
@@ -194,6 +183,7 @@ class Bench:
         if game.whole:
             self.notes.add(f"every coalition of {group} cost a whole forward pass: the network could not be cut there")
         return found
+
     def keep(self, name: str, tables: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """See methods.method.Bench."""
         self._collective("keep")
@@ -285,86 +275,7 @@ class Bench:
         """See methods.method.Bench."""
         return draw(self.seed, *name)
 
-    def _see(self, local: Tally, sites: Sequence[Site], part: Batch, positions: Tensor, backward: bool) -> None:
-        if not backward:
-            with torch.no_grad(), taps(self.model, sites, lambda site, maps: local.update(site, maps, positions)):
-                self.model(part.images)
-            return
-        seen: list[tuple[Site, Tensor]] = []
-
-        def see(site: Site, maps: Tensor) -> Tensor:
-            copy = maps.clone()  # the network goes on with a copy: an in-place activation must not touch the maps
-            seen.append((site, copy if site.side == "in" else maps))  # what enters a layer, and no shortcut around it
-            return copy
-
-        tapped = [site for site in sites if site.side != "weight"]
-        with torch.enable_grad(), taps(self.model, tapped, see):
-            # gradients are asked for at the sites alone: the parameters' own .grad stays as it was
-            logits = self.model(part.images.requires_grad_(True))
-            loss = functional.cross_entropy(logits, part.labels, reduction="sum")
-            seen += [(site, self._parameter(site)) for site in sites if site.side == "weight"]
-            grads = gradients(loss, seen, local.statistic, positions)
-        with torch.no_grad():
-            for (site, maps), grad in zip(seen, grads, strict=True):
-                local.update(site, maps.detach(), positions, grad)
-
-    def _fold(self, local: Tally, merged: Tally) -> None:
-        """All ranks' local tables into ``merged`` (the same on every rank): one collective per word and dtype."""
-        for (word, _), tables in local.buckets().items():
-            self.machine.ranks.merge(word, tables)
-        merged.merge(local)
-        local.reset()
-
     def _collective(self, verb: str) -> None:
         """Jobs are dealt out: ranks have different numbers of them, so a collective inside one would never end."""
         if self._in_job:
             raise PruneError(f"bench.{verb} was called inside a job of bench.share; jobs run alone on their rank")
-
-    def _key(self, sites: Sequence[Site], statistic: Statistic, how: tuple[bool, ...]) -> str:
-        """What a partial statistic must belong to: everything that decides it."""
-        settings = {name: repr(value) for name, value in sorted(vars(statistic).items())}
-        names = [site.name for site in sites]
-        asked = (self.identity, self.micro_batch, self.images, type(statistic).__name__, settings, names, how)
-        return hashlib.sha256(repr(asked).encode()).hexdigest()
-
-    def _shared(self, file: Path | None, key: str, count: int) -> list[Tensor] | None:
-        """The saved results of these very jobs, or None."""
-        if file is None or not self.machine.ranks.from_first(file.exists()):
-            return None
-        try:
-            tables, meta = checkpoint.read(file)
-        except PruneError:
-            return None
-        return [tables[str(number)] for number in range(count)] if meta.get("identity") == key else None
-
-    def _save(self, file: Path, merged: Tally, key: str, done: int) -> None:
-        meta = {"identity": key, "micro_batches": done}
-        self.machine.ranks.together(lambda: checkpoint.save(file, merged.flat(), meta))
-
-    def _load(self, file: Path | None, merged: Tally, key: str) -> int:
-        """Micro-batches that a saved partial statistic already holds; 0 where there is none of this kind."""
-        if file is None or not self.machine.ranks.from_first(file.exists()):
-            return 0
-        try:
-            tables, meta = checkpoint.read(file)
-        except PruneError:
-            self.tracker.say(f"  score: {file} is damaged and left aside; scoring starts over")
-            return 0
-        if meta.get("identity") != key:
-            return 0
-        merged.load(tables)
-        done = int(meta["micro_batches"])
-        self.resumed = min(done * self.micro_batch, self.images)
-        self.tracker.say(f"  score: goes on after {self.resumed} of {self.images} images")
-        return done
-
-
-def _on_cpu(value: Any) -> Any:
-    """A job's result with its tensors on the CPU, to be sent to other ranks."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if isinstance(value, dict):
-        return {key: _on_cpu(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_on_cpu(inner) for inner in value)
-    return value

@@ -183,9 +183,6 @@ class Score(Part):
 Count = Annotated[int, Field(ge=1)]
 
 
-Count = Annotated[int, Field(ge=1)]
-
-
 class Select(Part):
     """How scores become a plan."""
 

@@ -20,20 +20,6 @@ def deal(items: Sequence[T], rank: int, world: int) -> list[T]:
     return list(items[rank::world])
 
 
-def by_cost(items: Sequence[T], costs: Sequence[float], world: int) -> list[list[T]]:
-    """Each rank's items: the dearest first, each to the rank that has least to do so far (ties: the lower rank).
-
-    Equal costs give item i to rank i modulo ``world``.
-    """
-    shares: list[list[int]] = [[] for _ in range(world)]
-    loads = [0.0] * world
-    for number in sorted(range(len(items)), key=lambda i: (-costs[i], i)):
-        rank = min(range(world), key=lambda r: (loads[r], r))
-        shares[rank].append(number)
-        loads[rank] += costs[number]
-    return [[items[i] for i in sorted(share)] for share in shares]
-
-
 def calibration(labels: np.ndarray, images: int | str, seed: int, balance: str = "uniform") -> np.ndarray:
     """Ids of the calibration images, ascending: all, or ``images`` of them drawn by ``seed``.
 
