@@ -157,7 +157,8 @@ class Ledger:
             raise PruneError(f"could not append to {self.file}: {error.strerror or error}") from error
 
 
-# Keys that name a place or a way of running, not what is computed: a run may go on with other values.
+# Keys that name a place or a way of running, not what is computed: a run may go on with other values, as long as images
+# and checkpoint are those that it read before (stages compare their digests).
 PLACES = (
     "data.root",
     "data.workers",
