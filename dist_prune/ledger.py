@@ -163,7 +163,8 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
         raise PruneError(f"could not append to {path}: {error.strerror or error}") from error
 
 
-# Keys that name a place or a way of running, not what is computed: a run may go on with other values.
+# Keys that name a place or a way of running, not what is computed: a run may go on with other values, as long as images
+# and checkpoint are those that it read before (stages compare their digests).
 PLACES = (
     "data.root",
     "data.workers",

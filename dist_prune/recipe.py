@@ -71,8 +71,8 @@ class Data(Part):
     )
     backend: Literal["auto", "torch", "ffcv", "memory"] = Field(
         default="auto",
-        description="who serves the images: ffcv where a matching .beton lies beside the data, memory for arrays, "
-        "else torch",
+        description="who serves the images: ffcv where a matching .beton lies beside the data (for evaluation only one "
+        "that keeps the pixels), memory for arrays, else torch",
     )
     workers: int = Field(default=2, ge=0, description="decoding processes per rank (torch and ffcv)")
     on_error: Literal["fail", "skip"] = Field(

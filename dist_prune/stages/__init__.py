@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_prune.errors import PruneError
 from dist_prune.ledger import canonical, digest, file_digest, pick, write_atomic
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.machine import describe
+from dist_prune.stages import outside
 from dist_prune.stages.code import commit_of
 from dist_prune.stages.sharing import made_once
 from dist_prune.stages.work import Made, Work
@@ -96,25 +96,9 @@ def fingerprint(stage: Stage, work: Work, growing: bool = True) -> str:
     if replayed and stage.name in ("score", "select"):  # score makes an empty file, select reads the named one
         fields["replayed"] = file_digest(Path(replayed).expanduser()) if stage.name == "select" else True
     inputs = {name: file_digest(work.folder / name) for name in stage.inputs}
-    outside = work.outside(stage.name)
-    _same_outside(stage.name, work, outside)
-    return digest(canonical({"stage": stage.name, "fields": fields, "inputs": inputs, "outside": outside}))
-
-
-def _same_outside(stage: str, work: Work, outside: dict[str, str]) -> None:
-    """PruneError where a finished stage was made from other images or another checkpoint than the recipe names now."""
-    before = (work.ledger.last(stage) or {}).get("outside", outside)
-    keys = {
-        "checkpoint": "backbone.checkpoint",
-        "train": "data.root (training images)",
-        "eval": "data.root (test images)",
-    }
-    differing = [keys[name] for name in outside.keys() & before.keys() if outside[name] != before[name]]
-    if differing:
-        raise PruneError(
-            f"{' and '.join(sorted(differing))}: the content is not the one that the stage {stage!r} of "
-            f"{work.folder} was made from. Name another --run-dir, or delete that one to start over."
-        )
+    found = work.outside(stage.name)
+    outside.same(stage.name, work, found)
+    return digest(canonical({"stage": stage.name, "fields": fields, "inputs": inputs, "outside": found}))
 
 
 def perform(stage: Stage, work: Work) -> dict[str, Any]:
@@ -132,7 +116,7 @@ def perform(stage: Stage, work: Work) -> dict[str, Any]:
     if stage.name == "score":
         work.lineage = ranks.from_first(ranks.together(lambda: fingerprint(stage, work, growing=False))) or ""
     if not stage.always:
-        ranks.together(lambda: _note_environment(work))
+        ranks.together(lambda: _begin(stage.name, work))
     facts, drop = _make(stage, work)
     line = {
         "stage": stage.name, "fingerprint": identity, "facts": facts, "world_size": ranks.world,
@@ -168,10 +152,11 @@ def _make(stage: Stage, work: Work) -> tuple[dict[str, Any], tuple[str, ...]]:
     return facts, drop
 
 
-def _note_environment(work: Work) -> None:
+def _begin(stage: str, work: Work) -> None:
     """environment.json tells of the last process that made something, not of one that found everything done."""
     body = describe(work.machine) | {"commit": commit_of(Path(__file__))}
     write_atomic(work.folder / "environment.json", json.dumps(body, indent=1))
+    outside.begin(stage, work, work.outside(stage))
 
 
 def _write(work: Work, made: Made) -> None:

@@ -1,5 +1,6 @@
 """What every act is handed: the recipe, the machine, the run directory, and the objects that they imply."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from dist_prune.pruning.choose import Request
 from dist_prune.pruning.plan import Plan
 from dist_prune.recipe import Recipe
 from dist_prune.runtime import backbones, checkpoint, stopping
-from dist_prune.runtime.data.backends import Opened, open_split
+from dist_prune.runtime.data.backends import AnySource, Opened, open_split
 from dist_prune.runtime.data.dealing import deal, held_out, micro_batches
 from dist_prune.runtime.data.feed import Feed, Look
 from dist_prune.runtime.data.sources import FolderSource, check, check_figures, only, same_classes
@@ -80,7 +81,10 @@ class Work:
         for train in (True, False):
             what = f"{'training' if train else 'evaluation'} images"
             split = data.train_split if train else data.eval_split
-            found = open_split(data.backend, data.source, data.root, split, train, self.tracker.say)
+            found = open_split(
+                data.backend, data.source, data.root, split, train, self.tracker.say,
+                lambda source, train=train: self._resized(source, train),
+            )  # fmt: skip
             found = out[train] = replace(found, source=only(found.source, data.classes))
             check(found.source, f"the {what} of {data.source}")
             self.tracker.say(f"data: {what} come through the {found.backend} backend ({found.why})")
@@ -126,8 +130,12 @@ class Work:
     @cached_property
     def look(self) -> Look:
         """The evaluation look: the model's own figures, overridden by the recipe's."""
-        data, source = self.recipe.data, self._opened[True].source
-        config = backbones.image_config(self.shell(), source.in_chans)
+        return self._look_at(self._opened[True].source)
+
+    def _look_at(self, source: AnySource) -> Look:
+        data, spec = self.recipe.data, self.recipe.backbone
+        shell = backbones.create(spec.name, len(source.classes), source.in_chans, False, spec.kwargs)
+        config = backbones.image_config(shell, source.in_chans)
         if source.side is not None:
             for key in ("crop", "crop_mode", "interpolation"):
                 if getattr(data, key) is not None:
@@ -143,6 +151,11 @@ class Work:
             data.crop_mode or config["crop_mode"], data.exif, data.crop_scale, data.crop_ratio, data.auto_augment,
             data.random_erasing, data.random_erasing_mode, tuple(sorted(data.resize_schedule.items())),
         )  # fmt: skip
+
+    def _resized(self, source: AnySource, train: bool) -> int:
+        """The side that the recipe resizes shorter sides to before it crops, the largest of a schedule."""
+        look = self._look_at(source)
+        return max(math.floor(look.size / look.crop), *(size for _, size in look.schedule if train), 0)
 
     def feed(self, train: bool) -> Feed:
         """The training or the evaluation images: one feed for a whole stage, so that its workers stay."""

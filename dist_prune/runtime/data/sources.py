@@ -1,6 +1,8 @@
 """Data sets behind one interface: uint8 images by sample id, labels, class names."""
 
 import hashlib
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -206,7 +208,7 @@ def _npz(path: Path, train: bool) -> ArraySource:
         with np.load(path, allow_pickle=False) as arrays:
             images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"].astype(np.int64).reshape(-1)
             classes = int(max(arrays["y_train"].max(), arrays["y_test"].max())) + 1
-    except (KeyError, OSError, ValueError, EOFError) as error:
+    except (KeyError, OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise PruneError(f"data.root: {path} cannot be read: {error}. {_expected('npz')}") from error
     images = images[..., None] if images.ndim == 3 else images
     if images.ndim != 4 or images.dtype != np.uint8 or len(images) != len(labels):
