@@ -1,6 +1,7 @@
 """The bench: all that a paper may ask for, done across ranks. Observe, share, measure, fit."""
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from dist_prune.runtime.training.loop import Loop, fit
 from dist_prune.runtime.training.recalibrate import own_statistics
 
 T = TypeVar("T")
+SAVE_SHARED_S = 60  # between two saves of what shared jobs have brought so far
 
 
 @dataclass
@@ -120,29 +122,36 @@ class Bench:
         return {site: {name: table.cpu() for name, table in tables.items()} for site, tables in merged.tables.items()}
 
     def share(self, jobs: Sequence[T], run: Callable[[T], Any]) -> list[Any]:
-        """See methods.method.Bench. Tensors are saved: run again, a finished call is not made again."""
+        """See methods.method.Bench. Tensors are saved: run again, finished jobs are not done again.
+
+        Jobs are dealt in rounds of one per rank; between them the ranks hear whether they are to stop.
+        """
         self._collective("share")
         self._shares += 1
         ranks = self.machine.ranks
         file = self.partial / f"shared_{self._shares}.safetensors" if self.partial is not None else None
         key = hashlib.sha256(repr((self.identity, self.images, list(jobs))).encode()).hexdigest()
-        saved = self._shared(file, key, len(jobs))
-        if saved is not None:
-            return saved
-        if stopping.poll(ranks)[0]:
-            raise stopping.leave(f"while scoring, before call {self._shares} of shared jobs")
-        mine = list(enumerate(jobs))[ranks.rank :: ranks.world]
-        self._in_job = True
-        try:
-            done = [(number, _on_cpu(run(job))) for number, job in self.tracker.bar(mine, len(mine), "jobs")]
-        finally:
-            self._in_job = False
-        parts = ranks.gather(done)
-        results = [result for _, result in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])]
-        if file is not None and results and all(isinstance(result, Tensor) for result in results):
-            tables = {str(number): result for number, result in enumerate(results)}
-            ranks.together(lambda: checkpoint.save(file, tables, {"identity": key}))
-        return results
+        results = self._shared(file, key)
+        open_ = [number for number in range(len(jobs)) if number not in results]
+        rounds, mine, saved_at = range(0, len(open_), ranks.world), {}, time.monotonic()
+        for start in self.tracker.bar(rounds, len(rounds), "jobs"):
+            due = ranks.first and time.monotonic() - saved_at > SAVE_SHARED_S
+            stop, due = stopping.poll(ranks, (int(due),))
+            if stop or due:
+                self._gather_shared(results, mine, file, key)
+                saved_at = time.monotonic()
+            if stop:
+                done = f"after {len(results)} of {len(jobs)} jobs" if results else "before its first job"
+                raise stopping.leave(f"while scoring, in call {self._shares} of shared jobs, {done}")
+            for number in open_[start : start + ranks.world][ranks.rank : ranks.rank + 1]:
+                self._in_job = True
+                try:
+                    mine[number] = _on_cpu(run(jobs[number]))
+                finally:
+                    self._in_job = False
+        if open_:
+            self._gather_shared(results, mine, file, key)
+        return [results[number] for number in range(len(jobs))]
 
     @torch.no_grad()
     def measure(self, off: Mapping[str, Sequence[int]]) -> tuple[int, int]:
@@ -239,15 +248,24 @@ class Bench:
         asked = (self.identity, self.micro_batch, self.images, type(statistic).__name__, settings, names, how)
         return hashlib.sha256(repr(asked).encode()).hexdigest()
 
-    def _shared(self, file: Path | None, key: str, count: int) -> list[Tensor] | None:
-        """The saved results of these very jobs, or None."""
+    def _shared(self, file: Path | None, key: str) -> dict[int, Any]:
+        """The saved results of these very jobs, by the job's number."""
         if file is None or not self.machine.ranks.from_first(file.exists()):
-            return None
+            return {}
         try:
             tables, meta = checkpoint.read(file)
         except PruneError:
-            return None
-        return [tables[str(number)] for number in range(count)] if meta.get("identity") == key else None
+            return {}
+        return {int(number): table for number, table in tables.items()} if meta.get("identity") == key else {}
+
+    def _gather_shared(self, results: dict[int, Any], mine: dict[int, Any], file: Path | None, key: str) -> None:
+        """What every rank has done since the last time into ``results``; tensors into the file as well."""
+        for part in self.machine.ranks.gather(mine):
+            results |= part
+        mine.clear()
+        if file is not None and results and all(isinstance(result, Tensor) for result in results.values()):
+            tables = {str(number): result for number, result in results.items()}
+            self.machine.ranks.together(lambda: checkpoint.save(file, tables, {"identity": key}))
 
     def _save(self, file: Path, merged: Tally, key: str, done: int) -> None:
         meta = {"identity": key, "micro_batches": done}

@@ -157,6 +157,8 @@ class Ledger:
             raise PruneError(f"could not append to {self.file}: {error.strerror or error}") from error
 
 
+# Keys of a training that decide how it is kept safe, not what it ends in.
+SAFETY = ("save_every_steps", "save_every_minutes", "keep_checkpoints", "skip_nonfinite")
 # Keys that name a place or a way of running, not what is computed: a run may go on with other values.
 PLACES = (
     "data.root",
@@ -166,6 +168,7 @@ PLACES = (
     "backbone.checkpoint",
     "score.save_every",
     "cluster",
+    *(f"{section}.{key}" for section in ("train", "finetune") for key in SAFETY),
 )
 # Sections that decide the scores: a run directory belongs to one setting of them.
 FIXED = ("backbone", "data", "train", "score", "seed", "method.name")

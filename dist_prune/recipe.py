@@ -1,5 +1,6 @@
 """What a recipe may say: typed, strict. Knows no torch. (reading.py reads files and says what is wrong in them.)"""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -143,6 +144,15 @@ class Training(Part):
             raise ValueError("nesterov needs a momentum above 0")
         return self
 
+    @model_validator(mode="after")
+    def _onecycle(self):
+        if self.schedule == "onecycle" and 0 < self.epochs <= self.warmup_epochs:
+            raise ValueError(
+                f"schedule onecycle climbs for warmup_epochs ({self.warmup_epochs:g}) and falls for the rest of the "
+                f"{self.epochs} epochs, so warmup_epochs has to be smaller (0: three tenths of them)"
+            )
+        return self
+
     skip_nonfinite: int = Field(
         default=0, ge=0, description="updates with a loss that is not finite to skip before stopping"
     )
@@ -265,3 +275,17 @@ class Recipe(Part):
     def resolved(self) -> dict[str, Any]:
         """Plain, JSON-ready values of every key, defaults filled in."""
         return self.model_dump(mode="json", by_alias=True)
+
+
+def peeks(tree: Mapping[str, Any]) -> list[str]:
+    """What the test images decided in the trainings of a resolved recipe: its figures on them are too good."""
+    out = []
+    for name in ("train", "finetune"):
+        spec = tree[name]
+        if not spec["epochs"] or (name == "train" and tree["backbone"]["checkpoint"]):
+            continue
+        if spec["selection"] == "test":
+            out.append(f"{name}: the kept epoch was selected on the test images")
+        elif spec["selection"] == "last" and spec["patience"]:  # without held-out images there are no others
+            out.append(f"{name}: the last epoch was chosen on the test images (patience)")
+    return out

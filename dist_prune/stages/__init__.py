@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_prune.errors import PruneError
-from dist_prune.ledger import canonical, digest, file_digest, pick, write_atomic
+from dist_prune.ledger import SAFETY, canonical, digest, file_digest, pick, write_atomic
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.machine import describe
 from dist_prune.stages.code import commit_of
@@ -42,6 +42,7 @@ DRAWN = tuple(
     for key in ("augment", "crop_scale", "crop_ratio", "auto_augment", "random_erasing", "random_erasing_mode")
 )
 TRAINING = (*NETWORK, *IMAGES, *DRAWN, "data.resize_schedule", "seed")
+RECALIBRATION = ("score.balance", "score.micro_batch")
 SCORING = (*NETWORK, *IMAGES, *DRAWN, "score.images", "score.balance", "score.micro_batch", "seed")
 
 
@@ -69,7 +70,7 @@ ORDER = (
     Stage("score", SCORING, (DENSE,), (SCORES,)),
     Stage("select", (*NETWORK, "data.source", "data.image_size", "method", "select", "target"), (SCORES,), (PLAN,)),
     Stage("prune", (*NETWORK, "method.fidelity", "method.quirks", "seed"), (DENSE, PLAN), (SMALL,)),
-    Stage("finetune", (*TRAINING, "finetune", "reruns"), (DENSE, SMALL, PLAN), (TUNED,)),
+    Stage("finetune", (*TRAINING, *RECALIBRATION, "finetune", "reruns"), (DENSE, SMALL, PLAN), (TUNED,)),
     Stage("evaluate", (*NETWORK, *IMAGES, "evaluate", "report"), (DENSE, SMALL, TUNED, PLAN), (METRICS,)),
     Stage("export", (*NETWORK, *IMAGES), (TUNED, PLAN, METRICS), BUNDLE),
     Stage("report", (), (PLAN, METRICS), REPORT, always=True),
@@ -81,6 +82,8 @@ SHARED = {"train": ("train_checkpoints",), "score": ("round_1/partial",)}
 def fingerprint(stage: Stage, work: Work) -> str:
     """What the stage's result is decided by: recipe fields, digests of the inputs, identity of data and checkpoint."""
     fields = pick(work.tree, stage.reads)
+    for section in fields.keys() & {"train", "finetune"}:
+        fields[section] = {key: value for key, value in fields[section].items() if key not in SAFETY}
     if stage.name == "score":
         fields |= pick(work.tree, ("method.name", *(f"method.{name}" for name in work.method.Options.score_options())))
     replayed = work.recipe.select.plan

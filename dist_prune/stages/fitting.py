@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from dist_prune.recipe import Training
-from dist_prune.runtime.data.dealing import held_out
 from dist_prune.runtime.evaluation import evaluate
 from dist_prune.runtime.training.loop import Loop
 from dist_prune.runtime.training.states import States
@@ -33,8 +31,7 @@ def trained(
     """
     machine, seed = work.machine, work.recipe.seed
     feed = work.feed(True)
-    everything = np.arange(min(len(feed), settings.images or len(feed)))
-    train, held = held_out(everything, settings.holdout if settings.selection == "holdout" else 0.0, seed)
+    train, held = work.dealt(settings)
 
     def judge(network: nn.Module) -> Mapping[str, float]:
         if settings.selection == "holdout":
