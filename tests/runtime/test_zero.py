@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def engine():
 
 
 @pytest.mark.deepspeed
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_on_one_process_is_plain_training(engine, stage, tmp_path):
     """SGD, AdamW, and averaged weights with mixing, clipping, accumulation and scaled rates; masks; resumed."""
     config = tmp_path / "config.yaml"
@@ -60,6 +61,17 @@ def test_a_whole_run_through_deepspeed(engine, tmp_path):
     code, output = launch.run(launch.PYTHON, folder, *launch.SMALL, "finetune.ema=0.9")
     assert code == 0, output
     assert "finetune: done before, skipped" in output, "the artifacts are the same as any other run's"
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_stage_has_its_launch_config(stage):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    found: Any = load_config_from_file(str(launch.ROOT / f"launch/gpu_8_zero{stage}.yaml"))
+    assert found.num_processes == 8
+    assert str(found.distributed_type).endswith("DEEPSPEED")
+    assert found.deepspeed_config["zero_stage"] == stage
+    assert found.deepspeed_config["gradient_accumulation_steps"] == 1, "the loop accumulates"
 
 
 @pytest.mark.parametrize(
