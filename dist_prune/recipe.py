@@ -121,12 +121,18 @@ class Training(Part):
     distill_temperature: float = Field(default=4, gt=0)
     ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the averaged weights that are evaluated")
     clip_grad: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
-    accumulate: int = Field(default=1, ge=1, description="forward passes per update; the batch stays the global batch")
+    accumulate: int = Field(
+        default=1, ge=1,
+        description="forward passes per update, of two images at least; the batch stays the global batch",
+    )  # fmt: skip
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = Field(default=False, description="weights and images in NHWC memory order")
     compile: bool = Field(default=False, description="torch.compile the network (the first steps take minutes)")
     sync_bn: bool = Field(default=False, description="batch norms see the batches of all ranks (GPUs)")
-    recalibrate_bn: int = Field(default=0, ge=0, description="finetune: images for new batch-norm statistics first")
+    recalibrate_bn: int = Field(
+        default=0, ge=0,
+        description="finetune: new batch-norm statistics first, from so many of its images (see score.balance)",
+    )  # fmt: skip
     selection: Literal["holdout", "last", "test"] = Field(
         default="holdout",
         description="which epoch is kept: the best on held-out training images, the last, the best on test",
@@ -154,7 +160,7 @@ class Training(Part):
         return self
 
     skip_nonfinite: int = Field(
-        default=0, ge=0, description="updates with a loss that is not finite to skip before stopping"
+        default=0, ge=0, description="updates with a loss that is not finite to skip, in all epochs, before stopping"
     )
 
 
