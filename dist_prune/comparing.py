@@ -14,6 +14,7 @@ from typing import Any
 from dist_prune import reading
 from dist_prune.errors import PruneError
 from dist_prune.ledger import canonical, write_atomic
+from dist_prune.recipe import peeks
 
 # a row of the table in a recipe's header: knob, top-1 drop (/ top-5 drop), change of FLOPs and parameters in percent
 PAPER_ROW = re.compile(r"^#\s+([\d.]+)\s+(-?[\d.]+)(?:\s*/\s*-?[\d.]+)?\s+(-[\d.]+) %\s+(-[\d.]+) %")
@@ -136,7 +137,6 @@ def _row(group: Sequence[Mapping[str, Any]], batch: str) -> dict[str, Any]:
 
     first = group[0]
     top1 = [report["finetuned"]["top1"] for report in group]
-    spec = first["recipe"]["finetune"]
     ms = {kind: mean(lambda r, kind=kind: r[kind]["latency"][batch]["ms"]) for kind in ("dense", "finetuned")}
     macs, params = (mean(lambda r, key=key: r["finetuned"][key]) for key in ("macs", "params"))
     dense = mean(lambda r: r["dense"]["top1"])
@@ -148,7 +148,7 @@ def _row(group: Sequence[Mapping[str, Any]], batch: str) -> dict[str, Any]:
         "macs": macs / 1e6, "macs_share": macs / mean(lambda r: r["dense"]["macs"]), "params": params / 1e3,
         "params_share": params / mean(lambda r: r["dense"]["params"]), "ms": ms["finetuned"],
         "speedup": ms["dense"] / ms["finetuned"],
-        "marked": "selected on the test images" if spec["selection"] == "test" and spec["epochs"] else "",
+        "marked": "; ".join(peeks(first["recipe"])),
     }  # fmt: skip
 
 

@@ -163,6 +163,8 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
         raise PruneError(f"could not append to {path}: {error.strerror or error}") from error
 
 
+# Keys of a training that decide how it is kept safe, not what it ends in.
+SAFETY = ("save_every_steps", "save_every_minutes", "keep_checkpoints", "skip_nonfinite")
 # Keys that name a place or a way of running, not what is computed: a run may go on with other values, as long as images
 # and checkpoint are those that it read before (stages compare their digests).
 PLACES = (
@@ -174,6 +176,7 @@ PLACES = (
     "score.save_every",
     "score.record",
     "cluster",
+    *(f"{section}.{key}" for section in ("train", "finetune") for key in SAFETY),
 )
 # Sections that decide the scores: a run directory belongs to one setting of them.
 FIXED = ("backbone", "data", "train", "score", "seed", "method.name")

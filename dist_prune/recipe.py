@@ -1,5 +1,6 @@
 """What a recipe may say: typed, strict. Knows no torch. (reading.py reads files and says what is wrong in them.)"""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -123,12 +124,18 @@ class Training(Part):
     distill_temperature: float = Field(default=4, gt=0)
     ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the averaged weights that are evaluated")
     clip_grad: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
-    accumulate: int = Field(default=1, ge=1, description="forward passes per update; the batch stays the global batch")
+    accumulate: int = Field(
+        default=1, ge=1,
+        description="forward passes per update, of two images at least; the batch stays the global batch",
+    )  # fmt: skip
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = Field(default=False, description="weights and images in NHWC memory order")
     compile: bool = Field(default=False, description="torch.compile the network (the first steps take minutes)")
     sync_bn: bool = Field(default=False, description="batch norms see the batches of all ranks (GPUs)")
-    recalibrate_bn: int = Field(default=0, ge=0, description="finetune: images for new batch-norm statistics first")
+    recalibrate_bn: int = Field(
+        default=0, ge=0,
+        description="finetune: new batch-norm statistics first, from so many of its images (see score.balance)",
+    )  # fmt: skip
     selection: Literal["holdout", "last", "test"] = Field(
         default="holdout",
         description="which epoch is kept: the best on held-out training images, the last, the best on test",
@@ -149,8 +156,17 @@ class Training(Part):
             raise ValueError("nesterov needs a momentum above 0")
         return self
 
+    @model_validator(mode="after")
+    def _onecycle(self):
+        if self.schedule == "onecycle" and 0 < self.epochs <= self.warmup_epochs:
+            raise ValueError(
+                f"schedule onecycle climbs for warmup_epochs ({self.warmup_epochs:g}) and falls for the rest of the "
+                f"{self.epochs} epochs, so warmup_epochs has to be smaller (0: three tenths of them)"
+            )
+        return self
+
     skip_nonfinite: int = Field(
-        default=0, ge=0, description="updates with a loss that is not finite to skip before stopping"
+        default=0, ge=0, description="updates with a loss that is not finite to skip, in all epochs, before stopping"
     )
 
 
@@ -305,3 +321,17 @@ class Recipe(Part):
     def resolved(self) -> dict[str, Any]:
         """Plain, JSON-ready values of every key, defaults filled in."""
         return self.model_dump(mode="json", by_alias=True)
+
+
+def peeks(tree: Mapping[str, Any]) -> list[str]:
+    """What the test images decided in the trainings of a resolved recipe: its figures on them are too good."""
+    out = []
+    for name in ("train", "finetune"):
+        spec = tree[name]
+        if not spec["epochs"] or (name == "train" and tree["backbone"]["checkpoint"]):
+            continue
+        if spec["selection"] == "test":
+            out.append(f"{name}: the kept epoch was selected on the test images")
+        elif spec["selection"] == "last" and spec["patience"]:  # without held-out images there are no others
+            out.append(f"{name}: the last epoch was chosen on the test images (patience)")
+    return out

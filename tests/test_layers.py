@@ -50,7 +50,7 @@ ALLOWED = {
     "planning": {"errors", "recipe", "reading", "ledger", "pruning", "methods", "preview", "replay"},
     "stages": {"errors", "recipe", "ledger", "pruning", "runtime", "methods", "bench", "bundle", "replay"},
     "run": {"errors", "recipe", "sweeps", "ledger", "runtime", "methods", "stages"},
-    "comparing": {"errors", "reading", "ledger", "picture"},
+    "comparing": {"errors", "recipe", "reading", "ledger", "picture"},
     "picture": {"stages"},
     "launching": {"errors", "recipe", "reading", "methods", "sweeps"},
     "cli": {

@@ -157,7 +157,8 @@ def _edit(folder: Path, change) -> None:
 def test_run_again_skips_and_other_select_keys_go_on(finished):
     folder, _ = finished
     plan = report(folder)["plan"]["fingerprint"]
-    code, output = run(TORCHRUN, folder, *SMALL)
+    safety = ("train.save_every_minutes=3", "finetune.keep_checkpoints=1", "finetune.skip_nonfinite=2")
+    code, output = run(TORCHRUN, folder, *SMALL, *safety)
     assert code == 0, output
     assert output.count("done before, skipped") == 7
     assert {event["stage"] for event in report(folder)["events"]} == {

@@ -56,7 +56,8 @@ def shared(
             fold()
             saved_at = time.monotonic()
         if stop:
-            raise stopping.leave(f"while scoring, in {what}, after {len(results)} of {len(jobs)} jobs")
+            done = f"after {len(results)} of {len(jobs)} jobs" if results else "before its first job"
+            raise stopping.leave(f"while scoring, in {what}, {done}")
         for number in missing[start : start + ranks.world][ranks.rank : ranks.rank + 1]:
             try:
                 mine[number] = on_cpu(run(jobs[number]))

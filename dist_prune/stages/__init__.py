@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_prune.ledger import canonical, digest, file_digest, pick, write_atomic
+from dist_prune.ledger import SAFETY, canonical, digest, file_digest, pick, write_atomic
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.machine import describe
 from dist_prune.stages import outside
@@ -43,6 +43,7 @@ DRAWN = tuple(
 )
 TRAINING = (*NETWORK, *IMAGES, *DRAWN, "data.resize_schedule", "seed")
 ORIGIN = ("name", "seed", "method.name", "finetune.epochs")
+RECALIBRATION = ("score.balance", "score.micro_batch")
 SCORING = (*NETWORK, *IMAGES, *DRAWN, "score.images", "score.balance", "score.micro_batch", "seed")
 
 
@@ -70,7 +71,7 @@ ORDER = (
     Stage("score", SCORING, (DENSE,), (SCORES,)),
     Stage("select", (*NETWORK, "data.source", "data.image_size", "method", "select", "target"), (SCORES,), (PLAN,)),
     Stage("prune", (*NETWORK, "method.fidelity", "method.quirks", "seed"), (DENSE, SCORES, PLAN), (SMALL,)),
-    Stage("finetune", (*TRAINING, "finetune", "reruns"), (DENSE, SMALL, PLAN), (TUNED,)),
+    Stage("finetune", (*TRAINING, *RECALIBRATION, "finetune", "reruns"), (DENSE, SMALL, PLAN), (TUNED,)),
     Stage("evaluate", (*NETWORK, *IMAGES, "evaluate", "report"), (DENSE, SMALL, TUNED, PLAN), (METRICS,)),
     Stage("curves", (*NETWORK, *IMAGES, "information", "evaluate", "score.micro_batch"), (DENSE, SCORES), (CURVES,)),
     Stage("export", (*NETWORK, *IMAGES, *ORIGIN), (TUNED, PLAN, METRICS), BUNDLE),
@@ -86,6 +87,8 @@ def fingerprint(stage: Stage, work: Work, growing: bool = True) -> str:
     ``growing=False`` leaves out how much is measured: what single measurements belong to.
     """
     fields = pick(work.tree, stage.reads)
+    for section in fields.keys() & {"train", "finetune"}:
+        fields[section] = {key: value for key, value in fields[section].items() if key not in SAFETY}
     if stage.name == "score":
         options = work.method.Options
         grown = () if growing else options.growing_options()

@@ -3,10 +3,10 @@
 import statistics
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from dist_prune.pruning.masks import masks_of
+from dist_prune.runtime.data.dealing import calibration
 from dist_prune.runtime.evaluation import evaluate
 from dist_prune.runtime.training.recalibrate import recalibrate
 from dist_prune.stages.fitting import judge_of, trained
@@ -55,7 +55,10 @@ def _tuned(work: Work, rerun: int) -> tuple[nn.Module, list[dict[str, Any]]]:
     settings = work.recipe.finetune
     model = work.small(SMALL).to(work.machine.device)
     if settings.recalibrate_bn:
-        feed, ids = work.scoring(np.arange(min(settings.recalibrate_bn, len(work.feed(True)))))
+        recipe, (trained_on, _) = work.recipe, work.dealt(settings)
+        labels = work.feed(True).source.labels[trained_on]
+        chosen = calibration(labels, settings.recalibrate_bn, recipe.seed, recipe.score.balance)
+        feed, ids = work.scoring(trained_on[chosen])
         recalibrate(model, feed, ids, work.recipe.score.micro_batch, work.machine.ranks)
     teacher = work.dense() if settings.distill else None
     masks: dict[str, Tensor] = masks_of(work.plan, work.channels, model.state_dict())

@@ -3,11 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from dist_prune.recipe import Training
-from dist_prune.runtime.data.dealing import held_out
 from dist_prune.runtime.evaluation import evaluate
 from dist_prune.runtime.training.loop import Loop
 from dist_prune.runtime.training.states import States
@@ -33,8 +31,7 @@ def trained(
     """
     machine, seed = work.machine, work.recipe.seed
     feed = work.feed(True)
-    everything = np.arange(min(len(feed), settings.images or len(feed)))
-    train, _ = held_out(everything, settings.holdout if settings.selection == "holdout" else 0.0, seed)
+    train, _ = work.dealt(settings)
     judge = judge_of(work, settings)
     loop = Loop(settings, feed, machine, work.tracker, seed + rerun, name, train)
     folder = work.folder / f"{name}_checkpoints" / (str(rerun) if rerun else "")
@@ -50,8 +47,7 @@ def trained(
 def judge_of(work: Work, settings: Training) -> Callable[[nn.Module], Mapping[str, float]]:
     """Top-1 and loss of a network on the images that choose among epochs: held-out or the test images."""
     feed, batch, ranks = work.feed(True), work.recipe.evaluate.batch, work.machine.ranks
-    everything = np.arange(min(len(feed), settings.images or len(feed)))
     if settings.selection != "holdout":
         return lambda network: evaluate(network, work.feed(False), batch, ranks, work.tracker, "test images")
-    _, held = held_out(everything, settings.holdout, work.recipe.seed)
+    _, held = work.dealt(settings)
     return lambda network: evaluate(network, feed, batch, ranks, work.tracker, "held out", held)

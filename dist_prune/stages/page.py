@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dist_prune.pruning.portrait import Curve, Portrait
+from dist_prune.recipe import peeks
 
 KINDS = ("dense", "pruned", "finetuned")
 REDUCED = ("sum", "max", "min", "rows", "gradients")  # collectives whose payload is reduced; others are copied
@@ -108,10 +109,7 @@ def aim(body: Mapping[str, Any]) -> str:
     """Asked and achieved in one line."""
     achieved = ", ".join(f"{share:.1%} of the {name}" for name, share in body["achieved"].items())
     asked = ", ".join(f"{share:.1%} of the {name}" for name, share in body["target"].items())
-    spec = body["recipe"]["finetune"]
-    marked = (
-        "; the kept epoch was SELECTED ON THE TEST IMAGES" if spec["selection"] == "test" and spec["epochs"] else ""
-    )
+    marked = "".join(f"; {peek.upper()}" for peek in peeks(body["recipe"]))
     blocks = "; masked blocks of weights save MACs on paper only: they run as slow as dense ones"
     runs = body.get("reruns")
     spread = f"; {len(runs['top1'])} finetunings: {runs['mean']:.2f} ± {runs['std']:.2f} %" if runs else ""

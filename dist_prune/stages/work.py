@@ -1,7 +1,7 @@
 """What every act is handed: the recipe, the machine, the run directory, and the objects that they imply."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,15 +19,16 @@ from dist_prune.pruning import surgeon
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.plan import Plan
-from dist_prune.recipe import Recipe
+from dist_prune.recipe import Recipe, Training
 from dist_prune.runtime import backbones, checkpoint, stopping
+from dist_prune.runtime.data import dealing
 from dist_prune.runtime.data.backends import AnySource, Opened, open_split
 from dist_prune.runtime.data.dealing import deal, held_out, micro_batches
 from dist_prune.runtime.data.feed import Feed, Look
 from dist_prune.runtime.data.sources import FolderSource, check, check_figures, only, same_classes
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
-from dist_prune.runtime.training import fast
+from dist_prune.runtime.training import fast, optim
 from dist_prune.stages.sharing import Shelf
 
 
@@ -270,29 +271,52 @@ class Work:
             )
         return replay.read(Path(str(spec.plan)).expanduser(), self.channels)
 
+    def dealt(self, settings: Training) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of the images that a training learns from, and of those it is judged by."""
+        count = len(self._opened[True].source.labels)
+        share = settings.holdout if settings.selection == "holdout" else 0.0
+        return held_out(np.arange(min(count, settings.images or count)), share, self.recipe.seed)
+
     def precheck(self) -> None:
         """Find out before any work what can be found out then; PruneError with all of it."""
-        problems = []
+        problems: list[str] = []
+
+        def attempt(check: Callable[..., Any], *arguments: Any) -> bool:
+            try:
+                check(*arguments)
+            except PruneError as error:
+                problems.append(str(error))
+                return False
+            return True
+
         if self.checkpoint is not None and not self.checkpoint.is_file() and self.ledger.last("train") is None:
             problems.append(f"backbone.checkpoint: there is no file {self.checkpoint}")
-        for name, settings in (("train", self.recipe.train), ("finetune", self.recipe.finetune)):
-            if settings.epochs:
-                try:
-                    fast.check(settings, self.machine, name, self.recipe.cluster.deterministic)
-                except PruneError as error:
-                    problems.append(str(error))
-        try:
-            # one rank looks through folders, the others take its index
-            self.machine.ranks.together(lambda: self._opened)
-            self._check_sizes()
-            if self.recipe.select.plan:
-                self.replayed()
-            else:
-                self.method.ready(self.channels, self.recipe.select.exclude, self.request)
-        except PruneError as error:
-            problems.append(str(error))
+        trainings = [
+            (settings, name)
+            for name, settings in (("train", self.recipe.train), ("finetune", self.recipe.finetune))
+            if settings.epochs and (name == "finetune" or self.checkpoint is None)
+        ]
+        for settings, name in trainings:
+            attempt(fast.check, settings, self.machine, name, self.recipe.cluster.deterministic)
+        # one rank looks through folders, the others take its index
+        if attempt(self.machine.ranks.together, lambda: self._opened) and attempt(self._check_network):
+            for training in trainings:
+                attempt(self._check_training, *training)
         if problems:
             raise PruneError("\n".join(problems))
+
+    def _check_network(self) -> None:
+        """PruneError where there is no such network, or the method cannot do with it what the recipe asks for."""
+        self._check_sizes()
+        if self.recipe.select.plan:
+            self.replayed()
+        else:
+            self.method.ready(self.channels, self.recipe.select.exclude, self.request)
+
+    def _check_training(self, settings: Training, name: str) -> None:
+        """PruneError where a training's batches are too small, or its optimizer is none (surgery renames nothing)."""
+        dealing.check(settings.batch, len(self.dealt(settings)[0]), self.machine.ranks.world, name)
+        optim.check(self.shell(), settings, name)
 
     def _check_sizes(self) -> None:
         """PruneError where the network cannot take the images of the recipe's schedule."""

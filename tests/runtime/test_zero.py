@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def engine():
 
 
 @pytest.mark.deepspeed
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_on_one_process_is_plain_training(engine, stage, tmp_path):
     """SGD, AdamW, and averaged weights with mixing, clipping, accumulation and scaled rates; masks; resumed."""
     config = tmp_path / "config.yaml"
@@ -93,6 +94,17 @@ def test_masked_weights_are_exact_zeros_behind_deepspeed(engine, tmp_path):
     assert violations(dist_prune.load(folder / "export").state_dict(), masks) == []
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert any(line["stage"] == "finetune" and line["grad_norm"] > 0 for line in lines)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_stage_has_its_launch_config(stage):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    found: Any = load_config_from_file(str(launch.ROOT / f"launch/gpu_8_zero{stage}.yaml"))
+    assert found.num_processes == 8
+    assert str(found.distributed_type).endswith("DEEPSPEED")
+    assert found.deepspeed_config["zero_stage"] == stage
+    assert found.deepspeed_config["gradient_accumulation_steps"] == 1, "the loop accumulates"
 
 
 @pytest.mark.parametrize(
