@@ -3,14 +3,16 @@
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from dist_prune.errors import PruneError
 
+T = TypeVar("T")
 LOOK_S = 0.2  # between two looks at the roll
 _MEETING = (
     "All ranks meet at MASTER_ADDR={place}, MASTER_PORT={port}: start the missing ones, look into their logs, and see "
@@ -53,12 +55,16 @@ class Roll:
         if rank or hosted:
             _reach(place, int(port), deadline, rank, world, patience_s)
         meeting = _MEETING.format(place=place, port=port)
-        try:
+
+        def come() -> tuple["Roll", list[int], list[str]]:
             found = cls(store(place, int(port), world, not rank and not hosted), rank, world)
             found.write("here")
             absent = found.without("here", deadline)
-            here = [found.who(other) for other in range(world) if other not in absent] if absent else []
-        except RuntimeError as error:
+            return found, absent, [found.who(n) for n in range(world) if n not in absent] if absent else []
+
+        try:
+            found, absent, here = _within(deadline - time.monotonic() + 10, come)
+        except (RuntimeError, TimeoutError) as error:
             reason = str(error).splitlines()[0]
             raise PruneError(
                 f"rank {rank} of {world} came, but lost rank 0 or its launcher: {reason}. {meeting}"
@@ -71,11 +77,14 @@ class Roll:
 
     def silent(self, word: str, patience_s: float) -> list[str]:
         """Write under ``word`` and name the ranks that do not within ``patience_s`` seconds."""
-        self.store.set_timeout(timedelta(seconds=patience_s))
-        try:
+
+        def names() -> list[str]:
             self.write(word)
             return [self.who(rank) for rank in self.without(word, time.monotonic() + patience_s)]
-        except RuntimeError:
+
+        try:
+            return _within(patience_s + 2, names)
+        except (RuntimeError, TimeoutError):
             return ["rank 0 or its launcher, which keep the roll"]
 
     def write(self, word: str) -> None:
@@ -112,6 +121,24 @@ def _reach(place: str, port: int, deadline: float, rank: int, world: int, patien
                 meeting = _MEETING.format(place=place, port=port)
                 raise PruneError(f"rank 0 of {world} did not come within {within}: {seen}. {meeting}") from error
             time.sleep(LOOK_S)
+
+
+def _within(seconds: float, act: Callable[[], T]) -> T:
+    """What ``act`` returns; TimeoutError after ``seconds``. A store whose keeper hangs answers never, whatever its
+    time-out says."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(act())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return done.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no answer for {seconds:.0f} s") from None
 
 
 def few(names: Sequence[str]) -> str:
