@@ -229,9 +229,10 @@ class Work:
         given = {
             "select.threshold": asked.threshold, "select.keep_ratio": asked.keep_ratio, "target": asked.target,
             "select.exclude": spec.exclude, "select.round_to": spec.round_to > 1,
-            "select.min_channels": spec.min_channels > 1,
+            "select.min_channels": spec.min_channels > 1, "select.include": spec.include,
+            "select.keep_ratios": spec.keep_ratios, "select.max_ratio": spec.max_ratio,
         }  # fmt: skip
-        others = [key for key, value in given.items() if value not in (None, (), False)]
+        others = [key for key, value in given.items() if value not in (None, (), False, {})]
         if others:
             raise PruneError(
                 f"select.plan: a plan that is replayed leaves nothing to choose; leave out {' and '.join(others)} "
