@@ -165,6 +165,9 @@ class Score(Part):
         default="uniform", description="draw from all training images alike, or the same number of each class"
     )
     from_: str | None = Field(default=None, alias="from", description="run directory whose scores are used instead")
+    many: tuple[str, ...] = Field(
+        default=(), description="methods that are scored in one pass and compared at the recipe's target"
+    )
     save_every: int = Field(
         default=100, ge=1, description="micro-batches per rank between two saves of a partial score"
     )

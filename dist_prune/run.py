@@ -74,13 +74,17 @@ def main(arguments: list[str] | None = None) -> int:
     return MISSED if missed else 0
 
 
-def run(spec: recipe.Recipe, folder: Path, machine: Machine, shared: Path | None = None) -> str:
+def run(spec: recipe.Recipe, folder: Path, machine: Machine, shared: Path | None = None, until: str = "") -> str:
     """All stages of a recipe, on all ranks; tasks of a sweep make the same things once, in ``shared``.
+
+    ``until`` names the last stage to do, instead of all.
 
     Returns: why the target was missed by more than its tolerance, or an empty string.
     """
     ranks = machine.ranks
     method = methods.find(spec.method["name"])
+    for name in spec.score.many:
+        methods.find(name)  # refuses unknown ones before any work
     options = method.Options.model_validate({k: v for k, v in spec.method.items() if k != "name"})
     fixed = method.Options.score_options()
     changed = ranks.together(lambda: claim(folder, spec.resolved(), fixed))
@@ -97,6 +101,8 @@ def run(spec: recipe.Recipe, folder: Path, machine: Machine, shared: Path | None
     missed = ""
     for stage in stages.ORDER:
         missed = stages.perform(stage, work)["facts"].get("missed", missed)
+        if stage.name == until:
+            break
     tracker.close()
     return missed
 

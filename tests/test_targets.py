@@ -17,7 +17,7 @@ WORDS = [
 
 
 def test_a_missed_target_ends_with_its_own_code_after_everything_is_written(tmp_path):
-    """Steps of 32 channels miss 0.55 by half a percent; the bundle and the report are there all the same, and say why."""
+    """Steps of 32 channels miss 0.55 by half a percent; bundle and report are there all the same."""
     coarse = ("select.round_to=32", "target.macs=0.55", "target.tolerance=0.001")
     code, output = run(PYTHON, tmp_path / "run", *WORDS, *coarse)
     assert code == 3, output

@@ -10,7 +10,7 @@ from dist_prune.pruning.portrait import Portrait
 from dist_prune.stages import page
 from dist_prune.stages.work import Made, Work
 
-STAGES = ("train", "score", "select", "prune", "finetune", "evaluate", "export")
+STAGES = ("train", "many", "score", "select", "prune", "finetune", "evaluate", "export")
 MORE = (("select", "table"), ("finetune", "reruns"))  # facts that only some runs have
 
 
@@ -69,6 +69,7 @@ def collect(work: Work) -> dict[str, Any]:
         "target": dict([asked]) if asked else {},
         "achieved": _fact(work, "select", "achieved"),
         **{key: _fact(work, stage, key) for stage, key in MORE if _fact(work, stage, key)},
+        **({"many": _fact(work, "many", "table")} if work.recipe.score.many else {}),
         "timings": {name: line["seconds"] for name, line in lines.items() if line},
         "events": [e for line in lines.values() if line for e in line.get("events", [])] + skipped,
     }

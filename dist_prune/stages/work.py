@@ -278,6 +278,7 @@ class Work:
     def outside(self, stage: str) -> dict[str, str]:
         """Digests of what a stage reads from outside the run directory: images and labels, the checkpoint file."""
         reads = {"train": (True, False), "finetune": (True, False), "score": (True,), "evaluate": (False,)}
+        reads["many"] = (True, False)
         found = {("train" if train else "eval"): self._opened[train].source.identity for train in reads.get(stage, ())}
         if stage == "train" and self.checkpoint is not None:
             found["checkpoint"] = file_digest(self.checkpoint) if self.checkpoint.is_file() else "missing"
