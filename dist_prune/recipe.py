@@ -122,6 +122,14 @@ class Training(Part):
     clip_grad: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
     accumulate: int = Field(default=1, ge=1, description="forward passes per update; the batch stays the global batch")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    sparsity: Literal["none", "bn_scale", "group_norm"] = Field(
+        default="none",
+        description="make channels small while training: the batch norms' scales (network slimming), or all weights of "
+        "a channel (DepGraph's sparse learning)",
+    )
+    sparsity_weight: float = Field(
+        default=1e-4, gt=0, description="of the term that sparsity adds to gradients; slimming: 1e-4 VGG, 1e-5 ResNet"
+    )
     channels_last: bool = Field(default=False, description="weights and images in NHWC memory order")
     compile: bool = Field(default=False, description="torch.compile the network (the first steps take minutes)")
     sync_bn: bool = Field(default=False, description="batch norms see the batches of all ranks (GPUs)")

@@ -35,6 +35,7 @@ class Trainer:
         classes: number of classes.
         teacher: the dense network to distil from, or None.
         masks: parameter name -> 0/1 tensor; kept at exact zeros, momentum included.
+        penalty: adds to the gradients that the ranks have averaged, before each update; or None.
     """
 
     model: nn.Module
@@ -45,6 +46,7 @@ class Trainer:
     classes: int = 0
     teacher: nn.Module | None = None
     masks: Mapping[str, Tensor] = field(default_factory=dict)
+    penalty: Callable[[], None] | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
     best_top1: float = -1.0
@@ -71,6 +73,8 @@ class Trainer:
         if found is not None:
             self._take(*found)
         self.drive = self._driven(optimizer, body)
+        if self.penalty is not None:
+            self.drive.penalty = self.penalty
         epoch, begin = self._resume(found)
         self._mask()
         objective = Objective(settings, self.classes, loop.seed, self.teacher, self._amp)
