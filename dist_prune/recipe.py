@@ -129,6 +129,14 @@ class Training(Part):
         description="forward passes per update, of two images at least; the batch stays the global batch",
     )  # fmt: skip
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    sparsity: Literal["none", "bn_scale", "group_norm"] = Field(
+        default="none",
+        description="make channels small while training: the batch norms' scales (network slimming), or all weights of "
+        "a channel (DepGraph's sparse learning)",
+    )
+    sparsity_weight: float = Field(
+        default=1e-4, gt=0, description="of the term that sparsity adds to gradients; slimming: 1e-4 VGG, 1e-5 ResNet"
+    )
     channels_last: bool = Field(default=False, description="weights and images in NHWC memory order")
     compile: bool = Field(default=False, description="torch.compile the network (the first steps take minutes)")
     sync_bn: bool = Field(default=False, description="batch norms see the batches of all ranks (GPUs)")
@@ -187,6 +195,9 @@ class Score(Part):
         default="uniform", description="draw from all training images alike, or the same number of each class"
     )
     from_: str | None = Field(default=None, alias="from", description="run directory whose scores are used instead")
+    many: tuple[str, ...] = Field(
+        default=(), description="methods that are scored in one pass and compared at the recipe's target"
+    )
     save_every: int = Field(
         default=100, ge=1, description="micro-batches per rank between two saves of a partial score"
     )
@@ -197,6 +208,9 @@ class Score(Part):
 
 
 Count = Annotated[int, Field(ge=1)]
+
+
+Ratio = Annotated[float, Field(ge=0, le=1)]
 
 
 class Select(Part):
@@ -216,7 +230,19 @@ class Select(Part):
     scope: Literal["local", "global"] = Field(default="local", description="rank within each group or over all groups")
     min_channels: int = Field(default=1, ge=1, description="no group gets narrower than this")
     round_to: int = Field(
-        default=1, ge=1, description="kept channels are a multiple of this (where the group is wider)"
+        default=0, ge=0,
+        description="kept channels are a multiple of this (where the group is wider); 0: 8 for targets of MACs and "
+        "latency in groups of 64 channels and more, else 1",
+    )  # fmt: skip
+    max_ratio: Ratio | dict[str, Ratio] | None = Field(
+        default=None, description="largest share of a group's channels that may go; or glob of layer names -> share"
+    )
+    keep_ratios: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
+        default_factory=dict,
+        description="glob of layer names -> share of the channels that these groups keep, whatever the rest does",
+    )
+    include: tuple[str, ...] = Field(
+        default=(), description="globs of layer names: only their groups are cut; default: all"
     )
     exclude: tuple[str, ...] = Field(default=(), description="globs of layer names whose groups are left alone")
     index: int | None = Field(default=None, ge=1, description="which value of the method's grid is taken, from 1")
@@ -226,23 +252,35 @@ class Select(Part):
     )
 
 
+QUANTITIES = ("macs", "params", "channels", "latency")
+
+
 class Target(Part):
     """The size asked for, as the share of the dense network that is kept; at most one of them."""
 
     macs: float | None = Field(default=None, gt=0, le=1)
     params: float | None = Field(default=None, gt=0, le=1)
     channels: float | None = Field(default=None, gt=0, le=1)
+    latency: float | None = Field(
+        default=None, gt=0, le=1, description="time of a forward pass on this device, as a share of the dense one's"
+    )
+    latency_batch: int = Field(default=1, ge=1, description="images of that forward pass")
+    tolerance: float | None = Field(
+        default=0.01, gt=0,
+        description="a network that misses target.macs or target.params by more than this share of it ends the run "
+        "with code 3, after the report; null: no network is refused",
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _one(self):
-        given = [name for name, value in self.model_dump().items() if value is not None]
+        given = [name for name in QUANTITIES if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"one target at a time, got {' and '.join(given)}")
         return self
 
     def asked(self) -> tuple[str, float] | None:
         """The quantity and the share asked for, or None."""
-        return next(((k, v) for k, v in self.model_dump().items() if v is not None), None)
+        return next(((k, getattr(self, k)) for k in QUANTITIES if getattr(self, k) is not None), None)
 
 
 class Evaluate(Part):

@@ -264,7 +264,11 @@ class Method(ABC):
         unknown = channels.unmatched(exclude)
         if unknown:
             raise PruneError(f"select.exclude: {', '.join(unknown)} match no layer whose channels could be cut")
-        channels = channels.without(exclude)
+        for key, globs in request.globs().items():
+            unknown = channels.unmatched(globs)
+            if unknown:
+                raise PruneError(f"select.{key}: {', '.join(unknown)} match no layer whose channels could be cut")
+        channels = channels.without(exclude).only(request.include)
         if not channels.free:
             why = "; ".join(f"{group.name}: {group.protected}" for group in channels.groups[:5])
             raise PruneError(f"no channel group is free to be cut: {why}")

@@ -95,6 +95,19 @@ class Site:
 
 
 @dataclass(frozen=True)
+class LatencyTable:
+    """Measured time of the dense network with one group alone cut to some widths, as shares of the dense time.
+
+    Attributes:
+        times: group -> ((kept channels, share of the dense time), ...), widths ascending, the dense one last.
+        scale: correction of what groups save together, from a measured plan.
+    """
+
+    times: Mapping[str, tuple[tuple[int, float], ...]]
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class Channels:
     """All of a network's layers and groups, as traced on one example input."""
 
@@ -102,6 +115,7 @@ class Channels:
     groups: tuple[ChannelGroup, ...]
     other_params: int  # parameters that no group can change and no layer above counts
     example: tuple[int, ...]  # (C, H, W) of the input
+    latency: LatencyTable | None = None  # measured times, where a target asks for them
 
     @property
     def free(self) -> tuple[ChannelGroup, ...]:
@@ -134,6 +148,16 @@ class Channels:
             if hit is None:
                 return group
             return replace(group, excluded=True, protected=group.protected or f"excluded by select.exclude {hit!r}")
+
+        return replace(self, groups=tuple(guard(group) for group in self.groups))
+
+    def only(self, globs: Iterable[str]) -> "Channels":
+        """The same, with every group protected that has no layer matching one of ``globs`` (none: no change)."""
+        patterns = tuple(globs)
+
+        def guard(group: ChannelGroup) -> ChannelGroup:
+            named = not patterns or any(fnmatchcase(n, p) for n in group.producers for p in patterns)
+            return group if named or group.protected else replace(group, protected="not named by select.include")
 
         return replace(self, groups=tuple(guard(group) for group in self.groups))
 

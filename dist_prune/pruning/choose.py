@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -10,14 +10,18 @@ from torch import Tensor
 
 from dist_prune.errors import PruneError, unknown
 from dist_prune.pruning.channels import ChannelGroup, Channels
-from dist_prune.pruning.cost import Quantity, amount
+from dist_prune.pruning.cost import Quantity, amount, measured
 
 Kept = dict[str, list[int]]
+AUTO_STEP, AUTO_WIDTH = 8, 64  # what devices like, in groups where it is a small step
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the recipe's ``select`` and ``target`` sections ask of a method."""
+    """What the recipe's ``select`` and ``target`` sections ask of a method.
+
+    ``round_to`` 0 is AUTO_STEP in wide groups where the target is operations or time, and 1 elsewhere.
+    """
 
     threshold: float | None = None
     keep_ratio: float | None = None
@@ -27,18 +31,44 @@ class Request:
     round_to: int = 1
     target: tuple[Quantity, float] | None = None
     index: int | None = None
+    include: tuple[str, ...] = ()
+    keep_ratios: Mapping[str, float] = field(default_factory=dict)
+    max_ratio: float | Mapping[str, float] | None = None
 
     @classmethod
     def of(cls, recipe: Any) -> "Request":
         """The request of a recipe (its ``select`` and ``target`` sections)."""
         return cls(**recipe.select.model_dump(exclude={"exclude", "plan"}), target=recipe.target.asked())
 
+    def step(self, group: ChannelGroup) -> int:
+        """What kept channels are a multiple of."""
+        if self.round_to:
+            return self.round_to if group.width > self.round_to else 1
+        by_cost = self.target is not None and self.target[0] in ("macs", "latency")
+        return AUTO_STEP if by_cost and group.width >= AUTO_WIDTH else 1
+
+    def floor(self, group: ChannelGroup) -> int:
+        """The fewest channels that may stay, before rounding."""
+        most = self.max_ratio if isinstance(self.max_ratio, float | int) else of_group(self.max_ratio or {}, group)
+        least = 0 if most is None else math.ceil(group.width * (1 - most) - 1e-9)
+        return min(max(1, self.min_channels, least), group.width)
+
     def width(self, group: ChannelGroup, count: int) -> int:
-        """``count`` made legal: at least ``min_channels``, a multiple of ``round_to`` in groups wider than that."""
-        count = max(count, self.min_channels, 1)
-        if group.width > self.round_to:
-            count = math.ceil(count / self.round_to) * self.round_to
-        return min(count, group.width)
+        """``count`` made legal: of ``keep_ratios`` where the group is named there, not below the floor, rounded up."""
+        own = of_group(self.keep_ratios, group)
+        count = max(count if own is None else round(group.width * own), self.floor(group))
+        return min(math.ceil(count / self.step(group)) * self.step(group), group.width)
+
+    def globs(self) -> dict[str, tuple[str, ...]]:
+        """Recipe key -> the globs of layer names in it."""
+        most = tuple(self.max_ratio) if isinstance(self.max_ratio, Mapping) else ()
+        return {"include": self.include, "keep_ratios": tuple(self.keep_ratios), "max_ratio": most}
+
+
+def of_group(named: Mapping[str, float], group: ChannelGroup) -> float | None:
+    """The value of the first glob that fits one of the group's layers."""
+    fits = (value for glob, value in named.items() if any(fnmatchcase(name, glob) for name in group.producers))
+    return next(fits, None)
 
 
 def share_of(channels: Channels, quantity: Quantity, kept: Mapping[str, int]) -> float:
@@ -55,7 +85,7 @@ def check_target(channels: Channels, request: Request) -> None:
     """PruneError where the target lies outside the reachable range, or the counts do not fit the groups."""
     if request.counts is not None:
         given_counts(channels, request)
-    if request.target is None:
+    if request.target is None or not measured(channels, request.target[0]):
         return
     quantity, share = request.target
     low, high = reachable(channels, request, quantity)
@@ -63,8 +93,8 @@ def check_target(channels: Channels, request: Request) -> None:
         raise PruneError(
             f"target.{quantity}: {share} cannot be reached. With every free group at its floor {low:.4f} "
             f"of the dense {quantity} is left, so the reachable range is {low:.4f} to {high:.4f}. Raise the target, "
-            "lower select.min_channels or select.round_to, or choose a network form with fewer protected groups "
-            "('dist-prune check RECIPE' lists them)."
+            "lower select.min_channels or select.round_to, raise select.max_ratio, or choose a network form with fewer "
+            "protected groups ('dist-prune check RECIPE' lists them)."
         )
 
 
@@ -114,7 +144,10 @@ def given_counts(channels: Channels, request: Request) -> dict[str, int]:
 
 
 def fill(channels: Channels, request: Request, kept: Kept, worth: Mapping[str, Tensor]) -> Kept:
-    """Put the worthiest removed channels back where a group is below its floor or off its rounding."""
+    """Put the worthiest removed channels back where a group is below its floor or off its rounding.
+
+    A group of ``select.keep_ratios`` keeps its worthiest ones.
+    """
     out = {}
     for group in channels.free:
         stays = list(kept.get(group.name, range(group.width)))
@@ -122,6 +155,8 @@ def fill(channels: Channels, request: Request, kept: Kept, worth: Mapping[str, T
         if lacking > 0:
             gone = sorted(set(range(group.width)) - set(stays), key=lambda i, g=group: (-float(worth[g.name][i]), i))
             stays += gone[:lacking]
+        elif lacking < 0:  # select.keep_ratios keeps fewer of this group
+            stays = sorted(stays, key=lambda i, g=group: (-float(worth[g.name][i]), -i))[:lacking]
         out[group.name] = sorted(stays)
     return out
 
@@ -158,6 +193,8 @@ def keep_best(channels: Channels, scores: Mapping[str, Tensor], request: Request
     else:
         prefix = int((1 - request.keep_ratio) * total + 1e-9)
     counts = _left(channels, order[:prefix], request)
+    if request.target is not None:
+        counts = _topped_up(channels, counts, order[:prefix], request)
     return best_of(channels, scores, counts)
 
 
@@ -200,3 +237,22 @@ def _left(channels: Channels, gone: list[tuple[float, int, int]], request: Reque
 def orders_of(worth: Mapping[str, Tensor]) -> dict[str, list[int]]:
     """Group -> channels, the least worth first; of equals the smaller index goes first."""
     return {name: sorted(range(len(w)), key=lambda i, w=w: (float(w[i]), i)) for name, w in worth.items()}
+
+
+def _topped_up(
+    channels: Channels, counts: dict[str, int], gone: list[tuple[float, int, int]], request: Request
+) -> dict[str, int]:
+    """Whole steps of rounding put back, the last removed first, where the network stays within the target.
+
+    A step cuts 8 channels where 1 may be missing to the target; groups without rounding need none of it.
+    """
+    assert request.target is not None
+    quantity, share = request.target
+    for group in dict.fromkeys(channels.free[number] for _, number, _ in reversed(gone)):
+        step, own = request.step(group), of_group(request.keep_ratios, group)
+        while step > 1 and own is None and counts[group.name] < group.width:
+            more = {**counts, group.name: min(counts[group.name] + step, group.width)}
+            if share_of(channels, quantity, more) > share:
+                break
+            counts = more
+    return counts

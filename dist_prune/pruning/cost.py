@@ -8,10 +8,12 @@ norm, average pools; layers of a type that thop does not know by its exact class
 from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
+
 from dist_prune.pruning.channels import Channels, Layer
 
 Rule = Literal["macs", "thop"]
-Quantity = Literal["macs", "params", "channels"]
+Quantity = Literal["macs", "params", "channels", "latency"]
 
 
 def _macs(layer: Layer, width_in: int, width_out: int) -> int:
@@ -47,8 +49,34 @@ def params(channels: Channels, kept: Mapping[str, int] | None = None) -> int:
     return total
 
 
-def amount(channels: Channels, quantity: Quantity, kept: Mapping[str, int] | None = None) -> int:
-    """The quantity that a target names; ``channels`` counts the channels of the free groups."""
+def amount(channels: Channels, quantity: Quantity, kept: Mapping[str, int] | None = None) -> float:
+    """The quantity that a target names; ``channels`` counts the channels of the free groups, ``latency`` is a share of
+    the dense network's (by the table of ``channels.latency``)."""
     if quantity == "channels":
         return sum((kept or {}).get(group.name, group.width) for group in channels.free)
+    if quantity == "latency":
+        return time_share(channels, kept or {})
     return macs(channels, kept) if quantity == "macs" else params(channels, kept)
+
+
+def measured(channels: Channels, quantity: Quantity) -> bool:
+    """Whether ``amount`` is known: times have to be measured before."""
+    return quantity != "latency" or channels.latency is not None
+
+
+def time_share(channels: Channels, kept: Mapping[str, int]) -> float:
+    """The predicted share of the dense network's time when each group keeps ``kept[group]`` channels.
+
+    What groups save alone adds up, less what two of them save in the same layer: that part is known exactly for
+    multiplications, and is taken over in proportion.
+    """
+    assert channels.latency is not None
+    whole, alone, saved = macs(channels), 0.0, 0.0
+    for name, points in channels.latency.times.items():
+        count = kept.get(name, points[-1][0])
+        if count < points[-1][0]:
+            widths, shares = zip(*points, strict=True)
+            saved += 1 - float(np.interp(count, widths, shares))
+            alone += 1 - macs(channels, {name: count}) / whole
+    twice = alone - (1 - macs(channels, kept) / whole)
+    return 1 - channels.latency.scale * saved * (1 - twice / alone if alone else 1)

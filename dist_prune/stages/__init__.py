@@ -66,8 +66,10 @@ class Stage:
     always: bool = False
 
 
+MANY = ("many.json", "many.safetensors")
 ORDER = (
     Stage("train", (*TRAINING, "train"), (), (DENSE,)),
+    Stage("many", (*SCORING, "score.many", "method", "select", "target", "evaluate"), (DENSE,), MANY),
     Stage("score", SCORING, (DENSE,), (SCORES,)),
     Stage("select", (*NETWORK, "data.source", "data.image_size", "method", "select", "target"), (SCORES,), (PLAN,)),
     Stage("prune", (*NETWORK, "method.fidelity", "method.quirks", "seed"), (DENSE, SCORES, PLAN), (SMALL,)),
@@ -107,6 +109,8 @@ def fingerprint(stage: Stage, work: Work, growing: bool = True) -> str:
 def perform(stage: Stage, work: Work) -> dict[str, Any]:
     """Do a stage, or skip it because the ledger says it is done; returns the ledger's line."""
     ranks = work.machine.ranks
+    if stage.name == "many" and not work.recipe.score.many:
+        return {"stage": "many", "facts": {}}
     identity = ranks.from_first(ranks.together(lambda: fingerprint(stage, work))) or ""
     done = ranks.from_first(ranks.together(lambda: work.ledger.done(stage.name, identity)))
     if done is not None and not stage.always:
@@ -184,6 +188,7 @@ def _headline(stage: str, work: Work) -> str:
     return {
         "train": f"the dense {recipe.backbone.name}"
         + (" from its checkpoint" if recipe.backbone.checkpoint else f", {recipe.train.epochs} epochs"),
+        "many": f"{', '.join(recipe.score.many)} in one pass",
         "score": "calibration images",
         "select": "channels to keep",
         "prune": "cut them out",

@@ -1,10 +1,13 @@
 """A training run as the train and finetune acts need it: which images, which are judged, where the checkpoints lie."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from dist_prune.pruning import surgeon
+from dist_prune.pruning.sparsity import penalty
 from dist_prune.recipe import Training
 from dist_prune.runtime.evaluation import evaluate
 from dist_prune.runtime.training.loop import Loop
@@ -38,6 +41,9 @@ def trained(
     states = States(folder, work.identity, settings.keep_checkpoints, work.tracker.say)
     judged = "holdout" if settings.selection == "holdout" else "test"
     trainer = Trainer(model, loop, judge, judged, states, len(work.classes), teacher, masks or {})
+    if settings.sparsity != "none":
+        channels = surgeon.sites_of(copy.deepcopy(model).cpu().eval(), work.example)
+        trainer.penalty = penalty(settings.sparsity, model, channels, settings.sparsity_weight)
     history = trainer.run()
     if trainer.resumed is not None:
         work.events.append({"stage": name, "event": "resumed", **trainer.resumed})

@@ -150,7 +150,7 @@ def html(
         f"<p class=sub>{e(aim(body))}. Times: median of {sample['repeats']} passes on {e(sample['device'])}, "
         f"{sample['threads']} thread(s), the three networks taking turns.</p>"
         f"<h2>Kept channels per group</h2>{_svg(groups_figure(groups))}{curves}"
-        f"{_gallery(portraits)}{_curves(lines)}"
+        f"{_gallery(portraits)}{_curves(lines)}{_many(body.get('many', []))}"
         f"<h2>Groups</h2><table><thead><tr><th>group</th><th>width</th><th>kept</th><th>layers</th>"
         f"<th style='text-align:left'>why nothing was cut</th></tr></thead><tbody>{listed}</tbody></table>"
         f"<h2>Run</h2><p>{e(seconds)}. Events: {e(events)}. Plan <code>{body['plan']['fingerprint']}</code></p>"
@@ -170,6 +170,24 @@ def _spoken(body: Mapping[str, Any]) -> str:
     note = f"<p class=sub>{escape.escape(said(body))}.</p>"
     more = f"<details><summary>by collective</summary>{head}{''.join(lines)}</tbody></table></details>"
     return f"<h2>What each rank said</h2>{note}{more}" if lines else ""
+
+
+def _many(table: Sequence[Mapping[str, Any]]) -> str:
+    """The criteria of ``score.many``: accuracy after surgery, size, and what each two keep in common."""
+    if not table:
+        return ""
+    names = [escape.escape(row["method"]) for row in table]
+    lines = "".join(
+        f"<tr><td>{name}</td><td>{row['top1']:.2f}</td><td>{row['macs']:.1%}</td><td>{row['params']:.1%}</td>"
+        + "".join(f"<td>{share:.2f}</td>" for share in row["overlap"].values())
+        + "</tr>"
+        for name, row in zip(names, table, strict=True)
+    )
+    head = "".join(f"<th>{name}</th>" for name in ("", "top-1 %", "MACs", "params", *names))
+    return (
+        "<h2>Criteria at the same target, nothing finetuned</h2><p class=sub>Columns of names: kept channels that both "
+        f"keep, of those that either keeps.</p><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+    )
 
 
 def _gallery(portraits: Sequence[Portrait]) -> str:

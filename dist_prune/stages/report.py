@@ -12,7 +12,7 @@ from dist_prune.pruning.portrait import Curve, Portrait
 from dist_prune.stages import page
 from dist_prune.stages.work import Made, Work
 
-STAGES = ("train", "score", "select", "prune", "finetune", "evaluate", "export")
+STAGES = ("train", "many", "score", "select", "prune", "finetune", "evaluate", "export")
 TELLING = ("score", "method", "select", "target", "finetune", "reruns")  # sections; the rest is the same in a sweep
 ALWAYS = ("seed", "backbone.name", "method.name", "finetune.epochs", "finetune.lr", "score.images", "select.threshold")
 SIZES = ("macs", "params", "channels")
@@ -84,6 +84,7 @@ def collect(work: Work) -> dict[str, Any]:
         "achieved": _fact(work, "select", "achieved"),
         **{key: _fact(work, stage, key) for stage, key in MORE if _fact(work, stage, key)},
         "communication": {name: line["said"] for name, line in lines.items() if line and line.get("said")},
+        **({"many": _fact(work, "many", "table")} if work.recipe.score.many else {}),
         "timings": {name: line["seconds"] for name, line in lines.items() if line},
         "events": [e for line in lines.values() if line for e in line.get("events", [])] + skipped,
     }

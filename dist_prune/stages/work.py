@@ -261,9 +261,10 @@ class Work:
             "select.threshold": asked.threshold, "select.keep_ratio": asked.keep_ratio,
             "select.counts": asked.counts, "target": asked.target,
             "select.exclude": spec.exclude, "select.round_to": spec.round_to > 1,
-            "select.min_channels": spec.min_channels > 1,
+            "select.min_channels": spec.min_channels > 1, "select.include": spec.include,
+            "select.keep_ratios": spec.keep_ratios, "select.max_ratio": spec.max_ratio,
         }  # fmt: skip
-        others = [key for key, value in given.items() if value not in (None, (), False)]
+        others = [key for key, value in given.items() if value not in (None, (), False, {})]
         if others:
             raise PruneError(
                 f"select.plan: a plan that is replayed leaves nothing to choose; leave out {' and '.join(others)} "
@@ -333,8 +334,8 @@ class Work:
         """Digests of what a stage reads from outside the run directory: images and labels, the checkpoint file."""
         scored = (self.method.sees != "test",)
         reads = {
-            "train": (True, False), "finetune": (True, False), "score": scored, "evaluate": (False,),
-            "curves": (False,),
+            "train": (True, False), "many": (True, False), "finetune": (True, False), "score": scored,
+            "evaluate": (False,), "curves": (False,),
         }  # fmt: skip
         found = {("train" if train else "eval"): self._opened[train].source.identity for train in reads.get(stage, ())}
         if stage == "train" and self.checkpoint is not None:

@@ -34,6 +34,7 @@ class Drive:
         self.forward: Any = model if forward is None else forward  # a compiled module has no truth value
         self._sync = sync or (lambda: None)
         self._scaler = GradScaler(machine.device.type) if scaled else None
+        self.penalty: Callable[[], None] = lambda: None  # adds to the gradients that ranks have averaged
 
     def begin(self) -> None:
         """Forget the gradients."""
@@ -57,6 +58,7 @@ class Drive:
         self._sync()
         if self._scaler is not None:
             self._scaler.unscale_(self.optimizer)
+        self.penalty()
         length = None
         if limit is not None or measured:
             parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]

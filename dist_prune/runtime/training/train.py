@@ -39,6 +39,7 @@ class Trainer:
         masks: parameter name -> 0/1 tensor; kept at exact zeros, momentum included.
         losses: (n,) losses of a batch by the wrapped network, in place of the recipe's objective.
         watch: called after each update with its number since the beginning.
+        penalty: adds to the gradients that the ranks have averaged, before each update; or None.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class Trainer:
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     losses: Callable[[nn.Module, Batch], Tensor] | None = None
     watch: Callable[[int], None] = lambda step: None
+    penalty: Callable[[], None] | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
     best_top1: float = -1.0
@@ -72,6 +74,8 @@ class Trainer:
         if found is not None:
             self._take(*found)
         self.drive = self._driven(optimizer, body)
+        if self.penalty is not None:
+            self.drive.penalty = self.penalty
         epoch, begin = self._resume(found)
         self._mask()
         losses = self._objective()
