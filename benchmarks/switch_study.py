@@ -155,40 +155,8 @@ class Study:
         ids = np.sort(np.random.default_rng(seed).permutation(pool)[:count])
         bench = Bench(
             model, channels, self.train, ids, self.machine, QUIET, 100, seed,
-            record=self.out / f"measured_{seed}.jsonl", lineage=f"{self.name} {seed} {count}
-            
-            
-            
-            
-            
-            
-            
-            
-            
-            
-             {options.get('estimator')}",
-             
-             
-             
-             
-             
-             
-             
-             
-             
-             
-             
-             
-             
-             
-             
-             
-             
-             
-             
-             
-            
-            
+            record=self.out / f"measured_{seed}.jsonl",
+            lineage=f"{self.name} {seed} {count} {options.get('estimator')}",
         )  # fmt: skip
         start = time.perf_counter()
         scores = method.score(bench)
@@ -212,8 +180,9 @@ class Study:
 
 def table(rows: list[dict[str, Any]], setting: Setting) -> str:
     """Mean and standard deviation over seeds of every method."""
-    lines = [f"| {'method':26} | {'before':>14} | {'after retraining':>16} | seeds | seconds to score |",
-    "|---|---|---|---|---|"] for label, *_ in setting.rows:
+    lines = [f"| {'method':26} | {'before':>14} | {'after retraining':>16} | seeds | seconds to score |"]
+    lines.append("|---|---|---|---|---|")
+    for label, *_ in setting.rows:
         found = [row for row in rows if row["label"] == label]
         if not found:
             lines.append(f"| {label:26} | not measured | | 0 | |")
