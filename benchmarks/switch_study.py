@@ -119,7 +119,7 @@ class Study:
             file = self.out / f"dense_{key}.safetensors"
             if setting.dense is None:
                 weights = Path(os.environ["DIST_PRUNE_DATA"]) / "weights/resnet56_cifar10.safetensors"
-                model.load_state_dict(checkpoint.read(weights)[0], strict=False)
+                checkpoint.fit(model, checkpoint.read_weights(weights), str(weights))
             elif file.exists():
                 model.load_state_dict(checkpoint.read(file)[0])
             else:

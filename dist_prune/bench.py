@@ -259,6 +259,7 @@ class Bench:
         seen: list[tuple[Site, Tensor]] = []
 
         def see(site: Site, maps: Tensor) -> Tensor:
+            maps = maps.clone() if site.side == "in" else maps  # others may read it too: theirs is not this gradient
             seen.append((site, maps))
             return maps.clone()  # the network goes on with a copy: an in-place activation must not touch the maps
 
