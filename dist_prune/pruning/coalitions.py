@@ -110,12 +110,6 @@ def kernel(off: Tensor, accuracy: Tensor, full: float, empty: float) -> Tensor:
     return torch.cat([found, total - found.sum(0, keepdim=True)])
 
 
-def exact_kernel_weights(width: int) -> Tensor:
-    """(C - 1,) weight of one set of each size 1 .. C - 1 among all sets (Kernel SHAP on the whole game)."""
-    sizes = range(1, width)
-    return torch.tensor([(width - 1) / (math.comb(width, r) * r * (width - r)) for r in sizes], dtype=torch.float64)
-
-
 def _solve(design: Tensor, wanted: Tensor) -> Tensor:
     """The shortest least-squares solution, in float64."""
     return torch.from_numpy(np.linalg.lstsq(design.numpy(), wanted.numpy(), rcond=None)[0])

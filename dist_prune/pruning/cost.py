@@ -37,12 +37,17 @@ def macs(channels: Channels, kept: Mapping[str, int] | None = None, rule: Rule =
     return total
 
 
-def params(channels: Channels, kept: Mapping[str, int] | None = None) -> int:
+def weights(channels: Channels, kept: Mapping[str, int] | None = None) -> int:
+    """Weights of convolutions and linear layers, without biases and norms."""
+    return params(channels, kept, kernels_only=True)
+
+
+def params(channels: Channels, kept: Mapping[str, int] | None = None, kernels_only: bool = False) -> int:
     """Parameters (not buffers) of the network when each group keeps ``kept[group]`` channels."""
-    widths, total = channels.widths(kept or {}), channels.other_params
+    widths, total = channels.widths(kept or {}), 0 if kernels_only else channels.other_params
     for name, layer in channels.layers.items():
         width_in, width_out = widths[name]
-        total += layer.bias * width_out
+        total += 0 if kernels_only else layer.bias * width_out
         if layer.kind in ("conv", "linear"):
             groups = width_out if layer.depthwise else layer.groups
             total += width_out * (width_in // groups) * layer.kernel
