@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -170,6 +170,7 @@ class Bench:
         *,
         network: nn.Module | None = None,
         name: str = "fit",
+        padding: int | None = None,
         **more: Any,
     ) -> list[dict[str, float]]:
         """See methods.method.Bench. The order of the images comes from (seed, epoch)."""
@@ -179,8 +180,9 @@ class Bench:
             self._collective("fit")
             folder = self.partial / name if self.partial is not None else None
             key = hashlib.sha256(repr((self.identity, self.images, name, settings)).encode()).hexdigest()
+            feed = self.feed if padding is None else replace(self.feed, look=replace(self.feed.look, padding=padding))
             return learn(
-                network, loss, settings, self.feed, self.ids, self.machine, self.tracker, self.seed, name, folder, key,
+                network, loss, settings, feed, self.ids, self.machine, self.tracker, self.seed, name, folder, key,
                 watch,
             )  # fmt: skip
         loop = Loop(settings, self.feed, self.machine, self.tracker, self.seed, "fit")

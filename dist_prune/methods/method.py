@@ -104,6 +104,7 @@ class Bench(Protocol):
         *,
         network: nn.Module | None = None,
         name: str = "fit",
+        padding: int | None = None,
         **more: Any,
     ) -> list[dict[str, float]]:
         """Train parameters (gates) by SGD; ``loss(model, images, labels, ids)`` gives (n,) losses.
@@ -114,7 +115,7 @@ class Bench(Protocol):
         With ``network`` (and no parameters) that one trains in its place, whole, in training mode, batch norms over
         all ranks, on the calibration images, less those held out (``selection``, ``holdout``). Checkpoints bear
         ``name``: run again it goes on at the step, and a finished one is taken as it is. What ``watch`` returns then
-        (numbers, and tensors for histograms) goes to trackers.
+        (numbers, and tensors for histograms) goes to trackers. ``padding``: of the recipe's crops, in place of its own.
         """
         ...
 

@@ -192,7 +192,7 @@ def test_gated_off_is_removed(name):
 @every_method
 def test_at_least_one_channel_survives(name):
     bench = tiny.bench(tiny.network())
-    low, _ = reachable(bench.channels, HALF, "macs")
+    low, _ = reachable(tiny.method(name).limits(bench.channels), HALF, "macs")
     plan = plan_of(name, bench, Request(target=("macs", low)))
     assert min(plan.counts.values()) == 1
     tiny.cut(bench.model, bench.channels, plan)(tiny.example())
