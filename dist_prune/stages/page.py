@@ -129,7 +129,7 @@ def html(
         f"<p class=sub>{e(aim(body))}. Times: median of {sample['repeats']} passes on {e(sample['device'])}, "
         f"{sample['threads']} thread(s), the three networks taking turns.</p>"
         f"<h2>Kept channels per group</h2>{_svg(groups_figure(groups))}{curves}"
-        f"{_gallery(portraits)}"
+        f"{_gallery(portraits)}{_rows(body.get('table', []))}"
         f"<h2>Groups</h2><table><thead><tr><th>group</th><th>width</th><th>kept</th><th>layers</th>"
         f"<th style='text-align:left'>why nothing was cut</th></tr></thead><tbody>{listed}</tbody></table>"
         f"<h2>Run</h2><p>{e(seconds)}. Events: {e(events)}. Plan <code>{body['plan']['fingerprint']}</code></p>"
@@ -150,6 +150,15 @@ def _gallery(portraits: Sequence[Portrait]) -> str:
         "<h2>Who is like whom</h2><p class=sub>Channels of a cluster stand side by side; dark: alike. Left strip: the "
         f"cluster (grey: none); beside it, dark: the channel stays.</p><div class=gallery>{shown}</div>"
     )
+
+
+def _rows(lines: Sequence[Mapping[str, float]]) -> str:
+    """The method's own table: values of its knob, or rounds."""
+    if not lines:
+        return ""
+    head = "".join(f"<th>{escape.escape(name)}</th>" for name in lines[0])
+    cells = "".join(f"<tr>{''.join(f'<td>{value:.5g}</td>' for value in line.values())}</tr>" for line in lines)
+    return f"<h2>The method's figures</h2><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>"
 
 
 def _png(pixels: np.ndarray) -> str:
