@@ -48,7 +48,7 @@ def plan_and_weights(ranks: Ranks) -> tuple[str, dict[str, list], int]:
 
 def test_one_global_batch_whatever_the_ranks(pool):
     """Plans are equal; weights, masks, lambda and beta to the order of sums."""
-    found = [item for world in (1, 2, 3) for item in pool.run(world, plan_and_weights)]
+    found = [item for world in (1, 2) for item in pool.run(world, plan_and_weights)]
     plan, weights, cut = found[0]
     assert cut == 3
     for other, values, _ in found[1:]:
