@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -216,6 +216,7 @@ class Bench:
         name: str = "",
         calibration: bool = False,
         train_mode: bool = False,
+        padding: int | None = None,
         **training: Any,
     ) -> list[dict[str, float]]:
         """See methods.method.Bench. The order of the images comes from (seed, epoch)."""
@@ -225,8 +226,9 @@ class Bench:
             self._collective("fit")
             folder = self.partial / name if self.partial is not None else None
             key = hashlib.sha256(repr((self.identity, self.images, name, settings)).encode()).hexdigest()
+            feed = self.feed if padding is None else replace(self.feed, look=replace(self.feed.look, padding=padding))
             return learn(
-                network, loss, settings, self.feed, self.ids, self.machine, self.tracker, self.seed, name, folder, key,
+                network, loss, settings, feed, self.ids, self.machine, self.tracker, self.seed, name, folder, key,
                 watch,
             )  # fmt: skip
         device = self.machine.device

@@ -57,6 +57,9 @@ class Data(Part):
         default="none",
         description="training images: crop pads by an eighth and crops, resized_crop_flip is Inception's",
     )
+    padding: int | None = Field(
+        default=None, ge=0, description="crop, crop_flip: pixels of the pad; default: an eighth of the side"
+    )
     crop_scale: Span = Field(default=(0.08, 1.0), description="resized_crop_flip: share of the area, from and to")
     crop_ratio: Span = Field(default=(3 / 4, 4 / 3), description="resized_crop_flip: aspect, from and to")
     auto_augment: str | None = Field(

@@ -16,6 +16,8 @@ SWEEPS = sorted((ROOT / "recipes" / "sweeps").glob("*.yaml"))
 # traced in the slow run only: large images, and networks that another recipe traces already
 SLOW = [f for f in FILES if "image_size: 448" in f.read_text() or f.stem.endswith("cifar100_graph")]
 SLOW += [f for f in FILES if f.stem.endswith("_v1") and not f.stem.startswith("vgg")]
+SLOW += [f for f in FILES if f.stem in ("resnet50_cifar100_sensitivity", "resnet50_imagenet_sensitivity")]
+SLOW += [f for f in FILES if f.stem in ("resnet56_cifar10_sensitivity", "vgg16_imagenet_sensitivity")]
 
 
 def loaded(file: Path, overrides: tuple[str, ...] = ()) -> Recipe:

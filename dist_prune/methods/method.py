@@ -148,6 +148,7 @@ class Bench(Protocol):
         name: str = "",
         calibration: bool = False,
         train_mode: bool = False,
+        padding: int | None = None,
         **training: Any,
     ) -> list[dict[str, float]]:
         """Train parameters (gates) by SGD; ``loss(model, images, labels, ids)`` gives (n,) losses.
@@ -161,7 +162,7 @@ class Bench(Protocol):
         With ``network`` (and no parameters) that one trains in its place, whole, in training mode, batch norms over
         all ranks, on the calibration images, less those held out (``selection``, ``holdout``). Checkpoints bear
         ``name``: run again it goes on at the step, and a finished one is taken as it is. What ``watch`` returns then
-        (numbers, and tensors for histograms) goes to trackers.
+        (numbers, and tensors for histograms) goes to trackers. ``padding``: of the recipe's crops, in place of its own.
         """
         ...
 

@@ -28,6 +28,7 @@ from dist_prune.pruning.sensitivity import (
     filter_scores,
     fresh_norms,
     learner_input,
+    padding_32,
     raw_logits,
     redraw,
     reshape,
@@ -138,8 +139,8 @@ class Sensitivity(method.Method):
 
     def score(self, bench: method.Bench) -> method.Scores:
         """Per group ``<group>:mask`` (C,) int64 kept or not, ``<group>:soft`` (C,) float64 mean of the last window,
-        ``<group>:course`` (windows, 4) float64 beta, lambda, kept and target share; ``round <n>:figures`` (2,) best
-        held-out top-1 and last training loss; ``trained/<name>`` the dense state dict with the trained weights."""
+        ``<group>:course`` (windows, 4) float64 beta, lambda, kept and target share until the kept epoch; ``round
+        <n>:figures`` (2,) best held-out top-1, last training loss; ``trained/<name>`` the trained dense state dict."""
         channels = self.limits(bench.channels)
         dense = bench.network()
         weights = {name: tensor.cpu().clone() for name, tensor in dense.state_dict().items()}
@@ -193,6 +194,7 @@ class Sensitivity(method.Method):
             (), loss, options.epochs, options.lr, options.batch, lambda step: learner.note(), network=learner,
             name=f"round_{number}", weight_decay=options.weight_decay, schedule="step", step_size=options.decay_every,
             selection="holdout" if options.holdout else "last", holdout=options.holdout or 0.1,
+            padding=padding_32() if self.has("padding_32") else None,
         )  # fmt: skip
         return learner, history
 
@@ -260,9 +262,9 @@ class Shot:
         paper, options = self._paper, self._paper.options
         seed = self._bench.draw("sensitivity", "weights", self._number, update).initial_seed()
         redraw(self._copy, seed, options.redraw_linear)
-        if paper.has("small_mask"):
-            small_mask([self.weights[name] for name in self._names])
+        mask = small_mask([self.weights[name] for name in self._names]) if paper.has("small_mask") else 1.0
         found = sensitivities(self._bench.sum, self._copy, self.weights, images, labels, self._loss())
+        found |= {name: found[name] / mask for name in self._names}
         scores = {name: filter_scores(value) for name, value in found.items()}
         pool = scores if options.sort == "global" else {name: scores[name] for name in self._names}
         targets = target_masks(pool, options.keep, options.sort, options.fallback == "few")
@@ -288,7 +290,7 @@ def outcome(mask: Mask) -> dict[str, Tensor]:
     return {
         "mask": (mask.kept >= KEEP).long().cpu(),
         "soft": seen.double().mean(0).cpu(),
-        "course": mask.course.cpu(),
+        "course": mask.course[mask.course.any(1)].cpu(),
     }
 
 

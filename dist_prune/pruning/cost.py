@@ -3,6 +3,8 @@
 ``macs``: multiply-accumulates of convolutions and linear layers.
 ``thop``: the operations of thop 0.1.1: convolutions without bias, linear layers, 4 per element of an affine batch
 norm, average pools; layers of a type that thop does not know by its exact class count nothing.
+``thop_old``: the operations of thop before 0.1: convolutions with 1 per output element for a bias, linear layers, 2 per
+element of a batch norm, adaptive average pools (others nothing); of whatever class.
 """
 
 from collections.abc import Mapping
@@ -12,7 +14,7 @@ import numpy as np
 
 from dist_prune.pruning.channels import Channels, Layer
 
-Rule = Literal["macs", "thop"]
+Rule = Literal["macs", "thop", "thop_old"]
 Quantity = Literal["macs", "params", "channels", "latency"]
 
 
@@ -31,8 +33,10 @@ def macs(channels: Channels, kept: Mapping[str, int] | None = None, rule: Rule =
     for name, layer in channels.layers.items():
         width_in, width_out = widths[name]
         if layer.kind in ("conv", "linear"):
-            total += _macs(layer, width_in, width_out) * (1 if rule == "macs" else int(layer.thop))
-        elif rule == "thop":
+            total += _macs(layer, width_in, width_out) * (int(layer.thop) if rule == "thop" else 1)
+        if rule == "thop_old":
+            total += int(_old(layer) * width_out)
+        elif layer.kind in ("norm", "pool") and rule == "thop":
             total += int(layer.thop * width_out)
     return total
 
@@ -40,6 +44,13 @@ def macs(channels: Channels, kept: Mapping[str, int] | None = None, rule: Rule =
 def weights(channels: Channels, kept: Mapping[str, int] | None = None) -> int:
     """Weights of convolutions and linear layers, without biases and norms."""
     return params(channels, kept, kernels_only=True)
+
+
+def _old(layer: Layer) -> float:
+    """What thop before 0.1 charges per output channel beside multiplications."""
+    if layer.kind == "pool":  # thop 0.1.1 charges 1 per output element of a plain pool, at least 2 of an adaptive one
+        return layer.thop if layer.thop > layer.positions else 0.0
+    return float({"conv": layer.bias, "norm": 2, "linear": 0}[layer.kind] * layer.positions)
 
 
 def params(channels: Channels, kept: Mapping[str, int] | None = None, kernels_only: bool = False) -> int:

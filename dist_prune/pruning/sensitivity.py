@@ -192,7 +192,17 @@ def fresh_norms(network: nn.Module) -> None:
 
 
 @torch.no_grad()
-def small_mask(weights: Sequence[Tensor], factor: float = 0.01) -> None:
-    """The connections' mask of the layers being pruned is 0.01 and not 1: their weights shrink, in place."""
+def small_mask(weights: Sequence[Tensor], factor: float = 0.01) -> float:
+    """The connections' mask c of the layers being pruned is 0.01 and not 1: their weights shrink, in place.
+
+    Returns what W c * dL/d(W c) has to be divided by to be dL/dc; where a batch norm makes the network blind to the
+    scale, the layer's sensitivities come out a hundred times as large.
+    """
     for weight in weights:
         weight.mul_(factor)
+    return factor
+
+
+def padding_32() -> int:
+    """Pixels that training images are padded by before they are cropped: 32 stood where 4 was meant."""
+    return 32

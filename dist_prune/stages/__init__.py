@@ -39,7 +39,15 @@ IMAGES = tuple(
 )  # fmt: skip
 DRAWN = tuple(
     f"data.{key}"
-    for key in ("augment", "crop_scale", "crop_ratio", "auto_augment", "random_erasing", "random_erasing_mode")
+    for key in (
+        "augment",
+        "padding",
+        "crop_scale",
+        "crop_ratio",
+        "auto_augment",
+        "random_erasing",
+        "random_erasing_mode",
+    )
 )
 TRAINING = (*NETWORK, *IMAGES, *DRAWN, "data.resize_schedule", "seed")
 ORIGIN = ("name", "seed", "method.name", "finetune.epochs")

@@ -34,6 +34,7 @@ def act(work: Work) -> Made:
             figures["loss"] = None
         out[name] = figures | {
             "macs": cost.macs(channels, counts), "thop": cost.macs(channels, counts, "thop"),
+            "thop_old": cost.macs(channels, counts, "thop_old"),
             "params": cost.params(channels, counts), "size_bytes": (work.folder / FILES[name]).stat().st_size,
         }  # fmt: skip
         _proved(name, model, out[name]["params"])

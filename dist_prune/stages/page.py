@@ -150,7 +150,7 @@ def html(
         f"<p class=sub>{e(aim(body))}. Times: median of {sample['repeats']} passes on {e(sample['device'])}, "
         f"{sample['threads']} thread(s), the three networks taking turns.</p>"
         f"<h2>Kept channels per group</h2>{_svg(groups_figure(groups))}{curves}"
-        f"{_gallery(portraits)}{_curves(lines)}{_many(body.get('many', []))}"
+        f"{_gallery(portraits)}{_curves(lines)}{_rows(body.get('table', []))}{_many(body.get('many', []))}"
         f"<h2>Groups</h2><table><thead><tr><th>group</th><th>width</th><th>kept</th><th>layers</th>"
         f"<th style='text-align:left'>why nothing was cut</th></tr></thead><tbody>{listed}</tbody></table>"
         f"<h2>Run</h2><p>{e(seconds)}. Events: {e(events)}. Plan <code>{body['plan']['fingerprint']}</code></p>"
@@ -222,6 +222,15 @@ def _curves(lines: Sequence[Curve]) -> str:
             plot.spines[side].set_visible(False)
         plots.append(f"<h2>{escape.escape(axes[1])}</h2>{_svg(figure)}")
     return "".join(plots)
+
+
+def _rows(lines: Sequence[Mapping[str, float]]) -> str:
+    """The method's own table: values of its knob, or rounds."""
+    if not lines:
+        return ""
+    head = "".join(f"<th>{escape.escape(name)}</th>" for name in lines[0])
+    cells = "".join(f"<tr>{''.join(f'<td>{value:.5g}</td>' for value in line.values())}</tr>" for line in lines)
+    return f"<h2>The method's figures</h2><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>"
 
 
 def _png(pixels: np.ndarray) -> str:

@@ -150,7 +150,7 @@ class Work:
             data.image_size or native, data.mean or tuple(config["mean"]), data.std or tuple(config["std"]),
             data.crop or config["crop_pct"], data.interpolation or config["interpolation"], data.augment,
             data.crop_mode or config["crop_mode"], data.exif, data.crop_scale, data.crop_ratio, data.auto_augment,
-            data.random_erasing, data.random_erasing_mode, tuple(sorted(data.resize_schedule.items())),
+            data.random_erasing, data.random_erasing_mode, tuple(sorted(data.resize_schedule.items())), data.padding,
         )  # fmt: skip
 
     def _resized(self, source: AnySource, train: bool) -> int:

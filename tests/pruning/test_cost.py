@@ -7,6 +7,7 @@ import thop
 import torch
 
 from dist_prune.pruning import cost, surgeon
+from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.trace import layers_of
 from dist_prune.runtime import backbones
@@ -48,3 +49,27 @@ def test_cost_equals_a_count_after_surgery(name, size):
         assert (cost.macs(channels, counts), cost.params(channels, counts)) == counted(network, example)
         operations, _ = thop.profile(copy.deepcopy(network), (example,), verbose=False)
         assert cost.macs(channels, counts, "thop") == int(operations)
+        again = Channels(layers_of(network, example), (), 0, (3, size, size))
+        assert cost.macs(channels, counts, "thop_old") == cost.macs(again, rule="thop_old")
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "size", "operations", "parameters"),
+    [
+        ("vgg16_bn_head_cifar", 10, 32, "314.031", 14_728_266),
+        ("vgg16_bn_hidden4096_cifar", 100, 32, "333.310", 34_015_396),
+        ("vgg16_bn", 1000, 224, "15510.923", 138_365_992),
+        ("resnet50_stem3", 10, 32, "1304.695", 23_520_842),
+        ("resnet50_stem3", 100, 32, "1304.879", 23_705_252),
+        ("resnet50", 1000, 224, "4111.412", 25_557_032),
+        ("mobilenetv2_100", 1000, 224, "314.194", 3_504_872),
+    ],
+)
+def test_the_older_thop_s_totals_of_the_sensitivity_pruner(name, classes, size, operations, parameters):
+    """In millions, as its authors have them (15.511 G, 1305 M, 4.111 G); their ResNet-50 ends in a plain pool."""
+    model = backbones.create(name, classes, 3).eval()
+    if name == "resnet50":
+        model.global_pool.pool = torch.nn.AvgPool2d(7)
+    channels = Channels(layers_of(model, torch.zeros(1, 3, size, size)), (), 0, (3, size, size))
+    assert f"{cost.macs(channels, rule='thop_old') / 1e6:.3f}" == operations
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters

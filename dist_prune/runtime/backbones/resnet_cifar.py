@@ -4,15 +4,18 @@
 channels with zeros (the form of the pretrained weights; module names follow them).
 ``resnet8p_cifar`` .. ``resnet110p_cifar``: the projection form of the redundancy-graph paper: stages 2 and 3 open
 with a 3x3 stride-2 convolution and batch norm on the shortcut.
+``resnet50_stem3``: timm's ResNet-50 for 32x32 images: a 3x3 stem of stride 1 and no max pool (the network that the
+Sensitivity Pruner's authors call ResNet-56).
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dist_prune.runtime.backbones.registry import he, register
+from dist_prune.runtime.backbones.registry import he, register, register_form
 
 WIDTHS = (16, 32, 64)
 
@@ -86,7 +89,16 @@ class ResNetCifar(nn.Module):
         return self.linear(self.pool(self.forward_features(x)).mean((2, 3)))
 
 
+def _small_stem(model: Any) -> None:
+    old = model.conv1
+    model.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, 1, 1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    model.global_pool.pool = nn.AvgPool2d(4)
+
+
 __all__ = ["ResNetCifar"]
+register_form("resnet50_stem3", "resnet50", _small_stem, __name__)
 for _depth in (8, 14, 20, 32, 44, 56, 110):
     register(f"resnet{_depth}p_cifar", partial(ResNetCifar, _depth, True), "conv1", "linear", __name__)
     if _depth >= 20:

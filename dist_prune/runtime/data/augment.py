@@ -16,15 +16,15 @@ TRIES = 10  # windows and rectangles that do not fit are drawn again so often
 ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)  # Zhong et al. 2017, as timm has them
 
 
-def shifted(pixels: Tensor, moment: Moment, ids: np.ndarray, flip: bool) -> Tensor:
-    """Pad by an eighth of the side (4 for 32), crop at a place drawn per image, mirror every second one if asked.
+def shifted(pixels: Tensor, moment: Moment, ids: np.ndarray, flip: bool, padding: int | None = None) -> Tensor:
+    """Pad (by an eighth of the side: 4 for 32), crop at a place drawn per image, mirror every second one if asked.
 
     Args:
         pixels: (n, C, H, W).
         ids: (n,) sample ids.
     """
     n, channels, height, width = pixels.shape
-    device, pad = pixels.device, max(1, height // 8)
+    device, pad = pixels.device, max(1, height // 8) if padding is None else padding
     chance = draws(*moment, ids, 3, SHIFT).to(device)
     places = (chance[:, :2] * (2 * pad + 1)).long()
     rows = places[:, :1] + torch.arange(height, device=device)

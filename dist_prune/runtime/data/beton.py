@@ -173,7 +173,7 @@ class BetonSupplier:
                 if native is not None:
                     images = rendered(images, part, look, augment, size)
                 elif augment is not None and look.augment in ("crop", "crop_flip"):
-                    images = shifted(images, augment, part, flip=look.augment == "crop_flip")
+                    images = shifted(images, augment, part, look.augment == "crop_flip", look.padding)
                 yield part, images
         finally:
             chunks.close()

@@ -238,7 +238,7 @@ class _Images(Dataset[Any]):
             pixels = evaluation(look, size)(image)
             if augment is not None and look.augment in ("crop", "crop_flip"):
                 flip = look.augment == "crop_flip"
-                pixels = augmentation.shifted(pixels[None], augment, np.array([sample]), flip)[0]
+                pixels = augmentation.shifted(pixels[None], augment, np.array([sample]), flip, look.padding)[0]
         if augment is None or not look.auto_augment:
             return pixels
         return vision.pil_to_tensor(policy(look, size)(vision.to_pil_image(pixels), number))

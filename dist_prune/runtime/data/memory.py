@@ -48,7 +48,7 @@ def rendered(pixels: Tensor, ids: np.ndarray, look: Look, augment: Moment | None
     elif pixels.shape[-2:] != (size, size):
         pixels = functional.interpolate(pixels.float(), (size, size), mode="bilinear", antialias=True)
     if augment is not None and kind in ("crop", "crop_flip"):
-        pixels = augmentation.shifted(pixels, augment, ids, flip=kind == "crop_flip")
+        pixels = augmentation.shifted(pixels, augment, ids, kind == "crop_flip", look.padding)
     if augment is None or not look.auto_augment:
         return pixels
     whole = pixels.round().clamp(0, 255).to(torch.uint8) if pixels.is_floating_point() else pixels

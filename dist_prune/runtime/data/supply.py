@@ -26,6 +26,7 @@ class Look:
         auto_augment: timm's configuration string of RandAugment, AutoAugment or AugMix.
         erasing, erasing_mode: probability and fill (timm's const, rand, pixel) of random erasing (Zhong et al. 2017).
         schedule: (first epoch, side) pairs, ascending: progressive resizing of training images.
+        padding: pixels that ``crop`` and ``crop_flip`` pad by; None: an eighth of the side.
     """
 
     size: int
@@ -42,6 +43,7 @@ class Look:
     erasing: float = 0.0
     erasing_mode: str = "pixel"
     schedule: tuple[tuple[int, int], ...] = ()
+    padding: int | None = None
 
     def size_at(self, moment: Moment | None) -> int:
         """Side of the square images: of the epoch in training, ``size`` otherwise."""

@@ -41,19 +41,21 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """torch's signature. Two passes: the variance is summed about the common mean."""
+    """torch's signature. One sum over ranks: their means and squared deviations, joined in float64."""
     if not training:
         return torch.batch_norm(
             input, weight, bias, running_mean, running_var, False, momentum, eps, torch.backends.cudnn.enabled
         )
     dims = [d for d in range(input.dim()) if d != 1]
     shape = [1, -1] + [1] * (input.dim() - 2)
-    size = torch.tensor([float(input.numel() // input.shape[1])], dtype=input.dtype, device=input.device)
-    sums = _Sum.apply(torch.cat([input.sum(dims), size]), ranks)
+    size = input.numel() // input.shape[1]
+    own = input.sum(dims) / max(size, 1)
+    squares = (input - own.view(shape)).square().sum(dims).double()
+    own = own.double()
+    sums = _Sum.apply(torch.cat([own * size, squares + own * own * size, own.new_full((1,), size)]), ranks)
     count = sums[-1].detach()
-    mean = sums[:-1] / count
-    centred = input - mean.view(shape)
-    variance = _Sum.apply((centred * centred).sum(dims), ranks) / count
+    wide, raw = (sums[:-1] / count).chunk(2)
+    mean, variance = wide.to(input.dtype), (raw - wide * wide).clamp(min=0).to(input.dtype)
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
@@ -62,7 +64,7 @@ def _batch_norm(
     scale = (variance + eps).rsqrt()
     if weight is not None:
         scale = scale * weight
-    out = centred * scale.view(shape)
+    out = (input - mean.view(shape)) * scale.view(shape)
     return out if bias is None else out + bias.view(shape)
 
 
