@@ -249,7 +249,9 @@ class Additive(Gaussian):
         return widths.aligned(self.squared(channels), anchor, self.n, self.batch, self.grid)
 
     def settle(self, channels: Sequence[int], sigmas: Tensor) -> None:
+        self.sigmas = self.sigmas.clone()  # taps and parts are given the same tensor
         self.sigmas[list(channels)] = sigmas.to(self.sigmas)
+        self._alone = {}
         self.begin(self.remaining)
 
 

@@ -63,8 +63,8 @@ def entropy(gram: Tensor, alpha: float) -> Tensor:
 
 
 def spectral(values: Tensor, alpha: float) -> Tensor:
-    """S_alpha of eigenvalues (..., n)."""
-    values = values.clamp(min=0)
+    """S_alpha of eigenvalues (..., n), summed in double precision."""
+    values = values.double().clamp(min=0)
     values = values / values.sum(-1, keepdim=True)
     if alpha == 1:
         return -torch.special.xlogy(values, values).sum(-1) / math.log(2)

@@ -58,9 +58,9 @@ def aligned(squared: Tensor, anchor: Tensor, n: int, batch: int = 0, grid: Grid 
         sigmas, best = torch.empty(0), 0
         for _ in range(2 if grid.coarse else 1):
             sigmas = torch.linspace(low, high, grid.points(batch), dtype=torch.float64, device=row.device)
-            kernels = torch.exp(row / -(sigmas.to(row.dtype) ** 2)[:, None])
+            kernels = (row * -(sigmas.to(row.dtype) ** -2)[:, None]).exp_()
             product = n + 2 * kernels @ anchor
-            score = product / (torch.sqrt(n + 2 * (kernels * kernels).sum(1)) * length)
+            score = product / (torch.sqrt(n + 2 * torch.linalg.vector_norm(kernels, dim=1) ** 2) * length)
             best = int((score >= score.max() * (1 - slack)).nonzero()[0])
             low, high = float(sigmas[max(best - 1, 0)]), float(sigmas[min(best + 1, len(sigmas) - 1)])
         found.append(sigmas[best])
