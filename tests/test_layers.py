@@ -32,7 +32,8 @@ GIANTS = {
 # room -> rooms it may import from (beside itself); a room is a folder or a file of the package
 ALLOWED = {
     "errors": set(),
-    "recipe": {"errors"},
+    "sections": {"errors"},
+    "recipe": {"errors", "sections"},
     "reading": {"errors", "recipe"},
     "ledger": {"errors"},
     "sweeps": {"errors", "recipe", "reading", "ledger"},
