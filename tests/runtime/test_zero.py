@@ -86,8 +86,7 @@ def test_masked_weights_are_exact_zeros_behind_deepspeed(engine, tmp_path):
     small, _ = checkpoint.read(folder / "round_1/small.safetensors")
     tuned, _ = checkpoint.read(folder / "tuned.safetensors")
     masks = masks_of(plan, channels, tuned)
-    assert len(masks) > 3
-    assert all(not bool(mask.all()) for mask in masks.values())
+    assert sum(int((~mask).sum()) for mask in masks.values()) > 1000, "beside the channels that were removed for real"
     assert violations(tuned, masks) == []
     assert all(bool((tuned[name][mask] != 0).all()) for name, mask in masks.items()), "no other weight became zero"
     assert any(not torch.equal(tuned[name], small[name]) for name in masks), "the finetune changed the others"
