@@ -83,7 +83,7 @@ def bench_of(name: str, images: int, machine: Machine, micro_batch: int) -> Benc
     side, kind, place, classes = BACKBONES[name]
     model = backbones.create(name, classes, 3).eval()
     source = open_source(kind, str(data() / place), "val" if kind == "imagefolder" else "", kind == "npz")
-    feed = Feed(source, Look(side, MEAN, STD, 0.875 if side == 224 else 1.0), machine.device)
+    feed = Feed(source, Look(side, MEAN, STD, 0.875 if side == 224 else 1.0), machine.device, 0)  # decoded right here
     channels = surgeon.sites_of(model, torch.randn(1, 3, side, side))
     return Bench(model, channels, feed, np.arange(images), machine, Tracker(False), micro_batch)
 
@@ -112,16 +112,18 @@ def rates(images: int, pairs: int) -> dict[str, float]:
             for batch in batches:
                 bench.model(batch.images)
 
-    def score() -> None:  # the images are decoded already, as a loader's workers do it
+    def score(some: int) -> None:  # the images are decoded already, as a loader's workers do it
         nonlocal scores
-        bench.feed.batches = lambda *_: iter(batches)  # type: ignore[method-assign]
+        bench.feed.batches = lambda *_: iter(batches[:some])  # type: ignore[method-assign]
+        bench.ids = np.arange(sum(map(len, lists[:some])))
         scores = method.score(bench)
 
     plain = bench.feed.batches
     for _ in range(pairs):
         timed("decode", lambda: [None for _ in plain(lists)])
         timed("forward", forward)
-        timed("score", score)
+        timed("score", lambda: score(len(lists)))
+        timed("less", lambda: score(1))
     channels = method.limits(bench.channels)
     tables = {name: tensor for name, tensor in scores.items() if name.endswith("hamming")}
     with tempfile.TemporaryDirectory() as folder:
@@ -132,9 +134,12 @@ def rates(images: int, pairs: int) -> dict[str, float]:
     for _ in range(pairs):
         timed("import_s", lambda: subprocess.run(command, check=True))
     middle = {name: statistics.median(values) for name, values in found.items()}
-    body = {f"{name}_images_s": images / middle.pop(name) for name in ("decode", "forward", "score")}
-    ratio = statistics.median(s / f for s, f in zip(found["score"], found["forward"], strict=True))
-    return {**body, **middle, "overhead": ratio}
+    body = {f"{name}_images_s": images / middle.pop(name) for name in ("decode", "forward")}
+    # two sizes tell what an image costs from what the tables cost once
+    whole, less, first = middle.pop("score"), middle.pop("less"), len(lists[0])
+    body["score_images_s"] = (images - first) / (whole - less)
+    tables_s = max(0.0, less - first / body["score_images_s"])
+    return {**body, **middle, "tables_s": tables_s, "overhead": body["forward_images_s"] / body["score_images_s"]}
 
 
 def talk() -> dict[str, float]:
@@ -207,7 +212,7 @@ def modelled(gpus: int, rate: dict[str, float], assumed: Assumed, job: Job) -> d
         "decoding": rounds * job.micro_batch / decode,
         "files": job.images * assumed.image_bytes / assumed.files_bytes_s,
     }
-    serial = rate["import_s"] + rate["trace_s"] + rate["select_s"]
+    serial = sum(rate[name] for name in ("import_s", "trace_s", "tables_s", "select_s"))
     out = {**parts, "agree": rounds * hops, "merge": folds * merge, "save": folds * rate["save_s"], "serial": serial}
     # images are read, decoded and scored at the same time: the slowest of the three counts
     out["total"] = max(parts.values()) + sum(out[key] for key in ("agree", "merge", "save", "serial"))
