@@ -299,3 +299,16 @@ def test_scores_of_another_method_are_refused():
     for name in ("fpgm", "bn_scale", "group_norm", "apoz", "hrank", "taylor", "obd", "chip", "group_fisher"):
         with pytest.raises(PruneError, match="made by another method"):
             build(name).worth({}, build(name).limits(channels))
+
+
+def test_chip_judges_each_part_of_a_concatenation_by_itself():
+    bench = joined()
+    maps = inputs_of(bench, "last").flatten(2)
+    found = worth("chip", bench)
+    for name, part in (("left", maps[:, :3]), ("right", maps[:, 3:])):
+        assert torch.allclose(found[name], torch.stack([independence(image) for image in part]).mean(0)), name
+
+
+def test_no_second_derivative_is_said():
+    with pytest.raises(PruneError, match="needs second derivatives, and torch has none"):
+        build("hessian_trace").score(joined(act=nn.functional.hardsigmoid))
