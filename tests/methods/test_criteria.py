@@ -312,3 +312,15 @@ def test_chip_judges_each_part_of_a_concatenation_by_itself():
 def test_no_second_derivative_is_said():
     with pytest.raises(PruneError, match="needs second derivatives, and torch has none"):
         build("hessian_trace").score(joined(act=nn.functional.hardsigmoid))
+
+
+def test_more_probes_are_a_mean_of_passes():
+    """The first pass of two is the pass of one."""
+    one, two = (build("hessian_trace", probes=n).score(joined()) for n in (1, 2))
+    seed = joined().draw("hutchinson", 1).initial_seed()
+    bench = joined()
+    found = bench.observe([site.at_weight for site in bench.sites], Hutchinson(seed, False), backward=True)
+    for site in bench.sites:
+        weight, tables = bench.weight(site).flatten(1), found[site.at_weight.name]
+        other = weight.square().sum(1) * tables["rows"].sum(0) / int(tables["batches"]) / (2 * weight.shape[1])
+        assert torch.allclose(two[site.at_weight.name], (one[site.at_weight.name] + other) / 2)
