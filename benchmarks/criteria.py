@@ -1,6 +1,6 @@
 """Criteria on the CIFAR-10 ResNet-56, scored in one pass: what they keep, what they cost, accuracy before finetuning.
 
-    python benchmarks/criteria.py [--methods a,b,c] [--images 200] [--test 2000] [--macs 0.7] [--scope local]
+    python benchmarks/criteria.py [--methods a,b,c] [--images 200] [--micro 50] [--test 2000] [--macs 0.7]
 
 Needs $DIST_PRUNE_DATA. Prints a Markdown table: top-1 on the first test images after surgery, nothing finetuned, and
 the kept channels that two criteria have in common.
@@ -28,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--methods", default=",".join((*WEIGHTS, *DATA)))
     parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--micro", type=int, default=50)
     parser.add_argument("--test", type=int, default=2000)
     parser.add_argument("--macs", type=float, default=0.7)
     parser.add_argument("--scope", default="local")
@@ -40,7 +41,8 @@ def main() -> None:
             folder / "few.npz", **{f"{x}_{part}": whole[f"{x}_{part}"][:n] for part, n in shown.items() for x in "xy"}
         )
         words = [
-            f"data.root={folder / 'few.npz'}", f"score.images={given.images}", f"score.many=[{given.methods}]",
+            f"data.root={folder / 'few.npz'}", f"score.images={given.images}", f"score.micro_batch={given.micro}",
+            f"score.many=[{given.methods}]",
             f"target.macs={given.macs}", f"select.scope={given.scope}", "select.max_ratio=0.9", "report.trackers=[]",
         ]  # fmt: skip
         machine = Machine.alone()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dist_prune.methods import method
 from dist_prune.pruning.channels import Channels, Site
+from dist_prune.pruning.combine import places
 from dist_prune.pruning.entries import flat, per_group, shown, sites_of, spread
 from dist_prune.pruning.statistic import State, Statistic
 
@@ -17,13 +18,17 @@ BUDGET = 2**23  # float64 values that one batch of Gram matrices may hold
 
 
 class Chip(method.Ranking):
-    """|A|_* - |M_i A|_*, the mean over images; A (C, HW) is what the next convolution consumes."""
+    """|A|_* - |M_i A|_*, the mean over images; A (C, HW) is what the next convolution consumes of one group."""
 
     paper = "Sui et al., CHIP: CHannel Independence-based Pruning for Compact Neural Networks, NeurIPS 2021"
 
     def score(self, bench: method.Bench) -> method.Scores:
         """``<layer>:in:independence``: (C,) float64, the mean over images."""
-        found = bench.observe(sites_of(bench.channels, shown), Independence())
+        parts: dict[str, list[list[list[int]]]] = {}
+        for group in bench.channels.free:
+            for site, coupling in shown(bench.channels, group):
+                parts.setdefault(site.name, []).append(places(coupling, group.width).tolist())
+        found = bench.observe(sites_of(bench.channels, shown), Independence(parts))
         return flat({name: {"independence": tables["independence"].mean(0)} for name, tables in found.items()})
 
     def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
@@ -31,7 +36,13 @@ class Chip(method.Ranking):
 
 
 class Independence(Statistic):
-    """State: ``independence`` (n, C) float64."""
+    """State: ``independence`` (n, positions) float64, each group's channels by themselves.
+
+    ``parts``: tap -> for each group, for each channel, its positions in the input (the value lies at the first one).
+    """
+
+    def __init__(self, parts: Mapping[str, list[list[list[int]]]]):
+        self.parts = parts
 
     def states(self, site: Site) -> dict[str, State]:
         return {"independence": State("rows", (site.width,), torch.float64)}
@@ -39,8 +50,11 @@ class Independence(Statistic):
     def update(
         self, site: Site, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
     ) -> None:
-        for number, image in enumerate(spread(maps, site).double()):
-            tables["independence"][ids[number]] = independence(image)
+        values = spread(maps, site).double()
+        for part in self.parts[site.name]:
+            index = torch.tensor(part, device=maps.device)
+            for number, image in zip(ids, values, strict=True):
+                tables["independence"][number, index[:, 0]] = independence(image[index].flatten(1))
 
 
 def independence(image: Tensor) -> Tensor:

@@ -13,8 +13,6 @@ from torch import Tensor
 from dist_prune.methods import method
 from dist_prune.pruning.channels import Channels
 
-CHUNK = 64  # rows of the distance table at a time
-
 
 class Options(method.CoupledOptions):
     norm_rate: float = Field(
@@ -38,9 +36,10 @@ class Fpgm(method.Ranking):
 
 
 def distances(filters: Tensor) -> Tensor:
-    """(C, D) -> (C,): sum over j of the Euclidean distance to filter j."""
-    exact = "donot_use_mm_for_euclid_dist"  # differences are taken before they are squared
-    return torch.cat([torch.cdist(part, filters, compute_mode=exact).sum(1) for part in filters.split(CHUNK)])
+    """(C, D) float64 -> (C,): sum over j of the Euclidean distance to filter j."""
+    squares = filters.square().sum(1)
+    table = squares[:, None] + squares[None] - 2 * filters @ filters.T
+    return table.fill_diagonal_(0).clamp(min=0).sqrt().sum(1)
 
 
 def scored(filters: Tensor, norm_rate: float) -> Tensor:

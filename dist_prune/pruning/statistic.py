@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dist_prune.errors import PruneError
 from dist_prune.pruning.channels import Site
 
 Word = Literal["sum", "max", "min", "rows"]
@@ -84,7 +85,15 @@ def gradients(loss: Tensor, seen: Sequence[tuple[Site, Tensor]], statistic: Stat
         return torch.autograd.grad(loss, maps)
     first = torch.autograd.grad(loss, maps, create_graph=True)
     inner = torch.stack([(g * v).sum() for g, v in zip(first, vectors, strict=True)]).sum()
-    return torch.autograd.grad(inner, maps)
+    try:
+        return torch.autograd.grad(inner, maps)
+    except RuntimeError as error:
+        if "not implemented" not in str(error):
+            raise
+        raise PruneError(
+            f"this method needs second derivatives, and torch has none for a layer of this network ({error}). "
+            "Choose a criterion of first order, taylor or obd with squared gradients for example."
+        ) from error
 
 
 class Tally:

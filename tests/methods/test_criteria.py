@@ -299,3 +299,28 @@ def test_scores_of_another_method_are_refused():
     for name in ("fpgm", "bn_scale", "group_norm", "apoz", "hrank", "taylor", "obd", "chip", "group_fisher"):
         with pytest.raises(PruneError, match="made by another method"):
             build(name).worth({}, build(name).limits(channels))
+
+
+def test_chip_judges_each_part_of_a_concatenation_by_itself():
+    bench = joined()
+    maps = inputs_of(bench, "last").flatten(2)
+    found = worth("chip", bench)
+    for name, part in (("left", maps[:, :3]), ("right", maps[:, 3:])):
+        assert torch.allclose(found[name], torch.stack([independence(image) for image in part]).mean(0)), name
+
+
+def test_no_second_derivative_is_said():
+    with pytest.raises(PruneError, match="needs second derivatives, and torch has none"):
+        build("hessian_trace").score(joined(act=nn.functional.hardsigmoid))
+
+
+def test_more_probes_are_a_mean_of_passes():
+    """The first pass of two is the pass of one."""
+    one, two = (build("hessian_trace", probes=n).score(joined()) for n in (1, 2))
+    seed = joined().draw("hutchinson", 1).initial_seed()
+    bench = joined()
+    found = bench.observe([site.at_weight for site in bench.sites], Hutchinson(seed, False), backward=True)
+    for site in bench.sites:
+        weight, tables = bench.weight(site).flatten(1), found[site.at_weight.name]
+        other = weight.square().sum(1) * tables["rows"].sum(0) / int(tables["batches"]) / (2 * weight.shape[1])
+        assert torch.allclose(two[site.at_weight.name], (one[site.at_weight.name] + other) / 2)
