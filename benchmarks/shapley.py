@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=2 python benchmarks/shapley.py [--only tails|ranks|gate] [--images 200] [--coalitions 20]
 
-VGG-16 for CIFAR (random weights: time does not depend on them) on the 2 threads of the machine, fp32. ``tails``: 20 coalitions on
-convolutions 3, 8 and 12, counted from 1, full and cut passes taking turns; beside it the ratio of multiply-accumulates, which no
-cut can beat but for cache effects. ``ranks``: the same coalitions shared over 2 processes of 1 thread against 1 of 1 thread.
+VGG-16 for CIFAR (random weights: time does not depend on them) on the 2 threads of the machine, fp32. ``tails``: 20
+coalitions on convolutions 3, 8 and 12, counted from 1, full and cut passes taking turns; beside it the ratio of
+multiply-accumulates, which no cut can beat but for cache effects. ``ranks``: the same coalitions shared over 2
+processes of 1 thread against 1 of 1 thread.
 """
 
 import argparse
@@ -74,7 +75,9 @@ def tails(images: int, coalitions: int, stacks: tuple[int, ...]) -> None:
     batches = batches_of(images)
     games = Games(model, channels, batches)
     print(f"{coalitions} coalitions, {images} images, micro-batches of {MICRO}; medians of 3 turns")
-    print("| conv | sets at a time | full passes s | cut passes s | ratio | bound asked | MACs ratio |\n|---|---|---|---|---|---|---|")
+    print(
+        "| conv | sets at a time | full passes s | cut passes s | ratio | bound asked | MACs ratio |\n|---|---|---|---|---|---|---|"
+    )
     for conv, asked in zip(CONVS, BOUNDS, strict=True):
         name = names[conv - 1]
         off = random_sets(channels.group(name).width, 0, coalitions, lambda n: draw(0, n))
@@ -101,7 +104,10 @@ def tails(images: int, coalitions: int, stacks: tuple[int, ...]) -> None:
                     times[what].append(time.perf_counter() - start)
                     assert len(found) == coalitions
             whole, cut = (statistics.median(times[what]) for what in ("full", "cut"))
-            print(f"| {conv} | {stack} | {whole:.2f} | {cut:.2f} | {whole / cut:.2f} | {asked} | {bound(channels, names, conv):.2f} |", flush=True)
+            print(
+                f"| {conv} | {stack} | {whole:.2f} | {cut:.2f} | {whole / cut:.2f} | {asked} | {bound(channels, names, conv):.2f} |",
+                flush=True,
+            )
 
 
 def shared(images: int, coalitions: int) -> None:
@@ -113,7 +119,9 @@ def shared(images: int, coalitions: int) -> None:
     model, channels, names = network()
     generator = np.random.default_rng(0)
     source = ArraySource(
-        generator.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8), generator.integers(0, 10, images), tuple("abcdefghij")
+        generator.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8),
+        generator.integers(0, 10, images),
+        tuple("abcdefghij"),
     )
     feed = Feed(source, Look(32, (0.5,) * 3, (0.25,) * 3), torch.device("cpu"))
     machine = Machine(torch.device("cpu"), Ranks.of() if world > 1 else Ranks())
@@ -141,10 +149,14 @@ def ranks(images: int, coalitions: int) -> None:
                 sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={world}", "--master_port=29571", __file__,
                 "--only", "shared", "--images", str(images), "--coalitions", str(coalitions),
             ]  # fmt: skip
-            out = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            out = subprocess.run(
+                command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
             found[world].append(float(out.stdout.split("SECONDS")[1].split()[0]))
     one, two = (statistics.median(times) for times in found.values())
-    print(f"conv 3, {coalitions} coalitions: 1 rank {one:.2f} s, 2 ranks {two:.2f} s, ratio {one / two:.2f} (asked: 1.7)")
+    print(
+        f"conv 3, {coalitions} coalitions: 1 rank {one:.2f} s, 2 ranks {two:.2f} s, ratio {one / two:.2f} (asked: 1.7)"
+    )
 
 
 def gate() -> None:
