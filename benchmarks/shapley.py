@@ -76,7 +76,8 @@ def tails(images: int, coalitions: int, stacks: tuple[int, ...]) -> None:
     games = Games(model, channels, batches)
     print(f"{coalitions} coalitions, {images} images, micro-batches of {MICRO}; medians of 3 turns")
     print(
-        "| conv | sets at a time | full passes s | cut passes s | ratio | bound asked | MACs ratio |\n|---|---|---|---|---|---|---|"
+        "| conv | sets at a time | full passes s | cut passes s | ratio | bound asked | MACs ratio |\n"
+        "|---|---|---|---|---|---|---|"
     )
     for conv, asked in zip(CONVS, BOUNDS, strict=True):
         name = names[conv - 1]
@@ -105,7 +106,8 @@ def tails(images: int, coalitions: int, stacks: tuple[int, ...]) -> None:
                     assert len(found) == coalitions
             whole, cut = (statistics.median(times[what]) for what in ("full", "cut"))
             print(
-                f"| {conv} | {stack} | {whole:.2f} | {cut:.2f} | {whole / cut:.2f} | {asked} | {bound(channels, names, conv):.2f} |",
+                f"| {conv} | {stack} | {whole:.2f} | {cut:.2f} | {whole / cut:.2f} | {asked} "
+                f"| {bound(channels, names, conv):.2f} |",
                 flush=True,
             )
 
@@ -146,7 +148,7 @@ def ranks(images: int, coalitions: int) -> None:
     for _ in range(3):
         for world in found:
             command = [
-                sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={world}", "--master_port=29571", __file__,
+                sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}", __file__,
                 "--only", "shared", "--images", str(images), "--coalitions", str(coalitions),
             ]  # fmt: skip
             out = subprocess.run(

@@ -1,4 +1,4 @@
-"""Shapley values and switches through whole runs: held-out images, more samples in the same run directory, the report."""
+"""Shapley values and switches through whole runs: held-out images, more samples in a run directory, the report."""
 
 import json
 
