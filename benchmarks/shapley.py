@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=2 python benchmarks/shapley.py [--only tails|ranks|gate] [--images 200] [--coalitions 20]
 
-VGG-16 for CIFAR (random weights: time does not depend on them) on the 2 threads of the machine, fp32. ``tails``: 20 coalitions on
-convolutions 3, 8 and 12, counted from 1, full and cut passes taking turns; beside it the ratio of multiply-accumulates, which no
-cut can beat but for cache effects. ``ranks``: the same coalitions shared over 2 processes of 1 thread against 1 of 1 thread.
+VGG-16 for CIFAR (random weights: time does not depend on them) on the 2 threads of the machine, fp32. ``tails``: 20
+coalitions on convolutions 3, 8 and 12, counted from 1, full and cut passes taking turns; beside it the ratio of
+multiply-accumulates, which no cut can beat but for cache effects. ``ranks``: the same coalitions shared over 2
+processes of 1 thread against 1 of 1 thread.
 """
 
 import argparse
@@ -75,7 +76,8 @@ def tails(images: int, coalitions: int, stacks: tuple[int, ...]) -> None:
     games = Games(model, channels, batches)
     print(f"{coalitions} coalitions, {images} images, micro-batches of {MICRO}; medians of 3 turns")
     print(
-        "| conv | sets at a time | full passes s | cut passes s | ratio | bound asked | MACs ratio |\n|---|---|---|---|---|---|---|"
+        "| conv | sets at a time | full passes s | cut passes s | ratio | bound asked | MACs ratio |\n"
+        "|---|---|---|---|---|---|---|"
     )
     for conv, asked in zip(CONVS, BOUNDS, strict=True):
         name = names[conv - 1]
@@ -104,7 +106,8 @@ def tails(images: int, coalitions: int, stacks: tuple[int, ...]) -> None:
                     assert len(found) == coalitions
             whole, cut = (statistics.median(times[what]) for what in ("full", "cut"))
             print(
-                f"| {conv} | {stack} | {whole:.2f} | {cut:.2f} | {whole / cut:.2f} | {asked} | {bound(channels, names, conv):.2f} |",
+                f"| {conv} | {stack} | {whole:.2f} | {cut:.2f} | {whole / cut:.2f} | {asked} "
+                f"| {bound(channels, names, conv):.2f} |",
                 flush=True,
             )
 
@@ -145,7 +148,7 @@ def ranks(images: int, coalitions: int) -> None:
     for _ in range(3):
         for world in found:
             command = [
-                sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={world}", "--master_port=29571", __file__,
+                sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}", __file__,
                 "--only", "shared", "--images", str(images), "--coalitions", str(coalitions),
             ]  # fmt: skip
             out = subprocess.run(

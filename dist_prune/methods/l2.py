@@ -7,12 +7,11 @@ He, Kang, Dong, Fu, Yang: Soft Filter Pruning for Accelerating Deep Convolutiona
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from dist_prune.methods import method
 from dist_prune.pruning.channels import Channels
-from dist_prune.pruning.choose import Request, keep_best
+from dist_prune.pruning.choose import Request, combined, keep_best
 from dist_prune.pruning.plan import Plan
 
 
@@ -33,9 +32,8 @@ class L2(method.Method):
         return {site.name: bench.weight(site).double().flatten(1).norm(dim=1) for site in bench.sites}
 
     def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
-        worth = {}
-        for group in channels.free:
-            norms = [self.need(scores, name) for name in group.producers]
-            parts = torch.stack([norm / norm.mean().clamp(min=1e-30) for norm in norms])
-            worth[group.name] = {"leader": norms[0], "sum": parts.sum(0), "mean": parts.mean(0)}[self.options.combine]
+        worth = {
+            group.name: combined([self.need(scores, name) for name in group.producers], self.options.combine)
+            for group in channels.free
+        }
         return Plan.keeping(channels, keep_best(channels, worth, request))

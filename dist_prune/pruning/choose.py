@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from dist_prune.errors import PruneError, unknown
@@ -196,6 +197,15 @@ def keep_best(channels: Channels, scores: Mapping[str, Tensor], request: Request
     if request.target is not None:
         counts = _topped_up(channels, counts, order[:prefix], request)
     return best_of(channels, scores, counts)
+
+
+def combined(norms: Sequence[Tensor], how: Literal["leader", "sum", "mean"]) -> Tensor:
+    """(C,) one score for a coupled group from those of its layers, the leader first; the others are divided by their
+    layer's mean before they are added."""
+    if how == "leader":
+        return norms[0]
+    parts = torch.stack([norm / norm.mean().clamp(min=1e-30) for norm in norms])
+    return parts.sum(0) if how == "sum" else parts.mean(0)
 
 
 def best_of(channels: Channels, scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> Kept:
