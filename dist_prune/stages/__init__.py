@@ -17,6 +17,7 @@ from typing import Any
 
 from dist_prune.errors import PruneError
 from dist_prune.ledger import canonical, digest, file_digest, pick, write_atomic
+from dist_prune.replay import manifest_of
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.machine import describe
 from dist_prune.stages.code import commit_of
@@ -85,8 +86,12 @@ def fingerprint(stage: Stage, work: Work) -> str:
     if stage.name == "score":
         fields |= pick(work.tree, ("method.name", *(f"method.{name}" for name in work.method.Options.score_options())))
     replayed = work.recipe.select.plan
-    if replayed and stage.name in ("score", "select"):  # score makes an empty file, select reads the named one
-        fields["replayed"] = file_digest(Path(replayed).expanduser()) if stage.name == "select" else True
+    if replayed and stage.name in ("score", "select", "prune"):  # score makes an empty file, the others read it
+        place = Path(replayed).expanduser()
+        if stage.name == "select" or (stage.name == "prune" and place.is_dir()):
+            fields["replayed"] = file_digest(manifest_of(place))
+        elif stage.name == "score":
+            fields["replayed"] = True
     inputs = {name: file_digest(work.folder / name) for name in stage.inputs}
     outside = work.outside(stage.name)
     _same_outside(stage.name, work, outside)

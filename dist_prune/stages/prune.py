@@ -1,15 +1,23 @@
 """Cut the plan's channels out of the dense network, for real."""
 
+from pathlib import Path
+
 import torch
 
+from dist_prune import bundle
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.renew import renew
 from dist_prune.stages.work import Made, Work
 
 
 def act(work: Work) -> Made:
-    """dense.safetensors, round_1/plan.json -> round_1/small.safetensors"""
-    model, plan = work.dense().eval(), work.plan
+    """dense.safetensors, round_1/plan.json -> round_1/small.safetensors; of a bundle, its own weights"""
+    plan, place = work.plan, Path(work.recipe.select.plan or "").expanduser()
+    if work.recipe.select.plan and place.is_dir():
+        weights = bundle.load(place).state_dict()
+        work.tracker.say(f"  {place} is a bundle: its weights are taken, nothing is cut here")
+        return Made({}, {"round_1/small.safetensors": (weights, {"plan": plan.fingerprint})})
+    model = work.dense().eval()
     surgeon.operate(model, work.channels, plan)
     fresh = work.method.fresh(work.channels)
     if fresh:
