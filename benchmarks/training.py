@@ -118,9 +118,11 @@ def harness_files(folder: Path, images: int, batch: int, size: int) -> float:
     source = open_source("imagefolder", str(folder), "val", True)
     settings = Training(epochs=1, batch=batch, lr=0.01, selection="last", images=images)
     look = Look(size, MEAN, STD, augment="resized_crop_flip")
-    loop = Loop(settings, Feed(source, look, machine.device, WORKERS), machine, Tracker(False), 0)
+    feed = Feed(source, look, machine.device, WORKERS)
+    loop = Loop(settings, feed, machine, Tracker(False), 0)
     start = time.perf_counter()
     Trainer(backbones.create(FILES_NET, 1000, 3), loop, lambda model: {}, classes=1000).run()
+    feed.close()  # timm's workers end with its epoch as well
     return images / (time.perf_counter() - start)
 
 

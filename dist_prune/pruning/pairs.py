@@ -44,7 +44,8 @@ def pairs_of(
         wanted: whether a child layer is to be scored.
         number: how many groups.
         consumed: read outputs where they are consumed (behind norm and activation) wherever one layer feeds one.
-        parent_of: the layer to be read as the parent instead; its first channels stand for the child's inputs.
+        parent_of: the layer to be read as the parent instead; where it is not the one producer of what enters the
+            child, its first raw channels stand for the child's inputs.
     """
     out = []
     for name, layer in channels.layers.items():
@@ -55,13 +56,15 @@ def pairs_of(
         above, x = _above(channels, layer, rows, consumed)
         numbered = parent_of(channels, layer) if parent_of is not None else None
         group, coupling = feeding[0]
-        if numbered is not None:
+        whole = len(feeding) == 1 and len(coupling.index) == layer.width_in
+        single = whole and _one_producer(channels, group)
+        if numbered is not None and not (single and group.name == numbered):
             columns = y = contiguous(layer.width_in, *number(layer, False), name)
             below = _out(channels, numbered)
-        elif len(feeding) == 1 and len(coupling.index) == layer.width_in:
+        elif whole:
             y = contiguous(group.width, *number(layer, False), name)
             columns = _positions(coupling, y)
-            plain = not consumed and _one_producer(channels, group)
+            plain = single and not consumed
             below = _out(channels, group.name) if plain else _in(layer, group.name)
             y = y if plain else columns
         else:

@@ -121,7 +121,10 @@ def test_pairs_of_the_perceptron_read_what_the_next_layer_is_fed():
     assert (two.child, two.below.name, two.above.name) == ("fc2", "fc2:in", "fc3:in")
     assert (three.child, three.below.name, three.above.name) == ("fc3", "fc3:in", "fc3")
     assert (len(two.rows), len(two.columns), len(three.rows)) == (100, 250, 10)
+    released = mint_with(**options | {"child_groups": {"fc2": 100, "fc3": 10}}, fidelity="as_released").pairs(channels)
+    assert released == [two, three], "the released program hooks the perceptron's layers behind their ReLU"
     raw = mint_with().pairs(channels)
+    assert mint_with(fidelity="as_released").pairs(channels) == raw
     assert [pair.below.name for pair in raw] == ["fc1", "fc2"]
     assert [len(pair.rows) for pair in raw] == [60, 10], "the largest divisors up to 64"
     with pytest.raises(PruneError, match=r"fc3: 10 channels .* into 7 equal groups; possible: \[1, 2, 5, 10"):

@@ -1,6 +1,8 @@
 """Image files as they are found in the wild: strange modes, damage, files that go away; and the index of a folder."""
 
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -200,6 +202,33 @@ def test_workers_stay_for_the_next_epoch_and_nothing_is_left_behind(folder):
         next(feed.batches(lists))  # dropped before its end
     feed.close()
     assert (children(), me.num_threads(), me.num_fds()) == before
+
+
+LEFT = """
+import sys, torch
+from dist_prune.runtime.data.dealing import micro_batches
+from dist_prune.runtime.data.feed import Feed, Look
+from dist_prune.runtime.data.sources import open_source
+source = open_source("imagefolder", sys.argv[1], "train", True)
+feed = Feed(source, Look(16, (0.5,) * 3, (0.5,) * 3), torch.device("cpu"), 1, on_error="skip")
+lists = micro_batches(source.labels * 0, 1)
+list(feed.batches(lists))
+half_way = feed.batches(lists)
+next(half_way)
+print("begun", flush=True)
+"""
+
+
+def test_a_process_that_closes_nothing_still_ends_at_once(tree):
+    with subprocess.Popen(
+        (sys.executable, "-c", LEFT, str(tree.parent)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline()]
+        began = time.monotonic()
+        lines.append(process.stdout.read())
+        assert (lines, process.wait()) == (["begun\n", ""], 0)
+    assert time.monotonic() - began < 15, "its workers sat out the grace of a SIGTERM"
 
 
 def settle(root) -> None:

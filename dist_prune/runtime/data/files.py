@@ -1,8 +1,10 @@
 """The torch backend: images decoded and transformed one by one in DataLoader workers, with timm's transforms."""
 
+import atexit
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from dist_prune.runtime.stopping import deafen
 
 STUCK_S = 900  # a worker that delivers nothing for so long (a dead file system) ends the run instead of hanging it
 ORIENTATION = 0x0112
+_loaders: WeakSet[DataLoader[Any]] = WeakSet()  # those whose workers may still be there
 
 
 def read_image(path: Path, exif: bool = True) -> Image.Image:
@@ -135,6 +138,7 @@ class FileSupplier:
                 timeout=STUCK_S,
                 persistent_workers=True,
             )
+            _loaders.add(loader)
         loader.batch_sampler.requests = requests  # type: ignore[union-attr]
         return loader
 
@@ -165,6 +169,15 @@ class FileSupplier:
 
     def _place(self, sample: int) -> str:
         return str(self.source.paths[sample]) if isinstance(self.source, FolderSource) else "in memory"
+
+
+@atexit.register
+def _dismiss() -> None:
+    """Send all workers home before multiprocessing's own exit, whose SIGTERM they would sit out for their grace."""
+    for loader in list(_loaders):
+        iterator: Any = loader._iterator
+        if iterator is not None:
+            iterator._shutdown_workers()
 
 
 def _as_it_is(part: Any) -> Any:
