@@ -80,7 +80,8 @@ class Select(Part):
     index: int | None = Field(default=None, ge=1, description="which value of the method's grid is taken, from 1")
     plan: str | None = Field(
         default=None,
-        description="a plan.json, or {layer: {saved_idxs, mask_num}}, that is replayed unscored",
+        description="a plan.json, or {layer: {saved_idxs, mask_num}}, that is replayed unscored; a bundle's folder, "
+        "whose weights are finetuned",
     )
 
 

@@ -18,7 +18,7 @@ from dist_prune.errors import PruneError
 from dist_prune.methods import method
 from dist_prune.pruning.activations import Activations, Census, Tap, distinct, taps_of
 from dist_prune.pruning.channels import Channels
-from dist_prune.pruning.choose import Request, keep_best
+from dist_prune.pruning.choose import Request, best_of, first_true, keep_best, share_of
 from dist_prune.pruning.elimination import Elimination
 from dist_prune.pruning.judges import Criterion
 from dist_prune.pruning.plan import Plan
@@ -29,6 +29,7 @@ from dist_prune.pruning.widths import Grid
 Quirk = Literal["softmax_labels", "wider_kernel", "top_bin", "last_batch", "conv_sign", "augmented"]
 RELEASED: tuple[Quirk, ...] = ("softmax_labels", "wider_kernel", "top_bin", "last_batch", "conv_sign", "augmented")
 SATURATED = 0.98
+STEPS = 400  # of the search for a ratio
 
 # the released program's names: what they stand for here
 SAMPLINGS: dict[str, dict[str, Any]] = {
@@ -86,6 +87,9 @@ class Options(method.MethodOptions):
         default="layers", description="what is dealt over ranks; moves no score"
     )
     precision: Literal["float64", "float32"] = Field(default="float64", description="of kernels and spectra")
+    distribution: Literal["uniform", "l1"] = method.for_select(
+        "uniform", description="a target's counts: alike in all groups, or in all but the stem's (as the program's L1)"
+    )
     memory_mb: int = Field(default=4096, ge=16, description="for activations held at a time; moves no score")
 
     @model_validator(mode="after")
@@ -227,6 +231,8 @@ class Entropy(method.Method):
     def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
         self.check(channels, request)
         places = {name: position(order) for name, order in self.orders(scores, channels).items()}
+        if self.options.distribution == "l1" and request.target is not None:
+            return Plan.keeping(channels, best_of(channels, places, l1_counts(channels, request)))
         return Plan.keeping(channels, keep_best(channels, places, request))
 
     def orders(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, list[int]]:
@@ -246,6 +252,27 @@ class Entropy(method.Method):
             "kernels tell all samples apart whatever is deleted, and the order follows single entropies. Take "
             "method.width=entropy_target (or a smaller method.entropy_target), or a larger method.batch."
         ]
+
+
+def l1_counts(channels: Channels, request: Request) -> dict[str, int]:
+    """ceil(K (1 - r)) channels of every free group but the stem's, with the smallest r of a grid of 1/400 that meets
+    the target (section 7); a residual stream that the stem writes to stays whole with it."""
+    assert request.target is not None
+    (quantity, share), stem = request.target, next(n for n, layer in channels.layers.items() if layer.kind == "conv")
+    cut = [group for group in channels.free if stem not in group.producers]
+
+    def counts(step: int) -> dict[str, int]:
+        kept = {group.name: group.width for group in channels.free}
+        return kept | {g.name: request.width(g, math.ceil(g.width * (STEPS - step) / STEPS)) for g in cut}
+
+    found = counts(first_true(lambda step: share_of(channels, quantity, counts(step)) <= share, STEPS))
+    low = share_of(channels, quantity, found)
+    if low > share:
+        raise PruneError(
+            f"target.{quantity}: {share} cannot be reached with method.distribution=l1, which leaves the stem's group "
+            f"whole: at least {low:.4f} stays. Raise the target, or take method.distribution=uniform."
+        )
+    return found
 
 
 def position(order: Sequence[int]) -> Tensor:

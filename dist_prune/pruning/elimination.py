@@ -222,7 +222,8 @@ class Elimination:
             if self._ranks(panel):
                 scores, sign = ordinals(sign * scores, alone[remaining]), 1
             found = dict(zip(remaining, (sign * scores.sum(0)).tolist(), strict=True))
-        order = sorted(found, key=lambda k: (-found[k], int(alone[k]), k))[:count]
+        ties = alone.tolist()
+        order = sorted(found, key=lambda k: (-found[k], ties[k], k))[:count]
         return order, [float(sign * found[k]) for k in order]
 
     def _best_first(self, panel: Panel, remaining: list[int], bounds: Tensor, count: int) -> dict[int, int]:

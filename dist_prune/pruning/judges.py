@@ -129,6 +129,7 @@ class Additive(Gaussian):
     of a matrix and a vector.
     """
 
+    remembered: Sequence[int] = ()  # what the kernels at hand were made for
     anchors: bool = False  # set where widths follow what is still there (width "remain")
     grid = widths.PAPER
     batch = 0
@@ -136,16 +137,23 @@ class Additive(Gaussian):
     def begin(self, remaining: Sequence[int]) -> None:
         """The sum is made anew here: what is resumed at this point goes on with the same bits."""
         super().begin(remaining)
-        self.held = [k for k in self.own if k in set(remaining)]
+        there = set(remaining)
+        if there <= set(self.remembered):  # their kernels are at hand
+            places = [self.place[k] for k in self.held if k in there]
+            self.u = self.u[places]
+        else:
+            none = torch.zeros((0, self.n * (self.n - 1) // 2), dtype=self.dtype, device=self.x.device)
+            self.u = torch.cat([none, *self._parts([k for k in self.own if k in there])])
+        self.remembered = self.remaining
+        self.held = [k for k in self.own if k in there]
         self.place = {k: i for i, k in enumerate(self.held)}
-        none = torch.zeros((0, self.n * (self.n - 1) // 2), dtype=self.dtype, device=self.x.device)
-        self.u = torch.cat([none, *self._parts(self.held)])
         self.grown: Tensor | None = None
         self.known = torch.full((len(self.held),), math.inf, dtype=torch.float64)
         self.e = torch.zeros(self.u.shape[1], dtype=torch.float64, device=self.x.device)
-        for part in self._parts(self.remaining):
-            for row in part:  # one after the other: the sum does not depend on how many are made at once
-                self.e += row
+        others = [k for k in self.remaining if k not in self.place]
+        elsewhere = (row for part in self._parts(others) for row in part)
+        for k in self.remaining:  # one after the other: the sum does not depend on who holds which
+            self.e += self.u[self.place[k]] if k in self.place else next(elsewhere)
         self._now: tuple[Tensor, ...] = ()
         self._joint: list[float] = []
 
@@ -251,7 +259,7 @@ class Additive(Gaussian):
     def settle(self, channels: Sequence[int], sigmas: Tensor) -> None:
         self.sigmas = self.sigmas.clone()  # taps and parts are given the same tensor
         self.sigmas[list(channels)] = sigmas.to(self.sigmas)
-        self._alone = {}
+        self._alone, self.remembered = {}, ()
         self.begin(self.remaining)
 
 

@@ -73,7 +73,8 @@ class Plane:
                 both = [float(kernel_entropy(z * other, n, self.alpha)) for other in (pixels[t], classes[t])]
                 product = torch.exp(-alone[t][list(index)].sum(0))
                 tc = float(singles[t][list(index)].sum()) - float(kernel_entropy(product, n, self.alpha))
-                sums += torch.tensor([hx[t] + hz - both[0], hz + hy[t] - both[1], tc, hx[t], hy[t]])
+                row = [hx[t] + hz - both[0], hz + hy[t] - both[1], tc, hx[t], hy[t]]
+                sums += torch.tensor(row, dtype=torch.float64)
             rows.append(sums / len(parts))
         return torch.stack(rows)
 

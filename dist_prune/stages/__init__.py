@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_prune.ledger import SAFETY, canonical, digest, file_digest, pick, write_atomic
+from dist_prune.replay import manifest_of
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.machine import describe
 from dist_prune.stages import outside
@@ -106,8 +107,12 @@ def fingerprint(stage: Stage, work: Work, growing: bool = True) -> str:
         if work.method.sees == "held_out":
             fields |= pick(work.tree, ("train.holdout", "train.images"))
     replayed = work.recipe.select.plan
-    if replayed and stage.name in ("score", "select"):  # score makes an empty file, select reads the named one
-        fields["replayed"] = file_digest(Path(replayed).expanduser()) if stage.name == "select" else True
+    if replayed and stage.name in ("score", "select", "prune"):  # score makes an empty file, the others read it
+        place = Path(replayed).expanduser()
+        if stage.name == "select" or (stage.name == "prune" and place.is_dir()):
+            fields["replayed"] = file_digest(manifest_of(place))
+        elif stage.name == "score":
+            fields["replayed"] = True
     inputs = {name: file_digest(work.folder / name) for name in stage.inputs}
     found = work.outside(stage.name)
     outside.same(stage.name, work, found)
