@@ -73,12 +73,10 @@ def bound(channels: Channels, names: list[str], conv: int) -> float:
 def tails(images: int, coalitions: int, stacks: tuple[int, ...]) -> None:
     model, channels, names = network()
     batches = batches_of(images)
-    games = Games(model, channels, batches)
-    print(f"{coalitions} coalitions, {images} images, micro-batches of {MICRO}; medians of 3 turns")
-    print(
-        "| conv | sets at a time | full passes s | cut passes s | ratio | bound asked | MACs ratio |\n"
-        "|---|---|---|---|---|---|---|"
-    )
+    games, largest = Games(model, channels, batches), max(stacks)
+    print(f"{coalitions} coalitions, {images} images, micro-batches of {MICRO}; {largest} in full, then cut, in turns")
+    print("| conv | sets at a time | full s | cut s | ratio of sums | median ratio | bound asked | MACs ratio |")
+    print("|---|---|---|---|---|---|---|---|")
     for conv, asked in zip(CONVS, BOUNDS, strict=True):
         name = names[conv - 1]
         off = random_sets(channels.group(name).width, 0, coalitions, lambda n: draw(0, n))
@@ -88,26 +86,30 @@ def tails(images: int, coalitions: int, stacks: tuple[int, ...]) -> None:
         assert not game.whole
 
         @torch.no_grad()
-        def full(off: Tensor = off, spots: list = spots) -> list[int]:
+        def full(part: Tensor, spots: list = spots) -> list[int]:
             counts = []
-            for row in off:
+            for row in part:
                 with switched(model, [(spots, lambda row=row: ~row)]):
-                    found = sum(int((model(x).argmax(1) == y).sum()) for x, y in batches(0))
-                counts.append(found)
+                    counts.append(sum(int((model(x).argmax(1) == y).sum()) for x, y in batches(0)))
             return counts
 
-        for stack in stacks:
-            times: dict[str, list[float]] = {"full": [], "cut": []}
-            for _ in range(3):
-                for what in times:
-                    start = time.perf_counter()
-                    found = full() if what == "full" else [n for part in off.split(stack) for n in game.correct(part)]
-                    times[what].append(time.perf_counter() - start)
-                    assert len(found) == coalitions
-            whole, cut = (statistics.median(times[what]) for what in ("full", "cut"))
+        full(off[:1])
+        whole: list[float] = []
+        cut: dict[int, list[float]] = {stack: [] for stack in stacks}
+        for part in off.split(largest):
+            start = time.perf_counter()
+            expected = full(part)
+            whole.append(time.perf_counter() - start)
+            for stack, times in cut.items():
+                start = time.perf_counter()
+                found = [n for few in part.split(stack) for n in game.correct(few)]
+                times.append(time.perf_counter() - start)
+                assert found == expected, "the same images are right"
+        for stack, times in cut.items():
+            ratio = statistics.median(w / c for w, c in zip(whole, times, strict=True))
             print(
-                f"| {conv} | {stack} | {whole:.2f} | {cut:.2f} | {whole / cut:.2f} | {asked} "
-                f"| {bound(channels, names, conv):.2f} |",
+                f"| {conv} | {stack} | {sum(whole):.2f} | {sum(times):.2f} | {sum(whole) / sum(times):.2f} "
+                f"| {ratio:.2f} | {asked} | {bound(channels, names, conv):.2f} |",
                 flush=True,
             )
 

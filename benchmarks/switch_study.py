@@ -80,8 +80,9 @@ def settings() -> dict[str, Setting]:
     paper = {"batch": 105, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "constant", "decay_norm_bias": True}
     lenet = Setting(
         "lenet5_mnist", "mnist", root, Look(28, (0.0,), (1.0,)), {"conv1": 8, "conv2": 9, "fc1": 36, "fc2": 17},
-        {"epochs": 1, "batch": 105}, 500, 54000, 1000, 10000,
-        Training(epochs=3, lr=0.01, selection="last", **paper), Training(epochs=1, lr=0.01, selection="last", **paper),
+        {"epochs": 1, "batch": 105}, 500, 10500, 1000, 10000,
+        Training(epochs=2, lr=0.02, images=21000, selection="last", **paper),
+        Training(epochs=1, lr=0.01, images=10500, selection="last", **paper),
         (*PLAIN, POINT, INTEGRAL, *SHAPLEY),
     )  # fmt: skip
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
