@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -169,22 +169,16 @@ class Bench:
         watch: Callable[[int], Any] = lambda step: None,
         *,
         network: nn.Module | None = None,
-        name: str = "fit",
+        name: str = "",
         padding: int | None = None,
-        **more: Any,
+        **training: Any,
     ) -> list[dict[str, float]]:
         """See methods.method.Bench. The order of the images comes from (seed, epoch)."""
-        plain = {"weight_decay": 0.0, "schedule": "constant", "decay_norm_bias": True}
-        settings = Training(epochs=epochs, lr=lr, batch=batch, **{**plain, **more})
+        plain = {"weight_decay": 0.0, "schedule": "constant", **training}
+        settings = Training(epochs=epochs, lr=lr, batch=batch, **plain)
         if network is not None:
             self._collective("fit")
-            folder = self.partial / name if self.partial is not None else None
-            key = hashlib.sha256(repr((self.identity, self.images, name, settings)).encode()).hexdigest()
-            feed = self.feed if padding is None else replace(self.feed, look=replace(self.feed.look, padding=padding))
-            return learn(
-                network, loss, settings, feed, self.ids, self.machine, self.tracker, self.seed, name, folder, key,
-                watch,
-            )  # fmt: skip
+            return learn(network, loss, settings, self, name, padding, watch)
         loop = Loop(settings, self.feed, self.machine, self.tracker, self.seed, "fit")
 
         def loss_of(part: Batch, _epoch: int, _step: int) -> Tensor:

@@ -103,14 +103,14 @@ class Bench(Protocol):
         watch: Callable[[int], Any] = lambda step: None,
         *,
         network: nn.Module | None = None,
-        name: str = "fit",
+        name: str = "",
         padding: int | None = None,
-        **more: Any,
+        **training: Any,
     ) -> list[dict[str, float]]:
         """Train parameters (gates) by SGD; ``loss(model, images, labels, ids)`` gives (n,) losses.
 
         Groups of parameters are dicts with ``params`` and ``lr_scale``, the factor of their learning rate. The dense
-        network stays in evaluation mode. ``more``: further keys of a recipe's training section.
+        network stays in evaluation mode. ``training``: further keys of a recipe's training section.
 
         With ``network`` (and no parameters) that one trains in its place, whole, in training mode, batch norms over
         all ranks, on the calibration images, less those held out (``selection``, ``holdout``). Checkpoints bear
