@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -220,17 +220,11 @@ class Bench:
         **training: Any,
     ) -> list[dict[str, float]]:
         """See methods.method.Bench. The order of the images comes from (seed, epoch)."""
-        plain = {"weight_decay": 0.0, "schedule": "constant", "decay_norm_bias": True, **training}
+        plain = {"weight_decay": 0.0, "schedule": "constant", **training}
         settings = Training(epochs=epochs, lr=lr, batch=batch, **plain)
         if network is not None:
             self._collective("fit")
-            folder = self.partial / name if self.partial is not None else None
-            key = hashlib.sha256(repr((self.identity, self.images, name, settings)).encode()).hexdigest()
-            feed = self.feed if padding is None else replace(self.feed, look=replace(self.feed.look, padding=padding))
-            return learn(
-                network, loss, settings, feed, self.ids, self.machine, self.tracker, self.seed, name, folder, key,
-                watch,
-            )  # fmt: skip
+            return learn(network, loss, settings, self, name, padding, watch)
         device = self.machine.device
         machine = Machine(device, Ranks(device=device)) if self._in_job else self.machine
         tracker = Tracker(False) if self._in_job else self.tracker

@@ -192,9 +192,9 @@ class Sensitivity(method.Method):
 
         history = bench.fit(
             (), loss, options.epochs, options.lr, options.batch, lambda step: learner.note(), network=learner,
-            name=f"round_{number}", weight_decay=options.weight_decay, schedule="step", step_size=options.decay_every,
+            name=f"round_{number}", padding=padding_32() if self.has("padding_32") else None,
+            weight_decay=options.weight_decay, decay_norm_bias=True, schedule="step", step_size=options.decay_every,
             selection="holdout" if options.holdout else "last", holdout=options.holdout or 0.1,
-            padding=padding_32() if self.has("padding_32") else None,
         )  # fmt: skip
         return learner, history
 

@@ -1,8 +1,11 @@
 """Train a whole network with gates of its own on calibration images: its loss, its checkpoints, which epoch is kept."""
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -23,32 +26,38 @@ Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 Watch = Callable[[int], Mapping[str, float | Tensor] | None]
 
 
+class Place(Protocol):
+    """What a training on calibration images needs of a bench."""
+
+    feed: Feed
+    ids: np.ndarray
+    machine: Machine
+    tracker: Tracker
+    seed: int
+    partial: Path | None
+    identity: str
+
+
 def learn(
-    network: nn.Module,
-    loss: Loss,
-    settings: Training,
-    feed: Feed,
-    ids: np.ndarray,
-    machine: Machine,
-    tracker: Tracker,
-    seed: int,
-    name: str,
-    folder: Path | None,
-    identity: str,
-    watch: Watch,
+    network: nn.Module, loss: Loss, settings: Training, at: Place, name: str, padding: int | None, watch: Watch
 ) -> list[dict[str, float]]:
     """Train ``network`` in place, in training mode, every parameter and buffer of it; batch norms see all ranks.
 
     Args:
         loss: ``loss(forward, images, labels, ids)`` gives (n,) losses; ``forward`` is the network, wrapped for ranks.
         settings: epochs, optimizer, schedule, and which epoch is kept (held-out images, or the last).
-        ids: the images: training and held-out ones.
-        folder: of the checkpoints, which stay: called again, it goes on at the step, or takes the finished network.
+        at: images (training and held-out ones), ranks, and where checkpoints lie: they stay until the stage is done, so
+            called again it goes on at the step, or takes the finished network.
+        name: of the training, its checkpoints and figures.
+        padding: of the crops of training images, in place of the recipe's.
         watch: called after each update; figures it returns go to trackers (tensors as histograms).
     """
+    machine, tracker, seed, feed = at.machine, at.tracker, at.seed, at.feed
+    if padding is not None:
+        feed = replace(feed, look=replace(feed.look, padding=padding))
     if machine.zero:
         raise PruneError("masks and weights that are learned together need whole weights: launch without DeepSpeed")
-    train, held = held_out(ids, settings.holdout if settings.selection == "holdout" else 0.0, seed)
+    train, held = held_out(at.ids, settings.holdout if settings.selection == "holdout" else 0.0, seed)
 
     def judge(model: nn.Module) -> Mapping[str, float]:
         batch = max(settings.batch, 100)
@@ -68,5 +77,8 @@ def learn(
                 tracker.histogram(f"{name}/{key}", value, step)
 
     loop = Loop(settings, feed, machine, tracker, seed, name, train)
-    states = States(folder, identity, settings.keep_checkpoints, tracker.say) if folder is not None else None
+    states = None
+    if at.partial is not None:
+        key = hashlib.sha256(repr((at.identity, at.ids.tolist(), name, padding, settings)).encode()).hexdigest()
+        states = States(at.partial / name, key, settings.keep_checkpoints, tracker.say)
     return Trainer(network, loop, judge, "holdout", states, losses=losses, watch=noted).run()
