@@ -53,7 +53,8 @@ def order(channels: int, batches: int, alpha: float, criterion: str) -> dict[str
     seconds = time.perf_counter() - start
     every = exhaustive(channels, batches)
     return {
-        "alpha": alpha, "criterion": criterion, "seconds": seconds, "cpu_s": time.process_time() - busy, "widths_s": widths, "spectra": panel.spectra,
+        "alpha": alpha, "criterion": criterion, "seconds": seconds, "cpu_s": time.process_time() - busy,
+        "widths_s": widths, "spectra": panel.spectra,
         "exhaustive_spectra": every, "share": panel.spectra / every, "first": course.order[:5],
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }  # fmt: skip
@@ -73,7 +74,11 @@ def main() -> None:
         "machine": describe(Machine.alone()), "commit": commit_of(Path(__file__)), "threads": given.threads,
         "channels": given.channels, "batches": given.batches, "orders": [],
     }  # fmt: skip
-    print("| alpha | seconds | CPU seconds | spectra | exhaustive | share | peak MiB |\n|---|---|---|---|---|---|---|")
+    print(
+        "| alpha | seconds | CPU seconds | spectra | exhaustive | share | peak MiB |",
+        "|---|---|---|---|---|---|---|",
+        sep="\n",
+    )
     for alpha in given.alpha:
         row = order(given.channels, given.batches, alpha, given.criterion)
         body["orders"].append(row)
