@@ -140,11 +140,7 @@ def multiplied(rounds: int) -> dict[str, float]:
         (maps * vector[:, None, None]).sum().backward()
 
     def looped() -> None:
-        out = torch.empty_like(maps)
-        for i in range(len(vector)):
-            out[:, i] = maps.detach()[:, i] * vector.detach()[i]
-        for i in range(len(vector)):
-            out[:, i] *= vector.detach()[i]
+        torch.stack([maps[:, i] * vector[i] for i in range(len(vector))], 1).sum().backward()
 
     turns = [[timed(broadcast), timed(looped)] for _ in range(rounds + 1)][1:]
     return {"broadcast_s": statistics.median(t[0] for t in turns), "loop_s": statistics.median(t[1] for t in turns)}
