@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from dist_prune.pruning import widths
+from dist_prune.pruning.aligned import Aligned
 from dist_prune.pruning.elimination import Course, Elimination, Panel, once, ordinals
-from dist_prune.pruning.judges import Additive, Aligned
+from dist_prune.pruning.judges import Additive
 from dist_prune.pruning.renyi import distances, gaussian, kernel_entropy
 from dist_prune.pruning.subjects import Estimator, Subject
 from tests.pruning.activations import mixtures, vectors

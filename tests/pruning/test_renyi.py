@@ -7,7 +7,8 @@ import torch
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning import binning, widths
-from dist_prune.pruning.judges import Additive, Aligned
+from dist_prune.pruning.aligned import Aligned
+from dist_prune.pruning.judges import Additive
 from dist_prune.pruning.renyi import distances, entropy, gaussian, kernel_entropy, label_kernel, pairs_to_square
 from tests.pruning.activations import vectors
 
