@@ -83,8 +83,8 @@ def main() -> None:
         row = order(given.channels, given.batches, alpha, given.criterion)
         body["orders"].append(row)
         print(
-            f"| {alpha:g} | {row['seconds']:.1f} | {row['cpu_s']:.1f} | {row['spectra']:,} | {row['exhaustive_spectra']:,} | "
-            f"{row['share']:.3f} | {row['peak_mib']:.0f} |",
+            f"| {alpha:g} | {row['seconds']:.1f} | {row['cpu_s']:.1f} | {row['spectra']:,} | "
+            f"{row['exhaustive_spectra']:,} | {row['share']:.3f} | {row['peak_mib']:.0f} |",
             flush=True,
         )
     if given.json:

@@ -1,4 +1,4 @@
-"""The judge of the paper's estimator: kernel widths aligned to the kernel of the whole layer."""
+"""Judges whose rests have kernels of their own: the paper's aligned widths, and the released program's polynomials."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dist_prune.errors import PruneError
 from dist_prune.pruning import widths
-from dist_prune.pruning.judges import AT_ONCE, WHOLE, Gaussian
+from dist_prune.pruning.judges import AT_ONCE, WHOLE, Criterion, Gaussian, Judge
+from dist_prune.pruning.renyi import entropy
 
 
 class Aligned(Gaussian):
@@ -68,4 +70,37 @@ class Aligned(Gaussian):
             terms = [rest] if self.criterion == "joint" else [one, rest, one * rest]
             found = self._counted(torch.stack(terms), self.n, self.alpha).double()
             out.append(found[0] if self.criterion == "joint" else found[0] + found[1] - found[2])
+        return torch.stack(out)
+
+
+class Polynomial(Judge):
+    """Kernels (1 + x y)^2 of sets of filters, joints by products; a deprecated option of the released program."""
+
+    def __init__(self, x: Tensor, criterion: Criterion, own: Sequence[int], alpha: float):
+        super().__init__(criterion, own)
+        self.x, self.alpha = x, alpha
+
+    def _products(self, channels: Sequence[int]) -> Tensor:
+        flat = self.x[:, list(channels)].flatten(1)
+        return flat @ flat.T
+
+    def _kernel(self, channels: Sequence[int]) -> Tensor:
+        return (1 + self._products(channels)) ** 2
+
+    def alone(self, channels: Sequence[int]) -> Tensor:
+        return torch.stack([entropy(self._kernel([k]), self.alpha) for k in channels]).double()
+
+    def relevance(self, channels: Sequence[int]) -> Tensor:
+        raise PruneError("the polynomial kernel has no label kernel beside it")
+
+    def joint(self, channels: Sequence[int]) -> Tensor:
+        return entropy(self._kernel(self.remaining), self.alpha).double().expand(len(channels))
+
+    def score(self, channels: Sequence[int]) -> Tensor:
+        """mi_rest: I(Z_k; Z_rest)."""
+        out = []
+        for k in channels:
+            one, rest = self._kernel([k]), self._kernel([j for j in self.remaining if j != k])
+            terms = [entropy(m, self.alpha) for m in (one, rest, one * rest)]
+            out.append((terms[0] + terms[1] - terms[2]).double())
         return torch.stack(out)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning import widths
-from dist_prune.pruning.renyi import above, distances, entropy, kernel_entropy, pairs_to_square
+from dist_prune.pruning.renyi import above, distances, kernel_entropy, pairs_to_square
 
 Criterion = Literal["mi_rest", "mi_all", "joint", "cmi_label", "relevance", "entropy"]
 WHOLE = -1  # in a list of channels: all that are still there
@@ -261,36 +261,3 @@ class Additive(Gaussian):
         self.sigmas[list(channels)] = sigmas.to(self.sigmas)
         self._alone, self.remembered = {}, ()
         self.begin(self.remaining)
-
-
-class Polynomial(Judge):
-    """Kernels (1 + x y)^2 of sets of filters, joints by products; a deprecated option of the released program."""
-
-    def __init__(self, x: Tensor, criterion: Criterion, own: Sequence[int], alpha: float):
-        super().__init__(criterion, own)
-        self.x, self.alpha = x, alpha
-
-    def _products(self, channels: Sequence[int]) -> Tensor:
-        flat = self.x[:, list(channels)].flatten(1)
-        return flat @ flat.T
-
-    def _kernel(self, channels: Sequence[int]) -> Tensor:
-        return (1 + self._products(channels)) ** 2
-
-    def alone(self, channels: Sequence[int]) -> Tensor:
-        return torch.stack([entropy(self._kernel([k]), self.alpha) for k in channels]).double()
-
-    def relevance(self, channels: Sequence[int]) -> Tensor:
-        raise PruneError("the polynomial kernel has no label kernel beside it")
-
-    def joint(self, channels: Sequence[int]) -> Tensor:
-        return entropy(self._kernel(self.remaining), self.alpha).double().expand(len(channels))
-
-    def score(self, channels: Sequence[int]) -> Tensor:
-        """mi_rest: I(Z_k; Z_rest)."""
-        out = []
-        for k in channels:
-            one, rest = self._kernel([k]), self._kernel([j for j in self.remaining if j != k])
-            terms = [entropy(m, self.alpha) for m in (one, rest, one * rest)]
-            out.append((terms[0] + terms[1] - terms[2]).double())
-        return torch.stack(out)

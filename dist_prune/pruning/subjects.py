@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dist_prune.pruning import binning, widths
-from dist_prune.pruning.aligned import Aligned
+from dist_prune.pruning.aligned import Aligned, Polynomial
 from dist_prune.pruning.elimination import UNIT, Panel, Share
-from dist_prune.pruning.judges import AT_ONCE, Additive, Criterion, Judge, Polynomial
+from dist_prune.pruning.judges import AT_ONCE, Additive, Criterion, Judge
 from dist_prune.pruning.renyi import distances, label_kernel
 
 Width = Literal[
