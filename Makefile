@@ -3,17 +3,20 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
-EXTRAS ?= dev,deepspeed
+EXTRAS ?= dev,deepspeed,onnx
 
 # what FFCV is built with (Debian's names)
 FFCV_DEBIAN := g++ pkg-config libturbojpeg0-dev libopencv-dev
 
-.PHONY: help setup ffcv quickstart test test-slow lint clean
+# what opens the pages in tests (Debian's names)
+BROWSER_DEBIAN := chromium chromium-driver
+
+.PHONY: help setup ffcv browser quickstart test test-slow lint clean
 
 help:
 	@echo "make quickstart   train, prune, finetune and report a small network on 2 processes"
 	@echo "make test         lint, types and the default tests"
-	@echo "make test-slow    whole pipelines, world 4, and what needs an engine"
+	@echo "make test-slow    whole pipelines, worlds of 4 to 16, SLURM, pages in a browser, and what needs an engine"
 	@echo "make setup        only the virtual environment"
 	@echo "make ffcv         FFCV's loaders, once more (make setup tries, and goes on without them)"
 
@@ -50,6 +53,13 @@ ffcv:
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ffcv]"; \
 	$(PY) -c "import ffcv"
 
+# The browser of the marked tests, installed where that is allowed; without it they skip and say so.
+browser:
+	@if command -v chromedriver >/dev/null && command -v chromium >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(BROWSER_DEBIAN); \
+	else echo "the pages' tests need: sudo apt-get install -y $(BROWSER_DEBIAN)"; exit 1; fi
+
 # One process per GPU where there are GPUs, two CPU processes elsewhere.
 quickstart: $(READY)
 	@gpus=$$($(PY) -c 'import torch; print(torch.cuda.device_count())'); \
@@ -71,7 +81,8 @@ test: lint
 # DeepSpeed compiles an operation at its first use on a CPU: here, not inside a test's patience.
 test-slow: $(READY)
 	$(PY) -m dist_prune.cli doctor --build-engine
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow or slurm or deepspeed"
+	@$(MAKE) --no-print-directory browser || echo "no browser: the tests of the pages skip"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow or slurm or deepspeed or browser"
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache

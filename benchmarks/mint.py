@@ -158,7 +158,7 @@ def main() -> None:
         print(f"4,096 scores, 512 -> 512, n = 6,500, G = 64   {v['seconds']:8.1f} s{how}")
     if r := body.get("resnet50"):
         hours = (r["tables_s"] + r["trees_s"]) / 3600
-        print(f"one tree of 3,334 points, one thread          {r['tree_ms']:8.1f} ms")
+        print(f"one tree of 3,333 points, one thread          {r['tree_ms']:8.1f} ms")
         print(f"ResNet-50, {r['scores']:,} scores, extrapolated: {hours:.2f} core hours, {hours / 8:.2f} h on 8 ranks")
     if given.json:
         given.json.write_text(json.dumps(body, indent=1))

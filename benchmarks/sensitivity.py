@@ -158,7 +158,7 @@ def main() -> None:
     body: dict[str, Any] = {"machine": machine, "threads": THREADS}
     if given.only != "scores":
         vgg = Options(by="layer", pool="layers", fallback="few", total="layer", keep=0.3)
-        cases = (("resnet20_cifar", 128, Options(keep=0.6), "at most 2.5x"), ("vgg16_bn_linear_cifar", 12, vgg, ""))
+        cases = (("resnet20_cifar", 128, Options(keep=0.6), "at most 2.5x"), ("vgg16_bn_head_cifar", 12, vgg, ""))
         for name, batch, options, bound in cases:
             found = body[name] = updates(name, batch, options, given.rounds)
             print(

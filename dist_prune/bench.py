@@ -2,31 +2,39 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dist_prune.errors import PruneError
+from dist_prune.observing import Observation, weight_of
 from dist_prune.pruning.channels import Channels, Site
+from dist_prune.pruning.game import Games
 from dist_prune.pruning.gates import gated
-from dist_prune.pruning.probe import quiet, taps
+from dist_prune.pruning.probe import quiet
 from dist_prune.pruning.renew import draw
-from dist_prune.pruning.statistic import Statistic, Tally
+from dist_prune.pruning.statistic import Statistic
+from dist_prune.pruning.switches import Where
 from dist_prune.recipe import Training
-from dist_prune.runtime import checkpoint, stopping
+from dist_prune.runtime import stopping
+from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.dealing import deal, held_out, micro_batches, steps
 from dist_prune.runtime.data.feed import Batch, Feed
+from dist_prune.runtime.jobs import recorded, shared
+from dist_prune.runtime.keeping import kept
 from dist_prune.runtime.machine import Machine
+from dist_prune.runtime.record import Record
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.runtime.training.learn import learn
-from dist_prune.runtime.training.loop import Loop, fit
+from dist_prune.runtime.training.loop import Loop
+from dist_prune.runtime.training.loose import fit
 from dist_prune.runtime.training.recalibrate import own_statistics
+from dist_prune.runtime.training.states import States
 
 T = TypeVar("T")
 
@@ -45,6 +53,10 @@ class Bench:
         partial: folder where partly merged statistics are saved, one file per observation, or None.
         identity: what the partial file must belong to.
         save_every: micro-batches per rank between two saves.
+        record: file of single measurements that stay when scoring is done, or None.
+        lineage: what a measurement on record must belong to: everything but how many there are to be.
+        augmented: whether ``count`` sees its images with the training augmentation (by the seed).
+        notes: what a reader of the report should know of how the scores were made.
     """
 
     model: nn.Module
@@ -59,9 +71,15 @@ class Bench:
     identity: str = ""
     save_every: int = 100
     resumed: int = 0  # calibration images that an earlier, stopped process had already seen
+    record: Path | None = None
+    lineage: str = ""
+    augmented: bool = False
+    notes: set[str] = field(default_factory=set)
     _observations: int = 0
     _shares: int = 0
     _in_job: bool = False
+    _records: dict[str, Record] = field(default_factory=dict)
+    _games: Games | None = None
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -72,12 +90,16 @@ class Bench:
         return len(self.ids)
 
     @property
+    def device(self) -> torch.device:
+        return self.machine.device
+
+    @property
     def labels(self) -> Tensor:
         return torch.from_numpy(self.feed.source.labels[self.ids])
 
     def weight(self, site: Site) -> Tensor:
         """See methods.method.Bench; a copy."""
-        return self.model.get_submodule(site.layer).weight.detach().cpu().clone()  # type: ignore[union-attr]
+        return weight_of(self.model, site).detach().cpu().clone()
 
     def observe(
         self,
@@ -92,14 +114,16 @@ class Bench:
         self._collective("observe")
         self._observations += 1
         ranks, device = self.machine.ranks, self.machine.device
-        merged = Tally(statistic, sites, self.images, device)
-        if not sites:
-            return merged.tables
-        local = Tally(statistic, sites, self.images, device)
-        lists = micro_batches(np.arange(self.images), self.images if train_mode else self.micro_batch)
+        asked = (self.identity, self.micro_batch, train_mode, augment, backward)
         file = self.partial / f"observation_{self._observations}.safetensors" if self.partial is not None else None
-        key = self._key(sites, statistic, (backward, train_mode, augment))
-        done = self._load(file, merged, key)
+        found = Observation(statistic, sites, self.images, device, ranks, file, asked)
+        if not sites:
+            return found.tables
+        lists = micro_batches(np.arange(self.images), self.images if train_mode else self.micro_batch)
+        done = found.load(self.tracker.say)
+        if done:
+            self.resumed = min(done * self.micro_batch, self.images)
+            self.tracker.say(f"  score: goes on after {self.resumed} of {self.images} images")
         mine = deal(lists[done:], ranks.rank, ranks.world)
         rounds = -(-(len(lists) - done) // ranks.world)
         batches = self.feed.batches([self.ids[part] for part in mine], (self.seed, 0) if augment else None)
@@ -108,43 +132,63 @@ class Bench:
             for number in self.tracker.bar(range(1, rounds + 1), rounds, "score"):
                 part = next(positions, None)
                 if part is not None:
-                    self._see(local, sites, next(batches), torch.from_numpy(part).to(device), backward)
+                    batch = next(batches)
+                    found.see(self.model, batch.images, batch.labels, torch.from_numpy(part).to(device), backward)
                 stop = stopping.poll(ranks)[0]
                 seen = min(done + number * ranks.world, len(lists))
-                if file is not None and (stop or (number < rounds and number % self.save_every == 0)):
-                    self._fold(local, merged)
-                    self._save(file, merged, key, seen)
+                if stop or (file is not None and number < rounds and number % self.save_every == 0):
+                    found.save(seen)
                 if stop:
                     raise stopping.leave(f"while scoring, after {seen} of {len(lists)} micro-batches")
-        self._fold(local, merged)
-        if file is not None and rounds:
-            self._save(file, merged, key, len(lists))
-        return {site: {name: table.cpu() for name, table in tables.items()} for site, tables in merged.tables.items()}
+        if rounds:
+            found.save(len(lists))
+        return found.tables
 
-    def share(self, jobs: Sequence[T], run: Callable[[T], Any]) -> list[Any]:
-        """See methods.method.Bench. Tensors are saved: run again, a finished call is not made again."""
+    def share(
+        self, jobs: Sequence[T], run: Callable[[T], Any], keep: str = "", costs: Sequence[float] | None = None
+    ) -> list[Any]:
+        """See methods.method.Bench. Tensors are saved: run again, finished jobs are not done again."""
         self._collective("share")
-        self._shares += 1
         ranks = self.machine.ranks
+        if keep:
+            if keep not in self._records:
+                self._records[keep] = Record(self.record, f"{keep} {self.lineage}", ranks)
+            record = self._records[keep]
+            return self._within(lambda: recorded(jobs, run, ranks, record, self.tracker.say))
+        self._shares += 1
         file = self.partial / f"shared_{self._shares}.safetensors" if self.partial is not None else None
-        key = hashlib.sha256(repr((self.identity, self.images, list(jobs))).encode()).hexdigest()
-        saved = self._shared(file, key, len(jobs))
-        if saved is not None:
-            return saved
-        if stopping.poll(ranks)[0]:
-            raise stopping.leave(f"while scoring, before call {self._shares} of shared jobs")
-        mine = list(enumerate(jobs))[ranks.rank :: ranks.world]
+        bar = lambda rounds, count: self.tracker.bar(rounds, count, "jobs")  # noqa: E731
+        asked = (file, f"{self.identity} {self.images}", f"call {self._shares} of shared jobs", costs)
+        return self._within(lambda: shared(jobs, run, ranks, bar, *asked))
+
+    def _within(self, work: Callable[[], list[Any]]) -> list[Any]:
+        """Do what runs jobs; meanwhile collectives are refused."""
         self._in_job = True
         try:
-            done = [(number, _on_cpu(run(job))) for number, job in self.tracker.bar(mine, len(mine), "jobs")]
+            return work()
         finally:
             self._in_job = False
-        parts = ranks.gather(done)
-        results = [result for _, result in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])]
-        if file is not None and results and all(isinstance(result, Tensor) for result in results):
-            tables = {str(number): result for number, result in enumerate(results)}
-            ranks.together(lambda: checkpoint.save(file, tables, {"identity": key}))
-        return results
+
+    def count(self, group: str, off: Tensor, *, where: Where = "consumed", memory_mb: int = 1024) -> list[int]:
+        """See methods.method.Bench. On this rank alone: meant for jobs."""
+        if self._games is None:
+            lists, look = micro_batches(self.ids, self.micro_batch), (self.seed, 0) if self.augmented else None
+
+            def batches(start: int) -> Iterator[tuple[Tensor, Tensor]]:
+                return ((part.images, part.labels) for part in self.feed.batches(lists[start:], look))
+
+            self._games = Games(self.model, self.channels, batches)
+        game = self._games.of(group, where, memory_mb * 2**20)
+        found = game.correct(off)
+        if game.whole:
+            self.notes.add(f"every coalition of {group} cost a whole forward pass: the network could not be cut there")
+        return found
+
+    def keep(self, name: str, tables: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """See methods.method.Bench."""
+        self._collective("keep")
+        file = None if self.partial is None else self.partial / f"kept_{name}.safetensors"
+        return kept(file, f"{self.identity} {self.images}", tables, self.machine.ranks)
 
     @torch.no_grad()
     def measure(self, off: Mapping[str, Sequence[int]]) -> tuple[int, int]:
@@ -170,29 +214,37 @@ class Bench:
         *,
         network: nn.Module | None = None,
         name: str = "",
+        calibration: bool = False,
+        train_mode: bool = False,
         padding: int | None = None,
         **training: Any,
     ) -> list[dict[str, float]]:
         """See methods.method.Bench. The order of the images comes from (seed, epoch)."""
-        plain = {"weight_decay": 0.0, "schedule": "constant", **training}
+        plain = {"weight_decay": 0.0, "schedule": "constant", "decay_norm_bias": True, **training}
         settings = Training(epochs=epochs, lr=lr, batch=batch, **plain)
         if network is not None:
             self._collective("fit")
             return learn(network, loss, settings, self, name, padding, watch)
-        loop = Loop(settings, self.feed, self.machine, self.tracker, self.seed, "fit")
+        device = self.machine.device
+        machine = Machine(device, Ranks(device=device)) if self._in_job else self.machine
+        tracker = Tracker(False) if self._in_job else self.tracker
+        loop = Loop(settings, self.feed, machine, tracker, self.seed, "fit", self.ids if calibration else None)
+        states = None
+        if name and self.partial is not None:
+            key = hashlib.sha256(repr((self.identity, name, settings)).encode()).hexdigest()
+            states = States(self.partial / f"fit_{key[:16]}", key)
 
         def loss_of(part: Batch, _epoch: int, _step: int) -> Tensor:
             return loss(self.model, part.images, part.labels, part.ids)
 
-        self._collective("fit")
         groups = [item["params"] if isinstance(item, dict) else (item,) for item in parameters]
         theirs = {id(parameter) for group in groups for parameter in group}
         others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in theirs]
         try:
             for parameter in others:  # no gradients where nothing is trained: faster, and .grad stays as it was
                 parameter.requires_grad_(False)
-            with quiet(self.model):
-                return fit(parameters, loss_of, loop, watch)
+            with own_statistics(self.model) if train_mode else quiet(self.model):
+                return fit(parameters, loss_of, loop, watch, states)
         finally:
             for parameter in others:
                 parameter.requires_grad_(True)
@@ -219,83 +271,7 @@ class Bench:
         """See methods.method.Bench."""
         return draw(self.seed, *name)
 
-    def _see(self, local: Tally, sites: Sequence[Site], part: Batch, positions: Tensor, backward: bool) -> None:
-        if not backward:
-            with torch.no_grad(), taps(self.model, sites, lambda site, maps: local.update(site, maps, positions)):
-                self.model(part.images)
-            return
-        seen: list[tuple[Site, Tensor]] = []
-
-        def see(site: Site, maps: Tensor) -> Tensor:
-            seen.append((site, maps))
-            return maps.clone()  # the network goes on with a copy: an in-place activation must not touch the maps
-
-        with torch.enable_grad(), taps(self.model, sites, see):
-            # gradients are asked for at the maps alone: the parameters' own .grad stays as it was
-            logits = self.model(part.images.requires_grad_(True))
-            loss = functional.cross_entropy(logits, part.labels, reduction="sum")
-            grads = torch.autograd.grad(loss, [maps for _, maps in seen])
-        with torch.no_grad():
-            for (site, maps), grad in zip(seen, grads, strict=True):
-                local.update(site, maps.detach(), positions, grad)
-
-    def _fold(self, local: Tally, merged: Tally) -> None:
-        """All ranks' local tables into ``merged`` (the same on every rank): one collective per word and dtype."""
-        for (word, _), tables in local.buckets().items():
-            self.machine.ranks.merge(word, tables)
-        merged.merge(local)
-        local.reset()
-
     def _collective(self, verb: str) -> None:
         """Jobs are dealt out: ranks have different numbers of them, so a collective inside one would never end."""
         if self._in_job:
             raise PruneError(f"bench.{verb} was called inside a job of bench.share; jobs run alone on their rank")
-
-    def _key(self, sites: Sequence[Site], statistic: Statistic, how: tuple[bool, ...]) -> str:
-        """What a partial statistic must belong to: everything that decides it."""
-        settings = {name: repr(value) for name, value in sorted(vars(statistic).items())}
-        names = [site.name for site in sites]
-        asked = (self.identity, self.micro_batch, self.images, type(statistic).__name__, settings, names, how)
-        return hashlib.sha256(repr(asked).encode()).hexdigest()
-
-    def _shared(self, file: Path | None, key: str, count: int) -> list[Tensor] | None:
-        """The saved results of these very jobs, or None."""
-        if file is None or not self.machine.ranks.from_first(file.exists()):
-            return None
-        try:
-            tables, meta = checkpoint.read(file)
-        except PruneError:
-            return None
-        return [tables[str(number)] for number in range(count)] if meta.get("identity") == key else None
-
-    def _save(self, file: Path, merged: Tally, key: str, done: int) -> None:
-        meta = {"identity": key, "micro_batches": done}
-        self.machine.ranks.together(lambda: checkpoint.save(file, merged.flat(), meta))
-
-    def _load(self, file: Path | None, merged: Tally, key: str) -> int:
-        """Micro-batches that a saved partial statistic already holds; 0 where there is none of this kind."""
-        if file is None or not self.machine.ranks.from_first(file.exists()):
-            return 0
-        try:
-            tables, meta = checkpoint.read(file)
-        except PruneError:
-            self.tracker.say(f"  score: {file} is damaged and left aside; scoring starts over")
-            return 0
-        if meta.get("identity") != key:
-            return 0
-        merged.load(tables)
-        done = int(meta["micro_batches"])
-        self.resumed = min(done * self.micro_batch, self.images)
-        self.tracker.say(f"  score: goes on after {self.resumed} of {self.images} images")
-        return done
-
-
-def _on_cpu(value: Any) -> Any:
-    """A job's result with its tensors on the CPU, to be sent to other ranks."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if isinstance(value, dict):
-        return {key: _on_cpu(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_on_cpu(inner) for inner in value)
-    return value

@@ -1,18 +1,20 @@
 """A pruned network as a folder: weights, plan and what its images look like. Loading traces and unpickles nothing.
 
-``bundle.json`` names the backbone and its arguments, the plan, the input, the classes and the figures measured;
-``model.safetensors`` holds the small network's weights.
+``bundle.json`` names the backbone and its arguments, the plan, the input, the classes, where it comes from and the
+figures measured; ``model.safetensors`` holds the small network's weights.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dist_prune import hub
 from dist_prune.errors import PruneError
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.rebuild import rebuild
@@ -29,6 +31,7 @@ def manifest(
     classes: tuple[str, ...],
     weights: Mapping[str, Tensor],
     figures: Mapping[str, Any],
+    origin: Mapping[str, Any] | None = None,
 ) -> str:
     """The text of ``bundle.json``.
 
@@ -39,21 +42,59 @@ def manifest(
         classes: class names, in the order of the logits.
         weights: the small network's state dict.
         figures: accuracies and costs for a reader.
+        origin: recipe, method, paper, seed and data, for a reader.
     """
     body = {
         "format": FORMAT, "backbone": dict(backbone), "plan": json.loads(plan.to_json()), "image": dict(image),
-        "classes": list(classes), "figures": dict(figures), "weights_digest": digest_of(weights),
+        "classes": list(classes), "figures": dict(figures), "origin": dict(origin or {}),
+        "weights_digest": digest_of(weights),
     }  # fmt: skip
     return json.dumps(body, indent=1)
 
 
-def load(folder: str | Path) -> nn.Module:
+@dataclass(frozen=True)
+class Bundle:
+    """What a bundle's files hold: ``body`` of bundle.json, ``plan``, and the small network's ``weights``."""
+
+    body: dict[str, Any]
+    plan: Plan
+    weights: dict[str, Tensor]
+
+    def dense(self) -> nn.Module:
+        """The network before it was cut, with fresh weights (a bundle has none for it)."""
+        spec = self.body["backbone"]
+        return backbones.create(spec["name"], spec["num_classes"], spec["in_chans"], False, spec["kwargs"]).eval()
+
+    def small(self) -> nn.Module:
+        """The pruned network with its weights, in evaluation mode."""
+        return rebuild(self.dense(), self.plan, self.weights).eval()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        size = self.body["image"]["size"]
+        return self.body["backbone"]["in_chans"], size, size
+
+
+def load(folder_or_hub_id: str | Path) -> nn.Module:
     """The pruned network of an export folder, in evaluation mode, with its weights.
+
+    Args:
+        folder_or_hub_id: a run's ``export`` folder, or ``owner/name`` of a Hugging Face repository.
 
     Raises:
         PruneError: no bundle there, a format this version does not read, or files that were altered or cut short.
     """
-    place = Path(folder)
+    return read(folder_or_hub_id).small()
+
+
+def read(folder_or_hub_id: str | Path) -> Bundle:
+    """The files of a bundle, checked against one another; see ``load``."""
+    place = Path(folder_or_hub_id)
+    if not place.exists() and hub.is_name(str(folder_or_hub_id)):
+        place = hub.fetch(str(folder_or_hub_id), (MANIFEST, WEIGHTS))
+    if (place / "export" / MANIFEST).is_file():  # a run directory
+        place = place / "export"
     if not (place / MANIFEST).is_file() or not (place / WEIGHTS).is_file():
         raise PruneError(f"{place} is no bundle: it has no {MANIFEST} and {WEIGHTS}. A run writes one to RUN/export.")
     try:
@@ -66,13 +107,13 @@ def load(folder: str | Path) -> nn.Module:
         raise PruneError(f"{place}: bundle format {body.get('format')!r}; this version reads format {FORMAT}")
     weights, _ = checkpoint.read(place / WEIGHTS)
     try:
-        spec, wanted, plan = body["backbone"], body["weights_digest"], Plan.from_json(json.dumps(body["plan"]))
-        arguments = (spec["name"], spec["num_classes"], spec["in_chans"], False, spec["kwargs"])
+        wanted, plan = body["weights_digest"], Plan.from_json(json.dumps(body["plan"]))
+        _ = [body["backbone"][key] for key in ("name", "num_classes", "in_chans", "kwargs")], body["image"]["size"]
     except (KeyError, TypeError) as error:
         raise PruneError(f"{place / MANIFEST} is damaged: {error!r}") from error
     if digest_of(weights) != wanted:
         raise PruneError(f"{place}: {WEIGHTS} is not the file that {MANIFEST} describes: it was altered or replaced")
-    return rebuild(backbones.create(*arguments), plan, weights).eval()
+    return Bundle(body, plan, weights)
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> str:

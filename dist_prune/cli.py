@@ -1,4 +1,4 @@
-"""``dist-prune list | check | plan | report | compare | sweep | launch | doctor ...``: before and after a run.
+"""``dist-prune list | check | plan | report | compare | score-many | sweep | launch | export ...``: before and after.
 
 run.py does the work.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dist_prune import comparing, launching, methods, planning, reading
+from dist_prune import comparing, exporting, launching, methods, planning, reading, scoring
 from dist_prune.errors import PruneError
 
 
@@ -30,12 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
     reporting = verbs.add_parser("report", help="the result of a run")
     reporting.add_argument("run", help="a run directory")
     comparing.arguments(verbs.add_parser("compare", help="many runs: one table, one page with Pareto plots"))
+    scoring.arguments(verbs.add_parser("score-many", help="several criteria in one pass, compared at one target"))
     importing = verbs.add_parser(
         "import-checkpoint", help="a foreign checkpoint's weights as safetensors, without running code"
     )
     importing.add_argument("file", help=".pth, .pt, .th, .tar or .safetensors")
     importing.add_argument("--out", required=True, help="the .safetensors file to write")
     launching.arguments(verbs)
+    exporting.arguments(verbs)
     making = verbs.add_parser("make-ffcv", help="write one split of a data set as an FFCV file with a sidecar")
     making.add_argument("--source", required=True, help="an image folder, an .npz file, or a recipe")
     making.add_argument("--split", choices=("train", "eval"), default="train", help="where the source has both")
@@ -61,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         acts = {
             "list": _list, "check": _check, "report": _report, "doctor": _doctor,
             "import-checkpoint": _import_checkpoint, "make-ffcv": _make_ffcv, "plan": planning.act,
-            "compare": comparing.act, **launching.ACTS,
+            "compare": comparing.act, "score-many": scoring.act, **launching.ACTS, **exporting.ACTS,
         }  # fmt: skip
         text, body, code = acts[given.verb](given)
     except PruneError as error:

@@ -14,6 +14,7 @@ from typing import Any
 from dist_prune import reading
 from dist_prune.errors import PruneError
 from dist_prune.ledger import canonical, write_atomic
+from dist_prune.recipe import peeks
 
 # a row of the table in a recipe's header: knob, top-1 drop (/ top-5 drop), change of FLOPs and parameters in percent
 PAPER_ROW = re.compile(r"^#\s+([\d.]+)\s+(-?[\d.]+)(?:\s*/\s*-?[\d.]+)?\s+(-[\d.]+) %\s+(-[\d.]+) %")
@@ -78,7 +79,7 @@ def collect(places: Sequence[Path], batch: str | None = None) -> Found:
     reports, unfinished = [], []
     for folder in folders:
         try:
-            reports.append(json.loads((folder / "report.json").read_text()))
+            reports.append({**json.loads((folder / "report.json").read_text()), "folder": folder.name})
         except (OSError, ValueError):
             unfinished.append({"run": folder.name, "why": _why(folder)})
     timed = [set(report["dense"]["latency"]) for report in reports]
@@ -94,6 +95,10 @@ def collect(places: Sequence[Path], batch: str | None = None) -> Found:
         keys = {key: value for key, value in report["recipe"].items() if key not in ("seed", "name", "cluster")}
         groups.setdefault(canonical(keys), []).append(report)
     rows = [_row(group, batch) for group in groups.values()]
+    shared = {row["run"] for row in rows if sum(other["run"] == row["run"] for other in rows) > 1}
+    for row, group in zip(rows, groups.values(), strict=True):
+        if row["run"] in shared:  # one recipe with other keys: the run directories tell them apart
+            row["run"] += f" ({group[0]['folder']})"
     return Found(sorted(rows, key=lambda row: row["run"]), _papers(reports), unfinished, batch)
 
 
@@ -132,7 +137,6 @@ def _row(group: Sequence[Mapping[str, Any]], batch: str) -> dict[str, Any]:
 
     first = group[0]
     top1 = [report["finetuned"]["top1"] for report in group]
-    spec = first["recipe"]["finetune"]
     ms = {kind: mean(lambda r, kind=kind: r[kind]["latency"][batch]["ms"]) for kind in ("dense", "finetuned")}
     macs, params = (mean(lambda r, key=key: r["finetuned"][key]) for key in ("macs", "params"))
     dense = mean(lambda r: r["dense"]["top1"])
@@ -144,7 +148,7 @@ def _row(group: Sequence[Mapping[str, Any]], batch: str) -> dict[str, Any]:
         "macs": macs / 1e6, "macs_share": macs / mean(lambda r: r["dense"]["macs"]), "params": params / 1e3,
         "params_share": params / mean(lambda r: r["dense"]["params"]), "ms": ms["finetuned"],
         "speedup": ms["dense"] / ms["finetuned"],
-        "marked": "selected on the test images" if spec["selection"] == "test" and spec["epochs"] else "",
+        "marked": "; ".join(peeks(first["recipe"])),
     }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ PACKAGES = (
     ("tensorboard", True, "curves while a run works", "pip install -c constraints.txt tensorboard"),
     ("scikit-learn", True, "the digits data set", "pip install -c constraints.txt scikit-learn"),
     ("deepspeed", False, "ZeRO (launch/gpu_8_zero2.yaml)", "pip install -c constraints.txt -e '.[deepspeed]'"),
+    ("onnxruntime", False, "dist-prune export", "pip install -c constraints.txt -e '.[onnx]'"),
     ("transformers", False, "accelerate's DeepSpeed integration", "pip install -c constraints.txt -e '.[deepspeed]'"),
 )
 SHARED_SYSTEMS = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "fuse", "gfs2", "ocfs2", "wekafs", "panfs", "9p")

@@ -3,6 +3,10 @@
 import difflib
 from collections.abc import Iterable
 
+MISSED = (
+    3  # exit code of a run that is finished, and whose network is not as large as its target asks (target.tolerance)
+)
+
 
 class PruneError(ValueError):
     """An error whose text is written for the user; the command line prints it without a traceback."""

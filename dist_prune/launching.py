@@ -30,6 +30,7 @@ def arguments(verbs: Any) -> None:
     launching.add_argument("--nodes", type=int, default=1, help="nodes of a run (default 1)")
     launching.add_argument("--gpus", type=int, default=1, help="GPUs, and processes, on each node (default 1; 0: CPUs)")
     launching.add_argument("--processes", type=int, help="processes on each node, where they are not the GPUs")
+    launching.add_argument("--accelerate", metavar="FILE", help="start by 'accelerate launch' with this config")
     launching.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="an own #SBATCH line")
     launching.add_argument("--submit", action="store_true", help="hand it to sbatch instead of printing it")
 
@@ -81,6 +82,10 @@ def script(given: argparse.Namespace) -> str:
     template = _template()
     code = template.parents[1] if (template.parents[1] / "dist_prune").is_dir() else Path.cwd()
     values = {"DIST_PRUNE_CODE": code, "PYTHON": sys.executable, "PER_NODE": given.processes or given.gpus or 1}
+    if given.accelerate:
+        if not Path(given.accelerate).is_file():
+            raise PruneError(f"--accelerate: there is no file {given.accelerate}; launch/ in a checkout has some")
+        values["ACCELERATE_CONFIG"] = Path(given.accelerate).resolve()
     if given.array:
         found = sweeps.load(given.array, methods.options_of, need_environment=False)
         values["SWEEP"] = found.file.resolve()

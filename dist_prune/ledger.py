@@ -141,23 +141,32 @@ class Ledger:
         return line
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Add a finished stage; a line that a crash cut off before is left behind on its own."""
-        size = self.file.stat().st_size if self.file.exists() else 0
-        text = canonical({**line, "at": round(time.time(), 3)}) + "\n"
-        if size and self.file.read_bytes()[-1:] != b"\n":
-            text = "\n" + text
-        try:
-            with self.file.open("a") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.truncate(self.file, size)
-            raise PruneError(f"could not append to {self.file}: {error.strerror or error}") from error
+        """Add a finished stage."""
+        append_lines(self.file, [canonical({**line, "at": round(time.time(), 3)})])
 
 
-# Keys that name a place or a way of running, not what is computed: a run may go on with other values.
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Append whole lines and see them to the disk; a line that a crash cut off before is left behind on its own."""
+    size = path.stat().st_size if path.exists() else 0
+    text = "".join(line + "\n" for line in lines)
+    try:
+        with path.open("a+b") as file:
+            if size:
+                file.seek(size - 1)
+                text = text if file.read(1) == b"\n" else "\n" + text
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        raise PruneError(f"could not append to {path}: {error.strerror or error}") from error
+
+
+# Keys of a training that decide how it is kept safe, not what it ends in.
+SAFETY = ("save_every_steps", "save_every_minutes", "keep_checkpoints", "skip_nonfinite")
+# Keys that name a place or a way of running, not what is computed: a run may go on with other values, as long as images
+# and checkpoint are those that it read before (stages compare their digests).
 PLACES = (
     "data.root",
     "data.workers",
@@ -165,7 +174,9 @@ PLACES = (
     "data.on_error",
     "backbone.checkpoint",
     "score.save_every",
+    "score.record",
     "cluster",
+    *(f"{section}.{key}" for section in ("train", "finetune") for key in SAFETY),
 )
 # Sections that decide the scores: a run directory belongs to one setting of them.
 FIXED = ("backbone", "data", "train", "score", "seed", "method.name")

@@ -65,6 +65,7 @@ def pareto(rows: Rows, papers: Rows, batch: str) -> Figure:
             whole = row["ms"] * row["speedup"] if key == "ms" else row[key] / row[f"{key}_share"]
             axes.plot(whole, row["dense_top1"], "o", markerfacecolor="none", color=colours[row["backbone"]])
     for axes in plots.flat:
+        axes.margins(0.08)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     plots[1][0].legend(frameon=False, fontsize=8)

@@ -1,154 +1,13 @@
 """What a recipe may say: typed, strict. Knows no torch. (reading.py reads files and says what is wrong in them.)"""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from dist_prune.sections import Backbone, Data, Part, Training
 
-class Part(BaseModel):
-    """A section of a recipe: unknown keys are errors, values do not change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-def _rising(value: tuple[float, float]) -> tuple[float, float]:
-    if value[0] > value[1]:
-        raise ValueError(f"the first number must not be larger than the second, got {list(value)}")
-    return value
-
-
-Span = Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(_rising)]
-
-
-class Backbone(Part):
-    """The network: a timm name (this package's CIFAR networks are in timm's registry too)."""
-
-    name: str
-    checkpoint: str | None = Field(default=None, description="dense weights; without it the dense network is trained")
-    pretrained: bool = Field(default=False, description="let timm fetch its pretrained weights")
-    kwargs: dict[str, Any] = Field(default_factory=dict, description="further arguments of timm.create_model")
-
-
-class Data(Part):
-    """The data set and how its images reach the network."""
-
-    source: Literal["digits", "npz", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagefolder"]
-    root: str | None = Field(default=None, description="file or folder; ${VARIABLES} of the environment are filled in")
-    train_split: str = Field(default="train", description="imagefolder: sub-folder of the training images")
-    eval_split: str = Field(default="val", description="imagefolder: sub-folder of the evaluation images")
-    mean: tuple[float, ...] | None = Field(default=None, description="per channel, on [0, 1]; default: the model's own")
-    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, description="like mean")
-    image_size: int | None = Field(default=None, ge=1, description="side of the square input; default: the model's own")
-    crop: float | None = Field(
-        default=None, gt=0, le=1, description="share of the resized image that is cropped (crop_pct)"
-    )
-    interpolation: Literal["bilinear", "bicubic", "nearest"] | None = Field(
-        default=None, description="default: the model's own"
-    )
-    crop_mode: Literal["center", "squash", "border"] | None = Field(
-        default=None, description="image files: cut to a square, squeeze, or pad; default: the model's own"
-    )
-    exif: bool = Field(default=True, description="image files: turn photographs upright by their EXIF orientation")
-    augment: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = Field(
-        default="none",
-        description="training images: crop pads by an eighth and crops, resized_crop_flip is Inception's",
-    )
-    padding: int | None = Field(
-        default=None, ge=0, description="crop, crop_flip: pixels of the pad; default: an eighth of the side"
-    )
-    crop_scale: Span = Field(default=(0.08, 1.0), description="resized_crop_flip: share of the area, from and to")
-    crop_ratio: Span = Field(default=(3 / 4, 4 / 3), description="resized_crop_flip: aspect, from and to")
-    auto_augment: str | None = Field(
-        default=None, description="timm's policy for training images: rand-m9-mstd0.5-inc1, original, augmix-m5-w4 ..."
-    )
-    random_erasing: float = Field(default=0, ge=0, le=1, description="share of the training images that lose a part")
-    random_erasing_mode: Literal["const", "rand", "pixel"] = Field(
-        default="pixel", description="what is there instead: zeros, one normal colour, normal noise"
-    )
-    resize_schedule: dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] = Field(
-        default_factory=dict,
-        description="progressive resizing, first epoch to side: {0: 128, 30: 192, 60: 224}; evaluation: image_size",
-    )
-    backend: Literal["auto", "torch", "ffcv", "memory"] = Field(
-        default="auto",
-        description="who serves the images: ffcv where a matching .beton lies beside the data, memory for arrays, "
-        "else torch",
-    )
-    workers: int = Field(default=2, ge=0, description="decoding processes per rank (torch and ffcv)")
-    on_error: Literal["fail", "skip"] = Field(
-        default="fail", description="an image that cannot be read ends the run, or is left out and listed in the report"
-    )
-
-    @model_validator(mode="after")
-    def _schedule(self):
-        if self.resize_schedule and min(self.resize_schedule) != 0:
-            first = min(self.resize_schedule)
-            raise ValueError(f"data.resize_schedule must begin at epoch 0, its first epoch is {first}")
-        return self
-
-
-class Training(Part):
-    """One training run: dense training and finetuning share it."""
-
-    epochs: int = Field(default=0, ge=0)
-    batch: int = Field(default=128, ge=1, description="global batch, whatever the number of processes")
-    images: int | None = Field(default=None, ge=1, description="train on the first N images only (studies)")
-    optimizer: str = Field(default="sgd", description="timm's name; sgd follows the nesterov key")
-    optimizer_kwargs: dict[str, Any] = Field(default_factory=dict, description="further arguments of the optimizer")
-    lr: float = Field(default=0.1, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    nesterov: bool = False
-    weight_decay: float = Field(default=5e-4, ge=0)
-    decay_norm_bias: bool = Field(default=False, description="weight decay on norms and biases too (papers' SGD)")
-    schedule: Literal["constant", "step", "multistep", "cosine", "linear", "onecycle"] = "cosine"
-    step_size: int = Field(default=30, ge=1, description="step: epochs between two decays")
-    milestones: tuple[int, ...] = Field(default=(), description="multistep: epochs at which the rate decays")
-    gamma: float = Field(default=0.1, gt=0, le=1, description="step and multistep: the factor of a decay")
-    min_lr: float = Field(default=0, ge=0)
-    warmup_epochs: float = Field(default=0, ge=0)
-    warmup_lr: float = Field(default=1e-5, ge=0, description="learning rate at the start of the warm-up")
-    layer_decay: float | None = Field(
-        default=None, gt=0, le=1, description="learning rate of each earlier layer, as a share of the next one's"
-    )
-    lr_scales: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=dict, description="glob of parameter names: factor of their learning rate, the first that fits"
-    )
-    label_smoothing: float = Field(default=0, ge=0, lt=1)
-    mixup: float = Field(default=0, ge=0, description="alpha; 0 is off")
-    cutmix: float = Field(default=0, ge=0, description="alpha; 0 is off")
-    mix_prob: float = Field(default=1, ge=0, le=1, description="share of the batches that are mixed")
-    distill: float = Field(
-        default=0, ge=0, le=1, description="finetune: weight of the dense network's soft labels (bf16 on GPUs)"
-    )
-    distill_temperature: float = Field(default=4, gt=0)
-    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the averaged weights that are evaluated")
-    clip_grad: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
-    accumulate: int = Field(default=1, ge=1, description="forward passes per update; the batch stays the global batch")
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    channels_last: bool = Field(default=False, description="weights and images in NHWC memory order")
-    compile: bool = Field(default=False, description="torch.compile the network (the first steps take minutes)")
-    sync_bn: bool = Field(default=False, description="batch norms see the batches of all ranks (GPUs)")
-    recalibrate_bn: int = Field(default=0, ge=0, description="finetune: images for new batch-norm statistics first")
-    selection: Literal["holdout", "last", "test"] = Field(
-        default="holdout",
-        description="which epoch is kept: the best on held-out training images, the last, the best on test",
-    )
-    holdout: float = Field(default=0.1, gt=0, lt=0.9, description="share of the training images held out for selection")
-    patience: int | None = Field(default=None, ge=1, description="stop after so many evaluations without a better one")
-    evaluate_every: int = Field(default=1, ge=1, description="epochs between two evaluations")
-    save_every_steps: int | None = Field(default=None, ge=1, description="checkpoint after so many steps as well")
-    save_every_minutes: float = Field(default=10, gt=0, description="checkpoint after so many minutes as well")
-    keep_checkpoints: int = Field(default=2, ge=1)
-
-    @model_validator(mode="after")
-    def _nesterov(self):
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov needs a momentum above 0")
-        return self
-
-    skip_nonfinite: int = Field(
-        default=0, ge=0, description="updates with a loss that is not finite to skip before stopping"
-    )
+__all__ = ["Backbone", "Data", "Part", "Recipe", "Training", "peeks"]
 
 
 def _count_or_all(value: Any) -> Any:
@@ -168,9 +27,22 @@ class Score(Part):
         default="uniform", description="draw from all training images alike, or the same number of each class"
     )
     from_: str | None = Field(default=None, alias="from", description="run directory whose scores are used instead")
+    many: tuple[str, ...] = Field(
+        default=(), description="methods that are scored in one pass and compared at the recipe's target"
+    )
     save_every: int = Field(
         default=100, ge=1, description="micro-batches per rank between two saves of a partial score"
     )
+    record: str | None = Field(
+        default=None,
+        description="file of single measurements (shapley), read and added to; default: in the run directory",
+    )
+
+
+Count = Annotated[int, Field(ge=1)]
+
+
+Ratio = Annotated[float, Field(ge=0, le=1)]
 
 
 class Select(Part):
@@ -182,17 +54,38 @@ class Select(Part):
     keep_ratio: float | None = Field(
         default=None, gt=0, le=1, description="share of the channels that ranking methods keep"
     )
+    counts: dict[str, Count] | tuple[Count, ...] | None = Field(
+        default=None,
+        description="channels that ranking methods keep: glob of layer names -> number (the first that fits; others "
+        "stay whole), or a list, one for each free group in order",
+    )
     scope: Literal["local", "global"] = Field(default="local", description="rank within each group or over all groups")
     min_channels: int = Field(default=1, ge=1, description="no group gets narrower than this")
     round_to: int = Field(
-        default=1, ge=1, description="kept channels are a multiple of this (where the group is wider)"
+        default=0, ge=0,
+        description="kept channels are a multiple of this (where the group is wider); 0: 8 for targets of MACs and "
+        "latency in groups of 64 channels and more, else 1",
+    )  # fmt: skip
+    max_ratio: Ratio | dict[str, Ratio] | None = Field(
+        default=None, description="largest share of a group's channels that may go; or glob of layer names -> share"
+    )
+    keep_ratios: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
+        default_factory=dict,
+        description="glob of layer names -> share of the channels that these groups keep, whatever the rest does",
+    )
+    include: tuple[str, ...] = Field(
+        default=(), description="globs of layer names: only their groups are cut; default: all"
     )
     exclude: tuple[str, ...] = Field(default=(), description="globs of layer names whose groups are left alone")
     index: int | None = Field(default=None, ge=1, description="which value of the method's grid is taken, from 1")
     plan: str | None = Field(
         default=None,
-        description="a plan.json, or {layer: {saved_idxs, mask_num}}, that is replayed unscored",
+        description="a plan.json, or {layer: {saved_idxs, mask_num}}, that is replayed unscored; a bundle's folder, "
+        "whose weights are finetuned",
     )
+
+
+QUANTITIES = ("macs", "params", "channels", "latency")
 
 
 class Target(Part):
@@ -201,21 +94,48 @@ class Target(Part):
     macs: float | None = Field(default=None, gt=0, le=1)
     params: float | None = Field(default=None, gt=0, le=1)
     channels: float | None = Field(default=None, gt=0, le=1)
+    latency: float | None = Field(
+        default=None, gt=0, le=1, description="time of a forward pass on this device, as a share of the dense one's"
+    )
+    latency_batch: int = Field(default=1, ge=1, description="images of that forward pass")
+    tolerance: float | None = Field(
+        default=0.01, gt=0,
+        description="a network that misses target.macs or target.params by more than this share of it ends the run "
+        "with code 3, after the report; null: no network is refused",
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _one(self):
-        given = [name for name, value in self.model_dump().items() if value is not None]
+        given = [name for name in QUANTITIES if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"one target at a time, got {' and '.join(given)}")
         return self
 
     def asked(self) -> tuple[str, float] | None:
         """The quantity and the share asked for, or None."""
-        return next(((k, v) for k, v in self.model_dump().items() if v is not None), None)
+        return next(((k, getattr(self, k)) for k in QUANTITIES if getattr(self, k) is not None), None)
 
 
 class Evaluate(Part):
     batch: int = Field(default=250, ge=1, description="images per step of an evaluation")
+
+
+class Information(Part):
+    """Curves of a ranking: what each number of kept filters of one group gives, nothing finetuned."""
+
+    curves: Literal["none", "accuracy", "information", "all"] = Field(
+        default="none", description="top-1, and I(X;Z), I(Z;Y), total correlation of what is kept, for every count"
+    )
+    layers: tuple[str, ...] = Field(default=("*",), description="globs of the groups that are gone through")
+    images: int | None = Field(default=None, ge=2, description="first evaluation images only; null: all")
+    batch: int = Field(default=100, ge=2, description="images whose entropies are taken together")
+    masks: int = Field(default=8, ge=1, description="counts that go through the network together")
+    alpha: float = Field(default=1.01, gt=0, description="order of the entropies")
+    sigma_method: Literal["fix", "all", "remain"] = Field(
+        default="all", description="kernels of single filters: by rule, aligned to the whole layer, to what is kept"
+    )
+    sigma_x: float = Field(default=8.0, gt=0, description="kernel width of the images")
+    sigma_y: float = Field(default=0.1, gt=0, description="kernel width of the labels")
 
 
 class Report(Part):
@@ -239,6 +159,9 @@ class Cluster(Part):
         default=False, description="the same bits in every run on this machine; what cannot promise that is refused"
     )
     timeout_s: int = Field(default=1800, ge=10, description="a collective that takes longer than this ends the run")
+    join_timeout_s: int = Field(
+        default=600, ge=5, description="processes that have not all come together after so long are named, the run ends"
+    )
     holder_timeout_s: int = Field(
         default=600, ge=15,
         description="sweeps: a task that makes what others wait for is given up after so long without a sign of life",
@@ -262,9 +185,24 @@ class Recipe(Part):
         default=1, ge=1, description="finetunings of the same pruned network by as many seeds; the first is kept"
     )
     evaluate: Evaluate = Evaluate()
+    information: Information = Information()
     report: Report = Report()
     cluster: Cluster = Cluster()
 
     def resolved(self) -> dict[str, Any]:
         """Plain, JSON-ready values of every key, defaults filled in."""
         return self.model_dump(mode="json", by_alias=True)
+
+
+def peeks(tree: Mapping[str, Any]) -> list[str]:
+    """What the test images decided in the trainings of a resolved recipe: its figures on them are too good."""
+    out = []
+    for name in ("train", "finetune"):
+        spec = tree[name]
+        if not spec["epochs"] or (name == "train" and tree["backbone"]["checkpoint"]):
+            continue
+        if spec["selection"] == "test":
+            out.append(f"{name}: the kept epoch was selected on the test images")
+        elif spec["selection"] == "last" and spec["patience"]:  # without held-out images there are no others
+            out.append(f"{name}: the last epoch was chosen on the test images (patience)")
+    return out

@@ -1,4 +1,5 @@
-"""Plans that come from a file: a run's plan.json, or pruning information in the redundancy-graph authors' form."""
+"""Plans that come from a file: a run's plan.json or bundle, or pruning information in the redundancy-graph authors'
+form."""
 
 import json
 from pathlib import Path
@@ -12,11 +13,12 @@ from dist_prune.pruning.saved import from_saved
 
 
 def read(file: Path, channels: Channels) -> Plan:
-    """The plan of a file, for the network that ``channels`` was traced on.
+    """The plan of a file, or of a bundle's folder, for the network that ``channels`` was traced on.
 
     Raises:
         PruneError: no such file, neither of the two forms, or another network's.
     """
+    file = manifest_of(file)
     if not file.is_file():
         raise PruneError(f"there is no plan file {file}")
     try:
@@ -25,14 +27,21 @@ def read(file: Path, channels: Channels) -> Plan:
         raise PruneError(f"{file} is no JSON: {error}") from error
     if not isinstance(body, dict) or not body:
         raise PruneError(f"{file} holds neither a plan nor pruning information {{layer: {{saved_idxs, mask_num}}}}")
+    if "weights_digest" in body and isinstance(body.get("plan"), dict):
+        body = body["plan"]
     if "removed" not in body:
         return from_saved(body, channels)
-    plan = Plan.from_json(file.read_text())
+    plan = Plan.from_json(json.dumps(body))
     widths = {group.name: group.width for group in channels.groups}
     if dict(plan.widths) != widths:
         differing = sorted(name for name in plan.widths.keys() | widths if plan.widths.get(name) != widths.get(name))
         raise PruneError(f"{file} is a plan for another network: {', '.join(differing[:4])} differ in width or name")
     return plan
+
+
+def manifest_of(place: Path) -> Path:
+    """A file as it is; of a bundle's folder, its manifest, which has the plan and the digest of the weights."""
+    return place / "bundle.json" if place.is_dir() else place
 
 
 def summary(plan: Plan, channels: Channels) -> dict[str, Any]:

@@ -20,10 +20,10 @@ if __name__ == "__main__":  # launched by path: import the package from its pare
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dist_prune import methods, recipe, stages, sweeps
-from dist_prune.errors import PruneError
+from dist_prune.errors import MISSED, PruneError
 from dist_prune.ledger import canonical, claim, lock, write_atomic
 from dist_prune.runtime import stopping, tracking
-from dist_prune.runtime.collectives import RankLostError, leave
+from dist_prune.runtime.collectives import RankLostError, leave, overheard
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.stopping import PreemptedError
 from dist_prune.stages.sharing import Shelf
@@ -31,7 +31,8 @@ from dist_prune.stages.work import Work
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a recipe; 0 when it is finished, 2 for an error that its text explains, 1 for a bug."""
+    """Run a recipe; 0 when it is finished, 3 when it is and the target was missed, 2 for an error that its text
+    explains, 1 for a bug."""
     parser = argparse.ArgumentParser(prog="run.py", description="A recipe in, a finished run directory out.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--recipe", help="a YAML file, or a name in recipes/")
@@ -49,10 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
         spec, place = sweeps.choose(given.recipe, given.sweep, given.task, overrides, methods.options_of)
         folder = Path(given.run_dir or place)
         stopping.listen()
-        machine = Machine.start(spec.cluster.timeout_s, spec.cluster.tf32, spec.cluster.deterministic)
+        c = spec.cluster
+        machine = Machine.start(c.timeout_s, c.tf32, c.deterministic, c.join_timeout_s)
         with lock(folder) if machine.ranks.first else contextlib.nullcontext():
             try:
-                run(spec, folder, machine, folder.parent / "shared" if given.sweep else None)
+                missed = run(spec, folder, machine, folder.parent / "shared" if given.sweep else None)
             except PreemptedError:
                 with contextlib.suppress(PruneError):  # a launcher ends all with the first that leaves: let all save
                     machine.ranks.wait()
@@ -68,15 +70,24 @@ def main(arguments: list[str] | None = None) -> int:
             return _stop(PruneError(f"cluster.deterministic: {reason} Set it to false to go on."), folder, started)
         traceback.print_exc()
         return _stop(error, folder, started)
-    return 0
+    if missed:
+        print(f"target missed: {missed} (exit code {MISSED})", file=sys.stderr, flush=True)
+    return MISSED if missed else 0
 
 
-def run(spec: recipe.Recipe, folder: Path, machine: Machine, shared: Path | None = None) -> None:
-    """All stages of a recipe, on all ranks; tasks of a sweep make the same things once, in ``shared``."""
+def run(spec: recipe.Recipe, folder: Path, machine: Machine, shared: Path | None = None, until: str = "") -> str:
+    """All stages of a recipe, on all ranks; tasks of a sweep make the same things once, in ``shared``.
+
+    ``until`` names the last stage to do, instead of all.
+
+    Returns: why the target was missed by more than its tolerance, or an empty string.
+    """
     ranks = machine.ranks
     method = methods.find(spec.method["name"])
+    for name in spec.score.many:
+        methods.find(name)  # refuses unknown ones before any work
     options = method.Options.model_validate({k: v for k, v in spec.method.items() if k != "name"})
-    fixed = method.Options.score_options()
+    fixed = [name for name in method.Options.score_options() if name not in method.Options.growing_options()]
     changed = ranks.together(lambda: claim(folder, spec.resolved(), fixed))
     tracking.check(spec.report.trackers)
     tracker = tracking.Tracker(ranks.first, spec.report.trackers, folder, spec.name)
@@ -88,9 +99,14 @@ def run(spec: recipe.Recipe, folder: Path, machine: Machine, shared: Path | None
     if shared is not None:
         work.shelf = Shelf(shared.resolve(), folder.resolve(), spec.cluster.holder_timeout_s)
     work.precheck()
+    missed = ""
     for stage in stages.ORDER:
-        stages.perform(stage, work)
+        with overheard(ranks):
+            missed = stages.perform(stage, work)["facts"].get("missed", missed)
+        if stage.name == until:
+            break
     tracker.close()
+    return missed
 
 
 def _stop(error: Exception, folder: Path | None, started: float) -> int:

@@ -4,7 +4,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,16 @@ PATIENCE_S = 240
 class Pool:
     """``run(world, function, *arguments)`` calls the function on ranks 0 .. world - 1; results in rank order.
 
-    The function is a module's own (it is sent by name) and takes ``ranks`` first.
+    The function is a module's own (it is sent by name) and takes ``ranks`` first. ``worlds`` are those that ``run``
+    may ask for (default: all up to ``size``).
     """
 
-    def __init__(self, size: int, folder: Path):
+    def __init__(self, size: int, folder: Path, worlds: Sequence[int] = ()):
         context = multiprocessing.get_context("spawn")
         self.size, self.pipes, self.processes = size, [], []
         for rank in range(size):
             ours, theirs = context.Pipe()
-            arguments = (rank, size, f"file://{folder}/rendezvous", theirs)
+            arguments = (rank, size, tuple(worlds) or range(2, size + 1), f"file://{folder}/rendezvous", theirs)
             process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             self.pipes.append(ours)
@@ -47,7 +48,9 @@ class Pool:
             process.kill()
 
 
-def _serve(rank: int, size: int, place: str, pipe: multiprocessing.connection.Connection) -> None:
+def _serve(
+    rank: int, size: int, worlds: Sequence[int], place: str, pipe: multiprocessing.connection.Connection
+) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
     import torch.distributed as dist
@@ -56,7 +59,7 @@ def _serve(rank: int, size: int, place: str, pipe: multiprocessing.connection.Co
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=place, rank=rank, world_size=size)
-    groups = {world: dist.new_group(list(range(world))) for world in range(2, size + 1)}
+    groups = {world: dist.new_group(list(range(world))) for world in worlds}
     while True:
         world, function, arguments = pipe.recv()
         try:

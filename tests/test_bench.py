@@ -1,10 +1,14 @@
 """The bench's verbs on real ranks."""
 
+import os
+import signal
+
 import pytest
 import torch
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning.statistic import State, Statistic
+from dist_prune.runtime import stopping
 from dist_prune.runtime.collectives import Ranks
 from tests import tiny
 
@@ -121,8 +125,6 @@ def test_every_observation_has_its_own_partial(tmp_path):
 @pytest.mark.parametrize("after", [1, 4, 8])
 def test_asked_to_stop_in_any_round_nothing_seen_is_lost(tmp_path, monkeypatch, after):
     """53 images in 8 micro-batches: stopped after some of them, the last one included."""
-    from dist_prune.runtime import stopping
-
     bench = tiny.bench(tiny.network(), partial=tmp_path, save_every=100)
     sites = [site for site in bench.sites if site.kind == "conv"]
     whole = tiny.bench(tiny.network()).observe(sites, Power(1))
@@ -199,10 +201,60 @@ def test_shared_jobs_that_are_done_are_not_done_again(tmp_path, pool):
 
 
 def test_asked_to_stop_between_shared_jobs(tmp_path, monkeypatch):
-    from dist_prune.runtime import stopping
-
     bench = tiny.bench(tiny.network(), partial=tmp_path)
     bench.share([1], torch.tensor)
-    monkeypatch.setattr(stopping, "poll", lambda ranks: [1])
-    with pytest.raises(stopping.PreemptedError, match="before call 2 of shared jobs"):
+    monkeypatch.setattr(stopping, "poll", lambda ranks, also=(): [1, *also])
+    with pytest.raises(stopping.PreemptedError, match="in call 2 of shared jobs, before its first job"):
         bench.share([2], torch.tensor)
+
+
+def stopped_in(ranks: Ranks, place, at: int) -> tuple[str, int]:
+    """Seven shared jobs; the rank that does the job ``at`` is signalled meanwhile."""
+    bench = tiny.bench(tiny.network(), ranks, partial=place)
+    done: list[int] = []
+
+    def run(job: int) -> torch.Tensor:
+        done.append(job)
+        if job == at:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return torch.full((3,), job / 7, dtype=torch.float64)
+
+    handlers = [signal.getsignal(number) for number in stopping.SIGNALS]
+    stopping.listen()
+    try:
+        found = bench.share(range(7), run)
+        return repr(torch.stack(found).tolist()), len(done)
+    except stopping.PreemptedError as error:
+        return str(error), len(done)
+    finally:
+        stopping._received.clear()
+        for number, handler in zip(stopping.SIGNALS, handlers, strict=True):
+            signal.signal(number, handler)
+
+
+def test_asked_to_stop_amid_shared_jobs_the_finished_ones_are_kept(tmp_path, pool):
+    """Two ranks stop after their second round; three go on with what is left, and get the same bits."""
+    (whole, _), *_ = pool.run(1, stopped_in, None, -1)
+    for said, count in pool.run(2, stopped_in, tmp_path, 3):
+        assert "in call 1 of shared jobs, after 4 of 7 jobs" in said
+        assert count == 2
+    assert pool.run(3, stopped_in, tmp_path, -1) == [(whole, 1)] * 3
+
+
+def test_shared_jobs_are_saved_now_and_then(tmp_path, monkeypatch):
+    """A process that is killed loses what it did since the last save, not the whole call."""
+    monkeypatch.setattr("dist_prune.runtime.jobs.SAVE_S", 0)
+
+    def dying(job: int) -> torch.Tensor:
+        if job == 4:
+            raise MemoryError
+        return torch.tensor(job)
+
+    with pytest.raises(MemoryError):
+        tiny.bench(tiny.network(), partial=tmp_path).share(range(6), dying)
+    left: list[int] = []
+    found = tiny.bench(tiny.network(), partial=tmp_path).share(
+        range(6), lambda job: left.append(job) or torch.tensor(job)
+    )
+    assert left == [4, 5]
+    assert [int(value) for value in found] == list(range(6))

@@ -10,6 +10,7 @@ import pytest
 from dist_prune.cli import main
 from dist_prune.comparing import collect, paper_points
 from dist_prune.errors import PruneError
+from dist_prune.stages.page import aim
 from tests.launch import PYTHON, ROOT, SMALL, run
 
 
@@ -43,6 +44,16 @@ def test_seeds_become_mean_and_deviation(runs):
     assert row["speedup"] == pytest.approx(
         report["dense"]["latency"]["8"]["ms"] / report["finetuned"]["latency"]["8"]["ms"]
     )
+
+
+def test_what_the_test_images_decided_is_marked(runs, tmp_path):
+    shutil.copytree(runs / "first", tmp_path / "first")
+    body = json.loads((runs / "first/report.json").read_text())
+    assert collect([tmp_path]).rows[0]["marked"] == ""
+    body["recipe"]["train"]["selection"] = "test"
+    (tmp_path / "first/report.json").write_text(json.dumps(body))
+    assert collect([tmp_path]).rows[0]["marked"] == "train: the kept epoch was selected on the test images"
+    assert "TRAIN: THE KEPT EPOCH WAS SELECTED ON THE TEST IMAGES" in aim(body)
 
 
 def test_what_did_not_finish_says_why(runs):

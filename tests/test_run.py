@@ -16,6 +16,7 @@ import torch
 
 import dist_prune
 from dist_prune.errors import PruneError
+from dist_prune.runtime.data import dealing
 from tests.launch import ACCELERATE, PYTHON, ROOT, SMALL, TORCHRUN, environment, plugin, report, run, start
 
 
@@ -65,11 +66,26 @@ def test_report_json(finished):
     assert body["achieved"]["macs"] <= body["target"]["macs"]
     assert {"name", "layers", "width", "kept", "reason"} == body["plan"]["groups"][0].keys()
     assert body["dense"]["size_bytes"] == (finished[0] / "dense.safetensors").stat().st_size
+    said = body["communication"]
+    assert {"train", "score", "finetune", "evaluate"} <= said.keys()
+    layers = [table for name, table in scores(finished[0]).items() if name.endswith(":hamming")]
+    integers = sum(table.numel() + 1 for table in layers)  # C x C agreements and a number of images for each layer
+    assert said["score"]["sum"] == {"calls": 1, "bytes": 8 * integers}
+    steps = 2 * dealing.steps(1347 - round(1347 * 0.1), 64)  # two epochs of the digits that are not held out
+    assert said["train"]["gradients"] == {"calls": steps, "bytes": steps * 4 * body["dense"]["params"]}
+    assert said["finetune"]["gradients"] == {"calls": steps, "bytes": steps * 4 * body["finetuned"]["params"]}
     page = (finished[0] / "report.html").read_text()
+    assert "communication of each rank (graph on resnet8p_cifar), all-reduced + other: train " in page
     assert page.count("<svg") >= 3
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     ), "self-contained"
+
+
+def scores(folder: Path) -> dict[str, torch.Tensor]:
+    from dist_prune.runtime import checkpoint
+
+    return checkpoint.read(folder / "round_1/scores.safetensors")[0]
 
 
 def test_tensorboard_has_curves_figure_and_hparams(finished):
@@ -82,7 +98,8 @@ def test_tensorboard_has_curves_figure_and_hparams(finished):
         assert {f"{section}/{key}" for key in ("loss", "lr", "images_per_s", "holdout_top1")} <= set(tags["scalars"])
         assert len(found.Scalars(f"{section}/loss")) == 2
     assert "final/top1" in tags["scalars"]
-    assert "plan/kept channels" in tags["images"]
+    assert {"plan/kept channels", "likeness/conv1"} <= set(tags["images"])
+    assert "plan/groups/text_summary" in tags["tensors"]
     assert any("hparams" in tag for tag in found.summary_metadata)
 
 
@@ -140,7 +157,8 @@ def _edit(folder: Path, change) -> None:
 def test_run_again_skips_and_other_select_keys_go_on(finished):
     folder, _ = finished
     plan = report(folder)["plan"]["fingerprint"]
-    code, output = run(TORCHRUN, folder, *SMALL)
+    safety = ("train.save_every_minutes=3", "finetune.keep_checkpoints=1", "finetune.skip_nonfinite=2")
+    code, output = run(TORCHRUN, folder, *SMALL, *safety)
     assert code == 0, output
     assert output.count("done before, skipped") == 7
     assert {event["stage"] for event in report(folder)["events"]} == {
@@ -270,6 +288,9 @@ def test_two_real_ranks_train_as_one(tmp_path):
     assert sums[0]["world"] == 1
     assert sums[1]["world"] == 2
     assert sums[1]["digest"] == pytest.approx(sums[0]["digest"], rel=1e-9, abs=1e-9)
+    assert not sums[0]["counted"]
+    assert sums[1]["seen"]["gradients"] == sums[1]["counted"]["gradients"] > 0, "DDP's own buckets against the account"
+    assert sums[1]["seen"]["buffers"] == sums[1]["counted"]["buffers"] > 0
 
 
 DYING = """

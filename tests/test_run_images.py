@@ -3,9 +3,11 @@
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -144,3 +146,20 @@ def test_calibration_images_are_balanced_when_asked(digits, tmp_path):
     made = score.act(work)
     ids = made.tensors["round_1/scores.safetensors"][0]["calibration_ids"].numpy()
     assert np.bincount(open_source("digits", None, "", True).labels[ids]).tolist() == [6] * 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_loader_worker_outlives_its_run(digits, tmp_path, number):
+    """Killed in the middle of an epoch, or asked to stop: soon after the run has ended its workers have, too."""
+    words = (*WORDS, "data.on_error=skip", f"data.root={digits[0]}", "train.epochs=500", "data.workers=2")
+    process = start(PYTHON, tmp_path / "run", *words)
+    wait_for(process, (tmp_path / "run/train_checkpoints").exists)
+    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if child.is_running()]
+    assert len(workers) >= 2, "the loader's processes"
+    process.send_signal(number)
+    process.wait(90)  # not communicate: the workers hold the pipe open as long as they live
+    left = time.monotonic() + 2
+    while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):
+        assert time.monotonic() < left, "a worker is still at work 2 s later"
+        time.sleep(0.05)
+    process.communicate(timeout=90)

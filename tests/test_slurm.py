@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,41 @@ def test_two_nodes(slurm, whole, tmp_path):
     assert "#SBATCH --nodes=2" in (logs / "script").read_text()
     assert (logs / "code.patch").read_text().strip()
     assert (folder / "recipe.yaml").is_file()
+
+
+def test_two_nodes_by_accelerate(slurm, whole, tmp_path):
+    """The same job, started by accelerate on each node instead of torchrun."""
+    folder, config = tmp_path / "run", str(ROOT / "launch/cpu_2.yaml")
+    job = submit(slurm, "quickstart", "--nodes", "2", "--accelerate", config, *LONG, folder=folder)
+    slurm.finish(job)
+    assert (folder / "report.json").is_file(), slurm.said()
+    assert report(folder)["world_size"] == 2
+    assert end_of(folder) == end_of(whole)
+    assert "accelerate.commands.launch" in (folder / "slurm" / f"{job}.0" / "script").read_text()
+
+
+def test_a_node_that_never_comes_is_named(slurm, tmp_path):
+    """Python hangs on the second node before it says a word (a file system that does not answer does that)."""
+    folder, wrapper = tmp_path / "run", tmp_path / "python"
+    wrapper.write_text(f'#!/bin/bash\n[ "${{SLURM_NODEID:-0}}" = 1 ] && sleep 1000\nexec {sys.executable} "$@"\n')
+    wrapper.chmod(0o755)
+
+    def job(python: str) -> str:
+        found = slurm.do(
+            "sbatch", "--parsable", "--nodes=2", "--gpus-per-node=0", f"--output={slurm.folder}/slurm-%j.out",
+            str(ROOT / "slurm/run.sbatch"), "quickstart", *SMALL,
+            RUN_DIR=str(folder), DIST_PRUNE_CODE=str(ROOT), PYTHON=python, JOIN_TIMEOUT="15",
+        )  # fmt: skip
+        slurm.finish(found)
+        return (slurm.folder / f"slurm-{found}.out").read_text()
+
+    began = time.monotonic()
+    said = job(str(wrapper))
+    assert "python did not start within 15 s (JOIN_TIMEOUT) on: n2." in said, said
+    assert "failed with" in said and "requeued" not in said
+    assert time.monotonic() - began < 120
+    job(sys.executable)
+    assert (folder / "report.json").is_file(), slurm.said()
 
 
 def back(slurm, node: str) -> bool:

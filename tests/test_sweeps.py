@@ -84,6 +84,9 @@ def test_the_script_for_slurm(tmp_path, capsys):
     assert "#SBATCH --array=0-5\n" in array
     assert "#SBATCH --partition=long\n" in array
     assert "--gpus" not in array.partition("\n# ")[0]
+    config = ROOT / "launch/gpu_8_zero2.yaml"
+    assert main(["launch", "--slurm", "quickstart", "--accelerate", str(config)]) == 0
+    assert f"export ACCELERATE_CONFIG={config}\n" in capsys.readouterr().out
     files = [ROOT / "slurm/run.sbatch", ROOT / "slurm/array.sbatch"]
     for script in (text, array, *(file.read_text() for file in files)):
         assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
@@ -95,6 +98,7 @@ def test_the_script_for_slurm(tmp_path, capsys):
     [
         (["quickstart", "target.mcas=1"], "Did you mean 'macs'"),
         ([], "name a recipe, or --array SWEEP"),
+        (["quickstart", "--accelerate", "/nowhere.yaml"], "--accelerate: there is no file /nowhere.yaml"),
         (["quickstart", "--nodes", "0"], "--nodes: 0 is too few"),
         (["quickstart", "--array", "graph_cifar10"], "leave out 'quickstart' or --array"),
         (["--array", "graph_cifar"], "Did you mean 'graph_cifar10'"),

@@ -1,16 +1,55 @@
-"""A tiny training on however many real ranks a launcher starts; the first one prints a digest of the weights."""
+"""A tiny training on however many real ranks a launcher starts; the first one prints a digest of the weights.
+
+Beside it stands what DDP itself handed to its collectives, counted by a hook, and what the run's account says.
+"""
 
 import json
+from collections import Counter
+
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from dist_prune.runtime.collectives import leave
 from dist_prune.runtime.machine import Machine
 from tests.runtime.test_training import digest, still, trainer
 
+SEEN: Counter[str] = Counter()
+
+
+def watched(machine: Machine):
+    """``machine.wrap`` with hooks that count the gradients of DDP's buckets and the buffers it sends around."""
+    wrap = machine.wrap
+
+    def wrapped(model):
+        found = wrap(model)
+        if not isinstance(found, DistributedDataParallel):
+            return found
+
+        def reduce(group, bucket):
+            SEEN["gradients"] += bucket.buffer().numel() * bucket.buffer().element_size()
+            return allreduce_hook(group, bucket)
+
+        send = found._distributed_broadcast_coalesced
+
+        def copied(tensors, *more):
+            SEEN["buffers"] += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            return send(tensors, *more)
+
+        found.register_comm_hook(None, reduce)
+        found._distributed_broadcast_coalesced = copied
+        return found
+
+    return wrapped
+
+
 if __name__ == "__main__":
     machine = Machine.start()
     found = still(trainer(machine.ranks))
     found.loop.machine = machine
+    machine.wrap = watched(machine)  # type: ignore[method-assign]
     found.run()
     if machine.ranks.first:
-        print(json.dumps({"world": machine.ranks.world, "digest": digest(found.model)}))
+        counted = {word: size for word, (_, size) in machine.ranks.volume.items()}
+        body = {"world": machine.ranks.world, "digest": digest(found.model), "seen": SEEN, "counted": counted}
+        print(json.dumps(body))
     leave(machine.ranks)

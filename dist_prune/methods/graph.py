@@ -95,8 +95,9 @@ class Graph(method.Method):
     def check(self, channels: Channels, request: Request) -> None:
         if (request.threshold is None) == (request.target is None):
             raise PruneError("graph: set either select.threshold (the paper's knob, 0 to 1) or one target, not both")
-        if request.keep_ratio is not None:
-            raise PruneError("select.keep_ratio: graph has none; how many filters stay falls out of the threshold")
+        for key in ("keep_ratio", "counts"):
+            if getattr(request, key) is not None:
+                raise PruneError(f"select.{key}: graph has none; how many filters stay falls out of the threshold")
         check_target(channels, request)
 
     def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:

@@ -6,13 +6,12 @@ Li, Kadav, Durdanovic, Samet, Graf: Pruning Filters for Efficient ConvNets, ICLR
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from dist_prune.methods import method
 from dist_prune.methods.method import for_select
 from dist_prune.pruning.channels import Channels
-from dist_prune.pruning.choose import Request, keep_best
+from dist_prune.pruning.choose import Request, combined, keep_best, orders_of
 from dist_prune.pruning.plan import Plan
 
 
@@ -32,10 +31,14 @@ class L1(method.Method):
         """``<site>``: (C,) float64, the L1 norm of each filter."""
         return {site.name: bench.weight(site).double().abs().flatten(1).sum(1) for site in bench.sites}
 
+    def orders(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, list[int]]:
+        return orders_of(self._worth(scores, channels))
+
     def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
-        worth = {}
-        for group in channels.free:
-            norms = [self.need(scores, name) for name in group.producers]
-            parts = torch.stack([norm / norm.mean().clamp(min=1e-30) for norm in norms])
-            worth[group.name] = {"leader": norms[0], "sum": parts.sum(0), "mean": parts.mean(0)}[self.options.combine]
-        return Plan.keeping(channels, keep_best(channels, worth, request))
+        return Plan.keeping(channels, keep_best(channels, self._worth(scores, channels), request))
+
+    def _worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+        return {
+            group.name: combined([self.need(scores, name) for name in group.producers], self.options.combine)
+            for group in channels.free
+        }

@@ -4,14 +4,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning.channels import Channels, Site
-from dist_prune.pruning.choose import Request, check_ranking, check_target
+from dist_prune.pruning.choose import Request, check_ranking, check_target, keep_best
+from dist_prune.pruning.combine import combined
 from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.portrait import Portrait
+from dist_prune.pruning.portrait import Curve, Portrait
 from dist_prune.pruning.statistic import Statistic
 
 Scores = dict[str, Tensor]
@@ -37,6 +39,20 @@ class MethodOptions(BaseModel):
             for name, field in cls.model_fields.items()
             if not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("read_by") == "select")
         )
+
+    @classmethod
+    def growing_options(cls) -> tuple[str, ...]:
+        """Those of them that a run directory may raise later: what was measured before is used again."""
+        return tuple(
+            name
+            for name, field in cls.model_fields.items()
+            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("read_by") == "growing"
+        )
+
+
+def growing(default: Any, **constraints: Any) -> Any:
+    """An option that says how much is measured (share's ``keep``): more of it later refines the same scores."""
+    return Field(default=default, json_schema_extra={"read_by": "growing"}, **constraints)
 
 
 def for_select(default: Any, **constraints: Any) -> Any:
@@ -85,8 +101,34 @@ class Bench(Protocol):
         """
         ...
 
-    def share(self, jobs: Sequence[T], run: Callable[[T], Any]) -> list[Any]:
-        """Deal independent jobs over the ranks; the results, in the order of the jobs."""
+    def share(
+        self, jobs: Sequence[T], run: Callable[[T], Any], keep: str = "", costs: Sequence[float] | None = None
+    ) -> list[Any]:
+        """Deal independent jobs over the ranks, evenly by their ``costs``; the results, in the order of the jobs.
+
+        ``keep`` names a lasting record of jobs and results (JSON values): what is on it, from this or an earlier run,
+        is not done again.
+        """
+        ...
+
+    def count(
+        self, group: str, off: Tensor, *, where: Literal["consumed", "output"] = "consumed", memory_mb: int = 1024
+    ) -> list[int]:
+        """Calibration images that the network gets right without the channels ``off`` (m, C) of a group, m times.
+
+        For jobs: on this rank alone. What does not depend on the group is computed once and kept, within the memory.
+        ``where``: see pruning.switches.places.
+        """
+        ...
+
+    def keep(self, name: str, tables: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The state of a long computation: with ``tables``, keep them under a name, and leave here where the run was
+        asked to stop; without, what an earlier, stopped process kept (nothing: {}). The same on all ranks."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where a rank does heavy arithmetic."""
         ...
 
     def measure(self, off: Mapping[str, Sequence[int]]) -> tuple[int, int]:
@@ -104,13 +146,18 @@ class Bench(Protocol):
         *,
         network: nn.Module | None = None,
         name: str = "",
+        calibration: bool = False,
+        train_mode: bool = False,
         padding: int | None = None,
         **training: Any,
     ) -> list[dict[str, float]]:
         """Train parameters (gates) by SGD; ``loss(model, images, labels, ids)`` gives (n,) losses.
 
         Groups of parameters are dicts with ``params`` and ``lr_scale``, the factor of their learning rate. The dense
-        network stays in evaluation mode. ``training``: further keys of a recipe's training section.
+        network stays in evaluation mode. Inside a job of ``share`` it trains on this rank alone. With a ``name`` it
+        resumes: ``watch`` hears first of the last update that was saved. ``calibration``: on these images instead of
+        all training images. ``train_mode``: batch norms use the statistics of their batch. ``training``: keys of the
+        recipe's train section (optimizer, momentum ...).
 
         With ``network`` (and no parameters) that one trains in its place, whole, in training mode, batch norms over
         all ranks, on the calibration images, less those held out (``selection``, ``holdout``). Checkpoints bear
@@ -159,6 +206,17 @@ class Method(ABC):
     def __init__(self, options: Any):
         self.options = options
 
+    @property
+    def sees(self) -> Literal["train", "held_out", "test"]:
+        """What the calibration images are drawn from: the training images, those of them that training holds out for
+        selection, or (a leak that some released programs have) the test images."""
+        return "train"
+
+    @property
+    def augmented(self) -> bool:
+        """Whether ``bench.count`` sees its images with the training augmentation."""
+        return False
+
     @abstractmethod
     def score(self, bench: Bench) -> Scores:
         """Named tensors (CPU) that ``select`` needs, nothing else."""
@@ -179,6 +237,21 @@ class Method(ABC):
         """Pictures for the report: what the scores say of each group. Pure, like ``select``."""
         return ()
 
+    def curves(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Iterable[Curve]:
+        """Lines for the report: how the scores came to be. Pure, like ``select``."""
+        return ()
+
+    def orders(self, scores: Mapping[str, Tensor], channels: Channels) -> Mapping[str, Sequence[int]]:
+        """Group -> its channels in the order in which they would go, for curves over all counts. Pure.
+
+        Empty for methods that do not rank the channels of a group.
+        """
+        return {}
+
+    def warnings(self, scores: Mapping[str, Tensor], channels: Channels) -> Sequence[str]:
+        """What a reader of the scores should know before trusting them. Pure; shown, and noted in the report."""
+        return ()
+
     def check(self, channels: Channels, request: Request) -> None:
         """PruneError where the request asks for what this method does not do; called before any work.
 
@@ -192,7 +265,11 @@ class Method(ABC):
         unknown = channels.unmatched(exclude)
         if unknown:
             raise PruneError(f"select.exclude: {', '.join(unknown)} match no layer whose channels could be cut")
-        channels = channels.without(exclude)
+        for key, globs in request.globs().items():
+            unknown = channels.unmatched(globs)
+            if unknown:
+                raise PruneError(f"select.{key}: {', '.join(unknown)} match no layer whose channels could be cut")
+        channels = channels.without(exclude).only(request.include)
         if not channels.free:
             why = "; ".join(f"{group.name}: {group.protected}" for group in channels.groups[:5])
             raise PruneError(f"no channel group is free to be cut: {why}")
@@ -209,3 +286,42 @@ class Method(ABC):
         if name not in scores:
             raise PruneError(f"the score file has no {name!r}: it was made by another method or for another network")
         return scores[name]
+
+
+class RankingOptions(MethodOptions):
+    """Of papers that give every channel a worth."""
+
+    normalise: bool = for_select(
+        True, description="select.scope global: each group's scores are divided by their mean before they are compared"
+    )
+
+
+class CoupledOptions(RankingOptions):
+    """``combine``: how the layers of a coupled group become one score; each layer is divided by its mean first."""
+
+    combine: Literal["leader", "sum", "mean"] = for_select("sum")
+
+
+class Ranking(Method):
+    """A paper that gives every channel a worth: the channels worth least go first, ties to the smaller index."""
+
+    Options = RankingOptions
+
+    @abstractmethod
+    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+        """Free group -> (C,) float64."""
+
+    def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
+        channels = self.limits(channels)
+        kept = keep_best(channels, self.worth(scores, channels), request, self.options.normalise)
+        return Plan.keeping(channels, kept)
+
+    def coupled(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+        """The worth where ``scores`` are (C,) per producer, by the option ``combine``."""
+        parts = {group.name: [self.need(scores, name) for name in group.producers] for group in channels.free}
+        return {name: combined(values, self.options.combine) for name, values in parts.items()}
+
+    def summed(self, scores: Mapping[str, Tensor], channels: Channels, state: str) -> dict[str, Tensor]:
+        """The worth where ``<producer>:<state>`` are (C,) changes of one loss, which add up over layers."""
+        parts = {g.name: [self.need(scores, f"{name}:{state}") for name in g.producers] for g in channels.free}
+        return {name: torch.stack(values).sum(0) for name, values in parts.items()}

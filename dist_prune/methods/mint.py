@@ -8,14 +8,14 @@ between a child group and a parent group.
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from dist_prune.errors import PruneError
+from dist_prune.errors import PruneError, unknown
 from dist_prune.methods import method
 from dist_prune.pruning import spanning
 from dist_prune.pruning.blocks import Blocks
@@ -43,6 +43,7 @@ Quirk = Literal[
     "clamped_score", "numbered_parents", "distinct_cap",
 ]  # fmt: skip
 
+Count = Annotated[int, Field(ge=1)]
 T = TypeVar("T")
 
 
@@ -57,8 +58,8 @@ class Options(method.MethodOptions):
         default=(), description="single departures of the released code"
     )
     groups: int = Field(default=64, ge=1, description="groups of filters per layer")
-    parent_groups: dict[str, int] = Field(default={}, description="child layer -> groups of its input channels")
-    child_groups: dict[str, int] = Field(default={}, description="child layer -> groups of its filters")
+    parent_groups: dict[str, Count] = Field(default={}, description="child layer -> groups of its input channels")
+    child_groups: dict[str, Count] = Field(default={}, description="child layer -> groups of its filters")
     skip: tuple[str, ...] = Field(default=(), description="globs of layers that keep all their weights")
     taps: Literal["raw", "consumed"] = Field(default="raw", description="layers' outputs, or what the next one is fed")
     samples_per_class: int | None = Field(default=None, ge=1, description="of the calibration images; null: all")
@@ -68,7 +69,7 @@ class Options(method.MethodOptions):
         "weights", description="what p counts; the paper's program counts distinct scores"
     )
     cap: float | None = method.for_select(None, gt=0, description="largest share of a pair's blocks that may go")
-    caps: dict[str, float] = method.for_select({}, description="child layer -> its own cap")
+    caps: dict[str, Annotated[float, Field(gt=0)]] = method.for_select({}, description="child layer -> its own cap")
     promote: bool = method.for_select(True, description="channels all of whose blocks are cut are removed for real")
     structured: bool | None = method.for_select(
         None, description="remove whole channels by summed score instead of blocks; null: where there is no p"
@@ -158,17 +159,36 @@ class Mint(method.Method):
         return not self.options.p if self.options.structured is None else self.options.structured
 
     def check(self, channels: Channels, request: Request) -> None:
+        self._check_globs(channels)
         if self.structured:
             check_ranking(request)
             check_target(channels, request)
             return
-        asked = [key for key in ("threshold", "keep_ratio", "target") if getattr(request, key) is not None]
+        asked = [key for key in ("threshold", "keep_ratio", "counts", "target") if getattr(request, key) is not None]
         if asked:
             raise PruneError(
                 f"mint: method.p masks blocks of weights and leaves the widths as they are: {' and '.join(asked)} "
                 "cannot be asked for as well. Leave it out, or set method.structured=true to remove whole channels."
             )
         self._index(request)
+        if not self._masked(channels):
+            raise PruneError("mint: select.exclude and method.skip leave no layer whose blocks could be masked")
+
+    def _check_globs(self, channels: Channels) -> None:
+        """PruneError where a glob of the options speaks of no layer: it would be ignored."""
+        children = [pair.child for pair in pairs_of(channels, lambda name: True, lambda layer, _: (1, False), False)]
+        layers = [name for name, layer in channels.layers.items() if layer.kind in ("conv", "linear")]
+        named = {"skip": layers, "parent_groups": children, "child_groups": children, "caps": children}
+        for key, names in named.items():
+            for glob in getattr(self.options, key):
+                if not any(fnmatchcase(name, glob) for name in names):
+                    what = "layer" if key == "skip" else "layer that another one feeds (the child of a pair)"
+                    raise PruneError(f"method.{key}: no {what} matches. {unknown('layer', glob, names)}")
+
+    def _masked(self, channels: Channels) -> list[Pair]:
+        """The pairs whose blocks may go: a layer that makes channels of an excluded group is left alone."""
+        alone = {name for group in channels.groups if group.excluded for name in group.producers}
+        return [pair for pair in self.pairs(channels) if pair.child not in alone]
 
     def _index(self, request: Request) -> int:
         """Which value of the grid is asked for, from 0."""
@@ -206,7 +226,7 @@ class Mint(method.Method):
         channels, rows = self.limits(channels), []
         for number, p in enumerate(() if self.structured else self.options.p, start=1):
             counts = weights_left(self._masking(scores, channels, request, p), channels)
-            scored = [counts[pair.child] for pair in self.pairs(channels)]
+            scored = [counts[pair.child] for pair in self._masked(channels)]
             shares = (
                 100 * (1 - sum(n for n, _ in part) / sum(n for _, n in part)) for part in (scored, counts.values())
             )
@@ -214,7 +234,7 @@ class Mint(method.Method):
         return rows
 
     def _masking(self, scores: Mapping[str, Tensor], channels: Channels, request: Request, p: float) -> Plan:
-        pairs = self.pairs(channels)
+        pairs = self._masked(channels)
         low = {pair.child: self._values(scores, pair) for pair in pairs}
         weights = {pair.child: block_sizes(pair, channels.layers[pair.child]) for pair in pairs}
         limit = threshold(list(low.values()), list(weights.values()), p, self.options.quantile)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dist_prune.methods import method
 from dist_prune.pruning.channels import Channels
-from dist_prune.pruning.choose import Request, keep_best
+from dist_prune.pruning.choose import Request, keep_best, orders_of
 from dist_prune.pruning.plan import Plan
 
 
@@ -23,6 +23,9 @@ class Random(method.Method):
             group.name: torch.rand(group.width, generator=bench.draw(group.name), dtype=torch.float64)
             for group in bench.channels.free
         }
+
+    def orders(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, list[int]]:
+        return orders_of({group.name: self.need(scores, group.name) for group in channels.free})
 
     def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
         worth = {group.name: self.need(scores, group.name) for group in channels.free}

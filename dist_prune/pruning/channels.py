@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Literal
 
 Side = Literal["out", "in"]
+Tap = Literal["out", "in", "weight"]
 Kind = Literal["conv", "linear", "norm", "pool"]
 
 
@@ -57,6 +58,7 @@ class ChannelGroup:
     producers: tuple[str, ...]  # conv and linear layers whose outputs are the group's channels; the leader is first
     couplings: tuple[Coupling, ...]
     protected: str = ""  # why nothing may be cut; empty: free
+    excluded: bool = False  # the recipe wants the layers that make its channels left alone
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -71,19 +73,38 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class Site:
-    """One layer's output, named by module path; or what enters it (side "in"), named ``<module path>:in``."""
+    """One layer's output, named by module path; or what enters it (side "in") or its weight (side "weight"), named
+    ``<module path>:in`` and ``<module path>:weight``."""
 
     name: str
     group: str
     width: int
     kind: Kind
     leader: bool
-    side: Side = "out"
+    side: Tap = "out"
 
     @property
     def layer(self) -> str:
         """The module path."""
-        return self.name.removesuffix(":in") if self.side == "in" else self.name
+        return self.name if self.side == "out" else self.name.removesuffix(f":{self.side}")
+
+    @property
+    def at_weight(self) -> "Site":
+        """The weight of the layer."""
+        return replace(self, name=f"{self.layer}:weight", side="weight")
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Measured time of the dense network with one group alone cut to some widths, as shares of the dense time.
+
+    Attributes:
+        times: group -> ((kept channels, share of the dense time), ...), widths ascending, the dense one last.
+        scale: correction of what groups save together, from a measured plan.
+    """
+
+    times: Mapping[str, tuple[tuple[int, float], ...]]
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +115,7 @@ class Channels:
     groups: tuple[ChannelGroup, ...]
     other_params: int  # parameters that no group can change and no layer above counts
     example: tuple[int, ...]  # (C, H, W) of the input
+    latency: LatencyTable | None = None  # measured times, where a target asks for them
 
     @property
     def free(self) -> tuple[ChannelGroup, ...]:
@@ -123,9 +145,19 @@ class Channels:
 
         def guard(group: ChannelGroup) -> ChannelGroup:
             hit = next((p for p in patterns if any(fnmatchcase(n, p) for n in group.producers)), None)
-            return (
-                replace(group, protected=f"excluded by select.exclude {hit!r}") if hit and group in self.free else group
-            )
+            if hit is None:
+                return group
+            return replace(group, excluded=True, protected=group.protected or f"excluded by select.exclude {hit!r}")
+
+        return replace(self, groups=tuple(guard(group) for group in self.groups))
+
+    def only(self, globs: Iterable[str]) -> "Channels":
+        """The same, with every group protected that has no layer matching one of ``globs`` (none: no change)."""
+        patterns = tuple(globs)
+
+        def guard(group: ChannelGroup) -> ChannelGroup:
+            named = not patterns or any(fnmatchcase(n, p) for n in group.producers for p in patterns)
+            return group if named or group.protected else replace(group, protected="not named by select.include")
 
         return replace(self, groups=tuple(guard(group) for group in self.groups))
 

@@ -1,42 +1,75 @@
 """From scores to kept channels: ranking, budgets, floors and rounding, the same for every method. Pure."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from dist_prune.errors import PruneError
+from dist_prune.errors import PruneError, unknown
 from dist_prune.pruning.channels import ChannelGroup, Channels
-from dist_prune.pruning.cost import Quantity, amount
+from dist_prune.pruning.cost import Quantity, amount, measured
 
 Kept = dict[str, list[int]]
+AUTO_STEP, AUTO_WIDTH = 8, 64  # what devices like, in groups where it is a small step
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the recipe's ``select`` and ``target`` sections ask of a method."""
+    """What the recipe's ``select`` and ``target`` sections ask of a method.
+
+    ``round_to`` 0 is AUTO_STEP in wide groups where the target is operations or time, and 1 elsewhere.
+    """
 
     threshold: float | None = None
     keep_ratio: float | None = None
+    counts: Mapping[str, int] | Sequence[int] | None = None
     scope: Literal["local", "global"] = "local"
     min_channels: int = 1
     round_to: int = 1
     target: tuple[Quantity, float] | None = None
     index: int | None = None
+    include: tuple[str, ...] = ()
+    keep_ratios: Mapping[str, float] = field(default_factory=dict)
+    max_ratio: float | Mapping[str, float] | None = None
 
     @classmethod
     def of(cls, recipe: Any) -> "Request":
         """The request of a recipe (its ``select`` and ``target`` sections)."""
         return cls(**recipe.select.model_dump(exclude={"exclude", "plan"}), target=recipe.target.asked())
 
+    def step(self, group: ChannelGroup) -> int:
+        """What kept channels are a multiple of."""
+        if self.round_to:
+            return self.round_to if group.width > self.round_to else 1
+        by_cost = self.target is not None and self.target[0] in ("macs", "latency")
+        return AUTO_STEP if by_cost and group.width >= AUTO_WIDTH else 1
+
+    def floor(self, group: ChannelGroup) -> int:
+        """The fewest channels that may stay, before rounding."""
+        most = self.max_ratio if isinstance(self.max_ratio, float | int) else of_group(self.max_ratio or {}, group)
+        least = 0 if most is None else math.ceil(group.width * (1 - most) - 1e-9)
+        return min(max(1, self.min_channels, least), group.width)
+
     def width(self, group: ChannelGroup, count: int) -> int:
-        """``count`` made legal: at least ``min_channels``, a multiple of ``round_to`` in groups wider than that."""
-        count = max(count, self.min_channels, 1)
-        if group.width > self.round_to:
-            count = math.ceil(count / self.round_to) * self.round_to
-        return min(count, group.width)
+        """``count`` made legal: of ``keep_ratios`` where the group is named there, not below the floor, rounded up."""
+        own = of_group(self.keep_ratios, group)
+        count = max(count if own is None else round(group.width * own), self.floor(group))
+        return min(math.ceil(count / self.step(group)) * self.step(group), group.width)
+
+    def globs(self) -> dict[str, tuple[str, ...]]:
+        """Recipe key -> the globs of layer names in it."""
+        most = tuple(self.max_ratio) if isinstance(self.max_ratio, Mapping) else ()
+        return {"include": self.include, "keep_ratios": tuple(self.keep_ratios), "max_ratio": most}
+
+
+def of_group(named: Mapping[str, float], group: ChannelGroup) -> float | None:
+    """The value of the first glob that fits one of the group's layers."""
+    fits = (value for glob, value in named.items() if any(fnmatchcase(name, glob) for name in group.producers))
+    return next(fits, None)
 
 
 def share_of(channels: Channels, quantity: Quantity, kept: Mapping[str, int]) -> float:
@@ -50,8 +83,10 @@ def reachable(channels: Channels, request: Request, quantity: Quantity) -> tuple
 
 
 def check_target(channels: Channels, request: Request) -> None:
-    """PruneError where the target lies outside the reachable range."""
-    if request.target is None:
+    """PruneError where the target lies outside the reachable range, or the counts do not fit the groups."""
+    if request.counts is not None:
+        given_counts(channels, request)
+    if request.target is None or not measured(channels, request.target[0]):
         return
     quantity, share = request.target
     low, high = reachable(channels, request, quantity)
@@ -59,8 +94,8 @@ def check_target(channels: Channels, request: Request) -> None:
         raise PruneError(
             f"target.{quantity}: {share} cannot be reached. With every free group at its floor {low:.4f} "
             f"of the dense {quantity} is left, so the reachable range is {low:.4f} to {high:.4f}. Raise the target, "
-            "lower select.min_channels or select.round_to, or choose a network form with fewer protected groups "
-            "('dist-prune check RECIPE' lists them)."
+            "lower select.min_channels or select.round_to, raise select.max_ratio, or choose a network form with fewer "
+            "protected groups ('dist-prune check RECIPE' lists them)."
         )
 
 
@@ -70,15 +105,50 @@ def check_ranking(request: Request) -> None:
         raise PruneError(
             "select.threshold: this method ranks channels and has no threshold; set a target or keep_ratio"
         )
-    if (request.target is None) == (request.keep_ratio is None):
+    if sum(asked is not None for asked in (request.target, request.keep_ratio, request.counts)) != 1:
         raise PruneError(
-            "this method ranks channels: set target.macs, target.params or target.channels, or select.keep_ratio; "
-            "one of them, not two"
+            "this method ranks channels: set target.macs, target.params or target.channels, or select.keep_ratio, or "
+            "select.counts; one of them, not two"
         )
 
 
+def given_counts(channels: Channels, request: Request) -> dict[str, int]:
+    """Free group -> the number of channels that the request's ``counts`` keep of it; groups that none names are absent.
+
+    PruneError where a glob fits no free group, a number is larger than the group is wide, or a list has another length
+    than there are free groups.
+    """
+    asked = request.counts or {}
+    if request.min_channels > 1 or request.round_to > 1:
+        raise PruneError("select.counts says exactly how many stay; leave out select.min_channels and select.round_to")
+    if not isinstance(asked, Mapping):
+        if len(asked) != len(channels.free):
+            names = ", ".join(group.name for group in channels.free)
+            raise PruneError(
+                f"select.counts: {len(asked)} numbers for {len(channels.free)} free groups ({names}). "
+                "Give one for each, or write glob: number for some."
+            )
+        found = {group.name: count for group, count in zip(channels.free, asked, strict=True)}
+    else:
+        found = {}
+        for glob, count in asked.items():
+            fits = [g for g in channels.free if any(fnmatchcase(name, glob) for name in g.producers)]
+            if not fits:
+                known = [name for group in channels.free for name in group.producers]
+                raise PruneError(f"select.counts: {unknown('layer of a free group', glob, known)}")
+            for group in fits:
+                found.setdefault(group.name, count)
+    for group in channels.free:
+        if found.get(group.name, 0) > group.width:
+            raise PruneError(f"select.counts: {found[group.name]} of {group.name}, which has {group.width} channels")
+    return found
+
+
 def fill(channels: Channels, request: Request, kept: Kept, worth: Mapping[str, Tensor]) -> Kept:
-    """Put the worthiest removed channels back where a group is below its floor or off its rounding."""
+    """Put the worthiest removed channels back where a group is below its floor or off its rounding.
+
+    A group of ``select.keep_ratios`` keeps its worthiest ones.
+    """
     out = {}
     for group in channels.free:
         stays = list(kept.get(group.name, range(group.width)))
@@ -86,6 +156,8 @@ def fill(channels: Channels, request: Request, kept: Kept, worth: Mapping[str, T
         if lacking > 0:
             gone = sorted(set(range(group.width)) - set(stays), key=lambda i, g=group: (-float(worth[g.name][i]), i))
             stays += gone[:lacking]
+        elif lacking < 0:  # select.keep_ratios keeps fewer of this group
+            stays = sorted(stays, key=lambda i, g=group: (-float(worth[g.name][i]), -i))[:lacking]
         out[group.name] = sorted(stays)
     return out
 
@@ -94,16 +166,19 @@ def counts_of(kept: Kept) -> dict[str, int]:
     return {group: len(stays) for group, stays in kept.items()}
 
 
-def keep_best(channels: Channels, scores: Mapping[str, Tensor], request: Request) -> Kept:
+def keep_best(channels: Channels, scores: Mapping[str, Tensor], request: Request, normalise: bool = True) -> Kept:
     """Keep the channels with the largest scores.
 
-    ``local`` removes the same share from every group; ``global`` ranks all channels together after dividing each
-    group's scores by the mean of their sizes. Ties fall to the smaller index, which goes first. With a target the
-    removal goes on, channel by channel in that order, until the network is no larger than asked.
+    ``local`` removes the same share from every group; ``global`` ranks all channels together, with ``normalise`` after
+    dividing each group's scores by the mean of their sizes. Ties fall to the smaller index, which goes first. With a
+    target the removal goes on, channel by channel in that order, until the network is no larger than asked.
     """
     check_ranking(request)
     check_target(channels, request)
-    order = _removal_order(channels, scores, request)
+    if request.counts is not None:
+        found = given_counts(channels, request)
+        return best_of(channels, scores, {g.name: found.get(g.name, g.width) for g in channels.free})
+    order = _removal_order(channels, scores, request, normalise)
     total = sum(group.width for group in channels.free)
     if request.target is not None:
         quantity, share = request.target
@@ -119,6 +194,22 @@ def keep_best(channels: Channels, scores: Mapping[str, Tensor], request: Request
     else:
         prefix = int((1 - request.keep_ratio) * total + 1e-9)
     counts = _left(channels, order[:prefix], request)
+    if request.target is not None:
+        counts = _topped_up(channels, counts, order[:prefix], request)
+    return best_of(channels, scores, counts)
+
+
+def combined(norms: Sequence[Tensor], how: Literal["leader", "sum", "mean"]) -> Tensor:
+    """(C,) one score for a coupled group from those of its layers, the leader first; the others are divided by their
+    layer's mean before they are added."""
+    if how == "leader":
+        return norms[0]
+    parts = torch.stack([norm / norm.mean().clamp(min=1e-30) for norm in norms])
+    return parts.sum(0) if how == "sum" else parts.mean(0)
+
+
+def best_of(channels: Channels, scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> Kept:
+    """The ``counts[group]`` channels with the largest scores of each free group; of equals the smaller index goes."""
     ranked = {g.name: sorted(range(g.width), key=lambda i, g=g: (-float(scores[g.name][i]), -i)) for g in channels.free}
     return {name: sorted(ranked[name][:count]) for name, count in counts.items()}
 
@@ -132,12 +223,14 @@ def first_true(holds: Callable[[int], bool], last: int) -> int:
     return low
 
 
-def _removal_order(channels: Channels, scores: Mapping[str, Tensor], request: Request) -> list[tuple[float, int, int]]:
+def _removal_order(
+    channels: Channels, scores: Mapping[str, Tensor], request: Request, normalise: bool
+) -> list[tuple[float, int, int]]:
     """(priority, group number, how many go before it in its group), what goes first in front."""
     order = []
     for number, group in enumerate(channels.free):
         worth = sorted(float(value) for value in scores[group.name])
-        mean = sum(map(abs, worth)) / len(worth) or 1.0
+        mean = (sum(map(abs, worth)) / len(worth) or 1.0) if normalise else 1.0
         for rank, value in enumerate(worth):
             priority = (rank + 1) / group.width if request.scope == "local" else value / mean
             order.append((priority, number, rank))
@@ -149,3 +242,27 @@ def _left(channels: Channels, gone: list[tuple[float, int, int]], request: Reque
     for _, number, _ in gone:
         cut[number] += 1
     return {g.name: request.width(g, g.width - cut[i]) for i, g in enumerate(channels.free)}
+
+
+def orders_of(worth: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Group -> channels, the least worth first; of equals the smaller index goes first."""
+    return {name: sorted(range(len(w)), key=lambda i, w=w: (float(w[i]), i)) for name, w in worth.items()}
+
+
+def _topped_up(
+    channels: Channels, counts: dict[str, int], gone: list[tuple[float, int, int]], request: Request
+) -> dict[str, int]:
+    """Whole steps of rounding put back, the last removed first, where the network stays within the target.
+
+    A step cuts 8 channels where 1 may be missing to the target; groups without rounding need none of it.
+    """
+    assert request.target is not None
+    quantity, share = request.target
+    for group in dict.fromkeys(channels.free[number] for _, number, _ in reversed(gone)):
+        step, own = request.step(group), of_group(request.keep_ratios, group)
+        while step > 1 and own is None and counts[group.name] < group.width:
+            more = {**counts, group.name: min(counts[group.name] + step, group.width)}
+            if share_of(channels, quantity, more) > share:
+                break
+            counts = more
+    return counts

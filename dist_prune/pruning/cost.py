@@ -10,10 +10,12 @@ element of a batch norm, adaptive average pools (others nothing); of whatever cl
 from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
+
 from dist_prune.pruning.channels import Channels, Layer
 
 Rule = Literal["macs", "thop", "thop_old"]
-Quantity = Literal["macs", "params", "channels"]
+Quantity = Literal["macs", "params", "channels", "latency"]
 
 
 def _macs(layer: Layer, width_in: int, width_out: int) -> int:
@@ -39,6 +41,11 @@ def macs(channels: Channels, kept: Mapping[str, int] | None = None, rule: Rule =
     return total
 
 
+def weights(channels: Channels, kept: Mapping[str, int] | None = None) -> int:
+    """Weights of convolutions and linear layers, without biases and norms."""
+    return params(channels, kept, kernels_only=True)
+
+
 def _old(layer: Layer) -> float:
     """What thop before 0.1 charges per output channel beside multiplications."""
     if layer.kind == "pool":  # thop 0.1.1 charges 1 per output element of a plain pool, at least 2 of an adaptive one
@@ -46,20 +53,46 @@ def _old(layer: Layer) -> float:
     return float({"conv": layer.bias, "norm": 2, "linear": 0}[layer.kind] * layer.positions)
 
 
-def params(channels: Channels, kept: Mapping[str, int] | None = None) -> int:
+def params(channels: Channels, kept: Mapping[str, int] | None = None, kernels_only: bool = False) -> int:
     """Parameters (not buffers) of the network when each group keeps ``kept[group]`` channels."""
-    widths, total = channels.widths(kept or {}), channels.other_params
+    widths, total = channels.widths(kept or {}), 0 if kernels_only else channels.other_params
     for name, layer in channels.layers.items():
         width_in, width_out = widths[name]
-        total += layer.bias * width_out
+        total += 0 if kernels_only else layer.bias * width_out
         if layer.kind in ("conv", "linear"):
             groups = width_out if layer.depthwise else layer.groups
             total += width_out * (width_in // groups) * layer.kernel
     return total
 
 
-def amount(channels: Channels, quantity: Quantity, kept: Mapping[str, int] | None = None) -> int:
-    """The quantity that a target names; ``channels`` counts the channels of the free groups."""
+def amount(channels: Channels, quantity: Quantity, kept: Mapping[str, int] | None = None) -> float:
+    """The quantity that a target names; ``channels`` counts the channels of the free groups, ``latency`` is a share of
+    the dense network's (by the table of ``channels.latency``)."""
     if quantity == "channels":
         return sum((kept or {}).get(group.name, group.width) for group in channels.free)
+    if quantity == "latency":
+        return time_share(channels, kept or {})
     return macs(channels, kept) if quantity == "macs" else params(channels, kept)
+
+
+def measured(channels: Channels, quantity: Quantity) -> bool:
+    """Whether ``amount`` is known: times have to be measured before."""
+    return quantity != "latency" or channels.latency is not None
+
+
+def time_share(channels: Channels, kept: Mapping[str, int]) -> float:
+    """The predicted share of the dense network's time when each group keeps ``kept[group]`` channels.
+
+    What groups save alone adds up, less what two of them save in the same layer: that part is known exactly for
+    multiplications, and is taken over in proportion.
+    """
+    assert channels.latency is not None
+    whole, alone, saved = macs(channels), 0.0, 0.0
+    for name, points in channels.latency.times.items():
+        count = kept.get(name, points[-1][0])
+        if count < points[-1][0]:
+            widths, shares = zip(*points, strict=True)
+            saved += 1 - float(np.interp(count, widths, shares))
+            alone += 1 - macs(channels, {name: count}) / whole
+    twice = alone - (1 - macs(channels, kept) / whole)
+    return 1 - channels.latency.scale * saved * (1 - twice / alone if alone else 1)

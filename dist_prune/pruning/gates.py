@@ -11,6 +11,44 @@ from dist_prune.pruning.channels import Channels
 
 
 @contextmanager
+def masked(model: nn.Module, channels: Channels, group: str, stays: Tensor) -> Iterator[None]:
+    """Run ``model`` as M networks at once, each with other channels of one group.
+
+    The batch is M copies of the same images, one network's after the other's; network i keeps the channels where
+    ``stays[i]`` is True. Channels are zeroed where they are consumed, as in ``gated``.
+
+    Args:
+        stays: (M, K) bool.
+    """
+    handles = []
+
+    def keep(layer: str, index: tuple[int, ...], channel: tuple[int, ...]) -> Any:
+        columns = torch.ones((len(stays), channels.layers[layer].width_in), dtype=torch.bool)
+        columns[:, list(index)] = stays[:, list(channel)]
+        last = channels.layers[layer].kind == "linear"
+
+        def hook(_module: nn.Module, inputs: Any) -> tuple[Tensor, ...]:
+            first, *rest = inputs
+            mask = columns.to(first.device).repeat_interleave(len(first) // len(columns), 0)
+            shape = [len(first), *[1] * (first.dim() - 2)]
+            shape.insert(len(shape) if last else 1, mask.shape[1])
+            return (first * mask.view(shape), *rest)
+
+        return hook
+
+    try:
+        for coupling in channels.group(group).couplings:
+            layer = channels.layers[coupling.layer]
+            if coupling.side == "in" and layer.kind in ("conv", "linear") and not layer.depthwise:
+                hook = keep(coupling.layer, coupling.index, coupling.channel)
+                handles.append(model.get_submodule(coupling.layer).register_forward_pre_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def gated(model: nn.Module, channels: Channels, off: Mapping[str, Iterable[int]]) -> Iterator[None]:
     """Run ``model`` as if the channels ``off[group]`` were gone.
 

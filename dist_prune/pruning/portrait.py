@@ -51,3 +51,19 @@ class Portrait:
         width = max(2, cells // 16)
         strips = [np.repeat(strip[:, None], width, axis=1) for strip in (colour, stays)]
         return np.concatenate([*strips, inner], axis=1)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How something of one channel group moved.
+
+    Attributes:
+        group: its name.
+        x, y: (n,) points.
+        axes: what x and y are; curves of the same axes share a plot.
+    """
+
+    group: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    axes: tuple[str, str]

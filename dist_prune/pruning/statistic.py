@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dist_prune.errors import PruneError
 from dist_prune.pruning.channels import Site
 
 Word = Literal["sum", "max", "min", "rows"]
@@ -61,10 +62,38 @@ class Statistic(ABC):
         Args:
             site: where the maps come from.
             tables: state name -> table, on the device of the maps.
-            maps: the site's raw output, (N, C, H, W) or (N, C).
+            maps: the site's raw output (or input), (N, C, H, W) or (N, C); at a site of side "weight" its weight.
             ids: (N,) positions of the images in the calibration list.
             grads: gradient of the summed loss with respect to ``maps`` where the bench was asked for gradients.
         """
+
+    def direction(self, site: Site, maps: Tensor, ids: Tensor) -> Tensor | None:
+        """A vector of the shape of ``maps``: then ``grads`` is the Hessian's product with the vectors of all sites.
+
+        The Hessian is that of the summed loss with respect to the maps of all sites together.
+        """
+        return None
+
+
+def gradients(loss: Tensor, seen: Sequence[tuple[Site, Tensor]], statistic: Statistic, ids: Tensor) -> Sequence[Tensor]:
+    """What ``update`` gets as ``grads``: of ``loss`` at each of the ``seen`` maps, of second order where asked for."""
+    maps = [value for _, value in seen]
+    with torch.no_grad():
+        found = [statistic.direction(site, value, ids) for site, value in seen]
+    vectors = [vector for vector in found if vector is not None]
+    if not vectors:
+        return torch.autograd.grad(loss, maps)
+    first = torch.autograd.grad(loss, maps, create_graph=True)
+    inner = torch.stack([(g * v).sum() for g, v in zip(first, vectors, strict=True)]).sum()
+    try:
+        return torch.autograd.grad(inner, maps)
+    except RuntimeError as error:
+        if "not implemented" not in str(error):
+            raise
+        raise PruneError(
+            f"this method needs second derivatives, and torch has none for a layer of this network ({error}). "
+            "Choose a criterion of first order, taylor or obd with squared gradients for example."
+        ) from error
 
 
 class Tally:

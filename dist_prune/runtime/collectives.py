@@ -1,9 +1,13 @@
 """The only door to torch.distributed: what ranks say to one another. One process takes the same path in silence."""
 
+import contextlib
 import os
+import pickle
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -11,9 +15,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dist_prune.errors import PruneError
+from dist_prune.runtime.roll import Roll, few
 
 T = TypeVar("T")
 _OPS = {"sum": "SUM", "rows": "SUM", "max": "MAX", "min": "MIN"}
+REPORT_S = 6.0  # for which a rank that lost others waits to hear who else did
+FROM_BELOW = ("gloo", "nccl", "connection", "peer", "timed out")  # in errors of a collective that torch itself called
 
 
 class RankLostError(PruneError):
@@ -28,23 +35,25 @@ class Ranks:
         rank, world: position and number of processes.
         device: where tensors are put for a collective.
         group: the process group, or None for a single process.
-        volume: bytes this rank handed to collectives so far, by what they were for.
+        volume: (calls, bytes this rank handed over) of its collectives so far, by what they were for.
+        roll: who is here, or None where nobody called the roll.
     """
 
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     group: Any = None
-    volume: dict[str, int] = field(default_factory=dict)
+    volume: dict[str, tuple[int, int]] = field(default_factory=dict)
+    roll: Roll | None = None
 
     @classmethod
-    def of(cls, group: Any = None, device: torch.device | None = None) -> "Ranks":
+    def of(cls, group: Any = None, device: torch.device | None = None, roll: Roll | None = None) -> "Ranks":
         """The ranks of a process group (default: all processes that were started together)."""
         device = device or torch.device("cpu")
         if not dist.is_initialized():
             return cls(device=device)
         group = dist.group.WORLD if group is None else group
-        return cls(dist.get_rank(group), dist.get_world_size(group), device, group)
+        return cls(dist.get_rank(group), dist.get_world_size(group), device, group, roll=roll)
 
     @property
     def first(self) -> bool:
@@ -57,7 +66,7 @@ class Ranks:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).to(self.device)
         op = getattr(dist.ReduceOp, _OPS[word])
-        self._talk(word, flat, lambda: dist.all_reduce(flat, op=op, group=self.group))
+        self._talk(word, _bytes(flat), lambda: dist.all_reduce(flat, op=op, group=self.group))
         start = 0
         for tensor in tensors:
             tensor.copy_(flat[start : start + tensor.numel()].view(tensor.shape))
@@ -79,14 +88,16 @@ class Ranks:
         """The owner's tensor on every rank (shapes and dtypes agree beforehand)."""
         moved = tensor.to(self.device)
         source = dist.get_global_rank(self.group, owner) if self.group is not None else 0
-        self._talk("broadcast", moved, lambda: dist.broadcast(moved, source, group=self.group))
+        self._talk("broadcast", _bytes(moved), lambda: dist.broadcast(moved, source, group=self.group))
         return moved.to(tensor.device)
 
     def gather(self, value: T) -> list[T]:
         """Every rank's (small, plain) value, in rank order, on every rank."""
-        found: list[Any] = [value] * self.world
-        self._talk("gather", None, lambda: dist.all_gather_object(found, value, group=self.group))
-        return found
+        if self.world == 1:
+            return [value]
+        data, found = pickle.dumps(value), [b""] * self.world
+        self._talk("gather", len(data), lambda: dist.all_gather_object(found, data, group=self.group))
+        return [pickle.loads(part) for part in found]
 
     def from_first(self, value: T) -> T:
         """The first rank's (small, plain) value on every rank."""
@@ -112,24 +123,81 @@ class Ranks:
             raise PruneError(said[1]) if said[0] else RankLostError(f"rank 0 failed: {said[1]}")
         return result
 
-    def _talk(self, what: str, tensor: Tensor | None, call: Callable[[], Any]) -> None:
+    def count(self, what: str, size: int) -> None:
+        """Note a collective of ``size`` bytes, also one that another library calls."""
+        calls, total = self.volume.get(what, (0, 0))
+        self.volume[what] = calls + 1, total + size
+
+    def since(self, before: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, int]]:
+        """What was said after a copy of ``volume`` was taken, as plain values; what was not said is left out."""
+        out = {}
+        for what, (calls, total) in sorted(self.volume.items()):
+            had = before.get(what, (0, 0))
+            if calls > had[0]:
+                out[what] = {"calls": calls - had[0], "bytes": total - had[1]}
+        return out
+
+    def _talk(self, what: str, size: int, call: Callable[[], Any]) -> None:
         if self.world == 1:
             return
-        if tensor is not None:
-            self.volume[what] = self.volume.get(what, 0) + tensor.numel() * tensor.element_size()
+        self.count(what, size)
         try:
             call()
         except RuntimeError as error:
             raise lost(self, what, error) from error
 
 
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def call_roll(environment: Mapping[str, str], patience_s: float) -> Roll | None:
+    """See Roll.call: the roll lies in a store of torch's."""
+
+    def store(place: str, port: int, world: int, serves: bool) -> Any:
+        patience = timedelta(seconds=max(30.0, patience_s))
+        kind = dist.TCPStore  # pyright: ignore[reportPrivateImportUsage]
+        return kind(place, port, world, serves, patience, wait_for_workers=False, multi_tenant=True)
+
+    return Roll.call(environment, patience_s, store)
+
+
 def lost(ranks: Ranks, what: str, error: Exception) -> RankLostError:
-    """The error of a rank whose peers are gone."""
-    reason = (str(error).splitlines() or [""])[0][:200]
+    """The error of a rank whose peers are gone: who is missing, as far as the others' reports tell."""
+    text = (str(error).splitlines() or [""])[0]
+    waited = re.search(r"[Tt]imed out (?:waiting|after) (\d+) ?ms", text)
+    if waited:
+        reason = f"nobody answered for {int(waited[1]) / 1000:g} s (cluster.timeout_s)"
+    elif re.search(r"closed by peer|reset by peer|[Bb]roken pipe|Connection refused", text):
+        reason = "the connection was closed at the other end"
+    else:
+        reason = text[:200]
     return RankLostError(
-        f"rank {ranks.rank} of {ranks.world} waited for the others in a '{what}' and lost them: {reason}. "
-        "Another process stopped or hangs; its own error says why. Run the same command again to resume."
+        f"rank {ranks.rank} of {ranks.world} waited for the others in a '{what}' and lost them: {reason}."
+        f"{_missing(ranks)} Run the same command again to resume: what was saved is intact."
     )
+
+
+def _missing(ranks: Ranks) -> str:
+    """Ranks that lost the others say so on the roll; who says nothing is the one that stopped or hangs."""
+    if ranks.roll is None:
+        return " Another process stopped or hangs; its own error says why."
+    names = ranks.roll.silent("lost", REPORT_S)
+    if not names:
+        return " All ranks are alive and say the same: the network between them failed."
+    return f" No word from {few(names)}: it stopped or hangs. Its own log says why, if it could write one."
+
+
+@contextlib.contextmanager
+def overheard(ranks: Ranks) -> Iterator[None]:
+    """Errors of collectives that other libraries call (gradients, buffers) as RankLostError."""
+    try:
+        yield
+    except RuntimeError as error:
+        told = isinstance(error, dist.DistError) or any(word in str(error).lower() for word in FROM_BELOW)
+        if ranks.world == 1 or not told:
+            raise
+        raise lost(ranks, "exchange of gradients or buffers", error) from error
 
 
 def leave(ranks: Ranks) -> None:

@@ -28,7 +28,8 @@ def evaluate(
 ) -> dict[str, float]:
     """``top1`` and ``top5`` in percent, mean cross-entropy ``loss`` (nan where a logit is), number of ``images``.
 
-    Every image of ``ids`` (default: all) counts once.
+    Every image of ``ids`` (default: all) counts once. All ranks make the same number of forward passes, those that have
+    run out of images with an empty picture that does not count: sharded weights (ZeRO-3) are gathered in each of them.
 
     ``top5`` counts a hit among the 5 highest logits (all of them where there are fewer classes).
     """
@@ -36,14 +37,14 @@ def evaluate(
     lists = micro_batches(np.arange(len(feed)) if ids is None else ids, batch)
     mine = deal(lists, ranks.rank, ranks.world)
     batches, rounds = feed.batches(mine), -(-len(lists) // ranks.world)
-    counts = [0] * 5
+    counts, side = [0] * 5, feed.look.size
+    empty = torch.zeros((1, feed.source.in_chans, side, side), dtype=feed.dtype, device=feed.device)
     for turn in tracker.bar(range(rounds), rounds, what):
         if stopping.poll(ranks)[0]:
             raise stopping.leave(f"in {what}")
-        if turn >= len(mine):
-            continue
-        part = next(batches)
-        if not len(part.ids):  # none of them could be read (data.on_error: skip)
+        part = next(batches) if turn < len(mine) else None
+        if part is None or not len(part.ids):  # none of them could be read (data.on_error: skip)
+            model(empty)
             continue
         logits = model(part.images).float()
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == part.labels[:, None]

@@ -19,7 +19,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from dist_prune.errors import PruneError
-from dist_prune.runtime.collectives import Ranks, lost
+from dist_prune.runtime.collectives import Ranks, call_roll
 
 PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "accelerate", "tensorboard", "safetensors", "numpy")
 
@@ -35,13 +35,17 @@ class Machine:
     accelerator: Accelerator | None = None
 
     @classmethod
-    def start(cls, timeout_s: int = 1800, tf32: bool = False, deterministic: bool = False) -> "Machine":
+    def start(
+        cls, timeout_s: int = 1800, tf32: bool = False, deterministic: bool = False, join_timeout_s: int = 600
+    ) -> "Machine":
         """Join the processes that accelerate, torchrun or a scheduler started.
 
         Raises:
-            PruneError: where WORLD_SIZE and the processes that found one another differ.
+            PruneError: a process did not come within ``join_timeout_s``, or WORLD_SIZE and the processes that found
+                one another differ.
         """
         check_launch(os.environ)
+        roll = call_roll(os.environ, join_timeout_s)
         cpu = not torch.cuda.is_available()
         if cpu and "OMP_NUM_THREADS" not in os.environ:
             share = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -62,7 +66,7 @@ class Machine:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.deterministic = deterministic
-        return cls(device, Ranks.of(device=device), accelerator)
+        return cls(device, Ranks.of(device=device, roll=roll), accelerator)
 
     @classmethod
     def alone(cls) -> "Machine":
@@ -80,6 +84,8 @@ class Machine:
         model = model.to(self.device)
         if self.accelerator is None:
             return model
+        if self.ranks.world > 1 and not self.zero:  # DDP begins with the first rank's weights and buffers
+            self.ranks.count("weights", sum(map(size_of, (*model.parameters(), *model.buffers()))))
         # the first backward pass of one-channel convolutions; it says itself that it is no error
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return self.accelerator.prepare(model)
@@ -88,15 +94,13 @@ class Machine:
         """Gradients of ``loss``, averaged over ranks for a wrapped model."""
         if self.accelerator is None:
             loss.backward()
-            return
-        try:
+        else:
             self.accelerator.backward(loss)
-        except RuntimeError as error:  # gradients are exchanged in here
-            if self.ranks.world > 1 and any(
-                word in str(error).lower() for word in ("gloo", "nccl", "connection", "peer")
-            ):
-                raise lost(self.ranks, "backward", error) from error
-            raise
+
+
+def size_of(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor's values."""
+    return tensor.numel() * tensor.element_size()
 
 
 def check_launch(environment: Mapping[str, str]) -> None:

@@ -85,6 +85,18 @@ class Tracker:
         """A tensor's distribution, for TensorBoard."""
         self._each(lambda n, board: board.tracker.add_histogram(tag, values, step) if n == "tensorboard" else None)
 
+    def picture(self, tag: str, pixels: Any) -> None:
+        """Pixels (H, W, 3) in uint8, for TensorBoard."""
+        self._each(
+            lambda name, board: (
+                board.tracker.add_image(tag, pixels, dataformats="HWC") if name == "tensorboard" else None
+            )
+        )
+
+    def text(self, tag: str, markdown: str) -> None:
+        """A text in Markdown, for TensorBoard."""
+        self._each(lambda name, board: board.tracker.add_text(tag, markdown) if name == "tensorboard" else None)
+
     def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """The run's keys with its final metrics."""
         plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in values.items()}

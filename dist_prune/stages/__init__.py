@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_prune.errors import PruneError
-from dist_prune.ledger import canonical, digest, file_digest, pick, write_atomic
+from dist_prune.ledger import SAFETY, canonical, digest, file_digest, pick, write_atomic
+from dist_prune.replay import manifest_of
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.machine import describe
+from dist_prune.stages import outside
 from dist_prune.stages.code import commit_of
 from dist_prune.stages.sharing import made_once
 from dist_prune.stages.work import Made, Work
 
 DENSE = "dense.safetensors"
 SCORES, PLAN, SMALL = "round_1/scores.safetensors", "round_1/plan.json", "round_1/small.safetensors"
-TUNED, METRICS = "tuned.safetensors", "metrics.json"
+TUNED, METRICS, CURVES = "tuned.safetensors", "metrics.json", "curves.csv"
 BUNDLE = ("export/bundle.json", "export/model.safetensors")
 REPORT = ("report.json", "report.html")
 
@@ -33,8 +34,8 @@ NETWORK = ("backbone.name", "backbone.kwargs", "backbone.pretrained")
 IMAGES = tuple(
     f"data.{key}"
     for key in (
-        "source", "train_split", "eval_split", "mean", "std", "image_size", "crop", "crop_mode", "interpolation",
-        "exif",
+        "source", "train_split", "eval_split", "classes", "mean", "std", "image_size", "crop", "crop_mode",
+        "interpolation", "exif",
     )
 )  # fmt: skip
 DRAWN = tuple(
@@ -50,6 +51,8 @@ DRAWN = tuple(
     )
 )
 TRAINING = (*NETWORK, *IMAGES, *DRAWN, "data.resize_schedule", "seed")
+ORIGIN = ("name", "seed", "method.name", "finetune.epochs")
+RECALIBRATION = ("score.balance", "score.micro_batch")
 SCORING = (*NETWORK, *IMAGES, *DRAWN, "score.images", "score.balance", "score.micro_batch", "seed")
 
 
@@ -72,53 +75,55 @@ class Stage:
     always: bool = False
 
 
+MANY = ("many.json", "many.safetensors")
 ORDER = (
     Stage("train", (*TRAINING, "train"), (), (DENSE,)),
+    Stage("many", (*SCORING, "score.many", "method", "select", "target", "evaluate"), (DENSE,), MANY),
     Stage("score", SCORING, (DENSE,), (SCORES,)),
     Stage("select", (*NETWORK, "data.source", "data.image_size", "method", "select", "target"), (SCORES,), (PLAN,)),
     Stage("prune", (*NETWORK, "method.fidelity", "method.quirks", "seed"), (DENSE, SCORES, PLAN), (SMALL,)),
-    Stage("finetune", (*TRAINING, "finetune", "reruns"), (DENSE, SMALL, PLAN), (TUNED,)),
+    Stage("finetune", (*TRAINING, *RECALIBRATION, "finetune", "reruns"), (DENSE, SMALL, PLAN), (TUNED,)),
     Stage("evaluate", (*NETWORK, *IMAGES, "evaluate", "report"), (DENSE, SMALL, TUNED, PLAN), (METRICS,)),
-    Stage("export", (*NETWORK, *IMAGES), (TUNED, PLAN, METRICS), BUNDLE),
-    Stage("report", (), (PLAN, METRICS), REPORT, always=True),
+    Stage("curves", (*NETWORK, *IMAGES, "information", "evaluate", "score.micro_batch"), (DENSE, SCORES), (CURVES,)),
+    Stage("export", (*NETWORK, *IMAGES, *ORIGIN), (TUNED, PLAN, METRICS), BUNDLE),
+    Stage("report", (), (PLAN, METRICS, CURVES), REPORT, always=True),
 )
 # what tasks of a sweep make once for all, and what each keeps meanwhile to resume
 SHARED = {"train": ("train_checkpoints",), "score": ("round_1/partial",)}
 
 
-def fingerprint(stage: Stage, work: Work) -> str:
-    """What the stage's result is decided by: recipe fields, digests of the inputs, identity of data and checkpoint."""
+def fingerprint(stage: Stage, work: Work, growing: bool = True) -> str:
+    """What the stage's result is decided by: recipe fields, digests of the inputs, identity of data and checkpoint.
+
+    ``growing=False`` leaves out how much is measured: what single measurements belong to.
+    """
     fields = pick(work.tree, stage.reads)
+    for section in fields.keys() & {"train", "finetune"}:
+        fields[section] = {key: value for key, value in fields[section].items() if key not in SAFETY}
     if stage.name == "score":
-        fields |= pick(work.tree, ("method.name", *(f"method.{name}" for name in work.method.Options.score_options())))
+        options = work.method.Options
+        grown = () if growing else options.growing_options()
+        fields |= pick(work.tree, ("method.name", *(f"method.{n}" for n in options.score_options() if n not in grown)))
+        if work.method.sees == "held_out":
+            fields |= pick(work.tree, ("train.holdout", "train.images"))
     replayed = work.recipe.select.plan
-    if replayed and stage.name in ("score", "select"):  # score makes an empty file, select reads the named one
-        fields["replayed"] = file_digest(Path(replayed).expanduser()) if stage.name == "select" else True
+    if replayed and stage.name in ("score", "select", "prune"):  # score makes an empty file, the others read it
+        place = Path(replayed).expanduser()
+        if stage.name == "select" or (stage.name == "prune" and place.is_dir()):
+            fields["replayed"] = file_digest(manifest_of(place))
+        elif stage.name == "score":
+            fields["replayed"] = True
     inputs = {name: file_digest(work.folder / name) for name in stage.inputs}
-    outside = work.outside(stage.name)
-    _same_outside(stage.name, work, outside)
-    return digest(canonical({"stage": stage.name, "fields": fields, "inputs": inputs, "outside": outside}))
-
-
-def _same_outside(stage: str, work: Work, outside: dict[str, str]) -> None:
-    """PruneError where a finished stage was made from other images or another checkpoint than the recipe names now."""
-    before = (work.ledger.last(stage) or {}).get("outside", outside)
-    keys = {
-        "checkpoint": "backbone.checkpoint",
-        "train": "data.root (training images)",
-        "eval": "data.root (test images)",
-    }
-    differing = [keys[name] for name in outside.keys() & before.keys() if outside[name] != before[name]]
-    if differing:
-        raise PruneError(
-            f"{' and '.join(sorted(differing))}: the content is not the one that the stage {stage!r} of "
-            f"{work.folder} was made from. Name another --run-dir, or delete that one to start over."
-        )
+    found = work.outside(stage.name)
+    outside.same(stage.name, work, found)
+    return digest(canonical({"stage": stage.name, "fields": fields, "inputs": inputs, "outside": found}))
 
 
 def perform(stage: Stage, work: Work) -> dict[str, Any]:
     """Do a stage, or skip it because the ledger says it is done; returns the ledger's line."""
     ranks = work.machine.ranks
+    if stage.name == "many" and not work.recipe.score.many:
+        return {"stage": "many", "facts": {}}
     identity = ranks.from_first(ranks.together(lambda: fingerprint(stage, work))) or ""
     done = ranks.from_first(ranks.together(lambda: work.ledger.done(stage.name, identity)))
     if done is not None and not stage.always:
@@ -126,15 +131,17 @@ def perform(stage: Stage, work: Work) -> dict[str, Any]:
         work.events.append({"stage": stage.name, "event": "skipped"})
         return done
     work.tracker.say(f"{stage.name}: {_headline(stage.name, work)}")
-    start, told = time.perf_counter(), len(work.events)
+    start, told, before = time.perf_counter(), len(work.events), dict(ranks.volume)
     work.identity = identity
+    if stage.name == "score":
+        work.lineage = ranks.from_first(ranks.together(lambda: fingerprint(stage, work, growing=False))) or ""
     if not stage.always:
-        ranks.together(lambda: _note_environment(work))
+        ranks.together(lambda: _begin(stage.name, work))
     facts, drop = _make(stage, work)
     line = {
         "stage": stage.name, "fingerprint": identity, "facts": facts, "world_size": ranks.world,
         "outside": work.outside(stage.name) if ranks.first else {}, "events": work.events[told:],
-        "seconds": round(time.perf_counter() - start, 3),
+        "seconds": round(time.perf_counter() - start, 3), "said": ranks.since(before),
     }  # fmt: skip
     ranks.together(lambda: work.ledger.append({**line, "outputs": _digests(work, stage.outputs)}))
     ranks.together(lambda: _drop(work, drop))
@@ -165,10 +172,11 @@ def _make(stage: Stage, work: Work) -> tuple[dict[str, Any], tuple[str, ...]]:
     return facts, drop
 
 
-def _note_environment(work: Work) -> None:
+def _begin(stage: str, work: Work) -> None:
     """environment.json tells of the last process that made something, not of one that found everything done."""
     body = describe(work.machine) | {"commit": commit_of(Path(__file__))}
     write_atomic(work.folder / "environment.json", json.dumps(body, indent=1))
+    outside.begin(stage, work, work.outside(stage))
 
 
 def _write(work: Work, made: Made) -> None:
@@ -193,11 +201,15 @@ def _headline(stage: str, work: Work) -> str:
     return {
         "train": f"the dense {recipe.backbone.name}"
         + (" from its checkpoint" if recipe.backbone.checkpoint else f", {recipe.train.epochs} epochs"),
+        "many": f"{', '.join(recipe.score.many)} in one pass",
         "score": "calibration images",
         "select": "channels to keep",
         "prune": "cut them out",
         "finetune": f"{recipe.finetune.epochs} epochs",
         "evaluate": "dense, pruned and finetuned: accuracy, cost, time",
+        "curves": "every number of kept filters, group by group"
+        if recipe.information.curves != "none"
+        else "none asked for (information.curves)",
         "export": "the bundle",
         "report": "report.json and report.html",
     }[stage]

@@ -17,5 +17,10 @@ def act(work: Work) -> Made:
     backbone = {
         "name": spec.name, "kwargs": spec.kwargs, "num_classes": len(work.classes), "in_chans": work.in_chans,
     }  # fmt: skip
-    text = manifest(backbone, plan, image, work.classes, weights, figures)
+    recipe = work.recipe
+    origin = {
+        "recipe": recipe.name, "method": recipe.method["name"], "paper": work.method.paper, "seed": recipe.seed,
+        "data": recipe.data.source, "finetune_epochs": recipe.finetune.epochs,
+    }  # fmt: skip
+    text = manifest(backbone, plan, image, work.classes, weights, figures, origin)
     return Made({}, {"export/model.safetensors": (weights, {"plan": plan.fingerprint})}, {"export/bundle.json": text})

@@ -3,19 +3,30 @@
 import statistics
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from dist_prune.pruning.masks import masks_of
+from dist_prune.runtime.data.dealing import calibration
 from dist_prune.runtime.evaluation import evaluate
 from dist_prune.runtime.training.recalibrate import recalibrate
-from dist_prune.stages.fitting import trained
+from dist_prune.stages.fitting import judge_of, trained
 from dist_prune.stages.work import Made, Work
+
+SMALL = "round_1/small.safetensors"
 
 
 def act(work: Work) -> Made:
     """round_1/small.safetensors -> tuned.safetensors"""
     settings, reruns = work.recipe.finetune, work.recipe.reruns
+    if settings.only_if_drop is not None and settings.epochs:
+        drop = _drop(work)
+        if drop <= settings.only_if_drop:
+            work.tracker.say(
+                f"  cutting cost {drop:.2f} points of top-1, at most {settings.only_if_drop:g}: left as it is"
+            )
+            work.events.append({"stage": "finetune", "event": "not needed", "drop": drop})
+            facts = {"history": [], "selection": settings.selection}
+            return Made(facts, {"tuned.safetensors": (work.tensors(SMALL), {"plan": work.plan.fingerprint})})
     tops, kept, first = [], {}, []
     for rerun in range(reruns):
         model, history = _tuned(work, rerun)
@@ -32,12 +43,22 @@ def act(work: Work) -> Made:
     return Made(facts, {"tuned.safetensors": (kept, meta)}, drop=("finetune_checkpoints",))
 
 
+def _drop(work: Work) -> float:
+    """Points of top-1 that cutting cost, on the images by which epochs are chosen (held out, or the test images)."""
+    judge = judge_of(work, work.recipe.finetune)
+    tops = [judge(model.to(work.machine.device))["top1"] for model in (work.dense(), work.small(SMALL))]
+    return tops[0] - tops[1]
+
+
 def _tuned(work: Work, rerun: int) -> tuple[nn.Module, list[dict[str, Any]]]:
     """The small network, finetuned by the recipe's seed + ``rerun``, its masked weights at exact zeros."""
     settings = work.recipe.finetune
-    model = work.small("round_1/small.safetensors").to(work.machine.device)
+    model = work.small(SMALL).to(work.machine.device)
     if settings.recalibrate_bn:
-        feed, ids = work.scoring(np.arange(min(settings.recalibrate_bn, len(work.feed(True)))))
+        recipe, (trained_on, _) = work.recipe, work.dealt(settings)
+        labels = work.feed(True).source.labels[trained_on]
+        chosen = calibration(labels, settings.recalibrate_bn, recipe.seed, recipe.score.balance)
+        feed, ids = work.scoring(trained_on[chosen])
         recalibrate(model, feed, ids, work.recipe.score.micro_batch, work.machine.ranks)
     teacher = work.dense() if settings.distill else None
     masks: dict[str, Tensor] = masks_of(work.plan, work.channels, model.state_dict())

@@ -1,13 +1,14 @@
 """A training run as the train and finetune acts need it: which images, which are judged, where the checkpoints lie."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
+from dist_prune.pruning import surgeon
+from dist_prune.pruning.sparsity import penalty
 from dist_prune.recipe import Training
-from dist_prune.runtime.data.dealing import held_out
 from dist_prune.runtime.evaluation import evaluate
 from dist_prune.runtime.training.loop import Loop
 from dist_prune.runtime.training.states import States
@@ -33,22 +34,26 @@ def trained(
     """
     machine, seed = work.machine, work.recipe.seed
     feed = work.feed(True)
-    everything = np.arange(min(len(feed), settings.images or len(feed)))
-    train, held = held_out(everything, settings.holdout if settings.selection == "holdout" else 0.0, seed)
-
-    def judge(network: nn.Module) -> Mapping[str, float]:
-        if settings.selection == "holdout":
-            return evaluate(network, feed, work.recipe.evaluate.batch, machine.ranks, work.tracker, "held out", held)
-        return evaluate(
-            network, work.feed(False), work.recipe.evaluate.batch, machine.ranks, work.tracker, "test images"
-        )
-
+    train, _ = work.dealt(settings)
+    judge = judge_of(work, settings)
     loop = Loop(settings, feed, machine, work.tracker, seed + rerun, name, train)
     folder = work.folder / f"{name}_checkpoints" / (str(rerun) if rerun else "")
     states = States(folder, work.identity, settings.keep_checkpoints, work.tracker.say)
     judged = "holdout" if settings.selection == "holdout" else "test"
     trainer = Trainer(model, loop, judge, judged, states, len(work.classes), teacher, masks or {})
+    if settings.sparsity != "none":
+        channels = surgeon.sites_of(copy.deepcopy(model).cpu().eval(), work.example)
+        trainer.penalty = penalty(settings.sparsity, model, channels, settings.sparsity_weight)
     history = trainer.run()
     if trainer.resumed is not None:
         work.events.append({"stage": name, "event": "resumed", **trainer.resumed})
     return history
+
+
+def judge_of(work: Work, settings: Training) -> Callable[[nn.Module], Mapping[str, float]]:
+    """Top-1 and loss of a network on the images that choose among epochs: held-out or the test images."""
+    feed, batch, ranks = work.feed(True), work.recipe.evaluate.batch, work.machine.ranks
+    if settings.selection != "holdout":
+        return lambda network: evaluate(network, work.feed(False), batch, ranks, work.tracker, "test images")
+    _, held = work.dealt(settings)
+    return lambda network: evaluate(network, feed, batch, ranks, work.tracker, "held out", held)

@@ -10,9 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dist_prune.pruning.portrait import Portrait
+from dist_prune.pruning.portrait import Curve, Portrait
+from dist_prune.recipe import peeks
 
 KINDS = ("dense", "pruned", "finetuned")
+REDUCED = ("sum", "max", "min", "rows", "gradients")  # collectives whose payload is reduced; others are copied
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1d2733;max-width:1040px;margin:32px auto;padding:0 20px}
 h1{font-size:24px;margin-bottom:2px}h2{font-size:17px;margin-top:34px}p.sub{color:#5b6875;margin-top:0}
@@ -81,17 +83,33 @@ def table(body: Mapping[str, Any]) -> str:
         "  ".join([label.ljust(widths[0]), *(cell.rjust(widths[i + 1]) for i, cell in enumerate(cells))])
         for label, cells in lines
     ]
-    return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", aim(body)])
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", aim(body), *filter(None, [said(body)])])
+
+
+def said(body: Mapping[str, Any]) -> str:
+    """Bytes that each rank handed to collectives, stage by stage; nothing for a single process."""
+    parts = []
+    for stage, words in (body.get("communication") or {}).items():
+        reduced = sum(count["bytes"] for word, count in words.items() if word in REDUCED)
+        rest = sum(count["bytes"] for word, count in words.items() if word not in REDUCED)
+        if reduced + rest >= 1000:
+            parts.append(f"{stage} {_size(reduced)} + {_size(rest)}")
+    who = f"{body['recipe']['method']['name']} on {body['recipe']['backbone']['name']}"
+    return f"communication of each rank ({who}), all-reduced + other: {', '.join(parts)}" if parts else ""
+
+
+def _size(count: int) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} B"
 
 
 def aim(body: Mapping[str, Any]) -> str:
     """Asked and achieved in one line."""
     achieved = ", ".join(f"{share:.1%} of the {name}" for name, share in body["achieved"].items())
     asked = ", ".join(f"{share:.1%} of the {name}" for name, share in body["target"].items())
-    spec = body["recipe"]["finetune"]
-    marked = (
-        "; the kept epoch was SELECTED ON THE TEST IMAGES" if spec["selection"] == "test" and spec["epochs"] else ""
-    )
+    marked = "".join(f"; {peek.upper()}" for peek in peeks(body["recipe"]))
     blocks = "; masked blocks of weights save MACs on paper only: they run as slow as dense ones"
     runs = body.get("reruns")
     spread = f"; {len(runs['top1'])} finetunings: {runs['mean']:.2f} ± {runs['std']:.2f} %" if runs else ""
@@ -104,8 +122,10 @@ def html(
     histories: Mapping[str, Sequence[Mapping[str, float]]],
     recipe: str,
     portraits: Sequence[Portrait] = (),
+    lines: Sequence[Curve] = (),
+    figures: Mapping[str, Figure] | None = None,
 ) -> str:
-    """One file without links: table, kept channels per group, curves, the method's portraits of groups, recipe."""
+    """One file without links: table, kept channels per group, curves, the method's portraits and curves, recipe."""
     e, environment = escape.escape, body["environment"]
     timing = body["dense"]["latency"]
     sample = next(iter(timing.values()))
@@ -118,6 +138,7 @@ def html(
         for g in groups
     )
     curves = "".join(f"<h2>{e(name)}</h2>{_svg(curve_figure(lines))}" for name, lines in histories.items() if lines)
+    curves += "".join(f"<h2>{e(name)}</h2>{_svg(figure)}" for name, figure in (figures or {}).items())
     events = "; ".join(map(_event, body["events"])) or "none"
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in body["timings"].items())
     return (
@@ -129,11 +150,43 @@ def html(
         f"<p class=sub>{e(aim(body))}. Times: median of {sample['repeats']} passes on {e(sample['device'])}, "
         f"{sample['threads']} thread(s), the three networks taking turns.</p>"
         f"<h2>Kept channels per group</h2>{_svg(groups_figure(groups))}{curves}"
-        f"{_gallery(portraits)}{_rows(body.get('table', []))}"
+        f"{_gallery(portraits)}{_curves(lines)}{_rows(body.get('table', []))}{_many(body.get('many', []))}"
         f"<h2>Groups</h2><table><thead><tr><th>group</th><th>width</th><th>kept</th><th>layers</th>"
         f"<th style='text-align:left'>why nothing was cut</th></tr></thead><tbody>{listed}</tbody></table>"
         f"<h2>Run</h2><p>{e(seconds)}. Events: {e(events)}. Plan <code>{body['plan']['fingerprint']}</code></p>"
+        f"{_spoken(body)}"
         f"<h2>Recipe</h2><pre>{e(recipe)}</pre></html>"
+    )
+
+
+def _spoken(body: Mapping[str, Any]) -> str:
+    """The communication of each stage, collective by collective."""
+    lines = [
+        f"<tr><td>{stage}</td><td>{word}</td><td>{count['calls']:,}</td><td>{count['bytes']:,}</td></tr>"
+        for stage, words in (body.get("communication") or {}).items()
+        for word, count in words.items()
+    ]
+    head = "<table><thead><tr><th>stage</th><th>collective</th><th>calls</th><th>bytes</th></tr></thead><tbody>"
+    note = f"<p class=sub>{escape.escape(said(body))}.</p>"
+    more = f"<details><summary>by collective</summary>{head}{''.join(lines)}</tbody></table></details>"
+    return f"<h2>What each rank said</h2>{note}{more}" if lines else ""
+
+
+def _many(table: Sequence[Mapping[str, Any]]) -> str:
+    """The criteria of ``score.many``: accuracy after surgery, size, and what each two keep in common."""
+    if not table:
+        return ""
+    names = [escape.escape(row["method"]) for row in table]
+    lines = "".join(
+        f"<tr><td>{name}</td><td>{row['top1']:.2f}</td><td>{row['macs']:.1%}</td><td>{row['params']:.1%}</td>"
+        + "".join(f"<td>{share:.2f}</td>" for share in row["overlap"].values())
+        + "</tr>"
+        for name, row in zip(names, table, strict=True)
+    )
+    head = "".join(f"<th>{name}</th>" for name in ("", "top-1 %", "MACs", "params", *names))
+    return (
+        "<h2>Criteria at the same target, nothing finetuned</h2><p class=sub>Columns of names: kept channels that both "
+        f"keep, of those that either keeps.</p><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
     )
 
 
@@ -152,6 +205,25 @@ def _gallery(portraits: Sequence[Portrait]) -> str:
     )
 
 
+def _curves(lines: Sequence[Curve]) -> str:
+    """The method's curves, a plot for each pair of axes."""
+    plots = []
+    for axes in dict.fromkeys(line.axes for line in lines):
+        figure = Figure(figsize=(10, 3.4), layout="constrained")
+        plot = figure.subplots()
+        chosen = [line for line in lines if line.axes == axes]
+        for line in chosen:
+            plot.plot(line.x, line.y, marker="o", markersize=3, linewidth=1, label=line.group)
+        plot.set_xlabel(axes[0])
+        plot.set_ylabel(axes[1])
+        if len(chosen) <= 16:
+            plot.legend(frameon=False, fontsize=7, ncols=2)
+        for side in ("top", "right"):
+            plot.spines[side].set_visible(False)
+        plots.append(f"<h2>{escape.escape(axes[1])}</h2>{_svg(figure)}")
+    return "".join(plots)
+
+
 def _rows(lines: Sequence[Mapping[str, float]]) -> str:
     """The method's own table: values of its knob, or rounds."""
     if not lines:
@@ -167,9 +239,9 @@ def _png(pixels: np.ndarray) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def groups_figure(groups: Sequence[Mapping[str, Any]]) -> Figure:
-    """A bar per group: kept of total; protected groups are grey."""
-    figure = Figure(figsize=(10, max(2.2, min(0.2 * len(groups) + 1.1, 40))), layout="constrained")
+def groups_figure(groups: Sequence[Mapping[str, Any]], width: float = 10) -> Figure:
+    """A bar per group: kept of total; protected groups are grey. ``width`` in inches."""
+    figure = Figure(figsize=(width, max(2.2, min(0.2 * len(groups) + 1.1, 40))), layout="constrained")
     axes = figure.subplots()
     places = range(len(groups))
     widths, kept = [g["width"] for g in groups], [g["kept"] for g in groups]
@@ -206,6 +278,29 @@ def curve_figure(lines: Sequence[Mapping[str, float]]) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
+    return figure
+
+
+def plane_figure(lines: Sequence[Mapping[str, str]]) -> Figure:
+    """Top-1 and information against the share of kept filters: a line per group, a panel per figure that is there."""
+    names = {
+        "top1": "top-1 %",
+        "ixz": "I(X;Z), bits",
+        "izy": "I(Z;Y), bits",
+        "total_correlation": "total correlation, bits",
+    }
+    there = [key for key in names if any(line[key] for line in lines)]
+    figure = Figure(figsize=(10, 3.2 * -(-len(there) // 2)), layout="constrained")
+    panels = figure.subplots(-(-len(there) // 2), min(2, len(there)), squeeze=False).flat
+    for axes, key in zip(panels, there, strict=False):
+        for group in dict.fromkeys(line["group"] for line in lines):
+            own = [line for line in lines if line["group"] == group and line[key]]
+            shares = [int(line["kept"]) / int(line["width"]) for line in own]
+            axes.plot(shares, [float(line[key]) for line in own], marker=".", markersize=3, label=group)
+        axes.set(xlabel="share of the filters kept", ylabel=names[key])
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7)
     return figure
 
 

@@ -1,7 +1,10 @@
 """Cut the plan's channels out of the dense network, for real."""
 
+from pathlib import Path
+
 import torch
 
+from dist_prune import bundle
 from dist_prune.methods.method import TRAINED
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.renew import renew
@@ -9,8 +12,13 @@ from dist_prune.stages.work import Made, Work
 
 
 def act(work: Work) -> Made:
-    """dense.safetensors, round_1/scores.safetensors, round_1/plan.json -> round_1/small.safetensors"""
-    model, plan = work.dense().eval(), work.plan
+    """dense, scores, plan -> round_1/small.safetensors; of a bundle that is replayed, its own weights"""
+    plan, place = work.plan, Path(work.recipe.select.plan or "").expanduser()
+    if work.recipe.select.plan and place.is_dir():
+        weights = bundle.load(place).state_dict()
+        work.tracker.say(f"  {place} is a bundle: its weights are taken, nothing is cut here")
+        return Made({}, {"round_1/small.safetensors": (weights, {"plan": plan.fingerprint})})
+    model = work.dense().eval()
     if work.method.trains_weights and not work.recipe.select.plan:
         scores = work.tensors("round_1/scores.safetensors")
         trained = {n.removeprefix(TRAINED): tensor for n, tensor in scores.items() if n.startswith(TRAINED)}

@@ -1,16 +1,21 @@
 """report.json for machines, report.html for people, figures for TensorBoard."""
 
+import csv
 import json
 from typing import Any
 
 import yaml
+from matplotlib.figure import Figure
 
 from dist_prune.ledger import flatten
-from dist_prune.pruning.portrait import Portrait
+from dist_prune.pruning.portrait import Curve, Portrait
 from dist_prune.stages import page
 from dist_prune.stages.work import Made, Work
 
-STAGES = ("train", "score", "select", "prune", "finetune", "evaluate", "export")
+STAGES = ("train", "many", "score", "select", "prune", "finetune", "evaluate", "export")
+TELLING = ("score", "method", "select", "target", "finetune", "reruns")  # sections; the rest is the same in a sweep
+ALWAYS = ("seed", "backbone.name", "method.name", "finetune.epochs", "finetune.lr", "score.images", "select.threshold")
+SIZES = ("macs", "params", "channels")
 MORE = (("select", "table"), ("finetune", "reruns"))  # facts that only some runs have
 
 
@@ -18,7 +23,8 @@ def act(work: Work) -> Made:
     """metrics.json, plan.json and the ledger -> report.json, report.html"""
     body = collect(work)
     histories = {name: _fact(work, name, "history") or [] for name in ("train", "finetune")}
-    _tensorboard(work, body)
+    shown, lines = pictures(work)
+    _tensorboard(work, body, shown)
     work.tracker.say("\n" + page.table(body))
     folder = work.folder.resolve()
     work.tracker.say(
@@ -28,16 +34,24 @@ def act(work: Work) -> Made:
     )
     text = yaml.safe_dump(body["recipe"], sort_keys=False)
     return Made({}, texts={
-        "report.json": json.dumps(body, indent=1), "report.html": page.html(body, histories, text, portraits(work)),
+        "report.json": json.dumps(body, indent=1),
+        "report.html": page.html(body, histories, text, shown, lines, planes(work)),
     })  # fmt: skip
 
 
-def portraits(work: Work) -> list[Portrait]:
-    """The method's pictures of its groups; none where a plan was replayed, which has no scores."""
+def planes(work: Work) -> dict[str, Figure]:
+    """Plot of curves.csv, where curves were asked for."""
+    rows = list(csv.DictReader((work.folder / "curves.csv").read_text().splitlines()))
+    return {"Every number of kept filters, one group at a time, not finetuned": page.plane_figure(rows)} if rows else {}
+
+
+def pictures(work: Work) -> tuple[list[Portrait], list[Curve]]:
+    """The method's pictures of its groups and its curves; none where a plan was replayed, which has no scores."""
     if work.recipe.select.plan:
-        return []
+        return [], []
     channels = work.method.ready(work.channels, work.recipe.select.exclude, work.request)
-    return list(work.method.portraits(work.tensors("round_1/scores.safetensors"), channels, work.request))
+    asked = (work.tensors("round_1/scores.safetensors"), channels, work.request)
+    return list(work.method.portraits(*asked)), list(work.method.curves(*asked))
 
 
 def collect(work: Work) -> dict[str, Any]:
@@ -69,6 +83,8 @@ def collect(work: Work) -> dict[str, Any]:
         "target": dict([asked]) if asked else {},
         "achieved": _fact(work, "select", "achieved"),
         **{key: _fact(work, stage, key) for stage, key in MORE if _fact(work, stage, key)},
+        "communication": {name: line["said"] for name, line in lines.items() if line and line.get("said")},
+        **({"many": _fact(work, "many", "table")} if work.recipe.score.many else {}),
         "timings": {name: line["seconds"] for name, line in lines.items() if line},
         "events": [e for line in lines.values() if line for e in line.get("events", [])] + skipped,
     }
@@ -79,11 +95,24 @@ def _fact(work: Work, stage: str, name: str) -> Any:
     return line["facts"].get(name) if line else None
 
 
-def _tensorboard(work: Work, body: dict[str, Any]) -> None:
-    work.tracker.figure("plan/kept channels", page.groups_figure(body["plan"]["groups"]))
-    tuned = body["finetuned"]
+def _tensorboard(work: Work, body: dict[str, Any], shown: list[Portrait]) -> None:
+    """Kept channels and the groups' portraits as pictures, the plan as a table, the keys that say what this run was."""
+    groups, tuned = body["plan"]["groups"], body["finetuned"]
+    work.tracker.figure("plan/kept channels", page.groups_figure(groups, width=5.5))
+    lines = [f"| {g['name']} | {g['width']} | {g['kept']} | {g['reason'].replace('|', '/')} |" for g in groups]
+    head = "| group | width | kept | why nothing was cut |\n| --- | --- | --- | --- |\n"
+    work.tracker.text("plan/groups", f"{page.aim(body)}\n\n{head}" + "\n".join(lines))
+    for portrait in shown:
+        work.tracker.picture(f"likeness/{portrait.group}", portrait.picture())
     metrics = {
         f"final/{key}": float(tuned[key]) for key in ("top1", "loss", "macs", "params") if tuned[key] is not None
     }
-    keys = flatten({k: v for k, v in work.tree.items() if k not in ("name", "report", "cluster")})
-    work.tracker.hparams(keys, metrics)
+    work.tracker.hparams(telling(work), metrics)
+
+
+def telling(work: Work) -> dict[str, Any]:
+    """The keys that tell runs apart: those that differ from their defaults, and what runs are always asked for."""
+    given = flatten(work.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+    keys = {key for key in given if key.split(".")[0] in TELLING} | {*ALWAYS, *map("target.{}".format, SIZES)}
+    whole = flatten(work.tree)
+    return {key: whole[key] for key in sorted(keys) if whole.get(key) is not None}

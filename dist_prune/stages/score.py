@@ -4,11 +4,10 @@ from pathlib import Path
 
 import torch
 
-from dist_prune.bench import Bench
 from dist_prune.errors import PruneError
 from dist_prune.ledger import Ledger
 from dist_prune.runtime import checkpoint
-from dist_prune.runtime.data.dealing import calibration
+from dist_prune.stages.calibrating import calibrated
 from dist_prune.stages.work import Made, Work
 
 SCORES, PARTIAL = "round_1/scores.safetensors", "round_1/partial"
@@ -21,26 +20,15 @@ def act(work: Work) -> Made:
         return Made({"images": 0}, {SCORES: ({"calibration_ids": torch.zeros(0, dtype=torch.int64)}, {})})
     if work.recipe.score.from_:
         return _from(work, Path(work.recipe.score.from_))
-    recipe, labels = work.recipe, work.feed(True).source.labels
-    model = work.dense().to(work.machine.device)
-    ids = calibration(labels, recipe.score.images, recipe.seed, recipe.score.balance)
-    if isinstance(recipe.score.images, int) and len(ids) < recipe.score.images:
-        work.tracker.say(f"  score.images asks for {recipe.score.images} images; there are {len(ids)}, all are used")
-    feed, ids = work.scoring(ids)
-    if not len(ids):
-        raise PruneError(
-            f"score.images: none of the calibration images can be read ({next(iter(feed.skipped.values()))})"
-        )
-    bench = Bench(
-        model, work.channels, feed, ids, work.machine, work.tracker, recipe.score.micro_batch, recipe.seed,
-        work.folder / PARTIAL, work.identity, recipe.score.save_every,
-    )  # fmt: skip
+    bench = calibrated(work, work.channels, work.folder / PARTIAL)
     scores = work.method.score(bench)
     if bench.resumed:
         work.events.append({"stage": "score", "event": "resumed", "images_before": bench.resumed})
-    facts = {"images": len(ids), "bytes_all_reduced": dict(work.machine.ranks.volume)}
-    tensors = {**scores, "calibration_ids": torch.from_numpy(ids)}
-    return Made(facts, {SCORES: (tensors, {"method": recipe.method["name"]})}, drop=(PARTIAL,))
+    for note in sorted({note for notes in work.machine.ranks.gather(bench.notes) for note in notes}):
+        work.events.append({"stage": "score", "event": note})
+    facts = {"images": bench.images}
+    tensors = {**scores, "calibration_ids": torch.from_numpy(bench.ids)}
+    return Made(facts, {SCORES: (tensors, {"method": work.recipe.method["name"]})}, drop=(PARTIAL,))
 
 
 def _from(work: Work, other: Path) -> Made:

@@ -1,11 +1,16 @@
 """From scores to a plan: pure, the same on every rank."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from dist_prune.pruning.channels import Channels
+from dist_prune.pruning.choose import check_target
 from dist_prune.pruning.cost import amount
 from dist_prune.pruning.masks import weights_left
+from dist_prune.pruning.plan import Plan
+from dist_prune.stages import timing
 from dist_prune.stages.work import Made, Work
 
 SCORES = "round_1/scores.safetensors"
@@ -14,13 +19,26 @@ SCORES = "round_1/scores.safetensors"
 def act(work: Work) -> Made:
     """round_1/scores.safetensors -> round_1/plan.json"""
     recipe, channels = work.recipe, work.channels
+    timed: dict[str, Any] = {}
     if recipe.select.plan:
         plan = work.replayed()
         work.events.append({"stage": "select", "event": "replayed", "plan": recipe.select.plan})
     else:
         channels = work.method.ready(channels, recipe.select.exclude, work.request)
-        with torch.no_grad():
-            plan = work.method.select(work.tensors(SCORES), channels, work.request)
+        scores = work.tensors(SCORES)
+
+        def choose(known: Channels) -> Plan:
+            check_target(known, work.request)
+            with torch.no_grad():
+                return work.method.select(scores, known, work.request)
+
+        if recipe.target.latency is None:
+            plan = choose(channels)
+        else:
+            plan, timed = timing.fitted(work, channels, choose)
+        for text in work.method.warnings(scores, channels):
+            work.tracker.say(f"  warning: {text}")
+            work.events.append({"stage": "select", "event": f"warning: {text}"})
     if plan.empty:
         work.tracker.say(
             "  the plan removes nothing: every group keeps all its channels. "
@@ -32,17 +50,43 @@ def act(work: Work) -> Made:
         counts = weights_left(plan, channels).values()
         shares["weights"] = sum(kept for kept, _ in counts) / sum(whole for _, whole in counts)
     work.tracker.say("  kept: " + ", ".join(f"{share:.1%} of the {q}" for q, share in shares.items()))
-    for quantity, asked in filter(None, [work.recipe.target.asked()]):
-        short = asked - shares[quantity]
-        if short > 0.01:
-            work.tracker.say(
-                f"  {short:.1%} less than asked of the {quantity}: thresholds and select.round_to are coarse"
-            )
-            work.events.append({"stage": "select", "event": "smaller than asked", "by": round(short, 4)})
     facts: dict[str, Any] = {"achieved": shares, "fingerprint": plan.fingerprint}
+    if timed:
+        shares["latency"] = timed["measured"]
+        facts["latency"] = timed
+    missed = _missed(work, channels, shares)
+    if missed:
+        work.tracker.say(f"  {missed}")
+        work.events.append({"stage": "select", "event": "target missed", "why": missed})
+        facts["missed"] = missed
     if not recipe.select.plan:
         table = work.method.table(work.tensors(SCORES), channels, work.request)
         facts |= {"table": table} if table else {}
         for row in table:
-            work.tracker.say("  " + ", ".join(f"{name} {value:.6g}" for name, value in row.items()))
+            work.tracker.say("  " + ", ".join(f"{name} {_shown(value)}" for name, value in row.items()))
     return Made(facts, texts={"round_1/plan.json": plan.to_json()})
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else "-" if value is None else f"{value:.6g}"
+
+
+def _missed(work: Work, channels: Channels, shares: Mapping[str, float]) -> str:
+    """Why the network is further from its target than the recipe tolerates; empty where it is not."""
+    target = work.recipe.target
+    asked = target.asked()
+    if asked is None or asked[0] not in ("macs", "params") or target.tolerance is None:
+        return ""
+    quantity, share = asked
+    off = shares[quantity] / share - 1
+    if abs(off) <= target.tolerance:
+        return ""
+    steps = {group.name: work.request.step(group) for group in channels.free}
+    coarse = sorted({step for step in steps.values() if step > 1})
+    why = f"channels go in steps of {coarse[-1]} (select.round_to)" if coarse else "its steps are that coarse"
+    return (
+        f"target.{quantity}: {share:.4g} was asked for, {shares[quantity]:.4g} is left, {off:+.1%}, more than "
+        f"target.tolerance {target.tolerance:.1%}: {why}, and no network in between respects it, select.min_channels, "
+        "select.max_ratio and what the method does with them. Lower select.round_to, move the target, or raise the "
+        "tolerance."
+    )

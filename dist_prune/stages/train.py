@@ -23,6 +23,8 @@ def act(work: Work) -> Made:
         weights = translated(checkpoint.read_weights(place), model.state_dict())
         _check_head(model, weights, len(work.classes), place)
         checkpoint.fit(model, weights, str(place))
+        if recipe.train.sparsity != "none" and recipe.train.epochs:  # sparse learning begins with a trained network
+            history = trained(work, model, recipe.train, "train")
     elif recipe.backbone.pretrained and recipe.train.epochs == 0:
         pretrained = getattr(model, "pretrained_cfg", None) or {}
         if pretrained.get("num_classes") != len(work.classes):

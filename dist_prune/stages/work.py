@@ -1,6 +1,7 @@
 """What every act is handed: the recipe, the machine, the run directory, and the objects that they imply."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,15 +19,16 @@ from dist_prune.pruning import surgeon
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.plan import Plan
-from dist_prune.recipe import Recipe
+from dist_prune.recipe import Recipe, Training
 from dist_prune.runtime import backbones, checkpoint, stopping
-from dist_prune.runtime.data.backends import Opened, open_split
-from dist_prune.runtime.data.dealing import deal, micro_batches
+from dist_prune.runtime.data import dealing
+from dist_prune.runtime.data.backends import AnySource, Opened, open_split
+from dist_prune.runtime.data.dealing import deal, held_out, micro_batches
 from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import FolderSource, check, check_figures, same_classes
+from dist_prune.runtime.data.sources import FolderSource, check, check_figures, only, same_classes
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
-from dist_prune.runtime.training import fast
+from dist_prune.runtime.training import fast, optim
 from dist_prune.stages.sharing import Shelf
 
 
@@ -58,6 +60,7 @@ class Work:
     method: Method
     events: list[dict[str, Any]] = field(default_factory=list)
     identity: str = ""  # fingerprint of the stage at work
+    lineage: str = ""  # what single measurements of the score stage belong to
     shelf: Shelf | None = None  # where the tasks of a sweep share artifacts
     # sample id -> why it was left out, of the training and of the evaluation images, on this rank, in the stage at work
     skipped: dict[bool, dict[int, str]] = field(default_factory=lambda: {True: {}, False: {}})
@@ -79,7 +82,11 @@ class Work:
         for train in (True, False):
             what = f"{'training' if train else 'evaluation'} images"
             split = data.train_split if train else data.eval_split
-            found = out[train] = open_split(data.backend, data.source, data.root, split, train, self.tracker.say)
+            found = open_split(
+                data.backend, data.source, data.root, split, train, self.tracker.say,
+                lambda source, train=train: self._resized(source, train),
+            )  # fmt: skip
+            found = out[train] = replace(found, source=only(found.source, data.classes))
             check(found.source, f"the {what} of {data.source}")
             self.tracker.say(f"data: {what} come through the {found.backend} backend ({found.why})")
         same_classes(out[True].source, out[False].source)
@@ -124,8 +131,12 @@ class Work:
     @cached_property
     def look(self) -> Look:
         """The evaluation look: the model's own figures, overridden by the recipe's."""
-        data, source = self.recipe.data, self._opened[True].source
-        config = backbones.image_config(self.shell(), source.in_chans)
+        return self._look_at(self._opened[True].source)
+
+    def _look_at(self, source: AnySource) -> Look:
+        data, spec = self.recipe.data, self.recipe.backbone
+        shell = backbones.create(spec.name, len(source.classes), source.in_chans, False, spec.kwargs)
+        config = backbones.image_config(shell, source.in_chans)
         if source.side is not None:
             for key in ("crop", "crop_mode", "interpolation"):
                 if getattr(data, key) is not None:
@@ -141,6 +152,11 @@ class Work:
             data.crop_mode or config["crop_mode"], data.exif, data.crop_scale, data.crop_ratio, data.auto_augment,
             data.random_erasing, data.random_erasing_mode, tuple(sorted(data.resize_schedule.items())), data.padding,
         )  # fmt: skip
+
+    def _resized(self, source: AnySource, train: bool) -> int:
+        """The side that the recipe resizes shorter sides to before it crops, the largest of a schedule."""
+        look = self._look_at(source)
+        return max(math.floor(look.size / look.crop), *(size for _, size in look.schedule if train), 0)
 
     def feed(self, train: bool) -> Feed:
         """The training or the evaluation images: one feed for a whole stage, so that its workers stay."""
@@ -158,13 +174,28 @@ class Work:
             feed.close()
         self._feeds.clear()
 
+    def pool(self) -> np.ndarray:
+        """The images that calibration draws from; notes an event where images should be held out and are trained on."""
+        if self.method.sees != "held_out":
+            return np.arange(len(self.feed(self.method.sees == "train")))
+        recipe, feed = self.recipe, self.feed(True)
+        held = held_out(np.arange(min(len(feed), recipe.train.images or len(feed))), recipe.train.holdout, recipe.seed)
+        seen = [
+            name for name, section in (("train", recipe.train), ("finetune", recipe.finetune))
+            if section.epochs and (section.selection != "holdout" or section.holdout < recipe.train.holdout)
+        ]  # fmt: skip
+        if seen:
+            event = f"the held-out images of scoring are trained on ({' and '.join(seen)}: selection is not holdout)"
+            self.events.append({"stage": "score", "event": event})
+        return held[1]
+
     def scoring(self, ids: np.ndarray) -> tuple[Feed, np.ndarray]:
         """The training images as papers look at them (no schedule of sizes), and those of ``ids`` that can be read.
 
         With ``data.on_error: skip`` all of them are read once before, and unreadable ones are taken out on every rank:
         statistics are addressed by image, so what is scored has to be known before.
         """
-        feed = replace(self.feed(True), look=replace(self.look, schedule=()))
+        feed = replace(self.feed(self.method.sees != "test"), look=replace(self.look, schedule=()))
         if self.recipe.data.on_error == "fail" or not isinstance(feed.source, FolderSource):
             return feed, ids
         ranks, lists = self.machine.ranks, micro_batches(ids, self.recipe.score.micro_batch)
@@ -227,11 +258,13 @@ class Work:
         """The plan that ``select.plan`` names; PruneError where another key asks for something beside it."""
         spec, asked = self.recipe.select, self.request
         given = {
-            "select.threshold": asked.threshold, "select.keep_ratio": asked.keep_ratio, "target": asked.target,
+            "select.threshold": asked.threshold, "select.keep_ratio": asked.keep_ratio,
+            "select.counts": asked.counts, "target": asked.target,
             "select.exclude": spec.exclude, "select.round_to": spec.round_to > 1,
-            "select.min_channels": spec.min_channels > 1,
+            "select.min_channels": spec.min_channels > 1, "select.include": spec.include,
+            "select.keep_ratios": spec.keep_ratios, "select.max_ratio": spec.max_ratio,
         }  # fmt: skip
-        others = [key for key, value in given.items() if value not in (None, (), False)]
+        others = [key for key, value in given.items() if value not in (None, (), False, {})]
         if others:
             raise PruneError(
                 f"select.plan: a plan that is replayed leaves nothing to choose; leave out {' and '.join(others)} "
@@ -239,29 +272,52 @@ class Work:
             )
         return replay.read(Path(str(spec.plan)).expanduser(), self.channels)
 
+    def dealt(self, settings: Training) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of the images that a training learns from, and of those it is judged by."""
+        count = len(self._opened[True].source.labels)
+        share = settings.holdout if settings.selection == "holdout" else 0.0
+        return held_out(np.arange(min(count, settings.images or count)), share, self.recipe.seed)
+
     def precheck(self) -> None:
         """Find out before any work what can be found out then; PruneError with all of it."""
-        problems = []
+        problems: list[str] = []
+
+        def attempt(check: Callable[..., Any], *arguments: Any) -> bool:
+            try:
+                check(*arguments)
+            except PruneError as error:
+                problems.append(str(error))
+                return False
+            return True
+
         if self.checkpoint is not None and not self.checkpoint.is_file() and self.ledger.last("train") is None:
             problems.append(f"backbone.checkpoint: there is no file {self.checkpoint}")
-        for name, settings in (("train", self.recipe.train), ("finetune", self.recipe.finetune)):
-            if settings.epochs:
-                try:
-                    fast.check(settings, self.machine, name, self.recipe.cluster.deterministic)
-                except PruneError as error:
-                    problems.append(str(error))
-        try:
-            # one rank looks through folders, the others take its index
-            self.machine.ranks.together(lambda: self._opened)
-            self._check_sizes()
-            if self.recipe.select.plan:
-                self.replayed()
-            else:
-                self.method.ready(self.channels, self.recipe.select.exclude, self.request)
-        except PruneError as error:
-            problems.append(str(error))
+        trainings = [
+            (settings, name)
+            for name, settings in (("train", self.recipe.train), ("finetune", self.recipe.finetune))
+            if settings.epochs and (name == "finetune" or self.checkpoint is None)
+        ]
+        for settings, name in trainings:
+            attempt(fast.check, settings, self.machine, name, self.recipe.cluster.deterministic)
+        # one rank looks through folders, the others take its index
+        if attempt(self.machine.ranks.together, lambda: self._opened) and attempt(self._check_network):
+            for training in trainings:
+                attempt(self._check_training, *training)
         if problems:
             raise PruneError("\n".join(problems))
+
+    def _check_network(self) -> None:
+        """PruneError where there is no such network, or the method cannot do with it what the recipe asks for."""
+        self._check_sizes()
+        if self.recipe.select.plan:
+            self.replayed()
+        else:
+            self.method.ready(self.channels, self.recipe.select.exclude, self.request)
+
+    def _check_training(self, settings: Training, name: str) -> None:
+        """PruneError where a training's batches are too small, or its optimizer is none (surgery renames nothing)."""
+        dealing.check(settings.batch, len(self.dealt(settings)[0]), self.machine.ranks.world, name)
+        optim.check(self.shell(), settings, name)
 
     def _check_sizes(self) -> None:
         """PruneError where the network cannot take the images of the recipe's schedule."""
@@ -276,7 +332,11 @@ class Work:
 
     def outside(self, stage: str) -> dict[str, str]:
         """Digests of what a stage reads from outside the run directory: images and labels, the checkpoint file."""
-        reads = {"train": (True, False), "finetune": (True, False), "score": (True,), "evaluate": (False,)}
+        scored = (self.method.sees != "test",)
+        reads = {
+            "train": (True, False), "many": (True, False), "finetune": (True, False), "score": scored,
+            "evaluate": (False,), "curves": (False,),
+        }  # fmt: skip
         found = {("train" if train else "eval"): self._opened[train].source.identity for train in reads.get(stage, ())}
         if stage == "train" and self.checkpoint is not None:
             found["checkpoint"] = file_digest(self.checkpoint) if self.checkpoint.is_file() else "missing"

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import pickle
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from dist_prune.pruning.statistic import Tally
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.sources import ArraySource, open_source
 from tests import tiny
+from tests.pool import Pool
 
+EMPTY = len(pickle.dumps([]))  # what a rank without a job sends
 HALF = Request(target=("macs", 0.5))
 every_method = pytest.mark.parametrize("name", methods.names())
 
@@ -61,6 +64,43 @@ def test_more_ranks_than_micro_batches(name, pool):
 def test_four_ranks_do_not_move_the_plan(name, pool4):
     plans = {print_ for world in (1, 2, 3, 4) for print_ in pool4.run(world, plan_on, name)}
     assert len(plans) == 1
+
+
+@pytest.fixture(scope="module")
+def pool16(tmp_path_factory):
+    """Sixteen real gloo ranks (about 5 GB together)."""
+    pool = Pool(16, tmp_path_factory.mktemp("pool16"), (8, 16))
+    yield pool
+    pool.close()
+
+
+def plan_and_volume(ranks: Ranks, name: str) -> tuple[str, dict]:
+    """On 112 images: sixteen micro-batches, so that each of sixteen ranks has one."""
+    plan = plan_of(name, tiny.bench(tiny.network(), ranks, images=16 * tiny.MICRO)).fingerprint
+    return plan, ranks.volume
+
+
+@pytest.mark.slow
+@every_method
+def test_many_ranks_do_not_move_the_plan_nor_say_more(name, pool16):
+    """Eight and sixteen ranks: the plan of one, and no rank hands more to a reduction than it does among eight."""
+    alone, _ = plan_and_volume(Ranks(), name)
+    said = {}
+    for world in (8, 16):
+        found = pool16.run(world, plan_and_volume, name)
+        assert {plan for plan, _ in found} == {alone}
+        said[world] = [volume for _, volume in found]
+        for word in ("sum", "rows", "min", "broadcast"):  # one bucket per word and dtype, whatever the world
+            assert len({volume.get(word) for volume in said[world]}) == 1, word
+    for word in ("sum", "rows", "min", "broadcast"):
+        assert said[8][0].get(word) == said[16][0].get(word), word
+    polls = {world: volumes[0].get("max", (0, 0))[0] for world, volumes in said.items()}
+    assert polls[16] <= polls[8], "ranks agree once per round, and there are fewer rounds"
+    for world, volumes in said.items():  # dealt jobs: together the ranks send each result once, and an empty list
+        sent = sum(volume.get("gather", (0, 0))[1] for volume in volumes)
+        calls = sum(volume.get("gather", (0, 0))[0] for volume in volumes)
+        said[world] = sent - calls * EMPTY
+    assert said[16] <= 1.05 * said[8] + 64 * 16
 
 
 @every_method

@@ -1,5 +1,6 @@
 """MINT: thresholds, caps, taps and groups by the specification; masks that hold; the released code's departures."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from dist_prune.methods import mint
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.blocks import Blocks
 from dist_prune.pruning.choose import Request, share_of
+from dist_prune.pruning.information import tile
 from dist_prune.pruning.masks import masks_of, violations, weights_left
 from dist_prune.pruning.pairs import contiguous
 from dist_prune.pruning.plan import Plan
@@ -69,12 +71,13 @@ def digits(method, images: int = tiny.IMAGES, name: str = "resnet8p_cifar", rank
 
 
 def tables_on(ranks: Ranks, fidelity: str) -> dict[str, list]:
-    found = digits(mint_with(groups=8, fidelity=fidelity, memory_mb=64), 150, ranks=ranks)[1]
+    found = digits(mint_with(groups=16, fidelity=fidelity, memory_mb=64), 150, ranks=ranks)[1]
     return {name: table.tolist() for name, table in found.items()}
 
 
 @pytest.mark.parametrize("fidelity", ["correct", "as_released"])
 def test_every_world_finds_the_same_table(fidelity, pool):
+    assert tile(100, 16, 64 << 20) == 2, "two parent groups in a job"
     found = [tables for world in (1, 2, 3) for tables in pool.run(world, tables_on, fidelity)]
     assert all(tables == found[0] for tables in found)
     tables = [table for name, table in found[0].items() if name.endswith("edges")]
@@ -82,14 +85,23 @@ def test_every_world_finds_the_same_table(fidelity, pool):
 
 
 def test_threads_and_memory_do_not_move_scores():
-    method = mint_with(groups=8)
-    wide = digits(mint_with(groups=8, memory_mb=4096), 150)[1]
-    torch.set_num_threads(2)
-    try:
-        narrow = digits(method, 150)[1]
-    finally:
-        torch.set_num_threads(1)
-    assert all(torch.equal(wide[name], narrow[name]) for name in wide)
+    """One, three and four parent groups of 32 worked on together, with one child table beside them or two."""
+    budgets = {1: 1, 4: 3, 64: 4}
+    assert {megabytes: tile(300, 32, megabytes << 20) for megabytes in budgets} == budgets
+
+    def found(megabytes: int, threads: int) -> dict[str, torch.Tensor]:
+        options = mint.Options(groups=32, skip=("layer1*", "layer2*", "layer3.0.conv*"))
+        method = mint.Mint(options.model_copy(update={"memory_mb": megabytes}))  # less than a recipe may say
+        torch.set_num_threads(threads)
+        try:
+            return digits(method, 450)[1]
+        finally:
+            torch.set_num_threads(1)
+
+    wide = found(64, 1)
+    assert len(wide) == 4
+    for narrow in (found(1, 2), found(4, 2)):
+        assert all(torch.equal(wide[name], narrow[name]) for name in wide)
     assert "memory_mb" not in mint.Options.score_options()
 
 
@@ -195,6 +207,41 @@ def test_p_masks_blocks_and_the_plan_says_how_much():
     assert violations(small.state_dict(), masks) == []
 
 
+def test_excluded_layers_keep_all_their_weights():
+    """p then speaks of the others; the protected output layer can be excluded as well; the score file is the same."""
+    method = mint_with(groups=8, p=(0.5,))
+    bench, scores = digits(method)
+    channels = method.ready(bench.channels, ("layer2.0.conv1", "layer3*", "linear"), Request())
+    plan = method.select(scores, channels, Request())
+    assert plan.blocks.keys() == {"layer1.0.conv1", "layer1.0.conv2", "layer2.0.conv2", "layer2.0.downsample.0"}
+    counts = weights_left(plan, channels)
+    assert all(counts[name][0] == counts[name][1] for name in counts if name.startswith(("layer3", "linear")))
+    (row,) = method.table(scores, channels, Request())
+    cut = [counts[name] for name in plan.blocks]
+    assert row["scored_percent"] == 100 * (1 - sum(kept for kept, _ in cut) / sum(whole for _, whole in cut)) >= 50
+    perceptron = surgeon.sites_of(backbones.create("mlp_mnist", 10, 1).eval(), torch.zeros(1, 1, 28, 28))
+    with pytest.raises(PruneError, match=r"select\.exclude and method\.skip leave no layer"):
+        mint_with(p=(0.5,), skip=("fc3",)).ready(perceptron, ("fc2",), Request())
+
+
+@pytest.mark.parametrize(("key", "value", "said"), [
+    ("skip", ["fcc3"], r"method\.skip: no layer matches\. unknown layer 'fcc3'\. Did you mean 'fc[123]'"),
+    ("parent_groups", {"fc1": 250}, r"method\.parent_groups: no layer that .*'fc1'.* Allowed: fc2, fc3"),
+    ("child_groups", {"fc4": 10}, r"method\.child_groups: no layer that .* 'fc4'"),
+    ("caps", {"features*": 0.5}, r"method\.caps: no .* 'features\*'.* Allowed: fc2, fc3"),
+    ("parent_groups", {"fc2": 0}, r"method\.parent_groups\.fc2.*greater than or equal to 1"),
+    ("child_groups", {"fc2": -10}, r"method\.child_groups\.fc2.*greater than or equal to 1"),
+    ("caps", {"fc2": 0}, r"method\.caps\.fc2.*greater than 0"),
+])  # fmt: skip
+def test_globs_and_numbers_that_would_be_ignored_are_refused(key, value, said):
+    channels = surgeon.sites_of(backbones.create("mlp_mnist", 10, 1).eval(), torch.zeros(1, 1, 28, 28))
+    with pytest.raises(PruneError, match=said):
+        words = [f"method.{key}={json.dumps(value)}"]
+        spec = reading.load("mlp_mnist_mint", words, methods.options_of, need_environment=False)
+        options = {name: option for name, option in spec.method.items() if name != "name"}
+        mint_with(**options).ready(channels, (), Request())
+
+
 def test_a_grid_is_a_table_and_an_index_takes_one_value():
     method = mint_with(groups=8, p=(0.2, 0.5, 0.8))
     bench, scores = digits(method)
@@ -289,6 +336,7 @@ def test_recipes_score_the_pairs_that_the_paper_masks(recipe, side, pairs, maske
     classes, chans = (1000 if "imagenet" in recipe else 10), (1 if "mnist" in recipe else 3)
     model = backbones.create(spec.backbone.name, classes, chans).eval()
     channels = surgeon.sites_of(model, torch.zeros(1, chans, side, side))
+    method.ready(channels, spec.select.exclude, Request.of(spec))
     found = method.pairs(channels)
     layers = [channels.layers[pair.child] for pair in found]
     assert len(found) == pairs

@@ -213,7 +213,7 @@ def test_rounds_of_the_papers_networks():
     assert [len(groups) for groups in mobile.rounds(channels)] == [2, 3, 4, 3, 3, 1, 1]
     assert sum(group.width for group in channels.free) == 8384
     vgg = Sensitivity(Options(by="layer", pool="layers"))
-    channels = vgg.limits(channels_of("vgg16_bn_linear_cifar"))
+    channels = vgg.limits(channels_of("vgg16_bn_head_cifar"))
     assert [len(groups) for groups in vgg.rounds(channels)] == [1] * 13
     some = Sensitivity(Options(by="layer", rounds="3-5"))
     assert [(n, g[0].name) for n, g in some.chosen(channels)] == [
@@ -225,7 +225,7 @@ def test_rounds_of_the_papers_networks():
 
 
 def test_the_pool_is_what_the_programs_score():
-    model = backbones.create("vgg16_bn_linear_cifar", 10, 3)
+    model = backbones.create("vgg16_bn_head_cifar", 10, 3)
     found = Sensitivity(Options(by="layer", pool="layers"))
     channels = found.limits(surgeon.sites_of(model.eval(), torch.zeros(1, 3, 32, 32)))
 

@@ -56,7 +56,7 @@ def test_cost_equals_a_count_after_surgery(name, size):
 @pytest.mark.parametrize(
     ("name", "classes", "size", "operations", "parameters"),
     [
-        ("vgg16_bn_linear_cifar", 10, 32, "314.031", 14_728_266),
+        ("vgg16_bn_head_cifar", 10, 32, "314.031", 14_728_266),
         ("vgg16_bn_hidden4096_cifar", 100, 32, "333.310", 34_015_396),
         ("vgg16_bn", 1000, 224, "15510.923", 138_365_992),
         ("resnet50_stem3", 10, 32, "1304.695", 23_520_842),

@@ -84,12 +84,26 @@ def test_missing_and_malformed_data(tmp_path):
         open_source("imagefolder", str(tmp_path), "train", True)
     with pytest.raises(PruneError, match="there is no folder .*val"):
         open_source("imagefolder", str(tmp_path), "val", False)
-    (tmp_path / "x.npz").write_bytes(b"PK cut short")
-    with pytest.raises(PruneError, match=r"x\.npz cannot be read"):
-        open_source("npz", str(tmp_path / "x.npz"), "", True)
     np.savez(tmp_path / "y.npz", x_train=np.zeros((3, 4, 4)), y_train=np.zeros(3), y_test=np.zeros(3))
     with pytest.raises(PruneError, match=r"x_train of .* is float64"):
         open_source("npz", str(tmp_path / "y.npz"), "", True)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_npz_files_are_named(save, tmp_path):
+    """Cut short anywhere (as a download that broke off), and with bytes in the middle that are others."""
+    source, path = open_source("digits", None, "", True), tmp_path / "x.npz"
+    save(path, x_train=source.images, y_train=source.labels, x_test=source.images, y_test=source.labels)
+    whole = path.read_bytes()
+    assert len(open_source("npz", str(path), "", True).labels) == len(source.labels)
+    middle = len(whole) // 4
+    for damaged in (
+        whole[: len(whole) // 2], whole[:-10], whole[:100], b"", whole[:middle] + bytes(99) + whole[middle + 99 :],
+        whole[:middle] + b"\xff" * 99 + whole[middle + 99 :],
+    ):  # fmt: skip
+        path.write_bytes(damaged)
+        with pytest.raises(PruneError, match=r"data\.root: .*x\.npz cannot be read: .*x_train, y_train"):
+            open_source("npz", str(path), "", True)
 
 
 def test_splits_with_other_classes_are_refused(tmp_path):

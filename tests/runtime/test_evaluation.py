@@ -25,6 +25,21 @@ def test_worlds_and_batches_agree_to_the_bit(pool):
     assert found[0]["images"] == 1347
 
 
+def passes(ranks: Ranks) -> tuple[dict[str, float], int]:
+    """The figures of 5 batches, and how many forward passes this rank made."""
+    model, count = tiny.network(), []
+    model.register_forward_hook(lambda *_: count.append(1))
+    return evaluate(model, tiny.digits_feed(), 300, ranks, Tracker(False)), len(count)
+
+
+def test_ranks_without_a_batch_make_its_forward_pass_all_the_same(pool):
+    """Weights sharded by ZeRO-3 are gathered in every forward pass: a rank that leaves one out stops the others."""
+    (figures, count), *_ = pool.run(1, passes)
+    assert count == 5
+    assert pool.run(2, passes) == [(figures, 3)] * 2
+    assert pool.run(3, passes) == [(figures, 2)] * 3
+
+
 def test_against_plain_arithmetic():
     feed = tiny.digits_feed()
     model = tiny.network()

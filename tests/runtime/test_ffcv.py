@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -289,6 +290,80 @@ def test_auto_takes_a_matching_file_and_says_why(photos, tmp_path):
         open_split("ffcv", "imagefolder", str(tmp_path / "other"), "val", False)
     with pytest.raises(PruneError, match=r"there is no .*train\.beton; write it with: dist-prune make-ffcv"):
         open_split("ffcv", "imagefolder", str(root), "train", True)
+
+
+def test_auto_evaluates_on_the_images_themselves(photos, tmp_path):
+    """A lossy .beton serves training, evaluation only where it is asked for by name; and none that is too small."""
+    root, source = tmp_path / "photos", open_source("imagefolder", str(photos[0]), "val", False)
+    root.mkdir()
+    (root / "val").symlink_to(photos[0] / "val")
+    place = write(source, root / "val.beton", mode="jpg", resolution=100)
+
+    def opened(backend: str, train: bool, side: int = 90):
+        return open_split(backend, "imagefolder", str(root), "val", train, resized=lambda source: side)
+
+    found = opened("auto", False)
+    assert (found.backend, found.source.identity) == ("torch", source.identity)
+    assert "keeps 59 of 59 as JPEG of quality 90 and 59 shrunk to 100 pixels; data.backend=ffcv evaluates" in found.why
+    for found in (opened("ffcv", False), opened("auto", True)):
+        assert found.backend == "ffcv"
+        assert found.source.identity == f"{source.identity}:{digest(place)}"
+        assert "it keeps 59 of 59 as JPEG" in found.why
+        assert "shrunk ones are blown up to 90 pixels again" in found.why
+    assert "blown up" not in opened("ffcv", False, 10).why
+    with pytest.raises(PruneError, match=r"written with --max-resolution 100, .* shorter sides to 101 pixels"):
+        opened("ffcv", False, 101)
+    assert opened("auto", True, 101).backend == "torch"
+    shutil.copy(photos[1], place)
+    shutil.copy(sidecar_of(photos[1]), sidecar_of(place))
+    whole = opened("auto", False, 5000)
+    assert (whole.backend, whole.source.identity) == ("ffcv", source.identity), "small, but whole"
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_writing_that_is_stopped_in_its_last_steps_goes_on(ffcv, tmp_path, monkeypatch, older):
+    """Killed before the file has its name, or before its sidecar has: on the disk lies what a kill there leaves."""
+    digits = open_source("digits", None, "", False)
+    truth, real = digest(write(digits, tmp_path / "truth.beton")), os.replace
+    for stop in (".beton", ".json"):
+        out = tmp_path / f"x{stop}" / "x.beton"
+        if older:
+            write(digits, out, mode="jpg")
+
+        def killed(source: Path, target: Path, stop: str = stop) -> None:
+            if target.name.endswith(stop):
+                raise KeyboardInterrupt
+            real(source, target)
+
+        monkeypatch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(digits, out)
+        monkeypatch.setattr(os, "replace", real)
+        with pytest.raises(PruneError, match=r"has no sidecar|there is no"):
+            open_beton(out)
+        said: list[str] = []
+        write(digits, out, said=said)
+        assert any(line.startswith("goes on after 450") or "all but its sidecar" in line for line in said), said
+        assert digest(out) == truth
+        assert len(open_beton(out).labels) == 450
+        assert sorted(path.name for path in out.parent.iterdir()) == ["x.beton", "x.beton.json"]
+    sidecar_of(out).unlink()
+    with pytest.raises(PruneError, match="exists and has no sidecar"):
+        write(digits, out)
+
+
+def test_a_full_disk_at_the_end_is_an_error_for_people(ffcv, tmp_path):
+    """The last bytes do not fit (a real limit of the file's size); with more room the same command goes on."""
+    digits = open_source("digits", None, "", False)
+    truth = write(digits, tmp_path / "truth.beton")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (truth.stat().st_size - 1, hard))
+    try:
+        with pytest.raises(PruneError, match=r"x\.beton\.part cannot be written: .*run the same command again"):
+            write(digits, tmp_path / "x.beton")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert digest(write(digits, tmp_path / "x.beton")) == digest(truth)
 
 
 def test_the_file_is_the_same_for_any_number_of_workers_and_goes_on_after_a_kill(ffcv, data, tmp_path):

@@ -98,6 +98,7 @@ def on_two_then_one(ranks: Ranks, folder: Path) -> list[float]:
         found.states.wait()  # type: ignore[union-attr]
         return []
     found.run()
+    assert found.resumed == {"epoch": 0, "step": 4}
     return digest(found.model)
 
 
@@ -127,15 +128,44 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
     again.states.say = said.append  # type: ignore[union-attr]
     again.run()
     assert "damaged or cut short" in said[0]
+    assert again.resumed == {"epoch": 1, "step": 0}
     assert digest(again.model) == plain(Ranks())
 
 
-def test_a_checkpoint_of_another_training_is_ignored(tmp_path):
-    trainer(None, tmp_path).run()
+def test_a_checkpoint_of_another_training_is_left_alone(tmp_path):
+    """A changed recipe starts over and keeps its own; whoever takes the change back goes on where that one was."""
+    steps = 2 * loop().steps
+    first = trainer(None, tmp_path, lr=0.01)
+    first.run()
     other = trainer(None, tmp_path)
     other.states.identity = "someone else"  # type: ignore[union-attr]
-    other.run()
-    assert digest(other.model) == plain(Ranks())
+    kill_after(other, 8)
+    with pytest.raises(Killed):
+        other.run()
+    other.states.wait()  # type: ignore[union-attr]
+    again = trainer(None, tmp_path)
+    again.states.identity = "someone else"  # type: ignore[union-attr]
+    again.run()
+    assert other.resumed is None
+    assert again.resumed == {"epoch": 1, "step": 0}
+    assert digest(again.model) == plain(Ranks()) != digest(first.model)
+    back = trainer(None, tmp_path, lr=0.01)
+    back.run()
+    assert back.resumed == {"epoch": 2, "step": 0}
+    assert digest(back.model) == digest(first.model)
+    assert len(list(tmp_path.glob(f"step_{steps:09}-*.safetensors"))) == 2
+
+
+def test_checkpoints_are_counted_by_training(tmp_path):
+    """The new one's first steps have lower numbers than the old one's last: they stay, and are found."""
+    old, new = (States(tmp_path, name, keep=2, say=print) for name in ("old", "new"))
+    for states, steps in ((old, (480, 490, 500)), (new, (10, 20, 30))):
+        for step in steps:
+            states.save(step, {"x": torch.ones(1)}, {})
+        states.wait()
+    assert str(new.newest()).startswith("step_000000030-")
+    assert str(old.newest()).startswith("step_000000500-")
+    assert [path.name[:14] for path in new.others()] == ["step_000000490", "step_000000500"]
 
 
 def test_a_disk_that_refuses_a_checkpoint_is_an_error(tmp_path):
@@ -258,24 +288,59 @@ def test_every_rank_names_the_images_and_the_last_good_checkpoint(tmp_path, pool
     one, other = pool.run(2, poisoned, tmp_path)
     assert one == other
     assert "epoch 2, step 1" in one
-    assert f"{tmp_path}/step_000000006.safetensors" in one
+    assert f"{tmp_path}/step_000000006-" in one
+    assert "train.skip_nonfinite above 0" in one
     assert "(sample ids [" in one
     assert "and 8 more)" in one, "16 images: those of one rank"
 
 
 def test_strange_updates_can_be_left_out():
-    found = trainer(None, skip_nonfinite=2, epochs=1)
-    feed = found.loop.feed
-    plain_batches = feed.batches
-
-    def poisoned(dealt, augment=None):
-        for number, batch in enumerate(plain_batches(dealt, augment)):
-            yield Batch(batch.images * float("nan"), batch.labels, batch.ids) if number in (1, 3) else batch
-
-    feed.batches = poisoned  # type: ignore[method-assign]
+    found = poison(trainer(None, skip_nonfinite=2, epochs=1), {1, 3})
     history = found.run()
     assert history[0]["skipped_updates"] == 2
     assert all(bool(torch.isfinite(p).all()) for p in found.model.parameters())
+
+
+def poison(found: Trainer, bad: set[int], good: list[Batch] | None = None) -> Trainer:
+    """Some batches of every epoch turn strange; the others are noted in ``good``."""
+    plain_batches = found.loop.feed.batches
+
+    def poisoned(dealt, augment=None):
+        for number, batch in enumerate(plain_batches(dealt, augment)):
+            if number not in bad and good is not None:
+                good.append(batch)
+            yield Batch(batch.images * float("nan"), batch.labels, batch.ids) if number in bad else batch
+
+    found.loop.feed.batches = poisoned  # type: ignore[method-assign]
+    return found
+
+
+def test_a_skipped_update_takes_no_other_update_s_hits_along():
+    """A network that (almost) stands still: the training top-1 is its accuracy on the images that counted."""
+    good: list[Batch] = []
+    found = poison(still(trainer(None, skip_nonfinite=1, epochs=1, lr=1e-12)), {4}, good)
+    history = found.run()
+    found.model.eval()
+    with torch.no_grad():
+        hits = sum(int((found.model(batch.images).argmax(1) == batch.labels).sum()) for batch in good)
+    count = sum(len(batch.ids) for batch in good)
+    assert count < 200
+    assert hits > 0
+    assert history[0]["top1"] == pytest.approx(100 * hits / count)
+
+
+def test_skipped_updates_are_counted_over_epochs_and_restarts(tmp_path):
+    with pytest.raises(PruneError, match=r"epoch 2, step 2.*skip_nonfinite above 1"):
+        poison(trainer(None, skip_nonfinite=1, epochs=3), {1}).run()
+    found = poison(trainer(None, tmp_path, skip_nonfinite=2, epochs=3), {1})
+    kill_after(found, 9)
+    with pytest.raises(Killed):
+        found.run()
+    found.states.wait()  # type: ignore[union-attr]
+    again = poison(trainer(None, tmp_path, skip_nonfinite=2, epochs=3), {1})
+    with pytest.raises(PruneError, match="epoch 3, step 2"):
+        again.run()
+    assert again.resumed == {"epoch": 1, "step": 0}
 
 
 def test_the_best_epoch_is_kept_and_patience_ends():
@@ -346,6 +411,8 @@ def test_optimizers_by_timm_s_names(name, kind):
 def test_a_batch_too_small_for_the_ranks():
     with pytest.raises(PruneError, match=r"train\.batch: 1 .* is too small for 1 process"):
         trainer(None, batch=1).run()
+    with pytest.raises(PruneError, match=r"train\.batch: 2 \(of 5 images\) .* the smallest would be 1"):
+        trainer(None, batch=2, images=5).run()
 
 
 def test_unknown_optimizers_and_arguments():
@@ -353,6 +420,10 @@ def test_unknown_optimizers_and_arguments():
         optim.optimizer([nn.Parameter(torch.ones(2))], settings(optimizer="adamv"))
     with pytest.raises(PruneError, match="optimizer_kwargs"):
         optim.optimizer([nn.Parameter(torch.ones(2))], settings(optimizer_kwargs={"nonsense": 1}))
+    with pytest.raises(PruneError, match="optimizer_kwargs: adamw does not take .*Invalid beta"):
+        optim.optimizer([nn.Parameter(torch.ones(2))], settings(optimizer="adamw", optimizer_kwargs={"betas": [2, 2]}))
+    with pytest.raises(PruneError, match=r"Nesterov momentum requires a momentum"):
+        optim.optimizer([nn.Parameter(torch.ones(2))], settings(optimizer="nesterov", momentum=0))
 
 
 @pytest.mark.parametrize(
@@ -374,6 +445,26 @@ def test_schedules(more, expected):
         schedule.at(10 * epoch)
         found.append(optimizer.param_groups[0]["lr"])
     assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("epochs", "per_epoch", "warmup"), [(10, 10, 0.0), (3, 7, 1.0), (1, 3, 0.0), (7, 5, 0.0)])
+def test_one_cycle_climbs_to_the_full_rate_and_falls_without_a_jump(epochs, per_epoch, warmup):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], 1.0)
+    asked = settings(epochs=epochs, lr=1.0, schedule="onecycle", warmup_epochs=warmup, warmup_lr=0.04)
+    schedule = optim.Schedule(optimizer, asked, per_epoch)
+    rates = []
+    for update in range(epochs * per_epoch):
+        schedule.at(update)
+        rates.append(schedule.rate)
+    peak = round((warmup or 0.3 * epochs) * per_epoch)
+    left = epochs * per_epoch - peak
+    assert rates[: peak + 1] == pytest.approx([0.04 + 0.96 * t / peak for t in range(peak + 1)])
+    assert rates[peak:] == pytest.approx([(1 + math.cos(math.pi * t / left)) / 2 for t in range(left)])
+
+
+def test_one_cycle_has_to_fall():
+    with pytest.raises(ValueError, match="warmup_epochs has to be smaller"):
+        settings(epochs=3, schedule="onecycle", warmup_epochs=3)
 
 
 def objective(teacher=None, **more) -> Objective:

@@ -5,11 +5,17 @@ import os
 import sys
 import time
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
+import torch
 
 from dist_prune.errors import PruneError
+from dist_prune.pruning import surgeon
+from dist_prune.pruning.masks import masks_of, violations
+from dist_prune.pruning.plan import Plan
 from dist_prune.recipe import Training
+from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.machine import unlock
 from dist_prune.runtime.training import zero
 from tests import launch
@@ -29,7 +35,7 @@ def engine():
 
 
 @pytest.mark.deepspeed
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_on_one_process_is_plain_training(engine, stage, tmp_path):
     """SGD, AdamW, and averaged weights with mixing, clipping, accumulation and scaled rates; masks; resumed."""
     config = tmp_path / "config.yaml"
@@ -60,6 +66,44 @@ def test_a_whole_run_through_deepspeed(engine, tmp_path):
     code, output = launch.run(launch.PYTHON, folder, *launch.SMALL, "finetune.ema=0.9")
     assert code == 0, output
     assert "finetune: done before, skipped" in output, "the artifacts are the same as any other run's"
+
+
+@pytest.mark.deepspeed
+def test_masked_weights_are_exact_zeros_behind_deepspeed(engine, tmp_path):
+    """MINT from the scores to the bundle, with momentum, weight decay and averaged weights."""
+    import dist_prune
+
+    folder = tmp_path / "run"
+    words = (
+        *launch.SMALL, "method.name=mint", "target.macs=null", "method.groups=8", "method.p=[0.5]", "train.epochs=1",
+        "finetune.momentum=0.9", "finetune.weight_decay=0.01", "finetune.ema=0.9", "score.balance=class",
+    )  # fmt: skip
+    code, output = launch.run((*START, str(CONFIG), launch.RUN), folder, *words)
+    assert code == 0, output
+    plan = Plan.from_json((folder / "round_1/plan.json").read_text())
+    network = backbones.create("resnet8p_cifar", 10, 1, kwargs={"img_size": 8}).eval()
+    channels = surgeon.sites_of(network, torch.zeros(1, 1, 8, 8))
+    small, _ = checkpoint.read(folder / "round_1/small.safetensors")
+    tuned, _ = checkpoint.read(folder / "tuned.safetensors")
+    masks = masks_of(plan, channels, tuned)
+    assert sum(int((~mask).sum()) for mask in masks.values()) > 1000, "beside the channels that were removed for real"
+    assert violations(tuned, masks) == []
+    assert all(bool((tuned[name][mask] != 0).all()) for name, mask in masks.items()), "no other weight became zero"
+    assert any(not torch.equal(tuned[name], small[name]) for name in masks), "the finetune changed the others"
+    assert violations(dist_prune.load(folder / "export").state_dict(), masks) == []
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert any(line["stage"] == "finetune" and line["grad_norm"] > 0 for line in lines)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_stage_has_its_launch_config(stage):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    found: Any = load_config_from_file(str(launch.ROOT / f"launch/gpu_8_zero{stage}.yaml"))
+    assert found.num_processes == 8
+    assert str(found.distributed_type).endswith("DEEPSPEED")
+    assert found.deepspeed_config["zero_stage"] == stage
+    assert found.deepspeed_config["gradient_accumulation_steps"] == 1, "the loop accumulates"
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,20 @@ from dist_prune.errors import PruneError, nearest
 from dist_prune.runtime.backbones import (
     densenet_cifar,
     googlenet_cifar,
+    lenet,
+    lenet_entropy,
     mlp,
     mobilenet_cifar,
     resnet_cifar,
     vgg_cifar,
+    wide_resnet_cifar,
 )
 
 __all__ = ["create", "image_config", "names"]
-_OWN = (densenet_cifar, googlenet_cifar, mlp, mobilenet_cifar, resnet_cifar, vgg_cifar)  # importing them registers them
+_OWN = (  # importing them registers them
+    densenet_cifar, googlenet_cifar, lenet, lenet_entropy, mlp, mobilenet_cifar, resnet_cifar, vgg_cifar,
+    wide_resnet_cifar,
+)  # fmt: skip
 
 
 def names(pattern: str = "") -> list[str]:

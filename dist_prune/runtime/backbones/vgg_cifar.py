@@ -3,7 +3,9 @@
 ``vgg16_bn_cifar``: the network of the redundancy-graph paper: convolutions with bias, four max pools, an average pool
 over the last 2x2 maps, a hidden linear layer of 512 with batch norm. Its first release shrinks that layer with the last
 convolution, its second one leaves it 512 wide: the same dense network, two cuts (method graph, ``narrow_classifier``).
-``vgg16_bn_linear_cifar``, ``vgg16_bn_hidden4096_cifar``: the networks of the Sensitivity Pruner: five max pools, then
+``vgg16_bn_linear_cifar``: the network of the Dirichlet-switch paper: a fifth max pool in the place of the average
+pool, a hidden linear layer without norm and activation.
+``vgg16_bn_head_cifar``, ``vgg16_bn_hidden4096_cifar``: the networks of the Sensitivity Pruner: five max pools, then
 one linear layer, or two hidden ones of 4096 with ReLU and dropout in front of it.
 ``vgg16_bn_pool7``, ``vgg19_bn_pool7``: timm's networks with maps averaged to 7x7 before the classifier, as torchvision
 does; the same at 224, and the paper's network at 448, where timm would slide its 7x7 classifier over 14x14 maps.
@@ -20,9 +22,12 @@ STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # width, convolution
 
 
 class VGGCifar(nn.Module):
-    """13 convolutions (conv, norm, ReLU), average pool, linear, norm, ReLU, linear."""
+    """13 convolutions (conv, norm, ReLU), average pool, linear, norm, ReLU, linear.
 
-    def __init__(self, num_classes: int = 10, in_chans: int = 3):
+    ``plain``: the last pool takes the largest value, and nothing stands between the two linear layers.
+    """
+
+    def __init__(self, num_classes: int = 10, in_chans: int = 3, plain: bool = False):
         super().__init__()
         self.num_classes = num_classes
         layers: list[nn.Module] = []
@@ -32,9 +37,10 @@ class VGGCifar(nn.Module):
                 layers += [nn.Conv2d(in_chans, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
                 in_chans = width
         self.features = nn.Sequential(*layers)
-        self.pool = nn.AvgPool2d(2)
+        self.pool = nn.MaxPool2d(2) if plain else nn.AvgPool2d(2)
         hidden = self.num_features = STAGES[-1][0]
-        self.hidden = nn.Sequential(nn.Linear(hidden, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True))
+        between = () if plain else (nn.BatchNorm1d(hidden), nn.ReLU(inplace=True))
+        self.hidden = nn.Sequential(nn.Linear(hidden, hidden), *between)
         self.head = nn.Linear(hidden, num_classes)
         he(self)
 
@@ -81,7 +87,8 @@ def _pool(model: Any) -> None:
 
 __all__ = ["VGGCifar", "VGGPooled"]
 register("vgg16_bn_cifar", VGGCifar, "features.0", "head", __name__)
-register("vgg16_bn_linear_cifar", VGGPooled, "features.0", "head", __name__)
+register("vgg16_bn_linear_cifar", partial(VGGCifar, plain=True), "features.0", "head", __name__)
+register("vgg16_bn_head_cifar", VGGPooled, "features.0", "head", __name__)
 register("vgg16_bn_hidden4096_cifar", partial(VGGPooled, (4096, 4096)), "features.0", "head", __name__)
 for _depth in (16, 19):
     register_form(f"vgg{_depth}_bn_pool7", f"vgg{_depth}_bn", _pool, __name__)

@@ -33,13 +33,17 @@ class Opened:
 
 
 def open_split(
-    backend: str, source: str, root: str | None, split: str, train: bool, say: Say = lambda text: None
-) -> Opened:
+    backend: str, source: str, root: str | None, split: str, train: bool, say: Say = lambda text: None,
+    resized: Callable[[AnySource], int] = lambda source: 0,
+) -> Opened:  # fmt: skip
     """Open the training or the evaluation split behind the backend that the recipe asks for.
+
+    ``auto`` takes a .beton for evaluation only where it keeps the pixels: accuracies are those of the files themselves.
 
     Args:
         backend: the recipe's ``data.backend``.
         source, root, split, train, say: see ``open_source``.
+        resized: of a source: the side that the recipe resizes shorter sides to, before it crops.
 
     Raises:
         PruneError: missing or malformed data, or a backend that cannot serve it, with what to do.
@@ -51,7 +55,7 @@ def open_split(
     if backend == "ffcv" or (backend == "auto" and only_beton):
         there = not only_beton and root is not None and Path(root).expanduser().exists()
         why = "data.backend says so" if backend == "ffcv" else f"there is no {split} folder beside {place}"
-        return _ffcv(place, lambda: open_source(source, root, split, train, say) if there else None, why)
+        return _ffcv(place, lambda: open_source(source, root, split, train, say) if there else None, why, resized)
     plain = open_source(source, root, split, train, say)
     if isinstance(plain, FolderSource):
         if backend == "memory":
@@ -62,7 +66,7 @@ def open_split(
         if backend == "torch":
             return Opened(plain, "torch", f"data.backend says so; {plain.note}")
         try:
-            return _ffcv(place, lambda: plain, f"{place} holds the same images")
+            return _ffcv(place, lambda: plain, f"{place} holds the same images", resized, exact=not train)
         except PruneError as error:
             return Opened(
                 plain, "torch", f"{error if place and place.is_file() else f'there is no {place}'}; {plain.note}"
@@ -101,8 +105,14 @@ def beton_of(source: str, root: str | None, split: str, train: bool) -> Path | N
     return path.with_suffix(f".{part}.beton") if source == "npz" else path / f"{source}.{part}.beton"
 
 
-def _ffcv(place: Path | None, beside: Callable[[], ArraySource | FolderSource | None], why: str) -> Opened:
-    """The .beton, where it is whole and holds what lies beside it (where that is there); PruneError elsewhere."""
+def _ffcv(
+    place: Path | None,
+    beside: Callable[[], ArraySource | FolderSource | None],
+    why: str,
+    resized: Callable[[AnySource], int],
+    exact: bool = False,
+) -> Opened:
+    """The .beton, where it holds what lies beside it (where that is there), large enough; PruneError elsewhere."""
     if place is None:
         raise PruneError(
             "data.backend: ffcv reads .beton files; this source has no place for one: write auto or memory"
@@ -114,4 +124,15 @@ def _ffcv(place: Path | None, beside: Callable[[], ArraySource | FolderSource | 
             f"{place} was made from other images or labels than those that lie beside it now: run dist-prune make-ffcv "
             "again, or write data.backend=torch"
         )
+    if exact and found.lost:
+        raise PruneError(f"{place} keeps {found.lost}; data.backend=ffcv evaluates on it all the same")
+    side, limit = resized(found), found.facts["max_resolution"]
+    small = 0 if found.side else found.upsampled(side)
+    if small and limit < side:
+        raise PruneError(
+            f"{place} was written with --max-resolution {limit}, but the recipe resizes shorter sides to {side} pixels "
+            f"(data.image_size / data.crop): run dist-prune make-ffcv with a larger one, or write data.backend=torch"
+        )
+    why += f"; it keeps {found.lost}" if found.lost else ""
+    why += f"; the shorter sides of {small:,} shrunk ones are blown up to {side} pixels again" if small else ""
     return Opened(found, "ffcv", why)

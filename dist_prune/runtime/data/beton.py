@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,7 +30,6 @@ class BetonSource:
 
     Attributes:
         items: (n, 5) int64: place, bytes, 1 where the pixels are raw, height, width.
-        identity: digest of the file (its sidecar's; the index, or all of a small file, was checked against it).
         side: height and width of images that came from arrays (they are used whole); None for image files.
         facts: the sidecar.
     """
@@ -39,10 +38,33 @@ class BetonSource:
     labels: np.ndarray
     classes: tuple[str, ...]
     in_chans: int
-    identity: str
     items: np.ndarray = field(repr=False)
     side: int | None
     facts: dict[str, Any] = field(repr=False)
+
+    @cached_property
+    def lost(self) -> str:
+        """In which form the file keeps pixels that are not those of its source; empty where they are.
+
+        An image whose longer side is just ``max_resolution`` counts as shrunk: the file does not tell.
+        """
+        jpeg, shrunk = int((self.items[:, 2] == 0).sum()), int(self._shrunk.sum())
+        said = [f"{jpeg:,} of {len(self.items):,} as JPEG of quality {self.facts['quality']}"] if jpeg else []
+        return " and ".join(said + ([f"{shrunk:,} shrunk to {self.facts['max_resolution']} pixels"] if shrunk else []))
+
+    @cached_property
+    def identity(self) -> str:
+        """Of the images it was made from, where it keeps their pixels; else that, a colon and the file's digest."""
+        return self.facts["source_digest"] + (f":{self.facts['sha256']}" if self.lost else "")
+
+    def upsampled(self, side: int) -> int:
+        """How many images were shrunk to less than the ``side`` that their shorter sides are resized to."""
+        return int((self._shrunk & (self.items[:, 3:5].min(1) < side)).sum())
+
+    @property
+    def _shrunk(self) -> np.ndarray:
+        """(n,) bool. FFCV cuts off the fraction of a pixel, so a longer side may be one less than was asked for."""
+        return self.items[:, 3:5].max(1) >= self.facts["max_resolution"] - 1
 
 
 def sidecar_of(path: Path) -> Path:
@@ -95,7 +117,7 @@ def open_beton(path: Path) -> BetonSource:
             f"{facts['count']} images of {len(classes)} classes; write it again"
         )
     side = int(items[0, 3]) if facts["arrays"] else None
-    return BetonSource(path, labels, classes, facts["in_chans"], facts["sha256"], items, side, facts)
+    return BetonSource(path, labels, classes, facts["in_chans"], items, side, facts)
 
 
 def digest(path: Path, *parts: Sequence[int]) -> str:
@@ -143,7 +165,7 @@ class BetonSupplier:
         windows = np.zeros((len(self.source.items), 9), np.int32)  # memory of ids that are not asked for is not touched
         windows[ids] = self._windows(ids, look, augment, size)
         ahead = 2 * max((len(part) for part in dealt), default=0)
-        stream = engine().stream_of(self.source.path, self.source.identity, native or size)
+        stream = engine().stream_of(self.source.path, self.source.facts["sha256"], native or size)
         chunks = stream.chunks(ids, self._tables(windows, look), self.workers, ahead)
         try:
             for part, pixels in self._batches(dealt, chunks, native or size):

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dist_prune.errors import PruneError
+
 T = TypeVar("T")
 
 
@@ -70,6 +72,31 @@ def steps(count: int, batch: int) -> int:
     """Training steps of one epoch."""
     full, rest = divmod(count, batch)
     return max(1, full + int(2 * rest >= batch))
+
+
+def smallest_batch(count: int, batch: int) -> int:
+    """Images of the smallest whole batch of an epoch."""
+    last = count - (steps(count, batch) - 1) * batch
+    return last if last == count else min(batch, last)
+
+
+def check(batch: int, images: int, world: int, name: str) -> None:
+    """PruneError where a process would get fewer than two images of some batch: batch norms cannot train on one."""
+    smallest = smallest_batch(images, batch)
+    if smallest < 2 * world:
+        raise PruneError(
+            f"{name}.batch: {batch} (of {images} images) is too small for {world} process(es): batch norms need at "
+            f"least 2 images each, so every global batch at least {2 * world}; the smallest would be {smallest}. A "
+            f"batch of {4 * world} or more never leaves too few at the end of an epoch."
+        )
+
+
+def pieces(whole: int, accumulate: int, world: int) -> int:
+    """Into how many pieces each rank cuts its share of a whole batch: at most ``accumulate``, two images in each.
+
+    The same number on every rank, whatever its share: each piece is a pass in which wrappers meet the other ranks.
+    """
+    return max(1, min(accumulate, whole // world // 2))
 
 
 def draws(seed: int, number: int, ids: np.ndarray, columns: int, stream: int = 0) -> Tensor:

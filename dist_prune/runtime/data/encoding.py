@@ -1,8 +1,6 @@
 """Images as the bytes that FFCV's image field stores, by worker processes, in the order of their ids."""
 
-import ctypes
 import multiprocessing
-import signal
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -16,9 +14,9 @@ from dist_prune.errors import PruneError
 from dist_prune.runtime.data.files import read_image
 from dist_prune.runtime.data.sources import ArraySource, FolderSource
 from dist_prune.runtime.data.stream import ENCODER
+from dist_prune.runtime.stopping import end_with_parent
 
 CHUNK = 64  # images that a worker encodes together
-PR_SET_PDEATHSIG = 1  # Linux: a signal to this process when its parent ends
 ROW = np.dtype([("mode", "<u1"), ("height", "<u2"), ("width", "<u2"), ("place", "<u8"), ("size", "<u8")])
 
 
@@ -107,7 +105,7 @@ _encoder: Encoder | None = None
 
 def _begin(source: ArraySource | FolderSource, settings: Settings) -> None:
     global _encoder
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a writer that is killed takes its workers with it
+    end_with_parent()
     _encoder = Encoder(source, settings)
 
 

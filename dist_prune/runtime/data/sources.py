@@ -1,6 +1,8 @@
 """Data sets behind one interface: uint8 images by sample id, labels, class names."""
 
 import hashlib
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -125,6 +127,20 @@ def open_source(
     return _torchvision(source, path, train)
 
 
+def only(source: Source, classes: Sequence[int] | None) -> Any:
+    """The images of some classes, renumbered in their order; PruneError for image files and unknown classes."""
+    if classes is None:
+        return source
+    if not isinstance(source, ArraySource):
+        raise PruneError("data.classes is for arrays in memory; of image files, name a folder with fewer class folders")
+    if len(set(classes)) != len(classes) or any(c >= len(source.classes) for c in classes):
+        raise PruneError(f"data.classes: {list(classes)} are not different numbers below {len(source.classes)}")
+    keep = np.isin(source.labels, classes)
+    number = np.zeros(len(source.classes), dtype=np.int64)
+    number[list(classes)] = np.arange(len(classes))
+    return ArraySource(source.images[keep], number[source.labels[keep]], tuple(source.classes[c] for c in classes))
+
+
 def check(source: Source, what: str) -> None:
     """PruneError where labels and classes contradict one another."""
     if len(source.labels) == 0:
@@ -192,7 +208,7 @@ def _npz(path: Path, train: bool) -> ArraySource:
         with np.load(path, allow_pickle=False) as arrays:
             images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"].astype(np.int64).reshape(-1)
             classes = int(max(arrays["y_train"].max(), arrays["y_test"].max())) + 1
-    except (KeyError, OSError, ValueError, EOFError) as error:
+    except (KeyError, OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise PruneError(f"data.root: {path} cannot be read: {error}. {_expected('npz')}") from error
     images = images[..., None] if images.ndim == 3 else images
     if images.ndim != 4 or images.dtype != np.uint8 or len(images) != len(labels):

@@ -5,8 +5,8 @@ workers dies, leaves a file that looks whole when it is killed, and orders the i
 same for any number of workers, and a killed writing goes on where it was.
 
 On the way there are ``FILE.part`` (the bytes), ``FILE.part.rows`` (one row per image whose bytes are safely in it) and
-``FILE.part.json`` (what is being written). ``FILE`` appears under its name when all of it is on the disk, and its
-sidecar ``FILE.json`` after that; without the sidecar nobody reads it.
+``FILE.part.json`` (what is being written). ``FILE`` appears under its name when all of it and its sidecar, as
+``FILE.tmp``, are on the disk; the sidecar gets its name ``FILE.json`` after that; without it nobody reads ``FILE``.
 """
 
 import fcntl
@@ -67,24 +67,25 @@ def make(
         return done
     part = out.with_name(out.name + ".part")
     with _alone(part, out) as file:
-        rows = _resume(part, file, plan, say)
-        about = estimate(source, settings)
-        room, have = shutil.disk_usage(part.parent).free, part.stat().st_size
-        say(f"{len(source.labels):,} images, about {about / 2**20:,.0f} MiB; {room / 2**20:,.0f} MiB are free")
-        if about - have > room:
-            raise PruneError(
-                f"--out: {out} needs about {about / 2**20:,.0f} MiB, {room / 2**20:,.0f} MiB are free there"
-            )
-        progress = bar(len(rows), len(source.labels))
         try:
-            rows = _append(source, settings, part, file, rows, workers, progress.update)
+            rows = _resume(part, file, plan, say)
+            about = estimate(source, settings)
+            room, have = shutil.disk_usage(part.parent).free, part.stat().st_size
+            say(f"{len(source.labels):,} images, about {about / 2**20:,.0f} MiB; {room / 2**20:,.0f} MiB are free")
+            if about - have > room:
+                raise PruneError(
+                    f"--out: {out} needs about {about / 2**20:,.0f} MiB, {room / 2**20:,.0f} MiB are free there"
+                )
+            progress = bar(len(rows), len(source.labels))
+            try:
+                rows = _append(source, settings, part, file, rows, workers, progress.update)
+            finally:
+                progress.close()
+            return _finish(part, file, out, rows, source.labels, settings, plan)
         except OSError as error:
             raise PruneError(
                 f"--out: {part} cannot be written: {error}; mend it and run the same command again"
             ) from error
-        finally:
-            progress.close()
-        return _finish(part, file, out, rows, source.labels, settings, plan)
 
 
 def _finished(out: Path, plan: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any] | None:
@@ -92,9 +93,16 @@ def _finished(out: Path, plan: dict[str, Any], say: Callable[[str], None]) -> di
     if not out.exists():
         return None
     if not sidecar_of(out).exists():
-        raise PruneError(
-            f"--out: {out} exists and has no sidecar {sidecar_of(out).name}: remove it or choose another name"
-        )
+        part = out.with_name(out.name + ".part")
+        if _stopped_last(out, plan):
+            say(f"{out} was written before, all but its sidecar")
+            _settle(part, out)
+        elif part.exists() and not _changed(_read(_plan_of(part)), plan):
+            return None  # stopped before it could take the place of an older file
+        else:
+            raise PruneError(
+                f"--out: {out} exists and has no sidecar {sidecar_of(out).name}: remove it or choose another name"
+            )
     try:
         facts = read_sidecar(out)
     except PruneError as error:
@@ -108,6 +116,21 @@ def _finished(out: Path, plan: dict[str, Any], say: Callable[[str], None]) -> di
         say(f"{out} is whole already (digest checked)")
         return facts
     return None
+
+
+def _stopped_last(out: Path, plan: dict[str, Any]) -> bool:
+    """Whether a writing of exactly this was stopped when the file had its name and the sidecar had not."""
+    facts = _read(_ready_of(out))
+    return not _changed(facts, plan) and digest(out) == facts.get("sha256")
+
+
+def _read(place: Path) -> dict[str, Any]:
+    """What a file of the writer's says; nothing where it is missing or was cut off."""
+    try:
+        found = json.loads(place.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _changed(facts: dict[str, Any], plan: dict[str, Any]) -> list[str]:
@@ -139,12 +162,13 @@ def _plan_of(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
+def _ready_of(out: Path) -> Path:
+    return sidecar_of(out).with_suffix(".tmp")
+
+
 def _resume(part: Path, file: IO[bytes], plan: dict[str, Any], say: Callable[[str], None]) -> np.ndarray:
     """Rows of the images whose bytes are in the file from an earlier attempt at the same; the rest is cut off."""
-    try:
-        same = not _changed(json.loads(_plan_of(part).read_text()), plan)
-    except (OSError, ValueError):
-        same = False
+    same = not _changed(_read(_plan_of(part)), plan)
     rows = np.zeros(0, ROW)
     if same and _rows_of(part).is_file():
         data = _rows_of(part).read_bytes()
@@ -223,11 +247,18 @@ def _finish(
         "ffcv": Layout.VERSION, "bytes": end + len(tail), "stored": modes, "index": index,
         "sha256": digest(part), "index_sha256": digest(part, *index),
     }  # fmt: skip
+    with _ready_of(out).open("w") as ready:
+        ready.write(json.dumps(facts, indent=1) + "\n")
+        ready.flush()
+        os.fsync(ready.fileno())
     sidecar_of(out).unlink(missing_ok=True)
     os.replace(part, out)
-    ready = sidecar_of(out).with_suffix(".tmp")
-    ready.write_text(json.dumps(facts, indent=1) + "\n")
-    os.replace(ready, sidecar_of(out))
+    _settle(part, out)
+    return facts
+
+
+def _settle(part: Path, out: Path) -> None:
+    """The last step: the sidecar, which is ready, gets its name, and what was kept to go on is no longer needed."""
+    os.replace(_ready_of(out), sidecar_of(out))
     for left in (_rows_of(part), _plan_of(part)):
         left.unlink(missing_ok=True)
-    return facts

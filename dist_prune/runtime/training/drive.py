@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from dist_prune.runtime import checkpoint
-from dist_prune.runtime.machine import Machine
+from dist_prune.runtime.machine import Machine, size_of
 
 
 class Drive:
@@ -34,6 +34,7 @@ class Drive:
         self.forward: Any = model if forward is None else forward  # a compiled module has no truth value
         self._sync = sync or (lambda: None)
         self._scaler = GradScaler(machine.device.type) if scaled else None
+        self.penalty: Callable[[], None] = lambda: None  # adds to the gradients that ranks have averaged
 
     def begin(self) -> None:
         """Forget the gradients."""
@@ -41,8 +42,12 @@ class Drive:
 
     def piece(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Around forward and backward pass of one piece of a batch; gradients are exchanged in the last one."""
-        quiet = None if last else getattr(self.forward, "no_sync", None)
-        return quiet() if quiet else contextlib.nullcontext()
+        alone = getattr(self.forward, "no_sync", None)  # only DDP has it
+        if alone is not None and last and self.model is not None:
+            ranks, parameters = self.machine.ranks, self.model.parameters()
+            ranks.count("gradients", sum(size_of(p) for p in parameters if p.requires_grad))
+            ranks.count("buffers", sum(map(size_of, self.model.buffers())))  # before the first forward pass of a batch
+        return alone() if alone is not None and not last else contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of ``loss``; over ranks they are averaged."""
@@ -53,6 +58,7 @@ class Drive:
         self._sync()
         if self._scaler is not None:
             self._scaler.unscale_(self.optimizer)
+        self.penalty()
         length = None
         if limit is not None or measured:
             parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]

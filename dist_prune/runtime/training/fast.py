@@ -49,5 +49,7 @@ def check(settings: Training, machine: Machine, name: str, deterministic: bool) 
             f"cluster.deterministic: {name}.compile chooses kernels by timing them, which can differ from run to run; "
             "switch one of the two off"
         )
+    if settings.sparsity != "none" and machine.zero:
+        raise PruneError(f"{name}.sparsity: DeepSpeed shards the gradients it adds to; start without DeepSpeed")
     if machine.zero:
         zero.check(settings, name)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +49,8 @@ class Loop:
         after: called after every update (averaged weights, masks).
         newest: the last good checkpoint's place, or None.
         hits: how many images of this rank were classified right since it was asked last, or None.
+        skipped: updates that earlier epochs left out.
+        reached: how far the epoch at work (or the last one) is, as of the last merge.
     """
 
     settings: Training
@@ -63,6 +64,8 @@ class Loop:
     after: Callable[[], None] = lambda: None
     hits: Callable[[], int] | None = None
     newest: Callable[[], str | None] = lambda: None
+    skipped: int = 0
+    reached: Progress = field(default_factory=Progress)
     _saved_at: float = field(default_factory=time.monotonic, repr=False)
 
     def __post_init__(self):
@@ -102,7 +105,8 @@ class Loop:
         start, waited, done_before = time.perf_counter(), 0.0, at.images
         merged, local = at, Progress(at.step)
         batches = self._batches(number, at.step)
-        rate = 0.0
+        schedule.at(number * total + max(at.step - 1, 0))
+        rate = schedule.rate
         for _ in self.tracker.bar(range(at.step, total), total - at.step, f"{self.name}, epoch {number + 1}"):
             before = time.perf_counter()
             part, whole = next(batches)
@@ -112,24 +116,24 @@ class Loop:
             torch.manual_seed(hash((self.seed, number, local.step, ranks.rank)) % 2**63)  # dropout and the like
             drive.begin()
             value = self._backward(part, whole, number, local.step, losses_of, drive)
+            right = self.hits() if self.hits is not None else 0
             stop, due, strange = stopping.poll(
                 ranks, (self._due(local.step + 1), int(not abs(value) <= HUGE * len(part.ids)))
             )
             if strange:
                 local.skipped += 1
-                if merged.skipped + local.skipped > self.settings.skip_nonfinite:
+                if self.skipped + merged.skipped + local.skipped > self.settings.skip_nonfinite:
                     guilty = part.ids.tolist() if not abs(value) <= HUGE * len(part.ids) else []
                     ids = [sample for found in ranks.gather(guilty) for sample in found]
                     raise PruneError(self._diverged(number, local.step, rate, ids))
                 drive.begin()
-                if self.hits is not None:
-                    self.hits()
             else:
                 measured = local.step % NORM_EVERY == 0
                 local.grad_norm = drive.update(self.settings.clip_grad, measured) or local.grad_norm
                 self.after()
                 local.loss_units += round(value * LOSS_UNIT)
                 local.images += len(part.ids)
+                local.hits += right
             local.step += 1
             watch(number * total + local.step - 1)
             if self.save is not None and (stop or (due and local.step < total)):
@@ -139,6 +143,7 @@ class Loop:
             if stop:
                 raise stopping.leave(f"in {self.name}, epoch {number + 1}, after step {local.step} of {total}")
         merged = self._merge(merged, local)
+        self.skipped += merged.skipped
         seconds = time.perf_counter() - start
         figures = {
             "loss": merged.loss_units / LOSS_UNIT / max(merged.images, 1), "lr": rate,
@@ -163,7 +168,7 @@ class Loop:
 
     def _backward(self, part: Batch, whole: int, epoch: int, step: int, losses_of: Losses, drive: Drive) -> float:
         """Gradients of the mean loss over the whole batch; returns the sum of this rank's losses."""
-        value, pieces = 0.0, min(self.settings.accumulate, max(len(part.ids), 1))
+        value, pieces = 0.0, dealing.pieces(whole, self.settings.accumulate, self.machine.ranks.world)
         for number, piece in enumerate(_pieces(part, pieces)):
             with drive.piece(last=number + 1 == pieces):
                 losses = losses_of(piece, epoch, step)
@@ -180,33 +185,30 @@ class Loop:
 
     def _merge(self, merged: Progress, local: Progress) -> Progress:
         """Add what all ranks did since the last merge; ``local`` starts over."""
-        hits = self.hits() if self.hits is not None else 0
-        units, images, hits = self.machine.ranks.total(local.loss_units, local.images, hits)
-        out = Progress(
+        units, images, hits = self.machine.ranks.total(local.loss_units, local.images, local.hits)
+        self.reached = Progress(
             local.step, merged.loss_units + units, merged.images + images, merged.hits + hits,
             merged.skipped + local.skipped, local.grad_norm or merged.grad_norm,
         )  # fmt: skip
-        local.loss_units = local.images = local.skipped = 0
-        return out
+        local.loss_units = local.images = local.hits = local.skipped = 0
+        return self.reached
 
     def _diverged(self, epoch: int, step: int, rate: float, ids: list[int]) -> str:
         shown = f"{ids[:8]}{f' and {len(ids) - 8} more' if len(ids) > 8 else ''}"
         good = self.newest()
         return (
             f"{self.name}: the loss is not finite (or huge) at epoch {epoch + 1}, step {step + 1}, learning rate "
-            f"{rate:.3g} (sample ids {shown}). The last good checkpoint is {good or 'none yet'}; run again with a "
-            f"smaller {self.name}.lr, a longer {self.name}.warmup_epochs, {self.name}.clip_grad, or "
-            f"{self.name}.skip_nonfinite to leave such updates out."
+            f"{rate:.3g} (sample ids {shown}). The last good checkpoint is {good or 'none yet'}; run again with "
+            f"{self.name}.skip_nonfinite above {self.settings.skip_nonfinite} to go on from there and leave such "
+            f"updates out. A smaller {self.name}.lr, a longer {self.name}.warmup_epochs or {self.name}.clip_grad make "
+            "it another training, which starts over."
         )
 
 
 def _pieces(part: Batch, count: int) -> Iterator[Batch]:
-    if count == 1:
-        yield part
-        return
-    for images, labels, ids in zip(
-        part.images.chunk(count), part.labels.chunk(count), part.ids.chunk(count), strict=True
-    ):
+    """Exactly ``count`` pieces, as equal as can be."""
+    cut = (tensor.tensor_split(count) for tensor in (part.images, part.labels, part.ids))
+    for images, labels, ids in zip(*cut, strict=True):
         yield Batch(images, labels, ids)
 
 
@@ -225,23 +227,3 @@ def averaging(parameters: Sequence[nn.Parameter], ranks: Ranks) -> Callable[[], 
             grad.div_(ranks.world)
 
     return sync
-
-
-def fit(
-    parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]],
-    losses_of: Losses,
-    loop: Loop,
-    watch: Callable[[int], None] = lambda step: None,
-) -> list[dict[str, float]]:
-    """Train loose parameters (gates) of a bare model through the same loop; gradients are averaged over ranks here.
-
-    ``parameters`` may be groups: dicts with ``params`` and ``lr_scale``, the factor of their learning rate.
-    """
-    optimizer = optim.optimizer(parameters, loop.settings)
-    loose = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    schedule = optim.Schedule(optimizer, loop.settings, loop.steps)
-    drive = Drive(loop.machine, optimizer, sync=averaging(loose, loop.machine.ranks))
-    return [
-        {"epoch": number + 1, **loop.run_epoch(number, losses_of, drive, schedule, watch)}
-        for number in range(loop.settings.epochs)
-    ]

@@ -75,8 +75,19 @@ def optimizer(
             items, name, lr=settings.lr, weight_decay=settings.weight_decay, momentum=settings.momentum,
             **settings.optimizer_kwargs,
         )  # type: ignore[arg-type]  # fmt: skip
-    except TypeError as error:
-        raise PruneError(f"optimizer_kwargs: {name} does not take {settings.optimizer_kwargs}: {error}") from error
+    except (TypeError, ValueError, LookupError, RuntimeError, AssertionError) as error:
+        raise PruneError(
+            f"optimizer_kwargs: {name} does not take {settings.optimizer_kwargs} (with the recipe's lr, momentum and "
+            f"weight_decay): {error}"
+        ) from error
+
+
+def check(model: nn.Module, settings: Training, name: str) -> None:
+    """PruneError where the recipe's section ``name`` asks for an optimizer or for rates that ``model`` cannot have."""
+    try:
+        optimizer(groups(model, settings), settings)
+    except PruneError as error:
+        raise PruneError(f"{name}.{error}") from error
 
 
 def _names() -> list[str]:
@@ -84,15 +95,24 @@ def _names() -> list[str]:
 
 
 class Schedule:
-    """The learning rate as a function of the number of updates, by timm's schedulers: nothing to save."""
+    """The learning rate as a function of the number of updates, by timm's schedulers: nothing to save.
+
+    ``onecycle`` climbs to the full rate and falls over what is left (Smith and Topin 2019, without momentum cycling);
+    other warm-ups lie over the beginning of their schedule, as timm has it.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, settings: Training, updates_per_epoch: int):
         s = settings
         kinds = {"linear": "poly", "onecycle": "cosine"}
-        warmup = s.warmup_epochs or (0.3 * s.epochs if s.schedule == "onecycle" else 0)
+        warmup, epochs = s.warmup_epochs, float(s.epochs)
+        if s.schedule == "onecycle":  # whole updates, so that one of them has the full rate
+            total = s.epochs * updates_per_epoch
+            warmup = min(round((warmup or 0.3 * s.epochs) * updates_per_epoch), total - 1) / updates_per_epoch
+            epochs -= warmup
         self._optimizer = optimizer
         self._timm, _ = create_scheduler_v2(
-            optimizer, sched=kinds.get(s.schedule, s.schedule), num_epochs=s.epochs, decay_epochs=s.step_size,
+            optimizer, sched=kinds.get(s.schedule, s.schedule), decay_epochs=s.step_size,
+            num_epochs=epochs, warmup_prefix=s.schedule == "onecycle",  # type: ignore[arg-type]
             decay_milestones=list(s.milestones), decay_rate=1.0 if s.schedule == "linear" else s.gamma,
             min_lr=s.min_lr, warmup_lr=s.warmup_lr, warmup_epochs=warmup,  # type: ignore[arg-type]
             step_on_epochs=False, updates_per_epoch=updates_per_epoch,

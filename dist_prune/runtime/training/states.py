@@ -1,10 +1,10 @@
 """Training checkpoints: written beside the training, verified when read, never the only copy.
 
-``<folder>/step_000000123.safetensors`` holds the whole state after that many steps; ``.sha256`` beside it is written
-last and proves that the file is whole. A newest checkpoint that is damaged falls back to the one before.
+``<folder>/step_000000123-<training>.safetensors`` holds the whole state after that many steps; ``.sha256`` beside it is
+written last and proves that the file is whole. A newest checkpoint that is damaged falls back to the one before.
+Trainings by other recipes keep theirs apart: whoever takes a change of the recipe back goes on where that one was.
 """
 
-import hashlib
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from dist_prune.errors import PruneError
-from dist_prune.ledger import file_digest, write_atomic
+from dist_prune.ledger import digest, file_digest, write_atomic
 from dist_prune.runtime import checkpoint
 
 
@@ -24,8 +24,8 @@ class States:
 
     Attributes:
         folder: theirs alone.
-        identity: what a checkpoint must belong to; others are ignored.
-        keep: how many are kept.
+        identity: what a checkpoint must belong to; others are left alone.
+        keep: how many are kept, of this identity.
         say: tells the user about damaged ones.
     """
 
@@ -53,7 +53,7 @@ class States:
 
     def newest(self) -> str | None:
         """The file name of the newest whole checkpoint of this training, or None."""
-        for path in sorted(self.folder.glob("step_*.safetensors"), reverse=True):
+        for path in reversed(self._mine()):
             proof = path.with_suffix(".sha256")
             if not proof.exists() or proof.read_text() != file_digest(path):
                 self.say(f"  the checkpoint {path} is damaged or cut short: going back to the one before")
@@ -62,14 +62,25 @@ class States:
                 return path.name
         return None
 
+    def others(self) -> list[Path]:
+        """Checkpoints of trainings by other recipes in the same folder."""
+        return sorted(set(self.folder.glob("step_*.safetensors")) - set(self._mine()))
+
+    @property
+    def _name(self) -> str:
+        return digest(self.identity)[:12]
+
+    def _mine(self) -> list[Path]:
+        return sorted(self.folder.glob(f"step_*-{self._name}.safetensors"))
+
     def _write(self, step: int, data: bytes) -> None:
-        path = self.folder / f"step_{step:09}.safetensors"
+        path = self.folder / f"step_{step:09}-{self._name}.safetensors"
         try:
             write_atomic(path, data)
-            write_atomic(path.with_suffix(".sha256"), hashlib.sha256(data).hexdigest())
+            write_atomic(path.with_suffix(".sha256"), digest(data))
         except PruneError as error:
             self._failure.append(error)
             return
-        for old in sorted(self.folder.glob("step_*.safetensors"))[: -self.keep]:
+        for old in self._mine()[: -self.keep]:
             old.with_suffix(".sha256").unlink(missing_ok=True)
             old.unlink(missing_ok=True)

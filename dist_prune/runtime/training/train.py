@@ -8,10 +8,11 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from dist_prune.errors import PruneError
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.collectives import Ranks
+from dist_prune.runtime.data import dealing
 from dist_prune.runtime.data.feed import Batch
+from dist_prune.runtime.stopping import PreemptedError
 from dist_prune.runtime.training import optim, zero
 from dist_prune.runtime.training.drive import Drive
 from dist_prune.runtime.training.fast import FastBody
@@ -38,6 +39,7 @@ class Trainer:
         masks: parameter name -> 0/1 tensor; kept at exact zeros, momentum included.
         losses: (n,) losses of a batch by the wrapped network, in place of the recipe's objective.
         watch: called after each update with its number since the beginning.
+        penalty: adds to the gradients that the ranks have averaged, before each update; or None.
     """
 
     model: nn.Module
@@ -50,6 +52,7 @@ class Trainer:
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     losses: Callable[[nn.Module, Batch], Tensor] | None = None
     watch: Callable[[int], None] = lambda step: None
+    penalty: Callable[[], None] | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
     best_top1: float = -1.0
@@ -59,12 +62,7 @@ class Trainer:
         loop, settings, machine = self.loop, self.loop.settings, self.loop.machine
         if settings.epochs == 0:
             return []
-        smallest = 2 * machine.ranks.world
-        if min(settings.batch, loop.images) < smallest:
-            raise PruneError(
-                f"{loop.name}.batch: {settings.batch} (of {loop.images} images) is too small for {machine.ranks.world} "
-                f"process(es): batch norms need at least 2 images each, so a global batch of at least {smallest}"
-            )
+        dealing.check(settings.batch, loop.images, machine.ranks.world, loop.name)
         self.model.to(machine.device)
         if self.teacher is not None:
             self.teacher.to(machine.device).eval().requires_grad_(False)
@@ -76,15 +74,21 @@ class Trainer:
         if found is not None:
             self._take(*found)
         self.drive = self._driven(optimizer, body)
+        if self.penalty is not None:
+            self.drive.penalty = self.penalty
         epoch, begin = self._resume(found)
         self._mask()
         losses = self._objective()
         loop.save, loop.after, loop.newest = self._save, self._after, self._last_good
-        while not self._finished(epoch):
-            self.drive.forward.train()
-            figures = loop.run_epoch(epoch, losses, self.drive, schedule, self.watch, begin)
-            begin, epoch = None, epoch + 1
-            self._end_of_epoch(epoch - 1, figures)
+        try:
+            while not self._finished(epoch):
+                self.drive.forward.train()
+                figures = loop.run_epoch(epoch, losses, self.drive, schedule, self.watch, begin)
+                begin, epoch = None, epoch + 1
+                self._end_of_epoch(epoch - 1, figures)
+        except PreemptedError:  # on every rank at once; the process ends soon, and the writing thread with it
+            self._wait()
+            raise
         return self._end(body)
 
     def _objective(self) -> Losses:
@@ -134,7 +138,11 @@ class Trainer:
         same_buffers(self._shown, loop.machine.ranks)
         line: dict[str, float] = {"epoch": number + 1, **figures}
         if (number + 1) % settings.evaluate_every == 0 or number + 1 == settings.epochs:
-            found = self.judge(self._shown)
+            try:
+                found = self.judge(self._shown)
+            except PreemptedError:
+                self._save(number, loop.reached)  # all steps done: the next process begins with the evaluation
+                raise
             line |= {f"{self.judged}_{key}": value for key, value in found.items()}
             if settings.selection != "last" and found.get("top1", 0.0) > self.best_top1:
                 self.best_top1, line["best"] = found["top1"], 1.0
@@ -153,13 +161,17 @@ class Trainer:
 
     def _end(self, body: FastBody) -> list[dict[str, float]]:
         """The kept weights into the bare model."""
-        if self.states is not None:
-            self.loop.machine.ranks.together(self.states.wait)
+        self._wait()
         kept = self.best if self.best is not None else self._weights(self._shown)
         self.drive.end()
         body.undo()
         self.model.load_state_dict(kept)
         return self.history
+
+    def _wait(self) -> None:
+        """Until the last checkpoint is on the disk."""
+        if self.states is not None:
+            self.loop.machine.ranks.together(self.states.wait)
 
     def _weights(self, model: nn.Module) -> dict[str, Tensor]:
         """A copy of a network's whole weights, on the CPU; called on every rank."""
@@ -203,6 +215,12 @@ class Trainer:
             return None
         ranks = self.loop.machine.ranks
         newest = ranks.from_first(ranks.together(self.states.newest))
+        others = [path.name for path in self.states.others()] if ranks.first else []
+        if others:
+            self.loop.tracker.say(
+                f"  {self.loop.name}: {len(others)} checkpoint(s) in {self.states.folder} are of this training by "
+                f"other keys ({others[-1]}): left alone until this stage is finished"
+            )
         if newest is None:
             return None
         tensors, meta = checkpoint.read(self.states.folder / newest)
@@ -219,6 +237,7 @@ class Trainer:
             self.ema.module.load_state_dict(parts["ema"])
         self.best, self.best_top1, self.history = parts.get("best"), meta["best_top1"], meta["history"]
         self.updates = meta["updates"]
+        self.loop.skipped = int(sum(line.get("skipped_updates", 0) for line in self.history))
 
     def _resume(self, found: tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None) -> tuple[int, Progress | None]:
         """The optimizer's state of a checkpoint; (epoch, progress inside it)."""

@@ -1,0 +1,207 @@
+"""Which of timm's networks can be pruned for real: scored (l1), cut to 0.7 of the MACs, run, trained a step, saved,
+loaded and compared.
+
+    python benchmarks/coverage.py --out FOLDER [--per-family 1] [--only GLOB ...] [--seconds 120] [--minutes 1000]
+    python benchmarks/coverage.py --out FOLDER --write docs/coverage.md          the table of what is there
+
+A family is one entry of timm.list_modules() (the file of timm that defines the networks), tried by its smallest
+network. Each network has a process of its own and a time limit. Weights are random; FOLDER/results.jsonl gets a line
+as soon as one is done, and the same command goes on where it stopped. One thread.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+MACS, TOLERANCE = 0.7, 0.02
+
+
+def families(seconds: float = 30) -> dict[str, list[str]]:
+    """Module of timm -> its networks, smallest (parameters) first. Built on the meta device, which costs no memory."""
+    import timm
+    import torch
+
+    out: dict[str, list[str]] = {}
+    for family in timm.list_modules():
+        sizes = {}
+        names = [name for name in timm.list_models(module=family) if timm.is_model(name)]
+        start = time.monotonic()
+        for name in names:
+            if time.monotonic() - start > seconds and sizes:  # large families: the first names suffice
+                break
+            try:
+                with torch.device("meta"):
+                    sizes[name] = sum(p.numel() for p in timm.create_model(name, pretrained=False).parameters())
+            except Exception:  # some cannot be made on the meta device: tried last
+                sizes[name] = 10**12
+        out[family] = sorted(sizes, key=lambda name: (sizes[name], name))
+    return {family: names for family, names in out.items() if names}
+
+
+def attempt(name: str) -> dict[str, Any]:
+    """Everything for one network; ``stage`` says how far it came, ``reason`` why no further."""
+    import torch
+
+    from dist_prune.methods.l1 import L1
+    from dist_prune.pruning import cost, surgeon
+    from dist_prune.pruning.choose import Request
+    from dist_prune.pruning.plan import Plan
+    from dist_prune.runtime import backbones, checkpoint
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {"stage": "create"}
+
+    class Weights:
+        """All that l1 asks of a bench."""
+
+        def __init__(self, model: torch.nn.Module, channels: Any):
+            self.model, self.sites = model, channels.sites
+
+        def weight(self, site: Any) -> torch.Tensor:
+            return self.model.get_submodule(site.layer).weight.detach()  # type: ignore[union-attr]
+
+    try:
+        model = backbones.create(name, 10, 3).eval()
+        side = backbones.image_config(model, 3)["input_size"][-1]
+        found |= {"side": side, "params": sum(p.numel() for p in model.parameters()), "stage": "trace"}
+        example = torch.randn(2, 3, side, side)
+        channels = surgeon.sites_of(model, example[:1])
+        found |= {"free": len(channels.free), "groups": len(channels.groups), "stage": "select"}
+        if not channels.free:
+            reasons = sorted({group.protected for group in channels.groups})
+            raise ValueError("no group is free: " + "; ".join(reasons[:3]))
+        method = L1(L1.Options())
+        scores = method.score(Weights(model, channels))  # type: ignore[arg-type]
+        request = Request(target=("macs", MACS), scope="local")
+        method.check(channels, request)
+        plan = method.select(scores, channels, request)
+        left = cost.macs(channels, plan.counts) / cost.macs(channels)
+        found |= {"macs_left": left, "stage": "cut"}
+        surgeon.operate(model, channels, plan)
+        params = sum(p.numel() for p in model.parameters())
+        found |= {"params_left": params / found["params"], "stage": "forward"}
+        if params != cost.params(channels, plan.counts):
+            raise ValueError(f"{params} parameters, arithmetic says {cost.params(channels, plan.counts)}")
+        with torch.no_grad():
+            before = model(example)
+        found["stage"] = "backward"
+        model.train()
+        model(example).square().mean().backward()
+        model.eval()
+        found["stage"] = "save"
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.safetensors"
+            checkpoint.save(file, model.state_dict())
+            found["stage"] = "load"
+            shell = backbones.create(name, 10, 3)
+            again = surgeon.rebuild(shell, Plan.from_json(plan.to_json()), checkpoint.read(file)[0]).eval()
+        found["stage"] = "compare"
+        with torch.no_grad():
+            model.load_state_dict(again.state_dict())  # batch norms moved in training mode
+            if not torch.equal(again(example), model(example)) or before.shape != (2, 10):
+                raise ValueError("the loaded network answers otherwise than the saved one")
+        if left > MACS + TOLERANCE:
+            raise ValueError(f"{left:.3f} of the MACs are left")
+        found["stage"] = "done"
+    except Exception as error:
+        lines = str(error).splitlines()
+        found["reason"] = f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+        found["trace"] = traceback.format_exc()[-1500:]
+    return found
+
+
+def tried(name: str, seconds: float) -> dict[str, Any]:
+    """``attempt`` in a process of its own."""
+    start = time.monotonic()
+    try:
+        done = subprocess.run(
+            [sys.executable, __file__, "--one", name, "--out", "."], capture_output=True, text=True, timeout=seconds,
+            check=False,
+        )  # fmt: skip
+        found = json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}
+        found = found or {
+            "stage": "process",
+            "reason": f"the process ended with {done.returncode}: {done.stderr[-200:]}",
+        }
+    except subprocess.TimeoutExpired:
+        found = {"stage": "time", "reason": f"not done within {seconds:.0f} s on one thread"}
+    return found | {"seconds": round(time.monotonic() - start, 1)}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: the shares, then a line per network."""
+    first: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        first.setdefault(row["family"], row)
+    good = [family for family, row in first.items() if row["stage"] == "done"]
+    passed = sum(row["stage"] == "done" for row in rows)
+    lines = [
+        "# Coverage of timm", "",
+        "Generated by `python benchmarks/coverage.py --out FOLDER --write docs/coverage.md`; do not edit.", "",
+        f"{len(good)} of {len(first)} families ({len(good) / len(first):.0%}) by their smallest network; "
+        f"{passed} of {len(rows)} networks tried ({passed / len(rows):.0%}). Passed means: traced, scored by l1, cut "
+        f"to {MACS} of the MACs for real, run, a backward pass, saved, loaded from the file, the same outputs. Random "
+        "weights, 10 classes, the network's own image size. A family is an entry of `timm.list_modules()`.", "",
+        "| family | network | result | MACs left | parameters left | free groups | why not |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in sorted(rows, key=lambda row: (row["family"], row["network"])):
+        share = [f"{row[key]:.2f}" if key in row else "-" for key in ("macs_left", "params_left")]
+        groups = f"{row['free']} of {row['groups']}" if "free" in row else "-"
+        result = "passed" if row["stage"] == "done" else f"failed at {row['stage']}"
+        reason = row.get("reason", "").replace("|", "/")
+        lines.append(
+            f"| {row['family']} | {row['network']} | {result} | {share[0]} | {share[1]} | {groups} | {reason} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--per-family", type=int, default=1, help="networks per family, smallest first; 0: all")
+    parser.add_argument("--only", nargs="*", default=[], help="globs of networks or families")
+    parser.add_argument("--seconds", type=float, default=120, help="for each network")
+    parser.add_argument("--minutes", type=float, default=1000, help="start none later than this")
+    parser.add_argument("--again", action="store_true", help="try those that failed once more")
+    parser.add_argument("--write", type=Path, help="the table as Markdown")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(attempt(given.one)))
+        return
+    given.out.mkdir(parents=True, exist_ok=True)
+    known, file = given.out / "families.json", given.out / "results.jsonl"
+    if not known.exists():
+        known.write_text(json.dumps(families(), indent=1))
+    rows = {row["network"]: row for row in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
+    start = time.monotonic()
+    for family, names in json.loads(known.read_text()).items() if not given.write else ():
+        for name in names[: given.per_family or None]:
+            wanted = not given.only or any(fnmatchcase(word, glob) for glob in given.only for word in (name, family))
+            finished = name in rows and not (given.again and rows[name]["stage"] != "done")
+            if not wanted or finished or time.monotonic() - start > 60 * given.minutes:
+                continue
+            rows[name] = {"family": family, "network": name} | tried(name, given.seconds)
+            with file.open("a") as out:
+                out.write(json.dumps(rows[name]) + "\n")
+            print(family, name, rows[name]["stage"], rows[name].get("reason", ""), flush=True)
+    text = table(list(rows.values()))
+    if given.write:
+        given.write.write_text(text)
+    print(text.splitlines()[4])
+
+
+if __name__ == "__main__":
+    main()

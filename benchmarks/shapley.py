@@ -1,0 +1,218 @@
+"""What a coalition costs: cached heads and tails against full passes; ranks; what a gate adds to a training step.
+
+    OMP_NUM_THREADS=2 python benchmarks/shapley.py [--only tails|ranks|gate] [--images 200] [--coalitions 20]
+
+VGG-16 for CIFAR (random weights: time does not depend on them) on the 2 threads of the machine, fp32. ``tails``: 20
+coalitions on convolutions 3, 8 and 12, counted from 1, full and cut passes taking turns; beside it the ratio of
+multiply-accumulates, which no cut can beat but for cache effects. ``ranks``: the same coalitions shared over 2
+processes of 1 thread against 1 of 1 thread.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dist_prune.bench import Bench
+from dist_prune.pruning import cost, surgeon
+from dist_prune.pruning.channels import Channels
+from dist_prune.pruning.coalitions import random_sets
+from dist_prune.pruning.game import Games
+from dist_prune.pruning.posteriors import Dirichlet
+from dist_prune.pruning.renew import draw
+from dist_prune.pruning.switches import places, switched
+from dist_prune.runtime import backbones
+from dist_prune.runtime.collectives import Ranks
+from dist_prune.runtime.data.feed import Feed, Look
+from dist_prune.runtime.data.sources import ArraySource
+from dist_prune.runtime.machine import Machine, describe
+from dist_prune.runtime.tracking import Tracker
+
+CONVS, BOUNDS, MICRO = (3, 8, 12), (1.1, 2.5, 8.0), 50
+
+
+def network() -> tuple[nn.Module, Channels, list[str]]:
+    """The network, its channels, the names of its convolutions in order."""
+    torch.manual_seed(0)
+    model = backbones.create("vgg16_bn_linear_cifar", 10, 3).eval()
+    channels = surgeon.sites_of(model, torch.rand(1, 3, 32, 32))
+    return model, channels, [name for name, layer in channels.layers.items() if layer.kind == "conv"]
+
+
+def batches_of(images: int) -> Callable[[int], Iterator[tuple[Tensor, Tensor]]]:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn((images, 3, 32, 32), generator=generator).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (images,), generator=generator)
+
+    def batches(start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(list(zip(pixels.split(MICRO), labels.split(MICRO), strict=True))[start:])
+
+    return batches
+
+
+def bound(channels: Channels, names: list[str], conv: int) -> float:
+    """Multiply-accumulates of the whole network over those behind the convolution."""
+    layers, behind = [n for n, layer in channels.layers.items() if layer.kind in ("conv", "linear")], 0
+    after = layers[layers.index(names[conv - 1]) + 1 :]
+    for name in after:
+        layer = channels.layers[name]
+        behind += layer.width_in * layer.width_out * layer.kernel * layer.positions
+    return cost.macs(channels) / behind
+
+
+def tails(images: int, coalitions: int, stacks: tuple[int, ...]) -> None:
+    model, channels, names = network()
+    batches = batches_of(images)
+    games = Games(model, channels, batches)
+    print(f"{coalitions} coalitions, {images} images, micro-batches of {MICRO}; medians of 3 turns")
+    print(
+        "| conv | sets at a time | full passes s | cut passes s | ratio | bound asked | MACs ratio |\n"
+        "|---|---|---|---|---|---|---|"
+    )
+    for conv, asked in zip(CONVS, BOUNDS, strict=True):
+        name = names[conv - 1]
+        off = random_sets(channels.group(name).width, 0, coalitions, lambda n: draw(0, n))
+        spots = places(channels, name)
+        game = games.of(name, "consumed", 2**30)
+        game.correct(off[:1])  # the head, once: kept
+        assert not game.whole
+
+        @torch.no_grad()
+        def full(off: Tensor = off, spots: list = spots) -> list[int]:
+            counts = []
+            for row in off:
+                with switched(model, [(spots, lambda row=row: ~row)]):
+                    found = sum(int((model(x).argmax(1) == y).sum()) for x, y in batches(0))
+                counts.append(found)
+            return counts
+
+        for stack in stacks:
+            times: dict[str, list[float]] = {"full": [], "cut": []}
+            for _ in range(3):
+                for what in times:
+                    start = time.perf_counter()
+                    found = full() if what == "full" else [n for part in off.split(stack) for n in game.correct(part)]
+                    times[what].append(time.perf_counter() - start)
+                    assert len(found) == coalitions
+            whole, cut = (statistics.median(times[what]) for what in ("full", "cut"))
+            print(
+                f"| {conv} | {stack} | {whole:.2f} | {cut:.2f} | {whole / cut:.2f} | {asked} "
+                f"| {bound(channels, names, conv):.2f} |",
+                flush=True,
+            )
+
+
+def shared(images: int, coalitions: int) -> None:
+    """One process of ``ranks``: seconds of the shared coalitions on conv 3, heads included, printed by the first."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo")
+    model, channels, names = network()
+    generator = np.random.default_rng(0)
+    source = ArraySource(
+        generator.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8),
+        generator.integers(0, 10, images),
+        tuple("abcdefghij"),
+    )
+    feed = Feed(source, Look(32, (0.5,) * 3, (0.25,) * 3), torch.device("cpu"))
+    machine = Machine(torch.device("cpu"), Ranks.of() if world > 1 else Ranks())
+    bench = Bench(model, channels, feed, np.arange(images), machine, Tracker(False), MICRO)
+    name = names[2]
+    width = channels.group(name).width
+
+    def run(job: int) -> list[int]:
+        return bench.count(name, random_sets(width, job, job + 1, lambda n: draw(0, n)))
+
+    bench.share(list(range(1000, 1002)), run, keep="warm")
+    machine.ranks.wait()
+    start = time.perf_counter()
+    bench.share(list(range(coalitions)), run, keep="timed")
+    machine.ranks.wait()
+    if machine.ranks.first:
+        print(f"SECONDS {time.perf_counter() - start:.3f}", flush=True)
+
+
+def ranks(images: int, coalitions: int) -> None:
+    found: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(3):
+        for world in found:
+            command = [
+                sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}", __file__,
+                "--only", "shared", "--images", str(images), "--coalitions", str(coalitions),
+            ]  # fmt: skip
+            out = subprocess.run(
+                command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
+            found[world].append(float(out.stdout.split("SECONDS")[1].split()[0]))
+    one, two = (statistics.median(times) for times in found.values())
+    print(
+        f"conv 3, {coalitions} coalitions: 1 rank {one:.2f} s, 2 ranks {two:.2f} s, ratio {one / two:.2f} (asked: 1.7)"
+    )
+
+
+def gate() -> None:
+    """A training step of the whole network at batch 100, without and with a gate on each group in turn."""
+    model, channels, names = network()
+    model.train()
+    x, y = torch.randn(100, 3, 32, 32).contiguous(memory_format=torch.channels_last), torch.randint(0, 10, (100,))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    print("| gate on conv | step without s | with s | added |\n|---|---|---|---|")
+    for conv in (1, *CONVS):
+        name = names[conv - 1]
+        posterior, spots = Dirichlet(channels.group(name).width, 2.0, None), places(channels, name)
+        times: dict[bool, list[float]] = {False: [], True: []}
+        for turn in range(8):
+            for gated in (False, True):
+                start = time.perf_counter()
+                if gated:
+                    values = posterior.mean() * channels.group(name).width
+                    with switched(model, [(spots, lambda v=values: v)]):
+                        step()
+                else:
+                    step()
+                if turn:
+                    times[gated].append(time.perf_counter() - start)
+        plain, more = statistics.median(times[False]), statistics.median(times[True])
+        print(f"| {conv} | {plain:.3f} | {more:.3f} | {100 * (more / plain - 1):+.1f} % |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--only", choices=("tails", "ranks", "gate", "shared"))
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--coalitions", type=int, default=20)
+    parser.add_argument("--stacks", type=int, nargs="+", default=[1, 4])
+    given = parser.parse_args()
+    if given.only == "shared":
+        return shared(given.images, given.coalitions)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    about = describe(Machine(torch.device("cpu"), Ranks()))
+    print(f"{about['processor']}, {about['cores']} cores, {about['threads']} thread(s)")
+    if given.only in (None, "tails"):
+        tails(given.images, given.coalitions, tuple(given.stacks))
+    if given.only in (None, "ranks"):
+        ranks(given.images, given.coalitions)
+    if given.only in (None, "gate"):
+        gate()
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""``dist-prune export | latency | push``: a bundle as ONNX or torch.export files, its speed, and on the hub."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from dist_prune import methods, reading
+from dist_prune.errors import PruneError
+
+KINDS = ("onnx", "onnx-fp16", "onnx-int8", "pt2")
+Answer = tuple[str, Any, int]
+
+
+def arguments(verbs: Any) -> None:
+    """Add the verbs to ``dist-prune``'s parser."""
+    exporting = verbs.add_parser("export", help="a bundle as ONNX or torch.export files, checked on real images")
+    exporting.add_argument("bundle", help="a run directory, its export folder, or owner/name on the hub")
+    exporting.add_argument("--format", nargs="+", choices=KINDS, default=["onnx", "pt2"])
+    exporting.add_argument("--out", help="folder for the files; default: the bundle's own")
+    exporting.add_argument("--images", help="image folder or .npz to check on; default: the run's evaluation images")
+    exporting.add_argument(
+        "--count", type=int, default=64, help="images to check on, and for int8 as many to calibrate"
+    )
+    timing = verbs.add_parser("latency", help="measured time of a bundle's network, dense against pruned")
+    timing.add_argument("bundle", help="a run directory, its export folder, or owner/name on the hub")
+    timing.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
+    timing.add_argument("--repeats", type=int, default=20, help="timed passes of each network at each batch size")
+    timing.add_argument("--threads", type=int, default=0, help="CPU threads; default: all cores")
+    timing.add_argument("--device", help="default: a GPU where there is one")
+    pushing = verbs.add_parser("push", help="a bundle with its model card to the Hugging Face hub, or to a folder")
+    pushing.add_argument("bundle", help="a run directory or its export folder")
+    pushing.add_argument("destination", help="owner/name on the hub, or a path that begins with ./ or /")
+    pushing.add_argument("--private", action="store_true")
+
+
+# The acts import what they need themselves: timm and its kin take seconds, and most verbs need none of them.
+
+
+def _export(given: argparse.Namespace) -> Answer:
+    from dist_prune import bundle
+    from dist_prune.runtime import formats
+
+    found = bundle.read(given.bundle)
+    place = _folder(given.bundle)
+    if given.out is None and place is None:
+        raise PruneError(f"--out: {given.bundle} is on the hub; name a folder for the files")
+    out = Path(given.out) if given.out else place
+    assert out is not None
+    out.mkdir(parents=True, exist_ok=True)
+    model = found.small()
+    images = _images(given, found, place, False)
+    calibration = _images(given, found, place, True) if "onnx-int8" in given.format else None
+    facts = {
+        "backbone": found.body["backbone"]["name"], "plan": found.plan.fingerprint,
+        "mean": str(found.body["image"]["mean"]), "std": str(found.body["image"]["std"]),
+        "size": str(found.body["image"]["size"]), "classes": "\n".join(found.body["classes"]),
+    }  # fmt: skip
+    lines: list[str] = []
+    body: dict[str, Any] = {}
+    for kind in given.format:
+        file = out / f"model{formats.SUFFIX[kind]}"
+        facts_of: dict[str, Any] = {"file": str(file)}
+        facts_of |= formats.write(kind, model, images, file, facts, calibration)
+        body[kind] = facts_of
+        lines.append(
+            f"{file}: {facts_of['bytes'] / 2**20:.2f} MiB; on {facts_of['images']} images logits differ by at most "
+            f"{facts_of['difference']:.1e} of the largest, {facts_of['same_class']:.1%} get the same class"
+        )
+    return "\n".join(lines), body, 0
+
+
+def _latency(given: argparse.Namespace) -> Answer:
+    import torch
+
+    from dist_prune import bundle
+    from dist_prune.runtime.latency import latency
+    from dist_prune.runtime.machine import cores
+
+    found = bundle.read(given.bundle)
+    models = {"dense": found.dense(), "pruned": found.small()}
+    threads, device = given.threads or cores(), given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    times = latency(models, found.shape, given.batches, given.repeats, torch.device(device), threads)
+    lines = [f"{found.body['backbone']['name']} on {device}, {threads} threads, medians of {given.repeats}", ""]
+    lines += [
+        "| batch | dense ms | pruned ms | dense images/s | pruned images/s | faster |",
+        "|---|---|---|---|---|---|",
+    ]
+    for batch in map(str, given.batches):
+        one, other = times["dense"][batch], times["pruned"][batch]
+        lines.append(
+            f"| {batch} | {one['ms']:.2f} | {other['ms']:.2f} | {one['images_per_s']:.1f} | "
+            f"{other['images_per_s']:.1f} | {one['ms'] / other['ms']:.2f}x |"
+        )
+    return "\n".join(lines), times, 0
+
+
+def _push(given: argparse.Namespace) -> Answer:
+    from dist_prune import bundle, hub
+    from dist_prune.runtime import formats
+
+    place = _folder(given.bundle)
+    if place is None:
+        raise PruneError(f"{given.bundle}: there is no such folder; name a run directory or its export folder")
+    body = bundle.read(place).body  # a damaged bundle is not pushed
+    extra = sorted(f.name for f in place.iterdir() if f.name.endswith(tuple(formats.SUFFIX.values())))
+    text = hub.card(body, hub.report_of(place))
+    files = (bundle.MANIFEST, bundle.WEIGHTS, *extra)
+    where = hub.push(place, given.destination, files, text, given.private)
+    return f"{where}: {', '.join((*files, hub.CARD))}", {"where": where, "files": [*files, hub.CARD]}, 0
+
+
+def _folder(name: str) -> Path | None:
+    """The bundle's folder, or None where it is no folder here."""
+    place = Path(name)
+    place = place / "export" if (place / "export").is_dir() else place
+    return place if place.is_dir() else None
+
+
+def _images(given: argparse.Namespace, found: Any, place: Path | None, train: bool) -> Any:
+    """(n, C, H, W) normalised images: those of ``--images``, or of the recipe that made the bundle ``found``."""
+    import numpy as np
+    import torch
+
+    from dist_prune.runtime.data.backends import open_split
+    from dist_prune.runtime.data.feed import Feed, Look
+    from dist_prune.runtime.data.index import IMAGE_FILES
+    from dist_prune.runtime.data.sources import FolderSource, open_source
+
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in found.body["image"].items()
+        if key != "schedule"  # of training
+    }
+    look, root = Look(**fields), Path(given.images).expanduser() if given.images else None
+    backend = "auto"
+    if root is not None and root.suffix == ".npz":
+        source: Any = open_source("npz", str(root), "", train)
+    elif root is not None:
+        files = sorted(f for f in root.rglob("*") if f.suffix.lower() in IMAGE_FILES)
+        if not files:
+            raise PruneError(f"--images: {root} holds no image files")
+        source = FolderSource(files, np.zeros(len(files), dtype=np.int64), ("any",), str(root))  # type: ignore[arg-type]
+    elif place is not None and (place.parent / "recipe.yaml").is_file():
+        data = reading.load(str(place.parent / "recipe.yaml"), [], methods.options_of).data
+        opened = open_split(data.backend, data.source, data.root, data.train_split if train else data.eval_split, train)
+        source, backend = opened.source, opened.backend
+    else:
+        raise PruneError("the bundle lies in no run directory, so nobody knows its images; name some with --images")
+    if source.in_chans != found.shape[0]:
+        raise PruneError(f"--images: they have {source.in_chans} channels, the network takes {found.shape[0]}")
+    count = min(given.count, len(source.labels))
+    ids = np.linspace(0, len(source.labels) - 1, count).astype(
+        np.int64
+    )  # from the whole set: folders are sorted by class
+    feed = Feed(source, look, torch.device("cpu"), backend=backend, memory_format=torch.contiguous_format)
+    return torch.cat([part.images for part in feed.batches(np.array_split(np.unique(ids), -(-count // 32)))])
+
+
+ACTS = {"export": _export, "latency": _latency, "push": _push}

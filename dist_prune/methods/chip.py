@@ -1,0 +1,83 @@
+"""CHIP: a channel is independent where the nuclear norm of all maps falls when its row is zero.
+
+Sui, Yin, Xie, Phan, Zonouz, Yuan: CHIP: CHannel Independence-based Pruning for Compact Neural Networks, NeurIPS 2021.
+"""
+
+from collections.abc import Mapping, MutableMapping
+
+import torch
+from torch import Tensor
+
+from dist_prune.methods import method
+from dist_prune.pruning.channels import Channels, Site
+from dist_prune.pruning.combine import places
+from dist_prune.pruning.entries import flat, per_group, shown, sites_of, spread
+from dist_prune.pruning.statistic import State, Statistic
+
+BUDGET = 2**23  # float64 values that one batch of Gram matrices may hold
+
+
+class Chip(method.Ranking):
+    """|A|_* - |M_i A|_*, the mean over images; A (C, HW) is what the next convolution consumes of one group."""
+
+    paper = "Sui et al., CHIP: CHannel Independence-based Pruning for Compact Neural Networks, NeurIPS 2021"
+
+    def score(self, bench: method.Bench) -> method.Scores:
+        """``<layer>:in:independence``: (C,) float64, the mean over images."""
+        parts: dict[str, list[list[list[int]]]] = {}
+        for group in bench.channels.free:
+            for site, coupling in shown(bench.channels, group):
+                parts.setdefault(site.name, []).append(places(coupling, group.width).tolist())
+        found = bench.observe(sites_of(bench.channels, shown), Independence(parts))
+        return flat({name: {"independence": tables["independence"].mean(0)} for name, tables in found.items()})
+
+    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+        return per_group(scores, channels, "independence", shown)
+
+
+class Independence(Statistic):
+    """State: ``independence`` (n, positions) float64, each group's channels by themselves.
+
+    ``parts``: tap -> for each group, for each channel, its positions in the input (the value lies at the first one).
+    """
+
+    def __init__(self, parts: Mapping[str, list[list[list[int]]]]):
+        self.parts = parts
+
+    def states(self, site: Site) -> dict[str, State]:
+        return {"independence": State("rows", (site.width,), torch.float64)}
+
+    def update(
+        self, site: Site, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
+    ) -> None:
+        values = spread(maps, site).double()
+        for part in self.parts[site.name]:
+            index = torch.tensor(part, device=maps.device)
+            for number, image in zip(ids, values, strict=True):
+                tables["independence"][number, index[:, 0]] = independence(image[index].flatten(1))
+
+
+def independence(image: Tensor) -> Tensor:
+    """(C, P) -> (C,): what the nuclear norm loses with each row, by eigenvalues of the smaller Gram matrix."""
+    count, positions = image.shape
+    rows = torch.arange(count, device=image.device)
+    if positions < count:
+        whole, side = image.T @ image, positions
+    else:
+        whole, side = image @ image.T, count
+    out = []
+    for part in rows.split(max(1, BUDGET // side**2)):
+        grams = whole.repeat(len(part), 1, 1)
+        if positions < count:
+            grams -= image[part, :, None] * image[part, None, :]
+        else:
+            places = torch.arange(len(part), device=image.device)
+            grams[places, part, :] = 0
+            grams[places, :, part] = 0
+        out.append(nuclear(grams))
+    return nuclear(whole) - torch.cat(out)
+
+
+def nuclear(gram: Tensor) -> Tensor:
+    """Nuclear norm of a matrix from its Gram matrix (..., m, m)."""
+    return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum(-1)

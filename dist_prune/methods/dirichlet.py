@@ -1,0 +1,235 @@
+"""Dirichlet switches: channels times a vector on the simplex, whose posterior is trained with the weights frozen.
+
+Adamczewski, Park: Dirichlet Pruning for Neural Network Compression, AISTATS 2021. One layer at a time: s ~ q(s) =
+Dir(phi), phi = softplus(v), prior Dir(alpha); the loss is the negative evidence bound; a channel's worth is its
+posterior mean.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dist_prune.errors import PruneError
+from dist_prune.methods import method
+from dist_prune.pruning.channels import Channels
+from dist_prune.pruning.choose import Request, keep_best
+from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.portrait import Portrait
+from dist_prune.pruning.posteriors import (
+    Dirichlet,
+    LogisticNormal,
+    Posterior,
+    correlation,
+    dirichlet_kl,
+    log_mean,
+    moments,
+)
+from dist_prune.pruning.switches import Rest, Where, copies, places, switched, traced
+
+Quirk = Literal["batch_statistics", "mixed_images", "kl_at_mean", "reversed_ranking"]
+RELEASED: tuple[Quirk, ...] = ("batch_statistics", "mixed_images")
+
+
+class Options(method.MethodOptions):
+    """Gates train on the calibration images (``score.images: all`` for the papers' whole training set), with the
+    recipe's training augmentation. The released nets: ``kl_weight=0``, ``scale=simplex``, ``place=output`` (ResNet-56:
+    consumed)."""
+
+    fidelity: Literal["correct", "as_released"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default="correct", description="as_released: quirks batch_statistics and mixed_images"
+    )
+    quirks: tuple[Quirk, ...] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=(), description="single departures of the released code"
+    )
+    variant: Literal["point", "integral"] = Field(default="point", description="the posterior's mean, or draws from it")
+    posterior: Literal["dirichlet", "logistic_normal"] = Field(
+        default="dirichlet", description="logistic_normal can let channels rise together; needs variant=integral"
+    )
+    place: Where = Field(default="consumed", description="switch what the next layers read, or raw outputs")
+    scale: Literal["width", "simplex"] = Field(default="width", description="gates of mean 1, or s itself")
+    jointly: bool = Field(default=False, description="all groups at once instead of one at a time")
+    prior: float = Field(default=2.0, gt=0, description="alpha of the symmetric prior")
+    start: float | None = Field(default=None, description="of every v, phi = softplus(v); default: at the prior")
+    rank: int = Field(default=4, ge=1, description="logistic_normal: of the covariance beside its diagonal")
+    draws: int = Field(default=5, ge=1, description="integral: draws per step, the same for all images of a batch")
+    average: Literal["logits", "losses"] = Field(default="logits", description="integral: what is averaged over draws")
+    kl_weight: float = Field(default=1.0, ge=0, description="of the divergence from the prior")
+    kl_scale: Literal["images", "batch"] = Field(default="images", description="divided by the images, or by a batch's")
+    kl_epochs: int = Field(default=0, ge=0, description="the weight rises linearly over so many epochs")
+    epochs: int = Field(default=1, ge=1)
+    batch: int = Field(default=100, ge=1)
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: float = Field(default=0.0, ge=0, description="on the gates' parameters (ResNet-56's program: 1e-4)")
+
+    @model_validator(mode="after")
+    def _drawn(self):
+        if self.posterior == "logistic_normal" and self.variant == "point":
+            raise ValueError("a logistic normal's covariance is only seen by draws: set variant to integral")
+        return self
+
+
+class DirichletSwitches(method.Method):
+    """Keeps the channels with the largest posterior means."""
+
+    paper = "Adamczewski, Park, Dirichlet Pruning for Neural Network Compression, AISTATS 2021"
+    Options = Options
+
+    def has(self, quirk: Quirk) -> bool:
+        """Whether a departure of the released code is asked for."""
+        return quirk in self.options.quirks or (self.options.fidelity == "as_released" and quirk in RELEASED)
+
+    def score(self, bench: method.Bench) -> method.Scores:
+        """``<group>:posterior`` float64: (1, C) phi, or (2 + rank, C) of the logistic normal."""
+        names = [group.name for group in bench.channels.free]
+        if self.options.jointly:
+            tables = self._trained(bench, names)
+        else:
+            tables = bench.share(names, lambda name: self._trained(bench, [name])[0])
+        for name, table in zip(names, tables, strict=True):
+            if not bool(table.isfinite().all()):
+                raise PruneError(f"method.lr: the switches of {name} became infinite; lower it from {self.options.lr}")
+        return {f"{name}:posterior": table for name, table in zip(names, tables, strict=True)}
+
+    def _trained(self, bench: method.Bench, names: list[str]) -> list[Tensor]:
+        """Train these groups' switches together; their posteriors' tables."""
+        options, gates = self.options, Gates(self, bench, names)
+        more = {"momentum": options.momentum} if options.optimizer == "sgd" else {}
+        bench.fit(
+            [p for posterior in gates.posteriors for p in posterior.parameters], gates.loss, options.epochs, options.lr,
+            options.batch, gates.watch, name=f"switches of {', '.join(names)}", calibration=True,
+            train_mode=self.has("batch_statistics"), optimizer=options.optimizer, weight_decay=options.weight_decay,
+            decay_norm_bias=True, **more,
+        )  # fmt: skip
+        return [posterior.table() for posterior in gates.posteriors]
+
+    def _worth(self, scores: Mapping[str, Tensor], name: str) -> Tensor:
+        mean = moments(self.need(scores, f"{name}:posterior"))[0]
+        return reversed_ranking(mean) if self.has("reversed_ranking") else mean
+
+    def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
+        worth = {group.name: self._worth(scores, group.name) for group in channels.free}
+        return Plan.keeping(channels, keep_best(channels, worth, request))
+
+    def table(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> list[dict[str, Any]]:
+        """Per group: the largest and smallest gate of mean 1, correlations between channels, share of positive ones."""
+        rows = []
+        for group in channels.free:
+            mean, covariance = moments(self.need(scores, f"{group.name}:posterior"))
+            low, high, positive = _between(covariance)
+            gate = mean * group.width
+            rows.append({
+                "group": group.name, "smallest_gate": float(gate.min()), "largest_gate": float(gate.max()),
+                "correlation_from": low, "correlation_to": high, "positive_percent": positive,
+            })  # fmt: skip
+        return rows
+
+    def portraits(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Iterator[Portrait]:
+        """The posterior's correlation between channels: dark where two rise together (a Dirichlet's never do)."""
+        plan = self.select(scores, channels, request)
+        for group in channels.free:
+            _, covariance = moments(self.need(scores, f"{group.name}:posterior"))
+            low, high, positive = _between(covariance)
+            kept = np.zeros(group.width, dtype=bool)
+            kept[plan.kept(group.name)] = True
+            said = (
+                f"{group.width} channels, {int(kept.sum())} kept; posterior correlation {low:.3g} to {high:.3g}, "
+                f"{positive:.0f} % of the pairs positive"
+            )
+            likeness = ((1 + correlation(covariance)) / 2).clamp(0, 1).numpy()
+            yield Portrait(group.name, likeness, np.full(group.width, -1), kept, said)
+
+
+class Gates:
+    """The switches of some groups while they train."""
+
+    def __init__(self, method_: DirichletSwitches, bench: method.Bench, names: list[str]):
+        self.has, self.options, self.bench, self.names = method_.has, method_.options, bench, names
+        self.posteriors: list[Posterior] = [self._start(bench.channels.group(name).width) for name in names]
+        self.places = [places(bench.channels, name, self.options.place) for name in names]
+        self.step, self._rest = 0, None
+
+    def _start(self, width: int) -> Posterior:
+        if self.options.posterior == "logistic_normal":
+            return LogisticNormal(width, self.options.prior, self.options.rank)
+        return Dirichlet(width, self.options.prior, self.options.start)
+
+    def watch(self, step: int) -> None:
+        """After each update: the next one's number decides its noise."""
+        self.step = step + 1
+
+    def loss(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
+        """(n,) cross-entropies, each with its part of the divergence: in the mean over all ranks it counts once."""
+        point = self.options.variant == "point"
+        losses = self._at_mean(model, images, labels) if point else self._drawn(model, images, labels)
+        return losses + (self._divergence() if self.options.kl_weight else 0)
+
+    def _at_mean(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        values = [self._scaled(posterior.mean()) for posterior in self.posteriors]
+        switches = [(spots, lambda v=v: v) for spots, v in zip(self.places, values, strict=True)]
+        with switched(model, switches):
+            return functional.cross_entropy(model(images), labels, reduction="none")
+
+    def _drawn(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """The part behind the switch runs on every image times every draw; noise comes from (seed, group, step)."""
+        draws, n = self.options.draws, len(images)
+        if not n:
+            return images.new_zeros(0)
+        if self._rest is None:
+            self._rest = Rest(model, traced(model), [place.layer for spots in self.places for place in spots])
+            self._rest.prove(images)
+        switches = []
+        for name, posterior, spots in zip(self.names, self.posteriors, self.places, strict=True):
+            sample = posterior.sample(draws, self.bench.draw("switches", name, self.step))
+            values = self._scaled(sample).to(images.device).repeat_interleave(n, 0)
+            switches.append((spots, lambda v=values: v))
+        with torch.no_grad():
+            live = copies(self._rest.head(images), draws)
+        with switched(model, switches):
+            logits = self._rest.tail(live)
+        logits = mixed_images(logits, draws) if self.has("mixed_images") else logits.view(draws, n, -1)
+        return log_mean(logits, labels, self.options.average)
+
+    def _scaled(self, values: Tensor) -> Tensor:
+        return values * values.shape[-1] if self.options.scale == "width" else values
+
+    def _divergence(self) -> Tensor:
+        options, images = self.options, self.bench.images
+        epoch = 1 + self.step * options.batch // images
+        weight = options.kl_weight * (min(epoch / options.kl_epochs, 1.0) if options.kl_epochs else 1.0)
+        kl = torch.stack([
+            kl_at_mean(p) if self.has("kl_at_mean") and isinstance(p, Dirichlet) else p.kl() for p in self.posteriors
+        ]).sum()  # fmt: skip
+        return weight * kl / (images if options.kl_scale == "images" else options.batch)
+
+
+def _between(covariance: Tensor) -> tuple[float, float, float]:
+    """Smallest and largest correlation between two channels, and the percentage of pairs with a positive one."""
+    table = correlation(covariance)
+    pairs = table[~torch.eye(len(table), dtype=torch.bool)]
+    return float(pairs.min()), float(pairs.max()), 100 * float((pairs > 0).double().mean())
+
+
+# What the released code does otherwise (specification, sections 1.2 and 9); each is a quirk of its name.
+# batch_statistics (the switches train with batch norms in training mode) is bench.fit's train_mode.
+
+
+def mixed_images(logits: Tensor, draws: int) -> Tensor:
+    """Activations are laid out draw by draw, logits are read image by image: those of other images are averaged."""
+    return logits.view(-1, draws, logits.shape[-1]).transpose(0, 1)
+
+
+def kl_at_mean(posterior: Dirichlet) -> Tensor:
+    """LeNet's point form takes the divergence at the normalised mean instead of at phi."""
+    return dirichlet_kl(posterior.mean(), posterior.alpha)
+
+
+def reversed_ranking(mean: Tensor) -> Tensor:
+    """The wide residual network's program turns the ranking round before it cuts: the largest switches go."""
+    return -mean

@@ -1,0 +1,282 @@
+"""Interpretable ranking: filters of a layer go one after another, the one first that the others tell most about.
+
+Interpretable deep model pruning, Neurocomputing 647 (2025) 130485. Layers are ranked independently of one another, on
+the unpruned network; a plan keeps the last channels of each order.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from dist_prune.errors import PruneError
+from dist_prune.methods import method
+from dist_prune.pruning.activations import Activations, Census, Tap, distinct, taps_of
+from dist_prune.pruning.channels import Channels
+from dist_prune.pruning.choose import Request, best_of, first_true, keep_best, share_of
+from dist_prune.pruning.elimination import Elimination
+from dist_prune.pruning.judges import Criterion
+from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.ranking import Ranking
+from dist_prune.pruning.subjects import ALIGNED, Estimator, Subject, Width
+from dist_prune.pruning.widths import Grid
+
+Quirk = Literal["softmax_labels", "wider_kernel", "top_bin", "last_batch", "conv_sign", "augmented"]
+RELEASED: tuple[Quirk, ...] = ("softmax_labels", "wider_kernel", "top_bin", "last_batch", "conv_sign", "augmented")
+SATURATED = 0.98
+STEPS = 400  # of the search for a ratio
+
+# the released program's names: what they stand for here
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "bin": {"criterion": "mi_rest", "estimator": "binning"},
+    "bin_tot": {"criterion": "joint", "estimator": "binning"},
+    "reyei_uns": {"criterion": "mi_rest", "alpha": 1.01, "width": "aligned"},
+    "reyei_uns_tot": {"criterion": "mi_all", "alpha": 1.01, "width": "aligned"},
+    "reyei_sampling": {"criterion": "mi_rest", "alpha": 1.01, "width": "aligned_label"},
+    "renyi": {"criterion": "mi_rest", "alpha": 1.01, "width": "common_label"},
+    "p_reyei": {"criterion": "mi_rest", "alpha": 2.0, "width": "polynomial"},
+    "renyi_wick": {"criterion": "mi_rest", "alpha": 1.0, "width": "aligned"},
+    "renyi_IZY": {"criterion": "relevance", "alpha": 1.01, "width": "label"},
+    "renyi_Hz": {"criterion": "entropy", "alpha": 1.01, "width": "all"},
+}
+DEPRECATED = ("reyei_sampling", "renyi", "p_reyei")
+REFUSED = {
+    "smoothed": "smoothed differential entropy after a principal component analysis",
+    "low_dim": "low-rank Renyi entropy",
+    "SMI": "sliced mutual information",
+}
+
+
+class Options(method.MethodOptions):
+    """``sampling`` is the released program's one word for criterion, estimator, alpha and width."""
+
+    fidelity: Literal["correct", "as_released"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default="correct", description="as_released: every quirk; sampling reyei_uns where none is given"
+    )
+    quirks: tuple[Quirk, ...] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=(), description="single departures of the released program"
+    )
+    sampling: str | None = Field(default=None, description="bin, reyei_uns, renyi_IZY ...: the released program's name")
+    criterion: Criterion = Field(default="mi_rest", description="mi_rest is the paper's; joint loses least")
+    estimator: Literal["renyi", "binning"] = Field(default="renyi", description="binning is for tanh layers")
+    alpha: float = Field(default=1.01, gt=0, description="order of the entropy; 1 is Shannon's, 2 needs no spectra")
+    width: Width = Field(default="entropy_target", description="how kernel widths are found; aligned: the paper's")
+    entropy_target: float = Field(default=0.75, gt=0, lt=1, description="entropy of a whole layer, of log2 batch")
+    sigma_combine: Literal["smooth", "median"] = Field(default="smooth", description="aligned widths over batches")
+    grid: Literal["fine", "coarse"] = Field(default="fine", description="alignment: 300 widths, or twice 16")
+    batch: int = Field(default=100, ge=2, description="images whose entropies are taken together")
+    by_layer: dict[str, Literal["renyi", "binning"]] = Field(default={}, description="group's glob -> estimator")
+    bins: int = Field(default=30, ge=2, description="equally spaced edges of the bins")
+    bin_range: tuple[float, float] = Field(default=(-1.0, 1.0), description="first and last edge")
+    sigma_y: float = Field(default=0.1, gt=0, description="width of the label kernel")
+    skip_zero: float | None = Field(
+        default=0.99, ge=0, le=1, description="filters with a larger share of zeros go first"
+    )
+    combine: Literal["rank", "sum"] = Field(default="rank", description="how the outputs of a residual stream agree")
+    rev: bool = Field(default=False, description="delete the smallest score first (ablation)")
+    chunk: float = Field(
+        default=0, ge=0, lt=1, description="share of what remains that goes in one step; 0: one filter"
+    )
+    map_side: int | None = Field(default=None, ge=1, description="average larger maps to this side first")
+    parallel: Literal["layers", "batches", "candidates"] = Field(
+        default="layers", description="what is dealt over ranks; moves no score"
+    )
+    precision: Literal["float64", "float32"] = Field(default="float64", description="of kernels and spectra")
+    distribution: Literal["uniform", "l1"] = method.for_select(
+        "uniform", description="a target's counts: alike in all groups, or in all but the stem's (as the program's L1)"
+    )
+    memory_mb: int = Field(default=4096, ge=16, description="for activations held at a time; moves no score")
+
+    @model_validator(mode="after")
+    def _known(self):
+        name = self.sampling
+        if name in REFUSED:
+            raise ValueError(
+                f"sampling {name} ({REFUSED[name]}) is named in the released program's help, but no working code of it "
+                "was released; choose one of " + ", ".join(SAMPLINGS)
+            )
+        if name is not None and name not in SAMPLINGS:
+            raise ValueError(f"unknown sampling {name}; there are {', '.join(SAMPLINGS)}")
+        if name in DEPRECATED and self.fidelity != "as_released":
+            raise ValueError(f"sampling {name} is deprecated by its authors; it needs fidelity as_released")
+        both = {"criterion", "estimator", "alpha", "width"} & self.model_fields_set if name is not None else ()
+        if both:
+            raise ValueError(
+                f"sampling {name} stands for criterion, estimator, alpha and width: leave {sorted(both)} out"
+            )
+        resolved = self.resolved()
+        if resolved["width"] in ("aligned", "aligned_label", "polynomial") and resolved["criterion"] == "cmi_label":
+            raise ValueError("cmi_label needs kernels that are products over filters: any width but aligned")
+        if (
+            resolved["criterion"] == "mi_all"
+            and resolved["estimator"] == "renyi"
+            and "aligned" not in resolved["width"]
+        ):
+            raise ValueError("mi_all is I(Z_R; Z_rest): it needs width aligned, or the estimator binning")
+        if self.bin_range[0] >= self.bin_range[1]:
+            raise ValueError(f"bin_range goes from a smaller to a larger number, got {list(self.bin_range)}")
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Criterion, estimator, alpha and width, of the fields or of ``sampling``."""
+        name = self.sampling or ("reyei_uns" if self.fidelity == "as_released" and not self._asked() else None)
+        plain = {"criterion": self.criterion, "estimator": self.estimator, "alpha": self.alpha, "width": self.width}
+        return plain if name is None else {**plain, "estimator": "renyi", **SAMPLINGS[name]}
+
+    def _asked(self) -> bool:
+        return bool({"criterion", "estimator", "alpha", "width"} & self.model_fields_set)
+
+
+class Entropy(method.Method):
+    """Backward elimination by matrix-based Renyi entropies; the number of filters kept comes from the request."""
+
+    paper = "Interpretable deep model pruning, Neurocomputing 647 (2025) 130485"
+    Options = Options
+
+    def has(self, quirk: Quirk) -> bool:
+        """Whether this departure of the released program is asked for."""
+        return self.options.fidelity == "as_released" or quirk in self.options.quirks
+
+    def score(self, bench: method.Bench) -> method.Scores:
+        """Per group: ``<group>:order`` (K,) int64, first deleted first; ``:score`` (K,) float64, the criterion in bits
+        at each deletion; ``:joint`` (K,) float64, S(R) before it; ``:alone`` (K,) float64, H of each filter, mean over
+        taps; ``:samples`` (1,) int64, images per batch."""
+        view = {"augment": True} if self.has("augmented") else {}
+        taps = {group.name: taps_of(bench.channels, group) for group in bench.channels.free}
+        sites = {tap.site.name: tap.site for found in taps.values() for tap in found}
+        census = bench.observe(list(sites.values()), Census(), **view)
+        shapes = {name: tuple(tables["shape"].tolist()) for name, tables in census.items()}
+        statistic = Activations(shapes, self.options.map_side)
+        batches, scores = self._batches(bench), {}
+        for names in self._bundles(taps, statistic, bench.images):
+            held = {tap.site.name: tap.site for name in names for tap in taps[name]}
+            maps = {s: t["maps"] for s, t in bench.observe(list(held.values()), statistic, **view).items()}
+            subjects, dead = [], []
+            for name in names:
+                chosen = [taps[name][i] for i in distinct([maps[tap.site.name] for tap in taps[name]])]
+                found = [tap.take(maps[tap.site.name]) for tap in chosen]
+                spec = self.estimator(name)
+                subjects.append(Subject(name, found, bench.labels, batches, spec, bench.device))
+                dead.append(self._dead(chosen, census))
+            ranking = Ranking(bench.share, bench.keep, partial(self.rule, bench.channels), self.options.parallel)
+            for subject, ranked in zip(subjects, ranking.orders(subjects, dead), strict=True):
+                course = ranked.course
+                scores[f"{subject.name}:order"] = torch.tensor(course.order)
+                scores[f"{subject.name}:score"] = torch.tensor(course.scores, dtype=torch.float64)
+                scores[f"{subject.name}:joint"] = torch.tensor(course.joints, dtype=torch.float64)
+                scores[f"{subject.name}:alone"] = ranked.alone
+                scores[f"{subject.name}:samples"] = torch.tensor([subject.n])
+        return scores
+
+    def estimator(self, group: str) -> Estimator:
+        """How the entropies of a group are estimated."""
+        options, spec = self.options, self.options.resolved()
+        own = next((kind for glob, kind in options.by_layer.items() if fnmatchcase(group, glob)), spec["estimator"])
+        wick = options.sampling == "renyi_wick"
+        grid = Grid(0.1, 75, 50, 40) if wick else Grid()
+        wider = self.has("wider_kernel") and not wick
+        width = spec["width"]
+        return Estimator(
+            criterion=spec["criterion"], binning=own == "binning", alpha=spec["alpha"], width=width,
+            target=options.entropy_target, grid=grid._replace(coarse=options.grid == "coarse"),
+            halved=width not in ALIGNED or wider, sigma_y=options.sigma_y, softmax=self.has("softmax_labels"),
+            last_only=wick and self.has("last_batch"), edges=options.bins, low=options.bin_range[0],
+            high=options.bin_range[1], wrapped=self.has("top_bin"), order_free=options.sigma_combine == "median",
+            dtype=getattr(torch, options.precision),
+        )  # fmt: skip
+
+    def rule(self, channels: Channels, subject: Subject) -> Elimination:
+        """The rule of deletion in a group."""
+        options, spec = self.options, self.options.resolved()
+        minus = options.sampling == "renyi" and self.has("conv_sign") and channels.layers[subject.name].kind == "conv"
+        exhaustive = spec["alpha"] in (2, 3, 4) or subject.estimator.binning
+        return Elimination(options.combine, options.rev != minus, options.chunk, exhaustive)
+
+    def _batches(self, bench: method.Bench) -> list[Tensor]:
+        """Positions of the images in each batch: a fixed permutation, cut; an incomplete last batch is dropped."""
+        n = min(self.options.batch, bench.images)
+        if n < 2:
+            raise PruneError(f"score.images: entropies need at least 2 images, got {bench.images}")
+        order = torch.randperm(bench.images, generator=bench.draw("entropy", "batches"))
+        return [order[i : i + n] for i in range(0, bench.images - n + 1, n)]
+
+    def _bundles(self, taps: Mapping[str, Sequence[Tap]], statistic: Activations, images: int) -> list[list[str]]:
+        """Groups whose activations and kernels fit in the memory together."""
+        bundles: list[list[str]] = []
+        room, n = 0.0, min(self.options.batch, images)
+        for name, found in taps.items():
+            size = sum(4.0 * images * statistic.states(tap.site)["maps"].zero(1).numel() for tap in found)
+            size += 8.0 * images // n * n * n * sum(len(tap.places) for tap in found)
+            if not bundles or room < size:
+                bundles.append([])
+                room = self.options.memory_mb * 2.0**20
+            bundles[-1].append(name)
+            room -= size
+        return bundles
+
+    def _dead(self, taps: Sequence[Tap], census: Mapping[str, Mapping[str, Tensor]]) -> list[int]:
+        """Channels that are zero almost everywhere, in index order; at least one channel is not counted among them."""
+        if self.options.skip_zero is None:
+            return []
+        zeros = sum(census[tap.site.name]["zeros"][torch.tensor(tap.places)].sum(1) for tap in taps)
+        whole = sum(int(census[tap.site.name]["numbers"]) * len(tap.places[0]) for tap in taps)
+        assert isinstance(zeros, Tensor)
+        return [k for k, count in enumerate(zeros.tolist()) if count > self.options.skip_zero * whole][: len(zeros) - 1]
+
+    def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
+        self.check(channels, request)
+        places = {name: position(order) for name, order in self.orders(scores, channels).items()}
+        if self.options.distribution == "l1" and request.target is not None:
+            return Plan.keeping(channels, best_of(channels, places, l1_counts(channels, request)))
+        return Plan.keeping(channels, keep_best(channels, places, request))
+
+    def orders(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, list[int]]:
+        return {group.name: self.need(scores, f"{group.name}:order").tolist() for group in channels.free}
+
+    def warnings(self, scores: Mapping[str, Tensor], channels: Channels) -> list[str]:
+        shares = {}
+        for group in channels.free:
+            n = int(self.need(scores, f"{group.name}:samples"))
+            shares[group.name] = float(self.need(scores, f"{group.name}:joint").max()) / math.log2(n)
+        high = {name: share for name, share in shares.items() if share > SATURATED}
+        if not high:
+            return []
+        return [
+            f"in {len(high)} of {len(shares)} groups the entropy of what is left reaches "
+            f"{max(high.values()):.1%} of log2 n ({', '.join(list(high)[:3])}{' ...' if len(high) > 3 else ''}): the "
+            "kernels tell all samples apart whatever is deleted, and the order follows single entropies. Take "
+            "method.width=entropy_target (or a smaller method.entropy_target), or a larger method.batch."
+        ]
+
+
+def l1_counts(channels: Channels, request: Request) -> dict[str, int]:
+    """ceil(K (1 - r)) channels of every free group but the stem's, with the smallest r of a grid of 1/400 that meets
+    the target (section 7); a residual stream that the stem writes to stays whole with it."""
+    assert request.target is not None
+    (quantity, share), stem = request.target, next(n for n, layer in channels.layers.items() if layer.kind == "conv")
+    cut = [group for group in channels.free if stem not in group.producers]
+
+    def counts(step: int) -> dict[str, int]:
+        kept = {group.name: group.width for group in channels.free}
+        return kept | {g.name: request.width(g, math.ceil(g.width * (STEPS - step) / STEPS)) for g in cut}
+
+    found = counts(first_true(lambda step: share_of(channels, quantity, counts(step)) <= share, STEPS))
+    low = share_of(channels, quantity, found)
+    if low > share:
+        raise PruneError(
+            f"target.{quantity}: {share} cannot be reached with method.distribution=l1, which leaves the stem's group "
+            f"whole: at least {low:.4f} stays. Raise the target, or take method.distribution=uniform."
+        )
+    return found
+
+
+def position(order: Sequence[int]) -> Tensor:
+    """(K,) float64: where in a deletion order each channel stands."""
+    out = torch.zeros(len(order), dtype=torch.float64)
+    out[torch.tensor(list(order))] = torch.arange(1, len(order) + 1, dtype=torch.float64)
+    return out

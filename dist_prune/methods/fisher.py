@@ -1,0 +1,115 @@
+"""Fisher pruning: how much the loss is expected to rise when a channel is switched off, per sample.
+
+Theis, Korshunova, Tejani, Huszar: Faster gaze prediction with dense networks and Fisher pruning, 2018, equation 9:
+1 / (2 N) sum_n (sum over positions of a_n dL_n / da_n)^2, for the mask of a channel where it is consumed.
+"""
+
+from collections.abc import Mapping, MutableMapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dist_prune.errors import PruneError
+from dist_prune.methods import method
+from dist_prune.pruning.channels import Channels, Site
+from dist_prune.pruning.choose import Request, keep_best
+from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.statistic import State, Statistic
+from dist_prune.pruning.switches import places
+
+Quirk = Literal["batch_mean", "train_mode"]
+LARGEST_BATCH = 1000  # images that one forward pass is asked to hold
+
+
+class Options(method.MethodOptions):
+    """``as_released``: both quirks, the form of the Dirichlet-switch program."""
+
+    fidelity: Literal["correct", "as_released"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default="correct", description="as_released: every quirk"
+    )
+    quirks: tuple[Quirk, ...] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=(), description="single departures of the released code"
+    )
+    batch: int = Field(default=100, ge=1, description="batch_mean: images of a batch")
+
+
+class Fisher(method.Method):
+    """Channels whose absence changes the loss least go first; members of a coupled group add up before they are
+    squared."""
+
+    paper = "Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018"
+    Options = Options
+
+    def has(self, quirk: Quirk) -> bool:
+        """Whether a departure of the released code is asked for."""
+        return quirk in self.options.quirks or self.options.fidelity == "as_released"
+
+    def score(self, bench: method.Bench) -> method.Scores:
+        """``<group>``: (C,) float64."""
+        spots = {group.name: places(bench.channels, group.name) for group in bench.channels.free}
+        sites = [
+            Site(f"{place.layer}:in", name, len(place.slot), "linear" if place.last else "conv", False, "in")
+            for name, found in spots.items() for place in found
+        ]  # fmt: skip
+        unique = list({site.name: site for site in sites}.values())
+        if self.has("train_mode") and bench.images > LARGEST_BATCH:
+            raise PruneError(
+                f"score.images: the quirk train_mode takes all images as one batch, and {bench.images:,} are more than "
+                f"{LARGEST_BATCH:,}"
+            )
+        view = train_mode() if self.has("train_mode") else {}
+        found = bench.observe(unique, MaskGradients(), backward=True, **view)
+        scores: method.Scores = {}
+        for name, places_ in spots.items():
+            width = bench.channels.group(name).width
+            rows = torch.zeros((bench.images, width + 1), dtype=torch.float64)
+            for place in places_:
+                rows.index_add_(1, place.slot, found[f"{place.layer}:in"]["rows"].double())
+            rows = rows[:, :width]
+            if self.has("batch_mean"):
+                scores[name] = batch_mean(rows, self.options.batch)
+            else:
+                scores[name] = (rows**2).sum(0) / (2 * bench.images)
+        return scores
+
+    def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
+        worth = {group.name: self.need(scores, group.name) for group in channels.free}
+        return Plan.keeping(channels, keep_best(channels, worth, request))
+
+
+class MaskGradients(Statistic):
+    """Sum over positions of activation times gradient, per image and position of the input: the gradient of a mask.
+
+    State: ``rows`` (n, width).
+    """
+
+    def states(self, site: Site) -> dict[str, State]:
+        return {"rows": State("rows", (site.width,), torch.float32)}
+
+    def update(
+        self, site: Site, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
+    ) -> None:
+        assert grads is not None
+        product = (maps * grads).double()
+        if site.kind == "conv":
+            product = product.flatten(2).sum(2)
+        else:  # features last, perhaps behind tokens
+            product = product.flatten(1, -2).sum(1) if product.dim() > 2 else product
+        tables["rows"][ids] = product.to(torch.float32)
+
+
+# What the released code does otherwise (specification, part C); each is a quirk of its name.
+
+
+def batch_mean(rows: Tensor, batch: int) -> Tensor:
+    """The loss is a batch's mean, so its gradients carry 1 / B; half the mean square of each batch, added over
+    batches."""
+    parts = [part / len(part) for part in rows.split(batch)]
+    return torch.stack([(part**2).mean(0) / 2 for part in parts]).sum(0)
+
+
+def train_mode() -> dict[str, bool]:
+    """Batch norms use their batch's statistics; here that batch is all images."""
+    return {"train_mode": True}

@@ -1,0 +1,37 @@
+"""DepGraph's group norm: all weights tied to a channel, in every layer of its group, on both sides.
+
+Fang, Ma, Song, Mi, Wang: DepGraph: Towards Any Structural Pruning, CVPR 2023, section 3.3.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dist_prune.methods import method
+from dist_prune.pruning.channels import Channels, Site
+from dist_prune.pruning.combine import gathered
+
+
+class GroupNorm(method.Ranking):
+    """The sum of squares of everything that goes when the channel goes."""
+
+    paper = "Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023"
+
+    def score(self, bench: method.Bench) -> method.Scores:
+        """``<group>``: (C,) float64, squared norm over all weights and batch-norm scales tied to the channel."""
+        scores, channels = {}, bench.channels
+        for group in channels.free:
+            parts = []
+            for coupling in group.couplings:
+                layer = channels.layers[coupling.layer]
+                if layer.kind == "pool" or (layer.kind == "norm" and not layer.bias):
+                    continue
+                weight = bench.weight(Site(layer.name, group.name, layer.width_out, layer.kind, False)).double()
+                side = weight.transpose(0, 1) if coupling.side == "in" and not layer.depthwise else weight
+                parts.append(gathered(side.reshape(len(side), -1).square().sum(1), coupling, group.width))
+            scores[group.name] = torch.stack(parts).sum(0)
+        return scores
+
+    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+        return {group.name: self.need(scores, group.name) for group in channels.free}

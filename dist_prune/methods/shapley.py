@@ -1,0 +1,237 @@
+"""Shapley values of channels: what each contributes to accuracy, over coalitions of the others.
+
+Ancona, Oztireli, Gross: Shapley value as principled metric for structured network pruning, 2020 (permutations);
+Adamczewski, Li, Van Gool: Shapley Pruning for Neural Network Compression, 2024 (regression, partial sums). Players are
+the channels of one group, other groups are whole; a player's removal in the game is its removal in surgery. Accuracy
+is in percent.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dist_prune.methods import method
+from dist_prune.pruning import coalitions
+from dist_prune.pruning.channels import Channels
+from dist_prune.pruning.choose import Request, keep_best
+from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.portrait import Curve
+from dist_prune.pruning.switches import Where
+
+Quirk = Literal["raw_outputs", "training_images", "augmented_images", "test_images"]
+RELEASED: tuple[Quirk, ...] = ("raw_outputs", "training_images", "augmented_images")
+ORACLE = range(1, 6)  # sizes of the sets that the exhaustive check compares
+
+
+class Options(method.MethodOptions):
+    """``samples``: random sets (kernel) or permutations; more of them later, in the same run directory, go on from
+    those that are on record."""
+
+    fidelity: Literal["correct", "as_released"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default="correct", description="as_released: every quirk but test_images"
+    )
+    quirks: tuple[Quirk, ...] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=(), description="single departures of the released code; test_images is its leak on ImageNet"
+    )
+    estimator: Literal["kernel", "permutation", "combin"] = Field(
+        default="kernel", description="regression on random sets, permutation averages, all sets of some sizes"
+    )
+    samples: int = method.growing(30, ge=1, description="random sets or permutations per group, at most")
+    until: Literal["samples", "stable"] = method.growing(
+        "samples", description="take all samples, or stop a group as soon as its ranking is reliable"
+    )
+    reliability: float = method.growing(
+        0.95, gt=0, lt=1, description="until stable: share of the values' variance that is not sampling error"
+    )
+    k: int = Field(default=1, ge=1, description="combin: removal steps up to the k-th (1: leave one out)")
+    adding: bool = Field(default=False, description="combin: the last k steps instead of the first")
+    stack: int = Field(default=4, ge=1, description="sets that go through the network together")
+    memory_mb: int = method.for_select(1024, ge=1, description="for a process's kept activations; moves no score")
+    kernel: Literal["ols", "shap"] = method.for_select(
+        "ols", description="plain least squares (the released program's), or Kernel SHAP with its weights and its sum"
+    )
+
+
+class Shapley(method.Method):
+    """Removes what the network loses least accuracy without."""
+
+    paper = "Adamczewski, Li, Van Gool, Shapley Pruning for Neural Network Compression, 2024"
+    Options = Options
+    equivariant = False  # coalitions are drawn by channel number
+
+    def has(self, quirk: Quirk) -> bool:
+        """Whether a departure of the released code is asked for."""
+        return quirk in self.options.quirks or (self.options.fidelity == "as_released" and quirk in RELEASED)
+
+    @property
+    def sees(self) -> Literal["train", "held_out", "test"]:
+        if self.has("test_images"):
+            return test_images()
+        return training_images() if self.has("training_images") else "held_out"
+
+    @property
+    def augmented(self) -> bool:
+        return augmented_images() if self.has("augmented_images") else False
+
+    @property
+    def where(self) -> Where:
+        """Where channels are switched off."""
+        return raw_outputs() if self.has("raw_outputs") else "consumed"
+
+    def score(self, bench: method.Bench) -> method.Scores:
+        """Per group: ``<group>:ends`` (3,) int64, images right with every and with no channel, and all; ``<group>:off``
+        (n, C) uint8 with ``<group>:correct`` (n,) int64, or ``<group>:orders`` (P, C) int32 with ``<group>:correct``
+        (P, C - 1), after each removal but the last."""
+        options, widths = self.options, {group.name: group.width for group in bench.channels.free}
+
+        def run(job: tuple[str, str, int]) -> list[int]:
+            kind, group, block = job
+            off = self._block(bench, kind, group, widths[group], block)
+            return bench.count(group, off, where=self.where, memory_mb=options.memory_mb)
+
+        def share(jobs: list[tuple[str, str, int]]) -> list[list[int]]:
+            return bench.share(jobs, run, keep="shapley")
+
+        ends = share([("ends", name, 0) for name in widths])
+        scores: method.Scores = {
+            f"{name}:ends": torch.tensor([*found, bench.images]) for name, found in zip(widths, ends, strict=True)
+        }
+        missing = list(widths)
+        for samples in self._checks():
+            spans = {name: self._evaluations(widths[name], samples) for name in missing}
+            jobs = [
+                (options.estimator, name, block)
+                for name, count in spans.items() for block in range(-(-count // options.stack))
+            ]  # fmt: skip
+            found: dict[str, list[int]] = {name: [] for name in missing}
+            for (_, name, _), counts in zip(jobs, share(jobs), strict=True):
+                found[name] += counts
+            for name in missing:
+                correct = torch.tensor(found[name][: spans[name]])
+                scores |= self._sampled(bench, name, widths[name], samples, correct)
+            missing = [name for name in missing if self._estimate(scores, name)[2] < options.reliability]
+        return scores
+
+    def _checks(self) -> list[int]:
+        """Numbers of samples after which the rankings are looked at; the last one is all of them."""
+        most = self.options.samples
+        if self.options.until == "samples" or self.options.estimator == "combin":
+            return [most]
+        return [n for n in (8 * 2**i for i in range(32)) if n < most] + [most]
+
+    def _evaluations(self, width: int, samples: int) -> int:
+        if self.options.estimator == "combin":
+            return coalitions.subset_count(width, coalitions.sizes_of(width, self.options.k, self.options.adding))
+        return samples * (width - 1) if self.options.estimator == "permutation" else samples
+
+    def _draw(self, bench: method.Bench, group: str) -> coalitions.Draw:
+        return lambda number: bench.draw("shapley", self.options.estimator, group, number)
+
+    def _block(self, bench: method.Bench, kind: str, group: str, width: int, block: int) -> Tensor:
+        """(m, C) bool: the sets of a job. Whole blocks always, so that more samples later find the same numbers."""
+        start, stop = block * self.options.stack, (block + 1) * self.options.stack
+        if kind == "ends":
+            return torch.tensor([[False] * width, [True] * width])
+        if kind == "combin":
+            return coalitions.subsets(width, coalitions.sizes_of(width, self.options.k, self.options.adding))[
+                start:stop
+            ]
+        rows: Callable[..., Tensor] = coalitions.random_sets if kind == "kernel" else coalitions.prefixes
+        return rows(width, start, stop, self._draw(bench, group))
+
+    def _sampled(self, bench: method.Bench, name: str, width: int, samples: int, correct: Tensor) -> method.Scores:
+        draw = self._draw(bench, name)
+        if self.options.estimator == "permutation":
+            orders = coalitions.orders(width, samples, draw)
+            return {f"{name}:orders": orders, f"{name}:correct": correct.view(samples, width - 1)}
+        if self.options.estimator == "kernel":
+            off = coalitions.random_sets(width, 0, samples, draw)
+        else:
+            off = coalitions.subsets(width, coalitions.sizes_of(width, self.options.k, self.options.adding))
+        return {f"{name}:off": off.to(torch.uint8), f"{name}:correct": correct}
+
+    def _estimate(
+        self, scores: Mapping[str, Tensor], name: str, first: int | None = None
+    ) -> tuple[Tensor, Tensor | None, float]:
+        """(C,) values, their standard errors where there are some, reliability; of the first samples, or of all."""
+        right = self.need(scores, f"{name}:correct")[:first]
+        full, empty, images = self.need(scores, f"{name}:ends").tolist()
+        accuracy, full, empty = 100 * right.double() / images, 100 * full / images, 100 * empty / images
+        errors: Tensor | None = None
+        if self.options.estimator == "permutation":
+            steps = coalitions.marginals(self.need(scores, f"{name}:orders")[:first], accuracy, full, empty)
+            values = steps.mean(0)
+            errors = steps.std(0) / len(steps) ** 0.5 if len(steps) > 1 else None
+        elif self.options.estimator == "kernel":
+            off = self.need(scores, f"{name}:off")[:first].bool()
+            values, errors = coalitions.least_squares(off, accuracy)
+            if self.options.kernel == "shap":
+                values = coalitions.kernel(off, accuracy, full, empty)
+        else:
+            off = self.need(scores, f"{name}:off").bool()
+            sizes = coalitions.sizes_of(off.shape[1], self.options.k, self.options.adding)
+            values = coalitions.by_size(off, accuracy, sizes)
+        return values, errors, coalitions.reliability(values, errors)
+
+    def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
+        worth = {group.name: self._estimate(scores, group.name)[0] for group in channels.free}
+        return Plan.keeping(channels, keep_best(channels, worth, request))
+
+    def table(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> list[dict[str, Any]]:
+        """Per group: samples, accuracy with every and with no channel, reliability of the ranking, and, where every
+        set of a size was evaluated, how many of the best to remove the values point out."""
+        rows = []
+        for group in channels.free:
+            values, _, reliable = self._estimate(scores, group.name)
+            correct = self.need(scores, f"{group.name}:correct")
+            full, empty, images = self.need(scores, f"{group.name}:ends").tolist()
+            row: dict[str, Any] = {
+                "group": group.name, "samples": len(correct), "full": 100 * full / images,
+                "empty": 100 * empty / images, "reliability": reliable,
+            }  # fmt: skip
+            if self.options.estimator == "combin":
+                off, adding = self.need(scores, f"{group.name}:off").bool(), self.options.adding
+                overlaps = {o: coalitions.oracle_overlap(off, correct, values, o, adding) for o in ORACLE}
+                row |= {f"oracle_{o}": overlap for o, overlap in overlaps.items() if overlap is not None}
+            rows.append(row)
+        return rows
+
+    def curves(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Iterator[Curve]:
+        """How the ranking of each group came to be: its rank correlation with the final one."""
+        if self.options.estimator == "combin":
+            return
+        for group in channels.free:
+            count, final = len(self.need(scores, f"{group.name}:correct")), self._estimate(scores, group.name)[0]
+            at = [n for n in (2**i for i in range(1, 32)) if n < count] + [count]
+            ranks = [coalitions.rank_correlation(self._estimate(scores, group.name, n)[0], final) for n in at]
+            what = "permutations" if self.options.estimator == "permutation" else "random sets"
+            yield Curve(
+                group.name, tuple(map(float, at)), tuple(ranks), (what, "rank correlation with the final ranking")
+            )
+
+
+# What the released code does otherwise (specification, sections 2 and 9); each is a quirk of its name.
+
+
+def raw_outputs() -> Where:
+    """Filters and biases are zeroed, batch norms are not: a removed channel still gives the constant beta - gamma mu /
+    sigma."""
+    return "output"
+
+
+def training_images() -> Literal["train"]:
+    """Accuracy is measured on images that the network was, or will be, trained on."""
+    return "train"
+
+
+def test_images() -> Literal["test"]:
+    """Accuracy is measured on the images that the result is judged by (the ImageNet programs)."""
+    return "test"
+
+
+def augmented_images() -> bool:
+    """Accuracy is measured on training augmentations (the CIFAR programs); here they follow the recipe's seed."""
+    return True

@@ -1,0 +1,53 @@
+"""Taylor: how much the loss would change, to first order, without the channel.
+
+Molchanov, Mallya, Tyree, Frosio, Kautz: Importance Estimation for Neural Network Pruning, CVPR 2019, section 3.
+The unit of a square is the micro-batch (score.micro_batch), whose images do not depend on the number of processes.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from dist_prune.methods import method
+from dist_prune.pruning.channels import Channels
+from dist_prune.pruning.curvature import Squares, means
+from dist_prune.pruning.entries import GateGradient, flat, per_group, sites_of
+
+
+class Options(method.RankingOptions):
+    form: Literal["gate", "weight"] = Field(
+        default="gate",
+        description="gate: the paper's FO-BN, one gate per channel: (scale g_scale + shift g_shift)^2 of a batch norm; "
+        "weight: the sum of (g w)^2 over a filter's weights",
+    )
+    blocks: bool = method.for_select(
+        True, description="a residual stream's score is divided by the blocks that add to it, as the authors do"
+    )
+
+
+class Taylor(method.Ranking):
+    """Coupled layers are one sum before it is squared: one gate, shared by all that consume the channel."""
+
+    paper = "Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019"
+    Options = Options
+
+    def score(self, bench: method.Bench) -> method.Scores:
+        """``gate``: ``<layer>:in:gate`` (n, C) float64, a row per micro-batch, and ``<layer>:in:batches``;
+        ``weight``: ``<layer>:weight`` (C,) float64."""
+        if self.options.form == "gate":
+            return flat(bench.observe(sites_of(bench.channels), GateGradient(batches=True), backward=True))
+        sites = [site.at_weight for site in bench.sites]
+        return {name: means(tables) for name, tables in bench.observe(sites, Squares(), backward=True).items()}
+
+    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+        if self.options.form == "gate":
+            gates = per_group(scores, channels, "gate")
+            count = int(self.need(scores, f"{sites_of(channels)[0].name}:batches"))
+            found = {name: table.square().sum(0) / count for name, table in gates.items()}
+        else:
+            found = self.summed(scores, channels, "weight")
+        if self.options.blocks:  # the first producer is the stem or the projection, each other one ends a block
+            found = {g.name: found[g.name] / max(1, len(g.producers) - 1) for g in channels.free}
+        return found

@@ -1,0 +1,122 @@
+"""Where the channels of a group are read behind norm, activation and sum, and what is read there."""
+
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dist_prune.pruning.channels import ChannelGroup, Channels, Coupling, Site
+from dist_prune.pruning.statistic import State, Statistic
+
+
+@dataclass(frozen=True)
+class Tap:
+    """An input of a layer that holds all of a group's channels.
+
+    Attributes:
+        site: where it is read.
+        places: (K, m) positions of each channel there: m is 1, or what flattening makes of a map.
+    """
+
+    site: Site
+    places: tuple[tuple[int, ...], ...]
+
+    def take(self, rows: Tensor) -> Tensor:
+        """(n, C, d) of the site -> (n, K, m d) of the group."""
+        index = torch.tensor(self.places, device=rows.device)
+        return rows[:, index.flatten()].reshape(len(rows), len(index), -1)
+
+
+def taps_of(channels: Channels, group: ChannelGroup) -> list[Tap]:
+    """The tensors in which the group's channels are consumed: one of a plain layer, one a block of a residual stream.
+
+    What enters a layer has passed norm, activation and sum. An average pool is read at its entrance, before it pools;
+    a maximum pool is not a layer here, and the convolution behind it is read. Layers that read the same tensor are
+    told apart only by their values (see ``distinct``).
+    """
+    readers = [c for c in group.couplings if _reads(channels, c)]
+    pools = [c for c in readers if channels.layers[c.layer].kind == "pool"]
+    if pools:  # what a linear layer reads behind them is the same, averaged
+        readers = [c for c in readers if channels.layers[c.layer].kind != "linear"]
+    if len(group.producers) == 1:
+        readers = (pools or readers)[:1]
+    return [_tap(channels, group, coupling) for coupling in readers]
+
+
+def distinct(tables: Sequence[Tensor]) -> list[int]:
+    """Numbers of the tables that none before them is equal to."""
+    out: list[int] = []
+    for number, table in enumerate(tables):
+        if not any(tables[other].shape == table.shape and torch.equal(tables[other], table) for other in out):
+            out.append(number)
+    return out
+
+
+def _reads(channels: Channels, coupling: Coupling) -> bool:
+    layer = channels.layers[coupling.layer]
+    return layer.kind == "pool" or (coupling.side == "in" and layer.kind in ("conv", "linear") and not layer.depthwise)
+
+
+def _tap(channels: Channels, group: ChannelGroup, coupling: Coupling) -> Tap:
+    layer = channels.layers[coupling.layer]
+    places: list[list[int]] = [[] for _ in range(group.width)]
+    for position, channel in zip(coupling.index, coupling.channel, strict=True):
+        places[channel].append(position)
+    site = Site(f"{layer.name}:in", group.name, layer.width_in, layer.kind, False, "in")
+    return Tap(site, tuple(tuple(sorted(found)) for found in places))
+
+
+def _flat(site: Site, maps: Tensor) -> Tensor:
+    """(n, C, h, w), (n, C) or, of a linear layer, (n, tokens, C) as (n, C, d)."""
+    if site.kind == "linear" and maps.dim() > 2:
+        return maps.flatten(1, -2).transpose(1, 2)
+    return maps.flatten(2) if maps.dim() > 2 else maps[:, :, None]
+
+
+class Census(Statistic):
+    """What passes a site. States, int64: ``shape`` (3,), the maps' C, h, w (C, d, 1 of tokens); ``zeros`` (C,) and
+    ``numbers`` (), how many numbers per channel were zero, and how many there were."""
+
+    def states(self, site: Site) -> dict[str, State]:
+        return {"shape": State("max", (3,)), "zeros": State("sum", (site.width,)), "numbers": State("sum")}
+
+    def update(
+        self, site: Site, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
+    ) -> None:
+        flat = _flat(site, maps)
+        shape = maps.shape[1:] if maps.dim() == 4 else (*flat.shape[1:], 1)
+        tables["shape"] = torch.maximum(tables["shape"], torch.tensor(shape, device=maps.device))
+        tables["zeros"] += (flat == 0).sum((0, 2))
+        tables["numbers"] += flat.shape[2] * len(flat)
+
+
+class Activations(Statistic):
+    """Maps of every image. State: ``maps`` (n, C, d) float32 rows.
+
+    Args:
+        shapes: site name -> (C, h, w), of the census.
+        side: maps that are larger are averaged to this side; None: never.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], side: int | None = None):
+        self.shapes, self.side = shapes, side
+
+    def sides(self, site: Site) -> tuple[int, int]:
+        """Height and width of the maps that are held."""
+        _, height, width = self.shapes[site.name]
+        if self.side is None or width == 1:
+            return height, width
+        return min(height, self.side), min(width, self.side)
+
+    def states(self, site: Site) -> dict[str, State]:
+        height, width = self.sides(site)
+        return {"maps": State("rows", (self.shapes[site.name][0], height * width), torch.float32)}
+
+    def update(
+        self, site: Site, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
+    ) -> None:
+        if maps.dim() == 4 and tuple(maps.shape[2:]) != self.sides(site):
+            maps = functional.adaptive_avg_pool2d(maps, self.sides(site))
+        tables["maps"][ids] = _flat(site, maps).to(torch.float32)

@@ -1,0 +1,85 @@
+"""Shannon entropies of binned activations: a variable is the tuple of its bin codes, counted over all samples."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dist_prune.pruning.judges import Criterion, Judge
+
+
+def codes(values: Tensor, edges: int = 30, low: float = -1.0, high: float = 1.0) -> Tensor:
+    """Number of the bin's upper edge, 1 to edges - 1; what lies outside falls into the first or the last bin."""
+    found = torch.searchsorted(torch.linspace(low, high, edges, dtype=torch.float64), values.double().contiguous())
+    return found.clamp_(1, edges - 1)
+
+
+def top_bin(values: Tensor, edges: int = 30, low: float = -1.0, high: float = 1.0) -> Tensor:
+    """Quirk: the released program wraps values at or below the lowest edge (saturated tanh) to the top bin."""
+    return torch.where(values.double() <= low, edges - 1, codes(values, edges, low, high))
+
+
+def shannon(ids: np.ndarray) -> float:
+    """Entropy in bits of the frequencies of equal entries."""
+    counts = np.unique(ids, return_counts=True)[1]
+    share = counts / counts.sum()
+    return float(-(share * np.log2(share)).sum())
+
+
+class Binned(Judge):
+    """All samples together, no batches.
+
+    The tuple of a set of filters is stood for by the sum, modulo 2^64, of a random number per filter and code tuple
+    (zobrist hashing): taking a filter away is one subtraction. Of n samples two different tuples fall together with
+    a chance below n^2 / 2^65.
+
+    Args:
+        bins: (n, K, d) integer codes.
+        labels: (n,) classes.
+    """
+
+    def __init__(self, bins: Tensor, labels: Tensor, criterion: Criterion, own: Sequence[int]):
+        super().__init__(criterion, own)
+        self.single = [
+            np.unique(bins[:, k].numpy(), axis=0, return_inverse=True)[1].reshape(-1) for k in range(bins.shape[1])
+        ]
+        self.labels = labels.numpy()
+        random = np.random.default_rng(0)
+        draw = lambda count: random.integers(0, 2**64, count, dtype=np.uint64)  # noqa: E731
+        self.hashes = [draw(len(bins))[ids] for ids in self.single]
+        self.of_labels = draw(int(self.labels.max()) + 1)[self.labels]
+
+    def begin(self, remaining: Sequence[int]) -> None:
+        super().begin(remaining)
+        self.whole = np.zeros(len(self.labels), dtype=np.uint64)
+        for k in self.remaining:
+            self.whole += self.hashes[k]
+
+    def remove(self, gone: Iterable[int]) -> None:
+        gone = list(gone)
+        super().remove(gone)
+        for k in gone:
+            self.whole -= self.hashes[k]
+
+    def alone(self, channels: Sequence[int]) -> Tensor:
+        return torch.tensor([shannon(self.single[k]) for k in channels], dtype=torch.float64)
+
+    def relevance(self, channels: Sequence[int]) -> Tensor:
+        label = shannon(self.labels)
+        both = [shannon(self.hashes[k] + self.of_labels) for k in channels]
+        return self.alone(channels) + label - torch.tensor(both, dtype=torch.float64)
+
+    def joint(self, channels: Sequence[int]) -> Tensor:
+        return torch.full((len(channels),), shannon(self.whole), dtype=torch.float64)
+
+    def score(self, channels: Sequence[int]) -> Tensor:
+        """mi_rest: I(Z_k; Z_rest). joint and mi_all, which is the same here: H(Z_rest). cmi_label as everywhere."""
+        rests = [self.whole - self.hashes[k] for k in channels]
+        rest = torch.tensor([shannon(ids) for ids in rests], dtype=torch.float64)
+        if self.criterion in ("joint", "mi_all"):
+            return rest
+        if self.criterion == "mi_rest":
+            return self.alone(channels) + rest - self.joint(channels)
+        with_labels = torch.tensor([shannon(ids + self.of_labels) for ids in rests], dtype=torch.float64)
+        return rest - with_labels - self.joint(channels) + shannon(self.whole + self.of_labels)

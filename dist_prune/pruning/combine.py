@@ -1,0 +1,36 @@
+"""How scores of layers become scores of channel groups, and what groups a criterion can judge. Pure."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dist_prune.pruning.channels import ChannelGroup, Channels, Coupling
+
+Combine = Literal["leader", "sum", "mean"]
+
+
+def combined(parts: Sequence[Tensor], how: Combine) -> Tensor:
+    """One (C,) score of a group from those of its layers, leader first; each is divided by its mean size before."""
+    even = torch.stack([part.double() / part.double().abs().mean().clamp(min=1e-30) for part in parts])
+    return {"leader": parts[0].double(), "sum": even.sum(0), "mean": even.mean(0)}[how]
+
+
+def gathered(values: Tensor, coupling: Coupling, width: int) -> Tensor:
+    """Values per position of a layer, (..., positions), summed per channel of the group coupled there: (..., C)."""
+    out = values.new_zeros((*values.shape[:-1], width))
+    return out.index_add_(-1, torch.tensor(coupling.channel), values[..., torch.tensor(coupling.index)])
+
+
+def places(coupling: Coupling, width: int) -> Tensor:
+    """(C, each): the positions of each channel in the layer, ascending."""
+    order = torch.tensor(sorted(range(len(coupling.index)), key=lambda i: (coupling.channel[i], coupling.index[i])))
+    return torch.tensor(coupling.index)[order].view(width, -1)
+
+
+def judged(channels: Channels, reason: Callable[[ChannelGroup], str]) -> Channels:
+    """The same, with every free group protected for which there is a reason."""
+    groups = (replace(group, protected=group.protected or reason(group)) for group in channels.groups)
+    return replace(channels, groups=tuple(groups))

@@ -1,0 +1,65 @@
+"""Curvature of the loss at the weights, per filter: squared gradients (empirical Fisher), or Hutchinson's estimate.
+
+Both are for sites of side "weight". A row belongs to the micro-batch that begins with its image, and to its mean loss.
+"""
+
+from abc import abstractmethod
+from collections.abc import MutableMapping
+
+import torch
+from torch import Tensor
+
+from dist_prune.pruning.channels import Site
+from dist_prune.pruning.renew import draw
+from dist_prune.pruning.statistic import State, Statistic
+
+
+class PerFilter(Statistic):
+    """States: ``rows`` (n, C) float64, a sum over each filter's weights per micro-batch; ``batches``."""
+
+    def states(self, site: Site) -> dict[str, State]:
+        return {"rows": State("rows", (site.width,), torch.float64), "batches": State("sum")}
+
+    def update(
+        self, site: Site, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
+    ) -> None:
+        assert grads is not None
+        each = self.each(site, maps.double(), grads.double() / len(ids), ids)
+        tables["rows"][ids[0]] = each.flatten(1).sum(1)
+        tables["batches"] += 1
+
+    @abstractmethod
+    def each(self, site: Site, weight: Tensor, grads: Tensor, ids: Tensor) -> Tensor:
+        """What is summed, one value per weight."""
+
+
+class Squares(PerFilter):
+    """(g w)^2, g the gradient of the mean loss: the first-order change, and twice OBD's saliency by the Fisher."""
+
+    def each(self, site: Site, weight: Tensor, grads: Tensor, ids: Tensor) -> Tensor:
+        return (weight * grads).square()
+
+
+class Hutchinson(PerFilter):
+    """v (H v), whose mean over v of random signs is the diagonal of H; with ``scaled`` times w^2.
+
+    The signs come from (seed, site, first image): other ones for each micro-batch, the same on any rank. H is that of
+    all sites' weights together.
+    """
+
+    def __init__(self, seed: int, scaled: bool):
+        self.seed, self.scaled = seed, scaled
+
+    def direction(self, site: Site, maps: Tensor, ids: Tensor) -> Tensor:
+        generator = draw(self.seed, "signs", site.name, int(ids[0]))
+        signs = torch.randint(2, maps.shape, generator=generator, dtype=torch.int8)
+        return (2 * signs - 1).to(maps.device, maps.dtype)
+
+    def each(self, site: Site, weight: Tensor, grads: Tensor, ids: Tensor) -> Tensor:
+        own = self.direction(site, weight, ids) * grads
+        return own * weight.square() if self.scaled else own
+
+
+def means(tables: MutableMapping[str, Tensor]) -> Tensor:
+    """(C,) mean of the rows over the micro-batches, added in their order."""
+    return tables["rows"].sum(0) / int(tables["batches"])

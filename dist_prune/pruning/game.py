@@ -1,0 +1,89 @@
+"""How many images a network gets right without some channels of one group: the value of a coalition, as an integer."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, fx, nn
+
+from dist_prune.pruning.channels import Channels
+from dist_prune.pruning.probe import quiet
+from dist_prune.pruning.switches import Rest, Where, copies, places, switched, traced
+
+Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]  # from which micro-batch on -> images and labels of each
+
+
+class Game:
+    """One group's channels as players, on fixed images.
+
+    What the network computes before the first switch is kept for as many micro-batches as the memory allows, so that a
+    coalition costs the part behind it. The micro-batches and the number of coalitions that go through the network
+    together decide the last bits, hence the integers; what is kept does not.
+
+    Attributes:
+        whole: every coalition costs a full forward pass, because the network could not be cut there.
+    """
+
+    def __init__(
+        self, model: nn.Module, graph: fx.GraphModule | None, channels: Channels, group: str, where: Where,
+        batches: Batches, memory: int,
+    ):  # fmt: skip
+        """``graph`` is ``switches.traced(model)``; ``memory`` in bytes."""
+        self.model, self.group, self.batches, self.memory = model, group, batches, memory
+        self.places = places(channels, group, where)
+        self.rest = Rest(model, graph, [place.layer for place in self.places])
+        self._kept: list[tuple[tuple[Tensor, ...], Tensor]] | None = None
+
+    @property
+    def whole(self) -> bool:
+        return self.rest.whole
+
+    @torch.no_grad()
+    def correct(self, off: Tensor) -> list[int]:
+        """(m, C) bool, which channels are switched off in each of m coalitions -> images that each gets right."""
+        with quiet(self.model), torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
+            if self._kept is None:
+                self._fill()
+            assert self._kept is not None
+            counts = torch.zeros(len(off), dtype=torch.int64)
+            for live, labels in self._kept:
+                counts += self._right(live, labels, off)
+            for images, labels in self.batches(len(self._kept)) if not self._all else ():
+                counts += self._right(self.rest.head(images), labels, off)
+        return counts.tolist()
+
+    def _right(self, live: tuple[Tensor, ...], labels: Tensor, off: Tensor) -> Tensor:
+        values = (~off).to(labels.device).repeat_interleave(len(labels), 0)
+        with switched(self.model, [(self.places, lambda: values)]):
+            logits = self.rest.tail(copies(live, len(off)))
+        return (logits.argmax(1).view(len(off), -1) == labels).sum(1).cpu()
+
+    def _fill(self) -> None:
+        """Keep what the heads give, as far as the memory goes."""
+        kept, used, self._all = [], 0, True
+        for number, (images, labels) in enumerate(self.batches(0)):
+            if number == 0:
+                self.rest.prove(images)
+            live = self.rest.head(images)
+            used += sum(t.numel() * t.element_size() for t in live)
+            if used > self.memory:
+                self._all = False
+                break
+            kept.append((live, labels))
+        self._kept = kept
+
+
+class Games:
+    """The games of one network on the same images; the last one is kept."""
+
+    def __init__(self, model: nn.Module, channels: Channels, batches: Batches):
+        self.model, self.channels, self.batches, self._graph = model, channels, batches, traced(model)
+        self._last: tuple[tuple[str, Where, int], Game] | None = None
+
+    def of(self, group: str, where: Where, memory: int) -> Game:
+        """The game of a group; ``memory`` in bytes."""
+        asked = (group, where, memory)
+        if self._last is None or self._last[0] != asked:
+            self._last = None  # its tables go before the next ones come
+            game = Game(self.model, self._graph, self.channels, group, where, self.batches, memory)
+            self._last = asked, game
+        return self._last[1]

@@ -1,0 +1,191 @@
+"""One channel group as an elimination sees it: activations in batches, the kernel widths and judges they make."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dist_prune.pruning import binning, widths
+from dist_prune.pruning.elimination import UNIT, Panel, Share
+from dist_prune.pruning.judges import AT_ONCE, Additive, Aligned, Criterion, Judge, Polynomial
+from dist_prune.pruning.renyi import distances, label_kernel
+
+Width = Literal[
+    "entropy_target", "fix", "scale_rule_std", "median", "knn", "all", "remain", "aligned", "aligned_label", "label",
+    "common_label", "polynomial",
+]  # fmt: skip
+ALIGNED = ("all", "remain", "aligned", "aligned_label", "label", "common_label")  # found by alignment, then smoothed
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """How entropies are estimated.
+
+    Attributes:
+        criterion: what is asked of a filter.
+        binning: count bin tuples instead of using kernels.
+        alpha: order of the Renyi entropy; 1: Shannon's.
+        width: how kernel widths are found.
+        target: entropy_target's share of log2 n.
+        gamma: factor of the scaled rule.
+        grid: of alignments.
+        halved: kernels exp(-D^2 / 2 sigma^2); else exp(-D^2 / sigma^2).
+        sigma_y: width of the label kernel.
+        softmax: a softmax of the one-hot labels, over the classes up to the largest label in the batch.
+        last_only: only the last batch counts.
+        edges, low, high, wrapped: of the bins; whether the lowest values wrap to the top bin.
+        order_free: median of the batches' aligned widths instead of smoothing in their order.
+        dtype: of the arithmetic.
+    """
+
+    criterion: Criterion = "mi_rest"
+    binning: bool = False
+    alpha: float = 1.01
+    width: Width = "entropy_target"
+    target: float = 0.75
+    gamma: float = 1.0
+    grid: widths.Grid = field(default_factory=widths.Grid)
+    halved: bool = True
+    sigma_y: float = 0.1
+    softmax: bool = False
+    last_only: bool = False
+    edges: int = 30
+    low: float = -1.0
+    high: float = 1.0
+    wrapped: bool = False
+    order_free: bool = False
+    dtype: torch.dtype = torch.float64
+
+    def label_pairs(self, labels: Tensor) -> Tensor:
+        """Pairs of the label kernel of one batch."""
+        return label_kernel(labels, self.sigma_y, int(labels.max()) + 1 if self.softmax else 0)
+
+
+@dataclass
+class Subject:
+    """A group's activations.
+
+    Attributes:
+        name: of the group.
+        taps: one (images, K, d) tensor each.
+        labels: (images,).
+        batches: positions of the images of each batch, all of one length.
+        estimator: how entropies are estimated.
+        device: where the arithmetic is done.
+    """
+
+    name: str
+    taps: Sequence[Tensor]
+    labels: Tensor
+    batches: Sequence[Tensor]
+    estimator: Estimator
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def width(self) -> int:
+        return self.taps[0].shape[1]
+
+    @property
+    def n(self) -> int:
+        return len(self.batches[0])
+
+    @property
+    def cost(self) -> float:
+        """Of a complete order, in multiples of anything."""
+        return float(self.width**2 * len(self.taps) * len(self.batches))
+
+    def x(self, tap: int, batch: int) -> Tensor:
+        """(n, K, d) of one batch."""
+        return self.taps[tap][self.batches[batch]].to(self.device)
+
+    def squared(self, tap: int, batch: int, channels: Sequence[int]) -> Tensor:
+        """(len, pairs) squared distances."""
+        return distances(self.x(tap, batch)[:, list(channels)].to(self.estimator.dtype))
+
+    def whole(self, tap: int, batch: int) -> Tensor:
+        """(pairs,) squared distances over all channels."""
+        parts = [range(i, min(i + AT_ONCE, self.width)) for i in range(0, self.width, AT_ONCE)]
+        total = self.squared(tap, batch, parts[0]).sum(0)
+        for part in parts[1:]:
+            total += self.squared(tap, batch, part).sum(0)
+        return total
+
+    def label_pairs(self, batch: int) -> Tensor:
+        """Pairs of the label kernel."""
+        return self.estimator.label_pairs(self.labels[self.batches[batch]]).to(self.device, self.estimator.dtype)
+
+    def anchor(self, tap: int, batch: int) -> Tensor:
+        """Pairs of the kernel of the whole unpruned layer, its width by the scaled rule (or aligned to the labels)."""
+        whole, spec = self.whole(tap, batch), self.estimator
+        if spec.width == "aligned_label":
+            sigma = float(widths.aligned(whole[None], self.label_pairs(batch), self.n, batch, spec.grid)[0])
+        else:
+            sigma = widths.scaled_rule(self.n, self.taps[tap].shape[1] * self.taps[tap].shape[2], spec.gamma)
+        return torch.exp(whole / (-2 * sigma**2))
+
+    def sigmas(self, tap: int, batch: int) -> Tensor:
+        """(K,) float64: the widths that one batch finds; of entropy_target, which needs them all, any batch's."""
+        spec, n, d = self.estimator, self.n, self.taps[tap].shape[2]
+        every = partial(torch.full, (self.width,), dtype=torch.float64)
+        if spec.width in ("fix", "polynomial", "remain"):
+            return every(widths.scaled_rule(n, d, spec.gamma))
+        if spec.width == "entropy_target":
+            halves = [self.whole(tap, number) / 2 for number in range(len(self.batches))]
+            return every(widths.multiplier(halves, n, spec.alpha, spec.target) ** -0.5)
+        if spec.width == "scale_rule_std":
+            deviation = self.x(tap, batch).double().var(0, correction=0).mean(1).sqrt().cpu()
+            return torch.where(deviation > 0, deviation, 1.0) * widths.scaled_rule(n, d, spec.gamma)
+        if spec.width == "common_label":
+            whole = self.whole(tap, batch)[None]
+            return every(float(widths.aligned(whole, self.label_pairs(batch), n, batch, spec.grid)[0]))
+        parts = [
+            self.squared(tap, batch, range(i, min(i + AT_ONCE, self.width))) for i in range(0, self.width, AT_ONCE)
+        ]
+        if spec.width in ("median", "knn"):
+            rule = widths.median if spec.width == "median" else widths.nearest
+            return torch.cat([rule(part, n) for part in parts]).cpu()
+        anchor = self.label_pairs(batch) if spec.width == "label" else self.anchor(tap, batch)
+        return torch.cat([widths.aligned(part, anchor, n, batch, spec.grid) for part in parts]).cpu()
+
+    def combined(self, found: Sequence[Tensor]) -> Tensor:
+        """One width per channel from those of the batches, in their order."""
+        if self.estimator.width in ALIGNED and not self.estimator.order_free:
+            return widths.smoothed(found)
+        table = torch.stack(list(found))
+        return table.median(0).values if self.estimator.order_free else table.mean(0)
+
+    def panel(self, sigmas: Sequence[Tensor], share: Share | None = None, parts: int = 1) -> Panel:
+        """All judges, with (K,) widths for every tap."""
+        spec, batches = self.estimator, 1 if self.estimator.binning else len(self.batches)
+        return Panel(
+            self.width, len(self.taps), batches, lambda tap, batch, own: self._judge(sigmas, tap, batch, own), share,
+            parts, [batches - 1] if spec.last_only else None, UNIT[spec.dtype],
+            "moving" if spec.width == "remain" else "rests" if spec.width in ("aligned", "aligned_label") else "fixed",
+        )  # fmt: skip
+
+    def _judge(self, sigmas: Sequence[Tensor], tap: int, batch: int, own: list[int]) -> Judge:
+        spec = self.estimator
+        if spec.binning:
+            code = binning.top_bin if spec.wrapped else binning.codes
+            used = torch.cat(list(self.batches))
+            bins = code(self.taps[tap][used], spec.edges, spec.low, spec.high)
+            return binning.Binned(bins, self.labels[used], spec.criterion, own)
+        x = self.x(tap, batch)
+        if spec.width == "polynomial":
+            return Polynomial(x.to(spec.dtype), spec.criterion, own, spec.alpha)
+        labels = self.label_pairs(batch) if spec.criterion in ("relevance", "cmi_label") else None
+        given = (x, sigmas[tap], spec.criterion, own, spec.alpha, labels, spec.halved, spec.dtype)
+        if spec.width in ("aligned", "aligned_label"):
+            return Aligned(*given, anchor=self.anchor(tap, batch), batch=batch, grid=spec.grid)
+        judge = Additive(*given)
+        judge.anchors, judge.batch, judge.grid = spec.width == "remain", batch, spec.grid
+        return judge
+
+
+def saturation(joint: float, n: int) -> float:
+    """S(R) / log2 n: near 1 the kernels tell all samples apart, whatever is deleted."""
+    return joint / math.log2(n)

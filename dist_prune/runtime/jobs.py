@@ -1,0 +1,135 @@
+"""Independent jobs over the ranks: dealt out once, or in rounds with every result put on record."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dist_prune.errors import PruneError
+from dist_prune.runtime import checkpoint, stopping
+from dist_prune.runtime.collectives import Ranks
+from dist_prune.runtime.record import Record
+from dist_prune.runtime.stopping import PreemptedError
+
+Run = Callable[[Any], Any]
+Bar = Callable[[Sequence[Any], int], Iterable[Any]]
+SAVE_S = 60.0  # between two saves of what shared jobs have brought so far
+ROUND_S = 2.0  # about so long between two looks at what the other ranks have done
+
+
+def shared(
+    jobs: Sequence[Any], run: Run, ranks: Ranks, bar: Bar, file: Path | None, identity: str, what: str,
+    costs: Sequence[float] | None = None,
+) -> list[Any]:  # fmt: skip
+    """Every job once, on some rank, in rounds of one per rank; the results in the order of the jobs, on all ranks.
+
+    Between rounds the ranks hear whether they are to stop. Results that are tensors are kept in ``file`` from time to
+    time, and when stopped: called again, those jobs are not done again.
+
+    Args:
+        identity: what the file must belong to, beside these jobs.
+        what: names the call where it is stopped.
+        costs: of the jobs; the dearest go first.
+    """
+    key = hashlib.sha256(repr((identity, list(jobs))).encode()).hexdigest()
+    results, mine, saved_at = _read(file, key, ranks), {}, time.monotonic()
+    missing = [number for number in range(len(jobs)) if number not in results]
+    if costs is not None:
+        missing.sort(key=lambda number: (-costs[number], number))
+
+    def fold(place: Path | None = file) -> None:
+        for part in ranks.gather(mine):
+            results.update(part)
+        mine.clear()
+        if place is not None and results and all(isinstance(result, Tensor) for result in results.values()):
+            tables = {str(number): result for number, result in results.items()}
+            ranks.together(lambda: checkpoint.save(place, tables, {"identity": key}))
+
+    rounds, reason = range(0, len(missing), ranks.world), ""
+    for start in bar(rounds, len(rounds)):
+        due = ranks.first and time.monotonic() - saved_at > SAVE_S
+        stop, due = stopping.poll(ranks, (int(due),))
+        if stop or due:
+            fold()
+            saved_at = time.monotonic()
+        if stop:
+            done = f"after {len(results)} of {len(jobs)} jobs" if results else "before its first job"
+            raise stopping.leave(f"while scoring, in {what}, {done}")
+        for number in missing[start : start + ranks.world][ranks.rank : ranks.rank + 1]:
+            try:
+                mine[number] = on_cpu(run(jobs[number]))
+            except PreemptedError as error:  # the next poll tells the others, who must not wait for this rank
+                reason = str(error)
+    if missing:
+        fold()
+    reasons = [why for why in ranks.gather(reason) if why] if missing else []
+    if reasons:
+        raise PreemptedError(reasons[0])
+    return [results[number] for number in range(len(jobs))]
+
+
+def dealt(jobs: Sequence[Any], run: Run, ranks: Ranks) -> list[Any]:
+    """Every job once, on some rank; the results in the order of the jobs, on all ranks.
+
+    Raises:
+        PreemptedError: on every rank, where a job of any rank was asked to stop.
+    """
+    done, stopped = [], ""
+    try:
+        for number in range(ranks.rank, len(jobs), ranks.world):
+            done.append((number, run(jobs[number])))
+    except PreemptedError as error:  # the others wait for this rank's results: tell them before leaving
+        stopped = str(error)
+    parts = ranks.gather((done, stopped))
+    reason = next((why for _, why in parts if why), "")
+    if reason:
+        raise PreemptedError(reason)
+    return [result for _, result in sorted((pair for part, _ in parts for pair in part), key=lambda pair: pair[0])]
+
+
+def recorded(jobs: Sequence[Any], run: Run, ranks: Ranks, record: Record, say: Callable[[str], None]) -> list[Any]:
+    """Like ``dealt``; jobs on record are not made again, new results go there after each round.
+
+    Args:
+        jobs, run: jobs and results are plain JSON values (tuples become lists).
+        say: tells the user how far it is, at every tenth.
+    """
+    missing, each, told = [job for job in jobs if job not in record], 1, 0
+    while missing:
+        if stopping.poll(ranks)[0]:
+            raise stopping.leave(f"while scoring, with {len(missing)} of {len(jobs)} shared jobs to do")
+        now, missing = missing[: each * ranks.world], missing[each * ranks.world :]
+        start = time.monotonic()
+        record.add(zip(now, dealt(now, run, ranks), strict=True))
+        done = len(jobs) - len(missing)
+        if 10 * done // len(jobs) > told:
+            told = 10 * done // len(jobs)
+            say(f"  score: {done} of {len(jobs)} shared jobs")
+        slowest = ranks.largest(int(1000 * (time.monotonic() - start)))[0] / 1000
+        each = max(1, min(2 * each, int(each * ROUND_S / max(slowest, 1e-3))))
+    return [record[job] for job in jobs]
+
+
+def _read(file: Path | None, key: str, ranks: Ranks) -> dict[int, Any]:
+    """The kept results of these very jobs, by number."""
+    if file is None or not ranks.from_first(file.exists()):
+        return {}
+    try:
+        tables, meta = checkpoint.read(file)
+    except PruneError:
+        return {}
+    return {int(number): table for number, table in tables.items()} if meta.get("identity") == key else {}
+
+
+def on_cpu(value: Any) -> Any:
+    """A job's result with its tensors on the CPU, to be sent to other ranks."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {key: on_cpu(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_cpu(inner) for inner in value)
+    return value

@@ -1,0 +1,146 @@
+"""The roll: who takes part in a run, by name, so that whoever is missing can be named. Knows no collective."""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from dist_prune.errors import PruneError
+
+T = TypeVar("T")
+LOOK_S = 0.2  # between two looks at the roll
+_MEETING = (
+    "All ranks meet at MASTER_ADDR={place}, MASTER_PORT={port}: start the missing ones, look into their logs, and see "
+    "that this place can be reached from their machines (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME name the interface). "
+    "Nothing was computed yet and nothing is lost."
+)
+
+
+@dataclass
+class Roll:
+    """Who takes part, by name: each rank writes itself down where all can read it, before any collective.
+
+    It lies in the store through which process groups are made (torchrun's, else the first rank's).
+    """
+
+    store: Any
+    rank: int
+    world: int
+
+    @classmethod
+    def call(
+        cls, environment: Mapping[str, str], patience_s: float, store: Callable[[str, int, int, bool], Any]
+    ) -> "Roll | None":
+        """Wait until all ranks are here; None for one process, and where no launcher said where to meet.
+
+        Args:
+            environment: a launcher's variables.
+            patience_s: how long.
+            store: opens the store by address, port, number of ranks, and whether it is served here.
+
+        Raises:
+            PruneError: someone did not come within ``patience_s`` seconds; it says who.
+        """
+        rank, world = int(environment.get("RANK") or 0), int(environment.get("WORLD_SIZE") or 1)
+        place, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT")
+        if world == 1 or not place or not port:
+            return None
+        hosted = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        deadline = time.monotonic() + patience_s
+        if rank or hosted:
+            _reach(place, int(port), deadline, rank, world, patience_s)
+        meeting = _MEETING.format(place=place, port=port)
+
+        def come() -> tuple["Roll", list[int], list[str]]:
+            found = cls(store(place, int(port), world, not rank and not hosted), rank, world)
+            found.write("here")
+            absent = found.without("here", deadline)
+            return found, absent, [found.who(n) for n in range(world) if n not in absent] if absent else []
+
+        try:
+            found, absent, here = _within(deadline - time.monotonic() + 10, come)
+        except (RuntimeError, TimeoutError) as error:
+            reason = str(error).splitlines()[0]
+            raise PruneError(
+                f"rank {rank} of {world} came, but lost rank 0 or its launcher: {reason}. {meeting}"
+            ) from error
+        if absent:
+            names = f"{'ranks' if len(absent) > 1 else 'rank'} {few(list(map(str, absent)))} of {world}"
+            within = f"{patience_s:g} s (cluster.join_timeout_s)"
+            raise PruneError(f"{names} did not come within {within}. Here: {few(here)}. {meeting}")
+        return found
+
+    def silent(self, word: str, patience_s: float) -> list[str]:
+        """Write under ``word`` and name the ranks that do not within ``patience_s`` seconds."""
+
+        def names() -> list[str]:
+            self.write(word)
+            return [self.who(rank) for rank in self.without(word, time.monotonic() + patience_s)]
+
+        try:
+            return _within(patience_s + 2, names)
+        except (RuntimeError, TimeoutError):
+            return ["rank 0 or its launcher, which keep the roll"]
+
+    def write(self, word: str) -> None:
+        """This rank's line under ``word``."""
+        note = {"host": socket.gethostname(), "pid": os.getpid()}
+        self.store.set(f"dist_prune/{word}/{self.rank}", json.dumps(note))
+        if self.store.add(f"dist_prune/{word}", 1) == self.world:
+            self.store.set(f"dist_prune/{word}/all", "")
+
+    def without(self, word: str, deadline: float) -> list[int]:
+        """The ranks that have written nothing under ``word`` when all have or the time is over."""
+        while not self.store.check([f"dist_prune/{word}/all"]):
+            if time.monotonic() > deadline:
+                return [n for n in range(self.world) if not self.store.check([f"dist_prune/{word}/{n}"])]
+            time.sleep(LOOK_S)
+        return []
+
+    def who(self, rank: int) -> str:
+        """A rank, its process and its machine."""
+        note = json.loads(self.store.get(f"dist_prune/here/{rank}"))
+        return f"rank {rank} (process {note['pid']} on {note['host']})"
+
+
+def _reach(place: str, port: int, deadline: float, rank: int, world: int, patience_s: float) -> None:
+    """Wait until somebody answers where the ranks meet: the first rank, or its launcher."""
+    while True:
+        try:
+            socket.create_connection((place, port), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                within = f"{patience_s:g} s (cluster.join_timeout_s)"
+                seen = f"rank {rank} finds nobody at {place}:{port} ({error.strerror or error})"
+                meeting = _MEETING.format(place=place, port=port)
+                raise PruneError(f"rank 0 of {world} did not come within {within}: {seen}. {meeting}") from error
+            time.sleep(LOOK_S)
+
+
+def _within(seconds: float, act: Callable[[], T]) -> T:
+    """What ``act`` returns; TimeoutError after ``seconds``. A store whose keeper hangs answers never, whatever its
+    time-out says."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(act())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return done.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no answer for {seconds:.0f} s") from None
+
+
+def few(names: Sequence[str]) -> str:
+    """The first of many names."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,0 +1,54 @@
+"""``dist-prune score-many``: several criteria in one pass over the images, compared at the recipe's target.
+
+One process; across many, run.py does the same for a recipe with ``score.many``.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from dist_prune import methods, reading
+from dist_prune.errors import PruneError
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's command line."""
+    parser.add_argument("recipe", help="a YAML file, or a name in recipes/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--methods", required=True, metavar="A,B,C", help="names of methods, or all")
+    parser.add_argument("--run-dir", help="where dense weights and scores are kept (default: runs/<recipe's name>)")
+
+
+def act(given: argparse.Namespace) -> tuple[str, Any, int]:
+    """Train or load the dense network, score, prune by each method, evaluate; the table."""
+    from dist_prune.ledger import lock
+    from dist_prune.run import run
+    from dist_prune.runtime.machine import Machine
+
+    names = [name for name in given.methods.split(",") if name]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise PruneError(f"--methods: two or more different ones, got {given.methods!r}")
+    words = [*given.overrides, f"score.many=[{','.join(names)}]"]
+    spec = reading.load(given.recipe, words, methods.options_of)
+    folder = Path(given.run_dir or f"runs/{spec.name}")
+    machine = Machine.start(spec.cluster.timeout_s, spec.cluster.tf32, spec.cluster.deterministic)
+    if machine.ranks.world > 1:
+        raise PruneError("score-many is one process; start run.py with score.many=[...] on many")
+    with lock(folder):
+        run(spec, folder, machine, until="many")
+    table = json.loads((folder / "many.json").read_text())["table"]
+    return as_text(table), table, 0
+
+
+def as_text(table: list[dict[str, Any]]) -> str:
+    """Accuracy after surgery, what is left, and which share of the kept channels two methods have in common."""
+    names = [row["method"] for row in table]
+    wide = max(map(len, names))
+    head = [f"{'':{wide}}  top-1 %   MACs  params", *(f"{name:>{max(6, len(name))}}" for name in names)]
+    lines = ["  ".join(head)]
+    for row in table:
+        shared = [f"{row['overlap'][name]:{max(6, len(name))}.2f}" for name in names]
+        cost = f"{row['top1']:7.2f}  {row['macs']:5.3f}   {row['params']:5.3f}"
+        lines.append("  ".join([f"{row['method']:{wide}}  {cost}", *shared]))
+    return "\n".join([*lines, "", "columns: kept channels that both methods keep, of those that either keeps"])

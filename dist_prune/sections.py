@@ -1,0 +1,180 @@
+"""The largest sections of a recipe: network, images, training. recipe.py has the others and the whole."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+class Part(BaseModel):
+    """A section of a recipe: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+def _rising(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"the first number must not be larger than the second, got {list(value)}")
+    return value
+
+
+Span = Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(_rising)]
+
+
+class Backbone(Part):
+    """The network: a timm name (this package's CIFAR networks are in timm's registry too)."""
+
+    name: str
+    checkpoint: str | None = Field(default=None, description="dense weights; without it the dense network is trained")
+    pretrained: bool = Field(default=False, description="let timm fetch its pretrained weights")
+    kwargs: dict[str, Any] = Field(default_factory=dict, description="further arguments of timm.create_model")
+
+
+class Data(Part):
+    """The data set and how its images reach the network."""
+
+    source: Literal["digits", "npz", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagefolder"]
+    root: str | None = Field(default=None, description="file or folder; ${VARIABLES} of the environment are filled in")
+    train_split: str = Field(default="train", description="imagefolder: sub-folder of the training images")
+    eval_split: str = Field(default="val", description="imagefolder: sub-folder of the evaluation images")
+    classes: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None, description="arrays: only the images of these classes, renumbered from 0 in this order"
+    )
+    mean: tuple[float, ...] | None = Field(default=None, description="per channel, on [0, 1]; default: the model's own")
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, description="like mean")
+    image_size: int | None = Field(default=None, ge=1, description="side of the square input; default: the model's own")
+    crop: float | None = Field(
+        default=None, gt=0, le=1, description="share of the resized image that is cropped (crop_pct)"
+    )
+    interpolation: Literal["bilinear", "bicubic", "nearest"] | None = Field(
+        default=None, description="default: the model's own"
+    )
+    crop_mode: Literal["center", "squash", "border"] | None = Field(
+        default=None, description="image files: cut to a square, squeeze, or pad; default: the model's own"
+    )
+    exif: bool = Field(default=True, description="image files: turn photographs upright by their EXIF orientation")
+    augment: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = Field(
+        default="none",
+        description="training images: crop pads by an eighth and crops, resized_crop_flip is Inception's",
+    )
+    padding: int | None = Field(
+        default=None, ge=0, description="crop, crop_flip: pixels of the pad; default: an eighth of the side"
+    )
+    crop_scale: Span = Field(default=(0.08, 1.0), description="resized_crop_flip: share of the area, from and to")
+    crop_ratio: Span = Field(default=(3 / 4, 4 / 3), description="resized_crop_flip: aspect, from and to")
+    auto_augment: str | None = Field(
+        default=None, description="timm's policy for training images: rand-m9-mstd0.5-inc1, original, augmix-m5-w4 ..."
+    )
+    random_erasing: float = Field(default=0, ge=0, le=1, description="share of the training images that lose a part")
+    random_erasing_mode: Literal["const", "rand", "pixel"] = Field(
+        default="pixel", description="what is there instead: zeros, one normal colour, normal noise"
+    )
+    resize_schedule: dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict,
+        description="progressive resizing, first epoch to side: {0: 128, 30: 192, 60: 224}; evaluation: image_size",
+    )
+    backend: Literal["auto", "torch", "ffcv", "memory"] = Field(
+        default="auto",
+        description="who serves the images: ffcv where a matching .beton lies beside the data (for evaluation only one "
+        "that keeps the pixels), memory for arrays, else torch",
+    )
+    workers: int = Field(default=2, ge=0, description="decoding processes per rank (torch and ffcv)")
+    on_error: Literal["fail", "skip"] = Field(
+        default="fail", description="an image that cannot be read ends the run, or is left out and listed in the report"
+    )
+
+    @model_validator(mode="after")
+    def _schedule(self):
+        if self.resize_schedule and min(self.resize_schedule) != 0:
+            first = min(self.resize_schedule)
+            raise ValueError(f"data.resize_schedule must begin at epoch 0, its first epoch is {first}")
+        return self
+
+
+class Training(Part):
+    """One training run: dense training and finetuning share it."""
+
+    epochs: int = Field(default=0, ge=0)
+    batch: int = Field(default=128, ge=1, description="global batch, whatever the number of processes")
+    images: int | None = Field(default=None, ge=1, description="train on the first N images only (studies)")
+    optimizer: str = Field(default="sgd", description="timm's name; sgd follows the nesterov key")
+    optimizer_kwargs: dict[str, Any] = Field(default_factory=dict, description="further arguments of the optimizer")
+    lr: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(default=5e-4, ge=0)
+    decay_norm_bias: bool = Field(default=False, description="weight decay on norms and biases too (papers' SGD)")
+    schedule: Literal["constant", "step", "multistep", "cosine", "linear", "onecycle"] = "cosine"
+    step_size: int = Field(default=30, ge=1, description="step: epochs between two decays")
+    milestones: tuple[int, ...] = Field(default=(), description="multistep: epochs at which the rate decays")
+    gamma: float = Field(default=0.1, gt=0, le=1, description="step and multistep: the factor of a decay")
+    min_lr: float = Field(default=0, ge=0)
+    warmup_epochs: float = Field(default=0, ge=0)
+    warmup_lr: float = Field(default=1e-5, ge=0, description="learning rate at the start of the warm-up")
+    layer_decay: float | None = Field(
+        default=None, gt=0, le=1, description="learning rate of each earlier layer, as a share of the next one's"
+    )
+    lr_scales: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="glob of parameter names: factor of their learning rate, the first that fits"
+    )
+    label_smoothing: float = Field(default=0, ge=0, lt=1)
+    mixup: float = Field(default=0, ge=0, description="alpha; 0 is off")
+    cutmix: float = Field(default=0, ge=0, description="alpha; 0 is off")
+    mix_prob: float = Field(default=1, ge=0, le=1, description="share of the batches that are mixed")
+    distill: float = Field(
+        default=0, ge=0, le=1, description="finetune: weight of the dense network's soft labels (bf16 on GPUs)"
+    )
+    distill_temperature: float = Field(default=4, gt=0)
+    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the averaged weights that are evaluated")
+    clip_grad: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
+    accumulate: int = Field(
+        default=1, ge=1,
+        description="forward passes per update, of two images at least; the batch stays the global batch",
+    )  # fmt: skip
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    sparsity: Literal["none", "bn_scale", "group_norm"] = Field(
+        default="none",
+        description="make channels small while training: the batch norms' scales (network slimming), or all weights of "
+        "a channel (DepGraph's sparse learning)",
+    )
+    sparsity_weight: float = Field(
+        default=1e-4, gt=0, description="of the term that sparsity adds to gradients; slimming: 1e-4 VGG, 1e-5 ResNet"
+    )
+    channels_last: bool = Field(default=False, description="weights and images in NHWC memory order")
+    compile: bool = Field(default=False, description="torch.compile the network (the first steps take minutes)")
+    sync_bn: bool = Field(default=False, description="batch norms see the batches of all ranks (GPUs)")
+    recalibrate_bn: int = Field(
+        default=0, ge=0,
+        description="finetune: new batch-norm statistics first, from so many of its images (see score.balance)",
+    )  # fmt: skip
+    selection: Literal["holdout", "last", "test"] = Field(
+        default="holdout",
+        description="which epoch is kept: the best on held-out training images, the last, the best on test",
+    )
+    holdout: float = Field(default=0.1, gt=0, lt=0.9, description="share of the training images held out for selection")
+    patience: int | None = Field(default=None, ge=1, description="stop after so many evaluations without a better one")
+    only_if_drop: float | None = Field(
+        default=None, ge=0, description="finetune: only where cutting cost more than so many points of top-1"
+    )
+    evaluate_every: int = Field(default=1, ge=1, description="epochs between two evaluations")
+    save_every_steps: int | None = Field(default=None, ge=1, description="checkpoint after so many steps as well")
+    save_every_minutes: float = Field(default=10, gt=0, description="checkpoint after so many minutes as well")
+    keep_checkpoints: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _nesterov(self):
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _onecycle(self):
+        if self.schedule == "onecycle" and 0 < self.epochs <= self.warmup_epochs:
+            raise ValueError(
+                f"schedule onecycle climbs for warmup_epochs ({self.warmup_epochs:g}) and falls for the rest of the "
+                f"{self.epochs} epochs, so warmup_epochs has to be smaller (0: three tenths of them)"
+            )
+        return self
+
+    skip_nonfinite: int = Field(
+        default=0, ge=0, description="updates with a loss that is not finite to skip, in all epochs, before stopping"
+    )

@@ -1,0 +1,134 @@
+"""What every number of kept filters of a group gives before any finetuning: top-1 and the information plane."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dist_prune.bench import Bench
+from dist_prune.errors import PruneError
+from dist_prune.pruning.activations import Activations, Census, Tap, distinct, taps_of
+from dist_prune.pruning.gates import masked
+from dist_prune.pruning.plane import COLUMNS, Plane
+from dist_prune.pruning.probe import quiet
+from dist_prune.runtime import stopping
+from dist_prune.runtime.data.dealing import deal, micro_batches
+from dist_prune.stages.work import Made, Work
+
+SCORES = "round_1/scores.safetensors"
+HEAD = ("group", "width", "kept", "deleted", "top1", *COLUMNS)
+
+
+def act(work: Work) -> Made:
+    """dense.safetensors, round_1/scores.safetensors -> curves.csv"""
+    spec = work.recipe.information
+    if spec.curves == "none" or work.recipe.select.plan:
+        return Made({}, texts={"curves.csv": text([])})
+    orders = {name: order for name, order in _orders(work).items() if any(fnmatchcase(name, g) for g in spec.layers)}
+    if not orders:
+        raise PruneError(
+            f"information.curves: the method {work.recipe.method['name']} ranks no group that information.layers names"
+        )
+    model = work.dense().to(work.machine.device)
+    tops = accuracy(work, model, orders) if spec.curves != "information" else {}
+    planes = information(work, model, orders) if spec.curves != "accuracy" else {}
+    lines = []
+    for name, order in orders.items():
+        for kept in range(len(order), 0, -1):
+            deleted = "" if kept == len(order) else order[len(order) - kept - 1]
+            top = f"{tops[name][kept - 1]:.4f}" if tops else ""
+            plane = [f"{value:.6f}" for value in planes[name][kept - 1].tolist()] if planes else [""] * len(COLUMNS)
+            lines.append([name, len(order), kept, deleted, top, *plane])
+    return Made({"groups": len(orders), "lines": len(lines)}, texts={"curves.csv": text(lines)})
+
+
+def text(lines: Sequence[Sequence[object]]) -> str:
+    """The CSV file."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([HEAD, *lines])
+    return file.getvalue()
+
+
+def _orders(work: Work) -> dict[str, list[int]]:
+    channels = work.method.ready(work.channels, work.recipe.select.exclude, work.request)
+    return {name: list(order) for name, order in work.method.orders(work.tensors(SCORES), channels).items()}
+
+
+def _ids(work: Work) -> np.ndarray:
+    whole = len(work.feed(False))
+    return np.arange(min(whole, work.recipe.information.images or whole))
+
+
+@torch.no_grad()
+def accuracy(work: Work, model: nn.Module, orders: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:
+    """Group -> top-1 in percent with its last 1, 2, ... filters; the same for every number of ranks."""
+    spec, ranks, ids = work.recipe.information, work.machine.ranks, _ids(work)
+    lists = micro_batches(ids, work.recipe.evaluate.batch)
+    mine, rounds = deal(lists, ranks.rank, ranks.world), -(-len(lists) // ranks.world)
+    correct = {name: torch.zeros(len(order), dtype=torch.int64) for name, order in orders.items()}
+    stays = {}
+    for name, order in orders.items():
+        stays[name] = torch.zeros((len(order), len(order)), dtype=torch.bool)
+        for kept in range(1, len(order) + 1):
+            stays[name][kept - 1, list(order[len(order) - kept :])] = True
+    batches = work.feed(False).batches(mine)
+    with quiet(model):
+        for turn in work.tracker.bar(range(rounds), rounds, "curves"):
+            if stopping.poll(ranks)[0]:
+                raise stopping.leave("in the curves of accuracy")
+            if turn >= len(mine):
+                continue
+            part = next(batches)
+            for name in orders:
+                for start in range(0, len(stays[name]), spec.masks):
+                    some = stays[name][start : start + spec.masks]
+                    with masked(model, work.channels, name, some):
+                        logits = model(part.images.repeat(len(some), 1, 1, 1))
+                    hits = (logits.argmax(1) == part.labels.repeat(len(some))).view(len(some), -1).sum(1)
+                    correct[name][start : start + len(some)] += hits.cpu()
+    ranks.merge("sum", list(correct.values()))
+    return {name: (100 * found / len(ids)).tolist() for name, found in correct.items()}
+
+
+def information(work: Work, model: nn.Module, orders: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Group -> (K, 5): the information plane with its last 1, 2, ... filters; groups are dealt over ranks."""
+    spec, ids = work.recipe.information, _ids(work)
+    feed = replace(work.feed(False), look=replace(work.look, schedule=()))
+    bench = Bench(
+        model, work.channels, feed, ids, work.machine, work.tracker, work.recipe.score.micro_batch, work.recipe.seed,
+    )  # fmt: skip
+    plane = Plane(spec.batch, spec.alpha, spec.sigma_method, spec.sigma_x, spec.sigma_y)
+    if len(ids) < 2:
+        raise PruneError("information.images: entropies need at least 2 images")
+    order = torch.randperm(len(ids), generator=bench.draw("information", "batches"))
+    images = torch.cat([part.images.flatten(1).cpu() for part in feed.batches(micro_batches(ids, bench.micro_batch))])
+    out: dict[str, Tensor] = {}
+    names = list(orders)
+    for name in names:
+        tap, maps = _last_tap(bench, name)
+        pixels, labels = images[order], bench.labels[order]
+        taken = tap.take(maps)[order]
+        chunks = [
+            list(range(start, min(start + 16, len(orders[name]) + 1))) for start in range(1, len(orders[name]) + 1, 16)
+        ]
+
+        def run(counts: list[int], name: str = name, taken: Tensor = taken) -> Tensor:
+            return plane.curve(pixels, labels, taken, orders[name], counts)  # noqa: B023 - called before they change
+
+        out[name] = torch.cat(bench.share(chunks, run))
+    return out
+
+
+def _last_tap(bench: Bench, name: str) -> tuple[Tap, Tensor]:
+    """Where a group's channels are read last: the output of the last block of a residual stream; (images, C, d)."""
+    taps = taps_of(bench.channels, bench.channels.group(name))
+    sites = [tap.site for tap in taps]
+    shapes = {site: tuple(t["shape"].tolist()) for site, t in bench.observe(sites, Census()).items()}
+    maps = [tables["maps"] for tables in bench.observe(sites, Activations(shapes)).values()]
+    last = distinct(maps)[-1]
+    return taps[last], maps[last]

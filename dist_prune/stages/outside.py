@@ -1,0 +1,65 @@
+"""What a stage reads from outside the run directory has to stay what it was: images, their form, a checkpoint."""
+
+import json
+
+from dist_prune.errors import PruneError
+from dist_prune.ledger import write_atomic
+from dist_prune.stages.work import Work
+
+BEGUN = "begun.json"  # of the stage at work, for one that is interrupted and has no line in the ledger
+KEYS = {
+    "checkpoint": "backbone.checkpoint",
+    "train": "data.root (training images)",
+    "eval": "data.root (test images)",
+}
+
+
+def begin(stage: str, work: Work, outside: dict[str, str]) -> None:
+    """Note what a stage starts from."""
+    write_atomic(work.folder / BEGUN, json.dumps({"stage": stage, "outside": outside}))
+
+
+def same(stage: str, work: Work, outside: dict[str, str]) -> None:
+    """PruneError where a stage was made from other images or another checkpoint than the recipe names now.
+
+    A stage that was only begun may start over with other images; but not without a word because a .beton, which keeps
+    the same images in another form, came or went in the meantime.
+    """
+    line = work.ledger.last(stage)
+    before = (line or _begun(stage, work)).get("outside", outside)
+    differing = [name for name in sorted(outside.keys() & before.keys()) if outside[name] != before[name]]
+    stored = [name for name in differing if _images(outside[name]) == _images(before[name])]
+    if stored:
+        # an identity with a colon is of images in a lossy .beton (beton.py)
+        came = any(":" in outside[name] for name in stored)
+        what = " and ".join({"train": "training", "eval": "evaluation"}[name] for name in stored)
+        raise PruneError(
+            f"data.backend: the {what} images are those that the stage {stage!r} of {work.folder} was "
+            f"{'made from' if line else 'begun with'}, but not their pixels: "
+            + (
+                "now a .beton serves them that keeps them as JPEG or shrunk. Write data.backend=torch (arrays: memory) "
+                "to go on as before"
+                if came
+                else "a .beton served them then that kept them as JPEG or shrunk. Put it back and write "
+                "data.backend=ffcv to go on as before"
+            )
+            + ", or name another --run-dir, or delete that one to start over."
+        )
+    if differing and line:
+        raise PruneError(
+            f"{' and '.join(KEYS[name] for name in differing)}: the content is not the one that the stage {stage!r} of "
+            f"{work.folder} was made from. Name another --run-dir, or delete that one to start over."
+        )
+
+
+def _images(identity: str) -> str:
+    return identity.split(":")[0]
+
+
+def _begun(stage: str, work: Work) -> dict:
+    """What the stage was begun with, where it is the one that was interrupted."""
+    try:
+        found = json.loads((work.folder / BEGUN).read_text())
+        return found if found["stage"] == stage else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

@@ -1,0 +1,388 @@
+"""The entropy method on real networks: options and aliases, what is read where, ranks, resume, curves, programs."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from dist_prune.errors import PruneError
+from dist_prune.methods.entropy import DEPRECATED, REFUSED, SAMPLINGS, Entropy, Options, l1_counts
+from dist_prune.pruning import cost, surgeon
+from dist_prune.pruning.activations import taps_of
+from dist_prune.pruning.choose import Request, share_of
+from dist_prune.pruning.gates import gated, masked
+from dist_prune.pruning.plane import Plane
+from dist_prune.pruning.renyi import distances, gaussian, kernel_entropy, label_kernel
+from dist_prune.runtime import backbones, checkpoint
+from dist_prune.runtime.backbones.lenet_entropy import LeNet
+from tests import tiny
+from tests.launch import ACCELERATE, PYTHON, SMALL, report, run
+from tests.pruning.activations import mixtures
+
+INNER = ("conv1", "layer2*", "layer3*")  # what small tests leave alone
+FAST = {"alpha": 2.0}
+
+
+def method(**options) -> Entropy:
+    return Entropy(Options.model_validate(options))
+
+
+def small_bench(ranks=None, exclude=INNER, model=None, **more):
+    bench = tiny.bench(model or tiny.network(), ranks, **more)
+    bench.channels = bench.channels.without(exclude)
+    return bench
+
+
+def orders(bench, **options) -> dict:
+    chosen = method(**options)
+    return dict(chosen.orders(chosen.score(bench), bench.channels))
+
+
+# options
+
+
+def test_the_released_program_s_names():
+    for name in SAMPLINGS:
+        fidelity = "as_released" if name in DEPRECATED else "correct"
+        resolved = Options(sampling=name, fidelity=fidelity).resolved()
+        assert resolved == {**Options().resolved(), "width": resolved["width"], **SAMPLINGS[name]}
+    for name in DEPRECATED:
+        with pytest.raises(ValidationError, match="as_released"):
+            Options(sampling=name)
+    for name in REFUSED:
+        with pytest.raises(ValidationError, match="no working code"):
+            Options(sampling=name)
+    with pytest.raises(ValidationError, match="unknown sampling"):
+        Options(sampling="renyi2")
+    with pytest.raises(ValidationError, match="leave"):
+        Options(sampling="bin", alpha=2)
+    assert Options(fidelity="as_released").resolved()["width"] == "aligned"
+    assert Options(fidelity="as_released", criterion="joint").resolved()["width"] == "entropy_target"
+    with pytest.raises(ValidationError, match="cmi_label"):
+        Options(criterion="cmi_label", width="aligned")
+    with pytest.raises(ValidationError, match="mi_all"):
+        Options(criterion="mi_all")
+
+
+WIDTHS = ("fix", "all", "remain", "label", "median", "knn", "scale_rule_std")
+EVERY: list[dict] = [{"sampling": name, "fidelity": "as_released", "grid": "coarse"} for name in SAMPLINGS]
+EVERY += [{"width": width, **FAST, "grid": "coarse"} for width in WIDTHS]
+EVERY += [{"criterion": "cmi_label", **FAST}, {"criterion": "joint", "precision": "float32", **FAST}]
+
+
+@pytest.mark.parametrize("options", EVERY, ids=str)
+def test_every_name_and_width_gives_an_order(options):
+    found = orders(small_bench(images=24), **options)
+    assert {tuple(sorted(order)) for order in found.values()} == {tuple(range(16))}
+
+
+def test_layers_may_be_estimated_otherwise():
+    bench = small_bench(images=24, exclude=("conv1", "layer3*"))
+    plain, mixed = orders(bench, **FAST), orders(bench, **FAST, by_layer={"layer1*": "binning"})
+    binned = orders(bench, **FAST, estimator="binning")
+    assert mixed["layer1.0.conv1"] == binned["layer1.0.conv1"] != plain["layer1.0.conv1"]
+    assert mixed["layer2.0.conv1"] == plain["layer2.0.conv1"] != binned["layer2.0.conv1"]
+
+
+# where channels are read
+
+
+def test_taps_lie_behind_activations_and_sums():
+    """An inner layer where it is consumed; a stream at each block's output; a flattened map channel by channel."""
+    model = tiny.network()
+    channels = surgeon.sites_of(model, tiny.example()[:1])
+    seen = {g.name: [tap.site.name for tap in taps_of(channels, g)] for g in channels.free}
+    assert seen["layer1.0.conv1"] == ["layer1.0.conv2:in"]
+    assert set(seen["layer3.0.downsample.0"]) == {"pool:in"}
+    assert "layer1.0.conv1:in" in seen["conv1"]
+    assert "layer2.0.conv1:in" in seen["conv1"]
+    lenet = LeNet((2, 3), (5, 4), torch.nn.Tanh, img_size=16).eval()
+    lenet.pool2 = torch.nn.Identity()  # type: ignore[assignment]
+    lenet.fc1 = torch.nn.Linear(3 * 2 * 2, 5)
+    channels = surgeon.sites_of(lenet, torch.randn(1, 1, 16, 16))
+    tap = taps_of(channels, channels.group("conv2"))[0]
+    assert tap.places == ((0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11))
+    rows = torch.arange(24.0).view(2, 12, 1)
+    assert tap.take(rows).tolist()[1] == [[12, 13, 14, 15], [16, 17, 18, 19], [20, 21, 22, 23]]
+
+
+def test_dead_filters_go_first_unless_nothing_skips_them():
+    model = tiny.network()
+    norm = model.get_submodule("layer1.0.bn1")
+    with torch.no_grad():
+        for k in (11, 4):
+            norm.weight[k], norm.bias[k] = 0, -1  # type: ignore[index, operator]
+    bench = small_bench(model=model)
+    assert orders(bench, **FAST)["layer1.0.conv1"][:2] == [4, 11]
+    last = orders(bench, **FAST, skip_zero=None)["layer1.0.conv1"][-3:]
+    assert {4, 11} & set(last[1:]), "they tell nothing and so nobody tells about them"
+
+
+def test_removed_is_masked():
+    """To 1e-5 on outputs, the batch norm's shift included; and many masks at once are each of them alone."""
+    model = tiny.network()
+    bench = tiny.bench(model)
+    chosen = method(**FAST)
+    plan = chosen.select(chosen.score(bench), bench.channels, Request(keep_ratio=0.4))
+    x = tiny.example()
+    with torch.no_grad():
+        small = tiny.cut(model, bench.channels, plan)(x)
+        with gated(model, bench.channels, plan.removed):
+            assert torch.allclose(model(x), small, atol=1e-5)
+        stays = torch.rand(3, 32, generator=torch.Generator().manual_seed(0)) < 0.5
+        with masked(model, bench.channels, "layer2.0.downsample.0", stays):
+            together = model(x.repeat(3, 1, 1, 1)).view(3, len(x), -1)
+        for row, found in zip(stays, together, strict=True):
+            off = [k for k, stay in enumerate(row.tolist()) if not stay]
+            with gated(model, bench.channels, {"layer2.0.downsample.0": off}):
+                assert torch.allclose(model(x), found, atol=1e-12)
+
+
+# ranks and resume
+
+
+def ranked_on(ranks, options) -> dict:
+    bench = small_bench(ranks, exclude=("conv1", "layer3*"))
+    chosen = method(**options)
+    return {key: table.tolist() for key, table in chosen.score(bench).items()}
+
+
+@pytest.mark.parametrize("options", [FAST, {}, {"width": "aligned", "grid": "coarse", **FAST}], ids=str)
+def test_every_kind_of_sharing_gives_the_same_scores(options, pool):
+    options = {**options, "batch": 17}
+    found = [ranked_on(tiny.machine().ranks, options)]
+    for parallel in ("layers", "batches", "candidates"):
+        for world in (2, 3):
+            if world == 3 and parallel == "layers":
+                continue  # the laws'
+            found += pool.run(world, ranked_on, {**options, "parallel": parallel})
+    assert all(scores == found[0] for scores in found)
+
+
+class Stopped(BaseException):
+    """The end of a process."""
+
+
+@pytest.mark.parametrize("parallel", ["layers", "candidates"])
+def test_stopped_inside_an_elimination(parallel, tmp_path, monkeypatch):
+    from dist_prune.pruning import elimination, ranking
+
+    legs = elimination.Elimination.go_on
+    monkeypatch.setattr(
+        elimination.Elimination,
+        "go_on",
+        lambda self, panel, alone, course, steps=5: legs(self, panel, alone, course, 5),
+    )
+    options = {**FAST, "parallel": parallel}
+    whole = orders(small_bench(), **options)
+    made = []
+
+    def dying(self, panel, alone, course, steps=5):
+        if len(made) == 2:
+            raise Stopped
+        made.append(len(course.order))
+        return legs(self, panel, alone, course, 5)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(ranking.Elimination, "go_on", dying)
+        orders(small_bench(partial=tmp_path), **options)
+    assert made == [0, 5]
+    again = []
+
+    def going_on(self, panel, alone, course, steps=5):
+        again.append(len(course.order))
+        return legs(self, panel, alone, course, 5)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ranking.Elimination, "go_on", going_on)
+        assert orders(small_bench(partial=tmp_path), **options) == whole
+    assert again[0] == 10, "it goes on behind the ten deletions that were kept"
+
+
+# selection
+
+
+def test_counts_and_budgets_cut_the_same_order():
+    bench = tiny.bench(tiny.network())
+    chosen = method(**FAST)
+    scores = chosen.score(bench)
+    channels = bench.channels
+    plan = chosen.select(scores, channels, Request(counts={"layer2.0.conv1": 5}))
+    assert plan.counts == {g.name: 5 if g.name == "layer2.0.conv1" else g.width for g in channels.groups}
+    assert set(plan.kept("layer2.0.conv1")) == set(scores["layer2.0.conv1:order"][-5:].tolist())
+    kept = {}
+    for share in (0.7, 0.4):
+        plan = chosen.select(scores, channels, Request(target=("params", share)))
+        assert share_of(channels, "params", plan.counts) <= share
+        for group in channels.free:
+            stays = set(plan.kept(group.name))
+            assert stays <= kept.get(group.name, stays)
+            kept[group.name] = stays
+
+
+def test_the_program_s_l1_budget_leaves_the_stem_whole():
+    channels = tiny.bench(tiny.network()).channels
+    request = Request(target=("params", 0.5))
+    counts = l1_counts(channels, request)
+    assert counts["conv1"] == 16
+    assert 0.45 < share_of(channels, "params", counts) <= 0.5
+    with pytest.raises(PruneError, match="uniform"):
+        l1_counts(channels, Request(target=("params", 1e-3)))
+    scores = {f"{g.name}:order": torch.arange(g.width) for g in channels.free}
+    plan = method(distribution="l1").select(scores, channels, request)
+    assert {g.name: plan.counts[g.name] for g in channels.free} == counts
+
+
+def test_saturation_is_told():
+    bench = small_bench()
+    wide, narrow = method(**FAST), method(**FAST, width="fix", entropy_target=0.5)
+    assert wide.warnings(wide.score(bench), bench.channels) == []
+    scores = narrow.score(bench)
+    name = bench.channels.free[0].name
+    scores[f"{name}:joint"] = torch.full((16,), 0.99).double() * torch.log2(scores[f"{name}:samples"].double())
+    (text,) = narrow.warnings(scores, bench.channels)
+    assert name in text
+    assert "99.0% of log2 n" in text
+    assert "entropy_target" in text
+
+
+# networks and numbers of the paper
+
+
+@pytest.mark.parametrize(("name", "side", "params", "macs"), [
+    ("lenet6_16", 28, 45_106, 282_304), ("lenet20_50_800_500", 28, 1_071_880, 2_933_000),
+    ("vgg19_fc_cifar", 32, 20_109_962, 398_205_568),
+])  # fmt: skip
+def test_dense_counts_of_the_paper_s_networks(name, side, params, macs):
+    shape = (1, 1 if side == 28 else 3, side, side)
+    channels = surgeon.sites_of(backbones.create(name, 10, shape[1]).eval(), torch.randn(shape))
+    assert (cost.params(channels), cost.macs(channels)) == (params, macs)
+
+
+@pytest.mark.parametrize(("counts", "params", "macs"), [
+    ((1, 3, 19, 14, 3), (1_400, 0.0310), (20_450, 0.0724)), ((1, 16, 30, 21, 4), (8_941, 0.198), (48_434, 0.172)),
+])  # fmt: skip
+def test_pruned_counts_of_the_paper_s_lenet(counts, params, macs):
+    channels = surgeon.sites_of(backbones.create("lenet6_16", 10, 1).eval(), torch.randn(1, 1, 28, 28))
+    kept = dict(zip(("conv1", "conv2", "fc1", "fc2", "fc3"), counts, strict=True))
+    assert cost.params(channels, kept) == params[0]
+    assert cost.macs(channels, kept) == macs[0]
+    assert share_of(channels, "params", kept) == pytest.approx(params[1], abs=5e-4)
+    assert share_of(channels, "macs", kept) == pytest.approx(macs[1], abs=5e-4)
+
+
+# curves
+
+
+def test_the_information_plane_by_its_definition():
+    """I(X;Z), I(Z;Y) and total correlation of what is kept, from kernels made one by one; fixed single widths."""
+    x, maps, labels = torch.rand(20, 30), mixtures(20, 3), torch.arange(20) % 4
+    plane = Plane(batch=20, alpha=2, sigma_method="fix")
+    found = plane.curve(x, labels, maps, [2, 0, 1], [3, 2, 1])
+
+    def h(*kernels):
+        return float(kernel_entropy(torch.stack(list(kernels)).prod(0), 20, 2))
+
+    from dist_prune.pruning import widths
+    from dist_prune.pruning.plane import GRID
+
+    table = distances(maps)
+    images = gaussian(((x[:, None].double() - x[None]) ** 2).sum(-1)[tuple(torch.triu_indices(20, 20, 1))], 8.0)
+    classes, rule = label_kernel(labels), widths.scaled_rule(20, 4)
+    for row, kept in zip(found, ([2, 0, 1], [0, 1], [1]), strict=True):
+        whole = table[kept].sum(0)
+        z = gaussian(whole, float(widths.aligned(whole[None], classes, 20, 0, GRID)[0]), halved=False)
+        singles = [gaussian(table[k], rule) for k in kept]
+        wanted = [h(images) + h(z) - h(images, z), h(z) + h(classes) - h(z, classes)]
+        wanted += [sum(map(h, singles)) - h(*singles), h(images), h(classes)]
+        assert row.tolist() == pytest.approx(wanted, abs=1e-9)
+    for sigma_method in ("all", "remain"):
+        other = Plane(batch=7, sigma_method=sigma_method).curve(x, labels, maps, [2, 0, 1], [3, 1])
+        assert bool((other[:, :3] >= -1e-9).all())
+        assert float(other[1, 2]) == pytest.approx(0, abs=1e-9), "one filter has no total correlation"
+
+
+# whole runs
+
+ENTROPY = (
+    *SMALL, "method.name=entropy", "method.alpha=2", "score.images=60", "information.curves=all",
+    "information.images=60", "information.batch=30", "information.layers=[layer1*,layer2.0.conv1]",
+    "finetune.only_if_drop=0", "train.epochs=3",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("entropy") / "run"
+    code, output = run(ACCELERATE, folder, *ENTROPY)
+    assert code == 0, output
+    return folder, output
+
+
+def test_curves_of_a_run(finished):
+    folder, _ = finished
+    lines = list(csv.DictReader((folder / "curves.csv").read_text().splitlines()))
+    assert [int(line["kept"]) for line in lines if line["group"] == "layer1.0.conv1"] == list(range(16, 0, -1))
+    assert {line["group"] for line in lines} == {"layer1.0.conv1", "layer2.0.conv1"}
+    scores, _ = checkpoint.read(folder / "round_1/scores.safetensors")
+    first = next(line for line in lines if line["group"] == "layer1.0.conv1" and line["kept"] == "15")
+    assert int(first["deleted"]) == int(scores["layer1.0.conv1:order"][0])
+    whole = {line["top1"] for line in lines if line["kept"] == line["width"]}
+    assert len(whole) == 1, "nothing is cut at the full width"
+    assert float(lines[0]["hy"]) > 3
+    assert "I(X;Z)" in (folder / "report.html").read_text()
+
+
+def test_curves_do_not_depend_on_ranks(finished):
+    folder, _ = finished
+    before = (folder / "curves.csv").read_bytes()
+    code, output = run(PYTHON, folder, *ENTROPY, "evaluate.batch=77", "finetune.epochs=0")
+    assert code == 0, output
+    assert (folder / "curves.csv").read_bytes() == before
+    assert "curves: every number" in output
+
+
+def test_finetuned_only_where_it_was_needed(finished, tmp_path):
+    folder, _ = finished
+    code, output = run(PYTHON, folder, *ENTROPY, "finetune.only_if_drop=100", "information.curves=none")
+    assert code == 0, output
+    assert "left as it is" in output
+    body = report(folder)
+    assert body["finetuned"]["top1"] == body["pruned"]["top1"]
+    assert any(event["event"] == "not needed" for event in body["events"])
+
+
+def test_a_bundle_is_finetuned(finished, tmp_path):
+    """The program ``only``: nothing is scored or cut, the given network's own weights are trained on."""
+    folder, _ = finished
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    for file in (folder / "export").iterdir():
+        (bundle / file.name).write_bytes(file.read_bytes())
+    words = [w for w in ENTROPY if not w.startswith("finetune.only")]
+    words += ["target.macs=", f"select.plan={bundle}", f"backbone.checkpoint={folder / 'dense.safetensors'}"]
+    code, output = run(PYTHON, tmp_path / "only", *words, "finetune.epochs=1")
+    assert code == 0, output
+    assert "is a bundle" in output
+    small, _ = checkpoint.read(tmp_path / "only/round_1/small.safetensors")
+    given, _ = checkpoint.read(Path(bundle) / "model.safetensors")
+    assert small.keys() == given.keys()
+    assert all(torch.equal(small[name], given[name]) for name in given)
+    assert report(tmp_path / "only")["plan"]["fingerprint"] == report(folder)["plan"]["fingerprint"]
+    assert json.loads((tmp_path / "only/export/bundle.json").read_text())["plan"]
+
+
+def test_legacy_checkpoints(tmp_path):
+    """state_dict with the prefix "model." beside tensors of images; pickled data sets are refused by name."""
+    model = backbones.create("lenet6_16", 10, 1)
+    weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    extra = {"last_epoch_imgs": torch.zeros(2, 3, 4, 4), "filter_delete_order_bin_conv1": [2, 0, 1]}
+    torch.save({"state_dict": weights, **extra}, tmp_path / "a.pth")
+    found = checkpoint.read_weights(tmp_path / "a.pth")
+    assert found.keys() == model.state_dict().keys()
+    torch.save({"state_dict": weights, "test_dataset": torch.utils.data.TensorDataset()}, tmp_path / "b.pth")
+    with pytest.raises(PruneError, match="TensorDataset"):
+        checkpoint.read_weights(tmp_path / "b.pth")

@@ -1,0 +1,138 @@
+"""Shapley values of games that are known in full; what random sets and permutations look like."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from dist_prune.errors import PruneError
+from dist_prune.pruning import coalitions
+from dist_prune.pruning.renew import draw
+
+C = 5
+
+
+def game(off: torch.Tensor) -> torch.Tensor:
+    """(m,) accuracy of a game with interactions of two and of three, when ``off`` (m, C) is removed."""
+    generator = torch.Generator().manual_seed(3)
+    single = 10 * torch.rand(C, generator=generator, dtype=torch.float64)
+    pair = 4 * torch.rand(C, C, generator=generator, dtype=torch.float64).triu(1)
+    here = 1 - off.double()
+    return here @ single + ((here @ pair) * here).sum(1) + 8 * here[:, 0] * here[:, 1] * here[:, 4]
+
+
+def everything() -> torch.Tensor:
+    return coalitions.subsets(C, range(C + 1))
+
+
+def value(removed: tuple[int, ...]) -> float:
+    return float(game(torch.tensor([[c in removed for c in range(C)]])))
+
+
+def exact() -> torch.Tensor:
+    """By the definition: the mean marginal loss over all C! orders."""
+    total = torch.zeros(C, dtype=torch.float64)
+    for order in itertools.permutations(range(C)):
+        for place, c in enumerate(order):
+            total[c] += value(order[:place]) - value(order[: place + 1])
+    return total / math.factorial(C)
+
+
+def ends() -> tuple[float, float]:
+    return value(()), value(tuple(range(C)))
+
+
+def test_all_sizes_give_the_exact_values():
+    off = everything()
+    assert torch.allclose(coalitions.by_size(off, game(off), coalitions.sizes_of(C, C, False)), exact(), atol=1e-12)
+    assert torch.allclose(coalitions.by_size(off, game(off), coalitions.sizes_of(C, C, True)), exact(), atol=1e-12)
+
+
+def test_one_step_is_leave_one_out():
+    off = coalitions.subsets(C, coalitions.sizes_of(C, 1, False))
+    found = coalitions.by_size(off, game(off), coalitions.sizes_of(C, 1, False))
+    assert torch.allclose(C * found, torch.tensor([value(()) - value((c,)) for c in range(C)], dtype=torch.float64))
+    last = coalitions.sizes_of(C, 1, True)
+    off = coalitions.subsets(C, last)
+    others = [tuple(o for o in range(C) if o != c) for c in range(C)]
+    alone = torch.tensor([value(o) - value(tuple(range(C))) for o in others], dtype=torch.float64)
+    assert torch.allclose(C * coalitions.by_size(off, game(off), last), alone)
+
+
+def test_kernel_shap_on_the_whole_game_is_exact():
+    """Every size as often as every other, as the draws have it in the long run."""
+    sets = everything()[1:-1]
+    times = {size: 10 // math.comb(C, size) for size in range(1, C)}  # 5, 10, 10, 5 sets: 10 of each size
+    off = torch.cat([row[None].expand(times[int(row.sum())], -1) for row in sets])
+    found = coalitions.kernel(off, game(off), *ends())
+    assert torch.allclose(found, exact(), atol=1e-10)
+    plain, _ = coalitions.least_squares(off, game(off))
+    assert not torch.allclose(plain, exact(), atol=1e-2), "the released regression has another optimum"
+    assert coalitions.rank_correlation(plain, exact()) == pytest.approx(1), "and the same ranking here"
+
+
+@pytest.mark.parametrize("samples", [C + 1, 40])
+def test_regressions_find_an_additive_game_as_soon_as_they_can(samples):
+    weights = torch.tensor([3.0, -1.0, 0.5, 0.0, 2.0], dtype=torch.float64)
+    ones = torch.eye(C, dtype=torch.bool)  # with none removed and each alone: as few as there are unknowns
+    off = torch.cat([ones, ~ones[:1], coalitions.random_sets(C, 0, samples - C - 1, lambda n: draw(1, n))])
+    accuracy = 7 + (~off).double() @ weights
+    found, errors = coalitions.least_squares(off, accuracy)
+    assert torch.allclose(found, weights, atol=1e-10)
+    assert (errors is None) == (samples == C + 1)
+    assert torch.allclose(coalitions.kernel(off, accuracy, 7 + float(weights.sum()), 7.0), weights, atol=1e-10)
+
+
+def test_every_permutation_adds_up():
+    orders = coalitions.orders(C, 4, lambda n: draw(2, n))
+    off = coalitions.prefixes(C, 0, 4 * (C - 1), lambda n: draw(2, n))
+    for row, (p, j) in zip(off, itertools.product(range(4), range(C - 1)), strict=True):
+        assert set(row.nonzero()[:, 0].tolist()) == set(orders[p, : j + 1].tolist())
+    full, empty = ends()
+    steps = coalitions.marginals(orders, game(off).view(4, C - 1), full, empty)
+    assert torch.allclose(steps.sum(1), torch.full((4,), full - empty, dtype=torch.float64), atol=1e-12)
+    first = int(orders[0, 0])
+    assert float(steps[0, first]) == pytest.approx(full - value((first,)))
+    many = coalitions.orders(C, 3000, lambda n: draw(2, n))
+    off = coalitions.prefixes(C, 0, 3000 * (C - 1), lambda n: draw(2, n))
+    mean = coalitions.marginals(many, game(off).view(3000, C - 1), full, empty).mean(0)
+    assert torch.allclose(mean, exact(), atol=0.35)
+
+
+def test_random_sets_come_from_their_number_alone():
+    whole = coalitions.random_sets(9, 0, 200, lambda n: draw(5, n))
+    assert torch.equal(whole[37:41], coalitions.random_sets(9, 37, 41, lambda n: draw(5, n)))
+    assert set(whole.sum(1).tolist()) == set(range(1, 9)), "every size, none and all excepted"
+
+
+def test_reliability_grows_with_samples():
+    full, empty = ends()
+
+    def reliable(count: int) -> float:
+        orders = coalitions.orders(C, count, lambda n: draw(7, n))
+        off = coalitions.prefixes(C, 0, count * (C - 1), lambda n: draw(7, n))
+        steps = coalitions.marginals(orders, game(off).view(count, C - 1), full, empty)
+        return coalitions.reliability(steps.mean(0), steps.std(0) / count**0.5)
+
+    assert reliable(4) < reliable(64) < 1
+    assert reliable(64) > 0.95
+    assert coalitions.reliability(torch.ones(3), torch.ones(3)) == 0
+    assert coalitions.reliability(torch.ones(3), None) == 0
+
+
+def test_the_oracle_knows_the_best_set():
+    off = everything()
+    accuracy, values = game(off), exact()
+    for size in (1, 2, 3):
+        best = max(itertools.combinations(range(C), size), key=value)
+        lowest = set(values.argsort()[:size].tolist())
+        assert coalitions.oracle_overlap(off, accuracy, values, size) == len(lowest & set(best)) / size
+    assert coalitions.oracle_overlap(off, accuracy, -values, 1) == 0
+    assert coalitions.oracle_overlap(off[:-8], accuracy[:-8], values, 3) is None, "not every set of 3 is known"
+    assert coalitions.oracle_overlap(off, accuracy, values, 2, adding=True) in (0.5, 1.0)
+
+
+def test_nobody_evaluates_a_million_sets():
+    with pytest.raises(PruneError, match=r"method.k: .* sets of 0 to 8 of 64 channels are too many"):
+        coalitions.subset_count(64, coalitions.sizes_of(64, 8, False))

@@ -1,0 +1,111 @@
+"""What a recipe says of a training: checked before any work, fingerprinted where it decides something, marked."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dist_prune import methods, reading, stages
+from dist_prune.errors import PruneError
+from dist_prune.pruning.plan import Plan
+from dist_prune.recipe import peeks
+from dist_prune.runtime import checkpoint
+from dist_prune.runtime.data.sources import ArraySource, open_source
+from dist_prune.runtime.tracking import Tracker
+from dist_prune.stages import finetune
+from dist_prune.stages.work import Work
+from tests import tiny
+from tests.launch import SMALL
+
+
+def work_of(folder: Path, *words: str) -> Work:
+    spec = reading.load("quickstart", [*SMALL, *words], methods.options_of)
+    method = methods.find(spec.method["name"])
+    return Work(spec, tiny.machine(), Tracker(False), folder, method(method.Options()))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("finetune.optimizer=adamv",), r"finetune\.optimizer: unknown optimizer 'adamv'"),
+        (
+            ("finetune.optimizer=adamw", "finetune.optimizer_kwargs={betas: [2, 2]}"),
+            r"^finetune\.optimizer_kwargs: adamw",
+        ),
+        (("train.optimizer=nesterov", "train.momentum=0"), r"^train\.optimizer_kwargs: nesterov does not take"),
+        (("train.lr_scales={nothere*: 0.1}",), r"^train\.lr_scales: unknown parameter glob 'nothere\*'"),
+        (("finetune.layer_decay=0.5",), r"^finetune\.layer_decay: ResNetCifar does not say"),
+        (("train.images=5", "train.batch=2", "train.selection=last"), r"^train\.batch: 2 \(of 5 images\) is too small"),
+    ],
+)
+def test_found_out_before_any_work(tmp_path, words, said):
+    work_of(tmp_path).precheck()
+    with pytest.raises(PruneError, match=said):
+        work_of(tmp_path, *words).precheck()
+
+
+def test_all_of_it_at_once_and_nothing_of_a_training_that_is_not_done(tmp_path):
+    words = ("train.optimizer=adamv", "finetune.lr_scales={nothere*: 2}", "target.macs=0.00001")
+    with pytest.raises(PruneError) as error:
+        work_of(tmp_path, *words[:2]).precheck()
+    assert [line.split(":")[0] for line in str(error.value).splitlines()] == ["train.optimizer", "finetune.lr_scales"]
+    (tmp_path / "dense.safetensors").touch()
+    work_of(tmp_path, words[0], f"backbone.checkpoint={tmp_path}/dense.safetensors").precheck()
+
+
+def test_how_a_training_is_kept_safe_does_not_decide_what_it_ends_in(tmp_path):
+    def fingerprint(*words: str) -> str:
+        return stages.fingerprint(stages.ORDER[0], work_of(tmp_path, *words))
+
+    safety = ("save_every_steps=3", "save_every_minutes=1", "keep_checkpoints=5", "skip_nonfinite=2")
+    assert fingerprint(*(f"train.{word}" for word in safety)) == fingerprint()
+    assert fingerprint("train.lr=0.2") != fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), []),
+        (("train.selection=test", "finetune.selection=last"), ["train: the kept epoch was selected"]),
+        (("train.selection=last", "train.patience=2"), ["train: the last epoch was chosen"]),
+        (("finetune.selection=test", "finetune.patience=2"), ["finetune: the kept epoch was selected"]),
+        (("finetune.selection=test", "finetune.epochs=0"), []),
+        (("train.patience=3", "finetune.patience=3"), []),
+        (("train.selection=test", "backbone.checkpoint=dense.safetensors"), []),
+    ],
+)
+def test_what_the_test_images_decided(tmp_path, words, said):
+    found = peeks(work_of(tmp_path, *words).tree)
+    assert len(found) == len(said)
+    assert all(line.startswith(start) and "on the test images" in line for line, start in zip(found, said, strict=True))
+
+
+def test_batch_norms_are_recalibrated_on_images_of_every_class(tmp_path, monkeypatch):
+    """Training images sorted by class, as folders are; none of those that are held out."""
+    source = open_source("digits", None, "", True)
+    assert isinstance(source, ArraySource)
+    order = np.argsort(source.labels, kind="stable")[::4]
+    images, labels = source.images[order], source.labels[order]
+    np.savez(tmp_path / "sorted.npz", x_train=images, y_train=labels, x_test=images[:40], y_test=labels[:40])
+    work = work_of(
+        tmp_path, "data.source=npz", f"data.root={tmp_path}/sorted.npz", "finetune.recalibrate_bn=40",
+        "finetune.epochs=0", "score.balance=class",
+    )  # fmt: skip
+    weights = work.fresh().state_dict()
+    plan = Plan({}, {group.name: group.width for group in work.channels.groups})
+    for name in ("dense", "round_1/small"):
+        checkpoint.save(tmp_path / f"{name}.safetensors", weights)
+    (tmp_path / "round_1/plan.json").write_text(plan.to_json())
+    seen: list[np.ndarray] = []
+    real = finetune.recalibrate
+
+    def noted(model, feed, ids, micro_batch, ranks):
+        seen.append(ids)
+        return real(model, feed, ids, micro_batch, ranks)
+
+    monkeypatch.setattr(finetune, "recalibrate", noted)
+    made = finetune.act(work)
+    assert np.bincount(labels[seen[0]]).tolist() == [4] * 10
+    assert set(seen[0].tolist()) <= set(work.dealt(work.recipe.finetune)[0].tolist())
+    tuned = made.tensors["tuned.safetensors"][0]
+    assert not np.allclose(tuned["bn1.running_mean"], weights["bn1.running_mean"])

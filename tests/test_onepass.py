@@ -1,0 +1,76 @@
+"""Many criteria in one pass: the same scores as alone, on any number of ranks, and the verb that compares them."""
+
+import json
+
+import torch
+
+from dist_prune import cli, methods
+from dist_prune.onepass import score_many
+from dist_prune.runtime.collectives import Ranks
+from tests import tiny
+
+DATA_DRIVEN = ("apoz", "chip", "graph", "group_fisher", "hessian_trace", "hrank", "mint", "obd", "taylor")
+
+
+def chosen(names=DATA_DRIVEN):
+    return {name: tiny.method(name) for name in names}
+
+
+def test_together_is_alone_and_the_images_are_seen_twice():
+    """One pass for all first derivatives and plain taps, one for the Hessian's products."""
+    bench, passes = tiny.bench(tiny.network()), []
+    plain = bench.observe
+    bench.observe = lambda *a, **k: passes.append(a) or plain(*a, **k)  # type: ignore[method-assign]
+    found = score_many(bench, chosen())
+    assert len(passes) == 2
+    for name, method in chosen().items():
+        alone = tiny.bench(tiny.network())
+        alone.channels = method.limits(alone.channels)
+        scores = method.score(alone)
+        assert scores.keys() == found[name].keys()
+        assert all(torch.equal(table, found[name][key]) for key, table in scores.items()), name
+
+
+def test_methods_that_look_at_no_image_need_no_pass():
+    names = ("l1", "fpgm", "whc", "bn_scale", "group_norm", "random")
+    bench = tiny.bench(tiny.network())
+    found = score_many(bench, chosen(names))
+    assert list(found) == list(names)
+    assert bench._observations == 0
+
+
+def killed_or_not(ranks: Ranks, partial) -> list[str]:
+    bench = tiny.bench(tiny.network(), ranks, partial=partial)
+    found = score_many(bench, chosen(("apoz", "obd", "taylor")))
+    return [str(bench.resumed), *(f"{n} {k} {t.double().sum()}" for n, own in found.items() for k, t in own.items())]
+
+
+def test_ranks_share_the_pass_and_a_finished_one_is_not_done_again(tmp_path, pool):
+    one = killed_or_not(Ranks(), None)
+    for found in pool.run(3, killed_or_not, tmp_path):
+        assert found == one
+    again = killed_or_not(Ranks(), tmp_path)
+    assert again[0] == str(tiny.IMAGES), "another process knows the partial observation by its settings"
+    assert again[1:] == one[1:]
+
+
+def test_the_verb_prints_a_table(tmp_path, capsys):
+    words = [
+        "backbone.name=resnet8p_cifar", "train.epochs=1", "score.images=30", "score.micro_batch=10", "method.name=l1",
+        "report.trackers=[]", "--methods", "l1,taylor,hrank", "--run-dir", str(tmp_path / "run"), "--json",
+    ]  # fmt: skip
+    assert cli.main(["score-many", "quickstart", *words]) == 0
+    out = capsys.readouterr().out
+    table = json.loads(out[out.index("[\n") :])
+    assert [row["method"] for row in table] == ["l1", "taylor", "hrank"]
+    for row in table:
+        assert 0 < row["macs"] <= 0.55
+        assert 0 <= row["top1"] <= 100
+        assert row["overlap"][row["method"]] == 1
+    assert table[0]["overlap"]["taylor"] == table[1]["overlap"]["l1"] < 1
+    assert (tmp_path / "run/many.safetensors").is_file()
+    assert not (tmp_path / "run/round_1/scores.safetensors").exists(), "only what the table needs"
+    assert cli.main(["score-many", "quickstart", "--methods", "l1,l1"]) == 2
+    assert cli.main(["score-many", "quickstart", *words[:6], "--methods", "l1,tailor"]) == 2
+    assert "Did you mean 'taylor'" in capsys.readouterr().err
+    assert set(DATA_DRIVEN) <= set(methods.names())

@@ -1,0 +1,111 @@
+"""Ranks that wait: for one that never comes, for one that hangs in the middle. Bounded, named, nothing lost."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from dist_prune.runtime.roll import Roll
+from tests.launch import PYTHON, SMALL, report, run, start
+
+LONG = (
+    *SMALL, "score.images=1347", "score.micro_batch=2", "score.save_every=5", "finetune.epochs=6",
+    "finetune.save_every_steps=3", "cluster.timeout_s=20",
+)  # fmt: skip
+
+
+def port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def place(rank: int, world: int, at: int) -> dict[str, str]:
+    """What a launcher tells a rank; here nobody watches the ranks but the test."""
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(at),
+    }  # fmt: skip
+
+
+def two(folder: Path) -> list[subprocess.Popen[str]]:
+    at = port()
+    return [start(PYTHON, folder, *LONG, **place(rank, 2, at)) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("came", [0, 1])
+def test_of_two_ranks_only_one_starts(tmp_path, came):
+    began = time.monotonic()
+    code, output = run(PYTHON, tmp_path / "run", *SMALL, "cluster.join_timeout_s=5", **place(came, 2, at := port()))
+    assert code == 2, output
+    assert f"rank {1 - came} of 2 did not come within 5 s (cluster.join_timeout_s)" in output
+    assert f"MASTER_PORT={at}" in output
+    assert "Traceback" not in output
+    assert "CPUAllocator" not in output and "Exception raised from" not in output, "no words from below"
+    assert time.monotonic() - began < 60
+    assert not (tmp_path / "run" / "ledger.jsonl").exists()
+
+
+def test_who_is_missing_among_many(tmp_path):
+    """Ranks 0, 2 and 3 of 20 came: the first missing ones are named, the rest counted."""
+    import torch.distributed as dist
+
+    store = dist.FileStore(str(tmp_path / "store"), 20)
+    for rank in (2, 3):
+        Roll(store, rank, 20).write("here")
+    from dist_prune.errors import PruneError
+
+    with pytest.raises(PruneError) as caught:
+        environment = {**place(0, 20, 1), "RANK": "0"}
+        Roll.call(environment, 0.5, lambda *_: store)
+    assert str(caught.value).startswith(
+        "ranks 1, 4, 5, 6, 7, 8, 9, 10 and 9 more of 20 did not come within 0.5 s (cluster.join_timeout_s). "
+        f"Here: rank 0 (process {os.getpid()} on {socket.gethostname()}), rank 2 "
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Two ranks, uninterrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    for process in two(folder):
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hanging", [0, 1])
+@pytest.mark.parametrize("sign", ["round_1/partial/observation_1.safetensors", "finetune_checkpoints/*.sha256"])
+def test_a_rank_that_hangs_is_named_and_nothing_is_lost(whole, tmp_path, hanging, sign):
+    """SIGSTOP in scoring and in training, of the rank that keeps the roll and of the other."""
+    folder = tmp_path / "run"
+    ranks = two(folder)
+    try:
+        while not any(folder.glob(sign)):
+            assert all(process.poll() is None for process in ranks)
+            time.sleep(0.01)
+        ranks[hanging].send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        output, _ = ranks[1 - hanging].communicate(timeout=120)
+        assert ranks[1 - hanging].returncode == 2, output
+        assert 15 < time.monotonic() - began < 60, "the time-out is 20 s, then a few for the others' reports"
+        assert "Traceback" not in output
+        assert f"error on rank {1 - hanging}: rank {1 - hanging} of 2 waited for the others" in output
+        assert "nobody answered for 20 s (cluster.timeout_s)" in output
+        named = f"rank 1 (process {ranks[1].pid} on {socket.gethostname()})" if hanging else "rank 0 or its launcher"
+        assert f"No word from {named}" in output
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+    for process in two(folder):
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+    assert report(folder)["plan"]["fingerprint"] == report(whole)["plan"]["fingerprint"]
+    assert report(folder)["finetuned"]["loss"] == report(whole)["finetuned"]["loss"]
+    assert any(event["event"] == "resumed" for event in report(folder)["events"])
