@@ -220,7 +220,7 @@ class Bench:
         **training: Any,
     ) -> list[dict[str, float]]:
         """See methods.method.Bench. The order of the images comes from (seed, epoch)."""
-        plain = {"weight_decay": 0.0, "schedule": "constant", **training}
+        plain = {"weight_decay": 0.0, "schedule": "constant", "decay_norm_bias": True, **training}
         settings = Training(epochs=epochs, lr=lr, batch=batch, **plain)
         if network is not None:
             self._collective("fit")

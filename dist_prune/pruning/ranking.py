@@ -83,7 +83,7 @@ class Ranking:
         def entropies(job: tuple[str, str, int]) -> Tensor:
             return panel(job[2]).total("alone", range(subjects[job[2]].width))
 
-        alone = self.share([("alone", subjects[i].name, i) for i in numbers], entropies, costs)
+        alone = self.share([("alone", subjects[i].name, i) for i in numbers], entropies, costs=costs)
         leg = 0
         while not all(course.done for course in courses):
 
@@ -95,7 +95,7 @@ class Ranking:
                     panels.pop(number, None)  # its kernels are no longer needed
                 return course.tensor()
 
-            tables = self.share([("leg", subjects[i].name, i, leg) for i in numbers], further, costs)
+            tables = self.share([("leg", subjects[i].name, i, leg) for i in numbers], further, costs=costs)
             courses = [Course.of(subjects[i].width, tables[i]) for i in numbers]
             leg += 1
         return [Ranked(courses[i], _mean(subjects[i], alone[i])) for i in numbers]
