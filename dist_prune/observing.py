@@ -22,6 +22,34 @@ def weight_of(model: nn.Module, site: Site) -> nn.Parameter:
     return model.get_submodule(site.layer).weight  # type: ignore[return-value]
 
 
+def see(
+    model: nn.Module, sites: Sequence[Site], tally: Tally, images: Tensor, labels: Tensor, positions: Tensor,
+    backward: bool,
+) -> None:  # fmt: skip
+    """One micro-batch into a tally, with gradients of the summed cross-entropy where ``backward``."""
+    if not backward:
+        with torch.no_grad(), taps(model, sites, lambda site, maps: tally.update(site, maps, positions)):
+            model(images)
+        return
+    seen: list[tuple[Site, Tensor]] = []
+
+    def note(site: Site, maps: Tensor) -> Tensor:
+        copy = maps.clone()  # the network goes on with a copy: an in-place activation must not touch the maps
+        seen.append((site, copy if site.side == "in" else maps))  # what enters a layer, and no shortcut around it
+        return copy
+
+    tapped = [site for site in sites if site.side != "weight"]
+    with torch.enable_grad(), taps(model, tapped, note):
+        # gradients are asked for at the sites alone: the parameters' own .grad stays as it was
+        logits = model(images.requires_grad_(True))
+        loss = functional.cross_entropy(logits, labels, reduction="sum")
+        seen += [(site, weight_of(model, site)) for site in sites if site.side == "weight"]
+        grads = gradients(loss, seen, tally.statistic, positions)
+    with torch.no_grad():
+        for (site, maps), grad in zip(seen, grads, strict=True):
+            tally.update(site, maps.detach(), positions, grad)
+
+
 class Observation:
     """Tables of this rank (``local``) and of all ranks (``merged``, the same on every rank).
 
@@ -36,7 +64,7 @@ class Observation:
         self, statistic: Statistic, sites: Sequence[Site], images: int, device: torch.device, ranks: Ranks,
         file: Path | None, asked: tuple[Any, ...],
     ):  # fmt: skip
-        self.statistic, self.sites, self.ranks, self.file = statistic, sites, ranks, file
+        self.sites, self.ranks, self.file = sites, ranks, file
         self.local, self.merged = (Tally(statistic, sites, images, device) for _ in range(2))
         settings = {name: repr(value) for name, value in sorted(vars(statistic).items())}
         names = [site.name for site in sites]
@@ -50,29 +78,8 @@ class Observation:
         return {site: {name: table.cpu() for name, table in tables.items()} for site, tables in found.items()}
 
     def see(self, model: nn.Module, images: Tensor, labels: Tensor, positions: Tensor, backward: bool) -> None:
-        """One micro-batch into this rank's tables, with gradients of the summed cross-entropy where ``backward``."""
-        local = self.local
-        if not backward:
-            with torch.no_grad(), taps(model, self.sites, lambda site, maps: local.update(site, maps, positions)):
-                model(images)
-            return
-        seen: list[tuple[Site, Tensor]] = []
-
-        def see(site: Site, maps: Tensor) -> Tensor:
-            copy = maps.clone()  # the network goes on with a copy: an in-place activation must not touch the maps
-            seen.append((site, copy if site.side == "in" else maps))  # what enters a layer, and no shortcut around it
-            return copy
-
-        tapped = [site for site in self.sites if site.side != "weight"]
-        with torch.enable_grad(), taps(model, tapped, see):
-            # gradients are asked for at the sites alone: the parameters' own .grad stays as it was
-            logits = model(images.requires_grad_(True))
-            loss = functional.cross_entropy(logits, labels, reduction="sum")
-            seen += [(site, weight_of(model, site)) for site in self.sites if site.side == "weight"]
-            grads = gradients(loss, seen, self.statistic, positions)
-        with torch.no_grad():
-            for (site, maps), grad in zip(seen, grads, strict=True):
-                local.update(site, maps.detach(), positions, grad)
+        """One micro-batch into this rank's tables."""
+        see(model, self.sites, self.local, images, labels, positions, backward)
 
     def save(self, done: int) -> None:
         """Fold all ranks' tables, one collective per word and dtype, and keep them: ``done`` micro-batches are in."""

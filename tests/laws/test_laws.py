@@ -9,6 +9,7 @@ import torch
 
 from dist_prune import methods
 from dist_prune.bench import Bench
+from dist_prune.observing import see
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.choose import Request, reachable
 from dist_prune.pruning.gates import gated
@@ -112,7 +113,7 @@ def test_parts_merge_to_the_whole(name):
         for number, positions in enumerate(lists):
             batch = next(bench.feed.batches([bench.ids[positions.numpy()]]))
             for tally in (whole, parts[number % 3]):
-                bench._see(tally, sites, copy.deepcopy(batch), positions, backward)
+                see(bench.model, sites, tally, batch.images.clone(), batch.labels, positions, backward)
         for part in parts[1:]:
             parts[0].merge(part)
         assert whole.flat().keys() == parts[0].flat().keys()
@@ -126,7 +127,8 @@ def test_a_fresh_state_is_the_identity(name):
     for sites, statistic, backward in observed(name, bench):
         tally, fresh = (Tally(statistic, sites, bench.images, torch.device("cpu")) for _ in range(2))
         positions = torch.arange(tiny.MICRO)
-        bench._see(tally, sites, next(bench.feed.batches([bench.ids[: tiny.MICRO]])), positions, backward)
+        batch = next(bench.feed.batches([bench.ids[: tiny.MICRO]]))
+        see(bench.model, sites, tally, batch.images, batch.labels, positions, backward)
         before = {key: table.clone() for key, table in tally.flat().items()}
         tally.merge(fresh)
         assert all(torch.equal(table, before[key]) for key, table in tally.flat().items())
