@@ -1,6 +1,7 @@
 """The house: who may import whom, no circle, short files, no standard-library names. Read from the code itself."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,11 @@ def test_no_file_shadows_the_standard_library():
     """Launched by path, dist_prune/ comes first in sys.path."""
     names = {file.stem for file in PACKAGE.glob("*.py")} | {f.name for f in PACKAGE.iterdir() if f.is_dir()}
     assert not names & sys.stdlib_module_names
+
+
+def test_no_benchmark_shadows_a_package():
+    """A script's own folder comes first in sys.path: benchmarks/coverage.py was what numba got for coverage."""
+    assert not [file.stem for file in (ROOT / "benchmarks").glob("*.py") if importlib.util.find_spec(file.stem)]
 
 
 @pytest.mark.parametrize("module", ["dist_prune", "dist_prune.reading", "dist_prune.ledger", "dist_prune.doctor"])
