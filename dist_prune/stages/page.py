@@ -224,13 +224,18 @@ def _curves(lines: Sequence[Curve]) -> str:
     return "".join(plots)
 
 
-def _rows(lines: Sequence[Mapping[str, float]]) -> str:
-    """The method's own table: values of its knob, or rounds."""
+def _rows(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The method's own table: values of its knob, rounds, or groups; rows may lack what others have."""
     if not lines:
         return ""
-    head = "".join(f"<th>{escape.escape(name)}</th>" for name in lines[0])
-    cells = "".join(f"<tr>{''.join(f'<td>{value:.5g}</td>' for value in line.values())}</tr>" for line in lines)
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    head = "".join(f"<th>{escape.escape(name)}</th>" for name in names)
+    cells = "".join(f"<tr>{''.join(f'<td>{_cell(line.get(name))}</td>' for name in names)}</tr>" for line in lines)
     return f"<h2>The method's figures</h2><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>"
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.5g}" if isinstance(value, int | float) else escape.escape(str(value))
 
 
 def _png(pixels: np.ndarray) -> str:
