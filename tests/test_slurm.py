@@ -172,7 +172,7 @@ def test_an_array_shares_one_dense_network_and_one_score(slurm, tmp_path):
         DIST_PRUNE_RUNS=str(runs), DIST_PRUNE_CODE=str(ROOT), PYTHON=sys.executable,
     )  # fmt: skip
     slurm.finish(again)
-    assert (slurm.folder / f"slurm-{again}_0.out").read_text().count("done before, skipped") == 7
+    assert (slurm.folder / f"slurm-{again}_0.out").read_text().count("done before, skipped") == 8
     alone = tmp_path / "alone"
     code, output = run(PYTHON, alone, *SMALL, "target.macs=0.6", "finetune.lr=0.03")
     assert code == 0, output
