@@ -121,6 +121,8 @@ def given_counts(channels: Channels, request: Request) -> dict[str, int]:
     asked = request.counts or {}
     if request.min_channels > 1 or request.round_to > 1:
         raise PruneError("select.counts says exactly how many stay; leave out select.min_channels and select.round_to")
+    if request.keep_ratios or request.max_ratio is not None:
+        raise PruneError("select.counts says exactly how many stay; leave out select.keep_ratios and select.max_ratio")
     if not isinstance(asked, Mapping):
         if len(asked) != len(channels.free):
             names = ", ".join(group.name for group in channels.free)

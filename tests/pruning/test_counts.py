@@ -89,6 +89,8 @@ def test_counts_take_the_first_glob_and_leave_the_rest_whole(channels):
     (Request(counts={"conv3": 4}), r"unknown layer of a free group 'conv3'. Did you mean 'conv[12]'"),
     (Request(counts={"conv*": 11}), "11 of conv1, which has 10 channels"),
     (Request(counts={"conv1": 4}, round_to=8), "leave out select.min_channels and select.round_to"),
+    (Request(counts={"conv1": 4}, max_ratio=0.5), "leave out select.keep_ratios and select.max_ratio"),
+    (Request(counts={"conv1": 4}, keep_ratios={"conv1": 0.5}), "leave out select.keep_ratios and select.max_ratio"),
 ])  # fmt: skip
 def test_what_counts_may_not_say(request_, says, channels):
     with pytest.raises(PruneError, match=says):
