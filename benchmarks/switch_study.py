@@ -73,6 +73,10 @@ SHAPLEY = tuple(
 )  # fmt: skip
 POINT = ("dirichlet point", "dirichlet", {"variant": "point"})
 INTEGRAL = ("dirichlet integral", "dirichlet", {"variant": "integral", "draws": 10})
+LONGER = (
+    ("dirichlet point, 10 epochs", "dirichlet", {"variant": "point", "epochs": 10}),
+    ("dirichlet integral, 10 epochs", "dirichlet", {"variant": "integral", "draws": 10, "epochs": 10}),
+)  # fmt: skip
 
 
 def settings() -> dict[str, Setting]:
@@ -83,7 +87,7 @@ def settings() -> dict[str, Setting]:
         {"epochs": 1, "batch": 105}, 500, 10500, 1000, 10000,
         Training(epochs=2, lr=0.02, images=21000, selection="last", **paper),
         Training(epochs=1, lr=0.01, images=10500, selection="last", **paper),
-        (*PLAIN, POINT, INTEGRAL, *SHAPLEY),
+        (*PLAIN, POINT, INTEGRAL, *SHAPLEY, *LONGER),
     )  # fmt: skip
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     resnet = Setting(
@@ -94,7 +98,7 @@ def settings() -> dict[str, Setting]:
             epochs=1, batch=128, lr=0.01, images=2560, momentum=0.9, weight_decay=1e-4, schedule="constant",
             decay_norm_bias=True, selection="last",
         ),
-        (*PLAIN, POINT, SHAPLEY[0]),
+        (*PLAIN, POINT, SHAPLEY[0], LONGER[0]),
     )  # fmt: skip
     return {"lenet": lenet, "resnet56": resnet}
 
@@ -147,7 +151,7 @@ class Study:
         """Score, cut, measure, retrain, measure."""
         setting, model = self.set, self.dense(seed)
         kind = methods.find(name)
-        method = kind(kind.Options(**options, **(setting.switches if name == "dirichlet" else {})))
+        method = kind(kind.Options(**{**(setting.switches if name == "dirichlet" else {}), **options}))
         shape = (1, self.train.source.in_chans, setting.look.size, setting.look.size)
         channels = surgeon.sites_of(model, torch.rand(shape)).without(self._whole(model))
         train, held = self.split(seed)
@@ -181,12 +185,12 @@ class Study:
 
 def table(rows: list[dict[str, Any]], setting: Setting) -> str:
     """Mean and standard deviation over seeds of every method."""
-    lines = [f"| {'method':26} | {'before':>14} | {'after retraining':>16} | seeds | seconds to score |"]
+    lines = [f"| {'method':30} | {'before':>14} | {'after retraining':>16} | seeds | seconds to score |"]
     lines.append("|---|---|---|---|---|")
     for label, *_ in setting.rows:
         found = [row for row in rows if row["label"] == label]
         if not found:
-            lines.append(f"| {label:26} | not measured | | 0 | |")
+            lines.append(f"| {label:30} | not measured | | 0 | |")
             continue
         cells = []
         for key in ("before", "after"):
@@ -194,7 +198,7 @@ def table(rows: list[dict[str, Any]], setting: Setting) -> str:
             spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.2f}{spread}")
         seconds = statistics.median(row["seconds"] for row in found)
-        lines.append(f"| {label:26} | {cells[0]:>14} | {cells[1]:>16} | {len(found)} | {seconds:.1f} |")
+        lines.append(f"| {label:30} | {cells[0]:>14} | {cells[1]:>16} | {len(found)} | {seconds:.1f} |")
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 import pytest
 from PIL import Image
 
+import dist_prune
 from dist_prune import cli
 from dist_prune.runtime.data.sources import ArraySource, open_source
 from tests.launch import SMALL, TORCHRUN, report, run
@@ -35,3 +36,32 @@ def test_ffcv_and_torch_give_the_same_run(ffcv, tmp_path):
         figures = [{k: body[what][k] for k in ("top1", "top5", "loss")} for what in ("dense", "pruned", "finetuned")]
         found[backend] = (body["plan"]["fingerprint"], figures)
     assert found["auto"] == found["torch"]
+
+
+@pytest.mark.slow
+def test_real_imagenet_images_end_to_end_through_both_backends(ffcv, data, tmp_path):
+    """1,000 ImageNet validation images, pretrained MobileNetV2, two ranks: dense to bundle, the same on both."""
+    recipe, root = "mobilenetv2_imagenet1000", tmp_path / "images"
+    root.mkdir()
+    (root / "val").symlink_to(data / "imagenet_1000_rot180" / "val")
+    words = [
+        f"data.root={root}",
+        "data.image_size=96", "data.workers=1", "method.name=taylor", "score.images=64", "target.macs=0.7",
+        "select.round_to=0", "finetune.epochs=1", "finetune.images=128", "finetune.batch=32", "finetune.lr=0.01",
+        "finetune.selection=last", "report.latency_batches=[1]", "report.latency_repeats=2",
+    ]  # fmt: skip
+    making = ["make-ffcv", "--source", str(root), "--split", "eval", "--write-mode", "raw"]
+    assert cli.main([*making, "--max-resolution", "9999"]) == 0  # whole images: the same pixels
+    found = {}
+    for backend in ("torch", "ffcv"):
+        folder = tmp_path / backend
+        code, output = run(TORCHRUN, folder, *words, f"data.backend={backend}", recipe=recipe)
+        assert code == 0, output
+        body = report(folder)
+        model = dist_prune.load(folder / "export")
+        assert sum(p.numel() for p in model.parameters()) == body["pruned"]["params"] < body["dense"]["params"]
+        assert body["pruned"]["macs"] <= 0.7 * body["dense"]["macs"]
+        figures = [{k: body[what][k] for k in ("top1", "top5", "loss")} for what in ("dense", "pruned", "finetuned")]
+        found[backend] = (body["plan"]["fingerprint"], figures)
+    assert found["torch"] == found["ffcv"]
+    assert found["torch"][1][0]["top1"] > 40  # the pretrained network knows these images, at less than half their size

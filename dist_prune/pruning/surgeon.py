@@ -7,12 +7,13 @@ import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch_pruning.dependency import index_mapping
+from torch_pruning.dependency.group import Group
 from torch_pruning.ops import OPTYPE
 
 from dist_prune.errors import PruneError
@@ -27,7 +28,8 @@ from dist_prune.pruning.trace import layers_of
 __all__ = ["operate", "rebuild", "sites_of"]
 
 _POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-SPREAD = 2**16  # positions that one channel may take in all reshapes together
+SPREAD = 2**16  # positions that one channel may take in all members of its group together
+MEMBERS = 2**13  # of a group as it is followed: large residual streams have hundreds
 
 
 class _PoolFollows(tp.BasePruningFunc):
@@ -107,18 +109,18 @@ class _Mended:
     It adds up the sizes of what is concatenated and knows none of what comes from the image or from a bare parameter.
     Two concatenations with such a part go on: of which the known parts are as wide as the result (tokens are put
     together, not channels), and of nothing but such parts (no channel of a layer runs through them). Reshapes that mix
-    channels can spread one over millions of positions: that is an error instead of hours.
+    channels can spread one over millions of positions: that is an error instead of hours. What a group has already is
+    looked up instead of compared with every member.
     """
 
-    left: ClassVar[int] = SPREAD  # positions that those followed now may still take
-
     def __init__(self):
-        self._concatenate, self._flatten = index_mapping.update_concat_index_mapping, index_mapping._FlattenIndexMapping
+        self._concatenate = index_mapping.update_concat_index_mapping
+        self._add, self._has = Group.add_dep, Group.has_pruning_op
 
-    def __enter__(self) -> "_Mended":
-        mended, flatten = self, self._flatten.__call__
+    def __enter__(self) -> None:
+        mended = self
 
-        def update(graph: Any, node: Any) -> None:
+        def concatenate(graph: Any, node: Any) -> None:
             try:
                 mended._concatenate(graph, node)
             except TypeError:
@@ -126,19 +128,23 @@ class _Mended:
                 if sizes and sum(sizes) != index_mapping.shape_infer.infer_in_channels_recursively(graph, node, [0]):
                     raise
 
-        class Counted(self._flatten):  # type: ignore[name-defined,misc]
-            def __call__(self, idxs: Any) -> Any:
-                _Mended.left -= len(idxs) * (1 if self.reverse else self._stride)
-                if _Mended.left < 0:
-                    raise OverflowError(f"reshapes spread one over more than {SPREAD} positions")
-                return flatten(self, idxs)
+        def add(group: Any, dep: Any, idxs: Any) -> None:
+            mended._add(group, dep, idxs)
+            known = group.__dict__.setdefault("known", set())
+            known.add((dep.target, dep.handler, tuple(idxs)))
+            group.places = group.__dict__.get("places", 0) + len(idxs)
+            if len(known) > MEMBERS or group.places > SPREAD * len(group[0].idxs):
+                raise OverflowError("reshapes spread them over too many positions")
 
-        index_mapping.update_concat_index_mapping, index_mapping._FlattenIndexMapping = update, Counted
-        return self
+        def has(group: Any, dep: Any, idxs: Any) -> bool:
+            return (dep.target, dep.handler, tuple(idxs)) in group.__dict__.get("known", ())
+
+        index_mapping.update_concat_index_mapping = concatenate
+        Group.add_dep, Group.has_pruning_op = add, has
 
     def __exit__(self, *_: object) -> None:
         index_mapping.update_concat_index_mapping = self._concatenate
-        index_mapping._FlattenIndexMapping = self._flatten
+        Group.add_dep, Group.has_pruning_op = self._add, self._has
 
 
 def _depths(graph: tp.DependencyGraph) -> dict[str, int]:
@@ -204,7 +210,6 @@ def _group(
 def _members(graph: tp.DependencyGraph, module: nn.Module, channels: list[int]) -> Any:
     pruner = graph.get_pruner_of_module(module)
     assert pruner is not None
-    _Mended.left = SPREAD * len(channels)
     return graph.get_pruning_group(module, pruner.prune_out_channels, channels)
 
 
