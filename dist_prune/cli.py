@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     listing = verbs.add_parser("list", help="what there is")
     listing.add_argument("what", choices=("methods", "recipes", "backbones", "keys"))
-    listing.add_argument("pattern", nargs="?", default="", help="a glob, for backbones")
+    listing.add_argument("pattern", nargs="?", default="", help="a glob, for backbones; a method, for its keys")
     checking = verbs.add_parser("check", help="validate a recipe and show its channel groups; needs no data")
     checking.add_argument("recipe", help="a YAML file, or a name in recipes/")
     checking.add_argument("overrides", nargs="*", metavar="key=value")
@@ -91,7 +91,7 @@ def _list(given: argparse.Namespace) -> Answer:
         width = max(map(len, found))
         return "\n".join(f"{name:{width}}  {paper}" for name, paper in found.items()), found, 0
     if given.what == "keys":
-        text = reading.reference()
+        text = reading.reference(methods.options_of(given.pattern), "method.") if given.pattern else reading.reference()
         return text, [line.split(" | ")[0].strip("| `") for line in text.splitlines()[2:]], 0
     if given.what == "recipes":
         files = {f.stem: str(f) for folder in reversed(reading.recipe_folders()) for f in sorted(folder.glob("*.yaml"))}
