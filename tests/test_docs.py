@@ -52,7 +52,7 @@ def files() -> str:
         for file in found:
             first = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n\n")[0]
             caption = " ".join(first.split()).replace("|", "\\|").replace("``", "`")
-            parts[-1] += f"\n| {file.name} | {caption} |"
+            parts[-1] += f"\n| `{file.name}` | {caption} |"
     return "\n\n".join(parts) + "\n"
 
 
