@@ -10,6 +10,7 @@ import re
 import runpy
 import shlex
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,15 @@ def renewed(page: Path) -> str:
 @pytest.mark.parametrize("page", GENERATED, ids=lambda page: page.name)
 def test_generated_parts_are_the_code_s(page):
     assert page.read_text() == renewed(page), "write it anew: python -m tests.test_docs"
+
+
+def test_the_recipe_and_the_sweep_of_the_reference_load(tmp_path):
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    recipe, sweep = (re.search(rf"^    {word}:.*?\n\n", text, re.M | re.S) for word in ("name", "tasks"))
+    assert recipe and sweep
+    for name, found, load in (("mine", recipe, reading.load), ("several", sweep, sweeps.load)):
+        (tmp_path / f"{name}.yaml").write_text(textwrap.dedent(found[0]))
+        load(str(tmp_path / f"{name}.yaml"), options_of=methods.options_of, need_environment=False)
 
 
 def slug(heading: str) -> str:
