@@ -145,14 +145,14 @@ def browser(folder: Path) -> Iterator[Browser]:
         process.wait(20)
 
 
-def photograph(page: Path, picture: Path, width: int, height: int) -> None:
-    """The top of a page as a small PNG: how docs/images were made."""
-    with tempfile.TemporaryDirectory() as folder, browser(Path(folder)) as window:
-        window.open(page.resolve().as_uri())
-        image = Image.open(window.shot("page")).convert("RGB")
+def photograph(window: Browser, page: Path, picture: Path, width: int, height: int) -> None:
+    """The top of a page, its middle ``width`` pixels, as a small PNG: how docs/images was made."""
+    window.open(page.resolve().as_uri())
+    image = Image.open(window.shot("page")).convert("RGB")
     left = (image.width - width) // 2
     image.crop((left, 0, left + width, height)).quantize(64).save(picture, optimize=True)
 
 
-if __name__ == "__main__":  # python -m tests.browser runs/quickstart/report.html docs/images/report.png 1080 900
-    photograph(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+if __name__ == "__main__":  # python -m tests.browser PAGE PICTURE WIDTH HEIGHT
+    with tempfile.TemporaryDirectory() as folder, browser(Path(folder)) as window:
+        photograph(window, Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
