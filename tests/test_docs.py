@@ -110,6 +110,15 @@ def test_the_readme_names_every_document_and_every_method():
     assert not [name for name in OWN if f"`{name}`" not in text or f"\n| `{name}` |" not in table]
 
 
+def test_measured_figures_stand_in_the_results():
+    section = (ROOT / "README.md").read_text().partition("## Measured\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    figures = re.findall(r"\d+\.\d+", "\n".join(rows))
+    assert len(figures) > 20
+    known = set(re.findall(r"\d+\.\d+", (ROOT / "RESULTS.md").read_text()))
+    assert not set(figures) - known
+
+
 def commands(page: Path) -> Iterator[list[str]]:
     """The words of every command in an indented line; without comments, and brackets of what may be left out."""
     for line in page.read_text().replace("\\\n", " ").splitlines():
