@@ -55,10 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     words = sorted(words, key=lambda word: word == "--json")  # the flag may stand anywhere
     given, more = parser.parse_known_args(words)
-    if more and (given.verb != "launch" or any(word.startswith("-") for word in more)):
+    keys = getattr(given, "words", getattr(given, "overrides", None))
+    if more and (keys is None or any(word.startswith("-") for word in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
-    if more:  # launch: key=value behind an option
-        given.words += more
+    if more:  # key=value behind an option
+        keys += more
     try:
         acts = {
             "list": _list, "check": _check, "report": _report, "doctor": _doctor,

@@ -110,6 +110,14 @@ def test_the_readme_names_every_document_and_every_method():
     assert not [name for name in OWN if f"`{name}`" not in text or f"\n| `{name}` |" not in table]
 
 
+@pytest.mark.parametrize("words", [("--methods", "l1", "seed=1"), ("seed=1", "--methods", "l1")])
+def test_keys_stand_before_or_behind_options(words, capsys):
+    assert main(["score-many", "quickstart", *words]) == 2
+    assert "two or more" in capsys.readouterr().err, "read as it was meant, and refused for its one method"
+    with pytest.raises(SystemExit):
+        main(["score-many", "quickstart", *words, "--nodes", "2"])
+
+
 def test_measured_figures_stand_in_the_results():
     section = (ROOT / "README.md").read_text().partition("## Measured\n")[2].partition("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("|")]
