@@ -56,9 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
     words = sorted(words, key=lambda word: word == "--json")  # the flag may stand anywhere
     given, more = parser.parse_known_args(words)
     keys = getattr(given, "words", getattr(given, "overrides", None))
-    if more and (keys is None or any(word.startswith("-") for word in more)):
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
     if more:  # key=value behind an option
+        if keys is None or any(word.startswith("-") for word in more):
+            parser.error(f"unrecognized arguments: {' '.join(more)}")
         keys += more
     try:
         acts = {
