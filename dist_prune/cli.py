@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     listing = verbs.add_parser("list", help="what there is")
     listing.add_argument("what", choices=("methods", "recipes", "backbones", "keys"))
-    listing.add_argument("pattern", nargs="?", default="", help="a glob, for backbones")
+    listing.add_argument("pattern", nargs="?", default="", help="a glob, for backbones; a method, for its keys")
     checking = verbs.add_parser("check", help="validate a recipe and show its channel groups; needs no data")
     checking.add_argument("recipe", help="a YAML file, or a name in recipes/")
     checking.add_argument("overrides", nargs="*", metavar="key=value")
@@ -55,10 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     words = sorted(words, key=lambda word: word == "--json")  # the flag may stand anywhere
     given, more = parser.parse_known_args(words)
-    if more and (given.verb != "launch" or any(word.startswith("-") for word in more)):
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
-    if more:  # launch: key=value behind an option
-        given.words += more
+    keys = getattr(given, "words", getattr(given, "overrides", None))
+    if more:  # key=value behind an option
+        if keys is None or any(word.startswith("-") for word in more):
+            parser.error(f"unrecognized arguments: {' '.join(more)}")
+        keys += more
     try:
         acts = {
             "list": _list, "check": _check, "report": _report, "doctor": _doctor,
@@ -91,7 +92,7 @@ def _list(given: argparse.Namespace) -> Answer:
         width = max(map(len, found))
         return "\n".join(f"{name:{width}}  {paper}" for name, paper in found.items()), found, 0
     if given.what == "keys":
-        text = reading.reference()
+        text = reading.reference(methods.options_of(given.pattern), "method.") if given.pattern else reading.reference()
         return text, [line.split(" | ")[0].strip("| `") for line in text.splitlines()[2:]], 0
     if given.what == "recipes":
         files = {f.stem: str(f) for folder in reversed(reading.recipe_folders()) for f in sorted(folder.glob("*.yaml"))}

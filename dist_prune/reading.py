@@ -177,10 +177,10 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def reference() -> str:
-    """Every key of a recipe as a Markdown table: README's reference is this text (``dist-prune list keys``)."""
+def reference(model: type[BaseModel] = Recipe, prefix: str = "") -> str:
+    """Every key of a recipe, or of a method's options, as a Markdown table (``dist-prune list keys [METHOD]``)."""
     rows = ["| key | default | what |", "|---|---|---|"]
-    for key, field in _keys(Recipe, ""):
+    for key, field in _keys(model, prefix):
         default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
         kind = re.sub(r"typing\.|Annotated\[|, BeforeValidator.*|, FieldInfo.*", "", str(field.annotation))
         choices = ", ".join(re.findall(r"'([^']+)'", kind)) if "Literal" in kind else ""

@@ -91,9 +91,9 @@ QUANTITIES = ("macs", "params", "channels", "latency")
 class Target(Part):
     """The size asked for, as the share of the dense network that is kept; at most one of them."""
 
-    macs: float | None = Field(default=None, gt=0, le=1)
-    params: float | None = Field(default=None, gt=0, le=1)
-    channels: float | None = Field(default=None, gt=0, le=1)
+    macs: float | None = Field(default=None, gt=0, le=1, description="share of the dense multiply-accumulates to keep")
+    params: float | None = Field(default=None, gt=0, le=1, description="share of the dense parameters to keep")
+    channels: float | None = Field(default=None, gt=0, le=1, description="share of the dense channels to keep")
     latency: float | None = Field(
         default=None, gt=0, le=1, description="time of a forward pass on this device, as a share of the dense one's"
     )
@@ -141,8 +141,8 @@ class Information(Part):
 class Report(Part):
     """What is measured for the report."""
 
-    latency_batches: tuple[int, ...] = Field(default=(1, 32), min_length=1)
-    latency_repeats: int = Field(default=30, ge=1)
+    latency_batches: tuple[int, ...] = Field(default=(1, 32), min_length=1, description="batch sizes that are timed")
+    latency_repeats: int = Field(default=30, ge=1, description="timed passes of each network at each batch size")
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads while timing; default: all this process may use"
     )
@@ -171,13 +171,15 @@ class Cluster(Part):
 class Recipe(Part):
     """Everything one run does. ``method`` is the paper's name and its options."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
-    seed: int = Field(default=0, ge=0)
+    name: str = Field(pattern=r"^[\w.-]+$", description="of the run, runs/<name>; left out: the file's name")
+    seed: int = Field(
+        default=0, ge=0, description="of weights, orders, augmentation, calibration images and random methods"
+    )
     backbone: Backbone
     data: Data
     train: Training = Training()
     score: Score = Score()
-    method: dict[str, Any]
+    method: dict[str, Any] = Field(description="name, and the method's own keys (below)")
     select: Select = Select()
     target: Target = Target()
     finetune: Training = Training(lr=0.01)

@@ -23,7 +23,7 @@ Span = Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=
 class Backbone(Part):
     """The network: a timm name (this package's CIFAR networks are in timm's registry too)."""
 
-    name: str
+    name: str = Field(description="timm's name; dist-prune list backbones has this package's networks too")
     checkpoint: str | None = Field(default=None, description="dense weights; without it the dense network is trained")
     pretrained: bool = Field(default=False, description="let timm fetch its pretrained weights")
     kwargs: dict[str, Any] = Field(default_factory=dict, description="further arguments of timm.create_model")
@@ -93,12 +93,12 @@ class Data(Part):
 class Training(Part):
     """One training run: dense training and finetuning share it."""
 
-    epochs: int = Field(default=0, ge=0)
+    epochs: int = Field(default=0, ge=0, description="passes over the training images; 0: no training")
     batch: int = Field(default=128, ge=1, description="global batch, whatever the number of processes")
     images: int | None = Field(default=None, ge=1, description="train on the first N images only (studies)")
     optimizer: str = Field(default="sgd", description="timm's name; sgd follows the nesterov key")
     optimizer_kwargs: dict[str, Any] = Field(default_factory=dict, description="further arguments of the optimizer")
-    lr: float = Field(default=0.1, gt=0)
+    lr: float = Field(default=0.1, gt=0, description="learning rate before any decay")
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(default=5e-4, ge=0)
@@ -107,8 +107,8 @@ class Training(Part):
     step_size: int = Field(default=30, ge=1, description="step: epochs between two decays")
     milestones: tuple[int, ...] = Field(default=(), description="multistep: epochs at which the rate decays")
     gamma: float = Field(default=0.1, gt=0, le=1, description="step and multistep: the factor of a decay")
-    min_lr: float = Field(default=0, ge=0)
-    warmup_epochs: float = Field(default=0, ge=0)
+    min_lr: float = Field(default=0, ge=0, description="learning rate at the end of cosine, linear, onecycle")
+    warmup_epochs: float = Field(default=0, ge=0, description="epochs from warmup_lr up to lr")
     warmup_lr: float = Field(default=1e-5, ge=0, description="learning rate at the start of the warm-up")
     layer_decay: float | None = Field(
         default=None, gt=0, le=1, description="learning rate of each earlier layer, as a share of the next one's"
@@ -158,7 +158,7 @@ class Training(Part):
     evaluate_every: int = Field(default=1, ge=1, description="epochs between two evaluations")
     save_every_steps: int | None = Field(default=None, ge=1, description="checkpoint after so many steps as well")
     save_every_minutes: float = Field(default=10, gt=0, description="checkpoint after so many minutes as well")
-    keep_checkpoints: int = Field(default=2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints that stay")
 
     @model_validator(mode="after")
     def _nesterov(self):

@@ -7,6 +7,8 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 PATIENCE_S = 60
 # every element of the page, also those inside shadow roots, where TensorBoard keeps its plots
@@ -140,3 +143,16 @@ def browser(folder: Path) -> Iterator[Browser]:
                 ask("DELETE", session)
         process.terminate()
         process.wait(20)
+
+
+def photograph(window: Browser, page: Path, picture: Path, width: int, height: int) -> None:
+    """The top of a page, its middle ``width`` pixels, as a small PNG: how docs/images was made."""
+    window.open(page.resolve().as_uri())
+    image = Image.open(window.shot("page")).convert("RGB")
+    left = (image.width - width) // 2
+    image.crop((left, 0, left + width, height)).quantize(64).save(picture, optimize=True)
+
+
+if __name__ == "__main__":  # python -m tests.browser PAGE PICTURE WIDTH HEIGHT
+    with tempfile.TemporaryDirectory() as folder, browser(Path(folder)) as window:
+        photograph(window, Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dist_prune.cli import main
-from tests.browser import browser, free_port, until_served
-from tests.launch import ACCELERATE, SMALL, environment, run
+from tests.browser import browser, free_port, photograph, until_served
+from tests.launch import ACCELERATE, ROOT, SMALL, environment, run
 
 pytestmark = pytest.mark.browser
 INK = "/* shapes with an extent */ (s) => { const b = s.getBBox(); return b.width + b.height > 1; }"
@@ -77,6 +78,14 @@ def test_the_report(runs, window):
     assert len(pictures) == 6 and min(pictures) > 0, "a portrait of each group that can be cut"
     assert overflow(window) <= 0
     assert not window.errors()
+
+
+def test_the_readme_s_picture_can_be_made_again(runs, window, tmp_path):
+    photograph(window, runs / "quickstart-macs_0.5" / "report.html", tmp_path / "report.png", 1080, 925)
+    with Image.open(tmp_path / "report.png") as made, Image.open(ROOT / "docs" / "images" / "report.png") as there:
+        assert made.size == there.size == (1080, 925)
+        assert len(made.convert("RGB").getcolors()) > 8, "text, lines and bars, not one colour"
+    assert (tmp_path / "report.png").stat().st_size < 300_000
 
 
 def test_the_comparison(runs, window, tmp_path, capsys):

@@ -101,11 +101,3 @@ def test_launch_configs_are_accelerate_s(file):
     from accelerate.commands.config.config_args import load_config_from_file
 
     assert load_config_from_file(str(file)).num_processes >= 1
-
-
-def test_the_readme_s_reference_is_generated():
-    from dist_prune.reading import reference
-
-    text = (ROOT / "README.md").read_text()
-    found = text[text.index("<!-- keys -->") + len("<!-- keys -->") : text.index("<!-- /keys -->")].strip()
-    assert found == reference(), "paste what 'dist-prune list keys' prints"

@@ -18,7 +18,9 @@ from dist_prune.pruning.plan import Plan
 class Options(method.MethodOptions):
     """``combine``: how the layers of a coupled group become one score; each layer is divided by its mean first."""
 
-    combine: Literal["leader", "sum", "mean"] = method.for_select("sum")
+    combine: Literal["leader", "sum", "mean"] = method.for_select(
+        "sum", description="how a group's layers become one score"
+    )
 
 
 class L2(method.Method):

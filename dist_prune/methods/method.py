@@ -301,7 +301,7 @@ class RankingOptions(MethodOptions):
 class CoupledOptions(RankingOptions):
     """``combine``: how the layers of a coupled group become one score; each layer is divided by its mean first."""
 
-    combine: Literal["leader", "sum", "mean"] = for_select("sum")
+    combine: Literal["leader", "sum", "mean"] = for_select("sum", description="how a group's layers become one score")
 
 
 class Ranking(Method):

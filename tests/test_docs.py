@@ -1,0 +1,220 @@
+"""The documents: links lead somewhere, commands are typed right, tables are the code's, the example works.
+
+``python -m tests.test_docs`` writes the generated tables of docs/.
+"""
+
+import ast
+import inspect
+import itertools
+import re
+import runpy
+import shlex
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dist_prune import methods, reading, stages, sweeps
+from dist_prune.cli import main
+from dist_prune.methods.method import MethodOptions
+from dist_prune.runtime.collectives import Ranks
+from tests.launch import SMALL, report, run
+from tests.laws import test_laws as laws
+from tests.test_layers import ALLOWED, imports_of, room_of
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS, *(ROOT / "slurm").glob("*.md")])
+MARKS = ("<!-- generated -->", "<!-- /generated -->")
+OWN = [name for name in methods.names() if (ROOT / "dist_prune" / "methods" / f"{name}.py").is_file()]
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def keys() -> str:
+    """Every key of a recipe, then those of each method that no other has."""
+    common = set(reading.reference(MethodOptions, "method.").splitlines()[2:])
+    parts = [reading.reference(), "## Keys of the methods"]
+    for name in OWN:
+        rows = reading.reference(methods.options_of(name), "method.").splitlines()
+        if own := [row for row in rows[2:] if row not in common]:
+            parts += [f"### `{name}`", "\n".join([*rows[:2], *own])]
+    return "\n\n".join(parts) + "\n"
+
+
+def files() -> str:
+    """Every file of the package with the first sentences of its docstring, a table for each folder."""
+    package, order = ROOT / "dist_prune", [stage.name for stage in stages.ORDER]
+    parts = []
+    for folder in sorted({file.parent for file in package.rglob("*.py")}):
+        found = sorted(folder.glob("*.py"), key=lambda f: f"{order.index(f.stem):02}" if f.stem in order else f.stem)
+        parts += [f"## {folder.relative_to(ROOT)}", "| file | what |\n|---|---|"]
+        for file in found:
+            first = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n\n")[0]
+            caption = " ".join(first.split()).replace("|", "\\|").replace("``", "`")
+            parts[-1] += f"\n| `{file.name}` | {caption} |"
+    return "\n\n".join(parts) + "\n"
+
+
+GENERATED = {ROOT / "docs" / "recipes.md": keys, ROOT / "docs" / "house.md": files}
+
+
+def renewed(page: Path) -> str:
+    """The page with its generated part as it should be."""
+    head, rest = page.read_text().split(MARKS[0])
+    return f"{head}{MARKS[0]}\n\n{GENERATED[page]()}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
+
+
+@pytest.mark.parametrize("page", GENERATED, ids=lambda page: page.name)
+def test_generated_parts_are_the_code_s(page):
+    assert page.read_text() == renewed(page), "write it anew: python -m tests.test_docs"
+
+
+def test_the_recipe_and_the_sweep_of_the_reference_load(tmp_path):
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    recipe, sweep = (re.search(rf"^    {word}:.*?\n\n", text, re.M | re.S) for word in ("name", "tasks"))
+    assert recipe and sweep
+    for name, found, load in (("mine", recipe, reading.load), ("several", sweep, sweeps.load)):
+        (tmp_path / f"{name}.yaml").write_text(textwrap.dedent(found[0]))
+        load(str(tmp_path / f"{name}.yaml"), options_of=methods.options_of, need_environment=False)
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@every_page
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^    .*$|`[^`\n]*`(?!\])", "", page.read_text(), flags=re.M)  # not in code
+    for target in re.findall(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"", text):
+        target = "".join(target)
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if file.name == "coverage.md" and not file.exists():
+            continue  # not there before benchmarks/timm_coverage.py --write docs/coverage.md has been run
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor:
+            assert anchor in {slug(line.lstrip("#")) for line in file.read_text().splitlines() if line[:1] == "#"}, (
+                target
+            )
+
+
+def test_the_readme_names_every_document_and_every_method():
+    text = (ROOT / "README.md").read_text()
+    assert not [file.name for file in DOCS if f"](docs/{file.name})" not in text]
+    table = (ROOT / "docs" / "methods.md").read_text()
+    assert not [name for name in OWN if f"`{name}`" not in text or f"\n| `{name}` |" not in table]
+
+
+@pytest.mark.parametrize("words", [("--methods", "l1", "seed=1"), ("seed=1", "--methods", "l1")])
+def test_keys_stand_before_or_behind_options(words, capsys):
+    assert main(["score-many", "quickstart", *words]) == 2
+    assert "two or more" in capsys.readouterr().err, "read as it was meant, and refused for its one method"
+    with pytest.raises(SystemExit):
+        main(["score-many", "quickstart", *words, "--nodes", "2"])
+
+
+def test_measured_figures_stand_in_the_results():
+    section = (ROOT / "README.md").read_text().partition("## Measured\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    figures = re.findall(r"\d+\.\d+", "\n".join(rows))
+    assert len(figures) > 20
+    known = set(re.findall(r"\d+\.\d+", (ROOT / "RESULTS.md").read_text()))
+    assert not set(figures) - known
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of every command in an indented line; without comments, and brackets of what may be left out."""
+    for line in page.read_text().replace("\\\n", " ").splitlines():
+        if re.match(r"    (dist-prune|accelerate launch|torchrun|python) ", line):
+            line = re.sub(r"\[(-.*?|\w+=\w+.*?)\](?=\s|$)", r"\1", re.sub(r"\s# .*", "", line))
+            try:
+                yield shlex.split(line)
+            except ValueError:  # the first line of a script
+                continue
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if any(commands(p))], ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_are_typed_right(page, capsys):
+    """Verbs and options are there, recipes and sweeps load with the keys behind them, launch files exist."""
+    for words in commands(page):
+        if words[0] == "dist-prune":
+            with pytest.raises(SystemExit) as ended:
+                main([words[1], "--help"])
+            assert ended.value.code == 0, words
+            known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+            assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, words
+        given = dict(itertools.pairwise(words))
+        if (recipe := given.get("--recipe", "RECIPE")) != recipe.upper() and "/" not in recipe:
+            keys = [word for word in words[words.index("--recipe") :] if re.match(r"[\w.]+=", word)]
+            reading.load(recipe, keys, methods.options_of, need_environment=False)
+        for option, load in (("--sweep", sweeps.load), ("--array", sweeps.load), ("--config_file", None)):
+            name = given.get(option, "")
+            if name and name != name.upper():
+                assert (ROOT / name).is_file() if load is None else load(name, need_environment=False).tasks, words
+
+
+NAME = "mean_activation"
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """The folder of the three files in docs/adding-a-paper.md: the method, its test, its recipe."""
+    folder = tmp_path_factory.mktemp("example")
+    text = (ROOT / "docs" / "adding-a-paper.md").read_text()
+    found = re.findall(r"^```\w+\n(.*?)^```$", text, re.M | re.S)
+    for file, content in zip((f"{NAME}.py", f"test_{NAME}.py", f"digits_{NAME}.yaml"), found, strict=True):
+        (folder / file).write_text(content)
+    return folder
+
+
+def beside_the_others(_ranks: Ranks, folder: str) -> None:
+    """A method's file in ``folder`` is found as if it lay in dist_prune/methods."""
+    methods.__path__.append(folder)
+
+
+def gone_again(_ranks: Ranks, folder: str) -> None:
+    methods.__path__.remove(folder)
+    sys.modules.pop(f"{methods.__name__}.{NAME}", None)
+
+
+@pytest.fixture
+def installed(example, pool):
+    """The method is there, in this process and on all ranks."""
+    pool.run(3, beside_the_others, str(example))
+    beside_the_others(Ranks(), str(example))
+    yield NAME
+    gone_again(Ranks(), str(example))
+    pool.run(3, gone_again, str(example))
+
+
+def test_the_example_of_a_paper_passes_the_laws(example, installed, pool, tmp_path):
+    rooms = {room_of(module) for module in imports_of(example / f"{NAME}.py")} - {None}
+    assert rooms <= ALLOWED["methods"] | {"methods"}
+    runpy.run_path(str(example / f"test_{NAME}.py"))[f"test_means_of_{NAME}"]()
+    passed = 0
+    for word, law in vars(laws).items():
+        wanted = set(inspect.signature(law).parameters) if word.startswith("test_") else set()
+        if wanted and wanted <= {"name", "pool"}:
+            law(**{key: value for key, value in (("name", installed), ("pool", pool)) if key in wanted})
+            passed += 1
+    assert passed >= 12
+    laws.test_killed_in_scoring_and_resumed_is_never_killed(installed, 2, 2, 3, tmp_path, pool)
+
+
+@pytest.mark.slow
+def test_the_recipe_of_the_example_runs(example, tmp_path):
+    head = f"import sys; from dist_prune import methods, run; methods.__path__.append({str(example)!r}); "
+    words = ("--recipe", str(example / f"digits_{NAME}.yaml"), "--run-dir", str(tmp_path / "run"), *SMALL)
+    code, said = run((sys.executable, "-c", head + "sys.exit(run.main(sys.argv[1:]))"), None, *words)
+    assert code == 0, said
+    assert 0.3 < report(tmp_path / "run")["achieved"]["macs"] <= 0.55
+
+
+if __name__ == "__main__":
+    for file in GENERATED:
+        file.write_text(renewed(file))
