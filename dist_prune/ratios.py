@@ -154,8 +154,8 @@ def html(name: str, method: str, found: Any, keep: dict[str, float], most: float
         f"nothing finetuned. Dense: top-1 {found.dense.top1:.2f} %, loss {found.dense.loss:.4f}, on {found.images} "
         f"{e(found.where)}.</p>{svg(lines_figure(found))}<h2>Points of top-1 lost</h2>{svg(map_figure(found))}"
         f"<h2>Top-1 % by keep ratio</h2><table><thead><tr><th>group</th><th>width</th>{head}<th>at most {most:g} "
-        f"points</th></tr></thead><tbody>{rows}</tbody></table><h2>Suggestion</h2><pre style='white-space:pre-wrap'>{e(suggested(keep, most))}</pre>"
-        "</html>"
+        f"points</th></tr></thead><tbody>{rows}</tbody></table><h2>Suggestion</h2><pre style='white-space:pre-wrap'>"
+        f"{e(suggested(keep, most))}</pre></html>"
     )
 
 
