@@ -32,13 +32,13 @@ WORDS = [
 ASKED = Asked((0.8, 0.3), 60)
 
 
-def curves(ranks: Ranks, folder: Path, words: list[str], asked: Asked = ASKED, stop_after: int | None = None) -> Found:
+def curves(ranks: Ranks, folder: Path, words: list[str], asked: Asked = ASKED, stop_after: int = 0) -> Found:
     """The verb's work on the ranks of a pool; ``stop_after`` ends it behind so many jobs of a rank."""
     found = []
     spec = reading.load("quickstart", words, methods.options_of)
 
     def then(work) -> None:
-        if stop_after is None:
+        if not stop_after:
             found.append(measured(work, asked))
             return
         real, done = ratios.judged, []
@@ -135,7 +135,7 @@ def test_every_kind_of_method_can_be_asked_for_one_group(name):
     """Rankings keep what is asked for, the one with a threshold at most that."""
     bench = tiny.bench(tiny.network())
     kind = methods.find(name)
-    method = kind(kind.Options(**({"epochs": 1} if name == "sensitivity" else {})))
+    method = kind(kind.Options.model_validate({"epochs": 1} if name == "sensitivity" else {}))
     scores, channels = method.score(bench), method.limits(bench.channels)
     for group in channels.free:
         gone = [ratios.removed(method, scores, channels, group.name, ratio) for ratio in (0.9, 0.5, 0.01)]
