@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dist_prune import bundle, methods
+from dist_prune.observing import weight_of
 from dist_prune.pruning import cost, surgeon
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.plan import Plan
@@ -54,9 +55,7 @@ def pruned() -> tuple[nn.Module, nn.Module, Plan, float]:
     dense = backbones.create(NAME, CLASSES, 3).eval()
     channels = surgeon.sites_of(dense, torch.randn(1, 3, SIZE, SIZE))
     kind = methods.find("l1")
-    norms = {
-        s.name: dense.get_submodule(s.layer).weight.detach().double().abs().flatten(1).sum(1) for s in channels.sites
-    }
+    norms = {s.name: weight_of(dense, s).detach().double().abs().flatten(1).sum(1) for s in channels.sites}
     plan = kind(kind.Options()).select(norms, channels, Request(target=("macs", 0.5), round_to=0))
     small = copy.deepcopy(dense)
     surgeon.operate(small, channels, plan)

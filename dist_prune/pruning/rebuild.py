@@ -18,8 +18,9 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.M
         plan: the plan that was cut; its dense widths prove that the model is the right one.
         weights: the small network's state dict.
     """
+    modules = dict(model.named_modules())
     for name, width in plan.widths.items():
-        layer = dict(model.named_modules()).get(name)
+        layer = modules.get(name)
         found = getattr(layer, "out_channels", getattr(layer, "out_features", None))
         if found != width:
             raise PruneError(f"this network does not fit the plan: {name!r} has width {found}, the plan says {width}")
@@ -27,7 +28,7 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.M
         if f"{name}.weight" in weights and len(weights[f"{name}.weight"]) != count:
             found = len(weights[f"{name}.weight"])
             raise PruneError(f"the weights do not fit the plan: {name!r} has {found} channels, the plan leaves {count}")
-    for name, module in model.named_modules():
+    for name, module in modules.items():
         _take_shapes(module, name, weights)
     missing, extra = model.load_state_dict(dict(weights), strict=False)
     if missing or extra:
