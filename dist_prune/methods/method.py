@@ -196,12 +196,14 @@ class Method(ABC):
         equivariant: permuting a group's channels permutes its plan (False for random choices).
         trains_weights: whether surgery starts from weights that ``score`` returns, ``trained/<name>`` for each entry
             of the dense state dict, instead of the dense ones.
+        units: whether it can judge whole units, attention heads and groups of grouped convolutions, as channels.
     """
 
     paper: ClassVar[str]
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     equivariant: ClassVar[bool] = True
     trains_weights: ClassVar[bool] = False
+    units: ClassVar[bool] = False
 
     def __init__(self, options: Any):
         self.options = options
@@ -227,7 +229,7 @@ class Method(ABC):
 
     def limits(self, channels: Channels) -> Channels:
         """The groups that this method can judge; others become protected, with the reason."""
-        return channels
+        return channels if self.units else channels.singles()
 
     def fresh(self, channels: Channels) -> tuple[str, ...]:
         """Layers that start from new weights after surgery instead of what is left of the dense ones."""
