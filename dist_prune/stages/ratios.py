@@ -201,7 +201,9 @@ def part(work: Work, asked: Asked) -> tuple[Feed, np.ndarray, str]:
         pool, seen = work.held()
         where = "training images that train.holdout holds out"
         if work.checkpoint is not None:
-            where += "; whether backbone.checkpoint was trained on them is not known here"
+            where += (
+                "; backbone.checkpoint may have been trained on them (then they are easy, and --split test says more)"
+            )
         elif "train" in seen:
             where += "; the dense network was trained on them (train.selection is not holdout)"
     chosen = "all" if asked.images is None else asked.images
