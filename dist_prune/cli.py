@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dist_prune import comparing, exporting, launching, methods, planning, reading, scoring
+from dist_prune import comparing, exporting, launching, methods, planning, ratios, reading, scoring
 from dist_prune.errors import PruneError
 
 
@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     reporting.add_argument("run", help="a run directory")
     comparing.arguments(verbs.add_parser("compare", help="many runs: one table, one page with Pareto plots"))
     scoring.arguments(verbs.add_parser("score-many", help="several criteria in one pass, compared at one target"))
+    ratios.arguments(verbs.add_parser("ratio-curves", help="what each channel group alone can lose, not finetuned"))
     importing = verbs.add_parser(
         "import-checkpoint", help="a foreign checkpoint's weights as safetensors, without running code"
     )
@@ -64,14 +65,16 @@ def main(arguments: list[str] | None = None) -> int:
         acts = {
             "list": _list, "check": _check, "report": _report, "doctor": _doctor,
             "import-checkpoint": _import_checkpoint, "make-ffcv": _make_ffcv, "plan": planning.act,
-            "compare": comparing.act, "score-many": scoring.act, **launching.ACTS, **exporting.ACTS,
+            "compare": comparing.act, "score-many": scoring.act, "ratio-curves": ratios.act,
+            **launching.ACTS, **exporting.ACTS,
         }  # fmt: skip
         text, body, code = acts[given.verb](given)
     except PruneError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        print(json.dumps(body, indent=1) if given.json else text)
+        if body is not None:  # ratio-curves has said it, on the first of its processes
+            print(json.dumps(body, indent=1) if given.json else text)
         sys.stdout.flush()
     except BrokenPipeError:  # dist-prune list backbones | head
         sys.stderr.close()

@@ -14,6 +14,8 @@ import shutil
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # launched by path: import the package from its parent, not its modules from its folder
@@ -43,18 +45,38 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys, for example score.images=500")
     given = parser.parse_intermixed_args(arguments)
     overrides = given.overrides + ([f"seed={given.seed}"] if given.seed is not None else [])
+
+    def act(spec: recipe.Recipe, folder: Path, machine: Machine) -> str:
+        return run(spec, folder, machine, folder.parent / "shared" if given.sweep else None)
+
+    chosen = partial(sweeps.choose, given.recipe, given.sweep, given.task, overrides, methods.options_of)
+    return launched(chosen, given.run_dir, act)
+
+
+def launched(
+    choose: Callable[[], tuple[recipe.Recipe, str | Path]], run_dir: str | None,
+    act: Callable[[recipe.Recipe, Path, Machine], str],
+) -> int:  # fmt: skip
+    """Join the other processes, ``act`` in the run directory that is locked meanwhile, leave together.
+
+    Args:
+        choose: reads the recipe and names the run directory that it has where ``run_dir`` is None.
+        act: the work, on all ranks; says why the target was missed, or nothing.
+
+    Returns: the exit code (see ``main``).
+    """
     folder: Path | None = None
     spec: recipe.Recipe | None = None
     started = time.time()
     try:
-        spec, place = sweeps.choose(given.recipe, given.sweep, given.task, overrides, methods.options_of)
-        folder = Path(given.run_dir or place)
+        spec, place = choose()
+        folder = Path(run_dir or place)
         stopping.listen()
         c = spec.cluster
         machine = Machine.start(c.timeout_s, c.tf32, c.deterministic, c.join_timeout_s)
         with lock(folder) if machine.ranks.first else contextlib.nullcontext():
             try:
-                missed = run(spec, folder, machine, folder.parent / "shared" if given.sweep else None)
+                missed = act(spec, folder, machine)
             except PreemptedError:
                 with contextlib.suppress(PruneError):  # a launcher ends all with the first that leaves: let all save
                     machine.ranks.wait()
@@ -75,10 +97,13 @@ def main(arguments: list[str] | None = None) -> int:
     return MISSED if missed else 0
 
 
-def run(spec: recipe.Recipe, folder: Path, machine: Machine, shared: Path | None = None, until: str = "") -> str:
+def run(
+    spec: recipe.Recipe, folder: Path, machine: Machine, shared: Path | None = None, until: str = "",
+    then: Callable[[Work], None] = lambda work: None,
+) -> str:  # fmt: skip
     """All stages of a recipe, on all ranks; tasks of a sweep make the same things once, in ``shared``.
 
-    ``until`` names the last stage to do, instead of all.
+    ``until`` names the last stage to do, instead of all; ``then`` is done behind it.
 
     Returns: why the target was missed by more than its tolerance, or an empty string.
     """
@@ -105,6 +130,8 @@ def run(spec: recipe.Recipe, folder: Path, machine: Machine, shared: Path | None
             missed = stages.perform(stage, work)["facts"].get("missed", missed)
         if stage.name == until:
             break
+    with overheard(ranks):
+        then(work)
     tracker.close()
     return missed
 

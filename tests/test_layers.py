@@ -57,8 +57,10 @@ ALLOWED = {
     "picture": {"stages"},
     "launching": {"errors", "recipe", "reading", "methods", "sweeps"},
     "scoring": {"errors", "reading", "ledger", "methods", "runtime", "run"},
+    "ratios": {"errors", "recipe", "reading", "ledger", "methods", "runtime", "stages", "picture", "run"},
     "cli": {
         "errors",
+        "ratios",
         "scoring",
         "recipe",
         "reading",

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from dist_prune.errors import PruneError
 from dist_prune.methods import method
-from dist_prune.pruning.activations import Activations, Census, Tap, distinct, taps_of
+from dist_prune.pruning.activations import Activations, Census, Tap, bundles, distinct, taps_of
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request, best_of, first_true, keep_best, share_of
 from dist_prune.pruning.elimination import Elimination
 from dist_prune.pruning.judges import Criterion
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.ranking import Ranking
-from dist_prune.pruning.subjects import ALIGNED, Estimator, Subject, Width
+from dist_prune.pruning.subjects import ALIGNED, Estimator, Subject, Width, batches_of
 from dist_prune.pruning.widths import Grid
 
 Quirk = Literal["softmax_labels", "wider_kernel", "top_bin", "last_batch", "conv_sign", "augmented"]
@@ -152,8 +152,8 @@ class Entropy(method.Method):
         census = bench.observe(list(sites.values()), Census(), **view)
         shapes = {name: tuple(tables["shape"].tolist()) for name, tables in census.items()}
         statistic = Activations(shapes, self.options.map_side)
-        batches, scores = self._batches(bench), {}
-        for names in self._bundles(taps, statistic, bench.images):
+        batches, scores = batches_of(bench.images, self.options.batch, bench.draw("entropy", "batches")), {}
+        for names in bundles(taps, statistic, bench.images, len(batches[0]), self.options.memory_mb):
             held = {tap.site.name: tap.site for name in names for tap in taps[name]}
             maps = {s: t["maps"] for s, t in bench.observe(list(held.values()), statistic, **view).items()}
             subjects, dead = [], []
@@ -196,28 +196,6 @@ class Entropy(method.Method):
         minus = options.sampling == "renyi" and self.has("conv_sign") and channels.layers[subject.name].kind == "conv"
         exhaustive = spec["alpha"] in (2, 3, 4) or subject.estimator.binning
         return Elimination(options.combine, options.rev != minus, options.chunk, exhaustive)
-
-    def _batches(self, bench: method.Bench) -> list[Tensor]:
-        """Positions of the images in each batch: a fixed permutation, cut; an incomplete last batch is dropped."""
-        n = min(self.options.batch, bench.images)
-        if n < 2:
-            raise PruneError(f"score.images: entropies need at least 2 images, got {bench.images}")
-        order = torch.randperm(bench.images, generator=bench.draw("entropy", "batches"))
-        return [order[i : i + n] for i in range(0, bench.images - n + 1, n)]
-
-    def _bundles(self, taps: Mapping[str, Sequence[Tap]], statistic: Activations, images: int) -> list[list[str]]:
-        """Groups whose activations and kernels fit in the memory together."""
-        bundles: list[list[str]] = []
-        room, n = 0.0, min(self.options.batch, images)
-        for name, found in taps.items():
-            size = sum(4.0 * images * statistic.states(tap.site)["maps"].zero(1).numel() for tap in found)
-            size += 8.0 * images // n * n * n * sum(len(tap.places) for tap in found)
-            if not bundles or room < size:
-                bundles.append([])
-                room = self.options.memory_mb * 2.0**20
-            bundles[-1].append(name)
-            room -= size
-        return bundles
 
     def _dead(self, taps: Sequence[Tap], census: Mapping[str, Mapping[str, Tensor]]) -> list[int]:
         """Channels that are zero almost everywhere, in index order; at least one channel is not counted among them."""

@@ -1,6 +1,6 @@
 """Where the channels of a group are read behind norm, activation and sum, and what is read there."""
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +51,23 @@ def distinct(tables: Sequence[Tensor]) -> list[int]:
     for number, table in enumerate(tables):
         if not any(tables[other].shape == table.shape and torch.equal(tables[other], table) for other in out):
             out.append(number)
+    return out
+
+
+def bundles(
+    taps: Mapping[str, Sequence[Tap]], statistic: "Activations", images: int, batch: int, memory_mb: int
+) -> list[list[str]]:
+    """Groups whose activations, and whose kernels in batches of ``batch`` images, fit in the memory together."""
+    out: list[list[str]] = []
+    room = 0.0
+    for name, found in taps.items():
+        size = sum(4.0 * images * statistic.states(tap.site)["maps"].zero(1).numel() for tap in found)
+        size += 8.0 * images // batch * batch * batch * sum(len(tap.places) for tap in found)
+        if not out or room < size:
+            out.append([])
+            room = memory_mb * 2.0**20
+        out[-1].append(name)
+        room -= size
     return out
 
 

@@ -10,6 +10,12 @@ from dist_prune.pruning.probe import quiet
 from dist_prune.pruning.switches import Rest, Where, copies, places, switched, traced
 
 Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]  # from which micro-batch on -> images and labels of each
+Judge = Callable[[Tensor, Tensor], Tensor]  # logits (m, n, classes) and labels (n,) -> (m, ...) int64
+
+
+def hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """(m,) images that are right."""
+    return (logits.argmax(2) == labels).sum(1)
 
 
 class Game:
@@ -37,25 +43,27 @@ class Game:
     def whole(self) -> bool:
         return self.rest.whole
 
-    @torch.no_grad()
     def correct(self, off: Tensor) -> list[int]:
         """(m, C) bool, which channels are switched off in each of m coalitions -> images that each gets right."""
+        return self.tally(off, hits).tolist()
+
+    @torch.no_grad()
+    def tally(self, off: Tensor, judge: Judge) -> Tensor:
+        """What a judge counts of each coalition, added over the micro-batches."""
         with quiet(self.model), torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
             if self._kept is None:
                 self._fill()
             assert self._kept is not None
-            counts = torch.zeros(len(off), dtype=torch.int64)
-            for live, labels in self._kept:
-                counts += self._right(live, labels, off)
+            parts = [self._judged(live, labels, off, judge) for live, labels in self._kept]
             for images, labels in self.batches(len(self._kept)) if not self._all else ():
-                counts += self._right(self.rest.head(images), labels, off)
-        return counts.tolist()
+                parts.append(self._judged(self.rest.head(images), labels, off, judge))
+        return torch.stack(parts).sum(0)
 
-    def _right(self, live: tuple[Tensor, ...], labels: Tensor, off: Tensor) -> Tensor:
+    def _judged(self, live: tuple[Tensor, ...], labels: Tensor, off: Tensor, judge: Judge) -> Tensor:
         values = (~off).to(labels.device).repeat_interleave(len(labels), 0)
         with switched(self.model, [(self.places, lambda: values)]):
             logits = self.rest.tail(copies(live, len(off)))
-        return (logits.argmax(1).view(len(off), -1) == labels).sum(1).cpu()
+        return judge(logits.view(len(off), len(labels), -1), labels).cpu()
 
     def _fill(self) -> None:
         """Keep what the heads give, as far as the memory goes."""

@@ -40,7 +40,7 @@ class Ranking:
 
     def orders(self, subjects: Sequence[Subject], dead: Sequence[Sequence[int]]) -> list[Ranked]:
         """One order per subject; the channels of ``dead`` go first."""
-        sigmas = self.widths(subjects)
+        sigmas = widths_of(subjects, self.share)
         starts = [
             Course(s.width, [*gone], [0.0] * len(gone), [0.0] * len(gone))
             for s, gone in zip(subjects, dead, strict=True)
@@ -48,28 +48,6 @@ class Ranking:
         if self.parallel == "layers":
             return self._by_layers(subjects, sigmas, starts)
         return [self._inside(*each) for each in zip(subjects, sigmas, starts, strict=True)]
-
-    def widths(self, subjects: Sequence[Subject]) -> list[list[Tensor]]:
-        """[subject][tap] -> (K,) kernel widths; batches are dealt over ranks."""
-        jobs = []
-        for number, subject in enumerate(subjects):
-            alike = subject.estimator.binning or subject.estimator.width == "entropy_target"
-            batches = range(1 if alike else len(subject.batches))
-            jobs += [
-                ("widths", subject.name, number, tap, batch) for tap in range(len(subject.taps)) for batch in batches
-            ]
-
-        def run(job: tuple[str, str, int, int, int]) -> Tensor:
-            subject = subjects[job[2]]
-            if subject.estimator.binning:
-                return torch.ones(subject.width, dtype=torch.float64)
-            return subject.sigmas(job[3], job[4])
-
-        found = self.share(jobs, run)
-        out: list[list[list[Tensor]]] = [[[] for _ in subject.taps] for subject in subjects]
-        for (_, _, number, tap, _), sigma in zip(jobs, found, strict=True):
-            out[number][tap].append(sigma)
-        return [[s.combined(rows) for rows in taps] for s, taps in zip(subjects, out, strict=True)]
 
     def _by_layers(
         self, subjects: Sequence[Subject], sigmas: Sequence[list[Tensor]], courses: list[Course]
@@ -121,6 +99,27 @@ class Ranking:
         rest = [i for i, k in enumerate(whole.order) if k not in first]
         order = course.order + [whole.order[i] for i in rest]
         return Course(subject.width, order, course.scores + [whole.scores[i] for i in rest], whole.joints)
+
+
+def widths_of(subjects: Sequence[Subject], share: Callable[..., list[Any]]) -> list[list[Tensor]]:
+    """[subject][tap] -> (K,) kernel widths; batches are dealt over ranks."""
+    jobs = []
+    for number, subject in enumerate(subjects):
+        alike = subject.estimator.binning or subject.estimator.width == "entropy_target"
+        batches = range(1 if alike else len(subject.batches))
+        jobs += [("widths", subject.name, number, tap, batch) for tap in range(len(subject.taps)) for batch in batches]
+
+    def run(job: tuple[str, str, int, int, int]) -> Tensor:
+        subject = subjects[job[2]]
+        if subject.estimator.binning:
+            return torch.ones(subject.width, dtype=torch.float64)
+        return subject.sigmas(job[3], job[4])
+
+    found = share(jobs, run)
+    out: list[list[list[Tensor]]] = [[[] for _ in subject.taps] for subject in subjects]
+    for (_, _, number, tap, _), sigma in zip(jobs, found, strict=True):
+        out[number][tap].append(sigma)
+    return [[s.combined(rows) for rows in taps] for s, taps in zip(subjects, out, strict=True)]
 
 
 def _mean(subject: Subject, alone: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dist_prune.errors import PruneError
 from dist_prune.pruning import binning, widths
 from dist_prune.pruning.aligned import Aligned, Polynomial
 from dist_prune.pruning.elimination import UNIT, Panel, Share
@@ -185,6 +186,15 @@ class Subject:
         judge = Additive(*given)
         judge.anchors, judge.batch, judge.grid = spec.width == "remain", batch, spec.grid
         return judge
+
+
+def batches_of(images: int, batch: int, generator: torch.Generator) -> list[Tensor]:
+    """Positions of the images in each batch: a drawn permutation, cut; an incomplete last batch is dropped."""
+    n = min(batch, images)
+    if n < 2:
+        raise PruneError(f"score.images: entropies need at least 2 images, got {images}")
+    order = torch.randperm(images, generator=generator)
+    return [order[i : i + n] for i in range(0, images - n + 1, n)]
 
 
 def saturation(joint: float, n: int) -> float:

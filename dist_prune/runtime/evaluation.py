@@ -48,20 +48,31 @@ def evaluate(
             continue
         logits = model(part.images).float()
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == part.labels[:, None]
-        loss = functional.cross_entropy(logits.double(), part.labels, reduction="none")
-        finite = loss < HUGE
-        units = (torch.where(finite, loss, 0.0) * LOSS_UNIT).round().long()
+        units, odd = losses(logits, part.labels)
         counts[0] += int(top[:, 0].sum())
         counts[1] += int(top.sum())
-        counts[2] += int(units.sum())
+        counts[2] += int(units)
         counts[3] += len(part.ids)
-        counts[4] += int((~finite).sum())
+        counts[4] += int(odd)
     first, five, loss_units, images, strange = ranks.total(*counts)
     if not images:
         raise PruneError(f"{what}: none of the {sum(map(len, lists))} images could be read")
     return {
         "top1": 100 * first / images,
         "top5": 100 * five / images,
-        "loss": float("nan") if strange else loss_units / LOSS_UNIT / images,
+        "loss": mean_loss(loss_units, strange, images),
         "images": images,
     }
+
+
+def losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropies of logits (n, classes), added as integers: in units of 1 / LOSS_UNIT, and how many are not finite
+    (those count as 0 in the sum)."""
+    loss = functional.cross_entropy(logits.double(), labels, reduction="none")
+    finite = loss < HUGE
+    return (torch.where(finite, loss, 0.0) * LOSS_UNIT).round().long().sum(), (~finite).sum()
+
+
+def mean_loss(units: int, strange: int, images: int) -> float:
+    """The mean of such sums; nan where one was not finite."""
+    return float("nan") if strange else units / LOSS_UNIT / images

@@ -90,24 +90,27 @@ def dealt(jobs: Sequence[Any], run: Run, ranks: Ranks) -> list[Any]:
     return [result for _, result in sorted((pair for part, _ in parts for pair in part), key=lambda pair: pair[0])]
 
 
-def recorded(jobs: Sequence[Any], run: Run, ranks: Ranks, record: Record, say: Callable[[str], None]) -> list[Any]:
+def recorded(
+    jobs: Sequence[Any], run: Run, ranks: Ranks, record: Record, say: Callable[[str], None], what: str = "score"
+) -> list[Any]:
     """Like ``dealt``; jobs on record are not made again, new results go there after each round.
 
     Args:
         jobs, run: jobs and results are plain JSON values (tuples become lists).
         say: tells the user how far it is, at every tenth.
+        what: the act that is at it, for what is said.
     """
     missing, each, told = [job for job in jobs if job not in record], 1, 0
     while missing:
         if stopping.poll(ranks)[0]:
-            raise stopping.leave(f"while scoring, with {len(missing)} of {len(jobs)} shared jobs to do")
+            raise stopping.leave(f"in {what}, with {len(missing)} of {len(jobs)} shared jobs to do")
         now, missing = missing[: each * ranks.world], missing[each * ranks.world :]
         start = time.monotonic()
         record.add(zip(now, dealt(now, run, ranks), strict=True))
         done = len(jobs) - len(missing)
         if 10 * done // len(jobs) > told:
             told = 10 * done // len(jobs)
-            say(f"  score: {done} of {len(jobs)} shared jobs")
+            say(f"  {what}: {done} of {len(jobs)} shared jobs")
         slowest = ranks.largest(int(1000 * (time.monotonic() - start)))[0] / 1000
         each = max(1, min(2 * each, int(each * ROUND_S / max(slowest, 1e-3))))
     return [record[job] for job in jobs]

@@ -2,20 +2,44 @@
 
 from pathlib import Path
 
+import numpy as np
+from torch import nn
+
 from dist_prune.bench import Bench
 from dist_prune.errors import PruneError
+from dist_prune.methods.method import TRAINED
 from dist_prune.pruning.channels import Channels
 from dist_prune.runtime.data.dealing import calibration
 from dist_prune.stages.work import Work
 
-RECORD = "round_1/measured.jsonl"
+SCORES, RECORD = "round_1/scores.safetensors", "round_1/measured.jsonl"
+
+
+def pool(work: Work) -> np.ndarray:
+    """The images that calibration draws from; notes an event where images should be held out and are trained on."""
+    if work.method.sees != "held_out":
+        return np.arange(len(work.feed(work.method.sees == "train")))
+    held, seen = work.held()
+    if seen:
+        event = f"the held-out images of scoring are trained on ({' and '.join(seen)}: selection is not holdout)"
+        work.events.append({"stage": "score", "event": event})
+    return held
+
+
+def starting(work: Work) -> nn.Module:
+    """The network that surgery starts from: the dense weights, or those that the method trained while it scored."""
+    model = work.dense()
+    if work.method.trains_weights and not work.recipe.select.plan:
+        scores = work.tensors(SCORES)
+        model.load_state_dict({n.removeprefix(TRAINED): t for n, t in scores.items() if n.startswith(TRAINED)})
+    return model
 
 
 def calibrated(work: Work, channels: Channels, partial: Path) -> Bench:
     """``partial``: the folder of what a stopped process had seen."""
     recipe, labels = work.recipe, work.feed(work.method.sees != "test").source.labels
-    model, pool = work.dense().to(work.machine.device), work.pool()
-    ids = pool[calibration(labels[pool], recipe.score.images, recipe.seed, recipe.score.balance)]
+    model, drawn = work.dense().to(work.machine.device), pool(work)
+    ids = drawn[calibration(labels[drawn], recipe.score.images, recipe.seed, recipe.score.balance)]
     if isinstance(recipe.score.images, int) and len(ids) < recipe.score.images:
         work.tracker.say(f"  score.images asks for {recipe.score.images} images; there are {len(ids)}, all are used")
     feed, ids = work.scoring(ids)

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from dist_prune import bundle
-from dist_prune.methods.method import TRAINED
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.renew import renew
+from dist_prune.stages.calibrating import starting
 from dist_prune.stages.work import Made, Work
 
 
@@ -18,11 +18,7 @@ def act(work: Work) -> Made:
         weights = bundle.load(place).state_dict()
         work.tracker.say(f"  {place} is a bundle: its weights are taken, nothing is cut here")
         return Made({}, {"round_1/small.safetensors": (weights, {"plan": plan.fingerprint})})
-    model = work.dense().eval()
-    if work.method.trains_weights and not work.recipe.select.plan:
-        scores = work.tensors("round_1/scores.safetensors")
-        trained = {n.removeprefix(TRAINED): tensor for n, tensor in scores.items() if n.startswith(TRAINED)}
-        model.load_state_dict(trained)
+    model = starting(work).eval()
     surgeon.operate(model, work.channels, plan)
     fresh = work.method.fresh(work.channels)
     if fresh:

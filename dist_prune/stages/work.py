@@ -174,20 +174,15 @@ class Work:
             feed.close()
         self._feeds.clear()
 
-    def pool(self) -> np.ndarray:
-        """The images that calibration draws from; notes an event where images should be held out and are trained on."""
-        if self.method.sees != "held_out":
-            return np.arange(len(self.feed(self.method.sees == "train")))
+    def held(self) -> tuple[np.ndarray, list[str]]:
+        """Ids of the training images that ``train.holdout`` holds out; the trainings that learn from some of them."""
         recipe, feed = self.recipe, self.feed(True)
-        held = held_out(np.arange(min(len(feed), recipe.train.images or len(feed))), recipe.train.holdout, recipe.seed)
+        ids = np.arange(min(len(feed), recipe.train.images or len(feed)))
         seen = [
             name for name, section in (("train", recipe.train), ("finetune", recipe.finetune))
             if section.epochs and (section.selection != "holdout" or section.holdout < recipe.train.holdout)
         ]  # fmt: skip
-        if seen:
-            event = f"the held-out images of scoring are trained on ({' and '.join(seen)}: selection is not holdout)"
-            self.events.append({"stage": "score", "event": event})
-        return held[1]
+        return held_out(ids, recipe.train.holdout, recipe.seed)[1], seen
 
     def scoring(self, ids: np.ndarray) -> tuple[Feed, np.ndarray]:
         """The training images as papers look at them (no schedule of sizes), and those of ``ids`` that can be read.

@@ -1,0 +1,219 @@
+"""Ratio curves: a masked group is a cut one, any number of ranks and any kill give the same figures."""
+
+import contextlib
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dist_prune import methods, reading
+from dist_prune.cli import main
+from dist_prune.errors import PruneError
+from dist_prune.pruning import cost, surgeon
+from dist_prune.pruning.choose import Request
+from dist_prune.pruning.plan import Plan
+from dist_prune.run import run as run_stages
+from dist_prune.runtime.collectives import Ranks
+from dist_prune.runtime.evaluation import evaluate
+from dist_prune.runtime.machine import Machine
+from dist_prune.runtime.tracking import Tracker
+from dist_prune.stages import ratios
+from dist_prune.stages.ratios import Asked, Found, Line, Point, measured
+from tests import tiny
+from tests.launch import ROOT, run
+
+WORDS = [
+    "backbone.name=resnet8p_cifar", "train.epochs=1", "score.images=50", "report.trackers=[]", "evaluate.batch=17",
+    "method.name=l1",
+]  # fmt: skip
+ASKED = Asked((0.8, 0.3), 60)
+
+
+def curves(ranks: Ranks, folder: Path, words: list[str], asked: Asked = ASKED, stop_after: int = 0) -> Found:
+    """The verb's work on the ranks of a pool; ``stop_after`` ends it behind so many jobs of a rank."""
+    found = []
+    spec = reading.load("quickstart", words, methods.options_of)
+
+    def then(work) -> None:
+        if not stop_after:
+            found.append(measured(work, asked))
+            return
+        real, done = ratios.judged, []
+
+        def judged(logits, labels):
+            done.append(1)
+            if len(done) > stop_after:
+                raise RuntimeError("killed")
+            return real(logits, labels)
+
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(RuntimeError):
+            patch.setattr(ratios, "judged", judged)
+            measured(work, asked)
+
+    run_stages(spec, folder, Machine(torch.device("cpu"), ranks), until="score", then=then)
+    return found[0] if found else Found(Point(1, 1, 1, 0, 0), (), 0, "")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ratios")
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """On one rank; the dense network and the scores lie in ``folder / "1"``."""
+    return curves(Ranks(), folder / "1", WORDS)
+
+
+def test_the_same_for_every_number_of_ranks(alone, folder, pool):
+    for world in (2, 3):
+        place = folder / str(world)
+        place.mkdir()
+        for name in ("dense.safetensors", "round_1/scores.safetensors", "ledger.jsonl", "recipe.yaml", "begun.json"):
+            (place / name).parent.mkdir(exist_ok=True)
+            (place / name).write_bytes((folder / "1" / name).read_bytes())
+        assert pool.run(world, curves, place, WORDS) == [alone] * world
+        jobs = [json.loads(line)["job"] for line in (place / ratios.RECORD).read_text().splitlines()]
+        assert len(jobs) == len({tuple(job) for job in jobs}) == 1 + 2 * len(alone.lines), (
+            "every job once, over all ranks"
+        )
+
+
+def test_a_kill_loses_nothing(alone, folder, pool):
+    """Killed in its first round by a real exception; the same command does the rest, and only that."""
+    (folder / "1" / ratios.RECORD).rename(folder / "record")
+    batches = 4  # of 17, of 60 images
+    curves(Ranks(), folder / "1", WORDS, stop_after=3 * batches)
+    kept = (folder / "1" / ratios.RECORD).read_text()
+    assert 0 < len(kept.splitlines()) < 1 + 2 * len(alone.lines)
+    assert curves(Ranks(), folder / "1", WORDS) == alone
+    now = (folder / "1" / ratios.RECORD).read_text()
+    assert now.startswith(kept), "what was done stays as it was"
+    assert sorted(now.splitlines()) == sorted((folder / "record").read_text().splitlines())
+    more = curves(Ranks(), folder / "1", WORDS, Asked((0.8, 0.5, 0.3), 60))
+    added = (folder / "1" / ratios.RECORD).read_text()
+    assert len(added.splitlines()) == len(now.splitlines()) + len(alone.lines), "a new ratio: one job a group"
+    assert [line.points[::2] for line in sorted(more.lines, key=lambda one: one.group)] == [
+        line.points for line in sorted(alone.lines, key=lambda one: one.group)
+    ]
+
+
+def test_masked_is_cut(alone, folder):
+    """Real surgery on the same images gives the same top-1, and the loss to rounding."""
+    seen = []
+
+    def then(work) -> None:
+        channels, scores = work.channels, work.tensors("round_1/scores.safetensors")
+        feed, ids, _ = ratios.part(work, ASKED)
+        assert set(ids) <= set(work.held()[0])
+        assert len(ids) == 60
+        for line in alone.lines:
+            for point in line.points:
+                gone = ratios.removed(work.method, scores, channels, line.group, point.ratio)
+                assert len(gone) == line.width - point.kept == line.width - round(line.width * point.ratio)
+                plan = Plan({line.group: gone}, {group.name: group.width for group in channels.groups})
+                model = work.dense().eval()
+                surgeon.operate(model, channels, plan)
+                figures = evaluate(model, feed, 17, Ranks(), Tracker(False), ids=ids)
+                assert point.top1 == figures["top1"]
+                assert point.loss == pytest.approx(figures["loss"], rel=1e-5)
+                assert point.macs == cost.macs(channels, plan.counts) / cost.macs(channels)
+                seen.append(gone)
+        dense = evaluate(work.dense(), feed, 17, Ranks(), Tracker(False), ids=ids)
+        assert (alone.dense.top1, alone.dense.loss) == (dense["top1"], pytest.approx(dense["loss"], rel=1e-6))
+
+    spec = reading.load("quickstart", WORDS, methods.options_of)
+    run_stages(spec, folder / "1", Machine(torch.device("cpu"), Ranks()), until="score", then=then)
+    assert len(set(seen)) == len(seen) == 2 * len(alone.lines)
+
+
+@pytest.mark.parametrize("name", ["l1", "graph", "random", "entropy", "sensitivity"])
+def test_every_kind_of_method_can_be_asked_for_one_group(name):
+    """Rankings keep what is asked for, the one with a threshold at most that."""
+    bench = tiny.bench(tiny.network())
+    kind = methods.find(name)
+    method = kind(kind.Options.model_validate({"epochs": 1} if name == "sensitivity" else {}))
+    scores, channels = method.score(bench), method.limits(bench.channels)
+    for group in channels.free:
+        gone = [ratios.removed(method, scores, channels, group.name, ratio) for ratio in (0.9, 0.5, 0.01)]
+        assert set(gone[0]) <= set(gone[1]) <= set(gone[2])
+        kept = [group.width - len(one) for one in gone]
+        assert kept[1] <= group.width // 2
+        assert kept[2] == 1
+        if name != "graph":
+            assert kept == [round(0.9 * group.width), group.width // 2, 1]
+
+
+def test_the_suggestion_is_a_recipe_key():
+    """What is suggested keeps, as select.keep_ratios, what was measured."""
+    channels = tiny.bench(tiny.network()).channels
+    lines = []
+    for group, lost in zip(channels.free, ((0, 1, 5), (2, 0, 0), (0.5, 3, 0.2)), strict=False):
+        points = [Point(r, round(r * group.width), 1, 90 - d, 1) for r, d in zip((0.9, 0.5, 0.3), lost, strict=True)]
+        lines.append(Line(group.name, group.width, tuple(points)))
+    found = Found(Point(1, 0, 1, 90, 1), tuple(lines), 10, "images")
+    assert [line.group for line in found.ordered] == [lines[0].group, lines[2].group, lines[1].group]
+    assert found.suggestion(1.0) == {lines[0].group: 0.5, lines[2].group: 0.9}, "not behind a ratio that costs more"
+    method = tiny.method("l1")
+    scores = method.score(tiny.bench(tiny.network()))
+    plan = method.select(scores, channels, Request(keep_ratio=1.0, keep_ratios=found.suggestion(1.0)))
+    assert plan.counts[lines[0].group] == lines[0].points[1].kept
+    assert plan.counts[lines[1].group] == lines[1].width
+    assert set(plan.removed) == {lines[0].group, lines[2].group}
+
+
+def test_the_verb(folder, alone, capsys):
+    """Files, page and JSON; options that are wrong are refused before any work."""
+    place = folder / "1"
+    words = ["ratio-curves", "quickstart", "--run-dir", str(place), "--ratios", "0.8,0.3", "--images", "60"]
+    assert main([*words, "--json", *WORDS]) == 0
+    said = capsys.readouterr()
+    body = json.loads(said.out)
+    assert "done before, skipped" in said.err
+    assert body["dense"]["top1"] == alone.dense.top1
+    rows = list(csv.DictReader((place / "ratio_curves.csv").read_text().splitlines()))
+    assert [row["group"] for row in rows[1::2]] == [line.group for line in alone.ordered]
+    assert [float(row["top1"]) for row in rows[1:]] == pytest.approx(
+        [p.top1 for line in alone.ordered for p in line.points], abs=1e-4
+    )
+    assert np.all(np.diff([line.drop(alone.dense) for line in alone.ordered]) <= 0)
+    page = (place / "ratio_curves.html").read_text()
+    assert page.count("<svg") == 2 and "training images that train.holdout holds out" in page
+    assert main([*words, "--split", "test", *WORDS]) == 0
+    said = capsys.readouterr().out
+    assert "too good on them" in said and "too good on them" in (place / "ratio_curves.html").read_text()
+    for wrong, why in (
+        (["--ratios", "0.8,1.5"], "above 0 and below 1"), (["--images", "none"], "a positive number or 'all'"),
+        (["--max-drop", "-1"], "at least 0"),
+    ):  # fmt: skip
+        assert main([*words, *wrong, *WORDS]) == 2
+        assert why in capsys.readouterr().err
+
+
+def test_a_replayed_plan_ranks_nothing(tmp_path):
+    widths = {group.name: group.width for group in tiny.bench(tiny.network()).channels.groups}
+    (tmp_path / "plan.json").write_text(Plan({"conv1": (0,)}, widths).to_json())
+    with pytest.raises(PruneError, match="no criterion ranks channels"):
+        curves(Ranks(), tmp_path / "run", [*WORDS, f"select.plan={tmp_path / 'plan.json'}", "target.macs="])
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_launcher(folder, alone, tmp_path):
+    """torchrun -m: the files of one process, and one voice."""
+    import sys
+
+    launcher = (
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "dist_prune.cli",
+        "ratio-curves", "quickstart", "--run-dir", str(folder / "1"), "--ratios", "0.8,0.3", "--images", "60",
+    )  # fmt: skip
+    (folder / "1" / ratios.RECORD).unlink()
+    code, output = run(launcher, None, *WORDS, PYTHONPATH=str(ROOT))
+    assert code == 0, output
+    assert output.count("select.keep_ratios=") + output.count("every group alone loses") == 1
+    rows = list(csv.DictReader((folder / "1" / "ratio_curves.csv").read_text().splitlines()))
+    assert [float(row["loss"]) for row in rows[1:]] == pytest.approx(
+        [p.loss for line in alone.ordered for p in line.points], abs=1e-6
+    )
