@@ -201,7 +201,8 @@ def _group(
     except Exception as error:  # torch-pruning does not follow channels through every reshape
         name = names[root]
         why = f"its channels cannot be followed ({type(error).__name__}: {error})"
-        return ChannelGroup(name, layers[name].width_out, (name,), (), why)
+        all_ = tuple(range(layers[name].width_out))
+        return ChannelGroup(name, len(all_), (name,), (Coupling(name, "out", all_, all_),), why)
     ranked = tuple(sorted(_producers(couplings, layers) | {leader}, key=rank))
     group = ChannelGroup(ranked[0], layers[ranked[0]].width_out, ranked, tuple(couplings))
     return replace(group, protected=_reason(graph, group, layers, strange))
