@@ -140,7 +140,7 @@ class _Mended:
             return (dep.target, dep.handler, tuple(idxs)) in group.__dict__.get("known", ())
 
         index_mapping.update_concat_index_mapping = concatenate
-        Group.add_dep, Group.has_pruning_op = add, has
+        Group.add_dep, Group.has_pruning_op = add, has  # type: ignore[assignment]
 
     def __exit__(self, *_: object) -> None:
         index_mapping.update_concat_index_mapping = self._concatenate
