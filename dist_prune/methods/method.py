@@ -196,12 +196,14 @@ class Method(ABC):
         equivariant: permuting a group's channels permutes its plan (False for random choices).
         trains_weights: whether surgery starts from weights that ``score`` returns, ``trained/<name>`` for each entry
             of the dense state dict, instead of the dense ones.
+        one_shot: why the network that a plan leaves cannot be scored and cut again (schedule.rounds); empty: it can.
     """
 
     paper: ClassVar[str]
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     equivariant: ClassVar[bool] = True
     trains_weights: ClassVar[bool] = False
+    one_shot: ClassVar[str] = ""
 
     def __init__(self, options: Any):
         self.options = options

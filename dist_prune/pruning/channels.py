@@ -59,6 +59,12 @@ class ChannelGroup:
     couplings: tuple[Coupling, ...]
     protected: str = ""  # why nothing may be cut; empty: free
     excluded: bool = False  # the recipe wants the layers that make its channels left alone
+    gone: int = 0  # channels that earlier rounds cut: ``width`` is what they left of the dense network's
+
+    @property
+    def dense(self) -> int:
+        """The width in the dense network, which floors, caps and shares refer to."""
+        return self.width + self.gone
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -116,6 +122,7 @@ class Channels:
     other_params: int  # parameters that no group can change and no layer above counts
     example: tuple[int, ...]  # (C, H, W) of the input
     latency: LatencyTable | None = None  # measured times, where a target asks for them
+    origin: "Channels | None" = None  # of the dense network, where earlier rounds have cut this one (narrow.py)
 
     @property
     def free(self) -> tuple[ChannelGroup, ...]:

@@ -1,5 +1,6 @@
-"""Cut the plan's channels out of the dense network, for real."""
+"""Cut a round's channels out of the network that it starts from, for real; the optimizer's state along with it."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -7,23 +8,34 @@ import torch
 from dist_prune import bundle
 from dist_prune.methods.method import TRAINED
 from dist_prune.pruning import surgeon
+from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.renew import renew
-from dist_prune.stages.work import Made, Work
+from dist_prune.runtime.training.carrying import Carried
+from dist_prune.stages.order import at
+from dist_prune.stages.work import Made, Tensors, Work
 
 
 def act(work: Work) -> Made:
-    """dense, scores, plan -> round_1/small.safetensors; of a bundle that is replayed, its own weights"""
+    """dense (or what the round before left), scores, plan -> round_N/small.safetensors, and carried.safetensors where
+    a state goes on; of a bundle that is replayed, its own weights"""
+    small = work.here("small.safetensors")
     plan, place = work.plan, Path(work.recipe.select.plan or "").expanduser()
     if work.recipe.select.plan and place.is_dir():
         weights = bundle.load(place).state_dict()
         work.tracker.say(f"  {place} is a bundle: its weights are taken, nothing is cut here")
-        return Made({}, {"round_1/small.safetensors": (weights, {"plan": plan.fingerprint})})
-    model = work.dense().eval()
+        return Made({}, {small: (weights, {"plan": plan.fingerprint})})
+    model, channels, cut = work.before().eval(), work.left(work.channels), plan
+    if work.round > 1:
+        cut = Plan.from_json((work.folder / work.here("cut.json")).read_text())
     if work.method.trains_weights and not work.recipe.select.plan:
-        scores = work.tensors("round_1/scores.safetensors")
+        scores = work.tensors(work.here("scores.safetensors"))
         trained = {n.removeprefix(TRAINED): tensor for n, tensor in scores.items() if n.startswith(TRAINED)}
         model.load_state_dict(trained)
-    surgeon.operate(model, work.channels, plan)
+    tensors: Tensors = {}
+    if work.round > 1 and work.recipe.schedule.carry_optimizer:
+        carried = Carried.read(work.folder / at(work.round - 1, "state.safetensors"))
+        tensors[work.here("carried.safetensors")] = carried.cut(partial(surgeon.cut_along, model, channels, cut)).file()
+    surgeon.operate(model, channels, cut)
     fresh = work.method.fresh(work.channels)
     if fresh:
         renew(model, fresh, work.recipe.seed)
@@ -31,4 +43,4 @@ def act(work: Work) -> Made:
         work.events.append({"stage": "prune", "event": "new weights", "layers": list(fresh)})
     with torch.no_grad():
         model(work.example)
-    return Made({}, {"round_1/small.safetensors": (model.state_dict(), {"plan": plan.fingerprint})})
+    return Made({}, {small: (model.state_dict(), {"plan": plan.fingerprint}), **tensors})
