@@ -182,7 +182,7 @@ def test_rounds_that_make_no_sense_are_refused_before_any_work(tmp_path, words, 
 def test_new_weights_after_cutting_are_for_one_shot(tmp_path):
     words = ["backbone.name=vgg16_bn_cifar", "backbone.kwargs={}", "data.image_size=32", "schedule.rounds=2"]
     kind = methods.find("graph")
-    work = replace(work_of(tmp_path, *words), method=kind(kind.Options(fidelity="as_released")))
+    work = replace(work_of(tmp_path, *words), method=kind(kind.Options(quirks=("fresh_classifier",))))
     with pytest.raises(PruneError, match=r"the released code gives .* new weights after cutting"):
         precheck(work)
 
