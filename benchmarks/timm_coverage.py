@@ -11,9 +11,8 @@ as soon as one is done, and the same command goes on where it stopped. One threa
 
 import argparse
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 import time
 import traceback
@@ -23,18 +22,26 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import timm
+import torch
+
+from dist_prune.methods.l1 import L1
+from dist_prune.pruning import cost, surgeon
+from dist_prune.pruning.choose import Request
+from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.units import folded
+from dist_prune.runtime import backbones, checkpoint
+
 MACS, TOLERANCE = 0.7, 0.02
 
 
-def families(seconds: float = 30) -> dict[str, list[str]]:
+def families(seconds: float = 60) -> dict[str, list[str]]:
     """Module of timm -> its networks, smallest (parameters) first. Built on the meta device, which costs no memory."""
-    import timm
-    import torch
-
     out: dict[str, list[str]] = {}
     for family in timm.list_modules():
         sizes = {}
         names = [name for name in timm.list_models(module=family) if timm.is_model(name)]
+        names.sort(key=lambda name: "test_" not in name)  # timm's own tiny ones first
         start = time.monotonic()
         for name in names:
             if time.monotonic() - start > seconds and sizes:  # large families: the first names suffice
@@ -50,16 +57,7 @@ def families(seconds: float = 30) -> dict[str, list[str]]:
 
 def attempt(name: str) -> dict[str, Any]:
     """Everything for one network; ``stage`` says how far it came, ``reason`` why no further."""
-    import torch
-
-    from dist_prune.methods.l1 import L1
-    from dist_prune.pruning import cost, surgeon
-    from dist_prune.pruning.choose import Request
-    from dist_prune.pruning.plan import Plan
-    from dist_prune.runtime import backbones, checkpoint
-
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     found: dict[str, Any] = {"stage": "create"}
 
     class Weights:
@@ -69,7 +67,7 @@ def attempt(name: str) -> dict[str, Any]:
             self.model, self.sites = model, channels.sites
 
         def weight(self, site: Any) -> torch.Tensor:
-            return self.model.get_submodule(site.layer).weight.detach()  # type: ignore[union-attr]
+            return folded(site.at_weight, self.model.get_submodule(site.layer).weight.detach())  # type: ignore[arg-type]
 
     try:
         model = backbones.create(name, 10, 3).eval()
@@ -122,20 +120,22 @@ def attempt(name: str) -> dict[str, Any]:
 
 
 def tried(name: str, seconds: float) -> dict[str, Any]:
-    """``attempt`` in a process of its own."""
-    start = time.monotonic()
+    """``attempt`` in a process of its own, forked from this one, which has imported everything."""
+    start, context = time.monotonic(), multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: theirs.send(attempt(name)))
+    process.start()
+    theirs.close()
     try:
-        done = subprocess.run(
-            [sys.executable, __file__, "--one", name, "--out", "."], capture_output=True, text=True, timeout=seconds,
-            check=False,
-        )  # fmt: skip
-        found = json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}
-        found = found or {
-            "stage": "process",
-            "reason": f"the process ended with {done.returncode}: {done.stderr[-200:]}",
-        }
-    except subprocess.TimeoutExpired:
-        found = {"stage": "time", "reason": f"not done within {seconds:.0f} s on one thread"}
+        if mine.poll(seconds):
+            found = mine.recv()
+        else:
+            found = {"stage": "time", "reason": f"not done within {seconds:.0f} s on one thread"}
+    except EOFError:
+        process.join()
+        found = {"stage": "process", "reason": f"the process ended with {process.exitcode}"}
+    process.kill()
+    process.join()
     return found | {"seconds": round(time.monotonic() - start, 1)}
 
 
@@ -176,11 +176,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1000, help="start none later than this")
     parser.add_argument("--again", action="store_true", help="try those that failed once more")
     parser.add_argument("--write", type=Path, help="the table as Markdown")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.one:
-        print(json.dumps(attempt(given.one)))
-        return
+    torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)
     known, file = given.out / "families.json", given.out / "results.jsonl"
     if not known.exists():

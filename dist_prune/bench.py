@@ -20,6 +20,7 @@ from dist_prune.pruning.probe import quiet
 from dist_prune.pruning.renew import draw
 from dist_prune.pruning.statistic import Statistic
 from dist_prune.pruning.switches import Where
+from dist_prune.pruning.units import folded
 from dist_prune.recipe import Training
 from dist_prune.runtime import stopping
 from dist_prune.runtime.collectives import Ranks
@@ -99,7 +100,7 @@ class Bench:
 
     def weight(self, site: Site) -> Tensor:
         """See methods.method.Bench; a copy."""
-        return weight_of(self.model, site).detach().cpu().clone()
+        return folded(site.at_weight, weight_of(self.model, site).detach()).cpu().clone()
 
     def observe(
         self,

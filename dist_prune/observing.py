@@ -13,6 +13,7 @@ from dist_prune.errors import PruneError
 from dist_prune.pruning.channels import Site
 from dist_prune.pruning.probe import taps
 from dist_prune.pruning.statistic import Statistic, Tally, gradients
+from dist_prune.pruning.units import folded
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.collectives import Ranks
 
@@ -28,7 +29,7 @@ def see(
 ) -> None:  # fmt: skip
     """One micro-batch into a tally, with gradients of the summed cross-entropy where ``backward``."""
     if not backward:
-        with torch.no_grad(), taps(model, sites, lambda site, maps: tally.update(site, maps, positions)):
+        with torch.no_grad(), taps(model, sites, lambda site, maps: tally.update(site, folded(site, maps), positions)):
             model(images)
         return
     seen: list[tuple[Site, Tensor]] = []
@@ -47,7 +48,7 @@ def see(
         grads = gradients(loss, seen, tally.statistic, positions)
     with torch.no_grad():
         for (site, maps), grad in zip(seen, grads, strict=True):
-            tally.update(site, maps.detach(), positions, grad)
+            tally.update(site, folded(site, maps.detach()), positions, folded(site, grad))
 
 
 class Observation:

@@ -39,6 +39,7 @@ def preview(spec: Recipe, method: Method) -> dict[str, Any]:
         {
             "name": group.name,
             "width": group.width,
+            "unit": group.unit,
             "layers": list(group.layers),
             "producers": list(group.producers),
             "protected": group.protected,
@@ -89,7 +90,8 @@ def as_text(body: dict[str, Any]) -> str:
     for group in body["groups"]:
         followers = [layer for layer in group["layers"] if layer != group["name"]]
         shown = ", ".join(followers[:4]) + (f", ... {len(followers)} in all" if len(followers) > 4 else "")
-        lines.append(f"{group['name']:40} {group['width']:6}  {shown}")
+        units = "" if group["unit"] == "channel" else f"({group['unit']}s) "
+        lines.append(f"{group['name']:40} {group['width']:6}  {units}{shown}")
         if group["protected"]:
             lines.append(f"{'':47}  PROTECTED: {group['protected']}")
     free = sum(not group["protected"] for group in body["groups"])

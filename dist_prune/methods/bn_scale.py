@@ -17,6 +17,7 @@ class BnScale(method.Ranking):
     method.normalise false.)"""
 
     paper = "Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017"
+    units = True
     Options = method.CoupledOptions
 
     def score(self, bench: method.Bench) -> method.Scores:

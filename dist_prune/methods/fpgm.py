@@ -25,6 +25,7 @@ class Fpgm(method.Ranking):
     """The sum of a filter's distances to all others; the smallest goes first."""
 
     paper = "He et al., Filter Pruning via Geometric Median for Deep CNN Acceleration, CVPR 2019"
+    units = True
     Options = Options
 
     def score(self, bench: method.Bench) -> method.Scores:

@@ -80,6 +80,7 @@ class Graph(method.Method):
         return scores
 
     def limits(self, channels: Channels) -> Channels:
+        channels = super().limits(channels)
         follows = narrow_classifier(channels) if self.has("narrow_classifier") else {}
 
         def judged(group: ChannelGroup) -> ChannelGroup:

@@ -17,6 +17,7 @@ class GroupNorm(method.Ranking):
     """The sum of squares of everything that goes when the channel goes."""
 
     paper = "Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023"
+    units = True
 
     def score(self, bench: method.Bench) -> method.Scores:
         """``<group>``: (C,) float64, squared norm over all weights and batch-norm scales tied to the channel."""
@@ -25,8 +26,10 @@ class GroupNorm(method.Ranking):
             parts = []
             for coupling in group.couplings:
                 layer = channels.layers[coupling.layer]
-                if layer.kind == "pool" or (layer.kind == "norm" and not layer.bias):
+                if layer.kind in ("pool", "table") or (layer.kind == "norm" and not layer.bias):
                     continue
+                if coupling.side == "in" and layer.groups > 1 and not layer.depthwise:
+                    continue  # its filters go whole, and are counted at the outputs
                 weight = bench.weight(Site(layer.name, group.name, layer.width_out, layer.kind, False)).double()
                 side = weight.transpose(0, 1) if coupling.side == "in" and not layer.depthwise else weight
                 parts.append(gathered(side.reshape(len(side), -1).square().sum(1), coupling, group.width))

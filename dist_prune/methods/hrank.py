@@ -26,6 +26,8 @@ class HRank(method.Ranking):
         return flat(bench.observe(sites_of(self.limits(bench.channels), shown), Ranks()))
 
     def limits(self, channels: Channels) -> Channels:
+        channels = super().limits(channels)
+
         def reason(group: ChannelGroup) -> str:
             if any(site.kind == "linear" for site, _ in shown(channels, group)):
                 return "a linear layer consumes its maps: single numbers have no rank"

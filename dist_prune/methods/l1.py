@@ -25,6 +25,7 @@ class L1(method.Method):
     """Small filters go first."""
 
     paper = "Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017"
+    units = True
     Options = Options
 
     def score(self, bench: method.Bench) -> method.Scores:

@@ -25,6 +25,7 @@ class L2(method.Method):
     """Small filters go first."""
 
     paper = "He et al., Soft Filter Pruning, IJCAI 2018 (its criterion; cut at once)"
+    units = True
     Options = Options
 
     def score(self, bench: method.Bench) -> method.Scores:

@@ -196,6 +196,7 @@ class Method(ABC):
         equivariant: permuting a group's channels permutes its plan (False for random choices).
         trains_weights: whether surgery starts from weights that ``score`` returns, ``trained/<name>`` for each entry
             of the dense state dict, instead of the dense ones.
+        units: whether it can judge whole units, attention heads and groups of grouped convolutions, as channels.
         one_shot: why the network that a plan leaves cannot be scored and cut again (schedule.rounds); empty: it can.
     """
 
@@ -203,6 +204,7 @@ class Method(ABC):
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     equivariant: ClassVar[bool] = True
     trains_weights: ClassVar[bool] = False
+    units: ClassVar[bool] = False
     one_shot: ClassVar[str] = ""
 
     def __init__(self, options: Any):
@@ -229,7 +231,7 @@ class Method(ABC):
 
     def limits(self, channels: Channels) -> Channels:
         """The groups that this method can judge; others become protected, with the reason."""
-        return channels
+        return channels if self.units else channels.singles()
 
     def fresh(self, channels: Channels) -> tuple[str, ...]:
         """Layers that start from new weights after surgery instead of what is left of the dense ones."""

@@ -146,6 +146,7 @@ class Mint(method.Method):
 
     def limits(self, channels: Channels) -> Channels:
         """Groups whose channels no scored pair touches cannot be judged."""
+        channels = super().limits(channels)
         scored = {pair.child for pair in self.pairs(channels)}
 
         def judged(group: ChannelGroup) -> ChannelGroup:

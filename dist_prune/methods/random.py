@@ -15,6 +15,7 @@ class Random(method.Method):
     """A seeded uniform score per channel."""
 
     paper = "control: uniform random scores from the recipe's seed"
+    units = True
     equivariant = False
 
     def score(self, bench: method.Bench) -> method.Scores:

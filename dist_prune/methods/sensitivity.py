@@ -95,6 +95,7 @@ class Sensitivity(method.Method):
 
     def limits(self, channels: Channels) -> Channels:
         """Residual streams stay whole: masks are for layers inside blocks."""
+        channels = super().limits(channels)
 
         def judged(group: ChannelGroup) -> ChannelGroup:
             named = any(fnmatchcase(name, glob) for name in group.producers for glob in self.options.skip)

@@ -31,6 +31,7 @@ class Taylor(method.Ranking):
     """Coupled layers are one sum before it is squared: one gate, shared by all that consume the channel."""
 
     paper = "Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019"
+    units = True
     Options = Options
 
     def score(self, bench: method.Bench) -> method.Scores:

@@ -16,6 +16,7 @@ class Whc(method.Ranking):
     """|F_i| times the sum over j of |F_j| (1 - |cos(F_i, F_j)|); single shot, the same share of every layer."""
 
     paper = "Chen et al., WHC: Weighted Hybrid Criterion for Filter Pruning, ICASSP 2023"
+    units = True
     Options = method.CoupledOptions
 
     def score(self, bench: method.Bench) -> method.Scores:

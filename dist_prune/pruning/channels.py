@@ -8,7 +8,8 @@ from typing import Literal
 
 Side = Literal["out", "in"]
 Tap = Literal["out", "in", "weight"]
-Kind = Literal["conv", "linear", "norm", "pool"]
+Kind = Literal["conv", "linear", "norm", "pool", "table"]  # table: one column per attention head
+Unit = Literal["channel", "head", "conv group"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class ChannelGroup:
     couplings: tuple[Coupling, ...]
     protected: str = ""  # why nothing may be cut; empty: free
     excluded: bool = False  # the recipe wants the layers that make its channels left alone
+    unit: Unit = "channel"  # what one of its channels is: whole heads and conv groups take several positions
     gone: int = 0  # channels that earlier rounds cut: ``width`` is what they left of the dense network's
 
     @property
@@ -70,6 +72,14 @@ class ChannelGroup:
     def layers(self) -> tuple[str, ...]:
         """Every layer that changes when a channel goes, each once."""
         return tuple(dict.fromkeys(coupling.layer for coupling in self.couplings))
+
+    def fold(self, layer: str) -> tuple[int, ...]:
+        """A producer's outputs in the order of the units, each unit's together; empty where units are channels."""
+        if self.unit == "channel":
+            return ()
+        parts = [c for c in self.couplings if (c.layer, c.side) == (layer, "out")]
+        pairs = sorted((unit, place) for c in parts for place, unit in zip(c.index, c.channel, strict=True))
+        return tuple(place for _, place in pairs)
 
     @cached_property
     def per_channel(self) -> dict[tuple[str, Side], int]:
@@ -88,6 +98,7 @@ class Site:
     kind: Kind
     leader: bool
     side: Tap = "out"
+    fold: tuple[int, ...] = ()  # of whole units: the layer's outputs, unit after unit
 
     @property
     def layer(self) -> str:
@@ -133,10 +144,19 @@ class Channels:
     def sites(self) -> tuple[Site, ...]:
         """The producers of every free group, leaders first within their group."""
         return tuple(
-            Site(name, group.name, group.width, self.layers[name].kind, name == group.name)
+            Site(name, group.name, group.width, self.layers[name].kind, name == group.name, fold=group.fold(name))
             for group in self.free
             for name in group.producers
         )
+
+    def singles(self) -> "Channels":
+        """The same, with every group protected whose channels are whole units."""
+
+        def guard(group: ChannelGroup) -> ChannelGroup:
+            why = f"it goes by whole {group.unit}s, and this method judges single channels"
+            return group if group.unit == "channel" or group.protected else replace(group, protected=why)
+
+        return replace(self, groups=tuple(guard(group) for group in self.groups))
 
     def group(self, name: str) -> ChannelGroup:
         return next(group for group in self.groups if group.name == name)
@@ -181,6 +201,6 @@ class Channels:
         out = {}
         for name, layer in self.layers.items():
             width_out = layer.width_out - cut_out.get(name, 0)
-            both = layer.kind in ("norm", "pool") or layer.depthwise
+            both = layer.kind in ("norm", "pool", "table") or layer.depthwise
             out[name] = (width_out if both else layer.width_in - cut_in.get(name, 0), width_out)
         return out

@@ -18,10 +18,14 @@ Rule = Literal["macs", "thop", "thop_old"]
 Quantity = Literal["macs", "params", "channels", "latency"]
 
 
+def _reach(layer: Layer, width_in: int) -> int:
+    """Input channels that one filter sees; grouped convolutions lose whole groups."""
+    return width_in if layer.groups == 1 else layer.width_in // layer.groups
+
+
 def _macs(layer: Layer, width_in: int, width_out: int) -> int:
     if layer.kind == "conv":
-        groups = width_out if layer.depthwise else layer.groups
-        return width_out * (width_in // groups) * layer.kernel * layer.positions
+        return width_out * _reach(layer, width_in) * layer.kernel * layer.positions
     if layer.kind == "linear":
         return width_in * width_out * layer.positions
     return 0
@@ -50,7 +54,7 @@ def _old(layer: Layer) -> float:
     """What thop before 0.1 charges per output channel beside multiplications."""
     if layer.kind == "pool":  # thop 0.1.1 charges 1 per output element of a plain pool, at least 2 of an adaptive one
         return layer.thop if layer.thop > layer.positions else 0.0
-    return float({"conv": layer.bias, "norm": 2, "linear": 0}[layer.kind] * layer.positions)
+    return float({"conv": layer.bias, "norm": 2, "linear": 0, "table": 0}[layer.kind] * layer.positions)
 
 
 def params(channels: Channels, kept: Mapping[str, int] | None = None, kernels_only: bool = False) -> int:
@@ -60,8 +64,7 @@ def params(channels: Channels, kept: Mapping[str, int] | None = None, kernels_on
         width_in, width_out = widths[name]
         total += 0 if kernels_only else layer.bias * width_out
         if layer.kind in ("conv", "linear"):
-            groups = width_out if layer.depthwise else layer.groups
-            total += width_out * (width_in // groups) * layer.kernel
+            total += width_out * _reach(layer, width_in) * layer.kernel
     return total
 
 

@@ -24,7 +24,7 @@ def narrowed(channels: Channels, plan: Plan) -> Channels:
     layers = {}
     for name, layer in channels.layers.items():
         width_in, width_out = widths[name]
-        groups = width_out if layer.depthwise else layer.groups
+        groups = width_out * layer.groups // layer.width_out if layer.groups > 1 else 1  # they go whole
         layers[name] = replace(layer, width_in=width_in, width_out=width_out, groups=groups)
     new = {at: {old: now for now, old in enumerate(positions)} for at, positions in places.items()}
     groups = tuple(_cut(group, plan.kept(group.name), new) for group in channels.groups)
@@ -39,5 +39,5 @@ def _cut(group: ChannelGroup, kept: Iterable[int], new: dict[tuple[str, Side], d
         stays = [(i, order[ch]) for i, ch in zip(c.index, c.channel, strict=True) if ch in order]
         places = new[c.layer, c.side]
         couplings.append(Coupling(c.layer, c.side, tuple(places[i] for i, _ in stays), tuple(n for _, n in stays)))
-    why = group.protected or ("it has a single channel" if len(order) == 1 else "")
+    why = group.protected or (f"it has a single {group.unit}" if len(order) == 1 else "")
     return replace(group, width=len(order), couplings=tuple(couplings), protected=why, gone=group.width - len(order))

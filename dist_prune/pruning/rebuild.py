@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.errors import PruneError
+from dist_prune.pruning import units
 from dist_prune.pruning.plan import Plan
 
 
@@ -18,17 +19,22 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.M
         plan: the plan that was cut; its dense widths prove that the model is the right one.
         weights: the small network's state dict.
     """
+    modules, widths = dict(model.named_modules()), {}
     for name, width in plan.widths.items():
-        layer = dict(model.named_modules()).get(name)
-        found = getattr(layer, "out_channels", getattr(layer, "out_features", None))
-        if found != width:
+        layer = modules.get(name)
+        found = widths[name] = getattr(layer, "out_channels", getattr(layer, "out_features", None))
+        if found is None or found % width:  # a unit is several outputs
             raise PruneError(f"this network does not fit the plan: {name!r} has width {found}, the plan says {width}")
     for name, count in plan.counts.items():
-        if f"{name}.weight" in weights and len(weights[f"{name}.weight"]) != count:
+        each = widths[name] // plan.widths[name]
+        if f"{name}.weight" in weights and len(weights[f"{name}.weight"]) != count * each:
             found = len(weights[f"{name}.weight"])
-            raise PruneError(f"the weights do not fit the plan: {name!r} has {found} channels, the plan leaves {count}")
+            raise PruneError(
+                f"the weights do not fit the plan: {name!r} has {found} channels, the plan leaves {count * each}"
+            )
     for name, module in model.named_modules():
         _take_shapes(module, name, weights)
+    units.settle(model)
     missing, extra = model.load_state_dict(dict(weights), strict=False)
     if missing or extra:
         raise PruneError(f"weights do not fit the network: missing {missing[:3]}, not expected {extra[:3]}")
@@ -54,12 +60,13 @@ def _take_shapes(module: nn.Module, name: str, weights: Mapping[str, Tensor]) ->
     weight: Any = module._parameters.get("weight")
     if isinstance(module, nn.Conv2d):
         depthwise = module.groups == module.in_channels == module.out_channels > 1
+        each = module.out_channels // module.groups  # grouped convolutions lose whole groups
         module.out_channels = weight.shape[0]
-        module.groups = weight.shape[0] if depthwise else module.groups
+        module.groups = weight.shape[0] if depthwise else weight.shape[0] // each if module.groups > 1 else 1
         module.in_channels = weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.modules.batchnorm._BatchNorm):
         module.num_features = len(weights[f"{prefix}running_mean"])
-    else:
+    elif not units.takes_shapes(module):
         raise PruneError(f"{name}: a {type(module).__name__} cannot take new widths")

@@ -61,6 +61,8 @@ def _members(channels: Channels, group: ChannelGroup) -> Iterator[tuple[Coupling
     """Where weights of the group lie, and along which side of them its channels do."""
     for coupling in group.couplings:
         layer = channels.layers[coupling.layer]
+        if coupling.side == "in" and layer.groups > 1 and not layer.depthwise:
+            continue  # a grouped convolution's filters go whole, and count at the outputs
         if layer.kind in ("conv", "linear") or (layer.kind == "norm" and layer.bias):
             yield coupling, "in" if coupling.side == "in" and not layer.depthwise else "out"
 

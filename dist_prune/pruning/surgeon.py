@@ -7,14 +7,16 @@ import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
+from torch_pruning.dependency import index_mapping
 from torch_pruning.ops import OPTYPE
 
 from dist_prune.errors import PruneError
+from dist_prune.pruning import units
 from dist_prune.pruning.channels import ChannelGroup, Channels, Coupling, Layer
 from dist_prune.pruning.masks import zero
 from dist_prune.pruning.plan import Plan
@@ -25,6 +27,7 @@ from dist_prune.pruning.trace import layers_of
 __all__ = ["cut_along", "operate", "rebuild", "sites_of"]
 
 _POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+SPREAD = 2**16  # positions that one channel may take in all reshapes together
 
 
 class _PoolFollows(tp.BasePruningFunc):
@@ -52,34 +55,23 @@ def sites_of(model: nn.Module, example: Tensor) -> Channels:
     """
     device = next(model.parameters()).device
     try:
-        layers = layers_of(model, example.to(device))
+        layers = layers_of(model, example.to(device)) | units.tables(model)
     except RuntimeError as error:
         shape = "x".join(map(str, example.shape[1:]))
         raise PruneError(f"the network does not run on images of {shape}: {str(error).splitlines()[0]}") from error
-    try:
-        graph = _trace(copy.deepcopy(model).cpu(), example.cpu())
-    except Exception as error:  # torch-pruning raises whatever its tracer stumbled over
-        raise PruneError(f"the network could not be traced: {type(error).__name__}: {error}") from error
-    names = {module: name for name, module in graph.model.named_modules()}
     order = {name: number for number, name in enumerate(layers)}
-    depth = _depths(graph)
-    groups, seen = [], set()
-    for module, name in names.items():
-        if (
-            name in layers
-            and layers[name].kind in ("conv", "linear")
-            and name not in seen
-            and module in graph.module2node
-        ):
-            if layers[name].depthwise:
-                continue
-            group = _group(graph, module, names, layers, lambda n: (depth[n], order[n]))
-            seen.update(group.producers)
-            groups.append(group)
+    with _Mended():
+        try:
+            graph = _trace(copy.deepcopy(model).cpu(), example.cpu())
+        except Exception as error:  # torch-pruning raises whatever its tracer stumbled over
+            raise PruneError(f"the network could not be traced: {type(error).__name__}: {error}") from error
+        depth = _depths(graph)
+        groups = _groups(graph, layers, lambda n: (depth[n], order[n]))
     if not groups:
         raise PruneError(
             "no channel group was found: the network's forward pass cuts the autograd graph (detach, no_grad)"
         )
+    groups = units.with_heads(model, units.merged(groups, layers, lambda n: (depth[n], order[n])), layers)
     covered = sum(_params(layer) for layer in layers.values())
     other = sum(p.numel() for p in model.parameters()) - covered
     channels = Channels(layers, tuple(sorted(groups, key=lambda g: order[g.name])), other, tuple(example.shape[1:]))
@@ -97,6 +89,7 @@ def operate(model: nn.Module, channels: Channels, plan: Plan) -> None:
             cuts.setdefault((coupling.layer, coupling.side), set()).update(coupling.positions(gone))
     for (name, side), positions in cuts.items():
         _cut(model.get_submodule(name), channels.layers[name], side, sorted(positions))
+    units.settle(model)
 
 
 def cut_along(model: nn.Module, channels: Channels, plan: Plan, tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -127,6 +120,46 @@ def _trace(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
         return tp.DependencyGraph().build_dependency(model, example, customized_pruners=pools, verbose=False)
 
 
+class _Mended:
+    """torch-pruning where it stumbles, for the time of a trace.
+
+    It adds up the sizes of what is concatenated and knows none of what comes from the image or from a bare parameter.
+    Two concatenations with such a part go on: of which the known parts are as wide as the result (tokens are put
+    together, not channels), and of nothing but such parts (no channel of a layer runs through them). Reshapes that mix
+    channels can spread one over millions of positions: that is an error instead of hours.
+    """
+
+    left: ClassVar[int] = SPREAD  # positions that those followed now may still take
+
+    def __init__(self):
+        self._concatenate, self._flatten = index_mapping.update_concat_index_mapping, index_mapping._FlattenIndexMapping
+
+    def __enter__(self) -> "_Mended":
+        mended, flatten = self, self._flatten.__call__
+
+        def update(graph: Any, node: Any) -> None:
+            try:
+                mended._concatenate(graph, node)
+            except TypeError:
+                sizes = [size for size in node.module.concat_sizes if size is not None]
+                if sizes and sum(sizes) != index_mapping.shape_infer.infer_in_channels_recursively(graph, node, [0]):
+                    raise
+
+        class Counted(self._flatten):  # type: ignore[name-defined,misc]
+            def __call__(self, idxs: Any) -> Any:
+                _Mended.left -= len(idxs) * (1 if self.reverse else self._stride)
+                if _Mended.left < 0:
+                    raise OverflowError(f"reshapes spread one over more than {SPREAD} positions")
+                return flatten(self, idxs)
+
+        index_mapping.update_concat_index_mapping, index_mapping._FlattenIndexMapping = update, Counted
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        index_mapping.update_concat_index_mapping = self._concatenate
+        index_mapping._FlattenIndexMapping = self._flatten
+
+
 def _depths(graph: tp.DependencyGraph) -> dict[str, int]:
     """Module name -> convolutions and linear layers on the longest way from the input to it, itself included."""
     depth: dict[Any, int] = {}
@@ -147,6 +180,22 @@ def _depths(graph: tp.DependencyGraph) -> dict[str, int]:
     }
 
 
+def _groups(graph: tp.DependencyGraph, layers: Mapping[str, Layer], rank: Any) -> list[ChannelGroup]:
+    """The groups of all convolutions and linear layers."""
+    groups: list[ChannelGroup] = []
+    seen: set[str] = set()
+    names = {module: name for name, module in graph.model.named_modules()}
+    for module, name in names.items():
+        layer = layers.get(name)
+        if layer is None or layer.kind not in ("conv", "linear") or layer.depthwise or name in seen:
+            continue
+        if module in graph.module2node:
+            group = _group(graph, module, names, layers, rank)
+            seen.update(group.producers)
+            groups.append(group)
+    return groups
+
+
 def _group(
     graph: tp.DependencyGraph, root: nn.Module, names: Mapping[Any, str], layers: Mapping[str, Layer], rank: Any
 ) -> ChannelGroup:
@@ -154,22 +203,27 @@ def _group(
 
     One channel is followed first: mapping all of them through a reshape that mixes channels can take minutes.
     """
-    couplings, strange = _couplings(graph, root, names, layers, 1)
-    if strange:
-        ranked = tuple(sorted(_producers(couplings, layers) | {names[root]}, key=rank))
-        group = ChannelGroup(ranked[0], layers[ranked[0]].width_out, ranked, tuple(couplings))
-        return replace(group, protected=_reason(graph, group, layers, strange))
-    first = _producers(_couplings(graph, root, names, layers)[0], layers) | {names[root]}
-    leader = min(first, key=rank)
-    couplings, strange = _couplings(graph, graph.model.get_submodule(leader), names, layers)
+    try:
+        couplings, strange = _couplings(graph, root, names, layers, 1)
+        if not strange:
+            first = _producers(_couplings(graph, root, names, layers)[0], layers) | {names[root]}
+            leader = min(first, key=rank)
+            couplings, strange = _couplings(graph, graph.model.get_submodule(leader), names, layers)
+        else:
+            leader = min(_producers(couplings, layers) | {names[root]}, key=rank)
+    except Exception as error:  # torch-pruning does not follow channels through every reshape
+        name = names[root]
+        why = f"its channels cannot be followed ({type(error).__name__}: {error})"
+        return ChannelGroup(name, layers[name].width_out, (name,), (), why)
     ranked = tuple(sorted(_producers(couplings, layers) | {leader}, key=rank))
-    group = ChannelGroup(leader, layers[leader].width_out, ranked, tuple(couplings))
+    group = ChannelGroup(ranked[0], layers[ranked[0]].width_out, ranked, tuple(couplings))
     return replace(group, protected=_reason(graph, group, layers, strange))
 
 
 def _members(graph: tp.DependencyGraph, module: nn.Module, channels: list[int]) -> Any:
     pruner = graph.get_pruner_of_module(module)
     assert pruner is not None
+    _Mended.left = SPREAD * len(channels)
     return graph.get_pruning_group(module, pruner.prune_out_channels, channels)
 
 
@@ -205,15 +259,11 @@ def _reason(graph: tp.DependencyGraph, group: ChannelGroup, layers: Mapping[str,
     widths = sorted({layers[name].width_out for name in group.producers})
     if strange:
         return f"it runs through {strange[0]}, whose channels cannot be cut one by one"
-    grouped = [c.layer for c in group.couplings if layers[c.layer].groups > 1 and not layers[c.layer].depthwise]
-    if grouped:
-        return f"{grouped[0]} is a grouped convolution"
     if len(widths) > 1:
         return f"its layers are {', '.join(map(str, widths))} channels wide: a shortcut pads, slices or mixes channels"
-    for coupling in group.couplings:
-        counts = torch.bincount(torch.tensor(coupling.channel), minlength=group.width)
-        if len(set(counts.tolist())) > 1:
-            return f"its channels take unequal shares of {coupling.layer}"
+    shares = units.uneven(group)
+    if shares:
+        return shares
     if not any(coupling.side == "in" for coupling in group.couplings):
         return "its channels are the network's outputs"
     leader = graph.model.get_submodule(group.name)
@@ -255,6 +305,10 @@ def _cut(module: nn.Module, layer: Layer, side: str, positions: list[int]) -> No
         tp.prune_batchnorm_out_channels(module, positions)
     elif layer.kind == "conv" and layer.depthwise:
         tp.prune_depthwise_conv_out_channels(module, positions)
+    elif layer.kind == "table":
+        units.cut_table(module, positions)
+    elif layer.kind == "conv" and layer.groups > 1:
+        units.cut_grouped(module, side, positions)  # type: ignore[arg-type]
     elif layer.kind == "conv":
         (tp.prune_conv_out_channels if side == "out" else tp.prune_conv_in_channels)(module, positions)
     elif layer.kind == "linear":

@@ -65,6 +65,11 @@ def _sparse_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     ]
 
 
+def _unit(group: Mapping[str, Any]) -> str:
+    """What the channels of a group are, where they are whole heads or conv groups."""
+    return "" if group.get("unit", "channel") == "channel" else f" {group['unit']}s"
+
+
 def _event(event: Mapping[str, Any]) -> str:
     more = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("stage", "event"))
     return f"{event['stage']}: {event['event']}" + (f" ({more})" if more else "")
@@ -147,7 +152,7 @@ def html(
     cells = "".join(f"<tr><td>{e(n)}</td>{''.join(f'<td>{e(c)}</td>' for c in cs)}</tr>" for n, cs in rows(body))
     groups = body["plan"]["groups"]
     listed = "".join(
-        f"<tr><td><code>{e(g['name'])}</code></td><td>{g['width']}</td><td>{g['kept']}</td>"
+        f"<tr><td><code>{e(g['name'])}</code></td><td>{g['width']}{_unit(g)}</td><td>{g['kept']}</td>"
         f"<td>{len(g['layers'])}</td><td class=why>{e(g['reason'])}</td></tr>"
         for g in groups
     )

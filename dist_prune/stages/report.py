@@ -71,7 +71,7 @@ def collect(work: Work) -> dict[str, Any]:
     metrics = json.loads((work.folder / "metrics.json").read_text())
     groups = [
         {
-            "name": group.name, "layers": list(group.layers), "width": group.width,
+            "name": group.name, "layers": list(group.layers), "width": group.width, "unit": group.unit,
             "kept": plan.counts[group.name], "reason": plan.reasons.get(group.name, ""),
         }
         for group in channels.groups

@@ -15,21 +15,26 @@ from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.rounds import scheduled, share_at
 from dist_prune.runtime import backbones
 from tests import tiny
+from tests.pruning import test_units
 
-NETWORKS = ["resnet8p_cifar", "densenet40_cifar", "mobilenetv1_cifar", "googlenet_cifar"]
+NETWORKS = ["resnet8p_cifar", "densenet40_cifar", "mobilenetv1_cifar", "googlenet_cifar", "vit", "swin", "resnext"]
 
 
 def built(name: str) -> nn.Module:
-    """In double precision, for 32x32 images of one channel: residual, concatenated, depthwise."""
+    """In double precision, for images of one channel: residual, concatenated, depthwise, with heads, grouped."""
     torch.manual_seed(0)
-    return backbones.create(name, 10, 1).double().eval()
+    return test_units.network(name) if name in test_units.NETWORKS else backbones.create(name, 10, 1).double().eval()
+
+
+def side(name: str) -> int:
+    return test_units.NETWORKS[name][1].get("img_size", 32) if name in test_units.NETWORKS else 32
 
 
 def some_plan(channels: Channels, rng: random.Random, share: float = 0.5) -> Plan:
-    """A random plan that leaves at least one channel of each free group."""
+    """A random plan that leaves at least two channels of each free group."""
     kept = {}
     for group in channels.free:
-        count = rng.randint(max(1, round(group.width * share)), group.width)
+        count = rng.randint(min(group.width, max(2, round(group.width * share))), group.width)
         kept[group.name] = sorted(rng.sample(range(group.width), count))
     return Plan.keeping(channels, kept)
 
@@ -61,7 +66,7 @@ def described(channels: Channels) -> tuple:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_arithmetic_finds_what_tracing_the_small_network_finds(name):
-    model, x = built(name), tiny.example(size=32)
+    model, x = built(name), tiny.example(size=side(name))
     channels = surgeon.sites_of(model, x[:1])
     for seed in range(2):
         plan = some_plan(channels, random.Random(seed))
@@ -72,7 +77,7 @@ def test_arithmetic_finds_what_tracing_the_small_network_finds(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_rounds_are_one_cut_of_the_composed_plan(name):
     """Bit for bit, shapes and weights; three rounds by arithmetic against one operation on the dense network."""
-    model, x = built(name), tiny.example(size=32)
+    model, x = built(name), tiny.example(size=side(name))
     dense = surgeon.sites_of(model, x[:1])
     for seed in range(3):
         rng, small, whole, now = random.Random(seed), model, None, dense

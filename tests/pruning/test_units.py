@@ -1,0 +1,131 @@
+"""Whole units: attention heads and the groups of grouped convolutions, scored, cut, gated and loaded again."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dist_prune.bench import Bench
+from dist_prune.methods.method import Method
+from dist_prune.pruning import cost, surgeon
+from dist_prune.pruning.channels import Channels
+from dist_prune.pruning.choose import Request
+from dist_prune.pruning.gates import gated
+from dist_prune.pruning.plan import Plan
+from dist_prune.runtime import backbones
+from tests import tiny
+
+VIT = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 4, "img_size": 8}
+SWIN = {"patch_size": 1, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4, "img_size": 8}
+NETWORKS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "vit": ("vit_tiny_patch16_224", VIT, "head"),
+    "swin": ("swin_tiny_patch4_window7_224", SWIN, "head"),
+    "resnext": ("resnext50_32x4d", {"layers": (1, 1, 1, 1), "cardinality": 4, "base_width": 32}, "conv group"),
+    "regnet": ("regnetx_002", {}, "conv group"),
+}
+WEIGHTS = ("l1", "l2", "fpgm", "whc", "random", "group_norm")
+
+
+def network(which: str) -> nn.Module:
+    name, kwargs, _ = NETWORKS[which]
+    torch.manual_seed(0)
+    model = backbones.create(name, 10, 1, kwargs=kwargs).double()
+    for parameter in model.parameters():  # tables of zeros, shifts of zeros: something has to depend on them
+        if parameter.dim() < 2 or float(parameter.detach().abs().max()) == 0:
+            parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+def plan_of(method: Method, bench: Bench, request: Request) -> tuple[Channels, Plan]:
+    channels = method.limits(bench.channels)
+    return channels, method.select(method.score(bench), channels, request)
+
+
+@pytest.mark.parametrize("which", NETWORKS)
+@pytest.mark.parametrize("name", ["l1", "taylor"])
+def test_units_are_scored_cut_and_loaded(which, name):
+    """Gates say what surgery does; arithmetic counts what is there; the saved weights load without a trace."""
+    model, unit = network(which), NETWORKS[which][2]
+    bench = tiny.bench(model, images=14)
+    channels, plan = plan_of(tiny.method(name), bench, Request(keep_ratio=0.5, scope="local"))
+    whole = [group for group in channels.free if group.unit == unit]
+    assert whole
+    assert all(len(plan.removed[group.name]) == group.width // 2 for group in whole)
+    images = next(bench.feed.batches([bench.ids])).images
+    with gated(model, channels, plan.removed), torch.no_grad():
+        expected = model(images)
+    small = tiny.cut(model, channels, plan)
+    with torch.no_grad():
+        found = small(images)
+    assert torch.allclose(found, expected, atol=1e-9)
+    assert sum(p.numel() for p in small.parameters()) == cost.params(channels, plan.counts)
+    traced = surgeon.sites_of(small, tiny.example()[:1])
+    assert cost.macs(traced) == cost.macs(channels, plan.counts)
+    shell = backbones.create(NETWORKS[which][0], 10, 1, kwargs=NETWORKS[which][1]).double()
+    again = surgeon.rebuild(shell, Plan.from_json(plan.to_json()), small.state_dict()).eval()
+    with torch.no_grad():
+        assert torch.equal(again(images), found)
+    again.train()(images).square().mean().backward()
+
+
+@pytest.mark.parametrize("which", ["vit", "swin"])
+def test_attention_knows_how_many_heads_are_left(which):
+    model = network(which)
+    channels = surgeon.sites_of(model, tiny.example()[:1])
+    group = next(group for group in channels.free if group.unit == "head")
+    small = tiny.cut(model, channels, Plan({group.name: (1,)}, {g.name: g.width for g in channels.groups}))
+    path = group.name.removesuffix(".qkv")
+    attention: Any = small.get_submodule(path)
+    before: Any = model.get_submodule(path)
+    assert attention.num_heads == before.num_heads - 1
+    width = before.qkv.out_features // (3 * before.num_heads)
+    rows = [r for r in range(before.qkv.out_features) if r // width % before.num_heads != 1]
+    assert torch.equal(attention.qkv.weight, before.qkv.weight[rows])
+    if which == "swin":
+        columns = [head for head in range(before.num_heads) if head != 1]
+        assert torch.equal(attention.relative_position_bias_table, before.relative_position_bias_table[:, columns])
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("which", ["vit", "resnext"])
+def test_criteria_of_weights_give_one_score_per_unit(which, name):
+    bench = tiny.bench(network(which), images=7)
+    _, plan = plan_of(tiny.method(name), bench, Request(target=("macs", 0.6)))
+    assert cost.macs(bench.channels, plan.counts) <= 0.6 * cost.macs(bench.channels)
+
+
+def test_the_l1_of_a_head_is_the_l1_of_its_rows():
+    model = network("vit")
+    bench = tiny.bench(model, images=7)
+    site = next(site for site in bench.sites if site.name.endswith("qkv"))
+    scores = tiny.method("l1").score(bench)[site.name]
+    weight = model.get_submodule(site.name).weight.detach()
+    rows = weight.abs().sum(1).view(3, 4, 6).sum((0, 2))  # queries, keys and values of four heads, six wide
+    assert torch.allclose(scores, rows)
+
+
+def test_methods_that_judge_single_channels_leave_units_alone_and_say_so():
+    bench = tiny.bench(network("resnext"), images=7)
+    channels = tiny.method("hrank").limits(bench.channels)
+    group = next(group for group in channels.groups if group.unit == "conv group")
+    assert group.protected == "it goes by whole conv groups, and this method judges single channels"
+
+
+def test_ranks_agree_on_units(pool):
+    one = fingerprint()
+    assert pool.run(2, fingerprint) == [one, one]
+
+
+def fingerprint(ranks: Any = None) -> str:
+    bench = tiny.bench(network("vit"), ranks, images=21)
+    return plan_of(tiny.method("taylor"), bench, Request(target=("macs", 0.6)))[1].fingerprint
+
+
+def test_scale_norm_and_gated_attention_keep_their_heads():
+    """A norm over all heads, or a gate beside them, is made for the dense number of heads."""
+    model = backbones.create("vit_tiny_patch16_224", 10, 1, kwargs={**VIT, "scale_attn_norm": True}).eval()
+    channels = surgeon.sites_of(model.double(), tiny.example()[:1])
+    assert not [group for group in channels.groups if group.unit == "head"]
+    copy.deepcopy(model)(tiny.example())
