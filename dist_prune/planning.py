@@ -28,14 +28,16 @@ def act(given: argparse.Namespace) -> tuple[str, Any, int]:
 
     run = Path(given.source)
     in_run = (run / "recipe.yaml").is_file()
-    file = Path(given.from_json) if given.from_json else run / "round_1" / "plan.json"
+    recipe = str(run / "recipe.yaml") if in_run else given.source
+    spec = reading.load(recipe, given.overrides, methods.options_of, need_environment=False) if in_run else None
+    name = f"round_{spec.schedule.rounds if spec else 1}/plan.json"
+    file = Path(given.from_json) if given.from_json else run / name
     if not given.from_json and not file.is_file():
         raise PruneError(
-            f"{given.source} is no run directory with a plan (round_1/plan.json). For a recipe, name the plan's file: "
+            f"{given.source} is no run directory with a plan ({name}). For a recipe, name the plan's file: "
             f"dist-prune plan {given.source} --from-json FILE"
         )
-    recipe = str(run / "recipe.yaml") if in_run else given.source
-    spec = reading.load(recipe, given.overrides, methods.options_of, need_environment=False)
+    spec = spec or reading.load(recipe, given.overrides, methods.options_of, need_environment=False)
     kind = methods.find(spec.method["name"])
     method = kind(kind.Options.model_validate({key: value for key, value in spec.method.items() if key != "name"}))
     channels, classes, assumed = traced(spec, method)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from dist_prune.sections import Backbone, Data, Part, Training
 
@@ -116,6 +116,25 @@ class Target(Part):
         return next(((k, getattr(self, k)) for k in QUANTITIES if getattr(self, k) is not None), None)
 
 
+class Schedule(Part):
+    """One shot, or rounds: score, cut and finetune by turns. The last round's finetune is the recipe's."""
+
+    rounds: int = Field(default=1, ge=1, description="how often the network is scored and cut; 1: one shot")
+    spacing: Literal["geometric", "linear"] = Field(
+        default="geometric",
+        description="how target, keep ratios and counts go down over the rounds: by equal factors, or in equal steps; "
+        "a threshold is applied anew in each",
+    )
+    finetune_epochs: int = Field(
+        default=1, ge=0, description="epochs of finetuning between two rounds, by the other keys of finetune"
+    )
+    carry_optimizer: bool = Field(
+        default=False,
+        description="the optimizer's state and averaged weights of the kept epoch go on in the next round's "
+        "finetuning, cut as the weights are",
+    )
+
+
 class Evaluate(Part):
     batch: int = Field(default=250, ge=1, description="images per step of an evaluation")
 
@@ -182,6 +201,7 @@ class Recipe(Part):
     method: dict[str, Any] = Field(description="name, and the method's own keys (below)")
     select: Select = Select()
     target: Target = Target()
+    schedule: Schedule = Schedule()
     finetune: Training = Training(lr=0.01)
     reruns: int = Field(
         default=1, ge=1, description="finetunings of the same pruned network by as many seeds; the first is kept"
@@ -190,6 +210,21 @@ class Recipe(Part):
     information: Information = Information()
     report: Report = Report()
     cluster: Cluster = Cluster()
+
+    @property
+    def between(self) -> Training:
+        """The training between two rounds: once, whatever cutting cost."""
+        body = self.finetune.model_dump() | {"epochs": self.schedule.finetune_epochs, "only_if_drop": None}
+        return Training.model_validate(body)
+
+    @model_validator(mode="after")
+    def _between(self):
+        if self.schedule.rounds > 1:
+            try:
+                _ = self.between
+            except ValidationError as error:
+                raise ValueError(f"schedule.finetune_epochs: {error.errors()[0]['msg']}") from error
+        return self
 
     def resolved(self) -> dict[str, Any]:
         """Plain, JSON-ready values of every key, defaults filled in."""

@@ -28,6 +28,7 @@ from dist_prune.runtime import stopping, tracking
 from dist_prune.runtime.collectives import RankLostError, leave, overheard
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.stopping import PreemptedError
+from dist_prune.stages import checking
 from dist_prune.stages.sharing import Shelf
 from dist_prune.stages.work import Work
 
@@ -123,9 +124,9 @@ def run(
     work = Work(spec, machine, tracker, folder, method(options))
     if shared is not None:
         work.shelf = Shelf(shared.resolve(), folder.resolve(), spec.cluster.holder_timeout_s)
-    work.precheck()
+    checking.precheck(work)
     missed = ""
-    for stage in stages.ORDER:
+    for stage in stages.order(spec.schedule.rounds, spec.schedule.carry_optimizer):
         with overheard(ranks):
             missed = stages.perform(stage, work)["facts"].get("missed", missed)
         if stage.name == until:

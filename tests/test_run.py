@@ -64,7 +64,7 @@ def test_report_json(finished):
         assert {"ms", "images_per_s", "device", "threads"} <= body[kind]["latency"]["8"].keys()
     assert body["finetuned"]["macs"] / body["dense"]["macs"] == pytest.approx(body["achieved"]["macs"])
     assert body["achieved"]["macs"] <= body["target"]["macs"]
-    assert {"name", "layers", "width", "kept", "reason"} == body["plan"]["groups"][0].keys()
+    assert {"name", "layers", "width", "unit", "kept", "reason"} == body["plan"]["groups"][0].keys()
     assert body["dense"]["size_bytes"] == (finished[0] / "dense.safetensors").stat().st_size
     said = body["communication"]
     assert {"train", "score", "finetune", "evaluate"} <= said.keys()

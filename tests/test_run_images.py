@@ -17,6 +17,7 @@ from dist_prune.runtime import checkpoint
 from dist_prune.runtime.data.sources import ArraySource, open_source
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.stages import score
+from dist_prune.stages.checking import precheck
 from dist_prune.stages.work import Work
 from tests import tiny
 from tests.launch import PYTHON, SMALL, TORCHRUN, report, run, start
@@ -128,7 +129,7 @@ def test_an_unreadable_image_ends_a_run_by_default(digits, tmp_path):
 )
 def test_data_keys_that_cannot_be_met(digits, tmp_path, words, said):
     with pytest.raises(PruneError, match=re.escape(said)):
-        work_of(tmp_path, f"data.root={digits[0]}", *words).precheck()
+        precheck(work_of(tmp_path, f"data.root={digits[0]}", *words))
 
 
 def work_of(folder: Path, *words: str) -> Work:

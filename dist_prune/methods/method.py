@@ -197,6 +197,7 @@ class Method(ABC):
         trains_weights: whether surgery starts from weights that ``score`` returns, ``trained/<name>`` for each entry
             of the dense state dict, instead of the dense ones.
         units: whether it can judge whole units, attention heads and groups of grouped convolutions, as channels.
+        one_shot: why the network that a plan leaves cannot be scored and cut again (schedule.rounds); empty: it can.
     """
 
     paper: ClassVar[str]
@@ -204,6 +205,7 @@ class Method(ABC):
     equivariant: ClassVar[bool] = True
     trains_weights: ClassVar[bool] = False
     units: ClassVar[bool] = False
+    one_shot: ClassVar[str] = ""
 
     def __init__(self, options: Any):
         self.options = options

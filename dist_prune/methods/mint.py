@@ -80,6 +80,7 @@ class Mint(method.Method):
     """``p`` masks blocks of weights; a target or a keep ratio removes whole channels by their summed scores."""
 
     paper = "Ganesh et al., MINT: deep network compression via mutual information-based neuron trimming, ICPR 2020"
+    one_shot = "it masks blocks of weights, and pairs of layers that are masked already cannot be judged"
     Options = Options
     equivariant = False  # groups are made of neighbouring channels
 

@@ -87,6 +87,7 @@ class Sensitivity(method.Method):
     Options = Options
     equivariant = False  # a mask's convolution starts from random weights
     trains_weights = True
+    one_shot = "its masks and weights are learned together, in rounds of its own (method.rounds)"
 
     def has(self, quirk: Quirk) -> bool:
         """Whether this departure of the released code is asked for."""

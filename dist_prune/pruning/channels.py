@@ -61,6 +61,12 @@ class ChannelGroup:
     protected: str = ""  # why nothing may be cut; empty: free
     excluded: bool = False  # the recipe wants the layers that make its channels left alone
     unit: Unit = "channel"  # what one of its channels is: whole heads and conv groups take several positions
+    gone: int = 0  # channels that earlier rounds cut: ``width`` is what they left of the dense network's
+
+    @property
+    def dense(self) -> int:
+        """The width in the dense network, which floors, caps and shares refer to."""
+        return self.width + self.gone
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -127,6 +133,7 @@ class Channels:
     other_params: int  # parameters that no group can change and no layer above counts
     example: tuple[int, ...]  # (C, H, W) of the input
     latency: LatencyTable | None = None  # measured times, where a target asks for them
+    origin: "Channels | None" = None  # of the dense network, where earlier rounds have cut this one (narrow.py)
 
     @property
     def free(self) -> tuple[ChannelGroup, ...]:

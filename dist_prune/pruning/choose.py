@@ -44,20 +44,20 @@ class Request:
     def step(self, group: ChannelGroup) -> int:
         """What kept channels are a multiple of."""
         if self.round_to:
-            return self.round_to if group.width > self.round_to else 1
+            return self.round_to if group.dense > self.round_to else 1
         by_cost = self.target is not None and self.target[0] in ("macs", "latency")
-        return AUTO_STEP if by_cost and group.width >= AUTO_WIDTH else 1
+        return AUTO_STEP if by_cost and group.dense >= AUTO_WIDTH else 1
 
     def floor(self, group: ChannelGroup) -> int:
         """The fewest channels that may stay, before rounding."""
         most = self.max_ratio if isinstance(self.max_ratio, float | int) else of_group(self.max_ratio or {}, group)
-        least = 0 if most is None else math.ceil(group.width * (1 - most) - 1e-9)
+        least = 0 if most is None else math.ceil(group.dense * (1 - most) - 1e-9)
         return min(max(1, self.min_channels, least), group.width)
 
     def width(self, group: ChannelGroup, count: int) -> int:
         """``count`` made legal: of ``keep_ratios`` where the group is named there, not below the floor, rounded up."""
         own = of_group(self.keep_ratios, group)
-        count = max(count if own is None else round(group.width * own), self.floor(group))
+        count = max(count if own is None else round(group.dense * own), self.floor(group))
         return min(math.ceil(count / self.step(group)) * self.step(group), group.width)
 
     def globs(self) -> dict[str, tuple[str, ...]]:
@@ -73,8 +73,11 @@ def of_group(named: Mapping[str, float], group: ChannelGroup) -> float | None:
 
 
 def share_of(channels: Channels, quantity: Quantity, kept: Mapping[str, int]) -> float:
-    """The share of the dense network's quantity that is left."""
-    return amount(channels, quantity, kept) / amount(channels, quantity)
+    """The share of the dense network's quantity that is left; groups that ``kept`` does not name stay as they are."""
+    dense = channels.origin or channels
+    return amount(dense, quantity, {group.name: group.width for group in channels.groups} | dict(kept)) / amount(
+        dense, quantity
+    )
 
 
 def reachable(channels: Channels, request: Request, quantity: Quantity) -> tuple[float, float]:
@@ -181,7 +184,7 @@ def keep_best(channels: Channels, scores: Mapping[str, Tensor], request: Request
         found = given_counts(channels, request)
         return best_of(channels, scores, {g.name: found.get(g.name, g.width) for g in channels.free})
     order = _removal_order(channels, scores, request, normalise)
-    total = sum(group.width for group in channels.free)
+    total, gone = sum(g.dense for g in (channels.origin or channels).free), sum(g.gone for g in channels.groups)
     if request.target is not None:
         quantity, share = request.target
         prefix = first_true(
@@ -194,7 +197,7 @@ def keep_best(channels: Channels, scores: Mapping[str, Tensor], request: Request
     elif request.scope == "local":
         prefix = sum(1 for priority, _, _ in order if priority <= 1 - request.keep_ratio + 1e-9)
     else:
-        prefix = int((1 - request.keep_ratio) * total + 1e-9)
+        prefix = max(0, int((1 - request.keep_ratio) * total + 1e-9) - gone)
     counts = _left(channels, order[:prefix], request)
     if request.target is not None:
         counts = _topped_up(channels, counts, order[:prefix], request)
@@ -234,7 +237,7 @@ def _removal_order(
         worth = sorted(float(value) for value in scores[group.name])
         mean = (sum(map(abs, worth)) / len(worth) or 1.0) if normalise else 1.0
         for rank, value in enumerate(worth):
-            priority = (rank + 1) / group.width if request.scope == "local" else value / mean
+            priority = (group.gone + rank + 1) / group.dense if request.scope == "local" else value / mean
             order.append((priority, number, rank))
     return sorted(order)
 

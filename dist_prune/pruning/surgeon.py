@@ -25,7 +25,7 @@ from dist_prune.pruning.probe import quiet
 from dist_prune.pruning.rebuild import rebuild
 from dist_prune.pruning.trace import layers_of
 
-__all__ = ["operate", "rebuild", "sites_of"]
+__all__ = ["cut_along", "operate", "rebuild", "sites_of"]
 
 _POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 SPREAD = 2**16  # positions that one channel may take in all members of its group together
@@ -92,6 +92,25 @@ def operate(model: nn.Module, channels: Channels, plan: Plan) -> None:
     for (name, side), positions in cuts.items():
         _cut(model.get_submodule(name), channels.layers[name], side, sorted(positions))
     units.settle(model)
+
+
+def cut_along(model: nn.Module, channels: Channels, plan: Plan, tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What ``operate`` leaves of tensors that are shaped and named as parameters and buffers of ``model``.
+
+    For optimizer states and averaged weights: they are cut by the operation that cuts the weights, not by another.
+    ``model`` is not changed.
+    """
+    other = copy.deepcopy(model)
+    for name, tensor in tables.items():
+        place, _, key = name.rpartition(".")
+        owner, fresh = other.get_submodule(place), tensor.detach().clone()
+        if key in owner._parameters:
+            owner._parameters[key] = nn.Parameter(fresh)
+        else:
+            owner._buffers[key] = fresh
+    operate(other, channels, plan)
+    found = {**dict(other.named_parameters()), **dict(other.named_buffers())}
+    return {name: found[name].detach() for name in tables}
 
 
 def _trace(model: nn.Module, example: Tensor) -> tp.DependencyGraph:

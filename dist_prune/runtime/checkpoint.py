@@ -117,7 +117,12 @@ def pack(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str,
     for index, values in state["state"].items():
         for key, value in values.items():
             (tensors if isinstance(value, Tensor) else plain)[f"{index}.{key}"] = value
-    return tensors, {"state": plain, "groups": state["param_groups"]}
+    # timm's lamb counts its steps in a tensor of the group, and takes a plain number back
+    groups = [
+        {key: value.item() if isinstance(value, Tensor) else value for key, value in group.items()}
+        for group in state["param_groups"]
+    ]
+    return tensors, {"state": plain, "groups": groups}
 
 
 def unpack(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The acts of a run, in order, and the artifacts that pass between them.
 
-    dense.safetensors -> score -> select -> prune -> finetune -> evaluate -> export -> report
+    dense.safetensors -> ( score -> select -> prune ) x rounds -> finetune -> evaluate -> export -> report
 
 A stage is a function from artifacts to artifacts (``act`` in the file of its name). It returns what it made and never
 asks which rank it is; ``perform`` writes, on the first rank, and keeps the ledger.
@@ -11,7 +11,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,75 +20,11 @@ from dist_prune.runtime import checkpoint
 from dist_prune.runtime.machine import describe
 from dist_prune.stages import outside
 from dist_prune.stages.code import commit_of
+from dist_prune.stages.order import ORDER, SHARED, Stage, order
 from dist_prune.stages.sharing import made_once
 from dist_prune.stages.work import Made, Work
 
-DENSE = "dense.safetensors"
-SCORES, PLAN, SMALL = "round_1/scores.safetensors", "round_1/plan.json", "round_1/small.safetensors"
-TUNED, METRICS, CURVES = "tuned.safetensors", "metrics.json", "curves.csv"
-BUNDLE = ("export/bundle.json", "export/model.safetensors")
-REPORT = ("report.json", "report.html")
-
-NETWORK = ("backbone.name", "backbone.kwargs", "backbone.pretrained")
-IMAGES = tuple(
-    f"data.{key}"
-    for key in (
-        "source", "train_split", "eval_split", "classes", "mean", "std", "image_size", "crop", "crop_mode",
-        "interpolation", "exif",
-    )
-)  # fmt: skip
-DRAWN = tuple(
-    f"data.{key}"
-    for key in (
-        "augment",
-        "padding",
-        "crop_scale",
-        "crop_ratio",
-        "auto_augment",
-        "random_erasing",
-        "random_erasing_mode",
-    )
-)
-TRAINING = (*NETWORK, *IMAGES, *DRAWN, "data.resize_schedule", "seed")
-ORIGIN = ("name", "seed", "method.name", "finetune.epochs")
-RECALIBRATION = ("score.balance", "score.micro_batch")
-SCORING = (*NETWORK, *IMAGES, *DRAWN, "score.images", "score.balance", "score.micro_batch", "seed")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One act.
-
-    Attributes:
-        name: its file in this folder.
-        reads: the recipe fields that decide its result (and nothing else does, beside the inputs).
-        inputs: artifacts it starts from.
-        outputs: artifacts it makes.
-        always: run it in every run, finished or not (reports are cheap and tell what happened).
-    """
-
-    name: str
-    reads: tuple[str, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    always: bool = False
-
-
-MANY = ("many.json", "many.safetensors")
-ORDER = (
-    Stage("train", (*TRAINING, "train"), (), (DENSE,)),
-    Stage("many", (*SCORING, "score.many", "method", "select", "target", "evaluate"), (DENSE,), MANY),
-    Stage("score", SCORING, (DENSE,), (SCORES,)),
-    Stage("select", (*NETWORK, "data.source", "data.image_size", "method", "select", "target"), (SCORES,), (PLAN,)),
-    Stage("prune", (*NETWORK, "method.fidelity", "method.quirks", "seed"), (DENSE, SCORES, PLAN), (SMALL,)),
-    Stage("finetune", (*TRAINING, *RECALIBRATION, "finetune", "reruns"), (DENSE, SMALL, PLAN), (TUNED,)),
-    Stage("evaluate", (*NETWORK, *IMAGES, "evaluate", "report"), (DENSE, SMALL, TUNED, PLAN), (METRICS,)),
-    Stage("curves", (*NETWORK, *IMAGES, "information", "evaluate", "score.micro_batch"), (DENSE, SCORES), (CURVES,)),
-    Stage("export", (*NETWORK, *IMAGES, *ORIGIN), (TUNED, PLAN, METRICS), BUNDLE),
-    Stage("report", (), (PLAN, METRICS, CURVES), REPORT, always=True),
-)
-# what tasks of a sweep make once for all, and what each keeps meanwhile to resume
-SHARED = {"train": ("train_checkpoints",), "score": ("round_1/partial",)}
+__all__ = ["ORDER", "Stage", "fingerprint", "order", "perform"]
 
 
 def fingerprint(stage: Stage, work: Work, growing: bool = True) -> str:
@@ -99,7 +34,8 @@ def fingerprint(stage: Stage, work: Work, growing: bool = True) -> str:
     """
     fields = pick(work.tree, stage.reads)
     for section in fields.keys() & {"train", "finetune"}:
-        fields[section] = {key: value for key, value in fields[section].items() if key not in SAFETY}
+        left_out = {*SAFETY, "epochs", "only_if_drop"} if stage.between else SAFETY
+        fields[section] = {key: value for key, value in fields[section].items() if key not in left_out}
     if stage.name == "score":
         options = work.method.Options
         grown = () if growing else options.growing_options()
@@ -115,8 +51,8 @@ def fingerprint(stage: Stage, work: Work, growing: bool = True) -> str:
             fields["replayed"] = True
     inputs = {name: file_digest(work.folder / name) for name in stage.inputs}
     found = work.outside(stage.name)
-    outside.same(stage.name, work, found)
-    return digest(canonical({"stage": stage.name, "fields": fields, "inputs": inputs, "outside": found}))
+    outside.same(stage.label, work, found)
+    return digest(canonical({"stage": stage.label, "fields": fields, "inputs": inputs, "outside": found}))
 
 
 def perform(stage: Stage, work: Work) -> dict[str, Any]:
@@ -125,21 +61,23 @@ def perform(stage: Stage, work: Work) -> dict[str, Any]:
     if stage.name == "many" and not work.recipe.score.many:
         return {"stage": "many", "facts": {}}
     identity = ranks.from_first(ranks.together(lambda: fingerprint(stage, work))) or ""
-    done = ranks.from_first(ranks.together(lambda: work.ledger.done(stage.name, identity)))
+    done = ranks.from_first(ranks.together(lambda: work.ledger.done(stage.label, identity)))
     if done is not None and not stage.always:
-        work.tracker.say(f"{stage.name}: done before, skipped")
-        work.events.append({"stage": stage.name, "event": "skipped"})
+        work.tracker.say(f"{stage.label}: done before, skipped")
+        work.events.append({"stage": stage.label, "event": "skipped"})
         return done
-    work.tracker.say(f"{stage.name}: {_headline(stage.name, work)}")
+    work.tracker.say(f"{stage.label}: {_headline(stage, work)}")
     start, told, before = time.perf_counter(), len(work.events), dict(ranks.volume)
-    work.identity = identity
+    work.identity, work.round = identity, stage.round
     if stage.name == "score":
         work.lineage = ranks.from_first(ranks.together(lambda: fingerprint(stage, work, growing=False))) or ""
     if not stage.always:
-        ranks.together(lambda: _begin(stage.name, work))
+        ranks.together(lambda: _begin(stage, work))
     facts, drop = _make(stage, work)
+    for event in work.events[told:]:  # an act knows its own name, not which round it is
+        event["stage"] = stage.label if event["stage"] == stage.name else event["stage"]
     line = {
-        "stage": stage.name, "fingerprint": identity, "facts": facts, "world_size": ranks.world,
+        "stage": stage.label, "fingerprint": identity, "facts": facts, "world_size": ranks.world,
         "outside": work.outside(stage.name) if ranks.first else {}, "events": work.events[told:],
         "seconds": round(time.perf_counter() - start, 3), "said": ranks.since(before),
     }  # fmt: skip
@@ -151,7 +89,7 @@ def perform(stage: Stage, work: Work) -> dict[str, Any]:
 
 def _make(stage: Stage, work: Work) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Do the act and write its artifacts, or take those of another task; (facts, what may go afterwards)."""
-    ranks, drop = work.machine.ranks, SHARED.get(stage.name, ())
+    ranks, drop = work.machine.ranks, SHARED.get(stage.label, ())
 
     def make() -> dict[str, Any]:
         nonlocal drop
@@ -159,24 +97,24 @@ def _make(stage: Stage, work: Work) -> tuple[dict[str, Any], tuple[str, ...]]:
         work.close_feeds()
         ranks.together(lambda: _write(work, made))
         drop = made.drop
-        return made.facts | work.left_out(stage.name)
+        return made.facts | work.left_out(stage.label)
 
     elsewhere = work.recipe.select.plan or work.recipe.score.from_
-    if work.shelf is None or stage.name not in SHARED or elsewhere:
+    if work.shelf is None or stage.label not in SHARED or elsewhere:
         return make(), drop
     key = f"{stage.name}-{work.identity[:32]}"
     facts, other = made_once(work.shelf, key, stage.outputs, ranks, make, work.folder, work.tracker.say)
     if other:
         work.tracker.say(f"  taken from {other}")
-        work.events.append({"stage": stage.name, "event": "taken", "from": other})
+        work.events.append({"stage": stage.label, "event": "taken", "from": other})
     return facts, drop
 
 
-def _begin(stage: str, work: Work) -> None:
+def _begin(stage: Stage, work: Work) -> None:
     """environment.json tells of the last process that made something, not of one that found everything done."""
     body = describe(work.machine) | {"commit": commit_of(Path(__file__))}
     write_atomic(work.folder / "environment.json", json.dumps(body, indent=1))
-    outside.begin(stage, work, work.outside(stage))
+    outside.begin(stage.label, work, work.outside(stage.name))
 
 
 def _write(work: Work, made: Made) -> None:
@@ -196,7 +134,7 @@ def _digests(work: Work, names: Iterable[str]) -> dict[str, str]:
     return {name: file_digest(work.folder / name) for name in names}
 
 
-def _headline(stage: str, work: Work) -> str:
+def _headline(stage: Stage, work: Work) -> str:
     recipe = work.recipe
     return {
         "train": f"the dense {recipe.backbone.name}"
@@ -205,11 +143,11 @@ def _headline(stage: str, work: Work) -> str:
         "score": "calibration images",
         "select": "channels to keep",
         "prune": "cut them out",
-        "finetune": f"{recipe.finetune.epochs} epochs",
+        "finetune": f"{recipe.between.epochs if stage.between else recipe.finetune.epochs} epochs",
         "evaluate": "dense, pruned and finetuned: accuracy, cost, time",
         "curves": "every number of kept filters, group by group"
         if recipe.information.curves != "none"
         else "none asked for (information.curves)",
         "export": "the bundle",
         "report": "report.json and report.html",
-    }[stage]
+    }[stage.name]

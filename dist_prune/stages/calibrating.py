@@ -1,4 +1,4 @@
-"""The bench of a run: the dense network and the calibration images that the recipe draws."""
+"""The bench of a run: the network that a round scores, and the calibration images that the recipe draws."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from dist_prune.pruning.channels import Channels
 from dist_prune.runtime.data.dealing import calibration
 from dist_prune.stages.work import Work
 
-SCORES, RECORD = "round_1/scores.safetensors", "round_1/measured.jsonl"
+SCORES, RECORD = "scores.safetensors", "measured.jsonl"  # of a round
 
 
 def pool(work: Work) -> np.ndarray:
@@ -27,10 +27,10 @@ def pool(work: Work) -> np.ndarray:
 
 
 def starting(work: Work) -> nn.Module:
-    """The network that surgery starts from: the dense weights, or those that the method trained while it scored."""
-    model = work.dense()
+    """The network that surgery starts from: what the round before left, or what the method trained while it scored."""
+    model = work.before()
     if work.method.trains_weights and not work.recipe.select.plan:
-        scores = work.tensors(SCORES)
+        scores = work.tensors(work.here(SCORES))
         model.load_state_dict({n.removeprefix(TRAINED): t for n, t in scores.items() if n.startswith(TRAINED)})
     return model
 
@@ -38,7 +38,7 @@ def starting(work: Work) -> nn.Module:
 def calibrated(work: Work, channels: Channels, partial: Path) -> Bench:
     """``partial``: the folder of what a stopped process had seen."""
     recipe, labels = work.recipe, work.feed(work.method.sees != "test").source.labels
-    model, drawn = work.dense().to(work.machine.device), pool(work)
+    model, drawn = work.before().to(work.machine.device), pool(work)
     ids = drawn[calibration(labels[drawn], recipe.score.images, recipe.seed, recipe.score.balance)]
     if isinstance(recipe.score.images, int) and len(ids) < recipe.score.images:
         work.tracker.say(f"  score.images asks for {recipe.score.images} images; there are {len(ids)}, all are used")
@@ -47,9 +47,9 @@ def calibrated(work: Work, channels: Channels, partial: Path) -> Bench:
         raise PruneError(
             f"score.images: none of the calibration images can be read ({next(iter(feed.skipped.values()))})"
         )
+    record = Path(recipe.score.record).expanduser() if recipe.score.record else work.folder / work.here(RECORD)
     return Bench(
         model, channels, feed, ids, work.machine, work.tracker, recipe.score.micro_batch, recipe.seed, partial,
         work.identity, recipe.score.save_every,
-        record=Path(recipe.score.record).expanduser() if recipe.score.record else work.folder / RECORD,
-        lineage=work.lineage, augmented=work.method.augmented,
+        record=record, lineage=work.lineage, augmented=work.method.augmented,
     )  # fmt: skip

@@ -1,26 +1,29 @@
 """Dense, pruned and finetuned, side by side: accuracy, cost, file size, measured time."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning import cost
+from dist_prune.pruning.cost import amount
 from dist_prune.pruning.masks import masks_of, violations
+from dist_prune.pruning.rounds import share_at
 from dist_prune.pruning.sizes import sparse_sizes
 from dist_prune.runtime.evaluation import evaluate
 from dist_prune.runtime.latency import latency
 from dist_prune.runtime.machine import cores
+from dist_prune.stages.order import at
 from dist_prune.stages.work import Made, Work
-
-FILES = {"dense": "dense.safetensors", "pruned": "round_1/small.safetensors", "finetuned": "tuned.safetensors"}
 
 
 def act(work: Work) -> Made:
     """dense, small and tuned weights -> metrics.json"""
     recipe, channels, kept, test = work.recipe, work.channels, work.plan.counts, work.feed(False)
-    models = {name: work.dense() if name == "dense" else work.small(file) for name, file in FILES.items()}
+    files = {"dense": "dense.safetensors", "pruned": work.here("small.safetensors"), "finetuned": "tuned.safetensors"}
+    models = {name: work.dense() if name == "dense" else work.small(file) for name, file in files.items()}
     out: dict[str, Any] = {}
     for name, model in models.items():
         counts = {} if name == "dense" else kept
@@ -35,7 +38,7 @@ def act(work: Work) -> Made:
         out[name] = figures | {
             "macs": cost.macs(channels, counts), "thop": cost.macs(channels, counts, "thop"),
             "thop_old": cost.macs(channels, counts, "thop_old"),
-            "params": cost.params(channels, counts), "size_bytes": (work.folder / FILES[name]).stat().st_size,
+            "params": cost.params(channels, counts), "size_bytes": (work.folder / files[name]).stat().st_size,
         }  # fmt: skip
         _proved(name, model, out[name]["params"])
         if work.plan.blocks:
@@ -52,7 +55,33 @@ def act(work: Work) -> Made:
     )
     for name, measured in (work.machine.ranks.from_first(times) or {}).items():
         out[name]["latency"] = measured
+    if recipe.schedule.rounds > 1:
+        out["rounds"] = rounds(work, out)
     return Made({}, texts={"metrics.json": json.dumps(out, indent=1)})
+
+
+def rounds(work: Work, last: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A line a round: what it was asked for and what is left (shares of the dense network), accuracy after cutting and
+    after its finetuning. ``last``: the figures of the last round's networks."""
+    recipe, out = work.recipe, []
+    channels = work.method.ready(work.channels, recipe.select.exclude, work.request)
+    for number in range(1, work.round + 1):
+        plan, figures = work.plan_of(number), {}
+        for name, file in (("pruned", "small.safetensors"), ("finetuned", "tuned.safetensors")):
+            found = last[name]
+            if number < work.round:
+                model = work.small(at(number, file), number).to(work.machine.device)
+                found = evaluate(
+                    model, work.feed(False), recipe.evaluate.batch, work.machine.ranks, work.tracker,
+                    f"evaluate {name}, round {number}",
+                )  # fmt: skip
+            figures |= {f"{name}_{key}": found[key] for key in ("top1", "top5")}
+        asked, spec = recipe.target.asked(), recipe.schedule
+        target = share_at(asked[1], number, spec.rounds, spec.spacing) if asked else None
+        shares = {q: amount(channels, q, plan.counts) / amount(channels, q) for q in ("macs", "params", "channels")}
+        epochs = spec.finetune_epochs if number < work.round else recipe.finetune.epochs
+        out.append({"round": number, "target": target, **shares, **figures, "epochs": epochs})
+    return out
 
 
 def _proved(name: str, model: nn.Module, params: int) -> None:

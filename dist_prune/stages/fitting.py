@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,6 +9,7 @@ from dist_prune.pruning import surgeon
 from dist_prune.pruning.sparsity import penalty
 from dist_prune.recipe import Training
 from dist_prune.runtime.evaluation import evaluate
+from dist_prune.runtime.training.carrying import Carried
 from dist_prune.runtime.training.loop import Loop
 from dist_prune.runtime.training.states import States
 from dist_prune.runtime.training.train import Trainer
@@ -24,30 +24,39 @@ def trained(
     teacher: nn.Module | None = None,
     masks: Mapping[str, Tensor] | None = None,
     rerun: int = 0,
-) -> list[dict[str, Any]]:
-    """Train ``model`` in place by the recipe's ``train`` or ``finetune`` section; the epochs' figures.
+    carried: Carried | None = None,
+    leaves: bool = False,
+) -> Trainer:
+    """Train ``model`` in place by the recipe's ``train`` or ``finetune`` section; the trainer with what it found.
 
     Args:
         teacher: the dense network to distil from, or None.
         masks: parameter name -> bool mask; exact zeros where it is False.
+        name: of figures and checkpoints; of a training between rounds it begins with the round's folder.
         rerun: added to the recipe's seed for order, augmentation and dropout; held-out images stay the same.
+        carried: the state that the finetuning of the round before left, or None.
+        leaves: whether this one's state is wanted (``left`` of the trainer).
     """
     machine, seed = work.machine, work.recipe.seed
     feed = work.feed(True)
     train, _ = work.dealt(settings)
     judge = judge_of(work, settings)
-    loop = Loop(settings, feed, machine, work.tracker, seed + rerun, name, train)
+    before = (work.round - 1) * work.recipe.schedule.finetune_epochs
+    loop = Loop(settings, feed, machine, work.tracker, seed + rerun, name, train, first=before)
     folder = work.folder / f"{name}_checkpoints" / (str(rerun) if rerun else "")
     states = States(folder, work.identity, settings.keep_checkpoints, work.tracker.say)
     judged = "holdout" if settings.selection == "holdout" else "test"
-    trainer = Trainer(model, loop, judge, judged, states, len(work.classes), teacher, masks or {})
+    trainer = Trainer(
+        model, loop, judge, judged, states, len(work.classes), teacher, masks or {}, carried=carried,
+        leaves=leaves,
+    )  # fmt: skip
     if settings.sparsity != "none":
         channels = surgeon.sites_of(copy.deepcopy(model).cpu().eval(), work.example)
         trainer.penalty = penalty(settings.sparsity, model, channels, settings.sparsity_weight)
-    history = trainer.run()
+    trainer.run()
     if trainer.resumed is not None:
         work.events.append({"stage": name, "event": "resumed", **trainer.resumed})
-    return history
+    return trainer
 
 
 def judge_of(work: Work, settings: Training) -> Callable[[nn.Module], Mapping[str, float]]:

@@ -14,6 +14,10 @@ from dist_prune.pruning.portrait import Curve, Portrait
 from dist_prune.recipe import peeks
 
 KINDS = ("dense", "pruned", "finetuned")
+ROUNDS, FIGURES = (
+    "Rounds: shares of the dense network, top-1 after cutting and after finetuning",
+    "The method's figures",
+)
 REDUCED = ("sum", "max", "min", "rows", "gradients")  # collectives whose payload is reduced; others are copied
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1d2733;max-width:1040px;margin:32px auto;padding:0 20px}
@@ -88,7 +92,17 @@ def table(body: Mapping[str, Any]) -> str:
         "  ".join([label.ljust(widths[0]), *(cell.rjust(widths[i + 1]) for i, cell in enumerate(cells))])
         for label, cells in lines
     ]
-    return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", aim(body), *filter(None, [said(body)])])
+    more = [*_rounds(body.get("rounds", [])), *filter(None, [said(body)])]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", aim(body), *more])
+
+
+def _rounds(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line of text a round."""
+    return [
+        f"round {line['round']}: {line['macs']:.1%} of the macs, {line['params']:.1%} of the params, top-1 "
+        f"{line['pruned_top1']:.2f} % cut, {line['finetuned_top1']:.2f} % after {line['epochs']} epochs"
+        for line in lines
+    ]
 
 
 def said(body: Mapping[str, Any]) -> str:
@@ -155,7 +169,8 @@ def html(
         f"<p class=sub>{e(aim(body))}. Times: median of {sample['repeats']} passes on {e(sample['device'])}, "
         f"{sample['threads']} thread(s), the three networks taking turns.</p>"
         f"<h2>Kept channels per group</h2>{_svg(groups_figure(groups))}{curves}"
-        f"{_gallery(portraits)}{_curves(lines)}{_rows(body.get('table', []))}{_many(body.get('many', []))}"
+        f"{_rows(ROUNDS, body.get('rounds', []))}{_gallery(portraits)}{_curves(lines)}"
+        f"{_rows(FIGURES, body.get('table', []))}{_many(body.get('many', []))}"
         f"<h2>Groups</h2><table><thead><tr><th>group</th><th>width</th><th>kept</th><th>layers</th>"
         f"<th style='text-align:left'>why nothing was cut</th></tr></thead><tbody>{listed}</tbody></table>"
         f"<h2>Run</h2><p>{e(seconds)}. Events: {e(events)}. Plan <code>{body['plan']['fingerprint']}</code></p>"
@@ -229,14 +244,14 @@ def _curves(lines: Sequence[Curve]) -> str:
     return "".join(plots)
 
 
-def _rows(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The method's own table: values of its knob, rounds, or groups; rows may lack what others have."""
+def _rows(title: str, lines: Sequence[Mapping[str, Any]]) -> str:
+    """The rounds, or the method's own table: values of its knob, or groups; rows may lack what others have."""
     if not lines:
         return ""
     names = list(dict.fromkeys(name for line in lines for name in line))
     head = "".join(f"<th>{escape.escape(name)}</th>" for name in names)
     cells = "".join(f"<tr>{''.join(f'<td>{_cell(line.get(name))}</td>' for name in names)}</tr>" for line in lines)
-    return f"<h2>The method's figures</h2><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>"
+    return f"<h2>{title}</h2><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>"
 
 
 def _cell(value: Any) -> str:

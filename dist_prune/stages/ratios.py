@@ -126,7 +126,7 @@ def measured(work: Work, asked: Asked) -> Found:
     if work.recipe.select.plan:
         raise PruneError("ratio-curves: select.plan replays a plan, so no criterion ranks channels; leave it out")
     ranks, channels = work.machine.ranks, work.method.ready(work.channels, work.recipe.select.exclude, work.request)
-    scores = work.tensors(SCORES)
+    scores = work.tensors(work.here(SCORES))
     with torch.no_grad():
         cuts = {
             (group.name, ratio): removed(work.method, scores, channels, group.name, ratio)
@@ -235,7 +235,7 @@ def _job(name: str, gone: tuple[int, ...]) -> tuple[str, str]:
 def _identity(work: Work, feed: Feed, ids: np.ndarray) -> str:
     """What a measurement on record belongs to, beside the channels that are gone."""
     recipe = work.recipe
-    weights = SCORES if work.method.trains_weights else "dense.safetensors"
+    weights = work.here(SCORES) if work.method.trains_weights else "dense.safetensors"
     return digest(canonical({
         "weights": file_digest(work.folder / weights), "network": [recipe.backbone.name, recipe.backbone.kwargs],
         "images": feed.source.identity, "backend": feed.backend, "look": work.images["eval_transform"],

@@ -9,11 +9,20 @@ from matplotlib.figure import Figure
 
 from dist_prune.ledger import flatten
 from dist_prune.pruning.portrait import Curve, Portrait
+from dist_prune.pruning.rounds import scheduled
 from dist_prune.stages import page
+from dist_prune.stages.order import at, order
 from dist_prune.stages.work import Made, Work
 
-STAGES = ("train", "many", "score", "select", "prune", "finetune", "evaluate", "export")
-TELLING = ("score", "method", "select", "target", "finetune", "reruns")  # sections; the rest is the same in a sweep
+TELLING = (
+    "score",
+    "method",
+    "select",
+    "target",
+    "schedule",
+    "finetune",
+    "reruns",
+)  # sections; the rest is the same in a sweep
 ALWAYS = ("seed", "backbone.name", "method.name", "finetune.epochs", "finetune.lr", "score.images", "select.threshold")
 SIZES = ("macs", "params", "channels")
 MORE = (("select", "table"), ("finetune", "reruns"))  # facts that only some runs have
@@ -22,7 +31,7 @@ MORE = (("select", "table"), ("finetune", "reruns"))  # facts that only some run
 def act(work: Work) -> Made:
     """metrics.json, plan.json and the ledger -> report.json, report.html"""
     body = collect(work)
-    histories = {name: _fact(work, name, "history") or [] for name in ("train", "finetune")}
+    histories = {name: _fact(work, name, "history") or [] for name in labels(work) if _trains(name)}
     shown, lines = pictures(work)
     _tensorboard(work, body, shown)
     work.tracker.say("\n" + page.table(body))
@@ -50,7 +59,9 @@ def pictures(work: Work) -> tuple[list[Portrait], list[Curve]]:
     if work.recipe.select.plan:
         return [], []
     channels = work.method.ready(work.channels, work.recipe.select.exclude, work.request)
-    asked = (work.tensors("round_1/scores.safetensors"), channels, work.request)
+    spec = work.recipe.schedule  # the dense network's scores and what the first round is asked for
+    first = scheduled(work.request, channels, 1, spec.rounds, spec.spacing)
+    asked = (work.tensors("round_1/scores.safetensors"), channels, first)
     return list(work.method.portraits(*asked)), list(work.method.curves(*asked))
 
 
@@ -67,7 +78,8 @@ def collect(work: Work) -> dict[str, Any]:
     ]  # fmt: skip
     asked = work.recipe.target.asked()
     environment = json.loads((work.folder / "environment.json").read_text())
-    lines = {name: work.ledger.last(name) for name in STAGES}
+    stages, rounds = labels(work), work.recipe.schedule.rounds
+    lines = {name: work.ledger.last(name) for name in stages}
     skipped = [event for event in work.events if event["event"] == "skipped"]
     return {
         "name": work.recipe.name,
@@ -77,17 +89,28 @@ def collect(work: Work) -> dict[str, Any]:
         "commit": environment.pop("commit"),
         "environment": environment,
         "images": work.images,
-        "skipped_images": {name: found for name in STAGES if (found := _fact(work, name, "skipped_images"))},
+        "skipped_images": {name: found for name in stages if (found := _fact(work, name, "skipped_images"))},
         **{name: metrics[name] for name in ("dense", "pruned", "finetuned")},
         "plan": {"fingerprint": plan.fingerprint, "groups": groups},
         "target": dict([asked]) if asked else {},
-        "achieved": _fact(work, "select", "achieved"),
+        "achieved": _fact(work, "select" if rounds == 1 else at(rounds, "select"), "achieved"),
+        **({"rounds": metrics["rounds"]} if rounds > 1 else {}),
         **{key: _fact(work, stage, key) for stage, key in MORE if _fact(work, stage, key)},
         "communication": {name: line["said"] for name, line in lines.items() if line and line.get("said")},
         **({"many": _fact(work, "many", "table")} if work.recipe.score.many else {}),
         "timings": {name: line["seconds"] for name, line in lines.items() if line},
         "events": [e for line in lines.values() if line for e in line.get("events", [])] + skipped,
     }
+
+
+def labels(work: Work) -> list[str]:
+    """The stages of this run by their names in the ledger, without curves and report."""
+    spec = work.recipe.schedule
+    return [s.label for s in order(spec.rounds, spec.carry_optimizer) if s.name not in ("curves", "report")]
+
+
+def _trains(label: str) -> bool:
+    return label.rpartition("/")[2] in ("train", "finetune")
 
 
 def _fact(work: Work, stage: str, name: str) -> Any:
@@ -107,6 +130,9 @@ def _tensorboard(work: Work, body: dict[str, Any], shown: list[Portrait]) -> Non
     metrics = {
         f"final/{key}": float(tuned[key]) for key in ("top1", "loss", "macs", "params") if tuned[key] is not None
     }
+    for line in body.get("rounds", []):
+        figures = {key: value for key, value in line.items() if key != "round" and value is not None}
+        work.tracker.scalars({f"rounds/{key}": float(value) for key, value in figures.items()}, line["round"])
     work.tracker.hparams(telling(work), metrics)
 
 

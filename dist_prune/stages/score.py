@@ -1,4 +1,4 @@
-"""Score the dense network on the calibration images, on all ranks."""
+"""Score the network that a round starts from on the calibration images, on all ranks."""
 
 from pathlib import Path
 
@@ -8,19 +8,21 @@ from dist_prune.errors import PruneError
 from dist_prune.ledger import Ledger
 from dist_prune.runtime import checkpoint
 from dist_prune.stages.calibrating import calibrated
+from dist_prune.stages.order import at
 from dist_prune.stages.work import Made, Work
 
-SCORES, PARTIAL = "round_1/scores.safetensors", "round_1/partial"
+SCORES = at(1, "scores.safetensors")
 
 
 def act(work: Work) -> Made:
-    """dense.safetensors -> round_1/scores.safetensors"""
+    """dense.safetensors, or what the round before left -> round_N/scores.safetensors"""
+    place, partial = work.here("scores.safetensors"), work.here("partial")
     if work.recipe.select.plan:
         work.tracker.say("  select.plan names a plan: nothing is scored")
-        return Made({"images": 0}, {SCORES: ({"calibration_ids": torch.zeros(0, dtype=torch.int64)}, {})})
-    if work.recipe.score.from_:
+        return Made({"images": 0}, {place: ({"calibration_ids": torch.zeros(0, dtype=torch.int64)}, {})})
+    if work.recipe.score.from_ and work.round == 1:
         return _from(work, Path(work.recipe.score.from_))
-    bench = calibrated(work, work.channels, work.folder / PARTIAL)
+    bench = calibrated(work, work.left(work.channels), work.folder / partial)
     scores = work.method.score(bench)
     if bench.resumed:
         work.events.append({"stage": "score", "event": "resumed", "images_before": bench.resumed})
@@ -28,7 +30,7 @@ def act(work: Work) -> Made:
         work.events.append({"stage": "score", "event": note})
     facts = {"images": bench.images}
     tensors = {**scores, "calibration_ids": torch.from_numpy(bench.ids)}
-    return Made(facts, {SCORES: (tensors, {"method": work.recipe.method["name"]})}, drop=(PARTIAL,))
+    return Made(facts, {place: (tensors, {"method": work.recipe.method["name"]})}, drop=(partial,))
 
 
 def _from(work: Work, other: Path) -> Made:

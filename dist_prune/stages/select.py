@@ -13,33 +13,22 @@ from dist_prune.pruning.plan import Plan
 from dist_prune.stages import timing
 from dist_prune.stages.work import Made, Work
 
-SCORES = "round_1/scores.safetensors"
-
 
 def act(work: Work) -> Made:
-    """round_1/scores.safetensors -> round_1/plan.json"""
-    recipe, channels = work.recipe, work.channels
-    timed: dict[str, Any] = {}
+    """round_N/scores.safetensors -> round_N/plan.json, in dense coordinates; from the second round on, cut.json"""
+    recipe, channels, texts = work.recipe, work.channels, {}
+    timed, table = {}, []
     if recipe.select.plan:
-        plan = work.replayed()
+        cut = work.replayed()
         work.events.append({"stage": "select", "event": "replayed", "plan": recipe.select.plan})
     else:
         channels = work.method.ready(channels, recipe.select.exclude, work.request)
-        scores = work.tensors(SCORES)
-
-        def choose(known: Channels) -> Plan:
-            check_target(known, work.request)
-            with torch.no_grad():
-                return work.method.select(scores, known, work.request)
-
-        if recipe.target.latency is None:
-            plan = choose(channels)
-        else:
-            plan, timed = timing.fitted(work, channels, choose)
-        for text in work.method.warnings(scores, channels):
-            work.tracker.say(f"  warning: {text}")
-            work.events.append({"stage": "select", "event": f"warning: {text}"})
-    if plan.empty:
+        cut, timed, table = _chosen(work, work.left(channels))
+    plan = cut
+    if work.round > 1:
+        plan = work.plan_of(work.round - 1).then(cut)
+        texts[work.here("cut.json")] = cut.to_json()
+    if cut.empty:
         work.tracker.say(
             "  the plan removes nothing: every group keeps all its channels. "
             "Lower select.threshold, select.keep_ratio or the target to cut."
@@ -54,17 +43,35 @@ def act(work: Work) -> Made:
     if timed:
         shares["latency"] = timed["measured"]
         facts["latency"] = timed
-    missed = _missed(work, channels, shares)
+    missed = _missed(work, channels, shares) if work.round == recipe.schedule.rounds else ""
     if missed:
         work.tracker.say(f"  {missed}")
         work.events.append({"stage": "select", "event": "target missed", "why": missed})
         facts["missed"] = missed
-    if not recipe.select.plan:
-        table = work.method.table(work.tensors(SCORES), channels, work.request)
-        facts |= {"table": table} if table else {}
-        for row in table:
-            work.tracker.say("  " + ", ".join(f"{name} {_shown(value)}" for name, value in row.items()))
-    return Made(facts, texts={"round_1/plan.json": plan.to_json()})
+    facts |= {"table": table} if table else {}
+    for row in table:
+        work.tracker.say("  " + ", ".join(f"{name} {_shown(value)}" for name, value in row.items()))
+    return Made(facts, texts={work.here("plan.json"): plan.to_json(), **texts})
+
+
+def _chosen(work: Work, channels: Channels) -> tuple[Plan, dict[str, Any], list[dict[str, Any]]]:
+    """What this round cuts of the network with these ``channels``; a latency target's times; the method's table."""
+    scores, asked = work.tensors(work.here("scores.safetensors")), work.asked(channels)
+
+    def choose(known: Channels) -> Plan:
+        check_target(known, asked)
+        with torch.no_grad():
+            return work.method.select(scores, known, asked)
+
+    timed: dict[str, Any] = {}
+    if work.recipe.target.latency is None:
+        plan = choose(channels)
+    else:
+        plan, timed = timing.fitted(work, channels, choose)
+    for text in work.method.warnings(scores, channels):
+        work.tracker.say(f"  warning: {text}")
+        work.events.append({"stage": "select", "event": f"warning: {text}"})
+    return plan, timed, work.method.table(scores, channels, asked)
 
 
 def _shown(value: Any) -> str:

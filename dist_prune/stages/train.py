@@ -24,7 +24,7 @@ def act(work: Work) -> Made:
         _check_head(model, weights, len(work.classes), place)
         checkpoint.fit(model, weights, str(place))
         if recipe.train.sparsity != "none" and recipe.train.epochs:  # sparse learning begins with a trained network
-            history = trained(work, model, recipe.train, "train")
+            history = trained(work, model, recipe.train, "train").history
     elif recipe.backbone.pretrained and recipe.train.epochs == 0:
         pretrained = getattr(model, "pretrained_cfg", None) or {}
         if pretrained.get("num_classes") != len(work.classes):
@@ -38,7 +38,7 @@ def act(work: Work) -> Made:
                 "there is no dense network: set backbone.checkpoint=FILE, or train.epochs to train one, "
                 "or backbone.pretrained=true to let timm fetch its weights"
             )
-        history = trained(work, model, recipe.train, "train")
+        history = trained(work, model, recipe.train, "train").history
     facts = {"history": history, "selection": recipe.train.selection}
     return Made(facts, {"dense.safetensors": (model.state_dict(), {})}, drop=("train_checkpoints",))
 

@@ -1,7 +1,7 @@
 """What every act is handed: the recipe, the machine, the run directory, and the objects that they imply."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,18 +18,21 @@ from dist_prune.methods.method import Method
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request
+from dist_prune.pruning.narrow import narrowed
 from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.rounds import scheduled
 from dist_prune.recipe import Recipe, Training
 from dist_prune.runtime import backbones, checkpoint, stopping
-from dist_prune.runtime.data import dealing
 from dist_prune.runtime.data.backends import AnySource, Opened, open_split
 from dist_prune.runtime.data.dealing import deal, held_out, micro_batches
 from dist_prune.runtime.data.feed import Feed, Look
 from dist_prune.runtime.data.sources import FolderSource, check, check_figures, only, same_classes
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
-from dist_prune.runtime.training import fast, optim
+from dist_prune.stages.order import at
 from dist_prune.stages.sharing import Shelf
+
+Tensors = dict[str, tuple[Mapping[str, Tensor], Mapping[str, Any]]]  # file -> (named tensors, meta)
 
 
 @dataclass
@@ -44,7 +47,7 @@ class Made:
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
-    tensors: dict[str, tuple[Mapping[str, Tensor], Mapping[str, Any]]] = field(default_factory=dict)
+    tensors: Tensors = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     drop: tuple[str, ...] = ()
 
@@ -60,6 +63,7 @@ class Work:
     method: Method
     events: list[dict[str, Any]] = field(default_factory=list)
     identity: str = ""  # fingerprint of the stage at work
+    round: int = 1  # the one it belongs to
     lineage: str = ""  # what single measurements of the score stage belong to
     shelf: Shelf | None = None  # where the tasks of a sweep share artifacts
     # sample id -> why it was left out, of the training and of the evaluation images, on this rank, in the stage at work
@@ -76,7 +80,7 @@ class Work:
         return Ledger(self.folder)
 
     @cached_property
-    def _opened(self) -> dict[bool, Opened]:
+    def opened(self) -> dict[bool, Opened]:
         """The training and the evaluation split."""
         data, out = self.recipe.data, {}
         for train in (True, False):
@@ -94,11 +98,11 @@ class Work:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return self._opened[True].source.classes
+        return self.opened[True].source.classes
 
     @property
     def in_chans(self) -> int:
-        return self._opened[True].source.in_chans
+        return self.opened[True].source.in_chans
 
     def fresh(self) -> nn.Module:
         """The dense backbone, weights from the recipe's seed (or timm's, where asked for)."""
@@ -117,21 +121,34 @@ class Work:
         model.load_state_dict(self.tensors("dense.safetensors"))
         return model
 
-    def small(self, file: str) -> nn.Module:
-        """The pruned network with the weights of an artifact."""
-        return surgeon.rebuild(self.shell(), self.plan, self.tensors(file))
+    def small(self, file: str, number: int | None = None) -> nn.Module:
+        """The network that a round (the one at work) left, with the weights of an artifact."""
+        return surgeon.rebuild(self.shell(), self.plan_of(number or self.round), self.tensors(file))
+
+    def before(self) -> nn.Module:
+        """The network that the round at work scores and cuts."""
+        return self.dense() if self.round == 1 else self.small(at(self.round - 1, "tuned.safetensors"), self.round - 1)
+
+    def here(self, file: str) -> str:
+        """A file of the round at work."""
+        return at(self.round, file)
 
     def tensors(self, file: str) -> dict[str, Tensor]:
         return checkpoint.read(self.folder / file)[0]
 
+    def plan_of(self, number: int) -> Plan:
+        """What rounds 1 to ``number`` cut, in dense coordinates."""
+        return Plan.from_json((self.folder / at(number, "plan.json")).read_text())
+
     @property
     def plan(self) -> Plan:
-        return Plan.from_json((self.folder / "round_1/plan.json").read_text())
+        """What the rounds up to the one at work cut."""
+        return self.plan_of(self.round)
 
     @cached_property
     def look(self) -> Look:
         """The evaluation look: the model's own figures, overridden by the recipe's."""
-        return self._look_at(self._opened[True].source)
+        return self._look_at(self.opened[True].source)
 
     def _look_at(self, source: AnySource) -> Look:
         data, spec = self.recipe.data, self.recipe.backbone
@@ -161,7 +178,7 @@ class Work:
     def feed(self, train: bool) -> Feed:
         """The training or the evaluation images: one feed for a whole stage, so that its workers stay."""
         if train not in self._feeds:
-            opened, data = self._opened[train], self.recipe.data
+            opened, data = self.opened[train], self.recipe.data
             self._feeds[train] = Feed(
                 opened.source, self.look, self.machine.device, data.workers, backend=opened.backend,
                 on_error=data.on_error, skipped=self.skipped[train],
@@ -213,7 +230,7 @@ class Work:
             parts = self.machine.ranks.gather(dict(self.skipped[train]))
             self.skipped[train].clear()
             whole = {sample: why for part in parts for sample, why in part.items()}
-            source = self._opened[train].source
+            source = self.opened[train].source
             for sample, why in sorted(whole.items()):
                 file = str(source.paths[sample]) if isinstance(source, FolderSource) else f"sample {sample}"
                 out.append({"images": what, "id": sample, "file": file, "why": why})
@@ -229,7 +246,7 @@ class Work:
         body = asdict(self.look)
         shown = ("size", "mean", "std", "crop", "crop_mode", "interpolation", "exif")
         training = {key: value for key, value in body.items() if key not in shown}
-        backends_used = {name: self._opened[name == "train"].backend for name in ("train", "eval")}
+        backends_used = {name: self.opened[name == "train"].backend for name in ("train", "eval")}
         return {"backend": backends_used, "eval_transform": {key: body[key] for key in shown}, "training": training}
 
     @property
@@ -248,6 +265,15 @@ class Work:
     def request(self) -> Request:
         """What the recipe's select and target sections ask for."""
         return Request.of(self.recipe)
+
+    def left(self, channels: Channels) -> Channels:
+        """What of the dense network's ``channels`` the rounds before the one at work have left."""
+        return channels if self.round == 1 else narrowed(channels, self.plan_of(self.round - 1))
+
+    def asked(self, channels: Channels) -> Request:
+        """What the round at work is asked for of the ``channels`` that it cuts."""
+        schedule = self.recipe.schedule
+        return scheduled(self.request, channels, self.round, schedule.rounds, schedule.spacing)
 
     def replayed(self) -> Plan:
         """The plan that ``select.plan`` names; PruneError where another key asks for something beside it."""
@@ -269,61 +295,9 @@ class Work:
 
     def dealt(self, settings: Training) -> tuple[np.ndarray, np.ndarray]:
         """Ids of the images that a training learns from, and of those it is judged by."""
-        count = len(self._opened[True].source.labels)
+        count = len(self.opened[True].source.labels)
         share = settings.holdout if settings.selection == "holdout" else 0.0
         return held_out(np.arange(min(count, settings.images or count)), share, self.recipe.seed)
-
-    def precheck(self) -> None:
-        """Find out before any work what can be found out then; PruneError with all of it."""
-        problems: list[str] = []
-
-        def attempt(check: Callable[..., Any], *arguments: Any) -> bool:
-            try:
-                check(*arguments)
-            except PruneError as error:
-                problems.append(str(error))
-                return False
-            return True
-
-        if self.checkpoint is not None and not self.checkpoint.is_file() and self.ledger.last("train") is None:
-            problems.append(f"backbone.checkpoint: there is no file {self.checkpoint}")
-        trainings = [
-            (settings, name)
-            for name, settings in (("train", self.recipe.train), ("finetune", self.recipe.finetune))
-            if settings.epochs and (name == "finetune" or self.checkpoint is None)
-        ]
-        for settings, name in trainings:
-            attempt(fast.check, settings, self.machine, name, self.recipe.cluster.deterministic)
-        # one rank looks through folders, the others take its index
-        if attempt(self.machine.ranks.together, lambda: self._opened) and attempt(self._check_network):
-            for training in trainings:
-                attempt(self._check_training, *training)
-        if problems:
-            raise PruneError("\n".join(problems))
-
-    def _check_network(self) -> None:
-        """PruneError where there is no such network, or the method cannot do with it what the recipe asks for."""
-        self._check_sizes()
-        if self.recipe.select.plan:
-            self.replayed()
-        else:
-            self.method.ready(self.channels, self.recipe.select.exclude, self.request)
-
-    def _check_training(self, settings: Training, name: str) -> None:
-        """PruneError where a training's batches are too small, or its optimizer is none (surgery renames nothing)."""
-        dealing.check(settings.batch, len(self.dealt(settings)[0]), self.machine.ranks.world, name)
-        optim.check(self.shell(), settings, name)
-
-    def _check_sizes(self) -> None:
-        """PruneError where the network cannot take the images of the recipe's schedule."""
-        self.feed(True)  # refuses what the backend cannot do
-        for size in sorted(set(self.recipe.data.resize_schedule.values())):
-            try:
-                with torch.no_grad():
-                    self.shell().eval()(torch.zeros(1, self.in_chans, size, size))
-            except (RuntimeError, AssertionError, ValueError) as error:
-                name = self.recipe.backbone.name
-                raise PruneError(f"data.resize_schedule: {name} cannot take images of side {size}: {error}") from error
 
     def outside(self, stage: str) -> dict[str, str]:
         """Digests of what a stage reads from outside the run directory: images and labels, the checkpoint file."""
@@ -332,7 +306,7 @@ class Work:
             "train": (True, False), "many": (True, False), "finetune": (True, False), "score": scored,
             "evaluate": (False,), "curves": (False,),
         }  # fmt: skip
-        found = {("train" if train else "eval"): self._opened[train].source.identity for train in reads.get(stage, ())}
+        found = {("train" if train else "eval"): self.opened[train].source.identity for train in reads.get(stage, ())}
         if stage == "train" and self.checkpoint is not None:
             found["checkpoint"] = file_digest(self.checkpoint) if self.checkpoint.is_file() else "missing"
         return found

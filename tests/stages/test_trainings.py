@@ -13,6 +13,7 @@ from dist_prune.runtime import checkpoint
 from dist_prune.runtime.data.sources import ArraySource, open_source
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.stages import finetune
+from dist_prune.stages.checking import precheck
 from dist_prune.stages.work import Work
 from tests import tiny
 from tests.launch import SMALL
@@ -39,18 +40,18 @@ def work_of(folder: Path, *words: str) -> Work:
     ],
 )
 def test_found_out_before_any_work(tmp_path, words, said):
-    work_of(tmp_path).precheck()
+    precheck(work_of(tmp_path))
     with pytest.raises(PruneError, match=said):
-        work_of(tmp_path, *words).precheck()
+        precheck(work_of(tmp_path, *words))
 
 
 def test_all_of_it_at_once_and_nothing_of_a_training_that_is_not_done(tmp_path):
     words = ("train.optimizer=adamv", "finetune.lr_scales={nothere*: 2}", "target.macs=0.00001")
     with pytest.raises(PruneError) as error:
-        work_of(tmp_path, *words[:2]).precheck()
+        precheck(work_of(tmp_path, *words[:2]))
     assert [line.split(":")[0] for line in str(error.value).splitlines()] == ["train.optimizer", "finetune.lr_scales"]
     (tmp_path / "dense.safetensors").touch()
-    work_of(tmp_path, words[0], f"backbone.checkpoint={tmp_path}/dense.safetensors").precheck()
+    precheck(work_of(tmp_path, words[0], f"backbone.checkpoint={tmp_path}/dense.safetensors"))
 
 
 def test_how_a_training_is_kept_safe_does_not_decide_what_it_ends_in(tmp_path):

@@ -50,6 +50,7 @@ class Loop:
         newest: the last good checkpoint's place, or None.
         hits: how many images of this rank were classified right since it was asked last, or None.
         skipped: updates that earlier epochs left out.
+        first: epochs that earlier rounds did: order and augmentation go on behind them.
         reached: how far the epoch at work (or the last one) is, as of the last merge.
     """
 
@@ -65,6 +66,7 @@ class Loop:
     hits: Callable[[], int] | None = None
     newest: Callable[[], str | None] = lambda: None
     skipped: int = 0
+    first: int = 0
     reached: Progress = field(default_factory=Progress)
     _saved_at: float = field(default_factory=time.monotonic, repr=False)
 
@@ -113,9 +115,11 @@ class Loop:
             waited += time.perf_counter() - before
             schedule.at(number * total + local.step)
             rate = schedule.rate
-            torch.manual_seed(hash((self.seed, number, local.step, ranks.rank)) % 2**63)  # dropout and the like
+            torch.manual_seed(
+                hash((self.seed, self.first + number, local.step, ranks.rank)) % 2**63
+            )  # dropout and the like
             drive.begin()
-            value = self._backward(part, whole, number, local.step, losses_of, drive)
+            value = self._backward(part, whole, self.first + number, local.step, losses_of, drive)
             right = self.hits() if self.hits is not None else 0
             stop, due, strange = stopping.poll(
                 ranks, (self._due(local.step + 1), int(not abs(value) <= HUGE * len(part.ids)))
@@ -160,7 +164,7 @@ class Loop:
 
     def _batches(self, number: int, done: int) -> Iterator[tuple[Batch, int]]:
         assert self.ids is not None
-        ranks = self.machine.ranks
+        ranks, number = self.machine.ranks, self.first + number
         dealt = list(dealing.epoch(self.images, self.settings.batch, self.seed, number, ranks.rank, ranks.world))[done:]
         feed = self.feed.batches([self.ids[places] for places, _ in dealt], augment=(self.seed, number))
         for part, (_, whole) in zip(feed, dealt, strict=True):

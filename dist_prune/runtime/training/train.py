@@ -14,6 +14,7 @@ from dist_prune.runtime.data import dealing
 from dist_prune.runtime.data.feed import Batch
 from dist_prune.runtime.stopping import PreemptedError
 from dist_prune.runtime.training import optim, zero
+from dist_prune.runtime.training.carrying import Carried
 from dist_prune.runtime.training.drive import Drive
 from dist_prune.runtime.training.fast import FastBody
 from dist_prune.runtime.training.loop import Loop, Losses, Progress, averaging
@@ -40,6 +41,9 @@ class Trainer:
         losses: (n,) losses of a batch by the wrapped network, in place of the recipe's objective.
         watch: called after each update with its number since the beginning.
         penalty: adds to the gradients that the ranks have averaged, before each update; or None.
+        carried: the state of a training before this one, which goes on in it (its rates start over), or None. Where
+            weights were averaged, ``model`` has to come with the weights that were trained, not with their averages.
+        leaves: whether ``left`` is wanted: the state at the epoch that was kept.
     """
 
     model: nn.Module
@@ -53,6 +57,9 @@ class Trainer:
     losses: Callable[[nn.Module, Batch], Tensor] | None = None
     watch: Callable[[int], None] = lambda step: None
     penalty: Callable[[], None] | None = None
+    carried: Carried | None = None
+    leaves: bool = False
+    left: Carried | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
     best_top1: float = -1.0
@@ -73,6 +80,9 @@ class Trainer:
         found = self._newest()
         if found is not None:
             self._take(*found)
+        elif self.carried is not None and self.ema is not None:
+            self.ema.module.load_state_dict(self.carried.tables["ema"])
+            self.updates = self.carried.plain["updates"]
         self.drive = self._driven(optimizer, body)
         if self.penalty is not None:
             self.drive.penalty = self.penalty
@@ -147,6 +157,7 @@ class Trainer:
             if settings.selection != "last" and found.get("top1", 0.0) > self.best_top1:
                 self.best_top1, line["best"] = found["top1"], 1.0
                 self.best = self._weights(self._shown)
+                self.left = self._state() if self.leaves else None
         self.history.append(line)
         self._tell(line)
         self._save(number + 1, Progress())
@@ -163,6 +174,8 @@ class Trainer:
         """The kept weights into the bare model."""
         self._wait()
         kept = self.best if self.best is not None else self._weights(self._shown)
+        if self.leaves and self.best is None:
+            self.left = self._state()
         self.drive.end()
         body.undo()
         self.model.load_state_dict(kept)
@@ -172,6 +185,10 @@ class Trainer:
         """Until the last checkpoint is on the disk."""
         if self.states is not None:
             self.loop.machine.ranks.together(self.states.wait)
+
+    def _state(self) -> Carried:
+        averaged = self.ema.module if self.ema is not None else None
+        return Carried.of(self.model, self.drive.optimizer, self.drive.pack(), averaged, self.updates)
 
     def _weights(self, model: nn.Module) -> dict[str, Tensor]:
         """A copy of a network's whole weights, on the CPU; called on every rank."""
@@ -188,9 +205,12 @@ class Trainer:
             parts["ema"] = self.ema.module.state_dict()
         if self.best is not None:
             parts["best"] = self.best
+        left, left_plain = self.left.file() if self.left is not None else ({}, None)
+        parts["left"] = left
         meta = {
             "optimizer": plain, "history": self.history, "best_top1": self.best_top1, "epoch": epoch,
             "progress": asdict(progress), "updates": self.updates, "world": ranks.world,
+            **({"left": left_plain} if left_plain else {}),
         }  # fmt: skip
         tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         ranks.together(lambda: states.save(epoch * self.loop.steps + progress.step, tensors, meta))
@@ -237,11 +257,15 @@ class Trainer:
             self.ema.module.load_state_dict(parts["ema"])
         self.best, self.best_top1, self.history = parts.get("best"), meta["best_top1"], meta["history"]
         self.updates = meta["updates"]
+        if "left" in meta:
+            self.left = Carried.unfiled(parts["left"], meta["left"])
         self.loop.skipped = int(sum(line.get("skipped_updates", 0) for line in self.history))
 
     def _resume(self, found: tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None) -> tuple[int, Progress | None]:
         """The optimizer's state of a checkpoint; (epoch, progress inside it)."""
         if found is None:
+            if self.carried is not None:
+                self.drive.unpack(*self.carried.packed(self.model, self.drive.optimizer))
             return 0, None
         parts, meta = found
         self.drive.unpack(parts.get("optimizer", {}), meta["optimizer"])

@@ -1,0 +1,120 @@
+"""What a training leaves to the next one, of a network that is cut in between: optimizer state, averaged weights."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_prune.errors import PruneError
+from dist_prune.runtime import checkpoint
+
+OPTIMIZER = "optimizer/"
+
+
+@dataclass(frozen=True)
+class Carried:
+    """The state of a training by names, so that it can be cut as the network is.
+
+    Attributes:
+        tables: ``optimizer/<key>`` -> parameter -> a tensor of its shape (momentum_buffer, exp_avg ...); where weights
+            were averaged, ``model`` and ``ema`` -> state dict.
+        numbers: ``<key>/<parameter>`` -> a single number (step).
+        plain: JSON values: ``groups``, ``state`` of the optimizer, the ``scaler``, ``updates`` of the averaged weights.
+    """
+
+    tables: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    numbers: Mapping[str, Tensor] = field(default_factory=dict)
+    plain: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        packed: tuple[Mapping[str, Tensor], Mapping[str, Any]],
+        averaged: nn.Module | None,
+        updates: int,
+    ) -> "Carried":
+        """A copy on the CPU of the state that ``packed`` (of Drive.pack) holds by the numbers of parameters.
+
+        Raises:
+            PruneError: the optimizer keeps something that is neither shaped as its parameter nor a single number.
+        """
+        names, tables, numbers = _names(model, optimizer), {}, {}
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        for place, tensor in packed[0].items():
+            number, _, key = place.partition(".")
+            name = names[int(number)]
+            if tensor.shape == shapes[name] and tensor.is_floating_point():
+                tables.setdefault(OPTIMIZER + key, {})[name] = _copy(tensor)
+            elif tensor.numel() == 1:
+                numbers[f"{key}/{name}"] = _copy(tensor)
+            else:
+                raise PruneError(
+                    f"schedule.carry_optimizer: {type(optimizer).__name__} keeps {key!r} of shape "
+                    f"{tuple(tensor.shape)} for {name}, which is {tuple(shapes[name])}: it cannot be cut along. "
+                    "Choose another finetune.optimizer (sgd, adamw), or leave carry_optimizer out."
+                )
+        if averaged is not None:  # without averages the kept weights are the model's own
+            tables["model"] = {name: _copy(tensor) for name, tensor in model.state_dict().items()}
+            tables["ema"] = {name: _copy(tensor) for name, tensor in averaged.state_dict().items()}
+        state = {f"{k.partition('.')[2]}/{names[int(k.partition('.')[0])]}": v for k, v in packed[1]["state"].items()}
+        return cls(tables, numbers, {**packed[1], "state": state, "updates": updates})
+
+    def packed(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What Drive.unpack takes, for a fresh ``optimizer`` of ``model``: its own rates, this state."""
+        number = {name: str(i) for i, name in enumerate(_names(model, optimizer))}
+        tensors = {
+            f"{number[name]}.{table.removeprefix(OPTIMIZER)}": tensor
+            for table, named in self.tables.items()
+            if table.startswith(OPTIMIZER)
+            for name, tensor in named.items()
+        }
+        singles = {"numbers": self.numbers, "state": self.plain["state"]}
+        moved = {}
+        for kind, values in singles.items():
+            pairs = ((*place.partition("/")[::2], value) for place, value in values.items())
+            moved[kind] = {f"{number[name]}.{key}": value for key, name, value in pairs}
+        fresh = optimizer.state_dict()["param_groups"]
+        groups = [{**before, **now} for before, now in zip(self.plain["groups"], fresh, strict=True)]
+        return {**tensors, **moved["numbers"]}, {**self.plain, "state": moved["state"], "groups": groups}
+
+    def cut(self, along: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> "Carried":
+        """The same of a network that was cut: ``along`` cuts tensors that are shaped as parameters and buffers."""
+        return replace(self, tables={name: along(table) for name, table in self.tables.items()})
+
+    def file(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and meta of a safetensors file; ``read`` takes them back."""
+        tensors = {f"{table}/{name}": tensor for table, named in self.tables.items() for name, tensor in named.items()}
+        return {**tensors, **{f"number/{place}": value for place, value in self.numbers.items()}}, dict(self.plain)
+
+    @classmethod
+    def read(cls, path: Path) -> "Carried":
+        """Of a file; PruneError where it is damaged."""
+        return cls.unfiled(*checkpoint.read(path))
+
+    @classmethod
+    def unfiled(cls, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> "Carried":
+        """What ``file`` gave."""
+        tables: dict[str, dict[str, Tensor]] = {}
+        numbers = {}
+        for place, tensor in tensors.items():
+            table, _, name = place.rpartition("/")
+            if table.startswith("number/"):
+                numbers[place.removeprefix("number/")] = tensor
+            else:
+                tables.setdefault(table, {})[name] = tensor
+        return cls(tables, numbers, plain)
+
+
+def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Parameter names in the optimizer's order."""
+    found = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [found[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone()

@@ -1,0 +1,103 @@
+"""What can be found out before any work is found out before any work: all of it at once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from dist_prune.errors import PruneError
+from dist_prune.recipe import Training
+from dist_prune.runtime.data import dealing
+from dist_prune.runtime.training import fast, optim
+from dist_prune.stages.work import Work
+
+
+def precheck(work: Work) -> None:
+    """PruneError with everything that is wrong with a recipe on this machine and these images."""
+    recipe, machine = work.recipe, work.machine
+    problems: list[str] = []
+
+    def attempt(check: Callable[..., Any], *arguments: Any) -> bool:
+        try:
+            check(*arguments)
+        except PruneError as error:
+            problems.append(str(error))
+            return False
+        return True
+
+    if work.checkpoint is not None and not work.checkpoint.is_file() and work.ledger.last("train") is None:
+        problems.append(f"backbone.checkpoint: there is no file {work.checkpoint}")
+    trainings = [
+        (settings, name)
+        for name, settings in (("train", recipe.train), ("finetune", recipe.finetune))
+        if (settings.epochs or (name == "finetune" and recipe.schedule.rounds > 1 and recipe.between.epochs))
+        and (name == "finetune" or work.checkpoint is None)
+    ]
+    attempt(_rounds, work)
+    for settings, name in trainings:
+        attempt(fast.check, settings, machine, name, recipe.cluster.deterministic)
+    # one rank looks through folders, the others take its index
+    if attempt(machine.ranks.together, lambda: work.opened) and attempt(_network, work):
+        for training in trainings:
+            attempt(_training, work, *training)
+    if problems:
+        raise PruneError("\n".join(problems))
+
+
+def _rounds(work: Work) -> None:
+    """PruneError where the recipe asks for rounds that make no sense."""
+    recipe, spec = work.recipe, work.recipe.schedule
+    if spec.rounds == 1:
+        if spec.carry_optimizer:
+            raise PruneError("schedule.carry_optimizer: with schedule.rounds 1 there is no round to carry a state to")
+        return
+    name, key = recipe.method["name"], f"schedule.rounds: {spec.rounds} rounds of"
+    if work.method.one_shot:
+        raise PruneError(f"{key} {name} make no sense: {work.method.one_shot}. Set it to 1")
+    if recipe.select.plan:
+        raise PruneError(f"{key} a plan that is replayed (select.plan) make no sense: nothing is scored. Set it to 1")
+    if recipe.target.latency is not None:
+        raise PruneError(
+            f"{key} target.latency are not offered: a time is searched for by measuring cuts of the dense network. "
+            "Set target.macs, target.params or target.channels, or one round"
+        )
+    if spec.carry_optimizer and spec.finetune_epochs == 0:
+        raise PruneError("schedule.carry_optimizer: with schedule.finetune_epochs 0 no state is there to be carried")
+    if spec.carry_optimizer and work.machine.zero:
+        raise PruneError(
+            "schedule.carry_optimizer: DeepSpeed shards the optimizer's state, which is not cut along; launch without "
+            "DeepSpeed, or leave it out (every finetuning then starts its optimizer anew)"
+        )
+
+
+def _network(work: Work) -> None:
+    """PruneError where there is no such network, or the method cannot do with it what the recipe asks for."""
+    _sizes(work)
+    if work.recipe.select.plan:
+        work.replayed()
+    else:
+        channels = work.method.ready(work.channels, work.recipe.select.exclude, work.request)
+        fresh = work.method.fresh(channels)
+        if fresh and work.recipe.schedule.rounds > 1:
+            raise PruneError(
+                f"schedule.rounds: the released code gives {', '.join(fresh)} new weights after cutting; in rounds it "
+                "would forget what it learned between them. Leave that quirk out, or set it to 1"
+            )
+
+
+def _training(work: Work, settings: Training, name: str) -> None:
+    """PruneError where a training's batches are too small, or its optimizer is none (surgery renames nothing)."""
+    dealing.check(settings.batch, len(work.dealt(settings)[0]), work.machine.ranks.world, name)
+    optim.check(work.shell(), settings, name)
+
+
+def _sizes(work: Work) -> None:
+    """PruneError where the network cannot take the images of the recipe's schedule."""
+    work.feed(True)  # refuses what the backend cannot do
+    for size in sorted(set(work.recipe.data.resize_schedule.values())):
+        try:
+            with torch.no_grad():
+                work.shell().eval()(torch.zeros(1, work.in_chans, size, size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            name = work.recipe.backbone.name
+            raise PruneError(f"data.resize_schedule: {name} cannot take images of side {size}: {error}") from error
