@@ -150,12 +150,14 @@ def checking(runs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", default="speed,load,check")
+    parser.add_argument("--only", default="speed,load,check", help="some of the three, commas between")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--runs", type=int, default=7)
     given = parser.parse_args()
     asked = given.only.split(",")
+    if not set(asked) <= {"speed", "load", "check"}:
+        parser.error(f"--only: speed, load, check, with commas between; got {given.only!r}")
     torch.set_num_threads(given.threads)
     facts = describe(Machine.alone())
     print(f"{facts['processor']}, {given.threads} thread(s), torch {facts['packages']['torch']}, seed 0, commit "

@@ -16,7 +16,6 @@ from typing import Any
 from dist_prune import methods, reading
 from dist_prune.errors import PruneError
 
-CSV, PAGE = "ratio_curves.csv", "ratio_curves.html"
 RATIOS = "0.9,0.7,0.5,0.3,0.1"
 NAMED = 10  # groups that the plot of lines names; the others are grey
 
@@ -45,12 +44,15 @@ def act(given: argparse.Namespace) -> tuple[str, Any, int]:
     from dist_prune.recipe import Recipe
     from dist_prune.run import launched, run
     from dist_prune.runtime.machine import Machine
+    from dist_prune.stages.ratios import check
     from dist_prune.stages.work import Work
 
     ratios, images = _numbers(given)
 
     def choose() -> tuple[Recipe, Path]:
         spec = reading.load(given.recipe, given.overrides, methods.options_of)
+        kind = methods.find(spec.method["name"])
+        check(spec, kind(kind.Options.model_validate({k: v for k, v in spec.method.items() if k != "name"})))
         return spec, Path(os.environ.get("DIST_PRUNE_RUNS", "runs")) / spec.name
 
     def then(work: Work) -> None:
@@ -66,7 +68,7 @@ def act(given: argparse.Namespace) -> tuple[str, Any, int]:
         with contextlib.redirect_stdout(sys.stderr) if given.json else contextlib.nullcontext():
             run(spec, folder, machine, until="score", then=then)
         if given.json and machine.ranks.first:
-            print((folder / "ratio_curves.json").read_text(), flush=True)
+            print((folder / f"{_stem(given.split)}.json").read_text(), flush=True)
         return ""
 
     return "", None, launched(choose, given.run_dir, begin)
@@ -96,15 +98,17 @@ def write(work: Any, found: Any, given: argparse.Namespace) -> None:
         "dense": asdict(found.dense), "images": found.images, "where": found.where, "max_drop": given.max_drop,
         "keep_ratios": keep, "groups": [asdict(line) for line in found.ordered],
     }  # fmt: skip
-    write_atomic(work.folder / "ratio_curves.json", json.dumps(body, indent=1))
-    write_atomic(work.folder / CSV, found.csv())
-    write_atomic(work.folder / PAGE, html(work.recipe.name, work.recipe.method["name"], found, keep, given.max_drop))
-    work.tracker.figure("ratio curves", lines_figure(found))
+    stem = _stem(given.split)
+    page, table = work.folder / f"{stem}.html", work.folder / f"{stem}.csv"
+    write_atomic(work.folder / f"{stem}.json", json.dumps(body, indent=1))
+    write_atomic(table, found.csv())
+    write_atomic(page, html(work.recipe.name, work.recipe.method["name"], found, keep, given.max_drop))
+    work.tracker.figure(stem.replace("_", " "), lines_figure(found))
     for line in found.ordered:
         for point in line.points:
-            work.tracker.scalars({f"ratio_curves/{line.group}": point.top1}, round(100 * point.ratio))
+            work.tracker.scalars({f"{stem}/{line.group}": point.top1}, round(100 * point.ratio))
     work.tracker.say(as_text(found, keep, given.max_drop))
-    work.tracker.say(f"\ncurves       {(work.folder / PAGE).resolve()}\ntable        {(work.folder / CSV).resolve()}")
+    work.tracker.say(f"\ncurves       {page.resolve()}\ntable        {table.resolve()}")
 
 
 def as_text(found: Any, keep: dict[str, float], most: float) -> str:
@@ -117,18 +121,24 @@ def as_text(found: Any, keep: dict[str, float], most: float) -> str:
     ]
     for line in found.ordered:
         lines.append(f"{line.group:{wide}}  {line.width:5}  " + "  ".join(f"{p.top1:6.2f}" for p in line.points))
-    return "\n".join([*lines, "", suggested(keep, most)])
+    return "\n".join([*lines, "", suggested(keep, most, found.whole)])
 
 
-def suggested(keep: dict[str, float], most: float) -> str:
-    """The suggestion as a recipe key."""
+def suggested(keep: dict[str, float], most: float, whole: str | None) -> str:
+    """The suggestion as words for a command line; ``whole``: those that leave the other groups whole."""
     if not keep:
         return f"every group alone loses more than {most:g} point(s) of top-1 at every ratio"
     words = ", ".join(f"{name}: {ratio:g}" for name, ratio in keep.items())
     return (
         f"each of these groups alone loses at most {most:g} point(s), nothing finetuned (together they lose more):\n"
-        f"  select.keep_ratios={{{words}}}"
+        f"  'select.keep_ratios={{{words}}}'"
+        + (f" {whole}" if whole else "\n(this method has no keep ratio: the other groups are cut as the recipe asks)")
     )
+
+
+def _stem(split: str) -> str:
+    """Figures of test images have files of their own."""
+    return "ratio_curves_test" if split == "test" else "ratio_curves"
 
 
 def html(name: str, method: str, found: Any, keep: dict[str, float], most: float) -> str:
@@ -155,7 +165,7 @@ def html(name: str, method: str, found: Any, keep: dict[str, float], most: float
         f"{e(found.where)}.</p>{svg(lines_figure(found))}<h2>Points of top-1 lost</h2>{svg(map_figure(found))}"
         f"<h2>Top-1 % by keep ratio</h2><table><thead><tr><th>group</th><th>width</th>{head}<th>at most {most:g} "
         f"points</th></tr></thead><tbody>{rows}</tbody></table><h2>Suggestion</h2><pre style='white-space:pre-wrap'>"
-        f"{e(suggested(keep, most))}</pre></html>"
+        f"{e(suggested(keep, most, found.whole))}</pre></html>"
     )
 
 

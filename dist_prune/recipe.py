@@ -60,7 +60,11 @@ class Select(Part):
         "stay whole), or a list, one for each free group in order",
     )
     scope: Literal["local", "global"] = Field(default="local", description="rank within each group or over all groups")
-    min_channels: int = Field(default=1, ge=1, description="no group gets narrower than this")
+    min_channels: int = Field(
+        default=1,
+        ge=1,
+        description="no group gets narrower than this; of whole units (heads, conv groups) one may be left",
+    )
     round_to: int = Field(
         default=0, ge=0,
         description="kept channels are a multiple of this (where the group is wider); 0: 8 for targets of MACs and "

@@ -94,8 +94,6 @@ def test_links_lead_somewhere(page):
             continue
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
-        if file.name == "coverage.md" and not file.exists():
-            continue  # not there before benchmarks/timm_coverage.py --write docs/coverage.md has been run
         assert file.exists(), f"{page.name}: {target}"
         if anchor:
             assert anchor in {slug(line.lstrip("#")) for line in file.read_text().splitlines() if line[:1] == "#"}, (

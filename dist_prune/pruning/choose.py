@@ -42,17 +42,19 @@ class Request:
         return cls(**recipe.select.model_dump(exclude={"exclude", "plan"}), target=recipe.target.asked())
 
     def step(self, group: ChannelGroup) -> int:
-        """What kept channels are a multiple of."""
+        """What kept channels are a multiple of; whole units (heads, conv groups) go one by one."""
+        if group.unit != "channel":
+            return 1
         if self.round_to:
             return self.round_to if group.dense > self.round_to else 1
         by_cost = self.target is not None and self.target[0] in ("macs", "latency")
         return AUTO_STEP if by_cost and group.dense >= AUTO_WIDTH else 1
 
     def floor(self, group: ChannelGroup) -> int:
-        """The fewest channels that may stay, before rounding."""
+        """The fewest channels that may stay, before rounding; ``min_channels`` is of single channels."""
         most = self.max_ratio if isinstance(self.max_ratio, float | int) else of_group(self.max_ratio or {}, group)
         least = 0 if most is None else math.ceil(group.dense * (1 - most) - 1e-9)
-        return min(max(1, self.min_channels, least), group.width)
+        return min(max(1, self.min_channels if group.unit == "channel" else 1, least), group.width)
 
     def width(self, group: ChannelGroup, count: int) -> int:
         """``count`` made legal: of ``keep_ratios`` where the group is named there, not below the floor, rounded up."""

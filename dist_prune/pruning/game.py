@@ -63,7 +63,7 @@ class Game:
         values = (~off).to(labels.device).repeat_interleave(len(labels), 0)
         with switched(self.model, [(self.places, lambda: values)]):
             logits = self.rest.tail(copies(live, len(off)))
-        return judge(logits.view(len(off), len(labels), -1), labels).cpu()
+        return judge(logits.view(len(off), len(labels), logits.shape[-1]), labels).cpu()
 
     def _fill(self) -> None:
         """Keep what the heads give, as far as the memory goes."""

@@ -32,12 +32,16 @@ def narrowed(channels: Channels, plan: Plan) -> Channels:
 
 
 def _cut(group: ChannelGroup, kept: Iterable[int], new: dict[tuple[str, Side], dict[int, int]]) -> ChannelGroup:
-    """The group with the channels ``kept``, and with the positions that are left of those that it lies in."""
+    """The group with the channels ``kept``, and with the positions that are left of those that it lies in.
+
+    Tracing can give protected groups positions that no layer has (behind splits and concatenations): they are left out.
+    """
     order = {channel: number for number, channel in enumerate(kept)}
     couplings = []
     for c in group.couplings:
-        stays = [(i, order[ch]) for i, ch in zip(c.index, c.channel, strict=True) if ch in order]
         places = new[c.layer, c.side]
+        pairs = [(i, ch) for i, ch in zip(c.index, c.channel, strict=True) if i in places or not group.protected]
+        stays = [(i, order[ch]) for i, ch in pairs if ch in order]
         couplings.append(Coupling(c.layer, c.side, tuple(places[i] for i, _ in stays), tuple(n for _, n in stays)))
     why = group.protected or (f"it has a single {group.unit}" if len(order) == 1 else "")
     return replace(group, width=len(order), couplings=tuple(couplings), protected=why, gone=group.width - len(order))

@@ -32,6 +32,13 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.M
             raise PruneError(
                 f"the weights do not fit the plan: {name!r} has {found} channels, the plan leaves {count * each}"
             )
+    for name in plan.removed:
+        parent = modules.get(name.rpartition(".")[0])
+        if name.endswith(".qkv") and hasattr(parent, "num_heads") and not units.has_heads(parent):
+            raise PruneError(
+                f"{name}: the plan takes heads, and this version of timm has a {type(parent).__qualname__} there that "
+                "is not known here; load it with the timm version that the bundle names"
+            )
     for name, module in model.named_modules():
         _take_shapes(module, name, weights)
     units.settle(model)

@@ -12,7 +12,17 @@ from dist_prune.pruning.plan import Plan
 
 
 def to_saved(plan: Plan, channels: Channels) -> dict[str, dict[str, Any]]:
-    """The plan as pruning information: every group that may be cut and that a convolution leads."""
+    """The plan as pruning information: every group that may be cut and that a convolution leads.
+
+    Raises:
+        PruneError: the plan takes whole units, which the form cannot say.
+    """
+    whole = [group.name for group in channels.free if group.unit != "channel" and group.name in plan.removed]
+    if whole:
+        raise PruneError(
+            f"{whole[0]} and {len(whole) - 1} other groups lose whole heads or conv groups, "
+            "and saved_idxs are filters: write the plan itself (--out plan.json)"
+        )
     kept = {group.name: plan.kept(group.name) for group in _scored(channels)}
     return {name: {"saved_idxs": stays, "mask_num": plan.widths[name] - len(stays)} for name, stays in kept.items()}
 
@@ -40,7 +50,7 @@ def from_saved(body: Mapping[str, Any], channels: Channels) -> Plan:
 
 
 def _scored(channels: Channels) -> list[ChannelGroup]:
-    return [group for group in channels.free if channels.layers[group.name].kind == "conv"]
+    return [g for g in channels.free if channels.layers[g.name].kind == "conv" and g.unit == "channel"]
 
 
 def _in_order(body: Mapping[str, Any], channels: Channels, names: list[str]) -> None:

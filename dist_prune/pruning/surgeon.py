@@ -19,6 +19,7 @@ from torch_pruning.ops import OPTYPE
 from dist_prune.errors import PruneError
 from dist_prune.pruning import units
 from dist_prune.pruning.channels import ChannelGroup, Channels, Coupling, Layer
+from dist_prune.pruning.gates import gated
 from dist_prune.pruning.masks import zero
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.probe import quiet
@@ -28,6 +29,7 @@ from dist_prune.pruning.trace import layers_of
 __all__ = ["cut_along", "operate", "rebuild", "sites_of"]
 
 _POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+NEAR = 1e-2  # of the largest output: how far a trial cut may be from the gated network
 SPREAD = 2**16  # positions that one channel may take in all members of its group together
 MEMBERS = 2**13  # of a group as it is followed: large residual streams have hundreds
 
@@ -279,17 +281,26 @@ def _reason(graph: tp.DependencyGraph, group: ChannelGroup, layers: Mapping[str,
 
 
 def _proved(model: nn.Module, channels: Channels, example: Tensor) -> Channels:
-    """Cut one channel of every free group on a copy and run it; where that fails, group by group."""
+    """Cut one channel of every free group on a copy and run it; where that fails, group by group.
+
+    What is left has to answer as the whole network does with these channels switched off where they are consumed:
+    tracing can tie the wrong channels together, and what is cut then may run all the same.
+    """
 
     def fails(names: Iterable[str]) -> str:
         trial = copy.deepcopy(model)
         plan = Plan({name: (0,) for name in names}, {g.name: g.width for g in channels.groups})
         try:
             operate(trial, channels, plan)
-            with quiet(trial), torch.no_grad():
-                trial(example)
+            with quiet(trial), quiet(model), torch.no_grad():
+                found = trial(example)
+                with gated(model, channels, plan.removed):
+                    asked = model(example)
         except Exception as error:  # whatever the network's own forward says
-            return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            return f"does not run: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        told = isinstance(found, Tensor) and bool(torch.isfinite(asked).all())
+        if told and float((found - asked).abs().max()) > NEAR * float(asked.abs().max()):
+            return "answers otherwise than with it switched off: its channels are mixed on their way"
         return ""
 
     if not fails(group.name for group in channels.free):
@@ -298,7 +309,7 @@ def _proved(model: nn.Module, channels: Channels, example: Tensor) -> Channels:
     return replace(
         channels,
         groups=tuple(
-            replace(g, protected=f"the network does not run without one of its channels ({verdicts[g.name]})")
+            replace(g, protected=f"the network without one of its channels {verdicts[g.name]}")
             if verdicts.get(g.name)
             else g
             for g in channels.groups

@@ -115,7 +115,7 @@ def merged(
         if group.name in meets:
             clans.setdefault(clan(group.name), []).append(group)
     out = [group for group in groups if group.name not in meets]
-    return out + [group for members in clans.values() for group in _one(members, root, rank)]
+    return out + [group for members in clans.values() for group in _one(members, layers, root, rank)]
 
 
 def folded(site: Site, maps: Tensor) -> Tensor:
@@ -143,6 +143,11 @@ def settle(model: nn.Module) -> None:
         module.num_heads = module.proj.in_features // width
         if kind.total:
             setattr(module, kind.total, module.proj.in_features)
+
+
+def has_heads(module: Any) -> bool:
+    """Whether a module is an attention whose heads can be cut."""
+    return f"{type(module).__module__}.{type(module).__qualname__}" in ATTENTION
 
 
 def takes_shapes(module: nn.Module) -> bool:
@@ -178,7 +183,9 @@ def _absent(part: Any) -> bool:
     return part is None or isinstance(part, nn.Identity)
 
 
-def _one(members: list[ChannelGroup], root: Root, rank: Callable[[str], Any]) -> list[ChannelGroup]:
+def _one(
+    members: list[ChannelGroup], layers: Mapping[str, Layer], root: Root, rank: Callable[[str], Any]
+) -> list[ChannelGroup]:
     """Groups that meet in grouped convolutions as one; as they were, with the reason, where they cannot be cut."""
     producers = tuple(sorted({name for group in members for name in group.producers}, key=rank))
     leader = next(group for group in members if producers[0] in group.producers)
@@ -190,9 +197,23 @@ def _one(members: list[ChannelGroup], root: Root, rank: Callable[[str], Any]) ->
     ]  # fmt: skip
     found = ChannelGroup(producers[0], len(number), producers, tuple(couplings), unit="conv group")
     why = next((group.protected for group in members if group.protected), "") or uneven(found)
+    why = why or _open(found, layers)
     if not why and len(number) == 1:
         why = "grouped convolutions tie all of its channels to one another"
     return [replace(group, protected=group.protected or why) for group in members] if why else [found]
+
+
+def _open(group: ChannelGroup, layers: Mapping[str, Layer]) -> str:
+    """Why a group of conv groups cannot be cut where one side of a grouped convolution is not in it, or nothing."""
+    for name in group.layers:
+        layer = layers[name]
+        if layer.kind != "conv" or layer.groups == 1 or layer.depthwise:
+            continue
+        for side, width in (("in", layer.width_in), ("out", layer.width_out)):
+            places = {i for c in group.couplings if (c.layer, c.side) == (name, side) for i in c.index}
+            if len(places) < width:
+                return f"not all channels on both sides of {name}, a grouped convolution, are known"
+    return ""
 
 
 def uneven(group: ChannelGroup) -> str:

@@ -8,7 +8,7 @@ import torch
 from dist_prune.errors import PruneError
 from dist_prune.recipe import Training
 from dist_prune.runtime.data import dealing
-from dist_prune.runtime.training import fast, optim
+from dist_prune.runtime.training import carrying, fast, optim
 from dist_prune.stages.work import Work
 
 
@@ -63,6 +63,8 @@ def _rounds(work: Work) -> None:
         )
     if spec.carry_optimizer and spec.finetune_epochs == 0:
         raise PruneError("schedule.carry_optimizer: with schedule.finetune_epochs 0 no state is there to be carried")
+    if spec.carry_optimizer:
+        carrying.check(recipe.finetune)
     if spec.carry_optimizer and work.machine.zero:
         raise PruneError(
             "schedule.carry_optimizer: DeepSpeed shards the optimizer's state, which is not cut along; launch without "

@@ -2,6 +2,7 @@
 times by other seeds."""
 
 import statistics
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -84,6 +85,11 @@ def _tuned(
         chosen = calibration(labels, settings.recalibrate_bn, recipe.seed, recipe.score.balance)
         feed, ids = work.scoring(trained_on[chosen])
         recalibrate(model, feed, ids, work.recipe.score.micro_batch, work.machine.ranks)
+        if carried is not None and "ema" in carried.tables:  # averages go on from the new statistics, not the old ones
+            new = model.state_dict()
+            ema = carried.tables["ema"]
+            ema = {key: new[key].detach().cpu().clone() if "running_" in key else old for key, old in ema.items()}
+            carried = replace(carried, tables={**carried.tables, "ema": ema})
     teacher = work.dense() if settings.distill else None
     masks: dict[str, Tensor] = masks_of(work.plan, work.channels, model.state_dict())
     return model, trained(work, model, settings, name, teacher, masks, rerun, carried, leaves)

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.cost import macs
 from dist_prune.pruning.game import Batches, Games, hits
+from dist_prune.recipe import Recipe
 from dist_prune.runtime.data.dealing import calibration, micro_batches
 from dist_prune.runtime.data.feed import Feed
 from dist_prune.runtime.evaluation import losses, mean_loss
@@ -77,6 +78,8 @@ class Found:
     lines: tuple[Line, ...]
     images: int
     where: str
+    split: Split = "held_out"
+    whole: str | None = None  # recipe keys by which groups that select.keep_ratios does not name stay whole; None: none
 
     @cached_property
     def ordered(self) -> tuple[Line, ...]:
@@ -90,7 +93,7 @@ class Found:
 
     def suggestion(self, most: float) -> dict[str, float]:
         """Group -> the smallest of the ratios down to which it loses at most ``most`` points; those that lose more at
-        every ratio are left out (they stay whole)."""
+        every ratio are left out."""
         out = {}
         for line in self.ordered:
             fits = None
@@ -117,27 +120,35 @@ def _cells(point: Point) -> list[Any]:
     return [point.ratio, point.kept, f"{point.macs:.6f}", f"{point.top1:.4f}", f"{point.loss:.6f}"]
 
 
+def check(recipe: Recipe, method: Method) -> None:
+    """PruneError where a recipe ranks no channels: a plan is replayed, or blocks of weights are masked."""
+    if recipe.select.plan:
+        raise PruneError("ratio-curves: select.plan replays a plan, so no criterion ranks channels; leave it out")
+    if not getattr(method, "structured", True):
+        raise PruneError(
+            "ratio-curves: with method.p this method masks blocks of weights and ranks no channels; write method.p= "
+            "and a select.keep_ratio"
+        )
+
+
 def measured(work: Work, asked: Asked) -> Found:
     """Every free group at every ratio, jobs dealt over ranks; what is on record is not done again.
 
-    Raises:
-        PruneError: the recipe ranks nothing (a plan is replayed, or blocks of weights are masked).
+    ``check`` says before any work whether the recipe ranks channels at all.
     """
-    if work.recipe.select.plan:
-        raise PruneError("ratio-curves: select.plan replays a plan, so no criterion ranks channels; leave it out")
     ranks, channels = work.machine.ranks, work.method.ready(work.channels, work.recipe.select.exclude, work.request)
     scores = work.tensors(work.here(SCORES))
     with torch.no_grad():
         cuts = {
-            (group.name, ratio): removed(work.method, scores, channels, group.name, ratio)
+            (group.name, ratio): removed(work.method, scores, channels, group.name, ratio, work.request)
             for group in channels.free
             for ratio in sorted(asked.ratios, reverse=True)
         }
     feed, ids, where = part(work, asked)
     model = starting(work).to(work.machine.device)
     games = Games(model, channels, held(feed, micro_batches(ids, work.recipe.evaluate.batch)))
-    whole = (channels.free[0].name, ())
-    jobs = {_job(*cut): cut for cut in dict.fromkeys([whole, *((name, gone) for (name, _), gone in cuts.items())])}
+    dense_job = (channels.free[0].name, ())
+    jobs = {_job(*cut): cut for cut in dict.fromkeys([dense_job, *((name, gone) for (name, _), gone in cuts.items())])}
 
     def run(job: tuple[str, str]) -> list[int]:
         name, gone = jobs[job]
@@ -152,7 +163,7 @@ def measured(work: Work, asked: Asked) -> Found:
     dense = macs(channels)
 
     def point(name: str, ratio: float, gone: tuple[int, ...]) -> Point:
-        correct, units, images, strange = of[_job(name, gone) if gone else _job(*whole)]
+        correct, units, images, strange = of[_job(name, gone) if gone else _job(*dense_job)]
         kept = channels.group(name).width - len(gone)
         share = macs(channels, {name: kept}) / dense
         return Point(ratio, kept, share, 100 * correct / images, mean_loss(units, strange, images))
@@ -161,26 +172,44 @@ def measured(work: Work, asked: Asked) -> Found:
     for group in channels.free:
         own = [(ratio, gone) for (name, ratio), gone in cuts.items() if name == group.name]
         lines.append(Line(group.name, group.width, tuple(point(group.name, *cut) for cut in own)))
-    return Found(point(whole[0], 1.0, ()), tuple(lines), of[_job(*whole)][2], where)
+    whole = _whole(work.method, channels, work.request, asked.ratios[0])
+    return Found(point(dense_job[0], 1.0, ()), tuple(lines), of[_job(*dense_job)][2], where, asked.split, whole)
+
+
+def ranking(request: Request, ratios: Mapping[str, float]) -> Request:
+    """The request's floors and rounding, with these groups at their ratio and the others whole."""
+    return replace(request, threshold=None, target=None, counts=None, keep_ratio=1.0, keep_ratios=dict(ratios))
+
+
+def _whole(method: Method, channels: Channels, request: Request, ratio: float) -> str | None:
+    """The words that ask for what was measured beside ``select.keep_ratios``; None of a method without ratios."""
+    try:
+        method.check(channels, ranking(request, {channels.free[0].name: ratio}))
+    except PruneError:
+        return None
+    others = {"threshold": request.threshold, "counts": request.counts}
+    words = [f"select.{key}=" for key, value in others.items() if value is not None]
+    return " ".join(["select.keep_ratio=1", *words, *([f"target.{request.target[0]}="] if request.target else [])])
 
 
 def removed(
-    method: Method, scores: Mapping[str, Tensor], channels: Channels, name: str, ratio: float
+    method: Method, scores: Mapping[str, Tensor], channels: Channels, name: str, ratio: float, request: Request
 ) -> tuple[int, ...]:
-    """The channels of one group that go where it alone keeps this share of them (rounded, at least one channel).
+    """The channels of one group that go where it alone keeps this share of them, within the request's floors and steps.
 
     A method that ranks is asked by ``select.keep_ratios``; one whose counts fall out of a threshold (graph) by a target
     for this group's channels: it may keep fewer than asked for.
     """
-    ranking = Request(keep_ratio=1.0, keep_ratios={name: ratio})
+    alone = ranking(request, {name: ratio})
     width = channels.group(name).width
     share = max(1, round(width * ratio)) / width
     try:
-        method.check(channels, ranking)
-        return method.select(scores, channels, ranking).removed.get(name, ())
+        method.check(channels, alone)
+        return method.select(scores, channels, alone).removed.get(name, ())
     except PruneError:
         only = channels.only([name])
-        return method.select(scores, only, Request(target=("channels", share))).removed.get(name, ())
+        asked = replace(alone, keep_ratio=None, keep_ratios={}, target=("channels", share))
+        return method.select(scores, only, asked).removed.get(name, ())
 
 
 def judged(logits: Tensor, labels: Tensor) -> Tensor:
@@ -207,7 +236,10 @@ def part(work: Work, asked: Asked) -> tuple[Feed, np.ndarray, str]:
         elif "train" in seen:
             where += "; the dense network was trained on them (train.selection is not holdout)"
     chosen = "all" if asked.images is None else asked.images
-    return feed, pool[calibration(feed.source.labels[pool], chosen, work.recipe.seed)], where
+    feed, ids = work.readable(feed, pool[calibration(feed.source.labels[pool], chosen, work.recipe.seed)])
+    if not len(ids):
+        raise PruneError(f"ratio-curves: none of the {where} can be read")
+    return feed, ids, where
 
 
 def held(feed: Feed, lists: Sequence[np.ndarray]) -> Batches:

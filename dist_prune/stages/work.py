@@ -202,19 +202,22 @@ class Work:
         return held_out(ids, recipe.train.holdout, recipe.seed)[1], seen
 
     def scoring(self, ids: np.ndarray) -> tuple[Feed, np.ndarray]:
-        """The training images as papers look at them (no schedule of sizes), and those of ``ids`` that can be read.
+        """The training images as papers look at them (no schedule of sizes), and those of ``ids`` that can be read."""
+        return self.readable(replace(self.feed(self.method.sees != "test"), look=replace(self.look, schedule=())), ids)
+
+    def readable(self, feed: Feed, ids: np.ndarray) -> tuple[Feed, np.ndarray]:
+        """Those of ``ids`` that can be read, and a feed that insists on them.
 
         With ``data.on_error: skip`` all of them are read once before, and unreadable ones are taken out on every rank:
         statistics are addressed by image, so what is scored has to be known before.
         """
-        feed = replace(self.feed(self.method.sees != "test"), look=replace(self.look, schedule=()))
         if self.recipe.data.on_error == "fail" or not isinstance(feed.source, FolderSource):
             return feed, ids
         ranks, lists = self.machine.ranks, micro_batches(ids, self.recipe.score.micro_batch)
         batches = feed.batches(deal(lists, ranks.rank, ranks.world))
         for _ in range(-(-len(lists) // ranks.world)):
             if stopping.poll(ranks)[0]:
-                raise stopping.leave("while the calibration images were checked")
+                raise stopping.leave("while images were checked")
             next(batches, None)
         bad = {sample for part in ranks.gather(sorted(feed.skipped)) for sample in part}
         if bad:

@@ -8,12 +8,15 @@ import torch
 from torch import nn
 
 from dist_prune.bench import Bench
+from dist_prune.errors import PruneError
 from dist_prune.methods.method import Method
 from dist_prune.pruning import cost, surgeon
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.gates import gated
+from dist_prune.pruning.narrow import narrowed
 from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.saved import to_saved
 from dist_prune.runtime import backbones
 from tests import tiny
 
@@ -129,3 +132,60 @@ def test_scale_norm_and_gated_attention_keep_their_heads():
     channels = surgeon.sites_of(model.double(), tiny.example()[:1])
     assert not [group for group in channels.groups if group.unit == "head"]
     copy.deepcopy(model)(tiny.example())
+
+
+class Shuffled(nn.Module):
+    """A channel shuffle, which tracing does not follow, in front of a grouped convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.grouped = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 32, 3, groups=4)
+        self.last = nn.Conv2d(32, 5, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        x = x.view(len(x), 4, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+        return self.last(torch.relu(self.grouped(x))).mean((2, 3))
+
+
+class OnTheImage(nn.Module):
+    """A grouped convolution whose inputs are the image's channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.grouped, self.last = nn.Conv2d(3, 27, 3, groups=3), nn.Conv2d(27, 5, 3)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.grouped(x))).mean((2, 3))
+
+
+@pytest.mark.parametrize(("model", "width"), [(Shuffled, 1), (OnTheImage, 3)])
+def test_units_that_cannot_be_known_are_protected(model, width):
+    torch.manual_seed(0)
+    channels = surgeon.sites_of(model().double().eval(), tiny.example(width)[:1])
+    assert not [group for group in channels.free if "grouped" in group.layers]
+
+
+def test_heads_and_conv_groups_go_one_by_one():
+    """min_channels and rounding are of single channels: eight of four heads are not asked for."""
+    channels = surgeon.sites_of(network("vit"), tiny.example()[:1])
+    head = next(group for group in channels.free if group.unit == "head")
+    request = Request(min_channels=16, round_to=8)
+    assert [request.width(head, count) for count in (0, 1, 3)] == [1, 1, 3]
+
+
+def test_pruning_information_cannot_say_units():
+    channels = surgeon.sites_of(network("resnext"), tiny.example()[:1])
+    group = next(group for group in channels.free if group.unit == "conv group")
+    plan = Plan({group.name: (0,)}, {g.name: g.width for g in channels.groups})
+    with pytest.raises(PruneError, match="conv groups, and saved_idxs are filters"):
+        to_saved(plan, channels)
+
+
+def test_what_a_cut_res2net_leaves_can_be_cut_again():
+    """Its splits give protected groups positions that no layer has."""
+    model = backbones.create("res2net50_26w_4s", 10, 3, kwargs={"layers": (1, 1, 1, 1)}).eval()
+    channels = surgeon.sites_of(model, torch.randn(1, 3, 64, 64))
+    plan = Plan.keeping(channels, {group.name: list(range(group.width // 2)) for group in channels.free})
+    left = narrowed(channels, plan)
+    assert {group.name: group.width for group in left.free} == {g.name: plan.counts[g.name] for g in channels.free}

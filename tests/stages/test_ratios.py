@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 
 from dist_prune import methods, reading
 from dist_prune.cli import main
-from dist_prune.errors import PruneError
 from dist_prune.pruning import cost, surgeon
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.plan import Plan
@@ -112,7 +112,7 @@ def test_masked_is_cut(alone, folder):
         assert len(ids) == 60
         for line in alone.lines:
             for point in line.points:
-                gone = ratios.removed(work.method, scores, channels, line.group, point.ratio)
+                gone = ratios.removed(work.method, scores, channels, line.group, point.ratio, work.request)
                 assert len(gone) == line.width - point.kept == line.width - round(line.width * point.ratio)
                 plan = Plan({line.group: gone}, {group.name: group.width for group in channels.groups})
                 model = work.dense().eval()
@@ -138,7 +138,10 @@ def test_every_kind_of_method_can_be_asked_for_one_group(name):
     method = kind(kind.Options.model_validate({"epochs": 1} if name == "sensitivity" else {}))
     scores, channels = method.score(bench), method.limits(bench.channels)
     for group in channels.free:
-        gone = [ratios.removed(method, scores, channels, group.name, ratio) for ratio in (0.9, 0.5, 0.01)]
+        gone = [
+            ratios.removed(method, scores, channels, group.name, ratio, Request(target=("macs", 0.5)))
+            for ratio in (0.9, 0.5, 0.01)
+        ]
         assert set(gone[0]) <= set(gone[1]) <= set(gone[2])
         kept = [group.width - len(one) for one in gone]
         assert kept[1] <= group.width // 2
@@ -184,7 +187,7 @@ def test_the_verb(folder, alone, capsys):
     assert page.count("<svg") == 2 and "training images that train.holdout holds out" in page
     assert main([*words, "--split", "test", *WORDS]) == 0
     said = capsys.readouterr().out
-    assert "too good on them" in said and "too good on them" in (place / "ratio_curves.html").read_text()
+    assert "too good on them" in said and "too good on them" in (place / "ratio_curves_test.html").read_text()
     for wrong, why in (
         (["--ratios", "0.8,1.5"], "above 0 and below 1"), (["--images", "none"], "a positive number or 'all'"),
         (["--max-drop", "-1"], "at least 0"),
@@ -193,11 +196,27 @@ def test_the_verb(folder, alone, capsys):
         assert why in capsys.readouterr().err
 
 
-def test_a_replayed_plan_ranks_nothing(tmp_path):
-    widths = {group.name: group.width for group in tiny.bench(tiny.network()).channels.groups}
-    (tmp_path / "plan.json").write_text(Plan({"conv1": (0,)}, widths).to_json())
-    with pytest.raises(PruneError, match="no criterion ranks channels"):
-        curves(Ranks(), tmp_path / "run", [*WORDS, f"select.plan={tmp_path / 'plan.json'}", "target.macs="])
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["select.plan=plan.json", "target.macs="], "no criterion ranks channels"),
+        (["method.name=mint", "method.p=[0.5]", "target.macs="], "masks blocks of weights and ranks no channels"),
+    ],
+)
+def test_recipes_that_rank_nothing_are_refused_before_any_work(tmp_path, capsys, words, why):
+    assert main(["ratio-curves", "quickstart", "--run-dir", str(tmp_path / "run"), *WORDS, *words]) == 2
+    assert why in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_printed_can_be_typed(folder, capsys):
+    """The line of keys goes through a shell, and the groups that it does not name stay whole."""
+    place = folder / "1"
+    words = ["ratio-curves", "quickstart", "--run-dir", str(place), "--ratios", "0.8,0.3", "--images", "60"]
+    assert main([*words, "--max-drop", "100", *WORDS]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "select.keep_ratios=" in line)
+    spec = reading.load("quickstart", [*WORDS, *shlex.split(line)], methods.options_of)
+    assert spec.select.keep_ratios and set(spec.select.keep_ratios.values()) <= {0.8, 0.3}
 
 
 @pytest.mark.slow

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.errors import PruneError
+from dist_prune.recipe import Training
 from dist_prune.runtime import checkpoint
+from dist_prune.runtime.training import optim
 
 OPTIMIZER = "optimizer/"
 
@@ -53,11 +55,7 @@ class Carried:
             elif tensor.numel() == 1:
                 numbers[f"{key}/{name}"] = _copy(tensor)
             else:
-                raise PruneError(
-                    f"schedule.carry_optimizer: {type(optimizer).__name__} keeps {key!r} of shape "
-                    f"{tuple(tensor.shape)} for {name}, which is {tuple(shapes[name])}: it cannot be cut along. "
-                    "Choose another finetune.optimizer (sgd, adamw), or leave carry_optimizer out."
-                )
+                raise _uncut(optimizer, key, tensor, name, shapes[name])
         if averaged is not None:  # without averages the kept weights are the model's own
             tables["model"] = {name: _copy(tensor) for name, tensor in model.state_dict().items()}
             tables["ema"] = {name: _copy(tensor) for name, tensor in averaged.state_dict().items()}
@@ -118,3 +116,24 @@ def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone()
+
+
+def check(settings: Training) -> None:
+    """PruneError where the section's optimizer keeps a state that cannot be cut: found by one update of one layer."""
+    layer = nn.Conv2d(160, 160, 3)
+    found = optim.optimizer(optim.groups(layer, settings), settings)
+    for parameter in layer.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    found.step()
+    for name, parameter in layer.named_parameters():
+        for key, value in found.state[parameter].items():
+            if isinstance(value, Tensor) and value.numel() != 1 and value.shape != parameter.shape:
+                raise _uncut(found, key, value, name, parameter.shape)
+
+
+def _uncut(optimizer: torch.optim.Optimizer, key: str, tensor: Tensor, name: str, shape: torch.Size) -> PruneError:
+    return PruneError(
+        f"schedule.carry_optimizer: {type(optimizer).__name__} keeps {key!r} of shape {tuple(tensor.shape)} "
+        f"for {name}, which is {tuple(shape)}: it cannot be cut along. Choose another finetune.optimizer "
+        "(sgd, adamw), or leave carry_optimizer out."
+    )

@@ -258,7 +258,7 @@ class Trainer:
         self.best, self.best_top1, self.history = parts.get("best"), meta["best_top1"], meta["history"]
         self.updates = meta["updates"]
         if "left" in meta:
-            self.left = Carried.unfiled(parts["left"], meta["left"])
+            self.left = Carried.unfiled(parts.get("left", {}), meta["left"])
         self.loop.skipped = int(sum(line.get("skipped_updates", 0) for line in self.history))
 
     def _resume(self, found: tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None) -> tuple[int, Progress | None]:
