@@ -77,7 +77,10 @@ np.save(sys.argv[3], network(torch.from_numpy(np.load(sys.argv[2]))).detach().nu
 """
 
 
-@pytest.mark.parametrize(("kind", "script", "bound"), [("onnx", ONNX_ALONE, 1e-4), ("pt2", PT2_ALONE, 1e-5)])
+@pytest.mark.parametrize(
+    ("kind", "script", "bound"),
+    [("onnx", ONNX_ALONE, 1e-4), pytest.param("pt2", PT2_ALONE, 1e-5, marks=pytest.mark.slow)],
+)
 def test_files_answer_alike_in_a_process_without_this_package(made, tmp_path, kind, script, bound):
     found = act("export", str(made), "--format", kind, "--out", str(tmp_path), "--count", "40")
     assert found[kind]["images"] == 40 and found[kind]["same_class"] == 1.0

@@ -16,6 +16,7 @@ import torch
 
 import dist_prune
 from dist_prune.errors import PruneError
+from dist_prune.run import main
 from dist_prune.runtime.data import dealing
 from tests.launch import ACCELERATE, PYTHON, ROOT, SMALL, TORCHRUN, environment, plugin, report, run, start
 
@@ -219,7 +220,7 @@ def test_killed_while_scoring_and_while_training_then_run_again(finished, tmp_pa
     assert one["finetuned"]["loss"] == two["finetuned"]["loss"], "the resumed training ends at the same weights"
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGUSR1, marks=pytest.mark.slow), signal.SIGTERM])
 def test_asked_to_stop_it_saves_and_says_so(finished, tmp_path, number):
     """In scoring, then in training; exit code 75 each time, and the end is the one of an uninterrupted run."""
     words = (
@@ -362,8 +363,10 @@ def test_world_size_without_a_launcher(tmp_path, value, said):
         (("train.lr=1e30", "train.warmup_epochs=0"), "the loss is not finite (or huge) at epoch 1"),
     ],
 )
-def test_errors_are_for_people(tmp_path, words, said):
-    code, output = run(PYTHON, tmp_path / "run", *SMALL, *words)
+def test_errors_are_for_people(tmp_path, capfd, words, said):
+    """In this process: the command's own is started by the tests around this one."""
+    code = main(["--recipe", "quickstart", "--run-dir", str(tmp_path / "run"), *SMALL, *words])
+    output = "".join(capfd.readouterr())
     assert code == 2, output
     assert said in output
     assert "Traceback" not in output

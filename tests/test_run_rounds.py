@@ -112,6 +112,7 @@ def test_rounds_without_training_are_the_same_on_any_number_of_ranks(finished, t
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
 
 
+@pytest.mark.slow
 def test_killed_inside_rounds_and_run_again(finished, tmp_path):
     """SIGKILL in the finetuning between the rounds, then in the second scoring: the end is the same."""
     words = (

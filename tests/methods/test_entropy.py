@@ -23,6 +23,7 @@ from tests.launch import ACCELERATE, PYTHON, SMALL, report, run
 from tests.pruning.activations import mixtures
 
 INNER = ("conv1", "layer2*", "layer3*")  # what small tests leave alone
+SLOW = pytest.mark.slow
 FAST = {"alpha": 2.0}
 
 
@@ -150,7 +151,11 @@ def ranked_on(ranks, options) -> dict:
     return {key: table.tolist() for key, table in chosen.score(bench).items()}
 
 
-@pytest.mark.parametrize("options", [FAST, {}, {"width": "aligned", "grid": "coarse", **FAST}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [FAST, pytest.param({}, marks=SLOW), pytest.param({"width": "aligned", "grid": "coarse", **FAST}, marks=SLOW)],
+    ids=str,
+)
 def test_every_kind_of_sharing_gives_the_same_scores(options, pool):
     options = {**options, "batch": 17}
     found = [ranked_on(tiny.machine().ranks, options)]

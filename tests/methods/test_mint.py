@@ -84,6 +84,7 @@ def test_every_world_finds_the_same_table(fidelity, pool):
     assert len({edge for table in tables for row in table for edge in row}) > 5
 
 
+@pytest.mark.slow
 def test_threads_and_memory_do_not_move_scores():
     """One, three and four parent groups of 32 worked on together, with one child table beside them or two."""
     budgets = {1: 1, 4: 3, 64: 4}

@@ -366,6 +366,7 @@ def test_a_full_disk_at_the_end_is_an_error_for_people(ffcv, tmp_path):
     assert digest(write(digits, tmp_path / "x.beton")) == digest(truth)
 
 
+@pytest.mark.slow
 def test_the_file_is_the_same_for_any_number_of_workers_and_goes_on_after_a_kill(ffcv, data, tmp_path):
     """A writer killed with SIGKILL leaves nothing under the file's name; the same command goes on to the same bytes."""
     root = tmp_path / "images"
