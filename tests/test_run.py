@@ -381,6 +381,7 @@ def test_several_errors_of_the_world_at_once(tmp_path):
     assert "there is no /nowhere.npz" in output
 
 
+@pytest.mark.slow
 def test_other_content_behind_the_same_recipe_is_refused(tmp_path):
     """The run directory knows the images and the checkpoint it was made from, not only their places."""
     rng = np.random.default_rng(0)

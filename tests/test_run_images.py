@@ -61,7 +61,7 @@ def skipped(digits, tmp_path):
     return tmp_path / "two", output, report(tmp_path / "two")
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGUSR1, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_to_the_whole_group_does_not_take_the_loader_workers_first(digits, tmp_path, number):
     """Schedulers signal every process of a job step: the workers go on serving until the run has saved."""
     words = (*WORDS, "data.on_error=skip", f"data.root={digits[0]}", "train.epochs=500", "train.save_every_steps=3")

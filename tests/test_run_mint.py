@@ -63,6 +63,7 @@ def test_the_report_counts_sparse_sizes_and_says_what_masks_do_not_do(finished):
         assert said in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_another_value_of_the_grid_goes_on_from_the_same_scores(finished):
     folder, _ = finished
     before = report(folder)["plan"]["fingerprint"]

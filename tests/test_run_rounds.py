@@ -98,6 +98,7 @@ def test_the_second_round_is_the_same_on_one_rank(finished, tmp_path):
     assert plan_at(folder, 2) == plan_at(finished[0], 2)
 
 
+@pytest.mark.slow
 def test_rounds_without_training_are_the_same_on_any_number_of_ranks(finished, tmp_path):
     """Scores of the second round are of new batch-norm statistics, which are exact over ranks as well."""
     words = (

@@ -37,7 +37,7 @@ def two(folder: Path) -> list[subprocess.Popen[str]]:
     return [start(PYTHON, folder, *LONG, **place(rank, 2, at)) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("came", [0, 1])
+@pytest.mark.parametrize("came", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_of_two_ranks_only_one_starts(tmp_path, came):
     began = time.monotonic()
     code, output = run(PYTHON, tmp_path / "run", *SMALL, "cluster.join_timeout_s=5", **place(came, 2, at := port()))

@@ -341,6 +341,7 @@ def test_curves_of_a_run(finished):
     assert "I(X;Z)" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_curves_do_not_depend_on_ranks(finished):
     folder, _ = finished
     before = (folder / "curves.csv").read_bytes()
@@ -350,6 +351,7 @@ def test_curves_do_not_depend_on_ranks(finished):
     assert "curves: every number" in output
 
 
+@pytest.mark.slow
 def test_finetuned_only_where_it_was_needed(finished, tmp_path):
     folder, _ = finished
     code, output = run(PYTHON, folder, *ENTROPY, "finetune.only_if_drop=100", "information.curves=none")
@@ -360,6 +362,7 @@ def test_finetuned_only_where_it_was_needed(finished, tmp_path):
     assert any(event["event"] == "not needed" for event in body["events"])
 
 
+@pytest.mark.slow
 def test_a_bundle_is_finetuned(finished, tmp_path):
     """The program ``only``: nothing is scored or cut, the given network's own weights are trained on."""
     folder, _ = finished
