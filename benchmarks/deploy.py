@@ -3,7 +3,8 @@
     python benchmarks/deploy.py [--only speed,load,check] [--threads 2] [--repeats 15] [--runs 7]
 
 timm's resnet50 at 224 pixels with random weights (times do not depend on them), cut by l1 to half its MACs with the
-default rounding. speed: forward passes, dense and pruned taking turns. load: dist_prune.load of the bundle against
+default rounding. speed: forward passes, dense and pruned taking turns, both as trained and both with their batch norms
+folded (dist_prune.load(folder, fold=True)), contiguous and channels_last. load: dist_prune.load of the bundle against
 timm.create_model and load_state_dict of the dense network's safetensors, taking turns, in this process and in fresh
 ones (imports not counted). check: the whole command `dist-prune check` on a recipe for resnet50 and real images'
 classes (needs $DIST_PRUNE_DATA/imagenet_1000), and the processor time in it.
@@ -105,12 +106,20 @@ def fresh(what: str, threads: int) -> Callable[[], float]:
 
 
 def speed(dense: nn.Module, small: nn.Module, repeats: int, threads: int) -> None:
-    times = latency({"dense": dense, "pruned": small}, (3, SIZE, SIZE), (8, 1), repeats, torch.device("cpu"), threads)
+    models = {"dense": dense, "pruned": small}
+    for name in ("dense", "pruned"):
+        models[f"{name}, folded"] = bundle.folded(copy.deepcopy(models[name]), (3, SIZE, SIZE))
+        models[f"{name}, folded, channels_last"] = copy.deepcopy(models[f"{name}, folded"]).to(
+            memory_format=torch.channels_last
+        )
+    times = latency(models, (3, SIZE, SIZE), (8, 1), repeats, torch.device("cpu"), threads)
     for batch in ("8", "1"):
-        one, two = times["dense"][batch], times["pruned"][batch]
-        print(f"| images/s, batch {batch} | dense {one['images_per_s']:.1f} | pruned {two['images_per_s']:.1f} | "
-              f"{one['ms'] / two['ms']:.2f}x (of the best passes {one['ms_best'] / two['ms_best']:.2f}x) | "
-              f"{'at least 1.7x' if batch == '8' else ''} |", flush=True)  # fmt: skip
+        for form in ("", ", folded", ", folded, channels_last"):
+            one, two = times[f"dense{form}"][batch], times[f"pruned{form}"][batch]
+            print(f"| images/s, batch {batch}{form} | dense {one['images_per_s']:.1f} | "
+                  f"pruned {two['images_per_s']:.1f} | "
+                  f"{one['ms'] / two['ms']:.2f}x (of the best passes {one['ms_best'] / two['ms_best']:.2f}x) | "
+                  f"{'at least 1.7x' if batch == '8' else ''} |", flush=True)  # fmt: skip
 
 
 def loading(folder: Path, runs: int, threads: int) -> None:

@@ -19,6 +19,7 @@ from dist_prune.errors import PruneError
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.rebuild import rebuild
 from dist_prune.runtime import backbones, checkpoint
+from dist_prune.runtime.folding import fold_norms
 
 FORMAT = 1
 MANIFEST, WEIGHTS = "bundle.json", "model.safetensors"
@@ -61,7 +62,7 @@ class Bundle:
     weights: dict[str, Tensor]
 
     def dense(self) -> nn.Module:
-        """The network before it was cut, with fresh weights (a bundle has none for it)."""
+        """The network before it was cut, with fresh weights (a bundle has none for it), in evaluation mode."""
         spec = self.body["backbone"]
         return backbones.create(spec["name"], spec["num_classes"], spec["in_chans"], False, spec["kwargs"]).eval()
 
@@ -76,16 +77,26 @@ class Bundle:
         return self.body["backbone"]["in_chans"], size, size
 
 
-def load(folder_or_hub_id: str | Path) -> nn.Module:
+def load(folder_or_hub_id: str | Path, *, fold: bool = False) -> nn.Module:
     """The pruned network of an export folder, in evaluation mode, with its weights.
 
     Args:
         folder_or_hub_id: a run's ``export`` folder, or ``owner/name`` of a Hugging Face repository.
+        fold: batch norms are folded into the convolutions before them. The same answers to float rounding, faster;
+            to serve it, not to train it on.
 
     Raises:
-        PruneError: no bundle there, a format this version does not read, or files that were altered or cut short.
+        PruneError: no bundle there, a format this version does not read, files that were altered or cut short, or a
+            network that answers otherwise once folded.
     """
-    return read(folder_or_hub_id).small()
+    found = read(folder_or_hub_id)
+    return folded(found.small(), found.shape) if fold else found.small()
+
+
+def folded(model: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
+    """The same network, its batch norms folded (see ``fold_norms``); watched on two images of noise."""
+    fold_norms(model, torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)))
+    return model
 
 
 def read(folder_or_hub_id: str | Path) -> Bundle:

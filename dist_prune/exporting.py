@@ -27,6 +27,7 @@ def arguments(verbs: Any) -> None:
     timing.add_argument("--repeats", type=int, default=20, help="timed passes of each network at each batch size")
     timing.add_argument("--threads", type=int, default=0, help="CPU threads; default: all cores")
     timing.add_argument("--device", help="default: a GPU where there is one")
+    timing.add_argument("--fold", action="store_true", help="both with their batch norms folded, as they are served")
     pushing = verbs.add_parser("push", help="a bundle with its model card to the Hugging Face hub, or to a folder")
     pushing.add_argument("bundle", help="a run directory or its export folder")
     pushing.add_argument("destination", help="owner/name on the hub, or a path that begins with ./ or /")
@@ -78,9 +79,12 @@ def _latency(given: argparse.Namespace) -> Answer:
 
     found = bundle.read(given.bundle)
     models = {"dense": found.dense(), "pruned": found.small()}
+    if given.fold:
+        models = {name: bundle.folded(model, found.shape) for name, model in models.items()}
     threads, device = given.threads or cores(), given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     times = latency(models, found.shape, given.batches, given.repeats, torch.device(device), threads)
-    lines = [f"{found.body['backbone']['name']} on {device}, {threads} threads, medians of {given.repeats}", ""]
+    form = ", batch norms folded" if given.fold else ""
+    lines = [f"{found.body['backbone']['name']} on {device}, {threads} threads, medians of {given.repeats}{form}", ""]
     lines += [
         "| batch | dense ms | pruned ms | dense images/s | pruned images/s | faster |",
         "|---|---|---|---|---|---|",

@@ -147,6 +147,18 @@ def test_latency_measures_dense_against_pruned(made, capsys):
     assert all(part["ms"] > 0 and part["threads"] == 1 for times in found.values() for part in times.values())
 
 
+def test_a_folded_bundle_answers_alike_and_is_measured(made, capsys):
+    plain, folded = dist_prune.load(made), dist_prune.load(made, fold=True)
+    assert any(isinstance(part, torch.nn.BatchNorm2d) for part in plain.modules())
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in folded.modules())
+    images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        torch.testing.assert_close(folded(images), plain(images), rtol=1e-4, atol=1e-4)
+    words = ["latency", str(made), "--batches", "1", "--repeats", "1", "--threads", "1", "--fold"]
+    assert cli.main(words) == 0
+    assert "batch norms folded" in capsys.readouterr().out
+
+
 def test_push_to_a_folder_and_load_again(made, tmp_path, capsys):
     there = tmp_path / "there"
     assert cli.main(["push", str(made), str(there)]) == 0

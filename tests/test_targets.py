@@ -47,8 +47,9 @@ def timed(tmp_path_factory):
 
 
 def test_a_latency_target_is_measured_and_its_table_is_kept(timed):
+    """Real times scatter, so the first target is one that any machine reaches in any mood."""
     folder, go = timed
-    one = go("target.latency=0.8", "target.latency_batch=64")
+    one = go("target.latency=0.97", "target.latency_batch=64")
     table = json.loads((folder / "latency.json").read_text())
     free = [group["name"] for group in one["plan"]["groups"] if group["name"] != "linear"]
     assert sorted(table["times"]) == sorted(free)
@@ -61,11 +62,18 @@ def test_a_latency_target_is_measured_and_its_table_is_kept(timed):
         json.loads(line)["facts"] for line in (folder / "ledger.jsonl").read_text().splitlines()
         if json.loads(line)["stage"] == "select"
     )  # fmt: skip
-    assert one["target"] == {"latency": 0.8}
+    assert one["target"] == {"latency": 0.97}
     assert one["achieved"]["latency"] == facts["latency"]["measured"] > 0
     assert (facts["latency"]["batch"], facts["latency"]["threads"]) == (64, 1)
     assert one["achieved"]["macs"] < 1
+    # the table is read, not measured again: with every channel of a group at an equal price, half the time is in reach
+    shares = len(table["times"])
+    for group in one["plan"]["groups"]:
+        if group["name"] in table["times"]:
+            points = table["times"][group["name"]]
+            table["times"][group["name"]] = [[w, 1 - (1 - w / group["width"]) / shares] for w, _ in points]
+    (folder / "latency.json").write_text(json.dumps(table))
     before = (folder / "latency.json").stat().st_mtime_ns
-    other = go("target.latency=0.7", "target.latency_batch=64")
+    other = go("target.latency=0.5", "target.latency_batch=64")
     assert (folder / "latency.json").stat().st_mtime_ns == before, "measured once"
     assert other["plan"]["fingerprint"] != one["plan"]["fingerprint"]
