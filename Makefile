@@ -75,8 +75,11 @@ lint: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 
+# Files are dealt over as many processes as there are cores, four at most; each has its own pool of ranks.
+TEST_PROCESSES ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$(( n > 4 ? 4 : n )))
+
 test: lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 # DeepSpeed compiles an operation at its first use on a CPU: here, not inside a test's patience.
 test-slow: $(READY)

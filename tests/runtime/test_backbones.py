@@ -69,6 +69,7 @@ def test_dense_counts_of_vgg_on_imagenet(name):
     assert cost.params(channels) == 138_365_992
 
 
+@pytest.mark.slow
 def test_the_pooled_form_is_timm_s_network_at_224():
     """The same keys, the same outputs; at 448 the classifier sees 7x7 maps, not 8x8 places of 14x14."""
     torch.manual_seed(0)
