@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,13 @@ def run(
         process.kill()
         raise
     return process.returncode, output
+
+
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], object], seconds: float = 120) -> None:
+    """Until the condition holds, the process ends or the time is over."""
+    deadline = time.monotonic() + seconds
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 def report(folder: Path) -> dict[str, Any]:

@@ -20,8 +20,7 @@ from dist_prune.stages import score
 from dist_prune.stages.checking import precheck
 from dist_prune.stages.work import Work
 from tests import tiny
-from tests.launch import PYTHON, SMALL, TORCHRUN, report, run, start
-from tests.test_run import wait_for
+from tests.launch import PYTHON, SMALL, TORCHRUN, report, run, start, wait_for
 
 WORDS = (
     *SMALL, "data.source=imagefolder", "data.image_size=8", "data.crop=1.0", "data.mean=[0.3,0.3,0.3]",

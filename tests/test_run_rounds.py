@@ -20,9 +20,8 @@ from dist_prune.runtime import checkpoint
 from dist_prune.runtime.machine import Machine
 from dist_prune.stages import ORDER, fingerprint, order
 from dist_prune.stages.checking import precheck
-from tests.launch import PYTHON, SMALL, TORCHRUN, report, run, start
+from tests.launch import PYTHON, SMALL, TORCHRUN, report, run, start, wait_for
 from tests.stages.test_trainings import work_of
-from tests.test_run import wait_for
 
 ROUNDS = (
     *SMALL, "method.name=taylor", "schedule.rounds=2", "schedule.carry_optimizer=true", "finetune.ema=0.9",
@@ -179,6 +178,20 @@ def test_one_shot_does_not_know_of_rounds(tmp_path):
 def test_rounds_that_make_no_sense_are_refused_before_any_work(tmp_path, words, said):
     with pytest.raises(PruneError, match=said):
         precheck(work_of(tmp_path, "schedule.rounds=2", *words))
+
+
+class Sharded(Machine):
+    """As under DeepSpeed's ZeRO-2."""
+
+    zero = property(lambda self: 2)  # type: ignore[assignment]
+
+
+def test_no_state_is_carried_under_deepspeed(tmp_path):
+    work = work_of(tmp_path, "schedule.rounds=2", "schedule.carry_optimizer=true")
+    precheck(work)
+    alone = work.machine
+    with pytest.raises(PruneError, match=r"schedule\.carry_optimizer: DeepSpeed shards the optimizer's state"):
+        precheck(replace(work, machine=Sharded(alone.device, alone.ranks)))
 
 
 def test_new_weights_after_cutting_are_for_one_shot(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dist_prune.runtime import backbones, checkpoint
-from tests.launch import PYTHON, ROOT, SMALL, TORCHRUN, environment, plugin, report, run, start
+from tests.launch import PYTHON, ROOT, SMALL, TORCHRUN, environment, plugin, report, run, start, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +22,6 @@ def dense(tmp_path_factory):
     file = tmp_path_factory.mktemp("dense") / "dense.safetensors"
     checkpoint.save(file, backbones.create("resnet8p_cifar", 10, 1, kwargs={"img_size": 8}).state_dict())
     return file
-
-
-def wait_for(process, condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
 
 
 def test_killed_while_scoring_and_while_training_then_run_again(dense, tmp_path):
