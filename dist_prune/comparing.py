@@ -78,6 +78,10 @@ def collect(places: Sequence[Path], batch: str | None = None) -> Found:
         raise PruneError(f"no run directory (a folder with a recipe.yaml) in {', '.join(map(str, places))}")
     reports, unfinished = [], []
     for folder in folders:
+        old = _superseded(folder)
+        if old:
+            unfinished.append({"run": folder.name, "why": old})
+            continue
         try:
             reports.append({**json.loads((folder / "report.json").read_text()), "folder": folder.name})
         except (OSError, ValueError):
@@ -109,6 +113,16 @@ def _runs(place: Path) -> list[Path]:
         raise PruneError(f"there is no folder {place}")
     marks = {file.parent for file in place.glob("*/recipe.yaml")} | {file.parent for file in place.glob("*/errors")}
     return sorted(marks)
+
+
+def _superseded(folder: Path) -> str:
+    """Why the report that is there is not the run's: a later start failed, or is under way; else ''."""
+    if not (folder / "report.json").is_file():
+        return ""
+    why = _why(folder)
+    # every start clears the errors, and the report is the last stage
+    late = any(folder.glob("errors/rank_*.json")) or (why.startswith("not finished") and not why.endswith(" report"))
+    return f"{why} (its report is of an earlier start)" if late else ""
 
 
 def _why(folder: Path) -> str:

@@ -23,6 +23,7 @@ def arguments(verbs: Any) -> None:
     what.add_argument("--recipe")
     what.add_argument("--sweep")
     placing.add_argument("--task", type=int)
+    placing.add_argument("overrides", nargs="*", metavar="key=value", help="the recipe's keys, as run.py takes them")
     launching = verbs.add_parser("launch", help="the script that runs a recipe, or all tasks of a sweep, on a cluster")
     launching.add_argument("words", nargs="*", metavar="RECIPE key=value", help="a recipe (not with --array), its keys")
     launching.add_argument("--slurm", action="store_true", required=True, help="for SLURM")
@@ -42,7 +43,7 @@ def _sweep(given: argparse.Namespace) -> Answer:
 
 
 def _where(given: argparse.Namespace) -> Answer:
-    place = str(sweeps.choose(given.recipe, given.sweep, given.task, [], need_environment=False)[1])
+    place = str(sweeps.choose(given.recipe, given.sweep, given.task, given.overrides, need_environment=False)[1])
     return place, {"folder": place}, 0
 
 

@@ -63,6 +63,25 @@ def test_what_did_not_finish_says_why(runs):
     assert why["going"] == "not finished; the last finished stage is report"
 
 
+def test_a_report_of_an_earlier_start_is_not_the_run_s(runs, tmp_path):
+    """The same folder, started again with other keys: it failed, or is still under way."""
+    for name in ("failed", "going"):
+        shutil.copytree(runs / "first", tmp_path / name)
+    code, output = run(
+        PYTHON, tmp_path / "failed", *SMALL, "train.epochs=1", "finetune.epochs=0", "target.macs=0.00001"
+    )
+    assert code == 2, output
+    assert (tmp_path / "failed/report.json").is_file()
+    lines = (tmp_path / "going/ledger.jsonl").read_text().splitlines()
+    select = next(line for line in lines if json.loads(line)["stage"] == "select")
+    (tmp_path / "going/ledger.jsonl").write_text("\n".join([*lines, select]) + "\n")
+    found = collect([tmp_path])
+    assert found.rows == []
+    why = {item["run"]: item["why"] for item in found.unfinished}
+    assert "reachable range" in why["failed"] and why["failed"].endswith("(its report is of an earlier start)")
+    assert why["going"] == "not finished; the last finished stage is select (its report is of an earlier start)"
+
+
 def test_table_csv_and_page(runs, tmp_path, capsys):
     assert main(["compare", str(runs), "--out", str(tmp_path / "out"), "--batch", "1"]) == 0
     assert "ms, batch 1" in capsys.readouterr().out

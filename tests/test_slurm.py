@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,39 @@ def end_of(folder: Path) -> tuple[Any, ...]:
     return report(folder)["plan"]["fingerprint"], line["outputs"]
 
 
+def test_the_doctor_asks_the_cluster(slurm, tmp_path):
+    """What it says of a controller that answers, and of one that does not."""
+
+    def findings(**more: str) -> dict[str, dict[str, str]]:
+        done = subprocess.run(
+            [sys.executable, "-m", "dist_prune.cli", "doctor", "--json"],
+            env=slurm.environment(PYTHONPATH=str(ROOT)) | more, capture_output=True, text=True, check=False,
+            cwd=slurm.folder, timeout=120,
+        )  # fmt: skip
+        return {line["name"]: line for line in json.loads(done.stdout)}
+
+    found = findings()
+    assert found["SLURM partitions"]["state"] == "ok"
+    assert "all: 2 node(s)" in found["SLURM partitions"]["detail"]
+    assert found["SLURM GPUs"]["state"] == "note"
+    assert found["runs on all nodes"]["state"] in ("ok", "note")
+    (tmp_path / "slurm.conf").write_text((slurm.folder / "slurm.conf").read_text().replace("ClusterName=", "Wrong="))
+    lost = findings(SLURM_CONF=str(tmp_path / "slurm.conf"))
+    assert lost["SLURM controller"]["state"] == "missing"
+    assert "SLURM_CONF" in lost["SLURM controller"]["mend"]
+    assert "SLURM partitions" not in lost
+
+
+def test_a_job_s_place_follows_the_run_s_name(slurm):
+    """Two names of one recipe are two run directories, in SLURM as without it."""
+    runs = slurm.folder / "places"
+    jobs = [submit(slurm, "quickstart", f"name={name}", *SMALL, DIST_PRUNE_RUNS=str(runs)) for name in "ab"]
+    for job in jobs:
+        slurm.finish(job)
+    assert [(runs / name / "report.json").is_file() for name in "ab"] == [True, True], slurm.said()
+    assert sorted(folder.name for folder in runs.iterdir()) == ["a", "b"]
+
+
 def test_two_nodes(slurm, whole, tmp_path):
     folder = tmp_path / "run"
     job = submit(slurm, "quickstart", "--nodes", "2", *LONG, folder=folder)
@@ -65,6 +100,10 @@ def test_two_nodes(slurm, whole, tmp_path):
         assert list(logs.glob(f"node_{node}/*/attempt_0/0/stdout.log")), node
     assert "#SBATCH --nodes=2" in (logs / "script").read_text()
     assert (logs / "code.patch").read_text().strip()
+    with tarfile.open(logs / "code.tar.gz") as kept:
+        names = kept.getnames()
+    assert {"dist_prune/run.py", "recipes/quickstart.yaml"} <= set(names)
+    assert not [name for name in names if "__pycache__" in name]
     assert (folder / "recipe.yaml").is_file()
 
 

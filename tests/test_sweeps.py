@@ -72,6 +72,18 @@ def test_a_task_is_a_recipe_and_a_place(tmp_path, monkeypatch):
         sweeps.choose(None, file, None, [], options_of)
 
 
+def test_where_a_run_lives_follows_its_keys(tmp_path, capsys, monkeypatch):
+    """Jobs of one recipe under two names must not share a run directory."""
+    monkeypatch.delenv("DIST_PRUNE_RUNS", raising=False)
+    for words, place in (
+        (["--recipe", "quickstart"], "runs/quickstart"),
+        (["--recipe", "quickstart", "name=a", "target.macs=0.6"], "runs/a"),
+        (["--sweep", written(tmp_path), "--task", "3", "seed=4"], "runs/small/quickstart-macs_0.6-seed_1"),
+    ):
+        assert main(["where", *words]) == 0
+        assert capsys.readouterr().out.strip() == place
+
+
 def test_the_script_for_slurm(tmp_path, capsys):
     """What is printed has the values in its header, and bash can read it."""
     assert main(["launch", "--slurm", "quickstart", "--nodes", "2", "--gpus", "4", "target.macs=0.6"]) == 0

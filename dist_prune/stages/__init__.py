@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_prune.ledger import SAFETY, canonical, digest, file_digest, pick, write_atomic
+from dist_prune.recipe import trains_dense
 from dist_prune.replay import manifest_of
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.machine import describe
@@ -138,7 +139,8 @@ def _headline(stage: Stage, work: Work) -> str:
     recipe = work.recipe
     return {
         "train": f"the dense {recipe.backbone.name}"
-        + (" from its checkpoint" if recipe.backbone.checkpoint else f", {recipe.train.epochs} epochs"),
+        + (" from its checkpoint" if recipe.backbone.checkpoint else "")
+        + (f", {recipe.train.epochs} epochs" if trains_dense(recipe.resolved()) else ""),
         "many": f"{', '.join(recipe.score.many)} in one pass",
         "score": "calibration images",
         "select": "channels to keep",

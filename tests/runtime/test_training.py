@@ -295,10 +295,31 @@ def test_every_rank_names_the_images_and_the_last_good_checkpoint(tmp_path, pool
 
 
 def test_strange_updates_can_be_left_out():
+    """What is left is the network of the other batches alone: no running statistic has seen the strange ones."""
     found = poison(trainer(None, skip_nonfinite=2, epochs=1), {1, 3})
     history = found.run()
     assert history[0]["skipped_updates"] == 2
-    assert all(bool(torch.isfinite(p).all()) for p in found.model.parameters())
+    assert all(bool(tensor.isfinite().all()) for tensor in found.model.state_dict().values())
+    norm = next(part for part in found.model.modules() if isinstance(part, torch.nn.BatchNorm2d))
+    assert int(norm.num_batches_tracked) == found.loop.steps - 2  # type: ignore[arg-type]
+
+
+def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path):
+    """An update ruins the weights just before they would be saved: what was saved before stays the last good one."""
+    found = trainer(None, tmp_path, save_every_steps=2, epochs=3)
+    plain, count = found._after, [0]
+
+    def after() -> None:
+        plain()
+        count[0] += 1
+        if count[0] == 4:
+            with torch.no_grad():
+                next(found.model.parameters()).fill_(float("nan"))
+
+    found._after = after  # type: ignore[method-assign]
+    with pytest.raises(PruneError, match="step_000000002-"):
+        found.run()
+    assert not list(tmp_path.glob("step_000000004-*"))
 
 
 def poison(found: Trainer, bad: set[int], good: list[Batch] | None = None) -> Trainer:

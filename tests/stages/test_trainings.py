@@ -54,6 +54,19 @@ def test_all_of_it_at_once_and_nothing_of_a_training_that_is_not_done(tmp_path):
     precheck(work_of(tmp_path, words[0], f"backbone.checkpoint={tmp_path}/dense.safetensors"))
 
 
+def test_sparse_learning_from_a_checkpoint_is_a_training(tmp_path):
+    """It is checked before any work, and marked where the test images select its epoch."""
+    (tmp_path / "dense.safetensors").touch()
+    words = (f"backbone.checkpoint={tmp_path}/dense.safetensors", "train.optimizer=adamv", "train.selection=test")
+    spared = work_of(tmp_path, *words)
+    precheck(spared)
+    assert peeks(spared.recipe.resolved()) == []
+    sparse = work_of(tmp_path, *words, "train.sparsity=bn_scale")
+    with pytest.raises(PruneError, match=r"^train\.optimizer: unknown optimizer 'adamv'"):
+        precheck(sparse)
+    assert peeks(sparse.recipe.resolved()) == ["train: the kept epoch was selected on the test images"]
+
+
 def test_how_a_training_is_kept_safe_does_not_decide_what_it_ends_in(tmp_path):
     def fingerprint(*words: str) -> str:
         return stages.fingerprint(stages.ORDER[0], work_of(tmp_path, *words))

@@ -119,6 +119,7 @@ class Loop:
                 hash((self.seed, self.first + number, local.step, ranks.rank)) % 2**63
             )  # dropout and the like
             drive.begin()
+            held = self._buffers(drive)
             value = self._backward(part, whole, self.first + number, local.step, losses_of, drive)
             right = self.hits() if self.hits is not None else 0
             stop, due, strange = stopping.poll(
@@ -131,6 +132,8 @@ class Loop:
                     ids = [sample for found in ranks.gather(guilty) for sample in found]
                     raise PruneError(self._diverged(number, local.step, rate, ids))
                 drive.begin()
+                for buffer, before in held:
+                    buffer.copy_(before)
             else:
                 measured = local.step % NORM_EVERY == 0
                 local.grad_norm = drive.update(self.settings.clip_grad, measured) or local.grad_norm
@@ -180,6 +183,12 @@ class Loop:
                 drive.backward(losses.sum() * (self.machine.ranks.world / whole))
             value += float(losses.detach().sum())
         return value
+
+    def _buffers(self, drive: Drive) -> list[tuple[Tensor, Tensor]]:
+        """(buffer, its values): a forward pass that turns out strange has left its mark in the running statistics."""
+        if not self.settings.skip_nonfinite or drive.model is None:
+            return []
+        return [(buffer, buffer.clone()) for buffer in drive.model.buffers()]
 
     def _due(self, step: int) -> int:
         s = self.settings

@@ -213,7 +213,19 @@ class Trainer:
             **({"left": left_plain} if left_plain else {}),
         }  # fmt: skip
         tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
-        ranks.together(lambda: states.save(epoch * self.loop.steps + progress.step, tensors, meta))
+        learned = {f"model/{name}" for name, _ in self.model.named_parameters()}
+
+        def write() -> None:
+            strange = [name for name in sorted(learned & tensors.keys()) if not tensors[name].isfinite().all()]
+            if strange:  # the next loss ends the training; what was saved before stays the last good checkpoint
+                name = strange[0].removeprefix("model/")
+                self.loop.tracker.say(
+                    f"  {self.loop.name}: no checkpoint of step {progress.step}: {name} is not finite"
+                )
+            else:
+                states.save(epoch * self.loop.steps + progress.step, tensors, meta)
+
+        ranks.together(write)
 
     def _last_good(self) -> str | None:
         """The place of the newest checkpoint, once it is written; called on every rank."""
