@@ -110,14 +110,14 @@ class Options(method.MethodOptions):
                 f"sampling {name} stands for criterion, estimator, alpha and width: leave {sorted(both)} out"
             )
         resolved = self.resolved()
-        if resolved["width"] in ("aligned", "aligned_label", "polynomial") and resolved["criterion"] == "cmi_label":
+        criterion, width = resolved["criterion"], resolved["width"]
+        kernels = "renyi" in (resolved["estimator"], *self.by_layer.values())
+        if width in ("aligned", "aligned_label", "polynomial") and criterion == "cmi_label":
             raise ValueError("cmi_label needs kernels that are products over filters: any width but aligned")
-        if (
-            resolved["criterion"] == "mi_all"
-            and resolved["estimator"] == "renyi"
-            and "aligned" not in resolved["width"]
-        ):
-            raise ValueError("mi_all is I(Z_R; Z_rest): it needs width aligned, or the estimator binning")
+        if width == "polynomial" and criterion == "relevance" and kernels:
+            raise ValueError("relevance needs a label kernel, and width polynomial has none; take another width")
+        if criterion == "mi_all" and kernels and "aligned" not in width:
+            raise ValueError("mi_all is I(Z_R; Z_rest): it needs width aligned, or the estimator binning in all layers")
         if self.bin_range[0] >= self.bin_range[1]:
             raise ValueError(f"bin_range goes from a smaller to a larger number, got {list(self.bin_range)}")
         return self
@@ -144,8 +144,9 @@ class Entropy(method.Method):
 
     def score(self, bench: method.Bench) -> method.Scores:
         """Per group: ``<group>:order`` (K,) int64, first deleted first; ``:score`` (K,) float64, the criterion in bits
-        at each deletion; ``:joint`` (K,) float64, S(R) before it; ``:alone`` (K,) float64, H of each filter, mean over
-        taps; ``:samples`` (1,) int64, images per batch."""
+        at each deletion; ``:joint`` (K,) float64, S(R) before it (0 where a static order takes none); ``:alone`` (K,)
+        float64, H of each filter, mean over taps; ``:samples`` (1,) int64, images that an entropy is taken over: those
+        of a batch, for bins those of all batches."""
         view = {"augment": True} if self.has("augmented") else {}
         taps = {group.name: taps_of(bench.channels, group) for group in bench.channels.free}
         sites = {tap.site.name: tap.site for found in taps.values() for tap in found}
@@ -170,7 +171,8 @@ class Entropy(method.Method):
                 scores[f"{subject.name}:score"] = torch.tensor(course.scores, dtype=torch.float64)
                 scores[f"{subject.name}:joint"] = torch.tensor(course.joints, dtype=torch.float64)
                 scores[f"{subject.name}:alone"] = ranked.alone
-                scores[f"{subject.name}:samples"] = torch.tensor([subject.n])
+                binned = subject.estimator.binning
+                scores[f"{subject.name}:samples"] = torch.tensor([sum(map(len, batches)) if binned else subject.n])
         return scores
 
     def estimator(self, group: str) -> Estimator:
@@ -224,12 +226,22 @@ class Entropy(method.Method):
         high = {name: share for name, share in shares.items() if share > SATURATED}
         if not high:
             return []
-        return [
-            f"in {len(high)} of {len(shares)} groups the entropy of what is left reaches "
-            f"{max(high.values()):.1%} of log2 n ({', '.join(list(high)[:3])}{' ...' if len(high) > 3 else ''}): the "
-            "kernels tell all samples apart whatever is deleted, and the order follows single entropies. Take "
-            "method.width=entropy_target (or a smaller method.entropy_target), or a larger method.batch."
-        ]
+        binned = {name: share for name, share in high.items() if self.estimator(name).binning}
+        kernels = {name: share for name, share in high.items() if name not in binned}
+        wider = "method.width=entropy_target (or a smaller method.entropy_target), or a larger method.batch"
+        out = []
+        for found, what, mend in (
+            (kernels, "kernels", wider),
+            (binned, "bins", "fewer method.bins, or more score.images"),
+        ):
+            names = ", ".join(list(found)[:3]) + (" ..." if len(found) > 3 else "")
+            if found:
+                out.append(
+                    f"in {len(found)} of {len(shares)} groups the entropy of what is left reaches "
+                    f"{max(found.values()):.1%} of log2 n ({names}): the {what} tell all samples apart whatever is "
+                    f"deleted, and the order follows single entropies. Take {mend}."
+                )
+        return out
 
 
 def l1_counts(channels: Channels, request: Request) -> dict[str, int]:

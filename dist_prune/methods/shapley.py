@@ -115,6 +115,12 @@ class Shapley(method.Method):
             missing = [name for name in missing if self._estimate(scores, name)[2] < options.reliability]
         return scores
 
+    def check(self, channels: Channels, request: Request) -> None:
+        super().check(channels, request)
+        if self.options.estimator == "combin":
+            for group in channels.free:
+                self._evaluations(group.width, 0)
+
     def _checks(self) -> list[int]:
         """Numbers of samples after which the rankings are looked at; the last one is all of them."""
         most = self.options.samples

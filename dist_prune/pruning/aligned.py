@@ -97,10 +97,13 @@ class Polynomial(Judge):
         return entropy(self._kernel(self.remaining), self.alpha).double().expand(len(channels))
 
     def score(self, channels: Sequence[int]) -> Tensor:
-        """mi_rest: I(Z_k; Z_rest)."""
+        """mi_rest: I(Z_k; Z_rest). joint: S(Z_rest)."""
         out = []
         for k in channels:
             one, rest = self._kernel([k]), self._kernel([j for j in self.remaining if j != k])
+            if self.criterion == "joint":
+                out.append(entropy(rest, self.alpha).double())
+                continue
             terms = [entropy(m, self.alpha) for m in (one, rest, one * rest)]
             out.append((terms[0] + terms[1] - terms[2]).double())
         return torch.stack(out)

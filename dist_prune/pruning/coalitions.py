@@ -52,7 +52,7 @@ def prefixes(width: int, start: int, stop: int, draw: Draw) -> Tensor:
 
 def sizes_of(width: int, k: int, adding: bool) -> range:
     """The sizes of the sets that removal steps up to ``k`` (``adding``: from C - k on) go through."""
-    return range(width - k, width + 1) if adding else range(min(k, width) + 1)
+    return range(max(0, width - k), width + 1) if adding else range(min(k, width) + 1)
 
 
 def subset_count(width: int, sizes: range) -> int:

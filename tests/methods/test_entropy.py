@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from dist_prune.errors import PruneError
 from dist_prune.methods.entropy import DEPRECATED, REFUSED, SAMPLINGS, Entropy, Options, l1_counts
 from dist_prune.pruning import cost, surgeon
 from dist_prune.pruning.activations import taps_of
+from dist_prune.pruning.aligned import Polynomial
 from dist_prune.pruning.choose import Request, share_of
 from dist_prune.pruning.gates import gated, masked
 from dist_prune.pruning.plane import Plane
-from dist_prune.pruning.renyi import distances, gaussian, kernel_entropy, label_kernel
+from dist_prune.pruning.renyi import distances, entropy, gaussian, kernel_entropy, label_kernel
+from dist_prune.pruning.subjects import batches_of
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.backbones.lenet_entropy import LeNet
 from tests import tiny
@@ -66,6 +69,11 @@ def test_the_released_program_s_names():
         Options(criterion="cmi_label", width="aligned")
     with pytest.raises(ValidationError, match="mi_all"):
         Options(criterion="mi_all")
+    with pytest.raises(ValidationError, match="the estimator binning in all layers"):
+        Options(criterion="mi_all", estimator="binning", by_layer={"layer1*": "renyi"})
+    assert Options(criterion="mi_all", estimator="binning", by_layer={"layer1*": "binning"})
+    with pytest.raises(ValidationError, match="relevance needs a label kernel"):
+        Options(criterion="relevance", width="polynomial")
 
 
 WIDTHS = ("fix", "all", "remain", "label", "median", "knn", "scale_rule_std")
@@ -252,6 +260,36 @@ def test_saturation_is_told():
     assert name in text
     assert "99.0% of log2 n" in text
     assert "entropy_target" in text
+
+
+def test_saturation_of_bins_is_of_all_their_images():
+    """Five batches are counted together: the entropy may be that of 53 images, not of 10."""
+    binned = method(estimator="binning", criterion="joint", batch=10)
+    bench = small_bench()
+    scores = binned.score(bench)
+    used = sum(map(len, batches_of(bench.images, 10, bench.draw("entropy", "batches"))))
+    assert used >= 50
+    for group in bench.channels.free:
+        assert int(scores[f"{group.name}:samples"]) == used
+        assert float(scores[f"{group.name}:joint"].max()) <= math.log2(int(scores[f"{group.name}:samples"])) + 1e-9
+    for text in binned.warnings(scores, bench.channels):
+        assert "the bins tell all samples apart" in text
+        assert "fewer method.bins" in text
+        assert "entropy_target" not in text
+
+
+def test_the_polynomial_kernel_knows_what_it_is_asked():
+    """joint deletes first whose absence leaves the largest entropy, by brute force."""
+    bench = small_bench(images=24)
+    found = orders(bench, width="polynomial", criterion="joint", alpha=2, batch=24, skip_zero=None)
+    other = orders(bench, width="polynomial", criterion="mi_rest", alpha=2, batch=24, skip_zero=None)
+    assert found != other
+    x = torch.rand(12, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    judge = Polynomial(x, "joint", range(3), 2.0)
+    judge.begin(range(3))
+    for k, score in enumerate(judge.score([0, 1, 2]).tolist()):
+        flat = x[:, [j for j in range(3) if j != k]].flatten(1)
+        assert score == pytest.approx(float(entropy((1 + flat @ flat.T) ** 2, 2.0)))
 
 
 # networks and numbers of the paper

@@ -8,6 +8,7 @@ import torch
 
 from dist_prune.errors import PruneError
 from dist_prune.methods import shapley
+from dist_prune.pruning import coalitions
 from dist_prune.pruning.choose import Request
 from dist_prune.runtime import stopping
 from dist_prune.runtime.collectives import Ranks
@@ -187,6 +188,17 @@ def test_the_released_program_s_departures():
     assert {how["where"] for how in asked} == {"output"}
 
 
-def test_too_many_sets_are_refused():
+def test_too_many_sets_are_refused_before_any_work():
+    method, channels = shapley_with(estimator="combin", k=16), tiny.bench(tiny.network()).channels
     with pytest.raises(PruneError, match=r"method.k: .* lower method.k"):
-        shapley_with(estimator="combin", k=16).score(tiny.bench(tiny.network()))
+        method.check(channels, Request(keep_ratio=0.5))
+    shapley_with(estimator="combin", k=2).check(channels, Request(keep_ratio=0.5))
+    with pytest.raises(PruneError, match=r"method.k: .* lower method.k"):
+        method.score(tiny.bench(tiny.network()))
+
+
+@pytest.mark.parametrize("adding", [False, True])
+def test_steps_beyond_a_group_are_all_of_its_sets(adding):
+    assert coalitions.sizes_of(8, 10, adding) == range(9)
+    rows = coalitions.subsets(8, coalitions.sizes_of(8, 10, adding))
+    assert len(rows) == len(torch.unique(rows, dim=0)) == 2**8
