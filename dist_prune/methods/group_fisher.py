@@ -1,8 +1,8 @@
 """Group Fisher: the squared derivative of each image's loss by one mask per group, for what the channel costs.
 
 Liu, Zhang, Kuang, Zhou, Xue, Wang, Chen, Yang, Liao, Zhang: Group Fisher Pruning for Practical Network Compression,
-ICML 2021. The paper removes one channel at a time while it trains; here all channels are scored at once, on the
-dense network, and so is what each of them costs.
+ICML 2021. The paper removes one channel every few iterations while it trains. Here all channels are scored at once;
+schedule.rounds scores, cuts and trains by turns, and what a channel costs is that of the network of its round.
 """
 
 from collections.abc import Mapping
