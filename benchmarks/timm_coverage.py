@@ -25,12 +25,15 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import timm
 import torch
 
+from dist_prune.errors import PruneError
 from dist_prune.methods.l1 import L1
 from dist_prune.pruning import cost, surgeon
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.units import folded
 from dist_prune.runtime import backbones, checkpoint
+from dist_prune.runtime.machine import Machine, describe
+from dist_prune.stages.code import commit_of
 
 MACS, TOLERANCE = 0.7, 0.02
 
@@ -77,12 +80,14 @@ def attempt(name: str) -> dict[str, Any]:
         channels = surgeon.sites_of(model, example[:1])
         found |= {"free": len(channels.free), "groups": len(channels.groups), "stage": "select"}
         if not channels.free:
-            reasons = sorted({group.protected for group in channels.groups})
-            raise ValueError("no group is free: " + "; ".join(reasons[:3]))
+            raise ValueError(f"no group is free. {protections(channels)}")
         method = L1(L1.Options())
         scores = method.score(Weights(model, channels))  # type: ignore[arg-type]
         request = Request(target=("macs", MACS), scope="local")
-        method.check(channels, request)
+        try:
+            method.check(channels, request)
+        except PruneError as error:
+            raise ValueError(f"{str(error).split('. Raise the target')[0]}. {protections(channels)}") from error
         plan = method.select(scores, channels, request)
         left = cost.macs(channels, plan.counts) / cost.macs(channels)
         found |= {"macs_left": left, "stage": "cut"}
@@ -114,9 +119,18 @@ def attempt(name: str) -> dict[str, Any]:
         found["stage"] = "done"
     except Exception as error:
         lines = str(error).splitlines()
-        found["reason"] = f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+        found["reason"] = f"{type(error).__name__}: {lines[0] if lines else ''}"[:600]
         found["trace"] = traceback.format_exc()[-1500:]
     return found
+
+
+def protections(channels: Any) -> str:
+    """Each reason for which groups are left whole, with one of the layers, the widest first."""
+    first: dict[str, str] = {}
+    for group in sorted(channels.groups, key=lambda group: -group.width):
+        if group.protected:
+            first.setdefault(group.protected.split(" (")[0].partition(",")[0], f"{group.name}: {group.protected}")
+    return "Left whole, for example: " + "; ".join(list(first.values())[:3])
 
 
 def tried(name: str, seconds: float) -> dict[str, Any]:
@@ -141,6 +155,7 @@ def tried(name: str, seconds: float) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: the shares, then a line per network."""
+    facts = describe(Machine.alone())
     first: dict[str, dict[str, Any]] = {}
     for row in rows:
         first.setdefault(row["family"], row)
@@ -153,6 +168,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"{passed} of {len(rows)} networks tried ({passed / len(rows):.0%}). Passed means: traced, scored by l1, cut "
         f"to {MACS} of the MACs for real, run, a backward pass, saved, loaded from the file, the same outputs. Random "
         "weights, 10 classes, the network's own image size. A family is an entry of `timm.list_modules()`.", "",
+        f"{facts['processor']}, timm {facts['packages']['timm']}, torch {facts['packages']['torch']}, seed 0, commit "
+        f"{commit_of(Path(__file__))[:7]}.", "",
         "| family | network | result | MACs left | parameters left | free groups | why not |",
         "|---|---|---|---|---|---|---|",
     ]  # fmt: skip

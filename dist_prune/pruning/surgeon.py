@@ -24,7 +24,7 @@ from dist_prune.pruning.masks import zero
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.probe import quiet
 from dist_prune.pruning.rebuild import rebuild
-from dist_prune.pruning.trace import layers_of
+from dist_prune.pruning.trace import layers_of, stumbled
 
 __all__ = ["cut_along", "operate", "rebuild", "sites_of"]
 
@@ -68,7 +68,8 @@ def sites_of(model: nn.Module, example: Tensor) -> Channels:
         try:
             graph = _trace(copy.deepcopy(model).cpu(), example.cpu())
         except Exception as error:  # torch-pruning raises whatever its tracer stumbled over
-            raise PruneError(f"the network could not be traced: {type(error).__name__}: {error}") from error
+            place = stumbled(error, layers)
+            raise PruneError(f"the network could not be traced{place}: {type(error).__name__}: {error}") from error
         depth = _depths(graph)
         groups = _groups(graph, layers, lambda n: (depth[n], order[n]))
     if not groups:
@@ -192,7 +193,8 @@ def _groups(graph: tp.DependencyGraph, layers: Mapping[str, Layer], rank: Any) -
     """The groups of all convolutions and linear layers."""
     groups: list[ChannelGroup] = []
     seen: set[str] = set()
-    names = {module: name for name, module in graph.model.named_modules()}
+    names: dict[Any, str] = {module: name for name, module in graph.model.named_modules()}
+    names |= {parameter: name for name, parameter in graph.model.named_parameters()}
     for module, name in names.items():
         layer = layers.get(name)
         if layer is None or layer.kind not in ("conv", "linear") or layer.depthwise or name in seen:

@@ -1,5 +1,7 @@
 """One forward pass that writes down what arithmetic needs to know of each layer."""
 
+import traceback
+from collections.abc import Container
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +40,28 @@ def layers_of(model: nn.Module, example: Tensor) -> dict[str, Layer]:
         for handle in handles:
             handle.remove()
     return {name: seen[name] for name, _ in model.named_modules() if name in seen}
+
+
+def stumbled(error: BaseException, layers: Container[str]) -> str:
+    """ " behind LAYER": the layer nearest before the operation that a graph's tracer did not understand; "" if unknown.
+
+    Whatever it stumbled over, it had a node of its graph in its hands (``name``, ``inputs``).
+    """
+    last: list[Any] = []
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        found = [v for v in frame.f_locals.values() if hasattr(v, "inputs") and hasattr(v, "module")]
+        last = found or last
+    seen, waiting = set(), list(last[:1])
+    while waiting:
+        node = waiting.pop(0)
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        name = str(node.name).split(" (")[0]
+        if name in layers:
+            return f" behind {name}"
+        waiting += node.inputs
+    return ""
 
 
 def _describe(name: str, module: nn.Module, x: Any, y: Any) -> Layer | None:

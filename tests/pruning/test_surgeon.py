@@ -155,3 +155,23 @@ def test_a_plan_of_another_network_is_refused():
         surgeon.operate(model, channels, Plan({"conv1": (0,)}, {"conv1": 16}))
     with pytest.raises(PruneError, match="does not fit the plan"):
         surgeon.rebuild(model, Plan({"conv1": (0,)}, {"conv1": 24}), model.state_dict())
+
+
+class Scaled(nn.Module):
+    """A learned factor per channel that belongs to no layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.gain = nn.Conv2d(3, 8, 3), nn.Parameter(torch.ones(1, 8, 1, 1))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images):
+        return self.head((self.conv(images) * self.gain).relu().mean((2, 3)))
+
+
+def test_what_stands_in_the_way_is_named():
+    """A parameter by its name; a trace that fails by the layer before the operation that is not understood."""
+    channels = surgeon.sites_of(Scaled().eval(), torch.randn(1, 3, 8, 8))
+    assert channels.group("conv").protected == "it runs through gain, whose channels cannot be cut one by one"
+    with pytest.raises(PruneError, match=r"could not be traced behind stages\.1\.blocks\.0\S+: ZeroDivisionError"):
+        surgeon.sites_of(backbones.create("shvit_s1", 10, 3).eval(), torch.randn(1, 3, 224, 224))
