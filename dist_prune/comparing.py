@@ -16,9 +16,12 @@ from dist_prune.errors import PruneError
 from dist_prune.ledger import canonical, write_atomic
 from dist_prune.recipe import peeks
 
-# a row of the table in a recipe's header: knob, top-1 drop (/ top-5 drop), change of FLOPs and parameters in percent
-PAPER_ROW = re.compile(r"^#\s+([\d.]+)\s+(-?[\d.]+)(?:\s*/\s*-?[\d.]+)?\s+(-[\d.]+) %\s+(-[\d.]+) %")
-PAPER_HEAD = re.compile(r"^#\s+threshold\s+top-1\S* drop\s+FLOPs\s+parameters")
+# a row of the table in a recipe's header: which one, top-1 drop (/ top-5 drop), change of FLOPs and parameters (- where
+# the paper does not say); the columns are two blanks apart
+PAPER_ROW = re.compile(
+    r"^#\s+(\S+(?: \S+)*)\s{2,}(-?[\d.]+)(?:\s*/\s*-?[\d.]+)?\s+(?:(-[\d.]+) %|-)\s+(?:(-[\d.]+) %|-)(?:\s|$)"
+)
+PAPER_HEAD = re.compile(r"^#\s+(\S+(?: \S+)*)\s{2,}top-1\S* drop\s+FLOPs\s+parameters")
 COLUMNS = {
     "run": "run", "seeds": "seeds", "backbone": "backbone", "method": "method", "dense_top1": "dense top-1 %",
     "pruned_top1": "pruned top-1 %", "top1": "top-1 %", "top1_std": "std", "change": "change, points",
@@ -179,16 +182,22 @@ def _papers(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
-def paper_points(header: str) -> list[dict[str, float]]:
-    """The table ``threshold  top-1 drop  FLOPs  parameters`` of a recipe's header: knob, change, shares kept."""
-    points, inside = [], False
+def paper_points(header: str) -> list[dict[str, Any]]:
+    """The table ``WHAT  top-1 drop  FLOPs  parameters`` of a recipe's header.
+
+    Returns:
+        per row ``point`` ("WHAT VALUE", for example "threshold 0.7"), ``change`` of top-1 in points, ``macs_share`` and
+        ``params_share`` that are kept (None where the paper does not say).
+    """
+    points, what = [], ""
     for line in header.splitlines():
-        row = PAPER_ROW.match(line) if inside else None
-        inside = bool(PAPER_HEAD.match(line)) or row is not None
+        head, row = PAPER_HEAD.match(line), PAPER_ROW.match(line) if what else None
+        what = head[1] if head else what if row else ""
         if row:
-            knob, drop, macs, params = map(float, row.groups())
-            share = {"macs_share": 1 + macs / 100, "params_share": 1 + params / 100}
-            points.append({"threshold": knob, "change": -drop, **share})
+            macs, params = (None if change is None else 1 + float(change) / 100 for change in row.groups()[2:])
+            points.append(
+                {"point": f"{what} {row[1]}", "change": -float(row[2]), "macs_share": macs, "params_share": params}
+            )
     return points
 
 
@@ -206,11 +215,11 @@ def cells(found: Found) -> list[tuple[str, list[str], list[list[str]]]]:
     heads = {**COLUMNS, "ms": f"ms, batch {found.batch}"}
     if not any(row["marked"] for row in found.rows):
         heads.pop("marked")
-    keys = ("recipe", "threshold", "change", "macs_share", "params_share")
+    keys = ("recipe", "point", "change", "macs_share", "params_share")
     tables = (
         ("Runs", list(heads.values()), [[_cell(key, row[key]) for key in heads] for row in found.rows]),
         (
-            "Papers", ["recipe", "threshold", "change, points", "MACs kept", "params kept"],
+            "Papers", ["recipe", "point", "change, points", "MACs kept", "params kept"],
             [[_cell(key, point[key]) for key in keys] for point in found.papers],
         ),
         ("Not finished", ["run", "why"], [[item["run"], item["why"]] for item in found.unfinished]),
@@ -240,5 +249,5 @@ def as_csv(found: Found) -> str:
     writer.writerows({**row, "source": "measured"} for row in found.rows)
     for point in found.papers:
         keys = {key: point[key] for key in ("change", "macs_share", "params_share")}
-        writer.writerow({"run": f"{point['recipe']}, threshold {point['threshold']}", "source": "paper", **keys})
+        writer.writerow({"run": f"{point['recipe']}, {point['point']}", "source": "paper", **keys})
     return stream.getvalue()

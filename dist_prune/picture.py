@@ -58,7 +58,7 @@ def pareto(rows: Rows, papers: Rows, batch: str) -> Figure:
         axes.axhline(0, color="#9aa5b1", linewidth=0.8)
         axes.set(xlabel=label, ylabel="top-1 against dense, points")
         if key != "speedup":
-            for number, point in enumerate(papers):
+            for number, point in enumerate(point for point in papers if point[key] is not None):
                 axes.plot(point[key], point["change"], "x", color="#d62728", label="" if number else "paper")
     for row in rows:  # where each network came from
         for axes, key in zip(plots[0], ("macs", "params", "ms"), strict=True):

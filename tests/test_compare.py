@@ -97,10 +97,17 @@ def test_table_csv_and_page(runs, tmp_path, capsys):
 def test_papers_points_stand_in_the_recipes():
     """The table of a recipe's header, with rows that carry a second drop or a remark."""
     points = paper_points((ROOT / "recipes/resnet50_imagenet_graph.yaml").read_text())
-    assert [point["threshold"] for point in points] == [0.7, 0.65]
-    assert points[0] == pytest.approx({"threshold": 0.7, "change": -1.47, "macs_share": 0.5119, "params_share": 0.7629})
+    assert [point["point"] for point in points] == ["threshold 0.7", "threshold 0.65"]
+    assert [points[0][key] for key in ("change", "macs_share", "params_share")] == pytest.approx(
+        [-1.47, 0.5119, 0.7629]
+    )
     assert len(paper_points((ROOT / "recipes/densenet40_cifar100_graph.yaml").read_text())) == 3
     assert paper_points((ROOT / "recipes/quickstart.yaml").read_text()) == []
+    chip, *_ = paper_points((ROOT / "recipes/resnet56_cifar10_chip.yaml").read_text())
+    assert chip["point"] == "method chip"
+    assert [chip[key] for key in ("change", "macs_share", "params_share")] == pytest.approx([0.9, 0.526, 0.572])
+    fpgm, *_ = paper_points((ROOT / "recipes/resnet56_cifar10_fpgm.yaml").read_text())
+    assert fpgm["params_share"] is None
 
 
 def test_papers_points_stand_beside_runs(runs, tmp_path):
@@ -111,6 +118,11 @@ def test_papers_points_stand_beside_runs(runs, tmp_path):
     found = collect([tmp_path / "run"])
     assert {point["recipe"] for point in found.papers} == {"vgg16_cifar10_graph"}
     assert len(found.papers) == 3
+    body["name"] = "resnet56_cifar10_fpgm"  # a paper that does not say how many parameters it keeps
+    (tmp_path / "run/report.json").write_text(json.dumps(body))
+    assert main(["compare", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+    assert "resnet56_cifar10_fpgm | method whc | -0.12 | 47.4% |  |" in (tmp_path / "out/compare.md").read_text()
+    assert "resnet56_cifar10_fpgm, method whc" in (tmp_path / "out/compare.csv").read_text()
 
 
 @pytest.mark.parametrize(
