@@ -1,6 +1,6 @@
 """Criteria of the entropy method against l1 and random, on LeNet6-16/MNIST and the pretrained CIFAR-10 ResNets.
 
-    python benchmarks/entropy_study.py curves --out FOLDER [--seeds 0 1 2] [--minutes 5]
+    python benchmarks/entropy_study.py curves --out FOLDER [--seeds 0 1 2] [--criteria NAME ...] [--minutes 5]
     python benchmarks/entropy_study.py budgets --out FOLDER [--seeds 0] [--epochs 1] [--minutes 5]
     python benchmarks/entropy_study.py resnet --out FOLDER [--depth 20 56] [--seeds 0 1 2] [--tested 2000] [--minutes 5]
 
@@ -48,6 +48,7 @@ from dist_prune.stages.code import commit_of
 IMAGES = 500  # calibration: 5 batches of 100
 CRITERIA: dict[str, tuple[str, dict[str, Any]]] = {
     "mi_rest": ("entropy", {}),
+    "mi_rest aligned": ("entropy", {"sampling": "reyei_uns"}),  # the widths of the paper and of its program
     "joint": ("entropy", {"criterion": "joint"}),
     "relevance": ("entropy", {"criterion": "relevance"}),
     "entropy": ("entropy", {"criterion": "entropy"}),
@@ -182,7 +183,7 @@ def study_curves(given: argparse.Namespace, notes: Notes) -> dict[str, Any]:
         orders = chosen.orders(scores, network.channels)
         return {name: {"order": list(order), "top1": curve(network, name, order)} for name, order in orders.items()}
 
-    for seed, criterion in itertools.product(given.seeds, CRITERIA):
+    for seed, criterion in itertools.product(given.seeds, given.criteria):
         body = notes.get(f"curves_{criterion}_{seed}", lambda c=criterion, s=seed: make(c, s))
         if body is not None:
             found.setdefault(criterion, []).append(body)
@@ -213,7 +214,7 @@ def study_budgets(given: argparse.Namespace, notes: Notes) -> dict[str, Any]:
         network.fit(small.train(), _settings(given.epochs, 64), seed)
         return [before, network.top1(small)]
 
-    for criterion, share, seed in itertools.product(CRITERIA, BUDGETS, given.seeds):
+    for criterion, share, seed in itertools.product(given.criteria, BUDGETS, given.seeds):
         name = f"budget_{criterion}_{share}_{seed}_{given.epochs}"
         body = notes.get(name, lambda c=criterion, s=share, n=seed: make(c, s, n))
         if body is not None:
@@ -244,7 +245,7 @@ def study_resnet(given: argparse.Namespace, notes: Notes) -> dict[str, Any]:
 
         print(f"ResNet-{depth}, dense {dense} % on the first {given.tested} test images:\n")
         print("| criterion | top-1, half of the inner filters |\n|---|---|")
-        for criterion, seed in itertools.product([c for c in CRITERIA if c != "binning"], given.seeds):
+        for criterion, seed in itertools.product([c for c in given.criteria if c != "binning"], given.seeds):
             name = f"resnet{depth}_{criterion}_{seed}_{given.tested}"
             body = notes.get(name, lambda c=criterion, s=seed: make(c, s))
             if body is not None:
@@ -262,6 +263,7 @@ def main() -> None:
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--out", type=Path, required=True, help="folder of finished pieces")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the calibration images")
+    parser.add_argument("--criteria", nargs="+", default=list(CRITERIA), choices=CRITERIA)
     parser.add_argument("--depth", type=int, nargs="+", default=[20, 56], choices=(20, 32, 44, 56))
     parser.add_argument("--epochs", type=int, default=1, help="budgets: of finetuning")
     parser.add_argument("--tested", type=int, default=2000, help="resnet: so many first test images")

@@ -1,6 +1,7 @@
 """How scoring scales: rates measured here, one thread per rank, and a model of ImageNet on 8, 64 and 512 GPUs.
 
     DIST_PRUNE_DATA=... python benchmarks/scaling.py [--images 48] [--pairs 3] [--json FILE] [--rates FILE]
+    DIST_PRUNE_DATA=... python benchmarks/scaling.py --volumes resnet20_cifar
 
 Two tables are measured on this machine: what a rank costs, and the bytes that each rank hands to collectives for every
 method and backbone (two real gloo ranks). The third is arithmetic (docs/scaling.md) on those rates and on ASSUMED,
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -147,10 +149,10 @@ def talk() -> dict[str, float]:
     return json.loads(_two("talk"))
 
 
-def volumes(images: int) -> dict[str, dict]:
+def volumes(images: int, names: Sequence[str] = BACKBONES) -> dict[str, dict]:
     """For each method and backbone, what a rank of two hands to its collectives while it scores."""
     found = {}
-    for name in BACKBONES:
+    for name in names:
         for method, words in json.loads(_two("volume", name, str(images))).items():
             found[f"{method} on {name}"] = words
     return found
@@ -225,11 +227,15 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--rates", type=Path, help="an earlier --json: measure nothing, only model")
+    parser.add_argument("--volumes", nargs="+", choices=BACKBONES, help="only the bytes, of these backbones")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.worker:
         worker(given.worker)
+        return
+    if given.volumes:
+        told(volumes(20, given.volumes))
         return
     if given.rates:
         body = json.loads(given.rates.read_text())
@@ -241,15 +247,19 @@ def main() -> None:
     show(body)
 
 
+def told(found: dict[str, dict]) -> None:
+    print("MEASURED, bytes that a rank of two hands over while scoring 20 images")
+    for name, words in found.items():
+        said = ", ".join(f"{word} {count['bytes']:,} in {count['calls']}" for word, count in sorted(words.items()))
+        print(f"  {name:32} {said or 'nothing: no images are looked at'}")
+
+
 def show(body: dict) -> None:
     rate, assumed, job = body["rates"], Assumed(), Job()
     print(f"MEASURED, {body['machine']['processor']}, 1 thread per rank, {NETWORK} at 224")
     for key, value in rate.items():
         print(f"  {key:20} {value:14,.4f}")
-    print("MEASURED, bytes that a rank of two hands over while scoring 20 images")
-    for name, words in body["volumes"].items():
-        said = ", ".join(f"{word} {count['bytes']:,} in {count['calls']}" for word, count in sorted(words.items()))
-        print(f"  {name:32} {said or 'nothing: no images are looked at'}")
+    told(body["volumes"])
     print(f"ASSUMED {asdict(assumed)}")
     print(f"MODELLED, graph scoring of {job.images:,} images, seconds")
     rows = {gpus: modelled(gpus, rate, assumed, job) for gpus in (1, 8, 64, 512)}
