@@ -12,15 +12,15 @@ from torch import Tensor
 
 from dist_prune.methods import method
 from dist_prune.pruning.channels import Channels
-from dist_prune.pruning.curvature import Squares, means
+from dist_prune.pruning.curvature import Products, Squares, means
 from dist_prune.pruning.entries import GateGradient, flat, per_group, sites_of
 
 
 class Options(method.RankingOptions):
-    form: Literal["gate", "weight"] = Field(
+    form: Literal["gate", "weight", "grouped"] = Field(
         default="gate",
         description="gate: the paper's FO-BN, one gate per channel: (scale g_scale + shift g_shift)^2 of a batch norm; "
-        "weight: the sum of (g w)^2 over a filter's weights",
+        "weight: the sum of (g w)^2 over a filter's weights; grouped: (the sum of g w)^2",
     )
     blocks: bool = method.for_select(
         True, description="a residual stream's score is divided by the blocks that add to it, as the authors do"
@@ -36,10 +36,13 @@ class Taylor(method.Ranking):
 
     def score(self, bench: method.Bench) -> method.Scores:
         """``gate``: ``<layer>:in:gate`` (n, C) float64, a row per micro-batch, and ``<layer>:in:batches``;
-        ``weight``: ``<layer>:weight`` (C,) float64."""
+        else: ``<layer>:weight`` (C,) float64."""
         if self.options.form == "gate":
             return flat(bench.observe(sites_of(bench.channels), GateGradient(batches=True), backward=True))
         sites = [site.at_weight for site in bench.sites]
+        if self.options.form == "grouped":
+            found = bench.observe(sites, Products(), backward=True)
+            return {name: means(tables, power=2) for name, tables in found.items()}
         return {name: means(tables) for name, tables in bench.observe(sites, Squares(), backward=True).items()}
 
     def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:

@@ -40,6 +40,13 @@ class Squares(PerFilter):
         return (weight * grads).square()
 
 
+class Products(PerFilter):
+    """g w: the row of a filter is its whole first-order change."""
+
+    def each(self, site: Site, weight: Tensor, grads: Tensor, ids: Tensor) -> Tensor:
+        return weight * grads
+
+
 class Hutchinson(PerFilter):
     """v (H v), whose mean over v of random signs is the diagonal of H; with ``scaled`` times w^2.
 
@@ -60,6 +67,6 @@ class Hutchinson(PerFilter):
         return own * weight.square() if self.scaled else own
 
 
-def means(tables: MutableMapping[str, Tensor]) -> Tensor:
-    """(C,) mean of the rows over the micro-batches, added in their order."""
-    return tables["rows"].sum(0) / int(tables["batches"])
+def means(tables: MutableMapping[str, Tensor], power: int = 1) -> Tensor:
+    """(C,) mean of the rows (or of a power of them) over the micro-batches, added in their order."""
+    return tables["rows"].pow(power).sum(0) / int(tables["batches"])

@@ -216,6 +216,9 @@ def test_weights_form_of_taylor_and_obd():
     direct = torch.stack(each).mean(0)  # type: ignore[arg-type]
     assert torch.allclose(taylor[STREAM], direct, rtol=1e-8)
     assert torch.allclose(obd[STREAM], direct / 2, rtol=1e-8)
+    each = [sum((w * gw).flatten(1).sum(1) ** 2 for w, gw, _, _ in parts) for parts in found]
+    grouped = worth("taylor", bench, form="grouped")
+    assert torch.allclose(grouped[STREAM], torch.stack(each).mean(0), rtol=1e-8)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scaled", [False, True])
