@@ -20,7 +20,8 @@ from dist_prune.runtime.roll import Roll, few
 T = TypeVar("T")
 _OPS = {"sum": "SUM", "rows": "SUM", "max": "MAX", "min": "MIN"}
 REPORT_S = 6.0  # for which a rank that lost others waits to hear who else did
-FROM_BELOW = ("gloo", "nccl", "connection", "peer", "timed out")  # in errors of a collective that torch itself called
+# in errors of a collective that torch itself called
+FROM_BELOW = ("gloo", "nccl", "connection", "peer", "timed out", "pair closure")
 
 
 class RankLostError(PruneError):
@@ -168,6 +169,8 @@ def lost(ranks: Ranks, what: str, error: Exception) -> RankLostError:
     waited = re.search(r"[Tt]imed out (?:waiting|after) (\d+) ?ms", text)
     if waited:
         reason = f"nobody answered for {int(waited[1]) / 1000:g} s (cluster.timeout_s)"
+    elif "timeout caused pair closure" in text:  # gloo, where another thread's wait ran out first: it says no time
+        reason = "nobody answered for as long as cluster.timeout_s"
     elif re.search(r"closed by peer|reset by peer|[Bb]roken pipe|Connection refused", text):
         reason = "the connection was closed at the other end"
     else:
