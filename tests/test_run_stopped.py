@@ -85,7 +85,7 @@ def test_killed_at_random_steps(dense, tmp_path, launcher):
     """SIGKILL of all its processes, three times at random places of the training: the same weights, bit for bit."""
     words = (
         *SMALL, f"backbone.checkpoint={dense}", "finetune.epochs=8", "finetune.ema=0.9", "finetune.mixup=0.2",
-        "finetune.augment=crop", "finetune.batch=32", "finetune.save_every_steps=2",
+        "data.augment=crop", "finetune.batch=32", "finetune.save_every_steps=2",
     )  # fmt: skip
     whole, cut, rng = tmp_path / "whole", tmp_path / "cut", random.Random(0)
     code, output = run(launcher, whole, *words)
