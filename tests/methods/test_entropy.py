@@ -365,6 +365,7 @@ def finished(tmp_path_factory):
     return folder, output
 
 
+@pytest.mark.slow
 def test_curves_of_a_run(finished):
     folder, _ = finished
     lines = list(csv.DictReader((folder / "curves.csv").read_text().splitlines()))

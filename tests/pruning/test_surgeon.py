@@ -19,7 +19,8 @@ from dist_prune.runtime.data.sources import open_source
 from dist_prune.runtime.tracking import Tracker
 from tests import tiny
 
-TIMM = ["resnet18", "mobilenetv2_100", "densenet121", "vgg16_bn"]
+SLOW = pytest.mark.slow
+TIMM = ["resnet18", "mobilenetv2_100", pytest.param("densenet121", marks=SLOW), pytest.param("vgg16_bn", marks=SLOW)]
 
 
 @pytest.mark.parametrize("name", TIMM)
