@@ -52,6 +52,13 @@ def run(
     return process.returncode, output
 
 
+def finish(launcher: tuple[str, ...], folder: Path, *words: str) -> tuple[Path, str]:
+    """A whole run that ends well: its directory, and everything it printed."""
+    code, output = run(launcher, folder, *words)
+    assert code == 0, output
+    return folder, output
+
+
 def wait_for(process: subprocess.Popen[str], condition: Callable[[], object], seconds: float = 120) -> None:
     """Until the condition holds, the process ends or the time is over."""
     deadline = time.monotonic() + seconds

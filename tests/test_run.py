@@ -13,16 +13,13 @@ import dist_prune
 from dist_prune.errors import PruneError
 from dist_prune.run import main
 from dist_prune.runtime.data import dealing
-from tests.launch import ACCELERATE, PYTHON, SMALL, TORCHRUN, environment, report, run
+from tests.launch import ACCELERATE, PYTHON, SMALL, TORCHRUN, environment, finish, report, run
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One small run on two ranks through accelerate; tests look at what it left."""
-    folder = tmp_path_factory.mktemp("run") / "quick"
-    code, output = run(ACCELERATE, folder, *SMALL)
-    assert code == 0, output
-    return folder, output
+    return finish(ACCELERATE, tmp_path_factory.mktemp("run") / "quick", *SMALL)
 
 
 def test_a_run_leaves_what_is_promised(finished):

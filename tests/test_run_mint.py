@@ -10,7 +10,7 @@ from dist_prune.pruning import surgeon
 from dist_prune.pruning.masks import masks_of, violations
 from dist_prune.pruning.plan import Plan
 from dist_prune.runtime import backbones, checkpoint
-from tests.launch import ACCELERATE, PYTHON, SMALL, report, run
+from tests.launch import ACCELERATE, PYTHON, SMALL, finish, report, run
 
 MASKED = (
     *SMALL, "method.name=mint", "target.macs=null", "method.groups=8", "method.p=[0.3,0.5]", "select.index=2",
@@ -21,10 +21,7 @@ MASKED = (
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One run of two ranks through accelerate."""
-    folder = tmp_path_factory.mktemp("mint") / "run"
-    code, output = run(ACCELERATE, folder, *MASKED)
-    assert code == 0, output
-    return folder, output
+    return finish(ACCELERATE, tmp_path_factory.mktemp("mint") / "run", *MASKED)
 
 
 def test_exact_zeros_from_the_plan_to_the_bundle(finished):

@@ -20,7 +20,7 @@ from dist_prune.runtime import checkpoint
 from dist_prune.runtime.machine import Machine
 from dist_prune.stages import ORDER, fingerprint, order
 from dist_prune.stages.checking import precheck
-from tests.launch import PYTHON, SMALL, TORCHRUN, report, run, start, wait_for
+from tests.launch import PYTHON, SMALL, TORCHRUN, finish, report, run, start, wait_for
 from tests.stages.test_trainings import work_of
 
 ROUNDS = (
@@ -32,10 +32,7 @@ ROUNDS = (
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Two rounds on two ranks."""
-    folder = tmp_path_factory.mktemp("rounds") / "run"
-    code, output = run(TORCHRUN, folder, *ROUNDS)
-    assert code == 0, output
-    return folder, output
+    return finish(TORCHRUN, tmp_path_factory.mktemp("rounds") / "run", *ROUNDS)
 
 
 def plan_at(folder: Path, number: int) -> Plan:

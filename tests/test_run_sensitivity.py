@@ -10,7 +10,7 @@ from dist_prune.methods.method import TRAINED
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.plan import Plan
 from dist_prune.runtime import backbones, checkpoint
-from tests.launch import ACCELERATE, PYTHON, SMALL, report, run
+from tests.launch import ACCELERATE, PYTHON, SMALL, finish, report, run
 
 LEARNED = (
     *SMALL, "method.name=sensitivity", "target.macs=null", "method.keep=0.5", "method.epochs=2", "method.batch=12",
@@ -21,10 +21,7 @@ LEARNED = (
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One run of two ranks through accelerate."""
-    folder = tmp_path_factory.mktemp("sensitivity") / "run"
-    code, output = run(ACCELERATE, folder, *LEARNED)
-    assert code == 0, output
-    return folder, output
+    return finish(ACCELERATE, tmp_path_factory.mktemp("sensitivity") / "run", *LEARNED)
 
 
 def test_surgery_starts_from_the_trained_weights(finished):

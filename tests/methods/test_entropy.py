@@ -22,7 +22,7 @@ from dist_prune.pruning.subjects import batches_of
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.backbones.lenet_entropy import LeNet
 from tests import tiny
-from tests.launch import ACCELERATE, PYTHON, SMALL, report, run
+from tests.launch import ACCELERATE, PYTHON, SMALL, finish, report, run
 from tests.pruning.activations import mixtures
 
 INNER = ("conv1", "layer2*", "layer3*")  # what small tests leave alone
@@ -359,10 +359,7 @@ ENTROPY = (
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("entropy") / "run"
-    code, output = run(ACCELERATE, folder, *ENTROPY)
-    assert code == 0, output
-    return folder, output
+    return finish(ACCELERATE, tmp_path_factory.mktemp("entropy") / "run", *ENTROPY)
 
 
 @pytest.mark.slow
