@@ -43,7 +43,7 @@ def layers_of(model: nn.Module, example: Tensor) -> dict[str, Layer]:
 
 
 def stumbled(error: BaseException, layers: Container[str]) -> str:
-    """ " behind LAYER": the layer nearest before the operation that a graph's tracer did not understand; "" if unknown.
+    """Where a graph's tracer stopped, in words: behind the nearest layer before that operation; empty if unknown.
 
     Whatever it stumbled over, it had a node of its graph in its hands (``name``, ``inputs``).
     """

@@ -44,7 +44,8 @@ def fold_norms(model: nn.Module, images: Tensor) -> int:
         images: (N, C, H, W) of the network's input, to watch where tensors go, and to compare answers.
 
     Raises:
-        PruneError: the network is in training mode, or answers otherwise once folded (then leave it unfolded).
+        PruneError: the network is in training mode, or answers otherwise once folded; it stays folded then, and is not
+            to be used (a convolution that changes its weights before it uses them does that).
     """
     if model.training:
         raise PruneError("batch norms can be folded in evaluation mode only; call model.eval() first")
