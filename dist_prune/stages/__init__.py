@@ -14,6 +14,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from dist_prune.errors import PruneError
 from dist_prune.ledger import SAFETY, canonical, digest, file_digest, pick, write_atomic
 from dist_prune.recipe import trains_dense
 from dist_prune.replay import manifest_of
@@ -94,7 +97,10 @@ def _make(stage: Stage, work: Work) -> tuple[dict[str, Any], tuple[str, ...]]:
 
     def make() -> dict[str, Any]:
         nonlocal drop
-        made: Made = importlib.import_module(f"{__name__}.{stage.name}").act(work)
+        try:
+            made: Made = importlib.import_module(f"{__name__}.{stage.name}").act(work)
+        except torch.OutOfMemoryError as error:
+            raise PruneError(_out_of_memory(stage, work, error)) from error
         work.close_feeds()
         ranks.together(lambda: _write(work, made))
         drop = made.drop
@@ -109,6 +115,23 @@ def _make(stage: Stage, work: Work) -> tuple[dict[str, Any], tuple[str, ...]]:
         work.tracker.say(f"  taken from {other}")
         work.events.append({"stage": stage.label, "event": "taken", "from": other})
     return facts, drop
+
+
+def _out_of_memory(stage: Stage, work: Work, error: torch.OutOfMemoryError) -> str:
+    """Which key to lower, beside what torch says of the memory."""
+    recipe = work.recipe
+    section = "between" if stage.between else stage.name
+    training = f"lower {section}.batch, or raise {section}.accumulate (now {{}}), which leaves the batch as it is"
+    advice = {
+        "train": training.format(recipe.train.accumulate),
+        "finetune": training.format((recipe.between if stage.between else recipe.finetune).accumulate),
+        "score": f"lower score.micro_batch (now {recipe.score.micro_batch})",
+        "many": f"lower score.micro_batch (now {recipe.score.micro_batch})",
+        "evaluate": f"lower evaluate.batch (now {recipe.evaluate.batch}) or report.latency_batches",
+        "select": f"lower target.latency_batch (now {recipe.target.latency_batch})",
+    }.get(stage.name, "use a device with more memory")
+    said = str(error).splitlines()[0].partition(" If reserved")[0]
+    return f"{stage.label}: the device is out of memory; {advice}, or start more processes. {said}"
 
 
 def _begin(stage: Stage, work: Work) -> None:

@@ -1,0 +1,146 @@
+"""The training loop on ResNet-50 and ResNet-56: images/s beside a bare loop, eager and compiled."""
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.nn import functional
+
+from benchmarks.gpu_parts.common import DTYPES, OutOfTimeError, Row, limit, peak_mb, synthetic, wait
+from dist_prune.recipe import Training
+from dist_prune.runtime import backbones
+from dist_prune.runtime.data.feed import Feed, Look
+from dist_prune.runtime.data.sources import ArraySource
+from dist_prune.runtime.machine import Machine
+from dist_prune.runtime.tracking import Tracker
+from dist_prune.runtime.training.loop import Loop
+from dist_prune.runtime.training.train import Trainer
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BOUND = 0.98
+PAIRS = 3
+# network, side, batch, images per epoch, compiled
+CASES = (
+    ("resnet50", 224, 256, 5120, False),
+    ("resnet56p_cifar", 32, 256, 25_600, False),
+    ("resnet56p_cifar", 32, 256, 25_600, True),
+    ("resnet50", 224, 256, 5120, True),
+)
+
+
+def bare(name: str, source: ArraySource, batch: int, device: torch.device, compiled: bool, precision: str
+         ) -> Callable[[], float]:  # fmt: skip
+    """One epoch of the loop that everybody writes first, as a function that returns images per second."""
+    torch.manual_seed(0)
+    model = backbones.create(name, len(source.classes), 3).to(device).train()
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    forward = torch.compile(model) if compiled else model
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
+    images = torch.from_numpy(source.images).to(device)
+    labels = torch.from_numpy(source.labels).to(device)
+    mean, std = (255 * torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
+
+    def epoch() -> float:
+        wait(device)
+        start = time.perf_counter()
+        for part in torch.randperm(len(labels), device=device).split(batch):
+            x = (images[part].permute(0, 3, 1, 2).float() - mean) / std
+            with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+                loss = functional.cross_entropy(forward(x), labels[part])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        loss.item()
+        return len(labels) / (time.perf_counter() - start)
+
+    return epoch
+
+
+def harness(name: str, source: ArraySource, size: int, batch: int, device: torch.device, compiled: bool, precision: str
+            ) -> Callable[[], float]:  # fmt: skip
+    """One epoch of this package's loop, with its figures, polls and updates: a warm training, one epoch a call."""
+    torch.manual_seed(0)
+    settings = Training(
+        epochs=PAIRS + 2, batch=batch, lr=0.01, schedule="constant", selection="last", evaluate_every=PAIRS + 2,
+        precision=precision, channels_last=True, compile=compiled,
+    )  # fmt: skip
+    machine = Machine(device, Machine.alone().ranks)
+    loop = Loop(settings, Feed(source, Look(size, MEAN, STD), device), machine, Tracker(False), 0)
+    model = backbones.create(name, len(source.classes), 3)
+    return _epochs(Trainer(model, loop, lambda model: {}, classes=len(source.classes)))
+
+
+def _epochs(trainer: Trainer) -> Callable[[], float]:
+    """Runs the trainer in a generator, an epoch at a time."""
+    go, done = threading.Semaphore(0), threading.Semaphore(0)
+    plain = trainer.loop.run_epoch
+
+    def held(*args, **kwargs):
+        go.acquire()
+        try:
+            return plain(*args, **kwargs)
+        finally:
+            done.release()
+
+    trainer.loop.run_epoch = held  # type: ignore[method-assign]
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            trainer.run()
+        except BaseException as error:
+            failed.append(error)
+            done.release()
+
+    threading.Thread(target=work, daemon=True).start()
+
+    def epoch() -> float:
+        count = len(trainer.history)
+        go.release()
+        done.acquire()
+        if failed:
+            raise failed[0]
+        while len(trainer.history) == count and not failed:
+            time.sleep(0.001)
+        if failed:
+            raise failed[0]
+        return trainer.history[-1]["images_per_s"]
+
+    return epoch
+
+
+def case(name: str, size: int, batch: int, images: int, compiled: bool, device: torch.device, precision: str) -> Row:
+    classes = 10 if size == 32 else 1000
+    source = synthetic(images, size, classes)
+    peak_mb(device)
+    ours = harness(name, source, size, batch, device, compiled, precision)
+    ours()
+    peak = peak_mb(device)
+    theirs = bare(name, source, batch, device, compiled, precision)
+    theirs()
+    pairs = [(theirs(), ours()) for _ in range(PAIRS)]
+    return {
+        "what": f"train {name}, {size} px, batch {batch}, {precision}, channels_last{', compiled' if compiled else ''}",
+        "beside": "bare loop", "images_per_s": round(statistics.median(b for _, b in pairs)),
+        "bare_images_per_s": round(statistics.median(a for a, _ in pairs)),
+        "ratio": round(statistics.median(b / a for a, b in pairs), 3), "peak_mb": peak, "bound": BOUND,
+    }  # fmt: skip
+
+
+def rows(device: torch.device, seconds: float) -> Iterator[Row]:
+    """A row per case."""
+    for number, (name, size, batch, images, compiled) in enumerate(CASES):
+        if device.type == "cpu":
+            size, batch, images, compiled = min(size, 32), 8, 16, False
+        what = f"train {name}, {size} px{', compiled' if compiled else ''}"
+        try:
+            with limit(seconds * (0.5 if number == 3 else 0.25)):
+                yield case(name, size, batch, images, compiled, device, "bf16")
+        except OutOfTimeError as error:
+            yield {"what": what, "failed": str(error)}
+        except Exception as error:
+            yield {"what": what, "failed": f"{type(error).__name__}: {error}"[:300]}
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
