@@ -134,7 +134,8 @@ class Bench:
                 part = next(positions, None)
                 if part is not None:
                     batch = next(batches)
-                    found.see(self.model, batch.images, batch.labels, torch.from_numpy(part).to(device), backward)
+                    places = torch.from_numpy(part).to(device, non_blocking=True)
+                    found.see(self.model, batch.images, batch.labels, places, backward)
                 stop = stopping.poll(ranks)[0]
                 seen = min(done + number * ranks.world, len(lists))
                 if stop or (file is not None and number < rounds and number % self.save_every == 0):
@@ -195,13 +196,14 @@ class Bench:
     def measure(self, off: Mapping[str, Sequence[int]]) -> tuple[int, int]:
         """See methods.method.Bench."""
         self._collective("measure")
-        ranks, correct, total = self.machine.ranks, 0, 0
+        ranks, total = self.machine.ranks, 0
+        right = torch.zeros((), dtype=torch.int64, device=self.device)  # read once, behind the last batch
         mine = deal(micro_batches(self.ids, self.micro_batch), ranks.rank, ranks.world)
         with quiet(self.model), gated(self.model, self.channels, off):
             for part in self.feed.batches(mine):
-                correct += int((self.model(part.images).argmax(1) == part.labels).sum())
+                right += (self.model(part.images).argmax(1) == part.labels).sum()
                 total += len(part.ids)
-        correct, total = ranks.total(correct, total)
+        correct, total = ranks.total(int(right), total)
         return correct, total
 
     def fit(

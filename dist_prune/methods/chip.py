@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dist_prune.methods import method
 from dist_prune.pruning.channels import Channels, Site
-from dist_prune.pruning.combine import places
+from dist_prune.pruning.combine import placed, places
 from dist_prune.pruning.entries import flat, per_group, shown, sites_of, spread
 from dist_prune.pruning.statistic import State, Statistic
 
@@ -52,9 +52,9 @@ class Independence(Statistic):
     ) -> None:
         values = spread(maps, site).double()
         for part in self.parts[site.name]:
-            index = torch.tensor(part, device=maps.device)
-            for number, image in zip(ids, values, strict=True):
-                tables["independence"][number, index[:, 0]] = independence(image[index].flatten(1))
+            index = placed(torch.tensor(part), maps)
+            found = torch.stack([independence(image[index].flatten(1)) for image in values])
+            tables["independence"][ids[:, None], index[:, 0]] = found
 
 
 def independence(image: Tensor) -> Tensor:

@@ -186,7 +186,7 @@ class Sensitivity(method.Method):
         learner = Learner(small, channels, plan, groups, masks).to(next(small.parameters()).device)
 
         def loss(forward: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
-            inputs, targets = shot.take(images, labels, int(learner.updates))
+            inputs, targets = shot.take(images, labels, learner.update)
             for group, mask in zip(groups, masks, strict=True):
                 mask.input, mask.target = inputs[group.name], targets[group.name]
             logits = forward(images)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dist_prune.pruning.channels import ChannelGroup, Channels, Coupling, Site
+from dist_prune.pruning.combine import placed
 from dist_prune.pruning.statistic import State, Statistic
 
 
@@ -104,7 +105,7 @@ class Census(Statistic):
     ) -> None:
         flat = _flat(site, maps)
         shape = maps.shape[1:] if maps.dim() == 4 else (*flat.shape[1:], 1)
-        tables["shape"] = torch.maximum(tables["shape"], torch.tensor(shape, device=maps.device))
+        tables["shape"] = torch.maximum(tables["shape"], placed(torch.tensor(shape), maps))
         tables["zeros"] += (flat == 0).sum((0, 2))
         tables["numbers"] += flat.shape[2] * len(flat)
 

@@ -18,10 +18,16 @@ def combined(parts: Sequence[Tensor], how: Combine) -> Tensor:
     return {"leader": parts[0].double(), "sum": even.sum(0), "mean": even.mean(0)}[how]
 
 
+def placed(table: Tensor, like: Tensor) -> Tensor:
+    """``table`` on the device of ``like``; nobody waits for the copy."""
+    return table.to(like.device, non_blocking=True)
+
+
 def gathered(values: Tensor, coupling: Coupling, width: int) -> Tensor:
     """Values per position of a layer, (..., positions), summed per channel of the group coupled there: (..., C)."""
     out = values.new_zeros((*values.shape[:-1], width))
-    return out.index_add_(-1, torch.tensor(coupling.channel), values[..., torch.tensor(coupling.index)])
+    channel, index = (placed(torch.tensor(places), values) for places in (coupling.channel, coupling.index))
+    return out.index_add_(-1, channel, values[..., index])
 
 
 def places(coupling: Coupling, width: int) -> Tensor:

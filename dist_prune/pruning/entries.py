@@ -93,6 +93,6 @@ class GateGradient(Statistic):
         own = (spread(maps, site).double() * spread(grads, site)).sum(2)
         tables["batches"] += 1
         if self.batches:
-            tables["gate"][ids[0]] = own.mean(0)
+            tables["gate"][ids[:1]] = own.mean(0)[None]  # ids[0] would be read on the host
         else:
             tables["gate"][ids] = own

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dist_prune.pruning.channels import Channels
+from dist_prune.pruning.combine import placed
 from dist_prune.pruning.probe import quiet
 from dist_prune.pruning.switches import Rest, Where, copies, places, switched, traced
 
@@ -57,13 +58,13 @@ class Game:
             parts = [self._judged(live, labels, off, judge) for live, labels in self._kept]
             for images, labels in self.batches(len(self._kept)) if not self._all else ():
                 parts.append(self._judged(self.rest.head(images), labels, off, judge))
-        return torch.stack(parts).sum(0)
+        return torch.stack(parts).sum(0).cpu()  # not part by part: the device is waited for once
 
     def _judged(self, live: tuple[Tensor, ...], labels: Tensor, off: Tensor, judge: Judge) -> Tensor:
-        values = (~off).to(labels.device).repeat_interleave(len(labels), 0)
+        values = (~placed(off, labels)).repeat_interleave(len(labels), 0)
         with switched(self.model, [(self.places, lambda: values)]):
             logits = self.rest.tail(copies(live, len(off)))
-        return judge(logits.view(len(off), len(labels), logits.shape[-1]), labels).cpu()
+        return judge(logits.view(len(off), len(labels), logits.shape[-1]), labels)
 
     def _fill(self) -> None:
         """Keep what the heads give, as far as the memory goes."""

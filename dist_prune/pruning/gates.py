@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.pruning.channels import Channels
+from dist_prune.pruning.combine import placed
 
 
 @contextmanager
@@ -25,11 +26,12 @@ def masked(model: nn.Module, channels: Channels, group: str, stays: Tensor) -> I
     def keep(layer: str, index: tuple[int, ...], channel: tuple[int, ...]) -> Any:
         columns = torch.ones((len(stays), channels.layers[layer].width_in), dtype=torch.bool)
         columns[:, list(index)] = stays[:, list(channel)]
+        columns = placed(columns, next(model.parameters()))
         last = channels.layers[layer].kind == "linear"
 
         def hook(_module: nn.Module, inputs: Any) -> tuple[Tensor, ...]:
             first, *rest = inputs
-            mask = columns.to(first.device).repeat_interleave(len(first) // len(columns), 0)
+            mask = columns.repeat_interleave(len(first) // len(columns), 0)
             shape = [len(first), *[1] * (first.dim() - 2)]
             shape.insert(len(shape) if last else 1, mask.shape[1])
             return (first * mask.view(shape), *rest)
@@ -65,14 +67,14 @@ def gated(model: nn.Module, channels: Channels, off: Mapping[str, Iterable[int]]
     handles = []
     try:
         for layer, positions in zeros.items():
-            index = torch.tensor(sorted(positions), dtype=torch.long)
+            index = placed(torch.tensor(sorted(positions), dtype=torch.long), next(model.parameters()))
             linear = channels.layers[layer].kind == "linear"
 
             def hook(
                 _module: nn.Module, inputs: Any, index: Tensor = index, linear: bool = linear
             ) -> tuple[Tensor, ...]:
                 first, *rest = inputs
-                return (first.index_fill(first.dim() - 1 if linear else 1, index.to(first.device), 0), *rest)
+                return (first.index_fill(first.dim() - 1 if linear else 1, index, 0), *rest)
 
             handles.append(model.get_submodule(layer).register_forward_pre_hook(hook))
         yield

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dist_prune.pruning.blocks import left
 from dist_prune.pruning.channels import ChannelGroup, Channels, Side
+from dist_prune.pruning.combine import placed
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.sensitivity import Ramp, push, undecided, vote
 
@@ -62,16 +63,16 @@ class Mask(nn.Module):
         self.input, self.target = torch.zeros(0), torch.zeros(0)  # of the batch at hand, set before each forward pass
         self.vector = self.kept
 
-    def beta(self, update: int) -> float:
-        """The factor in use, bumps included."""
-        return self.rules.ramp.value(update) + float(self.shift)
+    def beta(self, update: int) -> Tensor:
+        """() float64, the factor in use, bumps included; on the device, for it is used there at every update."""
+        return self.rules.ramp.value(update) + self.shift
 
     def forward(self, update: int) -> Tensor:
         """(C,) in (0, 1) of the batch at hand; outside training the binary mask."""
         if not self.training:
             return self.kept
         found = (self.weight * self.input).flatten(1).sum(1) + self.bias
-        self.vector = torch.sigmoid(self.beta(update) * found)
+        self.vector = torch.sigmoid(self.beta(update).to(found.dtype) * found)
         return self.vector
 
     def penalty(self) -> Tensor:
@@ -88,13 +89,12 @@ class Mask(nn.Module):
         if not full and row:
             return False
         self.kept.copy_(vote(self.window[: place + 1], rules.raw))
-        kept, asked = float(self.kept.mean()), float(self.target.double().mean())
+        kept, asked = self.kept.mean().double(), self.target.double().mean()
         if row < len(self.course):
-            figures = [self.beta(update), float(self.weight_of_target), kept, asked]
-            self.course[row] = torch.tensor(figures, dtype=torch.float64)
+            self.course[row] = torch.stack([self.beta(update), self.weight_of_target, kept, asked.to(kept)])
         if not full:  # before the first full window the mask is what there is; it steers nothing yet
             return False
-        self.weight_of_target.fill_(push(kept, asked))
+        self.weight_of_target.fill_(push(float(kept), float(asked)))
         if rules.ramp.open(update) and undecided(vector):
             self.shift += rules.ramp.bump
         return True
@@ -124,9 +124,21 @@ class Learner(nn.Module):
         self.masks = nn.ModuleList(masks)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self._scales = _scales(channels, plan, groups)
+        self._update: int | None = None
+
+    @property
+    def update(self) -> int:
+        """``updates`` as a number, read from the device once and counted along."""
+        if self._update is None:
+            self._update = int(self.updates)
+        return self._update
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._update = None
+        super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, images: Tensor) -> Tensor:
-        vectors = [mask(int(self.updates)) for mask in self.masks]
+        vectors = [mask(self.update) for mask in self.masks]
         handles = []
         try:
             for scale in self._scales:
@@ -149,11 +161,12 @@ class Learner(nn.Module):
         figures: dict[str, float | Tensor] = {}
         for number, group in enumerate(self.groups):
             mask = self.mask(number)
-            if mask.note(int(self.updates)):
-                row = mask.course[min(int(self.updates) // mask.rules.window, len(mask.course) - 1)].tolist()
+            if mask.note(self.update):
+                row = mask.course[min(self.update // mask.rules.window, len(mask.course) - 1)].tolist()
                 names = ("beta", "lambda", "kept", "target")
                 figures |= {f"{group.name}/{name}": value for name, value in zip(names, row, strict=True)}
                 figures[f"{group.name}/mask"] = mask.vector.detach()
+        self._update = self.update + 1
         self.updates += 1
         return figures
 
@@ -171,7 +184,7 @@ class _Scale:
         """A forward pre-hook; one vector for all parts of a concatenation."""
         whole = torch.ones(self.width, dtype=vectors[0].dtype, device=vectors[0].device)
         for mask, index, channel in self.parts:
-            whole = whole.index_copy(0, index.to(whole.device), vectors[mask][channel.to(whole.device)])
+            whole = whole.index_copy(0, placed(index, whole), vectors[mask][placed(channel, whole)])
 
         def scaled(_module: nn.Module, inputs: Any) -> tuple[Tensor, ...]:
             first, *rest = inputs

@@ -49,7 +49,7 @@ def sensitivities(
     """
     with torch.enable_grad():
         grads = torch.autograd.grad(loss(network(images), labels), list(weights.values()))
-    count = torch.tensor([float(len(labels))], dtype=grads[0].dtype, device=grads[0].device)
+    count = grads[0].new_full((1,), len(labels))
     add([*grads, count])
     with torch.no_grad():
         return {
@@ -79,8 +79,9 @@ def target_masks(
         masks = {name: values >= limit for name, values in scores.items()}
     else:
         masks = {name: values >= _limit(values, keep) for name, values in scores.items()}
-    for name, mask in masks.items():
-        kept, floor = int(mask.sum()), FLOOR * keep * len(mask)
+    counts = torch.stack([mask.sum() for mask in masks.values()]).tolist()
+    for (name, mask), kept in zip(masks.items(), counts, strict=True):
+        floor = FLOOR * keep * len(mask)
         if kept == 0 or (few and kept < floor):
             best = scores[name].argsort(descending=True, stable=True)[: max(1, int(floor + 1e-9))]
             masks[name] = torch.zeros_like(mask).index_fill(0, best, True)
@@ -109,7 +110,8 @@ def vote(window: Tensor, raw: bool = False) -> Tensor:
     """
     votes = window if raw else (window >= KEEP).to(window.dtype)
     mask = votes.mean(0) >= KEEP
-    return mask if bool(mask.any()) else torch.zeros_like(mask).index_fill(0, window.mean(0).argmax()[None], True)
+    one = torch.zeros_like(mask).index_fill(0, window.mean(0).argmax()[None], True)
+    return torch.where(mask.any(), mask, one)
 
 
 def push(kept: float, asked: float) -> float:

@@ -6,24 +6,30 @@ squared group norm: channels that are small already shrink up to 16 times as fas
 section 3.3).
 """
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from dist_prune.pruning.channels import ChannelGroup, Channels, Coupling
-from dist_prune.pruning.combine import gathered
+from dist_prune.pruning.channels import ChannelGroup, Channels
+from dist_prune.pruning.combine import placed
 
 STEEPNESS = 4.0
 
 
 def penalty(kind: str, model: nn.Module, channels: Channels, weight: float) -> Callable[[], None]:
     """What adds ``weight`` times the penalty's gradient to the gradients of the free groups' parameters."""
-    shrink = {"bn_scale": _scales, "group_norm": _groups}[kind]
+    groups = list(channels.free) if kind == "group_norm" else []
+    members: dict[str, list[_Member]] = {}
 
     @torch.no_grad()
     def add() -> None:
-        for parameter, term in shrink(model, channels):
+        if groups and not members:  # at the first update: now the weights lie where they are trained
+            members.update({group.name: list(_members(model, channels, group)) for group in groups})
+        terms = itertools.chain(*map(_steep, members.values())) if groups else _scales(model, channels)
+        for parameter, term in terms:
             if parameter.grad is not None:
                 parameter.grad.add_(term, alpha=weight)
 
@@ -38,33 +44,52 @@ def _scales(model: nn.Module, channels: Channels) -> Iterator[tuple[nn.Parameter
             yield scale, scale.sign()
 
 
-def _groups(model: nn.Module, channels: Channels) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    for group in channels.free:
-        members = list(_members(channels, group))
-        sizes = torch.stack([
-            gathered(_sides(_weight(model, c.layer), side).flatten(1).square().sum(1).cpu(), c, group.width)
-            for c, side in members
-        ]).sum(0)  # fmt: skip
-        spread = (sizes.max() - sizes.min()).clamp(min=1e-12)
-        factor = torch.exp2(STEEPNESS * (sizes.max() - sizes) / spread)
-        for coupling, side in members:
-            parameter = _weight(model, coupling.layer)
-            term = torch.zeros_like(parameter)
-            index = torch.tensor(coupling.index, device=parameter.device)
-            each = factor[torch.tensor(coupling.channel)].to(parameter.device, parameter.dtype)
-            rows = _sides(parameter, side)[index]
-            _sides(term, side)[index] = rows * each.view(-1, *[1] * (rows.dim() - 1))
-            yield parameter, term
+@dataclass(frozen=True)
+class _Member:
+    """Where weights of a group lie: positions ``index`` along a side of a parameter belong to channels ``channel``.
+
+    Both indices lie on the parameter's device from the beginning: a copy per update would be waited for.
+    """
+
+    parameter: nn.Parameter
+    side: str
+    index: Tensor
+    channel: Tensor
+    width: int
+
+    @property
+    def rows(self) -> Tensor:
+        """The group's weights, (positions, ...)."""
+        return _sides(self.parameter, self.side)[self.index]
+
+    def squares(self) -> Tensor:
+        """(C,) squared norm of each channel's weights."""
+        each = _sides(self.parameter, self.side).flatten(1).square().sum(1)
+        return each.new_zeros(self.width).index_add_(0, self.channel, each[self.index])
 
 
-def _members(channels: Channels, group: ChannelGroup) -> Iterator[tuple[Coupling, str]]:
+def _steep(members: Sequence[_Member]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    sizes = torch.stack([member.squares() for member in members]).sum(0)
+    spread = (sizes.max() - sizes.min()).clamp(min=1e-12)
+    factor = torch.exp2(STEEPNESS * (sizes.max() - sizes) / spread)
+    for member in members:
+        rows, term = member.rows, torch.zeros_like(member.parameter)
+        each = factor[member.channel].to(rows.dtype).view(-1, *[1] * (rows.dim() - 1))
+        _sides(term, member.side)[member.index] = rows * each
+        yield member.parameter, term
+
+
+def _members(model: nn.Module, channels: Channels, group: ChannelGroup) -> Iterator[_Member]:
     """Where weights of the group lie, and along which side of them its channels do."""
     for coupling in group.couplings:
         layer = channels.layers[coupling.layer]
         if coupling.side == "in" and layer.groups > 1 and not layer.depthwise:
             continue  # a grouped convolution's filters go whole, and count at the outputs
         if layer.kind in ("conv", "linear") or (layer.kind == "norm" and layer.bias):
-            yield coupling, "in" if coupling.side == "in" and not layer.depthwise else "out"
+            side = "in" if coupling.side == "in" and not layer.depthwise else "out"
+            parameter = _weight(model, coupling.layer)
+            index, channel = (placed(torch.tensor(at), parameter) for at in (coupling.index, coupling.channel))
+            yield _Member(parameter, side, index, channel, group.width)
 
 
 def _sides(weight: Tensor, side: str) -> Tensor:

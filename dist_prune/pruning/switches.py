@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dist_prune.pruning.channels import Channels
+from dist_prune.pruning.combine import placed
 from dist_prune.pruning.probe import quiet
 
 Where = Literal["consumed", "output"]
@@ -88,7 +89,7 @@ def switched(model: nn.Module, switches: Sequence[tuple[Sequence[Place], Values]
 def _times(x: Tensor, values: Tensor, place: Place) -> Tensor:
     values = values.to(x.device, x.dtype)
     if not place.plain:
-        values = torch.cat([values, values.new_ones((*values.shape[:-1], 1))], -1)[..., place.slot.to(x.device)]
+        values = torch.cat([values, values.new_ones((*values.shape[:-1], 1))], -1)[..., placed(place.slot, x)]
     between = [1] * (x.dim() - 2)
     n = values.shape[0] if values.dim() == 2 else 1
     return x * (values.view(n, *between, -1) if place.last else values.view(n, -1, *between))

@@ -126,7 +126,7 @@ def folded(site: Site, maps: Tensor) -> Tensor:
     """
     if not site.fold:
         return maps
-    order = torch.tensor(site.fold, device=maps.device)
+    order = torch.tensor(site.fold).to(maps.device, non_blocking=True)
     if site.side == "weight":
         rows = maps.index_select(0, order)
         return rows.reshape(site.width, -1, *rows.shape[2:])

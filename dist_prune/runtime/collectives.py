@@ -38,6 +38,8 @@ class Ranks:
         group: the process group, or None for a single process.
         volume: (calls, bytes this rank handed over) of its collectives so far, by what they were for.
         roll: who is here, or None where nobody called the roll.
+        control: a group of the same processes whose collectives take tensors on the CPU, or None: plain numbers go
+            through it, so that no device is waited for.
     """
 
     rank: int = 0
@@ -46,6 +48,7 @@ class Ranks:
     group: Any = None
     volume: dict[str, tuple[int, int]] = field(default_factory=dict)
     roll: Roll | None = None
+    control: Any = None
 
     @classmethod
     def of(cls, group: Any = None, device: torch.device | None = None, roll: Roll | None = None) -> "Ranks":
@@ -54,7 +57,22 @@ class Ranks:
         if not dist.is_initialized():
             return cls(device=device)
         group = dist.group.WORLD if group is None else group
-        return cls(dist.get_rank(group), dist.get_world_size(group), device, group, roll=roll)
+        control = group if dist.get_backend(group) == "gloo" else None
+        return cls(dist.get_rank(group), dist.get_world_size(group), device, group, roll=roll, control=control)
+
+    def connect(self, timeout_s: float) -> None:
+        """Open ``control`` where the group's own collectives take tensors of a device only; called on every rank.
+
+        Where gloo finds no network between the ranks there is none, and plain numbers go through the device.
+        """
+        if self.world == 1 or self.control is not None:
+            return
+        try:
+            made = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        except RuntimeError:
+            made = None
+        if self.total(int(made is None)) == [0]:
+            self.control = made
 
     @property
     def first(self) -> bool:
@@ -65,9 +83,10 @@ class Ranks:
         """All-reduce many tensors of one dtype in place, as one bucket, by a merge word (sum, max, min, rows)."""
         if not tensors or self.world == 1:  # nothing to say, so nothing is copied together either
             return
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).to(self.device)
+        group, device = self._way(tensors[0])
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).to(device)
         op = getattr(dist.ReduceOp, _OPS[word])
-        self._talk(word, _bytes(flat), lambda: dist.all_reduce(flat, op=op, group=self.group))
+        self._talk(word, _bytes(flat), lambda: dist.all_reduce(flat, op=op, group=group))
         start = 0
         for tensor in tensors:
             tensor.copy_(flat[start : start + tensor.numel()].view(tensor.shape))
@@ -75,21 +94,26 @@ class Ranks:
 
     def total(self, *counts: int) -> list[int]:
         """Sums of integers over all ranks."""
+        if self.world == 1:
+            return list(counts)
         bucket = torch.tensor(counts, dtype=torch.int64)
         self.merge("sum", [bucket])
         return bucket.tolist()
 
     def largest(self, *numbers: int) -> list[int]:
         """The largest of each integer over all ranks."""
+        if self.world == 1:
+            return list(numbers)
         bucket = torch.tensor(numbers, dtype=torch.int64)
         self.merge("max", [bucket])
         return bucket.tolist()
 
     def broadcast(self, tensor: Tensor, owner: int = 0) -> Tensor:
         """The owner's tensor on every rank (shapes and dtypes agree beforehand)."""
-        moved = tensor.to(self.device)
-        source = dist.get_global_rank(self.group, owner) if self.group is not None else 0
-        self._talk("broadcast", _bytes(moved), lambda: dist.broadcast(moved, source, group=self.group))
+        group, device = self._way(tensor)
+        moved = tensor.to(device)
+        source = dist.get_global_rank(group, owner) if group is not None else 0
+        self._talk("broadcast", _bytes(moved), lambda: dist.broadcast(moved, source, group=group))
         return moved.to(tensor.device)
 
     def gather(self, value: T) -> list[T]:
@@ -97,7 +121,8 @@ class Ranks:
         if self.world == 1:
             return [value]
         data, found = pickle.dumps(value), [b""] * self.world
-        self._talk("gather", len(data), lambda: dist.all_gather_object(found, data, group=self.group))
+        group = self.group if self.control is None else self.control
+        self._talk("gather", len(data), lambda: dist.all_gather_object(found, data, group=group))
         return [pickle.loads(part) for part in found]
 
     def from_first(self, value: T) -> T:
@@ -137,6 +162,12 @@ class Ranks:
             if calls > had[0]:
                 out[what] = {"calls": calls - had[0], "bytes": total - had[1]}
         return out
+
+    def _way(self, tensor: Tensor) -> tuple[Any, torch.device]:
+        """The group that a tensor goes through, and where it has to be for that."""
+        if self.control is not None and tensor.device.type == "cpu":
+            return self.control, tensor.device
+        return self.group, self.device
 
     def _talk(self, what: str, size: int, call: Callable[[], Any]) -> None:
         if self.world == 1:

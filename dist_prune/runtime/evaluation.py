@@ -37,7 +37,8 @@ def evaluate(
     lists = micro_batches(np.arange(len(feed)) if ids is None else ids, batch)
     mine = deal(lists, ranks.rank, ranks.world)
     batches, rounds = feed.batches(mine), -(-len(lists) // ranks.world)
-    counts, side = [0] * 5, feed.look.size
+    seen, side = 0, feed.look.size
+    counts = torch.zeros(4, dtype=torch.int64, device=feed.device)  # read once, behind the last batch
     empty = torch.zeros((1, feed.source.in_chans, side, side), dtype=feed.dtype, device=feed.device)
     for turn in tracker.bar(range(rounds), rounds, what):
         if stopping.poll(ranks)[0]:
@@ -49,12 +50,9 @@ def evaluate(
         logits = model(part.images).float()
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == part.labels[:, None]
         units, odd = losses(logits, part.labels)
-        counts[0] += int(top[:, 0].sum())
-        counts[1] += int(top.sum())
-        counts[2] += int(units)
-        counts[3] += len(part.ids)
-        counts[4] += int(odd)
-    first, five, loss_units, images, strange = ranks.total(*counts)
+        counts += torch.stack([top[:, 0].sum(), top.sum(), units, odd])
+        seen += len(part.ids)
+    first, five, loss_units, strange, images = ranks.total(*counts.tolist(), seen)
     if not images:
         raise PruneError(f"{what}: none of the {sum(map(len, lists))} images could be read")
     return {

@@ -66,7 +66,9 @@ class Machine:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.deterministic = deterministic
-        return cls(device, Ranks.of(device=device, roll=roll), accelerator)
+        ranks = Ranks.of(device=device, roll=roll)
+        ranks.connect(timeout_s)
+        return cls(device, ranks, accelerator)
 
     @classmethod
     def alone(cls) -> "Machine":

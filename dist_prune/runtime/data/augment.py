@@ -25,7 +25,7 @@ def shifted(pixels: Tensor, moment: Moment, ids: np.ndarray, flip: bool, padding
     """
     n, channels, height, width = pixels.shape
     device, pad = pixels.device, max(1, height // 8) if padding is None else padding
-    chance = draws(*moment, ids, 3, SHIFT).to(device)
+    chance = draws(*moment, ids, 3, SHIFT).to(device, non_blocking=True)
     places = (chance[:, :2] * (2 * pad + 1)).long()
     rows = places[:, :1] + torch.arange(height, device=device)
     columns = places[:, 1:] + torch.arange(width, device=device)
@@ -71,8 +71,8 @@ def resized_windows(pixels: Tensor, moment: Moment, ids: np.ndarray, look: Look,
     height, width = pixels.shape[-2:]
     chances = window_chances(moment, ids)
     boxes = np.array([window(height, width, chance, look.scale, look.ratio) for chance in chances])
-    top, left, h, w = torch.from_numpy(boxes.reshape(-1, 4)).to(pixels.device).T
-    mirrored = torch.tensor([chance[-1] < 0.5 for chance in chances], device=pixels.device)
+    top, left, h, w = torch.from_numpy(boxes.reshape(-1, 4)).to(pixels.device, non_blocking=True).T
+    mirrored = torch.tensor([chance[-1] < 0.5 for chance in chances]).to(pixels.device, non_blocking=True)
     down, across = _filter(top, h, height, size), _filter(left, w, width, size)
     across = torch.where(mirrored[:, None, None], across.flip(1), across)
     found = down[:, None] @ pixels.float() @ across[:, None].transpose(-1, -2)

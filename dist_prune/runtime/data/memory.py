@@ -32,7 +32,7 @@ class MemorySupplier:
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """See Supplier."""
         for ids in dealt:
-            index = torch.from_numpy(np.ascontiguousarray(ids)).to(self.images.device)
+            index = torch.from_numpy(np.ascontiguousarray(ids)).to(self.images.device, non_blocking=True)
             pixels = self.images.index_select(0, index).permute(0, 3, 1, 2)
             yield ids, rendered(pixels, ids, look, augment, size)
 

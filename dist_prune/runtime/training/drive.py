@@ -53,8 +53,9 @@ class Drive:
         """Add the gradients of ``loss``; over ranks they are averaged."""
         self.machine.backward(self._scaler.scale(loss) if self._scaler is not None else loss)
 
-    def update(self, limit: float | None, measured: bool) -> float | None:
-        """One update of the weights. ``limit``: largest gradient norm. The norm, where it is limited or measured."""
+    def update(self, limit: float | None, measured: bool) -> float | Tensor | None:
+        """One update of the weights. ``limit``: largest gradient norm. The norm, where it is limited or measured; it
+        may still lie on the device."""
         self._sync()
         if self._scaler is not None:
             self._scaler.unscale_(self.optimizer)
@@ -62,16 +63,15 @@ class Drive:
         length = None
         if limit is not None or measured:
             parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-            length = float(norm)
+            length = torch.nn.utils.get_total_norm([p.grad for p in parameters])
             if limit is not None:
-                torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+                torch.nn.utils.clip_grads_with_norm_(parameters, limit, length)
         if self._scaler is not None:
             self._scaler.step(self.optimizer)
             self._scaler.update()
         else:
             self.optimizer.step()
-        return length
+        return length  # not read here: that would be waiting for the whole update
 
     @torch.no_grad()
     def mask(self, masks: Mapping[str, Tensor]) -> None:

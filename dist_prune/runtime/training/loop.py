@@ -33,7 +33,7 @@ class Progress:
     images: int = 0
     hits: int = 0
     skipped: int = 0
-    grad_norm: float = 0.0
+    grad_norm: float | Tensor = 0.0  # a tensor until it is merged: nobody waits for it before
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Loop:
         save: called with the epoch and its progress when a checkpoint is due or the run is asked to stop.
         after: called after every update (averaged weights, masks).
         newest: the last good checkpoint's place, or None.
-        hits: how many images of this rank were classified right since it was asked last, or None.
+        hits: how many images of this rank were classified right since it was asked last, () on the device; or None.
         skipped: updates that earlier epochs left out.
         first: epochs that earlier rounds did: order and augmentation go on behind them.
         reached: how far the epoch at work (or the last one) is, as of the last merge.
@@ -63,7 +63,7 @@ class Loop:
     ids: np.ndarray | None = None
     save: Callable[[int, Progress], None] | None = None
     after: Callable[[], None] = lambda: None
-    hits: Callable[[], int] | None = None
+    hits: Callable[[], Tensor] | None = None
     newest: Callable[[], str | None] = lambda: None
     skipped: int = 0
     first: int = 0
@@ -120,8 +120,7 @@ class Loop:
             )  # dropout and the like
             drive.begin()
             held = self._buffers(drive)
-            value = self._backward(part, whole, self.first + number, local.step, losses_of, drive)
-            right = self.hits() if self.hits is not None else 0
+            value, right = self._read(self._backward(part, whole, self.first + number, local.step, losses_of, drive))
             stop, due, strange = stopping.poll(
                 ranks, (self._due(local.step + 1), int(not abs(value) <= HUGE * len(part.ids)))
             )
@@ -136,7 +135,8 @@ class Loop:
                     buffer.copy_(before)
             else:
                 measured = local.step % NORM_EVERY == 0
-                local.grad_norm = drive.update(self.settings.clip_grad, measured) or local.grad_norm
+                norm = drive.update(self.settings.clip_grad, measured)
+                local.grad_norm = local.grad_norm if norm is None else norm
                 self.after()
                 local.loss_units += round(value * LOSS_UNIT)
                 local.images += len(part.ids)
@@ -155,7 +155,7 @@ class Loop:
         figures = {
             "loss": merged.loss_units / LOSS_UNIT / max(merged.images, 1), "lr": rate,
             "images_per_s": (merged.images - done_before) / seconds, "seconds": seconds,
-            "grad_norm": merged.grad_norm, "data_wait": waited / seconds,
+            "grad_norm": float(merged.grad_norm), "data_wait": waited / seconds,
         }  # fmt: skip
         if self.hits is not None:
             figures["top1"] = 100 * merged.hits / max(merged.images, 1)
@@ -173,16 +173,27 @@ class Loop:
         for part, (_, whole) in zip(feed, dealt, strict=True):
             yield part, whole
 
-    def _backward(self, part: Batch, whole: int, epoch: int, step: int, losses_of: Losses, drive: Drive) -> float:
-        """Gradients of the mean loss over the whole batch; returns the sum of this rank's losses."""
-        value, pieces = 0.0, dealing.pieces(whole, self.settings.accumulate, self.machine.ranks.world)
+    def _backward(
+        self, part: Batch, whole: int, epoch: int, step: int, losses_of: Losses, drive: Drive
+    ) -> list[Tensor]:
+        """Gradients of the mean loss over the whole batch; returns the sum of this rank's losses in each piece."""
+        sums, pieces = [], dealing.pieces(whole, self.settings.accumulate, self.machine.ranks.world)
         for number, piece in enumerate(_pieces(part, pieces)):
             with drive.piece(last=number + 1 == pieces):
-                losses = losses_of(piece, epoch, step)
+                total = losses_of(piece, epoch, step).sum()
                 # gradients are averaged over ranks: this scale makes the average the mean over the whole batch
-                drive.backward(losses.sum() * (self.machine.ranks.world / whole))
-            value += float(losses.detach().sum())
-        return value
+                drive.backward(total * (self.machine.ranks.world / whole))
+            sums.append(total.detach())
+        return sums
+
+    def _read(self, sums: list[Tensor]) -> tuple[float, int]:
+        """The loss and the hits of a step in one copy to the host: the only time in it that the device is waited for.
+
+        Both are whole in float64, which is why they can travel together.
+        """
+        counts = [] if self.hits is None else [self.hits()]
+        found = torch.stack([value.double() for value in (*sums, *counts)]).tolist()
+        return sum(found[: len(sums)]), int(sum(found[len(sums) :]))
 
     def _buffers(self, drive: Drive) -> list[tuple[Tensor, Tensor]]:
         """(buffer, its values): a forward pass that turns out strange has left its mark in the running statistics."""
@@ -201,7 +212,7 @@ class Loop:
         units, images, hits = self.machine.ranks.total(local.loss_units, local.images, local.hits)
         self.reached = Progress(
             local.step, merged.loss_units + units, merged.images + images, merged.hits + hits,
-            merged.skipped + local.skipped, local.grad_norm or merged.grad_norm,
+            merged.skipped + local.skipped, float(local.grad_norm) or merged.grad_norm,
         )  # fmt: skip
         local.loss_units = local.images = local.hits = local.skipped = 0
         return self.reached

@@ -36,7 +36,7 @@ class Objective:
     def __post_init__(self):
         s = self.settings
         self._mixup = None
-        self._hits = torch.zeros((), dtype=torch.int64)
+        self._hits: Tensor | None = None
         if s.mixup > 0 or s.cutmix > 0:
             self._mixup = Mixup(
                 mixup_alpha=s.mixup, cutmix_alpha=s.cutmix, prob=s.mix_prob, label_smoothing=s.label_smoothing,
@@ -63,15 +63,17 @@ class Objective:
             return losses
         return (1 - s.distill) * losses + s.distill * self._distilled(self.teacher, images, logits)
 
-    def hits(self) -> int:
-        """How many images were classified right since this was asked last (of a mixed image, its main label counts)."""
-        found = int(self._hits)
-        self._hits = torch.zeros_like(self._hits)
+    def hits(self) -> Tensor:
+        """() on the device: how many images were classified right since this was asked last (of a mixed image, its
+        main label counts)."""
+        found, self._hits = self._hits, None
+        assert found is not None, "no batch has been seen"
         return found
 
     def _note(self, logits: Tensor, target: Tensor) -> None:
         labels = target if target.dim() == 1 else target.argmax(1)
-        self._hits = self._hits.to(logits.device) + (logits.argmax(1) == labels).sum()  # on the device: no waiting
+        found = (logits.argmax(1) == labels).sum()  # stays on the device: no waiting
+        self._hits = found if self._hits is None else self._hits + found
 
     def _mixed(self, mixup: Mixup, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         """Mixed images (n, C, H, W) and soft labels (n, classes); the global numpy state is given back.
@@ -91,8 +93,8 @@ class Objective:
     def _distilled(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
         """(n,) T^2 KL(teacher || student) at temperature T (Hinton et al. 2015)."""
         t = self.settings.distill_temperature
-        on_gpu = images.device.type == "cuda"
-        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16) if on_gpu else self.amp():
+        kind = images.device.type
+        with torch.no_grad(), torch.autocast(kind, torch.bfloat16) if kind != "cpu" else self.amp():
             wanted = teacher(images)
         wanted = functional.log_softmax(wanted.to(logits.dtype) / t, 1)
         found = functional.log_softmax(logits / t, 1)

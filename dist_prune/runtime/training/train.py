@@ -63,6 +63,7 @@ class Trainer:
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
     best_top1: float = -1.0
+    _held: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def run(self) -> list[dict[str, float]]:
         """Train to the end, or from the last checkpoint to the end; a line of figures per epoch."""
@@ -135,7 +136,11 @@ class Trainer:
 
     def _mask(self) -> None:
         if self.masks:
-            self.drive.mask(self.masks)
+            if not self._held:  # copied to the device once, not after every update
+                self._held = {
+                    name: mask.to(self.loop.machine.device, torch.float32) for name, mask in self.masks.items()
+                }
+            self.drive.mask(self._held)
 
     @property
     def _shown(self) -> nn.Module:
