@@ -140,7 +140,11 @@ class Training(Part):
         default=1e-4, gt=0, description="of the term that sparsity adds to gradients; slimming: 1e-4 VGG, 1e-5 ResNet"
     )
     channels_last: bool = Field(default=False, description="weights and images in NHWC memory order")
-    compile: bool = Field(default=False, description="torch.compile the network (the first steps take minutes)")
+    compile: bool | Literal["reduce-overhead", "max-autotune"] = Field(
+        default=False,
+        description="torch.compile the network (the first steps take minutes); reduce-overhead: by CUDA graphs, for "
+        "small networks on GPUs",
+    )
     sync_bn: bool = Field(default=False, description="batch norms see the batches of all ranks (GPUs)")
     recalibrate_bn: int = Field(
         default=0, ge=0,

@@ -43,7 +43,7 @@ def test_a_cpu_scores_the_same_weights_to_the_same_plan(finished, tmp_path):
     found = run(*words, f"backbone.checkpoint={finished / 'dense.safetensors'}", config="cpu_2.yaml",
                 CUDA_VISIBLE_DEVICES="")  # fmt: skip
     assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-2000:]
-    plans = [json.loads((folder / "plan.json").read_text()) for folder in (finished, tmp_path / "cpu")]
+    plans = [json.loads((folder / "round_1/plan.json").read_text()) for folder in (finished, tmp_path / "cpu")]
     assert plans[0]["removed"] == plans[1]["removed"]
 
 

@@ -26,7 +26,10 @@ class FastBody:
 
     def compiled(self, forward: nn.Module) -> nn.Module:
         """``forward`` (wrapped already), compiled if asked for."""
-        return torch.compile(forward) if self._settings.compile else forward  # type: ignore[return-value]
+        how = self._settings.compile
+        if not how:
+            return forward
+        return torch.compile(forward, mode=None if how is True else how)  # type: ignore[return-value]
 
     def undo(self) -> None:
         """The layers and the memory order that the model came with."""

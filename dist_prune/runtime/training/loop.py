@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -34,6 +36,58 @@ class Progress:
     hits: int = 0
     skipped: int = 0
     grad_norm: float | Tensor = 0.0  # a tensor until it is merged: nobody waits for it before
+
+    def add(self, told: "Figures | None") -> None:
+        """Count a step that went well."""
+        if told is None:
+            return
+        value, right = told.read
+        self.loss_units += round(value * LOSS_UNIT)
+        self.images += len(told.ids)
+        self.hits += right
+
+
+@dataclass
+class Figures:
+    """Loss and hits of one step of this rank, on their way from the device; reading them waits until they are there.
+
+    Attributes:
+        values: (pieces + 1,) float64: the summed losses of the pieces, then the hits, which are whole in float64.
+        arrived: the event behind the copy to the host, or None where ``values`` is read as it is.
+        ids: (n,) the images of the step.
+        step, rate: its number in the epoch and its learning rate.
+    """
+
+    values: Tensor
+    arrived: torch.cuda.Event | None
+    ids: Tensor
+    step: int
+    rate: float
+
+    @classmethod
+    def of(cls, sums: Sequence[Tensor], hits: Tensor | None, ids: Tensor, step: int, rate: float) -> "Figures":
+        """Begin the copy of a step's summed losses, () each, and its hits, ()."""
+        hits = torch.zeros_like(sums[0]) if hits is None else hits
+        values = torch.stack([value.double() for value in (*sums, hits)])
+        if values.device.type != "cuda":
+            return cls(values, None, ids, step, rate)
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return cls(host, arrived, ids, step, rate)
+
+    @cached_property
+    def read(self) -> tuple[float, int]:
+        """The sum of the losses and the hits: one copy to the host for both."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        *sums, hits = self.values.tolist()
+        return sum(sums), int(hits)
+
+    @property
+    def strange(self) -> bool:
+        """Whether the loss is not finite, or huge."""
+        return not abs(self.read[0]) <= HUGE * len(self.ids)
 
 
 @dataclass
@@ -105,7 +159,7 @@ class Loop:
         """
         ranks, total, at = self.machine.ranks, self.steps, begin or Progress()
         start, waited, done_before = time.perf_counter(), 0.0, at.images
-        merged, local = at, Progress(at.step)
+        merged, local, pending = at, Progress(at.step), None
         batches = self._batches(number, at.step)
         schedule.at(number * total + max(at.step - 1, 0))
         rate = schedule.rate
@@ -120,16 +174,18 @@ class Loop:
             )  # dropout and the like
             drive.begin()
             held = self._buffers(drive)
-            value, right = self._read(self._backward(part, whole, self.first + number, local.step, losses_of, drive))
+            sums = self._backward(part, whole, self.first + number, local.step, losses_of, drive)
+            newest = Figures.of(sums, self.hits() if self.hits is not None else None, part.ids, local.step, rate)
+            # where nothing may be skipped, a step is read while the next one is under way: nobody waits for the device
+            told = newest if self.settings.skip_nonfinite else pending
             stop, due, strange = stopping.poll(
-                ranks, (self._due(local.step + 1), int(not abs(value) <= HUGE * len(part.ids)))
+                ranks, (self._due(local.step + 1), int(told is not None and told.strange))
             )
             if strange:
+                assert told is not None
                 local.skipped += 1
                 if self.skipped + merged.skipped + local.skipped > self.settings.skip_nonfinite:
-                    guilty = part.ids.tolist() if not abs(value) <= HUGE * len(part.ids) else []
-                    ids = [sample for found in ranks.gather(guilty) for sample in found]
-                    raise PruneError(self._diverged(number, local.step, rate, ids))
+                    self._refuse(number, told)
                 drive.begin()
                 for buffer, before in held:
                     buffer.copy_(before)
@@ -138,17 +194,18 @@ class Loop:
                 norm = drive.update(self.settings.clip_grad, measured)
                 local.grad_norm = local.grad_norm if norm is None else norm
                 self.after()
-                local.loss_units += round(value * LOSS_UNIT)
-                local.images += len(part.ids)
-                local.hits += right
+                local.add(told)
+            pending = None if self.settings.skip_nonfinite else newest
             local.step += 1
             watch(number * total + local.step - 1)
             if self.save is not None and (stop or (due and local.step < total)):
-                merged = self._merge(merged, local)
+                self._settle(number, pending, local)
+                pending, merged = None, self._merge(merged, local)
                 self.save(number, merged)
                 self._saved_at = time.monotonic()
             if stop:
                 raise stopping.leave(f"in {self.name}, epoch {number + 1}, after step {local.step} of {total}")
+        self._settle(number, pending, local)
         merged = self._merge(merged, local)
         self.skipped += merged.skipped
         seconds = time.perf_counter() - start
@@ -186,14 +243,19 @@ class Loop:
             sums.append(total.detach())
         return sums
 
-    def _read(self, sums: list[Tensor]) -> tuple[float, int]:
-        """The loss and the hits of a step in one copy to the host: the only time in it that the device is waited for.
+    def _settle(self, number: int, pending: "Figures | None", local: Progress) -> None:
+        """Read the step that was not read yet, before anything is saved or told; called on every rank."""
+        if self.settings.skip_nonfinite:
+            return
+        if self.machine.ranks.largest(int(pending is not None and pending.strange))[0]:
+            assert pending is not None
+            self._refuse(number, pending)
+        local.add(pending)
 
-        Both are whole in float64, which is why they can travel together.
-        """
-        counts = [] if self.hits is None else [self.hits()]
-        found = torch.stack([value.double() for value in (*sums, *counts)]).tolist()
-        return sum(found[: len(sums)]), int(sum(found[len(sums) :]))
+    def _refuse(self, number: int, told: "Figures") -> NoReturn:
+        guilty = told.ids.tolist() if told.strange else []
+        ids = [sample for found in self.machine.ranks.gather(guilty) for sample in found]
+        raise PruneError(self._diverged(number, told.step, told.rate, ids))
 
     def _buffers(self, drive: Drive) -> list[tuple[Tensor, Tensor]]:
         """(buffer, its values): a forward pass that turns out strange has left its mark in the running statistics."""
