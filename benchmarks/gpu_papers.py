@@ -1,16 +1,17 @@
 """A paper's dense network from scratch and its rows of the graph table, on one GPU, resumable across machines.
 
-    python benchmarks/gpu_papers.py NETWORK [--minutes 25] [--state FILE.tar] [--seed 0] [--images N --epochs E]
+    python benchmarks/gpu_papers.py NETWORK [--minutes 25] [--state FOLDER] [--seed 0] [--images N --epochs E]
 
 NETWORK: resnet56p, vgg16, densenet40, resnet110p (CIFAR-10; $DIST_PRUNE_DATA has cifar10.npz). Trains it by its recipe,
 then prunes and finetunes by each threshold of the paper's table: images on the device, bf16, channels_last, compiled
 with CUDA graphs, a batch that divides 50,000. Asked to stop when the minutes are over; what is done lies in the state
-file (runs without what can be made again; at most 48 MiB), and the same command with it resumes, also on another
-machine. ``--images`` and ``--epochs`` make a dry run. ``--check`` prints the cost in images, and the time at a number of images
-per second.
+folder (runs without what can be made again, in parts of 15 MiB, 48 MiB at most), and the same command with it resumes,
+also on another machine. ``--images`` and ``--epochs`` make a dry run. ``--check`` prints the cost in images, and the
+time at a number of images per second.
 """
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -32,7 +33,8 @@ from dist_prune.runtime.machine import Machine, describe
 from dist_prune.stages.code import commit_of
 
 LIMIT_MB = 48
-KEPT = (".safetensors", ".json", ".jsonl", ".yaml", ".tar")
+PART = 15 * 2**20
+KEPT = (".safetensors", ".json", ".jsonl", ".yaml")
 SAVE_S = 25  # for which a run may go on after it was asked to stop
 
 
@@ -139,21 +141,31 @@ class Study:
 
 
 def unpack(state: Path, folder: Path) -> None:
-    if state.is_file():
-        with tarfile.open(state) as tar:
+    parts = sorted(state.glob("part_*"))
+    if parts:
+        with tarfile.open(fileobj=io.BytesIO(b"".join(part.read_bytes() for part in parts))) as tar:
             tar.extractall(folder, filter="data")
 
 
 def pack(state: Path, folder: Path) -> None:
-    """What a later start needs: artifacts, checkpoints, ledgers; no exports, no TensorBoard."""
-    temporary = state.with_suffix(".tmp")
-    with tarfile.open(temporary, "w") as tar:
+    """What a later start needs: artifacts, checkpoints, ledgers; no exports, no TensorBoard. A finished run leaves its
+    report and its ledger alone."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         for file in sorted(folder.rglob("*")):
-            parts = set(file.relative_to(folder).parts)
-            if file.is_file() and file.suffix in KEPT and not parts & {"export", "tensorboard"}:
+            run, *rest = file.relative_to(folder).parts
+            over = run != "dense" and (folder / run / "report.json").is_file()
+            if not file.is_file() or file.suffix not in KEPT or {"export", "tensorboard"} & set(rest):
+                continue
+            if not (over and file.suffix == ".safetensors"):
                 tar.add(file, file.relative_to(folder))
-    temporary.replace(state)
-    size = state.stat().st_size / 2**20
+    body = buffer.getvalue()
+    state.mkdir(parents=True, exist_ok=True)
+    for part in state.glob("part_*"):
+        part.unlink()
+    for number, start in enumerate(range(0, len(body), PART)):
+        (state / f"part_{number}").write_bytes(body[start : start + PART])
+    size = len(body) / 2**20
     print(f"state: {state}, {size:.1f} MiB" + (f", MORE than {LIMIT_MB}" if size > LIMIT_MB else ""))
 
 
@@ -182,7 +194,7 @@ def main() -> None:
         print(json.dumps(costs(study, given.check)))
         return
     folder.mkdir(exist_ok=True)
-    state = given.state or Path(f"gpu_papers_{given.network}_{given.seed}.tar")
+    state = given.state or Path(f"gpu_papers_{given.network}_{given.seed}_state")
     unpack(state, folder)
     try:
         if study.dense():

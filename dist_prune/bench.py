@@ -16,7 +16,7 @@ from dist_prune.observing import Observation, weight_of
 from dist_prune.pruning.channels import Channels, Site
 from dist_prune.pruning.game import Games
 from dist_prune.pruning.gates import gated
-from dist_prune.pruning.probe import quiet
+from dist_prune.pruning.probe import quiet, reproducible_kernels
 from dist_prune.pruning.renew import draw
 from dist_prune.pruning.statistic import Statistic
 from dist_prune.pruning.switches import Where
@@ -129,7 +129,7 @@ class Bench:
         rounds = -(-(len(lists) - done) // ranks.world)
         batches = self.feed.batches([self.ids[part] for part in mine], (self.seed, 0) if augment else None)
         positions, mode = iter(mine), own_statistics if train_mode else quiet
-        with mode(self.model), torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
+        with mode(self.model), reproducible_kernels():
             for number in self.tracker.bar(range(1, rounds + 1), rounds, "score"):
                 part = next(positions, None)
                 if part is not None:

@@ -258,3 +258,22 @@ def test_shared_jobs_are_saved_now_and_then(tmp_path, monkeypatch):
     )
     assert left == [4, 5]
     assert [int(value) for value in found] == list(range(6))
+
+
+def test_scoring_keeps_cudnn_on():
+    """torch's cudnn.flags() switches cuDNN off where it is not named: convolutions then take ten times as long."""
+    from dist_prune.pruning import game
+    from dist_prune.pruning.probe import reproducible_kernels
+
+    with reproducible_kernels():
+        assert torch.backends.cudnn.enabled
+        assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.enabled
+    bench = tiny.bench(tiny.network())
+    seen, plain = [], bench.model.forward
+    bench.model.forward = lambda x: (seen.append(torch.backends.cudnn.enabled), plain(x))[1]  # type: ignore[assignment]
+    for name in ("taylor", "shapley"):
+        seen.clear()
+        tiny.method(name).score(bench)
+        assert seen and all(seen), name
+    assert game.reproducible_kernels is reproducible_kernels

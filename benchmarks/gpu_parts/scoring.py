@@ -1,5 +1,6 @@
 """Scoring of ResNet-50: images/s of each method, beside a bare forward pass, or a forward and backward pass."""
 
+import gc
 import statistics
 from collections.abc import Iterator
 from typing import Any
@@ -133,3 +134,6 @@ def _one(name: str, bench: Bench, precision: str, seconds: float) -> Row:
         return {"what": f"score {name}, {precision}", "failed": f"{type(error).__name__}: {error}"[:300]}
     finally:
         bench.model.requires_grad_(True)
+        gc.collect()  # what an alarm cut short holds its tensors in cycles
+        if bench.device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.combine import placed
-from dist_prune.pruning.probe import quiet
+from dist_prune.pruning.probe import quiet, reproducible_kernels
 from dist_prune.pruning.switches import Rest, Where, copies, places, switched, traced
 
 Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]  # from which micro-batch on -> images and labels of each
@@ -51,7 +51,7 @@ class Game:
     @torch.no_grad()
     def tally(self, off: Tensor, judge: Judge) -> Tensor:
         """What a judge counts of each coalition, added over the micro-batches."""
-        with quiet(self.model), torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
+        with quiet(self.model), reproducible_kernels():
             if self._kept is None:
                 self._fill()
             assert self._kept is not None
