@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -43,7 +44,23 @@ def examine() -> list[dict[str, Any]]:
     found += [_program(*item) for item in PROGRAMS]
     if all(item["state"] == "ok" for item in found if item["name"] in ("torch", "torchvision")):
         found.append(_torch())
-    return [*found, *_ffcv(), _data(), *_slurm()]
+    return [*found, *_wheels(found), *_ffcv(), _data(), *_slurm()]
+
+
+def _wheels(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How to bring what is missing to a machine that reaches no package index."""
+    missing = [
+        item["name"] for item in found if item["state"] == "missing" and item["name"] in {p[0] for p in PACKAGES}
+    ]
+    if not missing:
+        return []
+    python, machine = ".".join(platform.python_version_tuple()[:2]), platform.machine()
+    fetch = (
+        f"where there is a network: pip download --no-deps --only-binary=:all: --python-version {python} --platform "
+        f"manylinux_2_28_{machine} --platform manylinux2014_{machine} -c constraints.txt -d wheels {' '.join(missing)} "
+        "(and what they need); here: python -m pip install --no-deps --no-index wheels/*.whl"
+    )
+    return [_line("without a network", "note", "wheels can be carried", fetch)]
 
 
 def _line(name: str, state: str, detail: str, mend: str = "", needed: bool = False) -> dict[str, Any]:
