@@ -8,6 +8,7 @@ from dist_prune.methods.method import Method
 from dist_prune.pruning import cost, surgeon
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request, reachable
+from dist_prune.pruning.trial import check_logits
 from dist_prune.recipe import Recipe
 from dist_prune.runtime import backbones
 from dist_prune.runtime.data.sources import KNOWN, check_figures, class_folders, npz_shape
@@ -26,7 +27,10 @@ def traced(spec: Recipe, method: Method) -> tuple[Channels, int, str]:
     config = backbones.image_config(model, in_chans)
     size = spec.data.image_size or side or config["input_size"][1]
     check_figures(spec.data.mean, spec.data.std, in_chans)
-    return method.limits(surgeon.sites_of(model, torch.randn(1, in_chans, size, size))), classes, assumed
+    example = torch.randn(1, in_chans, size, size)
+    channels = surgeon.sites_of(model, example)
+    check_logits(model, example, spec.backbone.name)
+    return method.limits(channels), classes, assumed
 
 
 def preview(spec: Recipe, method: Method) -> dict[str, Any]:

@@ -321,3 +321,19 @@ def test_resnet56_recipes_on_cifar10(tmp_path, method, data):
     assert body["dense"]["macs"] == 125_485_696
     assert 10 < body["pruned"]["top1"] < 93.39
     assert body["pruned"]["macs"] < body["dense"]["macs"]
+
+
+def test_a_network_with_several_outputs_is_refused_before_any_work(tmp_path, capsys):
+    """By check and by a run, with the same sentence."""
+    from dist_prune.cli import main as cli
+
+    words = ["backbone.name=resnet18", "backbone.kwargs={features_only: true}"]
+    said = []
+    for act in (
+        lambda: cli(["check", "quickstart", *words]),
+        lambda: main(["--recipe", "quickstart", "--run-dir", str(tmp_path / "run"), *words]),
+    ):
+        assert act() == 2
+        said.append(capsys.readouterr().err)
+    assert all("backbone." in text and "Traceback" not in text for text in said)
+    assert not (tmp_path / "run/dense.safetensors").exists()

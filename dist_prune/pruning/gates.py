@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.combine import placed
+from dist_prune.pruning.probe import first_input, with_first_input
 
 
 @contextmanager
@@ -29,12 +30,12 @@ def masked(model: nn.Module, channels: Channels, group: str, stays: Tensor) -> I
         columns = placed(columns, next(model.parameters()))
         last = channels.layers[layer].kind == "linear"
 
-        def hook(_module: nn.Module, inputs: Any) -> tuple[Tensor, ...]:
-            first, *rest = inputs
+        def hook(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+            first = first_input(args, kwargs)
             mask = columns.repeat_interleave(len(first) // len(columns), 0)
             shape = [len(first), *[1] * (first.dim() - 2)]
             shape.insert(len(shape) if last else 1, mask.shape[1])
-            return (first * mask.view(shape), *rest)
+            return with_first_input(args, kwargs, first * mask.view(shape))
 
         return hook
 
@@ -43,7 +44,7 @@ def masked(model: nn.Module, channels: Channels, group: str, stays: Tensor) -> I
             layer = channels.layers[coupling.layer]
             if coupling.side == "in" and layer.kind in ("conv", "linear") and not layer.depthwise:
                 hook = keep(coupling.layer, coupling.index, coupling.channel)
-                handles.append(model.get_submodule(coupling.layer).register_forward_pre_hook(hook))
+                handles.append(model.get_submodule(coupling.layer).register_forward_pre_hook(hook, with_kwargs=True))
         yield
     finally:
         for handle in handles:
@@ -71,12 +72,12 @@ def gated(model: nn.Module, channels: Channels, off: Mapping[str, Iterable[int]]
             linear = channels.layers[layer].kind == "linear"
 
             def hook(
-                _module: nn.Module, inputs: Any, index: Tensor = index, linear: bool = linear
-            ) -> tuple[Tensor, ...]:
-                first, *rest = inputs
-                return (first.index_fill(first.dim() - 1 if linear else 1, index, 0), *rest)
+                _module: nn.Module, args: Any, kwargs: Any, index: Tensor = index, linear: bool = linear
+            ) -> tuple[Any, Any]:
+                first = first_input(args, kwargs)
+                return with_first_input(args, kwargs, first.index_fill(first.dim() - 1 if linear else 1, index, 0))
 
-            handles.append(model.get_submodule(layer).register_forward_pre_hook(hook))
+            handles.append(model.get_submodule(layer).register_forward_pre_hook(hook, with_kwargs=True))
         yield
     finally:
         for handle in handles:

@@ -1,6 +1,6 @@
 """Taps: read the raw output (or the input) of named layers while a network runs, and leave no trace behind."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,6 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.pruning.channels import Site
+
+
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """What enters a layer, also where it is called by keyword (``conv(input=x)``)."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def with_first_input(args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> tuple[Any, dict[str, Any]]:
+    """The arguments of a call with another first input: what a pre-hook with ``with_kwargs=True`` returns."""
+    return ((value, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): value})
 
 
 @contextmanager
@@ -23,13 +33,13 @@ def taps(model: nn.Module, sites: Iterable[Site], see: Callable[[Site, Tensor], 
             def hook(_module: nn.Module, _inputs: Any, output: Tensor, site: Site = site) -> Tensor | None:
                 return see(site, output)
 
-            def before(_module: nn.Module, inputs: Any, site: Site = site) -> tuple[Any, ...] | None:
-                first = see(site, inputs[0])
-                return None if first is None else (first, *inputs[1:])
+            def before(_module: nn.Module, args: Any, kwargs: Any, site: Site = site) -> tuple[Any, Any] | None:
+                first = see(site, first_input(args, kwargs))
+                return None if first is None else with_first_input(args, kwargs, first)
 
             module = model.get_submodule(site.layer)
             if site.side == "in":
-                handles.append(module.register_forward_pre_hook(before))
+                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
             else:
                 handles.append(module.register_forward_hook(hook))
         yield

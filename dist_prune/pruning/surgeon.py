@@ -19,17 +19,16 @@ from torch_pruning.ops import OPTYPE
 from dist_prune.errors import PruneError
 from dist_prune.pruning import units
 from dist_prune.pruning.channels import ChannelGroup, Channels, Coupling, Layer
-from dist_prune.pruning.gates import gated
 from dist_prune.pruning.masks import zero
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.probe import quiet
 from dist_prune.pruning.rebuild import rebuild
 from dist_prune.pruning.trace import layers_of, stumbled
+from dist_prune.pruning.trial import OUTPUTS, proved
 
 __all__ = ["cut_along", "operate", "rebuild", "sites_of"]
 
 _POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-NEAR = 1e-2  # of the largest output: how far a trial cut may be from the gated network
 SPREAD = 2**16  # positions that one channel may take in all members of its group together
 MEMBERS = 2**13  # of a group as it is followed: large residual streams have hundreds
 
@@ -60,9 +59,8 @@ def sites_of(model: nn.Module, example: Tensor) -> Channels:
     device = next(model.parameters()).device
     try:
         layers = layers_of(model, example.to(device)) | units.tables(model)
-    except RuntimeError as error:
-        shape = "x".join(map(str, example.shape[1:]))
-        raise PruneError(f"the network does not run on images of {shape}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # whatever the network's own forward says
+        raise PruneError(_not_running(model, example, error)) from error
     order = {name: number for number, name in enumerate(layers)}
     with _Mended():
         try:
@@ -80,7 +78,7 @@ def sites_of(model: nn.Module, example: Tensor) -> Channels:
     covered = sum(_params(layer) for layer in layers.values())
     other = sum(p.numel() for p in model.parameters()) - covered
     channels = Channels(layers, tuple(sorted(groups, key=lambda g: order[g.name])), other, tuple(example.shape[1:]))
-    return _proved(model, channels, example.to(device))
+    return proved(model, _with_own_weights(model, channels), example.to(device), operate)
 
 
 def operate(model: nn.Module, channels: Channels, plan: Plan) -> None:
@@ -114,6 +112,46 @@ def cut_along(model: nn.Module, channels: Channels, plan: Plan, tables: Mapping[
     operate(other, channels, plan)
     found = {**dict(other.named_parameters()), **dict(other.named_buffers())}
     return {name: found[name].detach() for name in tables}
+
+
+def _not_running(model: nn.Module, example: Tensor, error: Exception) -> str:
+    shape = "x".join(map(str, example.shape[1:]))
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    text = f"the network does not run on images of {shape}: {said}"
+    if getattr(getattr(model, "patch_embed", None), "img_size", None) or "img_size" in said:
+        text += f" Build it for them: backbone.kwargs={{img_size: {example.shape[-1]}}}"
+    return text
+
+
+def _with_own_weights(model: nn.Module, channels: Channels) -> Channels:
+    """The channels with every group protected that has a layer whose weight is not its own alone.
+
+    Surgery gives a layer new parameters: a weight that two layers share would come apart, one that is computed from
+    others (weight_norm) would be overwritten.
+    """
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    # a module under two names is one layer used twice, which is nothing to protect
+    first = {id(module): name for name, module in model.named_modules()}
+    why: dict[str, str] = {}
+    for names in owners.values():
+        layers = sorted({first[id(model.get_submodule(name.rpartition(".")[0]))] for name in names})
+        if len(layers) > 1:
+            why |= {layer: f"{' and '.join(layers)} share one weight, which cutting would part" for layer in layers}
+    for name in channels.layers:
+        module = model.get_submodule(name)
+        computed = any(key not in module._parameters for key in ("weight",) if hasattr(module, key))
+        if computed and getattr(module, "weight", None) is not None:
+            why[name] = f"the weight of {name} is computed from other parameters (weight_norm and the like)"
+    if not why:
+        return channels
+
+    def guard(group: ChannelGroup) -> ChannelGroup:
+        found = next((why[layer] for layer in group.layers if layer in why), "")
+        return replace(group, protected=group.protected or found) if found else group
+
+    return replace(channels, groups=tuple(guard(group) for group in channels.groups))
 
 
 def _trace(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
@@ -275,48 +313,11 @@ def _reason(graph: tp.DependencyGraph, group: ChannelGroup, layers: Mapping[str,
     if shares:
         return shares
     if not any(coupling.side == "in" for coupling in group.couplings):
-        return "its channels are the network's outputs"
+        return OUTPUTS
     leader = graph.model.get_submodule(group.name)
     if any(item.dep.target.module is leader and len(item.idxs) > 1 for item in _members(graph, leader, [0])):
         return "its channels are tied to one another inside the network"
     return ""
-
-
-def _proved(model: nn.Module, channels: Channels, example: Tensor) -> Channels:
-    """Cut one channel of every free group on a copy and run it; where that fails, group by group.
-
-    What is left has to answer as the whole network does with these channels switched off where they are consumed:
-    tracing can tie the wrong channels together, and what is cut then may run all the same.
-    """
-
-    def fails(names: Iterable[str]) -> str:
-        trial = copy.deepcopy(model)
-        plan = Plan({name: (0,) for name in names}, {g.name: g.width for g in channels.groups})
-        try:
-            operate(trial, channels, plan)
-            with quiet(trial), quiet(model), torch.no_grad():
-                found = trial(example)
-                with gated(model, channels, plan.removed):
-                    asked = model(example)
-        except Exception as error:  # whatever the network's own forward says
-            return f"does not run: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
-        told = isinstance(found, Tensor) and bool(torch.isfinite(asked).all())
-        if told and float((found - asked).abs().max()) > NEAR * float(asked.abs().max()):
-            return "answers otherwise than with it switched off: its channels are mixed on their way"
-        return ""
-
-    if not fails(group.name for group in channels.free):
-        return channels
-    verdicts = {group.name: fails([group.name]) for group in channels.free}
-    return replace(
-        channels,
-        groups=tuple(
-            replace(g, protected=f"the network without one of its channels {verdicts[g.name]}")
-            if verdicts.get(g.name)
-            else g
-            for g in channels.groups
-        ),
-    )
 
 
 def _cut(module: nn.Module, layer: Layer, side: str, positions: list[int]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.combine import placed
-from dist_prune.pruning.probe import quiet
+from dist_prune.pruning.probe import first_input, quiet, with_first_input
 
 Where = Literal["consumed", "output"]
 Values = Callable[[], Tensor]  # (C,), or (N, C): of each image
@@ -69,15 +69,15 @@ def switched(model: nn.Module, switches: Sequence[tuple[Sequence[Place], Values]
                 module = model.get_submodule(place.layer)
 
                 def before(
-                    _m: nn.Module, inputs: Any, place: Place = place, values: Values = values
-                ) -> tuple[Any, ...]:
-                    return (_times(inputs[0], values(), place), *inputs[1:])
+                    _m: nn.Module, args: Any, kwargs: Any, place: Place = place, values: Values = values
+                ) -> tuple[Any, Any]:
+                    return with_first_input(args, kwargs, _times(first_input(args, kwargs), values(), place))
 
                 def after(_m: nn.Module, _i: Any, out: Tensor, place: Place = place, values: Values = values) -> Tensor:
                     return _times(out, values(), place)
 
                 if place.side == "in":
-                    handles.append(module.register_forward_pre_hook(before))
+                    handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
                 else:
                     handles.append(module.register_forward_hook(after))
         yield

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.pruning.channels import Layer
-from dist_prune.pruning.probe import quiet
+from dist_prune.pruning.probe import first_input, quiet
 
 # thop 0.1.1 looks layers up by their exact class, and only where they have no children.
 _THOP_CONV = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
 _THOP_NORM = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
 _AVERAGE = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+DESCRIBED = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm, *_AVERAGE)
 
 
 def layers_of(model: nn.Module, example: Tensor) -> dict[str, Layer]:
@@ -22,9 +23,11 @@ def layers_of(model: nn.Module, example: Tensor) -> dict[str, Layer]:
     seen: dict[str, Layer] = {}
     handles = []
     for name, module in model.named_modules():
+        if not isinstance(module, DESCRIBED):
+            continue  # containers may be called in any way, by keyword only too
 
-        def hook(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
-            layer = _describe(name, module, inputs[0], output)
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
+            layer = _describe(name, module, first_input(args, kwargs), output)
             if layer is not None and name in seen:  # used again: the same weights work twice
                 before = seen[name]
                 more = 0.0 if layer.kind in ("conv", "linear") else before.thop
@@ -32,7 +35,7 @@ def layers_of(model: nn.Module, example: Tensor) -> dict[str, Layer]:
             if layer is not None:
                 seen[name] = layer
 
-        handles.append(module.register_forward_hook(hook))
+        handles.append(module.register_forward_hook(hook, with_kwargs=True))
     try:
         with quiet(model), torch.no_grad():
             model(example)

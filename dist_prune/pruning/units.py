@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dist_prune.pruning import channel_attributes
 from dist_prune.pruning.channels import ChannelGroup, Coupling, Layer, Site
 
 Root = Callable[[tuple[str, int]], tuple[str, int]]  # (group, channel) -> the one that stands for its unit
@@ -137,12 +138,14 @@ def folded(site: Site, maps: Tensor) -> Tensor:
 
 
 def settle(model: nn.Module) -> None:
-    """Tell attention modules how many heads their layers have now. Changes nothing where none is gone."""
+    """Tell attention modules how many heads their layers have now, and blocks that count channels how many there are.
+    Changes nothing where none is gone."""
     for _, module, kind in attentions(model):
         width = getattr(module, "head_dim", None) or round(module.scale**-2)
         module.num_heads = module.proj.in_features // width
         if kind.total:
             setattr(module, kind.total, module.proj.in_features)
+    channel_attributes.settle(model)
 
 
 def has_heads(module: Any) -> bool:

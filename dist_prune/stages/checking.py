@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from dist_prune.errors import PruneError
+from dist_prune.pruning.trial import check_logits
 from dist_prune.recipe import Training, trains_dense
 from dist_prune.runtime.data import dealing
 from dist_prune.runtime.training import carrying, fast, optim
@@ -75,6 +76,7 @@ def _rounds(work: Work) -> None:
 def _network(work: Work) -> None:
     """PruneError where there is no such network, or the method cannot do with it what the recipe asks for."""
     _sizes(work)
+    check_logits(work.shell(), work.example, work.recipe.backbone.name)
     if work.recipe.select.plan:
         work.replayed()
     else:

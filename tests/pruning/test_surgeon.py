@@ -176,3 +176,180 @@ def test_what_stands_in_the_way_is_named():
     assert channels.group("conv").protected == "it runs through gain, whose channels cannot be cut one by one"
     with pytest.raises(PruneError, match=r"could not be traced behind stages\.1\.blocks\.0\S+: ZeroDivisionError"):
         surgeon.sites_of(backbones.create("shvit_s1", 10, 3).eval(), torch.randn(1, 3, 224, 224))
+
+
+class Moving(nn.Module):
+    """Two convolutions with something between them that moves channels by their place."""
+
+    def __init__(self, move, wide: int = 8):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.second, self.head = nn.Conv2d(wide, 6, 3, padding=1), nn.Linear(6, 5)
+        self.move = move
+
+    def forward(self, x):
+        x = self.move(torch.relu(self.norm(self.first(x))))
+        return self.head(torch.relu(self.second(x)).mean((2, 3)))
+
+
+def middle(x):
+    return torch.cat([x[:, :4].flip(1), x[:, 4:]], 1)
+
+
+MOVES = {
+    "roll": (lambda x: torch.roll(x, 1, 1), 8),
+    "pad": (lambda x: nn.functional.pad(x, (0, 0, 0, 0, 2, 2)), 12),
+    "flip": (lambda x: x.flip(1), 8),
+    "half flipped": (middle, 8),
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_channels_that_are_moved_by_their_place_are_left_alone(name):
+    torch.manual_seed(0)
+    channels = surgeon.sites_of(Moving(*MOVES[name]).eval(), torch.randn(1, 3, 8, 8))
+    assert channels.group("first").protected
+    assert not channels.group("second").protected, channels.group("second").protected
+
+
+def test_a_branch_that_begins_at_zero_hides_nothing():
+    """A zero-initialised norm behind a rolled branch: fresh weights say nothing of what runs before it."""
+
+    class Branch(Moving):
+        def __init__(self):
+            super().__init__(lambda x: torch.roll(x, 1, 1))
+            self.shut = nn.BatchNorm2d(6)
+            nn.init.zeros_(self.shut.weight)
+            self.past = nn.Conv2d(3, 6, 1)
+
+        def forward(self, x):
+            y = self.shut(self.second(self.move(torch.relu(self.norm(self.first(x))))))
+            return self.head((y + self.past(x)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    channels = surgeon.sites_of(Branch().eval(), torch.randn(1, 3, 8, 8))
+    assert "mixed or moved" in channels.group("first").protected
+
+
+@pytest.mark.parametrize("kind", ["tuple", "dict", "list", "auxiliary"])
+def test_channels_that_reach_any_output_keep_their_width(kind):
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.three = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 6, 3)
+            self.head, self.aux = nn.Linear(6, 5), nn.Linear(8, 5)
+
+        def forward(self, x):
+            a = torch.relu(self.one(x))
+            b = torch.relu(self.two(a))
+            y = self.head(torch.relu(self.three(b)).mean((2, 3)))
+            if kind == "auxiliary":
+                return (y, self.aux(b.mean((2, 3)))) if self.training else y
+            return {"tuple": (y, b), "dict": {"logits": y, "features": b}, "list": [b, y]}[kind]
+
+    torch.manual_seed(0)
+    channels = surgeon.sites_of(Several().eval(), torch.randn(1, 3, 10, 10))
+    assert channels.group("two").protected
+    assert channels.group("head").protected == "its channels are the network's outputs"
+    assert {group.name for group in channels.free} == {"one", "three"}
+    small = tiny.cut(Several().eval(), channels, Plan.keeping(channels, {g.name: [0, 2] for g in channels.free}))
+    small.train()(torch.randn(2, 3, 10, 10))
+
+
+def test_a_weight_that_two_layers_share_stays_whole():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.three = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+            self.three.weight = self.two.weight
+            self.last, self.head = nn.Conv2d(8, 6, 1), nn.Linear(6, 5)
+
+        def forward(self, x):
+            x = self.three(torch.relu(self.two(torch.relu(self.one(x)))))
+            return self.head(torch.relu(self.last(torch.relu(x))).mean((2, 3)))
+
+    from dist_prune.pruning import cost
+
+    model = Tied().eval()
+    channels = surgeon.sites_of(model, torch.randn(1, 3, 12, 12))
+    for name in ("one", "two", "three"):
+        assert "three and two share one weight" in channels.group(name).protected
+    assert [group.name for group in channels.free] == ["last"]
+    small = tiny.cut(model, channels, Plan({"last": (0, 1)}, {g.name: g.width for g in channels.groups}))
+    assert cost.params(channels) == sum(p.numel() for p in model.parameters())
+    assert cost.params(channels, {"last": 4}) == sum(p.numel() for p in small.parameters())
+    assert small.two.weight is small.three.weight
+
+
+def test_layers_called_by_keyword_and_computed_weights():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3)
+
+        def forward(self, *, images):
+            return torch.relu(self.conv(input=images))
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.block = nn.Conv2d(3, 8, 3), Block()
+            self.last = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 6, 1))
+            self.head = nn.Linear(6, 5)
+
+        def forward(self, x):
+            x = self.block(images=torch.relu(self.first(x)))
+            return self.head(torch.relu(self.last(x)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, x = Named().eval(), torch.randn(1, 3, 12, 12)
+    channels = surgeon.sites_of(model, x)
+    assert "is computed from other parameters" in channels.group("last").protected
+    assert not channels.group("first").protected
+    with gated(model, channels, {"first": [1]}):
+        expected = model(x)
+    small = tiny.cut(model, channels, Plan({"first": (1,)}, {g.name: g.width for g in channels.groups}))
+    assert torch.allclose(small(x), expected, atol=1e-6)
+
+
+def test_a_reason_is_true():
+    class Repeated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(16, 6, 1), nn.Linear(6, 5)
+
+        def forward(self, x):
+            x = torch.relu(self.first(x)).repeat_interleave(2, 1)
+            return self.head(torch.relu(self.second(x)).mean((2, 3)))
+
+    channels = surgeon.sites_of(Repeated().eval(), torch.randn(1, 3, 12, 12))
+    assert "outputs" not in channels.group("first").protected
+    assert channels.group("first").protected
+
+
+def test_another_image_size_names_the_key():
+    model = backbones.create("deit_tiny_patch16_224", 10, 3, kwargs={"depth": 1}).eval()
+    with pytest.raises(PruneError, match=r"backbone.kwargs=\{img_size: 96\}"):
+        surgeon.sites_of(model, torch.randn(1, 3, 96, 96))
+
+
+@pytest.mark.parametrize(
+    "name", ["mobileone_s0", "repvgg_a0", "fastvit_t8", "repghostnet_050", pytest.param("ghostnetv3_050", marks=SLOW)]
+)
+def test_a_pruned_block_can_be_fused(name):
+    """timm's reparameterize_model reads counts that the blocks keep beside their layers."""
+    from timm.utils.model import reparameterize_model
+
+    torch.manual_seed(0)
+    model, x = backbones.create(name, 10, 3).eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        channels = surgeon.sites_of(model, x[:1])
+        widths = {group.name: group.width for group in channels.groups}
+        free = [group for group in channels.free if group.width >= 4]
+        plan = Plan({group.name: tuple(range(0, group.width, 4)) for group in free}, widths)
+        surgeon.operate(model, channels, plan)
+        rebuilt = surgeon.rebuild(backbones.create(name, 10, 3), plan, model.state_dict()).eval()
+        expected = model(x)
+        for small in (model, rebuilt):
+            found = reparameterize_model(small)(x)
+            assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))

@@ -1,0 +1,53 @@
+"""Blocks that keep a count of channels beside their layers: timm's re-parameterisable ones read it when they fuse.
+
+MobileOne, RepVGG, FastViT and GhostNetV3 build a fused convolution out of ``in_chs``, ``out_chs`` and ``groups`` of the
+block, not of its layers. After surgery the layers are right and the counts are not.
+"""
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+IN, OUT = ("in_chs", "in_channels", "dim"), ("out_chs", "out_channels", "dim_out")
+IDENTITY = ("identity", "cheap_rpr_skip")  # batch norms on the block's input itself
+ASIDE = ("se", "attn", "act", "layer_scale")  # parts whose widths are others
+
+
+def settle(model: nn.Module) -> None:
+    """Give every re-parameterisable block the counts that its layers have now. Changes nothing where none is gone."""
+    for block in model.modules():
+        if not callable(getattr(block, "reparameterize", None)):
+            continue
+        ins, outs = _widths(block)
+        if ins is None:
+            continue
+        if getattr(block, "groups", 1) > 1:  # RepVGG's ungrouped blocks and MobileOne's pointwise ones have 1
+            groups = {conv.groups for conv in _convolutions(block) if conv.groups > 1}
+            block.groups = groups.pop() if len(groups) == 1 else ins  # a lone batch norm is depthwise
+        for key in IN:
+            if isinstance(getattr(block, key, None), int):
+                setattr(block, key, ins)
+        for key in OUT if hasattr(block, "reparam_conv") else ():  # GhostNetV3 slices by its count, and keeps it
+            if isinstance(getattr(block, key, None), int) and outs is not None:
+                setattr(block, key, outs)
+        if hasattr(block, "id_tensor"):  # of the width before
+            del block.id_tensor
+
+
+def _widths(block: nn.Module) -> tuple[int | None, int | None]:
+    """Channels that enter and leave the block's convolutions, or its batch norm where it has none."""
+    convolutions = list(_convolutions(block))
+    outs = convolutions[0].out_channels if convolutions else None
+    for name in IDENTITY:
+        norm = getattr(block, name, None)
+        if isinstance(norm, _BatchNorm):
+            return norm.num_features, outs if outs is not None else norm.num_features
+    return (convolutions[0].in_channels if convolutions else None), outs
+
+
+def _convolutions(block: nn.Module) -> Iterator[nn.Conv2d]:
+    for name, child in block.named_children():
+        if name in ASIDE:
+            continue
+        yield from (module for module in child.modules() if isinstance(module, nn.Conv2d))
