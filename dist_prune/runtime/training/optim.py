@@ -117,6 +117,8 @@ class Schedule:
             min_lr=s.min_lr, warmup_lr=s.warmup_lr, warmup_epochs=warmup,  # type: ignore[arg-type]
             step_on_epochs=False, updates_per_epoch=updates_per_epoch,
         )  # fmt: skip
+        if s.schedule == "multistep":  # timm looks one count ahead, which is right for epochs and early for updates
+            self._timm.decay_t = [update + 1 for update in self._timm.decay_t]  # type: ignore[union-attr]
 
     def at(self, updates: int) -> None:
         """Set the optimizer's learning rate for the update with this number, from 0."""

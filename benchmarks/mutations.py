@@ -1,0 +1,209 @@
+"""Would the tests notice? Small faults planted in the arithmetic, one at a time, each beside the tests of its room.
+
+    python benchmarks/mutations.py [--module training data pruning methods] [--sample 40] [--seed 0] [--jobs 1]
+                                   [--json FILE] [--file GLOB ...]
+
+A mutant changes one operator, comparison or constant of one function. It is killed if a test of its room fails; it
+survives if all pass, and is listed. --sample draws so many mutants of each room (0: all). Each runs in a process forked
+from one that has imported torch, with the mutated source in place of the file's. With --json the same command resumes.
+EQUIVALENT names mutants that change nothing that a caller can see, each with the reason; they do not count.
+"""
+
+import argparse
+import ast
+import contextlib
+import copy
+import fnmatch
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import io
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "dist_prune"
+PATIENCE_S = 240
+
+# room -> (files that compute, test files that hold their values)
+ROOMS = {
+    "training": (
+        ("runtime/training/objective.py", "runtime/training/optim.py", "runtime/training/loop.py",
+         "runtime/training/recalibrate.py", "runtime/training/drive.py", "runtime/evaluation.py"),
+        ("tests/runtime/test_arithmetic.py", "tests/runtime/test_pieces.py", "tests/runtime/test_training.py",
+         "tests/runtime/test_evaluation.py", "tests/runtime/test_fast.py"),
+    ),
+    "data": (
+        ("runtime/data/augment.py", "runtime/data/dealing.py", "runtime/data/feed.py", "runtime/data/memory.py"),
+        ("tests/runtime/test_arithmetic.py", "tests/runtime/test_augment.py", "tests/runtime/test_dealing.py",
+         "tests/runtime/test_data.py"),
+    ),
+    "pruning": (
+        ("pruning/statistic.py", "pruning/choose.py", "pruning/cost.py", "pruning/gates.py", "pruning/plan.py",
+         "pruning/combine.py", "pruning/rounds.py", "pruning/curvature.py"),
+        ("tests/pruning", "tests/methods/test_criteria.py"),
+    ),
+    "methods": (
+        ("methods/l1.py", "methods/l2.py", "methods/fpgm.py", "methods/whc.py", "methods/apoz.py", "methods/taylor.py",
+         "methods/fisher.py", "methods/hrank.py", "methods/chip.py", "methods/graph.py", "methods/obd.py",
+         "methods/group_norm.py", "methods/bn_scale.py", "methods/hrel.py"),
+        ("tests/methods/test_criteria.py", "tests/methods/test_fisher.py", "tests/methods/test_graph.py",
+         "tests/methods/test_hrel.py", "tests/test_golden.py"),
+    ),
+}  # fmt: skip
+EQUIVALENT: dict[str, str] = {}  # "file:line:what" -> why nobody can tell
+COMPARE = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
+BINARY = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
+          ast.Mod: ast.Mult, ast.Pow: ast.Mult}  # fmt: skip
+
+
+def places(tree: ast.AST) -> Iterator[tuple[str, int, int]]:
+    """(what, line, number among the nodes) of everything that can be changed inside functions."""
+    inside = {
+        id(node) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for s in f.body for node in ast.walk(s)
+    }
+    texts = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)}
+    said = {id(part) for n in ast.walk(tree) if isinstance(n, ast.Raise | ast.JoinedStr) for part in ast.walk(n)}
+    for number, node in enumerate(ast.walk(tree)):
+        if id(node) not in inside or id(node) in texts or id(node) in said:
+            continue
+        what = changed(copy.copy(node))
+        if what:
+            yield what, node.lineno, number  # type: ignore[attr-defined]
+
+
+def changed(node: ast.AST) -> str:
+    """Change a node in place; what was done, or nothing where it cannot be."""
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARE:
+        before, node.ops = type(node.ops[0]), [COMPARE[type(node.ops[0])](), *node.ops[1:]]
+        return f"{before.__name__} -> {type(node.ops[0]).__name__}"
+    if isinstance(node, ast.BinOp | ast.AugAssign) and type(node.op) in BINARY:
+        before, node.op = type(node.op), BINARY[type(node.op)]()
+        return f"{before.__name__} -> {type(node.op).__name__}"
+    if isinstance(node, ast.BoolOp):
+        node.op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
+        return f"-> {type(node.op).__name__}"
+    if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        node.value = not node.value
+        return f"-> {node.value}"
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        before, node.value = node.value, node.value + 1 if isinstance(node.value, int) else node.value * 0.9 + 0.01
+        return f"{before} -> {node.value}"
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and not isinstance(node.operand, ast.Constant):
+        node.op = ast.UAdd()
+        return "- dropped"
+    return ""
+
+
+def mutants(room: str, files: list[str]) -> list[dict[str, Any]]:
+    """All mutants of a room's files."""
+    found = []
+    for name in ROOMS[room][0]:
+        if files and not any(fnmatch.fnmatch(name, glob) for glob in files):
+            continue
+        if not (PACKAGE / name).is_file():
+            sys.exit(f"{name} is gone: mend ROOMS in {__file__}")
+        for what, line, number in places(ast.parse((PACKAGE / name).read_text())):
+            found.append({"room": room, "file": name, "line": line, "what": what, "node": number})
+    return found
+
+
+class Planted(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports one module of the package with one node of its source changed."""
+
+    def __init__(self, mutant: dict[str, Any]):
+        self.path = PACKAGE / mutant["file"]
+        self.module = ".".join(("dist_prune", *Path(mutant["file"]).with_suffix("").parts))
+        tree = ast.parse(self.path.read_text())
+        changed(list(ast.walk(tree))[mutant["node"]])
+        self.code = compile(ast.fix_missing_locations(tree), str(self.path), "exec")
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if name != self.module:
+            return None
+        return importlib.util.spec_from_loader(name, self, origin=str(self.path))
+
+    def exec_module(self, module: Any) -> None:
+        module.__file__ = str(self.path)
+        exec(self.code, module.__dict__)
+
+
+def survives(mutant: dict[str, Any]) -> bool:
+    """Whether all tests of the room pass in a forked process; a mutant that hangs is killed."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        sys.meta_path.insert(0, Planted(mutant))
+        import pytest
+
+        quiet = io.StringIO()
+        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests(mutant["room"])])
+        os._exit(0 if code == 0 else 1)
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.05)
+    else:
+        status = 1
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # ranks of its pool too
+    if not done:
+        os.waitpid(child, 0)
+    return status == 0
+
+
+def tests(room: str) -> list[str]:
+    return [name for name in ROOMS[room][1] if (ROOT / name).exists()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--module", nargs="+", choices=ROOMS, default=list(ROOMS))
+    parser.add_argument("--sample", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--file", nargs="*", default=[], help="only these files, as globs of paths below dist_prune/")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))
+    for name in ("torch", "numpy", "timm", "torch_pruning", "pytest", "accelerate", "sklearn.datasets", "pydantic"):
+        importlib.import_module(name)  # once, before the forks
+    known = json.loads(given.json.read_text()) if given.json and given.json.is_file() else {}
+    rows = []
+    for room in given.module:
+        chosen = mutants(room, given.file)
+        if given.sample and len(chosen) > given.sample:
+            chosen = random.Random(given.seed).sample(chosen, given.sample)
+        lived, counted = [], 0
+        for mutant in chosen:
+            key = f"{mutant['file']}:{mutant['line']}:{mutant['what']}:{mutant['node']}"
+            if key not in known:
+                known[key] = survives(mutant)
+                if given.json:
+                    given.json.write_text(json.dumps(known, indent=1))
+            label = key.rpartition(":")[0]
+            if label in EQUIVALENT:
+                continue
+            counted += 1
+            if known[key]:
+                lived.append(label)
+                print(f"survived: {label}", flush=True)
+        rows.append((room, counted - len(lived), counted, lived))
+    print("\n| room | killed / all | share |\n|---|---|---|")
+    for room, killed, counted, _ in rows:
+        print(f"| {room} | {killed} / {counted} | {100 * killed / max(counted, 1):.0f} % |")
+
+
+if __name__ == "__main__":
+    main()
