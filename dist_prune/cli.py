@@ -36,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
         "import-checkpoint", help="a foreign checkpoint's weights as safetensors, without running code"
     )
     importing.add_argument("file", help=".pth, .pt, .th, .tar or .safetensors")
+    importing.add_argument("--key", default="auto", help="which of several weights: auto, ema, or an entry's name")
+    importing.add_argument("--skip", nargs="+", default=[], metavar="GLOB", help="names in the file to leave out")
     importing.add_argument("--out", required=True, help="the .safetensors file to write")
     launching.arguments(verbs)
     exporting.arguments(verbs)
@@ -136,10 +138,12 @@ def _import_checkpoint(given: argparse.Namespace) -> Answer:
     out = Path(given.out)
     if out.suffix != ".safetensors":
         raise PruneError(f"--out: {out} must end in .safetensors")
-    weights = checkpoint.read_weights(Path(given.file))
+    said: list[str] = []
+    weights = checkpoint.read_weights(Path(given.file), given.key, given.skip, say=said.append)
     checkpoint.save(out, weights)
-    body = {"file": str(out), "tensors": len(weights), "parameters": sum(t.numel() for t in weights.values())}
-    return f"{out}: {body['tensors']} tensors, {body['parameters']:,} values", body, 0
+    count = sum(tensor.numel() for tensor in weights.values())
+    body = {"file": str(out), "tensors": len(weights), "parameters": count, "said": said}
+    return "\n".join([*said, f"{out}: {len(weights)} tensors, {count:,} values"]), body, 0
 
 
 def _make_ffcv(given: argparse.Namespace) -> Answer:

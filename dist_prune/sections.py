@@ -24,8 +24,23 @@ class Backbone(Part):
     """The network: a timm name (this package's CIFAR networks are in timm's registry too)."""
 
     name: str = Field(description="timm's name; dist-prune list backbones has this package's networks too")
-    checkpoint: str | None = Field(default=None, description="dense weights; without it the dense network is trained")
-    pretrained: bool = Field(default=False, description="let timm fetch its pretrained weights")
+    checkpoint: str | None = Field(
+        default=None,
+        description="file of weights: the dense network's where train.epochs is 0, else the training starts from them",
+    )
+    checkpoint_key: str = Field(
+        default="auto",
+        min_length=1,
+        description="which weights of a file with several: auto (averaged ones where there are some, as timm's loader "
+        "does), ema, or an entry's name, for example state_dict",
+    )
+    checkpoint_skip: tuple[str, ...] = Field(
+        default=(), description="globs of names in the file to leave out (counters and losses always are)"
+    )
+    pretrained: bool = Field(
+        default=False,
+        description="let timm fetch its pretrained weights; train.epochs says of them what it says of a checkpoint",
+    )
     kwargs: dict[str, Any] = Field(default_factory=dict, description="further arguments of timm.create_model")
 
 

@@ -105,10 +105,11 @@ class Work:
         return self.opened[True].source.in_chans
 
     def fresh(self) -> nn.Module:
-        """The dense backbone, weights from the recipe's seed (or timm's, where asked for)."""
+        """The dense backbone, weights from the recipe's seed (or timm's, where asked for and no file names others)."""
         torch.manual_seed(self.recipe.seed)
         spec = self.recipe.backbone
-        return backbones.create(spec.name, len(self.classes), self.in_chans, spec.pretrained, spec.kwargs)
+        fetched = spec.pretrained and not spec.checkpoint
+        return backbones.create(spec.name, len(self.classes), self.in_chans, fetched, spec.kwargs)
 
     def shell(self) -> nn.Module:
         """The dense backbone without meaningful weights: to be filled or traced."""
