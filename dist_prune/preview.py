@@ -1,5 +1,6 @@
 """What a recipe would cut, before any data is touched: groups, who is protected and why, the reachable sizes."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request, reachable
 from dist_prune.recipe import Recipe
 from dist_prune.runtime import backbones
+from dist_prune.runtime.data.numbering import in_order, listed, told, warning
 from dist_prune.runtime.data.sources import KNOWN, check_figures, class_folders, npz_shape
 
 QUANTITIES: tuple[cost.Quantity, ...] = ("macs", "params", "channels")
@@ -51,6 +53,7 @@ def preview(spec: Recipe, method: Method) -> dict[str, Any]:
         "input": list(channels.example),
         "classes": classes,
         "assumed": assumed,
+        "notes": _notes(spec),
         "dense": {
             "macs": cost.macs(channels),
             "thop": cost.macs(channels, rule="thop"),
@@ -64,6 +67,23 @@ def preview(spec: Recipe, method: Method) -> dict[str, Any]:
     }
 
 
+def _notes(spec: Recipe) -> list[str]:
+    """Where the dense weights come from, and who numbers the classes of an image folder that is here."""
+    data, epochs = spec.data, spec.train.epochs
+    weights = spec.backbone.checkpoint or ("what timm fetches" if spec.backbone.pretrained else "")
+    out = []
+    if weights:
+        used = f"trained from them for {epochs} epochs (a head of other classes is made anew)" if epochs else "as it is"
+        out.append(f"weights of {weights}: the dense network is {used}")
+    found = class_folders(data.root, data.train_split) if data.source == "imagefolder" else ()
+    if found:
+        classes = listed(Path(data.class_map)) if data.class_map else in_order(found, data.class_order)
+        out.append(told(classes, 0, len(found), data.class_order, data.class_map))
+        mixed = warning(found, data.class_order, data.class_map, weights) if weights else ""
+        out += [mixed] if mixed else []
+    return out
+
+
 def _shape(spec: Recipe) -> tuple[int, int, int | None, str]:
     """(classes, channels, native side or None, what was assumed)."""
     data = spec.data
@@ -71,8 +91,9 @@ def _shape(spec: Recipe) -> tuple[int, int, int | None, str]:
         return (*KNOWN[data.source], "")
     if data.source == "imagefolder":
         found = class_folders(data.root, data.train_split)
-        return (found, 3, None, "") if found else (1000, 3, None, "1,000 classes: the image folder is not here")
-    found = npz_shape(data.root)
+        count = len(listed(Path(data.class_map))) if found and data.class_map else len(found)
+        return (count, 3, None, "") if found else (1000, 3, None, "1,000 classes: the image folder is not here")
+    found = npz_shape(data.root, data.layout, data.image_size)
     return (*found, "") if found else (10, 3, 32, "10 classes of 3x32x32 images: the .npz file is not here")
 
 
@@ -84,6 +105,7 @@ def as_text(body: dict[str, Any]) -> str:
         f"input {'x'.join(map(str, body['input']))}, {body['classes']} classes",
         f"dense: {dense['macs'] / 1e6:,.2f} M MACs ({dense['thop'] / 1e6:,.2f} M by thop), {dense['params']:,} params",
         *([f"assumed {body['assumed']}"] if body["assumed"] else []),
+        *body["notes"],
         "",
         f"{'group (its leader)':40} {'width':>6}  layers that change with it",
     ]

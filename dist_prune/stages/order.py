@@ -29,8 +29,8 @@ CHOSEN = ("backbone.checkpoint_key", "backbone.checkpoint_skip")  # of the file,
 IMAGES = tuple(
     f"data.{key}"
     for key in (
-        "source", "train_split", "eval_split", "classes", "mean", "std", "image_size", "crop", "crop_mode",
-        "interpolation", "exif",
+        "source", "train_split", "eval_split", "classes", "class_order", "layout", "mean", "std", "image_size",
+        "crop", "crop_mode", "interpolation", "exif",
     )
 )  # fmt: skip
 DRAWN = tuple(

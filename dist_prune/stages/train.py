@@ -5,6 +5,7 @@ from torch import nn
 from dist_prune.errors import PruneError
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.backbones.foreign import translated
+from dist_prune.runtime.data.numbering import warning
 from dist_prune.stages.fitting import trained
 from dist_prune.stages.work import Made, Work
 
@@ -50,7 +51,9 @@ def _load(work: Work, model: nn.Module) -> None:
         )
     new = head if trains and (other is not None or not found) else ()
     checkpoint.fit(model, weights, str(place), new)
-    if new:
+    if not new:
+        _may_be_mixed_up(work, place.name)
+    else:
         why = f"that of {place.name} has {other} classes" if other is not None else f"{place.name} has none"
         _new_head(work, where, why)
 
@@ -67,13 +70,24 @@ def _fetched(work: Work, model: nn.Module) -> None:
         )
     if colours != work.in_chans:
         _say(work, f"timm's weights are for {colours} channels: it fits those of the first layer to {work.in_chans}")
-    if count != classes:
+    if count == classes:
+        _may_be_mixed_up(work, "what timm fetches")
+    else:
         where = ", ".join(sorted({name.rpartition(".")[0] for name in head_of(model)}))
         _new_head(work, where, f"that of timm's weights has {count} classes")
 
 
 def _new_head(work: Work, where: str, why: str) -> None:
     _say(work, f"the head {where} is made anew for {len(work.classes)} classes ({why}), and learns by train.epochs")
+
+
+def _may_be_mixed_up(work: Work, weights: str) -> None:
+    """A head from elsewhere knows classes by their numbers alone."""
+    data, source = work.recipe.data, work.opened[True].source
+    text = warning(source.classes, data.class_order, data.class_map, weights) if source.side is None else ""
+    if text:
+        work.tracker.say(f"\n{'=' * 80}\n{text}\n{'=' * 80}\n")
+        work.events.append({"stage": "train", "event": text})
 
 
 def _say(work: Work, text: str) -> None:
