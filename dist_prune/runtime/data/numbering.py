@@ -37,7 +37,7 @@ def in_order(names: Sequence[str], order: str | None) -> list[str]:
     for one, other in pairwise(found):
         if natural_key(one) == natural_key(other):
             raise PruneError(
-                f"data.class_order: {one!r} and {other!r} are alike in natural order (and in an order of chance in timm): "
+                f"data.class_order: {one!r} and {other!r} are alike in natural order (timm orders them by chance): "
                 "list the classes in a file and name it with data.class_map"
             )
     return found
