@@ -51,6 +51,12 @@ def _load(work: Work, model: nn.Module) -> None:
         )
     new = head if trains and (other is not None or not found) else ()
     checkpoint.fit(model, weights, str(place), new)
+    stands_still = [name for name in weights if name.endswith("running_var")]
+    if trains and stands_still and all(bool((weights[name] == 1).all()) for name in stands_still):
+        _say(
+            work, f"every batch norm of {place.name} has the variance 1: folded into its neighbours, or never trained. "
+            "A training counts anew and changes what the network computes",
+        )  # fmt: skip
     if not new:
         _may_be_mixed_up(work, place.name)
     else:

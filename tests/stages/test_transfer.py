@@ -227,6 +227,22 @@ def test_classes_in_another_order_are_warned_of(twelve, tmp_path, capsys):
     assert top1(work_of(tmp_path / "listed", *words, f"data.class_map={listed}")) == 100
 
 
+def test_real_weights_of_1000_classes_on_twelve(twelve, data, tmp_path):
+    """torchvision's names, a head of 1,000 rows, norms folded away: all of it is said, the body arrives."""
+    words, _ = twelve
+    file = data / "weights" / "mobilenetv2_imagenet_rot180.safetensors"
+    work = work_of(
+        tmp_path, *words, "backbone.name=mobilenetv2_100", "backbone.kwargs={}", "data.image_size=32",
+        f"backbone.checkpoint={file}", *STILL, "train.batch=24",
+    )  # fmt: skip
+    found, given = weights_of(train.act(work)), checkpoint.read_weights(file)
+    assert torch.allclose(found["conv_stem.weight"], given["features.0.0.weight"], atol=1e-5)
+    assert torch.allclose(found["conv_head.weight"], given["features.18.0.weight"], atol=1e-5)
+    assert found["classifier.weight"].shape == (12, 1280)
+    assert f"the head classifier is made anew for 12 classes (that of {file.name} has 1000 classes)" in events(work)
+    assert "every batch norm of mobilenetv2_imagenet_rot180.safetensors has the variance 1" in events(work)
+
+
 def test_a_new_head_cannot_be_mixed_up(twelve, tmp_path):
     words, _ = twelve
     torch.manual_seed(0)
