@@ -128,7 +128,7 @@ def _images(given: argparse.Namespace, found: Any, place: Path | None, train: bo
 
     from dist_prune.runtime.data.backends import open_split
     from dist_prune.runtime.data.feed import Feed, Look
-    from dist_prune.runtime.data.index import images_below, left_out
+    from dist_prune.runtime.data.scanning import images_below, left_out
     from dist_prune.runtime.data.sources import FolderSource, open_source
 
     fields: dict[str, Any] = {

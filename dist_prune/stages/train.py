@@ -51,8 +51,8 @@ def _load(work: Work, model: nn.Module) -> None:
         )
     new = head if trains and (other is not None or not found) else ()
     checkpoint.fit(model, weights, str(place), new)
-    stands_still = [name for name in weights if name.endswith("running_var")]
-    if trains and stands_still and all(bool((weights[name] == 1).all()) for name in stands_still):
+    variances = [tensor for name, tensor in weights.items() if name.endswith("running_var")]
+    if trains and variances and all(bool(((tensor - 1).abs() < 1e-3).all()) for tensor in variances):
         _say(
             work, f"every batch norm of {place.name} has the variance 1: folded into its neighbours, or never trained. "
             "A training counts anew and changes what the network computes",

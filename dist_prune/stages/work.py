@@ -166,7 +166,7 @@ class Work:
         shell = backbones.create(spec.name, len(source.classes), source.in_chans, False, spec.kwargs)
         config = backbones.image_config(shell, source.in_chans)
         if isinstance(source, ArraySource):
-            check_sides(*source.images.shape[1:3], data.image_size)
+            check_sides(source.images.shape[1], source.images.shape[2], data.image_size)
         if source.side is not None:
             for key in ("crop", "crop_mode", "interpolation"):
                 if getattr(data, key) is not None:

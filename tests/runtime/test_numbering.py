@@ -13,7 +13,7 @@ from timm.utils.misc import natural_key
 from dist_prune import methods, reading
 from dist_prune.errors import PruneError
 from dist_prune.preview import as_text, preview
-from dist_prune.runtime.data import index, numbering
+from dist_prune.runtime.data import index, numbering, scanning
 from dist_prune.runtime.data.files import read_image
 from dist_prune.runtime.data.sources import FolderSource, open_source, same_classes
 
@@ -186,7 +186,7 @@ def test_a_root_that_is_not_the_root(tmp_path):
 LOSSLESS = (".png", ".apng", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pnm", ".tga", ".pcx", ".sgi", ".qoi", ".ras")
 
 
-@pytest.mark.parametrize("suffix", index.IMAGE_FILES)
+@pytest.mark.parametrize("suffix", scanning.IMAGE_FILES)
 def test_every_kind_of_image_file_is_found_and_read(tmp_path, suffix):
     """Written by Pillow where it can, in capitals too; a Sun raster by hand."""
     pixels = np.kron(RNG.integers(0, 256, (4, 4, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
@@ -236,7 +236,7 @@ def test_what_is_left_out_is_counted_and_said(tmp_path):
             assert said in found.note
     assert len(found.labels) == 2
     assert checked(tmp_path)["classes"] == 2
-    paths, left = index.images_below(tmp_path / "train")
+    paths, left = scanning.images_below(tmp_path / "train")
     assert [path.name for path in paths] == ["loose.png", "x.png", "x.png"]
     assert left["hidden"] == 3
 

@@ -59,6 +59,7 @@ def _shape(arrays: np.lib.npyio.NpzFile, name: str) -> tuple[int, ...]:
     """Of an array, from its header alone."""
     if name not in arrays.files:
         raise KeyError(f"{name} is not in it")
+    assert arrays.zip is not None  # it is open
     with arrays.zip.open(f"{name}.npy") as file:
         version = np.lib.format.read_magic(file)
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -12,7 +12,7 @@ import os
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,13 +22,8 @@ import numpy as np
 
 from dist_prune.errors import PruneError
 from dist_prune.ledger import write_atomic
+from dist_prune.runtime.data import scanning
 
-# what Pillow decodes by itself; not formats of which it reads a header only (HDF5, MPEG) or that need programs (EPS)
-IMAGE_FILES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".avif", ".gif", ".tif", ".tiff",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga", ".pcx", ".sgi", ".ras", ".qoi", ".ico",
-)  # fmt: skip
-HIDDEN = "."  # names that begin with it (.ipynb_checkpoints, .DS_Store) are no images and no classes, anywhere
 FORMAT = 2
 SCANNERS = 16  # threads: on network file systems a scan is waiting, not computing
 SETTLED_S = 2.0  # a folder changed so shortly before its scan may change again within the clock's grain
@@ -106,11 +101,11 @@ def index_of(root: Path, say: Say = lambda text: None) -> tuple[Index, str]:
     for place in places(root):
         found = load(place)
         if found is not None and found.fresh(root):
-            return found, f"{len(found.names):,} images by {place}{left_out(found.left)}"
+            return found, f"{len(found.names):,} images by {place}{scanning.left_out(found.left)}"
     say(f"data: looking through {root} (once; its index is kept)")
     start = time.perf_counter()
     found = scan(root)
-    took = f"{len(found.names):,} images, scanned in {time.perf_counter() - start:.1f} s{left_out(found.left)}"
+    took = f"{len(found.names):,} images, scanned in {time.perf_counter() - start:.1f} s{scanning.left_out(found.left)}"
     for place in places(root):
         try:
             save(found, place)
@@ -130,14 +125,14 @@ def places(root: Path) -> tuple[Path, Path]:
 def scan(root: Path) -> Index:
     """Look through all class folders (and folders in them; names that begin with a dot are left out, and counted)."""
     began = time.time_ns()
-    classes, left = class_folders(root)
+    classes, left = scanning.class_folders(root)
     if not classes:
-        raise PruneError(no_classes(root))
+        raise PruneError(scanning.no_classes(root))
     with ThreadPoolExecutor(SCANNERS) as pool:
-        parts = list(pool.map(lambda name: _within(root, name, ()), classes))
+        parts = list(pool.map(lambda name: scanning.within(root, name, ()), classes))
     empty = [name for name, found in zip(classes, parts, strict=True) if not found.files]
     if empty:
-        raise PruneError(_empty(root, empty, sum((found.left for found in parts), Counter())))
+        raise PruneError(scanning.empty(root, empty, sum((found.left for found in parts), Counter())))
     folders = [("", os.stat(root).st_mtime_ns), *(folder for found in parts for folder in found.folders)]
     return Index(
         Names.of(name for found in parts for name, _ in found.files),
@@ -146,98 +141,6 @@ def scan(root: Path) -> Index:
         tuple(classes), tuple(name for name, _ in folders), np.array([at for _, at in folders], dtype=np.int64), began,
         dict(sum((found.left for found in parts), left)),
     )  # fmt: skip
-
-
-def class_folders(root: Path) -> tuple[list[str], Counter[str]]:
-    """Names of the class folders in text order, and what lies beside them that belongs to no class."""
-    classes, left = [], Counter[str]()
-    with os.scandir(root) as entries:
-        for entry in entries:
-            if entry.name.startswith(HIDDEN):
-                left["hidden"] += 1
-            elif entry.is_dir():
-                classes.append(entry.name)
-            else:
-                left[f"{_kind(entry.name)} beside the class folders"] += 1
-    return sorted(classes), left
-
-
-def images_below(folder: Path) -> tuple[list[Path], dict[str, int]]:
-    """The image files anywhere below a folder, as a scan finds them in a class folder, and what was left out."""
-    found = _within(folder, "", ())
-    return [folder / name for name, _ in found.files], dict(found.left)
-
-
-def left_out(left: Mapping[str, int]) -> str:
-    """What was left out, to be put behind a sentence; empty where nothing was."""
-    if not left:
-        return ""
-    parts = [f"{count:,} {kind}" for kind, count in sorted(left.items(), key=lambda item: -item[1])]
-    more = f" and {len(parts) - 6} more kinds" if len(parts) > 6 else ""
-    return f"; left out, no image files of a class: {', '.join(parts[:6])}{more}"
-
-
-def no_classes(root: Path) -> str:
-    """What is wrong with a folder that has no folders in it."""
-    loose = [entry.name for entry in os.scandir(root) if entry.name.lower().endswith(IMAGE_FILES)]
-    said = f"data.root: {root} has no class folders; it needs {root}/<class>/<image>"
-    return said + (f". Its {len(loose)} images lie in it directly, so nobody knows their classes" if loose else "")
-
-
-def _empty(root: Path, empty: list[str], left: Mapping[str, int]) -> str:
-    more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
-    return (
-        f"data.root: the class folder {root / empty[0]}{more} holds no image ({', '.join(IMAGE_FILES)})"
-        f"{left_out(left)}. A folder that is no class must not lie beside the class folders: move it away, or name "
-        "another folder with data.train_split and data.eval_split"
-    )
-
-
-@dataclass
-class _Found:
-    """What lies below a folder: (name, bytes) of the images in order, (name, time of change) of folders, the rest."""
-
-    files: list[tuple[str, int]] = field(default_factory=list)
-    folders: list[tuple[str, int]] = field(default_factory=list)
-    left: Counter[str] = field(default_factory=Counter)
-
-
-def _within(root: Path, folder: str, above: tuple[tuple[int, int], ...]) -> _Found:
-    status = os.stat(root / folder)
-    me, found = (status.st_dev, status.st_ino), _Found()
-    if me in above:  # a link back up
-        return found
-    deeper: list[str] = []
-    with os.scandir(root / folder) as entries:
-        for entry in entries:
-            name = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.name.startswith(HIDDEN):
-                found.left["hidden"] += 1
-            elif entry.is_dir():
-                deeper.append(name)
-            elif entry.name.lower().endswith(IMAGE_FILES):
-                found.files.append((name, _size(entry)))
-            else:
-                found.left[_kind(entry.name)] += 1
-    found.files.sort()
-    found.folders.append((folder, status.st_mtime_ns))
-    for name in sorted(deeper):
-        more = _within(root, name, (*above, me))
-        found.files += more.files
-        found.folders += more.folders
-        found.left += more.left
-    return found
-
-
-def _kind(name: str) -> str:
-    return os.path.splitext(name)[1].lower() or "without a suffix"
-
-
-def _size(entry: os.DirEntry[str]) -> int:
-    try:
-        return entry.stat().st_size
-    except OSError:  # a link to nowhere: listed, and reported when it is read
-        return -1
 
 
 def save(index: Index, place: Path) -> None:

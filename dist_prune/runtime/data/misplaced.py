@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dist_prune.errors import PruneError, nearest
-from dist_prune.runtime.data.index import HIDDEN, IMAGE_FILES
+from dist_prune.runtime.data.scanning import HIDDEN, IMAGE_FILES
 
 LOOKED_AT = 64  # folders, of those in which something is looked for
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from dist_prune.errors import PruneError
 from dist_prune.runtime.data import arrays, misplaced
-from dist_prune.runtime.data.index import Names, Say, index_of, no_classes
-from dist_prune.runtime.data.index import class_folders as folders_in
+from dist_prune.runtime.data.index import Names, Say, index_of
 from dist_prune.runtime.data.numbering import identity
+from dist_prune.runtime.data.scanning import class_folders as folders_in
+from dist_prune.runtime.data.scanning import no_classes
 
 # source -> classes, channels, side, for sets that are what they are wherever they lie
 KNOWN = {
@@ -205,7 +206,7 @@ def npz_shape(root: str | None, layout: str | None, image_size: int | None) -> t
     if not root or not Path(root).expanduser().is_file():
         return None
     images, _, classes = arrays.read(Path(root).expanduser(), False, layout)
-    arrays.check_sides(*images.shape[1:3], image_size)
+    arrays.check_sides(images.shape[1], images.shape[2], image_size)
     return classes, images.shape[3], images.shape[1]
 
 
