@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from dist_prune import methods, reading
 from dist_prune.errors import PruneError
 from dist_prune.preview import as_text, preview
 from dist_prune.runtime.data import index, numbering, scanning
+from dist_prune.runtime.data.backends import open_split
+from dist_prune.runtime.data.beton import BetonSource
 from dist_prune.runtime.data.files import read_image
 from dist_prune.runtime.data.sources import FolderSource, open_source, same_classes
 
@@ -72,6 +75,28 @@ def test_text_order_is_torchvisions_and_nothing_moves_without_the_key(tmp_path):
     assert numbering.numbered(opened(tmp_path), "natural", None).identity == other.identity
     same = opened(made(tmp_path / "same", ["a", "b"]))
     assert numbering.numbered(same, "natural", None).identity == same.identity
+
+
+def test_a_beton_follows_the_order_too(ffcv, tmp_path):
+    """Written in text order, whatever the recipe says; with the folder beside it or alone it is the same data set."""
+    from dist_prune.runtime.data.encoding import Settings
+    from dist_prune.runtime.data.writing import make
+
+    class Silent:
+        update = close = staticmethod(lambda *_: None)
+
+    plain = opened(made(tmp_path, TWELVE))
+    make(plain, {}, tmp_path / "train.beton", Settings(64, 90, "raw"), 1, lambda text: None, lambda *_: Silent())
+    wanted = numbering.numbered(plain, "natural", None)
+    for alone in (False, True):
+        if alone:
+            shutil.rmtree(tmp_path / "train")
+        stored = open_split("ffcv", "imagefolder", str(tmp_path), "train", True).source
+        assert isinstance(stored, BetonSource)
+        assert stored.classes == plain.classes
+        found = numbering.numbered(stored, "natural", None)
+        assert (found.classes, found.identity) == (wanted.classes, wanted.identity)
+        assert found.labels.tolist() == wanted.labels.tolist() != plain.labels.tolist()
 
 
 @pytest.mark.parametrize("form", ["txt", "list.json", "numbers.json"])

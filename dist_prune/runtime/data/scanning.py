@@ -38,9 +38,9 @@ def left_out(left: Mapping[str, int]) -> str:
     """What was left out, to be put behind a sentence; empty where nothing was."""
     if not left:
         return ""
-    parts = [f"{count:,} {kind}" for kind, count in sorted(left.items(), key=lambda item: -item[1])]
+    parts = [f"{count:,} {kind}" for kind, count in sorted(left.items(), key=lambda item: (-item[1], item[0]))]
     more = f" and {len(parts) - 6} more kinds" if len(parts) > 6 else ""
-    return f"; left out, no image files of a class: {', '.join(parts[:6])}{more}"
+    return f"; left out: {', '.join(parts[:6])}{more}"
 
 
 def no_classes(root: Path) -> str:
