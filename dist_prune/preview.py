@@ -75,10 +75,11 @@ def _notes(spec: Recipe) -> list[str]:
     if weights:
         used = f"trained from them for {epochs} epochs (a head of other classes is made anew)" if epochs else "as it is"
         out.append(f"weights of {weights}: the dense network is {used}")
-    found = class_folders(data.root, data.train_split) if data.source == "imagefolder" else ()
+    folders = data.source == "imagefolder"
+    found, left = class_folders(data.root, data.train_split, data.eval_split) if folders else ((), "")
     if found:
         classes = listed(Path(data.class_map)) if data.class_map else in_order(found, data.class_order)
-        out.append(told(classes, 0, len(found), data.class_order, data.class_map))
+        out.append(told(classes, 0, len(found), data.class_order, data.class_map) + left)
         mixed = warning(found, data.class_order, data.class_map, weights) if weights else ""
         out += [mixed] if mixed else []
     return out
@@ -88,9 +89,10 @@ def _shape(spec: Recipe) -> tuple[int, int, int | None, str]:
     """(classes, channels, native side or None, what was assumed)."""
     data = spec.data
     if data.source in KNOWN:
-        return (*KNOWN[data.source], "")
+        classes, colours, side = KNOWN[data.source]
+        return len(data.classes or ()) or classes, colours, side, ""
     if data.source == "imagefolder":
-        found = class_folders(data.root, data.train_split)
+        found, _ = class_folders(data.root, data.train_split, data.eval_split)
         count = len(listed(Path(data.class_map))) if found and data.class_map else len(found)
         return (count, 3, None, "") if found else (1000, 3, None, "1,000 classes: the image folder is not here")
     found = npz_shape(data.root, data.layout, data.image_size)

@@ -43,6 +43,15 @@ class Backbone(Part):
     )
     kwargs: dict[str, Any] = Field(default_factory=dict, description="further arguments of timm.create_model")
 
+    @model_validator(mode="after")
+    def _of_a_file(self):
+        for key in ("checkpoint_key", "checkpoint_skip"):
+            if not self.checkpoint and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"backbone.{key} chooses within a file: name one with backbone.checkpoint, or leave it out"
+                )
+        return self
+
 
 class Data(Part):
     """The data set and how its images reach the network."""

@@ -89,6 +89,14 @@ def test_check_says_what_a_run_says(tmp_path):
         reading.load("quickstart", ["data.layout=nchw"], methods.options_of)
 
 
+def test_one_class_only(tmp_path):
+    with pytest.raises(PruneError, match=r"all of them are of one class, '0': there is nothing to learn"):
+        checked(saved(tmp_path, labels=0 * LABELS))
+    some = reading.load("quickstart", ["data.classes=[3,5]"], methods.options_of)
+    kind = methods.find(some.method["name"])
+    assert preview(some, kind(kind.Options()))["classes"] == 2
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int64, np.uint64, np.float32, np.float64])
 def test_whole_numbers_of_any_kind_are_labels(tmp_path, kind):
     for labels in (LABELS.astype(kind), LABELS.astype(kind)[:, None]):

@@ -266,6 +266,23 @@ def test_what_is_left_out_is_counted_and_said(tmp_path):
     assert left["hidden"] == 3
 
 
+def test_check_refuses_what_a_run_refuses(tmp_path):
+    made(tmp_path, ["cat", "dog", "emu"])
+    image(tmp_path / "train/emu/deep/er.png")
+    (tmp_path / "train/emu/x.png").unlink()
+    (tmp_path / "train/.DS_Store").touch()
+    assert checked(tmp_path)["notes"][0].endswith(
+        "text order: cat, dog, emu; natural order is the same; left out: 1 hidden"
+    )
+    (tmp_path / "train/emu/deep/er.png").unlink()
+    both(tmp_path, r"class folder .*emu holds no image")
+    shutil.rmtree(tmp_path / "train/emu")
+    with pytest.raises(
+        PruneError, match=r"evaluation images have 3 classes, the training images 2; .*only there: \['emu'\]"
+    ):
+        checked(tmp_path)
+
+
 def test_an_index_of_before_is_made_again(tmp_path):
     made(tmp_path, ["cat", "dog"])
     opened(tmp_path)

@@ -11,6 +11,7 @@ from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from dist_prune import methods, reading
 from dist_prune.cli import main
 from dist_prune.errors import PruneError
 from dist_prune.runtime import checkpoint, wrappings
@@ -191,6 +192,12 @@ def test_a_files_content_says_what_it_is(tmp_path, length):
     (tmp_path / "d.safetensors").write_text("neither of them")
     with pytest.raises(PruneError, match="damaged or cut short"):
         checkpoint.read_weights(tmp_path / "d.safetensors")
+
+
+@pytest.mark.parametrize("key", ["backbone.checkpoint_key=ema", "backbone.checkpoint_skip=[fc.*]"])
+def test_a_choice_within_no_file_is_refused(key):
+    with pytest.raises(PruneError, match=r"chooses within a file: name one with backbone\.checkpoint"):
+        reading.load("quickstart", [key], methods.options_of)
 
 
 def test_a_bare_module_is_refused(tmp_path):

@@ -81,8 +81,8 @@ def _images(images: np.ndarray, name: str, path: Path, layout: str | None) -> np
         n, c, h, w = images.shape
         raise PruneError(
             f"data.root: {name} of {path} is {images.shape}, which looks like {n} images (channels, height, width) of "
-            f"{c} x {h} x {w}; expected are (height, width, channels). Write data.layout=nchw to read it so, "
-            f"data.layout=nhwc where it is meant as {c} x {h} pixels of {w} channels"
+            f"{c} x {h} x {w}; expected are (height, width, channels). Write data.layout=nchw to read it so (or save "
+            f"{name}.transpose(0, 2, 3, 1)), data.layout=nhwc where it is meant as {c} x {h} pixels of {w} channels"
         )
     return images
 

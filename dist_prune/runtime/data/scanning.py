@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,21 @@ def class_folders(root: Path) -> tuple[list[str], Counter[str]]:
             else:
                 left[f"{_kind(entry.name)} beside the class folders"] += 1
     return sorted(classes), left
+
+
+def holds_image(folder: Path) -> bool:
+    """Whether there is an image file anywhere below a folder; looks no further than the first."""
+    return any(
+        name.lower().endswith(IMAGE_FILES) and not name.startswith(HIDDEN)
+        for _, _, names in _walked(folder)
+        for name in names
+    )
+
+
+def _walked(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    for place, inner, names in os.walk(folder):
+        inner[:] = [name for name in inner if not name.startswith(HIDDEN)]
+        yield place, inner, names
 
 
 def images_below(folder: Path) -> tuple[list[Path], dict[str, int]]:

@@ -1,6 +1,7 @@
 """Data sets behind one interface: uint8 images by sample id, labels, class names."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,11 +13,9 @@ import torch
 from torch import Tensor
 
 from dist_prune.errors import PruneError
-from dist_prune.runtime.data import arrays, misplaced
+from dist_prune.runtime.data import arrays, misplaced, scanning
 from dist_prune.runtime.data.index import Names, Say, index_of
 from dist_prune.runtime.data.numbering import identity
-from dist_prune.runtime.data.scanning import class_folders as folders_in
-from dist_prune.runtime.data.scanning import no_classes
 
 # source -> classes, channels, side, for sets that are what they are wherever they lie
 KNOWN = {
@@ -176,36 +175,50 @@ def check_figures(mean: Sequence[float] | None, std: Sequence[float] | None, in_
 
 def same_classes(train: Source, test: Source) -> None:
     """PruneError where the two splits do not have the same classes: labels would mean different things."""
-    if train.classes != test.classes:
-        missing = sorted(set(train.classes) - set(test.classes))[:4]
-        extra = sorted(set(test.classes) - set(train.classes))[:4]
+    _alike(train.classes, test.classes)
+
+
+def _alike(train: Sequence[str], test: Sequence[str]) -> None:
+    if tuple(train) != tuple(test):
+        missing, extra = sorted(set(train) - set(test))[:4], sorted(set(test) - set(train))[:4]
         raise PruneError(
-            f"the evaluation images have {len(test.classes)} classes, the training images {len(train.classes)}; "
+            f"the evaluation images have {len(test)} classes, the training images {len(train)}; "
             f"missing in evaluation: {missing}, only there: {extra}. Both need the same class folders."
         )
 
 
-def class_folders(root: str | None, split: str) -> tuple[str, ...]:
-    """Class folders of an image folder's training split, in text order; none where the folder is not here.
+def class_folders(root: str | None, train_split: str, eval_split: str) -> tuple[tuple[str, ...], str]:
+    """Class folders of an image folder in text order, without a look at every file; and what was left out, in words.
+
+    None where the training split is not here.
 
     Raises:
-        PruneError: no class folder, or a single one.
+        PruneError: what a run refuses of the folders that are here: none, a single one, one without images, other ones
+            for evaluation.
     """
-    place = Path(root or "").expanduser()
-    if not root or not (place / split).is_dir():
-        return ()
-    found, _ = folders_in(place / split)
-    if not found:
-        raise PruneError(no_classes(place / split))
-    misplaced.check(place, split, "data.train_split", found)
-    return tuple(found)
+    place, out, left = Path(root or "").expanduser(), {}, Counter[str]()
+    for split, key in ((train_split, "data.train_split"), (eval_split, "data.eval_split")):
+        if not root or not (place / split).is_dir():
+            continue
+        found, beside = scanning.class_folders(place / split)
+        if not found:
+            raise PruneError(scanning.no_classes(place / split))
+        misplaced.check(place, split, key, found)
+        bare = [name for name in found if not scanning.holds_image(place / split / name)]
+        if bare:
+            raise PruneError(scanning.empty(place / split, bare, {}))
+        out[key], left = tuple(found), left + beside
+    if len(out) == 2:
+        _alike(*out.values())
+    return out.get("data.train_split", ()), scanning.left_out(left)
 
 
 def npz_shape(root: str | None, layout: str | None, image_size: int | None) -> tuple[int, int, int] | None:
     """(classes, channels, side) of an .npz data set; None where it is not there. PruneError as a run has it."""
     if not root or not Path(root).expanduser().is_file():
         return None
-    images, _, classes = arrays.read(Path(root).expanduser(), False, layout)
+    images, labels, classes = arrays.read(Path(root).expanduser(), False, layout)
+    check(ArraySource(images, labels, tuple(map(str, range(classes)))), "the evaluation images of npz")
     arrays.check_sides(images.shape[1], images.shape[2], image_size)
     return classes, images.shape[3], images.shape[1]
 
@@ -250,6 +263,6 @@ def _folder(root: Path, split: str, key: str, say: Say) -> FolderSource:
     path = root / split
     if not path.is_dir():
         raise misplaced.missing(root, split, key, _expected("imagefolder"))
-    misplaced.check(root, split, key, folders_in(path)[0])
+    misplaced.check(root, split, key, scanning.class_folders(path)[0])
     found, note = index_of(path, say)
     return FolderSource(Paths(path, found.names), found.labels, found.classes, found.digest, note)
