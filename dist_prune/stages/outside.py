@@ -47,8 +47,8 @@ def same(stage: str, work: Work, outside: dict[str, str]) -> None:
         )
     if differing and line:
         raise PruneError(
-            f"{' and '.join(_key(name, work) for name in differing)}: the content is not the one that the stage {stage!r} of "
-            f"{work.folder} was made from. Name another --run-dir, or delete that one to start over."
+            f"{' and '.join(_key(name, work) for name in differing)}: the content is not the one that the stage "
+            f"{stage!r} of {work.folder} was made from. Name another --run-dir, or delete that one to start over."
         )
 
 

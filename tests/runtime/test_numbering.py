@@ -157,13 +157,18 @@ def checked(root: Path, *words: str):
 def test_check_says_the_order_and_warns(tmp_path):
     made(tmp_path, TWELVE)
     (tmp_path / "train/.ipynb_checkpoints").mkdir()
-    body = checked(tmp_path, "train.epochs=0", "backbone.checkpoint=w.pth")
+    (file := tmp_path / "w.pth").touch()
+    body = checked(tmp_path, "train.epochs=0", f"backbone.checkpoint={file}")
     assert body["classes"] == 12
-    assert "12 classes, numbered in text order: 0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9" in body["notes"]
-    assert "weights of w.pth: the dense network is as it is" in as_text(body)
+    order = "12 classes, numbered in text order: 0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9; left out: 1 hidden"
+    assert order in body["notes"]
+    assert f"weights of {file}: the dense network is as it is" in as_text(body)
     assert "WARNING: class folders are numbered as text here" in as_text(body)
-    body = checked(tmp_path, "train.epochs=3", "backbone.checkpoint=w.pth", "data.class_order=natural")
-    assert "12 classes, numbered in natural order: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11" in body["notes"]
+    body = checked(tmp_path, "train.epochs=3", f"backbone.checkpoint={file}", "data.class_order=natural")
+    assert (
+        "12 classes, numbered in natural order: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11; left out: 1 hidden"
+        in body["notes"]
+    )
     assert "trained from them for 3 epochs (a head of other classes is made anew)" in as_text(body)
     assert "WARNING" not in as_text(body)
     assert not [line for line in checked(tmp_path)["notes"] if "WARNING" in line], "no weights from elsewhere"
