@@ -69,18 +69,18 @@ def preview(spec: Recipe, method: Method) -> dict[str, Any]:
 
 def _notes(spec: Recipe) -> list[str]:
     """Where the dense weights come from, and who numbers the classes of an image folder that is here."""
-    data, epochs = spec.data, spec.train.epochs
-    weights = spec.backbone.checkpoint or ("what timm fetches" if spec.backbone.pretrained else "")
-    out = []
+    data, epochs, out = spec.data, spec.train.epochs, []
+    weights = spec.backbone.checkpoint or ("fetched by timm" if spec.backbone.pretrained else "")
     if weights:
-        used = f"trained from them for {epochs} epochs (a head of other classes is made anew)" if epochs else "as it is"
-        out.append(f"weights of {weights}: the dense network is {used}")
+        used = f"is trained from them for {epochs} epochs, a head of other classes made anew" if epochs else "has them"
+        out.append(f"weights: {weights}; the dense network {used}")
     folders = data.source == "imagefolder"
     found, left = class_folders(data.root, data.train_split, data.eval_split) if folders else ((), "")
     if found:
         classes = listed(Path(data.class_map)) if data.class_map else in_order(found, data.class_order)
         out.append(told(classes, 0, len(found), data.class_order, data.class_map) + left)
-        mixed = warning(found, data.class_order, data.class_map, weights) if weights else ""
+        kept = spec.backbone.checkpoint or backbones.classes_fetched(spec.backbone.name) == len(classes)
+        mixed = warning(found, data.class_order, data.class_map, weights) if weights and kept else ""
         out += [mixed] if mixed else []
     return out
 

@@ -77,7 +77,7 @@ def _fetched(work: Work, model: nn.Module) -> None:
     if colours != work.in_chans:
         _say(work, f"timm's weights are for {colours} channels: it fits those of the first layer to {work.in_chans}")
     if count == classes:
-        _may_be_mixed_up(work, "what timm fetches")
+        _may_be_mixed_up(work, "fetched by timm")
     else:
         where = ", ".join(sorted({name.rpartition(".")[0] for name in head_of(model)}))
         _new_head(work, where, f"that of timm's weights has {count} classes")

@@ -162,6 +162,16 @@ def test_a_file_wins_over_timms_weights_and_says_so(tmp_path):
     assert "timm's own (backbone.pretrained) are not fetched" in events(work)
 
 
+def test_weights_that_cannot_be_fetched(tmp_path, monkeypatch):
+    """What a person does where there is no network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        PruneError, match=r"could not fetch the weights of 'resnet10t\.c3_in1k'.*backbone\.checkpoint=FILE"
+    ):
+        backbones.create("resnet10t.c3_in1k", 10, 3, pretrained=True)
+
+
 def test_heads_by_whatever_name():
     for name, wanted in (
         ("resnet18", {"fc.weight", "fc.bias"}),

@@ -135,6 +135,7 @@ def warning(classes: Sequence[str], order: str | None, class_map: str | None, we
     at = next(n for n in range(len(text)) if text[n] != natural[n])
     return (
         f"WARNING: class folders are numbered as text here (number {at} is {text[at]!r}), as torchvision numbers them; "
-        f"timm's reader numbers them naturally (number {at} is {natural[at]!r}). If {weights} was trained with timm, "
-        "its classes are mixed up: write data.class_order=natural. data.class_order=text says that this order is right"
+        f"timm's reader numbers them naturally (number {at} is {natural[at]!r}). If timm trained the weights "
+        f"({weights}), the classes are mixed up: write data.class_order=natural. data.class_order=text says that this "
+        "order is right"
     )
