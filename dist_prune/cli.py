@@ -36,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
         "import-checkpoint", help="a foreign checkpoint's weights as safetensors, without running code"
     )
     importing.add_argument("file", help=".pth, .pt, .th, .tar or .safetensors")
+    importing.add_argument("--key", default="auto", help="which of several weights: auto, ema, or an entry's name")
+    importing.add_argument("--skip", nargs="+", default=[], metavar="GLOB", help="names in the file to leave out")
     importing.add_argument("--out", required=True, help="the .safetensors file to write")
     launching.arguments(verbs)
     exporting.arguments(verbs)
@@ -136,10 +138,12 @@ def _import_checkpoint(given: argparse.Namespace) -> Answer:
     out = Path(given.out)
     if out.suffix != ".safetensors":
         raise PruneError(f"--out: {out} must end in .safetensors")
-    weights = checkpoint.read_weights(Path(given.file))
+    said: list[str] = []
+    weights = checkpoint.read_weights(Path(given.file), given.key, given.skip, say=said.append)
     checkpoint.save(out, weights)
-    body = {"file": str(out), "tensors": len(weights), "parameters": sum(t.numel() for t in weights.values())}
-    return f"{out}: {body['tensors']} tensors, {body['parameters']:,} values", body, 0
+    count = sum(tensor.numel() for tensor in weights.values())
+    body = {"file": str(out), "tensors": len(weights), "parameters": count, "said": said}
+    return "\n".join([*said, f"{out}: {len(weights)} tensors, {count:,} values"]), body, 0
 
 
 def _make_ffcv(given: argparse.Namespace) -> Answer:
@@ -151,13 +155,13 @@ def _make_ffcv(given: argparse.Namespace) -> Answer:
     from dist_prune.runtime.data.encoding import Settings
     from dist_prune.runtime.data.writing import make
 
-    source, root, split = _origin(given)
+    source, root, split, layout = _origin(given)
     train = given.split == "train"
     out = Path(given.out) if given.out else beton_of(source, root, split, train)
     if out is None or out.suffix != ".beton":
         raise PruneError(f"--out: {out or source} must be a path that ends in .beton")
     settings = Settings(given.max_resolution, given.quality, given.write_mode)
-    opened = open_source(source, root, split, train)
+    opened = open_source(source, root, split, train, lambda text: print(text, file=sys.stderr), layout)
     check(opened, f"the images of {given.source}")
     origin = {"kind": source, "root": root, "split": split}
 
@@ -170,20 +174,20 @@ def _make_ffcv(given: argparse.Namespace) -> Answer:
     return text, facts | {"file": str(out)}, 0
 
 
-def _origin(given: argparse.Namespace) -> tuple[str, str | None, str]:
-    """data.source, data.root and the name of the split that ``--source`` means."""
+def _origin(given: argparse.Namespace) -> tuple[str, str | None, str, str | None]:
+    """data.source, data.root, the name of the split that ``--source`` means, and data.layout."""
     path = Path(given.source).expanduser()
     if path.is_dir():
         split = "train" if given.split == "train" else "val"
         return (
-            ("imagefolder", str(path), split)
+            ("imagefolder", str(path), split, None)
             if (path / split).is_dir()
-            else ("imagefolder", str(path.parent), path.name)
+            else ("imagefolder", str(path.parent), path.name, None)
         )
     if path.suffix == ".npz":
-        return "npz", str(path), given.split
+        return "npz", str(path), given.split, None
     data = reading.load(given.source, [], methods.options_of).data
-    return data.source, data.root, data.train_split if given.split == "train" else data.eval_split
+    return data.source, data.root, data.train_split if given.split == "train" else data.eval_split, data.layout
 
 
 def _doctor(given: argparse.Namespace) -> Answer:

@@ -1,6 +1,7 @@
 """``dist-prune export | latency | push``: a bundle as ONNX or torch.export files, its speed, and on the hub."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def _images(given: argparse.Namespace, found: Any, place: Path | None, train: bo
 
     from dist_prune.runtime.data.backends import open_split
     from dist_prune.runtime.data.feed import Feed, Look
-    from dist_prune.runtime.data.index import IMAGE_FILES
+    from dist_prune.runtime.data.scanning import images_below, left_out
     from dist_prune.runtime.data.sources import FolderSource, open_source
 
     fields: dict[str, Any] = {
@@ -140,13 +141,18 @@ def _images(given: argparse.Namespace, found: Any, place: Path | None, train: bo
     if root is not None and root.suffix == ".npz":
         source: Any = open_source("npz", str(root), "", train)
     elif root is not None:
-        files = sorted(f for f in root.rglob("*") if f.suffix.lower() in IMAGE_FILES)
+        if not root.is_dir():
+            raise PruneError(f"--images: there is no folder {root}")
+        files, left = images_below(root)
         if not files:
-            raise PruneError(f"--images: {root} holds no image files")
+            raise PruneError(f"--images: {root} holds no image files{left_out(left)}")
+        if left and not train:
+            print(f"{root}: {len(files):,} image files{left_out(left)}", file=sys.stderr)
         source = FolderSource(files, np.zeros(len(files), dtype=np.int64), ("any",), str(root))  # type: ignore[arg-type]
     elif place is not None and (place.parent / "recipe.yaml").is_file():
         data = reading.load(str(place.parent / "recipe.yaml"), [], methods.options_of).data
-        opened = open_split(data.backend, data.source, data.root, data.train_split if train else data.eval_split, train)
+        split = data.train_split if train else data.eval_split
+        opened = open_split(data.backend, data.source, data.root, split, train, layout=data.layout)
         source, backend = opened.source, opened.backend
     else:
         raise PruneError("the bundle lies in no run directory, so nobody knows its images; name some with --images")

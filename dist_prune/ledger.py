@@ -169,6 +169,7 @@ SAFETY = ("save_every_steps", "save_every_minutes", "keep_checkpoints", "skip_no
 # and checkpoint are those that it read before (stages compare their digests).
 PLACES = (
     "data.root",
+    "data.class_map",
     "data.workers",
     "data.backend",
     "data.on_error",

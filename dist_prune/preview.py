@@ -1,5 +1,6 @@
 """What a recipe would cut, before any data is touched: groups, who is protected and why, the reachable sizes."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from dist_prune.pruning.choose import Request, reachable
 from dist_prune.pruning.trial import check_logits
 from dist_prune.recipe import Recipe
 from dist_prune.runtime import backbones
+from dist_prune.runtime.data.numbering import in_order, listed, told, warning
 from dist_prune.runtime.data.sources import KNOWN, check_figures, class_folders, npz_shape
 
 QUANTITIES: tuple[cost.Quantity, ...] = ("macs", "params", "channels")
@@ -55,6 +57,7 @@ def preview(spec: Recipe, method: Method) -> dict[str, Any]:
         "input": list(channels.example),
         "classes": classes,
         "assumed": assumed,
+        "notes": _notes(spec),
         "dense": {
             "macs": cost.macs(channels),
             "thop": cost.macs(channels, rule="thop"),
@@ -68,15 +71,35 @@ def preview(spec: Recipe, method: Method) -> dict[str, Any]:
     }
 
 
+def _notes(spec: Recipe) -> list[str]:
+    """Where the dense weights come from, and who numbers the classes of an image folder that is here."""
+    data, epochs, out = spec.data, spec.train.epochs, []
+    weights = spec.backbone.checkpoint or ("fetched by timm" if spec.backbone.pretrained else "")
+    if weights:
+        used = f"is trained from them for {epochs} epochs, a head of other classes made anew" if epochs else "has them"
+        out.append(f"weights: {weights}; the dense network {used}")
+    folders = data.source == "imagefolder"
+    found, left = class_folders(data.root, data.train_split, data.eval_split) if folders else ((), "")
+    if found:
+        classes = listed(Path(data.class_map)) if data.class_map else in_order(found, data.class_order)
+        out.append(told(classes, 0, len(found), data.class_order, data.class_map) + left)
+        kept = spec.backbone.checkpoint or backbones.classes_fetched(spec.backbone.name) == len(classes)
+        mixed = warning(found, data.class_order, data.class_map, weights) if weights and kept else ""
+        out += [mixed] if mixed else []
+    return out
+
+
 def _shape(spec: Recipe) -> tuple[int, int, int | None, str]:
     """(classes, channels, native side or None, what was assumed)."""
     data = spec.data
     if data.source in KNOWN:
-        return (*KNOWN[data.source], "")
+        classes, colours, side = KNOWN[data.source]
+        return len(data.classes or ()) or classes, colours, side, ""
     if data.source == "imagefolder":
-        found = class_folders(data.root, data.train_split)
-        return (found, 3, None, "") if found else (1000, 3, None, "1,000 classes: the image folder is not here")
-    found = npz_shape(data.root)
+        found, _ = class_folders(data.root, data.train_split, data.eval_split)
+        count = len(listed(Path(data.class_map))) if found and data.class_map else len(found)
+        return (count, 3, None, "") if found else (1000, 3, None, "1,000 classes: the image folder is not here")
+    found = npz_shape(data.root, data.layout, data.image_size)
     return (*found, "") if found else (10, 3, 32, "10 classes of 3x32x32 images: the .npz file is not here")
 
 
@@ -88,6 +111,7 @@ def as_text(body: dict[str, Any]) -> str:
         f"input {'x'.join(map(str, body['input']))}, {body['classes']} classes",
         f"dense: {dense['macs'] / 1e6:,.2f} M MACs ({dense['thop'] / 1e6:,.2f} M by thop), {dense['params']:,} params",
         *([f"assumed {body['assumed']}"] if body["assumed"] else []),
+        *body["notes"],
         "",
         f"{'group (its leader)':40} {'width':>6}  layers that change with it",
     ]

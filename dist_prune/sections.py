@@ -24,9 +24,33 @@ class Backbone(Part):
     """The network: a timm name (this package's CIFAR networks are in timm's registry too)."""
 
     name: str = Field(description="timm's name; dist-prune list backbones has this package's networks too")
-    checkpoint: str | None = Field(default=None, description="dense weights; without it the dense network is trained")
-    pretrained: bool = Field(default=False, description="let timm fetch its pretrained weights")
+    checkpoint: str | None = Field(
+        default=None,
+        description="file of weights: the dense network's where train.epochs is 0, else the training starts from them",
+    )
+    checkpoint_key: str = Field(
+        default="auto",
+        min_length=1,
+        description="which weights of a file with several: auto (averaged ones where there are some, as timm's loader "
+        "does), ema, or an entry's name, for example state_dict",
+    )
+    checkpoint_skip: tuple[str, ...] = Field(
+        default=(), description="globs of names in the file to leave out (counters and losses always are)"
+    )
+    pretrained: bool = Field(
+        default=False,
+        description="let timm fetch its pretrained weights; train.epochs says of them what it says of a checkpoint",
+    )
     kwargs: dict[str, Any] = Field(default_factory=dict, description="further arguments of timm.create_model")
+
+    @model_validator(mode="after")
+    def _of_a_file(self):
+        for key in ("checkpoint_key", "checkpoint_skip"):
+            if not self.checkpoint and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"backbone.{key} chooses within a file: name one with backbone.checkpoint, or leave it out"
+                )
+        return self
 
 
 class Data(Part):
@@ -39,9 +63,23 @@ class Data(Part):
     classes: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         default=None, description="arrays: only the images of these classes, renumbered from 0 in this order"
     )
+    class_order: Literal["text", "natural"] | None = Field(
+        default=None,
+        description="image files: how class folders are numbered: text is 0, 1, 10, 2 (torchvision's), natural is 0, "
+        "1, 2, 10 (timm's); left out: text, with a warning where weights from elsewhere may mean the other",
+    )
+    class_map: str | None = Field(
+        default=None,
+        description="image files: a file of class names in the order of their numbers: a name a line, or JSON",
+    )
+    layout: Literal["nhwc", "nchw"] | None = Field(
+        default=None, description="npz: the axes of the images; left out: nhwc, and what looks like nchw is refused"
+    )
     mean: tuple[float, ...] | None = Field(default=None, description="per channel, on [0, 1]; default: the model's own")
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, description="like mean")
-    image_size: int | None = Field(default=None, ge=1, description="side of the square input; default: the model's own")
+    image_size: int | None = Field(
+        default=None, ge=1, description="side of the square input; default: the model's own, of arrays theirs"
+    )
     crop: float | None = Field(
         default=None, gt=0, le=1, description="share of the resized image that is cropped (crop_pct)"
     )
@@ -81,6 +119,23 @@ class Data(Part):
     on_error: Literal["fail", "skip"] = Field(
         default="fail", description="an image that cannot be read ends the run, or is left out and listed in the report"
     )
+
+    @model_validator(mode="after")
+    def _of_some_sources(self):
+        for key, source, whose in (
+            (
+                "class_order",
+                "imagefolder",
+                "folders of images: labels of arrays are numbers already (see data.classes)",
+            ),
+            ("class_map", "imagefolder", "folders of images: labels of arrays are numbers already (see data.classes)"),
+            ("layout", "npz", "the arrays of an .npz file"),
+        ):
+            if getattr(self, key) is not None and self.source != source:
+                raise ValueError(f"data.{key} is for {whose}; data.source is {self.source}. Leave it out")
+        if self.class_map and self.class_order:
+            raise ValueError("data.class_map says the order of the classes: leave data.class_order out")
+        return self
 
     @model_validator(mode="after")
     def _schedule(self):

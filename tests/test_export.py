@@ -136,6 +136,13 @@ def test_images_are_the_runs_or_those_that_are_named(made, tmp_path, capsys):
     assert "name some with --images" in capsys.readouterr().err
     assert cli.main(["export", str(alone), "--format", "pt2", "--images", str(made / "png")]) == 2
     assert "they have 3 channels, the network takes 1" in capsys.readouterr().err
+    hidden = tmp_path / "only" / ".ipynb_checkpoints"
+    shutil.copytree(made / "png", hidden)
+    (tmp_path / "only" / "notes.txt").touch()
+    assert cli.main(["export", str(alone), "--format", "pt2", "--images", str(tmp_path / "only")]) == 2
+    assert "holds no image files; left out: 1 .txt, 1 hidden" in capsys.readouterr().err
+    assert cli.main(["export", str(alone), "--format", "pt2", "--images", str(tmp_path / "nowhere")]) == 2
+    assert "--images: there is no folder" in capsys.readouterr().err
     assert cli.main(["export", str(alone), "--format", "pt2", "--images", str(alone)]) == 2
     assert "holds no image files" in capsys.readouterr().err
 

@@ -48,6 +48,11 @@ def changed(**sections) -> dict:
     ("change", "said"),
     [
         ({"backbone": {"name": "resnet50"}}, "backbone.name: 'resnet18' there, 'resnet50' here"),
+        (
+            {"backbone": {"name": "resnet18", "checkpoint_key": "ema"}},
+            "backbone.checkpoint_key: None there, 'ema' here",
+        ),
+        ({"data": {"class_order": "natural"}}, "data.class_order: None there, 'natural' here"),
         ({"data": {"source": "npz"}}, "data.source: 'digits' there, 'npz' here"),
         ({"score": {"images": 20}}, "score.images: 10 there, 20 here"),
         ({"train": {"epochs": 2}}, "train.epochs: 1 there, 2 here"),

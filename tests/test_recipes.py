@@ -47,6 +47,15 @@ def test_the_network_of_a_recipe_can_be_cut(file):
     assert any(not group["protected"] for group in body["groups"])
 
 
+def test_only_sparse_learning_goes_on_from_a_checkpoint():
+    """A train section behind a checkpoint is a training: where a paper takes weights as they are, there is none."""
+    found = {file.stem: loaded(file) for file in FILES}
+    both = {name for name, spec in found.items() if spec.backbone.checkpoint and spec.train.epochs}
+    assert {name for name in both if found[name].train.sparsity == "none"} == set()
+    taught = {name for name, spec in found.items() if spec.backbone.pretrained and spec.train.epochs}
+    assert taught == {"resnet18_folder_taylor", "vgg16_cub200_graph", "vgg19_cub200_graph"}
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_recipe_opens_with_what_a_reader_needs(file):
     head = [line for line in file.read_text().splitlines() if line.startswith("#")]

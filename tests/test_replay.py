@@ -37,7 +37,7 @@ def test_three_thresholds_score_once(first, tmp_path, monkeypatch):
     folder, one = first
     seen = []
     monkeypatch.setattr(Bench, "observe", lambda *arguments, **more: seen.append(arguments))
-    shared = (f"score.from={folder}", f"backbone.checkpoint={folder / 'dense.safetensors'}")
+    shared = (f"score.from={folder}", f"backbone.checkpoint={folder / 'dense.safetensors'}", "train.epochs=0")
     others = [perform(tmp_path / f"at_{t}", *shared, f"select.threshold={t}") for t in (0.7, 0.75)]
     assert seen == []
     assert len({body["plan"]["fingerprint"] for body in (one, *others)}) == 3
@@ -53,7 +53,8 @@ def test_a_replayed_plan_gives_the_same_network_unscored(first, tmp_path, capsys
     file = tmp_path / "info.json"
     assert cli.main(["plan", str(folder), "--to-json", str(file)]) == 0
     assert set(json.loads(file.read_text())["conv1"]) == {"saved_idxs", "mask_num"}
-    again = perform(tmp_path / "again", f"select.plan={file}", f"backbone.checkpoint={folder / 'dense.safetensors'}")
+    dense = (f"backbone.checkpoint={folder / 'dense.safetensors'}", "train.epochs=0")
+    again = perform(tmp_path / "again", f"select.plan={file}", *dense)
     assert again["plan"]["fingerprint"] == body["plan"]["fingerprint"]
     assert again["pruned"]["top1"] == body["pruned"]["top1"]
     assert {"stage": "select", "event": "replayed", "plan": str(file)} in again["events"]
@@ -66,17 +67,17 @@ def test_a_replayed_plan_gives_the_same_network_unscored(first, tmp_path, capsys
 
 def test_scores_are_made_when_the_plan_file_goes(first, tmp_path):
     folder, body = first
-    dense = f"backbone.checkpoint={folder / 'dense.safetensors'}"
+    dense = (f"backbone.checkpoint={folder / 'dense.safetensors'}", "train.epochs=0")
     file = tmp_path / "info.json"
     assert cli.main(["plan", str(folder), "--to-json", str(file)]) == 0
     info = json.loads(file.read_text())
     info["layer3.0.conv1"] = {"saved_idxs": [3], "mask_num": 63}
     file.write_text(json.dumps(info))
-    other = perform(tmp_path / "run", f"select.plan={file}", dense)
+    other = perform(tmp_path / "run", f"select.plan={file}", *dense)
     assert other["achieved"]["macs"] < body["achieved"]["macs"]
     third = {group["name"]: group["kept"] for group in other["plan"]["groups"]}
     assert third["layer3.0.conv1"] == 1
-    again = perform(tmp_path / "run", "select.threshold=0.65", dense)
+    again = perform(tmp_path / "run", "select.threshold=0.65", *dense)
     assert again["plan"]["fingerprint"] == body["plan"]["fingerprint"], "scored now, not taken from the empty file"
 
 
@@ -90,7 +91,7 @@ def test_a_replayed_plan_leaves_nothing_to_choose(first, tmp_path):
 
 def test_new_weights_where_the_first_release_has_them(first, tmp_path):
     folder, _ = first
-    words = ("select.threshold=0.65", f"backbone.checkpoint={folder / 'dense.safetensors'}")
+    words = ("select.threshold=0.65", f"backbone.checkpoint={folder / 'dense.safetensors'}", "train.epochs=0")
     body = perform(tmp_path / "run", *words, "method.quirks=[fresh_classifier]")
     plain, fresh = (checkpoint.read(place / "round_1/small.safetensors")[0] for place in (folder, tmp_path / "run"))
     differing = {key for key, tensor in plain.items() if not torch.equal(tensor, fresh[key])}

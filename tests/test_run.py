@@ -171,7 +171,7 @@ def test_run_again_skips_and_other_select_keys_go_on(finished):
 def test_scores_of_another_run(finished, tmp_path):
     folder, _ = finished
     start_weights = f"backbone.checkpoint={folder / 'dense.safetensors'}"
-    same = ("score.from=" + str(folder), start_weights, "finetune.epochs=0", "train.epochs=2")
+    same = ("score.from=" + str(folder), start_weights, "finetune.epochs=0", "train.epochs=0")
     code, output = run(PYTHON, tmp_path / "b", *SMALL, *same, "target.macs=0.7")
     assert code == 0, output
     body = report(tmp_path / "b")
@@ -267,7 +267,9 @@ def test_a_checkpoint_of_another_class_count(finished, tmp_path):
     weights, _ = checkpoint.read(finished[0] / "dense.safetensors")
     weights["linear.weight"], weights["linear.bias"] = torch.zeros(7, 64), torch.zeros(7)
     checkpoint.save(tmp_path / "seven.safetensors", weights)
-    code, output = run(PYTHON, tmp_path / "run", *SMALL, f"backbone.checkpoint={tmp_path / 'seven.safetensors'}")
+    code, output = run(
+        PYTHON, tmp_path / "run", *SMALL, "train.epochs=0", f"backbone.checkpoint={tmp_path / 'seven.safetensors'}"
+    )
     assert code == 2
     assert "class count mismatch: the data has 10 classes, the head 'linear' of" in output
     assert "has 7" in output

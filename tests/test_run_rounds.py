@@ -99,6 +99,7 @@ def test_rounds_without_training_are_the_same_on_any_number_of_ranks(finished, t
     """Scores of the second round are of new batch-norm statistics, which are exact over ranks as well."""
     words = (
         *ROUNDS[:-4], "report.latency_batches=[1]", f"backbone.checkpoint={finished[0] / 'dense.safetensors'}",
+        "train.epochs=0",
         "schedule.carry_optimizer=false", "schedule.finetune_epochs=0", "finetune.epochs=0",
         "finetune.recalibrate_bn=64",
     )  # fmt: skip
@@ -113,7 +114,8 @@ def test_rounds_without_training_are_the_same_on_any_number_of_ranks(finished, t
 def test_killed_inside_rounds_and_run_again(finished, tmp_path):
     """SIGKILL in the finetuning between the rounds, then in the second scoring: the end is the same."""
     words = (
-        *ROUNDS, f"backbone.checkpoint={finished[0] / 'dense.safetensors'}", "score.images=400", "score.micro_batch=2",
+        *ROUNDS, f"backbone.checkpoint={finished[0] / 'dense.safetensors'}", "train.epochs=0", "score.images=400",
+        "score.micro_batch=2",
         "score.save_every=5", "schedule.finetune_epochs=3",
     )  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -208,9 +210,9 @@ def test_a_warm_up_longer_than_the_epochs_between_is_refused():
 def test_the_dense_widths_hold_floors_over_all_rounds(finished, tmp_path):
     """A group keeps half of its dense channels at least, not half of a half."""
     weights = f"backbone.checkpoint={finished[0] / 'dense.safetensors'}"
-    words = (*ROUNDS[:3], *SMALL[4:], weights, "method.name=l1", "schedule.rounds=3", "schedule.finetune_epochs=0",
-             "finetune.epochs=0", "select.max_ratio=0.5", "target.macs=0.4", "select.scope=global",
-             "report.trackers=[]")  # fmt: skip
+    words = (*ROUNDS[:3], *SMALL[4:], weights, "train.epochs=0", "method.name=l1", "schedule.rounds=3",
+             "schedule.finetune_epochs=0", "finetune.epochs=0", "select.max_ratio=0.5", "target.macs=0.4",
+             "select.scope=global", "report.trackers=[]")  # fmt: skip
     assert go(tmp_path / "run", *words) == ""
     last = plan_at(tmp_path / "run", 3)
     assert all(2 * last.counts[group] >= width for group, width in last.widths.items())

@@ -28,7 +28,7 @@ def dense(tmp_path_factory):
 def test_killed_while_scoring_and_while_training_then_run_again(dense, tmp_path):
     """SIGKILL in the middle of both; the plan is the one of an uninterrupted run from the same dense weights."""
     words = (
-        *SMALL, f"backbone.checkpoint={dense}", "score.images=700", "score.micro_batch=2",
+        *SMALL, f"backbone.checkpoint={dense}", "train.epochs=0", "score.images=700", "score.micro_batch=2",
         "score.save_every=5", "finetune.epochs=5",
     )  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -54,7 +54,7 @@ def test_killed_while_scoring_and_while_training_then_run_again(dense, tmp_path)
 def test_asked_to_stop_it_saves_and_says_so(dense, tmp_path, number):
     """In scoring, then in training; exit code 75 each time, and the end is the one of an uninterrupted run."""
     words = (
-        *SMALL, f"backbone.checkpoint={dense}", "score.images=700", "score.micro_batch=2",
+        *SMALL, f"backbone.checkpoint={dense}", "train.epochs=0", "score.images=700", "score.micro_batch=2",
         "score.save_every=7", "finetune.epochs=3", "finetune.ema=0.9", "finetune.mixup=0.2", "finetune.batch=32",
         "finetune.save_every_steps=3",
     )  # fmt: skip
@@ -84,8 +84,8 @@ def test_asked_to_stop_it_saves_and_says_so(dense, tmp_path, number):
 def test_killed_at_random_steps(dense, tmp_path, launcher):
     """SIGKILL of all its processes, three times at random places of the training: the same weights, bit for bit."""
     words = (
-        *SMALL, f"backbone.checkpoint={dense}", "finetune.epochs=8", "finetune.ema=0.9", "finetune.mixup=0.2",
-        "data.augment=crop", "finetune.batch=32", "finetune.save_every_steps=2",
+        *SMALL, f"backbone.checkpoint={dense}", "train.epochs=0", "finetune.epochs=8", "finetune.ema=0.9",
+        "finetune.mixup=0.2", "data.augment=crop", "finetune.batch=32", "finetune.save_every_steps=2",
     )  # fmt: skip
     whole, cut, rng = tmp_path / "whole", tmp_path / "cut", random.Random(0)
     code, output = run(launcher, whole, *words)

@@ -1,9 +1,12 @@
 """Weights and training states on disk: safetensors, written atomically, read without unpickling."""
 
+import argparse
 import json
+import pathlib
 import pickle
 import re
-from collections.abc import Mapping
+import types
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,11 @@ from torch import Tensor, nn
 
 from dist_prune.errors import PruneError
 from dist_prune.ledger import write_atomic
+from dist_prune.runtime import wrappings
 
-WRAPPERS = ("state_dict", "model", "model_state", "net")
-PREFIXES = ("module.", "_orig_mod.", "model.")
+TORCH = (b"PK\x03\x04", b"\x80\x02")  # what torch's files begin with: a zip archive, or (before 1.6) a pickle
+# what training programs keep their settings in; making one fills its fields and runs nothing
+BAGS = [argparse.Namespace, types.SimpleNamespace, pathlib.PurePosixPath, pathlib.PosixPath]
 
 
 def encode(tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> bytes:
@@ -41,29 +46,46 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise PruneError(f"{path} cannot be read as safetensors ({error}); it is damaged or cut short") from error
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A user's checkpoint: .safetensors, or a torch file that holds tensors and nothing that needs code.
+def read_weights(
+    path: Path,
+    key: str = wrappings.AUTO,
+    skip: Iterable[str] = (),
+    wanted: Iterable[str] | None = None,
+    say: wrappings.Say = lambda text: None,
+) -> dict[str, Tensor]:
+    """A user's checkpoint: safetensors, or a torch file that holds tensors and nothing that needs code.
 
-    Known wrappings are undone: a ``state_dict`` or ``model`` key around the weights, ``module.`` before the names.
+    What the file is, its content says and not its suffix. Entries around the state dict and prefixes before its names
+    are undone, counters and losses left out (``wrappings``).
+
+    Args:
+        key: the recipe's ``backbone.checkpoint_key``.
+        skip: its ``backbone.checkpoint_skip``.
+        wanted: names of the network's state, where it is known.
+        say: takes a line for what was chosen or left out.
 
     Raises:
-        PruneError: no such file, damaged, or loading it would run code.
+        PruneError: no such file, damaged, loading it would run code, or no entry or name as asked for.
     """
     if not path.is_file():
         raise PruneError(f"backbone.checkpoint: there is no file {path}. Leave the key out to train the dense network.")
-    state: Any = read(path)[0] if path.suffix == ".safetensors" else _torch_file(path)
-    for key in WRAPPERS:
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise PruneError(f"backbone.checkpoint: {path} holds no state dict (names and tensors)")
-    return {_bare(name): tensor for name, tensor in state.items()}
+    state: Any = read(path)[0] if _holds_safetensors(path) else _torch_file(path)
+    return wrappings.named(wrappings.unwrapped(state, key, path.name, say), wanted, skip, path.name, say)
+
+
+def _holds_safetensors(path: Path) -> bool:
+    """By its first bytes, a JSON header's length (below 4 GB) and brace; by its suffix where they are neither's."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[4:] == bytes(4) + b"{":
+        return True
+    return path.suffix == ".safetensors" and not head.startswith(TORCH)
 
 
 def _torch_file(path: Path) -> Any:
-    """What a torch file holds, read without running code: tensors, plain values and numpy arrays."""
+    """What a torch file holds, read without running code: tensors, plain values, numpy arrays, settings in bags."""
     try:
-        with torch.serialization.safe_globals(_arrays()):
+        with torch.serialization.safe_globals([*_arrays(), *BAGS]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error))))
@@ -85,15 +107,16 @@ def _arrays() -> list[Any]:
     return [rebuild, scalar, np.ndarray, np.dtype, *old, *kinds]
 
 
-def fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Load ``weights`` strictly; PruneError says which names or shapes do not fit."""
-    wanted = model.state_dict()
+def fit(model: nn.Module, weights: Mapping[str, Tensor], source: str, new: Iterable[str] = ()) -> None:
+    """Load ``weights`` strictly, all but ``new`` names; PruneError says which names or shapes do not fit."""
+    wanted, new = model.state_dict(), set(new)
+    weights = {name: tensor for name, tensor in weights.items() if name not in new}
     wrong = [
         f"{name}: {tuple(weights[name].shape)} in the file, {tuple(tensor.shape)} in the network"
         for name, tensor in wanted.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
-    missing = [name for name in wanted if name not in weights and not name.endswith("num_batches_tracked")]
+    missing = [name for name in wanted if name not in {*weights, *new} and not name.endswith("num_batches_tracked")]
     extra = [name for name in weights if name not in wanted]
     if wrong or missing or extra:
         lines = []
@@ -132,9 +155,3 @@ def unpack(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], plai
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": plain["groups"]})
-
-
-def _bare(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
-    return name

@@ -18,7 +18,6 @@ import torch
 
 from dist_prune.errors import PruneError
 from dist_prune.ledger import SAFETY, canonical, digest, file_digest, pick, write_atomic
-from dist_prune.recipe import trains_dense
 from dist_prune.replay import manifest_of
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.machine import describe
@@ -163,7 +162,8 @@ def _headline(stage: Stage, work: Work) -> str:
     return {
         "train": f"the dense {recipe.backbone.name}"
         + (" from its checkpoint" if recipe.backbone.checkpoint else "")
-        + (f", {recipe.train.epochs} epochs" if trains_dense(recipe.resolved()) else ""),
+        + (" from timm's weights" if recipe.backbone.pretrained and not recipe.backbone.checkpoint else "")
+        + (f", {recipe.train.epochs} epochs" if recipe.train.epochs else ""),
         "many": f"{', '.join(recipe.score.many)} in one pass",
         "score": "calibration images",
         "select": "channels to keep",

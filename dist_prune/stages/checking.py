@@ -7,7 +7,7 @@ import torch
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning.trial import check_logits
-from dist_prune.recipe import Training, trains_dense
+from dist_prune.recipe import Training
 from dist_prune.runtime.data import dealing
 from dist_prune.runtime.training import carrying, fast, optim
 from dist_prune.stages.work import Work
@@ -31,8 +31,7 @@ def precheck(work: Work) -> None:
     trainings = [
         (settings, name)
         for name, settings in (("train", recipe.train), ("finetune", recipe.finetune))
-        if (settings.epochs or (name == "finetune" and recipe.schedule.rounds > 1 and recipe.between.epochs))
-        and (name == "finetune" or trains_dense(recipe.resolved()))
+        if settings.epochs or (name == "finetune" and recipe.schedule.rounds > 1 and recipe.between.epochs)
     ]
     attempt(_rounds, work)
     for settings, name in trainings:

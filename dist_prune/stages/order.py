@@ -25,11 +25,12 @@ def at(number: int, file: str) -> str:
 
 
 NETWORK = ("backbone.name", "backbone.kwargs", "backbone.pretrained")
+CHOSEN = ("backbone.checkpoint_key", "backbone.checkpoint_skip")  # of the file, whose digest comes from outside
 IMAGES = tuple(
     f"data.{key}"
     for key in (
-        "source", "train_split", "eval_split", "classes", "mean", "std", "image_size", "crop", "crop_mode",
-        "interpolation", "exif",
+        "source", "train_split", "eval_split", "classes", "class_order", "layout", "mean", "std", "image_size",
+        "crop", "crop_mode", "interpolation", "exif",
     )
 )  # fmt: skip
 DRAWN = tuple(
@@ -85,7 +86,7 @@ class Stage:
 MANY = ("many.json", "many.safetensors")
 SCORES, PLAN, SMALL = at(1, "scores.safetensors"), at(1, "plan.json"), at(1, "small.safetensors")
 ORDER = (
-    Stage("train", (*TRAINING, "train"), (), (DENSE,)),
+    Stage("train", (*TRAINING, *CHOSEN, "train"), (), (DENSE,)),
     Stage("many", (*SCORING, "score.many", "method", "select", "target", "evaluate"), (DENSE,), MANY),
     Stage("score", SCORING, (DENSE,), (SCORES,)),
     Stage("select", (*NETWORK, "data.source", "data.image_size", "method", "select", "target"), (SCORES,), (PLAN,)),

@@ -47,9 +47,15 @@ def same(stage: str, work: Work, outside: dict[str, str]) -> None:
         )
     if differing and line:
         raise PruneError(
-            f"{' and '.join(KEYS[name] for name in differing)}: the content is not the one that the stage {stage!r} of "
-            f"{work.folder} was made from. Name another --run-dir, or delete that one to start over."
+            f"{' and '.join(_key(name, work) for name in differing)}: the content is not the one that the stage "
+            f"{stage!r} of {work.folder} was made from. Name another --run-dir, or delete that one to start over."
         )
+
+
+def _key(name: str, work: Work) -> str:
+    """The keys that name what has changed; classes of other numbers are other content."""
+    mapped = work.recipe.data.class_map and name != "checkpoint"
+    return KEYS[name] + (" or data.class_map" if mapped else "")
 
 
 def _images(identity: str) -> str:

@@ -70,6 +70,11 @@ def _unit(group: Mapping[str, Any]) -> str:
     return "" if group.get("unit", "channel") == "channel" else f" {group['unit']}s"
 
 
+def warned(body: Mapping[str, Any]) -> list[str]:
+    """What nobody must miss: events that begin so."""
+    return [str(event["event"]) for event in body.get("events", []) if str(event["event"]).startswith("WARNING")]
+
+
 def _event(event: Mapping[str, Any]) -> str:
     more = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("stage", "event"))
     return f"{event['stage']}: {event['event']}" + (f" ({more})" if more else "")
@@ -92,7 +97,7 @@ def table(body: Mapping[str, Any]) -> str:
         "  ".join([label.ljust(widths[0]), *(cell.rjust(widths[i + 1]) for i, cell in enumerate(cells))])
         for label, cells in lines
     ]
-    more = [*_rounds(body.get("rounds", [])), *filter(None, [said(body)])]
+    more = [*_rounds(body.get("rounds", [])), *filter(None, [said(body)]), *warned(body)]
     return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", aim(body), *more])
 
 
@@ -165,6 +170,7 @@ def html(
         f"<h1>{e(body['name'])}</h1><p class=sub>{e(body['recipe']['backbone']['name'])}, method "
         f"{e(body['recipe']['method']['name'])}, seed {body['seed']}, {body['world_size']} process(es), "
         f"{e(environment['processor'])}, commit {e(str(body['commit']))}</p>"
+        f"{''.join(f'<p><b>{e(text)}</b></p>' for text in warned(body))}"
         f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{cells}</tbody></table>"
         f"<p class=sub>{e(aim(body))}. Times: median of {sample['repeats']} passes on {e(sample['device'])}, "
         f"{sample['threads']} thread(s), the three networks taking turns.</p>"

@@ -233,7 +233,7 @@ def part(work: Work, asked: Asked) -> tuple[Feed, np.ndarray, str]:
             where += (
                 "; backbone.checkpoint may have been trained on them (then they are easy, and --split test says more)"
             )
-        elif "train" in seen:
+        if "train" in seen:
             where += "; the dense network was trained on them (train.selection is not holdout)"
     chosen = "all" if asked.images is None else asked.images
     feed, ids = work.readable(feed, pool[calibration(feed.source.labels[pool], chosen, work.recipe.seed)])

@@ -23,10 +23,12 @@ from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.rounds import scheduled
 from dist_prune.recipe import Recipe, Training
 from dist_prune.runtime import backbones, checkpoint, stopping
+from dist_prune.runtime.data.arrays import check_sides
 from dist_prune.runtime.data.backends import AnySource, Opened, open_split
 from dist_prune.runtime.data.dealing import deal, held_out, micro_batches
 from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import FolderSource, check, check_figures, only, same_classes
+from dist_prune.runtime.data.numbering import numbered, told
+from dist_prune.runtime.data.sources import ArraySource, FolderSource, check, check_figures, only, same_classes
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.stages.order import at
@@ -82,18 +84,26 @@ class Work:
     @cached_property
     def opened(self) -> dict[bool, Opened]:
         """The training and the evaluation split."""
-        data, out = self.recipe.data, {}
+        data, out, plain = self.recipe.data, {}, {}
         for train in (True, False):
             what = f"{'training' if train else 'evaluation'} images"
             split = data.train_split if train else data.eval_split
             found = open_split(
                 data.backend, data.source, data.root, split, train, self.tracker.say,
-                lambda source, train=train: self._resized(source, train),
+                lambda source, train=train: self._resized(source, train), data.layout,
             )  # fmt: skip
-            found = out[train] = replace(found, source=only(found.source, data.classes))
-            check(found.source, f"the {what} of {data.source}")
+            plain[train] = only(found.source, data.classes)
+            out[train] = replace(found, source=numbered(plain[train], data.class_order, data.class_map))
+            check(out[train].source, f"the {what} of {data.source}")
             self.tracker.say(f"data: {what} come through the {found.backend} backend ({found.why})")
-        same_classes(out[True].source, out[False].source)
+        same_classes(plain[True], plain[False])
+        classes = out[True].source.classes
+        empty = len(classes) - len(np.unique(out[True].source.labels))
+        if data.source == "imagefolder":
+            said = told(classes, empty, len(plain[True].classes), data.class_order, data.class_map)
+            self.tracker.say(f"data: {said}")
+        elif empty:
+            self.tracker.say(f"data: {len(classes)} classes, {empty} of which have no training image")
         return out
 
     @property
@@ -105,10 +115,11 @@ class Work:
         return self.opened[True].source.in_chans
 
     def fresh(self) -> nn.Module:
-        """The dense backbone, weights from the recipe's seed (or timm's, where asked for)."""
+        """The dense backbone, weights from the recipe's seed (or timm's, where asked for and no file names others)."""
         torch.manual_seed(self.recipe.seed)
         spec = self.recipe.backbone
-        return backbones.create(spec.name, len(self.classes), self.in_chans, spec.pretrained, spec.kwargs)
+        fetched = spec.pretrained and not spec.checkpoint
+        return backbones.create(spec.name, len(self.classes), self.in_chans, fetched, spec.kwargs)
 
     def shell(self) -> nn.Module:
         """The dense backbone without meaningful weights: to be filled or traced."""
@@ -154,6 +165,8 @@ class Work:
         data, spec = self.recipe.data, self.recipe.backbone
         shell = backbones.create(spec.name, len(source.classes), source.in_chans, False, spec.kwargs)
         config = backbones.image_config(shell, source.in_chans)
+        if isinstance(source, ArraySource):
+            check_sides(source.images.shape[1], source.images.shape[2], data.image_size)
         if source.side is not None:
             for key in ("crop", "crop_mode", "interpolation"):
                 if getattr(data, key) is not None:

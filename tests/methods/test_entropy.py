@@ -408,6 +408,7 @@ def test_a_bundle_is_finetuned(finished, tmp_path):
         (bundle / file.name).write_bytes(file.read_bytes())
     words = [w for w in ENTROPY if not w.startswith("finetune.only")]
     words += ["target.macs=", f"select.plan={bundle}", f"backbone.checkpoint={folder / 'dense.safetensors'}"]
+    words += ["train.epochs=0"]
     code, output = run(PYTHON, tmp_path / "only", *words, "finetune.epochs=1")
     assert code == 0, output
     assert "is a bundle" in output

@@ -1,4 +1,4 @@
-"""Values that can be worked out by hand: losses, rates, averages, clipping, statistics, and the spread of augmentation."""
+"""Values that can be worked out by hand: losses, rates, averages, clipping, statistics, augmentation's spread."""
 
 import contextlib
 import math

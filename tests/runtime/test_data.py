@@ -79,12 +79,14 @@ def test_missing_and_malformed_data(tmp_path):
         open_source("npz", None, "", True)
     with pytest.raises(PruneError, match="no cifar10 below"):
         open_source("cifar10", str(tmp_path), "", True)
-    (tmp_path / "train" / "cat").mkdir(parents=True)
-    with pytest.raises(PruneError, match="class folder .*cat holds no image"):
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    with pytest.raises(PruneError, match=r"class folder .*cat \(and 1 more\) holds no image"):
         open_source("imagefolder", str(tmp_path), "train", True)
     with pytest.raises(PruneError, match="there is no folder .*val"):
         open_source("imagefolder", str(tmp_path), "val", False)
-    np.savez(tmp_path / "y.npz", x_train=np.zeros((3, 4, 4)), y_train=np.zeros(3), y_test=np.zeros(3))
+    images = np.zeros((3, 4, 4))
+    np.savez(tmp_path / "y.npz", x_train=images, x_test=images, y_train=np.zeros(3), y_test=np.zeros(3))
     with pytest.raises(PruneError, match=r"x_train of .* is float64"):
         open_source("npz", str(tmp_path / "y.npz"), "", True)
 
@@ -125,7 +127,8 @@ def test_labels_outside_the_classes():
 def test_a_corrupt_image_is_named(tmp_path, workers):
     folder = tmp_path / "train" / "cat"
     folder.mkdir(parents=True)
-    for name in ("a", "b", "c"):
+    (tmp_path / "train" / "dog").mkdir()
+    for name in ("a", "b", "c", "../dog/d"):
         Image.new("RGB", (20, 20)).save(folder / f"{name}.png")
     whole = (folder / "b.png").read_bytes()
     (folder / "b.png").write_bytes(whole[: len(whole) // 2])

@@ -253,7 +253,8 @@ def test_the_index_is_scanned_once_and_kept_beside_the_data(tree):
     assert [first.names[i] for i in range(len(first.names))] == ["a/10.jpg", "a/9.JPEG", "a/deep/1.png", "b/2.png"]
     assert (first.classes, first.labels.tolist(), first.sizes.tolist()) == (("a", "b"), [0, 0, 0, 1], [8, 8, 12, 7])
     again, how = index.index_of(tree)
-    assert how == f"4 images by {tree.with_name('train.index.npz')}"
+    left = "left out: 1 .txt, 1 hidden"
+    assert how == f"4 images by {tree.with_name('train.index.npz')}; {left}"
     assert again.digest == first.digest
 
 

@@ -51,20 +51,24 @@ def test_all_of_it_at_once_and_nothing_of_a_training_that_is_not_done(tmp_path):
         precheck(work_of(tmp_path, *words[:2]))
     assert [line.split(":")[0] for line in str(error.value).splitlines()] == ["train.optimizer", "finetune.lr_scales"]
     (tmp_path / "dense.safetensors").touch()
-    precheck(work_of(tmp_path, words[0], f"backbone.checkpoint={tmp_path}/dense.safetensors"))
+    dense = f"backbone.checkpoint={tmp_path}/dense.safetensors"
+    precheck(work_of(tmp_path, words[0], dense, "train.epochs=0"))
+    with pytest.raises(PruneError, match=r"^train\.optimizer: unknown optimizer 'adamv'"):
+        precheck(work_of(tmp_path, words[0], dense))
 
 
-def test_sparse_learning_from_a_checkpoint_is_a_training(tmp_path):
+def test_learning_from_a_checkpoint_is_a_training(tmp_path):
     """It is checked before any work, and marked where the test images select its epoch."""
     (tmp_path / "dense.safetensors").touch()
     words = (f"backbone.checkpoint={tmp_path}/dense.safetensors", "train.optimizer=adamv", "train.selection=test")
-    spared = work_of(tmp_path, *words)
+    spared = work_of(tmp_path, *words, "train.epochs=0")
     precheck(spared)
     assert peeks(spared.recipe.resolved()) == []
-    sparse = work_of(tmp_path, *words, "train.sparsity=bn_scale")
-    with pytest.raises(PruneError, match=r"^train\.optimizer: unknown optimizer 'adamv'"):
-        precheck(sparse)
-    assert peeks(sparse.recipe.resolved()) == ["train: the kept epoch was selected on the test images"]
+    for more in ((), ("train.sparsity=bn_scale",)):
+        learning = work_of(tmp_path, *words, *more)
+        with pytest.raises(PruneError, match=r"^train\.optimizer: unknown optimizer 'adamv'"):
+            precheck(learning)
+        assert peeks(learning.recipe.resolved()) == ["train: the kept epoch was selected on the test images"]
 
 
 def test_how_a_training_is_kept_safe_does_not_decide_what_it_ends_in(tmp_path):
@@ -85,7 +89,8 @@ def test_how_a_training_is_kept_safe_does_not_decide_what_it_ends_in(tmp_path):
         (("finetune.selection=test", "finetune.patience=2"), ["finetune: the kept epoch was selected"]),
         (("finetune.selection=test", "finetune.epochs=0"), []),
         (("train.patience=3", "finetune.patience=3"), []),
-        (("train.selection=test", "backbone.checkpoint=dense.safetensors"), []),
+        (("train.selection=test", "backbone.checkpoint=dense.safetensors", "train.epochs=0"), []),
+        (("train.selection=test", "backbone.checkpoint=dense.safetensors"), ["train: the kept epoch was selected"]),
     ],
 )
 def test_what_the_test_images_decided(tmp_path, words, said):

@@ -20,7 +20,7 @@ from dist_prune.runtime.backbones import (
     wide_resnet_cifar,
 )
 
-__all__ = ["create", "image_config", "names"]
+__all__ = ["classes_fetched", "create", "image_config", "names"]
 _OWN = (  # importing them registers them
     densenet_cifar, googlenet_cifar, lenet, lenet_entropy, mlp, mobilenet_cifar, resnet_cifar, vgg_cifar,
     wide_resnet_cifar,
@@ -51,7 +51,18 @@ def create(
             name, pretrained=pretrained, num_classes=classes, in_chans=in_chans, **dict(kwargs or {})
         )
     except (TypeError, ValueError, RuntimeError, OSError) as error:
+        if pretrained and isinstance(error, OSError):
+            raise PruneError(
+                f"backbone.pretrained: timm could not fetch the weights of {name!r}: {error} Run the command once "
+                "where there is a network (timm keeps them in $HF_HOME), or name a file: backbone.checkpoint=FILE"
+            ) from error
         raise PruneError(f"backbone {name!r} could not be built with {dict(kwargs or {})}: {error}") from error
+
+
+def classes_fetched(name: str) -> int | None:
+    """How many classes the head of timm's pretrained weights has; None where a network has no such weights."""
+    config = timm.get_pretrained_cfg(name)
+    return config.num_classes if config is not None and config.has_weights else None
 
 
 def image_config(model: nn.Module, in_chans: int) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Opened:
 
 def open_split(
     backend: str, source: str, root: str | None, split: str, train: bool, say: Say = lambda text: None,
-    resized: Callable[[AnySource], int] = lambda source: 0,
+    resized: Callable[[AnySource], int] = lambda source: 0, layout: str | None = None,
 ) -> Opened:  # fmt: skip
     """Open the training or the evaluation split behind the backend that the recipe asks for.
 
@@ -42,7 +42,7 @@ def open_split(
 
     Args:
         backend: the recipe's ``data.backend``.
-        source, root, split, train, say: see ``open_source``.
+        source, root, split, train, say, layout: see ``open_source``.
         resized: of a source: the side that the recipe resizes shorter sides to, before it crops.
 
     Raises:
@@ -55,8 +55,10 @@ def open_split(
     if backend == "ffcv" or (backend == "auto" and only_beton):
         there = not only_beton and root is not None and Path(root).expanduser().exists()
         why = "data.backend says so" if backend == "ffcv" else f"there is no {split} folder beside {place}"
-        return _ffcv(place, lambda: open_source(source, root, split, train, say) if there else None, why, resized)
-    plain = open_source(source, root, split, train, say)
+        return _ffcv(
+            place, lambda: open_source(source, root, split, train, say, layout) if there else None, why, resized
+        )
+    plain = open_source(source, root, split, train, say, layout)
     if isinstance(plain, FolderSource):
         if backend == "memory":
             raise PruneError(

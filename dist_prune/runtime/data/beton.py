@@ -18,6 +18,7 @@ from dist_prune.errors import PruneError
 from dist_prune.runtime.data.augment import TRIES, WINDOW, shifted
 from dist_prune.runtime.data.dealing import draws
 from dist_prune.runtime.data.memory import rendered
+from dist_prune.runtime.data.numbering import identity
 from dist_prune.runtime.data.supply import Look, Moment
 
 FORMAT = 1  # of the sidecar
@@ -32,6 +33,7 @@ class BetonSource:
         items: (n, 5) int64: place, bytes, 1 where the pixels are raw, height, width.
         side: height and width of images that came from arrays (they are used whole); None for image files.
         facts: the sidecar.
+        numbering: see ``FolderSource``.
     """
 
     path: Path
@@ -41,6 +43,7 @@ class BetonSource:
     items: np.ndarray = field(repr=False)
     side: int | None
     facts: dict[str, Any] = field(repr=False)
+    numbering: str = ""
 
     @cached_property
     def lost(self) -> str:
@@ -55,7 +58,8 @@ class BetonSource:
     @cached_property
     def identity(self) -> str:
         """Of the images it was made from, where it keeps their pixels; else that, a colon and the file's digest."""
-        return self.facts["source_digest"] + (f":{self.facts['sha256']}" if self.lost else "")
+        found = identity(self.facts["source_digest"], self.numbering)
+        return found + (f":{self.facts['sha256']}" if self.lost else "")
 
     def upsampled(self, side: int) -> int:
         """How many images were shrunk to less than the ``side`` that their shorter sides are resized to."""

@@ -7,12 +7,14 @@ folder ($XDG_CACHE_HOME or ~/.cache, dist_prune/). It is used again as long as n
 
 import hashlib
 import io
+import json
 import os
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -20,9 +22,9 @@ import numpy as np
 
 from dist_prune.errors import PruneError
 from dist_prune.ledger import write_atomic
+from dist_prune.runtime.data import scanning
 
-IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
-FORMAT = 1
+FORMAT = 2
 SCANNERS = 16  # threads: on network file systems a scan is waiting, not computing
 SETTLED_S = 2.0  # a folder changed so shortly before its scan may change again within the clock's grain
 
@@ -60,6 +62,7 @@ class Index:
         classes: names of the class folders, ascending.
         folders, changed: every folder that was looked into (relative; "" is the root) and its time of change, ns.
         scanned: when, ns.
+        left: what was left out: a kind of name (``.txt``, ``hidden``) -> how many. Decides nothing.
     """
 
     names: Names
@@ -69,6 +72,7 @@ class Index:
     folders: tuple[str, ...]
     changed: np.ndarray
     scanned: int
+    left: dict[str, int] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
@@ -97,11 +101,11 @@ def index_of(root: Path, say: Say = lambda text: None) -> tuple[Index, str]:
     for place in places(root):
         found = load(place)
         if found is not None and found.fresh(root):
-            return found, f"{len(found.names):,} images by {place}"
+            return found, f"{len(found.names):,} images by {place}{scanning.left_out(found.left)}"
     say(f"data: looking through {root} (once; its index is kept)")
     start = time.perf_counter()
     found = scan(root)
-    took = f"{len(found.names):,} images, scanned in {time.perf_counter() - start:.1f} s"
+    took = f"{len(found.names):,} images, scanned in {time.perf_counter() - start:.1f} s{scanning.left_out(found.left)}"
     for place in places(root):
         try:
             save(found, place)
@@ -119,61 +123,24 @@ def places(root: Path) -> tuple[Path, Path]:
 
 
 def scan(root: Path) -> Index:
-    """Look through all class folders (and folders in them; names that begin with a dot are left out)."""
+    """Look through all class folders (and folders in them; names that begin with a dot are left out, and counted)."""
     began = time.time_ns()
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    classes, left = scanning.class_folders(root)
     if not classes:
-        raise PruneError(f"data.root: {root} has no class folders; it needs {root}/<class>/<image>")
+        raise PruneError(scanning.no_classes(root))
     with ThreadPoolExecutor(SCANNERS) as pool:
-        parts = list(pool.map(lambda name: _within(root, name, ()), classes))
-    empty = [name for name, (files, _) in zip(classes, parts, strict=True) if not files]
+        parts = list(pool.map(lambda name: scanning.within(root, name, ()), classes))
+    empty = [name for name, found in zip(classes, parts, strict=True) if not found.files]
     if empty:
-        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
-        raise PruneError(
-            f"data.root: the class folder {root / empty[0]}{more} holds no image ({', '.join(IMAGE_FILES)})"
-        )
-    folders = [("", os.stat(root).st_mtime_ns), *(folder for _, found in parts for folder in found)]
+        raise PruneError(scanning.empty(root, empty, sum((found.left for found in parts), Counter())))
+    folders = [("", os.stat(root).st_mtime_ns), *(folder for found in parts for folder in found.folders)]
     return Index(
-        Names.of(name for files, _ in parts for name, _ in files),
-        np.repeat(np.arange(len(classes)), [len(files) for files, _ in parts]),
-        np.array([size for files, _ in parts for _, size in files], dtype=np.int64),
+        Names.of(name for found in parts for name, _ in found.files),
+        np.repeat(np.arange(len(classes)), [len(found.files) for found in parts]),
+        np.array([size for found in parts for _, size in found.files], dtype=np.int64),
         tuple(classes), tuple(name for name, _ in folders), np.array([at for _, at in folders], dtype=np.int64), began,
+        dict(sum((found.left for found in parts), left)),
     )  # fmt: skip
-
-
-Files = list[tuple[str, int]]
-Folders = list[tuple[str, int]]
-
-
-def _within(root: Path, folder: str, above: tuple[tuple[int, int], ...]) -> tuple[Files, Folders]:
-    """(name, bytes) of the images below a folder, in order, and (name, time of change) of the folders."""
-    status = os.stat(root / folder)
-    me = (status.st_dev, status.st_ino)
-    if me in above:  # a link back up
-        return [], []
-    files: Files = []
-    deeper: list[str] = []
-    with os.scandir(root / folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.name.lower().endswith(IMAGE_FILES) and not entry.is_dir():
-                files.append((f"{folder}/{entry.name}", _size(entry)))
-            elif entry.is_dir():
-                deeper.append(f"{folder}/{entry.name}")
-    files.sort()
-    folders: Folders = [(folder, status.st_mtime_ns)]
-    for name in sorted(deeper):
-        more, seen = _within(root, name, (*above, me))
-        files, folders = files + more, folders + seen
-    return files, folders
-
-
-def _size(entry: os.DirEntry[str]) -> int:
-    try:
-        return entry.stat().st_size
-    except OSError:  # a link to nowhere: listed, and reported when it is read
-        return -1
 
 
 def save(index: Index, place: Path) -> None:
@@ -183,6 +150,7 @@ def save(index: Index, place: Path) -> None:
         out, format=FORMAT, blob=index.names.blob, ends=index.names.ends, labels=index.labels, sizes=index.sizes,
         classes=_joined(index.classes), folders=_joined(index.folders), changed=index.changed, scanned=index.scanned,
         digest=np.frombuffer(index.digest.encode(), dtype=np.uint8),
+        left=np.frombuffer(json.dumps(index.left).encode(), dtype=np.uint8),
     )  # fmt: skip
     write_atomic(place, out.getvalue())
 
@@ -196,6 +164,7 @@ def load(place: Path) -> Index | None:
             index = Index(
                 Names(found["blob"], found["ends"]), found["labels"], found["sizes"], _split(found["classes"]),
                 _split(found["folders"]), found["changed"], int(found["scanned"]),
+                json.loads(found["left"].tobytes()),
             )  # fmt: skip
             return index if found["digest"].tobytes().decode() == index.digest else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

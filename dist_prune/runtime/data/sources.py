@@ -1,8 +1,7 @@
 """Data sets behind one interface: uint8 images by sample id, labels, class names."""
 
 import hashlib
-import zipfile
-import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,9 @@ import torch
 from torch import Tensor
 
 from dist_prune.errors import PruneError
+from dist_prune.runtime.data import arrays, misplaced, scanning
 from dist_prune.runtime.data.index import Names, Say, index_of
+from dist_prune.runtime.data.numbering import identity
 
 # source -> classes, channels, side, for sets that are what they are wherever they lie
 KNOWN = {
@@ -42,7 +43,7 @@ class Source(Protocol):
 
     @property
     def side(self) -> int | None:
-        """Height of arrays, which are used whole; None for image files of any size."""
+        """Height of arrays, which are not cropped; None for image files of any size."""
         ...
 
 
@@ -87,19 +88,30 @@ class Paths:
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Image files, one folder a class; decoded to RGB when they are needed."""
+    """Image files, one folder a class; decoded to RGB when they are needed.
+
+    Attributes:
+        digest: of names, sizes, labels and classes in text order.
+        note: where the list of files came from, and what was left out.
+        numbering: of classes in another order than text (numbering.py), a digest of it.
+    """
 
     paths: Paths
     labels: np.ndarray
     classes: tuple[str, ...]
-    identity: str
-    note: str = ""  # where the list of files came from
+    digest: str
+    note: str = ""
+    numbering: str = ""
     in_chans: int = 3
     side: None = None
 
+    @property
+    def identity(self) -> str:
+        return identity(self.digest, self.numbering)
+
 
 def open_source(
-    source: str, root: str | None, split: str, train: bool, say: Say = lambda text: None
+    source: str, root: str | None, split: str, train: bool, say: Say = lambda text: None, layout: str | None = None
 ) -> ArraySource | FolderSource:
     """Open the training or the evaluation split of a data set.
 
@@ -109,6 +121,7 @@ def open_source(
         split: sub-folder name of an image folder.
         train: which of the two splits.
         say: told before something that takes long.
+        layout: the recipe's ``data.layout``: how the axes of an .npz file's images lie.
 
     Raises:
         PruneError: missing or malformed data, with what was expected where.
@@ -121,9 +134,10 @@ def open_source(
     if not path.exists():
         raise PruneError(f"data.root: there is no {path}. {_expected(source)}")
     if source == "npz":
-        return _npz(path, train)
+        images, labels, classes = arrays.read(path, train, layout)
+        return ArraySource(images, labels, tuple(map(str, range(classes))))
     if source == "imagefolder":
-        return _folder(path / split, say)
+        return _folder(path, split, "data.train_split" if train else "data.eval_split", say)
     return _torchvision(source, path, train)
 
 
@@ -145,6 +159,8 @@ def check(source: Source, what: str) -> None:
     """PruneError where labels and classes contradict one another."""
     if len(source.labels) == 0:
         raise PruneError(f"{what}: there are no images")
+    if len(source.classes) == 1:
+        raise PruneError(f"{what}: all of them are of one class, {source.classes[0]!r}: there is nothing to learn")
     low, high = int(source.labels.min()), int(source.labels.max())
     if low < 0 or high >= len(source.classes):
         raise PruneError(f"{what}: labels run from {low} to {high}, but there are {len(source.classes)} classes")
@@ -159,32 +175,57 @@ def check_figures(mean: Sequence[float] | None, std: Sequence[float] | None, in_
 
 def same_classes(train: Source, test: Source) -> None:
     """PruneError where the two splits do not have the same classes: labels would mean different things."""
-    if train.classes != test.classes:
-        missing = sorted(set(train.classes) - set(test.classes))[:4]
-        extra = sorted(set(test.classes) - set(train.classes))[:4]
+    _alike(train.classes, test.classes)
+
+
+def _alike(train: Sequence[str], test: Sequence[str]) -> None:
+    if tuple(train) != tuple(test):
+        missing, extra = sorted(set(train) - set(test))[:4], sorted(set(test) - set(train))[:4]
         raise PruneError(
-            f"the evaluation images have {len(test.classes)} classes, the training images {len(train.classes)}; "
+            f"the evaluation images have {len(test)} classes, the training images {len(train)}; "
             f"missing in evaluation: {missing}, only there: {extra}. Both need the same class folders."
         )
 
 
-def class_folders(root: str | None, split: str) -> int:
-    """Class folders of an image folder's split; 0 where it is not there."""
-    place = Path(root or "").expanduser() / split
-    return sum(entry.is_dir() for entry in place.iterdir()) if root and place.is_dir() else 0
+def class_folders(root: str | None, train_split: str, eval_split: str) -> tuple[tuple[str, ...], str]:
+    """Class folders of an image folder in text order, without a look at every file; and what was left out, in words.
+
+    None where the training split is not here.
+
+    Raises:
+        PruneError: what a run refuses of the folders that are here: none, a single one, one without images, other ones
+            for evaluation.
+    """
+    place, out, left = Path(root or "").expanduser(), {}, Counter[str]()
+    for split, key in ((train_split, "data.train_split"), (eval_split, "data.eval_split")):
+        if not root or not (place / split).is_dir():
+            continue
+        found, beside = scanning.class_folders(place / split)
+        if not found:
+            raise PruneError(scanning.no_classes(place / split))
+        misplaced.check(place, split, key, found)
+        bare = [name for name in found if not scanning.holds_image(place / split / name)]
+        if bare:
+            raise PruneError(scanning.empty(place / split, bare, {}))
+        out[key], left = tuple(found), left + beside
+    if len(out) == 2:
+        _alike(*out.values())
+    return out.get("data.train_split", ()), scanning.left_out(left)
 
 
-def npz_shape(root: str | None) -> tuple[int, int, int] | None:
-    """(classes, channels, side) of an .npz data set; None where it is not there."""
+def npz_shape(root: str | None, layout: str | None, image_size: int | None) -> tuple[int, int, int] | None:
+    """(classes, channels, side) of an .npz data set; None where it is not there. PruneError as a run has it."""
     if not root or not Path(root).expanduser().is_file():
         return None
-    found = _npz(Path(root).expanduser(), train=False)
-    return len(found.classes), found.in_chans, found.images.shape[1]
+    images, labels, classes = arrays.read(Path(root).expanduser(), False, layout)
+    check(ArraySource(images, labels, tuple(map(str, range(classes)))), "the evaluation images of npz")
+    arrays.check_sides(images.shape[1], images.shape[2], image_size)
+    return classes, images.shape[3], images.shape[1]
 
 
 def _expected(source: str) -> str:
     return {
-        "npz": "npz: one file with x_train, y_train, x_test, y_test (images n,H,W,C or n,H,W uint8).",
+        "npz": arrays.FORM,
         "imagefolder": "imagefolder: ROOT/train/<class>/<image> and ROOT/val/<class>/<image> "
         "(data.train_split and data.eval_split name other sub-folders).",
     }.get(source, f"{source}: the folder that torchvision's data set of this name reads (it is not downloaded).")
@@ -200,20 +241,6 @@ def _digits(train: bool) -> ArraySource:
     here, there = train_test_split(np.arange(len(labels)), test_size=450, random_state=0, stratify=labels)
     ids = np.sort(here if train else there)
     return ArraySource(pixels[ids], labels[ids], tuple(str(n) for n in range(10)))
-
-
-def _npz(path: Path, train: bool) -> ArraySource:
-    part = "train" if train else "test"
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"].astype(np.int64).reshape(-1)
-            classes = int(max(arrays["y_train"].max(), arrays["y_test"].max())) + 1
-    except (KeyError, OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise PruneError(f"data.root: {path} cannot be read: {error}. {_expected('npz')}") from error
-    images = images[..., None] if images.ndim == 3 else images
-    if images.ndim != 4 or images.dtype != np.uint8 or len(images) != len(labels):
-        raise PruneError(f"data.root: x_{part} of {path} is {images.dtype} {images.shape}. {_expected('npz')}")
-    return ArraySource(images, labels, tuple(str(n) for n in range(classes)))
 
 
 def _torchvision(source: str, path: Path, train: bool) -> ArraySource:
@@ -232,8 +259,10 @@ def _torchvision(source: str, path: Path, train: bool) -> ArraySource:
     return ArraySource(images, np.asarray(found.targets, dtype=np.int64), tuple(map(str, found.classes)))
 
 
-def _folder(path: Path, say: Say) -> FolderSource:
+def _folder(root: Path, split: str, key: str, say: Say) -> FolderSource:
+    path = root / split
     if not path.is_dir():
-        raise PruneError(f"data.root: there is no folder {path}. {_expected('imagefolder')}")
+        raise misplaced.missing(root, split, key, _expected("imagefolder"))
+    misplaced.check(root, split, key, scanning.class_folders(path)[0])
     found, note = index_of(path, say)
     return FolderSource(Paths(path, found.names), found.labels, found.classes, found.digest, note)
