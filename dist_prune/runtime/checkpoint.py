@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dist_prune.errors import PruneError
+from dist_prune.errors import PruneError, shown
 from dist_prune.ledger import write_atomic
 
 WRAPPERS = ("state_dict", "model", "model_state", "net")
 PREFIXES = ("module.", "_orig_mod.", "model.")
+SMALL_FILE = 64_000_000  # bytes that the tensors of however small a file may take
 
 
 def encode(tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> bytes:
@@ -36,9 +38,13 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safetensors.safe_open(path, "pt") as file:  # type: ignore[attr-defined]
             meta = json.loads((file.metadata() or {}).get("meta", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118 - not a dict
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise PruneError(f"{path} cannot be read as safetensors ({error}); it is damaged or cut short") from error
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except Exception as error:  # whatever a damaged header makes the reader stumble over
+        said = shown(str(error) or repr(error))[1:-1]
+        raise PruneError(f"{path} cannot be read as safetensors ({said}); it is damaged or cut short") from error
+    if not isinstance(meta, dict):
+        raise PruneError(f"{path} is damaged: beside its tensors it holds {shown(meta)}, no mapping")
+    return found, meta
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -57,11 +63,38 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             state = state[key]
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise PruneError(f"backbone.checkpoint: {path} holds no state dict (names and tensors)")
+    _solid(state, path)
     return {_bare(name): tensor for name, tensor in state.items()}
+
+
+def _solid(state: Mapping[Any, Tensor], path: Path) -> None:
+    """PruneError for what is no plain tensor with a name, or says it is larger than the file that it came from."""
+    whole = 0
+    for name, tensor in state.items():
+        if not isinstance(name, str):
+            raise PruneError(
+                f"backbone.checkpoint: {path} holds {shown(name)} for the name of a tensor; names are texts"
+            )
+        kind = (
+            "on the meta device, without values" if tensor.is_meta
+            else "quantized" if tensor.is_quantized
+            else str(tensor.layout) if tensor.layout is not torch.strided
+            else "nested" if tensor.is_nested else ""
+        )  # fmt: skip
+        if kind:
+            raise PruneError(f"backbone.checkpoint: {path}: {shown(name)} is {kind}; save plain, dense tensors")
+        whole += tensor.numel() * tensor.element_size()
+    room = max(4 * path.stat().st_size, SMALL_FILE)
+    if whole > room:
+        raise PruneError(
+            f"backbone.checkpoint: {path} has {path.stat().st_size:,} bytes, and its tensors would have {whole:,}: "
+            "they were expanded. Save contiguous copies"
+        )
 
 
 def _torch_file(path: Path) -> Any:
     """What a torch file holds, read without running code: tensors, plain values and numpy arrays."""
+    _unpacked(path)
     try:
         with torch.serialization.safe_globals(_arrays()):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -74,6 +107,19 @@ def _torch_file(path: Path) -> Any:
         ) from error
     except Exception as error:  # whatever a damaged file makes the reader stumble over
         raise PruneError(f"backbone.checkpoint: {path} is no torch checkpoint, or is cut short: {error!r}") from error
+
+
+def _unpacked(path: Path) -> None:
+    """PruneError for an archive that would become many times its size; torch writes them uncompressed."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            whole = sum(member.file_size for member in archive.infolist())
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise PruneError(f"backbone.checkpoint: {path} is no torch checkpoint, or is cut short: {error!r}") from error
+    if whole > max(4 * path.stat().st_size, SMALL_FILE):
+        raise PruneError(f"backbone.checkpoint: {path} would become {whole:,} bytes, many times its size")
 
 
 def _arrays() -> list[Any]:
