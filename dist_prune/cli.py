@@ -12,8 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dist_prune import comparing, exporting, launching, methods, planning, ratios, reading, scoring
-from dist_prune.errors import PruneError
+from dist_prune import comparing, documents, exporting, launching, methods, planning, ratios, reading, scoring
+from dist_prune.errors import PruneError, shown
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -123,11 +123,11 @@ def _report(given: argparse.Namespace) -> Answer:
     if not file.is_file():
         raise PruneError(f"{given.run} holds no report.json: no run has finished there yet")
     try:
-        body = json.loads(file.read_text())
-        text = table(body)
-    except (ValueError, KeyError) as error:
-        raise PruneError(f"{file} is damaged: {error!r}; run the recipe again to write it anew") from error
-    return f"{body['name']}, plan {body['plan']['fingerprint'][:16]}\n\n{text}", body, 0
+        body = documents.read_json(file)
+        text = f"{body['name']}, plan {body['plan']['fingerprint'][:16]}\n\n{table(body)}"
+    except Exception as error:  # whatever values of other types make the table stumble over
+        raise PruneError(f"{file} is damaged: {shown(error)}; run the recipe again to write it anew") from error
+    return text, body, 0
 
 
 def _import_checkpoint(given: argparse.Namespace) -> Answer:

@@ -18,7 +18,8 @@ from typing import Any
 
 import yaml
 
-from dist_prune.errors import PruneError
+from dist_prune import documents
+from dist_prune.errors import PruneError, shown
 
 
 def canonical(value: Any) -> str:
@@ -140,6 +141,11 @@ class Ledger:
                 return None
         return line
 
+    def whole(self, stage: str) -> dict[str, Any] | None:
+        """The newest line of a stage, where every output of it is present and unchanged."""
+        line = self.last(stage)
+        return self.done(stage, line["fingerprint"]) if line is not None else None
+
     def append(self, line: Mapping[str, Any]) -> None:
         """Add a finished stage."""
         append_lines(self.file, [canonical({**line, "at": round(time.time(), 3)})])
@@ -202,8 +208,8 @@ def claim(folder: Path, recipe: Mapping[str, Any], score_options: Iterable[str] 
     said = ""
     if path.exists() and Ledger(folder).lines():  # nothing is bound before a stage has finished
         try:
-            before = flatten(yaml.safe_load(path.read_text()))
-        except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+            before = flatten(documents.read_yaml(path))
+        except (PruneError, AttributeError) as error:
             raise PruneError(f"{path} is damaged, so nobody knows what {folder} holds: {error}") from error
         now = flatten(recipe)
         fixed = (*FIXED, *(f"method.{option}" for option in score_options))
@@ -212,7 +218,7 @@ def claim(folder: Path, recipe: Mapping[str, Any], score_options: Iterable[str] 
             old, new = before.get(key), now.get(key)
             if old == new or _under(key, PLACES) or key == "name":
                 continue
-            (refused if _under(key, fixed) else later).append(f"{key}: {old!r} there, {new!r} here")
+            (refused if _under(key, fixed) else later).append(f"{key}: {shown(old)} there, {shown(new)} here")
         if refused:
             raise PruneError(
                 f"the run directory {folder} belongs to another recipe:\n"

@@ -38,6 +38,7 @@ ALLOWED = {
     "sections": {"errors"},
     "recipe": {"errors", "sections"},
     "reading": {"errors", "documents", "recipe"},
+    "folders": {"errors"},
     "ledger": {"errors", "documents"},
     "sweeps": {"errors", "documents", "recipe", "reading", "ledger"},
     "pruning": {"errors"},
@@ -54,15 +55,28 @@ ALLOWED = {
     "doctor": {"errors"},
     "replay": {"errors", "documents", "pruning"},
     "planning": {"errors", "recipe", "reading", "ledger", "pruning", "methods", "preview", "replay"},
-    "stages": {"errors", "recipe", "ledger", "pruning", "runtime", "methods", "bench", "bundle", "onepass", "replay"},
-    "run": {"errors", "recipe", "sweeps", "ledger", "runtime", "methods", "stages"},
-    "comparing": {"errors", "recipe", "reading", "ledger", "picture"},
+    "stages": {
+        "errors",
+        "documents",
+        "recipe",
+        "ledger",
+        "pruning",
+        "runtime",
+        "methods",
+        "bench",
+        "bundle",
+        "onepass",
+        "replay",
+    },
+    "run": {"errors", "folders", "recipe", "sweeps", "ledger", "runtime", "methods", "stages"},
+    "comparing": {"errors", "documents", "recipe", "reading", "ledger", "picture"},
     "picture": {"stages"},
     "launching": {"errors", "recipe", "reading", "methods", "sweeps"},
-    "scoring": {"errors", "reading", "ledger", "methods", "runtime", "run"},
+    "scoring": {"errors", "folders", "reading", "ledger", "methods", "runtime", "run"},
     "ratios": {"errors", "recipe", "reading", "ledger", "methods", "runtime", "stages", "picture", "run"},
     "cli": {
         "errors",
+        "documents",
         "ratios",
         "scoring",
         "recipe",
@@ -120,7 +134,10 @@ def test_each_giant_has_one_door(file):
 def test_papers_and_stages_do_not_know_one_another():
     for folder, shared in (
         ("methods", {"method"}),
-        ("stages", {"work", "page", "code", "fitting", "sharing", "timing", "calibrating", "checking", "order"}),
+        (
+            "stages",
+            {"work", "page", "code", "fitting", "sharing", "timing", "calibrating", "checking", "criteria", "order"},
+        ),
     ):
         names = {file.stem for file in (PACKAGE / folder).glob("*.py")} - {"__init__"} - shared
         for file in (PACKAGE / folder).glob("*.py"):
