@@ -69,7 +69,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
     except RecursionError as error:
         raise PruneError(f"{where} is damaged: it is nested too deeply") from error
     except (ValueError, UnicodeDecodeError) as error:
-        raise PruneError(f"{where} is damaged: {_brief(error)}") from error
+        raise PruneError(f"{where} is damaged, it is no JSON: {_brief(error)}") from error
 
 
 def read_json(path: Path) -> Any:
