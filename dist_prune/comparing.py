@@ -117,9 +117,10 @@ def _report(folder: Path) -> dict[str, Any]:
     """A finished run's report; PruneError where it cannot be read, or lacks what a row of the table says."""
     try:
         body = {**documents.read_json(folder / "report.json"), "folder": folder.name}
-        for batch in body["dense"]["latency"]:
-            row = _row([body], str(int(batch)))
-        _ = canonical(body["recipe"]), [_cell(key, row[key]) for key in COLUMNS]
+        shown_as = [_row([body], str(int(batch))) for batch in body["dense"]["latency"]]
+        _ = canonical(body["recipe"]), [_cell(key, row[key]) for row in shown_as for key in COLUMNS]
+        if not shown_as:
+            raise PruneError("it has no latency")
     except Exception as error:  # whatever values of other types make a row stumble over
         said = str(error) if isinstance(error, PruneError) else f"{type(error).__name__}: {shown(error)}"
         raise PruneError(f"report.json is unreadable ({said}); run the recipe again to write it anew") from error

@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def shown(value: Any) -> str:
             text = repr(value)
     if len(text) <= LONGEST_SHOWN:
         return text
-    size = f" ({len(value):,} in all)" if hasattr(value, "__len__") else ""
+    size = f" ({len(value):,} in all)" if isinstance(value, Sized) else ""
     return f"{text[: LONGEST_SHOWN - 30]} ...{size}"
 
 

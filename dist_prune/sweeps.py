@@ -136,7 +136,7 @@ def choose(
     ``task`` may be left to SLURM_ARRAY_TASK_ID. Overrides come after the task's own. Runs live in
     ``runs``, or in the folder that DIST_PRUNE_RUNS names.
     """
-    runs = Path(os.environ.get("DIST_PRUNE_RUNS", "runs"))
+    runs = Path(os.environ.get("DIST_PRUNE_RUNS") or "runs")
     if not sweep:
         spec = reading.load(str(recipe), overrides, options_of, need_environment)
         return spec, runs / spec.name

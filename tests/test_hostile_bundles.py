@@ -3,9 +3,11 @@
 import copy
 import json
 import random
+import re
 import resource
 import shutil
 import struct
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.backbones import arguments
 from dist_prune.runtime.backbones.outline import outline, shapes
 from tests import tiny
+from tests.test_layers import ROOT
 
 WILD: list[Any] = [
     None, True, -1, 0, 1, 2**40, 10**400, 1.5, "", "x", "0", [], {}, [1], [[]], {"a": 1}, [None],
@@ -86,6 +89,30 @@ def test_neither_does_a_recipe(tmp_path, capsys, key):
     said = capsys.readouterr().err
     assert f"unexpected keyword argument '{key}'" in said and "files, URLs and configs are never taken" in said
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("way", ["checkpoint_path", "file"])
+def test_timm_itself_unpickles_nothing(tmp_path, way):
+    """The lowest timm that is allowed as well (make test-lowest): a second wall behind the first."""
+    torch.save(Trap(tmp_path / "ran"), tmp_path / "trap.pth")
+    trap: dict[str, Any] = {"checkpoint_path": str(tmp_path / "trap.pth")}
+    if way == "file":
+        trap = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(tmp_path / "trap.pth")}}
+    with pytest.raises(RuntimeError, match="weights_only"):
+        timm.create_model("resnet10t", **trap)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_lowest_versions_are_those_of_the_project():
+    bounds = dict(re.findall(r'^  "([\w-]+)>=([\d.]+)"', (ROOT / "pyproject.toml").read_text(), re.M))
+    pins = dict(re.findall(r"^([\w-]+)==([\d.]+)", (ROOT / "constraints-lowest.txt").read_text(), re.M))
+    pins = {name.lower().replace("_", "-"): pin for name, pin in pins.items()}
+    tested = {"torch", "torchvision"}
+    for name in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]:
+        name = name.partition(">=")[0]
+        if name not in tested:
+            pin = pins[name.lower().replace("_", "-")]
+            assert re.fullmatch(re.escape(bounds[name]) + r"(\.0)*", pin), (name, bounds[name], pin)
 
 
 def test_no_network_takes_what_names_a_place():

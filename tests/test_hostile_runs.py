@@ -16,7 +16,8 @@ from dist_prune.run import main
 from dist_prune.runtime import meeting
 from tests.launch import SMALL
 
-QUICK = (*SMALL, "train.epochs=1", "finetune.epochs=0", "report.latency_batches=[1]", "report.trackers=[]")
+QUICK = (*SMALL, "train.epochs=1", "finetune.epochs=1", "reruns=2", "report.latency_batches=[1]", "report.trackers=[]")
+SEED = str(2**63 - 1)  # the largest
 SECRET = "hunter2-is-no-token"
 
 
@@ -107,7 +108,7 @@ def finished(tmp_path_factory):
     (folder / "run" / ".ledger.jsonl.1.tmp").write_text("x")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("A_TOKEN", str(folder / SECRET))
-        patch.setenv("A_SEED", "3")
+        patch.setenv("A_SEED", SEED)
         assert main(["--recipe", str(source), "--run-dir", str(folder / "run"), *QUICK]) == 0
     return folder / "run"
 
@@ -115,7 +116,7 @@ def finished(tmp_path_factory):
 def test_what_the_environment_filled_in_stands_nowhere(finished):
     body = json.loads((finished / "report.json").read_text())
     assert body["recipe"]["score"]["record"] == "${A_TOKEN}/record.jsonl" and body["recipe"]["seed"] == "${A_SEED}"
-    assert body["seed"] == 3
+    assert body["seed"] == int(SEED)
     assert body["expanded"] == {"score.record": ["A_TOKEN"], "seed": ["A_SEED"]}
     page = (finished / "report.html").read_text()
     assert "Filled in from the environment: score.record (A_TOKEN); seed (A_SEED)." in page
@@ -130,7 +131,7 @@ def test_another_value_of_a_variable_is_another_run(finished, tmp_path, monkeypa
     monkeypatch.setenv("A_TOKEN", str(tmp_path))
     before = json.loads((finished / "ledger.jsonl").read_text().splitlines()[0])["fingerprint"]
     copied = shutil.copytree(finished, tmp_path / "run")
-    for seed, same in (("3", True), ("4", False)):
+    for seed, same in ((SEED, True), ("4", False)):
         monkeypatch.setenv("A_SEED", seed)
         assert main(["--recipe", str(finished.parent / "tokens.yaml"), "--run-dir", str(copied), *QUICK]) == 0
         lines = [json.loads(line) for line in (copied / "ledger.jsonl").read_text().splitlines()]
@@ -208,7 +209,7 @@ def test_an_option_of_sbatch_is_one_line(capsys, option):
 
 def test_numbers_of_the_command_line(finished, capsys, monkeypatch):
     monkeypatch.setenv("A_TOKEN", SECRET)
-    monkeypatch.setenv("A_SEED", "3")
+    monkeypatch.setenv("A_SEED", SEED)
     for words, said in (
         (["--threads", "100000"], "this machine has"), (["--batches", "-3"], "-3 is no batch size"),
         (["--batches", "10000000"], "is no batch size"), (["--repeats", "0"], "--repeats: 0 is out of range"),

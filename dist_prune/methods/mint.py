@@ -43,7 +43,8 @@ Quirk = Literal[
     "clamped_score", "numbered_parents", "distinct_cap",
 ]  # fmt: skip
 
-Count, Share = Annotated[int, Field(ge=1, le=10**6)], Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1, le=10**6)]
+Share = Annotated[float, Field(ge=0, le=1)]
 T = TypeVar("T")
 
 
