@@ -42,7 +42,7 @@ class Backbone(Part):
         default=None, description="dense weights; without it the dense network is trained"
     )
     pretrained: bool = Field(default=False, description="let timm fetch its pretrained weights")
-    kwargs: dict[str, Any] = Field(default_factory=dict, description="further arguments of timm.create_model")
+    kwargs: dict[str, Any] = Field(default_factory=dict, description="further arguments of the network's class: numbers, words, lists of them")
 
 
 class Data(Part):
