@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dist_prune import comparing, documents, exporting, launching, methods, planning, ratios, reading, scoring
-from dist_prune.errors import PruneError, shown
+from dist_prune.errors import PruneError, path_trouble, shown
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,6 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
             "compare": comparing.act, "score-many": scoring.act, "ratio-curves": ratios.act,
             **launching.ACTS, **exporting.ACTS,
         }  # fmt: skip
+        _check_places(given)
         text, body, code = acts[given.verb](given)
     except PruneError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -82,6 +83,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 Answer = tuple[str, Any, int]
+PLACES = (
+    "bundle", "destination", "file", "from_json", "images", "out", "recipe", "run", "run_dir", "runs", "source",
+    "sweep", "to_json",
+)  # fmt: skip
+
+
+def _check_places(given: argparse.Namespace) -> None:
+    """PruneError for an argument that can be no path: asking the system for it would raise, not answer."""
+    for name in PLACES:
+        value = getattr(given, name, None)
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and (trouble := path_trouble(text)):
+                raise PruneError(f"{name.replace('_', '-')}: {trouble}")
 
 
 def _list(given: argparse.Namespace) -> Answer:

@@ -3,21 +3,32 @@
 import contextlib
 import difflib
 import math
+import re
 from collections.abc import Iterable, Sized
 from pathlib import Path
 from typing import Any
 
+LONGEST_SHOWN = 200  # characters of a value that an error repeats
 MISSED = (
     3  # exit code of a run that is finished, and whose network is not as large as its target asks (target.tolerance)
 )
 
 
 class PruneError(ValueError):
-    """An error whose text is written for the user; the command line prints it without a traceback."""
+    """An error whose text is written for the user; the command line prints it without a traceback.
+
+    A word of more than 200 characters is some value that was given (a path, a name): its beginning says enough.
+    """
+
+    def __init__(self, *parts: Any):
+        super().__init__(*(_cut(part) if isinstance(part, str) else part for part in parts))
 
 
-LONGEST_SHOWN = 200  # characters of a value that an error repeats
 LONGEST_PATH, LONGEST_STEP = 4000, 255  # what Linux takes: characters of a path, bytes of one name in it
+
+
+def _cut(text: str) -> str:
+    return re.sub(rf"\S{{{LONGEST_SHOWN + 1},}}", lambda word: f"{word[0][: LONGEST_SHOWN - 30]}...", text)
 
 
 def shown(value: Any) -> str:

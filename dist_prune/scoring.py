@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from dist_prune import methods, reading
-from dist_prune.errors import PruneError
+from dist_prune.errors import PruneError, shown
 from dist_prune.folders import run_folder
 
 
@@ -28,7 +28,7 @@ def act(given: argparse.Namespace) -> tuple[str, Any, int]:
 
     names = [name for name in given.methods.split(",") if name]
     if len(names) < 2 or len(set(names)) < len(names):
-        raise PruneError(f"--methods: two or more different ones, got {given.methods!r}")
+        raise PruneError(f"--methods: two or more different ones, got {shown(given.methods)}")
     words = [*given.overrides, f"score.many=[{','.join(names)}]"]
     spec = reading.load(given.recipe, words, methods.options_of)
     folder = run_folder(given.run_dir, f"runs/{spec.name}")

@@ -37,12 +37,16 @@ Span = Annotated[tuple[Edge, Edge], AfterValidator(_rising)]
 class Backbone(Part):
     """The network: a timm name (this package's CIFAR networks are in timm's registry too)."""
 
-    name: str = Field(description="timm's name; dist-prune list backbones has this package's networks too")
+    name: str = Field(
+        max_length=200, description="timm's name; dist-prune list backbones has this package's networks too"
+    )
     checkpoint: PathText | None = Field(
         default=None, description="dense weights; without it the dense network is trained"
     )
     pretrained: bool = Field(default=False, description="let timm fetch its pretrained weights")
-    kwargs: dict[str, Any] = Field(default_factory=dict, description="further arguments of the network's class: numbers, words, lists of them")
+    kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="further arguments of the network's class: numbers, words, lists of them"
+    )
 
 
 class Data(Part):
@@ -84,7 +88,9 @@ class Data(Part):
     crop_scale: Span = Field(default=(0.08, 1.0), description="resized_crop_flip: share of the area, from and to")
     crop_ratio: Span = Field(default=(3 / 4, 4 / 3), description="resized_crop_flip: aspect, from and to")
     auto_augment: str | None = Field(
-        default=None, description="timm's policy for training images: rand-m9-mstd0.5-inc1, original, augmix-m5-w4 ..."
+        default=None,
+        max_length=200,
+        description="timm's policy for training images: rand-m9-mstd0.5-inc1, original, augmix-m5-w4 ...",
     )
     random_erasing: float = Field(default=0, ge=0, le=1, description="share of the training images that lose a part")
     random_erasing_mode: Literal["const", "rand", "pixel"] = Field(
@@ -118,7 +124,7 @@ class Training(Part):
     epochs: int = Field(default=0, ge=0, le=LONG, description="passes over the training images; 0: no training")
     batch: int = Field(default=128, ge=1, le=LONG, description="global batch, whatever the number of processes")
     images: int | None = Field(default=None, ge=1, le=MANY, description="train on the first N images only (studies)")
-    optimizer: str = Field(default="sgd", description="timm's name; sgd follows the nesterov key")
+    optimizer: str = Field(default="sgd", max_length=100, description="timm's name; sgd follows the nesterov key")
     optimizer_kwargs: dict[str, Any] = Field(default_factory=dict, description="further arguments of the optimizer")
     lr: float = Field(default=0.1, gt=0, le=10**6, description="learning rate before any decay")
     momentum: float = Field(default=0.9, ge=0, lt=1)

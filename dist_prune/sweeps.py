@@ -100,6 +100,8 @@ def load(name_or_path: str, options_of: reading.OptionsOf | None = None, need_en
         PruneError: with a line for each thing that is wrong, in the file or in any task.
     """
     file = find(name_or_path)
+    if not file.stem.strip("."):
+        raise PruneError(f"{file}: the file's name is that of the runs' folder, so it cannot be dots alone")
     body = documents.read_yaml(file)
     if not isinstance(body, dict) or set(body) != {"tasks"} or not isinstance(body["tasks"], list) or not body["tasks"]:
         raise PruneError(f"{file}: a sweep is 'tasks:', a list of entries with {', '.join(KEYS)}; nothing else")

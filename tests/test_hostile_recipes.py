@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dist_prune import documents, methods, reading, sweeps
-from dist_prune.cli import main
+from dist_prune.cli import main as cli_main
 from dist_prune.errors import LONGEST_SHOWN, PruneError, shown
 from dist_prune.recipe import Recipe
 from tests.test_layers import ROOT
@@ -161,7 +161,7 @@ def test_the_same_on_the_command_line(tmp_path, capsys):
             reading.load(str(tmp_path / "x.yaml"), [word], methods.options_of)
         assert said in str(error.value) and len(str(error.value)) < 1500
     for verb in ("check", "sweep"):
-        assert main([verb, "c" * 5000]) == 2
+        assert cli_main([verb, "c" * 5000]) == 2
         assert "too long for a path" in capsys.readouterr().err
 
 
@@ -195,6 +195,12 @@ def test_hostile_sweeps(tmp_path, text, said):
     assert time.process_time() - start < 1
 
 
+def test_a_sweep_that_would_name_the_folder_above(tmp_path):
+    (tmp_path / "...yaml").write_text("tasks: [{base: quickstart}]")
+    with pytest.raises(PruneError, match="cannot be dots alone"):
+        sweeps.load(str(tmp_path / "...yaml"), methods.options_of)
+
+
 def test_a_task_s_folder_has_a_name_that_the_disk_takes(tmp_path):
     long = "a" * 90
     (tmp_path / "s.yaml").write_text(
@@ -209,6 +215,28 @@ def test_a_task_s_folder_has_a_name_that_the_disk_takes(tmp_path):
 @pytest.mark.parametrize("value", ["x" * 10_000, ["y" * 500] * 50, 10**4999, {"a": 10**5000}, b"z" * 999], ids=type)
 def test_an_error_repeats_little_of_a_value(value):
     assert len(shown(value)) <= LONGEST_SHOWN
+
+
+def test_no_error_repeats_a_long_word(tmp_path, capsys):
+    """Whatever sentence a value stands in: paths and names that the system would take are long enough."""
+    long = "/" + "/".join(["d" * 200] * 15)
+    for verb, *more in (
+        ["report"], ["compare"], ["plan"], ["latency"], ["export"], ["push", "./x"],
+        ["import-checkpoint", "--out", "x"], ["check"], ["sweep"], ["score-many", "--methods", "l1,l2"], ["ratio-curves"],
+    ):  # fmt: skip
+        for place in ("f" * 300, "g/" * 3000, "h\0"):
+            assert cli_main([verb, place, *more]) == 2, verb
+            assert len(capsys.readouterr().err) < 600
+    for words in (
+        ["check", long], ["report", long], ["compare", long], ["check", "quickstart", f"backbone.name={'b' * 190}"],
+        ["sweep", long], ["push", long, "./x"], ["latency", long],
+        ["import-checkpoint", long, "--out", "x.safetensors"],
+        ["check", "quickstart", f"select.exclude=[{'e' * 3000}]"], ["plan", long],
+        ["score-many", "quickstart", "--methods", "m" * 999],
+    ):  # fmt: skip
+        assert cli_main(words) == 2
+        said = capsys.readouterr().err
+        assert max(map(len, said.split())) <= LONGEST_SHOWN + 10, words[:2]
 
 
 @pytest.mark.parametrize("name", ["recipe", *methods.names()])
