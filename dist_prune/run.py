@@ -115,7 +115,7 @@ def run(
         methods.find(name)  # refuses unknown ones before any work
     options = method.Options.model_validate({k: v for k, v in spec.method.items() if k != "name"})
     fixed = [name for name in method.Options.score_options() if name not in method.Options.growing_options()]
-    changed = ranks.together(lambda: claim(folder, spec.written(), fixed))
+    changed = ranks.together(lambda: claim(folder, spec.written(), fixed, spec.resolved()))
     meeting.same_folder(folder, ranks)
     ranks.together(lambda: clear_leftovers(folder))
     tracking.check(spec.report.trackers)

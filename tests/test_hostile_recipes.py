@@ -222,7 +222,8 @@ def test_no_error_repeats_a_long_word(tmp_path, capsys):
     long = "/" + "/".join(["d" * 200] * 15)
     for verb, *more in (
         ["report"], ["compare"], ["plan"], ["latency"], ["export"], ["push", "./x"],
-        ["import-checkpoint", "--out", "x"], ["check"], ["sweep"], ["score-many", "--methods", "l1,l2"], ["ratio-curves"],
+        ["import-checkpoint", "--out", "x"], ["check"], ["sweep"],
+        ["score-many", "--methods", "l1,l2"], ["ratio-curves"],
     ):  # fmt: skip
         for place in ("f" * 300, "g/" * 3000, "h\0"):
             assert cli_main([verb, place, *more]) == 2, verb

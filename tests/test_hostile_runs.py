@@ -126,17 +126,21 @@ def test_what_the_environment_filled_in_stands_nowhere(finished):
     assert not list(finished.rglob(".*.tmp"))
 
 
-def test_another_value_of_a_variable_is_another_run(finished, tmp_path, monkeypatch):
-    """The fingerprints are of the values, whatever is written down."""
+def test_another_value_of_a_variable_is_another_run(finished, tmp_path, monkeypatch, capfd):
+    """The fingerprints are of the values, whatever is written down; a digest of them binds the run directory."""
     monkeypatch.setenv("A_TOKEN", str(tmp_path))
     before = json.loads((finished / "ledger.jsonl").read_text().splitlines()[0])["fingerprint"]
     copied = shutil.copytree(finished, tmp_path / "run")
-    for seed, same in ((SEED, True), ("4", False)):
-        monkeypatch.setenv("A_SEED", seed)
-        assert main(["--recipe", str(finished.parent / "tokens.yaml"), "--run-dir", str(copied), *QUICK]) == 0
-        lines = [json.loads(line) for line in (copied / "ledger.jsonl").read_text().splitlines()]
-        last = [line for line in lines if line["stage"] == "train"][-1]
-        assert (last["fingerprint"] == before) is same
+    command = ["--recipe", str(finished.parent / "tokens.yaml"), "--run-dir", str(copied), *QUICK]
+    monkeypatch.setenv("A_SEED", SEED)
+    assert main(command) == 0  # another place for the record is the same run
+    assert main([*command, f"seed={SEED}"]) == 0  # so is the value itself
+    assert main(command) == 0
+    lines = [json.loads(line) for line in (copied / "ledger.jsonl").read_text().splitlines()]
+    assert {line["fingerprint"] for line in lines if line["stage"] == "train"} == {before}
+    monkeypatch.setenv("A_SEED", "4")
+    assert main(command) == 2
+    assert "seed: '${A_SEED}' has another value here" in capfd.readouterr().err
 
 
 def test_a_recipe_with_variables_is_bound_by_its_text(tmp_path, monkeypatch):
