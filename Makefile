@@ -11,12 +11,13 @@ FFCV_DEBIAN := g++ pkg-config libturbojpeg0-dev libopencv-dev
 # what opens the pages in tests (Debian's names)
 BROWSER_DEBIAN := chromium chromium-driver
 
-.PHONY: help setup ffcv browser quickstart test test-slow lint clean
+.PHONY: help setup ffcv browser quickstart test test-slow test-lowest lint clean
 
 help:
 	@echo "make quickstart   train, prune, finetune and report a small network on 2 processes"
 	@echo "make test         lint, types and the default tests"
 	@echo "make test-slow    whole pipelines, worlds of 4 to 16, SLURM, pages in a browser, and what needs an engine"
+	@echo "make test-lowest  the quick part with the lowest versions that pyproject.toml allows (part of test-slow)"
 	@echo "make setup        only the virtual environment"
 	@echo "make ffcv         FFCV's loaders, once more (make setup tries, and goes on without them)"
 
@@ -86,6 +87,22 @@ test-slow: $(READY)
 	$(PY) -m dist_prune.cli doctor --build-engine
 	@$(MAKE) --no-print-directory browser || echo "no browser: the tests of the pages skip"
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow or slurm or deepspeed or browser"
+	$(MAKE) --no-print-directory test-lowest
+
+# Lowest versions in an environment of their own; torch, torchvision and the test tools are seen from the first one.
+LOWEST := .venv-lowest
+QUICK := tests/pruning tests/methods tests/test_recipes.py tests/test_recipe_errors.py tests/test_hostile_recipes.py \
+  tests/test_hostile_bundles.py tests/runtime/test_backbones.py tests/runtime/test_checkpoint.py
+
+$(LOWEST)/.ready: constraints-lowest.txt $(READY)
+	@rm -rf $(LOWEST); $(PY) -m venv $(LOWEST)
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-lowest.txt
+	@place='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	  $(PY) -c "$$place" > "$$($(LOWEST)/bin/python -c "$$place")/tested.pth"
+	@touch $@
+
+test-lowest: $(LOWEST)/.ready
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(QUICK)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) .pytest_cache .ruff_cache

@@ -67,7 +67,9 @@ def export(folder: Path, small: nn.Module, plan: Plan) -> None:
     """The bundle that the export stage writes."""
     weights = small.state_dict()
     spec = {"name": NAME, "kwargs": {}, "num_classes": CLASSES, "in_chans": 3}
-    text = bundle.manifest(spec, plan, {"size": SIZE}, tuple(map(str, range(CLASSES))), weights, {})
+    text = bundle.manifest(
+        spec, plan, {"size": SIZE, "mean": [0.5] * 3, "std": [0.25] * 3}, tuple(map(str, range(CLASSES))), weights, {}
+    )
     folder.mkdir()
     (folder / bundle.MANIFEST).write_text(text)
     checkpoint.save(folder / bundle.WEIGHTS, weights)

@@ -6,6 +6,7 @@ figures measured; ``model.safetensors`` holds the small network's weights.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_prune import hub
-from dist_prune.errors import PruneError
+from dist_prune import documents, hub
+from dist_prune import manifest as manifests
+from dist_prune.errors import PruneError, path_trouble, shown
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.rebuild import rebuild
 from dist_prune.runtime import backbones, checkpoint
@@ -23,6 +25,8 @@ from dist_prune.runtime.folding import fold_norms
 
 FORMAT = 1
 MANIFEST, WEIGHTS = "bundle.json", "model.safetensors"
+LARGEST_TRIED = 1024  # side of an image that a network is tried on as it is loaded
+MOST_DENSE, MOST_TIMES = 250_000_000, 1000  # values of a dense network that may be built for however little is left
 
 
 def manifest(
@@ -50,7 +54,7 @@ def manifest(
         "classes": list(classes), "figures": dict(figures), "origin": dict(origin or {}),
         "weights_digest": digest_of(weights),
     }  # fmt: skip
-    return json.dumps(body, indent=1)
+    return documents.strict_json(body)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,23 @@ class Bundle:
 
     def small(self) -> nn.Module:
         """The pruned network with its weights, in evaluation mode."""
-        return rebuild(self.dense(), self.plan, self.weights).eval()
+        dense = self.dense()
+        try:
+            model = rebuild(dense, self.plan, self.weights).eval()
+            if self.shape[1] <= LARGEST_TRIED:
+                self._answers(model)
+        except PruneError:
+            raise
+        except Exception as error:  # widths that each fit their layer, and not one another
+            raise PruneError(f"the bundle's parts do not fit one another: {shown(str(error))[1:-1]}") from error
+        return model
+
+    @torch.no_grad()
+    def _answers(self, model: nn.Module) -> None:
+        """PruneError unless an image of zeros gets one number for each class."""
+        found, wanted = tuple(model(torch.zeros(1, *self.shape)).shape), (1, self.body["backbone"]["num_classes"])
+        if found != wanted:
+            raise PruneError(f"the bundle's parts do not fit one another: the network answers {found}, not {wanted}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -101,6 +121,8 @@ def folded(model: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
 
 def read(folder_or_hub_id: str | Path) -> Bundle:
     """The files of a bundle, checked against one another; see ``load``."""
+    if trouble := path_trouble(str(folder_or_hub_id)):
+        raise PruneError(f"no bundle there: {trouble}")
     place = Path(folder_or_hub_id)
     if not place.exists() and hub.is_name(str(folder_or_hub_id)):
         place = hub.fetch(str(folder_or_hub_id), (MANIFEST, WEIGHTS))
@@ -108,23 +130,51 @@ def read(folder_or_hub_id: str | Path) -> Bundle:
         place = place / "export"
     if not (place / MANIFEST).is_file() or not (place / WEIGHTS).is_file():
         raise PruneError(f"{place} is no bundle: it has no {MANIFEST} and {WEIGHTS}. A run writes one to RUN/export.")
-    try:
-        body = json.loads((place / MANIFEST).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PruneError(f"{place / MANIFEST} is damaged: {error}") from error
+    body = documents.read_json(place / MANIFEST)
     if not isinstance(body, dict):
         raise PruneError(f"{place / MANIFEST} is damaged: it holds no mapping")
     if body.get("format") != FORMAT:
-        raise PruneError(f"{place}: bundle format {body.get('format')!r}; this version reads format {FORMAT}")
+        raise PruneError(f"{place}: bundle format {shown(body.get('format'))}; this version reads format {FORMAT}")
+    manifests.check(body, str(place / MANIFEST))
+    spec = body["backbone"]
+    backbones.check(spec["name"], spec["kwargs"])
+    plan = Plan.of(body["plan"])
     weights, _ = checkpoint.read(place / WEIGHTS)
-    try:
-        wanted, plan = body["weights_digest"], Plan.from_json(json.dumps(body["plan"]))
-        _ = [body["backbone"][key] for key in ("name", "num_classes", "in_chans", "kwargs")], body["image"]["size"]
-    except (KeyError, TypeError) as error:
-        raise PruneError(f"{place / MANIFEST} is damaged: {error!r}") from error
-    if digest_of(weights) != wanted:
+    if digest_of(weights) != body["weights_digest"]:
         raise PruneError(f"{place}: {WEIGHTS} is not the file that {MANIFEST} describes: it was altered or replaced")
+    _fits(body, plan, weights, str(place))
     return Bundle(body, plan, weights)
+
+
+def _fits(body: Mapping[str, Any], plan: Plan, weights: Mapping[str, Tensor], where: str) -> None:
+    """PruneError where plan and weights are not those of this backbone, cut; before any of it is allocated."""
+    spec = body["backbone"]
+    dense = backbones.sketch(spec["name"], spec["num_classes"], spec["in_chans"], spec["kwargs"])
+    if dense is None:
+        return
+    for name, width in plan.widths.items():
+        found = dense.get(f"{name}.weight", (0,))[0]
+        if found < width or found % width:  # a unit is several outputs
+            raise PruneError(f"{where}: this network does not fit the plan: {name!r} has width {found}, not {width}")
+        left, here = plan.counts[name] * (found // width), weights.get(f"{name}.weight")
+        if here is not None and (not here.dim() or len(here) != left):
+            raise PruneError(f"{where}: {name!r} has the shape {tuple(here.shape)}, the plan leaves {left} channels")
+    wrong = dense.keys() ^ weights.keys()
+    if wrong:
+        raise PruneError(f"{where}: weights do not fit the network {spec['name']}: {', '.join(sorted(wrong)[:4])}")
+    for name, tensor in weights.items():
+        shape, whole = tuple(tensor.shape), dense[name]
+        if not (tensor.is_floating_point() or tensor.dtype == torch.int64):
+            raise PruneError(f"{where}: {name} holds {tensor.dtype}, which no weights or statistics are")
+        if len(shape) != len(whole) or any(not 1 <= a <= b for a, b in zip(shape, whole, strict=True)):
+            raise PruneError(f"{where}: {name} has the shape {shape}, which is no part of the dense network's {whole}")
+    values = sum(map(math.prod, dense.values()))
+    small = sum(tensor.numel() for tensor in weights.values())
+    if values > MOST_DENSE and values > MOST_TIMES * small:
+        raise PruneError(
+            f"{where}: {spec['name']} has {values:,} values and the weights have {small:,}: nobody prunes so much, and "
+            "building the dense network would take the memory for nothing"
+        )
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> str:

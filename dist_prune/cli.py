@@ -12,8 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dist_prune import comparing, exporting, launching, methods, planning, ratios, reading, scoring
-from dist_prune.errors import PruneError
+from dist_prune import comparing, documents, exporting, launching, methods, planning, ratios, reading, scoring
+from dist_prune.errors import PruneError, path_trouble, shown
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             "compare": comparing.act, "score-many": scoring.act, "ratio-curves": ratios.act,
             **launching.ACTS, **exporting.ACTS,
         }  # fmt: skip
+        _check_places(given)
         text, body, code = acts[given.verb](given)
     except PruneError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -84,6 +85,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 Answer = tuple[str, Any, int]
+PLACES = (
+    "bundle", "destination", "file", "from_json", "images", "out", "recipe", "run", "run_dir", "runs", "source",
+    "sweep", "to_json",
+)  # fmt: skip
+
+
+def _check_places(given: argparse.Namespace) -> None:
+    """PruneError for an argument that can be no path: asking the system for it would raise, not answer."""
+    for name in PLACES:
+        value = getattr(given, name, None)
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and (trouble := path_trouble(text)):
+                raise PruneError(f"{name.replace('_', '-')}: {trouble}")
 
 
 def _list(given: argparse.Namespace) -> Answer:
@@ -125,11 +139,11 @@ def _report(given: argparse.Namespace) -> Answer:
     if not file.is_file():
         raise PruneError(f"{given.run} holds no report.json: no run has finished there yet")
     try:
-        body = json.loads(file.read_text())
-        text = table(body)
-    except (ValueError, KeyError) as error:
-        raise PruneError(f"{file} is damaged: {error!r}; run the recipe again to write it anew") from error
-    return f"{body['name']}, plan {body['plan']['fingerprint'][:16]}\n\n{text}", body, 0
+        body = documents.read_json(file)
+        text = f"{body['name']}, plan {body['plan']['fingerprint'][:16]}\n\n{table(body)}"
+    except Exception as error:  # whatever values of other types make the table stumble over
+        raise PruneError(f"{file} is damaged: {shown(error)}; run the recipe again to write it anew") from error
+    return text, body, 0
 
 
 def _import_checkpoint(given: argparse.Namespace) -> Answer:

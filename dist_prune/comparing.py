@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import html as escape
 import io
 import json
 import re
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_prune import reading
-from dist_prune.errors import PruneError
+from dist_prune import documents, reading
+from dist_prune.errors import PruneError, shown
 from dist_prune.ledger import canonical, write_atomic
 from dist_prune.recipe import peeks
 
@@ -85,10 +86,13 @@ def collect(places: Sequence[Path], batch: str | None = None) -> Found:
         if old:
             unfinished.append({"run": folder.name, "why": old})
             continue
-        try:
-            reports.append({**json.loads((folder / "report.json").read_text()), "folder": folder.name})
-        except (OSError, ValueError):
+        if not (folder / "report.json").exists():
             unfinished.append({"run": folder.name, "why": _why(folder)})
+            continue
+        try:
+            reports.append(_report(folder))
+        except PruneError as error:
+            unfinished.append({"run": folder.name, "why": str(error)})
     timed = [set(report["dense"]["latency"]) for report in reports]
     common = set.intersection(*timed) if timed else set()
     if reports and (not common or (batch is not None and batch not in common)):
@@ -107,6 +111,20 @@ def collect(places: Sequence[Path], batch: str | None = None) -> Found:
         if row["run"] in shared:  # one recipe with other keys: the run directories tell them apart
             row["run"] += f" ({group[0]['folder']})"
     return Found(sorted(rows, key=lambda row: row["run"]), _papers(reports), unfinished, batch)
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    """A finished run's report; PruneError where it cannot be read, or lacks what a row of the table says."""
+    try:
+        body = {**documents.read_json(folder / "report.json"), "folder": folder.name}
+        shown_as = [_row([body], str(int(batch))) for batch in body["dense"]["latency"]]
+        _ = canonical(body["recipe"]), [_cell(key, row[key]) for row in shown_as for key in COLUMNS]
+        if not shown_as:
+            raise PruneError("it has no latency")
+    except Exception as error:  # whatever values of other types make a row stumble over
+        said = str(error) if isinstance(error, PruneError) else f"{type(error).__name__}: {shown(error)}"
+        raise PruneError(f"report.json is unreadable ({said}); run the recipe again to write it anew") from error
+    return body
 
 
 def _runs(place: Path) -> list[Path]:
@@ -133,15 +151,15 @@ def _why(folder: Path) -> str:
     notes = []
     for file in sorted(folder.glob("errors/rank_*.json")):
         try:
-            note = json.loads(file.read_text())
+            note = documents.read_json(file)
             notes.append(f"rank {note['rank']}: {note['error']}")
-        except (OSError, ValueError, KeyError):
+        except (PruneError, KeyError, TypeError):
             notes.append(f"{file} is damaged")
     if notes:
         return "; ".join(dict.fromkeys(notes))
     try:
         last = json.loads((folder / "ledger.jsonl").read_text().splitlines()[-1])["stage"]
-    except (OSError, ValueError, KeyError, IndexError):
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError):
         return "no stage finished"
     return f"not finished; the last finished stage is {last}"
 
@@ -237,8 +255,8 @@ def markdown(found: Found) -> str:
 
 
 def _plain(rows: list[list[str]]) -> list[list[str]]:
-    """Text that cannot break a Markdown table."""
-    return [[cell.replace("|", "/").replace("\n", " ") for cell in row] for row in rows]
+    """Text that cannot break a Markdown table, nor bring HTML into a page that is made of it."""
+    return [[escape.escape(" ".join(cell.split())).replace("|", "/") for cell in row] for row in rows]
 
 
 def as_csv(found: Found) -> str:

@@ -75,13 +75,15 @@ def _latency(given: argparse.Namespace) -> Answer:
     import torch
 
     from dist_prune import bundle
-    from dist_prune.runtime.latency import latency
+    from dist_prune.runtime.latency import check, latency
     from dist_prune.runtime.machine import cores
 
     found = bundle.read(given.bundle)
     models = {"dense": found.dense(), "pruned": found.small()}
     if given.fold:
         models = {name: bundle.folded(model, found.shape) for name, model in models.items()}
+    _within("--repeats", given.repeats, 10**6)
+    check(found.small(), found.shape, given.batches, given.threads or None, torch.device(given.device or "cpu"))
     threads, device = given.threads or cores(), given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     times = latency(models, found.shape, given.batches, given.repeats, torch.device(device), threads)
     form = ", batch norms folded" if given.fold else ""
@@ -112,6 +114,11 @@ def _push(given: argparse.Namespace) -> Answer:
     files = (bundle.MANIFEST, bundle.WEIGHTS, *extra)
     where = hub.push(place, given.destination, files, text, given.private)
     return f"{where}: {', '.join((*files, hub.CARD))}", {"where": where, "files": [*files, hub.CARD]}, 0
+
+
+def _within(option: str, value: int, most: int) -> None:
+    if not 1 <= value <= most:
+        raise PruneError(f"{option}: {value} is out of range; name 1 to {most:,}")
 
 
 def _folder(name: str) -> Path | None:
@@ -158,6 +165,7 @@ def _images(given: argparse.Namespace, found: Any, place: Path | None, train: bo
         raise PruneError("the bundle lies in no run directory, so nobody knows its images; name some with --images")
     if source.in_chans != found.shape[0]:
         raise PruneError(f"--images: they have {source.in_chans} channels, the network takes {found.shape[0]}")
+    _within("--count", given.count, 10**9)
     count = min(given.count, len(source.labels))
     ids = np.linspace(0, len(source.labels) - 1, count).astype(
         np.int64

@@ -1,12 +1,12 @@
 """Bundles on the Hugging Face hub, and the model card that goes with them. The only door to huggingface_hub."""
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dist_prune import documents
 from dist_prune.errors import PruneError
 
 CARD = "README.md"
@@ -120,9 +120,9 @@ def report_of(folder: Path) -> dict[str, Any] | None:
     """Measured times of the run that a bundle lies in, or None."""
     file = folder.parent / "report.json"
     try:
-        body = json.loads(file.read_text())
+        body = documents.read_json(file)
         return {name: body[name]["latency"] for name in ("dense", "pruned", "finetuned")}
-    except (OSError, ValueError, KeyError):
+    except (PruneError, KeyError, TypeError):
         return None
 
 

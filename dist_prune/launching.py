@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_prune import methods, sweeps
-from dist_prune.errors import PruneError
+from dist_prune.errors import PruneError, shown
 
 HEADER_END = "# One run on"  # the first line of slurm/run.sbatch behind its #SBATCH lines
 Answer = tuple[str, Any, int]
@@ -97,6 +97,9 @@ def script(given: argparse.Namespace) -> str:
         lines += ["--output=slurm-%j.out"]
         lines[0] += f"_{spec.name}"
         words.insert(0, _absolute(str(first)))
+    broken = [option for option in given.sbatch if not option.isprintable() or not option.strip()]
+    if broken:
+        raise PruneError(f"--sbatch: {shown(broken[0])} is no single line; each option has an --sbatch of its own")
     header = [f"#SBATCH {line}" for line in (*lines, *given.sbatch)]
     exports = [f"export {key}={shlex.quote(str(value))}" for key, value in values.items()]
     body = HEADER_END + template.read_text().partition(HEADER_END)[2]

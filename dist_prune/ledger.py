@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from typing import Any
 
 import yaml
 
-from dist_prune.errors import PruneError
+from dist_prune import documents
+from dist_prune.errors import PruneError, shown
 
 
 def canonical(value: Any) -> str:
@@ -140,6 +142,11 @@ class Ledger:
                 return None
         return line
 
+    def whole(self, stage: str) -> dict[str, Any] | None:
+        """The newest line of a stage, where every output of it is present and unchanged."""
+        line = self.last(stage)
+        return self.done(stage, line["fingerprint"]) if line is not None else None
+
     def append(self, line: Mapping[str, Any]) -> None:
         """Add a finished stage."""
         append_lines(self.file, [canonical({**line, "at": round(time.time(), 3)})])
@@ -183,12 +190,15 @@ PLACES = (
 FIXED = ("backbone", "data", "train", "score", "seed", "method.name")
 
 
-def claim(folder: Path, recipe: Mapping[str, Any], score_options: Iterable[str] = ()) -> str:
+def claim(
+    folder: Path, recipe: Mapping[str, Any], score_options: Iterable[str] = (), filled: Mapping[str, Any] | None = None
+) -> str:
     """Bind a run directory to a recipe, or go on with one that fits.
 
     Args:
         folder: the run directory (made when missing).
-        recipe: the resolved recipe.
+        recipe: the resolved recipe, ``${VARIABLES}`` as they were written.
+        filled: the same with their values, of which a digest is kept (not of places, which may change).
         score_options: the method's options that scoring reads (they are fixed as well).
 
     Returns:
@@ -200,20 +210,26 @@ def claim(folder: Path, recipe: Mapping[str, Any], score_options: Iterable[str] 
     if folder.exists() and not folder.is_dir():
         raise PruneError(f"--run-dir: {folder} is a file; name a folder (it is made where it is missing)")
     path = folder / "recipe.yaml"
-    said = ""
+    said, now, full = "", flatten(recipe), flatten(filled or recipe)
+    values = {
+        key: _mark(key, full.get(key)) for key, text in now.items() if text != full.get(key) and not _under(key, PLACES)
+    }
     if path.exists() and Ledger(folder).lines():  # nothing is bound before a stage has finished
         try:
-            before = flatten(yaml.safe_load(path.read_text()))
-        except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+            before = flatten(documents.read_yaml(path))
+            digests = dict(re.findall(r"^# (\S+) sha256:(\w+)$", path.read_text(), re.M))
+        except (PruneError, AttributeError) as error:
             raise PruneError(f"{path} is damaged, so nobody knows what {folder} holds: {error}") from error
-        now = flatten(recipe)
         fixed = (*FIXED, *(f"method.{option}" for option in score_options))
         refused, later = [], []
         for key in sorted(before.keys() | now.keys()):
             old, new = before.get(key), now.get(key)
-            if old == new or _under(key, PLACES) or key == "name":
+            there = digests.get(key)  # of a value that the environment filled in
+            same = there == _mark(key, full.get(key)) if there else old in (new, full.get(key))
+            if same or _under(key, PLACES) or key == "name":
                 continue
-            (refused if _under(key, fixed) else later).append(f"{key}: {old!r} there, {new!r} here")
+            why = f"{shown(old)} there, {shown(new)} here" if old != new else f"{shown(new)} has another value here"
+            (refused if _under(key, fixed) else later).append(f"{key}: {why}")
         if refused:
             raise PruneError(
                 f"the run directory {folder} belongs to another recipe:\n"
@@ -222,8 +238,13 @@ def claim(folder: Path, recipe: Mapping[str, Any], score_options: Iterable[str] 
             )
         if later:
             said = f"{folder} goes on from its scores; changed since: " + "; ".join(later)
-    write_atomic(path, yaml.safe_dump(dict(recipe), sort_keys=False))
+    notes = "".join(f"# {key} sha256:{value}\n" for key, value in values.items())
+    write_atomic(path, yaml.safe_dump(dict(recipe), sort_keys=False) + notes)
     return said
+
+
+def _mark(key: str, value: Any) -> str:
+    return digest(canonical([key, value]))[:16]
 
 
 def _under(key: str, sections: Iterable[str]) -> bool:

@@ -53,7 +53,7 @@ def preview(spec: Recipe, method: Method) -> dict[str, Any]:
         for group in channels.groups
     ]
     return {
-        "recipe": spec.resolved(),
+        "recipe": spec.written(),
         "input": list(channels.example),
         "classes": classes,
         "assumed": assumed,

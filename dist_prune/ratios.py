@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_prune import methods, reading
-from dist_prune.errors import PruneError
+from dist_prune.errors import PruneError, shown
 
 RATIOS = "0.9,0.7,0.5,0.3,0.1"
 NAMED = 10  # groups that the plot of lines names; the others are grey
@@ -79,11 +79,11 @@ def _numbers(given: argparse.Namespace) -> tuple[tuple[float, ...], int | None]:
     try:
         ratios = tuple(dict.fromkeys(float(word) for word in given.ratios.split(",") if word.strip()))
     except ValueError as error:
-        raise PruneError(f"--ratios: numbers with commas between them, got {given.ratios!r}") from error
+        raise PruneError(f"--ratios: numbers with commas between them, got {shown(given.ratios)}") from error
     if not ratios or not all(0 < ratio < 1 for ratio in ratios):
-        raise PruneError(f"--ratios: shares of the channels to keep, above 0 and below 1, got {given.ratios!r}")
+        raise PruneError(f"--ratios: shares of the channels to keep, above 0 and below 1, got {shown(given.ratios)}")
     if given.images != "all" and (not given.images.isdigit() or int(given.images) < 1):
-        raise PruneError(f"--images: a positive number or 'all', got {given.images!r}")
+        raise PruneError(f"--images: a positive number or 'all', got {shown(given.images)}")
     if given.max_drop < 0:
         raise PruneError(f"--max-drop: points of top-1, at least 0, got {given.max_drop}")
     return ratios, None if given.images == "all" else int(given.images)

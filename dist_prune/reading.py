@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from dist_prune.errors import PruneError, nearest, unknown
+from dist_prune import documents
+from dist_prune.errors import PruneError, nearest, path_trouble, shown, unknown
 from dist_prune.recipe import Recipe
 
 OptionsOf = Callable[[str], type[BaseModel]]
+DEEPEST_KEY = 12  # parts of a dotted key
 
 
 def recipe_folders() -> list[Path]:
@@ -25,6 +26,9 @@ def recipe_folders() -> list[Path]:
 
 def find(name_or_path: str) -> Path:
     """The recipe file of a path or a bare name; PruneError names the nearest recipe."""
+    trouble = path_trouble(name_or_path)
+    if trouble:
+        raise PruneError(f"no recipe file there: {trouble}")
     path = Path(name_or_path)
     if path.is_file():
         return path
@@ -35,7 +39,7 @@ def find(name_or_path: str) -> Path:
     stem = path.stem if path.suffix in (".yaml", ".yml") else path.name
     if len(path.parts) == 1 and stem in known:
         return known[stem]
-    raise PruneError(f"no recipe file at {name_or_path!r}: " + unknown("recipe", stem, known))
+    raise PruneError(f"no recipe file at {shown(name_or_path)}: " + unknown("recipe", stem, known))
 
 
 def load(
@@ -56,17 +60,15 @@ def load(
         PruneError: with one line for each thing that is wrong.
     """
     path = find(name_or_path)
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PruneError(f"{path} is not valid YAML: {error}") from error
+    tree = documents.read_yaml(path)
     if not isinstance(tree, dict):
         raise PruneError(f"{path}: a recipe is a mapping of sections (backbone, data, method, ...)")
     tree.setdefault("name", path.stem)
     problems = _override(tree, overrides or [])
-    tree, missing = _expand(tree)
+    written: dict[str, str] = {}
+    tree, missing = _expand(tree, written)
     problems += missing if need_environment else []
-    return parse(tree, options_of, where=str(path), problems=problems)
+    return parse(tree, options_of, where=str(path), problems=problems).with_written(written)
 
 
 def parse(tree: Mapping[str, Any], options_of: OptionsOf | None, where: str, problems: list[str]) -> Recipe:
@@ -108,45 +110,62 @@ def _override(tree: dict[str, Any], overrides: list[str]) -> list[str]:
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            problems.append(f"override {text!r}: write key=value, for example score.images=500")
+            problems.append(f"override {shown(text)}: write key=value, for example score.images=500")
             continue
         node = tree
         *parents, leaf = key.split(".")
+        if len(parents) >= DEEPEST_KEY:
+            problems.append(f"override {shown(text)}: no key has more than a few parts")
+            continue
         for parent in parents:
             if not isinstance(node.get(parent), dict):
                 node[parent] = {}
             node = node[parent]
-        try:
-            node[leaf] = yaml.safe_load(value) if value else None
-        except yaml.YAMLError:
-            node[leaf] = value
+        node[leaf], wrong = _value(key, value)
+        problems += wrong
     return problems
 
 
-def _expand(value: Any, where: str = "") -> tuple[Any, list[str]]:
-    """Fill ``${VARIABLE}`` from the environment in every text."""
+def _value(key: str, text: str) -> tuple[Any, list[str]]:
+    """What stands behind ``key=``: YAML, a text as it is where it is none; what is wrong with it."""
+    if not text:
+        return None, []
+    try:
+        value = documents.parse_yaml(text, f"override {key}")
+    except documents.MalformedError:
+        value = text
+    except PruneError as error:
+        return None, [str(error)]
+    return value, []
+
+
+def _expand(value: Any, written: dict[str, str], where: str = "") -> tuple[Any, list[str]]:
+    """Fill ``${VARIABLE}`` from the environment in every text; ``written`` gets key -> the text before."""
     problems: list[str] = []
     if isinstance(value, dict):
         out = {}
         for key, inner in value.items():
-            out[key], found = _expand(inner, f"{where}.{key}" if where else str(key))
+            out[key], found = _expand(inner, written, f"{where}.{key}" if where else str(key))
             problems += found
         return out, problems
     if isinstance(value, list):
-        pairs = [_expand(inner, where) for inner in value]
+        pairs = [_expand(inner, written, f"{where}.{place}") for place, inner in enumerate(value)]
         return [item for item, _ in pairs], [line for _, lines in pairs for line in lines]
     if isinstance(value, str):
-        for name in re.findall(r"\$\{(\w+)\}", value):
-            if name in os.environ:
-                value = value.replace("${" + name + "}", os.environ[name])
-            else:
-                problems.append(f"{where}: the environment variable {name} is not set; export it or write {where}=PATH")
+        names = re.findall(r"\$\{(\w+)\}", value)
+        missing = [name for name in dict.fromkeys(names) if name not in os.environ]
+        problems += [
+            f"{where}: the environment variable {name} is not set; export it or write {where}=PATH" for name in missing
+        ]
+        if len(missing) < len(set(names)):
+            written[where] = value
+            value = re.sub(r"\$\{(\w+)\}", lambda found: os.environ.get(found[1], found[0]), value)
     return value, problems
 
 
 def _sentence(error: Any, model: type[BaseModel], prefix: str = "") -> str:
     """One readable line for one pydantic error."""
-    path = [str(step) for step in error["loc"]]
+    path = [str(step)[:80] for step in error["loc"]]
     key = prefix + ".".join(path)
     if error["type"] == "extra_forbidden":
         allowed = _fields_at(model, path[:-1])
@@ -158,13 +177,13 @@ def _sentence(error: Any, model: type[BaseModel], prefix: str = "") -> str:
     given = error.get("input")
     hint = ""
     if error["type"] in ("model_type", "dict_type") and isinstance(given, str):
-        hint = f" Write {key}.name={given}." if key in ("method", "backbone") else ""
+        hint = f" Write {key}.name={given[:80]}." if key in ("method", "backbone") else ""
     if error["type"] == "tuple_type":
-        hint = f" Write a list, for example {key}=[{given}]."
+        hint = f" Write a list, for example {key}=[{shown(given)}]."
     if error["type"] == "literal_error" and isinstance(given, str):
         hint = nearest(given, re.findall(r"'([^']+)'", message)) or ""
-    shown = "" if isinstance(given, dict | BaseModel) else f" (got {given!r})"
-    return f"{key}: {message}{shown}.{hint}"
+    got = "" if isinstance(given, dict | BaseModel) else f" (got {shown(given)})"
+    return f"{key}: {message if len(message) < 600 else message[:570] + ' ...'}{got}.{hint}"
 
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:

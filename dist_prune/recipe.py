@@ -1,45 +1,51 @@
 """What a recipe may say: typed, strict. Knows no torch. (reading.py reads files and says what is wrong in them.)"""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
-from dist_prune.sections import Backbone, Data, Part, Training
+from dist_prune.sections import LONG, MANY, Backbone, Data, Part, PathText, Training
 
 __all__ = ["Backbone", "Data", "Part", "Recipe", "Training", "peeks"]
 
 
 def _count_or_all(value: Any) -> Any:
-    if value != "all" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise ValueError("score.images must be a positive number or 'all'")
+    if value != "all" and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MANY):
+        raise ValueError(f"score.images must be a positive number or 'all' (at most {MANY:,})")
     return value
+
+
+BATCH = 65536  # images that go through a network together
 
 
 class Score(Part):
     """Which images are used to score, and how they are dealt out."""
 
-    images: Annotated[int | Literal["all"], BeforeValidator(_count_or_all)] = Field(
+    images: Annotated[Annotated[int, Field(ge=1, le=MANY)] | Literal["all"], BeforeValidator(_count_or_all)] = Field(
         default=1000, description="calibration images drawn from the training images, or all"
     )
-    micro_batch: int = Field(default=50, ge=1, description="images that go through the network together")
+    micro_batch: int = Field(default=50, ge=1, le=BATCH, description="images that go through the network together")
     balance: Literal["uniform", "class"] = Field(
         default="uniform", description="draw from all training images alike, or the same number of each class"
     )
-    from_: str | None = Field(default=None, alias="from", description="run directory whose scores are used instead")
+    from_: PathText | None = Field(
+        default=None, alias="from", description="run directory whose scores are used instead"
+    )
     many: tuple[str, ...] = Field(
         default=(), description="methods that are scored in one pass and compared at the recipe's target"
     )
     save_every: int = Field(
-        default=100, ge=1, description="micro-batches per rank between two saves of a partial score"
+        default=100, ge=1, le=MANY, description="micro-batches per rank between two saves of a partial score"
     )
-    record: str | None = Field(
+    record: PathText | None = Field(
         default=None,
         description="file of single measurements (shapley), read and added to; default: in the run directory",
     )
 
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=LONG)]
 
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -63,10 +69,11 @@ class Select(Part):
     min_channels: int = Field(
         default=1,
         ge=1,
+        le=LONG,
         description="no group gets narrower than this; of whole units (heads, conv groups) one may be left",
     )
     round_to: int = Field(
-        default=0, ge=0,
+        default=0, ge=0, le=LONG,
         description="kept channels are a multiple of this (where the group is wider); 0: 8 for targets of MACs and "
         "latency in groups of 64 channels and more, else 1",
     )  # fmt: skip
@@ -81,8 +88,10 @@ class Select(Part):
         default=(), description="globs of layer names: only their groups are cut; default: all"
     )
     exclude: tuple[str, ...] = Field(default=(), description="globs of layer names whose groups are left alone")
-    index: int | None = Field(default=None, ge=1, description="which value of the method's grid is taken, from 1")
-    plan: str | None = Field(
+    index: int | None = Field(
+        default=None, ge=1, le=LONG, description="which value of the method's grid is taken, from 1"
+    )
+    plan: PathText | None = Field(
         default=None,
         description="a plan.json, or {layer: {saved_idxs, mask_num}}, that is replayed unscored; a bundle's folder, "
         "whose weights are finetuned",
@@ -101,9 +110,9 @@ class Target(Part):
     latency: float | None = Field(
         default=None, gt=0, le=1, description="time of a forward pass on this device, as a share of the dense one's"
     )
-    latency_batch: int = Field(default=1, ge=1, description="images of that forward pass")
+    latency_batch: int = Field(default=1, ge=1, le=BATCH, description="images of that forward pass")
     tolerance: float | None = Field(
-        default=0.01, gt=0,
+        default=0.01, gt=0, le=100,
         description="a network that misses target.macs or target.params by more than this share of it ends the run "
         "with code 3, after the report; null: no network is refused",
     )  # fmt: skip
@@ -123,14 +132,14 @@ class Target(Part):
 class Schedule(Part):
     """One shot, or rounds: score, cut and finetune by turns. The last round's finetune is the recipe's."""
 
-    rounds: int = Field(default=1, ge=1, description="how often the network is scored and cut; 1: one shot")
+    rounds: int = Field(default=1, ge=1, le=1000, description="how often the network is scored and cut; 1: one shot")
     spacing: Literal["geometric", "linear"] = Field(
         default="geometric",
         description="how target, keep ratios and counts go down over the rounds: by equal factors, or in equal steps; "
         "a threshold is applied anew in each",
     )
     finetune_epochs: int = Field(
-        default=1, ge=0, description="epochs of finetuning between two rounds, by the other keys of finetune"
+        default=1, ge=0, le=LONG, description="epochs of finetuning between two rounds, by the other keys of finetune"
     )
     carry_optimizer: bool = Field(
         default=False,
@@ -140,7 +149,7 @@ class Schedule(Part):
 
 
 class Evaluate(Part):
-    batch: int = Field(default=250, ge=1, description="images per step of an evaluation")
+    batch: int = Field(default=250, ge=1, le=BATCH, description="images per step of an evaluation")
 
 
 class Information(Part):
@@ -150,24 +159,28 @@ class Information(Part):
         default="none", description="top-1, and I(X;Z), I(Z;Y), total correlation of what is kept, for every count"
     )
     layers: tuple[str, ...] = Field(default=("*",), description="globs of the groups that are gone through")
-    images: int | None = Field(default=None, ge=2, description="first evaluation images only; null: all")
-    batch: int = Field(default=100, ge=2, description="images whose entropies are taken together")
-    masks: int = Field(default=8, ge=1, description="counts that go through the network together")
-    alpha: float = Field(default=1.01, gt=0, description="order of the entropies")
+    images: int | None = Field(default=None, ge=2, le=MANY, description="first evaluation images only; null: all")
+    batch: int = Field(default=100, ge=2, le=BATCH, description="images whose entropies are taken together")
+    masks: int = Field(default=8, ge=1, le=BATCH, description="counts that go through the network together")
+    alpha: float = Field(default=1.01, gt=0, le=1000, description="order of the entropies")
     sigma_method: Literal["fix", "all", "remain"] = Field(
         default="all", description="kernels of single filters: by rule, aligned to the whole layer, to what is kept"
     )
-    sigma_x: float = Field(default=8.0, gt=0, description="kernel width of the images")
-    sigma_y: float = Field(default=0.1, gt=0, description="kernel width of the labels")
+    sigma_x: float = Field(default=8.0, gt=0, le=10**9, description="kernel width of the images")
+    sigma_y: float = Field(default=0.1, gt=0, le=10**9, description="kernel width of the labels")
 
 
 class Report(Part):
     """What is measured for the report."""
 
-    latency_batches: tuple[int, ...] = Field(default=(1, 32), min_length=1, description="batch sizes that are timed")
-    latency_repeats: int = Field(default=30, ge=1, description="timed passes of each network at each batch size")
+    latency_batches: tuple[Annotated[int, Field(ge=1, le=BATCH)], ...] = Field(
+        default=(1, 32), min_length=1, max_length=64, description="batch sizes that are timed"
+    )
+    latency_repeats: int = Field(
+        default=30, ge=1, le=LONG, description="timed passes of each network at each batch size"
+    )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads while timing; default: all this process may use"
+        default=None, ge=1, le=1024, description="CPU threads while timing; default: all this process may use"
     )
     trackers: tuple[str, ...] = Field(
         default=("tensorboard",), description="accelerate's names: tensorboard, wandb, mlflow, ... ; [] is none"
@@ -181,22 +194,38 @@ class Cluster(Part):
     deterministic: bool = Field(
         default=False, description="the same bits in every run on this machine; what cannot promise that is refused"
     )
-    timeout_s: int = Field(default=1800, ge=10, description="a collective that takes longer than this ends the run")
+    timeout_s: int = Field(
+        default=1800, ge=10, le=LONG, description="a collective that takes longer than this ends the run"
+    )
     join_timeout_s: int = Field(
-        default=600, ge=5, description="processes that have not all come together after so long are named, the run ends"
+        default=600,
+        ge=5,
+        le=LONG,
+        description="processes that have not all come together after so long are named, the run ends",
     )
     holder_timeout_s: int = Field(
-        default=600, ge=15,
+        default=600, ge=15, le=LONG,
         description="sweeps: a task that makes what others wait for is given up after so long without a sign of life",
     )  # fmt: skip
+
+
+def _folder_name(value: str) -> str:
+    if not value.strip("."):
+        raise ValueError("it names the run's folder, so it cannot be dots alone")
+    return value
 
 
 class Recipe(Part):
     """Everything one run does. ``method`` is the paper's name and its options."""
 
-    name: str = Field(pattern=r"^[\w.-]+$", description="of the run, runs/<name>; left out: the file's name")
+    name: Annotated[str, AfterValidator(_folder_name)] = Field(
+        pattern=r"^[\w.-]+$", max_length=200, description="of the run, runs/<name>; left out: the file's name"
+    )
     seed: int = Field(
-        default=0, ge=0, description="of weights, orders, augmentation, calibration images and random methods"
+        default=0,
+        ge=0,
+        le=2**63 - 1,
+        description="of weights, orders, augmentation, calibration images and random methods",
     )
     backbone: Backbone
     data: Data
@@ -208,7 +237,10 @@ class Recipe(Part):
     schedule: Schedule = Schedule()
     finetune: Training = Training(lr=0.01)
     reruns: int = Field(
-        default=1, ge=1, description="finetunings of the same pruned network by as many seeds; the first is kept"
+        default=1,
+        ge=1,
+        le=1000,
+        description="finetunings of the same pruned network by as many seeds; the first is kept",
     )
     evaluate: Evaluate = Evaluate()
     information: Information = Information()
@@ -230,9 +262,45 @@ class Recipe(Part):
                 raise ValueError(f"schedule.finetune_epochs: {error.errors()[0]['msg']}") from error
         return self
 
+    # dotted key -> its text before ${VARIABLES} were filled in
+    _written: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def with_written(self, texts: Mapping[str, str]) -> "Recipe":
+        """The same recipe, which knows how its values were written before ``${VARIABLES}`` were filled in."""
+        out = self.model_copy()
+        out._written = dict(texts)
+        return out
+
+    def written(self) -> dict[str, Any]:
+        """``resolved()`` with ``${VARIABLES}`` as they were written: what may be kept in files and shown.
+
+        ``name`` alone stands there filled in: it is the run's folder.
+        """
+        tree = self.resolved()
+        for key, text in self._written.items():
+            node: Any = tree
+            *parents, leaf = key.split(".")
+            for step in parents:
+                node = _inside(node, step)
+            if key != "name" and _inside(node, leaf) is not None:
+                node[int(leaf) if isinstance(node, list) else leaf] = text
+        return tree
+
+    @property
+    def expanded(self) -> dict[str, list[str]]:
+        """Dotted key -> the environment's variables that were filled in there."""
+        return {key: sorted(set(re.findall(r"\$\{(\w+)\}", text))) for key, text in self._written.items()}
+
     def resolved(self) -> dict[str, Any]:
         """Plain, JSON-ready values of every key, defaults filled in."""
         return self.model_dump(mode="json", by_alias=True)
+
+
+def _inside(node: Any, step: str) -> Any:
+    """A value of a mapping or a list, None where there is none."""
+    if isinstance(node, list):
+        return node[int(step)] if step.isdigit() and int(step) < len(node) else None
+    return node.get(step) if isinstance(node, dict) else None
 
 
 def peeks(tree: Mapping[str, Any]) -> list[str]:

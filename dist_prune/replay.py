@@ -1,10 +1,10 @@
 """Plans that come from a file: a run's plan.json or bundle, or pruning information in the redundancy-graph authors'
 form."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from dist_prune import documents
 from dist_prune.errors import PruneError
 from dist_prune.pruning import cost
 from dist_prune.pruning.channels import Channels
@@ -21,17 +21,14 @@ def read(file: Path, channels: Channels) -> Plan:
     file = manifest_of(file)
     if not file.is_file():
         raise PruneError(f"there is no plan file {file}")
-    try:
-        body = json.loads(file.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
-        raise PruneError(f"{file} is no JSON: {error}") from error
+    body = documents.read_json(file)
     if not isinstance(body, dict) or not body:
         raise PruneError(f"{file} holds neither a plan nor pruning information {{layer: {{saved_idxs, mask_num}}}}")
     if "weights_digest" in body and isinstance(body.get("plan"), dict):
         body = body["plan"]
     if "removed" not in body:
         return from_saved(body, channels)
-    plan = Plan.from_json(json.dumps(body))
+    plan = Plan.of(body)
     widths = {group.name: group.width for group in channels.groups}
     if dict(plan.widths) != widths:
         differing = sorted(name for name in plan.widths.keys() | widths if plan.widths.get(name) != widths.get(name))

@@ -23,8 +23,9 @@ if __name__ == "__main__":  # launched by path: import the package from its pare
 
 from dist_prune import methods, recipe, stages, sweeps
 from dist_prune.errors import MISSED, PruneError
+from dist_prune.folders import clear_leftovers, run_folder
 from dist_prune.ledger import canonical, claim, lock, write_atomic
-from dist_prune.runtime import stopping, tracking
+from dist_prune.runtime import meeting, stopping, tracking
 from dist_prune.runtime.collectives import RankLostError, leave, overheard
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.stopping import PreemptedError
@@ -71,7 +72,7 @@ def launched(
     started = time.time()
     try:
         spec, place = choose()
-        folder = Path(run_dir or place)
+        folder = run_folder(run_dir, place)
         stopping.listen()
         c = spec.cluster
         machine = Machine.start(c.timeout_s, c.tf32, c.deterministic, c.join_timeout_s)
@@ -114,7 +115,9 @@ def run(
         methods.find(name)  # refuses unknown ones before any work
     options = method.Options.model_validate({k: v for k, v in spec.method.items() if k != "name"})
     fixed = [name for name in method.Options.score_options() if name not in method.Options.growing_options()]
-    changed = ranks.together(lambda: claim(folder, spec.resolved(), fixed))
+    changed = ranks.together(lambda: claim(folder, spec.written(), fixed, spec.resolved()))
+    meeting.same_folder(folder, ranks)
+    ranks.together(lambda: clear_leftovers(folder))
     tracking.check(spec.report.trackers)
     tracker = tracking.Tracker(ranks.first, spec.report.trackers, folder, spec.name)
     ranks.together(lambda: shutil.rmtree(folder / "errors", ignore_errors=True))

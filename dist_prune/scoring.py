@@ -5,11 +5,11 @@ One process; across many, run.py does the same for a recipe with ``score.many``.
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from dist_prune import methods, reading
-from dist_prune.errors import PruneError
+from dist_prune.errors import PruneError, shown
+from dist_prune.folders import run_folder
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +28,10 @@ def act(given: argparse.Namespace) -> tuple[str, Any, int]:
 
     names = [name for name in given.methods.split(",") if name]
     if len(names) < 2 or len(set(names)) < len(names):
-        raise PruneError(f"--methods: two or more different ones, got {given.methods!r}")
+        raise PruneError(f"--methods: two or more different ones, got {shown(given.methods)}")
     words = [*given.overrides, f"score.many=[{','.join(names)}]"]
     spec = reading.load(given.recipe, words, methods.options_of)
-    folder = Path(given.run_dir or f"runs/{spec.name}")
+    folder = run_folder(given.run_dir, f"runs/{spec.name}")
     machine = Machine.start(spec.cluster.timeout_s, spec.cluster.tf32, spec.cluster.deterministic)
     if machine.ranks.world > 1:
         raise PruneError("score-many is one process; start run.py with score.many=[...] on many")

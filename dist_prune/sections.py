@@ -4,11 +4,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from dist_prune.errors import path_trouble
+
+MANY = 10**9  # images, steps: more than any run has
+LONG = 10**6  # epochs, minutes
+SIDE = 16384  # pixels of an image's side
+
 
 class Part(BaseModel):
-    """A section of a recipe: unknown keys are errors, values do not change after loading."""
+    """A section of a recipe: unknown keys are errors, numbers are finite, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 def _rising(value: tuple[float, float]) -> tuple[float, float]:
@@ -17,20 +23,31 @@ def _rising(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
-Span = Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(_rising)]
+def _path(value: str) -> str:
+    if trouble := path_trouble(value):
+        raise ValueError(trouble)
+    return value
+
+
+PathText = Annotated[str, AfterValidator(_path)]
+Edge = Annotated[float, Field(gt=0, le=1000)]
+Span = Annotated[tuple[Edge, Edge], AfterValidator(_rising)]
 
 
 class Backbone(Part):
     """The network: a timm name (this package's CIFAR networks are in timm's registry too)."""
 
-    name: str = Field(description="timm's name; dist-prune list backbones has this package's networks too")
-    checkpoint: str | None = Field(
+    name: str = Field(
+        max_length=200, description="timm's name; dist-prune list backbones has this package's networks too"
+    )
+    checkpoint: PathText | None = Field(
         default=None,
         description="file of weights: the dense network's where train.epochs is 0, else the training starts from them",
     )
     checkpoint_key: str = Field(
         default="auto",
         min_length=1,
+        max_length=200,
         description="which weights of a file with several: auto (averaged ones where there are some, as timm's loader "
         "does), ema, or an entry's name, for example state_dict",
     )
@@ -41,7 +58,9 @@ class Backbone(Part):
         default=False,
         description="let timm fetch its pretrained weights; train.epochs says of them what it says of a checkpoint",
     )
-    kwargs: dict[str, Any] = Field(default_factory=dict, description="further arguments of timm.create_model")
+    kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="further arguments of the network's class: numbers, words, lists of them"
+    )
 
     @model_validator(mode="after")
     def _of_a_file(self):
@@ -57,10 +76,12 @@ class Data(Part):
     """The data set and how its images reach the network."""
 
     source: Literal["digits", "npz", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagefolder"]
-    root: str | None = Field(default=None, description="file or folder; ${VARIABLES} of the environment are filled in")
-    train_split: str = Field(default="train", description="imagefolder: sub-folder of the training images")
-    eval_split: str = Field(default="val", description="imagefolder: sub-folder of the evaluation images")
-    classes: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+    root: PathText | None = Field(
+        default=None, description="file or folder; ${VARIABLES} of the environment are filled in"
+    )
+    train_split: PathText = Field(default="train", description="imagefolder: sub-folder of the training images")
+    eval_split: PathText = Field(default="val", description="imagefolder: sub-folder of the evaluation images")
+    classes: tuple[Annotated[int, Field(ge=0, le=LONG)], ...] | None = Field(
         default=None, description="arrays: only the images of these classes, renumbered from 0 in this order"
     )
     class_order: Literal["text", "natural"] | None = Field(
@@ -68,17 +89,19 @@ class Data(Part):
         description="image files: how class folders are numbered: text is 0, 1, 10, 2 (torchvision's), natural is 0, "
         "1, 2, 10 (timm's); left out: text, with a warning where weights from elsewhere may mean the other",
     )
-    class_map: str | None = Field(
+    class_map: PathText | None = Field(
         default=None,
         description="image files: a file of class names in the order of their numbers: a name a line, or JSON",
     )
     layout: Literal["nhwc", "nchw"] | None = Field(
         default=None, description="npz: the axes of the images; left out: nhwc, and what looks like nchw is refused"
     )
-    mean: tuple[float, ...] | None = Field(default=None, description="per channel, on [0, 1]; default: the model's own")
-    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, description="like mean")
+    mean: tuple[Annotated[float, Field(ge=-1000, le=1000)], ...] | None = Field(
+        default=None, description="per channel, on [0, 1]; default: the model's own"
+    )
+    std: tuple[Annotated[float, Field(gt=0, le=1000)], ...] | None = Field(default=None, description="like mean")
     image_size: int | None = Field(
-        default=None, ge=1, description="side of the square input; default: the model's own, of arrays theirs"
+        default=None, ge=1, le=SIDE, description="side of the square input; default: the model's own, of arrays theirs"
     )
     crop: float | None = Field(
         default=None, gt=0, le=1, description="share of the resized image that is cropped (crop_pct)"
@@ -95,18 +118,20 @@ class Data(Part):
         description="training images: crop pads by an eighth and crops, resized_crop_flip is Inception's",
     )
     padding: int | None = Field(
-        default=None, ge=0, description="crop, crop_flip: pixels of the pad; default: an eighth of the side"
+        default=None, ge=0, le=SIDE, description="crop, crop_flip: pixels of the pad; default: an eighth of the side"
     )
     crop_scale: Span = Field(default=(0.08, 1.0), description="resized_crop_flip: share of the area, from and to")
     crop_ratio: Span = Field(default=(3 / 4, 4 / 3), description="resized_crop_flip: aspect, from and to")
     auto_augment: str | None = Field(
-        default=None, description="timm's policy for training images: rand-m9-mstd0.5-inc1, original, augmix-m5-w4 ..."
+        default=None,
+        max_length=200,
+        description="timm's policy for training images: rand-m9-mstd0.5-inc1, original, augmix-m5-w4 ...",
     )
     random_erasing: float = Field(default=0, ge=0, le=1, description="share of the training images that lose a part")
     random_erasing_mode: Literal["const", "rand", "pixel"] = Field(
         default="pixel", description="what is there instead: zeros, one normal colour, normal noise"
     )
-    resize_schedule: dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] = Field(
+    resize_schedule: dict[Annotated[int, Field(ge=0, le=LONG)], Annotated[int, Field(ge=1, le=SIDE)]] = Field(
         default_factory=dict,
         description="progressive resizing, first epoch to side: {0: 128, 30: 192, 60: 224}; evaluation: image_size",
     )
@@ -115,7 +140,7 @@ class Data(Part):
         description="who serves the images: ffcv where a matching .beton lies beside the data (for evaluation only one "
         "that keeps the pixels), memory for arrays, else torch",
     )
-    workers: int = Field(default=2, ge=0, description="decoding processes per rank (torch and ffcv)")
+    workers: int = Field(default=2, ge=0, le=1024, description="decoding processes per rank (torch and ffcv)")
     on_error: Literal["fail", "skip"] = Field(
         default="fail", description="an image that cannot be read ends the run, or is left out and listed in the report"
     )
@@ -148,41 +173,43 @@ class Data(Part):
 class Training(Part):
     """One training run: dense training and finetuning share it."""
 
-    epochs: int = Field(default=0, ge=0, description="passes over the training images; 0: no training")
-    batch: int = Field(default=128, ge=1, description="global batch, whatever the number of processes")
-    images: int | None = Field(default=None, ge=1, description="train on the first N images only (studies)")
-    optimizer: str = Field(default="sgd", description="timm's name; sgd follows the nesterov key")
+    epochs: int = Field(default=0, ge=0, le=LONG, description="passes over the training images; 0: no training")
+    batch: int = Field(default=128, ge=1, le=LONG, description="global batch, whatever the number of processes")
+    images: int | None = Field(default=None, ge=1, le=MANY, description="train on the first N images only (studies)")
+    optimizer: str = Field(default="sgd", max_length=100, description="timm's name; sgd follows the nesterov key")
     optimizer_kwargs: dict[str, Any] = Field(default_factory=dict, description="further arguments of the optimizer")
-    lr: float = Field(default=0.1, gt=0, description="learning rate before any decay")
+    lr: float = Field(default=0.1, gt=0, le=10**6, description="learning rate before any decay")
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
-    weight_decay: float = Field(default=5e-4, ge=0)
+    weight_decay: float = Field(default=5e-4, ge=0, le=1000)
     decay_norm_bias: bool = Field(default=False, description="weight decay on norms and biases too (papers' SGD)")
     schedule: Literal["constant", "step", "multistep", "cosine", "linear", "onecycle"] = "cosine"
-    step_size: int = Field(default=30, ge=1, description="step: epochs between two decays")
-    milestones: tuple[int, ...] = Field(default=(), description="multistep: epochs at which the rate decays")
+    step_size: int = Field(default=30, ge=1, le=LONG, description="step: epochs between two decays")
+    milestones: tuple[Annotated[int, Field(ge=0, le=LONG)], ...] = Field(
+        default=(), description="multistep: epochs at which the rate decays"
+    )
     gamma: float = Field(default=0.1, gt=0, le=1, description="step and multistep: the factor of a decay")
-    min_lr: float = Field(default=0, ge=0, description="learning rate at the end of cosine, linear, onecycle")
-    warmup_epochs: float = Field(default=0, ge=0, description="epochs from warmup_lr up to lr")
-    warmup_lr: float = Field(default=1e-5, ge=0, description="learning rate at the start of the warm-up")
+    min_lr: float = Field(default=0, ge=0, le=10**6, description="learning rate at the end of cosine, linear, onecycle")
+    warmup_epochs: float = Field(default=0, ge=0, le=LONG, description="epochs from warmup_lr up to lr")
+    warmup_lr: float = Field(default=1e-5, ge=0, le=10**6, description="learning rate at the start of the warm-up")
     layer_decay: float | None = Field(
         default=None, gt=0, le=1, description="learning rate of each earlier layer, as a share of the next one's"
     )
-    lr_scales: dict[str, Annotated[float, Field(ge=0)]] = Field(
+    lr_scales: dict[str, Annotated[float, Field(ge=0, le=10**6)]] = Field(
         default_factory=dict, description="glob of parameter names: factor of their learning rate, the first that fits"
     )
     label_smoothing: float = Field(default=0, ge=0, lt=1)
-    mixup: float = Field(default=0, ge=0, description="alpha; 0 is off")
-    cutmix: float = Field(default=0, ge=0, description="alpha; 0 is off")
+    mixup: float = Field(default=0, ge=0, le=1000, description="alpha; 0 is off")
+    cutmix: float = Field(default=0, ge=0, le=1000, description="alpha; 0 is off")
     mix_prob: float = Field(default=1, ge=0, le=1, description="share of the batches that are mixed")
     distill: float = Field(
         default=0, ge=0, le=1, description="finetune: weight of the dense network's soft labels (bf16 on GPUs)"
     )
-    distill_temperature: float = Field(default=4, gt=0)
+    distill_temperature: float = Field(default=4, gt=0, le=1000)
     ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the averaged weights that are evaluated")
-    clip_grad: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
+    clip_grad: float | None = Field(default=None, gt=0, le=MANY, description="largest norm of the gradient")
     accumulate: int = Field(
-        default=1, ge=1,
+        default=1, ge=1, le=LONG,
         description="forward passes per update, of two images at least; the batch stays the global batch",
     )  # fmt: skip
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -192,7 +219,10 @@ class Training(Part):
         "a channel (DepGraph's sparse learning)",
     )
     sparsity_weight: float = Field(
-        default=1e-4, gt=0, description="of the term that sparsity adds to gradients; slimming: 1e-4 VGG, 1e-5 ResNet"
+        default=1e-4,
+        gt=0,
+        le=1000,
+        description="of the term that sparsity adds to gradients; slimming: 1e-4 VGG, 1e-5 ResNet",
     )
     channels_last: bool = Field(default=False, description="weights and images in NHWC memory order")
     compile: bool | Literal["reduce-overhead", "max-autotune"] = Field(
@@ -202,7 +232,7 @@ class Training(Part):
     )
     sync_bn: bool = Field(default=False, description="batch norms see the batches of all ranks (GPUs)")
     recalibrate_bn: int = Field(
-        default=0, ge=0,
+        default=0, ge=0, le=MANY,
         description="finetune: new batch-norm statistics first, from so many of its images (see score.balance)",
     )  # fmt: skip
     selection: Literal["holdout", "last", "test"] = Field(
@@ -210,14 +240,18 @@ class Training(Part):
         description="which epoch is kept: the best on held-out training images, the last, the best on test",
     )
     holdout: float = Field(default=0.1, gt=0, lt=0.9, description="share of the training images held out for selection")
-    patience: int | None = Field(default=None, ge=1, description="stop after so many evaluations without a better one")
-    only_if_drop: float | None = Field(
-        default=None, ge=0, description="finetune: only where cutting cost more than so many points of top-1"
+    patience: int | None = Field(
+        default=None, ge=1, le=LONG, description="stop after so many evaluations without a better one"
     )
-    evaluate_every: int = Field(default=1, ge=1, description="epochs between two evaluations")
-    save_every_steps: int | None = Field(default=None, ge=1, description="checkpoint after so many steps as well")
-    save_every_minutes: float = Field(default=10, gt=0, description="checkpoint after so many minutes as well")
-    keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints that stay")
+    only_if_drop: float | None = Field(
+        default=None, ge=0, le=100, description="finetune: only where cutting cost more than so many points of top-1"
+    )
+    evaluate_every: int = Field(default=1, ge=1, le=LONG, description="epochs between two evaluations")
+    save_every_steps: int | None = Field(
+        default=None, ge=1, le=MANY, description="checkpoint after so many steps as well"
+    )
+    save_every_minutes: float = Field(default=10, gt=0, le=LONG, description="checkpoint after so many minutes as well")
+    keep_checkpoints: int = Field(default=2, ge=1, le=LONG, description="newest checkpoints that stay")
 
     @model_validator(mode="after")
     def _nesterov(self):
@@ -235,5 +269,8 @@ class Training(Part):
         return self
 
     skip_nonfinite: int = Field(
-        default=0, ge=0, description="updates with a loss that is not finite to skip, in all epochs, before stopping"
+        default=0,
+        ge=0,
+        le=MANY,
+        description="updates with a loss that is not finite to skip, in all epochs, before stopping",
     )

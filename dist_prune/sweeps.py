@@ -11,6 +11,7 @@ With both, every entry of ``list`` meets every combination of ``grid``.
 
 import difflib
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dist_prune import reading
-from dist_prune.errors import PruneError, nearest
-from dist_prune.ledger import canonical
+from dist_prune import documents, reading
+from dist_prune.errors import PruneError, nearest, path_trouble, shown
+from dist_prune.ledger import canonical, digest
 from dist_prune.recipe import Recipe
 
 KEYS = ("base", "grid", "list")
+LONGEST_NAME = 200  # characters; a folder is named so
+MOST_TASKS = 2000  # of one file; SLURM arrays have 1,001 where nobody raised MaxArraySize
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ class Sweep:
 
 def find(name_or_path: str) -> Path:
     """The sweep file of a path or of a bare name in ``recipes/sweeps``."""
+    trouble = path_trouble(name_or_path)
+    if trouble:
+        raise PruneError(f"no sweep file there: {trouble}")
     path = Path(name_or_path)
     if path.is_file():
         return path
@@ -80,7 +84,7 @@ def find(name_or_path: str) -> Path:
     close = difflib.get_close_matches(path.stem, known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise PruneError(
-        f"no sweep file at {name_or_path!r}.{hint} In recipes/sweeps: {', '.join(sorted(known)) or 'none'}"
+        f"no sweep file at {shown(name_or_path)}.{hint} In recipes/sweeps: {', '.join(sorted(known)) or 'none'}"
     )
 
 
@@ -96,14 +100,16 @@ def load(name_or_path: str, options_of: reading.OptionsOf | None = None, need_en
         PruneError: with a line for each thing that is wrong, in the file or in any task.
     """
     file = find(name_or_path)
-    try:
-        body = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PruneError(f"{file} is not valid YAML: {error}") from error
+    if not file.stem.strip("."):
+        raise PruneError(f"{file}: the file's name is that of the runs' folder, so it cannot be dots alone")
+    body = documents.read_yaml(file)
     if not isinstance(body, dict) or set(body) != {"tasks"} or not isinstance(body["tasks"], list) or not body["tasks"]:
         raise PruneError(f"{file}: a sweep is 'tasks:', a list of entries with {', '.join(KEYS)}; nothing else")
     problems: list[str] = []
     drawn = [pair for place, entry in enumerate(body["tasks"]) for pair in _expand(entry, f"tasks[{place}]", problems)]
+    if len(drawn) > MOST_TASKS:
+        problems.append(f"more than {MOST_TASKS:,} tasks; split the sweep over several files")
+        drawn = []
     tasks, seen = [], {}
     for number, (base, values) in enumerate(drawn):
         overrides = tuple(f"{key}={canonical(value)}" for key, value in values.items())
@@ -132,7 +138,7 @@ def choose(
     ``task`` may be left to SLURM_ARRAY_TASK_ID. Overrides come after the task's own. Runs live in
     ``runs``, or in the folder that DIST_PRUNE_RUNS names.
     """
-    runs = Path(os.environ.get("DIST_PRUNE_RUNS", "runs"))
+    runs = Path(os.environ.get("DIST_PRUNE_RUNS") or "runs")
     if not sweep:
         spec = reading.load(str(recipe), overrides, options_of, need_environment)
         return spec, runs / spec.name
@@ -150,14 +156,24 @@ def _expand(entry: Any, where: str, problems: list[str]) -> Iterator[tuple[str, 
     if not isinstance(entry, dict) or not isinstance(entry.get("base"), str):
         problems.append(f"{where}: write base: RECIPE, with a grid or a list of keys")
         return
-    for key in set(entry) - set(KEYS):
-        problems.append(f"{where}.{key}: unknown key.{nearest(str(key), KEYS)} Allowed here: {', '.join(KEYS)}.")
+    for key in sorted(set(entry) - set(KEYS), key=str):
+        problems.append(
+            f"{where}.{str(key)[:60]}: unknown key.{nearest(str(key), KEYS)} Allowed here: {', '.join(KEYS)}."
+        )
     grid, rows = entry.get("grid") or {}, entry.get("list", [{}])
     if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
         problems.append(f"{where}.grid: write {{key: [value, ...]}}, for example {{target.macs: [0.5, 0.6]}}")
         return
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         problems.append(f"{where}.list: write [{{key: value}}, ...], for example [{{target.macs: 0.5}}]")
+        return
+    odd = [key for part in (grid, *rows) for key in part if not isinstance(key, str) or "=" in key or not key]
+    if odd:
+        problems.append(f"{where}: {shown(odd[0])} is no key of a recipe; write names, for example target.macs")
+        return
+    if math.prod([len(rows), *map(len, grid.values())]) > MOST_TASKS:
+        number = math.prod([len(rows), *map(len, grid.values())])
+        problems.append(f"{where}: {shown(number)} tasks; at most {MOST_TASKS:,} in a file. Split the sweep")
         return
     for row in rows:
         twice = sorted(set(row) & set(grid))
@@ -171,4 +187,5 @@ def _expand(entry: Any, where: str, problems: list[str]) -> Iterator[tuple[str, 
 def _name(base: str, values: Mapping[str, Any]) -> str:
     """``resnet56_cifar10_graph-threshold_0.7-seed_1``: a word for folders that says what differs."""
     parts = [f"{key.rpartition('.')[2]}_{value}" for key, value in values.items()]
-    return re.sub(r"[^\w.-]+", "_", "-".join([Path(base).stem, *parts]))
+    name = re.sub(r"[^\w.-]+", "_", "-".join([Path(base).stem, *parts]))
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 17]}-{digest(name)[:16]}"

@@ -15,29 +15,17 @@ from PIL import Image
 import dist_prune
 from dist_prune import bundle, cli, exporting, hub
 from dist_prune.errors import PruneError
-from dist_prune.pruning.choose import Request
-from dist_prune.runtime import checkpoint, formats
+from dist_prune.runtime import formats
 from tests import tiny
 from tests.launch import environment
-
-IMAGE = {"size": 8, "mean": [0.3], "std": [0.4], "crop": 1.0, "interpolation": "bilinear", "crop_mode": "center"}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A run directory with a bundle, and the digits that it was made for as PNG files."""
     run = tmp_path_factory.mktemp("run")
-    bench, method = tiny.bench(tiny.network()), tiny.method("l1")
-    plan = method.select(method.score(bench), bench.channels, Request(target=("macs", 0.6)))
-    model = tiny.cut(bench.model, bench.channels, plan).float()
-    spec = {"name": "resnet8p_cifar", "kwargs": {"img_size": 8}, "num_classes": 10, "in_chans": 1}
-    figures = {"dense": {"top1": 90.0, "macs": 100, "params": 9}, "finetuned": {"top1": None, "macs": 60, "params": 5}}
-    origin = {"recipe": "r", "method": "l1", "paper": "P", "seed": 0, "data": "digits", "finetune_epochs": 0}
-    (run / "export").mkdir()
-    weights = model.state_dict()
-    text = bundle.manifest(spec, plan, IMAGE, tuple("0123456789"), weights, figures, origin)
-    (run / "export" / bundle.MANIFEST).write_text(text)
-    checkpoint.save(run / "export" / bundle.WEIGHTS, weights)
+    bench = tiny.bench(tiny.network())
+    tiny.bundled(run / "export", bench)
     recipe = {
         "name": "r",
         "backbone": {"name": "resnet8p_cifar"},

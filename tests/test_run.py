@@ -210,7 +210,7 @@ def test_world_size_without_a_launcher(tmp_path, value, said):
         (("data.mean=[0.1,0.2,0.3]",), "data.mean: 3 values for images of 1 channel(s)"),
         (("data.crop=0.5",), "data.crop is for image files"),
         (("train.batch=1",), "train.batch: 1"),
-        (("train.lr=1e30", "train.warmup_epochs=0"), "the loss is not finite (or huge) at epoch 1"),
+        (("train.lr=1e6", "train.warmup_epochs=0"), "the loss is not finite (or huge) at epoch 1"),
     ],
 )
 def test_errors_are_for_people(tmp_path, capfd, words, said):

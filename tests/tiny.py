@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dist_prune import methods
+from dist_prune import bundle, methods
 from dist_prune.bench import Bench
 from dist_prune.pruning import surgeon
-from dist_prune.runtime import backbones
+from dist_prune.pruning.choose import Request
+from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.feed import Feed, Look
 from dist_prune.runtime.data.sources import ArraySource, FolderSource, open_source
@@ -79,3 +80,22 @@ def cut(model: nn.Module, channels, plan) -> nn.Module:
     small = copy.deepcopy(model)
     surgeon.operate(small, channels, plan)
     return small
+
+
+IMAGE = {"size": 8, "mean": [0.3], "std": [0.4], "crop": 1.0, "interpolation": "bilinear", "crop_mode": "center"}
+
+
+def bundled(folder: Path, digits: Bench | None = None) -> Path:
+    """A bundle of a pruned network for digits in ``folder``."""
+    digits = digits or bench(network())
+    ranking = method("l1")
+    plan = ranking.select(ranking.score(digits), digits.channels, Request(target=("macs", 0.6)))
+    weights = cut(digits.model, digits.channels, plan).float().state_dict()
+    spec = {"name": "resnet8p_cifar", "kwargs": {"img_size": 8}, "num_classes": 10, "in_chans": 1}
+    figures = {"dense": {"top1": 90.0, "macs": 100, "params": 9}, "finetuned": {"top1": None, "macs": 60, "params": 5}}
+    origin = {"recipe": "r", "method": "l1", "paper": "P", "seed": 0, "data": "digits", "finetune_epochs": 0}
+    folder.mkdir(parents=True)
+    text = bundle.manifest(spec, plan, IMAGE, tuple("0123456789"), weights, figures, origin)
+    (folder / bundle.MANIFEST).write_text(text)
+    checkpoint.save(folder / bundle.WEIGHTS, weights)
+    return folder

@@ -53,20 +53,26 @@ class Options(method.MethodOptions):
     place: Where = Field(default="consumed", description="switch what the next layers read, or raw outputs")
     scale: Literal["width", "simplex"] = Field(default="width", description="gates of mean 1, or s itself")
     jointly: bool = Field(default=False, description="all groups at once instead of one at a time")
-    prior: float = Field(default=2.0, gt=0, description="alpha of the symmetric prior")
-    start: float | None = Field(default=None, description="of every v, phi = softplus(v); default: at the prior")
-    rank: int = Field(default=4, ge=1, description="logistic_normal: of the covariance beside its diagonal")
-    draws: int = Field(default=5, ge=1, description="integral: draws per step, the same for all images of a batch")
+    prior: float = Field(default=2.0, gt=0, le=10**6, description="alpha of the symmetric prior")
+    start: float | None = Field(
+        default=None, ge=-1000, le=1000, description="of every v, phi = softplus(v); default: at the prior"
+    )
+    rank: int = Field(default=4, ge=1, le=65536, description="logistic_normal: of the covariance beside its diagonal")
+    draws: int = Field(
+        default=5, ge=1, le=65536, description="integral: draws per step, the same for all images of a batch"
+    )
     average: Literal["logits", "losses"] = Field(default="logits", description="integral: what is averaged over draws")
-    kl_weight: float = Field(default=1.0, ge=0, description="of the divergence from the prior")
+    kl_weight: float = Field(default=1.0, ge=0, le=10**6, description="of the divergence from the prior")
     kl_scale: Literal["images", "batch"] = Field(default="images", description="divided by the images, or by a batch's")
-    kl_epochs: int = Field(default=0, ge=0, description="the weight rises linearly over so many epochs")
-    epochs: int = Field(default=1, ge=1)
-    batch: int = Field(default=100, ge=1)
+    kl_epochs: int = Field(default=0, ge=0, le=10**6, description="the weight rises linearly over so many epochs")
+    epochs: int = Field(default=1, ge=1, le=10**6)
+    batch: int = Field(default=100, ge=1, le=65536)
     optimizer: Literal["sgd", "adam"] = "sgd"
-    lr: float = Field(default=0.1, gt=0)
+    lr: float = Field(default=0.1, gt=0, le=10**6)
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd")
-    weight_decay: float = Field(default=0.0, ge=0, description="on the gates' parameters (ResNet-56's program: 1e-4)")
+    weight_decay: float = Field(
+        default=0.0, ge=0, le=1000, description="on the gates' parameters (ResNet-56's program: 1e-4)"
+    )
 
     @model_validator(mode="after")
     def _drawn(self):

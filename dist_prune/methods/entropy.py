@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -26,6 +26,7 @@ from dist_prune.pruning.ranking import Ranking
 from dist_prune.pruning.subjects import ALIGNED, Estimator, Subject, Width, batches_of
 from dist_prune.pruning.widths import Grid
 
+Edge = Annotated[float, Field(ge=-(10**9), le=10**9)]
 Quirk = Literal["softmax_labels", "wider_kernel", "top_bin", "last_batch", "conv_sign", "augmented"]
 RELEASED: tuple[Quirk, ...] = ("softmax_labels", "wider_kernel", "top_bin", "last_batch", "conv_sign", "augmented")
 SATURATED = 0.98
@@ -64,16 +65,18 @@ class Options(method.MethodOptions):
     sampling: str | None = Field(default=None, description="bin, reyei_uns, renyi_IZY ...: the released program's name")
     criterion: Criterion = Field(default="mi_rest", description="mi_rest is the paper's; joint loses least")
     estimator: Literal["renyi", "binning"] = Field(default="renyi", description="binning is for tanh layers")
-    alpha: float = Field(default=1.01, gt=0, description="order of the entropy; 1 is Shannon's, 2 needs no spectra")
+    alpha: float = Field(
+        default=1.01, gt=0, le=1000, description="order of the entropy; 1 is Shannon's, 2 needs no spectra"
+    )
     width: Width = Field(default="entropy_target", description="how kernel widths are found; aligned: the paper's")
     entropy_target: float = Field(default=0.75, gt=0, lt=1, description="entropy of a whole layer, of log2 batch")
     sigma_combine: Literal["smooth", "median"] = Field(default="smooth", description="aligned widths over batches")
     grid: Literal["fine", "coarse"] = Field(default="fine", description="alignment: 300 widths, or twice 16")
-    batch: int = Field(default=100, ge=2, description="images whose entropies are taken together")
+    batch: int = Field(default=100, ge=2, le=65536, description="images whose entropies are taken together")
     by_layer: dict[str, Literal["renyi", "binning"]] = Field(default={}, description="group's glob -> estimator")
-    bins: int = Field(default=30, ge=2, description="equally spaced edges of the bins")
-    bin_range: tuple[float, float] = Field(default=(-1.0, 1.0), description="first and last edge")
-    sigma_y: float = Field(default=0.1, gt=0, description="width of the label kernel")
+    bins: int = Field(default=30, ge=2, le=65536, description="equally spaced edges of the bins")
+    bin_range: tuple[Edge, Edge] = Field(default=(-1.0, 1.0), description="first and last edge")
+    sigma_y: float = Field(default=0.1, gt=0, le=10**9, description="width of the label kernel")
     skip_zero: float | None = Field(
         default=0.99, ge=0, le=1, description="filters with a larger share of zeros go first"
     )
@@ -82,7 +85,7 @@ class Options(method.MethodOptions):
     chunk: float = Field(
         default=0, ge=0, lt=1, description="share of what remains that goes in one step; 0: one filter"
     )
-    map_side: int | None = Field(default=None, ge=1, description="average larger maps to this side first")
+    map_side: int | None = Field(default=None, ge=1, le=16384, description="average larger maps to this side first")
     parallel: Literal["layers", "batches", "candidates"] = Field(
         default="layers", description="what is dealt over ranks; moves no score"
     )
@@ -90,7 +93,13 @@ class Options(method.MethodOptions):
     distribution: Literal["uniform", "l1"] = method.for_select(
         "uniform", description="a target's counts: alike in all groups, or in all but the stem's (as the program's L1)"
     )
-    memory_mb: int = Field(default=4096, ge=16, description="for activations held at a time; moves no score")
+    memory_mb: int = Field(default=4096, ge=16, le=10**9, description="for activations held at a time; moves no score")
+
+    @model_validator(mode="after")
+    def _edges(self):
+        if self.bin_range[0] >= self.bin_range[1]:
+            raise ValueError(f"bin_range must rise, got {list(self.bin_range)}")
+        return self
 
     @model_validator(mode="after")
     def _known(self):

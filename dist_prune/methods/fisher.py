@@ -32,7 +32,7 @@ class Options(method.MethodOptions):
     quirks: tuple[Quirk, ...] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=(), description="single departures of the released code"
     )
-    batch: int = Field(default=100, ge=1, description="batch_mean: images of a batch")
+    batch: int = Field(default=100, ge=1, le=65536, description="batch_mean: images of a batch")
 
 
 class Fisher(method.Method):

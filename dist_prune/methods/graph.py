@@ -46,7 +46,9 @@ class Options(method.MethodOptions):
     quirks: tuple[Quirk, ...] = Field(  # type: ignore[assignment]
         default=(), description="single departures; the first release also has narrow_classifier and fresh_classifier"
     )
-    hash_size: int = Field(default=8, ge=1, description="low-frequency corner of the DCT that is hashed, per side")
+    hash_size: int = Field(
+        default=8, ge=1, le=1024, description="low-frequency corner of the DCT that is hashed, per side"
+    )
     combine: Literal["leader", "sum"] = method.for_select(
         "leader", description="who decides for a residual stream: its leader's graph (the paper), or all its layers'"
     )

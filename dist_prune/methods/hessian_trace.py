@@ -16,7 +16,7 @@ from dist_prune.pruning.curvature import Hutchinson, means
 
 class Options(method.RankingOptions):
     probes: int = Field(
-        default=1, ge=1,
+        default=1, ge=1, le=10**6,
         description="passes over the images, each with signs of its own; the estimate is noisy: one number per filter, "
         "micro-batch and pass, in which all layers' weights take part",
     )  # fmt: skip

@@ -22,13 +22,13 @@ from dist_prune.pruning.widths import Grid
 class Options(method.RankingOptions):
     """Kernels exp(-D^2 / sigma^2); sigma of maps is aligned to each batch's label kernel, and smoothed over batches."""
 
-    alpha: float = Field(default=1.0, gt=0, description="order of the entropy; 1 is Shannon's, the paper's")
-    batch: int = Field(default=100, ge=2, description="images whose entropies are taken together")
-    sigma_y: float = Field(default=0.1, gt=0, description="width of the kernel of the one-hot labels")
+    alpha: float = Field(default=1.0, gt=0, le=1000, description="order of the entropy; 1 is Shannon's, the paper's")
+    batch: int = Field(default=100, ge=2, le=65536, description="images whose entropies are taken together")
+    sigma_y: float = Field(default=0.1, gt=0, le=10**9, description="width of the kernel of the one-hot labels")
     grid: Literal["fine", "coarse"] = Field(default="fine", description="alignment: 300 widths, or twice 16")
-    map_side: int | None = Field(default=None, ge=1, description="average larger maps to this side first")
+    map_side: int | None = Field(default=None, ge=1, le=16384, description="average larger maps to this side first")
     precision: Literal["float64", "float32"] = Field(default="float64", description="of kernels and spectra")
-    memory_mb: int = Field(default=4096, ge=16, description="for activations held at a time; moves no score")
+    memory_mb: int = Field(default=4096, ge=16, le=10**9, description="for activations held at a time; moves no score")
 
 
 class HRel(method.Ranking):

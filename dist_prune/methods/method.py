@@ -24,7 +24,7 @@ T = TypeVar("T")
 class MethodOptions(BaseModel):
     """A method's options in the recipe. An option that ``select`` reads is declared with ``for_select``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     fidelity: Literal["correct"] = Field(default="correct", description="correct: as the mathematics says")
     quirks: tuple[str, ...] = Field(

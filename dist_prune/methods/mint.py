@@ -43,7 +43,8 @@ Quirk = Literal[
     "clamped_score", "numbered_parents", "distinct_cap",
 ]  # fmt: skip
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**6)]
+Share = Annotated[float, Field(ge=0, le=1)]
 T = TypeVar("T")
 
 
@@ -57,19 +58,19 @@ class Options(method.MethodOptions):
     quirks: tuple[Quirk, ...] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=(), description="single departures of the released code"
     )
-    groups: int = Field(default=64, ge=1, description="groups of filters per layer")
+    groups: int = Field(default=64, ge=1, le=10**6, description="groups of filters per layer")
     parent_groups: dict[str, Count] = Field(default={}, description="child layer -> groups of its input channels")
     child_groups: dict[str, Count] = Field(default={}, description="child layer -> groups of its filters")
     skip: tuple[str, ...] = Field(default=(), description="globs of layers that keep all their weights")
     taps: Literal["raw", "consumed"] = Field(default="raw", description="layers' outputs, or what the next one is fed")
-    samples_per_class: int | None = Field(default=None, ge=1, description="of the calibration images; null: all")
-    memory_mb: int = method.for_select(2048, ge=64, description="for a process's distance tables; moves no score")
-    p: tuple[float, ...] = method.for_select((), description="quantile of the scores below which blocks go; a grid")
+    samples_per_class: Count | None = Field(default=None, description="of the calibration images; null: all")
+    memory_mb: int = method.for_select(2048, ge=64, le=10**9, description="for a process's distances; moves no score")
+    p: tuple[Share, ...] = method.for_select((), description="quantile of the scores below which blocks go; a grid")
     quantile: Literal["distinct", "entries", "weights"] = method.for_select(
         "weights", description="what p counts; the paper's program counts distinct scores"
     )
-    cap: float | None = method.for_select(None, gt=0, description="largest share of a pair's blocks that may go")
-    caps: dict[str, Annotated[float, Field(gt=0)]] = method.for_select({}, description="child layer -> its own cap")
+    cap: float | None = method.for_select(None, gt=0, le=1, description="largest share of a pair's blocks that may go")
+    caps: dict[str, Annotated[Share, Field(gt=0)]] = method.for_select({}, description="child layer -> its own cap")
     promote: bool = method.for_select(True, description="channels all of whose blocks are cut are removed for real")
     structured: bool | None = method.for_select(
         None, description="remove whole channels by summed score instead of blocks; null: where there is no p"

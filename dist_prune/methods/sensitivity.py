@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -38,6 +38,7 @@ from dist_prune.pruning.sensitivity import (
 )
 from dist_prune.pruning.widen import widened
 
+Beta = Annotated[float, Field(gt=0, le=10**6)]
 Quirk = Literal["raw_logits", "reshape", "small_mask", "fresh_norms", "padding_32"]
 COURSE = ("beta", "lambda", "kept", "target")
 
@@ -62,20 +63,22 @@ class Options(method.MethodOptions):
     total: Literal["pool", "layer"] = Field(default="pool", description="sensitivities are shares of this sum")
     redraw_linear: bool = Field(default=True, description="linear layers of the scored copy are drawn anew as well")
     by: Literal["stage", "layer", "all"] = Field(default="stage", description="the groups of one round")
-    rounds: str | None = Field(default=None, pattern=r"^\d+(-\d+)?$", description="only these: 3, or 3-5; from 1")
+    rounds: str | None = Field(
+        default=None, pattern=r"^\d{1,6}(-\d{1,6})?$", description="only these: 3, or 3-5; from 1"
+    )
     skip: tuple[str, ...] = Field(default=(), description="globs of layers whose groups stay whole")
-    epochs: int = Field(default=4, ge=1, description="of each round")
-    batch: int = Field(default=64, ge=2, description="global batch")
-    lr: float = Field(default=1e-3, gt=0)
-    decay_every: int = Field(default=2, ge=1, description="epochs between two divisions of the rate by 10")
-    weight_decay: float = Field(default=5e-4, ge=0)
+    epochs: int = Field(default=4, ge=1, le=10**6, description="of each round")
+    batch: int = Field(default=64, ge=2, le=10**6, description="global batch")
+    lr: float = Field(default=1e-3, gt=0, le=10**6)
+    decay_every: int = Field(default=2, ge=1, le=10**6, description="epochs between two divisions of the rate by 10")
+    weight_decay: float = Field(default=5e-4, ge=0, le=1000)
     holdout: float = Field(default=0.1, ge=0, lt=0.9, description="images that choose a round's epoch; 0: the last")
-    beta: tuple[float, float] = Field(default=(1.0, 100.0), description="ramp of the factor in the masks' sigmoids")
-    beta_every: int = Field(default=100, ge=1, description="updates per point of the ramp")
-    bump: float = Field(default=1.0, ge=0, description="what an undecided mask's ramp is raised by")
-    bump_epochs: float = Field(default=1.0, ge=0, description="not before so many epochs' points")
-    bump_points: int | None = Field(default=None, ge=0, description="or so many points")
-    window: int = Field(default=20, ge=1, description="updates between two decisions of a mask")
+    beta: tuple[Beta, Beta] = Field(default=(1.0, 100.0), description="ramp of the factor in the masks' sigmoids")
+    beta_every: int = Field(default=100, ge=1, le=10**9, description="updates per point of the ramp")
+    bump: float = Field(default=1.0, ge=0, le=10**6, description="what an undecided mask's ramp is raised by")
+    bump_epochs: float = Field(default=1.0, ge=0, le=10**6, description="not before so many epochs' points")
+    bump_points: int | None = Field(default=None, ge=0, le=10**9, description="or so many points")
+    window: int = Field(default=20, ge=1, le=10**9, description="updates between two decisions of a mask")
     vote: Literal["binary", "mean"] = Field(default="binary", description="what a window averages: decisions, values")
     init: Literal["wide", "he"] = Field(default="wide", description="weights of the mask's convolution")
 

@@ -39,17 +39,19 @@ class Options(method.MethodOptions):
     estimator: Literal["kernel", "permutation", "combin"] = Field(
         default="kernel", description="regression on random sets, permutation averages, all sets of some sizes"
     )
-    samples: int = method.growing(30, ge=1, description="random sets or permutations per group, at most")
+    samples: int = method.growing(30, ge=1, le=10**9, description="random sets or permutations per group, at most")
     until: Literal["samples", "stable"] = method.growing(
         "samples", description="take all samples, or stop a group as soon as its ranking is reliable"
     )
     reliability: float = method.growing(
         0.95, gt=0, lt=1, description="until stable: share of the values' variance that is not sampling error"
     )
-    k: int = Field(default=1, ge=1, description="combin: removal steps up to the k-th (1: leave one out)")
+    k: int = Field(default=1, ge=1, le=10**6, description="combin: removal steps up to the k-th (1: leave one out)")
     adding: bool = Field(default=False, description="combin: the last k steps instead of the first")
-    stack: int = Field(default=4, ge=1, description="sets that go through the network together")
-    memory_mb: int = method.for_select(1024, ge=1, description="for a process's kept activations; moves no score")
+    stack: int = Field(default=4, ge=1, le=65536, description="sets that go through the network together")
+    memory_mb: int = method.for_select(
+        1024, ge=1, le=10**9, description="for a process's kept activations; moves no score"
+    )
     kernel: Literal["ols", "shap"] = method.for_select(
         "ols", description="plain least squares (the released program's), or Kernel SHAP with its weights and its sum"
     )

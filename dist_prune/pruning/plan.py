@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from dist_prune.errors import PruneError
+from dist_prune.errors import PruneError, shown
 from dist_prune.pruning.blocks import Blocks, left
 from dist_prune.pruning.channels import Channels
 
 FORMAT = 1
+WIDEST = 2**20  # channels of a group, blocks of a layer
 
 
 @dataclass(frozen=True)
@@ -98,15 +99,28 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         """Read ``to_json``; PruneError where the text is not a plan or was altered."""
         try:
-            body: dict[str, Any] = json.loads(text)
-            plan = cls(
-                {group: tuple(gone) for group, gone in body["removed"].items()}, body["widths"],
-                body.get("reasons", {}), {layer: Blocks.of(**b) for layer, b in body.get("blocks", {}).items()},
-            )  # fmt: skip
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            body = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise PruneError(f"this is not a plan: {error!r}") from error
+        return cls.of(body)
+
+    @classmethod
+    def of(cls, body: Any) -> "Plan":
+        """The plan of ``to_json``'s values, types and sizes checked; PruneError where they are none or were altered."""
+        try:
+            widths = {_name(group): _whole(width, 1) for group, width in body["widths"].items()}
+            removed = {_name(group): tuple(map(_whole, gone)) for group, gone in body["removed"].items()}
+            reasons = {_name(group): _name(why) for group, why in body.get("reasons", {}).items()}
+            blocks = {_name(layer): _blocks(parts) for layer, parts in body.get("blocks", {}).items()}
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, PruneError):
+                raise
+            raise PruneError(f"this is not a plan: {shown(error)}") from error
+        plan = cls(removed, widths, reasons, blocks)
         if body.get("format") != FORMAT:
-            raise PruneError(f"plan format {body.get('format')!r} is not known; this version reads format {FORMAT}")
+            raise PruneError(
+                f"plan format {shown(body.get('format'))} is not known; this version reads format {FORMAT}"
+            )
         if body.get("fingerprint", plan.fingerprint) != plan.fingerprint:
             raise PruneError("the plan's fingerprint does not match its content: the file was altered or cut short")
         return plan
@@ -133,3 +147,20 @@ class Plan:
                 moved = cut.moved(places[layer, "out"], places[layer, "in"])
                 blocks[layer] = blocks[layer].also(moved) if layer in blocks else moved
         return Plan(removed, self.widths, {g: r for g, r in later.reasons.items() if g not in removed}, blocks)
+
+
+def _whole(value: Any, least: int = 0) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= WIDEST:
+        raise PruneError(f"this is not a plan: {shown(value)} is no width or channel up to {WIDEST:,}")
+    return value
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str):
+        raise PruneError(f"this is not a plan: {shown(value)} is no text")
+    return value
+
+
+def _blocks(parts: Any) -> Blocks:
+    rows, columns, cut = ([[_whole(i) for i in part] for part in parts[key]] for key in ("rows", "columns", "cut"))
+    return Blocks.of(rows, columns, cut)

@@ -6,7 +6,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dist_prune.errors import PruneError, nearest
+from dist_prune.errors import PruneError, nearest, shown
 from dist_prune.pruning.channels import ChannelGroup, Channels
 from dist_prune.pruning.plan import Plan
 
@@ -71,7 +71,9 @@ def _kept(entry: Any, group: ChannelGroup) -> list[int]:
     try:
         stays, gone = [int(index) for index in entry["saved_idxs"]], int(entry["mask_num"])
     except (KeyError, TypeError, ValueError) as error:
-        raise PruneError(f"{group.name}: an entry is {{'saved_idxs': [...], 'mask_num': n}}, not {entry!r}") from error
+        raise PruneError(
+            f"{group.name}: an entry is {{'saved_idxs': [...], 'mask_num': n}}, not {shown(entry)}"
+        ) from error
     legal = len(set(stays)) == len(stays) > 0 and all(0 <= index < group.width for index in stays)
     if not legal or len(stays) + gone != group.width:
         raise PruneError(

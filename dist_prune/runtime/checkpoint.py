@@ -6,6 +6,7 @@ import pathlib
 import pickle
 import re
 import types
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dist_prune.errors import PruneError
+from dist_prune.errors import PruneError, shown
 from dist_prune.ledger import write_atomic
 from dist_prune.runtime import wrappings
 
 TORCH = (b"PK\x03\x04", b"\x80\x02")  # what torch's files begin with: a zip archive, or (before 1.6) a pickle
 # what training programs keep their settings in; making one fills its fields and runs nothing
 BAGS = [argparse.Namespace, types.SimpleNamespace, pathlib.PurePosixPath, pathlib.PosixPath]
+SMALL_FILE = 64_000_000  # bytes that the tensors of however small a file may take
 
 
 def encode(tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> bytes:
@@ -41,9 +43,13 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safetensors.safe_open(path, "pt") as file:  # type: ignore[attr-defined]
             meta = json.loads((file.metadata() or {}).get("meta", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118 - not a dict
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise PruneError(f"{path} cannot be read as safetensors ({error}); it is damaged or cut short") from error
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except Exception as error:  # whatever a damaged header makes the reader stumble over
+        said = shown(str(error) or repr(error))[1:-1]
+        raise PruneError(f"{path} cannot be read as safetensors ({said}); it is damaged or cut short") from error
+    if not isinstance(meta, dict):
+        raise PruneError(f"{path} is damaged: beside its tensors it holds {shown(meta)}, no mapping")
+    return found, meta
 
 
 def read_weights(
@@ -70,7 +76,9 @@ def read_weights(
     if not path.is_file():
         raise PruneError(f"backbone.checkpoint: there is no file {path}. Leave the key out to train the dense network.")
     state: Any = read(path)[0] if _holds_safetensors(path) else _torch_file(path)
-    return wrappings.named(wrappings.unwrapped(state, key, path.name, say), wanted, skip, path.name, say)
+    found = wrappings.unwrapped(state, key, path.name, say)
+    _solid(found, path)
+    return wrappings.named(found, wanted, skip, path.name, say)
 
 
 def _holds_safetensors(path: Path) -> bool:
@@ -82,8 +90,34 @@ def _holds_safetensors(path: Path) -> bool:
     return path.suffix == ".safetensors" and not head.startswith(TORCH)
 
 
+def _solid(state: Mapping[Any, Tensor], path: Path) -> None:
+    """PruneError for what is no plain tensor with a name, or says it is larger than the file that it came from."""
+    whole = 0
+    for name, tensor in state.items():
+        if not isinstance(name, str):
+            raise PruneError(
+                f"backbone.checkpoint: {path} holds {shown(name)} for the name of a tensor; names are texts"
+            )
+        kind = (
+            "on the meta device, without values" if tensor.is_meta
+            else "quantized" if tensor.is_quantized
+            else str(tensor.layout) if tensor.layout is not torch.strided
+            else "nested" if tensor.is_nested else ""
+        )  # fmt: skip
+        if kind:
+            raise PruneError(f"backbone.checkpoint: {path}: {shown(name)} is {kind}; save plain, dense tensors")
+        whole += tensor.numel() * tensor.element_size()
+    room = max(4 * path.stat().st_size, SMALL_FILE)
+    if whole > room:
+        raise PruneError(
+            f"backbone.checkpoint: {path} has {path.stat().st_size:,} bytes, and its tensors would have {whole:,}: "
+            "they were expanded. Save contiguous copies"
+        )
+
+
 def _torch_file(path: Path) -> Any:
     """What a torch file holds, read without running code: tensors, plain values, numpy arrays, settings in bags."""
+    _unpacked(path)
     try:
         with torch.serialization.safe_globals([*_arrays(), *BAGS]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -96,6 +130,19 @@ def _torch_file(path: Path) -> Any:
         ) from error
     except Exception as error:  # whatever a damaged file makes the reader stumble over
         raise PruneError(f"backbone.checkpoint: {path} is no torch checkpoint, or is cut short: {error!r}") from error
+
+
+def _unpacked(path: Path) -> None:
+    """PruneError for an archive that would become many times its size; torch writes them uncompressed."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            whole = sum(member.file_size for member in archive.infolist())
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise PruneError(f"backbone.checkpoint: {path} is no torch checkpoint, or is cut short: {error!r}") from error
+    if whole > max(4 * path.stat().st_size, SMALL_FILE):
+        raise PruneError(f"backbone.checkpoint: {path} would become {whole:,} bytes, many times its size")
 
 
 def _arrays() -> list[Any]:

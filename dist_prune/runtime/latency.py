@@ -1,5 +1,6 @@
 """Measured time, not counted operations: several networks interleaved in one run."""
 
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from dist_prune.errors import PruneError
+
 WARMUP = 3
+LARGEST_BATCH = 65536
+ROOM = 0.8  # share of the memory that one layer's input and output may take
 
 
 @torch.no_grad()
@@ -55,6 +60,48 @@ def latency(
     finally:
         torch.set_num_threads(before)
     return out
+
+
+@torch.no_grad()
+def check(
+    model: nn.Module, shape: tuple[int, ...], batches: Sequence[int], threads: int | None, device: torch.device
+) -> None:
+    """What can be said before any hour is spent; ``model`` gets one image of zeros.
+
+    Raises:
+        PruneError: more threads than the machine has cores, or a batch whose largest layer is larger than the memory.
+    """
+    here = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= here:
+        raise PruneError(f"report.threads: {threads} threads; this machine has {here} cores. Name 1 to {here}")
+    odd = [batch for batch in batches if not 1 <= batch <= LARGEST_BATCH]
+    if odd:
+        raise PruneError(f"report.latency_batches: {odd[0]} is no batch size; name 1 to {LARGEST_BATCH:,}")
+    largest = 0
+
+    def note(_: nn.Module, given: Any, out: Any) -> None:
+        nonlocal largest
+        found = [part for part in (*given, out) if isinstance(part, torch.Tensor)]
+        largest = max(largest, sum(part.numel() * part.element_size() for part in found))
+
+    hooks = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        model.eval()(torch.zeros(1, *shape))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    have = (
+        torch.cuda.get_device_properties(device).total_memory
+        if device.type == "cuda"
+        else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    )
+    wide = [batch for batch in batches if batch * largest > ROOM * have]
+    if wide:
+        most = int(ROOM * have // largest)
+        raise PruneError(
+            f"report.latency_batches: of {wide[0]:,} images one layer alone needs {wide[0] * largest / 2**30:,.1f} "
+            f"GiB, and {device} has {have / 2**30:,.1f}; at most {most:,} images"
+        )
 
 
 def _once(model: nn.Module, x: torch.Tensor, device: torch.device) -> float:

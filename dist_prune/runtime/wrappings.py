@@ -56,7 +56,7 @@ def unwrapped(state: Any, key: str, source: str, say: Say = lambda text: None) -
             )
         state = inner[name]
     inner = _inner(state)
-    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}  # names: see _solid
     if not tensors or inner:
         held = "; ".join(f"{name} ({_count(part)} tensors)" for name, part in inner.items())
         raise PruneError(

@@ -1,15 +1,19 @@
 """What can be found out before any work is found out before any work: all of it at once."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from dist_prune.errors import PruneError
+from dist_prune.ledger import Ledger
 from dist_prune.pruning.trial import check_logits
 from dist_prune.recipe import Training
+from dist_prune.runtime import latency
 from dist_prune.runtime.data import dealing
 from dist_prune.runtime.training import carrying, fast, optim
+from dist_prune.stages import criteria
 from dist_prune.stages.work import Work
 
 
@@ -34,14 +38,34 @@ def precheck(work: Work) -> None:
         if settings.epochs or (name == "finetune" and recipe.schedule.rounds > 1 and recipe.between.epochs)
     ]
     attempt(_rounds, work)
+    attempt(_taken, work)
     for settings, name in trainings:
         attempt(fast.check, settings, machine, name, recipe.cluster.deterministic)
     # one rank looks through folders, the others take its index
     if attempt(machine.ranks.together, lambda: work.opened) and attempt(_network, work):
+        attempt(criteria.check, work)
+        attempt(_timing, work)
         for training in trainings:
             attempt(_training, work, *training)
     if problems:
         raise PruneError("\n".join(problems))
+
+
+def _taken(work: Work) -> None:
+    """PruneError where the scores of another run are asked for and it has none."""
+    other = work.recipe.score.from_
+    if other and Ledger(Path(other)).whole("score") is None and work.ledger.last("score") is None:
+        raise PruneError(
+            f"score.from: {other} has no finished scores (a run directory whose ledger.jsonl and scores are unchanged)"
+        )
+
+
+def _timing(work: Work) -> None:
+    """PruneError where the report's times cannot be measured: too many threads, batches that fit no memory."""
+    spec = work.recipe.report
+    sizes = [*spec.latency_batches, *([work.recipe.target.latency_batch] if work.recipe.target.latency else [])]
+    shape = (work.in_chans, work.look.size, work.look.size)
+    latency.check(work.shell(), shape, sizes, spec.threads, work.machine.device)
 
 
 def _rounds(work: Work) -> None:

@@ -6,15 +6,13 @@ from typing import Any
 
 import torch
 
-from dist_prune import methods
-from dist_prune.errors import PruneError
-from dist_prune.methods.method import Method
 from dist_prune.onepass import score_many
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.cost import amount
 from dist_prune.pruning.plan import Plan
 from dist_prune.runtime.evaluation import evaluate
 from dist_prune.stages.calibrating import calibrated
+from dist_prune.stages.criteria import built
 from dist_prune.stages.work import Made, Work
 
 PARTIAL = "many_partial"
@@ -45,16 +43,6 @@ def act(work: Work) -> Made:
     tensors = {f"{name}/{key}": tensor for name, own in scores.items() for key, tensor in own.items()}
     text = json.dumps({"table": table, "plans": {n: json.loads(p.to_json()) for n, p in plans.items()}}, indent=1)
     return Made({"table": table}, {"many.safetensors": (tensors, {})}, {"many.json": text}, drop=(PARTIAL,))
-
-
-def built(work: Work, name: str) -> Method:
-    """A method with its default options; the recipe's own method with the recipe's."""
-    kind = methods.find(name)
-    if name == work.recipe.method["name"]:
-        return work.method
-    if kind.trains_weights:
-        raise PruneError(f"score.many: {name} trains weights while it scores; compare it by a run of its own")
-    return kind(kind.Options())
 
 
 def overlap(one: Plan, other: Plan) -> float:

@@ -181,8 +181,14 @@ def html(
         f"<th style='text-align:left'>why nothing was cut</th></tr></thead><tbody>{listed}</tbody></table>"
         f"<h2>Run</h2><p>{e(seconds)}. Events: {e(events)}. Plan <code>{body['plan']['fingerprint']}</code></p>"
         f"{_spoken(body)}"
-        f"<h2>Recipe</h2><pre>{e(recipe)}</pre></html>"
+        f"<h2>Recipe</h2>{_filled(body)}<pre>{e(recipe)}</pre></html>"
     )
+
+
+def _filled(body: Mapping[str, Any]) -> str:
+    """Which values the environment gave; the values themselves stand in no report."""
+    said = "; ".join(f"{key} ({', '.join(names)})" for key, names in body.get("expanded", {}).items())
+    return f"<p class=sub>Filled in from the environment: {escape.escape(said)}.</p>" if said else ""
 
 
 def _spoken(body: Mapping[str, Any]) -> str:

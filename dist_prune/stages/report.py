@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
+from dist_prune.documents import strict_json
 from dist_prune.ledger import flatten
 from dist_prune.pruning.portrait import Curve, Portrait
 from dist_prune.pruning.rounds import scheduled
@@ -43,7 +44,7 @@ def act(work: Work) -> Made:
     )
     text = yaml.safe_dump(body["recipe"], sort_keys=False)
     return Made({}, texts={
-        "report.json": json.dumps(body, indent=1),
+        "report.json": strict_json(body),
         "report.html": page.html(body, histories, text, shown, lines, planes(work)),
     })  # fmt: skip
 
@@ -83,7 +84,8 @@ def collect(work: Work) -> dict[str, Any]:
     skipped = [event for event in work.events if event["event"] == "skipped"]
     return {
         "name": work.recipe.name,
-        "recipe": work.tree,
+        "recipe": work.recipe.written(),
+        **({"expanded": work.recipe.expanded} if work.recipe.expanded else {}),
         "seed": work.recipe.seed,
         "world_size": environment["world_size"],
         "commit": environment.pop("commit"),
@@ -140,5 +142,5 @@ def telling(work: Work) -> dict[str, Any]:
     """The keys that tell runs apart: those that differ from their defaults, and what runs are always asked for."""
     given = flatten(work.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True))
     keys = {key for key in given if key.split(".")[0] in TELLING} | {*ALWAYS, *map("target.{}".format, SIZES)}
-    whole = flatten(work.tree)
+    whole = flatten(work.recipe.written())
     return {key: whole[key] for key in sorted(keys) if whole.get(key) is not None}

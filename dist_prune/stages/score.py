@@ -35,8 +35,8 @@ def act(work: Work) -> Made:
 
 def _from(work: Work, other: Path) -> Made:
     """The scores of another run, where they are the ones this run would compute."""
-    line = Ledger(other).last("score")
-    if line is None or Ledger(other).done("score", line["fingerprint"]) is None:
+    line = Ledger(other).whole("score")
+    if line is None:
         raise PruneError(
             f"score.from: {other} has no finished scores ({SCORES}, unchanged since its line in ledger.jsonl)"
         )

@@ -176,8 +176,11 @@ class Work:
             config |= {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear"}
         native = source.side or config["input_size"][1]
         check_figures(data.mean, data.std, source.in_chans)
+        size = data.image_size or native
+        if data.padding is not None and data.padding > size:
+            raise PruneError(f"data.padding: {data.padding} pixels around images of side {size}; at most {size}")
         return Look(
-            data.image_size or native, data.mean or tuple(config["mean"]), data.std or tuple(config["std"]),
+            size, data.mean or tuple(config["mean"]), data.std or tuple(config["std"]),
             data.crop or config["crop_pct"], data.interpolation or config["interpolation"], data.augment,
             data.crop_mode or config["crop_mode"], data.exif, data.crop_scale, data.crop_ratio, data.auto_augment,
             data.random_erasing, data.random_erasing_mode, tuple(sorted(data.resize_schedule.items())), data.padding,

@@ -260,7 +260,7 @@ def test_a_grid_is_a_table_and_an_index_takes_one_value():
     ("options", "request_", "said"),
     [
         ({"p": (0.5,)}, Request(target=("macs", 0.5)), "target cannot be asked for as well"),
-        ({"p": (1.5,)}, Request(), r"method\.p: quantiles"),
+        ({"p": (0.0,)}, Request(), r"method\.p: quantiles"),
         ({}, Request(), "set target.macs"),
         ({"structured": False}, Request(), r"method\.p: quantiles"),
     ],

@@ -1,5 +1,6 @@
 """The only door to timm: networks by name, and how their images are prepared."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,8 +8,9 @@ import timm
 from timm.data.config import resolve_data_config
 from torch import nn
 
-from dist_prune.errors import PruneError, nearest
+from dist_prune.errors import PruneError, nearest, shown
 from dist_prune.runtime.backbones import (
+    arguments,
     densenet_cifar,
     googlenet_cifar,
     lenet,
@@ -19,8 +21,10 @@ from dist_prune.runtime.backbones import (
     vgg_cifar,
     wide_resnet_cifar,
 )
+from dist_prune.runtime.backbones.outline import outline
 
-__all__ = ["classes_fetched", "create", "image_config", "names"]
+LARGE = 500_000_000  # values that arguments may make of a network, or four times what it has without them
+__all__ = ["check", "classes_fetched", "create", "image_config", "names", "sketch"]
 _OWN = (  # importing them registers them
     densenet_cifar, googlenet_cifar, lenet, lenet_entropy, mlp, mobilenet_cifar, resnet_cifar, vgg_cifar,
     wide_resnet_cifar,
@@ -38,25 +42,58 @@ def create(
     """A fresh network.
 
     Raises:
-        PruneError: unknown name (with the nearest one), or arguments that the network refuses.
+        PruneError: unknown name (with the nearest one), or arguments that the network refuses; what names files, URLs
+            or configs is refused before anything is built (see ``arguments``).
     """
-    if not timm.is_model(name):
+    check(name, kwargs or {})
+    if kwargs:  # timm's own networks have sizes that somebody trained
+        sketch(name, classes, in_chans, kwargs)
+    return _built(name, classes, in_chans, pretrained, kwargs or {})
+
+
+def check(name: str, kwargs: Mapping[str, Any]) -> None:
+    """PruneError for an unknown network, or arguments that are not those of its class. Builds nothing."""
+    if not isinstance(name, str) or not timm.is_model(name):
         known = timm.list_models("*")
         raise PruneError(
-            f"backbone.name: unknown backbone {name!r}.{nearest(name, known)} "
+            f"backbone.name: unknown backbone {shown(name)}.{nearest(str(name), known)} "
             f"'dist-prune list backbones' shows all {len(known)}."
         )
+    arguments.check(name, kwargs)
+
+
+def sketch(
+    name: str, classes: int, in_chans: int, kwargs: Mapping[str, Any] | None = None
+) -> dict[str, tuple[int, ...]] | None:
+    """Name -> shape of the tensors of a network, nothing allocated; None where this version of timm cannot say.
+
+    Raises:
+        PruneError: as ``create``; the network is absurdly large.
+    """
+    check(name, kwargs or {})
+    found = outline(lambda: _built(name, classes, in_chans, False, kwargs or {}))
+    if kwargs and found is not None and (values := sum(map(math.prod, found.values()))) > LARGE:
+        plain = outline(lambda: _built(name, classes, in_chans, False, {})) or {}
+        if values > 4 * sum(map(math.prod, plain.values())):
+            raise PruneError(f"backbone.kwargs: {shown(dict(kwargs))} would make {name} a network of {values:,} values")
+    return found
+
+
+def _built(name: str, classes: int, in_chans: int, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
     try:
-        return timm.create_model(
-            name, pretrained=pretrained, num_classes=classes, in_chans=in_chans, **dict(kwargs or {})
-        )
-    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        return timm.create_model(name, pretrained=pretrained, num_classes=classes, in_chans=in_chans, **dict(kwargs))
+    except (PruneError, NotImplementedError):
+        raise
+    except Exception as error:  # whatever a constructor makes of values that it was not written for
+        if "meta" in str(error).lower():
+            raise
+        said = shown(str(error))[1:-1]
         if pretrained and isinstance(error, OSError):
             raise PruneError(
-                f"backbone.pretrained: timm could not fetch the weights of {name!r}: {error} Run the command once "
+                f"backbone.pretrained: timm could not fetch the weights of {name!r}: {said} Run the command once "
                 "where there is a network (timm keeps them in $HF_HOME), or name a file: backbone.checkpoint=FILE"
             ) from error
-        raise PruneError(f"backbone {name!r} could not be built with {dict(kwargs or {})}: {error}") from error
+        raise PruneError(f"backbone {name!r} could not be built with {shown(dict(kwargs))}: {said}") from error
 
 
 def classes_fetched(name: str) -> int | None:

@@ -37,6 +37,7 @@ def register(
         model.pretrained_cfg = model.default_cfg = config  # type: ignore[assignment]
         return model
 
+    build.makes = make  # type: ignore[attr-defined]
     _enter(name, build, module, config)
 
 
@@ -49,6 +50,7 @@ def register_form(name: str, base: str, change: Callable[[nn.Module], None], mod
         change(model)
         return model
 
+    build.base = base  # type: ignore[attr-defined]
     _enter(name, build, module, None)
 
 

@@ -1,0 +1,104 @@
+"""What bundle.json may hold: every field of a known type and a size that something can have. Knows no torch."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dist_prune.errors import PruneError, shown
+
+Name = Annotated[str, Field(max_length=1000)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Pair = Annotated[list[Number], Field(min_length=2, max_length=2)]
+
+
+class Strict(BaseModel):
+    """Types as JSON has them, nothing converted; fields that a later version adds are left alone."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class Backbone(Strict):
+    """The dense network."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    kwargs: dict[str, Any]
+    num_classes: int = Field(ge=1, le=10**6)
+    in_chans: int = Field(ge=1, le=1024)
+
+
+class Image(Strict):
+    """The evaluation look; beside it, what training images looked like."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    size: int = Field(ge=1, le=16384)
+    mean: list[Number] = Field(max_length=1024)
+    std: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(max_length=1024)
+    crop: float = Field(default=1.0, gt=0, le=1)
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    augment: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = "none"
+    crop_mode: Literal["center", "squash", "border"] = "center"
+    exif: bool = True
+    scale: Pair = Field(default=[0.08, 1.0])
+    ratio: Pair = Field(default=[3 / 4, 4 / 3])
+    auto_augment: Name | None = None
+    erasing: float = Field(default=0.0, ge=0, le=1)
+    erasing_mode: Literal["const", "rand", "pixel"] = "pixel"
+    schedule: list[Annotated[list[int], Field(min_length=2, max_length=2)]] = Field(default=[])
+    padding: int | None = Field(default=None, ge=0, le=16384)
+
+
+class Figures(Strict):
+    """What was measured of one network; other figures may stand beside these."""
+
+    top1: Number | None = None
+    macs: int | None = None
+    params: int | None = None
+
+
+class Origin(Strict):
+    """Where it comes from, for a reader."""
+
+    recipe: Name
+    method: Name
+    paper: Name
+    seed: int
+    data: Name
+    finetune_epochs: int
+
+
+class Manifest(Strict):
+    """The whole file."""
+
+    backbone: Backbone
+    plan: dict[str, Any]
+    image: Image
+    classes: list[Name] = Field(max_length=10**6)
+    figures: dict[str, Figures] = Field(default={})
+    origin: dict[str, Any] = Field(default={})
+    weights_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _agree(self):
+        spec, image = self.backbone, self.image
+        if len(self.classes) != spec.num_classes:
+            raise ValueError(f"classes: {len(self.classes)} names for {spec.num_classes} outputs of the network")
+        for key in ("mean", "std"):
+            if len(getattr(image, key)) != spec.in_chans:
+                raise ValueError(f"image.{key}: one number for each of the {spec.in_chans} channels")
+        if self.origin:
+            Origin.model_validate(self.origin)
+        return self
+
+
+def check(body: Any, where: str) -> None:
+    """PruneError with the fields of a bundle.json that are missing, of another type or of an absurd size."""
+    try:
+        Manifest.model_validate(body)
+    except ValidationError as error:
+        lines = [
+            f"  - {'.'.join(str(step)[:60] for step in item['loc']) or 'the whole'}: {item['msg'][:300]}"
+            + ("" if isinstance(item["input"], dict | BaseModel) else f" (got {shown(item['input'])})")
+            for item in error.errors()[:8]
+        ]
+        raise PruneError(f"{where} is damaged, or no bundle's:\n" + "\n".join(lines)) from error

@@ -1,0 +1,50 @@
+"""Whether all ranks of a run see the same run directory."""
+
+import contextlib
+import secrets
+import socket
+import time
+from pathlib import Path
+
+from dist_prune.errors import PruneError
+from dist_prune.ledger import write_atomic
+from dist_prune.runtime.collectives import Ranks
+
+PATIENCE_S = 20.0  # until a network file system shows a new file on all nodes
+TOKEN = ".seen"
+
+
+def same_folder(folder: Path, ranks: Ranks, patience_s: float = PATIENCE_S) -> None:
+    """The first rank writes a token into the run directory and every rank reads it there; called by all.
+
+    Raises:
+        PruneError: on every rank, with those that do not see it: the run directory is local to a node.
+    """
+    if ranks.world == 1:
+        return
+    token = ranks.from_first(secrets.token_hex(16)) or ""
+    file = folder / TOKEN
+    ranks.together(lambda: write_atomic(file, token))
+    seen = _reads(file, token, patience_s)
+    where = f"rank {ranks.rank} on {socket.gethostname()}"
+    blind = [name for name in ranks.gather("" if seen else where) if name]
+    ranks.together(lambda: file.unlink(missing_ok=True))
+    if blind:
+        few = ", ".join(blind[:8]) + (f" and {len(blind) - 8} more" if len(blind) > 8 else "")
+        raise PruneError(
+            f"--run-dir: {folder.absolute()} is not the same folder for all: {few} cannot see what rank 0 writes "
+            "there. All ranks read stages' files from it: name one on a file system that all nodes share"
+        )
+
+
+def _reads(file: Path, token: str, patience_s: float) -> bool:
+    deadline = time.monotonic() + patience_s
+    while True:
+        with contextlib.suppress(OSError, ValueError):
+            if file.read_text() == token:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        with contextlib.suppress(OSError):  # a listing makes NFS ask its server anew
+            next(file.parent.iterdir(), None)
+        time.sleep(0.2)
