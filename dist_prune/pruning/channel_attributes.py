@@ -5,6 +5,7 @@ block, not of its layers. After surgery the layers are right and the counts are 
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -16,6 +17,7 @@ ASIDE = ("se", "attn", "act", "layer_scale")  # parts whose widths are others
 
 def settle(model: nn.Module) -> None:
     """Give every re-parameterisable block the counts that its layers have now. Changes nothing where none is gone."""
+    block: Any
     for block in model.modules():
         if not callable(getattr(block, "reparameterize", None)):
             continue
