@@ -20,6 +20,7 @@ from torch import nn
 
 from dist_prune.errors import PruneError
 from dist_prune.runtime.collectives import Ranks, call_roll
+from dist_prune.runtime.cores import cores
 
 PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "accelerate", "tensorboard", "safetensors", "numpy")
 
@@ -157,11 +158,6 @@ def _mismatch(seen: str, wanted: int) -> str:
         "'accelerate launch --config_file launch/cpu_2.yaml dist_prune/run.py ...' or 'torchrun --nproc_per_node N "
         "dist_prune/run.py ...', or unset WORLD_SIZE to run one process."
     )
-
-
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def describe(machine: Machine) -> dict[str, Any]:
