@@ -248,9 +248,7 @@ def _plain(rows: list[list[str]]) -> list[list[str]]:
 def as_csv(found: Found) -> str:
     """A line per row, full precision, papers' points last."""
     stream = io.StringIO()
-    writer = csv.DictWriter(
-        stream, [*COLUMNS, "source"], restval="", lineterminator="\n", extrasaction="ignore"
-    )
+    writer = csv.DictWriter(stream, [*COLUMNS, "source"], restval="", lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows({**row, "source": "measured"} for row in found.rows)
     for point in found.papers:

@@ -114,7 +114,9 @@ def test_a_machine_that_stays_busy_gives_no_ratio():
 
 def test_a_whole_round_under_load_is_found_by_the_next_one():
     """All passes of the first round are alike, and twice too slow: a later best pass tells."""
-    models, timer, _ = times_of({"dense": quiet(0.8) + quiet(0.4), "pruned": [9.0] * WARMUP + [0.2, 0.2, 0.4, 0.4] + quiet(0.1)})
+    models, timer, _ = times_of(
+        {"dense": quiet(0.8) + quiet(0.4), "pruned": [9.0] * WARMUP + [0.2, 0.2, 0.4, 0.4] + quiet(0.1)}
+    )
     found = latency(models, (3, 4, 4), (1,), 4, CPU, 1, timer)
     assert (found["dense"]["1"]["ms"], found["pruned"]["1"]["ms"]) == (400.0, 100.0)
 
@@ -130,6 +132,20 @@ def test_twins_that_differ_are_not_reliable():
     }  # fmt: skip
     assert "finetuned and pruned are of one architecture" in found["pruned"]["1"]["why"]
     assert doubts({"a": 1.0, "b": 1.1}, {"a": 1.0, "b": 1.1}, [["a", "b"]]) == {}
+
+
+def test_a_short_pass_does_not_feel_its_neighbour():
+    """A network that comes behind another one finds its weights gone from the caches; behind itself it does not."""
+    models = {"dense": nn.Conv2d(3, 8, 3), "pruned": nn.Conv2d(3, 4, 3)}
+    seen: list[int] = []
+
+    def timer(model, x, device) -> float:
+        cold = not seen or seen[-1] != id(model)
+        seen.append(id(model))
+        return {id(models["dense"]): 0.002, id(models["pruned"]): 0.001}[id(model)] * (3 if cold else 1)
+
+    found = latency(models, (3, 4, 4), (1,), 4, CPU, 1, timer)
+    assert [of["1"]["ms"] for of in found.values()] == [2.0, 1.0]
 
 
 def test_the_real_clock():
