@@ -1,4 +1,4 @@
-"""Measured time, not counted operations: several networks interleaved in one run, again where other work disturbed it."""
+"""Measured time, not counted operations: several networks interleaved, again where other work disturbed them."""
 
 import statistics
 import time
@@ -25,11 +25,11 @@ def latency(
     device: torch.device,
     threads: int,
     timer: Timer | None = None,
+    rounds: int = ROUNDS,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Median time of a forward pass.
 
-    Times that are not reliable (see ``spread.doubts``) are measured again, at most ROUNDS times in all; the round with
-    the fewest doubts counts.
+    Times that are not reliable (see ``spread.doubts``) are measured again; the round with the fewest doubts counts.
 
     Args:
         models: name -> network; they take turns, so that a machine that speeds up or slows down does so for all.
@@ -38,6 +38,7 @@ def latency(
         repeats: timed passes of each network at each batch size, after a warm-up.
         threads: CPU threads while timing (the setting is given back).
         timer: seconds of one pass of a network (default: the real clock).
+        rounds: how often all is timed, at most.
 
     Returns:
         name -> batch -> ``ms`` (median), ``ms_best``, ``images_per_s``, ``device``, ``threads``, ``repeats``,
@@ -49,12 +50,13 @@ def latency(
     try:
         for model in models.values():
             model.to(device).eval()
+        _settle()
         twins = _twins(models)
         for batch in batches:
             x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0)).to(device)
             best = dict.fromkeys(models, float("inf"))
             found: list[tuple[dict[str, str], float, dict[str, float]]] = []
-            while len(found) < ROUNDS and not (found and not found[-1][0]):
+            while len(found) < rounds and not (found and not found[-1][0]):
                 times = _turns(models, x, repeats, device, timer)
                 best = {name: min(best[name], *times[name]) for name in models}
                 medians = {name: statistics.median(times[name]) for name in models}
@@ -70,6 +72,17 @@ def latency(
     finally:
         torch.set_num_threads(before)
     return out
+
+
+def _settle() -> None:
+    """Let the C library keep memory between passes, as it does in any process that has worked for a while.
+
+    glibc gives a block back to the system, and faults it in again page by page at the next pass, until a large one was
+    freed once (its thresholds follow the largest block freed, up to 32 MiB). A dense network was a third slower before
+    than behind, a pruned one, whose blocks are smaller, was not.
+    """
+    block = torch.ones(31 * 2**18)
+    del block
 
 
 def _turns(

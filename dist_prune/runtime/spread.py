@@ -27,7 +27,8 @@ def doubts(medians: Mapping[str, float], best: Mapping[str, float], twins: Itera
     for names in twins:
         slow, fast = max(names, key=medians.__getitem__), min(names, key=medians.__getitem__)
         if medians[slow] > TWINS * medians[fast]:
-            why = f"{slow} and {fast} are of one architecture, and one took {medians[slow] / medians[fast]:.2f} times as long"
+            ratio = medians[slow] / medians[fast]
+            why = f"{slow} and {fast} are of one architecture, and one took {ratio:.2f} times as long"
             for name in names:
                 out.setdefault(name, why)
     return out

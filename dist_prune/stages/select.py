@@ -43,7 +43,11 @@ def act(work: Work) -> Made:
     if timed:
         shares["latency"] = timed["measured"]
         facts["latency"] = timed
-    missed = _missed(work, channels, shares) if work.round == recipe.schedule.rounds else ""
+    missed = (
+        (timing.missed(work, timed) if timed else _missed(work, channels, shares))
+        if work.round == recipe.schedule.rounds
+        else ""
+    )
     if missed:
         work.tracker.say(f"  {missed}")
         work.events.append({"stage": "select", "event": "target missed", "why": missed})
@@ -82,7 +86,7 @@ def _missed(work: Work, channels: Channels, shares: Mapping[str, float]) -> str:
     """Why the network is further from its target than the recipe tolerates; empty where it is not."""
     target = work.recipe.target
     asked = target.asked()
-    if asked is None or asked[0] not in ("macs", "params") or target.tolerance is None:
+    if asked is None or asked[0] == "latency" or target.tolerance is None:
         return ""
     quantity, share = asked
     off = shares[quantity] / share - 1

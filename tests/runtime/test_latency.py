@@ -1,5 +1,9 @@
 """Measured times: threads that a process may use, what makes a time reliable, and what is shown where none is."""
 
+import platform
+import subprocess
+import sys
+import textwrap
 from collections import Counter
 
 import pytest
@@ -9,6 +13,7 @@ from torch import nn
 from dist_prune.runtime import cores as counted
 from dist_prune.runtime.latency import ROUNDS, WARMUP, latency
 from dist_prune.runtime.spread import FAR, doubts, faster, reliable, speedup
+from tests.launch import ROOT
 
 CPU = torch.device("cpu")
 
@@ -56,12 +61,10 @@ def test_cores_follow_affinity_and_quota(machine, groups, files, cores):
     assert counted.cores(*machine(groups, files)) == cores
 
 
-@pytest.mark.parametrize(
-    ("asked", "threads"), [({}, 3), ({"OMP_NUM_THREADS": "2"}, 2), ({"OMP_NUM_THREADS": "2,1"}, 2),
-                           ({"OMP_NUM_THREADS": "64"}, 3), ({"OMP_NUM_THREADS": "0"}, 3), ({"OMP_NUM_THREADS": "x"}, 3)],
-)  # fmt: skip
+@pytest.mark.parametrize(("asked", "threads"), [(None, 3), ("2", 2), ("2,1", 2), ("64", 3), ("0", 3), ("x", 3)])
 def test_threads_follow_what_was_asked_for(machine, asked, threads):
-    assert counted.threads(asked, *machine("0::/", {"cpu.max": "300000 100000"})) == threads
+    environment = {} if asked is None else {"OMP_NUM_THREADS": asked}
+    assert counted.threads(environment, *machine("0::/", {"cpu.max": "300000 100000"})) == threads
 
 
 def times_of(script: dict[str, list[float]]):
@@ -146,6 +149,29 @@ def test_a_short_pass_does_not_feel_its_neighbour():
 
     found = latency(models, (3, 4, 4), (1,), 4, CPU, 1, timer)
     assert [of["1"]["ms"] for of in found.values()] == [2.0, 1.0]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's allocator that has to settle")
+def test_timed_passes_do_not_wait_for_memory():
+    """In a fresh process the activations of a pass are page faults, over and over, of the larger network above all."""
+    code = """
+        import resource, torch
+        from dist_prune.runtime.latency import latency
+        seen = []
+        def timer(model, x, device):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            model(x)
+            seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+            return 1.0
+        model = torch.nn.Sequential(*(torch.nn.Conv2d(8, 8, 1) for _ in range(6)))
+        latency({"one": model}, (8, 64, 64), (16,), 5, torch.device("cpu"), 1, timer)
+        print(max(seen[-5:]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    pages = 16 * 8 * 64 * 64 * 4 / 4096  # of one activation
+    assert int(done.stdout) < pages / 4
 
 
 def test_the_real_clock():
