@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
 
 from dist_prune.errors import PruneError
+from dist_prune.runtime import launcher
 from dist_prune.runtime.collectives import Ranks, call_roll
 from dist_prune.runtime.cores import cores
 
@@ -29,11 +30,17 @@ BUILD_PATIENCE_S = 900
 
 @dataclass
 class Machine:
-    """Device and ranks of this process; ``accelerator`` is None where no launcher is involved (library use)."""
+    """Device and ranks of this process.
+
+    Attributes:
+        accelerator: None where no launcher is involved (library use).
+        overridden: a line for each setting of the launcher that the recipe overrules.
+    """
 
     device: torch.device
     ranks: Ranks
     accelerator: Accelerator | None = None
+    overridden: tuple[str, ...] = ()
 
     @classmethod
     def start(
@@ -41,11 +48,14 @@ class Machine:
     ) -> "Machine":
         """Join the processes that accelerate, torchrun or a scheduler started.
 
+        What the launcher asks of the training's arithmetic is overridden, and said (see launcher.py).
+
         Raises:
-            PruneError: a process did not come within ``join_timeout_s``, or WORLD_SIZE and the processes that found
-                one another differ.
+            PruneError: a process did not come within ``join_timeout_s``, WORLD_SIZE and the processes that found one
+                another differ, or the launcher asks for what no recipe can.
         """
         check_launch(os.environ)
+        overridden = launcher.ruled(os.environ)
         roll = call_roll(os.environ, join_timeout_s)
         cpu = not torch.cuda.is_available()
         if cpu and "OMP_NUM_THREADS" not in os.environ:
@@ -59,7 +69,12 @@ class Machine:
         if deterministic:  # cuBLAS reads it when it starts
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # accelerate knows DeepSpeed on a CPU only when it is not told that there is one
-        accelerator = Accelerator(cpu=cpu and not zero, kwargs_handlers=[waits])
+        accelerator = Accelerator(
+            cpu=cpu and not zero, kwargs_handlers=[waits], mixed_precision="no", dynamo_backend="no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )  # fmt: skip
+        if zero:
+            overridden += launcher.engine(accelerator.state.deepspeed_plugin.deepspeed_config)
         wanted = int(os.environ.get("WORLD_SIZE", "1"))
         if wanted != accelerator.num_processes:
             raise PruneError(_mismatch(f"accelerate sees {accelerator.num_processes} process(es)", wanted))
@@ -67,7 +82,11 @@ class Machine:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.deterministic = deterministic
-        return cls(device, Ranks.of(device=device, roll=roll), accelerator)
+        found = cls(device, Ranks.of(device=device, roll=roll), accelerator, tuple(overridden))
+        if found.ranks.first:
+            for line in found.overridden:
+                print(line, file=sys.stderr, flush=True)
+        return found
 
     @classmethod
     def alone(cls) -> "Machine":
@@ -177,6 +196,7 @@ def describe(machine: Machine) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "world_size": machine.ranks.world,
         "threads": torch.get_num_threads(),
+        "overridden": list(machine.overridden),
         "packages": found,
     }
 
