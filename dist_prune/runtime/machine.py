@@ -2,6 +2,7 @@
 
 import os
 import platform
+import socket
 import sys
 import time
 import warnings
@@ -22,6 +23,7 @@ from dist_prune.errors import PruneError
 from dist_prune.runtime import launcher
 from dist_prune.runtime.collectives import Ranks, call_roll
 from dist_prune.runtime.cores import cores
+from dist_prune.runtime.roll import check_interfaces, taken
 
 PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "accelerate", "tensorboard", "safetensors", "numpy")
 
@@ -69,10 +71,14 @@ class Machine:
         if deterministic:  # cuBLAS reads it when it starts
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # accelerate knows DeepSpeed on a CPU only when it is not told that there is one
-        accelerator = Accelerator(
-            cpu=cpu and not zero, kwargs_handlers=[waits], mixed_precision="no", dynamo_backend="no",
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        )  # fmt: skip
+        try:
+            accelerator = Accelerator(
+                cpu=cpu and not zero, kwargs_handlers=[waits], mixed_precision="no", dynamo_backend="no",
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            )  # fmt: skip
+        except RuntimeError as error:
+            taken(error, os.environ.get("MASTER_PORT"))
+            raise
         if zero:
             overridden += launcher.engine(accelerator.state.deepspeed_plugin.deepspeed_config)
         wanted = int(os.environ.get("WORLD_SIZE", "1"))
@@ -125,10 +131,16 @@ def size_of(tensor: torch.Tensor) -> int:
 
 def check_launch(environment: Mapping[str, str]) -> None:
     """PruneError where a launcher's variables contradict one another before anything waits for a peer."""
-    given = environment.get("WORLD_SIZE") or "1"
-    if not given.isdigit():
-        raise PruneError(f"WORLD_SIZE is {given!r}, which is no number; a launcher sets it, or unset it")
-    wanted = int(given)
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        given = environment.get(name) or "0"
+        if not given.lstrip("-" if name.endswith("RANK") else "").isdigit():  # -1: no rank
+            raise PruneError(f"{name} is {given!r}, which is no number; a launcher sets it, or unset it")
+    if int(environment.get("MASTER_PORT") or 1) not in range(65536):
+        raise PruneError(f"MASTER_PORT is {environment['MASTER_PORT']}, which is no port: 1 to 65535")
+    if environment.get("MASTER_ADDR"):  # ranks will meet
+        names = [name for _, name in socket.if_nameindex()]
+        check_interfaces(environment, names, torch.cuda.is_available())
+    wanted = int(environment.get("WORLD_SIZE") or "1")
     if wanted > 1 and not {"RANK", "LOCAL_RANK"} <= environment.keys():
         raise PruneError(_mismatch("this process was given no RANK and LOCAL_RANK, so accelerate would see 1", wanted))
 
