@@ -55,7 +55,7 @@ def test_interfaces_that_are_not_there_are_named_with_their_variable(variable, v
     if good:
         check_interfaces({variable: value}, ["lo", "eth0"], gpus)
         return
-    with pytest.raises(PruneError, match=rf"{variable} is '.*' has no such network interface; it has eth0, lo.*unset"):
+    with pytest.raises(PruneError, match=rf"{variable} is '.*', and .* has no such .*; it has eth0, lo.*unset"):
         check_interfaces({variable: value}, ["lo", "eth0"], gpus)
 
 
