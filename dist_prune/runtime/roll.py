@@ -170,8 +170,8 @@ def check_interfaces(environment: Mapping[str, str], names: Sequence[str], gpus:
     def missing(variable: str, asked: list[str]) -> None:
         raise PruneError(
             f"{variable} is {environment[variable]!r}, and {socket.gethostname()} has no such network interface; it "
-            f"has {', '.join(sorted(names))}.{nearest(asked[0], names)} Name the one that reaches the other machines, or "
-            "unset it (slurm/run.sbatch sets it from DIST_PRUNE_INTERFACE)"
+            f"has {', '.join(sorted(names))}.{nearest(asked[0], names)} Name the one that reaches the other machines, "
+            "or unset it (slurm/run.sbatch sets it from DIST_PRUNE_INTERFACE)"
         )
 
     for variable in ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME"):
