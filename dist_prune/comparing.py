@@ -103,6 +103,9 @@ def collect(places: Sequence[Path], batch: str | None = None) -> Found:
         keys = {key: value for key, value in report["recipe"].items() if key not in ("seed", "name", "cluster")}
         groups.setdefault(canonical(keys), []).append(report)
     rows = [_row(group, batch) for group in groups.values()]
+    if len({place for row in rows for place in row["places"]}) > 1:  # each row tells of which machine its times are
+        for row in rows:
+            row["timed"] = "; ".join(filter(None, [row["timed"], *row["places"]]))
     shared = {row["run"] for row in rows if sum(other["run"] == row["run"] for other in rows) > 1}
     for row, group in zip(rows, groups.values(), strict=True):
         if row["run"] in shared:  # one recipe with other keys: the run directories tell them apart
@@ -167,9 +170,17 @@ def _row(group: Sequence[Mapping[str, Any]], batch: str) -> dict[str, Any]:
         "macs": macs / 1e6, "macs_share": macs / mean(lambda r: r["dense"]["macs"]), "params": params / 1e3,
         "params_share": params / mean(lambda r: r["dense"]["params"]), "ms": ms["finetuned"],
         "dense_ms": ms["dense"], "speedup": ms["dense"] / ms["finetuned"] if timed else None,
-        "timed": "" if timed else DOUBTFUL,
+        "reliable": timed, "timed": "" if timed else DOUBTFUL, "places": sorted({_place(r, batch) for r in group}),
         "marked": "; ".join(peeks(first["recipe"])),
     }  # fmt: skip
+
+
+def _place(report: Mapping[str, Any], batch: str) -> str:
+    """Where a run's times were taken: they cannot be compared with those of another device or thread count."""
+    of, environment = report["finetuned"]["latency"][batch], report.get("environment") or {}
+    cpu = str(of.get("device", "cpu")).startswith("cpu")
+    device = environment.get("processor" if cpu else "gpu") or of.get("device", "cpu")
+    return f"{device}, {of.get('threads')} thread(s)" if cpu else str(device)
 
 
 def _papers(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

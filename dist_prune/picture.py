@@ -92,7 +92,7 @@ def _scatter(axes: Any, rows: Rows, x: str, y: str, colours: dict[str, str]) -> 
 
 def _good(row: dict[str, Any], key: str) -> bool:
     """Whether a figure of a row may stand beside others: a measured time has to be reliable."""
-    return key not in ("ms", "speedup") or not row["timed"]
+    return key not in ("ms", "speedup") or row["reliable"]
 
 
 def _front(axes: Any, points: Sequence[tuple[float, float]]) -> None:

@@ -43,7 +43,7 @@ def test_seeds_become_mean_and_deviation(runs):
     assert row["macs_share"] == pytest.approx(report["achieved"]["macs"])
     ms = {kind: report[kind]["latency"]["8"]["ms"] for kind in ("dense", "finetuned")}
     assert (row["dense_ms"], row["ms"]) == pytest.approx((ms["dense"], ms["finetuned"]))
-    assert row["speedup"] == (None if row["timed"] else pytest.approx(ms["dense"] / ms["finetuned"]))
+    assert row["speedup"] == (None if not row["reliable"] else pytest.approx(ms["dense"] / ms["finetuned"]))
 
 
 def timed(folder, name: str, ms: float, dense_ms: float, best: float | None = None) -> None:
@@ -83,6 +83,26 @@ def test_a_time_that_is_not_reliable_is_no_point_among_others(runs, tmp_path, ca
             assert 5.0 in places and 10.0 in places and 2.0 not in places
         if key == "speedup":
             assert 2.0 in places and 5.0 not in places
+
+
+def test_times_of_several_machines_say_which(runs, tmp_path, capsys):
+    for name, ms, threads in (("one", 5.0, 1), ("other", 6.0, 2)):
+        shutil.copytree(runs / "first", tmp_path / name)
+        timed(tmp_path / name, name, ms, 10.0)
+        body = json.loads((tmp_path / name / "report.json").read_text())
+        body["environment"]["processor"] = "a processor"
+        for kind in ("dense", "pruned", "finetuned"):
+            for figures in body[kind]["latency"].values():
+                figures |= {"device": "cpu", "threads": threads}
+        (tmp_path / name / "report.json").write_text(json.dumps(body))
+    assert main(["compare", str(tmp_path)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "x | a processor" in line]
+    assert [line.endswith(f"a processor, {count} thread(s) |") for line, count in zip(lines, (1, 2), strict=True)] == [
+        True,
+        True,
+    ]
+    assert main(["compare", str(tmp_path / "one")]) == 0
+    assert "a processor" not in capsys.readouterr().out, "one machine is no news"
 
 
 def test_what_the_test_images_decided_is_marked(runs, tmp_path):

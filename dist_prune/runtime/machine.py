@@ -80,7 +80,8 @@ class Machine:
             taken(error, os.environ.get("MASTER_PORT"))
             raise
         if zero:
-            overridden += launcher.engine(accelerator.state.deepspeed_plugin.deepspeed_config)
+            plugin: Any = accelerator.state.deepspeed_plugin
+            overridden += launcher.engine(plugin.deepspeed_config)
         wanted = int(os.environ.get("WORLD_SIZE", "1"))
         if wanted != accelerator.num_processes:
             raise PruneError(_mismatch(f"accelerate sees {accelerator.num_processes} process(es)", wanted))
