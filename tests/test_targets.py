@@ -105,6 +105,23 @@ def test_a_latency_target_is_met_by_measured_networks_and_its_table_is_kept(monk
     assert other["plan"]["fingerprint"] != one["plan"]["fingerprint"]
 
 
+def test_a_method_that_draws_what_it_chose_knows_the_times_again(monkeypatch, tmp_path):
+    """The graph's pictures search for the network within the target once more: they need what was measured."""
+    clock(monkeypatch, 0.3)
+    missed, body = go(tmp_path / "run", "method.name=graph", "target.latency=0.6")
+    assert missed == ""
+    assert body["achieved"]["latency"] == pytest.approx(0.6, rel=0.05)
+    assert "Who is like whom" in (tmp_path / "run/report.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["entropy", "chip"])
+def test_methods_with_a_search_of_their_own(monkeypatch, tmp_path, name):
+    clock(monkeypatch, 0.3)
+    missed, body = go(tmp_path / "run", f"method.name={name}", "target.latency=0.6")
+    assert missed == "" or "none is nearer" in missed
+    assert body["achieved"]["latency"] == pytest.approx(0.6, rel=0.1)
+
+
 def test_a_table_that_promises_too_much_costs_measurements_and_no_miss(monkeypatch, tmp_path):
     """A quarter of the dense time too little in every group: by the table alone hardly anything has to go."""
     folder = tmp_path / "run"

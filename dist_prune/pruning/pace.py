@@ -108,13 +108,17 @@ class Search:
 
     def at(self, raw: float) -> Plan | None:
         """The plan whose raw prediction is at most ``raw``; None where the method has none."""
-        lowest = self.raw(self.least)
-        if not lowest < raw < 1:
+        if not self.raw(self.least) < raw < 1:
             return None
         try:
-            return self.choose(self.bent([(lowest, self.asked / 2), (raw, self.asked)]))
+            return self.choose(self.bent(self.towards(raw)))
         except PruneError:
             return None
+
+    def towards(self, raw: float) -> list[tuple[float, float]]:
+        """Points by which a network of this raw share takes just the time that was asked for."""
+        lowest = self.raw(self.least)
+        return [*([(lowest, self.asked / 2)] if lowest < raw else []), *([(raw, self.asked)] if raw < 1 else [])]
 
     def curve(self) -> list[tuple[float, float]]:
         """(raw, share) through the measured networks, ascending in both."""

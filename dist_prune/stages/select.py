@@ -72,6 +72,7 @@ def _chosen(work: Work, channels: Channels) -> tuple[Plan, dict[str, Any], list[
         plan = choose(channels)
     else:
         plan, timed = timing.fitted(work, channels, choose)
+        channels = timing.known(channels, timed)
     for text in work.method.warnings(scores, channels):
         work.tracker.say(f"  warning: {text}")
         work.events.append({"stage": "select", "event": f"warning: {text}"})

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -39,7 +40,8 @@ def fitted(work: Work, channels: Channels, choose: Callable[[Channels], Plan]) -
     assert spec.target.latency is not None
     model = work.dense().eval()
     times = ranks.from_first(ranks.together(lambda: _table(work, model, channels)))
-    table = LatencyTable({name: tuple((int(w), float(s)) for w, s in points) for name, points in (times or {}).items()})
+    times = times or {}
+    table = LatencyTable({name: tuple((int(w), float(s)) for w, s in points) for name, points in times.items()})
 
     def measure(plans: Mapping[str, Plan]) -> Times:
         cuts = {name: plan.removed for name, plan in plans.items()}
@@ -56,8 +58,16 @@ def fitted(work: Work, channels: Channels, choose: Callable[[Channels], Plan]) -
         "smallest": min(one.measured for one in search.tried.values()),
         "tried": [[one.predicted, one.measured] for one in search.tried.values()],
         "batch": spec.target.latency_batch, "device": str(work.machine.device), "threads": _threads(work),
-        "repeats": spec.report.latency_repeats,
+        "repeats": spec.report.latency_repeats, "times": times,
+        "bend": [*search.towards(found.raw), (1.0, 1.0)],
     }  # fmt: skip
+
+
+def known(channels: Channels, timed: Mapping[str, Any]) -> Channels:
+    """The channels with the times by which the network of ``fitted`` is the one that is chosen: for pictures of it."""
+    times = {name: tuple((int(w), float(s)) for w, s in points) for name, points in timed["times"].items()}
+    bend = tuple((float(raw), float(share)) for raw, share in timed["bend"])
+    return replace(channels, latency=LatencyTable(times, bend))
 
 
 def missed(work: Work, timed: Mapping[str, Any]) -> str:
