@@ -15,6 +15,7 @@ from dist_prune.pruning.plan import Plan
 
 ATTEMPTS = 6  # measurements of whole networks, up to three at once
 SPREAD = (0.25, 0.5, 0.75)  # where the first ones lie between the smallest network and the dense one
+EDGE = 0.01  # how near the smallest network the smallest of the method is looked for
 STOP = 0.05  # how near is near enough where no tolerance is set
 Times = Mapping[str, tuple[float, bool]]  # name -> share of the dense time, whether it is reliable
 Measure = Callable[[Mapping[str, Plan]], Times]
@@ -61,10 +62,13 @@ class Search:
         """The network that is taken: within the tolerance, or else the largest within the time, or else the fastest.
 
         Raises:
-            PruneError: the smallest network there can be is too slow, by a time that can be relied on.
+            PruneError: the smallest network there can be is too slow, by a time that can be relied on; or the method
+                refuses whatever it is asked for.
         """
         lowest = self.raw(self.least)
         first = [self.at(lowest + share * (1 - lowest)) for share in SPREAD]
+        if lowest < 1 and not any(first):
+            return self._refusal(lowest)
         self._time([self.least, *filter(None, first)])
         least = self.tried[self.least.fingerprint]
         if self.tolerance is not None and least.reliable and least.measured > self.asked * (1 + self.tolerance):
@@ -90,13 +94,19 @@ class Search:
 
     @property
     def best(self) -> Tried:
-        near = STOP if self.tolerance is None else self.tolerance
+        """Of those near enough, or else of all: the slowest that is within the time, or else the fastest. Never
+        ``least``, whose channels nobody chose, while there are others."""
 
         def rank(one: Tried) -> tuple[bool, bool, float]:
-            late = one.measured > self.asked * (1 + near)
-            return not self.hit(one), late, abs(one.measured - self.asked)
+            return not self.hit(one), one.measured > self.asked, abs(one.measured - self.asked)
 
-        return min(self.tried.values(), key=rank)
+        chosen = [one for one in self.tried.values() if one.plan is not self.least]
+        return min(chosen or self.tried.values(), key=rank)
+
+    def _refusal(self, lowest: float) -> Tried:
+        """What the method says to a network halfway: an error, which is the user's."""
+        self._time([self.choose(self.bent(self.towards((lowest + 1) / 2)))])
+        return self.best
 
     def raw(self, plan: Plan) -> float:
         """What the table says, bent by nothing."""
@@ -136,10 +146,12 @@ class Search:
         try:
             middle = self.choose(self.bent(curve))
         except PruneError:  # by what was measured meanwhile, the target is out of reach
-            middle = None
+            lowest = self.raw(self.least)
+            middle = self.at(lowest + EDGE * (1 - lowest))
         place = self.raw(middle) if middle is not None else (below + above) / 2
         for plan in (middle, self.at((below + place) / 2), self.at((place + above) / 2), self.at((below + above) / 2)):
-            if plan is not None and plan.fingerprint not in self.tried and plan not in found:
+            seen = self.tried.get(plan.fingerprint) if plan is not None else None
+            if plan is not None and plan not in found and (seen is None or seen.plan is self.least):
                 found.append(plan)
         return found[:3]
 

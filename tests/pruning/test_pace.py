@@ -116,6 +116,28 @@ def test_an_unreliable_floor_refuses_nothing_and_is_measured_again():
     assert len(never.seen) == 1 + ATTEMPTS, "bounded"
 
 
+def test_what_a_method_refuses_is_the_user_s_to_know():
+    search = Clock(0.3).search(0.6)
+
+    def refuse(channels):
+        raise PruneError("this method has no threshold")
+
+    search.choose = refuse
+    with pytest.raises(PruneError, match="this method has no threshold"):
+        search.run()
+
+
+@pytest.mark.parametrize(("asked", "tolerance"), [(0.6, 0.05), (0.35, None), (0.31, None), (0.3, None)])
+def test_what_is_taken_was_chosen_by_the_method(asked, tolerance):
+    """The smallest network there can be is measured with any channels at all: it tells what is in reach."""
+    search = Clock(0.3).search(asked, tolerance=tolerance)
+    found = search.run()
+    assert found.plan is not search.least
+    for group in CHANNELS.free:
+        kept, scores = found.plan.kept(group.name), SCORES[group.name]
+        assert min(scores[kept]) >= max(scores[sorted(found.plan.removed.get(group.name, ()))], default=0)
+
+
 def test_coarse_steps_end_the_search():
     """Between two neighbours of a coarse grid lies nothing: the largest one within the time is taken, and it stops."""
     clock = Clock(0.0)
