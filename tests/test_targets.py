@@ -41,7 +41,7 @@ def events(body: dict, name: str) -> list[dict]:
 
 
 def test_a_target_of_channels_is_held_to_its_tolerance_too(tmp_path):
-    """At least 60 channels of every group: what is left is far above or below a share that no step reaches."""
+    """In steps of 32 channels no network keeps just the share that was asked for."""
     coarse = ("target.macs=null", "target.channels=0.55", "select.round_to=32", "target.tolerance=0.001")
     missed = whole_run(
         reading.load("quickstart", [*WORDS, *coarse], methods.options_of), tmp_path / "run", Machine.alone()
