@@ -142,7 +142,7 @@ def loading(folder: Path, runs: int, threads: int) -> None:
         times = in_turns(runs, acts)
         ms = {name: 1000 * statistics.median(found) for name, found in times.items()}
         print(f"| load, {where} | timm, dense {ms['plain']:.0f} ms | bundle {ms['load']:.0f} ms | "
-              f"{ratio(times, 'load', 'plain'):.2f}x | under 1.5x |", flush=True)  # fmt: skip
+              f"{ratio(times, 'load', 'plain'):.2f} times as long | under 1.5 |", flush=True)  # fmt: skip
 
 
 def checking(runs: int) -> None:

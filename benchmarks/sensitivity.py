@@ -158,11 +158,14 @@ def main() -> None:
     body: dict[str, Any] = {"machine": machine, "threads": THREADS}
     if given.only != "scores":
         vgg = Options(by="layer", pool="layers", fallback="few", total="layer", keep=0.3)
-        cases = (("resnet20_cifar", 128, Options(keep=0.6), "at most 2.5x"), ("vgg16_bn_head_cifar", 12, vgg, ""))
+        cases = (
+            ("resnet20_cifar", 128, Options(keep=0.6), "at most 2.5 times as long"),
+            ("vgg16_bn_head_cifar", 12, vgg, ""),
+        )
         for name, batch, options, bound in cases:
             found = body[name] = updates(name, batch, options, given.rounds)
             print(
-                f"{name}, batch {batch}: pruning update {found['ratio']:.2f}x a training update "
+                f"{name}, batch {batch}: pruning update {found['ratio']:.2f} times as long as a training update "
                 f"({1000 * found['pruning_s']:.0f} and {1000 * found['plain_s']:.0f} ms; the score is "
                 f"{found['score_share']:.0%} of it)   {bound}"
             )

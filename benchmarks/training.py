@@ -183,12 +183,13 @@ def main() -> None:
             # by default one at every epoch and every ten minutes
             interval = min(600.0, row["one"] * EPOCH / len(source.labels))
             row |= {"ratio": 1 + row["difference"] / interval, "of": f"seconds, without | with; every {interval:.0f} s"}
-            rows[f"checkpoint: {name}, {len(source.labels)} images"] = row | {"bound": "at most 1.02x"}
+            bound = {"bound": "at most 1.02 times as long", "unit": " times as long"}
+            rows[f"checkpoint: {name}, {len(source.labels)} images"] = row | bound
     print(
         f"{body['machine']['processor']}, 2 threads; {body.get('data', 'real JPEGs')}; medians of {given.pairs} pairs"
     )
     for case, row in rows.items():
-        figures = f"{row['one']:9.2f} {row['other']:9.2f} {row['ratio']:6.3f}x"
+        figures = f"{row['one']:9.2f} {row['other']:9.2f} {row['ratio']:6.3f}{row.get('unit', 'x')}"
         print(f"{case:48} {figures}  {row['bound']:32} {row['of']}")
     if given.json:
         given.json.write_text(json.dumps(body, indent=1))

@@ -1,7 +1,8 @@
 """A pruned network as a folder: weights, plan and what its images look like. Loading traces and unpickles nothing.
 
-``bundle.json`` names the backbone and its arguments, the plan, the input, the classes, where it comes from and the
-figures measured; ``model.safetensors`` holds the small network's weights.
+``bundle.json`` names the backbone and its arguments, the plan, the input, the classes, where it comes from, the
+versions it was made with, the dense network's signature (every tensor's name and shape) and the figures measured;
+``model.safetensors`` holds the small network's weights.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ FORMAT = 1
 MANIFEST, WEIGHTS = "bundle.json", "model.safetensors"
 LARGEST_TRIED = 1024  # side of an image that a network is tried on as it is loaded
 MOST_DENSE, MOST_TIMES = 250_000_000, 1000  # values of a dense network that may be built for however little is left
+MAKERS = ("timm", "torch", "dist-prune")  # whose versions a bundle tells
 
 
 def manifest(
@@ -37,6 +40,7 @@ def manifest(
     weights: Mapping[str, Tensor],
     figures: Mapping[str, Any],
     origin: Mapping[str, Any] | None = None,
+    dense: nn.Module | None = None,
 ) -> str:
     """The text of ``bundle.json``.
 
@@ -48,11 +52,14 @@ def manifest(
         weights: the small network's state dict.
         figures: accuracies and costs for a reader.
         origin: recipe, method, paper, seed and data, for a reader.
+        dense: the network before it was cut, with any weights: its signature lets a reader with another timm see
+            whether the same name still means the same network. Default: built from ``backbone``.
     """
+    dense = dense if dense is not None else _built(backbone)
     body = {
         "format": FORMAT, "backbone": dict(backbone), "plan": json.loads(plan.to_json()), "image": dict(image),
         "classes": list(classes), "figures": dict(figures), "origin": dict(origin or {}),
-        "weights_digest": digest_of(weights),
+        "weights_digest": digest_of(weights), "versions": versions(), "signature": signature(dense),
     }  # fmt: skip
     return documents.strict_json(body)
 
@@ -66,9 +73,19 @@ class Bundle:
     weights: dict[str, Tensor]
 
     def dense(self) -> nn.Module:
-        """The network before it was cut, with fresh weights (a bundle has none for it), in evaluation mode."""
-        spec = self.body["backbone"]
-        return backbones.create(spec["name"], spec["num_classes"], spec["in_chans"], False, spec["kwargs"]).eval()
+        """The network before it was cut, with fresh weights (a bundle has none for it), in evaluation mode.
+
+        Raises:
+            PruneError: the installed timm makes another network of that name than the one the bundle was made with.
+        """
+        try:
+            found = _built(self.body["backbone"])
+        except PruneError as error:
+            made = (self.body.get("versions") or {}).get("timm")
+            raise PruneError(f"{error} The bundle was made with timm {made}." if made else str(error)) from error
+        if self.body.get("signature") is not None:  # bundles of older versions have none
+            _same(self.body, found)
+        return found.eval()
 
     def small(self) -> nn.Module:
         """The pruned network with its weights, in evaluation mode."""
@@ -111,6 +128,44 @@ def load(folder_or_hub_id: str | Path, *, fold: bool = False) -> nn.Module:
     """
     found = read(folder_or_hub_id)
     return folded(found.small(), found.shape) if fold else found.small()
+
+
+def _built(backbone: Mapping[str, Any]) -> nn.Module:
+    spec = backbone
+    return backbones.create(spec["name"], spec["num_classes"], spec["in_chans"], False, spec["kwargs"])
+
+
+def versions() -> dict[str, str]:
+    """Package -> installed version, of those that decide what a backbone's name means."""
+    found = {}
+    for name in MAKERS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout
+            found[name] = "unknown"
+    return found
+
+
+def signature(model: nn.Module) -> dict[str, list[int]]:
+    """Name -> shape of every parameter and buffer that is saved."""
+    return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _same(body: Mapping[str, Any], built: nn.Module) -> None:
+    """PruneError where a bundle's dense network is not the one that was just built by the same name."""
+    then, now = body["signature"], signature(built)
+    other = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    if not other:
+        return
+    made, here = body.get("versions") or {}, versions()
+    changed = [f"{name} {made[name]} there, {here[name]} here" for name in made if made[name] != here.get(name)]
+    shown = "; ".join(f"{name}: {then.get(name, 'absent')} there, {now.get(name, 'absent')} here" for name in other[:3])
+    more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+    raise PruneError(
+        f"{body['backbone']['name']} is another network here than where this bundle was made ({len(other)} tensors "
+        f"differ: {shown}{more}). Versions: {', '.join(changed) or 'the same, so the backbone was changed by hand'}. "
+        f"Install the bundle's: pip install {' '.join(f'{n}=={made[n]}' for n in ('timm', 'torch') if n in made)}"
+    )
 
 
 def folded(model: nn.Module, shape: tuple[int, int, int]) -> nn.Module:

@@ -5,7 +5,6 @@ run.py does the work.
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -161,6 +160,7 @@ def _import_checkpoint(given: argparse.Namespace) -> Answer:
 
 
 def _make_ffcv(given: argparse.Namespace) -> Answer:
+    from dist_prune.runtime.cores import cores
     from dist_prune.runtime.data.backends import beton_of
     from dist_prune.runtime.data.beton import engine
     from dist_prune.runtime.data.sources import check, open_source
@@ -182,7 +182,7 @@ def _make_ffcv(given: argparse.Namespace) -> Answer:
     def bar(done: int, count: int) -> tqdm:
         return tqdm(total=count, initial=done, desc="images", unit="", smoothing=0.1)
 
-    workers = given.workers or len(os.sched_getaffinity(0))
+    workers = given.workers or cores()
     facts = make(opened, origin, out, settings, workers, lambda text: print(text, file=sys.stderr), bar)
     text = f"{out}: {facts['count']:,} images of {len(facts['classes'])} classes, {facts['bytes'] / 2**20:,.1f} MiB"
     return text, facts | {"file": str(out)}, 0

@@ -16,6 +16,7 @@ from dist_prune import documents, reading
 from dist_prune.errors import PruneError, shown
 from dist_prune.ledger import canonical, write_atomic
 from dist_prune.recipe import peeks
+from dist_prune.runtime.spread import DOUBTFUL, reliable
 
 # a row of the table in a recipe's header: which one, top-1 drop (/ top-5 drop), change of FLOPs and parameters (- where
 # the paper does not say); the columns are two blanks apart
@@ -28,7 +29,7 @@ COLUMNS = {
     "pruned_top1": "pruned top-1 %", "top1": "top-1 %", "top1_std": "std", "change": "change, points",
     "macs": "MACs (M)",
     "macs_share": "MACs kept", "params": "params (k)", "params_share": "params kept", "ms": "ms", "speedup": "speed-up",
-    "marked": "",
+    "timed": "measured times", "marked": "",
 }  # fmt: skip
 
 
@@ -106,6 +107,9 @@ def collect(places: Sequence[Path], batch: str | None = None) -> Found:
         keys = {key: value for key, value in report["recipe"].items() if key not in ("seed", "name", "cluster")}
         groups.setdefault(canonical(keys), []).append(report)
     rows = [_row(group, batch) for group in groups.values()]
+    if len({place for row in rows for place in row["places"]}) > 1:  # each row tells of which machine its times are
+        for row in rows:
+            row["timed"] = "; ".join(filter(None, [row["timed"], *row["places"]]))
     shared = {row["run"] for row in rows if sum(other["run"] == row["run"] for other in rows) > 1}
     for row, group in zip(rows, groups.values(), strict=True):
         if row["run"] in shared:  # one recipe with other keys: the run directories tell them apart
@@ -173,6 +177,7 @@ def _row(group: Sequence[Mapping[str, Any]], batch: str) -> dict[str, Any]:
     first = group[0]
     top1 = [report["finetuned"]["top1"] for report in group]
     ms = {kind: mean(lambda r, kind=kind: r[kind]["latency"][batch]["ms"]) for kind in ("dense", "finetuned")}
+    timed = all(reliable(report[kind]["latency"][batch]) for report in group for kind in ms)
     macs, params = (mean(lambda r, key=key: r["finetuned"][key]) for key in ("macs", "params"))
     dense = mean(lambda r: r["dense"]["top1"])
     return {
@@ -182,9 +187,18 @@ def _row(group: Sequence[Mapping[str, Any]], batch: str) -> dict[str, Any]:
         "top1_std": statistics.stdev(top1) if len(top1) > 1 else None, "change": statistics.fmean(top1) - dense,
         "macs": macs / 1e6, "macs_share": macs / mean(lambda r: r["dense"]["macs"]), "params": params / 1e3,
         "params_share": params / mean(lambda r: r["dense"]["params"]), "ms": ms["finetuned"],
-        "speedup": ms["dense"] / ms["finetuned"],
+        "dense_ms": ms["dense"], "speedup": ms["dense"] / ms["finetuned"] if timed else None,
+        "reliable": timed, "timed": "" if timed else DOUBTFUL, "places": sorted({_place(r, batch) for r in group}),
         "marked": "; ".join(peeks(first["recipe"])),
     }  # fmt: skip
+
+
+def _place(report: Mapping[str, Any], batch: str) -> str:
+    """Where a run's times were taken: they cannot be compared with those of another device or thread count."""
+    of, environment = report["finetuned"]["latency"][batch], report.get("environment") or {}
+    cpu = str(of.get("device", "cpu")).startswith("cpu")
+    device = environment.get("processor" if cpu else "gpu") or of.get("device", "cpu")
+    return f"{device}, {of.get('threads')} thread(s)" if cpu else str(device)
 
 
 def _papers(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -231,8 +245,9 @@ def _cell(key: str, value: Any) -> str:
 def cells(found: Found) -> list[tuple[str, list[str], list[list[str]]]]:
     """The tables (title, heads, rows of text): runs, the papers' points, unfinished runs; empty ones are left out."""
     heads = {**COLUMNS, "ms": f"ms, batch {found.batch}"}
-    if not any(row["marked"] for row in found.rows):
-        heads.pop("marked")
+    for key in ("timed", "marked"):
+        if not any(row[key] for row in found.rows):
+            heads.pop(key)
     keys = ("recipe", "point", "change", "macs_share", "params_share")
     tables = (
         ("Runs", list(heads.values()), [[_cell(key, row[key]) for key in heads] for row in found.rows]),
@@ -262,7 +277,7 @@ def _plain(rows: list[list[str]]) -> list[list[str]]:
 def as_csv(found: Found) -> str:
     """A line per row, full precision, papers' points last."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, [*COLUMNS, "source"], restval="", lineterminator="\n")
+    writer = csv.DictWriter(stream, [*COLUMNS, "source"], restval="", lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows({**row, "source": "measured"} for row in found.rows)
     for point in found.papers:

@@ -26,7 +26,7 @@ def arguments(verbs: Any) -> None:
     timing.add_argument("bundle", help="a run directory, its export folder, or owner/name on the hub")
     timing.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     timing.add_argument("--repeats", type=int, default=20, help="timed passes of each network at each batch size")
-    timing.add_argument("--threads", type=int, default=0, help="CPU threads; default: all cores")
+    timing.add_argument("--threads", type=int, default=0, help="CPU threads; default: all this process may use")
     timing.add_argument("--device", help="default: a GPU where there is one")
     timing.add_argument("--fold", action="store_true", help="both with their batch norms folded, as they are served")
     pushing = verbs.add_parser("push", help="a bundle with its model card to the Hugging Face hub, or to a folder")
@@ -75,8 +75,9 @@ def _latency(given: argparse.Namespace) -> Answer:
     import torch
 
     from dist_prune import bundle
+    from dist_prune.runtime.cores import threads as allowed
     from dist_prune.runtime.latency import check, latency
-    from dist_prune.runtime.machine import cores
+    from dist_prune.runtime.spread import faster
 
     found = bundle.read(given.bundle)
     models = {"dense": found.dense(), "pruned": found.small()}
@@ -84,21 +85,32 @@ def _latency(given: argparse.Namespace) -> Answer:
         models = {name: bundle.folded(model, found.shape) for name, model in models.items()}
     _within("--repeats", given.repeats, 10**6)
     check(found.small(), found.shape, given.batches, given.threads or None, torch.device(given.device or "cpu"))
-    threads, device = given.threads or cores(), given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    threads, device = given.threads or allowed(), given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     times = latency(models, found.shape, given.batches, given.repeats, torch.device(device), threads)
     form = ", batch norms folded" if given.fold else ""
     lines = [f"{found.body['backbone']['name']} on {device}, {threads} threads, medians of {given.repeats}{form}", ""]
     lines += [
-        "| batch | dense ms | pruned ms | dense images/s | pruned images/s | faster |",
+        "| batch | dense ms | pruned ms | dense images/s | pruned images/s | speed-up |",
         "|---|---|---|---|---|---|",
     ]
     for batch in map(str, given.batches):
         one, other = times["dense"][batch], times["pruned"][batch]
         lines.append(
             f"| {batch} | {one['ms']:.2f} | {other['ms']:.2f} | {one['images_per_s']:.1f} | "
-            f"{other['images_per_s']:.1f} | {one['ms'] / other['ms']:.2f}x |"
+            f"{other['images_per_s']:.1f} | {faster(one, other)} |"
         )
+    lines += _doubts(times, list(map(str, given.batches)))
     return "\n".join(lines), times, 0
+
+
+def _doubts(times: dict[str, Any], batches: list[str]) -> list[str]:
+    """A line for each time that is not reliable."""
+    return [
+        f"batch {batch}, {name}: {of[batch]['why']} (timed {of[batch]['rounds']} times over)"
+        for batch in batches
+        for name, of in times.items()
+        if not of[batch]["reliable"]
+    ]
 
 
 def _push(given: argparse.Namespace) -> Answer:

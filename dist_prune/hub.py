@@ -8,6 +8,7 @@ from typing import Any
 
 from dist_prune import documents
 from dist_prune.errors import PruneError
+from dist_prune.runtime.spread import DOUBTFUL, reliable
 
 CARD = "README.md"
 
@@ -99,7 +100,7 @@ def card(body: Mapping[str, Any], latency: Mapping[str, Any] | None = None) -> s
         cells = [form.format(part[key]) if part.get(key) is not None else "-" for part in figures.values()]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     for batch in (latency or {}).get("dense", {}):
-        cells = [f"{latency[name][batch]['ms']:.2f}" if name in latency else "-" for name in figures]  # type: ignore[index]
+        cells = [_ms(latency[name][batch]) if name in latency else "-" for name in figures]  # type: ignore[index]
         how = latency["dense"][batch]  # type: ignore[index]
         lines.append(f"| ms, batch {batch} ({how['device']}, {how['threads']} threads) | " + " | ".join(cells) + " |")
     if dense.get("macs") and figures.get("finetuned", {}).get("macs"):
@@ -114,6 +115,10 @@ def card(body: Mapping[str, Any], latency: Mapping[str, Any] | None = None) -> s
         "`bundle.json`.", "",
     ]  # fmt: skip
     return "\n".join([*header, "", *lines])
+
+
+def _ms(figures: Mapping[str, Any]) -> str:
+    return f"{figures['ms']:.2f}" + ("" if reliable(figures) else f" ({DOUBTFUL})")
 
 
 def report_of(folder: Path) -> dict[str, Any] | None:

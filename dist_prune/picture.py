@@ -35,7 +35,8 @@ def html(
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{e(title)}</title>"
         f"<style>{STYLE} body{{max-width:1280px}} .wide{{overflow:auto}}</style><h1>{e(title)}</h1>"
         f"<p class=sub>{len(rows)} recipe(s); seeds of one recipe are a mean, bars one standard deviation. "
-        "The line joins the runs that none beats in both directions. Hollow: dense networks; crosses: papers.</p>"
+        "The line joins the runs that none beats in both directions. Hollow: dense networks; crosses: papers; grey "
+        "triangles: networks whose measured time is not reliable, beside the axis and in no line.</p>"
         f"{svg(pareto(rows, papers, batch)) if rows else ''}<div class=wide>{tables}</div></html>"
     )
 
@@ -52,7 +53,7 @@ def pareto(rows: Rows, papers: Rows, batch: str) -> Figure:
     for axes, (key, label) in zip(plots[0], absolute, strict=True):
         _scatter(axes, rows, key, "top1", colours)
         axes.set(xlabel=label, ylabel="top-1 %")
-        _front(axes, [(row[key], row["top1"]) for row in rows])
+        _front(axes, [(row[key], row["top1"]) for row in rows if _good(row, key)])
     for axes, (key, label) in zip(plots[1], (*relative, speed), strict=True):
         _scatter(axes, rows, key, "change", colours)
         axes.axhline(0, color="#9aa5b1", linewidth=0.8)
@@ -62,7 +63,9 @@ def pareto(rows: Rows, papers: Rows, batch: str) -> Figure:
                 axes.plot(point[key], point["change"], "x", color="#d62728", label="" if number else "paper")
     for row in rows:  # where each network came from
         for axes, key in zip(plots[0], ("macs", "params", "ms"), strict=True):
-            whole = row["ms"] * row["speedup"] if key == "ms" else row[key] / row[f"{key}_share"]
+            if not _good(row, key):
+                continue
+            whole = row["dense_ms"] if key == "ms" else row[key] / row[f"{key}_share"]
             axes.plot(whole, row["dense_top1"], "o", markerfacecolor="none", color=colours[row["backbone"]])
     for axes in plots.flat:
         axes.margins(0.08)
@@ -76,11 +79,20 @@ def _scatter(axes: Any, rows: Rows, x: str, y: str, colours: dict[str, str]) -> 
     said = set()
     for row in rows:
         name = row["backbone"]
+        if not _good(row, x):  # how accurate it is is known, how fast it is is not: at the axis, at no time
+            edge = axes.get_yaxis_transform()
+            axes.plot(0.015, row[y], "<", color="#9aa5b1", transform=edge, clip_on=False, gid=f"doubtful {x}")
+            continue
         axes.errorbar(
             row[x], row[y], yerr=row["top1_std"] or 0, fmt="o", color=colours[name], capsize=3,
             label="" if name in said else name,
         )  # fmt: skip
         said.add(name)
+
+
+def _good(row: dict[str, Any], key: str) -> bool:
+    """Whether a figure of a row may stand beside others: a measured time has to be reliable."""
+    return key not in ("ms", "speedup") or row["reliable"]
 
 
 def _front(axes: Any, points: Sequence[tuple[float, float]]) -> None:
@@ -90,7 +102,8 @@ def _front(axes: Any, points: Sequence[tuple[float, float]]) -> None:
         if top1 > best:
             best = top1
             line.append((cost, top1))
-    axes.plot(*zip(*line, strict=True), color="#1d2733", linewidth=0.8, zorder=0)
+    if line:
+        axes.plot(*zip(*line, strict=True), color="#1d2733", linewidth=0.8, zorder=0)
 
 
 def svg(figure: Figure) -> str:

@@ -113,8 +113,12 @@ class Target(Part):
     latency_batch: int = Field(default=1, ge=1, le=BATCH, description="images of that forward pass")
     tolerance: float | None = Field(
         default=0.01, gt=0, le=100,
-        description="a network that misses target.macs or target.params by more than this share of it ends the run "
-        "with code 3, after the report; null: no network is refused",
+        description="a network that misses target.macs, target.params or target.channels by more than this share of it "
+        "ends the run with code 3, after the report; null: no network is refused",
+    )  # fmt: skip
+    latency_tolerance: float | None = Field(
+        default=0.05, gt=0, le=100,
+        description="the same for target.latency, whose times scatter; also where its search stops",
     )  # fmt: skip
 
     @model_validator(mode="after")

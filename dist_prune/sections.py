@@ -260,11 +260,14 @@ class Training(Part):
         return self
 
     @model_validator(mode="after")
-    def _onecycle(self):
-        if self.schedule == "onecycle" and 0 < self.epochs <= self.warmup_epochs:
+    def _warmup(self):
+        """Every schedule climbs to lr first: a climb that is longer than the training never gets there."""
+        cycle = self.schedule == "onecycle"  # it has to fall as well
+        if 0 < self.epochs < self.warmup_epochs or (cycle and 0 < self.epochs == self.warmup_epochs):
             raise ValueError(
-                f"schedule onecycle climbs for warmup_epochs ({self.warmup_epochs:g}) and falls for the rest of the "
-                f"{self.epochs} epochs, so warmup_epochs has to be smaller (0: three tenths of them)"
+                f"schedule {self.schedule} climbs to lr for warmup_epochs ({self.warmup_epochs:g}) and has the rest of "
+                f"the {self.epochs} epochs for itself, so warmup_epochs has to be smaller "
+                f"({'0: three tenths of them' if cycle else '0: no warm-up'})"
             )
         return self
 

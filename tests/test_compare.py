@@ -41,9 +41,68 @@ def test_seeds_become_mean_and_deviation(runs):
     assert row["top1_std"] == pytest.approx(3 / 2**0.5)
     assert row["macs"] == report["finetuned"]["macs"] / 1e6
     assert row["macs_share"] == pytest.approx(report["achieved"]["macs"])
-    assert row["speedup"] == pytest.approx(
-        report["dense"]["latency"]["8"]["ms"] / report["finetuned"]["latency"]["8"]["ms"]
-    )
+    ms = {kind: report[kind]["latency"]["8"]["ms"] for kind in ("dense", "finetuned")}
+    assert (row["dense_ms"], row["ms"]) == pytest.approx((ms["dense"], ms["finetuned"]))
+    assert row["speedup"] == (None if not row["reliable"] else pytest.approx(ms["dense"] / ms["finetuned"]))
+
+
+def timed(folder, name: str, ms: float, dense_ms: float, best: float | None = None) -> None:
+    """A run's report with written times, of which the pruned network's is not reliable where ``best`` says so."""
+    body = json.loads((folder / "report.json").read_text())
+    for kind, median in (("dense", dense_ms), ("pruned", ms), ("finetuned", ms)):
+        for figures in body[kind]["latency"].values():
+            figures |= {"ms": median, "ms_best": best or median, "reliable": best is None or kind == "dense"}
+    body["name"], body["recipe"]["select"]["min_channels"] = name, int(ms)
+    (folder / "report.json").write_text(json.dumps(body))
+
+
+def test_a_time_that_is_not_reliable_is_no_point_among_others(runs, tmp_path, capsys):
+    """The fastest network of all, if one believed it: it gets no speed-up, and no place on the time's axis."""
+    from dist_prune.picture import pareto
+
+    for name, ms, best in (("steady", 5.0, None), ("moody", 2.0, 1.0)):
+        shutil.copytree(runs / "first", tmp_path / "runs" / name)
+        timed(tmp_path / "runs" / name, name, ms, 10.0, best)
+    found = collect([tmp_path / "runs"])
+    moody, steady = found.rows
+    assert (steady["speedup"], steady["timed"]) == (2.0, "")
+    assert (moody["speedup"], moody["timed"]) == (None, "not reliable")
+    assert main(["compare", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    table = capsys.readouterr().out
+    assert next(line for line in table.splitlines() if "steady" in line).endswith("| 5.000 | 2.00x |  |")
+    assert next(line for line in table.splitlines() if "moody" in line).endswith("| 2.000 |  | not reliable |")
+    rows = {row["run"]: row for row in csv.DictReader((tmp_path / "out/compare.csv").read_text().splitlines())}
+    assert (rows["moody"]["speedup"], rows["moody"]["timed"]) == ("", "not reliable")
+    panels = pareto(found.rows, [], "8").axes
+    for axes, key in zip(panels, ("macs", "params", "ms", "macs_share", "params_share", "speedup"), strict=True):
+        apart = [line for line in axes.lines if str(line.get_gid()).startswith("doubtful")]
+        assert len(apart) == (key in ("ms", "speedup")), key
+        assert all(list(line.get_xdata()) == [0.015] for line in apart), "a share of the axis' width"
+        places = {float(x) for line in axes.lines if line not in apart for x in line.get_xdata()}
+        if key == "ms":
+            assert 5.0 in places and 10.0 in places and 2.0 not in places
+        if key == "speedup":
+            assert 2.0 in places and 5.0 not in places
+
+
+def test_times_of_several_machines_say_which(runs, tmp_path, capsys):
+    for name, ms, threads in (("one", 5.0, 1), ("other", 6.0, 2)):
+        shutil.copytree(runs / "first", tmp_path / name)
+        timed(tmp_path / name, name, ms, 10.0)
+        body = json.loads((tmp_path / name / "report.json").read_text())
+        body["environment"]["processor"] = "a processor"
+        for kind in ("dense", "pruned", "finetuned"):
+            for figures in body[kind]["latency"].values():
+                figures |= {"device": "cpu", "threads": threads}
+        (tmp_path / name / "report.json").write_text(json.dumps(body))
+    assert main(["compare", str(tmp_path)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "x | a processor" in line]
+    assert [line.endswith(f"a processor, {count} thread(s) |") for line, count in zip(lines, (1, 2), strict=True)] == [
+        True,
+        True,
+    ]
+    assert main(["compare", str(tmp_path / "one")]) == 0
+    assert "a processor" not in capsys.readouterr().out, "one machine is no news"
 
 
 def test_what_the_test_images_decided_is_marked(runs, tmp_path):

@@ -50,6 +50,49 @@ def act(*words: str):
     return json.loads(done.stdout)
 
 
+def altered(made, folder, change):
+    """A copy of the bundle whose manifest ``change`` edits."""
+    shutil.copytree(made / "export", folder)
+    body = json.loads((folder / bundle.MANIFEST).read_text())
+    change(body)
+    (folder / bundle.MANIFEST).write_text(json.dumps(body))
+    return folder
+
+
+def test_a_bundle_knows_what_it_was_made_with(made, tmp_path):
+    body = json.loads((made / "export" / bundle.MANIFEST).read_text())
+    assert body["versions"]["timm"] and body["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert body["signature"] == {k: list(v.shape) for k, v in tiny.network().state_dict().items()}
+    later = altered(made, tmp_path / "later", lambda body: body["versions"].update(timm="0.0.1"))
+    assert dist_prune.load(later) is not None, "another version of the same network is no trouble"
+    older = altered(made, tmp_path / "older", lambda body: [body.pop(key) for key in ("versions", "signature")])
+    assert dist_prune.load(older) is not None, "bundles of earlier versions have neither"
+
+
+def test_another_network_of_the_same_name_is_said(made, tmp_path):
+    """As if timm had changed the network meanwhile: one layer wider, one renamed."""
+
+    def change(body) -> None:
+        body["versions"]["timm"] = "0.0.1"
+        body["signature"]["conv1.weight"] = [32, 1, 3, 3]
+        body["signature"]["stem.bias"] = body["signature"].pop("bn1.bias")
+
+    folder = altered(made, tmp_path / "other", change)
+    with pytest.raises(PruneError) as error:
+        dist_prune.load(folder)
+    said = str(error.value)
+    assert "resnet8p_cifar is another network here than where this bundle was made (3 tensors differ" in said
+    assert "conv1.weight: [32, 1, 3, 3] there, [16, 1, 3, 3] here" in said
+    assert "stem.bias: [16] there, absent here" in said
+    assert "timm 0.0.1 there" in said and "pip install timm==0.0.1 torch==" in said
+
+
+def test_a_network_that_timm_has_no_more_names_the_version_that_had_it(made, tmp_path):
+    folder = altered(made, tmp_path / "gone", lambda body: body["backbone"].update(name="resnet8p_cifarx"))
+    with pytest.raises(PruneError, match=r"resnet8p_cifarx.* The bundle was made with timm \d"):
+        dist_prune.load(folder)
+
+
 ONNX_ALONE = """
 import sys, numpy as np, onnxruntime
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])

@@ -203,7 +203,9 @@ def test_new_weights_after_cutting_are_for_one_shot(tmp_path):
 
 def test_a_warm_up_longer_than_the_epochs_between_is_refused():
     words = ["schedule.rounds=2", "finetune.schedule=onecycle", "finetune.epochs=9", "finetune.warmup_epochs=2"]
-    with pytest.raises(PruneError, match=r"schedule\.finetune_epochs: .*onecycle climbs for warmup_epochs"):
+    with pytest.raises(PruneError, match=r"schedule\.finetune_epochs: .*cosine climbs to lr for warmup_epochs"):
+        reading.load("quickstart", [words[0], "finetune.schedule=cosine", *words[2:]], methods.options_of)
+    with pytest.raises(PruneError, match=r"schedule\.finetune_epochs: .*onecycle climbs to lr for warmup_epochs"):
         reading.load("quickstart", words, methods.options_of)
 
 

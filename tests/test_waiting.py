@@ -135,3 +135,19 @@ def test_a_rank_that_hangs_is_named_and_nothing_is_lost(whole, tmp_path, hanging
     assert report(folder)["plan"]["fingerprint"] == report(whole)["plan"]["fingerprint"]
     assert report(folder)["finetuned"]["loss"] == report(whole)["finetuned"]["loss"]
     assert any(event["event"] == "resumed" for event in report(folder)["events"])
+
+
+def test_a_taken_port_and_an_interface_that_is_not_there_end_a_start(tmp_path):
+    """The whole program, as a launcher that nobody watches would start it: a sentence each, in the first seconds."""
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        at = other.getsockname()[1]
+        code, output = run(PYTHON, tmp_path / "run", *SMALL, **place(0, 2, at))
+    assert code == 2, output
+    assert f"error on rank 0: MASTER_PORT is {at}, and on " in output and "another program listens there" in output
+    assert "Traceback" not in output
+    code, output = run(PYTHON, tmp_path / "run", *SMALL, **place(0, 2, port()), GLOO_SOCKET_IFNAME="nowhere0")
+    assert code == 2, output
+    assert "error on rank 0: GLOO_SOCKET_IFNAME is 'nowhere0', and " in output
+    assert "Traceback" not in output

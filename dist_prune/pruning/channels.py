@@ -6,6 +6,8 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
+
 Side = Literal["out", "in"]
 Tap = Literal["out", "in", "weight"]
 Kind = Literal["conv", "linear", "norm", "pool", "table"]  # table: one column per attention head
@@ -117,11 +119,18 @@ class LatencyTable:
 
     Attributes:
         times: group -> ((kept channels, share of the dense time), ...), widths ascending, the dense one last.
-        scale: correction of what groups save together, from a measured plan.
+        bend: (share by ``times``, measured share) of whole networks, ascending in both; empty: not corrected.
     """
 
     times: Mapping[str, tuple[tuple[int, float], ...]]
-    scale: float = 1.0
+    bend: tuple[tuple[float, float], ...] = ()
+
+    def bending(self, share: float) -> float:
+        """The share that measured whole networks make of one that the table says."""
+        if not self.bend:
+            return share
+        raw, measured = zip(*self.bend, strict=True)
+        return float(np.interp(share, raw, measured))
 
 
 @dataclass(frozen=True)

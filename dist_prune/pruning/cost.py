@@ -12,10 +12,11 @@ from typing import Literal
 
 import numpy as np
 
-from dist_prune.pruning.channels import Channels, Layer
+from dist_prune.pruning.channels import Channels, LatencyTable, Layer
 
 Rule = Literal["macs", "thop", "thop_old"]
 Quantity = Literal["macs", "params", "channels", "latency"]
+BY_MACS = 0.1  # the part of a predicted time that follows multiplications
 
 
 def _reach(layer: Layer, width_in: int) -> int:
@@ -84,18 +85,23 @@ def measured(channels: Channels, quantity: Quantity) -> bool:
 
 
 def time_share(channels: Channels, kept: Mapping[str, int]) -> float:
-    """The predicted share of the dense network's time when each group keeps ``kept[group]`` channels.
-
-    What groups save alone adds up, less what two of them save in the same layer: that part is known exactly for
-    multiplications, and is taken over in proportion.
-    """
+    """The predicted share of the dense network's time when each group keeps ``kept[group]`` channels, corrected by the
+    whole networks that were measured."""
     assert channels.latency is not None
-    whole, alone, saved = macs(channels), 0.0, 0.0
-    for name, points in channels.latency.times.items():
+    return channels.latency.bending(raw_time(channels, channels.latency, kept))
+
+
+def raw_time(channels: Channels, table: LatencyTable, kept: Mapping[str, int]) -> float:
+    """The share by the times of single groups alone, of which what each saves adds up.
+
+    That is no prediction: groups of the same layer save a part of it twice, and the sum may fall below zero. But fewer
+    channels never take more time by it (a small part follows multiplications, whatever was measured), so that a search
+    between two networks gets on; whole networks that were measured make a prediction of it.
+    """
+    saved = 0.0
+    for name, points in table.times.items():
         count = kept.get(name, points[-1][0])
         if count < points[-1][0]:
             widths, shares = zip(*points, strict=True)
             saved += 1 - float(np.interp(count, widths, shares))
-            alone += 1 - macs(channels, {name: count}) / whole
-    twice = alone - (1 - macs(channels, kept) / whole)
-    return 1 - channels.latency.scale * saved * (1 - twice / alone if alone else 1)
+    return 1 - (1 - BY_MACS) * saved - BY_MACS * (1 - macs(channels, kept) / macs(channels))

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import socket
 import sys
 import time
 import warnings
@@ -15,11 +16,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
 
 from dist_prune.errors import PruneError
+from dist_prune.runtime import launcher
 from dist_prune.runtime.collectives import Ranks, call_roll
+from dist_prune.runtime.cores import cores
+from dist_prune.runtime.roll import check_interfaces, taken
 
 PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "accelerate", "tensorboard", "safetensors", "numpy")
 
@@ -28,11 +32,17 @@ BUILD_PATIENCE_S = 900
 
 @dataclass
 class Machine:
-    """Device and ranks of this process; ``accelerator`` is None where no launcher is involved (library use)."""
+    """Device and ranks of this process.
+
+    Attributes:
+        accelerator: None where no launcher is involved (library use).
+        overridden: a line for each setting of the launcher that the recipe overrules.
+    """
 
     device: torch.device
     ranks: Ranks
     accelerator: Accelerator | None = None
+    overridden: tuple[str, ...] = ()
 
     @classmethod
     def start(
@@ -40,11 +50,14 @@ class Machine:
     ) -> "Machine":
         """Join the processes that accelerate, torchrun or a scheduler started.
 
+        What the launcher asks of the training's arithmetic is overridden, and said (see launcher.py).
+
         Raises:
-            PruneError: a process did not come within ``join_timeout_s``, or WORLD_SIZE and the processes that found
-                one another differ.
+            PruneError: a process did not come within ``join_timeout_s``, WORLD_SIZE and the processes that found one
+                another differ, or the launcher asks for what no recipe can.
         """
         check_launch(os.environ)
+        overridden = launcher.ruled(os.environ)
         roll = call_roll(os.environ, join_timeout_s)
         cpu = not torch.cuda.is_available()
         if cpu and "OMP_NUM_THREADS" not in os.environ:
@@ -58,7 +71,17 @@ class Machine:
         if deterministic:  # cuBLAS reads it when it starts
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # accelerate knows DeepSpeed on a CPU only when it is not told that there is one
-        accelerator = Accelerator(cpu=cpu and not zero, kwargs_handlers=[waits])
+        try:
+            accelerator = Accelerator(
+                cpu=cpu and not zero, kwargs_handlers=[waits], mixed_precision="no", dynamo_backend="no",
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            )  # fmt: skip
+        except RuntimeError as error:
+            taken(error, os.environ.get("MASTER_PORT"))
+            raise
+        if zero:
+            plugin: Any = accelerator.state.deepspeed_plugin
+            overridden += launcher.engine(plugin.deepspeed_config)
         wanted = int(os.environ.get("WORLD_SIZE", "1"))
         if wanted != accelerator.num_processes:
             raise PruneError(_mismatch(f"accelerate sees {accelerator.num_processes} process(es)", wanted))
@@ -68,7 +91,11 @@ class Machine:
         torch.backends.cudnn.deterministic = deterministic
         ranks = Ranks.of(device=device, roll=roll)
         ranks.connect(timeout_s)
-        return cls(device, ranks, accelerator)
+        found = cls(device, ranks, accelerator, tuple(overridden))
+        if found.ranks.first:
+            for line in found.overridden:
+                print(line, file=sys.stderr, flush=True)
+        return found
 
     @classmethod
     def alone(cls) -> "Machine":
@@ -107,10 +134,16 @@ def size_of(tensor: torch.Tensor) -> int:
 
 def check_launch(environment: Mapping[str, str]) -> None:
     """PruneError where a launcher's variables contradict one another before anything waits for a peer."""
-    given = environment.get("WORLD_SIZE") or "1"
-    if not given.isdigit():
-        raise PruneError(f"WORLD_SIZE is {given!r}, which is no number; a launcher sets it, or unset it")
-    wanted = int(given)
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        given = environment.get(name) or "0"
+        if not given.lstrip("-" if name.endswith("RANK") else "").isdigit():  # -1: no rank
+            raise PruneError(f"{name} is {given!r}, which is no number; a launcher sets it, or unset it")
+    if int(environment.get("MASTER_PORT") or 1) not in range(65536):
+        raise PruneError(f"MASTER_PORT is {environment['MASTER_PORT']}, which is no port: 1 to 65535")
+    if environment.get("MASTER_ADDR"):  # ranks will meet
+        names = [name for _, name in socket.if_nameindex()]
+        check_interfaces(environment, names, torch.cuda.is_available())
+    wanted = int(environment.get("WORLD_SIZE") or "1")
     if wanted > 1 and not {"RANK", "LOCAL_RANK"} <= environment.keys():
         raise PruneError(_mismatch("this process was given no RANK and LOCAL_RANK, so accelerate would see 1", wanted))
 
@@ -161,11 +194,6 @@ def _mismatch(seen: str, wanted: int) -> str:
     )
 
 
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-
-
 def describe(machine: Machine) -> dict[str, Any]:
     """What a result depends on beside the recipe: for environment.json."""
     found = {}
@@ -183,6 +211,7 @@ def describe(machine: Machine) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "world_size": machine.ranks.world,
         "threads": torch.get_num_threads(),
+        "overridden": list(machine.overridden),
         "packages": found,
     }
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from dist_prune.errors import PruneError
+from dist_prune.errors import PruneError, nearest
 
 T = TypeVar("T")
 LOOK_S = 0.2  # between two looks at the roll
@@ -65,6 +65,7 @@ class Roll:
         try:
             found, absent, here = _within(deadline - time.monotonic() + 10, come)
         except (RuntimeError, TimeoutError) as error:
+            taken(error, port)
             reason = str(error).splitlines()[0]
             raise PruneError(
                 f"rank {rank} of {world} came, but lost rank 0 or its launcher: {reason}. {meeting}"
@@ -139,6 +140,53 @@ def _within(seconds: float, act: Callable[[], T]) -> T:
         return done.result(seconds)
     except TimeoutError:
         raise TimeoutError(f"no answer for {seconds:.0f} s") from None
+
+
+def taken(error: Exception, port: str | None) -> None:
+    """PruneError where an error says that another program listens on the port where the ranks would meet."""
+    text = str(error)
+    if not any(word in text for word in ("EADDRINUSE", "already in use")):
+        return
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        free = probe.getsockname()[1]
+    raise PruneError(
+        f"MASTER_PORT is {port}, and on {socket.gethostname()} another program listens there already (another run?). "
+        f"Take a free one for all ranks: MASTER_PORT={free}, accelerate launch --main_process_port {free}, torchrun "
+        f"--master_port {free} (0 lets a launcher on one machine choose). Nothing was computed yet and nothing is lost."
+    ) from error
+
+
+def check_interfaces(environment: Mapping[str, str], names: Sequence[str], gpus: bool) -> None:
+    """PruneError where a variable names a network interface that this machine does not have.
+
+    Args:
+        environment: GLOO_SOCKET_IFNAME takes names, TP_SOCKET_IFNAME one, NCCL_SOCKET_IFNAME beginnings of names, or
+            with = whole names, with ^ names to leave out.
+        names: of this machine's interfaces.
+        gpus: whether ranks talk through NCCL.
+    """
+
+    def missing(variable: str, asked: list[str]) -> None:
+        raise PruneError(
+            f"{variable} is {environment[variable]!r}, and {socket.gethostname()} has no such network interface; it "
+            f"has {', '.join(sorted(names))}.{nearest(asked[0], names)} Name the one that reaches the other machines, "
+            "or unset it (slurm/run.sbatch sets it from DIST_PRUNE_INTERFACE)"
+        )
+
+    for variable in ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME"):
+        asked = [name.strip() for name in environment.get(variable, "").split(",") if name.strip()]
+        absent = [name for name in asked if name not in names]
+        if absent:
+            missing(variable, absent)
+    given = environment.get("NCCL_SOCKET_IFNAME", "").strip()
+    if not gpus or not given:
+        return
+    without, whole = given.startswith("^"), given.lstrip("^").startswith("=")
+    asked = [name.strip() for name in given.lstrip("^=").split(",") if name.strip()]
+    fits = [name for name in names if any(name == one if whole else name.startswith(one) for one in asked)]
+    if asked and (not fits if not without else len(fits) == len(names)):
+        missing("NCCL_SOCKET_IFNAME", asked)
 
 
 def few(names: Sequence[str]) -> str:

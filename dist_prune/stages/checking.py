@@ -39,6 +39,7 @@ def precheck(work: Work) -> None:
     ]
     attempt(_rounds, work)
     attempt(_taken, work)
+    attempt(_many, work)
     for settings, name in trainings:
         attempt(fast.check, settings, machine, name, recipe.cluster.deterministic)
     # one rank looks through folders, the others take its index
@@ -93,6 +94,15 @@ def _rounds(work: Work) -> None:
         raise PruneError(
             "schedule.carry_optimizer: DeepSpeed shards the optimizer's state, which is not cut along; launch without "
             "DeepSpeed, or leave it out (every finetuning then starts its optimizer anew)"
+        )
+
+
+def _many(work: Work) -> None:
+    """PruneError where criteria are to be compared at a target that has to be measured for each of them."""
+    if work.recipe.score.many and work.recipe.target.latency is not None:
+        raise PruneError(
+            "score.many: criteria are compared at the same target.macs, target.params or target.channels; a "
+            "target.latency is searched for by measuring networks of one criterion. Set one of the others"
         )
 
 

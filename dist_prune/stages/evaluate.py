@@ -12,9 +12,9 @@ from dist_prune.pruning.cost import amount
 from dist_prune.pruning.masks import masks_of, violations
 from dist_prune.pruning.rounds import share_at
 from dist_prune.pruning.sizes import sparse_sizes
+from dist_prune.runtime.cores import threads
 from dist_prune.runtime.evaluation import evaluate
 from dist_prune.runtime.latency import latency
-from dist_prune.runtime.machine import cores
 from dist_prune.stages.order import at
 from dist_prune.stages.work import Made, Work
 
@@ -47,17 +47,31 @@ def act(work: Work) -> Made:
             if broken:
                 raise PruneError(f"the {name} network has masked weights that are not zero: {broken[:3]}; report this")
             out[name]["sparse"] = sparse_sizes(channels, work.plan, weights, dense=name == "dense")
-    spec, shape = recipe.report, tuple(work.example.shape[1:])
-    times = work.machine.ranks.together(
-        lambda: latency(
-            models, shape, spec.latency_batches, spec.latency_repeats, work.machine.device, spec.threads or cores()
-        )
-    )
-    for name, measured in (work.machine.ranks.from_first(times) or {}).items():
+    for name, measured in _times(work, models).items():
         out[name]["latency"] = measured
     if recipe.schedule.rounds > 1:
         out["rounds"] = rounds(work, out)
     return Made({}, texts={"metrics.json": json.dumps(out, indent=1)})
+
+
+def _times(work: Work, models: Mapping[str, nn.Module]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Network -> batch -> measured time, by the first rank; what is not reliable is said and becomes an event."""
+    spec, shape = work.recipe.report, tuple(work.example.shape[1:])
+    times = work.machine.ranks.together(
+        lambda: latency(
+            models, shape, spec.latency_batches, spec.latency_repeats, work.machine.device, spec.threads or threads()
+        )
+    )
+    found = work.machine.ranks.from_first(times) or {}
+    for batch in map(str, spec.latency_batches):
+        why = {name: of[batch]["why"] for name, of in found.items() if not of[batch]["reliable"]}
+        if why:
+            said = f"at batch {batch} after {found['dense'][batch]['rounds']} rounds: " + "; ".join(
+                f"{name}: {reason}" for name, reason in why.items()
+            )
+            work.tracker.say(f"  measured times are not reliable {said}. Other work had the machine")
+            work.events.append({"stage": "evaluate", "event": "times not reliable", "why": said})
+    return found
 
 
 def rounds(work: Work, last: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -23,5 +23,5 @@ def act(work: Work) -> Made:
         "recipe": recipe.name, "method": recipe.method["name"], "paper": work.method.paper, "seed": recipe.seed,
         "data": recipe.data.source, "finetune_epochs": recipe.finetune.epochs,
     }  # fmt: skip
-    text = manifest(backbone, plan, image, work.classes, weights, figures, origin)
+    text = manifest(backbone, plan, image, work.classes, weights, figures, origin, work.shell())
     return Made({}, {"export/model.safetensors": (weights, {"plan": plan.fingerprint})}, {"export/bundle.json": text})

@@ -11,7 +11,7 @@ from dist_prune.documents import strict_json
 from dist_prune.ledger import flatten
 from dist_prune.pruning.portrait import Curve, Portrait
 from dist_prune.pruning.rounds import scheduled
-from dist_prune.stages import page
+from dist_prune.stages import page, timing
 from dist_prune.stages.order import at, order
 from dist_prune.stages.work import Made, Work
 
@@ -60,6 +60,8 @@ def pictures(work: Work) -> tuple[list[Portrait], list[Curve]]:
     if work.recipe.select.plan:
         return [], []
     channels = work.method.ready(work.channels, work.recipe.select.exclude, work.request)
+    if work.recipe.target.latency is not None:  # one round; its methods ask again for the network within the time
+        channels = timing.known(channels, _fact(work, "select", "latency"))
     spec = work.recipe.schedule  # the dense network's scores and what the first round is asked for
     first = scheduled(work.request, channels, 1, spec.rounds, spec.spacing)
     asked = (work.tensors("round_1/scores.safetensors"), channels, first)

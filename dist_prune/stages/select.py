@@ -43,7 +43,11 @@ def act(work: Work) -> Made:
     if timed:
         shares["latency"] = timed["measured"]
         facts["latency"] = timed
-    missed = _missed(work, channels, shares) if work.round == recipe.schedule.rounds else ""
+    missed = (
+        (timing.missed(work, timed) if timed else _missed(work, channels, shares))
+        if work.round == recipe.schedule.rounds
+        else ""
+    )
     if missed:
         work.tracker.say(f"  {missed}")
         work.events.append({"stage": "select", "event": "target missed", "why": missed})
@@ -68,6 +72,7 @@ def _chosen(work: Work, channels: Channels) -> tuple[Plan, dict[str, Any], list[
         plan = choose(channels)
     else:
         plan, timed = timing.fitted(work, channels, choose)
+        channels = timing.known(channels, timed)
     for text in work.method.warnings(scores, channels):
         work.tracker.say(f"  warning: {text}")
         work.events.append({"stage": "select", "event": f"warning: {text}"})
@@ -82,7 +87,7 @@ def _missed(work: Work, channels: Channels, shares: Mapping[str, float]) -> str:
     """Why the network is further from its target than the recipe tolerates; empty where it is not."""
     target = work.recipe.target
     asked = target.asked()
-    if asked is None or asked[0] not in ("macs", "params") or target.tolerance is None:
+    if asked is None or asked[0] == "latency" or target.tolerance is None:
         return ""
     quantity, share = asked
     off = shares[quantity] / share - 1

@@ -8,65 +8,96 @@ from typing import Any
 
 from torch import nn
 
-from dist_prune.errors import PruneError
 from dist_prune.ledger import canonical, digest, write_atomic
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.channels import ChannelGroup, Channels, LatencyTable
 from dist_prune.pruning.choose import Request
-from dist_prune.pruning.cost import time_share
+from dist_prune.pruning.pace import Search, Times, isotonic
 from dist_prune.pruning.plan import Plan
-from dist_prune.runtime.latency import latency
-from dist_prune.runtime.machine import cores
+from dist_prune.runtime.cores import threads
+from dist_prune.runtime.latency import ROUNDS, latency
+from dist_prune.runtime.spread import reliable
 from dist_prune.stages.work import Work
 
 TABLE = "latency.json"
 SHARES = (0.75, 0.5, 0.25)  # widths that are measured, beside the dense one and the floor
-ATTEMPTS = 4
 
 
 def fitted(work: Work, channels: Channels, choose: Callable[[Channels], Plan]) -> tuple[Plan, dict[str, Any]]:
-    """The largest network whose measured time is within the target; ``predicted`` and ``measured`` shares, and how.
+    """The largest network whose measured time is within the target (see ``pace.Search``), and how it was found.
 
-    A plan is measured; where it is too slow, the table learns by how much, and another is chosen. What is measured is
-    measured on the first rank, and depends on the machine and the moment: this target alone is not the same everywhere.
+    What is measured is measured on the first rank, and depends on the machine and the moment: this target alone is not
+    the same everywhere.
+
+    Returns:
+        the plan; ``predicted`` and ``measured`` shares of the dense time, whether the time is ``reliable``, the
+        ``smallest`` share there is, all that was ``tried``, and how it was measured.
+
+    Raises:
+        PruneError: no network of this recipe is that fast.
     """
-    ranks, asked = work.machine.ranks, work.recipe.target.latency
-    assert asked is not None
+    ranks, spec = work.machine.ranks, work.recipe
+    assert spec.target.latency is not None
     model = work.dense().eval()
     times = ranks.from_first(ranks.together(lambda: _table(work, model, channels)))
-    table = LatencyTable({name: tuple((int(w), float(s)) for w, s in points) for name, points in (times or {}).items()})
-    best: tuple[float, Plan, float] | None = None
-    for attempt in range(1, ATTEMPTS + 1):
-        known = replace(channels, latency=table)
-        try:
-            plan = choose(known)
-        except PruneError:
-            if best is None:
-                raise
-            break  # by what was measured meanwhile, the target is out of reach
-        predicted = time_share(known, plan.counts)
-        found = ranks.from_first(ranks.together(lambda plan=plan: _time(work, model, channels, {"plan": plan.removed})))
-        measured = (found or {})["plan"]
-        work.tracker.say(f"  latency: attempt {attempt}: {predicted:.1%} predicted, {measured:.1%} measured")
-        # the nearest one within the target, or the fastest of those that are not
-        rank = (measured > asked, abs(measured - asked))
-        if best is None or rank < (best[2] > asked, abs(best[2] - asked)):
-            best = (predicted, plan, measured)
-        if abs(measured / asked - 1) <= (work.recipe.target.tolerance or 0) or predicted >= 1:
-            break
-        table = replace(table, scale=table.scale * (1 - measured) / (1 - predicted))
-        if table.scale <= 0:
-            break
-    predicted, plan, measured = best or (1.0, choose(channels), 1.0)
-    spec = work.recipe
-    return plan, {
-        "predicted": predicted, "measured": measured, "batch": spec.target.latency_batch,
-        "device": str(work.machine.device), "threads": _threads(work), "repeats": spec.report.latency_repeats,
+    times = times or {}
+    table = LatencyTable({name: tuple((int(w), float(s)) for w, s in points) for name, points in times.items()})
+
+    def measure(plans: Mapping[str, Plan]) -> Times:
+        cuts = {name: plan.removed for name, plan in plans.items()}
+        return ranks.from_first(ranks.together(lambda: _time(work, model, channels, cuts))) or {}
+
+    floors = {group.name: list(range(work.request.width(group, 1))) for group in channels.free}
+    search = Search(
+        channels, table, spec.target.latency, spec.target.latency_tolerance, Plan.keeping(channels, floors), choose,
+        measure, lambda text: work.tracker.say(f"  {text}"),
+    )  # fmt: skip
+    found = search.run()
+    return found.plan, {
+        "predicted": found.predicted, "measured": found.measured, "reliable": found.reliable,
+        "smallest": min(one.measured for one in search.tried.values()),
+        "tried": [[one.predicted, one.measured] for one in search.tried.values()],
+        "batch": spec.target.latency_batch, "device": str(work.machine.device), "threads": _threads(work),
+        "repeats": spec.report.latency_repeats, "times": times,
+        "bend": [*search.towards(found.raw), (1.0, 1.0)],
     }  # fmt: skip
 
 
+def known(channels: Channels, timed: Mapping[str, Any]) -> Channels:
+    """The channels with the times by which the network of ``fitted`` is the one that is chosen: for pictures of it."""
+    times = {name: tuple((int(w), float(s)) for w, s in points) for name, points in timed["times"].items()}
+    bend = tuple((float(raw), float(share)) for raw, share in timed["bend"])
+    return replace(channels, latency=LatencyTable(times, bend))
+
+
+def missed(work: Work, timed: Mapping[str, Any]) -> str:
+    """Why the measured time is further from the target than the recipe tolerates, or cannot be told; else empty."""
+    target = work.recipe.target
+    if target.latency is None or target.latency_tolerance is None:
+        return ""
+    off = timed["measured"] / target.latency - 1
+    what = f"target.latency: {target.latency:.4g} was asked for, {timed['measured']:.4g} was measured, {off:+.1%}"
+    mend = (
+        "Move the target, take a larger target.latency_batch, or raise target.latency_tolerance (null: never refused)"
+    )
+    if not timed["reliable"]:
+        return (
+            f"{what}, and that time is not reliable: other work had the machine whenever it was measured. Run again "
+            f"on a quiet one, with another report.latency_repeats (it was {timed['repeats']}), which measures anew."
+        )
+    if abs(off) <= target.latency_tolerance:
+        return ""
+    coarse = sorted({work.request.step(group) for group in work.channels.free})
+    steps = f"; channels go in steps of {coarse[-1]} (select.round_to)" if coarse and coarse[-1] > 1 else ""
+    return (
+        f"{what}, more than target.latency_tolerance {target.latency_tolerance:.1%}. Of {len(timed['tried'])} whole "
+        f"networks that were measured none is nearer, and the fastest takes {timed['smallest']:.4g} of the dense time"
+        f"{steps}. {mend}."
+    )
+
+
 def _threads(work: Work) -> int:
-    return work.recipe.report.threads or cores()
+    return work.recipe.report.threads or threads()
 
 
 def _table(work: Work, model: nn.Module, channels: Channels) -> dict[str, list[list[float]]]:
@@ -86,8 +117,8 @@ def _table(work: Work, model: nn.Module, channels: Channels) -> dict[str, list[l
     times = {}
     for group in channels.free:
         cuts = {str(w): {group.name: tuple(range(w, group.width))} for w in widths[group.name]}
-        found = _time(work, model, channels, cuts)
-        times[group.name] = rising([[w, found[str(w)]] for w in widths[group.name]] + [[group.width, 1.0]])
+        found = _time(work, model, channels, cuts, rounds=1)  # a guess: whole networks are measured with more care
+        times[group.name] = rising([[w, found[str(w)][0]] for w in widths[group.name]] + [[group.width, 1.0]])
     write_atomic(file, json.dumps({"key": key, "times": times}, indent=1))
     return times
 
@@ -100,17 +131,22 @@ def widths_of(group: ChannelGroup, request: Request) -> list[int]:
 
 
 def rising(points: list[list[float]]) -> list[list[float]]:
-    """The same without noise that would make fewer channels slower than more: each share at most the next one's."""
-    out = [list(point) for point in points]
-    for before, after in zip(out[-2::-1], out[:0:-1], strict=True):
-        before[1] = min(before[1], after[1])
-    return out
+    """The same without noise that would make fewer channels slower than more; the last one, the dense network, stays.
+
+    Neighbours that fall are averaged: the smaller of two would be a little too fast each time, and many groups add up.
+    """
+    shares = isotonic([share for _, share in points[:-1]])
+    limit = points[-1][1]
+    return [[width, min(share, limit)] for (width, _), share in zip(points, [*shares, limit], strict=True)]
 
 
 def _time(
-    work: Work, model: nn.Module, channels: Channels, cuts: Mapping[str, Mapping[str, tuple[int, ...]]]
-) -> dict[str, float]:
-    """Share of the dense time of some cut networks; they take turns with the dense one."""
+    work: Work, model: nn.Module, channels: Channels, cuts: Mapping[str, Mapping[str, tuple[int, ...]]],
+    rounds: int = ROUNDS,
+) -> dict[str, tuple[float, bool]]:  # fmt: skip
+    """Share of the dense time of some cut networks, and whether it is reliable; they take turns with the dense one."""
+    if not cuts:
+        return {}
     models = {"": model}
     for name, removed in cuts.items():
         models[name] = copy.deepcopy(model)
@@ -118,6 +154,9 @@ def _time(
         surgeon.operate(models[name], channels, Plan({g: tuple(gone) for g, gone in removed.items() if gone}, widths))
     spec, batch = work.recipe, work.recipe.target.latency_batch
     shape = tuple(work.example.shape[1:])
-    found = latency(models, shape, (batch,), spec.report.latency_repeats, work.machine.device, _threads(work))
-    dense = found[""][str(batch)]["ms"]
-    return {name: found[name][str(batch)]["ms"] / dense for name in cuts}
+    found = latency(
+        models, shape, (batch,), spec.report.latency_repeats, work.machine.device, _threads(work), rounds=rounds
+    )
+    own = {name: of[str(batch)] for name, of in found.items()}
+    good = reliable(own[""])
+    return {name: (own[name]["ms"] / own[""]["ms"], good and reliable(own[name])) for name in cuts}

@@ -1,10 +1,13 @@
 """Launch checks, lost ranks, and what one process may promise others."""
 
+import socket
+
 import pytest
 
 from dist_prune.errors import PruneError
-from dist_prune.runtime.collectives import Ranks
+from dist_prune.runtime.collectives import Ranks, call_roll
 from dist_prune.runtime.machine import check_launch
+from dist_prune.runtime.roll import check_interfaces
 
 
 def test_world_size_without_ranks():
@@ -12,6 +15,61 @@ def test_world_size_without_ranks():
         check_launch({"WORLD_SIZE": "2"})
     check_launch({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"})
     check_launch({})
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', which is no number"),
+        ({"RANK": "first"}, "RANK is 'first'"),
+        ({"MASTER_PORT": "29500x"}, "MASTER_PORT is '29500x'"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT is 70000, which is no port"),
+        ({"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lol"}, "GLOO_SOCKET_IFNAME is 'lol'"),
+    ],
+)
+def test_what_launchers_set_is_looked_at_before_anybody_waits(environment, said):
+    with pytest.raises(PruneError, match=said):
+        check_launch(environment)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "gpus", "good"),
+    [
+        ("GLOO_SOCKET_IFNAME", "eth0", False, True),
+        ("GLOO_SOCKET_IFNAME", "eth0,lo", False, True),
+        ("GLOO_SOCKET_IFNAME", "eth0,ib7", False, False),
+        ("GLOO_SOCKET_IFNAME", "eth", False, False),  # whole names
+        ("TP_SOCKET_IFNAME", "eth1", False, False),
+        ("NCCL_SOCKET_IFNAME", "eth", True, True),  # beginnings of names
+        ("NCCL_SOCKET_IFNAME", "ib,eth", True, True),
+        ("NCCL_SOCKET_IFNAME", "=eth", True, False),
+        ("NCCL_SOCKET_IFNAME", "=eth0", True, True),
+        ("NCCL_SOCKET_IFNAME", "ib", True, False),
+        ("NCCL_SOCKET_IFNAME", "ib", False, True),  # nobody reads it
+        ("NCCL_SOCKET_IFNAME", "^docker,lo", True, True),
+        ("NCCL_SOCKET_IFNAME", "^eth,lo", True, False),
+        ("GLOO_SOCKET_IFNAME", "", False, True),
+    ],
+)
+def test_interfaces_that_are_not_there_are_named_with_their_variable(variable, value, gpus, good):
+    if good:
+        check_interfaces({variable: value}, ["lo", "eth0"], gpus)
+        return
+    with pytest.raises(PruneError, match=rf"{variable} is '.*', and .* has no such .*; it has eth0, lo.*unset"):
+        check_interfaces({variable: value}, ["lo", "eth0"], gpus)
+
+
+def test_a_port_that_another_program_has_is_named():
+    """The real store, on a port where somebody listens."""
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        environment = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        with pytest.raises(
+            PruneError, match=rf"MASTER_PORT is {port}, and on .* another program listens there already"
+        ):
+            call_roll(environment, 5)
 
 
 def first_fails(ranks: Ranks) -> str:

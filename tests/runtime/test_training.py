@@ -483,9 +483,14 @@ def test_one_cycle_climbs_to_the_full_rate_and_falls_without_a_jump(epochs, per_
     assert rates[peak:] == pytest.approx([(1 + math.cos(math.pi * t / left)) / 2 for t in range(left)])
 
 
-def test_one_cycle_has_to_fall():
-    with pytest.raises(ValueError, match="warmup_epochs has to be smaller"):
-        settings(epochs=3, schedule="onecycle", warmup_epochs=3)
+@pytest.mark.parametrize("schedule", ["constant", "step", "multistep", "cosine", "linear", "onecycle"])
+def test_a_warm_up_longer_than_the_training_is_refused(schedule):
+    """A cosine of 5 epochs behind a warm-up of 15 ended at a third of the rate that was asked for."""
+    for warmup in (3.5, 15) + ((3,) if schedule == "onecycle" else ()):
+        with pytest.raises(ValueError, match=rf"schedule {schedule} climbs .*warmup_epochs has to be smaller"):
+            settings(epochs=3, schedule=schedule, warmup_epochs=warmup)
+    assert settings(epochs=3, schedule=schedule, warmup_epochs=2.5).warmup_epochs == 2.5
+    assert settings(epochs=0, schedule=schedule, warmup_epochs=5).epochs == 0, "nothing is trained"
 
 
 def objective(teacher=None, **more) -> Objective:

@@ -53,6 +53,43 @@ def test_zero_on_one_process_is_plain_training(engine, stage, tmp_path):
 
 
 @pytest.mark.deepspeed
+def test_a_launch_config_that_wants_to_compute_otherwise(engine, tmp_path):
+    """bf16, four accumulated steps and clipping in the launcher's config: the recipe's training all the same."""
+    config = tmp_path / "config.yaml"
+    text = CONFIG.read_text().replace('mixed_precision: "no"', "mixed_precision: bf16")
+    config.write_text(text.replace("accumulation_steps: 1", "accumulation_steps: 4\n  gradient_clipping: 0.001"))
+    code, output = launch.run((*START, str(config), str(launch.ROOT / "tests/zero_once.py"), str(tmp_path)), None)
+    assert code == 0, output
+    found = json.loads(next(line for line in output.splitlines() if line.startswith("FOUND "))[6:])
+    for case in ("sgd", "adamw", "rich", "resumed"):
+        assert found[case] < 1e-6, case
+    for name in ("mixed_precision=bf16", "gradient_accumulation_steps=4", "gradient_clipping=0.001"):
+        assert f"the launcher's {name} " in output
+
+
+@pytest.mark.deepspeed
+def test_a_deepspeed_config_file_that_wants_to_compute_otherwise(engine, tmp_path):
+    settings = {
+        "zero_optimization": {"stage": 2}, "gradient_accumulation_steps": 4, "gradient_clipping": 0.001,
+        "bf16": {"enabled": True}, "train_micro_batch_size_per_gpu": 7,
+    }  # fmt: skip
+    (tmp_path / "ds.json").write_text(json.dumps(settings))
+    head, _, tail = CONFIG.read_text().partition("deepspeed_config:\n")
+    tail = "\n".join(line for line in tail.splitlines() if not line.startswith(" ") and "mixed_precision" not in line)
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"{head}deepspeed_config:\n  deepspeed_config_file: {tmp_path}/ds.json\n  zero3_init_flag: false\n{tail}\n"
+    )
+    code, output = launch.run((*START, str(config), str(launch.ROOT / "tests/zero_once.py"), str(tmp_path)), None)
+    assert code == 0, output
+    found = json.loads(next(line for line in output.splitlines() if line.startswith("FOUND "))[6:])
+    for case in ("sgd", "adamw", "rich", "resumed"):
+        assert found[case] < 1e-6, case
+    for name in ("bf16", "gradient_accumulation_steps=4", "gradient_clipping=0.001"):
+        assert f"DeepSpeed's {name} " in output
+
+
+@pytest.mark.deepspeed
 def test_a_whole_run_through_deepspeed(engine, tmp_path):
     import dist_prune
 

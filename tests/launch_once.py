@@ -1,0 +1,38 @@
+"""A tiny float32 training as a launcher starts it; prints what the weights became and what was overridden.
+
+launcher... tests/launch_once.py FOLDER [UPDATES: end after so many, as if killed]
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dist_prune.runtime.data.feed import Feed
+from dist_prune.runtime.machine import Machine
+from tests import tiny
+from tests.runtime.test_training import Killed, digest, kill_after, trainer
+
+
+def main(folder: Path, updates: int) -> None:
+    machine = Machine.start()
+    found = trainer(None, folder, epochs=1, save_every_steps=2, clip_grad=5.0)
+    found.model = tiny.network().float()
+    found.loop.machine = machine
+    found.loop.feed = Feed(found.loop.feed.source, found.loop.feed.look, machine.device, dtype=torch.float32)
+    if updates:
+        kill_after(found, updates)
+    try:
+        found.run()
+    except Killed:
+        assert found.states is not None
+        found.states.wait()
+    body = {"digest": digest(found.model), "overridden": machine.overridden, "resumed": found.resumed}
+    print("FOUND " + json.dumps(body), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int((*sys.argv[2:], "0")[0]))
