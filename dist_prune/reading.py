@@ -4,38 +4,19 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from dist_prune.errors import PruneError, nearest, unknown
+from dist_prune.errors import PruneError, nearest
+from dist_prune.names import find, recipe_folders
 from dist_prune.recipe import Recipe
 
+__all__ = ["find", "load", "parse", "recipe_folders", "reference"]
+
 OptionsOf = Callable[[str], type[BaseModel]]
-
-
-def recipe_folders() -> list[Path]:
-    """Where a bare recipe name is looked for, in order."""
-    here = Path(__file__).resolve().parent
-    return [Path("recipes"), here.parent / "recipes", here / "recipes"]
-
-
-def find(name_or_path: str) -> Path:
-    """The recipe file of a path or a bare name; PruneError names the nearest recipe."""
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    known: dict[str, Path] = {}
-    for folder in recipe_folders():
-        for file in sorted(folder.glob("*.yaml")):
-            known.setdefault(file.stem, file)
-    stem = path.stem if path.suffix in (".yaml", ".yml") else path.name
-    if len(path.parts) == 1 and stem in known:
-        return known[stem]
-    raise PruneError(f"no recipe file at {name_or_path!r}: " + unknown("recipe", stem, known))
 
 
 def load(

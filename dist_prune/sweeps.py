@@ -9,7 +9,6 @@
 With both, every entry of ``list`` meets every combination of ``grid``.
 """
 
-import difflib
 import itertools
 import os
 import re
@@ -20,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from dist_prune import reading
+from dist_prune import names, reading
 from dist_prune.errors import PruneError, nearest
 from dist_prune.ledger import canonical
 from dist_prune.recipe import Recipe
@@ -68,20 +67,7 @@ class Sweep:
 
 def find(name_or_path: str) -> Path:
     """The sweep file of a path or of a bare name in ``recipes/sweeps``."""
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    known: dict[str, Path] = {}
-    for folder in reading.recipe_folders():
-        for file in sorted((folder / "sweeps").glob("*.yaml")):
-            known.setdefault(file.stem, file)
-    if len(path.parts) == 1 and path.stem in known:
-        return known[path.stem]
-    close = difflib.get_close_matches(path.stem, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise PruneError(
-        f"no sweep file at {name_or_path!r}.{hint} In recipes/sweeps: {', '.join(sorted(known)) or 'none'}"
-    )
+    return names.find(name_or_path, "sweeps")
 
 
 def load(name_or_path: str, options_of: reading.OptionsOf | None = None, need_environment: bool = True) -> Sweep:

@@ -17,8 +17,8 @@ SWEEPS = sorted((ROOT / "recipes" / "sweeps").glob("*.yaml"))
 # traced in the slow run only: large images, and networks that another recipe traces already
 SLOW = [f for f in FILES if "image_size: 448" in f.read_text() or f.stem.endswith("cifar100_graph")]
 SLOW += [f for f in FILES if f.stem.endswith("_v1") and not f.stem.startswith("vgg")]
-SLOW += [f for f in FILES if f.stem in ("resnet50_cifar100_sensitivity", "resnet50_imagenet_sensitivity")]
-SLOW += [f for f in FILES if f.stem in ("resnet56_cifar10_sensitivity", "vgg16_imagenet_sensitivity")]
+SLOW += [f for f in FILES if f.stem in ("resnet50_cifar100_sensitivity", "resnet50_sensitivity")]
+SLOW += [f for f in FILES if f.stem in ("resnet56_cifar10_sensitivity", "vgg16_sensitivity")]
 
 
 def loaded(file: Path, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -85,7 +85,7 @@ def test_the_graph_paper_s_tables_are_covered():
             for net in ("vgg16", "resnet56p", "resnet110p", "densenet40")
             for data, release in (("cifar10", ""), ("cifar10", "_v1"), ("cifar100", ""))
             for threshold in ((0.7, 0.75, 0.8) if net == "vgg16" else (0.65, 0.7, 0.75))]  # fmt: skip
-    rows += [(f"resnet50_imagenet_graph{release}", t) for release in ("", "_v1") for t in (0.65, 0.7)]
+    rows += [(f"resnet50_graph{release}", t) for release in ("", "_v1") for t in (0.65, 0.7)]
     rows += [("vgg16_cub200_graph", 0.85), ("vgg19_cub200_graph", 0.85)]
     for name, threshold in rows:
         assert (name, (f"select.threshold={threshold}",)) in runs
