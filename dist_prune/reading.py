@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -12,11 +12,15 @@ from pydantic.fields import FieldInfo
 
 from dist_prune.errors import PruneError, nearest
 from dist_prune.names import find, recipe_folders
+from dist_prune.overrides import OptionsOf, override, take_back
 from dist_prune.recipe import Recipe
 
-__all__ = ["find", "load", "parse", "recipe_folders", "reference"]
+__all__ = ["OptionsOf", "UnsetError", "find", "load", "parse", "recipe_folders", "reference"]
 
-OptionsOf = Callable[[str], type[BaseModel]]
+
+
+class UnsetError(PruneError):
+    """A recipe that names an environment variable which is not set, and perhaps more that is wrong."""
 
 
 def load(
@@ -44,14 +48,22 @@ def load(
     if not isinstance(tree, dict):
         raise PruneError(f"{path}: a recipe is a mapping of sections (backbone, data, method, ...)")
     tree.setdefault("name", path.stem)
-    problems = _override(tree, overrides or [])
-    tree, missing = _expand(tree)
-    problems += missing if need_environment else []
-    return parse(tree, options_of, where=str(path), problems=problems)
+    problems, nulls = override(tree, overrides or [])
+    take_back(tree, nulls, options_of)
+    tree, unset = _expand(tree)
+    if unset and need_environment:
+        problems += [_unset(key, name, tree) for key, name in unset]
+        kind = UnsetError
+    else:
+        kind = PruneError
+    return parse(tree, options_of, where=str(path), problems=problems, kind=kind)
 
 
-def parse(tree: Mapping[str, Any], options_of: OptionsOf | None, where: str, problems: list[str]) -> Recipe:
-    """Validate a tree of plain values; ``problems`` found before join the one list of errors."""
+def parse(
+    tree: Mapping[str, Any], options_of: OptionsOf | None, where: str, problems: list[str],
+    kind: type[PruneError] = PruneError,
+) -> Recipe:  # fmt: skip
+    """Validate a tree of plain values; ``problems`` found before join the one list of errors, raised as ``kind``."""
     tree = {key: value for key, value in tree.items() if value is not None}  # an empty section has its defaults
     recipe, method = None, tree.get("method")
     try:
@@ -65,7 +77,7 @@ def parse(tree: Mapping[str, Any], options_of: OptionsOf | None, where: str, pro
             recipe = recipe.model_copy(update={"method": filled})
     if problems or recipe is None:
         lines = "\n".join(f"  - {line}" for line in problems)
-        raise PruneError(f"{where}: {len(problems)} error{'s' * (len(problems) > 1)} in the recipe\n{lines}")
+        raise kind(f"{where}: {len(problems)} error{'s' * (len(problems) > 1)} in the recipe\n{lines}")
     return recipe
 
 
@@ -84,51 +96,51 @@ def _options(method: dict[str, Any], options_of: OptionsOf) -> tuple[dict[str, A
         return method, [_sentence(item, model, "method.") for item in error.errors()]
 
 
-def _override(tree: dict[str, Any], overrides: list[str]) -> list[str]:
-    problems = []
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            problems.append(f"override {text!r}: write key=value, for example score.images=500")
-            continue
-        node = tree
-        *parents, leaf = key.split(".")
-        for parent in parents:
-            if not isinstance(node.get(parent), dict):
-                node[parent] = {}
-            node = node[parent]
-        try:
-            node[leaf] = yaml.safe_load(value) if value else None
-        except yaml.YAMLError:
-            node[leaf] = value
-    return problems
-
-
-def _expand(value: Any, where: str = "") -> tuple[Any, list[str]]:
-    """Fill ``${VARIABLE}`` from the environment in every text."""
-    problems: list[str] = []
+def _expand(value: Any, where: str = "") -> tuple[Any, list[tuple[str, str]]]:
+    """Fill ``${VARIABLE}`` from the environment in every text; (key, variable) of those that are not set."""
+    unset: list[tuple[str, str]] = []
     if isinstance(value, dict):
         out = {}
         for key, inner in value.items():
             out[key], found = _expand(inner, f"{where}.{key}" if where else str(key))
-            problems += found
-        return out, problems
+            unset += found
+        return out, unset
     if isinstance(value, list):
         pairs = [_expand(inner, where) for inner in value]
-        return [item for item, _ in pairs], [line for _, lines in pairs for line in lines]
+        return [item for item, _ in pairs], [pair for _, found in pairs for pair in found]
     if isinstance(value, str):
         for name in re.findall(r"\$\{(\w+)\}", value):
             if name in os.environ:
                 value = value.replace("${" + name + "}", os.environ[name])
             else:
-                problems.append(f"{where}: the environment variable {name} is not set; export it or write {where}=PATH")
-    return value, problems
+                unset.append((where, name))
+    return value, unset
+
+
+def _unset(key: str, name: str, tree: Mapping[str, Any]) -> str:
+    """What to do about a variable that is not set, and for images: what has to lie where it points."""
+    start = f"{key}: the environment variable {name} is not set; "
+    data = tree.get("data")
+    if key != "data.root" or not isinstance(data, dict):
+        return f"{start}export it or write {key}=PATH"
+    root = str(data.get("root"))
+    if data.get("source") == "imagefolder":
+        train, evaluation = data.get("train_split", "train"), data.get("eval_split", "val")
+        splits = " and ".join(f"{root}/{split}/<class>/<image>" for split in dict.fromkeys((train, evaluation)))
+        both = " and ".join(dict.fromkeys((train, evaluation)))
+        return (
+            f"{start}the recipe expects {splits}. export {name}=FOLDER, or write data.root=FOLDER for an existing "
+            f"folder with {both} in it"
+        )
+    what = "the .npz file (x_train, y_train, x_test, y_test)" if data.get("source") == "npz" else (
+        f"the folder of torchvision's {data.get('source')}")  # fmt: skip
+    return f"{start}the recipe expects {root}, {what}. export {name}=FOLDER, or write data.root=PATH for an existing one"
 
 
 def _sentence(error: Any, model: type[BaseModel], prefix: str = "") -> str:
     """One readable line for one pydantic error."""
     path = [str(step) for step in error["loc"]]
-    key = prefix + ".".join(path)
+    key = (prefix + ".".join(path)).rstrip(".")
     if error["type"] == "extra_forbidden":
         allowed = _fields_at(model, path[:-1])
         hint = nearest(path[-1], allowed) or f" Allowed here: {', '.join(allowed)}."

@@ -36,7 +36,8 @@ ALLOWED = {
     "sections": {"errors"},
     "recipe": {"errors", "sections"},
     "names": {"errors"},
-    "reading": {"errors", "names", "recipe"},
+    "overrides": {"errors", "recipe"},
+    "reading": {"errors", "names", "overrides", "recipe"},
     "ledger": {"errors"},
     "sweeps": {"errors", "names", "recipe", "reading", "ledger"},
     "pruning": {"errors"},
@@ -52,8 +53,12 @@ ALLOWED = {
     "doctor": {"errors"},
     "lastword": set(),
     "replay": {"errors", "pruning"},
+    "foreseen": {"errors", "ledger", "methods", "recipe", "replay", "runtime"},
     "planning": {"errors", "recipe", "reading", "ledger", "pruning", "methods", "preview", "replay"},
-    "stages": {"errors", "recipe", "ledger", "pruning", "runtime", "methods", "bench", "bundle", "onepass", "replay"},
+    "stages": {
+        "errors", "recipe", "ledger", "pruning", "runtime", "methods", "bench", "bundle", "onepass", "replay",
+        "foreseen",
+    },  # fmt: skip
     "run": {"errors", "lastword", "recipe", "sweeps", "ledger", "runtime", "methods", "stages"},
     "comparing": {"errors", "recipe", "reading", "ledger", "picture"},
     "picture": {"stages"},
@@ -75,6 +80,7 @@ ALLOWED = {
         "launching",
         "comparing",
         "exporting",
+        "foreseen",
     },
 }
 

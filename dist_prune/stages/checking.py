@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
+from dist_prune import foreseen
 from dist_prune.errors import PruneError
-from dist_prune.recipe import Training, trains_dense
+from dist_prune.recipe import Training
 from dist_prune.runtime.data import dealing
-from dist_prune.runtime.training import carrying, fast, optim
+from dist_prune.runtime.training import fast, optim
 from dist_prune.stages.work import Work
 
 
@@ -25,15 +26,10 @@ def precheck(work: Work) -> None:
             return False
         return True
 
-    if work.checkpoint is not None and not work.checkpoint.is_file() and work.ledger.last("train") is None:
-        problems.append(f"backbone.checkpoint: there is no file {work.checkpoint}")
-    trainings = [
-        (settings, name)
-        for name, settings in (("train", recipe.train), ("finetune", recipe.finetune))
-        if (settings.epochs or (name == "finetune" and recipe.schedule.rounds > 1 and recipe.between.epochs))
-        and (name == "finetune" or trains_dense(recipe.resolved()))
-    ]
-    attempt(_rounds, work)
+    done = [name for name in ("train", "score") if work.ledger.last(name) is not None]
+    problems += foreseen.missing(recipe, done)
+    trainings = list(foreseen.trainings(recipe))
+    attempt(foreseen.rounds, recipe, work.method, machine.zero)
     for settings, name in trainings:
         attempt(fast.check, settings, machine, name, recipe.cluster.deterministic)
     # one rank looks through folders, the others take its index
@@ -42,34 +38,6 @@ def precheck(work: Work) -> None:
             attempt(_training, work, *training)
     if problems:
         raise PruneError("\n".join(problems))
-
-
-def _rounds(work: Work) -> None:
-    """PruneError where the recipe asks for rounds that make no sense."""
-    recipe, spec = work.recipe, work.recipe.schedule
-    if spec.rounds == 1:
-        if spec.carry_optimizer:
-            raise PruneError("schedule.carry_optimizer: with schedule.rounds 1 there is no round to carry a state to")
-        return
-    name, key = recipe.method["name"], f"schedule.rounds: {spec.rounds} rounds of"
-    if work.method.one_shot:
-        raise PruneError(f"{key} {name} make no sense: {work.method.one_shot}. Set it to 1")
-    if recipe.select.plan:
-        raise PruneError(f"{key} a plan that is replayed (select.plan) make no sense: nothing is scored. Set it to 1")
-    if recipe.target.latency is not None:
-        raise PruneError(
-            f"{key} target.latency are not offered: a time is searched for by measuring cuts of the dense network. "
-            "Set target.macs, target.params or target.channels, or one round"
-        )
-    if spec.carry_optimizer and spec.finetune_epochs == 0:
-        raise PruneError("schedule.carry_optimizer: with schedule.finetune_epochs 0 no state is there to be carried")
-    if spec.carry_optimizer:
-        carrying.check(recipe.finetune)
-    if spec.carry_optimizer and work.machine.zero:
-        raise PruneError(
-            "schedule.carry_optimizer: DeepSpeed shards the optimizer's state, which is not cut along; launch without "
-            "DeepSpeed, or leave it out (every finetuning then starts its optimizer anew)"
-        )
 
 
 def _network(work: Work) -> None:
