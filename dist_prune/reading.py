@@ -18,7 +18,6 @@ from dist_prune.recipe import Recipe
 __all__ = ["OptionsOf", "UnsetError", "find", "load", "parse", "recipe_folders", "reference"]
 
 
-
 class UnsetError(PruneError):
     """A recipe that names an environment variable which is not set, and perhaps more that is wrong."""
 
@@ -134,7 +133,9 @@ def _unset(key: str, name: str, tree: Mapping[str, Any]) -> str:
         )
     what = "the .npz file (x_train, y_train, x_test, y_test)" if data.get("source") == "npz" else (
         f"the folder of torchvision's {data.get('source')}")  # fmt: skip
-    return f"{start}the recipe expects {root}, {what}. export {name}=FOLDER, or write data.root=PATH for an existing one"
+    return (
+        f"{start}the recipe expects {root}, {what}. export {name}=FOLDER, or write data.root=PATH for an existing one"
+    )
 
 
 def _sentence(error: Any, model: type[BaseModel], prefix: str = "") -> str:

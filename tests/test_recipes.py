@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import yaml
 
 from dist_prune import methods, reading
@@ -52,6 +53,31 @@ def test_a_recipe_opens_with_what_a_reader_needs(file):
     head = [line for line in file.read_text().splitlines() if line.startswith("#")]
     for word in ("paper", "command", "cost"):
         assert any(line.startswith(f"# {word}") for line in head), f"{file.name} does not say its {word}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_recipe_that_fetches_weights_says_which(file):
+    """timm's newest weights of a network are not those that a paper started from, and they change with timm."""
+    backbone = loaded(file).backbone
+    if not backbone.pretrained:
+        assert "pretrained: true" not in file.read_text()
+        return
+    name, _, tag = backbone.name.partition(".")
+    assert tag, f"{file.name}: pretrained weights without a tag are whatever timm has newest"
+    assert f"{name.removesuffix('_pool7')}.{tag}" in timm.list_pretrained()
+    if "76.1" in file.read_text():
+        assert backbone.name == "resnet50.tv_in1k"
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.stem.endswith("_entropy")], ids=lambda file: file.stem)
+def test_an_entropy_recipe_says_what_it_departs_from_and_how_to_undo_it(file):
+    head = file.read_text().split("\nname:")[0]
+    assert "# departs" in head
+    assert "method.fidelity=as_released" in head
+    back = [] if loaded(file).method["alpha"] == 1.01 else ["method.alpha=null"]
+    assert all(word in head for word in back)
+    method = loaded(file, ("method.fidelity=as_released", *back)).method
+    assert (method["alpha"], method["width"], method["criterion"]) == (1.01, "aligned", "mi_rest")
 
 
 def runs_of(sweep: Path) -> list[tuple[str, tuple[str, ...]]]:

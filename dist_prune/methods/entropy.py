@@ -58,7 +58,9 @@ class Options(method.MethodOptions):
     """``sampling`` is the released program's one word for criterion, estimator, alpha and width."""
 
     fidelity: Literal["correct", "as_released"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default="correct", description="as_released: every quirk; sampling reyei_uns where none is given"
+        default="correct",
+        description="as_released: every quirk, and the paper's estimator (sampling reyei_uns) where no sampling is given; "
+        "criterion, estimator, alpha and width that differ from it are refused",
     )
     quirks: tuple[Quirk, ...] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=(), description="single departures of the released program"
