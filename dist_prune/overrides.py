@@ -1,4 +1,4 @@
-"""``key=value`` texts over a recipe's tree: set a key, take one back, put another method on a recipe. Knows no torch."""
+"""``key=value`` texts over a recipe's tree: set a key, take one back, another method on a recipe. Knows no torch."""
 
 import json
 import os
@@ -50,10 +50,8 @@ def _change_method(tree: dict[str, Any], name: str, given: list[list[str]]) -> N
         return
     own = {f"method.{key}": value for key, value in method.items() if key != "name" and ["method", key] not in given}
     tree["method"] = {"name": name}
-    for key in SCALES if isinstance(select, dict) else ():
-        if select.get(key) is not None:
-            own[f"select.{key}"] = select[key]
     if isinstance(select, dict):
+        own |= {f"select.{key}": select[key] for key in SCALES if select.get(key) is not None}
         tree["select"] = {key: value for key, value in select.items() if key not in SCALES}
     if own:
         shown = ", ".join(f"{key}={json.dumps(value)}" for key, value in own.items())

@@ -59,7 +59,7 @@ class Options(method.MethodOptions):
 
     fidelity: Literal["correct", "as_released"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default="correct",
-        description="as_released: every quirk, and the paper's estimator (sampling reyei_uns) where no sampling is given; "
+        description="as_released: every quirk, and the paper's estimator (reyei_uns) where no sampling is given; "
         "criterion, estimator, alpha and width that differ from it are refused",
     )
     quirks: tuple[Quirk, ...] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
