@@ -147,7 +147,7 @@ def loading(folder: Path, runs: int, threads: int) -> None:
 
 def checking(runs: int) -> None:
     command = [
-        sys.executable, "-m", "dist_prune.cli", "check", "resnet50_imagenet_graph",
+        sys.executable, "-m", "dist_prune.cli", "check", "resnet50_graph",
         f"data.root={Path(os.environ['DIST_PRUNE_DATA'], 'imagenet_1000')}", "data.train_split=val",
     ]  # fmt: skip
     run = here(lambda: subprocess.run(command, check=True, capture_output=True, cwd=ROOT))

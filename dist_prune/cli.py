@@ -22,8 +22,11 @@ def main(arguments: list[str] | None = None) -> int:
     listing = verbs.add_parser("list", help="what there is")
     listing.add_argument("what", choices=("methods", "recipes", "backbones", "keys"))
     listing.add_argument("pattern", nargs="?", default="", help="a glob, for backbones; a method, for its keys")
-    checking = verbs.add_parser("check", help="validate a recipe and show its channel groups; needs no data")
+    checking = verbs.add_parser("check", help="what a run would refuse, and a recipe's channel groups")
     checking.add_argument("recipe", help="a YAML file, or a name in recipes/")
+    checking.add_argument(
+        "--assume", action="store_true", help="data, checkpoints and scores of other runs are on another machine"
+    )
     checking.add_argument("overrides", nargs="*", metavar="key=value")
     planning.arguments(verbs.add_parser("plan", help="a plan from a run or a file: read it, show it, write it"))
     reporting = verbs.add_parser("report", help="the result of a run")
@@ -122,13 +125,26 @@ def _list(given: argparse.Namespace) -> Answer:
 
 
 def _check(given: argparse.Namespace) -> Answer:
+    from dist_prune import foreseen
     from dist_prune.preview import as_text, preview
+    from dist_prune.runtime import backbones
 
-    spec = reading.load(given.recipe, given.overrides, methods.options_of, need_environment=False)
+    try:
+        spec = reading.load(given.recipe, given.overrides, methods.options_of, need_environment=not given.assume)
+    except reading.UnsetError as error:
+        raise PruneError(f"{error}\n{foreseen.ASSUME}") from error
     kind = methods.find(spec.method["name"])
-    options = {key: value for key, value in spec.method.items() if key != "name"}
-    body = preview(spec, kind(kind.Options.model_validate(options)))
-    return as_text(body), body, 0
+    method = kind(kind.Options.model_validate({k: value for k, value in spec.method.items() if k != "name"}))
+    absent = [*foreseen.missing(spec), *foreseen.missing_images(spec.data)]
+    if absent and not given.assume:
+        raise PruneError("\n".join([*absent, foreseen.ASSUME]))
+    body = preview(spec, method)
+    network = spec.backbone.name, body["classes"], body["input"][0], False, spec.backbone.kwargs
+    wrong = foreseen.contradictions(spec, method, backbones.create(*network))
+    if wrong:
+        raise PruneError("\n".join(wrong))
+    body["not_here"] = absent
+    return "\n".join([*(f"assumed to be there where it runs: {line}" for line in absent), as_text(body)]), body, 0
 
 
 def _report(given: argparse.Namespace) -> Answer:

@@ -1,4 +1,4 @@
-"""What a recipe would cut, before any data is touched: groups, who is protected and why, the reachable sizes."""
+"""What a recipe would cut, before images are gone through: groups, who is protected and why, the reachable sizes."""
 
 from pathlib import Path
 from typing import Any

@@ -3,43 +3,23 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from dist_prune import documents
-from dist_prune.errors import PruneError, nearest, path_trouble, shown, unknown
+from dist_prune.errors import PruneError, nearest, shown
+from dist_prune.names import find, recipe_folders
+from dist_prune.overrides import OptionsOf, override, take_back
 from dist_prune.recipe import Recipe
 
-OptionsOf = Callable[[str], type[BaseModel]]
-DEEPEST_KEY = 12  # parts of a dotted key
+__all__ = ["OptionsOf", "UnsetError", "find", "load", "parse", "recipe_folders", "reference"]
 
 
-def recipe_folders() -> list[Path]:
-    """Where a bare recipe name is looked for, in order."""
-    here = Path(__file__).resolve().parent
-    return [Path("recipes"), here.parent / "recipes", here / "recipes"]
-
-
-def find(name_or_path: str) -> Path:
-    """The recipe file of a path or a bare name; PruneError names the nearest recipe."""
-    trouble = path_trouble(name_or_path)
-    if trouble:
-        raise PruneError(f"no recipe file there: {trouble}")
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    known: dict[str, Path] = {}
-    for folder in recipe_folders():
-        for file in sorted(folder.glob("*.yaml")):
-            known.setdefault(file.stem, file)
-    stem = path.stem if path.suffix in (".yaml", ".yml") else path.name
-    if len(path.parts) == 1 and stem in known:
-        return known[stem]
-    raise PruneError(f"no recipe file at {shown(name_or_path)}: " + unknown("recipe", stem, known))
+class UnsetError(PruneError):
+    """A recipe that names an environment variable which is not set, and perhaps more that is wrong."""
 
 
 def load(
@@ -64,15 +44,23 @@ def load(
     if not isinstance(tree, dict):
         raise PruneError(f"{path}: a recipe is a mapping of sections (backbone, data, method, ...)")
     tree.setdefault("name", path.stem)
-    problems = _override(tree, overrides or [])
+    problems, nulls = override(tree, overrides or [])
+    take_back(tree, nulls, options_of)
     written: dict[str, str] = {}
-    tree, missing = _expand(tree, written)
-    problems += missing if need_environment else []
-    return parse(tree, options_of, where=str(path), problems=problems).with_written(written)
+    tree, unset = _expand(tree, written)
+    if unset and need_environment:
+        problems += [_unset(key, name, tree) for key, name in unset]
+        kind = UnsetError
+    else:
+        kind = PruneError
+    return parse(tree, options_of, where=str(path), problems=problems, kind=kind).with_written(written)
 
 
-def parse(tree: Mapping[str, Any], options_of: OptionsOf | None, where: str, problems: list[str]) -> Recipe:
-    """Validate a tree of plain values; ``problems`` found before join the one list of errors."""
+def parse(
+    tree: Mapping[str, Any], options_of: OptionsOf | None, where: str, problems: list[str],
+    kind: type[PruneError] = PruneError,
+) -> Recipe:  # fmt: skip
+    """Validate a tree of plain values; ``problems`` found before join the one list of errors, raised as ``kind``."""
     tree = {key: value for key, value in tree.items() if value is not None}  # an empty section has its defaults
     recipe, method = None, tree.get("method")
     try:
@@ -86,7 +74,7 @@ def parse(tree: Mapping[str, Any], options_of: OptionsOf | None, where: str, pro
             recipe = recipe.model_copy(update={"method": filled})
     if problems or recipe is None:
         lines = "\n".join(f"  - {line}" for line in problems)
-        raise PruneError(f"{where}: {len(problems)} error{'s' * (len(problems) > 1)} in the recipe\n{lines}")
+        raise kind(f"{where}: {len(problems)} error{'s' * (len(problems) > 1)} in the recipe\n{lines}")
     return recipe
 
 
@@ -105,68 +93,57 @@ def _options(method: dict[str, Any], options_of: OptionsOf) -> tuple[dict[str, A
         return method, [_sentence(item, model, "method.") for item in error.errors()]
 
 
-def _override(tree: dict[str, Any], overrides: list[str]) -> list[str]:
-    problems = []
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            problems.append(f"override {shown(text)}: write key=value, for example score.images=500")
-            continue
-        node = tree
-        *parents, leaf = key.split(".")
-        if len(parents) >= DEEPEST_KEY:
-            problems.append(f"override {shown(text)}: no key has more than a few parts")
-            continue
-        for parent in parents:
-            if not isinstance(node.get(parent), dict):
-                node[parent] = {}
-            node = node[parent]
-        node[leaf], wrong = _value(key, value)
-        problems += wrong
-    return problems
+def _expand(value: Any, written: dict[str, str], where: str = "") -> tuple[Any, list[tuple[str, str]]]:
+    """Fill ``${VARIABLE}`` from the environment in every text; (key, variable) of those that are not set.
 
-
-def _value(key: str, text: str) -> tuple[Any, list[str]]:
-    """What stands behind ``key=``: YAML, a text as it is where it is none; what is wrong with it."""
-    if not text:
-        return None, []
-    try:
-        value = documents.parse_yaml(text, f"override {key}")
-    except documents.MalformedError:
-        value = text
-    except PruneError as error:
-        return None, [str(error)]
-    return value, []
-
-
-def _expand(value: Any, written: dict[str, str], where: str = "") -> tuple[Any, list[str]]:
-    """Fill ``${VARIABLE}`` from the environment in every text; ``written`` gets key -> the text before."""
-    problems: list[str] = []
+    ``written`` gets key -> the text before.
+    """
+    unset: list[tuple[str, str]] = []
     if isinstance(value, dict):
         out = {}
         for key, inner in value.items():
             out[key], found = _expand(inner, written, f"{where}.{key}" if where else str(key))
-            problems += found
-        return out, problems
+            unset += found
+        return out, unset
     if isinstance(value, list):
         pairs = [_expand(inner, written, f"{where}.{place}") for place, inner in enumerate(value)]
-        return [item for item, _ in pairs], [line for _, lines in pairs for line in lines]
+        return [item for item, _ in pairs], [pair for _, found in pairs for pair in found]
     if isinstance(value, str):
         names = re.findall(r"\$\{(\w+)\}", value)
         missing = [name for name in dict.fromkeys(names) if name not in os.environ]
-        problems += [
-            f"{where}: the environment variable {name} is not set; export it or write {where}=PATH" for name in missing
-        ]
+        unset += [(where, name) for name in missing]
         if len(missing) < len(set(names)):
             written[where] = value
             value = re.sub(r"\$\{(\w+)\}", lambda found: os.environ.get(found[1], found[0]), value)
-    return value, problems
+    return value, unset
+
+
+def _unset(key: str, name: str, tree: Mapping[str, Any]) -> str:
+    """What to do about a variable that is not set, and for images: what has to lie where it points."""
+    start = f"{key}: the environment variable {name} is not set; "
+    data = tree.get("data")
+    if key != "data.root" or not isinstance(data, dict):
+        return f"{start}export it or write {key}=PATH"
+    root = str(data.get("root"))
+    if data.get("source") == "imagefolder":
+        train, evaluation = data.get("train_split", "train"), data.get("eval_split", "val")
+        splits = " and ".join(f"{root}/{split}/<class>/<image>" for split in dict.fromkeys((train, evaluation)))
+        both = " and ".join(dict.fromkeys((train, evaluation)))
+        return (
+            f"{start}the recipe expects {splits}. export {name}=FOLDER, or write data.root=FOLDER for an existing "
+            f"folder with {both} in it"
+        )
+    what = "the .npz file (x_train, y_train, x_test, y_test)" if data.get("source") == "npz" else (
+        f"the folder of torchvision's {data.get('source')}")  # fmt: skip
+    return (
+        f"{start}the recipe expects {root}, {what}. export {name}=FOLDER, or write data.root=PATH for an existing one"
+    )
 
 
 def _sentence(error: Any, model: type[BaseModel], prefix: str = "") -> str:
     """One readable line for one pydantic error."""
     path = [str(step)[:80] for step in error["loc"]]
-    key = prefix + ".".join(path)
+    key = (prefix + ".".join(path)).rstrip(".")
     if error["type"] == "extra_forbidden":
         allowed = _fields_at(model, path[:-1])
         hint = nearest(path[-1], allowed) or f" Allowed here: {', '.join(allowed)}."

@@ -21,7 +21,7 @@ from pathlib import Path
 if __name__ == "__main__":  # launched by path: import the package from its parent, not its modules from its folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dist_prune import methods, recipe, stages, sweeps
+from dist_prune import lastword, methods, recipe, stages, sweeps
 from dist_prune.errors import MISSED, PruneError
 from dist_prune.folders import clear_leftovers, run_folder
 from dist_prune.ledger import canonical, claim, lock, write_atomic
@@ -34,10 +34,18 @@ from dist_prune.stages.sharing import Shelf
 from dist_prune.stages.work import Work
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, whose complaint a launcher would bury too."""
+
+    def error(self, message: str):
+        lastword.say(f"{self.prog}: error: {message} (--help has the options)", _rank())
+        super().error(message)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a recipe; 0 when it is finished, 3 when it is and the target was missed, 2 for an error that its text
     explains, 1 for a bug."""
-    parser = argparse.ArgumentParser(prog="run.py", description="A recipe in, a finished run directory out.")
+    parser = Parser(prog="run.py", description="A recipe in, a finished run directory out.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--recipe", help="a YAML file, or a name in recipes/")
     what.add_argument("--sweep", help="a sweep file, or a name in recipes/sweeps; one --task of it is run")
@@ -70,6 +78,7 @@ def launched(
     folder: Path | None = None
     spec: recipe.Recipe | None = None
     started = time.time()
+    lastword.forget()
     try:
         spec, place = choose()
         folder = run_folder(run_dir, place)
@@ -95,7 +104,9 @@ def launched(
         traceback.print_exc()
         return _stop(error, folder, started)
     if missed:
-        print(f"target missed: {missed} (exit code {MISSED})", file=sys.stderr, flush=True)
+        text = f"target missed: {missed} (exit code {MISSED})"
+        print(text, file=sys.stderr, flush=True)
+        lastword.say(text, machine.ranks.rank)
     return MISSED if missed else 0
 
 
@@ -142,7 +153,7 @@ def run(
 
 def _stop(error: Exception, folder: Path | None, started: float) -> int:
     """Say what went wrong, on this rank and for the others, and leave without waiting for anyone."""
-    rank = int(os.environ.get("RANK", "0"))
+    rank = _rank()
     code = stopping.EXIT_CODE if isinstance(error, PreemptedError) else 2 if isinstance(error, PruneError) else 1
     text = str(error) if isinstance(error, PruneError) else f"{type(error).__name__}: {error}"
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
@@ -153,10 +164,15 @@ def _stop(error: Exception, folder: Path | None, started: float) -> int:
         with contextlib.suppress(PruneError):  # the disk may be the trouble: what is said below has to do
             write_atomic(folder / "errors" / f"rank_{rank}.json", canonical(note))
     print(f"error{'' if alone else f' on rank {rank}'}: {text}", file=sys.stderr, flush=True)
+    lastword.say(f"error: {text}", rank, cause=not isinstance(error, RankLostError))
     if not alone:
         sys.stdout.flush()
         os._exit(code)  # a process group whose peers are gone can hang in its own clean-up
     return code
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
 
 
 def _cause(folder: Path, rank: int, started: float) -> str:

@@ -9,7 +9,6 @@
 With both, every entry of ``list`` meets every combination of ``grid``.
 """
 
-import difflib
 import itertools
 import math
 import os
@@ -19,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_prune import documents, reading
-from dist_prune.errors import PruneError, nearest, path_trouble, shown
+from dist_prune import documents, names, reading
+from dist_prune.errors import PruneError, nearest, shown
 from dist_prune.ledger import canonical, digest
 from dist_prune.recipe import Recipe
 
@@ -69,23 +68,7 @@ class Sweep:
 
 def find(name_or_path: str) -> Path:
     """The sweep file of a path or of a bare name in ``recipes/sweeps``."""
-    trouble = path_trouble(name_or_path)
-    if trouble:
-        raise PruneError(f"no sweep file there: {trouble}")
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    known: dict[str, Path] = {}
-    for folder in reading.recipe_folders():
-        for file in sorted((folder / "sweeps").glob("*.yaml")):
-            known.setdefault(file.stem, file)
-    if len(path.parts) == 1 and path.stem in known:
-        return known[path.stem]
-    close = difflib.get_close_matches(path.stem, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise PruneError(
-        f"no sweep file at {shown(name_or_path)}.{hint} In recipes/sweeps: {', '.join(sorted(known)) or 'none'}"
-    )
+    return names.find(name_or_path, "sweeps")
 
 
 def load(name_or_path: str, options_of: reading.OptionsOf | None = None, need_environment: bool = True) -> Sweep:

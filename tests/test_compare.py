@@ -155,7 +155,7 @@ def test_table_csv_and_page(runs, tmp_path, capsys):
 
 def test_papers_points_stand_in_the_recipes():
     """The table of a recipe's header, with rows that carry a second drop or a remark."""
-    points = paper_points((ROOT / "recipes/resnet50_imagenet_graph.yaml").read_text())
+    points = paper_points((ROOT / "recipes/resnet50_graph.yaml").read_text())
     assert [point["point"] for point in points] == ["threshold 0.7", "threshold 0.65"]
     assert [points[0][key] for key in ("change", "macs_share", "params_share")] == pytest.approx(
         [-1.47, 0.5119, 0.7629]

@@ -96,3 +96,53 @@ def test_bare_names_overrides_and_environment(tmp_path, monkeypatch):
     assert spec.method["hash_size"] == 8
     assert reading.load("quickstart", [], methods.options_of).name == "quickstart"
     assert reading.load("quickstart.yaml", [], methods.options_of).name == "quickstart"
+
+
+def test_null_takes_a_recipe_s_key_back(tmp_path):
+    tree = {**GOOD, "method": {"name": "entropy", "alpha": 2.0, "skip_zero": 0.5}, "select": {"keep_ratio": 0.5}}
+    for word in ("method.alpha=", "method.alpha=null"):
+        assert load(tmp_path, word, tree=tree).method["alpha"] == 1.01
+    assert load(tmp_path, "method.skip_zero=null", tree=tree).method["skip_zero"] is None, "null is one of its values"
+    lr = {**GOOD, "train": {"lr": 0.5, "epochs": 3}}
+    assert load(tmp_path, "train.lr=", tree=lr).train.lr == 0.1
+    assert load(tmp_path, "target.tolerance=null").target.tolerance is None
+    counts = {**GOOD, "select": {"counts": {"a": 1, "b": 2}}}
+    assert load(tmp_path, "select.counts.a=", tree=counts).select.counts == {"b": 2}
+    assert "method.alhpa: unknown key. Did you mean 'alpha'?" in errors(tmp_path, "method.alhpa=", tree=tree)
+    assert "backbone.name: missing" in errors(tmp_path, "backbone.name=")
+
+
+def test_as_released_is_the_paper_s_estimator_or_is_refused(tmp_path):
+    paper = {"criterion": "mi_rest", "estimator": "renyi", "alpha": 1.01, "width": "aligned"}
+    tree = {**GOOD, "method": {"name": "entropy", "alpha": 2.0}, "select": {"keep_ratio": 0.5}}
+    for word, stands in (
+        ("method.fidelity=as_released", "fidelity as_released is the paper's estimator"),
+        ("method.sampling=reyei_uns", "sampling reyei_uns stands for"),
+    ):
+        text = errors(tmp_path, word, tree=tree)
+        assert stands in text
+        assert "method.alpha=2.0 of the recipe stands in the way; leave out what differs (method.alpha=null)" in text
+        spec = load(tmp_path, word, "method.alpha=", tree=tree)
+        assert paper.items() <= spec.method.items()
+        again = methods.options_of("entropy").model_validate({k: v for k, v in spec.method.items() if k != "name"})
+        assert paper.items() <= again.model_dump().items(), "a resolved recipe says the same when it is read again"
+    assert load(tmp_path, tree=tree).method["width"] == "entropy_target"
+    assert "method.width=fix" in errors(tmp_path, "method.fidelity=as_released", "method.width=fix", tree=tree)
+
+
+def test_another_method_on_a_recipe_leaves_the_old_method_s_keys_and_says_so(tmp_path, capsys):
+    tree = {**GOOD, "method": {"name": "graph", "hash_size": 4}, "select": {"threshold": 0.7, "min_channels": 2}}
+    spec = load(tmp_path, "method.name=entropy", "method.alpha=2", "target.macs=0.5", tree=tree)
+    assert (spec.method["name"], spec.method["alpha"]) == ("entropy", 2)
+    assert (spec.select.threshold, spec.select.min_channels, spec.target.macs) == (None, 2, 0.5)
+    said = capsys.readouterr().err
+    assert (
+        said.count("method.name=entropy: the recipe's keys for graph are left out: method.hash_size=4, select.thre")
+        == 1
+    )
+    kept = load(tmp_path, "method.name=graph", tree=tree)
+    assert (kept.method["hash_size"], kept.select.threshold) == (4, 0.7)
+    assert load(tmp_path, "method.name=hrank", "select.threshold=0.5", tree=tree).select.threshold == 0.5
+    assert "unknown key" in errors(tmp_path, "method.name=l1", "method.hash_size=4", tree=tree), (
+        "asked for, not dropped"
+    )

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import yaml
 
 from dist_prune import methods, reading
@@ -17,8 +18,8 @@ SWEEPS = sorted((ROOT / "recipes" / "sweeps").glob("*.yaml"))
 # traced in the slow run only: large images, and networks that another recipe traces already
 SLOW = [f for f in FILES if "image_size: 448" in f.read_text() or f.stem.endswith("cifar100_graph")]
 SLOW += [f for f in FILES if f.stem.endswith("_v1") and not f.stem.startswith("vgg")]
-SLOW += [f for f in FILES if f.stem in ("resnet50_cifar100_sensitivity", "resnet50_imagenet_sensitivity")]
-SLOW += [f for f in FILES if f.stem in ("resnet56_cifar10_sensitivity", "vgg16_imagenet_sensitivity")]
+SLOW += [f for f in FILES if f.stem in ("resnet50_cifar100_sensitivity", "resnet50_sensitivity")]
+SLOW += [f for f in FILES if f.stem in ("resnet56_cifar10_sensitivity", "vgg16_sensitivity")]
 
 
 def loaded(file: Path, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -63,6 +64,31 @@ def test_a_recipe_opens_with_what_a_reader_needs(file):
         assert any(line.startswith(f"# {word}") for line in head), f"{file.name} does not say its {word}"
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_recipe_that_fetches_weights_says_which(file):
+    """timm's newest weights of a network are not those that a paper started from, and they change with timm."""
+    backbone = loaded(file).backbone
+    if not backbone.pretrained:
+        assert "pretrained: true" not in file.read_text()
+        return
+    name, _, tag = backbone.name.partition(".")
+    assert tag, f"{file.name}: pretrained weights without a tag are whatever timm has newest"
+    assert f"{name.removesuffix('_pool7')}.{tag}" in timm.list_pretrained()
+    if "76.1" in file.read_text():
+        assert backbone.name == "resnet50.tv_in1k"
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.stem.endswith("_entropy")], ids=lambda file: file.stem)
+def test_an_entropy_recipe_says_what_it_departs_from_and_how_to_undo_it(file):
+    head = file.read_text().split("\nname:")[0]
+    assert "# departs" in head
+    assert "method.fidelity=as_released" in head
+    back = [] if loaded(file).method["alpha"] == 1.01 else ["method.alpha=null"]
+    assert all(word in head for word in back)
+    method = loaded(file, ("method.fidelity=as_released", *back)).method
+    assert (method["alpha"], method["width"], method["criterion"]) == (1.01, "aligned", "mi_rest")
+
+
 def runs_of(sweep: Path) -> list[tuple[str, tuple[str, ...]]]:
     """(recipe, overrides) of every run of a sweep: each task is a base recipe and a grid of keys."""
     body = yaml.safe_load(sweep.read_text())
@@ -94,7 +120,7 @@ def test_the_graph_paper_s_tables_are_covered():
             for net in ("vgg16", "resnet56p", "resnet110p", "densenet40")
             for data, release in (("cifar10", ""), ("cifar10", "_v1"), ("cifar100", ""))
             for threshold in ((0.7, 0.75, 0.8) if net == "vgg16" else (0.65, 0.7, 0.75))]  # fmt: skip
-    rows += [(f"resnet50_imagenet_graph{release}", t) for release in ("", "_v1") for t in (0.65, 0.7)]
+    rows += [(f"resnet50_graph{release}", t) for release in ("", "_v1") for t in (0.65, 0.7)]
     rows += [("vgg16_cub200_graph", 0.85), ("vgg19_cub200_graph", 0.85)]
     for name, threshold in rows:
         assert (name, (f"select.threshold={threshold}",)) in runs

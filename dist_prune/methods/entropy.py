@@ -45,6 +45,8 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
     "renyi_IZY": {"criterion": "relevance", "alpha": 1.01, "width": "label"},
     "renyi_Hz": {"criterion": "entropy", "alpha": 1.01, "width": "all"},
 }
+PAPER = "reyei_uns"
+STANDS = ("criterion", "estimator", "alpha", "width")  # the keys that a sampling decides
 DEPRECATED = ("reyei_sampling", "renyi", "p_reyei")
 REFUSED = {
     "smoothed": "smoothed differential entropy after a principal component analysis",
@@ -57,7 +59,9 @@ class Options(method.MethodOptions):
     """``sampling`` is the released program's one word for criterion, estimator, alpha and width."""
 
     fidelity: Literal["correct", "as_released"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default="correct", description="as_released: every quirk; sampling reyei_uns where none is given"
+        default="correct",
+        description="as_released: every quirk, and the paper's estimator (reyei_uns) where no sampling is given; "
+        "criterion, estimator, alpha and width that differ from it are refused",
     )
     quirks: tuple[Quirk, ...] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=(), description="single departures of the released program"
@@ -101,9 +105,16 @@ class Options(method.MethodOptions):
             raise ValueError(f"bin_range must rise, got {list(self.bin_range)}")
         return self
 
-    @model_validator(mode="after")
-    def _known(self):
-        name = self.sampling
+    @model_validator(mode="before")
+    @classmethod
+    def _stood_for(cls, given: Any) -> Any:
+        """Write what ``sampling`` (or as_released, the paper's) stands for into the four keys, or refuse another value.
+
+        A resolved recipe has all keys; written out, it says the same when it is read again.
+        """
+        if not isinstance(given, dict):
+            return given
+        name, released = given.get("sampling"), given.get("fidelity") == "as_released"
         if name in REFUSED:
             raise ValueError(
                 f"sampling {name} ({REFUSED[name]}) is named in the released program's help, but no working code of it "
@@ -111,13 +122,26 @@ class Options(method.MethodOptions):
             )
         if name is not None and name not in SAMPLINGS:
             raise ValueError(f"unknown sampling {name}; there are {', '.join(SAMPLINGS)}")
-        if name in DEPRECATED and self.fidelity != "as_released":
+        if name in DEPRECATED and not released:
             raise ValueError(f"sampling {name} is deprecated by its authors; it needs fidelity as_released")
-        both = {"criterion", "estimator", "alpha", "width"} & self.model_fields_set if name is not None else ()
-        if both:
+        if name is None and not released:
+            return given
+        meant = stands_for(name or PAPER, {key: cls.model_fields[key].default for key in STANDS})
+        others = [key for key in STANDS if given.get(key, meant[key]) != meant[key]]
+        if others:
+            what = f"sampling {name}" if name is not None else "fidelity as_released is the paper's estimator, which"
+            shown = ", ".join(f"{key} {meant[key]}" for key in STANDS)
+            found = " and ".join(f"method.{key}={given[key]}" for key in others)
+            back = " ".join(f"method.{key}=null" for key in others)
+            more = "" if name is not None else "; another estimator of the released program: method.sampling"
             raise ValueError(
-                f"sampling {name} stands for criterion, estimator, alpha and width: leave {sorted(both)} out"
+                f"{what} stands for {shown}: {found} of the recipe {'stands' if len(others) == 1 else 'stand'} in the "
+                f"way; leave out what differs ({back}){more}"
             )
+        return {**given, **meant}
+
+    @model_validator(mode="after")
+    def _known(self):
         resolved = self.resolved()
         criterion, width = resolved["criterion"], resolved["width"]
         kernels = "renyi" in (resolved["estimator"], *self.by_layer.values())
@@ -132,13 +156,8 @@ class Options(method.MethodOptions):
         return self
 
     def resolved(self) -> dict[str, Any]:
-        """Criterion, estimator, alpha and width, of the fields or of ``sampling``."""
-        name = self.sampling or ("reyei_uns" if self.fidelity == "as_released" and not self._asked() else None)
-        plain = {"criterion": self.criterion, "estimator": self.estimator, "alpha": self.alpha, "width": self.width}
-        return plain if name is None else {**plain, "estimator": "renyi", **SAMPLINGS[name]}
-
-    def _asked(self) -> bool:
-        return bool({"criterion", "estimator", "alpha", "width"} & self.model_fields_set)
+        """Criterion, estimator, alpha and width."""
+        return {key: getattr(self, key) for key in STANDS}
 
 
 class Entropy(method.Method):
@@ -251,6 +270,11 @@ class Entropy(method.Method):
                     f"deleted, and the order follows single entropies. Take {mend}."
                 )
         return out
+
+
+def stands_for(sampling: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Criterion, estimator, alpha and width of a released program's name."""
+    return {**defaults, "estimator": "renyi", **SAMPLINGS[sampling]}
 
 
 def l1_counts(channels: Channels, request: Request) -> dict[str, int]:

@@ -1,18 +1,17 @@
 """What can be found out before any work is found out before any work: all of it at once."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from dist_prune import foreseen
 from dist_prune.errors import PruneError
-from dist_prune.ledger import Ledger
 from dist_prune.pruning.trial import check_logits
 from dist_prune.recipe import Training
 from dist_prune.runtime import latency
 from dist_prune.runtime.data import dealing
-from dist_prune.runtime.training import carrying, fast, optim
+from dist_prune.runtime.training import fast, optim
 from dist_prune.stages import criteria
 from dist_prune.stages.work import Work
 
@@ -30,15 +29,10 @@ def precheck(work: Work) -> None:
             return False
         return True
 
-    if work.checkpoint is not None and not work.checkpoint.is_file() and work.ledger.last("train") is None:
-        problems.append(f"backbone.checkpoint: there is no file {work.checkpoint}")
-    trainings = [
-        (settings, name)
-        for name, settings in (("train", recipe.train), ("finetune", recipe.finetune))
-        if settings.epochs or (name == "finetune" and recipe.schedule.rounds > 1 and recipe.between.epochs)
-    ]
-    attempt(_rounds, work)
-    attempt(_taken, work)
+    done = [name for name in ("train", "score") if work.ledger.last(name) is not None]
+    problems += foreseen.missing(recipe, done)
+    trainings = list(foreseen.trainings(recipe))
+    attempt(foreseen.rounds, recipe, work.method, machine.zero)
     attempt(_many, work)
     for settings, name in trainings:
         attempt(fast.check, settings, machine, name, recipe.cluster.deterministic)
@@ -52,49 +46,12 @@ def precheck(work: Work) -> None:
         raise PruneError("\n".join(problems))
 
 
-def _taken(work: Work) -> None:
-    """PruneError where the scores of another run are asked for and it has none."""
-    other = work.recipe.score.from_
-    if other and Ledger(Path(other)).whole("score") is None and work.ledger.last("score") is None:
-        raise PruneError(
-            f"score.from: {other} has no finished scores (a run directory whose ledger.jsonl and scores are unchanged)"
-        )
-
-
 def _timing(work: Work) -> None:
     """PruneError where the report's times cannot be measured: too many threads, batches that fit no memory."""
     spec = work.recipe.report
     sizes = [*spec.latency_batches, *([work.recipe.target.latency_batch] if work.recipe.target.latency else [])]
     shape = (work.in_chans, work.look.size, work.look.size)
     latency.check(work.shell(), shape, sizes, spec.threads, work.machine.device)
-
-
-def _rounds(work: Work) -> None:
-    """PruneError where the recipe asks for rounds that make no sense."""
-    recipe, spec = work.recipe, work.recipe.schedule
-    if spec.rounds == 1:
-        if spec.carry_optimizer:
-            raise PruneError("schedule.carry_optimizer: with schedule.rounds 1 there is no round to carry a state to")
-        return
-    name, key = recipe.method["name"], f"schedule.rounds: {spec.rounds} rounds of"
-    if work.method.one_shot:
-        raise PruneError(f"{key} {name} make no sense: {work.method.one_shot}. Set it to 1")
-    if recipe.select.plan:
-        raise PruneError(f"{key} a plan that is replayed (select.plan) make no sense: nothing is scored. Set it to 1")
-    if recipe.target.latency is not None:
-        raise PruneError(
-            f"{key} target.latency are not offered: a time is searched for by measuring cuts of the dense network. "
-            "Set target.macs, target.params or target.channels, or one round"
-        )
-    if spec.carry_optimizer and spec.finetune_epochs == 0:
-        raise PruneError("schedule.carry_optimizer: with schedule.finetune_epochs 0 no state is there to be carried")
-    if spec.carry_optimizer:
-        carrying.check(recipe.finetune)
-    if spec.carry_optimizer and work.machine.zero:
-        raise PruneError(
-            "schedule.carry_optimizer: DeepSpeed shards the optimizer's state, which is not cut along; launch without "
-            "DeepSpeed, or leave it out (every finetuning then starts its optimizer anew)"
-        )
 
 
 def _many(work: Work) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from dist_prune.errors import PruneError
-from dist_prune.ledger import Ledger
+from dist_prune.foreseen import finished
 from dist_prune.runtime import checkpoint
 from dist_prune.stages.calibrating import calibrated
 from dist_prune.stages.order import at
@@ -35,11 +35,7 @@ def act(work: Work) -> Made:
 
 def _from(work: Work, other: Path) -> Made:
     """The scores of another run, where they are the ones this run would compute."""
-    line = Ledger(other).whole("score")
-    if line is None:
-        raise PruneError(
-            f"score.from: {other} has no finished scores ({SCORES}, unchanged since its line in ledger.jsonl)"
-        )
+    line = finished(other)
     if line["fingerprint"] != work.identity:
         raise PruneError(
             f"score.from: the scores of {other} were made from another backbone, dense weights, data, seed, "

@@ -64,7 +64,8 @@ def test_the_released_program_s_names():
     with pytest.raises(ValidationError, match="leave"):
         Options(sampling="bin", alpha=2)
     assert Options(fidelity="as_released").resolved()["width"] == "aligned"
-    assert Options(fidelity="as_released", criterion="joint").resolved()["width"] == "entropy_target"
+    with pytest.raises(ValidationError, match="method.criterion=joint of the recipe stands in the way"):
+        Options(fidelity="as_released", criterion="joint")
     with pytest.raises(ValidationError, match="cmi_label"):
         Options(criterion="cmi_label", width="aligned")
     with pytest.raises(ValidationError, match="mi_all"):

@@ -328,7 +328,7 @@ def test_mask_arithmetic_of_the_paper_s_profiles(backbone, side, weights, masked
         ("mlp_mnist_mint", 28, 1, 150_000, 25_000),
         ("vgg16_cifar10_mint", 32, 10, 14_712_832, 40_960),
         ("resnet56_cifar10_mint", 32, 50, 785_664, 87_296),
-        ("resnet50_imagenet_mint", 64, 52, 23_445_504, 212_992),
+        ("resnet50_mint", 64, 52, 23_445_504, 212_992),
     ],
 )
 def test_recipes_score_the_pairs_that_the_paper_masks(recipe, side, pairs, masked, scores):

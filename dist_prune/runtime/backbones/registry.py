@@ -42,11 +42,16 @@ def register(
 
 
 def register_form(name: str, base: str, change: Callable[[nn.Module], None], module: str) -> None:
-    """Let ``timm.create_model(name)`` build timm's ``base``, weights included, and ``change`` it in place."""
+    """Let ``timm.create_model(name)`` build timm's ``base``, weights included, and ``change`` it in place.
+
+    ``base`` names its weights (``vgg16_bn.tv_in1k``); ``name.tag`` takes others of the same network.
+    """
 
     def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         given = {key: value for key, value in kwargs.items() if key not in _TIMM_S_OWN}
-        model = timm.create_model(base, pretrained=pretrained, **given)
+        tag = kwargs.get("pretrained_cfg")  # what stands behind the dot of the name that was asked for
+        found = f"{base.partition('.')[0]}.{tag}" if isinstance(tag, str) and tag else base
+        model = timm.create_model(found, pretrained=pretrained, **given)
         change(model)
         return model
 

@@ -91,4 +91,4 @@ register("vgg16_bn_linear_cifar", partial(VGGCifar, plain=True), "features.0", "
 register("vgg16_bn_head_cifar", VGGPooled, "features.0", "head", __name__)
 register("vgg16_bn_hidden4096_cifar", partial(VGGPooled, (4096, 4096)), "features.0", "head", __name__)
 for _depth in (16, 19):
-    register_form(f"vgg{_depth}_bn_pool7", f"vgg{_depth}_bn", _pool, __name__)
+    register_form(f"vgg{_depth}_bn_pool7", f"vgg{_depth}_bn.tv_in1k", _pool, __name__)

@@ -1,0 +1,122 @@
+"""What ``dist-prune check`` and a run's first seconds say alike: files that are not here, keys that contradict.
+
+A run hears it before any work, on every machine; ``check`` says the same words, so that what it passes is what runs.
+"""
+
+from collections.abc import Callable, Container, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dist_prune import replay
+from dist_prune.errors import PruneError
+from dist_prune.ledger import Ledger
+from dist_prune.methods.method import Method
+from dist_prune.recipe import Data, Recipe, Training
+from dist_prune.runtime.data.backends import beton_of
+from dist_prune.runtime.data.sources import KNOWN, open_source
+from dist_prune.runtime.training import carrying, optim
+
+ASSUME = "dist-prune check --assume RECIPE leaves out what is only on another machine"
+
+
+def missing(spec: Recipe, done: Container[str] = ()) -> list[str]:
+    """A line for each file or folder that the recipe needs and that is not here; ``done`` names finished stages."""
+    out: list[str] = []
+    backbone = spec.backbone
+    if "train" not in done:
+        if backbone.checkpoint and not Path(backbone.checkpoint).expanduser().is_file():
+            out.append(f"backbone.checkpoint: there is no file {Path(backbone.checkpoint).expanduser()}")
+        if not backbone.checkpoint and not backbone.pretrained and spec.train.epochs == 0:
+            out.append(
+                "there is no dense network: set backbone.checkpoint=FILE, or train.epochs to train one, "
+                "or backbone.pretrained=true to let timm fetch its weights"
+            )
+    if spec.score.from_ and not spec.select.plan and "score" not in done:
+        out += _failing(finished, Path(spec.score.from_))
+    if spec.select.plan:
+        place = replay.manifest_of(Path(spec.select.plan).expanduser())
+        out += [] if place.is_file() else [f"select.plan: there is no plan file {place}"]
+    return out
+
+
+def missing_images(data: Data) -> list[str]:
+    """A line where a split of the recipe's images is not here. Folders are looked at, not gone through."""
+    if data.source != "imagefolder":
+        path = Path(data.root).expanduser() if data.root else None
+        looked = data.source in KNOWN or path is None or not path.exists()  # the preview reads an .npz itself
+        splits = (True, False) if looked else ()
+        return _failing(lambda: [open_source(data.source, data.root, "", train) for train in splits])
+    out: list[str] = []
+    for split, train in ((data.train_split, True), (data.eval_split, False)):
+        beton = beton_of(data.source, data.root, split, train)
+        if data.root is None or not (Path(data.root).expanduser() / split).is_dir():
+            if beton is None or not beton.is_file() or data.backend not in ("auto", "ffcv"):
+                out += _failing(open_source, data.source, data.root, split, train)
+        elif not any(entry.is_dir() for entry in (Path(data.root).expanduser() / split).iterdir()):
+            out.append(f"data.root: {Path(data.root).expanduser() / split} has no folders; there is one for each class")
+    return list(dict.fromkeys(out))
+
+
+def finished(other: Path) -> dict[str, Any]:
+    """The ledger's line of another run's scores (score.from); PruneError where there are none, unchanged."""
+    line = Ledger(other).whole("score")
+    if line is None:
+        raise PruneError(
+            f"score.from: {other} has no finished scores (round_1/scores.safetensors, unchanged since its line in "
+            "ledger.jsonl)"
+        )
+    return line
+
+
+def trainings(spec: Recipe) -> Iterator[tuple[Training, str]]:
+    """The sections of the recipe that train something, by name."""
+    if spec.train.epochs:
+        yield spec.train, "train"
+    if spec.finetune.epochs or (spec.schedule.rounds > 1 and spec.between.epochs):
+        yield spec.finetune, "finetune"
+
+
+def contradictions(spec: Recipe, method: Method, model: nn.Module) -> list[str]:
+    """A line for each thing that a run on one process would refuse whatever the images are."""
+    out = _failing(rounds, spec, method, False)
+    for settings, name in trainings(spec):
+        out += _failing(optim.check, model, settings, name)
+    return out
+
+
+def rounds(spec: Recipe, method: Method, zero: bool) -> None:
+    """PruneError where the recipe asks for rounds that make no sense; ``zero``: DeepSpeed shards the optimizer."""
+    schedule = spec.schedule
+    if schedule.rounds == 1:
+        if schedule.carry_optimizer:
+            raise PruneError("schedule.carry_optimizer: with schedule.rounds 1 there is no round to carry a state to")
+        return
+    key = f"schedule.rounds: {schedule.rounds} rounds of"
+    if method.one_shot:
+        raise PruneError(f"{key} {spec.method['name']} make no sense: {method.one_shot}. Set it to 1")
+    if spec.select.plan:
+        raise PruneError(f"{key} a plan that is replayed (select.plan) make no sense: nothing is scored. Set it to 1")
+    if spec.target.latency is not None:
+        raise PruneError(
+            f"{key} target.latency are not offered: a time is searched for by measuring cuts of the dense network. "
+            "Set target.macs, target.params or target.channels, or one round"
+        )
+    if schedule.carry_optimizer and schedule.finetune_epochs == 0:
+        raise PruneError("schedule.carry_optimizer: with schedule.finetune_epochs 0 no state is there to be carried")
+    if schedule.carry_optimizer:
+        carrying.check(spec.finetune)
+    if schedule.carry_optimizer and zero:
+        raise PruneError(
+            "schedule.carry_optimizer: DeepSpeed shards the optimizer's state, which is not cut along; launch without "
+            "DeepSpeed, or leave it out (every finetuning then starts its optimizer anew)"
+        )
+
+
+def _failing(check: Callable[..., Any], *arguments: Any) -> list[str]:
+    try:
+        check(*arguments)
+    except PruneError as error:
+        return [str(error)]
+    return []

@@ -1,0 +1,120 @@
+"""``key=value`` texts over a recipe's tree: set a key, take one back, another method on a recipe. Knows no torch."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from dist_prune import documents
+from dist_prune.errors import PruneError, shown
+from dist_prune.recipe import Recipe
+
+OptionsOf = Callable[[str], type[BaseModel]]
+DEEPEST_KEY = 12  # parts of a dotted key
+SCALES = ("threshold", "index")  # select's keys whose values are on the scale of one method
+_told: set[str] = set()  # lines that this process has said
+
+
+def override(tree: dict[str, Any], overrides: list[str]) -> tuple[list[str], list[list[str]]]:
+    """Set ``key=value`` texts in the tree; (what is wrong with them, the keys that were set to null)."""
+    problems, parsed = [], []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        path = key.split(".")
+        if not equals or not key:
+            problems.append(f"override {shown(text)}: write key=value, for example score.images=500")
+        elif len(path) > DEEPEST_KEY:
+            problems.append(f"override {shown(text)}: no key has more than a few parts")
+        else:
+            found, wrong = _value(key, value)
+            problems += wrong
+            if not wrong:
+                parsed.append((path, found))
+    name = next((value for path, value in reversed(parsed) if path == ["method", "name"]), None)
+    if isinstance(name, str):
+        _change_method(tree, name, [path for path, _ in parsed])
+    for (*parents, leaf), value in parsed:
+        node = tree
+        for parent in parents:
+            if not isinstance(node.get(parent), dict):
+                node[parent] = {}
+            node = node[parent]
+        node[leaf] = value
+    return problems, [path for path, value in parsed if value is None]
+
+
+def _value(key: str, text: str) -> tuple[Any, list[str]]:
+    """What stands behind ``key=``: YAML, a text as it is where it is none; what is wrong with it."""
+    if not text:
+        return None, []
+    try:
+        return documents.parse_yaml(text, f"override {key}"), []
+    except documents.MalformedError:
+        return text, []
+    except PruneError as error:
+        return None, [str(error)]
+
+
+def _change_method(tree: dict[str, Any], name: str, given: list[list[str]]) -> None:
+    """Another method on a recipe: the options of its own method go, and what is on that method's scale; say which."""
+    method, select = tree.get("method"), tree.get("select")
+    if not isinstance(method, dict) or method.get("name") in (None, name):
+        return
+    own = {f"method.{key}": value for key, value in method.items() if key != "name" and ["method", key] not in given}
+    tree["method"] = {"name": name}
+    if isinstance(select, dict):
+        own |= {f"select.{key}": select[key] for key in SCALES if select.get(key) is not None}
+        tree["select"] = {key: value for key, value in select.items() if key not in SCALES}
+    if own:
+        keys = ", ".join(f"{key}={json.dumps(value, default=str)}" for key, value in own.items())
+        tell(f"method.name={shown(name)}: the recipe's keys for {method['name']} are left out: {keys[:1000]}")
+
+
+def take_back(tree: dict[str, Any], nulls: list[list[str]], options_of: OptionsOf | None) -> None:
+    """``key=`` or ``key=null`` takes a recipe's key back, but for keys that have null among their own values."""
+    for path in nulls:
+        if len(path) < 2:
+            continue  # an empty section has its defaults
+        node: Any = tree
+        for step in path[:-1]:
+            node = node.get(step) if isinstance(node, dict) else None
+        method = tree.get("method")
+        if path[0] != "method":
+            field = _field(Recipe, path)
+        elif isinstance(method, dict) and isinstance(method.get("name"), str) and options_of is not None:
+            try:
+                field = _field(options_of(method["name"]), path[1:])
+            except PruneError:  # an unknown method: said with the rest
+                continue
+        else:
+            continue
+        inside = not isinstance(field, FieldInfo) and field  # an entry of a mapping such as select.counts
+        known = isinstance(field, FieldInfo) and type(None) not in get_args(field.annotation)
+        if isinstance(node, dict) and (inside or known):
+            node.pop(path[-1], None)
+
+
+def _field(model: type[BaseModel], path: list[str]) -> FieldInfo | bool:
+    """The field at a path; True where it lies inside a mapping, False where there is none."""
+    field: FieldInfo | None = None
+    for step in path:
+        if field is not None:
+            kind = field.annotation
+            if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+                return "dict" in str(kind)
+            model = kind
+        field = next((f for name, f in model.model_fields.items() if step in (name, f.alias)), None)
+        if field is None:
+            return False
+    return field or False
+
+
+def tell(text: str) -> None:
+    """A line for the person, on the first process, once."""
+    if os.environ.get("RANK", "0") == "0" and text not in _told:
+        _told.add(text)
+        print(text, file=sys.stderr, flush=True)

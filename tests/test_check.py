@@ -1,0 +1,93 @@
+"""What ``dist-prune check`` passes is what a run starts with: the same sentences, before any work."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dist_prune import foreseen, methods, reading
+from dist_prune.cli import main
+from dist_prune.run import main as run
+
+
+def refused(capsys, *words: str) -> str:
+    assert main(["check", "quickstart", "backbone.name=resnet8p_cifar", *words]) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("backbone.checkpoint=/no/such.safetensors", "backbone.checkpoint: there is no file /no/such.safetensors"),
+        ("score.from=/no/run", "score.from: /no/run has no finished scores"),
+        ("select.plan=/no/plan.json", "select.plan: there is no plan file /no/plan.json"),
+        ("train.epochs=0", "there is no dense network: set backbone.checkpoint=FILE"),
+    ],
+)
+def test_check_and_a_run_refuse_alike(override, said, capsys, tmp_path):
+    plan = ["target.macs=null"] if "plan" in override else []
+    text = refused(capsys, override, *plan)
+    assert said in text
+    assert "dist-prune check --assume" in text
+    folder = tmp_path / "run"
+    words = ["--recipe", "quickstart", "--run-dir", str(folder), "backbone.name=resnet8p_cifar", override, *plan]
+    assert run(words) == 2
+    assert said in capsys.readouterr().err
+    assert not (folder / "dense.safetensors").exists(), "nothing was trained before it was said"
+    assert main(["check", "quickstart", "--assume", "backbone.name=resnet8p_cifar", override, *plan]) == 0
+    assert f"assumed to be there where it runs: {said}" in capsys.readouterr().out
+
+
+def test_missing_images(capsys, tmp_path):
+    images = [
+        "data.source=imagefolder",
+        f"data.root={tmp_path / 'images'}",
+        "data.image_size=32",
+        "data.mean=",
+        "data.std=",
+    ]
+    assert f"there is no {tmp_path / 'images'}. imagefolder: ROOT/train/<class>" in refused(capsys, *images)
+    (tmp_path / "images/train/a").mkdir(parents=True)
+    assert f"there is no folder {tmp_path / 'images/val'}" in refused(capsys, *images)
+    (tmp_path / "images/val").mkdir()
+    assert "has no folders; there is one for each class" in refused(capsys, *images)
+    (tmp_path / "images/val/a").mkdir()
+    assert main(["check", "quickstart", "backbone.name=resnet8p_cifar", *images]) == 0
+    capsys.readouterr()
+    arrays = ["data.source=npz", f"data.root={tmp_path / 'x.npz'}", "data.mean=", "data.std="]
+    assert f"there is no {tmp_path / 'x.npz'}. npz: one file with x_train" in refused(capsys, *arrays)
+    assert main(["check", "--assume", "quickstart", "--json", *arrays]) == 0
+    assert json.loads(capsys.readouterr().out)["not_here"][0].startswith("data.root: there is no")
+    rng = np.random.default_rng(0)
+    parts = {f"x_{p}": rng.integers(0, 255, (20, 32, 32, 3), np.uint8) for p in ("train", "test")}
+    np.savez(tmp_path / "x.npz", **parts, y_train=np.arange(20) % 2, y_test=np.arange(20) % 2)
+    assert main(["check", "quickstart", "backbone.name=resnet8p_cifar", *arrays]) == 0
+    assert "no cifar10 below" in refused(capsys, "data.source=cifar10", f"data.root={tmp_path}")
+
+
+def test_an_unset_variable_says_what_has_to_lie_there(capsys, monkeypatch):
+    monkeypatch.delenv("DIST_PRUNE_DATA", raising=False)
+    assert main(["check", "resnet50_graph"]) == 2
+    text = capsys.readouterr().err
+    for words in (
+        "DIST_PRUNE_DATA is not set", "${DIST_PRUNE_DATA}/imagenet/train/<class>/<image>",
+        "${DIST_PRUNE_DATA}/imagenet/val/<class>/<image>", "write data.root=FOLDER for an existing folder",
+        "dist-prune check --assume",
+    ):  # fmt: skip
+        assert words in text
+    assert main(["check", "resnet56_cifar10_graph"]) == 2
+    assert "${DIST_PRUNE_DATA}/cifar10.npz, the .npz file (x_train" in capsys.readouterr().err
+    assert main(["check", "resnet56_cifar10_graph", "--assume"]) == 0
+
+
+def test_contradictions_that_a_run_would_refuse(capsys):
+    text = refused(capsys, "schedule.carry_optimizer=true", "finetune.optimizer=agdam")
+    assert "schedule.carry_optimizer: with schedule.rounds 1" in text
+    assert "finetune.optimizer: unknown optimizer 'agdam'" in text
+    assert "--assume" not in text, "no other machine mends that"
+
+
+def test_what_is_done_needs_no_file_any_more():
+    spec = reading.load("quickstart", ["backbone.checkpoint=/no/x", "score.from=/no/run"], methods.options_of)
+    assert len(foreseen.missing(spec)) == 2
+    assert foreseen.missing(spec, ("train", "score")) == []

@@ -1,0 +1,80 @@
+"""What a recipe's name means: aliases without a word, and suggestions that weigh the words of a name."""
+
+import pytest
+
+from dist_prune import methods, names, reading, sweeps
+from dist_prune.errors import PruneError
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("resnet50_imagenet_graph", "resnet50_graph"),
+        ("resnet50_imagenet_graph.yaml", "resnet50_graph"),
+        ("resnet50_graph.yaml", "resnet50_graph"),
+        ("resnet50_imagenet_graph_v1", "resnet50_graph_v1"),
+        ("resnet50_imagenet_mint", "resnet50_mint"),
+        ("resnet50_imagenet_shapley", "resnet50_shapley"),
+        ("resnet50_imagenet_dirichlet", "resnet50_dirichlet"),
+        ("mobilenetv2_imagenet_sensitivity.yaml", "mobilenetv2_sensitivity"),
+        ("vgg16_imagenet_sensitivity", "vgg16_sensitivity"),
+        ("recipes/resnet50_imagenet_graph.yaml", "resnet50_graph"),
+    ],
+)
+def test_the_names_with_imagenet_go_on_working_quietly(old, new, capsys):
+    spec = reading.load(old, [], methods.options_of, need_environment=False)
+    assert spec == reading.load(new, [], methods.options_of, need_environment=False)
+    assert spec.name == new
+    assert capsys.readouterr() == ("", "")
+
+
+def test_no_recipe_s_name_has_imagenet_for_a_word():
+    assert not [name for name in names.known() if names.plain(name) != name]
+
+
+def test_aliases_work_in_sweeps(tmp_path):
+    file = tmp_path / "old.yaml"
+    file.write_text("tasks:\n  - base: resnet50_imagenet_graph\n    grid: {select.threshold: [0.65, 0.7]}\n")
+    tasks = sweeps.load(str(file), methods.options_of, need_environment=False).tasks
+    assert [task.name for task in tasks] == [f"resnet50_imagenet_graph-threshold_{t}" for t in (0.65, 0.7)]
+    assert sweeps.find("graph_cifar10.yaml") == sweeps.find("graph_cifar10")
+
+
+def said(name: str) -> str:
+    with pytest.raises(PruneError) as error:
+        names.find(name)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "first"),
+    [
+        ("resnet50", "resnet50_"), ("graph_resnet50", "resnet50_graph"), ("mint", "resnet50_mint"),
+        ("resnet50_grahp", "resnet50_graph"), ("resnt50_mint", "resnet50_mint"), ("quikstart", "quickstart"),
+        ("cifar10_chip", "resnet56_cifar10_chip"), ("hrel", "resnet56p_cifar10_hrel"),
+    ],
+)  # fmt: skip
+def test_suggestions_weigh_words(asked, first):
+    assert f"Did you mean '{first}" in said(asked)
+
+
+def test_suggestions_know_backbone_method_and_data():
+    l1 = said("resnet50_l1")
+    assert "'resnet56_cifar10_l1'" in l1
+    assert "'resnet50_graph'" in l1
+    assert "No recipe has all of these words." in l1
+    assert "method.name=NAME" in l1
+    folders = names.near("imagefolder", names.known())[0]
+    assert "resnet18_folder_entropy" in folders
+    assert "resnet50_graph" in folders
+    assert not [name for name in folders if "cifar" in name]
+    assert all(name.startswith("resnet50_") for name in names.near("resnet50", names.known())[0])
+    assert all("resnet56_" in name for name in names.near("resnet56", names.known())[0])
+
+
+def test_where_no_recipe_is_near_the_way_to_one_is_said():
+    text = said("vit")
+    assert "Did you mean" not in text
+    assert "how to write one: docs/recipes.md" in text
+    assert "dist-prune list backbones" in text
+    assert "No recipe has 'vit'" in said("vit_mint")
