@@ -9,7 +9,13 @@ MISSED = (
 
 
 class PruneError(ValueError):
-    """An error whose text is written for the user; the command line prints it without a traceback."""
+    """An error whose text is written for the user; the command line prints it without a traceback.
+
+    Attributes:
+        code: the exit code of a command that ends with it.
+    """
+
+    code = 2
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

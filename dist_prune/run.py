@@ -20,6 +20,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # launched by path: import the package from its parent, not its modules from its folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from dist_prune.runtime import watch
+
+    watch.begin()  # the launcher may be gone before torch is imported
 
 from dist_prune import methods, recipe, stages, sweeps
 from dist_prune.errors import MISSED, PruneError
@@ -66,7 +69,7 @@ def launched(
 
     Returns: the exit code (see ``main``).
     """
-    folder: Path | None = None
+    machine: Machine | None = None
     spec: recipe.Recipe | None = None
     started = time.time()
     try:
@@ -75,7 +78,8 @@ def launched(
         stopping.listen()
         c = spec.cluster
         machine = Machine.start(c.timeout_s, c.tf32, c.deterministic, c.join_timeout_s)
-        with lock(folder) if machine.ranks.first else contextlib.nullcontext():
+        with contextlib.ExitStack() as held:
+            machine.ranks.together(lambda: held.enter_context(lock(folder)))
             try:
                 missed = act(spec, folder, machine)
             except PreemptedError:
@@ -84,15 +88,15 @@ def launched(
                 raise
         leave(machine.ranks)
     except PruneError as error:
-        return _stop(error, folder, started)
+        return _stop(error, machine, started)
     except KeyboardInterrupt:
-        return _stop(PruneError("interrupted; the same command goes on from here"), folder, started)
+        return _stop(PruneError("interrupted; the same command goes on from here"), machine, started)
     except Exception as error:
         if "deterministic" in str(error) and spec is not None and spec.cluster.deterministic:
             reason = str(error).splitlines()[0]
-            return _stop(PruneError(f"cluster.deterministic: {reason} Set it to false to go on."), folder, started)
+            return _stop(PruneError(f"cluster.deterministic: {reason} Set it to false to go on."), machine, started)
         traceback.print_exc()
-        return _stop(error, folder, started)
+        return _stop(error, machine, started)
     if missed:
         print(f"target missed: {missed} (exit code {MISSED})", file=sys.stderr, flush=True)
     return MISSED if missed else 0
@@ -114,8 +118,9 @@ def run(
         methods.find(name)  # refuses unknown ones before any work
     options = method.Options.model_validate({k: v for k, v in spec.method.items() if k != "name"})
     fixed = [name for name in method.Options.score_options() if name not in method.Options.growing_options()]
-    changed = ranks.together(lambda: claim(folder, spec.resolved(), fixed))
     tracking.check(spec.report.trackers)
+    changed = ranks.together(lambda: claim(folder, spec.resolved(), fixed))
+    machine.claimed = folder
     tracker = tracking.Tracker(ranks.first, spec.report.trackers, folder, spec.name)
     ranks.together(lambda: shutil.rmtree(folder / "errors", ignore_errors=True))
     tracker.say(f"{spec.name}: {ranks.world} process(es) on {machine.device}, results in {folder}")
@@ -137,8 +142,9 @@ def run(
     return missed
 
 
-def _stop(error: Exception, folder: Path | None, started: float) -> int:
+def _stop(error: Exception, machine: Machine | None, started: float) -> int:
     """Say what went wrong, on this rank and for the others, and leave without waiting for anyone."""
+    folder = machine.claimed if machine is not None else None  # a run directory of others stays as it is
     rank = int(os.environ.get("RANK", "0"))
     code = stopping.EXIT_CODE if isinstance(error, PreemptedError) else 2 if isinstance(error, PruneError) else 1
     text = str(error) if isinstance(error, PruneError) else f"{type(error).__name__}: {error}"

@@ -28,11 +28,15 @@ BUILD_PATIENCE_S = 900
 
 @dataclass
 class Machine:
-    """Device and ranks of this process; ``accelerator`` is None where no launcher is involved (library use)."""
+    """Device and ranks of this process; ``accelerator`` is None where no launcher is involved (library use).
+
+    ``claimed`` is the run directory that these ranks have locked and claimed: nothing is written into another one.
+    """
 
     device: torch.device
     ranks: Ranks
     accelerator: Accelerator | None = None
+    claimed: Path | None = None
 
     @classmethod
     def start(
@@ -66,7 +70,9 @@ class Machine:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.deterministic = deterministic
-        return cls(device, Ranks.of(device=device, roll=roll), accelerator)
+        ranks = Ranks.of(device=device, roll=roll)
+        ranks.timeout_s = timeout_s
+        return cls(device, ranks, accelerator)
 
     @classmethod
     def alone(cls) -> "Machine":
