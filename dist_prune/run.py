@@ -8,7 +8,6 @@ torchrun and plain python start the same file. Killed anywhere, the same command
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -26,7 +25,7 @@ if __name__ == "__main__":  # launched by path: import the package from its pare
 
 from dist_prune import methods, recipe, stages, sweeps
 from dist_prune.errors import MISSED, PruneError
-from dist_prune.ledger import canonical, claim, lock, write_atomic
+from dist_prune.ledger import canonical, claim, lock, read_json, write_atomic
 from dist_prune.runtime import stopping, tracking
 from dist_prune.runtime.collectives import RankLostError, leave, overheard
 from dist_prune.runtime.machine import Machine
@@ -166,9 +165,9 @@ def _cause(folder: Path, rank: int, started: float) -> str:
     """What the rank that failed wrote down, if it did so within a few seconds."""
     for _ in range(20):
         for file in sorted(folder.glob("errors/rank_*.json")):
-            note = json.loads(file.read_text())
-            if note["rank"] != rank and note["at"] >= started:
-                return f"\nrank {note['rank']} stopped with: {note['error']}"
+            note = read_json(file)
+            if note.get("rank", rank) != rank and note.get("at", 0) >= started:
+                return f"\nrank {note['rank']} stopped with: {note.get('error')}"
         time.sleep(0.25)
     return ""
 

@@ -4,13 +4,15 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
 import pytest
 
-from dist_prune.ledger import lock
-from tests.launch import PYTHON, RUN, SMALL, TORCHRUN, environment, report, run, start, wait_for
+from dist_prune.ledger import Ledger, claim, lock
+from dist_prune.reading import load
+from tests.launch import PYTHON, RUN, SMALL, TORCHRUN, environment, run, start, wait_for
 from tests.test_waiting import place, port
 
 LONG = (*SMALL, "train.epochs=400", "train.save_every_steps=3")
@@ -124,18 +126,21 @@ def test_a_run_without_a_launcher_outlives_its_shell(tmp_path):
 
 def test_a_refused_launch_leaves_the_run_of_others_as_it_is(tmp_path):
     folder = tmp_path / "run"
-    code, output = run(PYTHON, folder, *SMALL, "train.epochs=1", "finetune.epochs=1", "score.images=20")
-    assert code == 0, output
-    before = state(folder)
-    with lock(folder):
-        code, output = run(PYTHON, folder, *SMALL, "train.epochs=1", "finetune.epochs=1", "score.images=20")
-        assert code == 2
-        assert "another process is running in" in output
-    code, output = run(PYTHON, folder, *SMALL, "train.epochs=7")
+    code, output = run(PYTHON, folder, *SMALL, "report.trackers=[none_such]")
     assert code == 2
-    assert "belongs to another recipe" in output
-    assert state(folder) == before
-    assert report(folder)
+    assert "report.trackers: unknown tracker 'none_such'" in output
+    assert [path.name for path in folder.rglob("*")] == [".lock"]
+    spec = load("quickstart", [*SMALL, "train.epochs=7"])
+    claim(folder, spec.resolved())
+    Ledger(folder).append({"stage": "train", "fingerprint": "f", "outputs": {}})
+    (folder / "report.json").write_text("{}")
+    before = state(folder)
+    for held, said in ((lock(folder), "another process is running in"), (nullcontext(), "belongs to another recipe")):
+        with held:
+            code, output = run(PYTHON, folder, *SMALL)
+        assert code == 2
+        assert said in output
+        assert state(folder) == before, "compare would list it as not finished"
 
 
 def state(folder: Path) -> dict[str, tuple[int, int]]:
@@ -145,7 +150,7 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 @pytest.mark.slow
 def test_a_rank_that_was_stopped_says_that_it_was_late(tmp_path):
     at = port()
-    words = (*LONG, "cluster.timeout_s=8")
+    words = (*LONG, "cluster.timeout_s=10")
     ranks = [start(PYTHON, tmp_path / "run", *words, **place(rank, 2, at)) for rank in (0, 1)]
     wait_for(ranks[0], lambda: saved(tmp_path / "run"))
     ranks[1].send_signal(signal.SIGSTOP)

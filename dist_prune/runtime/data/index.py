@@ -5,11 +5,12 @@ folder ($XDG_CACHE_HOME or ~/.cache, dist_prune/). It is used again as long as n
 (their names and times of change are compared; overwriting a file in place alters neither, so delete the index then).
 """
 
+import errno
 import hashlib
 import io
 import os
+import stat
 import time
-import zipfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def index_of(root: Path, say: Say = lambda text: None) -> tuple[Index, str]:
             return found, f"{len(found.names):,} images by {place}"
     say(f"data: looking through {root} (once; its index is kept)")
     start = time.perf_counter()
-    found = scan(root)
+    found = scan(root, say)
     took = f"{len(found.names):,} images, scanned in {time.perf_counter() - start:.1f} s"
     for place in places(root):
         try:
@@ -118,14 +119,17 @@ def places(root: Path) -> tuple[Path, Path]:
     return root.with_name(f"{root.name}.index.npz"), cache / "dist_prune" / f"{root.name}-{key}.index.npz"
 
 
-def scan(root: Path) -> Index:
+def scan(root: Path, say: Say = lambda text: None) -> Index:
     """Look through all class folders (and folders in them; names that begin with a dot are left out)."""
     began = time.time_ns()
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    classes = sorted(entry.name for entry in os.scandir(root) if is_folder(entry) and not entry.name.startswith("."))
     if not classes:
         raise PruneError(f"data.root: {root} has no class folders; it needs {root}/<class>/<image>")
+    lefts: list[list[int]] = [[0] for _ in classes]
     with ThreadPoolExecutor(SCANNERS) as pool:
-        parts = list(pool.map(lambda name: _within(root, name, ()), classes))
+        parts = list(pool.map(lambda name, left: _within(root, name, (), left), classes, lefts))
+    if left := sum(count for (count,) in lefts):
+        say(f"data: {left} name(s) of images in {root} are no files (FIFO, socket, device, circular link): left out")
     empty = [name for name, (files, _) in zip(classes, parts, strict=True) if not files]
     if empty:
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
@@ -145,8 +149,11 @@ Files = list[tuple[str, int]]
 Folders = list[tuple[str, int]]
 
 
-def _within(root: Path, folder: str, above: tuple[tuple[int, int], ...]) -> tuple[Files, Folders]:
-    """(name, bytes) of the images below a folder, in order, and (name, time of change) of the folders."""
+def _within(root: Path, folder: str, above: tuple[tuple[int, int], ...], left: list[int]) -> tuple[Files, Folders]:
+    """(name, bytes) of the images below a folder, in order, and (name, time of change) of the folders.
+
+    ``left`` [n] counts what is named as an image and is no file.
+    """
     status = os.stat(root / folder)
     me = (status.st_dev, status.st_ino)
     if me in above:  # a link back up
@@ -157,23 +164,40 @@ def _within(root: Path, folder: str, above: tuple[tuple[int, int], ...]) -> tupl
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.name.lower().endswith(IMAGE_FILES) and not entry.is_dir():
-                files.append((f"{folder}/{entry.name}", _size(entry)))
-            elif entry.is_dir():
+            if is_folder(entry):
                 deeper.append(f"{folder}/{entry.name}")
+            elif entry.name.lower().endswith(IMAGE_FILES):
+                size = size_of(entry)
+                if size is None:
+                    left[0] += 1
+                else:
+                    files.append((f"{folder}/{entry.name}", size))
     files.sort()
     folders: Folders = [(folder, status.st_mtime_ns)]
     for name in sorted(deeper):
-        more, seen = _within(root, name, (*above, me))
+        more, seen = _within(root, name, (*above, me), left)
         files, folders = files + more, folders + seen
     return files, folders
 
 
-def _size(entry: os.DirEntry[str]) -> int:
+def size_of(entry: os.DirEntry[str]) -> int | None:
+    """Bytes of a file, -1 for a link to nowhere, None for what is no file: a FIFO, a socket, a device, a link in a circle.
+
+    Those are never opened: a reader of a FIFO waits for a writer that may never come.
+    """
     try:
-        return entry.stat().st_size
-    except OSError:  # a link to nowhere: listed, and reported when it is read
-        return -1
+        status = entry.stat()
+    except OSError as error:  # a link to nowhere: listed, and reported when it is read
+        return None if error.errno == errno.ELOOP else -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder; a link that leads to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def save(index: Index, place: Path) -> None:
@@ -190,6 +214,8 @@ def save(index: Index, place: Path) -> None:
 def load(place: Path) -> Index | None:
     """The index in a file; None where there is none, or it is damaged, or of another format."""
     try:
+        if not place.is_file():  # a FIFO would be waited for
+            return None
         with np.load(place, allow_pickle=False) as found:
             if int(found["format"]) != FORMAT:
                 return None
@@ -198,7 +224,7 @@ def load(place: Path) -> Index | None:
                 _split(found["folders"]), found["changed"], int(found["scanned"]),
             )  # fmt: skip
             return index if found["digest"].tobytes().decode() == index.digest else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except Exception:  # whatever damage makes the readers of npz, of zip and of zlib stumble over
         return None
 
 
