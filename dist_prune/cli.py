@@ -69,7 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
             "compare": comparing.act, "score-many": scoring.act, "ratio-curves": ratios.act,
             **launching.ACTS, **exporting.ACTS,
         }  # fmt: skip
-        with contextlib.redirect_stdout(sys.stderr) if given.json else contextlib.nullcontext():
+        quiet = given.json and given.verb != "ratio-curves"  # which prints by itself, and keeps this by itself
+        with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
             text, body, code = acts[given.verb](given)
     except PruneError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ One process, or many: ``torchrun --nproc_per_node 2 -m dist_prune.cli ratio-curv
 """
 
 import argparse
+import contextlib
 import html as escape
 import json
 import os
@@ -63,9 +64,11 @@ def act(given: argparse.Namespace) -> tuple[str, Any, int]:
         work.machine.ranks.together(lambda: write(work, found, given))
 
     def begin(spec: Recipe, folder: Path, machine: Machine) -> str:
-        run(spec, folder, machine, until="score", then=then)
-        if given.json and machine.ranks.first:  # what was said meanwhile went to stderr (cli.py)
-            print((folder / f"{_stem(given.split)}.json").read_text(), file=sys.__stdout__, flush=True)
+        # --json: what is said meanwhile goes to stderr, the result alone to stdout
+        with contextlib.redirect_stdout(sys.stderr) if given.json else contextlib.nullcontext():
+            run(spec, folder, machine, until="score", then=then)
+        if given.json and machine.ranks.first:
+            print((folder / f"{_stem(given.split)}.json").read_text(), flush=True)
         return ""
 
     return "", None, launched(choose, given.run_dir, begin)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_prune.errors import PruneError
-from dist_prune.ledger import canonical, file_digest, read_json, write_atomic
+from dist_prune.ledger import canonical, file_digest, read_json, read_text, sealed, unsealed, write_atomic
 from dist_prune.runtime import stopping
 from dist_prune.runtime.collectives import Ranks
 
@@ -101,7 +101,7 @@ class Shelf:
         for name in names:
             digests[name] = file_digest(run / name)
             link(run / name, new / name)
-        write_atomic(new / "line.json", canonical({"facts": facts, "outputs": digests, "run": str(run)}))
+        write_atomic(new / "line.json", sealed({"facts": facts, "outputs": digests, "run": str(run)}))
         try:
             new.rename(self.place(key))
         except OSError:
@@ -116,7 +116,9 @@ class Shelf:
     def take(self, key: str, run: Path) -> dict[str, Any]:
         """Link the artifacts into ``run``; returns ``line.json``. PruneError where they were altered."""
         place = self.place(key)
-        line = read_json(place / "line.json")
+        line = unsealed(read_text(place / "line.json")) or {}
+        if not {"facts", "outputs", "run"} <= line.keys():
+            line = {}
         for name, wanted in line.get("outputs", {}).items():
             if not (place / name).is_file() or file_digest(place / name) != wanted:
                 line = {}

@@ -181,7 +181,7 @@ def _within(root: Path, folder: str, above: tuple[tuple[int, int], ...], left: l
 
 
 def size_of(entry: os.DirEntry[str]) -> int | None:
-    """Bytes of a file, -1 for a link to nowhere, None for what is no file: a FIFO, a socket, a device, a link in a circle.
+    """Bytes of a file, -1 for a link to nowhere, None for what is no file: FIFO, socket, device, circular link.
 
     Those are never opened: a reader of a FIFO waits for a writer that may never come.
     """
