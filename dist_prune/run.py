@@ -19,8 +19,11 @@ from pathlib import Path
 
 if __name__ == "__main__":  # launched by path: import the package from its parent, not its modules from its folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import signal
+
     from dist_prune.runtime import watch
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run listens there is nothing to save, and nothing to show
     watch.begin()  # the launcher may be gone before torch is imported
 
 from dist_prune import methods, recipe, stages, sweeps
