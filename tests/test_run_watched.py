@@ -136,6 +136,8 @@ def test_a_refused_launch_leaves_the_run_of_others_as_it_is(tmp_path):
     claim(folder, spec.resolved())
     Ledger(folder).append({"stage": "train", "fingerprint": "f", "outputs": {}})
     (folder / "report.json").write_text("{}")
+    with lock(folder):  # as the run that made it did
+        pass
     before = state(folder)
     for held, said in ((lock(folder), "another process is running in"), (nullcontext(), "belongs to another recipe")):
         with held:
