@@ -57,7 +57,7 @@ def test_who_is_missing_among_many(tmp_path):
     """Ranks 0, 2 and 3 of 20 came: the first missing ones are named, the rest counted."""
     import torch.distributed as dist
 
-    store = dist.FileStore(str(tmp_path / "store"), 20)
+    store = dist.FileStore(str(tmp_path / "store"), 20)  # pyright: ignore[reportPrivateImportUsage]
     for rank in (2, 3):
         Roll(store, rank, 20).write("here")
 
@@ -143,7 +143,7 @@ def meeting(folder: Path) -> tuple[socket.socket, int, object]:
     import torch.distributed as dist
 
     server = socket.create_server(("127.0.0.1", 0))
-    return server, server.getsockname()[1], dist.FileStore(str(folder / "store"), 2)
+    return server, server.getsockname()[1], dist.FileStore(str(folder / "store"), 2)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def test_a_rank_of_an_earlier_launch_does_not_join_the_next(tmp_path):
