@@ -4,7 +4,9 @@ run.py does the work.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,16 +75,30 @@ def main(arguments: list[str] | None = None) -> int:
             **launching.ACTS, **exporting.ACTS,
         }  # fmt: skip
         _check_places(given)
-        text, body, code = acts[given.verb](given)
+        quiet = given.json and given.verb != "ratio-curves"  # which prints by itself, and keeps this by itself
+        with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
+            text, body, code = acts[given.verb](given)
     except PruneError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.code
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read what is said meanwhile has gone
+        return _unheard(1)
     try:
         if body is not None:  # ratio-curves has said it, on the first of its processes
             print(json.dumps(body, indent=1) if given.json else text)
         sys.stdout.flush()
     except BrokenPipeError:  # dist-prune list backbones | head
-        sys.stderr.close()
+        return _unheard(code)
+    return code
+
+
+def _unheard(code: int) -> int:
+    """Nobody reads stdout any more: what is left in its buffer goes nowhere, also at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
 
 

@@ -18,7 +18,12 @@ class PruneError(ValueError):
     """An error whose text is written for the user; the command line prints it without a traceback.
 
     A word of more than 200 characters is some value that was given (a path, a name): its beginning says enough.
+
+    Attributes:
+        code: the exit code of a command that ends with it.
     """
+
+    code = 2
 
     def __init__(self, *parts: Any):
         super().__init__(*(_cut(part) if isinstance(part, str) else part for part in parts))

@@ -6,16 +6,18 @@ unchanged.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -39,6 +41,26 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_text(path: Path) -> str:
+    """The text of a file of ours; "" where it is missing, unreadable, or something else (a folder, a link to itself).
+
+    Bytes that are no UTF-8 become marks that nothing of ours is equal to. A FIFO or a device is not opened.
+    """
+    try:
+        return path.read_text(errors="replace") if path.is_file() else ""
+    except OSError:
+        return ""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file of ours; {} where it is missing or damaged in any way."""
+    try:
+        body = json.loads(read_text(path))
+    except (ValueError, RecursionError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write under a temporary name, flush to the disk, rename: the old file stays whole until the new one is.
 
@@ -49,7 +71,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with open_new(temporary) as file:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
@@ -86,12 +108,40 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+def open_new(path: Path) -> IO[bytes]:
+    """A file for writing that is made here, whatever lay there before: a planted link is removed, not followed."""
+    for _ in range(3):
+        with contextlib.suppress(FileExistsError):
+            return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o666), "wb")
+        path.unlink(missing_ok=True)
+    raise FileExistsError(errno.EEXIST, "something else makes it again and again", str(path))
+
+
+def open_plain(path: Path, flags: int) -> IO[bytes]:
+    """A regular file, made where it is missing, unbuffered; OSError for a link, a FIFO, a device, a folder."""
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | flags, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, f"{path.name} is a symbolic link, which is not followed") from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, f"{path.name} is no regular file")
+    return os.fdopen(handle, "a+b" if flags & os.O_APPEND else "r+b", buffering=0)
+
+
+def open_append(path: Path) -> IO[bytes]:
+    """``open_plain`` to read and to append to."""
+    return open_plain(path, os.O_RDWR | os.O_APPEND)
+
+
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """One run at a time in a run directory; PruneError where another process works there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
+        file = open_append(folder / ".lock")
     except OSError as error:
         raise PruneError(f"--run-dir: {folder} cannot be used: {error.strerror or error}") from error
     with file:
@@ -117,14 +167,11 @@ class Ledger:
 
     def lines(self) -> list[dict[str, Any]]:
         """Every line that was written whole; a line cut off by a crash is left out."""
-        if not self.file.exists():
-            return []
         out = []
-        for text in self.file.read_text(errors="replace").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                line = json.loads(text)
-                if isinstance(line, dict) and {"stage", "fingerprint", "outputs"} <= line.keys():
-                    out.append(line)
+        for text in read_text(self.file).splitlines():
+            line = unsealed(text)
+            if line is not None and _well_formed(line):
+                out.append(line)
         return out
 
     def last(self, stage: str) -> dict[str, Any] | None:
@@ -138,7 +185,10 @@ class Ledger:
             return None
         for name, wanted in line["outputs"].items():
             path = self.folder / name
-            if not path.is_file() or file_digest(path) != wanted:
+            try:
+                if not path.is_file() or file_digest(path) != wanted:
+                    return None
+            except OSError:  # unreadable: as good as not there
                 return None
         return line
 
@@ -149,24 +199,57 @@ class Ledger:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add a finished stage."""
-        append_lines(self.file, [canonical({**line, "at": round(time.time(), 3)})])
+        append_lines(self.file, [sealed({**line, "at": round(time.time(), 3)})])
+
+
+def _well_formed(line: Mapping[str, Any]) -> bool:
+    """Whether a line of the ledger has the fields that are read of it, of their types."""
+    outputs = line.get("outputs")
+    return (
+        isinstance(line.get("stage"), str)
+        and isinstance(line.get("fingerprint"), str)
+        and isinstance(outputs, dict)
+        and all(isinstance(value, str) for value in outputs.values())
+        and all(isinstance(line.get(key, {}), dict) for key in ("facts", "outside"))
+        and isinstance(line.get("events", []), list)
+    )
+
+
+def sealed(line: Mapping[str, Any]) -> str:
+    """A line of JSON with its own digest in it."""
+    return canonical({**line, "sum": digest(canonical(dict(line)))[:16]})
+
+
+def unsealed(text: str) -> dict[str, Any] | None:
+    """What ``sealed`` was given, or a line without a digest; None where it is no mapping, cut off or altered."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict):
+        return None
+    found = line.pop("sum", None)
+    return line if found is None or found == digest(canonical(line))[:16] else None
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
     """Append whole lines and see them to the disk; a line that a crash cut off before is left behind on its own."""
-    size = path.stat().st_size if path.exists() else 0
-    text = "".join(line + "\n" for line in lines)
+    text, size = "".join(line + "\n" for line in lines), -1
     try:
-        with path.open("a+b") as file:
+        with open_append(path) as file:
+            size = os.fstat(file.fileno()).st_size
             if size:
                 file.seek(size - 1)
                 text = text if file.read(1) == b"\n" else "\n" + text
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
+            try:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(file.fileno(), size)
+                raise
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.truncate(path, size)
         raise PruneError(f"could not append to {path}: {error.strerror or error}") from error
 
 

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dist_prune.errors import PruneError
 from dist_prune.pruning.channels import Site
 from dist_prune.pruning.probe import taps
 from dist_prune.pruning.statistic import Statistic, Tally, gradients
 from dist_prune.pruning.units import folded
-from dist_prune.runtime import checkpoint
+from dist_prune.runtime import checkpoint, keeping
 from dist_prune.runtime.collectives import Ranks
 
 
@@ -91,18 +90,16 @@ class Observation:
         file = self.file
         if file is not None:
             meta = {"identity": self.key, "micro_batches": done}
-            self.ranks.together(lambda: checkpoint.save(file, self.merged.flat(), meta))
+            self.ranks.together(lambda: checkpoint.save_sealed(file, self.merged.flat(), meta))
 
     def load(self, say: Callable[[str], None]) -> int:
         """Micro-batches that the file already holds of this observation; 0 where there is none of this kind."""
-        if self.file is None or not self.ranks.from_first(self.file.exists()):
-            return 0
-        try:
-            tables, meta = checkpoint.read(self.file)
-        except PruneError:
+
+        def damaged() -> None:
             say(f"  score: {self.file} is damaged and left aside; scoring starts over")
-            return 0
-        if meta.get("identity") != self.key:
+
+        tables, meta = keeping.reread(self.file, self.key, self.ranks, damaged)
+        if not meta:
             return 0
         self.merged.load(tables)
         return int(meta["micro_batches"])

@@ -8,7 +8,6 @@ torchrun and plain python start the same file. Killed anywhere, the same command
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -20,11 +19,17 @@ from pathlib import Path
 
 if __name__ == "__main__":  # launched by path: import the package from its parent, not its modules from its folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import signal
+
+    from dist_prune.runtime import watch
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run listens there is nothing to save, and nothing to show
+    watch.begin()  # the launcher may be gone before torch is imported
 
 from dist_prune import lastword, methods, recipe, stages, sweeps
 from dist_prune.errors import MISSED, PruneError
 from dist_prune.folders import clear_leftovers, run_folder
-from dist_prune.ledger import canonical, claim, lock, write_atomic
+from dist_prune.ledger import canonical, claim, lock, read_json, write_atomic
 from dist_prune.runtime import meeting, stopping, tracking
 from dist_prune.runtime.collectives import RankLostError, leave, overheard
 from dist_prune.runtime.machine import Machine
@@ -75,7 +80,7 @@ def launched(
 
     Returns: the exit code (see ``main``).
     """
-    folder: Path | None = None
+    machine: Machine | None = None
     spec: recipe.Recipe | None = None
     started = time.time()
     lastword.forget()
@@ -85,7 +90,8 @@ def launched(
         stopping.listen()
         c = spec.cluster
         machine = Machine.start(c.timeout_s, c.tf32, c.deterministic, c.join_timeout_s)
-        with lock(folder) if machine.ranks.first else contextlib.nullcontext():
+        with contextlib.ExitStack() as held:
+            machine.ranks.together(lambda: held.enter_context(lock(folder)))
             try:
                 missed = act(spec, folder, machine)
             except PreemptedError:
@@ -94,15 +100,15 @@ def launched(
                 raise
         leave(machine.ranks)
     except PruneError as error:
-        return _stop(error, folder, started)
+        return _stop(error, machine, started)
     except KeyboardInterrupt:
-        return _stop(PruneError("interrupted; the same command goes on from here"), folder, started)
+        return _stop(PruneError("interrupted; the same command goes on from here"), machine, started)
     except Exception as error:
         if "deterministic" in str(error) and spec is not None and spec.cluster.deterministic:
             reason = str(error).splitlines()[0]
-            return _stop(PruneError(f"cluster.deterministic: {reason} Set it to false to go on."), folder, started)
+            return _stop(PruneError(f"cluster.deterministic: {reason} Set it to false to go on."), machine, started)
         traceback.print_exc()
-        return _stop(error, folder, started)
+        return _stop(error, machine, started)
     if missed:
         text = f"target missed: {missed} (exit code {MISSED})"
         print(text, file=sys.stderr, flush=True)
@@ -126,10 +132,11 @@ def run(
         methods.find(name)  # refuses unknown ones before any work
     options = method.Options.model_validate({k: v for k, v in spec.method.items() if k != "name"})
     fixed = [name for name in method.Options.score_options() if name not in method.Options.growing_options()]
+    tracking.check(spec.report.trackers)
     changed = ranks.together(lambda: claim(folder, spec.written(), fixed, spec.resolved()))
     meeting.same_folder(folder, ranks)
+    machine.claimed = folder
     ranks.together(lambda: clear_leftovers(folder))
-    tracking.check(spec.report.trackers)
     tracker = tracking.Tracker(ranks.first, spec.report.trackers, folder, spec.name)
     ranks.together(lambda: shutil.rmtree(folder / "errors", ignore_errors=True))
     tracker.say(f"{spec.name}: {ranks.world} process(es) on {machine.device}, results in {folder}")
@@ -151,8 +158,9 @@ def run(
     return missed
 
 
-def _stop(error: Exception, folder: Path | None, started: float) -> int:
+def _stop(error: Exception, machine: Machine | None, started: float) -> int:
     """Say what went wrong, on this rank and for the others, and leave without waiting for anyone."""
+    folder = machine.claimed if machine is not None else None  # a run directory of others stays as it is
     rank = _rank()
     code = stopping.EXIT_CODE if isinstance(error, PreemptedError) else 2 if isinstance(error, PruneError) else 1
     text = str(error) if isinstance(error, PruneError) else f"{type(error).__name__}: {error}"
@@ -179,9 +187,9 @@ def _cause(folder: Path, rank: int, started: float) -> str:
     """What the rank that failed wrote down, if it did so within a few seconds."""
     for _ in range(20):
         for file in sorted(folder.glob("errors/rank_*.json")):
-            note = json.loads(file.read_text())
-            if note["rank"] != rank and note["at"] >= started:
-                return f"\nrank {note['rank']} stopped with: {note['error']}"
+            note = read_json(file)
+            if note.get("rank", rank) != rank and note.get("at", 0) >= started:
+                return f"\nrank {note['rank']} stopped with: {note.get('error')}"
         time.sleep(0.25)
     return ""
 

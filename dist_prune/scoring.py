@@ -24,6 +24,7 @@ def act(given: argparse.Namespace) -> tuple[str, Any, int]:
     """Train or load the dense network, score, prune by each method, evaluate; the table."""
     from dist_prune.ledger import lock
     from dist_prune.run import run
+    from dist_prune.runtime import stopping
     from dist_prune.runtime.machine import Machine
 
     names = [name for name in given.methods.split(",") if name]
@@ -32,6 +33,7 @@ def act(given: argparse.Namespace) -> tuple[str, Any, int]:
     words = [*given.overrides, f"score.many=[{','.join(names)}]"]
     spec = reading.load(given.recipe, words, methods.options_of)
     folder = run_folder(given.run_dir, f"runs/{spec.name}")
+    stopping.listen()
     machine = Machine.start(spec.cluster.timeout_s, spec.cluster.tf32, spec.cluster.deterministic)
     if machine.ranks.world > 1:
         raise PruneError("score-many is one process; start run.py with score.many=[...] on many")

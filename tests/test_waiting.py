@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from dist_prune.errors import PruneError
+from dist_prune.runtime import watch
 from dist_prune.runtime.roll import Roll
 from tests.launch import PYTHON, SMALL, report, run, start
 
@@ -55,10 +57,9 @@ def test_who_is_missing_among_many(tmp_path):
     """Ranks 0, 2 and 3 of 20 came: the first missing ones are named, the rest counted."""
     import torch.distributed as dist
 
-    store = dist.FileStore(str(tmp_path / "store"), 20)
+    store = dist.FileStore(str(tmp_path / "store"), 20)  # pyright: ignore[reportPrivateImportUsage]
     for rank in (2, 3):
         Roll(store, rank, 20).write("here")
-    from dist_prune.errors import PruneError
 
     with pytest.raises(PruneError) as caught:
         environment = {**place(0, 20, 1), "RANK": "0"}
@@ -151,3 +152,63 @@ def test_a_taken_port_and_an_interface_that_is_not_there_end_a_start(tmp_path):
     assert code == 2, output
     assert "error on rank 0: GLOO_SOCKET_IFNAME is 'nowhere0', and " in output
     assert "Traceback" not in output
+
+
+def meeting(folder: Path) -> tuple[socket.socket, int, object]:
+    """A place where somebody answers, and the store of the ranks that meet there."""
+    import torch.distributed as dist
+
+    server = socket.create_server(("127.0.0.1", 0))
+    return server, server.getsockname()[1], dist.FileStore(str(folder / "store"), 2)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def test_a_rank_of_an_earlier_launch_does_not_join_the_next(tmp_path):
+
+    server, at, store = meeting(tmp_path)
+    with server:
+        Roll(store, 0, 2, "launch new").come()
+        with pytest.raises(PruneError, match=r"belongs to another launch \(launch old\) than the first rank"):
+            Roll.call({**place(1, 2, at), "DIST_PRUNE_LAUNCH": "old"}, 20, lambda *_: store)
+        with pytest.raises(PruneError, match="belongs to another launch"):
+            Roll.call(place(1, 2, at), 20, lambda *_: store)
+        found = Roll.call({**place(1, 2, at), "DIST_PRUNE_LAUNCH": "new"}, 20, lambda *_: store)
+    assert found is not None
+    assert found.who(1).startswith(f"rank 1 (process {os.getpid()} ")
+
+
+def test_two_processes_of_one_number_are_told_apart(tmp_path):
+    """Where nothing names the launch, at least nobody takes another one's place in silence."""
+
+    server, at, store = meeting(tmp_path)
+    with server:
+        Roll(store, 0, 2).come()
+        store.set("dist_prune///here/1", '{"host": "elsewhere", "pid": 7}')  # type: ignore[attr-defined]
+        with pytest.raises(PruneError, match=r"is here twice: rank 1 \(process 7 on elsewhere\) came first"):
+            Roll.call(place(1, 2, at), 5, lambda *_: store)
+
+
+def test_torchrun_starts_its_processes_again_on_the_same_store(tmp_path):
+    """Its store outlives them: the second attempt does not read the first one's roll."""
+    server, at, store = meeting(tmp_path)
+    more = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "x"}
+    for attempt in ("0", "1"):
+        environment = {**place(0, 2, at), **more, "TORCHELASTIC_RESTART_COUNT": attempt}
+        name = watch.launch(environment)
+        if attempt == "0":
+            Roll(store, 1, 2, name, attempt).come()
+            assert Roll.call(environment, 20, lambda *_: store) is not None
+        else:
+            with pytest.raises(PruneError, match="rank 1 of 2 did not come"):
+                Roll.call(environment, 0.5, lambda *_: store)
+    server.close()
+
+
+def test_what_a_launch_is_called():
+    one = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}
+    assert watch.launch({}) == ""
+    assert watch.launch(one) == "", "two machines, and nothing that both know"
+    assert watch.launch({**one, "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}) == "job 7.2"
+    assert watch.launch({**one, "TORCHELASTIC_RUN_ID": "abc", "DIST_PRUNE_LAUNCH": "x"}) == "launch x, run abc"
+    here = watch.launch({**one, "WORLD_SIZE": "2"})
+    assert here == watch.launch({**one, "WORLD_SIZE": "2"})
+    assert here.startswith(f"launcher {os.getppid()} since ")

@@ -1,7 +1,9 @@
 """Weights and training states on disk: safetensors, written atomically, read without unpickling."""
 
 import argparse
+import hashlib
 import json
+import os
 import pathlib
 import pickle
 import re
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.errors import PruneError, shown
-from dist_prune.ledger import write_atomic
+from dist_prune.ledger import canonical, write_atomic
 from dist_prune.runtime import wrappings
 
 TORCH = (b"PK\x03\x04", b"\x80\x02")  # what torch's files begin with: a zip archive, or (before 1.6) a pickle
@@ -38,9 +40,34 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | No
     write_atomic(path, encode(tensors, meta))
 
 
+def save_sealed(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """``save`` for what has no proof beside it: a digest of tensors and meta goes into the meta."""
+    plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    save(path, plain, {**meta, "seal": _seal(plain, meta)})
+
+
+def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What ``save_sealed`` wrote; PruneError where a bit of it is another."""
+    tensors, meta = read(path)
+    if meta.get("seal") != _seal(tensors, {key: value for key, value in meta.items() if key != "seal"}):
+        raise PruneError(f"{path} is damaged: its digest is not that of its content")
+    return tensors, meta
+
+
+def _seal(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
+    found = hashlib.sha256(canonical(dict(meta)).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and meta of a safetensors file; PruneError where it is damaged."""
+    """Tensors and meta of a safetensors file; PruneError where it is damaged, or no file."""
     try:
+        if not path.is_file():  # a FIFO would be waited for, a folder be no SafetensorError
+            raise OSError("it is no file" if os.path.lexists(path) else "it is not there")
         with safetensors.safe_open(path, "pt") as file:  # type: ignore[attr-defined]
             meta = json.loads((file.metadata() or {}).get("meta", "{}"))
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict

@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from dist_prune.errors import PruneError
 from dist_prune.runtime.roll import Roll, few
+from dist_prune.runtime.watch import stood_still
 
 T = TypeVar("T")
 _OPS = {"sum": "SUM", "rows": "SUM", "max": "MAX", "min": "MIN"}
@@ -40,6 +42,8 @@ class Ranks:
         roll: who is here, or None where nobody called the roll.
         control: a group of the same processes whose collectives take tensors on the CPU, or None: plain numbers go
             through it, so that no device is waited for.
+        timeout_s: for which others wait for this rank.
+        heard: when the last of its collectives ended.
     """
 
     rank: int = 0
@@ -49,6 +53,8 @@ class Ranks:
     volume: dict[str, tuple[int, int]] = field(default_factory=dict)
     roll: Roll | None = None
     control: Any = None
+    timeout_s: float = 0.0
+    heard: float = 0.0
 
     @classmethod
     def of(cls, group: Any = None, device: torch.device | None = None, roll: Roll | None = None) -> "Ranks":
@@ -175,6 +181,7 @@ class Ranks:
         self.count(what, size)
         try:
             call()
+            self.heard = time.monotonic()
         except RuntimeError as error:
             raise lost(self, what, error) from error
 
@@ -206,6 +213,13 @@ def lost(ranks: Ranks, what: str, error: Exception) -> RankLostError:
         reason = "the connection was closed at the other end"
     else:
         reason = text[:200]
+    late = stood_still(ranks.heard)
+    if late > ranks.timeout_s > 0:
+        return RankLostError(
+            f"rank {ranks.rank} of {ranks.world} was late for a '{what}': this process stood still for {late:.0f} s "
+            "(stopped, suspended, or without a processor), and the others did not wait for it any longer. "
+            "Run the same command again to resume: what was saved is intact."
+        )
     return RankLostError(
         f"rank {ranks.rank} of {ranks.world} waited for the others in a '{what}' and lost them: {reason}."
         f"{_missing(ranks)} Run the same command again to resume: what was saved is intact."

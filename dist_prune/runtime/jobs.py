@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dist_prune.errors import PruneError
-from dist_prune.runtime import checkpoint, stopping
+from dist_prune.runtime import checkpoint, keeping, stopping
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.record import Record
 from dist_prune.runtime.stopping import PreemptedError
@@ -46,7 +45,7 @@ def shared(
         mine.clear()
         if place is not None and results and all(isinstance(result, Tensor) for result in results.values()):
             tables = {str(number): result for number, result in results.items()}
-            ranks.together(lambda: checkpoint.save(place, tables, {"identity": key}))
+            ranks.together(lambda: checkpoint.save_sealed(place, tables, {"identity": key}))
 
     rounds, reason = range(0, len(missing), ranks.world), ""
     for start in bar(rounds, len(rounds)):
@@ -118,13 +117,7 @@ def recorded(
 
 def _read(file: Path | None, key: str, ranks: Ranks) -> dict[int, Any]:
     """The kept results of these very jobs, by number."""
-    if file is None or not ranks.from_first(file.exists()):
-        return {}
-    try:
-        tables, meta = checkpoint.read(file)
-    except PruneError:
-        return {}
-    return {int(number): table for number, table in tables.items()} if meta.get("identity") == key else {}
+    return {int(number): table for number, table in keeping.reread(file, key, ranks)[0].items()}
 
 
 def on_cpu(value: Any) -> Any:

@@ -1,7 +1,9 @@
 """The state of a long computation on disk, the same on all ranks, so that a stopped run goes on inside it."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -25,14 +27,28 @@ def kept(file: Path | None, identity: str, tables: Mapping[str, Tensor] | None, 
     """
     if tables is not None:
         if file is not None:
-            ranks.together(lambda: checkpoint.save(file, tables, {"identity": identity}))
+            ranks.together(lambda: checkpoint.save_sealed(file, tables, {"identity": identity}))
         if stopping.poll(ranks)[0]:
             raise stopping.leave("while scoring, inside a kept computation")
         return dict(tables)
-    if file is None or not ranks.from_first(file.exists()):
-        return {}
-    try:
-        found, meta = checkpoint.read(file)
-    except PruneError:
-        return {}
-    return found if meta.get("identity") == identity else {}
+    return reread(file, identity, ranks)[0]
+
+
+def reread(
+    file: Path | None, identity: str, ranks: Ranks, damaged: Callable[[], None] = lambda: None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tables and meta of a file, the same on all ranks; {} twice where it is missing, damaged, or of another identity.
+
+    A flipped bit among the numbers is damage too; ``damaged`` is called for it.
+    """
+    if file is None:
+        return {}, {}
+    tables, meta, there = {}, {}, os.path.lexists(file)
+    if there:
+        try:
+            tables, meta = checkpoint.read_sealed(file)
+        except PruneError:
+            damaged()
+    mine = str(meta.get("seal", "")) if meta.get("identity") == identity else ""
+    seals = set(ranks.gather(mine))  # all ranks read the same, or nothing
+    return (tables, meta) if seals == {mine} and mine else ({}, {})

@@ -37,12 +37,14 @@ class Machine:
     Attributes:
         accelerator: None where no launcher is involved (library use).
         overridden: a line for each setting of the launcher that the recipe overrules.
+        claimed: the run directory that these ranks have locked and claimed: nothing is written into another one.
     """
 
     device: torch.device
     ranks: Ranks
     accelerator: Accelerator | None = None
     overridden: tuple[str, ...] = ()
+    claimed: Path | None = None
 
     @classmethod
     def start(
@@ -90,6 +92,7 @@ class Machine:
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.deterministic = deterministic
         ranks = Ranks.of(device=device, roll=roll)
+        ranks.timeout_s = timeout_s
         ranks.connect(timeout_s)
         found = cls(device, ranks, accelerator, tuple(overridden))
         if found.ranks.first:

@@ -1,12 +1,11 @@
 """A lasting record of small results: JSON lines that are only ever appended, each with what it belongs to."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from dist_prune.errors import PruneError
-from dist_prune.ledger import append_lines, canonical
+from dist_prune.ledger import append_lines, canonical, read_text, sealed, unsealed
 from dist_prune.runtime.collectives import Ranks
 
 
@@ -20,14 +19,11 @@ class Record:
     def _read(self) -> dict[str, Any]:
         """Whole lines of this identity; one that a crash cut off is left out."""
         found: dict[str, Any] = {}
-        if self.file is None or not self.file.exists():
+        if self.file is None:
             return found
-        for text in self.file.read_text(errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(line, dict) and line.get("of") == self.identity and {"job", "result"} <= line.keys():
+        for text in read_text(self.file).splitlines():
+            line = unsealed(text)
+            if line is not None and line.get("of") == self.identity and {"job", "result"} <= line.keys():
                 found[canonical(line["job"])] = line["result"]
         return found
 
@@ -42,7 +38,7 @@ class Record:
         found = list(results)
         self._known |= {canonical(job): result for job, result in found}
         if self.file is not None and found:
-            lines = [canonical({"of": self.identity, "job": job, "result": result}) for job, result in found]
+            lines = [sealed({"of": self.identity, "job": job, "result": result}) for job, result in found]
             self.ranks.together(lambda: self._append(lines))
 
     def _append(self, lines: list[str]) -> None:

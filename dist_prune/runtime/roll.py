@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dist_prune.errors import PruneError, nearest
+from dist_prune.runtime import watch
 
 T = TypeVar("T")
 LOOK_S = 0.2  # between two looks at the roll
@@ -31,6 +32,8 @@ class Roll:
     store: Any
     rank: int
     world: int
+    launch: str = ""  # what this launch is called, see watch.launch
+    attempt: str = ""  # torchrun's store outlives the processes that it starts again
 
     @classmethod
     def call(
@@ -44,7 +47,9 @@ class Roll:
             store: opens the store by address, port, number of ranks, and whether it is served here.
 
         Raises:
-            PruneError: someone did not come within ``patience_s`` seconds; it says who.
+            PruneError: someone did not come within ``patience_s`` seconds; it says who. Or this process is of another
+                launch than the first rank, or its number is taken.
+            PreemptedError: asked to stop while it waited.
         """
         rank, world = int(environment.get("RANK") or 0), int(environment.get("WORLD_SIZE") or 1)
         place, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT")
@@ -57,8 +62,10 @@ class Roll:
         meeting = _MEETING.format(place=place, port=port)
 
         def come() -> tuple["Roll", list[int], list[str]]:
-            found = cls(store(place, int(port), world, not rank and not hosted), rank, world)
-            found.write("here")
+            attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "") if hosted else ""
+            launch = watch.launch(environment)
+            found = cls(store(place, int(port), world, not rank and not hosted), rank, world, launch, attempt)
+            found.come()
             absent = found.without("here", deadline)
             return found, absent, [found.who(n) for n in range(world) if n not in absent] if absent else []
 
@@ -88,24 +95,65 @@ class Roll:
         except (RuntimeError, TimeoutError):
             return ["rank 0 or its launcher, which keep the roll"]
 
+    def come(self) -> None:
+        """Write this rank down; PruneError where another process has its number."""
+        if not self.rank:
+            self.store.set("dist_prune/launch", json.dumps(self.launch))
+        mine = self._note()
+        there = self.store.compare_set(self._key(f"here/{self.rank}"), "", mine).decode()
+        if there != mine:
+            raise PruneError(
+                f"rank {self.rank} of {self.world} is here twice: {self.who(self.rank)} came first, this is process "
+                f"{os.getpid()} on {socket.gethostname()}. One of them is left over from an earlier launch: end it and "
+                "start again. DIST_PRUNE_LAUNCH, set to another value at each launch, keeps launches apart"
+            )
+        self._count("here")
+
     def write(self, word: str) -> None:
         """This rank's line under ``word``."""
-        note = {"host": socket.gethostname(), "pid": os.getpid()}
-        self.store.set(f"dist_prune/{word}/{self.rank}", json.dumps(note))
-        if self.store.add(f"dist_prune/{word}", 1) == self.world:
-            self.store.set(f"dist_prune/{word}/all", "")
+        self.store.set(self._key(f"{word}/{self.rank}"), self._note())
+        self._count(word)
+
+    def _note(self) -> str:
+        return json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+
+    def _count(self, word: str) -> None:
+        if self.store.add(self._key(word), 1) == self.world:
+            self.store.set(self._key(f"{word}/all"), "")
+
+    def _key(self, word: str) -> str:
+        return f"dist_prune/{self.launch}/{self.attempt}/{word}"
 
     def without(self, word: str, deadline: float) -> list[int]:
-        """The ranks that have written nothing under ``word`` when all have or the time is over."""
-        while not self.store.check([f"dist_prune/{word}/all"]):
+        """The ranks that have written nothing under ``word`` when all have or the time is over.
+
+        Raises:
+            PruneError: the first rank is of another launch.
+            PreemptedError: asked to stop, before anything was begun.
+        """
+        while not self.store.check([self._key(f"{word}/all")]):
+            if word == "here":
+                self._same_launch()
+                _heed(self.rank, self.world)
             if time.monotonic() > deadline:
-                return [n for n in range(self.world) if not self.store.check([f"dist_prune/{word}/{n}"])]
+                return [n for n in range(self.world) if not self.store.check([self._key(f"{word}/{n}")])]
             time.sleep(LOOK_S)
         return []
 
+    def _same_launch(self) -> None:
+        if not self.rank or not self.store.check(["dist_prune/launch"]):
+            return
+        there = json.loads(self.store.get("dist_prune/launch"))
+        if there != self.launch:
+            raise PruneError(
+                f"rank {self.rank} of {self.world} (process {os.getpid()} on {socket.gethostname()}) belongs to "
+                f"another launch ({self.launch or 'without a name'}) than the first rank ({there or 'no name'}): "
+                "it was left over, or two launches use one MASTER_PORT. It leaves; the other launch goes on without it"
+            )
+
     def who(self, rank: int) -> str:
         """A rank, its process and its machine."""
-        note = json.loads(self.store.get(f"dist_prune/here/{rank}"))
+        note = json.loads(self.store.get(self._key(f"here/{rank}")))
         return f"rank {rank} (process {note['pid']} on {note['host']})"
 
 
@@ -121,7 +169,16 @@ def _reach(place: str, port: int, deadline: float, rank: int, world: int, patien
                 seen = f"rank {rank} finds nobody at {place}:{port} ({error.strerror or error})"
                 meeting = _MEETING.format(place=place, port=port)
                 raise PruneError(f"rank 0 of {world} did not come within {within}: {seen}. {meeting}") from error
+            _heed(rank, world)
             time.sleep(LOOK_S)
+
+
+def _heed(rank: int, world: int) -> None:
+    if watch.asked():
+        raise watch.PreemptedError(
+            f"stopped by {watch.by_whom()} while rank {rank} of {world} waited for the others; nothing was begun, and "
+            f"the same command starts anew (exit code {watch.EXIT_CODE})"
+        )
 
 
 def _within(seconds: float, act: Callable[[], T]) -> T:

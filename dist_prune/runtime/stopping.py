@@ -1,4 +1,4 @@
-"""Asked to stop: SIGUSR1 and SIGTERM set a flag, every loop polls it, all ranks agree before anyone leaves."""
+"""Asked to stop: SIGUSR1, SIGTERM and Ctrl-C set a flag, every loop polls it, all ranks agree before anyone leaves."""
 
 import contextlib
 import ctypes
@@ -6,38 +6,34 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Sequence
-from types import FrameType
 
-from dist_prune.errors import PruneError
+from dist_prune.runtime import watch
 from dist_prune.runtime.collectives import Ranks
+from dist_prune.runtime.watch import EXIT_CODE, GRACE_S, PreemptedError
 
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-GRACE_S = 30  # as long as torchrun waits between SIGTERM and SIGKILL
+__all__ = ["EXIT_CODE", "GRACE_S", "SIGNALS", "PreemptedError", "asked", "deafen", "leave", "listen", "poll"]
+
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 PR_SET_PDEATHSIG = 1  # Linux: a signal to this process when its parent ends
-EXIT_CODE = 75  # sysexits' EX_TEMPFAIL: nothing is wrong, start the same command again
 
-_received: list[int] = []
-
-
-class PreemptedError(PruneError):
-    """The run was asked to stop and has saved what it had; the same command goes on from there."""
+_received = watch.received
 
 
 def listen() -> None:
-    """Let the signals set the flag instead of ending this process."""
-    _received.clear()
-    for number in SIGNALS:
-        signal.signal(number, _note)
+    """Let the signals set the flag instead of ending this process; a second Ctrl-C ends it at once."""
+    watch.listen(SIGNALS)
 
 
 def deafen(_worker: int = 0) -> None:
     """For loader workers: a scheduler signals the whole process group, and they have to serve until the run has saved.
 
-    SIGUSR1 is ignored; SIGTERM ends them after GRACE_S (it is also how a process that exits ends its children). They
-    end with their run in any case, also where it is killed.
+    SIGUSR1 and SIGINT are ignored; SIGTERM ends them after GRACE_S (it is also how a process that exits ends its
+    children). They end with their run in any case, also where it is killed.
     """
     end_with_parent()
+    signal.set_wakeup_fd(-1)  # the run's own: what a worker hears is no news to it
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_S))
 
@@ -53,7 +49,7 @@ def end_with_parent() -> None:
 
 def asked() -> bool:
     """Whether this process has been asked to stop."""
-    return bool(_received)
+    return watch.asked()
 
 
 def poll(ranks: Ranks, also: Sequence[int] = ()) -> list[int]:
@@ -63,9 +59,6 @@ def poll(ranks: Ranks, also: Sequence[int] = ()) -> list[int]:
 
 def leave(what: str) -> PreemptedError:
     """The error that ends a run which was asked to stop."""
-    name = signal.Signals(_received[0]).name if _received else "a signal on another rank"
-    return PreemptedError(f"stopped by {name} {what}; the same command goes on from there (exit code {EXIT_CODE})")
-
-
-def _note(number: int, _frame: FrameType | None) -> None:
-    _received.append(number)
+    return PreemptedError(
+        f"stopped by {watch.by_whom()} {what}; the same command goes on from there (exit code {EXIT_CODE})"
+    )

@@ -11,6 +11,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from tqdm import tqdm
 
 from dist_prune.errors import PruneError, unknown
+from dist_prune.ledger import open_append
 
 T = TypeVar("T")
 PLAIN_EVERY_S = 5.0
@@ -71,8 +72,8 @@ class Tracker:
         """One JSON line in metrics.jsonl of the run directory."""
         if self.talks and self._lines_file is not None:
             try:
-                with self._lines_file.open("a") as file:
-                    file.write(json.dumps(dict(values)) + "\n")
+                with open_append(self._lines_file) as file:
+                    file.write((json.dumps(dict(values)) + "\n").encode())
             except OSError as error:
                 _off(error, "metrics.jsonl")
                 self._lines_file = None

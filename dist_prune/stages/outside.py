@@ -3,7 +3,7 @@
 import json
 
 from dist_prune.errors import PruneError
-from dist_prune.ledger import write_atomic
+from dist_prune.ledger import read_json, write_atomic
 from dist_prune.stages.work import Work
 
 BEGUN = "begun.json"  # of the stage at work, for one that is interrupted and has no line in the ledger
@@ -64,8 +64,7 @@ def _images(identity: str) -> str:
 
 def _begun(stage: str, work: Work) -> dict:
     """What the stage was begun with, where it is the one that was interrupted."""
-    try:
-        found = json.loads((work.folder / BEGUN).read_text())
-        return found if found["stage"] == stage else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    found = read_json(work.folder / BEGUN)
+    outside = found.get("outside")
+    whole = isinstance(outside, dict) and all(isinstance(value, str) for value in outside.values())
+    return found if found.get("stage") == stage and whole else {}

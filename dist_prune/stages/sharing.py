@@ -8,7 +8,6 @@ leaves its file, so it goes on at once when it is requeued within that time; one
 """
 
 import contextlib
-import json
 import os
 import shutil
 import threading
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_prune.errors import PruneError
-from dist_prune.ledger import canonical, file_digest, write_atomic
+from dist_prune.ledger import canonical, file_digest, read_json, read_text, sealed, unsealed, write_atomic
 from dist_prune.runtime import stopping
 from dist_prune.runtime.collectives import Ranks
 
@@ -54,7 +53,7 @@ class Shelf:
             hold = self._claim(key, 0)
         else:
             number, file = latest
-            note = _read(file)
+            note = read_json(file)
             if note.get("owner") == str(self.owner):  # this task, before it was preempted or killed
                 hold = Hold(file)
             elif not self._dead(file):
@@ -102,7 +101,7 @@ class Shelf:
         for name in names:
             digests[name] = file_digest(run / name)
             link(run / name, new / name)
-        write_atomic(new / "line.json", canonical({"facts": facts, "outputs": digests, "run": str(run)}))
+        write_atomic(new / "line.json", sealed({"facts": facts, "outputs": digests, "run": str(run)}))
         try:
             new.rename(self.place(key))
         except OSError:
@@ -117,7 +116,9 @@ class Shelf:
     def take(self, key: str, run: Path) -> dict[str, Any]:
         """Link the artifacts into ``run``; returns ``line.json``. PruneError where they were altered."""
         place = self.place(key)
-        line = _read(place / "line.json")
+        line = unsealed(read_text(place / "line.json")) or {}
+        if not {"facts", "outputs", "run"} <= line.keys():
+            line = {}
         for name, wanted in line.get("outputs", {}).items():
             if not (place / name).is_file() or file_digest(place / name) != wanted:
                 line = {}
@@ -212,11 +213,3 @@ def link(source: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(source, temporary)
     temporary.replace(target)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        body = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return body if isinstance(body, dict) else {}

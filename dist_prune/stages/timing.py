@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from dist_prune.ledger import canonical, digest, write_atomic
+from dist_prune.ledger import canonical, digest, read_json, write_atomic
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.channels import ChannelGroup, Channels, LatencyTable
 from dist_prune.pruning.choose import Request
@@ -110,16 +110,15 @@ def _table(work: Work, model: nn.Module, channels: Channels) -> dict[str, list[l
         "batch": spec.target.latency_batch, "device": str(work.machine.device), "threads": _threads(work),
         "repeats": spec.report.latency_repeats,
     }))  # fmt: skip
-    if file.is_file():
-        body = json.loads(file.read_text())
-        if body.get("key") == key:
-            return body["times"]
+    body = read_json(file)
+    if body.get("key") == key and body.get("digest") == digest(canonical(body.get("times"))):
+        return body["times"]
     times = {}
     for group in channels.free:
         cuts = {str(w): {group.name: tuple(range(w, group.width))} for w in widths[group.name]}
         found = _time(work, model, channels, cuts, rounds=1)  # a guess: whole networks are measured with more care
         times[group.name] = rising([[w, found[str(w)][0]] for w in widths[group.name]] + [[group.width, 1.0]])
-    write_atomic(file, json.dumps({"key": key, "times": times}, indent=1))
+    write_atomic(file, json.dumps({"key": key, "digest": digest(canonical(times)), "times": times}, indent=1))
     return times
 
 

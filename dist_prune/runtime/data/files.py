@@ -37,6 +37,8 @@ def read_image(path: Path, exif: bool = True) -> Image.Image:
         ValueError: the file is missing, damaged, or holds pixels without a meaning in 8 bits.
     """
     try:
+        if path.exists() and not path.is_file():  # a FIFO would be waited for
+            raise ValueError("it is no file")
         with Image.open(path) as file:
             image: Image.Image = file
             if exif and "exif" in file.info and file.getexif().get(ORIENTATION, 1) != 1:

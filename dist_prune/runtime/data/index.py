@@ -10,7 +10,6 @@ import io
 import json
 import os
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -158,6 +157,8 @@ def save(index: Index, place: Path) -> None:
 def load(place: Path) -> Index | None:
     """The index in a file; None where there is none, or it is damaged, or of another format."""
     try:
+        if not place.is_file():  # a FIFO would be waited for
+            return None
         with np.load(place, allow_pickle=False) as found:
             if int(found["format"]) != FORMAT:
                 return None
@@ -167,7 +168,7 @@ def load(place: Path) -> Index | None:
                 json.loads(found["left"].tobytes()),
             )  # fmt: skip
             return index if found["digest"].tobytes().decode() == index.digest else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except Exception:  # whatever damage makes the readers of npz, of zip and of zlib stumble over
         return None
 
 

@@ -1,6 +1,8 @@
 """What lies in a folder of images: its class folders, the image files below them, and what is left out, counted."""
 
+import errno
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ IMAGE_FILES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".avif", ".gif", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga", ".pcx", ".sgi", ".ras", ".qoi", ".ico",
 )  # fmt: skip
+NO_FILES = "named as images that are no files (FIFO, socket, device, circular link)"
 HIDDEN = "."  # names that begin with it (.ipynb_checkpoints, .DS_Store) are no images and no classes, anywhere
 
 
@@ -21,7 +24,7 @@ def class_folders(root: Path) -> tuple[list[str], Counter[str]]:
         for entry in entries:
             if entry.name.startswith(HIDDEN):
                 left["hidden"] += 1
-            elif entry.is_dir():
+            elif is_folder(entry):
                 classes.append(entry.name)
             else:
                 left[f"{_kind(entry.name)} beside the class folders"] += 1
@@ -94,10 +97,14 @@ def within(root: Path, folder: str, above: tuple[tuple[int, int], ...]) -> Found
             name = f"{folder}/{entry.name}" if folder else entry.name
             if entry.name.startswith(HIDDEN):
                 found.left["hidden"] += 1
-            elif entry.is_dir():
+            elif is_folder(entry):
                 deeper.append(name)
             elif entry.name.lower().endswith(IMAGE_FILES):
-                found.files.append((name, _size(entry)))
+                size = size_of(entry)
+                if size is None:
+                    found.left[NO_FILES] += 1
+                else:
+                    found.files.append((name, size))
             else:
                 found.left[_kind(entry.name)] += 1
     found.files.sort()
@@ -114,8 +121,21 @@ def _kind(name: str) -> str:
     return os.path.splitext(name)[1].lower() or "without a suffix"
 
 
-def _size(entry: os.DirEntry[str]) -> int:
+def size_of(entry: os.DirEntry[str]) -> int | None:
+    """Bytes of a file, -1 for a link to nowhere, None for what is no file: FIFO, socket, device, circular link.
+
+    Those are never opened: a reader of a FIFO waits for a writer that may never come.
+    """
     try:
-        return entry.stat().st_size
-    except OSError:  # a link to nowhere: listed, and reported when it is read
-        return -1
+        status = entry.stat()
+    except OSError as error:  # a link to nowhere: listed, and reported when it is read
+        return None if error.errno == errno.ELOOP else -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder; a link that leads to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

@@ -23,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from dist_prune.errors import PruneError
+from dist_prune.ledger import open_append, open_plain, read_json, write_atomic
 from dist_prune.runtime.data.beton import FORMAT, digest, read_sidecar, sidecar_of
 from dist_prune.runtime.data.encoding import ROW, Settings, encoded, estimate
 from dist_prune.runtime.data.sources import ArraySource, FolderSource
@@ -126,11 +127,7 @@ def _stopped_last(out: Path, plan: dict[str, Any]) -> bool:
 
 def _read(place: Path) -> dict[str, Any]:
     """What a file of the writer's says; nothing where it is missing or was cut off."""
-    try:
-        found = json.loads(place.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_json(place)
 
 
 def _changed(facts: dict[str, Any], plan: dict[str, Any]) -> list[str]:
@@ -143,7 +140,7 @@ def _alone(part: Path, out: Path) -> Iterator[IO[bytes]]:
     """The file being written, open, held by one writer at a time."""
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
-        file = part.open("r+b" if part.exists() else "w+b", buffering=0)
+        file = open_plain(part, os.O_RDWR)
     except OSError as error:
         raise PruneError(f"--out: {part} cannot be opened: {error}") from error
     with file:
@@ -176,8 +173,8 @@ def _resume(part: Path, file: IO[bytes], plan: dict[str, Any], say: Callable[[st
         ends = rows["place"] + rows["size"]
         rows = rows[: int((ends <= part.stat().st_size).cumprod().sum())]  # a power cut may keep rows without bytes
         say(f"goes on after {len(rows):,} images that were written before")
-    _rows_of(part).write_bytes(rows.tobytes())
-    _plan_of(part).write_text(json.dumps(plan))
+    write_atomic(_rows_of(part), rows.tobytes())
+    write_atomic(_plan_of(part), json.dumps(plan))
     file.truncate(int(rows[-1]["place"] + rows[-1]["size"]) if len(rows) else 0)
     return rows
 
@@ -190,7 +187,7 @@ def _append(
     found, pending, since = [rows], [], time.monotonic()
     start = Layout.data_start(len(source.labels), settings.page)
     end, unsafe = int(rows[-1]["place"] + rows[-1]["size"]) if len(rows) else start, 0
-    with _rows_of(part).open("ab") as journal:
+    with open_append(_rows_of(part)) as journal:
 
         def settle() -> None:
             os.fsync(file.fileno())
@@ -247,10 +244,7 @@ def _finish(
         "ffcv": Layout.VERSION, "bytes": end + len(tail), "stored": modes, "index": index,
         "sha256": digest(part), "index_sha256": digest(part, *index),
     }  # fmt: skip
-    with _ready_of(out).open("w") as ready:
-        ready.write(json.dumps(facts, indent=1) + "\n")
-        ready.flush()
-        os.fsync(ready.fileno())
+    write_atomic(_ready_of(out), json.dumps(facts, indent=1) + "\n")
     sidecar_of(out).unlink(missing_ok=True)
     os.replace(part, out)
     _settle(part, out)

@@ -5,7 +5,9 @@ written last and proves that the file is whole. A newest checkpoint that is dama
 Trainings by other recipes keep theirs apart: whoever takes a change of the recipe back goes on where that one was.
 """
 
+import contextlib
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from dist_prune.errors import PruneError
-from dist_prune.ledger import digest, file_digest, write_atomic
+from dist_prune.ledger import digest, file_digest, read_text, write_atomic
 from dist_prune.runtime import checkpoint
 
 
@@ -54,12 +56,13 @@ class States:
     def newest(self) -> str | None:
         """The file name of the newest whole checkpoint of this training, or None."""
         for path in reversed(self._mine()):
-            proof = path.with_suffix(".sha256")
-            if not proof.exists() or proof.read_text() != file_digest(path):
-                self.say(f"  the checkpoint {path} is damaged or cut short: going back to the one before")
-                continue
-            if checkpoint.read(path)[1].get("identity") == self.identity:
+            try:
+                whole = proved(path) and checkpoint.read(path)[1].get("identity") == self.identity
+            except PruneError:
+                whole = False
+            if whole:
                 return path.name
+            self.say(f"  the checkpoint {path} is damaged or cut short: going back to the one before")
         return None
 
     def others(self) -> list[Path]:
@@ -76,11 +79,27 @@ class States:
     def _write(self, step: int, data: bytes) -> None:
         path = self.folder / f"step_{step:09}-{self._name}.safetensors"
         try:
+            for place in (path, path.with_suffix(".sha256")):
+                aside(place)
             write_atomic(path, data)
             write_atomic(path.with_suffix(".sha256"), digest(data))
         except PruneError as error:
             self._failure.append(error)
             return
         for old in self._mine()[: -self.keep]:
-            old.with_suffix(".sha256").unlink(missing_ok=True)
-            old.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what somebody put in its place (a folder) is theirs
+                old.with_suffix(".sha256").unlink(missing_ok=True)
+                old.unlink(missing_ok=True)
+
+
+def aside(path: Path) -> None:
+    """A folder in a checkpoint's place is renamed: the training that goes on before it comes there again."""
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            path.rename(path.with_name(f"{path.name}.aside.{time.time_ns()}"))
+
+
+def proved(path: Path) -> bool:
+    """Whether a checkpoint is the file that its proof beside it was written for, whatever lies in either's place."""
+    proof = path.with_suffix(".sha256")
+    return path.is_file() and proof.is_file() and read_text(proof) == file_digest(path)
