@@ -1,0 +1,222 @@
+"""What the pretend device's processes do (see tests/pool.py): the same work on it and on the CPU, told in plain values.
+
+``kind`` is "pretend" or "cpu"; every function starts the device in its process and takes ``ranks`` first.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dist_prune import methods
+from dist_prune.bench import Bench
+from dist_prune.methods.method import TRAINED
+from dist_prune.pruning import surgeon
+from dist_prune.pruning.choose import Request
+from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.sparsity import penalty
+from dist_prune.recipe import Training
+from dist_prune.runtime.collectives import Ranks
+from dist_prune.runtime.data.feed import Feed, Look
+from dist_prune.runtime.data.sources import open_source
+from dist_prune.runtime.evaluation import evaluate
+from dist_prune.runtime.machine import Machine
+from dist_prune.runtime.tracking import Tracker
+from dist_prune.runtime.training.loop import Loop
+from dist_prune.runtime.training.recalibrate import recalibrate
+from dist_prune.runtime.training.states import States
+from dist_prune.runtime.training.train import Trainer
+from tests import pretend_device, tiny
+from tests.runtime.test_training import Killed, kill_after
+
+TARGET = Request(target=("macs", 0.5))
+SOME = np.arange(70)  # images that are judged: not a multiple of the batch
+
+
+def machine(ranks: Ranks, kind: str) -> Machine:
+    """A machine of that kind; collectives of its tensors go through gloo."""
+    device = pretend_device.start()
+    device = device if kind == "pretend" else torch.device("cpu")
+    return Machine(device, replace(ranks, device=device))
+
+
+def feed(at: Machine, dtype: torch.dtype = torch.float64, **look: Any) -> Feed:
+    """The digits."""
+    return Feed(open_source("digits", None, "", True), Look(8, (0.3,), (0.4,), **look), at.device, dtype=dtype)
+
+
+def bench(at: Machine, images: int = tiny.IMAGES, dtype: torch.dtype = torch.float64) -> Bench:
+    """tiny.bench on that machine."""
+    model = tiny.network().to(dtype)
+    channels = surgeon.sites_of(model, tiny.example()[:1].to(dtype))
+    return Bench(
+        model.to(at.device), channels, feed(at, dtype), np.arange(images), at, Tracker(False), tiny.MICRO, 0, None,
+        "test", 1,
+    )  # fmt: skip
+
+
+def trainer(
+    at: Machine, model: nn.Module, folder: Path | None = None, dtype: torch.dtype = torch.float64, **more: Any
+) -> Trainer:
+    """A short training of a network, judged on some images."""
+    plain = {"epochs": 1, "batch": 32, "lr": 0.05, "images": 96, "selection": "last"}
+    images = feed(at, dtype, augment="crop_flip")
+    loop = Loop(Training(**(plain | more)), images, at, Tracker(False), 0)
+
+    def judge(network: nn.Module) -> Mapping[str, float]:
+        return evaluate(network, images, 32, at.ranks, Tracker(False), ids=SOME)
+
+    states = States(folder, "me", say=lambda text: None) if folder else None
+    return Trainer(model, loop, judge, states=states, classes=10)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> list[float]:
+    """One number per tensor."""
+    return [float(tensor.detach().double().sum()) for tensor in tensors.values()]
+
+
+def plain(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Figures without times."""
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_s", "data_wait")} for line in history]
+
+
+def planned(ranks: Ranks, kind: str, name: str) -> str:
+    """Fingerprint of a method's plan."""
+    work, method = bench(machine(ranks, kind)), tiny.method(name)
+    return method.select(method.score(work), work.channels, TARGET).fingerprint
+
+
+def whole(ranks: Ranks, kind: str, name: str) -> dict[str, Any]:
+    """Scored, selected, pruned, finetuned, evaluated."""
+    at = machine(ranks, kind)
+    work, method = bench(at), tiny.method(name)
+    scores = method.score(work)
+    plan = method.select(scores, work.channels, TARGET)
+    small = tiny.network().to(at.device)
+    trained = {key.removeprefix(TRAINED): value for key, value in scores.items() if key.startswith(TRAINED)}
+    if trained:
+        small.load_state_dict(trained)
+    surgeon.operate(small, work.channels, plan)
+    pruned = evaluate(small, work.feed, 32, at.ranks, Tracker(False), ids=SOME)
+    history = trainer(at, small).run()
+    tuned = evaluate(small, work.feed, 32, at.ranks, Tracker(False), ids=SOME)
+    return {"plan": plan.fingerprint, "pruned": pruned, "history": plain(history), "tuned": tuned}
+
+
+def _masked(found: Trainer, at: Machine) -> None:
+    weight = dict(found.model.named_parameters())["layer1.0.conv1.weight"]
+    mask = torch.ones(weight.shape, dtype=torch.bool)
+    mask[::2] = False
+    found.masks = {"layer1.0.conv1.weight": mask}
+
+
+def _penalised(kind: str) -> Callable[[Trainer, Machine], None]:
+    def prepare(found: Trainer, at: Machine) -> None:
+        channels = surgeon.sites_of(tiny.network(), tiny.example()[:1])
+        found.penalty = penalty(kind, found.model, channels, 1e-3)
+
+    return prepare
+
+
+def _taught(found: Trainer, at: Machine) -> None:
+    found.teacher = tiny.network(1).to(next(found.model.parameters()).dtype)
+
+
+# option -> (settings, dtype, what else is done to the trainer before it runs)
+SINGLE, DOUBLE = torch.float32, torch.float64
+OPTIONS: dict[str, tuple[dict[str, Any], torch.dtype, Callable[[Trainer, Machine], None] | None]] = {
+    "plain": ({}, DOUBLE, None),
+    "ema": ({"ema": 0.9}, DOUBLE, None),
+    "mixup": ({"mixup": 0.2}, DOUBLE, None),
+    "cutmix": ({"cutmix": 1.0, "label_smoothing": 0.1}, DOUBLE, None),
+    "distillation": ({"distill": 0.5}, SINGLE, _taught),
+    "clipping": ({"clip_grad": 0.1}, DOUBLE, None),
+    "accumulation": ({"accumulate": 2}, DOUBLE, None),
+    "channels_last": ({"channels_last": True}, DOUBLE, None),
+    "masks": ({}, DOUBLE, _masked),
+    "bn_scale": ({"sparsity": "bn_scale", "sparsity_weight": 1e-3}, DOUBLE, _penalised("bn_scale")),
+    "group_norm": ({"sparsity": "group_norm", "sparsity_weight": 1e-3}, DOUBLE, _penalised("group_norm")),
+    "skip_nonfinite": ({"skip_nonfinite": 1}, DOUBLE, None),
+    "adamw": ({"optimizer": "adamw", "lr": 1e-3}, DOUBLE, None),
+    "bf16": ({"precision": "bf16"}, SINGLE, None),
+    "fp16": ({"precision": "fp16"}, SINGLE, None),
+}
+
+
+def option(ranks: Ranks, kind: str, name: str, **more: Any) -> dict[str, Any]:
+    """A training with one option: figures and a digest of the weights."""
+    at = machine(ranks, kind)
+    asked, dtype, prepare = OPTIONS[name]
+    found = trainer(at, tiny.network().to(dtype), dtype=dtype, **(asked | more))
+    if prepare is not None:
+        prepare(found, at)
+    history = found.run()
+    return {"history": plain(history), "weights": digest(found.model.state_dict())}
+
+
+def synchronised(ranks: Ranks) -> dict[str, Any]:
+    """torch's SyncBatchNorm over the ranks."""
+    return option(ranks, "pretend", "plain", sync_bn=ranks.world > 1)
+
+
+def resumed(ranks: Ranks, kind: str, folder: Path, killed: int) -> list[float]:
+    """Killed after some updates and run again; 0: never killed."""
+    at = machine(ranks, kind)
+    more: dict[str, Any] = {"ema": 0.9, "mixup": 0.2, "epochs": 2}
+    if killed:
+        first = trainer(at, tiny.network(), folder, save_every_steps=2, **more)
+        kill_after(first, killed)
+        try:
+            first.run()
+        except Killed:
+            pass
+        first.states.wait()  # type: ignore[union-attr]
+    found = trainer(at, tiny.network(), folder if killed else None, save_every_steps=2, **more)
+    found.run()
+    assert found.resumed is None or killed
+    return digest(found.model.state_dict())
+
+
+def carried(ranks: Ranks, kind: str) -> list[float]:
+    """Optimizer state that is cut with the network and goes on in a second training."""
+    at = machine(ranks, kind)
+    first = trainer(at, tiny.network(), ema=0.9)
+    first.leaves = True
+    first.run()
+    model = tiny.network()
+    channels = surgeon.sites_of(model, tiny.example()[:1])
+    method = methods.find("l1")
+    work = Bench(first.model, channels, feed(at), np.arange(7), at, Tracker(False), tiny.MICRO)
+    made = method(method.Options())
+    plan = made.select(made.score(work), channels, TARGET)
+    assert first.left is not None
+    left = first.left.cut(lambda named: _cut(named, channels, plan))
+    small = tiny.cut(first.model, channels, plan)
+    small.load_state_dict(left.tables["model"])
+    second = trainer(at, small, ema=0.9)
+    second.carried = left
+    second.run()
+    return digest(second.model.state_dict())
+
+
+def _cut(named: Mapping[str, Tensor], channels: Any, plan: Plan) -> dict[str, Tensor]:
+    """Tensors shaped as parameters and buffers, cut as the network is."""
+    model = tiny.network()
+    full = {**model.state_dict(), **named}
+    model.load_state_dict(full)
+    surgeon.operate(model, channels, plan)
+    return {name: tensor for name, tensor in model.state_dict().items() if name in named}
+
+
+def recalibrated(ranks: Ranks, kind: str) -> list[float]:
+    """New batch-norm statistics."""
+    at = machine(ranks, kind)
+    model = tiny.network().to(at.device)
+    recalibrate(model, feed(at), SOME, 16, at.ranks)
+    return digest(model.state_dict())
+
+
