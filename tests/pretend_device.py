@@ -29,7 +29,8 @@ NUMBERS = {"fill", "fill_", "masked_fill", "masked_fill_", "index_fill", "index_
 # what CUDA answers on the host: it has to know a size, a number or an error before it can go on
 WAITS = {
     "_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique", "_unique2", "unique_consecutive",
-    "bincount", "equal", "is_nonzero", "_linalg_check_errors", "repeat_interleave",
+    "bincount", "equal", "is_nonzero", "_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "linalg_lstsq",
+    "repeat_interleave",
 }  # fmt: skip
 
 
@@ -159,7 +160,9 @@ def _refuse(func: Any, name: str, args: Any, tensors: list[Tensor], ours: list[P
         alien = [t for t in (*args[1], *given) if isinstance(t, Pretend) and not isinstance(table, Pretend)]
         alien += [v for v in given if isinstance(table, Pretend) and not isinstance(v, Pretend) and v.dim()]
         if alien:
-            raise RuntimeError(f"indices should be on the cpu or on the device of the indexed tensor, values on its ({func})")
+            raise RuntimeError(
+                f"indices should be on the cpu or on the device of the indexed tensor, values on its ({func})"
+            )
         return
     number = torch.Tag.pointwise in func.tags or name in NUMBERS
     if any(tensor.dim() or not number for tensor in others):
@@ -180,7 +183,7 @@ def _count(func: Any, name: str, args: Any, kwargs: Any, tensors: list[Tensor], 
                 source, target = args[1], args[0]
             goes_up = not isinstance(source, Pretend)
             goes_down = not there if target is None else not isinstance(target, Pretend)
-            if goes_up and goes_down or not goes_up and not goes_down:
+            if (goes_up and goes_down) or (not goes_up and not goes_down):
                 continue
             size = source.numel() * source.element_size()
             traffic.up, traffic.down = traffic.up + size * goes_up, traffic.down + size * goes_down

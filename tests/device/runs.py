@@ -3,6 +3,8 @@
 ``kind`` is "pretend" or "cpu"; every function starts the device in its process and takes ``ranks`` first.
 """
 
+import contextlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dist_prune import methods
+import dist_prune
+from dist_prune import bundle, methods, reading, run
 from dist_prune.bench import Bench
 from dist_prune.methods.method import TRAINED
 from dist_prune.pruning import surgeon
@@ -20,10 +23,14 @@ from dist_prune.pruning.choose import Request
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.sparsity import penalty
 from dist_prune.recipe import Training
+from dist_prune.runtime import checkpoint
 from dist_prune.runtime.collectives import Ranks
+from dist_prune.runtime.data.backends import open_split
 from dist_prune.runtime.data.feed import Feed, Look
 from dist_prune.runtime.data.sources import open_source
 from dist_prune.runtime.evaluation import evaluate
+from dist_prune.runtime.folding import fold_norms
+from dist_prune.runtime.latency import latency
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.runtime.training.loop import Loop
@@ -31,6 +38,7 @@ from dist_prune.runtime.training.recalibrate import recalibrate
 from dist_prune.runtime.training.states import States
 from dist_prune.runtime.training.train import Trainer
 from tests import pretend_device, tiny
+from tests.launch import SMALL
 from tests.runtime.test_training import Killed, kill_after
 
 TARGET = Request(target=("macs", 0.5))
@@ -147,10 +155,11 @@ OPTIONS: dict[str, tuple[dict[str, Any], torch.dtype, Callable[[Trainer, Machine
 }
 
 
-def option(ranks: Ranks, kind: str, name: str, **more: Any) -> dict[str, Any]:
-    """A training with one option: figures and a digest of the weights."""
+def option(ranks: Ranks, kind: str, name: str, precision: str = "", **more: Any) -> dict[str, Any]:
+    """A training with one option (and perhaps another precision): figures and a digest of the weights."""
     at = machine(ranks, kind)
     asked, dtype, prepare = OPTIONS[name]
+    more |= {"precision": precision} if precision else {}
     found = trainer(at, tiny.network().to(dtype), dtype=dtype, **(asked | more))
     if prepare is not None:
         prepare(found, at)
@@ -170,10 +179,8 @@ def resumed(ranks: Ranks, kind: str, folder: Path, killed: int) -> list[float]:
     if killed:
         first = trainer(at, tiny.network(), folder, save_every_steps=2, **more)
         kill_after(first, killed)
-        try:
+        with contextlib.suppress(Killed):
             first.run()
-        except Killed:
-            pass
         first.states.wait()  # type: ignore[union-attr]
     found = trainer(at, tiny.network(), folder if killed else None, save_every_steps=2, **more)
     found.run()
@@ -212,6 +219,21 @@ def _cut(named: Mapping[str, Tensor], channels: Any, plan: Plan) -> dict[str, Te
     return {name: tensor for name, tensor in model.state_dict().items() if name in named}
 
 
+def crossed(ranks: Ranks, first: str, second: str, folder: Path) -> list[float]:
+    """Killed on one kind of machine, run to the end on the other."""
+    for kind, killed in ((first, 3), (second, 0)):
+        found = trainer(machine(ranks, kind), tiny.network(), folder, save_every_steps=2, epochs=2, ema=0.9, mixup=0.2)
+        if killed:
+            kill_after(found, killed)
+            with contextlib.suppress(Killed):
+                found.run()
+            found.states.wait()  # type: ignore[union-attr]
+        else:
+            found.run()
+            assert found.resumed == {"epoch": 0, "step": 2}
+    return digest(found.model.state_dict())
+
+
 def recalibrated(ranks: Ranks, kind: str) -> list[float]:
     """New batch-norm statistics."""
     at = machine(ranks, kind)
@@ -220,3 +242,62 @@ def recalibrated(ranks: Ranks, kind: str) -> list[float]:
     return digest(model.state_dict())
 
 
+def images(ranks: Ranks, kind: str, look: Mapping[str, Any], place: str = "") -> list[float]:
+    """What the loaders' tail makes of training images: sums of their pixels and labels, batch by batch."""
+    at = machine(ranks, kind)
+    if place:
+        source = open_split("torch", "imagefolder", place, "train", True).source
+    else:
+        source = open_source("digits", None, "", True)
+    tone = {"mean": (0.3,) * source.in_chans, "std": (0.4,) * source.in_chans}
+    found = Feed(source, Look(8, **tone, **look), at.device)
+    out = []
+    for part in found.batches([np.arange(7), np.arange(5)[::-1]], (0, 1)):
+        assert part.images.device == part.labels.device == at.device
+        out += [
+            float(part.images.double().sum()),
+            float((part.labels * torch.arange(len(part.ids)).to(at.device)).sum()),
+        ]
+    found.close()
+    return out
+
+
+def served(ranks: Ranks, kind: str, folder: Path) -> dict[str, Any]:
+    """A bundle that is loaded and put on the device: logits, plain and folded, and whether its time can be taken."""
+    at = machine(ranks, kind)
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)).to(at.device)
+    model = dist_prune.load(folder).to(at.device)
+    with torch.no_grad():
+        logits = model(x).tolist()
+        folds = fold_norms(model, x)
+        folded = model(x).tolist()
+    again = dist_prune.load(folder, fold=True).to(at.device)
+    with torch.no_grad():
+        assert torch.allclose(again(x), model(x), atol=1e-5)
+    times = latency({"pruned": dist_prune.load(folder)}, (1, 8, 8), (1, 4), 2, at.device, 1)
+    return {"logits": logits, "folds": folds, "folded": folded, "timed": sorted(times["pruned"])}
+
+
+def bundled(ranks: Ranks, kind: str, folder: Path) -> str:
+    """A network that was cut on the device, as a bundle: digest of its weights."""
+    at = machine(ranks, kind)
+    work, method = bench(at), tiny.method("l1")
+    plan = method.select(method.score(work), work.channels, TARGET)
+    weights = tiny.cut(work.model, work.channels, plan).float().state_dict()
+    spec = {"name": "resnet8p_cifar", "kwargs": {"img_size": 8}, "num_classes": 10, "in_chans": 1}
+    image = {"size": 8, "mean": [0.3], "std": [0.4], "crop": 1.0, "interpolation": "bilinear", "crop_mode": "center"}
+    folder.mkdir(parents=True, exist_ok=True)
+    text = bundle.manifest(spec, plan, image, tuple("0123456789"), weights, {})
+    (folder / bundle.MANIFEST).write_text(text)
+    checkpoint.save(folder / bundle.WEIGHTS, weights)
+    return bundle.digest_of(weights)
+
+
+def run_of(ranks: Ranks, kind: str, folder: Path, words: list[str]) -> dict[str, Any]:
+    """All stages of the quickstart, made small: its plans and its accuracies."""
+    at = machine(ranks, kind)
+    spec = reading.load("quickstart", [*SMALL, *words], methods.options_of)
+    run.run(spec, folder, at)
+    plans = {str(file.relative_to(folder)): file.read_text() for file in sorted(folder.glob("**/plan.json"))}
+    body = json.loads((folder / "report.json").read_text())
+    return {"plans": plans, "top1": [body[name]["top1"] for name in ("dense", "pruned", "finetuned")]}
