@@ -74,6 +74,7 @@ class Pretend(Tensor):
     """A tensor of the device; ``values_`` lies on the CPU."""
 
     values_: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, values: Tensor) -> "Pretend":
@@ -87,6 +88,18 @@ class Pretend(Tensor):
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Pretend({self.values_})"
+
+    @property
+    def data(self) -> Tensor:  # type: ignore[override]
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        """Modules that change their precision or memory order in place set this."""
+        if not isinstance(value, Pretend):
+            raise RuntimeError("incompatible tensor type: data of one device cannot be set to that of another")
+        Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+        self.values_ = value.values_
 
     def numpy(self, *_args: Any, **_kwargs: Any) -> Any:
         raise TypeError(f"can't convert {NAME}:0 device type tensor to numpy. Use Tensor.cpu() first")

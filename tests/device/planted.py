@@ -39,7 +39,6 @@ REFUSED: dict[str, Callable[[torch.device], Any]] = {
     "numpy in silence": lambda d: np.asarray(torch.ones(3, device=d)),
     "another generator": lambda d: torch.randn(3, device=d, generator=torch.Generator()),
     "its generator": lambda d: torch.randn(3, generator=torch.Generator(d)),
-    "gradient": lambda d: torch.ones(3, device=d).requires_grad_().sum().backward(torch.ones(())),
     "pinned": lambda d: torch.ones(3, device=d).pin_memory(),
 }
 
@@ -62,6 +61,7 @@ def passes(ranks: Ranks) -> list[Any]:
         torch.randn(3, device=d, generator=torch.Generator(d).manual_seed(1)).device == d,
         torch.ones(2).pin_memory().to(d, non_blocking=True).tolist() == [1, 1],
         torch.Generator(d).device == d and torch.Generator().device.type == "cpu",
+        nn.Linear(2, 2).to(d).double()(torch.ones(2, dtype=torch.float64, device=d)).dtype == torch.float64,
     ]  # fmt: skip
 
 
@@ -69,11 +69,13 @@ def counted(ranks: Ranks) -> dict[str, list[int]]:
     """[syncs, bytes up, bytes down, operations] of single steps."""
     d = pretend_device.start()
     x, mask, host = torch.ones(4, device=d), torch.ones(4, device=d) > 0, torch.ones(4)
+    number = torch.zeros((), dtype=torch.long, device=d)
     steps: dict[str, Callable[[], Any]] = {
-        "item": lambda: float(x[0]), "list": lambda: x.tolist(), "truth": lambda: bool(x[0] > 0), "up": lambda: host.to(d),
-        "up, not waited for": lambda: host.to(d, non_blocking=True), "down": lambda: x.cpu(), "mask": lambda: x[mask],
-        "nonzero": lambda: x.nonzero(), "filled": lambda: x.masked_fill(mask, 0.0), "product": lambda: x * x,
-        "view": lambda: x.view(2, 2), "by one of its numbers": lambda: x[torch.zeros((), dtype=torch.long, device=d)],
+        "item": lambda: float(x[0]), "list": lambda: x.tolist(), "truth": lambda: bool(x[0] > 0),
+        "up": lambda: host.to(d), "up, not waited for": lambda: host.to(d, non_blocking=True),
+        "down": lambda: x.cpu(), "mask": lambda: x[mask], "nonzero": lambda: x.nonzero(),
+        "filled": lambda: x.masked_fill(mask, 0.0), "product": lambda: x * x, "view": lambda: x.view(2, 2),
+        "by one of its numbers": lambda: x[number],
     }  # fmt: skip
     out = {}
     for name, step in steps.items():

@@ -6,7 +6,7 @@ what is done once, at the beginning or behind the last batch, is not in it.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch.nn import functional
 from dist_prune import methods
 from dist_prune.bench import Bench
 from dist_prune.pruning import surgeon
+from dist_prune.pruning.sparsity import penalty
 from dist_prune.recipe import Training
 from dist_prune.runtime import backbones
 from dist_prune.runtime.collectives import Ranks
@@ -31,7 +32,7 @@ from dist_prune.runtime.training.loop import Loop
 from dist_prune.runtime.training.train import Trainer
 from tests import pretend_device
 
-FEW, MORE = 3, 7  # batches
+FEW, MORE = 2, 4  # batches
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,18 @@ class Bed:
     Attributes:
         name, size: network and side of its images.
         batch: images of a step, a micro-batch and an evaluation batch.
+        ranks: among which they are dealt.
     """
 
     name: str = "resnet20_cifar"
     size: int = 8
     batch: int = 4
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def machine(self) -> Machine:
         device = pretend_device.start()
-        return Machine(device, Ranks(device=device))
+        return Machine(device, replace(self.ranks, device=device))
 
     def model(self) -> nn.Module:
         torch.manual_seed(0)
@@ -95,14 +98,24 @@ def slope(work: Callable[[int], Any]) -> Each:
     )
 
 
-def training(bed: Bed, **settings: Any) -> Each:
-    """Of a step of the training loop."""
-    look = {"augment": settings.pop("augment")} if "augment" in settings else {}
+def training(bed: Bed, beside: str = "", augment: str = "none", **settings: Any) -> Each:
+    """Of a step of the training loop; ``beside``: masks, bn_scale, group_norm or distillation."""
 
     def work(batches: int) -> None:
         asked = {"epochs": 1, "batch": bed.batch, "images": batches * bed.batch, "lr": 0.01, "selection": "last"}
-        loop = Loop(Training(**(asked | settings)), bed.feed(**look), bed.machine, Tracker(False), 0)
-        Trainer(bed.model(), loop, lambda model: {}, classes=10).run()
+        if beside == "distillation":
+            asked["distill"] = 0.5
+        loop = Loop(Training(**(asked | settings)), bed.feed(augment=augment), bed.machine, Tracker(False), 0)
+        found = Trainer(bed.model(), loop, lambda model: {}, classes=10)
+        if beside == "distillation":
+            found.teacher = bed.model()
+        elif beside == "masks":
+            name, weight = next(iter(found.model.named_parameters()))
+            found.masks = {name: torch.arange(weight.numel()).view_as(weight) % 2 == 0}
+        elif beside:
+            channels = surgeon.sites_of(found.model.eval(), torch.zeros(1, 3, bed.size, bed.size))
+            found.penalty = penalty(beside, found.model, channels, 1e-3)
+        found.run()
 
     return slope(work)
 
