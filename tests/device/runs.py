@@ -37,6 +37,7 @@ from dist_prune.runtime.training.loop import Loop
 from dist_prune.runtime.training.recalibrate import recalibrate
 from dist_prune.runtime.training.states import States
 from dist_prune.runtime.training.train import Trainer
+from dist_prune.stages.ratios import Asked, measured
 from tests import pretend_device, tiny
 from tests.launch import SMALL
 from tests.runtime.test_training import Killed, kill_after
@@ -294,10 +295,19 @@ def bundled(ranks: Ranks, kind: str, folder: Path) -> str:
 
 
 def run_of(ranks: Ranks, kind: str, folder: Path, words: list[str]) -> dict[str, Any]:
-    """All stages of the quickstart, made small: its plans and its accuracies."""
+    """All stages of the quickstart, made small, and ratio curves: plans, tables and accuracies."""
     at = machine(ranks, kind)
     spec = reading.load("quickstart", [*SMALL, *words], methods.options_of)
-    run.run(spec, folder, at)
-    plans = {str(file.relative_to(folder)): file.read_text() for file in sorted(folder.glob("**/plan.json"))}
+    found: list[Any] = []
+
+    def then(work: Any) -> None:
+        if spec.method["name"] == "l1":
+            found.append(repr(measured(work, Asked((0.8, 0.3), 60))))
+
+    run.run(spec, folder, at, then=then)
+    kept = [file for name in ("plan.json", "curves.csv") for file in sorted(folder.glob(f"**/{name}"))]
     body = json.loads((folder / "report.json").read_text())
-    return {"plans": plans, "top1": [body[name]["top1"] for name in ("dense", "pruned", "finetuned")]}
+    return {
+        "files": {str(file.relative_to(folder)): file.read_text() for file in kept},
+        "top1": [body[name]["top1"] for name in ("dense", "pruned", "finetuned")], "ratios": found,
+    }  # fmt: skip

@@ -141,6 +141,10 @@ RUNS = {
     ),
     "mint, masked blocks": ("method={name: mint, p: [0.3], groups: 4}", "target.macs=null", "target.tolerance=null"),
     "sensitivity": ("method={name: sensitivity, epochs: 1}", "target.macs=null", "target.tolerance=null"),
+    "entropy, with its curves": (
+        "method={name: entropy, batch: 20}", "score.images=40", "information.curves=all", "information.images=60",
+    ),
+    "l1, several at once": ("method.name=l1", "score.many=[apoz, hrank, fisher]"),
     "l1, to a time": ("method.name=l1", "target={latency: 0.9, tolerance: null, latency_batch: 4}"),
 }  # fmt: skip
 
