@@ -1,12 +1,13 @@
 """How often the host waits for the device, and what goes between them: per step, micro-batch and evaluation batch.
 
-    python benchmarks/device_traffic.py [--network resnet20_cifar] [--size 8] [--batch 4] [--json FILE]
+    python benchmarks/device_traffic.py [--network resnet20_cifar] [--size 8] [--batch 4] [--device cuda] [--json FILE]
 
-Needs no GPU: a pretend device (tests/pretend_device.py) counts what a GPU would be waited for. A synchronisation is
-what CUDA's own warning (torch.cuda.set_sync_debug_mode) names: a value read, a copy to the host, a copy to the device
-that is waited for, a mask or nonzero whose size has to be known; and a decomposition that looks whether it came to an
-end. Figures are slopes: what one more batch costs; what is done once, or behind the last batch, is not in them. The
-steps of sensitivity and dirichlet are those of all their trainings, which run one after another. Images are noise.
+Needs no GPU: a pretend device (tests/pretend_device.py) counts what a GPU would be waited for; on a GPU (--device cuda)
+torch's own warnings of synchronisations are counted, and nothing else. A synchronisation is what those warnings name: a
+value read, a copy to the host, a copy to the device that is waited for, a mask or nonzero whose size has to be known;
+and a decomposition that looks whether it came to an end. Figures are slopes: what one more batch costs; what is done
+once, or behind the last batch, is not in them. The steps of sensitivity and dirichlet are those of all their trainings,
+which run one after another. Images are noise.
 """
 
 import argparse
@@ -59,15 +60,18 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=Bed.size, help="side of the images")
     parser.add_argument("--batch", type=int, default=Bed.batch, help="images of a step, micro-batch, evaluation batch")
     parser.add_argument("--json", type=Path, help="write the same figures here")
+    parser.add_argument(
+        "--device", default="pretend", choices=("pretend", "cuda"), help="cuda: syncs alone are counted"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
-    bed, body = Bed(given.network, given.size, given.batch), []
+    bed, body = Bed(given.network, given.size, given.batch, kind=given.device), []
     print(f"{bed.name}, {bed.size}x{bed.size}, {bed.batch} images a batch; per step, micro-batch or evaluation batch\n")
     print("| | | syncs | bytes up | bytes down | operations | beside bare | the host waited for |")
     print("|---|---|---|---|---|---|---|---|")
     for kind, what, each, bare in rows(bed):
         body.append({"kind": kind, "what": what, **asdict(each)})
-        ratio = f"{each.operations / bare.operations:.2f}x" if bare is not None and each.operations else ""
+        ratio = f"{each.operations / bare.operations:.2f}x" if bare and bare.operations and each.operations else ""
         waits = ", ".join(f"{name} {count:g}" for name, count in each.waits.items())
         cells = (kind, what, f"{each.syncs:g}", f"{each.up:,.0f}", f"{each.down:,.0f}", f"{each.operations:,.0f}")
         print("|", " | ".join((*cells, ratio, waits)), "|", flush=True)

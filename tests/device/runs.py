@@ -235,6 +235,17 @@ def crossed(ranks: Ranks, first: str, second: str, folder: Path) -> list[float]:
     return digest(found.model.state_dict())
 
 
+def connected(ranks: Ranks) -> dict[str, Any]:
+    """[sum of 1 and 2 over two ranks, syncs for it] before and after a group for the CPU is opened, and words."""
+    at = replace(machine(ranks, "pretend").ranks, control=None)
+    found: dict[str, Any] = {}
+    for when in ("before", "after"):
+        with pretend_device.counting() as traffic:
+            found[when] = [*at.total(1 + at.rank), min(traffic.syncs, 1)]
+        at.connect(60)
+    return found | {"words": at.gather(str(at.rank))}
+
+
 def recalibrated(ranks: Ranks, kind: str) -> list[float]:
     """New batch-norm statistics."""
     at = machine(ranks, kind)

@@ -12,7 +12,6 @@ from dist_prune import methods
 from tests.device import planted, runs, traffic
 
 ROUNDED = {"distillation": 0.03, "fp16": 0.03}  # half precision where the CPU has none: relative
-QUIET = ("graph", "taylor", "apoz", "fisher", "group_fisher", "obd", "mint", "l1", "l2", "bn_scale", "whc")
 worlds = pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
 
 
@@ -192,7 +191,7 @@ def test_the_scaler_of_half_precision_waits_once_more(pretend):
     assert per(pretend, traffic.training, precision="fp16").waits == {"to the host": 1, "_local_scalar_dense": 1}
 
 
-@pytest.mark.parametrize("name", QUIET)
+@pytest.mark.parametrize("name", traffic.QUIET)
 def test_scoring_waits_for_nothing_until_the_merge(pretend, name):
     found = per(pretend, traffic.scoring, name)
     assert found.syncs == 0, found.waits
@@ -201,6 +200,11 @@ def test_scoring_waits_for_nothing_until_the_merge(pretend, name):
 def test_evaluation_waits_for_no_batch(pretend):
     found = per(pretend, traffic.evaluation)
     assert found.syncs == 0, found.waits
+
+
+def test_numbers_of_ranks_go_through_the_cpu(pretend):
+    """A group that takes a device's tensors only, as NCCL's does, gets one beside it for numbers and words."""
+    assert pretend.run(2, runs.connected) == [{"before": [3, 1], "after": [3, 0], "words": ["0", "1"]}] * 2
 
 
 @pytest.mark.slow

@@ -1,12 +1,15 @@
-"""Syncs, bytes and operations per step, per micro-batch and per batch, on the pretend device.
+"""Syncs, bytes and operations per step, per micro-batch and per batch, on the pretend device; syncs on a real one.
 
 Each figure is a slope: the same work is done on fewer and on more batches, and the difference is divided by theirs. So
 what is done once, at the beginning or behind the last batch, is not in it.
 """
 
+import contextlib
+import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,8 +34,11 @@ from dist_prune.runtime.training import optim
 from dist_prune.runtime.training.loop import Loop
 from dist_prune.runtime.training.train import Trainer
 from tests import pretend_device
+from tests.pretend_device import Traffic
 
 FEW, MORE = 2, 4  # batches
+# methods that wait for nothing in a micro-batch
+QUIET = ("graph", "taylor", "apoz", "fisher", "group_fisher", "obd", "mint", "l1", "l2", "bn_scale", "whc")
 
 
 @dataclass(frozen=True)
@@ -48,22 +54,24 @@ class Each:
 
 @dataclass(frozen=True)
 class Bed:
-    """A network and images of noise on the pretend device.
+    """A network and images of noise.
 
     Attributes:
         name, size: network and side of its images.
         batch: images of a step, a micro-batch and an evaluation batch.
         ranks: among which they are dealt.
+        kind: ``pretend``, or ``cuda``: there torch itself tells of synchronisations, and nothing else is counted.
     """
 
     name: str = "resnet20_cifar"
     size: int = 8
     batch: int = 4
     ranks: Ranks = field(default_factory=Ranks)
+    kind: str = "pretend"
 
     @property
     def machine(self) -> Machine:
-        device = pretend_device.start()
+        device = pretend_device.start() if self.kind == "pretend" else torch.device(self.kind)
         return Machine(device, replace(self.ranks, device=device))
 
     def model(self) -> nn.Module:
@@ -77,12 +85,32 @@ class Bed:
         return Feed(source, Look(self.size, (0.5,) * 3, (0.3,) * 3, **look), self.machine.device)
 
 
-def slope(work: Callable[[int], Any]) -> Each:
+@contextlib.contextmanager
+def watched(kind: str) -> Iterator[Traffic]:
+    """What goes on within it on a device of that kind."""
+    if kind == "pretend":
+        with pretend_device.counting() as traffic:
+            yield traffic
+        return
+    traffic = Traffic()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            yield traffic
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for warning in said:
+        if "synchronizing CUDA operation" in str(warning.message):
+            traffic.wait(f"{Path(warning.filename).name}:{warning.lineno}")
+
+
+def slope(bed: Bed, work: Callable[[int], Any]) -> Each:
     """Of ``work(batches)``: what one more batch costs."""
     found = []
     work(FEW)  # tables that are made once in a process
     for batches in (FEW, MORE):
-        with pretend_device.counting() as traffic:
+        with watched(bed.kind) as traffic:
             work(batches)
         found.append(traffic)
     few, more = found
@@ -117,7 +145,7 @@ def training(bed: Bed, beside: str = "", augment: str = "none", **settings: Any)
             found.penalty = penalty(beside, found.model, channels, 1e-3)
         found.run()
 
-    return slope(work)
+    return slope(bed, work)
 
 
 def bare_training(bed: Bed, **look: Any) -> Each:
@@ -133,7 +161,7 @@ def bare_training(bed: Bed, **look: Any) -> Each:
             functional.cross_entropy(model(part.images), part.labels).backward()
             optimizer.step()
 
-    return slope(work)
+    return slope(bed, work)
 
 
 def scoring(bed: Bed, name: str, **options: Any) -> Each:
@@ -147,7 +175,7 @@ def scoring(bed: Bed, name: str, **options: Any) -> Each:
         place = Bench(model.to(at.device), channels, bed.feed(), ids, at, Tracker(False), bed.batch)
         kind(kind.Options(**options)).score(place)
 
-    return slope(work)
+    return slope(bed, work)
 
 
 def evaluation(bed: Bed) -> Each:
@@ -158,7 +186,7 @@ def evaluation(bed: Bed) -> Each:
         ids = np.arange(batches * bed.batch)
         evaluate(bed.model().to(at.device), bed.feed(), bed.batch, at.ranks, Tracker(False), ids=ids)
 
-    return slope(work)
+    return slope(bed, work)
 
 
 def bare_forward(bed: Bed, backward: bool = False) -> Each:
@@ -173,4 +201,4 @@ def bare_forward(bed: Bed, backward: bool = False) -> Each:
                     loss = functional.cross_entropy(logits, part.labels, reduction="sum")
                     torch.autograd.grad(loss, list(model.parameters()))
 
-    return slope(work)
+    return slope(bed, work)
