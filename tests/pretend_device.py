@@ -186,33 +186,42 @@ def _count(func: Any, name: str, args: Any, kwargs: Any, tensors: list[Tensor], 
     """Note an operation where somebody counts."""
     if not _now:
         return
-    aliases = [a for a in func._schema.arguments if a.alias_info is not None]
-    view = bool(aliases) and not any(a.alias_info.is_write for a in aliases)
+    up, down, waits = 0, 0, []
+    if name in COPIES:
+        up, down, waits = _copied(name, args, kwargs, there)
+    elif name in INDEXED:
+        up, waits = _indexed(name, args)
+    elif name in WAITS:
+        down, waits = tensors[0].element_size() * (name == "_local_scalar_dense"), [name]
+    aliases = [a.alias_info for a in func._schema.arguments if a.alias_info is not None]
+    view = bool(aliases) and not any(alias.is_write for alias in aliases)
     for traffic in _now:
         traffic.operations += not view
-        if name in COPIES:
-            source, target = (args[0], args[1]) if name != "_to_copy" else (args[0], None)
-            if name == "copy_":
-                source, target = args[1], args[0]
-            goes_up = not isinstance(source, Pretend)
-            goes_down = not there if target is None else not isinstance(target, Pretend)
-            if (goes_up and goes_down) or (not goes_up and not goes_down):
-                continue
-            size = source.numel() * source.element_size()
-            traffic.up, traffic.down = traffic.up + size * goes_up, traffic.down + size * goes_down
-            blocking = not (kwargs.get("non_blocking") or (name != "_to_copy" and len(args) > 2 and args[2]))
-            if (goes_down or blocking) and source.numel():
-                traffic.wait("to the host" if goes_down else "to the device, blocking")
-        elif name in INDEXED:
-            for index in args[1]:
-                if isinstance(index, Tensor) and not isinstance(index, Pretend):
-                    traffic.up += index.numel() * index.element_size()
-                    traffic.wait(f"{name} by a CPU tensor")
-                if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) and not _fills(name, args):
-                    traffic.wait(f"{name} by a mask")
-        elif name in WAITS:
-            traffic.wait(name)
-            traffic.down += sum(t.element_size() for t in tensors) if name == "_local_scalar_dense" else 0
+        traffic.up += up
+        traffic.down += down
+        for wait in waits:
+            traffic.wait(wait)
+
+
+def _copied(name: str, args: Any, kwargs: Any, there: bool) -> tuple[int, int, list[str]]:
+    """Bytes to the device and back, and whether the host waits: for every copy back, and for those that block."""
+    source = args[1] if name == "copy_" else args[0]
+    lands = there if name == "_to_copy" else isinstance(args[0] if name == "copy_" else args[1], Pretend)
+    if isinstance(source, Pretend) == lands:
+        return 0, 0, []
+    size = source.numel() * source.element_size()
+    blocks = not (kwargs.get("non_blocking") or (name != "_to_copy" and len(args) > 2 and args[2]))
+    what = "to the device, blocking" if lands else "to the host"
+    return size * lands, size * (not lands), [what] if size and (blocks or not lands) else []
+
+
+def _indexed(name: str, args: Any) -> tuple[int, list[str]]:
+    """Bytes to the device and waits: index tensors of the host are copied, masks have to be counted."""
+    given = [index for index in args[1] if isinstance(index, Tensor)]
+    hosts = [index for index in given if not isinstance(index, Pretend)]
+    masks = [index for index in given if index.dtype in (torch.bool, torch.uint8) and not _fills(name, args)]
+    waits = [f"{name} by a CPU tensor"] * len(hosts) + [f"{name} by a mask"] * len(masks)
+    return sum(index.numel() * index.element_size() for index in hosts), waits
 
 
 def _fills(name: str, args: Any) -> bool:

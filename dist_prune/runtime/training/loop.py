@@ -107,6 +107,9 @@ class Loop:
         start, waited, done_before = time.perf_counter(), 0.0, at.images
         merged, local = at, Progress(at.step)
         batches = self._batches(number, at.step)
+        # where a strange loss ends the training there is no update to spare: it is on its way before the loss is read,
+        # and the device has work while the host waits
+        judged = self.settings.skip_nonfinite > 0
         schedule.at(number * total + max(at.step - 1, 0))
         rate = schedule.rate
         for _ in self.tracker.bar(range(at.step, total), total - at.step, f"{self.name}, epoch {number + 1}"):
@@ -120,7 +123,10 @@ class Loop:
             )  # dropout and the like
             drive.begin()
             held = self._buffers(drive)
-            value, right = self._read(self._backward(part, whole, self.first + number, local.step, losses_of, drive))
+            sums = self._backward(part, whole, self.first + number, local.step, losses_of, drive)
+            if not judged:
+                self._update(drive, local)
+            value, right = self._read(sums)
             stop, due, strange = stopping.poll(
                 ranks, (self._due(local.step + 1), int(not abs(value) <= HUGE * len(part.ids)))
             )
@@ -134,10 +140,8 @@ class Loop:
                 for buffer, before in held:
                     buffer.copy_(before)
             else:
-                measured = local.step % NORM_EVERY == 0
-                norm = drive.update(self.settings.clip_grad, measured)
-                local.grad_norm = local.grad_norm if norm is None else norm
-                self.after()
+                if judged:
+                    self._update(drive, local)
                 local.loss_units += round(value * LOSS_UNIT)
                 local.images += len(part.ids)
                 local.hits += right
@@ -185,6 +189,12 @@ class Loop:
                 drive.backward(total * (self.machine.ranks.world / whole))
             sums.append(total.detach())
         return sums
+
+    def _update(self, drive: Drive, local: Progress) -> None:
+        """Weights, and what follows them."""
+        norm = drive.update(self.settings.clip_grad, local.step % NORM_EVERY == 0)
+        local.grad_norm = local.grad_norm if norm is None else norm
+        self.after()
 
     def _read(self, sums: list[Tensor]) -> tuple[float, int]:
         """The loss and the hits of a step in one copy to the host: the only time in it that the device is waited for.
