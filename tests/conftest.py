@@ -30,6 +30,14 @@ def pool4(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def pretend(tmp_path_factory):
+    """Two ranks of their own for the pretend device, which changes torch in a process for good."""
+    pool = Pool(2, tmp_path_factory.mktemp("pretend"))
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real data that DIST_PRUNE_DATA names; where CI has it, its absence is a failure."""
     place = os.environ.get("DIST_PRUNE_DATA")

@@ -193,7 +193,7 @@ class Gates:
         switches = []
         for name, posterior, spots in zip(self.names, self.posteriors, self.places, strict=True):
             sample = posterior.sample(draws, self.bench.draw("switches", name, self.step))
-            values = self._scaled(sample).to(images.device).repeat_interleave(n, 0)
+            values = self._scaled(sample).to(images.device, non_blocking=True).repeat_interleave(n, 0)
             switches.append((spots, lambda v=values: v))
         with torch.no_grad():
             live = copies(self._rest.head(images), draws)

@@ -58,13 +58,23 @@ class Hutchinson(PerFilter):
         self.seed, self.scaled = seed, scaled
 
     def direction(self, site: Site, maps: Tensor, ids: Tensor) -> Tensor:
-        generator = draw(self.seed, "signs", site.name, int(ids[0]))
+        generator = draw(self.seed, "signs", site.name, _first(ids))
         signs = torch.randint(2, maps.shape, generator=generator, dtype=torch.int8)
-        return (2 * signs - 1).to(maps.device, maps.dtype)
+        return (2 * signs - 1).to(maps.device, maps.dtype, non_blocking=True)
 
     def each(self, site: Site, weight: Tensor, grads: Tensor, ids: Tensor) -> Tensor:
         own = self.direction(site, weight, ids) * grads
         return own * weight.square() if self.scaled else own
+
+
+_asked: list[tuple[Tensor, int]] = []  # the last micro-batch's ids, and the first of them
+
+
+def _first(ids: Tensor) -> int:
+    """The first id, read from the device once a micro-batch and not for every site."""
+    if not _asked or _asked[0][0] is not ids:
+        _asked[:] = [(ids, int(ids[0]))]
+    return _asked[0][1]
 
 
 def means(tables: MutableMapping[str, Tensor], power: int = 1) -> Tensor:

@@ -36,14 +36,15 @@ class State:
         if self.word == "sum" and self.dtype.is_floating_point:
             raise ValueError("a 'sum' state holds integers: a float sum depends on the sharding. Use 'rows'.")
 
-    def zero(self, images: int) -> Tensor:
+    def zero(self, images: int, device: torch.device | None = None) -> Tensor:
         """The identity of the merge; ``rows`` gets one row for each of ``images``."""
         if self.word == "rows":
-            return torch.zeros((images, *self.shape), dtype=self.dtype)
+            return torch.zeros((images, *self.shape), dtype=self.dtype, device=device)
         if self.word == "sum":
-            return torch.zeros(self.shape, dtype=self.dtype)
+            return torch.zeros(self.shape, dtype=self.dtype, device=device)
         info = torch.finfo(self.dtype) if self.dtype.is_floating_point else torch.iinfo(self.dtype)
-        return torch.full(self.shape, info.min if self.word == "max" else info.max, dtype=self.dtype)
+        start = info.min if self.word == "max" else info.max
+        return torch.full(self.shape, start, dtype=self.dtype, device=device)
 
 
 class Statistic(ABC):
@@ -107,7 +108,7 @@ class Tally:
     def reset(self) -> None:
         """Every table back to the identity of its merge."""
         self.tables = {
-            site.name: {k: s.zero(self.images).to(self.device) for k, s in self.statistic.states(site).items()}
+            site.name: {k: s.zero(self.images, self.device) for k, s in self.statistic.states(site).items()}
             for site in self.sites
         }
 

@@ -164,10 +164,16 @@ def _twins(models: Mapping[str, nn.Module]) -> list[list[str]]:
 
 
 def _once(model: nn.Module, x: torch.Tensor, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait(device)
     start = time.perf_counter()
     model(x)
+    wait(device)
+    return time.perf_counter() - start
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given: without that, what is timed is the giving."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    elif device.type != "cpu":
+        torch.get_device_module(device).synchronize()

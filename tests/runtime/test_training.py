@@ -350,6 +350,22 @@ def test_a_skipped_update_takes_no_other_update_s_hits_along():
     assert history[0]["top1"] == pytest.approx(100 * hits / count)
 
 
+@pytest.mark.parametrize(("spared", "moved"), [(0, True), (1, False)])
+def test_an_update_is_on_its_way_before_the_loss_is_read_unless_it_may_be_spared(spared, moved):
+    """What is read first waits for a device that has nothing else to do."""
+    found, seen = trainer(skip_nonfinite=spared, epochs=1), []
+    before, read = digest(found.model)[0], found.loop._read
+
+    def watched(sums):
+        seen.append(digest(found.model)[0] != before)
+        return read(sums)
+
+    found.loop._read = watched  # type: ignore[method-assign]
+    found.run()
+    assert seen[0] is moved
+    assert all(seen[1:])
+
+
 def test_skipped_updates_are_counted_over_epochs_and_restarts(tmp_path):
     with pytest.raises(PruneError, match=r"epoch 2, step 2.*skip_nonfinite above 1"):
         poison(trainer(None, skip_nonfinite=1, epochs=3), {1}).run()

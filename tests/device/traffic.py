@@ -1,0 +1,204 @@
+"""Syncs, bytes and operations per step, per micro-batch and per batch, on the pretend device; syncs on a real one.
+
+Each figure is a slope: the same work is done on fewer and on more batches, and the difference is divided by theirs. So
+what is done once, at the beginning or behind the last batch, is not in it.
+"""
+
+import contextlib
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from dist_prune import methods
+from dist_prune.bench import Bench
+from dist_prune.pruning import surgeon
+from dist_prune.pruning.sparsity import penalty
+from dist_prune.recipe import Training
+from dist_prune.runtime import backbones
+from dist_prune.runtime.collectives import Ranks
+from dist_prune.runtime.data.dealing import micro_batches
+from dist_prune.runtime.data.feed import Feed, Look
+from dist_prune.runtime.data.sources import ArraySource
+from dist_prune.runtime.evaluation import evaluate
+from dist_prune.runtime.machine import Machine
+from dist_prune.runtime.tracking import Tracker
+from dist_prune.runtime.training import optim
+from dist_prune.runtime.training.loop import Loop
+from dist_prune.runtime.training.train import Trainer
+from tests import pretend_device
+from tests.pretend_device import Traffic
+
+FEW, MORE = 2, 4  # batches
+# methods that wait for nothing in a micro-batch
+QUIET = ("graph", "taylor", "apoz", "fisher", "group_fisher", "obd", "mint", "l1", "l2", "bn_scale", "whc")
+
+
+@dataclass(frozen=True)
+class Each:
+    """Per batch: host-device synchronisations, bytes to the device and back, operations; what the host waited for."""
+
+    syncs: float
+    up: float
+    down: float
+    operations: float
+    waits: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Bed:
+    """A network and images of noise.
+
+    Attributes:
+        name, size: network and side of its images.
+        batch: images of a step, a micro-batch and an evaluation batch.
+        ranks: among which they are dealt.
+        kind: ``pretend``, or ``cuda``: there torch itself tells of synchronisations, and nothing else is counted.
+    """
+
+    name: str = "resnet20_cifar"
+    size: int = 8
+    batch: int = 4
+    ranks: Ranks = field(default_factory=Ranks)
+    kind: str = "pretend"
+
+    @property
+    def machine(self) -> Machine:
+        device = pretend_device.start() if self.kind == "pretend" else torch.device(self.kind)
+        return Machine(device, replace(self.ranks, device=device))
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(0)
+        return backbones.create(self.name, 10, 3, kwargs={"img_size": self.size})
+
+    def feed(self, **look: Any) -> Feed:
+        rng, count = np.random.default_rng(0), MORE * self.batch
+        pixels = rng.integers(0, 256, (count, self.size, self.size, 3), dtype=np.uint8)
+        source = ArraySource(pixels, rng.integers(0, 10, count), tuple(map(str, range(10))))
+        return Feed(source, Look(self.size, (0.5,) * 3, (0.3,) * 3, **look), self.machine.device)
+
+
+@contextlib.contextmanager
+def watched(kind: str) -> Iterator[Traffic]:
+    """What goes on within it on a device of that kind."""
+    if kind == "pretend":
+        with pretend_device.counting() as traffic:
+            yield traffic
+        return
+    traffic = Traffic()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            yield traffic
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for warning in said:
+        if "synchronizing CUDA operation" in str(warning.message):
+            traffic.wait(f"{Path(warning.filename).name}:{warning.lineno}")
+
+
+def slope(bed: Bed, work: Callable[[int], Any]) -> Each:
+    """Of ``work(batches)``: what one more batch costs."""
+    found = []
+    work(FEW)  # tables that are made once in a process
+    for batches in (FEW, MORE):
+        with watched(bed.kind) as traffic:
+            work(batches)
+        found.append(traffic)
+    few, more = found
+
+    def each(key: str) -> float:
+        return (getattr(more, key) - getattr(few, key)) / (MORE - FEW)
+
+    waits = Counter(more.waits)
+    waits.subtract(few.waits)
+    return Each(
+        *map(each, ("syncs", "up", "down", "operations")),
+        {name: count / (MORE - FEW) for name, count in waits.items() if count},
+    )
+
+
+def training(bed: Bed, beside: str = "", augment: str = "none", **settings: Any) -> Each:
+    """Of a step of the training loop; ``beside``: masks, bn_scale, group_norm or distillation."""
+
+    def work(batches: int) -> None:
+        asked = {"epochs": 1, "batch": bed.batch, "images": batches * bed.batch, "lr": 0.01, "selection": "last"}
+        if beside == "distillation":
+            asked["distill"] = 0.5
+        loop = Loop(Training(**(asked | settings)), bed.feed(augment=augment), bed.machine, Tracker(False), 0)
+        found = Trainer(bed.model(), loop, lambda model: {}, classes=10)
+        if beside == "distillation":
+            found.teacher = bed.model()
+        elif beside == "masks":
+            name, weight = next(iter(found.model.named_parameters()))
+            found.masks = {name: torch.arange(weight.numel()).view_as(weight) % 2 == 0}
+        elif beside:
+            channels = surgeon.sites_of(found.model.eval(), torch.zeros(1, 3, bed.size, bed.size))
+            found.penalty = penalty(beside, found.model, channels, 1e-3)
+        found.run()
+
+    return slope(bed, work)
+
+
+def bare_training(bed: Bed, **look: Any) -> Each:
+    """Of a step of the shortest loop: the same images, forward, backward, update."""
+
+    def work(batches: int) -> None:
+        device, feed = bed.machine.device, bed.feed(**look)
+        model = bed.model().to(device).train()
+        settings = Training(batch=bed.batch, lr=0.01)
+        optimizer = optim.optimizer(optim.groups(model, settings), settings)
+        for part in feed.batches(micro_batches(np.arange(batches * bed.batch), bed.batch), (0, 0)):
+            optimizer.zero_grad(set_to_none=True)
+            functional.cross_entropy(model(part.images), part.labels).backward()
+            optimizer.step()
+
+    return slope(bed, work)
+
+
+def scoring(bed: Bed, name: str, **options: Any) -> Each:
+    """Of a micro-batch of a method's scoring."""
+    kind = methods.find(name)
+
+    def work(batches: int) -> None:
+        model = bed.model().eval()
+        channels = surgeon.sites_of(model, torch.zeros(1, 3, bed.size, bed.size))
+        ids, at = np.arange(batches * bed.batch), bed.machine
+        place = Bench(model.to(at.device), channels, bed.feed(), ids, at, Tracker(False), bed.batch)
+        kind(kind.Options(**options)).score(place)
+
+    return slope(bed, work)
+
+
+def evaluation(bed: Bed) -> Each:
+    """Of an evaluation batch."""
+
+    def work(batches: int) -> None:
+        at = bed.machine
+        ids = np.arange(batches * bed.batch)
+        evaluate(bed.model().to(at.device), bed.feed(), bed.batch, at.ranks, Tracker(False), ids=ids)
+
+    return slope(bed, work)
+
+
+def bare_forward(bed: Bed, backward: bool = False) -> Each:
+    """Of a batch that goes through the network, and back."""
+
+    def work(batches: int) -> None:
+        model, feed = bed.model().to(bed.machine.device).eval(), bed.feed()
+        for part in feed.batches(micro_batches(np.arange(batches * bed.batch), bed.batch)):
+            with torch.set_grad_enabled(backward):
+                logits = model(part.images)
+                if backward:
+                    loss = functional.cross_entropy(logits, part.labels, reduction="sum")
+                    torch.autograd.grad(loss, list(model.parameters()))
+
+    return slope(bed, work)
