@@ -45,6 +45,7 @@ def test_the_network_of_a_recipe_can_be_cut(file):
     spec = loaded(file)
     body = preview(spec, chosen(spec))
     assert any(not group["protected"] for group in body["groups"])
+    assert body["warnings"] == []
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

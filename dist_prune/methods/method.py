@@ -256,6 +256,11 @@ class Method(ABC):
         """What a reader of the scores should know before trusting them. Pure; shown, and noted in the report."""
         return ()
 
+    def cautions(self, channels: Channels) -> Sequence[str]:
+        """What these options are likely to do badly on these groups, known before anything is scored. Pure; shown by
+        ``dist-prune check`` and at the start of scoring, and noted in the report."""
+        return ()
+
     def check(self, channels: Channels, request: Request) -> None:
         """PruneError where the request asks for what this method does not do; called before any work.
 

@@ -121,6 +121,23 @@ class Shapley(method.Method):
             for group in channels.free:
                 self._evaluations(group.width, 0)
 
+    def cautions(self, channels: Channels) -> list[str]:
+        if self.options.estimator != "kernel":
+            return []
+        samples, widths = self.options.samples, sorted({group.width for group in channels.free})
+        close = [width for width in widths if coalitions.at_threshold(samples, width)]
+        if not close:
+            return []
+        names = [group.name for group in channels.free if group.width in close]
+        better = coalitions.clear_of(widths, 2 * coalitions.unknowns(close[-1]))
+        shown = ", ".join(names[:3]) + (f", ... {len(names)} groups" if len(names) > 3 else "")
+        return [
+            f"method.samples: {samples} random sets are about as many as the regression has unknowns for "
+            f"{' or '.join(map(str, close))} channels (a value each and the intercept; {shown}). That is the worst number "
+            f"there is: the values follow the noise, and far fewer sets rank better. Take method.samples={better}, or "
+            "method.estimator=permutation."
+        ]
+
     def _checks(self) -> list[int]:
         """Numbers of samples after which the rankings are looked at; the last one is all of them."""
         most = self.options.samples
