@@ -186,7 +186,7 @@ class Entropy(method.Method):
         return Estimator(
             criterion=spec["criterion"], binning=own == "binning", alpha=spec["alpha"], width=width,
             target=options.entropy_target, grid=grid._replace(coarse=options.grid == "coarse"),
-            halved=width not in ALIGNED or wider, sigma_y=options.sigma_y, softmax=self.has("softmax_labels"),
+            halved=width not in ALIGNED or wider, anchor_halved=not wick, sigma_y=options.sigma_y, softmax=self.has("softmax_labels"),
             last_only=wick and self.has("last_batch"), edges=options.bins, low=options.bin_range[0],
             high=options.bin_range[1], wrapped=self.has("top_bin"), order_free=options.sigma_combine == "median",
             dtype=getattr(torch, options.precision),
