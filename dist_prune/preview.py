@@ -100,4 +100,6 @@ def as_text(body: dict[str, Any]) -> str:
         f"{q} {low:,} to {high:,} ({body['reachable'][q][0]:.1%} to 100 %)" for q, (low, high) in body["range"].items()
     )
     said = [f"warning: {text}" for text in body["warnings"]]
-    return "\n".join([*lines, "", *said, f"{free} of {len(body['groups'])} groups are free; what can be left: {ranges}"])
+    return "\n".join(
+        [*lines, "", *said, f"{free} of {len(body['groups'])} groups are free; what can be left: {ranges}"]
+    )

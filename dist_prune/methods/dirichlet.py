@@ -17,8 +17,7 @@ from torch.nn import functional
 from dist_prune.errors import PruneError
 from dist_prune.methods import method
 from dist_prune.pruning.channels import Channels
-from dist_prune.pruning.choose import Request, keep_best
-from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.choose import Request
 from dist_prune.pruning.portrait import Portrait
 from dist_prune.pruning.posteriors import (
     Dirichlet,
@@ -35,7 +34,7 @@ Quirk = Literal["batch_statistics", "mixed_images", "kl_at_mean", "reversed_rank
 RELEASED: tuple[Quirk, ...] = ("batch_statistics", "mixed_images")
 
 
-class Options(method.MethodOptions):
+class Options(method.RankingOptions):
     """Gates train on the calibration images (``score.images: all`` for the papers' whole training set), with the
     recipe's training augmentation. The released nets: ``kl_weight=0``, ``scale=simplex``, ``place=output`` (ResNet-56:
     consumed)."""
@@ -75,7 +74,7 @@ class Options(method.MethodOptions):
         return self
 
 
-class DirichletSwitches(method.Method):
+class DirichletSwitches(method.Ranking):
     """Keeps the channels with the largest posterior means."""
 
     paper = "Adamczewski, Park, Dirichlet Pruning for Neural Network Compression, AISTATS 2021"
@@ -113,9 +112,8 @@ class DirichletSwitches(method.Method):
         mean = moments(self.need(scores, f"{name}:posterior"))[0]
         return reversed_ranking(mean) if self.has("reversed_ranking") else mean
 
-    def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
-        worth = {group.name: self._worth(scores, group.name) for group in channels.free}
-        return Plan.keeping(channels, keep_best(channels, worth, request))
+    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+        return {group.name: self._worth(scores, group.name) for group in channels.free}
 
     def table(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> list[dict[str, Any]]:
         """Per group: the largest and smallest gate of mean 1, correlations between channels, share of positive ones."""

@@ -14,8 +14,6 @@ from torch import Tensor
 from dist_prune.errors import PruneError
 from dist_prune.methods import method
 from dist_prune.pruning.channels import Channels, Site
-from dist_prune.pruning.choose import Request, keep_best
-from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.statistic import State, Statistic
 from dist_prune.pruning.switches import places
 
@@ -23,7 +21,7 @@ Quirk = Literal["batch_mean", "train_mode"]
 LARGEST_BATCH = 1000  # images that one forward pass is asked to hold
 
 
-class Options(method.MethodOptions):
+class Options(method.RankingOptions):
     """``as_released``: both quirks, the form of the Dirichlet-switch program."""
 
     fidelity: Literal["correct", "as_released"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -35,7 +33,7 @@ class Options(method.MethodOptions):
     batch: int = Field(default=100, ge=1, description="batch_mean: images of a batch")
 
 
-class Fisher(method.Method):
+class Fisher(method.Ranking):
     """Channels whose absence changes the loss least go first; members of a coupled group add up before they are
     squared."""
 
@@ -74,9 +72,8 @@ class Fisher(method.Method):
                 scores[name] = (rows**2).sum(0) / (2 * bench.images)
         return scores
 
-    def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
-        worth = {group.name: self.need(scores, group.name) for group in channels.free}
-        return Plan.keeping(channels, keep_best(channels, worth, request))
+    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+        return {group.name: self.need(scores, group.name) for group in channels.free}
 
 
 class MaskGradients(Statistic):

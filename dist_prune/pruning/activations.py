@@ -137,3 +137,19 @@ class Activations(Statistic):
         if maps.dim() == 4 and tuple(maps.shape[2:]) != self.sides(site):
             maps = functional.adaptive_avg_pool2d(maps, self.sides(site))
         tables["maps"][ids] = _flat(site, maps).to(torch.float32)
+
+
+class ChannelMeans(Statistic):
+    """One number per channel and image: the mean over positions (section 3). State: ``means`` (n, C)."""
+
+    def states(self, site: Site) -> dict[str, State]:
+        return {"means": State("rows", (site.width,), torch.float32)}
+
+    def update(
+        self, site: Site, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
+    ) -> None:
+        if site.kind == "conv":
+            means = maps.flatten(2).mean(2)
+        else:  # (N, F), or features last behind tokens
+            means = maps.flatten(1, -2).mean(1) if maps.dim() > 2 else maps
+        tables["means"][ids] = means.to(torch.float32)
