@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dist_prune.errors import PruneError
 from dist_prune.methods import method
-from dist_prune.pruning.activations import Activations, Census, Tap, bundles, distinct, taps_of
+from dist_prune.pruning.activations import Activations, Census, Tap, bundles, distinct, outputs_of, taps_of
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request, best_of, first_true, share_of
 from dist_prune.pruning.elimination import Elimination
@@ -81,6 +81,9 @@ class Options(method.RankingOptions):
     rev: bool = Field(default=False, description="delete the smallest score first (ablation)")
     chunk: float = Field(
         default=0, ge=0, lt=1, description="share of what remains that goes in one step; 0: one filter"
+    )
+    taps: Literal["consumed", "output"] = Field(
+        default="consumed", description="behind norm and activation, as the next layer reads a filter; or before them"
     )
     map_side: int | None = Field(default=None, ge=1, description="average larger maps to this side first")
     parallel: Literal["layers", "batches", "candidates"] = Field(
@@ -148,7 +151,8 @@ class Entropy(method.Ranking):
         float64, H of each filter, mean over taps; ``:samples`` (1,) int64, images that an entropy is taken over: those
         of a batch, for bins those of all batches."""
         view = {"augment": True} if self.has("augmented") else {}
-        taps = {group.name: taps_of(bench.channels, group) for group in bench.channels.free}
+        found_at = outputs_of if self.options.taps == "output" else taps_of
+        taps = {group.name: found_at(bench.channels, group) for group in bench.channels.free}
         sites = {tap.site.name: tap.site for found in taps.values() for tap in found}
         census = bench.observe(list(sites.values()), Census(), **view)
         shapes = {name: tuple(tables["shape"].tolist()) for name, tables in census.items()}

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from dist_prune.errors import PruneError
 from dist_prune.methods.entropy import DEPRECATED, REFUSED, SAMPLINGS, Entropy, Options, l1_counts
 from dist_prune.pruning import cost, surgeon, widths
-from dist_prune.pruning.activations import taps_of
+from dist_prune.pruning.activations import outputs_of, taps_of
 from dist_prune.pruning.aligned import Polynomial
 from dist_prune.pruning.choose import Request, share_of
 from dist_prune.pruning.gates import gated, masked
@@ -348,6 +348,31 @@ def test_dense_counts_of_the_paper_s_networks(name, side, params, macs):
     shape = (1, 1 if side == 28 else 3, side, side)
     channels = surgeon.sites_of(backbones.create(name, 10, shape[1]).eval(), torch.randn(shape))
     assert (cost.params(channels), cost.macs(channels)) == (params, macs)
+
+
+def test_pools_and_activations_are_the_programs_own():
+    """The two larger LeNets have max pools; the one of 128 and 64 has tanh convolutions, ranked before the tanh."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 1, 28, 28)
+    for name, activation in (("lenet20_50_800_500", torch.relu), ("lenet20_50_128_64", torch.tanh)):
+        model = backbones.create(name, 10, 1).eval()
+        first, second, heads = model.conv1, model.conv2, (model.fc1, model.fc2)
+        y = torch.nn.functional.max_pool2d(activation(first(x)), 2)
+        y = torch.nn.functional.max_pool2d(activation(second(y)), 2).flatten(1)
+        for layer in heads:
+            y = activation(layer(y))
+        assert torch.allclose(model(x), model.head(y), atol=1e-6)
+        channels = surgeon.sites_of(model, x[:1])
+        seen = {group.name: outputs_of(channels, group)[0] for group in channels.free}
+        assert {name: tap.site.name for name, tap in seen.items()} == {n: n for n in ("conv1", "conv2", "fc1", "fc2")}
+        assert seen["conv2"].places == tuple((i,) for i in range(50))
+    small = backbones.create("lenet6_16", 10, 1).eval()
+    assert isinstance(small.pool1, torch.nn.AvgPool2d)
+
+
+def test_ranking_outputs_before_the_activation_is_another_order():
+    plain, raw = (orders(small_bench(images=24), **FAST, taps=taps, skip_zero=None) for taps in ("consumed", "output"))
+    assert plain["layer1.0.conv1"] != raw["layer1.0.conv1"]
 
 
 @pytest.mark.parametrize(("counts", "params", "macs"), [

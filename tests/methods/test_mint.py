@@ -307,7 +307,7 @@ def cutting(channels, names, shares) -> Plan:
 @pytest.mark.parametrize(
     ("backbone", "side", "weights", "masked", "first", "last", "shares", "percent"),
     [
-        ("vgg16_bn_cifar", 32, 14_977_728, 14_712_832, 4, 14, VGG, 83.46),
+        ("vgg16_bn_maxpool_cifar", 32, 14_977_728, 14_712_832, 4, 14, VGG, 83.46),
         ("resnet50", 64, 25_502_912, 23_445_504, 1, 53, R50, 49.62),
     ],
 )
