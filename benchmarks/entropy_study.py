@@ -180,7 +180,7 @@ def study_curves(given: argparse.Namespace, notes: Notes) -> dict[str, Any]:
 
     def make(criterion: str, seed: int) -> dict[str, Any]:
         scores, chosen = network.scores(criterion, seed), method(criterion)
-        orders = chosen.orders(scores, network.channels)
+        orders = chosen.orders(scores, network.channels, Request())
         return {name: {"order": list(order), "top1": curve(network, name, order)} for name, order in orders.items()}
 
     for seed, criterion in itertools.product(given.seeds, given.criteria):

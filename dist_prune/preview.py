@@ -68,6 +68,7 @@ def preview(spec: Recipe, method: Method) -> dict[str, Any]:
             q: [round(s * cost.amount(channels, q)) for s in reachable(channels, request, q)] for q in QUANTITIES
         },
         "groups": groups,
+        "warnings": [] if spec.select.plan else list(method.cautions(channels)),
     }
 
 
@@ -126,4 +127,7 @@ def as_text(body: dict[str, Any]) -> str:
     ranges = ", ".join(
         f"{q} {low:,} to {high:,} ({body['reachable'][q][0]:.1%} to 100 %)" for q, (low, high) in body["range"].items()
     )
-    return "\n".join([*lines, "", f"{free} of {len(body['groups'])} groups are free; what can be left: {ranges}"])
+    said = [f"warning: {text}" for text in body["warnings"]]
+    return "\n".join(
+        [*lines, "", *said, f"{free} of {len(body['groups'])} groups are free; what can be left: {ranges}"]
+    )

@@ -308,7 +308,7 @@ def _inside(node: Any, step: str) -> Any:
 
 
 def peeks(tree: Mapping[str, Any]) -> list[str]:
-    """What the test images decided in the trainings of a resolved recipe: its figures on them are too good."""
+    """What the test images decided in a resolved recipe: its figures on them are too good."""
     out = []
     for name in ("train", "finetune"):
         spec = tree[name]
@@ -318,4 +318,6 @@ def peeks(tree: Mapping[str, Any]) -> list[str]:
             out.append(f"{name}: the kept epoch was selected on the test images")
         elif spec["selection"] == "last" and spec["patience"]:  # without held-out images there are no others
             out.append(f"{name}: the last epoch was chosen on the test images (patience)")
+    if "test_images" in tree["method"].get("quirks", ()) and not tree["select"]["plan"]:
+        out.append("method: channels were ranked by the test images (quirk test_images)")
     return out

@@ -10,6 +10,7 @@ from typing import Any
 from dist_prune import methods, reading
 from dist_prune.errors import PruneError, shown
 from dist_prune.folders import run_folder
+from dist_prune.methods.method import Ranking
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +28,7 @@ def act(given: argparse.Namespace) -> tuple[str, Any, int]:
     from dist_prune.runtime import stopping
     from dist_prune.runtime.machine import Machine
 
-    names = [name for name in given.methods.split(",") if name]
+    names = every() if given.methods == "all" else [name for name in given.methods.split(",") if name]
     if len(names) < 2 or len(set(names)) < len(names):
         raise PruneError(f"--methods: two or more different ones, got {shown(given.methods)}")
     words = [*given.overrides, f"score.many=[{','.join(names)}]"]
@@ -39,12 +40,20 @@ def act(given: argparse.Namespace) -> tuple[str, Any, int]:
         raise PruneError("score-many is one process; start run.py with score.many=[...] on many")
     with lock(folder):
         run(spec, folder, machine, until="many")
-    table = json.loads((folder / "many.json").read_text())["table"]
-    return as_text(table), table, 0
+    body = json.loads((folder / "many.json").read_text())
+    table, images = body["table"], f"{body['images']['count']} {body['images']['where']}"
+    return as_text(table, images), table, 0
 
 
-def as_text(table: list[dict[str, Any]]) -> str:
-    """Accuracy after surgery, what is left, and which share of the kept channels two methods have in common."""
+def every() -> list[str]:
+    """The methods that can be compared so: all that rank channels and train no weights meanwhile."""
+    found = {name: methods.find(name) for name in methods.names()}
+    return [name for name, kind in found.items() if issubclass(kind, Ranking) and not kind.trains_weights]
+
+
+def as_text(table: list[dict[str, Any]], images: str) -> str:
+    """Accuracy after surgery on ``images``, what is left, and what share of the kept channels two methods have in
+    common."""
     names = [row["method"] for row in table]
     wide = max(map(len, names))
     head = [f"{'':{wide}}  top-1 %   MACs  params", *(f"{name:>{max(6, len(name))}}" for name in names)]
@@ -53,4 +62,5 @@ def as_text(table: list[dict[str, Any]]) -> str:
         shared = [f"{row['overlap'][name]:{max(6, len(name))}.2f}" for name in names]
         cost = f"{row['top1']:7.2f}  {row['macs']:5.3f}   {row['params']:5.3f}"
         lines.append("  ".join([f"{row['method']:{wide}}  {cost}", *shared]))
-    return "\n".join([*lines, "", "columns: kept channels that both methods keep, of those that either keeps"])
+    end = ("columns: kept channels that both methods keep, of those that either keeps", f"top-1: on {images}")
+    return "\n".join([*lines, "", *end])

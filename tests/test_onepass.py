@@ -2,11 +2,15 @@
 
 import json
 
+import numpy as np
 import torch
 
 from dist_prune import cli, methods
 from dist_prune.onepass import score_many
 from dist_prune.runtime.collectives import Ranks
+from dist_prune.runtime.data.dealing import held_out
+from dist_prune.runtime.data.sources import open_source
+from dist_prune.scoring import every
 from tests import tiny
 
 DATA_DRIVEN = ("apoz", "chip", "graph", "group_fisher", "hessian_trace", "hrank", "mint", "obd", "taylor")
@@ -70,7 +74,30 @@ def test_the_verb_prints_a_table(tmp_path, capsys):
     assert table[0]["overlap"]["taylor"] == table[1]["overlap"]["l1"] < 1
     assert (tmp_path / "run/many.safetensors").is_file()
     assert not (tmp_path / "run/round_1/scores.safetensors").exists(), "only what the table needs"
+    body = json.loads((tmp_path / "run/many.json").read_text())
+    source = open_source("digits", None, "", True)
+    assert body["images"]["count"] == len(held_out(np.arange(len(source.labels)), 0.1, 0)[1])
+    assert body["images"]["where"] == "training images that train.holdout holds out"
+    assert "score.many: top-1 on" in out
     assert cli.main(["score-many", "quickstart", "--methods", "l1,l1"]) == 2
     assert cli.main(["score-many", "quickstart", *words[:6], "--methods", "l1,tailor"]) == 2
     assert "Did you mean 'taylor'" in capsys.readouterr().err
     assert set(DATA_DRIVEN) <= set(methods.names())
+
+
+def test_every_ranking_method_can_be_compared(tmp_path, capsys):
+    """Those that train gates, count coalitions or delete step by step as well; each on the images that it looks at."""
+    names = ["l2", "fisher", "dirichlet", "shapley", "entropy", "random"]
+    words = [
+        "backbone.name=resnet8p_cifar", "backbone.kwargs={img_size: 8}", "train.epochs=1", "score.images=40",
+        "score.micro_batch=10", "method.name=entropy", "method.alpha=2", "report.trackers=[]", "target.macs=0.6",
+        "select.exclude=['layer[23]*']", "--methods", ",".join(names), "--run-dir", str(tmp_path / "run"), "--json",
+    ]  # fmt: skip
+    assert cli.main(["score-many", "quickstart", *words]) == 0
+    out = capsys.readouterr().out
+    assert [row["method"] for row in json.loads(out[out.index("[\n") :])] == names
+    images = json.loads((tmp_path / "run/many.json").read_text())["images"]
+    held = held_out(np.arange(len(open_source("digits", None, "", True).labels)), 0.1, 0)[1]
+    assert images["count"] == len(held) - 40, "none of those that coalitions were measured on"
+    assert {"apoz", "dirichlet", "entropy", "l1", "mint", "shapley", "taylor"} <= set(every())
+    assert not {"graph", "sensitivity"} & set(every())

@@ -46,6 +46,7 @@ def test_the_network_of_a_recipe_can_be_cut(file):
     spec = loaded(file)
     body = preview(spec, chosen(spec))
     assert any(not group["protected"] for group in body["groups"])
+    assert body["warnings"] == []
 
 
 def test_only_sparse_learning_goes_on_from_a_checkpoint():

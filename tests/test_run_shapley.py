@@ -5,6 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from dist_prune import methods, reading
+from dist_prune.methods import shapley
+from dist_prune.preview import as_text, preview
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.data.dealing import held_out
 from dist_prune.runtime.data.sources import open_source
@@ -23,9 +26,9 @@ SHAPLEY = (*SMALL, *PLAIN, "method.name=shapley", "train.epochs=1")
 
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory):
-    """A run with 2 samples, then with 6 in the same directory: what each printed."""
+    """A run with 2 samples, then with 14 in the same directory: what each printed."""
     folder, said = tmp_path_factory.mktemp("shapley") / "run", []
-    for samples in (2, 6):
+    for samples in (2, 14):
         code, output = run(PYTHON, folder, *SHAPLEY, f"method.samples={samples}")
         assert code == 0, output
         said.append(output)
@@ -35,14 +38,25 @@ def grown(tmp_path_factory):
 def test_more_samples_in_the_same_run_directory(grown):
     folder, said = grown
     scores, _ = checkpoint.read(folder / "round_1/scores.safetensors")
-    assert len(scores["conv1:correct"]) == 6
+    assert len(scores["conv1:correct"]) == 14
     lines = [json.loads(line) for line in (folder / "round_1/measured.jsonl").read_text().splitlines()]
     assert len({json.dumps(line["job"]) for line in lines}) == len(lines), "nothing was measured twice"
-    assert "changed since: method.samples: 2 there, 6 here" in said[1]
+    assert "changed since: method.samples: 2 there, 14 here" in said[1]
     assert "train: done before, skipped" in said[1]
-    code, output = run(PYTHON, folder, *SHAPLEY, "method.samples=6", "method.stack=2")
+    code, output = run(PYTHON, folder, *SHAPLEY, "method.samples=14", "method.stack=2")
     assert code == 2
     assert "method.stack: 4 there, 2 here" in output
+
+
+def test_a_number_of_sets_at_the_threshold_is_said_by_check_run_and_report(grown):
+    """Two groups of 16 channels: 17 unknowns each."""
+    folder, said = grown
+    assert "warning: method.samples: 14 random sets" in said[1]
+    assert "warning: method.samples" not in said[0]
+    spec = reading.load("quickstart", [*SHAPLEY, "method.samples=14"], methods.options_of)
+    body = preview(spec, shapley.Shapley(shapley.Options(samples=14)))
+    assert "warning: method.samples: 14 random sets" in as_text(body)
+    assert any("method.samples: 14 random sets" in event["event"] for event in report(folder)["events"])
 
 
 def test_accuracy_is_measured_on_held_out_images(grown):
@@ -60,7 +74,7 @@ def test_the_report_has_counts_rows_and_a_convergence_plot(grown):
     kept = {group["name"]: group["kept"] for group in body["plan"]["groups"]}
     assert (kept["conv1"], kept["layer1.0.conv1"]) == (12, 5)
     assert [row["group"] for row in body["table"]] == ["conv1", "layer1.0.conv1"]
-    assert all(row["samples"] == 6 and 0 <= row["reliability"] <= 1 for row in body["table"])
+    assert all(row["samples"] == 14 and 0 <= row["reliability"] <= 1 for row in body["table"])
     assert "rank correlation with the final ranking" in (folder / "report.html").read_text()
 
 

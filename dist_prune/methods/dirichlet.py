@@ -5,7 +5,8 @@ Dir(phi), phi = softplus(v), prior Dir(alpha); the loss is the negative evidence
 posterior mean.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -16,9 +17,9 @@ from torch.nn import functional
 
 from dist_prune.errors import PruneError
 from dist_prune.methods import method
+from dist_prune.pruning.activations import pooled_norm
 from dist_prune.pruning.channels import Channels
-from dist_prune.pruning.choose import Request, keep_best
-from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.choose import Request
 from dist_prune.pruning.portrait import Portrait
 from dist_prune.pruning.posteriors import (
     Dirichlet,
@@ -31,17 +32,19 @@ from dist_prune.pruning.posteriors import (
 )
 from dist_prune.pruning.switches import Rest, Where, copies, places, switched, traced
 
-Quirk = Literal["batch_statistics", "mixed_images", "kl_at_mean", "reversed_ranking"]
-RELEASED: tuple[Quirk, ...] = ("batch_statistics", "mixed_images")
+Quirk = Literal["batch_statistics", "mixed_images", "dropout", "kl_at_mean", "reversed_ranking"]
+RELEASED: tuple[Quirk, ...] = ("batch_statistics", "mixed_images", "dropout")
+
+DROPPED = 0.5  # share, quirk dropout
 
 
-class Options(method.MethodOptions):
+class Options(method.RankingOptions):
     """Gates train on the calibration images (``score.images: all`` for the papers' whole training set), with the
     recipe's training augmentation. The released nets: ``kl_weight=0``, ``scale=simplex``, ``place=output`` (ResNet-56:
     consumed)."""
 
     fidelity: Literal["correct", "as_released"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default="correct", description="as_released: quirks batch_statistics and mixed_images"
+        default="correct", description="as_released: quirks batch_statistics, mixed_images and dropout"
     )
     quirks: tuple[Quirk, ...] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=(), description="single departures of the released code"
@@ -81,7 +84,7 @@ class Options(method.MethodOptions):
         return self
 
 
-class DirichletSwitches(method.Method):
+class DirichletSwitches(method.Ranking):
     """Keeps the channels with the largest posterior means."""
 
     paper = "Adamczewski, Park, Dirichlet Pruning for Neural Network Compression, AISTATS 2021"
@@ -119,9 +122,8 @@ class DirichletSwitches(method.Method):
         mean = moments(self.need(scores, f"{name}:posterior"))[0]
         return reversed_ranking(mean) if self.has("reversed_ranking") else mean
 
-    def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
-        worth = {group.name: self._worth(scores, group.name) for group in channels.free}
-        return Plan.keeping(channels, keep_best(channels, worth, request))
+    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+        return {group.name: self._worth(scores, group.name) for group in channels.free}
 
     def table(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> list[dict[str, Any]]:
         """Per group: the largest and smallest gate of mean 1, correlations between channels, share of positive ones."""
@@ -160,6 +162,8 @@ class Gates:
         self.posteriors: list[Posterior] = [self._start(bench.channels.group(name).width) for name in names]
         self.places = [places(bench.channels, name, self.options.place) for name in names]
         self.step, self._rest = 0, None
+        norms = [pooled_norm(bench.channels, group) for group in bench.channels.groups]
+        self.dropped = [norm.layer for norm in norms if norm is not None] if self.has("dropout") else []
 
     def _start(self, width: int) -> Posterior:
         if self.options.posterior == "logistic_normal":
@@ -173,8 +177,22 @@ class Gates:
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
         """(n,) cross-entropies, each with its part of the divergence: in the mean over all ranks it counts once."""
         point = self.options.variant == "point"
-        losses = self._at_mean(model, images, labels) if point else self._drawn(model, images, labels)
+        with dropout(model, self.dropped, self._masks(ids)):
+            losses = self._at_mean(model, images, labels) if point else self._drawn(model, images, labels)
         return losses + (self._divergence() if self.options.kl_weight else 0)
+
+    def _masks(self, ids: Tensor) -> Callable[[str, Tensor], Tensor]:
+        """Masks of 0 and 2 for a layer's maps, each image's (and each of its copies') from (seed, group, step, id)."""
+
+        def masks(layer: str, maps: Tensor) -> Tensor:
+            copies_, where = max(1, len(maps) // max(1, len(ids))), ("dropout", layer, *self.names, self.step)
+            drawn = [
+                torch.rand((copies_, *maps.shape[1:]), generator=self.bench.draw(*where, int(image))) for image in ids
+            ]
+            kept = torch.stack(drawn, 1).flatten(0, 1) >= DROPPED if drawn else torch.zeros(maps.shape)
+            return kept.to(maps.device, maps.dtype) / (1 - DROPPED)
+
+        return masks
 
     def _at_mean(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         values = [self._scaled(posterior.mean()) for posterior in self.posteriors]
@@ -229,6 +247,20 @@ def _between(covariance: Tensor) -> tuple[float, float, float]:
 def mixed_images(logits: Tensor, draws: int) -> Tensor:
     """Activations are laid out draw by draw, logits are read image by image: those of other images are averaged."""
     return logits.view(-1, draws, logits.shape[-1]).transpose(0, 1)
+
+
+@contextmanager
+def dropout(model: nn.Module, layers: Sequence[str], masks: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+    """LeNet's switch networks drop half of what leaves each of its batch norms, which its network does not."""
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda _m, _i, out, name=name: out * masks(name, out))
+        for name in layers
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def kl_at_mean(posterior: Dirichlet) -> Tensor:

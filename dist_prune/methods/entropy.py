@@ -16,9 +16,9 @@ from torch import Tensor
 
 from dist_prune.errors import PruneError
 from dist_prune.methods import method
-from dist_prune.pruning.activations import Activations, Census, Tap, bundles, distinct, taps_of
+from dist_prune.pruning.activations import Activations, Census, Tap, bundles, distinct, outputs_of, taps_of
 from dist_prune.pruning.channels import Channels
-from dist_prune.pruning.choose import Request, best_of, first_true, keep_best, share_of
+from dist_prune.pruning.choose import Request, best_of, first_true, share_of
 from dist_prune.pruning.elimination import Elimination
 from dist_prune.pruning.judges import Criterion
 from dist_prune.pruning.plan import Plan
@@ -55,7 +55,7 @@ REFUSED = {
 }
 
 
-class Options(method.MethodOptions):
+class Options(method.RankingOptions):
     """``sampling`` is the released program's one word for criterion, estimator, alpha and width."""
 
     fidelity: Literal["correct", "as_released"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -88,6 +88,9 @@ class Options(method.MethodOptions):
     rev: bool = Field(default=False, description="delete the smallest score first (ablation)")
     chunk: float = Field(
         default=0, ge=0, lt=1, description="share of what remains that goes in one step; 0: one filter"
+    )
+    taps: Literal["consumed", "output"] = Field(
+        default="consumed", description="behind norm and activation, as the next layer reads a filter; or before them"
     )
     map_side: int | None = Field(default=None, ge=1, le=16384, description="average larger maps to this side first")
     parallel: Literal["layers", "batches", "candidates"] = Field(
@@ -160,7 +163,7 @@ class Options(method.MethodOptions):
         return {key: getattr(self, key) for key in STANDS}
 
 
-class Entropy(method.Method):
+class Entropy(method.Ranking):
     """Backward elimination by matrix-based Renyi entropies; the number of filters kept comes from the request."""
 
     paper = "Interpretable deep model pruning, Neurocomputing 647 (2025) 130485"
@@ -176,7 +179,8 @@ class Entropy(method.Method):
         float64, H of each filter, mean over taps; ``:samples`` (1,) int64, images that an entropy is taken over: those
         of a batch, for bins those of all batches."""
         view = {"augment": True} if self.has("augmented") else {}
-        taps = {group.name: taps_of(bench.channels, group) for group in bench.channels.free}
+        found_at = outputs_of if self.options.taps == "output" else taps_of
+        taps = {group.name: found_at(bench.channels, group) for group in bench.channels.free}
         sites = {tap.site.name: tap.site for found in taps.values() for tap in found}
         census = bench.observe(list(sites.values()), Census(), **view)
         shapes = {name: tuple(tables["shape"].tolist()) for name, tables in census.items()}
@@ -214,7 +218,8 @@ class Entropy(method.Method):
         return Estimator(
             criterion=spec["criterion"], binning=own == "binning", alpha=spec["alpha"], width=width,
             target=options.entropy_target, grid=grid._replace(coarse=options.grid == "coarse"),
-            halved=width not in ALIGNED or wider, sigma_y=options.sigma_y, softmax=self.has("softmax_labels"),
+            halved=width not in ALIGNED or wider, anchor_halved=not wick, sigma_y=options.sigma_y,
+            softmax=self.has("softmax_labels"),
             last_only=wick and self.has("last_batch"), edges=options.bins, low=options.bin_range[0],
             high=options.bin_range[1], wrapped=self.has("top_bin"), order_free=options.sigma_combine == "median",
             dtype=getattr(torch, options.precision),
@@ -238,13 +243,14 @@ class Entropy(method.Method):
 
     def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
         self.check(channels, request)
-        places = {name: position(order) for name, order in self.orders(scores, channels).items()}
         if self.options.distribution == "l1" and request.target is not None:
-            return Plan.keeping(channels, best_of(channels, places, l1_counts(channels, request)))
-        return Plan.keeping(channels, keep_best(channels, places, request))
+            places = self.worth(scores, channels)
+            return Plan.keeping(channels, best_of(channels, places, l1_counts(channels, request), request.seed))
+        return super().select(scores, channels, request)
 
-    def orders(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, list[int]]:
-        return {group.name: self.need(scores, f"{group.name}:order").tolist() for group in channels.free}
+    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+        """Where each channel stands in the order of deletion, from 1."""
+        return {group.name: position(self.need(scores, f"{group.name}:order").tolist()) for group in channels.free}
 
     def warnings(self, scores: Mapping[str, Tensor], channels: Channels) -> list[str]:
         shares = {}

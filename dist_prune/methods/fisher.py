@@ -13,18 +13,17 @@ from torch import Tensor
 
 from dist_prune.errors import PruneError
 from dist_prune.methods import method
+from dist_prune.pruning.activations import pooled_norm
 from dist_prune.pruning.channels import Channels, Site
-from dist_prune.pruning.choose import Request, keep_best
-from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.statistic import State, Statistic
-from dist_prune.pruning.switches import places
+from dist_prune.pruning.switches import Place, places
 
-Quirk = Literal["batch_mean", "train_mode"]
+Quirk = Literal["batch_mean", "train_mode", "before_norm"]
 LARGEST_BATCH = 1000  # images that one forward pass is asked to hold
 
 
-class Options(method.MethodOptions):
-    """``as_released``: both quirks, the form of the Dirichlet-switch program."""
+class Options(method.RankingOptions):
+    """``as_released``: every quirk, the form of the Dirichlet-switch program."""
 
     fidelity: Literal["correct", "as_released"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default="correct", description="as_released: every quirk"
@@ -35,7 +34,7 @@ class Options(method.MethodOptions):
     batch: int = Field(default=100, ge=1, le=65536, description="batch_mean: images of a batch")
 
 
-class Fisher(method.Method):
+class Fisher(method.Ranking):
     """Channels whose absence changes the loss least go first; members of a coupled group add up before they are
     squared."""
 
@@ -49,6 +48,8 @@ class Fisher(method.Method):
     def score(self, bench: method.Bench) -> method.Scores:
         """``<group>``: (C,) float64."""
         spots = {group.name: places(bench.channels, group.name) for group in bench.channels.free}
+        if self.has("before_norm"):
+            spots |= before_norm(bench.channels)
         sites = [
             Site(f"{place.layer}:in", name, len(place.slot), "linear" if place.last else "conv", False, "in")
             for name, found in spots.items() for place in found
@@ -74,9 +75,8 @@ class Fisher(method.Method):
                 scores[name] = (rows**2).sum(0) / (2 * bench.images)
         return scores
 
-    def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
-        worth = {group.name: self.need(scores, group.name) for group in channels.free}
-        return Plan.keeping(channels, keep_best(channels, worth, request))
+    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+        return {group.name: self.need(scores, group.name) for group in channels.free}
 
 
 class MaskGradients(Statistic):
@@ -108,6 +108,19 @@ def batch_mean(rows: Tensor, batch: int) -> Tensor:
     batches."""
     parts = [part / len(part) for part in rows.split(batch)]
     return torch.stack([(part**2).mean(0) / 2 for part in parts]).sum(0)
+
+
+def before_norm(channels: Channels) -> dict[str, list[Place]]:
+    """Group -> where it is scored: at the entrance of a norm that stands behind pool and activation (LeNet-5's). A norm
+    behind the layer itself (VGG's) is passed first."""
+    found = {}
+    for group in channels.free:
+        norm = pooled_norm(channels, group)
+        if norm is not None:
+            slot = torch.full((channels.layers[norm.layer].width_in,), group.width)
+            slot[torch.tensor(norm.index)] = torch.tensor(norm.channel)
+            found[group.name] = [Place(norm.layer, "in", slot, False, False)]
+    return found
 
 
 def train_mode() -> dict[str, bool]:

@@ -5,38 +5,23 @@ He, Kang, Dong, Fu, Yang: Soft Filter Pruning for Accelerating Deep Convolutiona
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 from torch import Tensor
 
 from dist_prune.methods import method
 from dist_prune.pruning.channels import Channels
-from dist_prune.pruning.choose import Request, combined, keep_best
-from dist_prune.pruning.plan import Plan
 
 
-class Options(method.MethodOptions):
-    """``combine``: how the layers of a coupled group become one score; each layer is divided by its mean first."""
-
-    combine: Literal["leader", "sum", "mean"] = method.for_select(
-        "sum", description="how a group's layers become one score"
-    )
-
-
-class L2(method.Method):
+class L2(method.Ranking):
     """Small filters go first."""
 
     paper = "He et al., Soft Filter Pruning, IJCAI 2018 (its criterion; cut at once)"
     units = True
-    Options = Options
+    Options = method.CoupledOptions
 
     def score(self, bench: method.Bench) -> method.Scores:
         """``<site>``: (C,) float64, the L2 norm of each filter."""
         return {site.name: bench.weight(site).double().flatten(1).norm(dim=1) for site in bench.sites}
 
-    def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
-        worth = {
-            group.name: combined([self.need(scores, name) for name in group.producers], self.options.combine)
-            for group in channels.free
-        }
-        return Plan.keeping(channels, keep_best(channels, worth, request))
+    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+        return self.coupled(scores, channels)

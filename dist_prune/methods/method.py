@@ -15,6 +15,7 @@ from dist_prune.pruning.combine import combined
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.portrait import Curve, Portrait
 from dist_prune.pruning.statistic import Statistic
+from dist_prune.pruning.ties import orders_of, said
 
 Scores = dict[str, Tensor]
 TRAINED = "trained/"  # of the scores of a method that trains weights
@@ -245,7 +246,7 @@ class Method(ABC):
         """Lines for the report: how the scores came to be. Pure, like ``select``."""
         return ()
 
-    def orders(self, scores: Mapping[str, Tensor], channels: Channels) -> Mapping[str, Sequence[int]]:
+    def orders(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Mapping[str, Sequence[int]]:
         """Group -> its channels in the order in which they would go, for curves over all counts. Pure.
 
         Empty for methods that do not rank the channels of a group.
@@ -254,6 +255,11 @@ class Method(ABC):
 
     def warnings(self, scores: Mapping[str, Tensor], channels: Channels) -> Sequence[str]:
         """What a reader of the scores should know before trusting them. Pure; shown, and noted in the report."""
+        return ()
+
+    def cautions(self, channels: Channels) -> Sequence[str]:
+        """What these options are likely to do badly on these groups, known before anything is scored. Pure; shown by
+        ``dist-prune check`` and at the start of scoring, and noted in the report."""
         return ()
 
     def check(self, channels: Channels, request: Request) -> None:
@@ -307,13 +313,22 @@ class CoupledOptions(RankingOptions):
 
 
 class Ranking(Method):
-    """A paper that gives every channel a worth: the channels worth least go first, ties to the smaller index."""
+    """A paper that gives every channel a worth: the channels worth least go first, ties to the smaller index.
+
+    Where a group's channels are all worth the same, the seed decides."""
 
     Options = RankingOptions
 
     @abstractmethod
     def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
         """Free group -> (C,) float64."""
+
+    def orders(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> dict[str, list[int]]:
+        return orders_of(self.worth(scores, channels), request.seed)
+
+    def warnings(self, scores: Mapping[str, Tensor], channels: Channels) -> list[str]:
+        """Groups whose channels the scores do not tell apart."""
+        return said(self.worth(scores, channels))
 
     def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
         channels = self.limits(channels)

@@ -5,7 +5,7 @@ A pair is a layer (child) and what feeds it (parent), each in G groups of neighb
 between a child group and a parent group.
 """
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, TypeVar
@@ -18,9 +18,10 @@ from torch import Tensor
 from dist_prune.errors import PruneError, unknown
 from dist_prune.methods import method
 from dist_prune.pruning import spanning
+from dist_prune.pruning.activations import ChannelMeans
 from dist_prune.pruning.blocks import Blocks
-from dist_prune.pruning.channels import ChannelGroup, Channels, Layer, Site
-from dist_prune.pruning.choose import Request, check_ranking, check_target, keep_best
+from dist_prune.pruning.channels import ChannelGroup, Channels, Layer
+from dist_prune.pruning.choose import Request, check_ranking, check_target
 from dist_prune.pruning.information import (
     Dependence,
     Estimator,
@@ -35,7 +36,6 @@ from dist_prune.pruning.information import (
 from dist_prune.pruning.masks import promoted, weights_left
 from dist_prune.pruning.pairs import Pair, Parts, pairs_of
 from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.statistic import State, Statistic
 from dist_prune.pruning.thresholds import threshold, true_cap
 
 Quirk = Literal[
@@ -48,7 +48,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 T = TypeVar("T")
 
 
-class Options(method.MethodOptions):
+class Options(method.RankingOptions):
     """``groups``: per layer; the largest divisor of its width that is not above it. ``parent_groups``,
     ``child_groups`` and ``caps`` are for single pairs, by (a glob of) the child layer's name."""
 
@@ -77,7 +77,7 @@ class Options(method.MethodOptions):
     )
 
 
-class Mint(method.Method):
+class Mint(method.Ranking):
     """``p`` masks blocks of weights; a target or a keep ratio removes whole channels by their summed scores."""
 
     paper = "Ganesh et al., MINT: deep network compression via mutual information-based neuron trimming, ICPR 2020"
@@ -212,6 +212,11 @@ class Mint(method.Method):
         self.check(channels, request)
         if not self.structured:
             return self._masking(scores, channels, request, self.options.p[self._index(request)])
+        return super().select(scores, channels, request)
+
+    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+        if not self.structured:
+            return {}
         worth = {group.name: torch.zeros(group.width, dtype=torch.float64) for group in channels.free}
         for pair in self.pairs(channels):
             table = information(*(self.need(scores, f"{pair.child}:{what}") for what in ("edges", "sizes")))
@@ -222,7 +227,7 @@ class Mint(method.Method):
                         each = len(coupling.index) // group.width
                         values = torch.stack([sides[coupling.side][i] for i in coupling.index])
                         worth[group.name].index_add_(0, torch.tensor(coupling.channel), values / each)
-        return Plan.keeping(channels, keep_best(channels, worth, request))
+        return worth
 
     def table(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> list[dict[str, Any]]:
         """What every value of the grid would cut, in percent of the weights of the scored layers and of all."""
@@ -262,22 +267,6 @@ class Mint(method.Method):
         edges = self.need(scores, f"{pair.child}:edges")
         first = int(self.need(scores, f"{pair.child}:sizes")[0])
         return -(clamped_score(edges, first) if self.has("clamped_score") else edges).numpy()
-
-
-class ChannelMeans(Statistic):
-    """One number per channel and image: the mean over positions (section 3). State: ``means`` (n, C)."""
-
-    def states(self, site: Site) -> dict[str, State]:
-        return {"means": State("rows", (site.width,), torch.float32)}
-
-    def update(
-        self, site: Site, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
-    ) -> None:
-        if site.kind == "conv":
-            means = maps.flatten(2).mean(2)
-        else:  # (N, F), or features last behind tokens
-            means = maps.flatten(1, -2).mean(1) if maps.dim() > 2 else maps
-        tables["means"][ids] = means.to(torch.float32)
 
 
 def block_sizes(pair: Pair, layer: Layer) -> np.ndarray:

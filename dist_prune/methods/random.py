@@ -7,11 +7,9 @@ from torch import Tensor
 
 from dist_prune.methods import method
 from dist_prune.pruning.channels import Channels
-from dist_prune.pruning.choose import Request, keep_best, orders_of
-from dist_prune.pruning.plan import Plan
 
 
-class Random(method.Method):
+class Random(method.Ranking):
     """A seeded uniform score per channel."""
 
     paper = "control: uniform random scores from the recipe's seed"
@@ -25,9 +23,5 @@ class Random(method.Method):
             for group in bench.channels.free
         }
 
-    def orders(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, list[int]]:
-        return orders_of({group.name: self.need(scores, group.name) for group in channels.free})
-
-    def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
-        worth = {group.name: self.need(scores, group.name) for group in channels.free}
-        return Plan.keeping(channels, keep_best(channels, worth, request))
+    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+        return {group.name: self.need(scores, group.name) for group in channels.free}

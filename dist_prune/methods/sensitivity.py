@@ -43,7 +43,7 @@ Quirk = Literal["raw_logits", "reshape", "small_mask", "fresh_norms", "padding_3
 COURSE = ("beta", "lambda", "kept", "target")
 
 
-class Options(method.MethodOptions):
+class Options(method.RankingOptions):
     """Names of the released programs' flags stand in the recipes' headers."""
 
     fidelity: Literal["correct", "as_released"] = Field(  # type: ignore[assignment]
@@ -83,7 +83,7 @@ class Options(method.MethodOptions):
     init: Literal["wide", "he"] = Field(default="wide", description="weights of the mask's convolution")
 
 
-class Sensitivity(method.Method):
+class Sensitivity(method.Ranking):
     """How many filters stay falls out of the learned masks; a target or keep ratio ranks by them instead."""
 
     paper = "Guo et al., Sensitivity pruner, Pattern Recognition 2023"
@@ -216,14 +216,22 @@ class Sensitivity(method.Method):
             groups=tuple(replace(g, protected=g.protected or left_alone.get(g.name, "")) for g in channels.groups),
         )
         masks = {group.name: self.need(scores, f"{group.name}:mask") for group in free.free}
-        worth = {name: mask.double() + self.need(scores, f"{name}:soft") for name, mask in masks.items()}
+        worth = self.worth(scores, channels)
         if request.target is None and request.keep_ratio is None:
             learned = {name: mask.nonzero().flatten().tolist() for name, mask in masks.items()}
             kept = fill(free, request, learned, worth)
         else:
             check_ranking(request)
-            kept = keep_best(free, worth, request)
+            kept = keep_best(free, worth, request, self.options.normalise)
         return Plan.keeping(free, kept, dict.fromkeys(masks, "its mask kept every channel"))
+
+    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+        """Channels that a mask keeps are above those that it cuts; among them the mean of the soft mask decides."""
+        return {
+            group.name: self.need(scores, f"{group.name}:mask").double() + self.need(scores, f"{group.name}:soft")
+            for _, groups in self.chosen(self.limits(channels))
+            for group in groups
+        }
 
     def table(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> list[dict[str, Any]]:
         """Of every round, means over its groups at the last window, and the held-out accuracy of the kept epoch."""

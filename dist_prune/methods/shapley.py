@@ -16,8 +16,7 @@ from torch import Tensor
 from dist_prune.methods import method
 from dist_prune.pruning import coalitions
 from dist_prune.pruning.channels import Channels
-from dist_prune.pruning.choose import Request, keep_best
-from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.choose import Request
 from dist_prune.pruning.portrait import Curve
 from dist_prune.pruning.switches import Where
 
@@ -26,7 +25,7 @@ RELEASED: tuple[Quirk, ...] = ("raw_outputs", "training_images", "augmented_imag
 ORACLE = range(1, 6)  # sizes of the sets that the exhaustive check compares
 
 
-class Options(method.MethodOptions):
+class Options(method.RankingOptions):
     """``samples``: random sets (kernel) or permutations; more of them later, in the same run directory, go on from
     those that are on record."""
 
@@ -57,7 +56,7 @@ class Options(method.MethodOptions):
     )
 
 
-class Shapley(method.Method):
+class Shapley(method.Ranking):
     """Removes what the network loses least accuracy without."""
 
     paper = "Adamczewski, Li, Van Gool, Shapley Pruning for Neural Network Compression, 2024"
@@ -123,6 +122,23 @@ class Shapley(method.Method):
             for group in channels.free:
                 self._evaluations(group.width, 0)
 
+    def cautions(self, channels: Channels) -> list[str]:
+        if self.options.estimator != "kernel":
+            return []
+        samples, widths = self.options.samples, sorted({group.width for group in channels.free})
+        close = [width for width in widths if coalitions.at_threshold(samples, width)]
+        if not close:
+            return []
+        names = [group.name for group in channels.free if group.width in close]
+        better = coalitions.clear_of(widths, 2 * coalitions.unknowns(close[-1]))
+        shown = ", ".join(names[:3]) + (f", ... {len(names)} groups" if len(names) > 3 else "")
+        return [
+            f"method.samples: {samples} random sets are about as many as the regression has unknowns for "
+            f"{' or '.join(map(str, close))} channels (a value each and the intercept; {shown}). That is the worst "
+            "number there is: the values follow the noise, and far fewer sets rank better. Take "
+            f"method.samples={better}, or method.estimator=permutation."
+        ]
+
     def _checks(self) -> list[int]:
         """Numbers of samples after which the rankings are looked at; the last one is all of them."""
         most = self.options.samples
@@ -184,9 +200,8 @@ class Shapley(method.Method):
             values = coalitions.by_size(off, accuracy, sizes)
         return values, errors, coalitions.reliability(values, errors)
 
-    def select(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> Plan:
-        worth = {group.name: self._estimate(scores, group.name)[0] for group in channels.free}
-        return Plan.keeping(channels, keep_best(channels, worth, request))
+    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+        return {group.name: self._estimate(scores, group.name)[0] for group in channels.free}
 
     def table(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> list[dict[str, Any]]:
         """Per group: samples, accuracy with every and with no channel, reliability of the ranking, and, where every

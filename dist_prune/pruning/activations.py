@@ -46,6 +46,25 @@ def taps_of(channels: Channels, group: ChannelGroup) -> list[Tap]:
     return [_tap(channels, group, coupling) for coupling in readers]
 
 
+def outputs_of(channels: Channels, group: ChannelGroup) -> list[Tap]:
+    """The output of the layer that makes the group's channels, before norm and activation; of a residual stream, which
+    is no layer's output, what ``taps_of`` finds."""
+    if len(group.producers) > 1:
+        return taps_of(channels, group)
+    (site,) = (site for site in channels.sites if site.group == group.name)
+    coupling = next(c for c in group.couplings if c.layer == site.layer and c.side == "out")
+    return [Tap(site, _places(group, coupling))]
+
+
+def pooled_norm(channels: Channels, group: ChannelGroup) -> Coupling | None:
+    """The norm that reads a group behind a pool, where there is one and it alone: conv, pool, activation, norm."""
+    norms = [coupling for coupling in group.couplings if channels.layers[coupling.layer].kind == "norm"]
+    if len(norms) != 1 or len(group.producers) != 1:
+        return None
+    behind = channels.layers[norms[0].layer].positions < channels.layers[group.producers[0]].positions
+    return norms[0] if behind else None
+
+
 def distinct(tables: Sequence[Tensor]) -> list[int]:
     """Numbers of the tables that none before them is equal to."""
     out: list[int] = []
@@ -79,11 +98,15 @@ def _reads(channels: Channels, coupling: Coupling) -> bool:
 
 def _tap(channels: Channels, group: ChannelGroup, coupling: Coupling) -> Tap:
     layer = channels.layers[coupling.layer]
+    site = Site(f"{layer.name}:in", group.name, layer.width_in, layer.kind, False, "in")
+    return Tap(site, _places(group, coupling))
+
+
+def _places(group: ChannelGroup, coupling: Coupling) -> tuple[tuple[int, ...], ...]:
     places: list[list[int]] = [[] for _ in range(group.width)]
     for position, channel in zip(coupling.index, coupling.channel, strict=True):
         places[channel].append(position)
-    site = Site(f"{layer.name}:in", group.name, layer.width_in, layer.kind, False, "in")
-    return Tap(site, tuple(tuple(sorted(found)) for found in places))
+    return tuple(tuple(sorted(found)) for found in places)
 
 
 def _flat(site: Site, maps: Tensor) -> Tensor:
@@ -138,3 +161,19 @@ class Activations(Statistic):
         if maps.dim() == 4 and tuple(maps.shape[2:]) != self.sides(site):
             maps = functional.adaptive_avg_pool2d(maps, self.sides(site))
         tables["maps"][ids] = _flat(site, maps).to(torch.float32)
+
+
+class ChannelMeans(Statistic):
+    """One number per channel and image: the mean over positions (section 3). State: ``means`` (n, C)."""
+
+    def states(self, site: Site) -> dict[str, State]:
+        return {"means": State("rows", (site.width,), torch.float32)}
+
+    def update(
+        self, site: Site, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
+    ) -> None:
+        if site.kind == "conv":
+            means = maps.flatten(2).mean(2)
+        else:  # (N, F), or features last behind tokens
+            means = maps.flatten(1, -2).mean(1) if maps.dim() > 2 else maps
+        tables["means"][ids] = means.to(torch.float32)

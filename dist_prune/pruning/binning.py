@@ -11,13 +11,21 @@ from dist_prune.pruning.judges import Criterion, Judge
 
 def codes(values: Tensor, edges: int = 30, low: float = -1.0, high: float = 1.0) -> Tensor:
     """Number of the bin's upper edge, 1 to edges - 1; what lies outside falls into the first or the last bin."""
-    found = torch.searchsorted(torch.linspace(low, high, edges, dtype=torch.float64), values.double().contiguous())
-    return found.clamp_(1, edges - 1)
+    return _edges_below(values, edges, low, high).clamp_(1, edges - 1)
 
 
 def top_bin(values: Tensor, edges: int = 30, low: float = -1.0, high: float = 1.0) -> Tensor:
-    """Quirk: the released program wraps values at or below the lowest edge (saturated tanh) to the top bin."""
-    return torch.where(values.double() <= low, edges - 1, codes(values, edges, low, high))
+    """Quirk: the released program's number of the bin's lower edge, taken modulo the number of edges, 0 to edges - 1.
+
+    At or below the lowest edge (saturated tanh) it is -1, which wraps to the top edge: the bin of what is above all
+    edges, and of nothing else. The bin that ends at the top edge is one of its own.
+    """
+    return (_edges_below(values, edges, low, high) - 1) % edges
+
+
+def _edges_below(values: Tensor, edges: int, low: float, high: float) -> Tensor:
+    """How many of the equally spaced edges are smaller than each value."""
+    return torch.searchsorted(torch.linspace(low, high, edges, dtype=torch.float64), values.double().contiguous())
 
 
 def shannon(ids: np.ndarray) -> float:

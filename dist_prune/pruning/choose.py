@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from dist_prune.errors import PruneError, unknown
 from dist_prune.pruning.channels import ChannelGroup, Channels
 from dist_prune.pruning.cost import Quantity, amount, measured
+from dist_prune.pruning.ties import check_finite, tied, worst_first
 
 Kept = dict[str, list[int]]
 AUTO_STEP, AUTO_WIDTH = 8, 64  # what devices like, in groups where it is a small step
@@ -21,7 +21,8 @@ AUTO_STEP, AUTO_WIDTH = 8, 64  # what devices like, in groups where it is a smal
 class Request:
     """What the recipe's ``select`` and ``target`` sections ask of a method.
 
-    ``round_to`` 0 is AUTO_STEP in wide groups where the target is operations or time, and 1 elsewhere.
+    ``round_to`` 0 is AUTO_STEP in wide groups where the target is operations or time, and 1 elsewhere. ``seed`` orders
+    the channels of a group whose scores are all equal.
     """
 
     threshold: float | None = None
@@ -35,11 +36,14 @@ class Request:
     include: tuple[str, ...] = ()
     keep_ratios: Mapping[str, float] = field(default_factory=dict)
     max_ratio: float | Mapping[str, float] | None = None
+    seed: int = 0
 
     @classmethod
     def of(cls, recipe: Any) -> "Request":
         """The request of a recipe (its ``select`` and ``target`` sections)."""
-        return cls(**recipe.select.model_dump(exclude={"exclude", "plan"}), target=recipe.target.asked())
+        return cls(
+            **recipe.select.model_dump(exclude={"exclude", "plan"}), target=recipe.target.asked(), seed=recipe.seed
+        )
 
     def step(self, group: ChannelGroup) -> int:
         """What kept channels are a multiple of; whole units (heads, conv groups) go one by one."""
@@ -158,13 +162,14 @@ def fill(channels: Channels, request: Request, kept: Kept, worth: Mapping[str, T
     """
     out = {}
     for group in channels.free:
-        stays = list(kept.get(group.name, range(group.width)))
+        stays, own = list(kept.get(group.name, range(group.width))), worth[group.name]
+        place = {channel: rank for rank, channel in enumerate(worst_first(group.name, own, request.seed))}
         lacking = request.width(group, len(stays)) - len(stays)
-        if lacking > 0:
-            gone = sorted(set(range(group.width)) - set(stays), key=lambda i, g=group: (-float(worth[g.name][i]), i))
-            stays += gone[:lacking]
+        if lacking > 0:  # of equals the smaller index comes back first
+            back = {i: (-place[i], 0) if tied(own) else (-float(own[i]), i) for i in range(group.width)}
+            stays += sorted(set(range(group.width)) - set(stays), key=back.__getitem__)[:lacking]
         elif lacking < 0:  # select.keep_ratios keeps fewer of this group
-            stays = sorted(stays, key=lambda i, g=group: (-float(worth[g.name][i]), -i))[:lacking]
+            stays = sorted(stays, key=place.__getitem__)[-lacking:]
         out[group.name] = sorted(stays)
     return out
 
@@ -177,14 +182,16 @@ def keep_best(channels: Channels, scores: Mapping[str, Tensor], request: Request
     """Keep the channels with the largest scores.
 
     ``local`` removes the same share from every group; ``global`` ranks all channels together, with ``normalise`` after
-    dividing each group's scores by the mean of their sizes. Ties fall to the smaller index, which goes first. With a
-    target the removal goes on, channel by channel in that order, until the network is no larger than asked.
+    dividing each group's scores by the mean of their sizes. Ties fall to the smaller index, which goes first; in a
+    group whose scores are all equal, to the seed. With a target the removal goes on, channel by channel in that order,
+    until the network is no larger than asked.
     """
     check_ranking(request)
     check_target(channels, request)
+    check_finite({group.name: scores[group.name] for group in channels.free})
     if request.counts is not None:
         found = given_counts(channels, request)
-        return best_of(channels, scores, {g.name: found.get(g.name, g.width) for g in channels.free})
+        return best_of(channels, scores, {g.name: found.get(g.name, g.width) for g in channels.free}, request.seed)
     order = _removal_order(channels, scores, request, normalise)
     total, gone = sum(g.dense for g in (channels.origin or channels).free), sum(g.gone for g in channels.groups)
     if request.target is not None:
@@ -203,22 +210,16 @@ def keep_best(channels: Channels, scores: Mapping[str, Tensor], request: Request
     counts = _left(channels, order[:prefix], request)
     if request.target is not None:
         counts = _topped_up(channels, counts, order[:prefix], request)
-    return best_of(channels, scores, counts)
+    return best_of(channels, scores, counts, request.seed)
 
 
-def combined(norms: Sequence[Tensor], how: Literal["leader", "sum", "mean"]) -> Tensor:
-    """(C,) one score for a coupled group from those of its layers, the leader first; the others are divided by their
-    layer's mean before they are added."""
-    if how == "leader":
-        return norms[0]
-    parts = torch.stack([norm / norm.mean().clamp(min=1e-30) for norm in norms])
-    return parts.sum(0) if how == "sum" else parts.mean(0)
-
-
-def best_of(channels: Channels, scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> Kept:
-    """The ``counts[group]`` channels with the largest scores of each free group; of equals the smaller index goes."""
-    ranked = {g.name: sorted(range(g.width), key=lambda i, g=g: (-float(scores[g.name][i]), -i)) for g in channels.free}
-    return {name: sorted(ranked[name][:count]) for name, count in counts.items()}
+def best_of(channels: Channels, scores: Mapping[str, Tensor], counts: Mapping[str, int], seed: int = 0) -> Kept:
+    """The ``counts[group]`` channels with the largest scores of each free group; equals as in ``worst_first``."""
+    return {
+        g.name: sorted(worst_first(g.name, scores[g.name], seed)[g.width - counts[g.name] :])
+        for g in channels.free
+        if g.name in counts
+    }
 
 
 def first_true(holds: Callable[[int], bool], last: int) -> int:
@@ -233,15 +234,20 @@ def first_true(holds: Callable[[int], bool], last: int) -> int:
 def _removal_order(
     channels: Channels, scores: Mapping[str, Tensor], request: Request, normalise: bool
 ) -> list[tuple[float, int, int]]:
-    """(priority, group number, how many go before it in its group), what goes first in front."""
+    """(priority, group number, how many go before it in its group), what goes first in front.
+
+    Of groups whose scores are all equal, and equal to one another's, the same shares go: none is emptied first.
+    """
     order = []
     for number, group in enumerate(channels.free):
         worth = sorted(float(value) for value in scores[group.name])
         mean = (sum(map(abs, worth)) / len(worth) or 1.0) if normalise else 1.0
+        alike = tied(scores[group.name])
         for rank, value in enumerate(worth):
-            priority = (group.gone + rank + 1) / group.dense if request.scope == "local" else value / mean
-            order.append((priority, number, rank))
-    return sorted(order)
+            share = (group.gone + rank + 1) / group.dense
+            priority = share if request.scope == "local" else value / mean
+            order.append((priority, share if alike else 0.0, number, rank))
+    return [(priority, number, rank) for priority, _, number, rank in sorted(order)]
 
 
 def _left(channels: Channels, gone: list[tuple[float, int, int]], request: Request) -> dict[str, int]:
@@ -249,11 +255,6 @@ def _left(channels: Channels, gone: list[tuple[float, int, int]], request: Reque
     for _, number, _ in gone:
         cut[number] += 1
     return {g.name: request.width(g, g.width - cut[i]) for i, g in enumerate(channels.free)}
-
-
-def orders_of(worth: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    """Group -> channels, the least worth first; of equals the smaller index goes first."""
-    return {name: sorted(range(len(w)), key=lambda i, w=w: (float(w[i]), i)) for name, w in worth.items()}
 
 
 def _topped_up(

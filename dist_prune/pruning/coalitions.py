@@ -6,7 +6,7 @@ sum over T without c of |T|! (C - |T| - 1)! / C! (accuracy(T) - accuracy(T + c))
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import chain, combinations
 
@@ -18,6 +18,8 @@ from dist_prune.errors import PruneError
 
 Draw = Callable[[int], torch.Generator]  # number of a sample -> its generator
 MOST_SUBSETS = 2**17
+SMALLEST = 1e-10  # singular values of a regression, relative to the largest
+NEAR = 0.2  # of as many samples as unknowns
 
 
 def random_sets(width: int, start: int, stop: int, draw: Draw) -> Tensor:
@@ -77,8 +79,10 @@ def subsets(width: int, sizes: range) -> Tensor:
 
 
 def least_squares(off: Tensor, accuracy: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Values by the regression of accuracy on who is off, with intercept, unweighted; where samples are fewer than
-    unknowns, the shortest solution.
+    """Values by the regression of accuracy on who is off, with intercept, unweighted.
+
+    Column means and the mean accuracy are subtracted before, so the intercept is free where samples are fewer than
+    unknowns too: there the shortest values are taken, and a mean that is far from 0 does not shrink them.
 
     Args:
         off: (m, C) bool.
@@ -87,32 +91,53 @@ def least_squares(off: Tensor, accuracy: Tensor) -> tuple[Tensor, Tensor | None]
     Returns:
         (C,) minus the coefficients; their standard errors where there are more samples than unknowns, else None.
     """
-    design = torch.cat([off.double(), torch.ones(len(off), 1, dtype=torch.float64)], 1)
-    found = _solve(design, accuracy.double())
-    freedom = len(design) - design.shape[1]
+    z, wanted = off.double(), accuracy.double()
+    z, wanted = z - z.mean(0), wanted - wanted.mean()
+    found = _solve(z, wanted)
+    freedom = len(z) - unknowns(z.shape[1])
     if freedom <= 0:
-        return -found[:-1], None
-    rest = accuracy.double() - design @ found
-    spread = torch.linalg.pinv(design.T @ design, hermitian=True).diagonal() * (rest @ rest / freedom)
-    return -found[:-1], spread[:-1].clamp(min=0).sqrt()
+        return -found, None
+    rest = wanted - z @ found
+    spread = torch.linalg.pinv(z.T @ z, hermitian=True).diagonal() * (rest @ rest / freedom)
+    return -found, spread.clamp(min=0).sqrt()
 
 
 def kernel(off: Tensor, accuracy: Tensor, full: float, empty: float) -> Tensor:
     """Kernel SHAP: values (C,) whose sum is full - empty, by least squares on the losses of accuracy.
 
-    Sets weigh 1 / (r (C - r)) where sizes r were drawn uniformly; the sum is held by substituting the last value.
+    Sets weigh 1 / (r (C - r)) where sizes r were drawn uniformly. The sum is held by writing every value as an equal
+    share of it plus a rest, and the rests add up to 0: with fewer sets than channels the shortest rests are taken,
+    and how channels are numbered does not matter.
     """
     z, size = off.double(), off.sum(1).double()
     width = off.shape[1]
     weight = (size * (width - size)).rsqrt()[:, None]  # of both sides: squared it is the sample's weight
-    total, loss = full - empty, full - accuracy.double()
-    found = _solve((z[:, :-1] - z[:, -1:]) * weight, (loss - total * z[:, -1]) * weight[:, 0])
-    return torch.cat([found, total - found.sum(0, keepdim=True)])
+    share, loss = (full - empty) / width, full - accuracy.double()
+    rests = _solve((z - size[:, None] / width) * weight, (loss - share * size) * weight[:, 0])
+    return share + rests - rests.mean()
+
+
+def unknowns(width: int) -> int:
+    """Of a regression on the channels of a group: a value for each, and the intercept."""
+    return width + 1
+
+
+def at_threshold(samples: int, width: int) -> bool:
+    """Whether a regression has about as many samples as unknowns: it then follows their noise, and ranks worse than
+    from fewer of them."""
+    return abs(samples - unknowns(width)) <= NEAR * unknowns(width)
+
+
+def clear_of(widths: Sequence[int], least: int) -> int:
+    """The smallest number of samples from ``least`` on that is near no group's threshold."""
+    while any(at_threshold(least, width) for width in widths):
+        least += 1
+    return least
 
 
 def _solve(design: Tensor, wanted: Tensor) -> Tensor:
-    """The shortest least-squares solution, in float64."""
-    return torch.from_numpy(np.linalg.lstsq(design.numpy(), wanted.numpy(), rcond=None)[0])
+    """The shortest least-squares solution, in float64; directions that are rounding errors of a mean count as none."""
+    return torch.from_numpy(np.linalg.lstsq(design.numpy(), wanted.numpy(), rcond=SMALLEST)[0])
 
 
 def marginals(order: Tensor, accuracy: Tensor, full: float, empty: float) -> Tensor:

@@ -22,13 +22,13 @@ FLOOR = 0.2  # of the share that is asked for: what the fallback leaves of a lay
 def redraw(network: nn.Module, seed: int, linear: bool = True) -> None:
     """Xavier-normal weights (variance 2 / (inputs + outputs)) for every convolution and linear layer, in place.
 
-    They come from the seed and the kind of device alone: one draw for the whole network.
+    They come from the seed alone, in one draw on the CPU for the whole network: every device draws otherwise.
     """
     kinds = (nn.Conv2d, nn.Linear) if linear else (nn.Conv2d,)
     weights = [module.weight for module in network.modules() if isinstance(module, kinds)]
     sizes, like = [weight.numel() for weight in weights], weights[0]
-    generator = torch.Generator(like.device).manual_seed(seed)
-    drawn = torch.randn(sum(sizes), generator=generator, dtype=like.dtype, device=like.device).split(sizes)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(sum(sizes), generator=generator, dtype=like.dtype).to(like.device).split(sizes)
     for weight, values in zip(weights, drawn, strict=True):
         fans = (weight.shape[0] + weight.shape[1]) * weight[0, 0].numel()
         weight.copy_(values.view_as(weight)).mul_(math.sqrt(2 / fans))

@@ -14,7 +14,7 @@ from dist_prune.pruning import binning, widths
 from dist_prune.pruning.aligned import Aligned, Polynomial
 from dist_prune.pruning.elimination import UNIT, Panel, Share
 from dist_prune.pruning.judges import AT_ONCE, Additive, Criterion, Judge
-from dist_prune.pruning.renyi import distances, label_kernel
+from dist_prune.pruning.renyi import distances, gaussian, label_kernel
 
 Width = Literal[
     "entropy_target", "fix", "scale_rule_std", "median", "knn", "all", "remain", "aligned", "aligned_label", "label",
@@ -36,10 +36,11 @@ class Estimator:
         gamma: factor of the scaled rule.
         grid: of alignments.
         halved: kernels exp(-D^2 / 2 sigma^2); else exp(-D^2 / sigma^2).
+        anchor_halved: the same of the kernel that widths are aligned to.
         sigma_y: width of the label kernel.
         softmax: a softmax of the one-hot labels, over the classes up to the largest label in the batch.
         last_only: only the last batch counts.
-        edges, low, high, wrapped: of the bins; whether the lowest values wrap to the top bin.
+        edges, low, high, wrapped: of the bins; whether the lowest values wrap to that of what is above all edges.
         order_free: median of the batches' aligned widths instead of smoothing in their order.
         dtype: of the arithmetic.
     """
@@ -52,6 +53,7 @@ class Estimator:
     gamma: float = 1.0
     grid: widths.Grid = field(default_factory=widths.Grid)
     halved: bool = True
+    anchor_halved: bool = True
     sigma_y: float = 0.1
     softmax: bool = False
     last_only: bool = False
@@ -127,7 +129,7 @@ class Subject:
             sigma = float(widths.aligned(whole[None], self.label_pairs(batch), self.n, batch, spec.grid)[0])
         else:
             sigma = widths.scaled_rule(self.n, self.taps[tap].shape[1] * self.taps[tap].shape[2], spec.gamma)
-        return torch.exp(whole / (-2 * sigma**2))
+        return gaussian(whole, sigma, spec.anchor_halved)
 
     def sigmas(self, tap: int, batch: int) -> Tensor:
         """(K,) float64: the widths that one batch finds; of entropy_target, which needs them all, any batch's."""

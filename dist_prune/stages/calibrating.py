@@ -7,7 +7,7 @@ from torch import nn
 
 from dist_prune.bench import Bench
 from dist_prune.errors import PruneError
-from dist_prune.methods.method import TRAINED
+from dist_prune.methods.method import TRAINED, Method
 from dist_prune.pruning.channels import Channels
 from dist_prune.runtime.data.dealing import calibration
 from dist_prune.stages.work import Work
@@ -15,10 +15,14 @@ from dist_prune.stages.work import Work
 SCORES, RECORD = "scores.safetensors", "measured.jsonl"  # of a round
 
 
-def pool(work: Work) -> np.ndarray:
+def pool(work: Work, method: Method) -> np.ndarray:
     """The images that calibration draws from; notes an event where images should be held out and are trained on."""
-    if work.method.sees != "held_out":
-        return np.arange(len(work.feed(work.method.sees == "train")))
+    if method.sees == "test":
+        event = "channels are ranked by the test images: figures of the network on them are too good"
+        work.tracker.say(f"  warning: {event}")
+        work.events.append({"stage": "score", "event": event})
+    if method.sees != "held_out":
+        return np.arange(len(work.feed(method.sees == "train")))
     held, seen = work.held()
     if seen:
         event = f"the held-out images of scoring are trained on ({' and '.join(seen)}: selection is not holdout)"
@@ -35,14 +39,16 @@ def starting(work: Work) -> nn.Module:
     return model
 
 
-def calibrated(work: Work, channels: Channels, partial: Path) -> Bench:
-    """``partial``: the folder of what a stopped process had seen."""
-    recipe, labels = work.recipe, work.feed(work.method.sees != "test").source.labels
-    model, drawn = work.before().to(work.machine.device), pool(work)
+def calibrated(work: Work, channels: Channels, partial: Path, other: Method | None = None) -> Bench:
+    """``partial``: the folder of what a stopped process had seen. ``other``: a method to look at its images by, instead
+    of the recipe's; its single measurements are not put on record."""
+    method = other or work.method
+    recipe, labels = work.recipe, work.feed(method.sees != "test").source.labels
+    model, drawn = work.before().to(work.machine.device), pool(work, method)
     ids = drawn[calibration(labels[drawn], recipe.score.images, recipe.seed, recipe.score.balance)]
     if isinstance(recipe.score.images, int) and len(ids) < recipe.score.images:
         work.tracker.say(f"  score.images asks for {recipe.score.images} images; there are {len(ids)}, all are used")
-    feed, ids = work.scoring(ids)
+    feed, ids = work.scoring(ids, method)
     if not len(ids):
         raise PruneError(
             f"score.images: none of the calibration images can be read ({next(iter(feed.skipped.values()))})"
@@ -51,5 +57,5 @@ def calibrated(work: Work, channels: Channels, partial: Path) -> Bench:
     return Bench(
         model, channels, feed, ids, work.machine, work.tracker, recipe.score.micro_batch, recipe.seed, partial,
         work.identity, recipe.score.save_every,
-        record=record, lineage=work.lineage, augmented=work.method.augmented,
+        record=None if other else record, lineage=work.lineage, augmented=method.augmented,
     )  # fmt: skip

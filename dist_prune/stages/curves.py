@@ -34,6 +34,9 @@ def act(work: Work) -> Made:
         raise PruneError(
             f"information.curves: the method {work.recipe.method['name']} ranks no group that information.layers names"
         )
+    event = "curves.csv is measured on test images: a number of channels chosen by it is chosen by them"
+    work.tracker.say(f"  {event}")
+    work.events.append({"stage": "curves", "event": event})
     model = work.dense().to(work.machine.device)
     tops = accuracy(work, model, orders) if spec.curves != "information" else {}
     planes = information(work, model, orders) if spec.curves != "accuracy" else {}
@@ -56,7 +59,9 @@ def text(lines: Sequence[Sequence[object]]) -> str:
 
 def _orders(work: Work) -> dict[str, list[int]]:
     channels = work.method.ready(work.channels, work.recipe.select.exclude, work.request)
-    return {name: list(order) for name, order in work.method.orders(work.tensors(SCORES), channels).items()}
+    with torch.no_grad():
+        found = work.method.orders(work.tensors(SCORES), channels, work.request)
+    return {name: list(order) for name, order in found.items()}
 
 
 def _ids(work: Work) -> np.ndarray:

@@ -83,7 +83,7 @@ def _tuned(
         recipe, (trained_on, _) = work.recipe, work.dealt(settings)
         labels = work.feed(True).source.labels[trained_on]
         chosen = calibration(labels, settings.recalibrate_bn, recipe.seed, recipe.score.balance)
-        feed, ids = work.scoring(trained_on[chosen])
+        feed, ids = work.scoring(trained_on[chosen], work.method)
         recalibrate(model, feed, ids, work.recipe.score.micro_batch, work.machine.ranks)
         if carried is not None and "ema" in carried.tables:  # averages go on from the new statistics, not the old ones
             new = model.state_dict()

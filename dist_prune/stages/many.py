@@ -1,15 +1,26 @@
-"""Several criteria on the same images, at the same target: what they keep, and what is left of the accuracy."""
+"""Several criteria on the same images, at the same target: what they keep, and what is left of the accuracy.
+
+Accuracy is measured on training images that ``train.holdout`` holds out, less those that a criterion was measured on:
+test images that chose a criterion would be no test of what it made.
+"""
 
 import copy
 import json
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
+from dist_prune.errors import PruneError
+from dist_prune.methods.method import Method, Scores
 from dist_prune.onepass import score_many
 from dist_prune.pruning import surgeon
+from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.cost import amount
 from dist_prune.pruning.plan import Plan
+from dist_prune.runtime.data.dealing import calibration
+from dist_prune.runtime.data.feed import Feed
 from dist_prune.runtime.evaluation import evaluate
 from dist_prune.stages.calibrating import calibrated
 from dist_prune.stages.criteria import built
@@ -22,18 +33,24 @@ def act(work: Work) -> Made:
     """dense.safetensors -> many.json, many.safetensors"""
     chosen = {name: built(work, name) for name in work.recipe.score.many}
     traced = surgeon.sites_of(work.shell().eval(), work.example)
-    scores = score_many(calibrated(work, traced, work.folder / PARTIAL), chosen)
+    scores, used = scored(work, traced, chosen)
+    feed, ids, where = judges(work, used)
+    work.tracker.say(f"  score.many: top-1 on {len(ids)} {where}")
+    work.events.append({"stage": "many", "event": f"top-1 of score.many is that on {len(ids)} {where}"})
     dense = work.dense().eval()
     plans, table = {}, []
     for name, method in chosen.items():
         channels = method.ready(method.limits(traced), work.recipe.select.exclude, work.request)
         with torch.no_grad():
             plans[name] = plan = method.select(scores[name], channels, work.request)
+            for text in method.warnings(scores[name], channels):
+                work.tracker.say(f"  warning: {name}: {text}")
+                work.events.append({"stage": "many", "event": f"warning: {name}: {text}"})
         model = copy.deepcopy(dense)
         surgeon.operate(model, traced, plan)
         figures = evaluate(
-            model.to(work.machine.device), work.feed(False), work.recipe.evaluate.batch, work.machine.ranks,
-            work.tracker, f"evaluate {name}",
+            model.to(work.machine.device), feed, work.recipe.evaluate.batch, work.machine.ranks,
+            work.tracker, f"evaluate {name}", ids,
         )  # fmt: skip
         shares = {q: amount(traced, q, plan.counts) / amount(traced, q) for q in ("macs", "params")}
         table.append({"method": name, "top1": figures["top1"], **shares})
@@ -41,8 +58,50 @@ def act(work: Work) -> Made:
         row["overlap"] = {name: overlap(plans[row["method"]], plans[name]) for name in chosen}
         work.tracker.say("  " + said(row))
     tensors = {f"{name}/{key}": tensor for name, own in scores.items() for key, tensor in own.items()}
-    text = json.dumps({"table": table, "plans": {n: json.loads(p.to_json()) for n, p in plans.items()}}, indent=1)
-    return Made({"table": table}, {"many.safetensors": (tensors, {})}, {"many.json": text}, drop=(PARTIAL,))
+    text = json.dumps(
+        {
+            "table": table,
+            "images": {"count": len(ids), "where": where},
+            "plans": {n: json.loads(p.to_json()) for n, p in plans.items()},
+        },
+        indent=1,
+    )
+    facts = {"table": table, "images": f"{len(ids)} {where}"}
+    return Made(facts, {"many.safetensors": (tensors, {})}, {"many.json": text}, drop=(PARTIAL,))
+
+
+def scored(work: Work, traced: Channels, chosen: Mapping[str, Method]) -> tuple[dict[str, Scores], np.ndarray]:
+    """The scores of each method, one pass over the images for all that look at the same ones in the same way; ids of
+    the training images that a method held out from training was measured on."""
+    looks: dict[tuple[str, bool], list[str]] = {}
+    for name, method in chosen.items():
+        looks.setdefault((method.sees, method.augmented), []).append(name)
+    found: dict[str, Scores] = {}
+    used = np.zeros(0, dtype=np.int64)
+    for (sees, augmented), names in looks.items():
+        partial = work.folder / PARTIAL / (f"{sees}_augmented" if augmented else sees)
+        bench = calibrated(work, traced, partial, chosen[names[0]])
+        found |= score_many(bench, {name: chosen[name] for name in names})
+        used = np.union1d(used, bench.ids) if sees == "held_out" else used
+    return {name: found[name] for name in chosen}, used
+
+
+def judges(work: Work, used: np.ndarray) -> tuple[Feed, np.ndarray, str]:
+    """The images on which criteria are compared: feed, ids (ascending), and in words what they are and are worth."""
+    feed, (held, seen) = work.feed(True), work.held()
+    left = np.setdiff1d(held, used)
+    where = "training images that train.holdout holds out"
+    if not len(left):
+        left, where = held, f"{where}, on which some of the criteria were measured as well (score.images takes all)"
+    if work.checkpoint is not None:
+        where += "; backbone.checkpoint may have been trained on them"
+    elif "train" in seen:
+        where += "; the dense network was trained on them (train.selection is not holdout)"
+    most = len(work.feed(False))
+    feed, ids = work.readable(feed, left[calibration(feed.source.labels[left], most, work.recipe.seed)])
+    if not len(ids):
+        raise PruneError(f"score.many: none of the {where} can be read")
+    return feed, ids, where
 
 
 def overlap(one: Plan, other: Plan) -> float:

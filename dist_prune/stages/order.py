@@ -83,11 +83,12 @@ class Stage:
         return self.name == "finetune" and self.label != self.name
 
 
+HELD = ("train.holdout", "train.images")
 MANY = ("many.json", "many.safetensors")
 SCORES, PLAN, SMALL = at(1, "scores.safetensors"), at(1, "plan.json"), at(1, "small.safetensors")
 ORDER = (
     Stage("train", (*TRAINING, *CHOSEN, "train"), (), (DENSE,)),
-    Stage("many", (*SCORING, "score.many", "method", "select", "target", "evaluate"), (DENSE,), MANY),
+    Stage("many", (*SCORING, "score.many", "method", "select", "target", "evaluate", *HELD), (DENSE,), MANY),
     Stage("score", SCORING, (DENSE,), (SCORES,)),
     Stage("select", (*NETWORK, "data.source", "data.image_size", "method", "select", "target"), (SCORES,), (PLAN,)),
     Stage("prune", (*NETWORK, "method.fidelity", "method.quirks", "seed"), (DENSE, SCORES, PLAN), (SMALL,)),

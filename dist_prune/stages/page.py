@@ -179,7 +179,7 @@ def html(
         f"it is not reliable where the times show that other work had the machine.</p>"
         f"<h2>Kept channels per group</h2>{_svg(groups_figure(groups))}{curves}"
         f"{_rows(ROUNDS, body.get('rounds', []))}{_gallery(portraits)}{_curves(lines)}"
-        f"{_rows(FIGURES, body.get('table', []))}{_many(body.get('many', []))}"
+        f"{_rows(FIGURES, body.get('table', []))}{_many(body.get('many', []), body.get('many_images') or '')}"
         f"<h2>Groups</h2><table><thead><tr><th>group</th><th>width</th><th>kept</th><th>layers</th>"
         f"<th style='text-align:left'>why nothing was cut</th></tr></thead><tbody>{listed}</tbody></table>"
         f"<h2>Run</h2><p>{e(seconds)}. Events: {e(events)}. Plan <code>{body['plan']['fingerprint']}</code></p>"
@@ -207,7 +207,7 @@ def _spoken(body: Mapping[str, Any]) -> str:
     return f"<h2>What each rank said</h2>{note}{more}" if lines else ""
 
 
-def _many(table: Sequence[Mapping[str, Any]]) -> str:
+def _many(table: Sequence[Mapping[str, Any]], images: str) -> str:
     """The criteria of ``score.many``: accuracy after surgery, size, and what each two keep in common."""
     if not table:
         return ""
@@ -221,7 +221,8 @@ def _many(table: Sequence[Mapping[str, Any]]) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("", "top-1 %", "MACs", "params", *names))
     return (
         "<h2>Criteria at the same target, nothing finetuned</h2><p class=sub>Columns of names: kept channels that both "
-        f"keep, of those that either keeps.</p><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+        f"keep, of those that either keeps. Top-1 is that on {escape.escape(images)}.</p>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
     )
 
 

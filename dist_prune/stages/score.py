@@ -20,6 +20,7 @@ def act(work: Work) -> Made:
     if work.recipe.select.plan:
         work.tracker.say("  select.plan names a plan: nothing is scored")
         return Made({"images": 0}, {place: ({"calibration_ids": torch.zeros(0, dtype=torch.int64)}, {})})
+    cautioned(work)
     if work.recipe.score.from_ and work.round == 1:
         return _from(work, Path(work.recipe.score.from_))
     bench = calibrated(work, work.left(work.channels), work.folder / partial)
@@ -31,6 +32,14 @@ def act(work: Work) -> Made:
     facts = {"images": bench.images}
     tensors = {**scores, "calibration_ids": torch.from_numpy(bench.ids)}
     return Made(facts, {place: (tensors, {"method": work.recipe.method["name"]})}, drop=(partial,))
+
+
+def cautioned(work: Work) -> None:
+    """Say, and note for the report, what is known to be badly chosen before any work: what ``check`` says too."""
+    channels = work.left(work.method.ready(work.channels, work.recipe.select.exclude, work.request))
+    for text in work.method.cautions(channels):
+        work.tracker.say(f"  warning: {text}")
+        work.events.append({"stage": "score", "event": f"warning: {text}"})
 
 
 def _from(work: Work, other: Path) -> Made:

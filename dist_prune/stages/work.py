@@ -217,9 +217,9 @@ class Work:
         ]  # fmt: skip
         return held_out(ids, recipe.train.holdout, recipe.seed)[1], seen
 
-    def scoring(self, ids: np.ndarray) -> tuple[Feed, np.ndarray]:
-        """The training images as papers look at them (no schedule of sizes), and those of ``ids`` that can be read."""
-        return self.readable(replace(self.feed(self.method.sees != "test"), look=replace(self.look, schedule=())), ids)
+    def scoring(self, ids: np.ndarray, method: Method) -> tuple[Feed, np.ndarray]:
+        """The images as a method looks at them (no schedule of sizes), and those of ``ids`` that can be read."""
+        return self.readable(replace(self.feed(method.sees != "test"), look=replace(self.look, schedule=())), ids)
 
     def readable(self, feed: Feed, ids: np.ndarray) -> tuple[Feed, np.ndarray]:
         """Those of ``ids`` that can be read, and a feed that insists on them.

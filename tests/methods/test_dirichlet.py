@@ -21,6 +21,7 @@ from dist_prune.pruning.posteriors import (
 from dist_prune.runtime import stopping
 from dist_prune.runtime.collectives import Ranks
 from tests import tiny
+from tests.methods.test_fisher import lenet_bench
 
 GROUP = "layer1.0.conv1"
 
@@ -240,3 +241,36 @@ def test_what_cannot_be_is_refused():
         dirichlet.Options(posterior="logistic_normal")
     with pytest.raises(PruneError, match=r"(method.lr: the switches|not finite)"):
         switches_with(lr=1e6, kl_weight=1e6, optimizer="sgd", epochs=3).score(bench_of())
+
+
+def test_the_released_switch_net_of_lenet_drops_half_behind_its_norms():
+    """As released on LeNet-5 alone; the masks come from the seed, the step and the image."""
+    bench = lenet_bench()
+    plain, released = (
+        dirichlet.DirichletSwitches(dirichlet.Options(batch=6, quirks=quirks, **more))  # type: ignore[arg-type]
+        for quirks, more in (((), {}), (("dropout",), {}))
+    )
+    gates = dirichlet.Gates(released, bench, ["conv1"])
+    assert gates.dropped == ["bn1", "bn2"]
+    ids = torch.tensor([3, 1, 9])
+    maps = torch.ones(3, 20, 4, 4, dtype=torch.float64)
+    masks = gates._masks(ids)("bn2", maps)
+    assert set(masks.unique().tolist()) == {0.0, 2.0}
+    assert 0.4 < float((masks == 0).double().mean()) < 0.6
+    assert torch.equal(gates._masks(ids[[2, 0, 1]])("bn2", maps), masks[[2, 0, 1]]), "whoever has the image"
+    twice = gates._masks(ids)("bn2", maps.repeat(2, 1, 1, 1))
+    assert twice.shape[0] == 6
+    assert not torch.equal(twice[:3], twice[3:]), "each draw of the switches has its own"
+    scores = [method.score(lenet_bench())["conv1:posterior"] for method in (plain, released, released)]
+    assert torch.equal(scores[1], scores[2])
+    assert not torch.allclose(scores[0], scores[1])
+    draws = {"fidelity": "as_released", "variant": "integral", "draws": 2, "batch": 6}
+    found = dirichlet.DirichletSwitches(dirichlet.Options.model_validate(draws)).score(lenet_bench())
+    assert bool(found["conv2:posterior"].isfinite().all())
+    other = tiny.bench(tiny.network())
+    assert (
+        dirichlet.Gates(
+            dirichlet.DirichletSwitches(dirichlet.Options(fidelity="as_released")), other, ["conv1"]
+        ).dropped
+        == []
+    )

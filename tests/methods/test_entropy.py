@@ -11,19 +11,19 @@ from pydantic import ValidationError
 
 from dist_prune.errors import PruneError
 from dist_prune.methods.entropy import DEPRECATED, REFUSED, SAMPLINGS, Entropy, Options, l1_counts
-from dist_prune.pruning import cost, surgeon
-from dist_prune.pruning.activations import taps_of
+from dist_prune.pruning import cost, surgeon, widths
+from dist_prune.pruning.activations import outputs_of, taps_of
 from dist_prune.pruning.aligned import Polynomial
 from dist_prune.pruning.choose import Request, share_of
 from dist_prune.pruning.gates import gated, masked
 from dist_prune.pruning.plane import Plane
 from dist_prune.pruning.renyi import distances, entropy, gaussian, kernel_entropy, label_kernel
-from dist_prune.pruning.subjects import batches_of
+from dist_prune.pruning.subjects import Subject, batches_of
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.backbones.lenet_entropy import LeNet
 from tests import tiny
 from tests.launch import ACCELERATE, PYTHON, SMALL, finish, report, run
-from tests.pruning.activations import mixtures
+from tests.pruning.activations import mixtures, vectors
 
 INNER = ("conv1", "layer2*", "layer3*")  # what small tests leave alone
 SLOW = pytest.mark.slow
@@ -42,7 +42,7 @@ def small_bench(ranks=None, exclude=INNER, model=None, **more):
 
 def orders(bench, **options) -> dict:
     chosen = method(**options)
-    return dict(chosen.orders(chosen.score(bench), bench.channels))
+    return dict(chosen.orders(chosen.score(bench), bench.channels, Request()))
 
 
 # options
@@ -75,6 +75,51 @@ def test_the_released_program_s_names():
     assert Options(criterion="mi_all", estimator="binning", by_layer={"layer1*": "binning"})
     with pytest.raises(ValidationError, match="relevance needs a label kernel"):
         Options(criterion="relevance", width="polynomial")
+
+
+def wick_scores(z: torch.Tensor) -> list[float]:
+    """I(Z_k; Z_rest) as the released program's variant takes it, written out: (n, K, d) -> K numbers. Every kernel is
+    exp(-D^2 / s^2), the anchor's too; s by alignment on 75 points from 0.1; Shannon's entropy of the eigenvalues."""
+    n, whole = len(z), z.flatten(1)
+
+    def square(x: torch.Tensor) -> torch.Tensor:
+        return (x[:, None] - x[None]).square().sum(-1)
+
+    def bits(kernel: torch.Tensor) -> float:
+        values = torch.linalg.eigvalsh(kernel / n).clamp(min=1e-300)
+        return -float((values * values.log2()).sum())
+
+    anchor = torch.exp(-square(whole) / widths.scaled_rule(n, whole.shape[1]) ** 2)
+
+    def aligned(x: torch.Tensor) -> torch.Tensor:
+        far = square(x)
+        tries = torch.linspace(0.1, 10 * float(far.sqrt().mean()), 75, dtype=torch.float64)
+        kernels = torch.exp(-far / tries[:, None, None] ** 2)
+        likeness = (kernels * anchor).sum((1, 2)) / kernels.square().sum((1, 2)).sqrt()
+        return kernels[int(likeness.argmax())]
+
+    found = []
+    for k in range(z.shape[1]):
+        one, rest = aligned(z[:, k]), aligned(z[:, [j for j in range(z.shape[1]) if j != k]].flatten(1))
+        found.append(bits(one) + bits(rest) - bits(one * rest))
+    return found
+
+
+def test_renyi_wick_has_one_form_of_kernel_for_anchor_and_scores():
+    """In the main method the anchor is exp(-D^2 / 2 s^2); here the 2 is missing everywhere."""
+    z, anchor = vectors(), distances(vectors()).sum(0)
+    for name, halved in (("renyi_wick", False), ("reyei_uns", True)):
+        subject = Subject("conv1", [z], torch.arange(8), [torch.arange(8)], method(sampling=name).estimator("conv1"))
+        wanted = gaussian(anchor, widths.scaled_rule(8, 12), halved)
+        assert torch.allclose(subject.anchor(0, 0), wanted, atol=1e-14)
+    spec = method(sampling="renyi_wick").estimator("conv1")
+    subject = Subject("conv1", [z], torch.arange(8), [torch.arange(8)], spec)
+    panel = subject.panel([subject.combined([subject.sigmas(0, 0)])])
+    panel.begin(range(4))
+    panel.call("alone", range(4))  # makes the judge
+    panel.settle(range(4))
+    ((found,),) = panel.call("score", range(4))
+    assert found.tolist() == pytest.approx(wick_scores(z), abs=1e-9)
 
 
 WIDTHS = ("fix", "all", "remain", "label", "median", "knn", "scale_rule_std")
@@ -304,6 +349,31 @@ def test_dense_counts_of_the_paper_s_networks(name, side, params, macs):
     shape = (1, 1 if side == 28 else 3, side, side)
     channels = surgeon.sites_of(backbones.create(name, 10, shape[1]).eval(), torch.randn(shape))
     assert (cost.params(channels), cost.macs(channels)) == (params, macs)
+
+
+def test_pools_and_activations_are_the_programs_own():
+    """The two larger LeNets have max pools; the one of 128 and 64 has tanh convolutions, ranked before the tanh."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 1, 28, 28)
+    for name, activation in (("lenet20_50_800_500", torch.relu), ("lenet20_50_128_64", torch.tanh)):
+        model = backbones.create(name, 10, 1).eval()
+        first, second, heads = model.conv1, model.conv2, (model.fc1, model.fc2)
+        y = torch.nn.functional.max_pool2d(activation(first(x)), 2)
+        y = torch.nn.functional.max_pool2d(activation(second(y)), 2).flatten(1)
+        for layer in heads:
+            y = activation(layer(y))
+        assert torch.allclose(model(x), model.head(y), atol=1e-6)
+        channels = surgeon.sites_of(model, x[:1])
+        seen = {group.name: outputs_of(channels, group)[0] for group in channels.free}
+        assert {name: tap.site.name for name, tap in seen.items()} == {n: n for n in ("conv1", "conv2", "fc1", "fc2")}
+        assert seen["conv2"].places == tuple((i,) for i in range(50))
+    small = backbones.create("lenet6_16", 10, 1).eval()
+    assert isinstance(small.pool1, torch.nn.AvgPool2d)
+
+
+def test_ranking_outputs_before_the_activation_is_another_order():
+    plain, raw = (orders(small_bench(images=24), **FAST, taps=taps, skip_zero=None) for taps in ("consumed", "output"))
+    assert plain["layer1.0.conv1"] != raw["layer1.0.conv1"]
 
 
 @pytest.mark.parametrize(("counts", "params", "macs"), [

@@ -73,7 +73,7 @@ def test_the_static_criterion_of_the_ranking_paper_agrees():
     entropies = methods.find("entropy")
     words = {"criterion": "relevance", "width": "label", "alpha": 1.0, "batch": tiny.IMAGES, "skip_zero": None}
     other = entropies(entropies.Options.model_validate(words))
-    orders = other.orders(other.score(bench), bench.channels)
+    orders = other.orders(other.score(bench), bench.channels, Request())
     own = HRel(Options(batch=tiny.IMAGES)).score(bench)
     for group in bench.channels.free:
         if len(group.producers) == 1:

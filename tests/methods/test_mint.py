@@ -11,6 +11,7 @@ from dist_prune import methods, reading
 from dist_prune.errors import PruneError
 from dist_prune.methods import mint
 from dist_prune.pruning import surgeon
+from dist_prune.pruning.activations import ChannelMeans
 from dist_prune.pruning.blocks import Blocks
 from dist_prune.pruning.choose import Request, share_of
 from dist_prune.pruning.information import tile
@@ -150,7 +151,7 @@ def test_taps_show_raw_outputs_and_true_inputs():
     bench = tiny.bench(model)
     pairs = {pair.child: pair for pair in mint_with().pairs(bench.channels)}
     sites = [pairs["layer2.0.conv1"].below, pairs["layer2.0.conv1"].above, pairs["linear"].below]
-    found = bench.observe(sites, mint.ChannelMeans())
+    found = bench.observe(sites, ChannelMeans())
     batch = next(bench.feed.batches([bench.ids]))
     x = torch.relu(model.bn1(model.conv1(batch.images)))  # type: ignore[operator]
     x = model.get_submodule("layer1")(x)
@@ -306,7 +307,7 @@ def cutting(channels, names, shares) -> Plan:
 @pytest.mark.parametrize(
     ("backbone", "side", "weights", "masked", "first", "last", "shares", "percent"),
     [
-        ("vgg16_bn_cifar", 32, 14_977_728, 14_712_832, 4, 14, VGG, 83.46),
+        ("vgg16_bn_maxpool_cifar", 32, 14_977_728, 14_712_832, 4, 14, VGG, 83.46),
         ("resnet50", 64, 25_502_912, 23_445_504, 1, 53, R50, 49.62),
     ],
 )

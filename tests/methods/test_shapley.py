@@ -202,3 +202,13 @@ def test_steps_beyond_a_group_are_all_of_its_sets(adding):
     assert coalitions.sizes_of(8, 10, adding) == range(9)
     rows = coalitions.subsets(8, coalitions.sizes_of(8, 10, adding))
     assert len(rows) == len(torch.unique(rows, dim=0)) == 2**8
+
+
+def test_a_number_of_sets_at_the_threshold_is_said_before_any_work():
+    channels = bench_of().channels  # two groups of 16
+    (text,) = shapley_with(samples=17).cautions(channels)
+    assert "method.samples: 17" in text
+    assert "Take method.samples=34" in text
+    assert shapley_with(samples=34).cautions(channels) == []
+    assert shapley_with(samples=8).cautions(channels) == []
+    assert shapley_with(samples=17, estimator="permutation").cautions(channels) == []

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from dist_prune.errors import PruneError
-from dist_prune.pruning import surgeon
+from dist_prune.pruning import surgeon, ties
 from dist_prune.pruning.choose import Request, check_target, counts_of, keep_best, reachable, share_of
+from dist_prune.pruning.ties import orders_of
 from tests import tiny
 
 CHANNELS = surgeon.sites_of(tiny.network(), tiny.example()[:1])
@@ -52,9 +53,34 @@ def test_keep_ratio_local_and_global():
 
 
 def test_ties_fall_to_the_smaller_index():
-    even = {group.name: torch.ones(group.width) for group in CHANNELS.free}
-    kept = keep_best(CHANNELS, even, Request(keep_ratio=0.5))
-    assert kept["conv1"] == list(range(8, 16))
+    steps = {group.name: (torch.arange(group.width) % 2).double() for group in CHANNELS.free}
+    kept = keep_best(CHANNELS, steps, Request(keep_ratio=0.75))
+    assert kept["conv1"] == sorted([*range(1, 16, 2), *range(8, 16, 2)])
+
+
+def test_in_a_group_of_equals_the_seed_decides_and_not_the_position():
+    even = {group.name: torch.zeros(group.width) for group in CHANNELS.free}
+    kept = [keep_best(CHANNELS, even, Request(keep_ratio=0.5, seed=seed)) for seed in (0, 0, 1)]
+    assert kept[0] == kept[1] != kept[2]
+    assert kept[0]["conv1"] not in (list(range(8)), list(range(8, 16)))
+    smaller = keep_best(CHANNELS, even, Request(keep_ratio=0.25))
+    assert set(smaller["conv1"]) < set(kept[0]["conv1"]), "plans of one seed are nested"
+    assert orders_of(even, 0)["conv1"][8:] != orders_of(even, 1)["conv1"][8:]
+    assert sorted(orders_of(even, 0)["conv1"][8:]) == kept[0]["conv1"], "one order for plans and curves"
+    everywhere = counts_of(keep_best(CHANNELS, even, Request(keep_ratio=0.5, scope="global")))
+    assert all(count == group.width // 2 for group in CHANNELS.free for count in [everywhere[group.name]])
+    mixed = {**SCORES, "conv1": torch.full((16,), 0.5)}
+    others = [keep_best(CHANNELS, mixed, Request(keep_ratio=0.5, seed=seed)) for seed in (3, 4)]
+    assert [name for name in SCORES if others[0][name] != others[1][name]] == ["conv1"], "no other group hangs on it"
+    assert ties.said(SCORES) == []
+    (text,) = ties.said(mixed)
+    assert f"in 1 of {len(SCORES)} groups all channels have the same score (conv1: 0.5)" in text
+
+
+def test_scores_that_are_no_numbers_are_refused():
+    broken = {**SCORES, "conv1": SCORES["conv1"].clone().index_fill(0, torch.tensor([3]), float("nan"))}
+    with pytest.raises(PruneError, match="1 of the 16 scores of conv1 are not finite"):
+        keep_best(CHANNELS, broken, Request(keep_ratio=0.5))
 
 
 def test_an_impossible_target_names_the_reachable_range():

@@ -136,3 +136,81 @@ def test_the_oracle_knows_the_best_set():
 def test_nobody_evaluates_a_million_sets():
     with pytest.raises(PruneError, match=r"method.k: .* sets of 0 to 8 of 64 channels are too many"):
         coalitions.subset_count(64, coalitions.sizes_of(64, 8, False))
+
+
+def additive(width: int, samples: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(C,) values drawn from the seed, which add up to 70 points on average; random sets; accuracy above a floor of
+    20."""
+    worth = torch.rand(width, generator=draw(seed, "worth"), dtype=torch.float64) * 140 / width
+    off = coalitions.random_sets(width, 0, samples, lambda n: draw(seed, n))
+    return worth, off, 20 + (~off).double() @ worth
+
+
+def uncentred(off: torch.Tensor, accuracy: torch.Tensor) -> torch.Tensor:
+    """The shortest solution with a column of ones: where sets are few it shrinks the intercept as well."""
+    design = torch.cat([off.double(), torch.ones(len(off), 1, dtype=torch.float64)], 1)
+    return -torch.linalg.lstsq(design, accuracy[:, None], driver="gelsd").solution[:-1, 0]
+
+
+@pytest.mark.parametrize(
+    ("width", "samples", "centred", "plain"),
+    [(25, 20, 0.852, 0.250), (64, 30, 0.604, 0.007), (100, 30, 0.502, -0.022), (512, 300, 0.775, 0.054)],
+)
+def test_fewer_sets_than_channels_rank_by_the_centred_regression(width, samples, centred, plain):
+    """Mean rank correlation with the true values of additive games, 8 seeds."""
+    found, before = [], []
+    for seed in range(8):
+        worth, off, accuracy = additive(width, samples, seed)
+        values, errors = coalitions.least_squares(off, accuracy)
+        assert errors is None
+        found.append(coalitions.rank_correlation(values, worth))
+        before.append(coalitions.rank_correlation(uncentred(off, accuracy), worth))
+    assert sum(found) / 8 == pytest.approx(centred, abs=0.002)
+    assert sum(before) / 8 == pytest.approx(plain, abs=0.002)
+
+
+@pytest.mark.parametrize("samples", [28, 60])
+def test_above_the_threshold_both_regressions_are_one(samples):
+    _, off, accuracy = additive(25, samples, 0)
+    noisy = accuracy + torch.rand(samples, generator=draw(0, "noise"), dtype=torch.float64)
+    values, errors = coalitions.least_squares(off, noisy)
+    assert torch.allclose(values, uncentred(off, noisy), atol=1e-11, rtol=0)
+    assert errors is not None
+    design = torch.cat([off.double(), torch.ones(samples, 1, dtype=torch.float64)], 1)
+    rest = noisy - design @ torch.linalg.lstsq(design, noisy[:, None]).solution[:, 0]
+    spread = torch.linalg.inv(design.T @ design).diagonal()[:-1] * (rest @ rest) / (samples - 26)
+    assert torch.allclose(errors, spread.sqrt(), atol=1e-9)
+
+
+@pytest.mark.parametrize("samples", [3, 12, 20, 40])
+def test_how_channels_are_numbered_moves_no_value(samples):
+    worth, off, accuracy = additive(20, samples, 1)
+    accuracy = accuracy + off[:, 3] * off[:, 7] * 5.0  # not additive: nothing fits it exactly
+    full, empty = 20 + float(worth.sum()), 20.0
+    renumbered = torch.randperm(20, generator=draw(4))
+    for values in (
+        lambda rows: coalitions.kernel(rows, accuracy, full, empty),
+        lambda rows: coalitions.least_squares(rows, accuracy)[0],
+    ):
+        assert torch.allclose(values(off[:, renumbered]), values(off)[renumbered], atol=1e-9, rtol=0)
+    assert float(coalitions.kernel(off, accuracy, full, empty).sum()) == pytest.approx(full - empty)
+
+
+def test_as_many_sets_as_unknowns_is_the_worst_number():
+    """Accuracies of an additive game with noise of half a point; mean rank correlation over 8 seeds."""
+
+    def ranks(samples: int) -> float:
+        found = []
+        for seed in range(8):
+            worth, off, accuracy = additive(64, samples, seed)
+            noisy = accuracy + 0.5 * torch.randn(samples, generator=draw(seed, "noise"), dtype=torch.float64)
+            found.append(coalitions.rank_correlation(coalitions.least_squares(off, noisy)[0], worth))
+        return sum(found) / len(found)
+
+    assert ranks(65) < 0.4 < 0.5 < ranks(30) < 0.9 < ranks(130)
+    assert coalitions.at_threshold(65, 64)
+    assert not coalitions.at_threshold(30, 64)
+    assert not coalitions.at_threshold(130, 64)
+    assert coalitions.at_threshold(512, 512)
+    assert coalitions.clear_of([64, 128, 256, 512], 1026) == 1026
+    assert coalitions.clear_of([64, 128], 130) == 155, "clear of the wider group as well"

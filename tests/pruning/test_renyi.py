@@ -159,10 +159,22 @@ def test_bins_by_brute_force():
         near(judge.relevance([k]), h(bins[:, k]) + h(y) - h(bins[:, k], y))
 
 
-def test_saturated_values_wrap_to_the_top_bin_in_the_released_program():
-    values = torch.tensor([-1.0, -0.99, 1.0, 5.0])
-    assert binning.codes(values).tolist() == [1, 1, 29, 29]
-    assert binning.top_bin(values).tolist() == [29, 1, 29, 29]
+def test_saturated_values_share_a_bin_with_what_is_above_all_edges_in_the_released_program():
+    """code = (bucketize - 1) mod 30: specification, section 9."""
+    values = torch.tensor([-7.0, -1.0, -0.99, 0.0, 0.93, 0.94, 1.0, 1.01, 5.0])
+    assert binning.codes(values).tolist() == [1, 1, 1, 15, 28, 29, 29, 29, 29]
+    assert binning.top_bin(values).tolist() == [29, 29, 0, 14, 27, 28, 28, 29, 29]
+    edges = torch.linspace(-1, 1, 30, dtype=torch.float64)
+    some = torch.linspace(-1.2, 1.2, 1001, dtype=torch.float64)
+    assert torch.equal(binning.top_bin(some), (torch.bucketize(some, edges) - 1) % 30)
+
+
+def test_what_saturates_on_both_sides_is_told_apart():
+    """A filter that is -1 or 1 has an entropy in the released program too; of -1 and 5 it has none."""
+    for high, bits in ((1.0, 1.0), (5.0, 0.0)):
+        values = torch.tensor([-1.0, high] * 4)[:, None, None]
+        judge = binning.Binned(binning.top_bin(values), torch.arange(8) % 2, "mi_rest", [0])
+        near(judge.alone([0]), bits)
 
 
 def test_bounds_of_entropies():

@@ -1,5 +1,8 @@
 """Augmentation: what it may do to an image, and that it follows the sample."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -161,3 +164,26 @@ def test_the_layout_asked_for(layout, data):
     assert images.is_contiguous(memory_format=layout)
     by_hand = (source.take(np.arange(4)).float() - 255 * torch.tensor(0.5)) / (255 * torch.tensor(0.2))  # type: ignore[union-attr]
     assert torch.equal(images, by_hand)
+
+
+def test_noise_is_drawn_on_the_cpu_from_the_image_s_number():
+    """A device's own generator gives other numbers: erased images would hang on the machine."""
+    images = torch.zeros(3, 2, 16, 16)
+    for mode, shape in (("rand", (2, 1, 1)), ("pixel", None)):
+        found = augment.erased(images.clone(), (4, 1), np.arange(3), look(erasing=1.0, erasing_mode=mode))
+        chance = augment.draws(4, 1, np.arange(3), 2 * augment.TRIES + 4, augment.ERASE).numpy()
+        for image in range(3):
+            rows, columns = (found[image].abs().sum((0, axis)).nonzero()[:, 0] for axis in (2, 1))
+            erased = found[image][:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+            generator = torch.Generator().manual_seed(int(chance[image, -4] * 2**53))
+            wanted = torch.randn(shape or erased.shape, generator=generator)
+            assert torch.equal(erased, wanted.expand_as(erased))
+
+
+def test_no_generator_of_random_numbers_lives_on_a_device():
+    """What a run draws is the same on every device; dropout's masks alone are the device's own."""
+    for file in sorted((Path(__file__).resolve().parents[2] / "dist_prune").rglob("*.py")):
+        for number, line in enumerate(file.read_text().splitlines(), start=1):
+            assert not re.search(r"torch\.Generator\([^)]", line), f"{file}:{number}: {line.strip()}"
+            drawn = re.search(r"torch\.(rand|randn|randint|randperm|bernoulli|normal)\(.*device=", line)
+            assert not drawn, f"{file}:{number}: {line.strip()}"

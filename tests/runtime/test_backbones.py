@@ -162,3 +162,16 @@ def test_a_concatenation_s_reader_takes_the_kept_sets_side_by_side():
     assert [at[place] for place in range(144)] == [
         (name, channel) for name in names for channel in range(24 if name == "conv" else 12)
     ]
+
+
+def test_mint_s_vgg_ends_in_a_max_pool():
+    torch.manual_seed(0)
+    model, x = backbones.create("vgg16_bn_maxpool_cifar", 10, 3).eval(), torch.randn(2, 3, 32, 32)
+    maps = model.features(x)
+    wanted = model.head(model.hidden(torch.nn.functional.max_pool2d(maps, 2).flatten(1)))
+    assert torch.allclose(model(x), wanted, atol=1e-6)
+    assert isinstance(model.hidden[1], torch.nn.BatchNorm1d)
+    other = backbones.create("vgg16_bn_cifar", 10, 3)
+    assert [(n, t.shape) for n, t in other.state_dict().items()] == [
+        (n, t.shape) for n, t in model.state_dict().items()
+    ]

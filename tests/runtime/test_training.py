@@ -16,7 +16,7 @@ from dist_prune.runtime.data.feed import Batch, Feed, Look
 from dist_prune.runtime.data.sources import open_source
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.runtime.training import optim
-from dist_prune.runtime.training.loop import Loop
+from dist_prune.runtime.training.loop import Figures, Loop
 from dist_prune.runtime.training.objective import Objective
 from dist_prune.runtime.training.recalibrate import recalibrate
 from dist_prune.runtime.training.states import States
@@ -351,19 +351,31 @@ def test_a_skipped_update_takes_no_other_update_s_hits_along():
 
 
 @pytest.mark.parametrize(("spared", "moved"), [(0, True), (1, False)])
-def test_an_update_is_on_its_way_before_the_loss_is_read_unless_it_may_be_spared(spared, moved):
-    """What is read first waits for a device that has nothing else to do."""
+def test_an_update_is_on_its_way_before_the_loss_is_read_unless_it_may_be_spared(spared, moved, monkeypatch):
+    """Reading waits; a device that has the next step to do meanwhile is not kept waiting."""
     found, seen = trainer(skip_nonfinite=spared, epochs=1), []
-    before, read = digest(found.model)[0], found.loop._read
+    before, backward, begun = digest(found.model)[0], found.loop._backward, [0]
 
-    def watched(sums):
-        seen.append(digest(found.model)[0] != before)
-        return read(sums)
+    class Watched(Figures):
+        @property
+        def read(self):
+            if not hasattr(self, "told"):
+                seen.append((self.step, begun[0], digest(found.model)[0] != before))
+                self.told = super().read
+            return self.told
 
-    found.loop._read = watched  # type: ignore[method-assign]
+    def counted(*arguments):
+        begun[0] += 1
+        return backward(*arguments)
+
+    monkeypatch.setattr("dist_prune.runtime.training.loop.Figures", Watched)
+    found.loop._backward = counted  # type: ignore[method-assign]
     found.run()
-    assert seen[0] is moved
-    assert all(seen[1:])
+    ahead = 1 if moved else 0
+    steps = found.loop.steps
+    assert [(step, min(step + 1 + ahead, steps)) for step in range(steps)] == [(step, at) for step, at, _ in seen]
+    assert seen[0][2] is moved
+    assert all(changed for _, _, changed in seen[1:])
 
 
 def test_skipped_updates_are_counted_over_epochs_and_restarts(tmp_path):

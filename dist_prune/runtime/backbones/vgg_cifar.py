@@ -3,6 +3,8 @@
 ``vgg16_bn_cifar``: the network of the redundancy-graph paper: convolutions with bias, four max pools, an average pool
 over the last 2x2 maps, a hidden linear layer of 512 with batch norm. Its first release shrinks that layer with the last
 convolution, its second one leaves it 512 wide: the same dense network, two cuts (method graph, ``narrow_classifier``).
+``vgg16_bn_maxpool_cifar``: the network of the paper of mutual information between layers (mint): the same with a fifth
+max pool in the place of the average pool.
 ``vgg16_bn_linear_cifar``: the network of the Dirichlet-switch paper: a fifth max pool in the place of the average
 pool, a hidden linear layer without norm and activation.
 ``vgg16_bn_head_cifar``, ``vgg16_bn_hidden4096_cifar``: the networks of the Sensitivity Pruner: five max pools, then
@@ -24,10 +26,11 @@ STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # width, convolution
 class VGGCifar(nn.Module):
     """13 convolutions (conv, norm, ReLU), average pool, linear, norm, ReLU, linear.
 
-    ``plain``: the last pool takes the largest value, and nothing stands between the two linear layers.
+    ``largest``: the last pool takes the largest value. ``plain``: that too, and nothing stands between the two linear
+    layers.
     """
 
-    def __init__(self, num_classes: int = 10, in_chans: int = 3, plain: bool = False):
+    def __init__(self, num_classes: int = 10, in_chans: int = 3, plain: bool = False, largest: bool = False):
         super().__init__()
         self.num_classes = num_classes
         layers: list[nn.Module] = []
@@ -37,7 +40,7 @@ class VGGCifar(nn.Module):
                 layers += [nn.Conv2d(in_chans, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
                 in_chans = width
         self.features = nn.Sequential(*layers)
-        self.pool = nn.MaxPool2d(2) if plain else nn.AvgPool2d(2)
+        self.pool = nn.MaxPool2d(2) if plain or largest else nn.AvgPool2d(2)
         hidden = self.num_features = STAGES[-1][0]
         between = () if plain else (nn.BatchNorm1d(hidden), nn.ReLU(inplace=True))
         self.hidden = nn.Sequential(nn.Linear(hidden, hidden), *between)
@@ -87,6 +90,7 @@ def _pool(model: Any) -> None:
 
 __all__ = ["VGGCifar", "VGGPooled"]
 register("vgg16_bn_cifar", VGGCifar, "features.0", "head", __name__)
+register("vgg16_bn_maxpool_cifar", partial(VGGCifar, largest=True), "features.0", "head", __name__)
 register("vgg16_bn_linear_cifar", partial(VGGCifar, plain=True), "features.0", "head", __name__)
 register("vgg16_bn_head_cifar", VGGPooled, "features.0", "head", __name__)
 register("vgg16_bn_hidden4096_cifar", partial(VGGPooled, (4096, 4096)), "features.0", "head", __name__)

@@ -91,7 +91,7 @@ def _filter(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
 
 
 def erased(images: Tensor, moment: Moment, ids: np.ndarray, look: Look) -> Tensor:
-    """Random erasing in place, on normalised images (n, C, H, W), on their device.
+    """Random erasing in place, on normalised images (n, C, H, W), on their device; what is drawn is drawn on the CPU.
 
     A share ``look.erasing`` of the images loses a rectangle of 2 to 33 % of its area to zeros (``const``), to one
     normal colour (``rand``) or to normal noise (``pixel``).
@@ -113,8 +113,8 @@ def erased(images: Tensor, moment: Moment, ids: np.ndarray, look: Look) -> Tenso
             rectangle.zero_()
             continue
         shape = rectangle.shape if look.erasing_mode == "pixel" else (channels, 1, 1)
-        generator = torch.Generator(images.device).manual_seed(int(chance[image, -4] * 2**53))
-        rectangle.copy_(torch.randn(shape, generator=generator, device=images.device).expand_as(rectangle))
+        generator = torch.Generator().manual_seed(int(chance[image, -4] * 2**53))  # every device draws otherwise
+        rectangle.copy_(torch.randn(shape, generator=generator).to(images.device).expand_as(rectangle))
     return images
 
 
