@@ -252,10 +252,13 @@ def mixed_images(logits: Tensor, draws: int) -> Tensor:
 @contextmanager
 def dropout(model: nn.Module, layers: Sequence[str], masks: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
     """LeNet's switch networks drop half of what leaves each of its batch norms, which its network does not."""
-    handles = [
-        model.get_submodule(name).register_forward_hook(lambda _m, _i, out, name=name: out * masks(name, out))
-        for name in layers
-    ]
+    handles = []
+    for name in layers:
+
+        def after(_m: nn.Module, _i: Any, out: Tensor, name: str = name) -> Tensor:
+            return out * masks(name, out)
+
+        handles.append(model.get_submodule(name).register_forward_hook(after))
     try:
         yield
     finally:

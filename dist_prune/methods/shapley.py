@@ -25,6 +25,9 @@ RELEASED: tuple[Quirk, ...] = ("raw_outputs", "training_images", "augmented_imag
 ORACLE = range(1, 6)  # sizes of the sets that the exhaustive check compares
 
 
+DIGITS = 9  # of percent that values are compared by
+
+
 class Options(method.RankingOptions):
     """``samples``: random sets (kernel) or permutations; more of them later, in the same run directory, go on from
     those that are on record."""
@@ -201,7 +204,8 @@ class Shapley(method.Ranking):
         return values, errors, coalitions.reliability(values, errors)
 
     def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
-        return {group.name: self._estimate(scores, group.name)[0] for group in channels.free}
+        # channels that no set tells apart are equal: what a solver's last bits say of them is the processor's word
+        return {g.name: self._estimate(scores, g.name)[0].round(decimals=DIGITS) for g in channels.free}
 
     def table(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> list[dict[str, Any]]:
         """Per group: samples, accuracy with every and with no channel, reliability of the ranking, and, where every
