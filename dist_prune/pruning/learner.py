@@ -13,6 +13,7 @@ from dist_prune.pruning.blocks import left
 from dist_prune.pruning.channels import ChannelGroup, Channels, Side
 from dist_prune.pruning.combine import placed
 from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.probe import first_input, with_first_input
 from dist_prune.pruning.sensitivity import Ramp, push, undecided, vote
 
 
@@ -143,7 +144,8 @@ class Learner(nn.Module):
         try:
             for scale in self._scales:
                 hook = scale.hook(vectors)
-                handles.append(self.network.get_submodule(scale.layer).register_forward_pre_hook(hook))
+                layer = self.network.get_submodule(scale.layer)
+                handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
             return self.network(images)
         finally:
             for handle in handles:
@@ -186,9 +188,9 @@ class _Scale:
         for mask, index, channel in self.parts:
             whole = whole.index_copy(0, placed(index, whole), vectors[mask][placed(channel, whole)])
 
-        def scaled(_module: nn.Module, inputs: Any) -> tuple[Tensor, ...]:
-            first, *rest = inputs
-            return (first * (whole if self.linear else whole[:, None, None]), *rest)
+        def scaled(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+            factors = whole if self.linear else whole[:, None, None]
+            return with_first_input(args, kwargs, first_input(args, kwargs) * factors)
 
         return scaled
 

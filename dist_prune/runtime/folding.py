@@ -87,10 +87,11 @@ def _pairs(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
         return hook
 
     def entered(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
             calls[name] += 1
-            if inputs and id(inputs[0]) in made:
-                found.append((made[id(inputs[0])][0], name, id(inputs[0])))
+            x = inputs[0] if inputs else next(iter(named.values()), None)
+            if id(x) in made:
+                found.append((made[id(x)][0], name, id(x)))
 
         return hook
 
@@ -99,7 +100,7 @@ def _pairs(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
         if isinstance(module, FOLDED):
             hooks.append(module.register_forward_hook(left(name)))
         elif isinstance(module, _BatchNorm) and module.track_running_stats:
-            hooks.append(module.register_forward_pre_hook(entered(name)))
+            hooks.append(module.register_forward_pre_hook(entered(name), with_kwargs=True))
     try:
         with uses:
             model(images)

@@ -76,14 +76,14 @@ def _watched(norms: dict[str, Any], tables: dict[str, Tensor]) -> Iterator[list[
     at, handles = [0], []
     for name, module in norms.items():
 
-        def hook(_module: nn.Module, inputs: Any, name: str = name) -> None:
-            x = inputs[0].double()
+        def hook(_module: nn.Module, inputs: Any, named: Any, name: str = name) -> None:
+            x = (inputs[0] if inputs else next(iter(named.values()))).double()
             dims = [d for d in range(x.dim()) if d != 1]
             count = x.numel() // x.shape[1]
             tables[name][at[0], 0] = x.mean(dims)
             tables[name][at[0], 1] = x.var(dims, unbiased=count > 1)
 
-        handles.append(module.register_forward_pre_hook(hook))
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         yield at
     finally:
