@@ -22,6 +22,7 @@ from typing import IO, Any
 import yaml
 
 from dist_prune import documents
+from dist_prune.compatibility import without_added
 from dist_prune.errors import PruneError, shown
 
 
@@ -293,13 +294,14 @@ def claim(
     if folder.exists() and not folder.is_dir():
         raise PruneError(f"--run-dir: {folder} is a file; name a folder (it is made where it is missing)")
     path = folder / "recipe.yaml"
-    said, now, full = "", flatten(recipe), flatten(filled or recipe)
+    name = dict(recipe).get("method", {}).get("name", "")
+    said, now, full = "", without_added(flatten(recipe), name), without_added(flatten(filled or recipe), name)
     values = {
         key: _mark(key, full.get(key)) for key, text in now.items() if text != full.get(key) and not _under(key, PLACES)
     }
     if path.exists() and Ledger(folder).lines():  # nothing is bound before a stage has finished
         try:
-            before = flatten(documents.read_yaml(path))
+            before = without_added(flatten(documents.read_yaml(path)), name)
             digests = dict(re.findall(r"^# (\S+) sha256:(\w+)$", path.read_text(), re.M))
         except (PruneError, AttributeError) as error:
             raise PruneError(f"{path} is damaged, so nobody knows what {folder} holds: {error}") from error

@@ -219,6 +219,14 @@ def _folder_name(value: str) -> str:
     return value
 
 
+FINETUNE_LR = 0.01
+
+
+def _finetuned(section: Any) -> Any:
+    """A finetuning without a rate has its own default, also where the section says other things."""
+    return {"lr": FINETUNE_LR, **section} if isinstance(section, dict) else section
+
+
 class Recipe(Part):
     """Everything one run does. ``method`` is the paper's name and its options."""
 
@@ -239,7 +247,7 @@ class Recipe(Part):
     select: Select = Select()
     target: Target = Target()
     schedule: Schedule = Schedule()
-    finetune: Training = Training(lr=0.01)
+    finetune: Annotated[Training, BeforeValidator(_finetuned)] = Training(lr=FINETUNE_LR)
     reruns: int = Field(
         default=1,
         ge=1,

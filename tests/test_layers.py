@@ -41,7 +41,8 @@ ALLOWED = {
     "overrides": {"errors", "documents", "recipe"},
     "reading": {"errors", "documents", "names", "overrides", "recipe"},
     "folders": {"errors"},
-    "ledger": {"errors", "documents"},
+    "compatibility": set(),
+    "ledger": {"compatibility", "errors", "documents"},
     "sweeps": {"errors", "documents", "names", "recipe", "reading", "ledger"},
     "pruning": {"errors"},
     "runtime": {"errors", "recipe", "ledger"},
@@ -60,6 +61,7 @@ ALLOWED = {
     "foreseen": {"errors", "ledger", "methods", "recipe", "replay", "runtime"},
     "planning": {"errors", "recipe", "reading", "ledger", "pruning", "methods", "preview", "replay"},
     "stages": {
+        "compatibility",
         "errors",
         "documents",
         "recipe",

@@ -137,3 +137,9 @@ def test_launch_configs_are_accelerate_s(file):
     from accelerate.commands.config.config_args import load_config_from_file
 
     assert load_config_from_file(str(file)).num_processes >= 1
+
+
+def test_a_finetuning_without_a_rate_has_its_own_default():
+    for words, rate in ((["finetune.epochs=3"], 0.03), (["finetune=null"], 0.01), (["finetune={epochs: 3}"], 0.01)):
+        assert reading.load("quickstart", words, methods.options_of).finetune.lr == rate
+    assert reading.load("quickstart", ["train={epochs: 3}"], methods.options_of).train.lr == 0.1

@@ -15,6 +15,9 @@ from dist_prune.run import main
 from dist_prune.runtime.data import dealing
 from tests.launch import ACCELERATE, PYTHON, SMALL, TORCHRUN, environment, finish, report, run
 
+# of SMALL's train stage, written by the first release
+TRAINED_BEFORE = "b790f51fba37ad6d9e0c75ddd7a49a2a08f4144af9fb885f260247df2398680b"
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
@@ -323,6 +326,13 @@ def test_resnet56_recipes_on_cifar10(tmp_path, method, data):
     assert body["dense"]["macs"] == 125_485_696
     assert 10 < body["pruned"]["top1"] < 93.39
     assert body["pruned"]["macs"] < body["dense"]["macs"]
+
+
+def test_run_directories_of_the_release_before_go_on(finished):
+    """Keys that came later do not change what a stage is decided by: its fingerprint is the earlier release's."""
+    lines = [json.loads(line) for line in (finished[0] / "ledger.jsonl").read_text().splitlines()]
+    train = next(line for line in lines if line["stage"] == "train")
+    assert train["fingerprint"] == TRAINED_BEFORE
 
 
 def test_a_network_with_several_outputs_is_refused_before_any_work(tmp_path, capsys):

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from dist_prune.compatibility import without_added
 from dist_prune.errors import PruneError
 from dist_prune.ledger import SAFETY, canonical, digest, file_digest, pick, write_atomic
 from dist_prune.replay import manifest_of
@@ -54,6 +55,7 @@ def fingerprint(stage: Stage, work: Work, growing: bool = True) -> str:
             fields["replayed"] = file_digest(manifest_of(place))
         elif stage.name == "score":
             fields["replayed"] = True
+    fields = without_added(fields, work.tree["method"]["name"])
     inputs = {name: file_digest(work.folder / name) for name in stage.inputs}
     found = work.outside(stage.name)
     outside.same(stage.label, work, found)
