@@ -81,8 +81,7 @@ class Bundle:
         try:
             found = _built(self.body["backbone"])
         except PruneError as error:
-            made = (self.body.get("versions") or {}).get("timm")
-            raise PruneError(f"{error} The bundle was made with timm {made}." if made else str(error)) from error
+            raise _with_version(self.body, error) from error
         if self.body.get("signature") is not None:  # bundles of older versions have none
             _same(self.body, found)
         return found.eval()
@@ -168,6 +167,12 @@ def _same(body: Mapping[str, Any], built: nn.Module) -> None:
     )
 
 
+def _with_version(body: Mapping[str, Any], error: PruneError) -> PruneError:
+    """The same error, with the version of timm that knew the bundle's network."""
+    made = (body.get("versions") or {}).get("timm")
+    return PruneError(f"{error} The bundle was made with timm {made}." if made else str(error))
+
+
 def folded(model: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
     """The same network, its batch norms folded (see ``fold_norms``); watched on two images of noise."""
     fold_norms(model, torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)))
@@ -192,7 +197,10 @@ def read(folder_or_hub_id: str | Path) -> Bundle:
         raise PruneError(f"{place}: bundle format {shown(body.get('format'))}; this version reads format {FORMAT}")
     manifests.check(body, str(place / MANIFEST))
     spec = body["backbone"]
-    backbones.check(spec["name"], spec["kwargs"])
+    try:
+        backbones.check(spec["name"], spec["kwargs"])
+    except PruneError as error:
+        raise _with_version(body, error) from error
     plan = Plan.of(body["plan"])
     weights, _ = checkpoint.read(place / WEIGHTS)
     if digest_of(weights) != body["weights_digest"]:

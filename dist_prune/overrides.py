@@ -71,7 +71,7 @@ def _change_method(tree: dict[str, Any], name: str, given: list[list[str]]) -> N
         tree["select"] = {key: value for key, value in select.items() if key not in SCALES}
     if own:
         keys = ", ".join(f"{key}={json.dumps(value, default=str)}" for key, value in own.items())
-        tell(f"method.name={shown(name)}: the recipe's keys for {method['name']} are left out: {keys[:1000]}")
+        tell(f"method.name={name[:80]}: the recipe's keys for {method['name']} are left out: {keys[:1000]}")
 
 
 def take_back(tree: dict[str, Any], nulls: list[list[str]], options_of: OptionsOf | None) -> None:

@@ -1,9 +1,11 @@
 """What ``dist-prune check`` passes is what a run starts with: the same sentences, before any work."""
 
+import itertools
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dist_prune import foreseen, methods, reading
 from dist_prune.cli import main
@@ -51,7 +53,10 @@ def test_missing_images(capsys, tmp_path):
     assert f"there is no folder {tmp_path / 'images/val'}" in refused(capsys, *images)
     (tmp_path / "images/val").mkdir()
     assert "has no folders; there is one for each class" in refused(capsys, *images)
-    (tmp_path / "images/val/a").mkdir()
+    for split, name in itertools.product(("train", "val"), "ab"):
+        place = tmp_path / "images" / split / name
+        place.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(place / "0.png")
     assert main(["check", "quickstart", "backbone.name=resnet8p_cifar", *images]) == 0
     capsys.readouterr()
     arrays = ["data.source=npz", f"data.root={tmp_path / 'x.npz'}", "data.mean=", "data.std="]

@@ -15,10 +15,8 @@ from dist_prune.recipe import peeks
 from dist_prune.runtime.spread import faster
 
 KINDS = ("dense", "pruned", "finetuned")
-ROUNDS, FIGURES = (
-    "Rounds: shares of the dense network, top-1 after cutting and after finetuning",
-    "The method's figures",
-)
+ROUNDS = "Rounds: shares of the dense network, top-1 after cutting and after finetuning"
+FIGURES = "The method's figures"
 REDUCED = ("sum", "max", "min", "rows", "gradients")  # collectives whose payload is reduced; others are copied
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1d2733;max-width:1040px;margin:32px auto;padding:0 20px}

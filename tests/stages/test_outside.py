@@ -1,6 +1,5 @@
 """A .beton that comes or goes between two commands: the same images go on, other pixels are refused by their cause."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from PIL import Image
 
 from dist_prune import cli, methods, reading
 from dist_prune.errors import PruneError
+from dist_prune.ledger import sealed, unsealed
 from dist_prune.runtime.data.beton import sidecar_of
 from dist_prune.runtime.data.sources import ArraySource, open_source
 from dist_prune.runtime.machine import Machine
@@ -110,8 +110,9 @@ def test_a_stage_that_was_only_begun_may_start_over_with_other_images(folder, tm
     assert fingerprint(TRAIN, run)
     outside.begin("train", run, run.outside("train") | {"train": "others"})
     finish(run)
-    lines = run.ledger.file.read_text().replace(run.outside("train")["train"], "others")
-    run.ledger.file.write_text(lines)
-    assert json.loads(lines)["outside"]["train"] == "others"
+    line = unsealed(run.ledger.file.read_text())
+    assert line is not None
+    line["outside"]["train"] = "others"
+    run.ledger.file.write_text(sealed(line) + "\n")
     with pytest.raises(PruneError, match=r"data\.root \(training images\): the content is not the one"):
         fingerprint(TRAIN, run)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -127,17 +128,18 @@ def test_the_entry_that_was_asked_for(tmp_path):
 
 
 @pytest.fixture
-def pretrained(tmp_path):
+def pretrained(tmp_path, monkeypatch):
     """timm's own way to weights, with a file in the place of the hub; 1,000 classes, as the registry says."""
     model = backbones.create("test_resnet", 1000, 3)
     torch.save(model.state_dict(), tmp_path / "timm.pth")
-    overlay = f"{{file: {tmp_path / 'timm.pth'}, url: '', hf_hub_id: null}}"
-    words = (
-        "backbone.name=test_resnet",
-        f"backbone.kwargs={{pretrained_cfg_overlay: {overlay}}}",
-        "data.image_size=32",
-    )
-    return words, model.state_dict()
+    plain = timm.create_model
+
+    def fetched(name, **more):
+        overlay = {"file": str(tmp_path / "timm.pth"), "url": "", "hf_hub_id": None}
+        return plain(name, **more, **({"pretrained_cfg_overlay": overlay} if more.get("pretrained") else {}))
+
+    monkeypatch.setattr(timm, "create_model", fetched)
+    return ("backbone.name=test_resnet", "backbone.kwargs={}", "data.image_size=32"), model.state_dict()
 
 
 def test_timms_weights_are_trained_with_a_new_head(tmp_path, pretrained):
