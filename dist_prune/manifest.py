@@ -77,6 +77,8 @@ class Manifest(Strict):
     figures: dict[str, Figures] = Field(default={})
     origin: dict[str, Any] = Field(default={})
     weights_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    versions: dict[Name, Name | None] = Field(default={})
+    signature: dict[Name, list[Annotated[int, Field(ge=0, le=2**40)]]] | None = None
 
     @model_validator(mode="after")
     def _agree(self):

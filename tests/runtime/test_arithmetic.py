@@ -243,6 +243,8 @@ def test_crops_and_flips_are_spread_evenly():
     assert (plain[:, 4, 3] < plain[:, 4, 4]).all()
     default = augment.shifted(marked(side)[:200], (0, 1), np.arange(200), False)[:, 0].numpy()
     assert set((default[:, 4, 4] - 1) // side - 4) == {-1, 0, 1}, "an eighth of the side"
+    large = augment.shifted(marked(32)[:400], (0, 1), np.arange(400), False)[:, 0].numpy()
+    assert set((large[:, 16, 16] - 1) // 32 - 16) == set(range(-4, 5)), "4 of 32, as on CIFAR-10"
 
 
 def test_windows_have_the_areas_and_aspects_that_are_asked_for():
@@ -280,3 +282,14 @@ def test_rectangles_are_erased_as_often_and_as_large_as_asked():
     columns = (images[:, 0] == 0).any(1).float().sum(1).numpy()[hit]
     assert abs(float(np.log(rows / columns).mean())) < 0.03
     assert float(np.log(rows / columns).std()) > 0.5
+
+
+def test_pieces_and_the_smallest_batch_that_is_taken():
+    from dist_prune.errors import PruneError
+
+    assert [dealing.pieces(*given) for given in ((8, 1, 1), (8, 4, 2), (12, 8, 1), (3, 4, 1), (9, 2, 3))] == [
+        1, 2, 6, 1, 1,
+    ]  # fmt: skip
+    dealing.check(4, 4, 2, "train")  # two images for each of two processes
+    with pytest.raises(PruneError, match="train.batch: 3"):
+        dealing.check(3, 3, 2, "train")
