@@ -1,6 +1,7 @@
 """The published criteria against their formulas, written out naively on real images."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -327,3 +328,15 @@ def test_more_probes_are_a_mean_of_passes():
         weight, tables = bench.weight(site).flatten(1), found[site.at_weight.name]
         other = weight.square().sum(1) * tables["rows"].sum(0) / int(tables["batches"]) / (2 * weight.shape[1])
         assert torch.allclose(two[site.at_weight.name], (one[site.at_weight.name] + other) / 2)
+
+
+@pytest.mark.parametrize(("positions", "judged"), [(1, False), (2, True)])
+def test_maps_of_a_single_number_have_no_rank(positions, judged):
+    channels = tiny.bench(tiny.network()).channels
+    name = channels.free[1].name
+    layers = {
+        key: replace(layer, positions=positions) if key == name else layer for key, layer in channels.layers.items()
+    }
+    found = tiny.method("hrank").limits(replace(channels, layers=layers)).group(name)
+    assert (found.protected == "") is judged
+    assert judged or found.protected == "its 1x1 maps have no rank"
