@@ -156,7 +156,8 @@ def _check(given: argparse.Namespace) -> Answer:
         raise PruneError("\n".join([*absent, foreseen.ASSUME]))
     body = preview(spec, method)
     network = spec.backbone.name, body["classes"], body["input"][0], False, spec.backbone.kwargs
-    wrong = foreseen.contradictions(spec, method, backbones.create(*network))
+    known = None if body["assumed"] else body["classes"]
+    wrong = foreseen.contradictions(spec, method, backbones.create(*network), known)
     if wrong:
         raise PruneError("\n".join(wrong))
     body["not_here"] = absent

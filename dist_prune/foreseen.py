@@ -16,6 +16,7 @@ from dist_prune.methods.method import Method
 from dist_prune.recipe import Data, Recipe, Training
 from dist_prune.runtime.data.backends import beton_of
 from dist_prune.runtime.data.sources import KNOWN, open_source
+from dist_prune.runtime.dense_weights import load_checkpoint
 from dist_prune.runtime.training import carrying, optim
 
 ASSUME = "dist-prune check --assume RECIPE leaves out what is only on another machine"
@@ -78,9 +79,17 @@ def trainings(spec: Recipe) -> Iterator[tuple[Training, str]]:
         yield spec.finetune, "finetune"
 
 
-def contradictions(spec: Recipe, method: Method, model: nn.Module) -> list[str]:
-    """A line for each thing that a run on one process would refuse whatever the images are."""
+def contradictions(spec: Recipe, method: Method, model: nn.Module, classes: int | None) -> list[str]:
+    """A line for each thing that a run on one process would refuse whatever the images are.
+
+    ``classes``: of the data, or None where nobody knows; then a checkpoint's head is not looked at. ``model`` gets the
+    checkpoint's weights.
+    """
     out = _failing(rounds, spec, method, False)
+    place = Path(spec.backbone.checkpoint).expanduser() if spec.backbone.checkpoint else None
+    if place is not None and place.is_file():
+        asked = (model, place, spec.backbone, classes or 0, classes is None or spec.train.epochs > 0)
+        out += _failing(load_checkpoint, *asked, lambda text: None)
     for settings, name in trainings(spec):
         out += _failing(optim.check, model, settings, name)
     return out
