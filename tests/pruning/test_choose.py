@@ -7,7 +7,15 @@ import torch
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning import surgeon, ties
-from dist_prune.pruning.choose import Request, check_target, counts_of, keep_best, reachable, share_of
+from dist_prune.pruning.choose import (
+    Request,
+    _removal_order,
+    check_target,
+    counts_of,
+    keep_best,
+    reachable,
+    share_of,
+)
 from dist_prune.pruning.ties import orders_of
 from tests import tiny
 
@@ -103,3 +111,18 @@ def test_excluded_groups_are_protected():
         "layer2.0.downsample.0",
     }
     assert "select.exclude 'layer2.*'" in guarded.group("layer2.0.conv1").protected
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_global_ranking_compares_each_group_s_scores_with_their_mean(normalise):
+    """By hand: what goes first over groups of different widths and scales."""
+    scales = [10.0**number for number in range(len(CHANNELS.free))]
+    scores = {group.name: scale * SCORES[group.name] for group, scale in zip(CHANNELS.free, scales, strict=True)}
+    found = _removal_order(CHANNELS, scores, Request(scope="global"), normalise)
+    by_hand = []
+    for number, group in enumerate(CHANNELS.free):
+        values = scores[group.name].double()
+        mean = float(values.abs().mean()) if normalise else 1.0
+        by_hand += [(float(value) / mean, number, rank) for rank, value in enumerate(values.sort().values)]
+    assert [(number, rank) for _, number, rank in found] == [(number, rank) for _, number, rank in sorted(by_hand)]
+    assert [first for first, _, _ in found] == pytest.approx([first for first, _, _ in sorted(by_hand)], rel=1e-6)
