@@ -16,6 +16,7 @@ import os
 import statistics
 import time
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,7 @@ def main() -> None:
     parser.add_argument("network", choices=("lenet", "resnet56"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=5, help="start no row later than this")
+    parser.add_argument("--only", default="*", metavar="GLOB", help="rows of these labels")
     given = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     start, setting = time.monotonic(), settings()[given.network]
@@ -215,7 +217,11 @@ def main() -> None:
     done = {(row["label"], row["seed"]) for row in rows}
     for seed in setting.seeds:
         for label, name, options in setting.rows:
-            if (label, seed) in done or time.monotonic() - start > 60 * given.minutes:
+            if (
+                (label, seed) in done
+                or not fnmatchcase(label, given.only)
+                or time.monotonic() - start > 60 * given.minutes
+            ):
                 continue
             found = {"label": label, "seed": seed, **study.row(label, name, options, seed)}
             rows.append(found)
