@@ -1,6 +1,7 @@
 """Ranking, budgets, floors and rounding: every constraint holds for random requests."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -126,3 +127,22 @@ def test_global_ranking_compares_each_group_s_scores_with_their_mean(normalise):
         by_hand += [(float(value) / mean, number, rank) for rank, value in enumerate(values.sort().values)]
     assert [(number, rank) for _, number, rank in found] == [(number, rank) for _, number, rank in sorted(by_hand)]
     assert [first for first, _, _ in found] == pytest.approx([first for first, _, _ in sorted(by_hand)], rel=1e-6)
+
+
+def test_whole_units_go_one_by_one():
+    group = CHANNELS.free[-1]
+    asked = Request(target=("macs", 0.5), round_to=8)
+    assert asked.step(group) == 8
+    assert asked.step(replace(group, unit="head")) == 1
+    assert Request(target=("macs", 0.5), round_to=8).step(replace(group, width=8)) == 1, "no wider than a step"
+
+
+@pytest.mark.parametrize("quantity", ["macs", "params", "channels"])
+def test_the_ends_of_what_is_reachable_can_be_asked_for(quantity):
+    low, high = reachable(CHANNELS, Request(), quantity)
+    assert 0 < low < high == 1
+    for share in (low, high):
+        check_target(CHANNELS, Request(target=(quantity, share)))
+    for share in (low - 1e-6, high + 1e-6):
+        with pytest.raises(PruneError, match=f"target.{quantity}"):
+            check_target(CHANNELS, Request(target=(quantity, share)))
