@@ -68,6 +68,7 @@ EQUIVALENT: dict[str, str] = {
     "runtime/data/dealing.py:108:15111065706836454659 -> 15111065706836454660": "another constant of the mixing",
     "runtime/data/memory.py:48:2 -> 3": "resizing to the size that images have changes no pixel",
     "pruning/cost.py:104:Lt -> LtE": "the dense width's share is 1: nothing is saved either way",
+    "runtime/training/recalibrate.py:76:0 -> 1": "set before any forward pass",
     "pruning/choose.py:171:0 -> 1": "with as many as are wanted nothing is cut off either way",
     "pruning/curvature.py:63:-> False": "non_blocking: when a copy ends, not what it holds",
     "methods/graph.py:267:LtE -> Lt": "of two thresholds with equal shares either keeps the same counts",

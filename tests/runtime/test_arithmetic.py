@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import time
 
 import numpy as np
 import pytest
@@ -293,3 +294,12 @@ def test_pieces_and_the_smallest_batch_that_is_taken():
     dealing.check(4, 4, 2, "train")  # two images for each of two processes
     with pytest.raises(PruneError, match="train.batch: 3"):
         dealing.check(3, 3, 2, "train")
+
+
+def test_figures_of_an_epoch_agree_with_one_another():
+    start = time.perf_counter()
+    line = trainer(None, epochs=1).run()[0]
+    assert 0 < line["seconds"] <= time.perf_counter() - start
+    assert line["images_per_s"] == pytest.approx(200 / line["seconds"])
+    assert 0 <= line["data_wait"] <= 1
+    assert 0 <= line["top1"] <= 100 and 0 < line["loss"] < 100 and line["grad_norm"] > 0
