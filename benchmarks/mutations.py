@@ -1,11 +1,13 @@
 """Would the tests notice? Small faults planted in the arithmetic, one at a time, each beside the tests of its room.
 
-    python benchmarks/mutations.py [--module training data pruning methods] [--sample 40] [--seed 0] [--jobs 1]
+    python benchmarks/mutations.py [--module training data pruning methods] [--sample 40] [--seed 0]
                                    [--json FILE] [--file GLOB ...]
 
 A mutant changes one operator, comparison or constant of one function. It is killed if a test of its room fails; it
-survives if all pass, and is listed. --sample draws so many mutants of each room (0: all). Each runs in a process forked
-from one that has imported torch, with the mutated source in place of the file's. With --json the same command resumes.
+survives if all pass, and is listed. Each room's tests run once without a mutant first: they have to pass, and their
+time sets the limit for a mutant; one that runs into it is counted apart. --sample draws so many mutants of each room (0:
+all). Each runs in a process forked from one that has imported torch, with the mutated source in place of the file's.
+With --json the same command resumes: kills are remembered for as long as the file is what it was.
 EQUIVALENT names mutants that change nothing that a caller can see, each with the reason; they do not count.
 """
 
@@ -14,6 +16,7 @@ import ast
 import contextlib
 import copy
 import fnmatch
+import hashlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -31,7 +34,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dist_prune"
-PATIENCE_S = 240
+SLOWER = 4  # than the tests without a mutant: what takes longer hangs
 
 ALONE = ("-k", "not killed and not rank and not resume and not world and not stopped")  # what needs no other process
 # room -> (files that compute, test files that hold their values, the quick ones first, and how they are run)
@@ -63,21 +66,26 @@ ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
          "tests/methods/test_graph.py", "tests/methods/test_graph_released.py", "tests/test_golden.py", *ALONE),
     ),
 }  # fmt: skip
-# "file:line:what" -> why nobody can tell
-EQUIVALENT: dict[str, str] = {
-    "runtime/data/dealing.py:108:15111065706836454659 -> 15111065706836454660": "another constant of the mixing",
-    "runtime/data/memory.py:48:2 -> 3": "resizing to the size that images have changes no pixel",
-    "pruning/cost.py:104:Lt -> LtE": "the dense width's share is 1: nothing is saved either way",
-    "runtime/training/recalibrate.py:76:0 -> 1": "set before any forward pass",
-    "pruning/choose.py:171:0 -> 1": "with as many as are wanted nothing is cut off either way",
-    "pruning/curvature.py:63:-> False": "non_blocking: when a copy ends, not what it holds",
-    "methods/graph.py:267:LtE -> Lt": "of two thresholds with equal shares either keeps the same counts",
-    "methods/graph.py:229:64 -> 65": "two forms of one product, of which the faster is taken",
-    "methods/graph.py:229:Mult -> Div": "the same two forms",
-    "methods/group_norm.py:33:-> True": "nobody asks a weight's site whether it leads",
-    "runtime/data/feed.py:79:-> False": "strict: a supplier that is right yields one batch for each list",
-    "runtime/data/feed.py:90:-> False": "non_blocking: when a copy ends, not what it holds",
-}
+# (file, how the line begins, what) -> why nobody can tell
+EQUIVALENT: dict[tuple[str, str, str], str] = {
+    ("runtime/data/dealing.py", "start = seed * 0x9E37", "15111065706836454659 -> 15111065706836454660"):
+        "another constant of the mixing",
+    ("runtime/data/memory.py", "elif pixels.shape[-2:] != (size, size)", "2 -> 3"):
+        "resizing to the size that images have changes no pixel",
+    ("runtime/data/feed.py", "for wanted, (ids, pixels) in zip", "-> False"):
+        "a supplier that is right yields one batch for each list",
+    ("runtime/data/feed.py", "yield Batch(", "-> False"): "when a copy ends, not what it holds",
+    ("runtime/training/recalibrate.py", "at, handles = [0], []", "0 -> 1"): "set before any forward pass",
+    ("pruning/choose.py", "elif lacking < 0", "0 -> 1"): "with as many as are wanted nothing is cut off either way",
+    ("pruning/cost.py", "if count < points[-1][0]", "Lt -> LtE"): "the dense width's share is 1: nothing is saved",
+    ("pruning/curvature.py", "return (2 * signs - 1).to(", "-> False"): "when a copy ends, not what it holds",
+    ("methods/graph.py", "if best_share <= left <= share", "LtE -> Lt"):
+        "of two thresholds with equal shares either keeps the same counts",
+    ("methods/graph.py", "if height * width <= 64", "64 -> 65"): "two forms of one product; the faster is taken",
+    ("methods/graph.py", "if height * width <= 64", "Mult -> Div"): "the same two forms",
+    ("methods/group_norm.py", "weight = bench.weight(Site(", "-> True"):
+        "nobody asks a weight's site whether it leads",
+}  # fmt: skip
 COMPARE = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
 BINARY = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
           ast.Mod: ast.Mult, ast.Pow: ast.Mult}  # fmt: skip
@@ -129,8 +137,12 @@ def mutants(room: str, files: list[str]) -> list[dict[str, Any]]:
             continue
         if not (PACKAGE / name).is_file():
             sys.exit(f"{name} is gone: mend ROOMS in {__file__}")
-        for what, line, number in places(ast.parse((PACKAGE / name).read_text())):
-            found.append({"room": room, "file": name, "line": line, "what": what, "node": number})
+        text = (PACKAGE / name).read_text()
+        lines, mark = text.splitlines(), hashlib.sha256(text.encode()).hexdigest()[:12]
+        for what, line, number in places(ast.parse(text)):
+            said = lines[line - 1].strip()
+            found.append({"room": room, "file": name, "line": line, "text": said, "what": what, "node": number,
+                          "mark": mark})  # fmt: skip
     return found
 
 
@@ -154,36 +166,50 @@ class Planted(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(self.code, module.__dict__)
 
 
-def survives(mutant: dict[str, Any]) -> bool:
-    """Whether all tests of the room pass in a forked process; a mutant that hangs is killed."""
+def outcome(room: str, mutant: dict[str, Any] | None, limit: float) -> tuple[str, float]:
+    """("passed", "failed" or "hangs", seconds) of the room's tests in a forked process, with a mutant or without."""
     child = os.fork()
     if child == 0:
         os.setsid()
-        sys.meta_path.insert(0, Planted(mutant))
+        if mutant is not None:
+            sys.meta_path.insert(0, Planted(mutant))
         import pytest
 
         quiet = io.StringIO()
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests(mutant["room"])])
+            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests(room)])
         os._exit(0 if code == 0 else 1)
-    until = time.monotonic() + PATIENCE_S
-    while time.monotonic() < until:
+    start = time.monotonic()
+    while time.monotonic() - start < limit:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
+            found = "passed" if status == 0 else "failed"
             break
         time.sleep(0.05)
     else:
-        status = 1
+        found = "hangs"
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # ranks of its pool too
-    if not done:
+        os.killpg(child, signal.SIGKILL)  # what it started too
+    if found == "hangs":
         os.waitpid(child, 0)
-    return status == 0
+    return found, time.monotonic() - start
+
+
+def equivalent(mutant: dict[str, Any]) -> str:
+    """Why nobody can tell a mutant from what it was made of, or nothing."""
+    for (file, begins, what), why in EQUIVALENT.items():
+        if (mutant["file"], mutant["what"]) == (file, what) and mutant["text"].startswith(begins):
+            return why
+    return ""
 
 
 def tests(room: str) -> list[str]:
     """What pytest is told: the room's test files, and how they are run."""
-    return list(ROOMS[room][1])
+    words = list(ROOMS[room][1])
+    gone = [word for word in words if word.startswith("tests/") and not (ROOT / word).exists()]
+    if gone:
+        sys.exit(f"{', '.join(gone)}: gone; mend ROOMS in {__file__}")
+    return words
 
 
 def main() -> None:
@@ -198,30 +224,36 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     for name in ("torch", "numpy", "timm", "torch_pruning", "pytest", "accelerate", "sklearn.datasets", "pydantic"):
         importlib.import_module(name)  # once, before the forks
-    known = json.loads(given.json.read_text()) if given.json and given.json.is_file() else {}
+    killed = set(json.loads(given.json.read_text())) if given.json and given.json.is_file() else set()
     rows = []
     for room in given.module:
+        plain, seconds = outcome(room, None, 3600)
+        if plain != "passed":
+            sys.exit(f"{room}: its tests fail without a mutant: python -m pytest {' '.join(tests(room))}")
         chosen = mutants(room, given.file)
         if given.sample and len(chosen) > given.sample:
             chosen = random.Random(given.seed).sample(chosen, given.sample)
-        lived, counted = [], 0
+        lived, hung, counted = 0, 0, 0
         for mutant in chosen:
-            key = f"{mutant['file']}:{mutant['line']}:{mutant['what']}:{mutant['node']}"
-            if key not in known:
-                known[key] = survives(mutant)
-                if given.json:
-                    given.json.write_text(json.dumps(known, indent=1))
-            label = key.rpartition(":")[0]
-            if label in EQUIVALENT:
+            if equivalent(mutant):
                 continue
             counted += 1
-            if known[key]:
-                lived.append(label)
-                print(f"survived: {label}", flush=True)
-        rows.append((room, counted - len(lived), counted, lived))
-    print("\n| room | killed / all | share |\n|---|---|---|")
-    for room, killed, counted, _ in rows:
-        print(f"| {room} | {killed} / {counted} | {100 * killed / max(counted, 1):.0f} % |")
+            key = f"{mutant['file']} {mutant['mark']} {mutant['node']}"
+            if key in killed:
+                continue
+            found, _ = outcome(room, mutant, SLOWER * seconds + 30)
+            if found == "failed":
+                killed.add(key)
+                if given.json:
+                    given.json.write_text(json.dumps(sorted(killed), indent=1))
+                continue
+            lived, hung = lived + (found == "passed"), hung + (found == "hangs")
+            word = "survived" if found == "passed" else "hangs"
+            print(f"{word}: {mutant['file']}:{mutant['line']}: {mutant['what']} in {mutant['text']}", flush=True)
+        rows.append((room, counted - lived - hung, hung, counted, len(chosen) - counted))
+    print("\n| room | killed / all | hangs | share killed | equivalent, not counted |\n|---|---|---|---|---|")
+    for room, dead, hung, counted, same in rows:
+        print(f"| {room} | {dead} / {counted} | {hung} | {100 * dead / max(counted, 1):.0f} % | {same} |")
 
 
 if __name__ == "__main__":
