@@ -5,7 +5,7 @@
 
 A mutant changes one operator, comparison or constant of one function. It is killed if a test of its room fails; it
 survives if all pass, and is listed. Each room's tests run once without a mutant first: they have to pass, and their
-time sets the limit for a mutant; one that runs into it is counted apart. --sample draws so many mutants of each room (0:
+time sets the limit for a mutant; one that runs into it is counted apart. --sample draws so many of each room (0:
 all). Each runs in a process forked from one that has imported torch, with the mutated source in place of the file's.
 With --json the same command resumes: kills are remembered for as long as the file is what it was.
 EQUIVALENT names mutants that change nothing that a caller can see, each with the reason; they do not count.
