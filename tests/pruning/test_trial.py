@@ -127,7 +127,14 @@ def test_check_refuses_a_network_of_feature_maps(capsys):
 
 
 def test_a_vit_on_another_image_size_names_the_key(capsys):
-    given = ["check", "--assume", "resnet56_cifar10_l1", "backbone.name=vit_tiny_patch16_224", "data.image_size=96"]
+    given = [
+        "check",
+        "--assume",
+        "resnet56_cifar10_l1",
+        "backbone.checkpoint=",
+        "backbone.name=vit_tiny_patch16_224",
+        "data.image_size=96",
+    ]
     assert main(given) == 2
     assert "backbone.kwargs={img_size: 96}" in capsys.readouterr().err
     assert main([*given, "backbone.kwargs={img_size: 96}"]) == 0
