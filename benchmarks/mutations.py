@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dist_prune"
 SLOWER = 4  # than the tests without a mutant: what takes longer hangs
 
-ALONE = ("-k", "not killed and not rank and not resume and not world and not stopped")  # what needs no other process
+ALONE = ("-k", "not killed and not ranks and not resume and not world and not stopped")  # what needs no other process
 # room -> (files that compute, test files that hold their values, the quick ones first, and how they are run)
 ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "training": (

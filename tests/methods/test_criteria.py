@@ -331,7 +331,7 @@ def test_more_probes_are_a_mean_of_passes():
 
 
 @pytest.mark.parametrize(("positions", "judged"), [(1, False), (2, True)])
-def test_maps_of_a_single_number_have_no_rank(positions, judged):
+def test_maps_of_a_single_number_are_not_judged(positions, judged):
     channels = tiny.bench(tiny.network()).channels
     name = channels.free[1].name
     layers = {
