@@ -75,6 +75,8 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("runtime/data/feed.py", "for wanted, (ids, pixels) in zip", "-> False"):
         "a supplier that is right yields one batch for each list",
     ("runtime/data/feed.py", "yield Batch(", "-> False"): "when a copy ends, not what it holds",
+    ("runtime/training/loop.py", "for images, labels, ids in zip(*cut", "-> False"):
+        "three cuts of one length have as many pieces",
     ("runtime/training/recalibrate.py", "at, handles = [0], []", "0 -> 1"): "set before any forward pass",
     ("pruning/choose.py", "elif lacking < 0", "0 -> 1"): "with as many as are wanted nothing is cut off either way",
     ("pruning/cost.py", "if count < points[-1][0]", "Lt -> LtE"): "the dense width's share is 1: nothing is saved",
