@@ -13,12 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.deploy import pruned
 from benchmarks.gpu_parts.common import DTYPES, OutOfTimeError, Row, limit, synthetic
-from dist_prune import bundle, methods
-from dist_prune.observing import weight_of
-from dist_prune.pruning import cost, surgeon
-from dist_prune.pruning.choose import Request
-from dist_prune.runtime import backbones
+from dist_prune import bundle
 from dist_prune.runtime.latency import latency
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,19 +33,6 @@ select: {{round_to: 8}}
 target: {{latency: 0.6, latency_batch: {batch}}}
 report: {{latency_batches: [{batch}], latency_repeats: 50}}
 """
-
-
-def pruned(name: str = NAME, size: int = SIZE) -> tuple[nn.Module, nn.Module, float]:
-    """Dense and small network, the share of the MACs that is left."""
-    torch.manual_seed(0)
-    dense = backbones.create(name, CLASSES, 3).eval()
-    channels = surgeon.sites_of(dense, torch.randn(1, 3, size, size))
-    kind = methods.find("l1")
-    norms = {s.name: weight_of(dense, s).detach().double().abs().flatten(1).sum(1) for s in channels.sites}
-    plan = kind(kind.Options()).select(norms, channels, Request(target=("macs", 0.5), round_to=0))
-    small = copy.deepcopy(dense)
-    surgeon.operate(small, channels, plan)
-    return dense, small, cost.macs(channels, plan.counts) / cost.macs(channels)
 
 
 def form_of(model: nn.Module, form: str, precision: str, device: torch.device) -> nn.Module:
@@ -72,7 +56,7 @@ class Cast(nn.Module):
 
 
 def speed(device: torch.device, form: str, precision: str, batches: tuple[int, ...], repeats: int) -> Iterator[Row]:
-    dense, small, share = pruned()
+    dense, small, _, share = pruned()
     pair = {name: Cast(form_of(model, form, precision, device), DTYPES[precision])
             for name, model in (("dense", dense), ("pruned", small))}  # fmt: skip
     for batch in batches:
