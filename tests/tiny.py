@@ -15,7 +15,8 @@ from dist_prune.pruning.choose import Request
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import ArraySource, FolderSource, open_source
+from dist_prune.runtime.data.random_access import ImageSource
+from dist_prune.runtime.data.sources import open_source
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
 
@@ -44,7 +45,7 @@ def digits_feed(dtype: torch.dtype = torch.float64) -> Feed:
     return feed_of(open_source("digits", None, "", True), dtype)
 
 
-def feed_of(source: ArraySource | FolderSource, dtype: torch.dtype = torch.float64, workers: int = 0) -> Feed:
+def feed_of(source: ImageSource, dtype: torch.dtype = torch.float64, workers: int = 0) -> Feed:
     look = Look(8, (0.3,) * source.in_chans, (0.4,) * source.in_chans)
     return Feed(source, look, torch.device("cpu"), workers, dtype)
 

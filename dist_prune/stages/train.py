@@ -68,7 +68,7 @@ def _new_head(work: Work, where: str, why: str) -> None:
 def _may_be_mixed_up(work: Work, weights: str) -> None:
     """A head from elsewhere knows classes by their numbers alone."""
     data, source = work.recipe.data, work.opened[True].source
-    text = warning(source.classes, data.class_order, data.class_map, weights) if source.side is None else ""
+    text = warning(source.classes, data.class_order, data.class_map, weights) if source.fixed_size is None else ""
     if text:
         work.tracker.say(f"\n{'=' * 80}\n{text}\n{'=' * 80}\n")
         work.events.append({"stage": "train", "event": text})

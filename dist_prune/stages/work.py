@@ -24,11 +24,12 @@ from dist_prune.pruning.rounds import scheduled
 from dist_prune.recipe import Recipe, Training
 from dist_prune.runtime import backbones, checkpoint, stopping
 from dist_prune.runtime.data.arrays import check_sides
-from dist_prune.runtime.data.backends import AnySource, Opened, open_split
+from dist_prune.runtime.data.backends import Opened, open_split
 from dist_prune.runtime.data.dealing import deal, held_out, micro_batches
 from dist_prune.runtime.data.feed import Feed, Look
 from dist_prune.runtime.data.numbering import numbered, told
-from dist_prune.runtime.data.sources import ArraySource, FolderSource, check, check_figures, only, same_classes
+from dist_prune.runtime.data.random_access import ImageSource
+from dist_prune.runtime.data.sources import check, check_figures, only, same_classes
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.stages.order import at
@@ -161,20 +162,19 @@ class Work:
         """The evaluation look: the model's own figures, overridden by the recipe's."""
         return self._look_at(self.opened[True].source)
 
-    def _look_at(self, source: AnySource) -> Look:
+    def _look_at(self, source: ImageSource) -> Look:
         data, spec = self.recipe.data, self.recipe.backbone
         shell = backbones.create(spec.name, len(source.classes), source.in_chans, False, spec.kwargs)
         config = backbones.image_config(shell, source.in_chans)
-        if isinstance(source, ArraySource):
-            check_sides(source.images.shape[1], source.images.shape[2], data.image_size)
-        if source.side is not None:
+        if source.fixed_size is not None:
+            check_sides(*source.fixed_size, data.image_size)
             for key in ("crop", "crop_mode", "interpolation"):
                 if getattr(data, key) is not None:
                     raise PruneError(
                         f"data.{key} is for image files; arrays are used whole (data.image_size resizes them)"
                     )
             config |= {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear"}
-        native = source.side or config["input_size"][1]
+        native = source.fixed_size[0] if source.fixed_size else config["input_size"][1]
         check_figures(data.mean, data.std, source.in_chans)
         size = data.image_size or native
         if data.padding is not None and data.padding > size:
@@ -186,7 +186,7 @@ class Work:
             data.random_erasing, data.random_erasing_mode, tuple(sorted(data.resize_schedule.items())), data.padding,
         )  # fmt: skip
 
-    def _resized(self, source: AnySource, train: bool) -> int:
+    def _resized(self, source: ImageSource, train: bool) -> int:
         """The side that the recipe resizes shorter sides to before it crops, the largest of a schedule."""
         look = self._look_at(source)
         return max(math.floor(look.size / look.crop), *(size for _, size in look.schedule if train), 0)
@@ -227,7 +227,7 @@ class Work:
         With ``data.on_error: skip`` all of them are read once before, and unreadable ones are taken out on every rank:
         statistics are addressed by image, so what is scored has to be known before.
         """
-        if self.recipe.data.on_error == "fail" or not isinstance(feed.source, FolderSource):
+        if not feed.skips:
             return feed, ids
         ranks, lists = self.machine.ranks, micro_batches(ids, self.recipe.score.micro_batch)
         batches = feed.batches(deal(lists, ranks.rank, ranks.world))
@@ -251,8 +251,7 @@ class Work:
             whole = {sample: why for part in parts for sample, why in part.items()}
             source = self.opened[train].source
             for sample, why in sorted(whole.items()):
-                file = str(source.paths[sample]) if isinstance(source, FolderSource) else f"sample {sample}"
-                out.append({"images": what, "id": sample, "file": file, "why": why})
+                out.append({"images": what, "id": sample, "file": source.location(sample), "why": why})
             if whole:
                 self.events.append(
                     {"stage": stage, "event": f"{len(whole)} {what} image(s) could not be read, left out"}

@@ -7,14 +7,19 @@ from pathlib import Path
 import torch
 
 from dist_prune.errors import PruneError
-from dist_prune.runtime.data.beton import BetonSource, BetonSupplier, open_beton
+from dist_prune.runtime.data.beton import BetonSupplier, open_beton
 from dist_prune.runtime.data.files import FileSupplier
-from dist_prune.runtime.data.index import Say
 from dist_prune.runtime.data.memory import MemorySupplier
-from dist_prune.runtime.data.sources import ArraySource, FolderSource, open_source
+from dist_prune.runtime.data.random_access import ImageSource, RandomAccessSource, Say
+from dist_prune.runtime.data.sources import open_source
 from dist_prune.runtime.data.supply import Supplier
 
-AnySource = ArraySource | FolderSource | BetonSource
+# data.backend -> what makes its supplier of (source, device, workers, on_error, skipped)
+SUPPLIERS: dict[str, Callable[..., Supplier]] = {
+    "memory": lambda source, device, *_: MemorySupplier(source, device),
+    "torch": lambda source, device, *options: FileSupplier(source, *options, pin=device.type == "cuda"),
+    "ffcv": lambda source, device, workers, *_: BetonSupplier(source, workers, pin=device.type == "cuda"),
+}
 
 
 @dataclass(frozen=True)
@@ -27,14 +32,14 @@ class Opened:
         why: the reason, for the log.
     """
 
-    source: AnySource
+    source: ImageSource
     backend: str
     why: str
 
 
 def open_split(
     backend: str, source: str, root: str | None, split: str, train: bool, say: Say = lambda text: None,
-    resized: Callable[[AnySource], int] = lambda source: 0, layout: str | None = None,
+    resized: Callable[[ImageSource], int] = lambda source: 0, layout: str | None = None,
 ) -> Opened:  # fmt: skip
     """Open the training or the evaluation split behind the backend that the recipe asks for.
 
@@ -59,38 +64,34 @@ def open_split(
             place, lambda: open_source(source, root, split, train, say, layout) if there else None, why, resized
         )
     plain = open_source(source, root, split, train, say, layout)
-    if isinstance(plain, FolderSource):
+    if plain.images is None:
         if backend == "memory":
             raise PruneError(
                 "data.backend: 'memory' is for arrays (npz, cifar10, digits ...); image files are served by torch, or "
                 "by ffcv from a .beton file"
             )
+        note = f"; {plain.note}" if plain.note else ""
         if backend == "torch":
-            return Opened(plain, "torch", f"data.backend says so; {plain.note}")
+            return Opened(plain, "torch", f"data.backend says so{note}")
         try:
             return _ffcv(place, lambda: plain, f"{place} holds the same images", resized, exact=not train)
         except PruneError as error:
-            return Opened(
-                plain, "torch", f"{error if place and place.is_file() else f'there is no {place}'}; {plain.note}"
-            )
+            absent = f"there is no {place}" if place else "it has no place for a .beton"
+            return Opened(plain, "torch", f"{error if place and place.is_file() else absent}{note}")
     if backend == "torch":
         return Opened(plain, "torch", "data.backend says so")
     return Opened(plain, "memory", "data.backend says so" if backend == "memory" else "arrays fit into memory")
 
 
 def supplier(
-    source: AnySource, backend: str, device: torch.device, workers: int, on_error: str, skipped: dict[int, str]
+    source: ImageSource, backend: str, device: torch.device, workers: int, on_error: str, skipped: dict[int, str]
 ) -> Supplier:
     """The supplier of a split; PruneError where the backend cannot serve this kind of source."""
-    if isinstance(source, BetonSource):
-        if backend in ("auto", "ffcv"):
-            return BetonSupplier(source, workers, pin=device.type == "cuda")
-        raise PruneError(f"data.backend: {backend!r} cannot read {source.path}; ffcv can")
-    if isinstance(source, ArraySource) and backend in ("auto", "memory"):
-        return MemorySupplier(source, device)
-    if backend in ("auto", "torch"):
-        return FileSupplier(source, workers, on_error, skipped, pin=device.type == "cuda")
-    raise PruneError(f"data.backend: {backend!r} cannot serve {type(source).__name__}")
+    name = source.backends[0] if backend == "auto" else backend
+    if name not in source.backends:
+        able = " or ".join(source.backends)
+        raise PruneError(f"data.backend: {name!r} cannot read images {source.location(0)}; {able} can")
+    return SUPPLIERS[name](source, device, workers, on_error, skipped)
 
 
 def beton_of(source: str, root: str | None, split: str, train: bool) -> Path | None:
@@ -109,9 +110,9 @@ def beton_of(source: str, root: str | None, split: str, train: bool) -> Path | N
 
 def _ffcv(
     place: Path | None,
-    beside: Callable[[], ArraySource | FolderSource | None],
+    beside: Callable[[], RandomAccessSource | None],
     why: str,
-    resized: Callable[[AnySource], int],
+    resized: Callable[[ImageSource], int],
     exact: bool = False,
 ) -> Opened:
     """The .beton, where it holds what lies beside it (where that is there), large enough; PruneError elsewhere."""
@@ -129,7 +130,7 @@ def _ffcv(
     if exact and found.lost:
         raise PruneError(f"{place} keeps {found.lost}; data.backend=ffcv evaluates on it all the same")
     side, limit = resized(found), found.facts["max_resolution"]
-    small = 0 if found.side else found.upsampled(side)
+    small = 0 if found.fixed_size else found.upsampled(side)
     if small and limit < side:
         raise PruneError(
             f"{place} was written with --max-resolution {limit}, but the recipe resizes shorter sides to {side} pixels "

@@ -31,7 +31,7 @@ class BetonSource:
 
     Attributes:
         items: (n, 5) int64: place, bytes, 1 where the pixels are raw, height, width.
-        side: height and width of images that came from arrays (they are used whole); None for image files.
+        fixed_size: see ``ImageSource``.
         facts: the sidecar.
         numbering: see ``FolderSource``.
     """
@@ -41,9 +41,10 @@ class BetonSource:
     classes: tuple[str, ...]
     in_chans: int
     items: np.ndarray = field(repr=False)
-    side: int | None
+    fixed_size: tuple[int, int] | None
     facts: dict[str, Any] = field(repr=False)
     numbering: str = ""
+    images, backends = None, ("ffcv",)
 
     @cached_property
     def lost(self) -> str:
@@ -55,11 +56,14 @@ class BetonSource:
         said = [f"{jpeg:,} of {len(self.items):,} as JPEG of quality {self.facts['quality']}"] if jpeg else []
         return " and ".join(said + ([f"{shrunk:,} shrunk to {self.facts['max_resolution']} pixels"] if shrunk else []))
 
-    @cached_property
+    @property
     def identity(self) -> str:
         """Of the images it was made from, where it keeps their pixels; else that, a colon and the file's digest."""
         found = identity(self.facts["source_digest"], self.numbering)
         return found + (f":{self.facts['sha256']}" if self.lost else "")
+
+    def location(self, sample: int) -> str:
+        return f"sample {sample} of {self.path}"
 
     def upsampled(self, side: int) -> int:
         """How many images were shrunk to less than the ``side`` that their shorter sides are resized to."""
@@ -120,8 +124,8 @@ def open_beton(path: Path) -> BetonSource:
             f"{path} holds {len(labels)} images with labels {labels.min()} to {labels.max()}, its sidecar says "
             f"{facts['count']} images of {len(classes)} classes; write it again"
         )
-    side = int(items[0, 3]) if facts["arrays"] else None
-    return BetonSource(path, labels, classes, facts["in_chans"], items, side, facts)
+    size = (int(items[0, 3]), int(items[0, 4])) if facts["arrays"] else None
+    return BetonSource(path, labels, classes, facts["in_chans"], items, size, facts)
 
 
 def digest(path: Path, *parts: Sequence[int]) -> str:
@@ -156,6 +160,7 @@ class BetonSupplier:
     name = "ffcv"
     allowed: tuple[str, ...] = ("none", "crop", "crop_flip", "resized_crop_flip")
     policies = False
+    skips = False
 
     def __init__(self, source: BetonSource, workers: int, pin: bool = False):
         self.source, self.workers, self.pin = source, workers, pin  # pin: page-locked memory, for GPUs
@@ -165,14 +170,15 @@ class BetonSupplier:
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """See Supplier."""
         ids = np.concatenate([np.zeros(0, np.int64), *dealt]).astype(np.int64)
-        native = self.source.side  # arrays are decoded whole; the memory backend's transforms do the rest
+        native = self.source.fixed_size  # arrays are decoded whole; the memory backend's transforms do the rest
+        decoded = native[0] if native else size
         windows = np.zeros((len(self.source.items), 9), np.int32)  # memory of ids that are not asked for is not touched
         windows[ids] = self._windows(ids, look, augment, size)
         ahead = 2 * max((len(part) for part in dealt), default=0)
-        stream = engine().stream_of(self.source.path, self.source.facts["sha256"], native or size)
+        stream = engine().stream_of(self.source.path, self.source.facts["sha256"], decoded)
         chunks = stream.chunks(ids, self._tables(windows, look), self.workers, ahead)
         try:
-            for part, pixels in self._batches(dealt, chunks, native or size):
+            for part, pixels in self._batches(dealt, chunks, decoded):
                 images = pixels.permute(0, 3, 1, 2)[:, : self.source.in_chans]
                 if native is not None:
                     images = rendered(images, part, look, augment, size)
@@ -192,8 +198,8 @@ class BetonSupplier:
                 f"this recipe asks for {look.interpolation}, {look.crop_mode}, exif={look.exif}: write torch"
             )
         sides = self.source.items[ids, 3:5]
-        if self.source.side is not None:
-            return resample.centred(sides, self.source.side, self.source.side)
+        if self.source.fixed_size is not None:
+            return resample.centred(sides, self.source.fixed_size[0], self.source.fixed_size[0])
         if augment is not None and look.augment == "resized_crop_flip":
             chances = draws(*augment, ids, 2 * TRIES + 3, WINDOW).numpy()
             return resample.drawn(sides, chances, look.scale, look.ratio, size)

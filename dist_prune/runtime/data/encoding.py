@@ -12,7 +12,7 @@ import numpy as np
 
 from dist_prune.errors import PruneError
 from dist_prune.runtime.data.files import read_image
-from dist_prune.runtime.data.sources import ArraySource, FolderSource
+from dist_prune.runtime.data.random_access import RandomAccessSource, fetch_pixels
 from dist_prune.runtime.data.stream import ENCODER
 from dist_prune.runtime.stopping import end_with_parent
 
@@ -60,7 +60,7 @@ class Encoded:
 class Encoder:
     """Turns sample ids into what FFCV's image field stores."""
 
-    def __init__(self, source: ArraySource | FolderSource, settings: Settings):
+    def __init__(self, source: RandomAccessSource, settings: Settings):
         self.source = source
         self.field = ENCODER(settings.write_mode, settings.max_resolution, jpeg_quality=settings.quality)
 
@@ -81,19 +81,19 @@ class Encoder:
 
     def _pixels(self, sample: int) -> np.ndarray:
         """(H, W, 3) uint8; one channel is stored three times."""
-        if isinstance(self.source, ArraySource):
-            image = self.source.images[sample]
-            return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
         try:
-            return np.asarray(read_image(self.source.paths[sample]))
-        except ValueError as error:
+            if self.source.fixed_size is None:
+                return np.asarray(read_image(self.source.fetch(sample)))
+            image = fetch_pixels(self.source, sample)
+            return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+        except (ValueError, OSError) as error:
             raise PruneError(
-                f"sample {sample}: the image {self.source.paths[sample]} cannot be decoded: {error}. Replace or remove "
-                "it and run the same command again"
+                f"sample {sample}: the image {self.source.location(sample)} cannot be decoded: {error}. Replace or "
+                "remove it and run the same command again"
             ) from error
 
 
-def estimate(source: ArraySource | FolderSource, settings: Settings) -> int:
+def estimate(source: RandomAccessSource, settings: Settings) -> int:
     """Bytes that the file will have, from up to 64 images spread over the data set."""
     count = len(source.labels)
     some = np.unique(np.linspace(0, count - 1, min(count, 64)).astype(int))
@@ -103,7 +103,7 @@ def estimate(source: ArraySource | FolderSource, settings: Settings) -> int:
 _encoder: Encoder | None = None
 
 
-def _begin(source: ArraySource | FolderSource, settings: Settings) -> None:
+def _begin(source: RandomAccessSource, settings: Settings) -> None:
     global _encoder
     end_with_parent()
     _encoder = Encoder(source, settings)
@@ -114,7 +114,7 @@ def _encode(ids: np.ndarray) -> Encoded:
     return _encoder(ids)
 
 
-def encoded(source: ArraySource | FolderSource, settings: Settings, first: int, workers: int) -> Iterator[Encoded]:
+def encoded(source: RandomAccessSource, settings: Settings, first: int, workers: int) -> Iterator[Encoded]:
     """Chunks in order of their ids, encoded by processes; an error of a worker, or its death, is raised here."""
     chunks = deque(np.array_split(np.arange(first, len(source.labels)), -(-(len(source.labels) - first) // CHUNK) or 1))
     if workers < 2:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dist_prune.errors import PruneError
 from dist_prune.runtime.data.augment import erased
-from dist_prune.runtime.data.backends import AnySource, supplier
+from dist_prune.runtime.data.backends import supplier
+from dist_prune.runtime.data.random_access import ImageSource
 from dist_prune.runtime.data.supply import Look, Moment, Supplier
 from dist_prune.runtime.data.transforms import check_policy
 
@@ -44,7 +45,7 @@ class Feed:
         exact: even then, lists with the evaluation look have to be delivered whole (statistics are addressed by image).
     """
 
-    source: AnySource
+    source: ImageSource
     look: Look
     device: torch.device
     workers: int = 0
@@ -65,6 +66,11 @@ class Feed:
 
     def __len__(self) -> int:
         return len(self.source.labels)
+
+    @property
+    def skips(self) -> bool:
+        """Whether images that cannot be read may be left out."""
+        return self._supplier.skips
 
     def batches(self, dealt: Iterable[np.ndarray], augment: Moment | None = None) -> Iterator[Batch]:
         """Batches for lists of ids, in their order.

@@ -1,6 +1,7 @@
 """The torch backend: images decoded and transformed one by one in DataLoader workers, with timm's transforms."""
 
 import atexit
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from torchvision.transforms import functional as vision
 from dist_prune.errors import PruneError
 from dist_prune.runtime.data import augment as augmentation
 from dist_prune.runtime.data.memory import rendered
-from dist_prune.runtime.data.sources import ArraySource, FolderSource
+from dist_prune.runtime.data.random_access import RandomAccessSource, StoredImage, fetch_pixels
 from dist_prune.runtime.data.supply import Look, Moment
 from dist_prune.runtime.data.transforms import evaluation, policy
 from dist_prune.runtime.stopping import deafen
@@ -27,8 +28,8 @@ ORIENTATION = 0x0112
 _loaders: WeakSet[DataLoader[Any]] = WeakSet()  # those whose workers may still be there
 
 
-def read_image(path: Path, exif: bool = True) -> Image.Image:
-    """An image file as 8-bit RGB.
+def read_image(stored: StoredImage, exif: bool = True) -> Image.Image:
+    """An image file, its bytes, or pixels (H, W, 3) uint8, as 8-bit RGB.
 
     Grayscale, palette, CMYK and alpha images are converted as Pillow does; 16-bit grayscale keeps its upper 8 bits;
     with ``exif`` a photograph is turned upright by its EXIF orientation.
@@ -37,9 +38,13 @@ def read_image(path: Path, exif: bool = True) -> Image.Image:
         ValueError: the file is missing, damaged, or holds pixels without a meaning in 8 bits.
     """
     try:
-        if path.exists() and not path.is_file():  # a FIFO would be waited for
+        if isinstance(stored, np.ndarray):
+            if stored.dtype != np.uint8 or stored.ndim != 3 or stored.shape[2] != 3:
+                raise ValueError(f"it is {stored.dtype} {stored.shape}, not uint8 (height, width, 3)")
+            return Image.fromarray(stored)
+        if isinstance(stored, Path) and stored.exists() and not stored.is_file():  # a FIFO would be waited for
             raise ValueError("it is no file")
-        with Image.open(path) as file:
+        with Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored) as file:
             image: Image.Image = file
             if exif and "exif" in file.info and file.getexif().get(ORIENTATION, 1) != 1:
                 image = ImageOps.exif_transpose(file)
@@ -84,7 +89,7 @@ class _Part(NamedTuple):
 
 
 class FileSupplier:
-    """Images of a ``FolderSource`` (or of arrays, rendered in the workers).
+    """Images that workers fetch one by one, decode and transform.
 
     The workers are started with the first list and kept for the next epoch; ``close``, an error or an iterator that is
     dropped before its end sends them home.
@@ -100,10 +105,9 @@ class FileSupplier:
     allowed: tuple[str, ...] = ("none", "crop", "crop_flip", "resized_crop_flip")
     policies = True
 
-    def __init__(
-        self, source: FolderSource | ArraySource, workers: int, on_error: str, skipped: dict[int, str], pin: bool
-    ):
+    def __init__(self, source: RandomAccessSource, workers: int, on_error: str, skipped: dict[int, str], pin: bool):
         self.source, self.workers, self.on_error, self.skipped, self.pin = source, workers, on_error, skipped, pin
+        self.skips = on_error == "skip" and source.images is None
         self._images = _Images(source, on_error == "skip")
         self._idle: DataLoader[Any] | None = None
 
@@ -114,7 +118,7 @@ class FileSupplier:
         requests = [_Request(ids, look, augment, size) for ids in dealt]
         loader = self._loader(requests) if self.workers and len(dealt) > 1 else None
         parts = iter(loader) if loader is not None else map(self._images.__getitems__, requests)
-        files = isinstance(self.source, FolderSource)
+        files = self.source.fixed_size is None
         for number, wanted in enumerate(dealt):
             part = self._next(parts)
             self._note(part, training=augment is not None)
@@ -159,18 +163,16 @@ class FileSupplier:
         for sample, reason in part.failed.items():
             if self.on_error == "fail":
                 raise PruneError(
-                    f"sample {sample}: the image {self._place(sample)} cannot be decoded: {reason}. Replace or remove "
-                    "it, or write data.on_error=skip to leave such images out (the report lists them)."
+                    f"sample {sample}: the image {self.source.location(sample)} cannot be decoded: {reason}. Replace "
+                    "or remove it, or write data.on_error=skip to leave such images out (the report lists them)."
                 )
             self.skipped.setdefault(sample, reason)
         if training and part.failed and not len(part.ids):
+            first = self.source.location(next(iter(part.failed)))
             raise PruneError(
-                f"none of the {len(part.failed)} images of a training batch could be read, the first being "
-                f"{self._place(next(iter(part.failed)))}; data.on_error=skip is for single images, not for this"
+                f"none of the {len(part.failed)} images of a training batch could be read, the first being {first}; "
+                "data.on_error=skip is for single images, not for this"
             )
-
-    def _place(self, sample: int) -> str:
-        return str(self.source.paths[sample]) if isinstance(self.source, FolderSource) else "in memory"
 
 
 @atexit.register
@@ -202,30 +204,36 @@ class _Orders:
 class _Images(Dataset[Any]):
     """Whole lists of images, rendered."""
 
-    def __init__(self, source: FolderSource | ArraySource, tolerant: bool):
+    def __init__(self, source: RandomAccessSource, tolerant: bool):
         self.source, self.tolerant = source, tolerant
 
     def __getitems__(self, request: _Request) -> _Part:
         ids, look, augment, size = request
-        if isinstance(self.source, ArraySource):
-            return _Part(ids, rendered(self.source.take(ids), ids, look, augment, size), {})
-        windows, numbers = [[]] * len(ids), [0] * len(ids)
+        if self.source.images is not None:
+            pixels = torch.from_numpy(self.source.images[ids]).permute(0, 3, 1, 2)
+            return _Part(ids, rendered(pixels, ids, look, augment, size), {})
+        windows, numbers, whole = [[]] * len(ids), [0] * len(ids), self.source.fixed_size
         if augment is not None and look.augment == "resized_crop_flip":
             windows = augmentation.window_chances(augment, ids)
         if augment is not None and look.auto_augment:
             numbers = augmentation.numbers(augment, ids)
-        out, kept, failed = _shared((len(ids), size, size, 3)), [], {}
+        shape = (*whole, self.source.in_chans) if whole else (size, size, 3)
+        out, kept, failed = _shared((len(ids), *shape)), [], {}
         for sample, chance, number in zip(ids.tolist(), windows, numbers, strict=True):
             try:
-                image = read_image(self.source.paths[sample], look.exif)
-            except ValueError as error:
+                image = fetch_pixels(self.source, sample) if whole else read_image(self.source.fetch(sample), look.exif)
+            except (ValueError, OSError) as error:
                 failed[sample] = str(error)
                 if not self.tolerant:
                     break
                 continue
-            out[len(kept)] = self._one(image, sample, chance, number, request).permute(1, 2, 0)
+            if isinstance(image, np.ndarray):
+                out.numpy()[len(kept)] = image
+            else:
+                out[len(kept)] = self._one(image, sample, chance, number, request).permute(1, 2, 0)
             kept.append(sample)
-        return _Part(np.array(kept, dtype=np.int64), out[: len(kept)] if failed else out, failed)
+        ids, out = np.array(kept, dtype=np.int64), out[: len(kept)] if failed else out
+        return _Part(ids, rendered(out.permute(0, 3, 1, 2), ids, look, augment, size) if whole else out, failed)
 
     def _one(self, image: Image.Image, sample: int, chance: list[float], number: int, request: _Request) -> Tensor:
         """(3, size, size) uint8."""

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,12 +22,11 @@ import numpy as np
 from dist_prune.errors import PruneError
 from dist_prune.ledger import write_atomic
 from dist_prune.runtime.data import scanning
+from dist_prune.runtime.data.random_access import Say
 
 FORMAT = 2
 SCANNERS = 16  # threads: on network file systems a scan is waiting, not computing
 SETTLED_S = 2.0  # a folder changed so shortly before its scan may change again within the clock's grain
-
-Say = Callable[[str], None]
 
 
 class Names:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dist_prune.runtime.data import augment as augmentation
-from dist_prune.runtime.data.sources import ArraySource
+from dist_prune.runtime.data.random_access import ImageSource
 from dist_prune.runtime.data.supply import Look, Moment
 from dist_prune.runtime.data.transforms import policy
 
@@ -16,13 +16,15 @@ DEVICE_SHARE = 0.25  # of the free GPU memory: a larger data set stays in the ho
 
 
 class MemorySupplier:
-    """Images of an ``ArraySource``, kept as uint8 on the device."""
+    """Images of a source whose pixels are in memory, kept as uint8 on the device."""
 
     name = "memory"
     allowed: tuple[str, ...] = ("none", "crop", "crop_flip", "resized_crop_flip")
     policies = True
+    skips = False
 
-    def __init__(self, source: ArraySource, device: torch.device):
+    def __init__(self, source: ImageSource, device: torch.device):
+        assert source.images is not None  # those that list this backend have them
         images = torch.from_numpy(source.images)  # (n, H, W, C)
         room = torch.cuda.mem_get_info(device)[0] * DEVICE_SHARE if device.type == "cuda" else 0
         self.images = images.to(device) if images.nbytes <= room else images

@@ -2,20 +2,19 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from dist_prune.errors import PruneError
 from dist_prune.runtime.data import arrays, misplaced, scanning
-from dist_prune.runtime.data.index import Names, Say, index_of
+from dist_prune.runtime.data.index import Names, index_of
 from dist_prune.runtime.data.numbering import identity
+from dist_prune.runtime.data.random_access import ImageSource, RandomAccessSource, Say, SplitSpec
 
 # source -> classes, channels, side, for sets that are what they are wherever they lie
 KNOWN = {
@@ -27,26 +26,6 @@ KNOWN = {
 }
 
 
-class Source(Protocol):
-    """One split of a data set. It has an ``identity`` too: the digest of what decides its content."""
-
-    @property
-    def labels(self) -> np.ndarray:
-        """(n,) int64."""
-        ...
-
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-
-    @property
-    def in_chans(self) -> int: ...
-
-    @property
-    def side(self) -> int | None:
-        """Height of arrays, which are not cropped; None for image files of any size."""
-        ...
-
-
 @dataclass(frozen=True)
 class ArraySource:
     """Images in memory, (n, H, W, C) uint8."""
@@ -54,23 +33,30 @@ class ArraySource:
     images: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
+    backends, note = ("memory", "torch"), ""
 
     @property
     def in_chans(self) -> int:
         return self.images.shape[3]
 
     @property
-    def side(self) -> int:
-        return self.images.shape[1]
+    def fixed_size(self) -> tuple[int, int]:
+        return self.images.shape[1:3]
+
+    @property
+    def identity(self) -> str:
+        return self._digest
 
     @cached_property
-    def identity(self) -> str:
+    def _digest(self) -> str:
         pixels = hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest()
         return hashlib.sha256(pixels.encode() + self.labels.tobytes()).hexdigest()
 
-    def take(self, ids: np.ndarray) -> Tensor:
-        """(len(ids), C, H, W) uint8."""
-        return torch.from_numpy(self.images[ids]).permute(0, 3, 1, 2)
+    def location(self, sample: int) -> str:
+        return "in memory"
+
+    def fetch(self, sample: int) -> np.ndarray:
+        return self.images[sample]
 
 
 class Paths:
@@ -102,50 +88,38 @@ class FolderSource:
     digest: str
     note: str = ""
     numbering: str = ""
-    in_chans: int = 3
-    side: None = None
+    in_chans, fixed_size, images, backends = 3, None, None, ("torch",)
 
     @property
     def identity(self) -> str:
         return identity(self.digest, self.numbering)
 
+    def location(self, sample: int) -> str:
+        return str(self.paths[sample])
+
+    def fetch(self, sample: int) -> Path:
+        return self.paths[sample]
+
 
 def open_source(
     source: str, root: str | None, split: str, train: bool, say: Say = lambda text: None, layout: str | None = None
-) -> ArraySource | FolderSource:
-    """Open the training or the evaluation split of a data set.
+) -> RandomAccessSource:
+    """Open the training or the evaluation split of a data set by its entry in ``OPENERS``.
 
     Args:
-        source: the recipe's ``data.source``.
-        root: file or folder, where the source needs one.
-        split: sub-folder name of an image folder.
-        train: which of the two splits.
-        say: told before something that takes long.
-        layout: the recipe's ``data.layout``: how the axes of an .npz file's images lie.
+        source, root, split, train, say, layout: see ``SplitSpec``.
 
     Raises:
         PruneError: missing or malformed data, with what was expected where.
     """
-    if source == "digits":
-        return _digits(train)
-    if root is None:
-        raise PruneError(f"data.root: {source!r} needs the place of its files; write data.root=PATH")
-    path = Path(root).expanduser()
-    if not path.exists():
-        raise PruneError(f"data.root: there is no {path}. {_expected(source)}")
-    if source == "npz":
-        images, labels, classes = arrays.read(path, train, layout)
-        return ArraySource(images, labels, tuple(map(str, range(classes))))
-    if source == "imagefolder":
-        return _folder(path, split, "data.train_split" if train else "data.eval_split", say)
-    return _torchvision(source, path, train)
+    return OPENERS[source](SplitSpec(source, root, split, train, say, layout))
 
 
-def only(source: Source, classes: Sequence[int] | None) -> Any:
+def only(source: ImageSource, classes: Sequence[int] | None) -> Any:
     """The images of some classes, renumbered in their order; PruneError for image files and unknown classes."""
     if classes is None:
         return source
-    if not isinstance(source, ArraySource):
+    if source.images is None:
         raise PruneError("data.classes is for arrays in memory; of image files, name a folder with fewer class folders")
     if len(set(classes)) != len(classes) or any(c >= len(source.classes) for c in classes):
         raise PruneError(f"data.classes: {list(classes)} are not different numbers below {len(source.classes)}")
@@ -155,7 +129,7 @@ def only(source: Source, classes: Sequence[int] | None) -> Any:
     return ArraySource(source.images[keep], number[source.labels[keep]], tuple(source.classes[c] for c in classes))
 
 
-def check(source: Source, what: str) -> None:
+def check(source: ImageSource, what: str) -> None:
     """PruneError where labels and classes contradict one another."""
     if len(source.labels) == 0:
         raise PruneError(f"{what}: there are no images")
@@ -173,7 +147,7 @@ def check_figures(mean: Sequence[float] | None, std: Sequence[float] | None, in_
             raise PruneError(f"data.{key}: {len(given)} values for images of {in_chans} channel(s)")
 
 
-def same_classes(train: Source, test: Source) -> None:
+def same_classes(train: ImageSource, test: ImageSource) -> None:
     """PruneError where the two splits do not have the same classes: labels would mean different things."""
     _alike(train.classes, test.classes)
 
@@ -231,7 +205,7 @@ def _expected(source: str) -> str:
     }.get(source, f"{source}: the folder that torchvision's data set of this name reads (it is not downloaded).")
 
 
-def _digits(train: bool) -> ArraySource:
+def _digits(spec: SplitSpec) -> ArraySource:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -239,30 +213,43 @@ def _digits(train: bool) -> ArraySource:
     pixels = (found["images"] * (255 / 16)).round().astype(np.uint8)[..., None]
     labels = found["target"].astype(np.int64)
     here, there = train_test_split(np.arange(len(labels)), test_size=450, random_state=0, stratify=labels)
-    ids = np.sort(here if train else there)
+    ids = np.sort(here if spec.train else there)
     return ArraySource(pixels[ids], labels[ids], tuple(str(n) for n in range(10)))
 
 
-def _torchvision(source: str, path: Path, train: bool) -> ArraySource:
+def _npz(spec: SplitSpec) -> ArraySource:
+    images, labels, classes = arrays.read(spec.path(_expected("npz")), spec.train, spec.layout)
+    return ArraySource(images, labels, tuple(map(str, range(classes))))
+
+
+def _torchvision(spec: SplitSpec) -> ArraySource:
     from torchvision import datasets
 
     kinds = {
         "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100,
         "mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST,
     }  # fmt: skip
+    path = spec.path(_expected(spec.source))
     try:
-        found = kinds[source](str(path), train=train, download=False)
+        found = kinds[spec.source](str(path), train=spec.train, download=False)
     except (RuntimeError, OSError) as error:
-        raise PruneError(f"data.root: no {source} below {path} ({error}). {_expected(source)}") from error
+        raise PruneError(f"data.root: no {spec.source} below {path} ({error}). {_expected(spec.source)}") from error
     images = np.asarray(found.data, dtype=np.uint8)
     images = images[..., None] if images.ndim == 3 else images
     return ArraySource(images, np.asarray(found.targets, dtype=np.int64), tuple(map(str, found.classes)))
 
 
-def _folder(root: Path, split: str, key: str, say: Say) -> FolderSource:
-    path = root / split
+def _folder(spec: SplitSpec) -> FolderSource:
+    root, key = spec.path(_expected("imagefolder")), "data.train_split" if spec.train else "data.eval_split"
+    path = root / spec.split
     if not path.is_dir():
-        raise misplaced.missing(root, split, key, _expected("imagefolder"))
-    misplaced.check(root, split, key, scanning.class_folders(path)[0])
-    found, note = index_of(path, say)
+        raise misplaced.missing(root, spec.split, key, _expected("imagefolder"))
+    misplaced.check(root, spec.split, key, scanning.class_folders(path)[0])
+    found, note = index_of(path, spec.say)
     return FolderSource(Paths(path, found.names), found.labels, found.classes, found.digest, note)
+
+
+OPENERS: dict[str, Callable[[SplitSpec], RandomAccessSource]] = {
+    "digits": _digits, "npz": _npz, "imagefolder": _folder,
+    "cifar10": _torchvision, "cifar100": _torchvision, "mnist": _torchvision, "fashion_mnist": _torchvision,
+}  # fmt: skip

@@ -58,11 +58,13 @@ class Supplier(Protocol):
         name: for messages.
         allowed: the values of ``data.augment`` that it can do.
         policies: whether it can do ``data.auto_augment``.
+        skips: whether it may leave out images that cannot be read (``data.on_error: skip``).
     """
 
     name: str
     allowed: tuple[str, ...]
     policies: bool
+    skips: bool
 
     def pixels(
         self, dealt: Sequence[np.ndarray], look: Look, augment: Moment | None, size: int

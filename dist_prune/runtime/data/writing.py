@@ -26,14 +26,14 @@ from dist_prune.errors import PruneError
 from dist_prune.ledger import open_append, open_plain, read_json, write_atomic
 from dist_prune.runtime.data.beton import FORMAT, digest, read_sidecar, sidecar_of
 from dist_prune.runtime.data.encoding import ROW, Settings, encoded, estimate
-from dist_prune.runtime.data.sources import ArraySource, FolderSource
+from dist_prune.runtime.data.random_access import RandomAccessSource
 from dist_prune.runtime.data.stream import Layout
 
 SETTLE_BYTES, SETTLE_S = 64 << 20, 1.0  # how often what was written is made safe
 
 
 def make(
-    source: ArraySource | FolderSource,
+    source: RandomAccessSource,
     origin: dict[str, Any],
     out: Path,
     settings: Settings,
@@ -55,13 +55,12 @@ def make(
     Raises:
         PruneError: images that cannot be read, a full disk, another writer at work, a file that is not this command's.
     """
-    if isinstance(source, ArraySource) and source.images.shape[1] != source.images.shape[2]:
-        raise PruneError(
-            f"arrays of {source.images.shape[1]} x {source.images.shape[2]} are not square: use data.backend=memory"
-        )
+    size = source.fixed_size
+    if size is not None and size[0] != size[1]:
+        raise PruneError(f"arrays of {size[0]} x {size[1]} are not square: use data.backend={source.backends[0]}")
     plan = {
         "format": FORMAT, "source": origin, "source_digest": source.identity, "count": len(source.labels),
-        "classes": list(source.classes), "in_chans": source.in_chans, "arrays": isinstance(source, ArraySource),
+        "classes": list(source.classes), "in_chans": source.in_chans, "arrays": size is not None,
         **asdict(settings),
     }  # fmt: skip
     if (done := _finished(out, plan, say)) is not None:
@@ -180,7 +179,7 @@ def _resume(part: Path, file: IO[bytes], plan: dict[str, Any], say: Callable[[st
 
 
 def _append(
-    source: ArraySource | FolderSource, settings: Settings, part: Path, file: IO[bytes], rows: np.ndarray,
+    source: RandomAccessSource, settings: Settings, part: Path, file: IO[bytes], rows: np.ndarray,
     workers: int, done: Callable[[int], Any],
 ) -> np.ndarray:  # fmt: skip
     """Encode the images that are missing and write them behind the others; rows of all images."""

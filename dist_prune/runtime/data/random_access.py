@@ -1,0 +1,149 @@
+"""The interface of a data set: labels, and each image by its sample id. A new data form implements this alone.
+
+Three kinds of data sets, told apart by two members:
+
+=====================  ==========  ==============  ========================================================
+kind                   ``images``  ``fixed_size``  to the network
+=====================  ==========  ==============  ========================================================
+arrays in memory       (n,H,W,C)   (H, W)          whole, resized as tensors
+arrays read one by one None        (H, W)          the same, read in the loader's workers
+image files            None        None            decoded to RGB, resized and cropped by timm's transforms
+=====================  ==========  ==============  ========================================================
+
+The rest of the package asks these members, never for a class. A new form (tar shards, parquet, a torch ``Dataset``) is
+one file with a class and a function ``SplitSpec -> RandomAccessSource``, a line in ``sources.OPENERS``, and its name in
+the recipe's ``data.source``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from dist_prune.errors import PruneError
+
+Say = Callable[[str], None]
+StoredImage = Path | bytes | np.ndarray  # an image file, the bytes of one, or its pixels
+
+
+class ImageSource(Protocol):
+    """One split of a data set, read by one of the backends. Sample ids are 0 to n - 1."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(n,) int64 class numbers."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of their numbers."""
+        ...
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of an image. Without a ``fixed_size`` it is 3: such images are decoded to RGB."""
+        ...
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """(height, width) that all images share: they are used whole. None: sizes differ, and images are cropped."""
+        ...
+
+    @property
+    def images(self) -> np.ndarray | None:
+        """(n, H, W, C) uint8 if all pixels are in memory, else None."""
+        ...
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The backends that can read it: ``memory``, ``torch`` or ``ffcv``; ``auto`` takes the first."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Hex digest of everything that decides pixels and labels; stages run again if it changes."""
+        ...
+
+    def location(self, sample: int) -> str:
+        """Where a sample is stored, for messages and the report: a file, or an archive and the name in it."""
+        ...
+
+
+@runtime_checkable
+class RandomAccessSource(ImageSource, Protocol):
+    """A split whose images are read one by one in Python, in any order.
+
+    Loader workers and encoding processes get copies of it. It must be picklable, and it opens files in ``fetch``.
+    """
+
+    @property
+    def note(self) -> str:
+        """Where the list of samples came from, for the log; may be empty."""
+        ...
+
+    def fetch(self, sample: int) -> StoredImage:
+        """One image as it is stored.
+
+        Args:
+            sample: sample id.
+
+        Returns:
+            With a ``fixed_size``: (H, W, C) uint8 pixels. Without: a path or the bytes of an image file, which
+            ``files.read_image`` decodes, or (height, width, 3) uint8 pixels.
+
+        Raises:
+            ValueError, OSError: the sample cannot be read. ``data.on_error`` decides what follows.
+        """
+        ...
+
+
+def fetch_pixels(source: RandomAccessSource, sample: int) -> np.ndarray:
+    """One image of a source with a ``fixed_size``: (H, W, C) uint8.
+
+    Raises:
+        ValueError: the sample has another shape or dtype; what ``fetch`` raises.
+    """
+    pixels, shape = source.fetch(sample), (*(source.fixed_size or ()), source.in_chans)
+    if not isinstance(pixels, np.ndarray) or pixels.shape != shape or pixels.dtype != np.uint8:
+        form = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise ValueError(f"it is {form}, not uint8 {shape}")
+    return pixels
+
+
+@dataclass(frozen=True)
+class SplitSpec:
+    """The split that a recipe asks for.
+
+    Attributes:
+        source: the recipe's ``data.source``.
+        root: its ``data.root``: a file or a folder.
+        split: sub-folder name of an image folder.
+        train: whether it is the training split.
+        say: takes a line for the user before something that takes long.
+        layout: the recipe's ``data.layout``: the order of the axes of an .npz file's images.
+    """
+
+    source: str
+    root: str | None
+    split: str
+    train: bool
+    say: Say = lambda text: None
+    layout: str | None = None
+
+    def path(self, expected: str) -> Path:
+        """``root`` as a path that exists.
+
+        Args:
+            expected: the form of the data, for the message.
+
+        Raises:
+            PruneError: the recipe names no root, or there is nothing.
+        """
+        if self.root is None:
+            raise PruneError(f"data.root: {self.source!r} needs the place of its files; write data.root=PATH")
+        path = Path(self.root).expanduser()
+        if not path.exists():
+            raise PruneError(f"data.root: there is no {path}. {expected}")
+        return path
