@@ -233,7 +233,11 @@ class _Images(Dataset[Any]):
                 out[len(kept)] = self._one(image, sample, chance, number, request).permute(1, 2, 0)
             kept.append(sample)
         ids, out = np.array(kept, dtype=np.int64), out[: len(kept)] if failed else out
-        return _Part(ids, rendered(out.permute(0, 3, 1, 2), ids, look, augment, size) if whole else out, failed)
+        if whole and kept:
+            out = rendered(out.permute(0, 3, 1, 2), ids, look, augment, size)
+        elif whole:
+            out = torch.empty((0, self.source.in_chans, size, size), dtype=torch.uint8)
+        return _Part(ids, out, failed)
 
     def _one(self, image: Image.Image, sample: int, chance: list[float], number: int, request: _Request) -> Tensor:
         """(3, size, size) uint8."""
