@@ -1,4 +1,4 @@
-"""Which backend serves a split: ``data.backend`` auto, torch, ffcv or memory."""
+"""Open a split, and choose the backend that reads it: ``data.backend`` auto, torch, ffcv or memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ SUPPLIERS: dict[str, Callable[..., Supplier]] = {
 
 @dataclass(frozen=True)
 class Opened:
-    """One split, ready to be served.
+    """An opened split and the backend chosen for it.
 
     Attributes:
-        source: ids, labels, classes.
+        source: labels, classes and images.
         backend: ``torch``, ``ffcv`` or ``memory``.
-        why: the reason, for the log.
+        why: the reason for the choice, for the log.
     """
 
     source: ImageSource
@@ -41,17 +41,22 @@ def open_split(
     backend: str, source: str, root: str | None, split: str, train: bool, say: Say = lambda text: None,
     resized: Callable[[ImageSource], int] = lambda source: 0, layout: str | None = None,
 ) -> Opened:  # fmt: skip
-    """Open the training or the evaluation split behind the backend that the recipe asks for.
+    """Open the training or the evaluation split with the backend that the recipe asks for.
 
-    ``auto`` takes a .beton for evaluation only where it keeps the pixels: accuracies are those of the files themselves.
+    ``auto`` takes ``memory`` for arrays in memory. For all other images it takes ``ffcv`` if there is a .beton made
+    from the same images, else ``torch``. For evaluation the .beton must also keep the pixels unchanged, so that
+    accuracies are those of the original files.
 
     Args:
         backend: the recipe's ``data.backend``.
-        source, root, split, train, say, layout: see ``open_source``.
-        resized: of a source: the side that the recipe resizes shorter sides to, before it crops.
+        source, root, split, train, say, layout: see ``SplitSpec``.
+        resized: maps a source to the side in pixels that the recipe resizes shorter sides to before it crops.
+
+    Returns:
+        The split, its backend, and the reason for the choice.
 
     Raises:
-        PruneError: missing or malformed data, or a backend that cannot serve it, with what to do.
+        PruneError: missing or malformed data, or a backend that cannot read it; the message says what to do.
     """
     place = beton_of(source, root, split, train)
     only_beton = (
@@ -86,7 +91,19 @@ def open_split(
 def supplier(
     source: ImageSource, backend: str, device: torch.device, workers: int, on_error: str, skipped: dict[int, str]
 ) -> Supplier:
-    """The supplier of a split; PruneError where the backend cannot serve this kind of source."""
+    """The supplier that reads a split.
+
+    Args:
+        source: the opened split.
+        backend: ``memory``, ``torch``, ``ffcv``, or ``auto`` for the first of the source's ``backends``.
+        device: where batches are needed; on GPUs, pixels are handed over in page-locked memory.
+        workers: decoding processes or threads.
+        on_error: ``fail`` or ``skip``.
+        skipped: sample id -> reason; the supplier adds the images that it leaves out.
+
+    Raises:
+        PruneError: the backend cannot read this source.
+    """
     name = source.backends[0] if backend == "auto" else backend
     if name not in source.backends:
         able = " or ".join(source.backends)
@@ -115,7 +132,18 @@ def _ffcv(
     resized: Callable[[ImageSource], int],
     exact: bool = False,
 ) -> Opened:
-    """The .beton, where it holds what lies beside it (where that is there), large enough; PruneError elsewhere."""
+    """Open the .beton of a split.
+
+    Args:
+        place: the file.
+        beside: opens the images that it was made from; returns None if they are not there.
+        why: the reason for this backend, for the log.
+        resized: see ``open_split``.
+        exact: refuse a file that does not keep the pixels unchanged.
+
+    Raises:
+        PruneError: no such file, made from other images, not exact, or its images are too small for the recipe.
+    """
     if place is None:
         raise PruneError(
             "data.backend: ffcv reads .beton files; this source has no place for one: write auto or memory"

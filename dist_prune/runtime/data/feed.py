@@ -1,4 +1,7 @@
-"""The one door to images: from lists of sample ids to batches on the device, with one tail behind every backend."""
+"""The image loader: from lists of sample ids to normalised batches on the device.
+
+Backends deliver pixels; moving them to the device, normalisation and random erasing are the same after all of them.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +22,13 @@ __all__ = ["Batch", "Feed", "Look"]
 
 @dataclass(frozen=True)
 class Batch:
-    """``images`` (n, C, H, W) float, normalised; ``labels`` (n,); ``ids`` (n,) sample ids, on the CPU."""
+    """Images of one batch.
+
+    Attributes:
+        images: (n, C, H, W) normalised, of the loader's ``dtype``, on its device.
+        labels: (n,) int64 class numbers, on its device.
+        ids: (n,) int64 sample ids, on the CPU.
+    """
 
     images: Tensor
     labels: Tensor
@@ -28,21 +37,25 @@ class Batch:
 
 @dataclass
 class Feed:
-    """Batches of one split, in any order asked for.
+    """Loads batches of one split, in any order.
 
-    A feed has no state: who sees what when is decided by the lists of ids (dealing.py), so a loop that was stopped in
-    the middle of an epoch goes on exactly by asking for the lists that are left.
+    It keeps no position. The caller's lists of ids decide which image comes when (see dealing.py), so a loop that was
+    stopped in the middle of an epoch resumes exactly with the lists that remain.
 
     Attributes:
-        source: ids, labels, classes.
+        source: the opened split.
         look: sizes, normalisation, augmentation.
         device: where batches go.
-        workers: decoding processes (torch backend).
-        dtype, memory_format: of the images handed out.
-        backend: ``torch``, ``ffcv`` or ``memory``; ``auto`` takes what the source is made for.
-        on_error: ``fail`` at an image that cannot be read, or ``skip`` it and note it in ``skipped``.
-        skipped: sample id -> why it was left out, of this rank so far.
-        exact: even then, lists with the evaluation look have to be delivered whole (statistics are addressed by image).
+        workers: decoding processes (``torch``; 0 decodes in this one) or threads (``ffcv``).
+        dtype, memory_format: of the images of a batch.
+        backend: ``torch``, ``ffcv`` or ``memory``; ``auto`` takes the first that the source names.
+        on_error: ``fail`` raises at an image that cannot be read, ``skip`` leaves it out and notes it in ``skipped``.
+        skipped: sample id -> the reason, for the images that this rank has left out so far.
+        exact: raise, even with ``skip``, if an image is missing from a batch without augmentation. Statistics are
+            addressed by image, so scoring needs every one.
+
+    Raises:
+        PruneError: the backend cannot read the source, or cannot do the augmentation.
     """
 
     source: ImageSource
@@ -65,6 +78,7 @@ class Feed:
         self._scale = (255 * mean, 255 * torch.tensor(self.look.std, dtype=self.dtype, device=self.device))
 
     def __len__(self) -> int:
+        """Number of images of the split."""
         return len(self.source.labels)
 
     @property
@@ -73,11 +87,19 @@ class Feed:
         return self._supplier.skips
 
     def batches(self, dealt: Iterable[np.ndarray], augment: Moment | None = None) -> Iterator[Batch]:
-        """Batches for lists of ids, in their order.
+        """Load one batch for each list of ids.
 
         Args:
-            dealt: the ids of each batch.
-            augment: (seed, epoch) for training images; None for the evaluation look.
+            dealt: (n,) int64 sample ids of each batch.
+            augment: (seed, epoch) for training images; None for the evaluation transform.
+
+        Yields:
+            The batches, in the order of the lists. With ``on_error="skip"`` a batch lacks the images that cannot be
+            read.
+
+        Raises:
+            PruneError: an image cannot be read and may not be skipped; no image of a training batch can be read; the
+                loader's workers died.
         """
         labels = torch.from_numpy(self.source.labels)
         lists = list(dealt)
@@ -96,7 +118,7 @@ class Feed:
             yield Batch(images, labels[index].to(self.device, non_blocking=True), index)
 
     def close(self) -> None:
-        """Send the workers home that wait for another epoch; they come back when they are needed."""
+        """Stop the idle workers. The next call of ``batches`` starts new ones."""
         self._supplier.close()
 
     def _tail(self, pixels: Tensor) -> Tensor:
