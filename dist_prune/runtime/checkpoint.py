@@ -133,7 +133,7 @@ def _solid(state: Mapping[Any, Tensor], path: Path) -> None:
         )  # fmt: skip
         if kind:
             raise PruneError(f"backbone.checkpoint: {path}: {shown(name)} is {kind}; save plain, dense tensors")
-        whole += tensor.numel() * tensor.element_size()
+        whole += tensor.nbytes
     room = max(4 * path.stat().st_size, SMALL_FILE)
     if whole > room:
         raise PruneError(

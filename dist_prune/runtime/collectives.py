@@ -92,7 +92,7 @@ class Ranks:
         group, device = self._way(tensors[0])
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).to(device)
         op = getattr(dist.ReduceOp, _OPS[word])
-        self._talk(word, _bytes(flat), lambda: dist.all_reduce(flat, op=op, group=group))
+        self._talk(word, flat.nbytes, lambda: dist.all_reduce(flat, op=op, group=group))
         start = 0
         for tensor in tensors:
             tensor.copy_(flat[start : start + tensor.numel()].view(tensor.shape))
@@ -119,7 +119,7 @@ class Ranks:
         group, device = self._way(tensor)
         moved = tensor.to(device)
         source = dist.get_global_rank(group, owner) if group is not None else 0
-        self._talk("broadcast", _bytes(moved), lambda: dist.broadcast(moved, source, group=group))
+        self._talk("broadcast", moved.nbytes, lambda: dist.broadcast(moved, source, group=group))
         return moved.to(tensor.device)
 
     def gather(self, value: T) -> list[T]:
@@ -184,10 +184,6 @@ class Ranks:
             self.heard = time.monotonic()
         except RuntimeError as error:
             raise lost(self, what, error) from error
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def call_roll(environment: Mapping[str, str], patience_s: float) -> Roll | None:

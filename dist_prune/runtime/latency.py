@@ -98,7 +98,7 @@ def check(
     def note(_: nn.Module, given: Any, out: Any) -> None:
         nonlocal largest
         found = [part for part in (*given, out) if isinstance(part, torch.Tensor)]
-        largest = max(largest, sum(part.numel() * part.element_size() for part in found))
+        largest = max(largest, sum(part.nbytes for part in found))
 
     hooks = [module.register_forward_hook(note) for module in model.modules()]
     try:
