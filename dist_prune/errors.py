@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import math
 import re
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,11 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
         return ""
     found = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
     return f" Did you mean {found[0]!r}?" if found else ""
+
+
+def abbreviate(names: Sequence[str], most: int = 8, separator: str = ", ") -> str:
+    """The first ``most`` names in one text, and how many more there are."""
+    return separator.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:

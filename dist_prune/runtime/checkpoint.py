@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dist_prune.errors import PruneError, shown
+from dist_prune.errors import PruneError, abbreviate, shown
 from dist_prune.ledger import canonical, write_atomic
 from dist_prune.runtime import wrappings
 
@@ -196,8 +196,7 @@ def fit(model: nn.Module, weights: Mapping[str, Tensor], source: str, new: Itera
         lines = []
         for title, found in (("wrong shape", wrong), ("missing in the file", missing), ("not in the network", extra)):
             if found:
-                more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-                lines.append(f"  - {title}: {'; '.join(found[:4])}{more}")
+                lines.append(f"  - {title}: {abbreviate(found, 4, '; ')}")
         raise PruneError(f"backbone.checkpoint: {source} does not fit the network\n" + "\n".join(lines))
     strange = [
         name for name, tensor in weights.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dist_prune.errors import PruneError
-from dist_prune.runtime.roll import Roll, few
+from dist_prune.errors import PruneError, abbreviate
+from dist_prune.runtime.roll import Roll
 from dist_prune.runtime.watch import stood_still
 
 T = TypeVar("T")
@@ -229,7 +229,7 @@ def _missing(ranks: Ranks) -> str:
     names = ranks.roll.silent("lost", REPORT_S)
     if not names:
         return " All ranks are alive and say the same: the network between them failed."
-    return f" No word from {few(names)}: it stopped or hangs. Its own log says why, if it could write one."
+    return f" No word from {abbreviate(names)}: it stopped or hangs. Its own log says why, if it could write one."
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import socket
 import time
 from pathlib import Path
 
-from dist_prune.errors import PruneError
+from dist_prune.errors import PruneError, abbreviate
 from dist_prune.ledger import write_atomic
 from dist_prune.runtime.collectives import Ranks
 
@@ -30,10 +30,9 @@ def same_folder(folder: Path, ranks: Ranks, patience_s: float = PATIENCE_S) -> N
     blind = [name for name in ranks.gather("" if seen else where) if name]
     ranks.together(lambda: file.unlink(missing_ok=True))
     if blind:
-        few = ", ".join(blind[:8]) + (f" and {len(blind) - 8} more" if len(blind) > 8 else "")
         raise PruneError(
-            f"--run-dir: {folder.absolute()} is not the same folder for all: {few} cannot see what rank 0 writes "
-            "there. All ranks read stages' files from it: name one on a file system that all nodes share"
+            f"--run-dir: {folder.absolute()} is not the same folder for all: {abbreviate(blind)} cannot see what rank "
+            "0 writes there. All ranks read stages' files from it: name one on a file system that all nodes share"
         )
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from dist_prune.errors import PruneError, nearest
+from dist_prune.errors import PruneError, abbreviate, nearest
 from dist_prune.runtime import watch
 
 T = TypeVar("T")
@@ -78,9 +78,9 @@ class Roll:
                 f"rank {rank} of {world} came, but lost rank 0 or its launcher: {reason}. {meeting}"
             ) from error
         if absent:
-            names = f"{'ranks' if len(absent) > 1 else 'rank'} {few(list(map(str, absent)))} of {world}"
+            names = f"{'ranks' if len(absent) > 1 else 'rank'} {abbreviate(list(map(str, absent)))} of {world}"
             within = f"{patience_s:g} s (cluster.join_timeout_s)"
-            raise PruneError(f"{names} did not come within {within}. Here: {few(here)}. {meeting}")
+            raise PruneError(f"{names} did not come within {within}. Here: {abbreviate(here)}. {meeting}")
         return found
 
     def silent(self, word: str, patience_s: float) -> list[str]:
@@ -244,8 +244,3 @@ def check_interfaces(environment: Mapping[str, str], names: Sequence[str], gpus:
     fits = [name for name in names if any(name == one if whole else name.startswith(one) for one in asked)]
     if asked and (not fits if not without else len(fits) == len(names)):
         missing("NCCL_SOCKET_IFNAME", asked)
-
-
-def few(names: Sequence[str]) -> str:
-    """The first of many names."""
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dist_prune.errors import PruneError, nearest
+from dist_prune.errors import PruneError, abbreviate, nearest
 
 AUTO = "auto"
 # where averaged weights lie, and where plain ones do; the first two of each are those that timm's loader knows
@@ -150,7 +150,7 @@ def shown(names: list[str], most: int = 4) -> str:
     """Names in a line: those that end alike are counted."""
     ends = Counter(name.rsplit(".", 1)[-1] if name.endswith(("total_ops", "total_params")) else name for name in names)
     parts = [name if count == 1 else f"{count} {name}" for name, count in ends.items()]
-    return ", ".join(parts[:most]) + (f" and {len(parts) - most} more" if len(parts) > most else "")
+    return abbreviate(parts, most)
 
 
 def _stacks(name: str) -> Iterator[str]:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dist_prune.errors import PruneError, nearest
+from dist_prune.errors import PruneError, abbreviate, nearest
 from dist_prune.runtime.data.scanning import HIDDEN, IMAGE_FILES
 
 LOOKED_AT = 64  # folders, of those in which something is looked for
@@ -25,11 +25,11 @@ def missing(root: Path, split: str, key: str, form: str) -> PruneError:
         return PruneError(f"{said} There is one in {root / above[0]}: write data.root={root / above[0]}")
     if holds_classes(root):
         return PruneError(
-            f"{said} {root} holds class folders itself ({_some(inner)}): "
+            f"{said} {root} holds class folders itself ({abbreviate(inner, 4)}): "
             f"write data.root={root.parent} {key}={root.name}"
         )
     near = nearest(split, inner)
-    return PruneError(said + (f" {root} has {_some(inner)}: {key}= names another.{near}" if inner else ""))
+    return PruneError(said + (f" {root} has {abbreviate(inner, 4)}: {key}= names another.{near}" if inner else ""))
 
 
 def check(root: Path, split: str, key: str, classes: Sequence[str]) -> None:
@@ -46,8 +46,8 @@ def check(root: Path, split: str, key: str, classes: Sequence[str]) -> None:
     if holds_classes(place) and not _images(place):
         inner = _folders(place)
         raise PruneError(
-            f"{said}, and the images lie one level deeper, in {len(inner)} folders ({_some(inner)}). If those are the "
-            f"classes, write {key}={split}/{classes[0]}"
+            f"{said}, and the images lie one level deeper, in {len(inner)} folders ({abbreviate(inner, 4)}). If those "
+            f"are the classes, write {key}={split}/{classes[0]}"
         )
     raise PruneError(f"{said}: with one class there is nothing to learn. It needs {root / split}/<class>/<image>")
 
@@ -68,7 +68,3 @@ def _images(folder: Path) -> bool:
             entry.name.lower().endswith(IMAGE_FILES) and not entry.name.startswith(HIDDEN) and not entry.is_dir()
             for entry in entries
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
