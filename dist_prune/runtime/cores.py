@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+from dist_prune.ledger import read_text
+
 CGROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
 
@@ -35,10 +37,7 @@ def quota(cgroups: Path = CGROUPS, own: Path = OWN) -> float | None:
     Version 2 writes ``cpu.max``, version 1 ``cpu.cfs_quota_us`` and ``cpu.cfs_period_us``; the smallest grant on the
     way from this process's group up to the root counts. Inside a container the root is the container's own group.
     """
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        lines = []
+    lines = read_text(own).splitlines()
     found = []
     for line in lines or ["0::/"]:
         names, _, path = line.partition(":")[2].partition(":")
@@ -58,21 +57,14 @@ def _up(mount: Path, path: str) -> Iterator[Path]:
 
 
 def _version_2(place: Path) -> float | None:
-    granted, _, period = _text(place / "cpu.max").partition(" ")
+    granted, _, period = read_text(place / "cpu.max").strip().partition(" ")
     return _ratio(granted, period)
 
 
 def _version_1(place: Path) -> float | None:
-    return _ratio(_text(place / "cpu.cfs_quota_us"), _text(place / "cpu.cfs_period_us"))
+    return _ratio(read_text(place / "cpu.cfs_quota_us").strip(), read_text(place / "cpu.cfs_period_us").strip())
 
 
 def _ratio(granted: str, period: str) -> float | None:
     """Microseconds of each period; "max" and -1 are no limit."""
     return int(granted) / int(period) if granted.isdigit() and period.isdigit() and int(period) else None
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text().strip()
-    except OSError:
-        return ""

@@ -97,7 +97,7 @@ def _finished(out: Path, plan: dict[str, Any], say: Callable[[str], None]) -> di
         if _stopped_last(out, plan):
             say(f"{out} was written before, all but its sidecar")
             _settle(part, out)
-        elif part.exists() and not _changed(_read(_plan_of(part)), plan):
+        elif part.exists() and not _changed(read_json(_plan_of(part)), plan):
             return None  # stopped before it could take the place of an older file
         else:
             raise PruneError(
@@ -120,13 +120,8 @@ def _finished(out: Path, plan: dict[str, Any], say: Callable[[str], None]) -> di
 
 def _stopped_last(out: Path, plan: dict[str, Any]) -> bool:
     """Whether a writing of exactly this was stopped when the file had its name and the sidecar had not."""
-    facts = _read(_ready_of(out))
+    facts = read_json(_ready_of(out))
     return not _changed(facts, plan) and digest(out) == facts.get("sha256")
-
-
-def _read(place: Path) -> dict[str, Any]:
-    """What a file of the writer's says; nothing where it is missing or was cut off."""
-    return read_json(place)
 
 
 def _changed(facts: dict[str, Any], plan: dict[str, Any]) -> list[str]:
@@ -164,7 +159,7 @@ def _ready_of(out: Path) -> Path:
 
 def _resume(part: Path, file: IO[bytes], plan: dict[str, Any], say: Callable[[str], None]) -> np.ndarray:
     """Rows of the images whose bytes are in the file from an earlier attempt at the same; the rest is cut off."""
-    same = not _changed(_read(_plan_of(part)), plan)
+    same = not _changed(read_json(_plan_of(part)), plan)
     rows = np.zeros(0, ROW)
     if same and _rows_of(part).is_file():
         data = _rows_of(part).read_bytes()
