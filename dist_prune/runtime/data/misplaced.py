@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dist_prune.errors import PruneError, abbreviate, nearest
-from dist_prune.runtime.data.scanning import HIDDEN, IMAGE_FILES
+from dist_prune.runtime.data.scanning import HIDDEN, IMAGE_FILES, class_folders, is_folder
 
 LOOKED_AT = 64  # folders, of those in which something is looked for
 
@@ -18,7 +18,7 @@ def missing(root: Path, split: str, key: str, form: str) -> PruneError:
         key: the recipe's key of that name.
         form: what is expected where.
     """
-    inner = _folders(root)
+    inner, _ = class_folders(root)
     said = f"data.root: there is no folder {root / split}. {form}"
     above = [name for name in inner[:LOOKED_AT] if (root / name / split).is_dir()]
     if above:
@@ -44,7 +44,7 @@ def check(root: Path, split: str, key: str, classes: Sequence[str]) -> None:
     place = root / split / classes[0]
     said = f"data.root: {root / split} has a single class folder, {classes[0]!r}"
     if holds_classes(place) and not _images(place):
-        inner = _folders(place)
+        inner, _ = class_folders(place)
         raise PruneError(
             f"{said}, and the images lie one level deeper, in {len(inner)} folders ({abbreviate(inner, 4)}). If those "
             f"are the classes, write {key}={split}/{classes[0]}"
@@ -54,17 +54,12 @@ def check(root: Path, split: str, key: str, classes: Sequence[str]) -> None:
 
 def holds_classes(folder: Path) -> bool:
     """Whether there are two folders or more with images right in them."""
-    return sum(_images(folder / name) for name in _folders(folder)[:LOOKED_AT]) >= 2
-
-
-def _folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(HIDDEN))
+    return sum(_images(folder / name) for name in class_folders(folder)[0][:LOOKED_AT]) >= 2
 
 
 def _images(folder: Path) -> bool:
     with os.scandir(folder) as entries:
         return any(
-            entry.name.lower().endswith(IMAGE_FILES) and not entry.name.startswith(HIDDEN) and not entry.is_dir()
+            entry.name.lower().endswith(IMAGE_FILES) and not entry.name.startswith(HIDDEN) and not is_folder(entry)
             for entry in entries
         )
