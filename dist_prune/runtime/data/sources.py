@@ -191,10 +191,10 @@ def npz_shape(root: str | None, layout: str | None, image_size: int | None) -> t
     """(classes, channels, side) of an .npz data set; None where it is not there. PruneError as a run has it."""
     if not root or not Path(root).expanduser().is_file():
         return None
-    images, labels, classes = arrays.read(Path(root).expanduser(), False, layout)
-    check(ArraySource(images, labels, tuple(map(str, range(classes)))), "the evaluation images of npz")
-    arrays.check_sides(images.shape[1], images.shape[2], image_size)
-    return classes, images.shape[3], images.shape[1]
+    source = _npz(SplitSpec("npz", root, "", False, layout=layout))
+    check(source, "the evaluation images of npz")
+    arrays.check_sides(*source.fixed_size, image_size)
+    return len(source.classes), source.in_chans, source.fixed_size[0]
 
 
 def _expected(source: str) -> str:
