@@ -56,13 +56,22 @@ def fold_norms(model: nn.Module, images: Tensor) -> int:
         model.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))  # type: ignore[type-var]
         model.set_submodule(norm_name, _rest(norm))
     after = model(images)
-    far = float((after - before).abs().max() / before.abs().max().clamp_min(1e-12))
+    far = relative_difference(before, after)
     if not far <= CLOSE:
         raise PruneError(
             f"with {len(pairs)} batch norms folded the network answers otherwise (logits differ by {far:.1e} of the "
             "largest): it uses its convolutions in a way that folding does not see. Load it without folding."
         )
     return len(pairs)
+
+
+def relative_difference(expected: Tensor, found: Tensor) -> float:
+    """The largest absolute difference of two tensors of logits, in units of the largest absolute ``expected`` logit.
+
+    Args:
+        expected, found: (n, classes) floating-point logits of the same images.
+    """
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
 
 
 def _rest(norm: nn.Module) -> nn.Module:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.errors import PruneError
+from dist_prune.runtime.folding import relative_difference
 
 SUFFIX = {"onnx": ".onnx", "onnx-fp16": ".fp16.onnx", "onnx-int8": ".int8.onnx", "pt2": ".pt2"}
 # largest difference of a logit, relative to the largest logit; int8 is judged by the classes it gives
@@ -74,7 +75,7 @@ def compare(model: nn.Module, answer: Callable[[Tensor], Tensor], images: Tensor
     wanted, given = (torch.cat([ask(part) for part in parts]) for ask in (model, answer))
     return {
         "images": len(images),
-        "difference": float((wanted - given).abs().max() / wanted.abs().max().clamp_min(1e-12)),
+        "difference": relative_difference(wanted, given),
         "same_class": float((wanted.argmax(1) == given.argmax(1)).float().mean()),
     }
 
