@@ -196,6 +196,17 @@ def test_images_one_level_too_deep(tmp_path):
     same_classes(found, opened(tmp_path / "data", "val/images"))
 
 
+def test_a_link_to_itself_is_no_class(tmp_path):
+    """Among the folders that a message names, and among the files of one."""
+    root = made(tmp_path, ["cat", "dog"])
+    (root / "circle").symlink_to("circle")
+    (root / "train/cat/circle.png").symlink_to("circle.png")
+    with pytest.raises(PruneError, match=r"there is no folder .*elsewhere.* has train, val"):
+        opened(root, "elsewhere")
+    with pytest.raises(PruneError, match=r"holds class folders itself \(cat, dog\)"):
+        open_source("imagefolder", str(root / "train"), "train", True)
+
+
 def test_a_single_class(tmp_path):
     both(made(tmp_path, ["cat"]), r"single class folder, 'cat': with one class there is nothing to learn")
 
