@@ -42,14 +42,14 @@ def main() -> None:
         )
         words = [
             f"data.root={folder / 'few.npz'}", f"score.images={given.images}", f"score.micro_batch={given.micro}",
-            f"score.many=[{given.methods}]",
+            f"score.compare=[{given.methods}]",
             f"target.macs={given.macs}", f"select.scope={given.scope}", "select.max_ratio=0.9", "report.trackers=[]",
         ]  # fmt: skip
         machine = Machine.alone()
         start = time.perf_counter()
         run(reading.load("resnet56_cifar10_l1", words, methods.options_of), folder / "run", machine, until="many")
         seconds = time.perf_counter() - start
-        table = json.loads((folder / "run/many.json").read_text())["table"]
+        table = json.loads((folder / "run/criteria.json").read_text())["table"]
     facts = describe(machine)
     print(f"\n{facts['processor']}, {facts['threads']} thread(s), torch {facts['packages']['torch']}, seed 0, commit "
           f"{commit_of(Path(__file__))}; {seconds:.0f} s in all\n")  # fmt: skip

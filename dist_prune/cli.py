@@ -132,7 +132,7 @@ def _list(given: argparse.Namespace) -> Answer:
         text = reading.reference(methods.options_of(given.pattern), "method.") if given.pattern else reading.reference()
         return text, [line.split(" | ")[0].strip("| `") for line in text.splitlines()[2:]], 0
     if given.what == "recipes":
-        files = {f.stem: str(f) for folder in reversed(reading.recipe_folders()) for f in sorted(folder.glob("*.yaml"))}
+        files = {name: str(file) for name, file in reading.known().items()}
         return "\n".join(f"{name:32}  {path}" for name, path in sorted(files.items())), files, 0
     from dist_prune.runtime import backbones
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from dist_prune import documents, reading
+from dist_prune.compatibility import with_new_names
 from dist_prune.errors import PruneError, shown
-from dist_prune.ledger import canonical, write_atomic
+from dist_prune.ledger import canonical, flatten, write_atomic
 from dist_prune.recipe import peeks
 from dist_prune.runtime.spread import DOUBTFUL, reliable
 
@@ -105,6 +106,7 @@ def collect(places: Sequence[Path], batch: str | None = None) -> Found:
     groups: dict[str, list[dict[str, Any]]] = {}
     for report in reports:
         keys = {key: value for key, value in report["recipe"].items() if key not in ("seed", "name", "cluster")}
+        keys = with_new_names(flatten(keys))  # a run of an older version is a seed of the same recipe
         groups.setdefault(canonical(keys), []).append(report)
     rows = [_row(group, batch) for group in groups.values()]
     if len({place for row in rows for place in row["places"]}) > 1:  # each row tells of which machine its times are

@@ -1,7 +1,16 @@
-"""Keys that came after run directories were first written, and what their absence means. Knows no torch."""
+"""Recipe keys and files that came, or got other names, after run directories were first written. Knows no torch."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+# Name of before -> name now. Recipes with the old names are read; fingerprints are hashed under them.
+RENAMED = {
+    "score.many": "score.compare", "train.save_every_minutes": "train.checkpoint_every_minutes",
+    "finetune.save_every_minutes": "finetune.checkpoint_every_minutes",
+}  # fmt: skip
+OLD_NAMES = {new: old for old, new in RENAMED.items()}
+OLD_FILES = {"criteria.json": "many.json"}
 
 # Keys that came after run directories were first written: their defaults are what a directory without them means.
 ADDED: dict[str, Any] = {
@@ -28,3 +37,19 @@ def without_added(fields: Mapping[str, Any], method: str) -> dict[str, Any]:
         if isinstance(inner, dict) and inner.get(leaf) == default:
             inner.pop(leaf, None)
     return out
+
+
+def with_new_names(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys of a recipe, renamed ones under their present names."""
+    return {RENAMED.get(key, key): value for key, value in flat.items()}
+
+
+def hashed(fields: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """The fields of a fingerprint as every version hashed them: without later keys' defaults, under old names."""
+    return {OLD_NAMES.get(key, key): value for key, value in without_added(fields, method).items()}
+
+
+def artifact(folder: Path, name: str) -> Path:
+    """A file of a run directory; under its old name if a run of before has written it."""
+    old = folder / OLD_FILES.get(name, name)
+    return old if old.is_file() and not (folder / name).exists() else folder / name

@@ -22,7 +22,7 @@ from typing import IO, Any
 import yaml
 
 from dist_prune import documents
-from dist_prune.compatibility import without_added
+from dist_prune.compatibility import OLD_NAMES, with_new_names, without_added
 from dist_prune.errors import PruneError, shown
 
 
@@ -255,7 +255,7 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 # Keys of a training that decide how it is kept safe, not what it ends in.
-SAFETY = ("save_every_steps", "save_every_minutes", "keep_checkpoints", "skip_nonfinite")
+SAFETY = ("save_every_steps", "checkpoint_every_minutes", "keep_checkpoints", "skip_nonfinite")
 # Keys that name a place or a way of running, not what is computed: a run may go on with other values, as long as images
 # and checkpoint are those that it read before (stages compare their digests).
 PLACES = (
@@ -301,8 +301,8 @@ def claim(
     }
     if path.exists() and Ledger(folder).lines():  # nothing is bound before a stage has finished
         try:
-            before = without_added(flatten(documents.read_yaml(path)), name)
-            digests = dict(re.findall(r"^# (\S+) sha256:(\w+)$", path.read_text(), re.M))
+            before = without_added(with_new_names(flatten(documents.read_yaml(path))), name)
+            digests = with_new_names(dict(re.findall(r"^# (\S+) sha256:(\w+)$", path.read_text(), re.M)))
         except (PruneError, AttributeError) as error:
             raise PruneError(f"{path} is damaged, so nobody knows what {folder} holds: {error}") from error
         fixed = (*FIXED, *(f"method.{option}" for option in score_options))
@@ -329,7 +329,7 @@ def claim(
 
 
 def _mark(key: str, value: Any) -> str:
-    return digest(canonical([key, value]))[:16]
+    return digest(canonical([OLD_NAMES.get(key, key), value]))[:16]
 
 
 def _under(key: str, sections: Iterable[str]) -> bool:

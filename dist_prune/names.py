@@ -8,6 +8,7 @@ from pathlib import Path
 from dist_prune.errors import PruneError, path_trouble, shown
 
 LEFT_OUT = "imagenet"  # the data set that recipe names leave out; a name that says it is the same recipe
+SWEEPS = "sweeps"  # the folder of sweep files among those of recipes
 ENDINGS = (".yaml", ".yml")
 ALIKE = 0.75  # words with this share of common letters are taken for the same one, misspelt
 SHOWN = 4
@@ -21,11 +22,19 @@ def recipe_folders() -> list[Path]:
 
 def known(below: str = "") -> dict[str, Path]:
     """Every name that can be written bare, and its file; ``below`` is ``sweeps`` for those."""
-    found: dict[str, Path] = {}
+    return {name: files[0] for name, files in _by_name(below).items()}
+
+
+def _by_name(below: str) -> dict[str, list[Path]]:
+    """Bare name -> its files in the first recipe folder that has any. Recipes lie there or in folders, one a paper."""
+    out: dict[str, list[Path]] = {}
     for folder in recipe_folders():
-        for file in sorted((folder / below).glob("*.yaml")):
-            found.setdefault(file.stem, file)
-    return found
+        files: dict[str, list[Path]] = {}
+        inner = [] if below else [file for file in folder.glob("*/*.yaml") if file.parent.name != SWEEPS]
+        for file in sorted([*(folder / below).glob("*.yaml"), *inner]):
+            files.setdefault(file.stem, []).append(file)
+        out = files | out
+    return out
 
 
 def stem_of(name_or_path: str) -> str:
@@ -52,11 +61,16 @@ def find(name_or_path: str, below: str = "") -> Path:
     if path.is_file():
         return path
     stem = stem_of(name_or_path)
-    if len(path.parts) == 1:
-        found = known(below)
-        for name in (stem, plain(stem)):
-            if name in found:
-                return found[name]
+    # a path right in a recipe folder is that of a recipe before recipes lay in folders
+    if len(path.parts) == 1 or path.parent.resolve() in [(folder / below).resolve() for folder in recipe_folders()]:
+        files = _by_name(below)
+        name = stem if stem in files else plain(stem)
+        if len(files.get(name, [])) > 1:
+            raise PruneError(
+                f"{shown(name)} is the name of several files: {', '.join(map(str, files[name]))}; name one"
+            )
+        if name in files:
+            return files[name][0]
     elif (renamed := path.with_name(f"{plain(stem)}.yaml")).is_file() and path.suffix in ("", *ENDINGS):
         return renamed
     raise PruneError(_no_sweep(name_or_path, known(below)) if below else _no_recipe(name_or_path, known()))

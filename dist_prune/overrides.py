@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from dist_prune import documents
+from dist_prune.compatibility import RENAMED
 from dist_prune.errors import PruneError, shown
 from dist_prune.recipe import Recipe
 
@@ -19,11 +20,43 @@ SCALES = ("threshold", "index")  # select's keys whose values are on the scale o
 _told: set[str] = set()  # lines that this process has said
 
 
+def rename(tree: dict[str, Any]) -> list[str]:
+    """Give a recipe's keys of older versions their present names, in place; what is wrong with them.
+
+    A line says so, unless the value is the default, as in the resolved recipe of an older run.
+    """
+    problems = []
+    for old, new in RENAMED.items():
+        section, (before, now) = old.partition(".")[0], (key.partition(".")[2] for key in (old, new))
+        inner = tree.get(section)
+        if not isinstance(inner, dict) or before not in inner:
+            continue
+        if now in inner:
+            problems.append(f"{old}: it is called {new} now, and both are given; leave {old} out")
+        value = inner.pop(before)
+        inner.setdefault(now, value)
+        field = _field(Recipe, [section, now])
+        default = field.get_default() if isinstance(field, FieldInfo) else None
+        if value != (list(default) if isinstance(default, tuple) else default):
+            _deprecated(old)
+    return problems
+
+
+def _deprecated(old: str) -> None:
+    tell(f"{old} is called {RENAMED[old]} now; the old name is still read")
+
+
 def override(tree: dict[str, Any], overrides: list[str]) -> tuple[list[str], list[list[str]]]:
     """Set ``key=value`` texts in the tree; (what is wrong with them, the keys that were set to null)."""
     problems, parsed = [], []
+    keys = {text.partition("=")[0] for text in overrides}
     for text in overrides:
         key, equals, value = text.partition("=")
+        if key in RENAMED:
+            _deprecated(key)
+            if RENAMED[key] in keys:
+                problems.append(f"{key}: it is called {RENAMED[key]} now, and both are given; leave {key} out")
+            key = RENAMED[key]
         path = key.split(".")
         if not equals or not key:
             problems.append(f"override {shown(text)}: write key=value, for example score.images=500")

@@ -11,11 +11,11 @@ from pydantic.fields import FieldInfo
 
 from dist_prune import documents
 from dist_prune.errors import PruneError, nearest, shown
-from dist_prune.names import find, recipe_folders
-from dist_prune.overrides import OptionsOf, override, take_back
+from dist_prune.names import find, known
+from dist_prune.overrides import OptionsOf, override, rename, take_back
 from dist_prune.recipe import Recipe
 
-__all__ = ["OptionsOf", "UnsetError", "find", "load", "parse", "recipe_folders", "reference"]
+__all__ = ["OptionsOf", "UnsetError", "find", "known", "load", "parse", "reference"]
 
 
 class UnsetError(PruneError):
@@ -44,7 +44,9 @@ def load(
     if not isinstance(tree, dict):
         raise PruneError(f"{path}: a recipe is a mapping of sections (backbone, data, method, ...)")
     tree.setdefault("name", path.stem)
-    problems, nulls = override(tree, overrides or [])
+    problems = rename(tree)
+    found, nulls = override(tree, overrides or [])
+    problems += [*found, *rename(tree)]
     take_back(tree, nulls, options_of)
     written: dict[str, str] = {}
     tree, unset = _expand(tree, written)

@@ -33,7 +33,7 @@ class Score(Part):
     from_: PathText | None = Field(
         default=None, alias="from", description="run directory whose scores are used instead"
     )
-    many: tuple[str, ...] = Field(
+    compare: tuple[str, ...] = Field(
         default=(), description="methods that are scored in one pass and compared at the recipe's target"
     )
     save_every: int = Field(

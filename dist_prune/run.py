@@ -128,7 +128,7 @@ def run(
     """
     ranks = machine.ranks
     method = methods.find(spec.method["name"])
-    for name in spec.score.many:
+    for name in spec.score.compare:
         methods.find(name)  # refuses unknown ones before any work
     options = method.Options.model_validate({k: v for k, v in spec.method.items() if k != "name"})
     fixed = [name for name in method.Options.score_options() if name not in method.Options.growing_options()]

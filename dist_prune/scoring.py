@@ -1,6 +1,6 @@
 """``dist-prune score-many``: several criteria in one pass over the images, compared at the recipe's target.
 
-One process; across many, run.py does the same for a recipe with ``score.many``.
+One process; across many, run.py does the same for a recipe with ``score.compare``.
 """
 
 import argparse
@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from dist_prune import methods, reading
+from dist_prune.compatibility import artifact
 from dist_prune.errors import PruneError, shown
 from dist_prune.folders import run_folder
 from dist_prune.methods.method import Ranking
@@ -31,16 +32,16 @@ def act(given: argparse.Namespace) -> tuple[str, Any, int]:
     names = every() if given.methods == "all" else [name for name in given.methods.split(",") if name]
     if len(names) < 2 or len(set(names)) < len(names):
         raise PruneError(f"--methods: two or more different ones, got {shown(given.methods)}")
-    words = [*given.overrides, f"score.many=[{','.join(names)}]"]
+    words = [*given.overrides, f"score.compare=[{','.join(names)}]"]
     spec = reading.load(given.recipe, words, methods.options_of)
     folder = run_folder(given.run_dir, f"runs/{spec.name}")
     stopping.listen()
     machine = Machine.start(spec.cluster.timeout_s, spec.cluster.tf32, spec.cluster.deterministic)
     if machine.ranks.world > 1:
-        raise PruneError("score-many is one process; start run.py with score.many=[...] on many")
+        raise PruneError("score-many is one process; start run.py with score.compare=[...] on many")
     with lock(folder):
         run(spec, folder, machine, until="many")
-    body = json.loads((folder / "many.json").read_text())
+    body = json.loads(artifact(folder, "criteria.json").read_text())
     table, images = body["table"], f"{body['images']['count']} {body['images']['where']}"
     return as_text(table, images), table, 0
 

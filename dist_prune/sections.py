@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from dist_prune.compatibility import OLD_NAMES
 from dist_prune.errors import path_trouble
 
 MANY = 10**9  # images, steps: more than any run has
@@ -250,8 +251,15 @@ class Training(Part):
     save_every_steps: int | None = Field(
         default=None, ge=1, le=MANY, description="checkpoint after so many steps as well"
     )
-    save_every_minutes: float = Field(default=10, gt=0, le=LONG, description="checkpoint after so many minutes as well")
+    checkpoint_every_minutes: float = Field(
+        default=10, gt=0, le=LONG, description="checkpoint after so many minutes as well"
+    )
     keep_checkpoints: int = Field(default=2, ge=1, le=LONG, description="newest checkpoints that stay")
+
+    def __repr_args__(self):
+        """Under the keys' old names: checkpoints of a fit that was stopped are found by a digest of this text."""
+        for name, value in super().__repr_args__():
+            yield OLD_NAMES.get(f"train.{name}", f"train.{name}").removeprefix("train."), value
 
     @model_validator(mode="after")
     def _nesterov(self):

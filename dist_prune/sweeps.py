@@ -68,7 +68,7 @@ class Sweep:
 
 def find(name_or_path: str) -> Path:
     """The sweep file of a path or of a bare name in ``recipes/sweeps``."""
-    return names.find(name_or_path, "sweeps")
+    return names.find(name_or_path, names.SWEEPS)
 
 
 def load(name_or_path: str, options_of: reading.OptionsOf | None = None, need_environment: bool = True) -> Sweep:

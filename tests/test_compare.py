@@ -155,17 +155,17 @@ def test_table_csv_and_page(runs, tmp_path, capsys):
 
 def test_papers_points_stand_in_the_recipes():
     """The table of a recipe's header, with rows that carry a second drop or a remark."""
-    points = paper_points((ROOT / "recipes/resnet50_graph.yaml").read_text())
+    points = paper_points((ROOT / "recipes/graph/resnet50_graph.yaml").read_text())
     assert [point["point"] for point in points] == ["threshold 0.7", "threshold 0.65"]
     assert [points[0][key] for key in ("change", "macs_share", "params_share")] == pytest.approx(
         [-1.47, 0.5119, 0.7629]
     )
-    assert len(paper_points((ROOT / "recipes/densenet40_cifar100_graph.yaml").read_text())) == 3
+    assert len(paper_points((ROOT / "recipes/graph/densenet40_cifar100_graph.yaml").read_text())) == 3
     assert paper_points((ROOT / "recipes/quickstart.yaml").read_text()) == []
-    chip, *_ = paper_points((ROOT / "recipes/resnet56_cifar10_chip.yaml").read_text())
+    chip, *_ = paper_points((ROOT / "recipes/baselines/resnet56_cifar10_chip.yaml").read_text())
     assert chip["point"] == "method chip"
     assert [chip[key] for key in ("change", "macs_share", "params_share")] == pytest.approx([0.9, 0.526, 0.572])
-    fpgm, *_ = paper_points((ROOT / "recipes/resnet56_cifar10_fpgm.yaml").read_text())
+    fpgm, *_ = paper_points((ROOT / "recipes/baselines/resnet56_cifar10_fpgm.yaml").read_text())
     assert fpgm["params_share"] is None
 
 

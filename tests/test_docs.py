@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS, *(ROOT / "slurm").glob("*.md")])
 MARKS = ("<!-- generated -->", "<!-- /generated -->")
-OWN = [name for name in methods.names() if (ROOT / "dist_prune" / "methods" / f"{name}.py").is_file()]
+PAPERS = ROOT / "dist_prune" / "methods"
+OWN = [name for name in methods.names() if (PAPERS / f"{name}.py").is_file() or (PAPERS / name).is_dir()]
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 

@@ -27,9 +27,9 @@ SECRET = "hunter2-is-no-token"
         (("report.threads=1024",), "report.threads: 1024 threads; this machine has"),
         (("report.latency_batches=[60000]", "data.image_size=512"), "of 60,000 images one layer alone needs"),
         (("score.from=/nope",), "score.from: /nope has no finished scores"),
-        (("score.many=[l1,sensitivity]",), "score.many: sensitivity trains weights while it scores"),
-        (("score.many=[l1,l1]",), "score.many: each method once"),
-        (("score.many=[l1,l2]", "target.macs=", "select.threshold=0.7"), "score.many: l1: "),
+        (("score.compare=[l1,sensitivity]",), "score.compare: sensitivity trains weights while it scores"),
+        (("score.compare=[l1,l1]",), "score.compare: each method once"),
+        (("score.compare=[l1,l2]", "target.macs=", "select.threshold=0.7"), "score.compare: l1: "),
         (("data.padding=16384", "data.augment=crop"), "data.padding: 16384 pixels around images of side 8; at most 8"),
     ],
 )

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dist_prune import methods
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dist_prune"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -35,10 +37,10 @@ GIANTS = {
 ALLOWED = {
     "errors": set(),
     "documents": {"errors"},
-    "sections": {"errors"},
+    "sections": {"compatibility", "errors"},
     "recipe": {"errors", "sections"},
     "names": {"errors"},
-    "overrides": {"errors", "documents", "recipe"},
+    "overrides": {"compatibility", "errors", "documents", "recipe"},
     "reading": {"errors", "documents", "names", "overrides", "recipe"},
     "folders": {"errors"},
     "compatibility": set(),
@@ -76,10 +78,10 @@ ALLOWED = {
         "foreseen",
     },
     "run": {"errors", "folders", "lastword", "recipe", "sweeps", "ledger", "runtime", "methods", "stages"},
-    "comparing": {"errors", "documents", "recipe", "reading", "ledger", "runtime", "picture"},
+    "comparing": {"compatibility", "errors", "documents", "recipe", "reading", "ledger", "runtime", "picture"},
     "picture": {"stages"},
     "launching": {"errors", "recipe", "reading", "methods", "sweeps"},
-    "scoring": {"errors", "folders", "reading", "ledger", "methods", "runtime", "run"},
+    "scoring": {"compatibility", "errors", "folders", "reading", "ledger", "methods", "runtime", "run"},
     "ratios": {"errors", "recipe", "reading", "ledger", "methods", "runtime", "stages", "picture", "run"},
     "cli": {
         "errors",
@@ -139,26 +141,49 @@ def test_each_giant_has_one_door(file):
         assert not used or name_of(file) in doors, f"{name_of(file)} imports {used}"
 
 
+def modules_of(folder: Path, shared: set[str]) -> dict[str, list[Path]]:
+    """Name of a paper or stage -> its files: one, or all of a folder; without what all of them share."""
+    own = {file.stem: [file] for file in folder.glob("*.py") if file.stem not in {"__init__", *shared}}
+    return own | {init.parent.name: sorted(init.parent.rglob("*.py")) for init in folder.glob("*/__init__.py")}
+
+
+def strangers(package: str, modules: dict[str, list[Path]]) -> list[str]:
+    """Files that import another module of their folder's."""
+    out = []
+    for name, files in modules.items():
+        others = {f"{package}.{other}" for other in modules if other != name}
+        for file in files:
+            used = {".".join(module.split(".")[:3]) for module in imports_of(file)}
+            out += [f"{name}: {file.name}"] if used & others else []
+    return out
+
+
 def test_papers_and_stages_do_not_know_one_another():
-    for folder, shared in (
-        ("methods", {"method"}),
-        (
-            "stages",
-            {"work", "page", "code", "fitting", "sharing", "timing", "calibrating", "checking", "criteria", "order"},
-        ),
-    ):
-        names = {file.stem for file in (PACKAGE / folder).glob("*.py")} - {"__init__"} - shared
-        for file in (PACKAGE / folder).glob("*.py"):
-            if file.stem != "__init__":
-                others = {f"dist_prune.{folder}.{name}" for name in names - {file.stem}}
-                assert not imports_of(file) & others, name_of(file)
+    stages = {"work", "page", "code", "fitting", "sharing", "timing", "calibrating", "checking", "criteria", "order"}
+    for folder, shared in (("methods", set(methods.SHARED)), ("stages", stages)):
+        assert strangers(f"dist_prune.{folder}", modules_of(PACKAGE / folder, shared)) == []
 
 
 def test_papers_use_no_files_and_no_network():
     banned = {"os", "pathlib", "io", "socket", "urllib", "requests", "subprocess", "shutil"}
-    for file in (PACKAGE / "methods").glob("*.py"):
-        if file.stem not in ("__init__",):
+    for files in modules_of(PACKAGE / "methods", set()).values():
+        for file in files:
             assert not {module.split(".")[0] for module in imports_of(file)} & banned, name_of(file)
+
+
+def test_a_paper_s_folder_is_looked_through(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "shared.py").touch()
+    (tmp_path / "alone.py").write_text(
+        "from dist_prune.methods import shared\nfrom dist_prune.methods.folder import x\n"
+    )
+    (tmp_path / "folder/__init__.py").write_text("from dist_prune.methods.folder.method import Method\n")
+    (tmp_path / "folder/method.py").write_text("from dist_prune.methods.alone import y\nimport os\n")
+    papers = modules_of(tmp_path, {"shared"})
+    assert {name: [file.name for file in files] for name, files in papers.items()} == {
+        "alone": ["alone.py"], "folder": ["__init__.py", "method.py"],
+    }  # fmt: skip
+    assert strangers("dist_prune.methods", papers) == ["alone: alone.py", "folder: method.py"]
 
 
 def test_no_import_circle():

@@ -1,8 +1,11 @@
 """What a recipe's name means: aliases without a word, and suggestions that weigh the words of a name."""
 
+from pathlib import Path
+
 import pytest
 
 from dist_prune import methods, names, reading, sweeps
+from dist_prune.cli import main
 from dist_prune.errors import PruneError
 
 
@@ -19,9 +22,14 @@ from dist_prune.errors import PruneError
         ("mobilenetv2_imagenet_sensitivity.yaml", "mobilenetv2_sensitivity"),
         ("vgg16_imagenet_sensitivity", "vgg16_sensitivity"),
         ("recipes/resnet50_imagenet_graph.yaml", "resnet50_graph"),
+        ("recipes/resnet50_graph.yaml", "resnet50_graph"),
+        ("recipes/resnet50_graph", "resnet50_graph"),
+        ("recipes/graph/resnet50_graph.yaml", "resnet50_graph"),
+        ("recipes/graph/resnet50_imagenet_graph", "resnet50_graph"),
+        (str(names.recipe_folders()[1] / "resnet56_cifar10_l1.yaml"), "resnet56_cifar10_l1"),
     ],
 )
-def test_the_names_with_imagenet_go_on_working_quietly(old, new, capsys):
+def test_old_names_and_paths_mean_the_same_recipe_quietly(old, new, capsys):
     spec = reading.load(old, [], methods.options_of, need_environment=False)
     assert spec == reading.load(new, [], methods.options_of, need_environment=False)
     assert spec.name == new
@@ -38,6 +46,30 @@ def test_aliases_work_in_sweeps(tmp_path):
     tasks = sweeps.load(str(file), methods.options_of, need_environment=False).tasks
     assert [task.name for task in tasks] == [f"resnet50_imagenet_graph-threshold_{t}" for t in (0.65, 0.7)]
     assert sweeps.find("graph_cifar10.yaml") == sweeps.find("graph_cifar10")
+
+
+def test_recipes_are_found_in_folders_of_any_working_directory(tmp_path, monkeypatch):
+    """Those of the working directory come first; one name in two folders there is no answer."""
+    monkeypatch.chdir(tmp_path)
+    assert names.find("resnet50_graph").parent.name == "graph"
+    assert "entropy_budgets" not in names.known()
+    for folder in ("own", "sweeps"):
+        (tmp_path / "recipes" / folder).mkdir(parents=True)
+        (tmp_path / "recipes" / folder / "resnet50_graph.yaml").touch()
+    assert names.find("resnet50_graph") == Path("recipes/own/resnet50_graph.yaml")
+    (tmp_path / "recipes/other").mkdir()
+    (tmp_path / "recipes/other/resnet50_graph.yaml").touch()
+    assert "several files: recipes/other/resnet50_graph.yaml, recipes/own/resnet50_graph.yaml" in said("resnet50_graph")
+    assert names.find("recipes/own/resnet50_graph") == Path("recipes/own/resnet50_graph.yaml")
+    assert "Did you mean 'resnet50_mint'" in said("recipes/own/resnet50_mint.yaml")
+
+
+def test_the_list_names_every_recipe_and_no_sweep(capsys):
+    assert main(["list", "recipes"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert {line[0]: Path(line[1]).parent.name for line in lines}["resnet50_graph"] == "graph"
+    assert len(lines) == len(names.known()) == len({line[0] for line in lines})
+    assert all(Path(line[1]).is_file() for line in lines)
 
 
 def said(name: str) -> str:

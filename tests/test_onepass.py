@@ -1,11 +1,13 @@
 """Many criteria in one pass: the same scores as alone, on any number of ranks, and the verb that compares them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from dist_prune import cli, methods
+from dist_prune.ledger import Ledger
 from dist_prune.onepass import score_many
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.dealing import held_out
@@ -72,17 +74,35 @@ def test_the_verb_prints_a_table(tmp_path, capsys):
         assert 0 <= row["top1"] <= 100
         assert row["overlap"][row["method"]] == 1
     assert table[0]["overlap"]["taylor"] == table[1]["overlap"]["l1"] < 1
-    assert (tmp_path / "run/many.safetensors").is_file()
+    assert (tmp_path / "run/criteria.safetensors").is_file()
     assert not (tmp_path / "run/round_1/scores.safetensors").exists(), "only what the table needs"
-    body = json.loads((tmp_path / "run/many.json").read_text())
+    body = json.loads((tmp_path / "run/criteria.json").read_text())
     source = open_source("digits", None, "", True)
     assert body["images"]["count"] == len(held_out(np.arange(len(source.labels)), 0.1, 0)[1])
     assert body["images"]["where"] == "training images that train.holdout holds out"
-    assert "score.many: top-1 on" in said
+    assert "score.compare: top-1 on" in said
     assert cli.main(["score-many", "quickstart", "--methods", "l1,l1"]) == 2
     assert cli.main(["score-many", "quickstart", *words[:6], "--methods", "l1,tailor"]) == 2
     assert "Did you mean 'taylor'" in capsys.readouterr().err
     assert set(DATA_DRIVEN) <= set(methods.names())
+    as_before(tmp_path / "run")
+    assert cli.main(["score-many", "quickstart", *words]) == 0
+    out, said = capsys.readouterr()
+    assert "many: done before, skipped" in said
+    assert json.loads(out) == table
+
+
+def as_before(folder: Path) -> None:
+    """Make the run directory one of an older version, whose files of this stage had other names."""
+    for file in ("criteria.json", "criteria.safetensors"):
+        (folder / file).rename(folder / file.replace("criteria", "many"))
+    ledger = Ledger(folder)
+    lines = [{key: value for key, value in line.items() if key != "at"} for line in ledger.lines()]
+    ledger.file.unlink()
+    for line in lines:
+        ledger.append({**line, "outputs": {k.replace("criteria", "many"): v for k, v in line["outputs"].items()}})
+    path = folder / "recipe.yaml"
+    path.write_text(path.read_text().replace("  compare:", "  many:"))
 
 
 def test_every_ranking_method_can_be_compared(tmp_path, capsys):
@@ -96,7 +116,7 @@ def test_every_ranking_method_can_be_compared(tmp_path, capsys):
     assert cli.main(["score-many", "quickstart", *words]) == 0
     out = capsys.readouterr().out
     assert [row["method"] for row in json.loads(out[out.index("[\n") :])] == names
-    images = json.loads((tmp_path / "run/many.json").read_text())["images"]
+    images = json.loads((tmp_path / "run/criteria.json").read_text())["images"]
     held = held_out(np.arange(len(open_source("digits", None, "", True).labels)), 0.1, 0)[1]
     assert images["count"] == len(held) - 40, "none of those that coalitions were measured on"
     assert {"apoz", "dirichlet", "entropy", "l1", "mint", "shapley", "taylor"} <= set(every())

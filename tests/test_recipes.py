@@ -2,19 +2,20 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
 import timm
 import yaml
 
-from dist_prune import methods, reading
+from dist_prune import methods, names, reading
 from dist_prune.preview import preview
 from dist_prune.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = sorted((ROOT / "recipes").glob("*.yaml"))
 SWEEPS = sorted((ROOT / "recipes" / "sweeps").glob("*.yaml"))
+FILES = [file for file in sorted((ROOT / "recipes").rglob("*.yaml")) if file not in SWEEPS]
 # traced in the slow run only: large images, and networks that another recipe traces already
 SLOW = [f for f in FILES if "image_size: 448" in f.read_text() or f.stem.endswith("cifar100_graph")]
 SLOW += [f for f in FILES if f.stem.endswith("_v1") and not f.stem.startswith("vgg")]
@@ -47,6 +48,32 @@ def test_the_network_of_a_recipe_can_be_cut(file):
     body = preview(spec, chosen(spec))
     assert any(not group["protected"] for group in body["groups"])
     assert body["warnings"] == []
+
+
+def test_a_recipe_lies_in_its_paper_s_folder_and_no_two_have_one_name():
+    """A bare name means one file; criteria that are not a paper's folder are baselines."""
+    assert sorted(names.known()) == sorted(file.stem for file in FILES), "two files of one name, or one not found"
+    assert len(FILES) > 55
+    papers = {"graph", "mint", "dirichlet", "shapley", "sensitivity", "entropy"}
+    for file in FILES:
+        if file.stem != "quickstart":
+            method = loaded(file).method["name"]
+            assert file.parent.name == (method if method in papers else "baselines"), file
+            assert file.parent.parent == ROOT / "recipes"
+            assert names.find(file.stem).resolve() == file
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.stem.endswith("_v1")], ids=lambda file: file.stem)
+def test_a_recipe_of_a_first_release_says_what_that_is(file):
+    head = file.read_text().split("\nname:")[0].replace("\n#          ", "")
+    assert "# _v1       the authors' first release (March 2023)" in head
+    spec, epochs = loaded(file), re.search(r"finetuning takes (\d+) epochs with steps at (\d+) and (\d+)", head)
+    assert epochs is not None
+    assert [int(number) for number in epochs.groups()] == [spec.finetune.epochs, *spec.finetune.milestones]
+    assert f"(recipe {file.stem.removesuffix('_v1')})" in head
+    quirks = spec.method["quirks"]
+    assert ("linear layers are drawn anew" in head) == ("fresh_classifier" in quirks)
+    assert ("the hidden linear layer is cut like" in head) == ("narrow_classifier" in quirks)
 
 
 def test_only_sparse_learning_goes_on_from_a_checkpoint():
@@ -109,7 +136,7 @@ def test_every_run_of_a_sweep_is_valid_and_no_two_are_the_same(sweep):
     runs = runs_of(sweep)
     assert len(set(runs)) == len(runs)
     for name, overrides in runs:
-        spec = loaded(ROOT / "recipes" / f"{name}.yaml", overrides)
+        spec = loaded(names.find(name), overrides)
         if spec.method["name"] == "graph":
             assert f"select.threshold={spec.select.threshold}" in overrides
 
@@ -125,7 +152,7 @@ def test_the_graph_paper_s_tables_are_covered():
     rows += [("vgg16_cub200_graph", 0.85), ("vgg19_cub200_graph", 0.85)]
     for name, threshold in rows:
         assert (name, (f"select.threshold={threshold}",)) in runs
-        head = (ROOT / "recipes" / f"{name}.yaml").read_text().split("name:")[0]
+        head = names.find(name).read_text().split("name:")[0]
         assert any(line.split()[:2] == ["#", str(threshold)] and line.count("%") >= 2 for line in head.splitlines())
         assert "# measured  " in head
     doubtful = [file.stem for file in FILES if "DOUBTFUL" in file.read_text()]

@@ -153,7 +153,7 @@ def _edit(folder: Path, change) -> None:
 def test_run_again_skips_and_other_select_keys_go_on(finished):
     folder, _ = finished
     plan = report(folder)["plan"]["fingerprint"]
-    safety = ("train.save_every_minutes=3", "finetune.keep_checkpoints=1", "finetune.skip_nonfinite=2")
+    safety = ("train.checkpoint_every_minutes=3", "finetune.keep_checkpoints=1", "finetune.skip_nonfinite=2")
     code, output = run(TORCHRUN, folder, *SMALL, *safety)
     assert code == 0, output
     stages = {"train", "score", "select", "prune", "finetune", "evaluate", "curves", "export"}

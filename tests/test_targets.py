@@ -178,5 +178,5 @@ def test_a_real_latency(tmp_path):
 
 
 def test_criteria_are_not_compared_at_a_target_that_is_measured(tmp_path):
-    with pytest.raises(PruneError, match=r"score\.many: .*target\.latency"):
-        go(tmp_path / "run", "target.latency=0.9", "score.many=[l1,l2]")
+    with pytest.raises(PruneError, match=r"score\.compare: .*target\.latency"):
+        go(tmp_path / "run", "target.latency=0.9", "score.compare=[l1,l2]")

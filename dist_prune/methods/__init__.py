@@ -1,4 +1,7 @@
-"""One file a paper. A method is found by its file name, or by the ``dist_prune.methods`` entry-point group."""
+"""One file or one folder a paper. A method is found by that name, or by the entry-point group ``dist_prune.methods``.
+
+A folder's ``__init__`` exports the method's class; its machinery lies beside it and is known to no other paper.
+"""
 
 import importlib
 import pkgutil
@@ -10,11 +13,12 @@ from dist_prune.errors import PruneError, unknown
 from dist_prune.methods.method import Method
 
 GROUP = "dist_prune.methods"
+SHARED = ("method", "options")  # modules that every paper may import; not methods
 
 
 def names() -> list[str]:
-    """Every method there is: the files of this folder and what other packages bring."""
-    own = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "method"]
+    """Every method there is: the files and folders of this folder, and what other packages bring."""
+    own = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in SHARED]
     return sorted({*own, *_foreign()})
 
 
@@ -37,10 +41,11 @@ def find(name: str) -> type[Method]:
     classes = [
         c
         for c in vars(module).values()
-        if isinstance(c, type) and issubclass(c, Method) and c.__module__ == module.__name__
+        if isinstance(c, type) and issubclass(c, Method) and f"{c.__module__}.".startswith(f"{module.__name__}.")
     ]
     if len(classes) != 1:
-        raise PruneError(f"methods/{name}.py must hold exactly one Method class, it has {len(classes)}")
+        file = f"{name}/__init__.py must export" if hasattr(module, "__path__") else f"{name}.py must hold"
+        raise PruneError(f"methods/{file} exactly one Method class, it has {len(classes)}")
     return classes[0]
 
 

@@ -33,22 +33,16 @@ from dist_prune.pruning.posteriors import (
 from dist_prune.pruning.switches import Rest, Where, copies, places, switched, traced
 
 Quirk = Literal["batch_statistics", "mixed_images", "dropout", "kl_at_mean", "reversed_ranking"]
-RELEASED: tuple[Quirk, ...] = ("batch_statistics", "mixed_images", "dropout")
-
 DROPPED = 0.5  # share, quirk dropout
 
 
-class Options(method.RankingOptions):
+class Options(method.QuirkOptions[Quirk], method.RankingOptions):
     """Gates train on the calibration images (``score.images: all`` for the papers' whole training set), with the
     recipe's training augmentation. The released nets: ``kl_weight=0``, ``scale=simplex``, ``place=output`` (ResNet-56:
     consumed)."""
 
-    fidelity: Literal["correct", "as_released"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default="correct", description="as_released: quirks batch_statistics, mixed_images and dropout"
-    )
-    quirks: tuple[Quirk, ...] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default=(), description="single departures of the released code"
-    )
+    released = ("batch_statistics", "mixed_images", "dropout")
+
     variant: Literal["point", "integral"] = Field(default="point", description="the posterior's mean, or draws from it")
     posterior: Literal["dirichlet", "logistic_normal"] = Field(
         default="dirichlet", description="logistic_normal can let channels rise together; needs variant=integral"
@@ -89,10 +83,6 @@ class DirichletSwitches(method.Ranking):
 
     paper = "Adamczewski, Park, Dirichlet Pruning for Neural Network Compression, AISTATS 2021"
     Options = Options
-
-    def has(self, quirk: Quirk) -> bool:
-        """Whether a departure of the released code is asked for."""
-        return quirk in self.options.quirks or (self.options.fidelity == "as_released" and quirk in RELEASED)
 
     def score(self, bench: method.Bench) -> method.Scores:
         """``<group>:posterior`` float64: (1, C) phi, or (2 + rank, C) of the logistic normal."""

@@ -28,7 +28,6 @@ from dist_prune.pruning.widths import Grid
 
 Edge = Annotated[float, Field(ge=-(10**9), le=10**9)]
 Quirk = Literal["softmax_labels", "wider_kernel", "top_bin", "last_batch", "conv_sign", "augmented"]
-RELEASED: tuple[Quirk, ...] = ("softmax_labels", "wider_kernel", "top_bin", "last_batch", "conv_sign", "augmented")
 SATURATED = 0.98
 STEPS = 400  # of the search for a ratio
 
@@ -55,18 +54,14 @@ REFUSED = {
 }
 
 
-class Options(method.RankingOptions):
+class Options(method.QuirkOptions[Quirk], method.RankingOptions):
     """``sampling`` is the released program's one word for criterion, estimator, alpha and width."""
 
-    fidelity: Literal["correct", "as_released"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default="correct",
-        description="as_released: every quirk, and the paper's estimator (reyei_uns) where no sampling is given; "
-        "criterion, estimator, alpha and width that differ from it are refused",
+    sampling: str | None = Field(
+        default=None,
+        description="bin, reyei_uns, renyi_IZY ...: the released program's name for criterion, estimator, alpha and "
+        "width, which are refused where they differ; as_released without one: reyei_uns, the paper's",
     )
-    quirks: tuple[Quirk, ...] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default=(), description="single departures of the released program"
-    )
-    sampling: str | None = Field(default=None, description="bin, reyei_uns, renyi_IZY ...: the released program's name")
     criterion: Criterion = Field(default="mi_rest", description="mi_rest is the paper's; joint loses least")
     estimator: Literal["renyi", "binning"] = Field(default="renyi", description="binning is for tanh layers")
     alpha: float = Field(
@@ -168,10 +163,6 @@ class Entropy(method.Ranking):
 
     paper = "Interpretable deep model pruning, Neurocomputing 647 (2025) 130485"
     Options = Options
-
-    def has(self, quirk: Quirk) -> bool:
-        """Whether this departure of the released program is asked for."""
-        return self.options.fidelity == "as_released" or quirk in self.options.quirks
 
     def score(self, bench: method.Bench) -> method.Scores:
         """Per group: ``<group>:order`` (K,) int64, first deleted first; ``:score`` (K,) float64, the criterion in bits

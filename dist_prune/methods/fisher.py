@@ -4,14 +4,13 @@ Theis, Korshunova, Tejani, Huszar: Faster gaze prediction with dense networks an
 1 / (2 N) sum_n (sum over positions of a_n dL_n / da_n)^2, for the mask of a channel where it is consumed.
 """
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from dist_prune.errors import PruneError
 from dist_prune.methods import method
 from dist_prune.pruning.activations import pooled_norm
 from dist_prune.pruning.channels import Channels, Site
@@ -19,18 +18,11 @@ from dist_prune.pruning.statistic import State, Statistic
 from dist_prune.pruning.switches import Place, places
 
 Quirk = Literal["batch_mean", "train_mode", "before_norm"]
-LARGEST_BATCH = 1000  # images that one forward pass is asked to hold
 
 
-class Options(method.RankingOptions):
+class Options(method.QuirkOptions[Quirk], method.RankingOptions):
     """``as_released``: every quirk, the form of the Dirichlet-switch program."""
 
-    fidelity: Literal["correct", "as_released"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default="correct", description="as_released: every quirk"
-    )
-    quirks: tuple[Quirk, ...] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default=(), description="single departures of the released code"
-    )
     batch: int = Field(default=100, ge=1, le=65536, description="batch_mean: images of a batch")
 
 
@@ -40,10 +32,6 @@ class Fisher(method.Ranking):
 
     paper = "Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018"
     Options = Options
-
-    def has(self, quirk: Quirk) -> bool:
-        """Whether a departure of the released code is asked for."""
-        return quirk in self.options.quirks or self.options.fidelity == "as_released"
 
     def score(self, bench: method.Bench) -> method.Scores:
         """``<group>``: (C,) float64."""
@@ -55,11 +43,8 @@ class Fisher(method.Ranking):
             for name, found in spots.items() for place in found
         ]  # fmt: skip
         unique = list({site.name: site for site in sites}.values())
-        if self.has("train_mode") and bench.images > LARGEST_BATCH:
-            raise PruneError(
-                f"score.images: the quirk train_mode takes all images as one batch, and {bench.images:,} are more than "
-                f"{LARGEST_BATCH:,}"
-            )
+        if self.has("train_mode"):
+            method.check_one_batch(bench.images)
         view = train_mode() if self.has("train_mode") else {}
         found = bench.observe(unique, MaskGradients(), backward=True, **view)
         scores: method.Scores = {}
@@ -74,9 +59,6 @@ class Fisher(method.Ranking):
             else:
                 scores[name] = (rows**2).sum(0) / (2 * bench.images)
         return scores
-
-    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
-        return {group.name: self.need(scores, group.name) for group in channels.free}
 
 
 class MaskGradients(Statistic):

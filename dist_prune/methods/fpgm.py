@@ -4,14 +4,11 @@ He, Liu, Wang, Hu, Yang: Filter Pruning via Geometric Median, CVPR 2019, section
 power before it takes distances; that is another criterion.)
 """
 
-from collections.abc import Mapping
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from dist_prune.methods import method
-from dist_prune.pruning.channels import Channels
 
 
 class Options(method.CoupledOptions):
@@ -21,19 +18,14 @@ class Options(method.CoupledOptions):
     )  # fmt: skip
 
 
-class Fpgm(method.Ranking):
+class Fpgm(method.WeightRanking):
     """The sum of a filter's distances to all others; the smallest goes first."""
 
     paper = "He et al., Filter Pruning via Geometric Median for Deep CNN Acceleration, CVPR 2019"
-    units = True
     Options = Options
 
-    def score(self, bench: method.Bench) -> method.Scores:
-        """``<site>``: (C,) float64."""
-        return {s.name: scored(bench.weight(s).double().flatten(1), self.options.norm_rate) for s in bench.sites}
-
-    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
-        return self.coupled(scores, channels)
+    def filter_scores(self, filters: Tensor) -> Tensor:
+        return scored(filters, self.options.norm_rate)
 
 
 def distances(filters: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ Neurocomputing 2024. Shapes: T images, C filters, K x K hash bits.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from dataclasses import replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -19,14 +18,13 @@ from dist_prune.errors import PruneError
 from dist_prune.methods import method
 from dist_prune.pruning.channels import ChannelGroup, Channels, Layer, Site
 from dist_prune.pruning.choose import Kept, Request, check_target, counts_of, fill, share_of
+from dist_prune.pruning.combine import judged
 from dist_prune.pruning.cores import decompose, parts
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.portrait import Portrait
 from dist_prune.pruning.statistic import State, Statistic
 
 Quirk = Literal["train_mode", "augmented", "narrow_classifier", "fresh_classifier"]
-LARGEST_BATCH = 1000  # images that one forward pass is asked to hold
-RELEASED: tuple[Quirk, ...] = ("train_mode", "augmented")  # the second release, whose figures are the paper's
 
 # A group is judged by the maps of its leader, the producer with the fewest convolutions before it: the stem or the
 # projection shortcut of a residual stream, the expansion before a depthwise layer. All its other layers follow.
@@ -37,15 +35,11 @@ LEFT_ALONE: tuple[tuple[Callable[[Layer], bool], str], ...] = (
 )
 
 
-class Options(method.MethodOptions):
+class Options(method.QuirkOptions[Quirk]):
     """``combine``: whether a residual stream follows its leader's graph (the paper) or all its layers' hashes."""
 
-    fidelity: Literal["correct", "as_released"] = Field(  # type: ignore[assignment]
-        default="correct", description="as_released: the authors' second release, quirks train_mode and augmented"
-    )
-    quirks: tuple[Quirk, ...] = Field(  # type: ignore[assignment]
-        default=(), description="single departures; the first release also has narrow_classifier and fresh_classifier"
-    )
+    released = ("train_mode", "augmented")  # the second release, whose figures are the paper's
+
     hash_size: int = Field(
         default=8, ge=1, le=1024, description="low-frequency corner of the DCT that is hashed, per side"
     )
@@ -60,19 +54,12 @@ class Graph(method.Method):
     paper = "Li et al., Efficient filter pruning by redundancy graph decomposition, Neurocomputing 2024"
     Options = Options
 
-    def has(self, quirk: Quirk) -> bool:
-        """Whether the options ask for a departure of the released code."""
-        return quirk in self.options.quirks or (self.options.fidelity == "as_released" and quirk in RELEASED)
-
     def score(self, bench: method.Bench) -> method.Scores:
         """Per convolution site: ``<site>:hamming`` (C, C) int64 summed over images, ``<site>:bits`` (2,) int64, bits
         per map and images, ``<site>:l1`` (C,) float64 filter norms of the unpruned weights."""
         sites = [site for site in bench.sites if site.kind == "conv" and bench.channels.layers[site.name].positions > 1]
-        if self.has("train_mode") and bench.images > LARGEST_BATCH:
-            raise PruneError(
-                f"score.images: scoring in training mode takes all images as one batch, and {bench.images:,} are more "
-                f"than {LARGEST_BATCH:,}. The released program takes 100; method.fidelity=correct takes any number."
-            )
+        if self.has("train_mode"):
+            method.check_one_batch(bench.images)
         view = {**(train_mode() if self.has("train_mode") else {}), **(augmented() if self.has("augmented") else {})}
         scores: method.Scores = {}
         for name, tables in bench.observe(sites, HashAgreement(self.options.hash_size), **view).items():
@@ -87,12 +74,11 @@ class Graph(method.Method):
         channels = super().limits(channels)
         follows = narrow_classifier(channels) if self.has("narrow_classifier") else {}
 
-        def judged(group: ChannelGroup) -> ChannelGroup:
+        def reason(group: ChannelGroup) -> str:
             leader = channels.layers[group.name]
-            reason = next((reason for applies, reason in LEFT_ALONE if applies(leader)), "")
-            return replace(group, protected=group.protected or ("" if group.name in follows else reason))
+            return next((why for applies, why in LEFT_ALONE if group.name not in follows and applies(leader)), "")
 
-        return replace(channels, groups=tuple(judged(group) for group in channels.groups))
+        return judged(channels, reason)
 
     def fresh(self, channels: Channels) -> tuple[str, ...]:
         return fresh_classifier(channels) if self.has("fresh_classifier") else ()

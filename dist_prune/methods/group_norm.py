@@ -3,13 +3,10 @@
 Fang, Ma, Song, Mi, Wang: DepGraph: Towards Any Structural Pruning, CVPR 2023, section 3.3.
 """
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor
 
 from dist_prune.methods import method
-from dist_prune.pruning.channels import Channels, Site
+from dist_prune.pruning.channels import Site
 from dist_prune.pruning.combine import gathered
 
 
@@ -35,6 +32,3 @@ class GroupNorm(method.Ranking):
                 parts.append(gathered(side.reshape(len(side), -1).square().sum(1), coupling, group.width))
             scores[group.name] = torch.stack(parts).sum(0)
         return scores
-
-    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
-        return {group.name: self.need(scores, group.name) for group in channels.free}

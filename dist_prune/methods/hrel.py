@@ -4,7 +4,6 @@ HRel: Sarvani et al., Neural Networks 147 (2022): relevance between activation m
 unpruned network; filters are judged each by itself.
 """
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from dist_prune.methods import method
 from dist_prune.pruning.activations import Activations, Census, bundles, distinct, taps_of
-from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.ranking import widths_of
 from dist_prune.pruning.subjects import Estimator, Subject, batches_of
 from dist_prune.pruning.widths import Grid
@@ -86,6 +84,3 @@ class HRel(method.Ranking):
             out[name] = out.get(name, torch.zeros(subjects[number].width, dtype=torch.int64)) + part
         means = {s.name: panel.unit * len(s.taps) * len(s.batches) for s, panel in zip(subjects, panels, strict=True)}
         return {name: total.double() / means[name] for name, total in out.items()}
-
-    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
-        return {group.name: self.need(scores, group.name) for group in channels.free}

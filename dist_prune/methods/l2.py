@@ -4,24 +4,15 @@ He, Kang, Dong, Fu, Yang: Soft Filter Pruning for Accelerating Deep Convolutiona
 2.
 """
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from dist_prune.methods import method
-from dist_prune.pruning.channels import Channels
 
 
-class L2(method.Ranking):
+class L2(method.WeightRanking):
     """Small filters go first."""
 
     paper = "He et al., Soft Filter Pruning, IJCAI 2018 (its criterion; cut at once)"
-    units = True
-    Options = method.CoupledOptions
 
-    def score(self, bench: method.Bench) -> method.Scores:
-        """``<site>``: (C,) float64, the L2 norm of each filter."""
-        return {site.name: bench.weight(site).double().flatten(1).norm(dim=1) for site in bench.sites}
-
-    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
-        return self.coupled(scores, channels)
+    def filter_scores(self, filters: Tensor) -> Tensor:
+        return filters.norm(dim=1)

@@ -5,10 +5,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from dist_prune.errors import PruneError
+from dist_prune.methods.options import (
+    CoupledOptions,
+    MethodOptions,
+    QuirkOptions,
+    RankingOptions,
+    for_select,
+    growing,
+)
 from dist_prune.pruning.channels import Channels, Site
 from dist_prune.pruning.choose import Request, check_ranking, check_target, keep_best
 from dist_prune.pruning.combine import combined
@@ -17,48 +24,24 @@ from dist_prune.pruning.portrait import Curve, Portrait
 from dist_prune.pruning.statistic import Statistic
 from dist_prune.pruning.ties import orders_of, said
 
+__all__ = [
+    "TRAINED", "Bench", "CoupledOptions", "Method", "MethodOptions", "QuirkOptions", "Ranking", "RankingOptions",
+    "Scores", "WeightRanking", "check_one_batch", "for_select", "growing",
+]  # fmt: skip
+
 Scores = dict[str, Tensor]
 TRAINED = "trained/"  # of the scores of a method that trains weights
+LARGEST_BATCH = 1000  # images that one forward pass is asked to hold
 T = TypeVar("T")
 
 
-class MethodOptions(BaseModel):
-    """A method's options in the recipe. An option that ``select`` reads is declared with ``for_select``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    fidelity: Literal["correct"] = Field(default="correct", description="correct: as the mathematics says")
-    quirks: tuple[str, ...] = Field(
-        default=(), max_length=0, description="single departures of the released code; none here"
-    )
-
-    @classmethod
-    def score_options(cls) -> tuple[str, ...]:
-        """The options that scoring reads: a run directory is bound to them."""
-        return tuple(
-            name
-            for name, field in cls.model_fields.items()
-            if not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("read_by") == "select")
+def check_one_batch(images: int) -> None:
+    """PruneError if there are too many calibration images for scoring in training mode, as one batch."""
+    if images > LARGEST_BATCH:
+        raise PruneError(
+            f"score.images: scoring in training mode takes all images as one batch, and {images:,} are more than "
+            f"{LARGEST_BATCH:,}. The released program takes 100; method.fidelity=correct takes any number."
         )
-
-    @classmethod
-    def growing_options(cls) -> tuple[str, ...]:
-        """Those of them that a run directory may raise later: what was measured before is used again."""
-        return tuple(
-            name
-            for name, field in cls.model_fields.items()
-            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("read_by") == "growing"
-        )
-
-
-def growing(default: Any, **constraints: Any) -> Any:
-    """An option that says how much is measured (share's ``keep``): more of it later refines the same scores."""
-    return Field(default=default, json_schema_extra={"read_by": "growing"}, **constraints)
-
-
-def for_select(default: Any, **constraints: Any) -> Any:
-    """An option that only ``select`` reads: runs that differ in it share one score file."""
-    return Field(default=default, json_schema_extra={"read_by": "select"}, **constraints)
 
 
 class Bench(Protocol):
@@ -211,6 +194,10 @@ class Method(ABC):
     def __init__(self, options: Any):
         self.options = options
 
+    def has(self, quirk: str) -> bool:
+        """Whether the options ask for this departure of the released code; see ``QuirkOptions``."""
+        return self.options.has(quirk)
+
     @property
     def sees(self) -> Literal["train", "held_out", "test"]:
         """What the calibration images are drawn from: the training images, those of them that training holds out for
@@ -298,20 +285,6 @@ class Method(ABC):
         return scores[name]
 
 
-class RankingOptions(MethodOptions):
-    """Of papers that give every channel a worth."""
-
-    normalise: bool = for_select(
-        True, description="select.scope global: each group's scores are divided by their mean before they are compared"
-    )
-
-
-class CoupledOptions(RankingOptions):
-    """``combine``: how the layers of a coupled group become one score; each layer is divided by its mean first."""
-
-    combine: Literal["leader", "sum", "mean"] = for_select("sum", description="how a group's layers become one score")
-
-
 class Ranking(Method):
     """A paper that gives every channel a worth: the channels worth least go first, ties to the smaller index.
 
@@ -319,9 +292,9 @@ class Ranking(Method):
 
     Options = RankingOptions
 
-    @abstractmethod
     def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
-        """Free group -> (C,) float64."""
+        """Free group -> (C,) float64. The default is for scores that bear the groups' names already."""
+        return {group.name: self.need(scores, group.name) for group in channels.free}
 
     def orders(self, scores: Mapping[str, Tensor], channels: Channels, request: Request) -> dict[str, list[int]]:
         return orders_of(self.worth(scores, channels), request.seed)
@@ -335,12 +308,29 @@ class Ranking(Method):
         kept = keep_best(channels, self.worth(scores, channels), request, self.options.normalise)
         return Plan.keeping(channels, kept)
 
-    def coupled(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
-        """The worth where ``scores`` are (C,) per producer, by the option ``combine``."""
-        parts = {group.name: [self.need(scores, name) for name in group.producers] for group in channels.free}
-        return {name: combined(values, self.options.combine) for name, values in parts.items()}
-
     def summed(self, scores: Mapping[str, Tensor], channels: Channels, state: str) -> dict[str, Tensor]:
         """The worth where ``<producer>:<state>`` are (C,) changes of one loss, which add up over layers."""
         parts = {g.name: [self.need(scores, f"{name}:{state}") for name in g.producers] for g in channels.free}
         return {name: torch.stack(values).sum(0) for name, values in parts.items()}
+
+
+class WeightRanking(Ranking):
+    """A paper that ranks filters by their own weights: one function of a layer's filters.
+
+    The layers of a coupled group become one score by the option ``combine``.
+    """
+
+    units = True
+    Options = CoupledOptions
+
+    @abstractmethod
+    def filter_scores(self, filters: Tensor) -> Tensor:
+        """(C, D) float64 weights, one row per filter -> (C,) float64."""
+
+    def score(self, bench: Bench) -> Scores:
+        """``<site>``: (C,) float64, per producer."""
+        return {site.name: self.filter_scores(bench.weight(site).double().flatten(1)) for site in bench.sites}
+
+    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+        parts = {group.name: [self.need(scores, name) for name in group.producers] for group in channels.free}
+        return {name: combined(values, self.options.combine) for name, values in parts.items()}

@@ -6,7 +6,6 @@ between a child group and a parent group.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -22,6 +21,7 @@ from dist_prune.pruning.activations import ChannelMeans
 from dist_prune.pruning.blocks import Blocks
 from dist_prune.pruning.channels import ChannelGroup, Channels, Layer
 from dist_prune.pruning.choose import Request, check_ranking, check_target
+from dist_prune.pruning.combine import judged
 from dist_prune.pruning.information import (
     Dependence,
     Estimator,
@@ -48,16 +48,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 T = TypeVar("T")
 
 
-class Options(method.RankingOptions):
+class Options(method.QuirkOptions[Quirk], method.RankingOptions):
     """``groups``: per layer; the largest divisor of its width that is not above it. ``parent_groups``,
     ``child_groups`` and ``caps`` are for single pairs, by (a glob of) the child layer's name."""
 
-    fidelity: Literal["correct", "as_released"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default="correct", description="as_released: every quirk"
-    )
-    quirks: tuple[Quirk, ...] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default=(), description="single departures of the released code"
-    )
     groups: int = Field(default=64, ge=1, le=10**6, description="groups of filters per layer")
     parent_groups: dict[str, Count] = Field(default={}, description="child layer -> groups of its input channels")
     child_groups: dict[str, Count] = Field(default={}, description="child layer -> groups of its filters")
@@ -84,10 +78,6 @@ class Mint(method.Ranking):
     one_shot = "it masks blocks of weights, and pairs of layers that are masked already cannot be judged"
     Options = Options
     equivariant = False  # groups are made of neighbouring channels
-
-    def has(self, quirk: Quirk) -> bool:
-        """Whether this departure of the released code is asked for."""
-        return self.options.fidelity == "as_released" or quirk in self.options.quirks
 
     def score(self, bench: method.Bench) -> method.Scores:
         """Per child layer: ``<layer>:edges`` (child groups, parent groups) int64, R of the spanning trees;
@@ -150,11 +140,11 @@ class Mint(method.Ranking):
         channels = super().limits(channels)
         scored = {pair.child for pair in self.pairs(channels)}
 
-        def judged(group: ChannelGroup) -> ChannelGroup:
-            known = group.protected or any(coupling.layer in scored for coupling in group.couplings)
-            return group if known else replace(group, protected="no scored pair of layers touches its channels")
+        def reason(group: ChannelGroup) -> str:
+            known = any(coupling.layer in scored for coupling in group.couplings)
+            return "" if known else "no scored pair of layers touches its channels"
 
-        return replace(channels, groups=tuple(judged(group) for group in channels.groups))
+        return judged(channels, reason)
 
     @property
     def structured(self) -> bool:

@@ -1,12 +1,8 @@
 """Random channels: the control that every criterion has to beat. Run at least three seeds."""
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor
 
 from dist_prune.methods import method
-from dist_prune.pruning.channels import Channels
 
 
 class Random(method.Ranking):
@@ -22,6 +18,3 @@ class Random(method.Ranking):
             group.name: torch.rand(group.width, generator=bench.draw(group.name), dtype=torch.float64)
             for group in bench.channels.free
         }
-
-    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
-        return {group.name: self.need(scores, group.name) for group in channels.free}

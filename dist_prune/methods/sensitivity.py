@@ -20,6 +20,7 @@ from dist_prune.methods import method
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.channels import ChannelGroup, Channels, Layer
 from dist_prune.pruning.choose import Request, check_ranking, check_target, fill, keep_best
+from dist_prune.pruning.combine import judged
 from dist_prune.pruning.learner import Learner, Mask, Rules
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.sensitivity import (
@@ -43,15 +44,9 @@ Quirk = Literal["raw_logits", "reshape", "small_mask", "fresh_norms", "padding_3
 COURSE = ("beta", "lambda", "kept", "target")
 
 
-class Options(method.RankingOptions):
+class Options(method.QuirkOptions[Quirk], method.RankingOptions):
     """Names of the released programs' flags stand in the recipes' headers."""
 
-    fidelity: Literal["correct", "as_released"] = Field(  # type: ignore[assignment]
-        default="correct", description="as_released: with every quirk; each released program has some of them"
-    )
-    quirks: tuple[Quirk, ...] = Field(  # type: ignore[assignment]
-        default=(), description="single departures of the released code"
-    )
     keep: float = Field(default=0.4, gt=0, le=1, description="share of the filters in the single-shot target")
     sort: Literal["global", "layer"] = Field(default="global", description="the target over the pool, or per layer")
     pool: Literal["prunable", "layers", "kind"] = Field(
@@ -92,20 +87,16 @@ class Sensitivity(method.Ranking):
     trains_weights = True
     one_shot = "its masks and weights are learned together, in rounds of its own (method.rounds)"
 
-    def has(self, quirk: Quirk) -> bool:
-        """Whether this departure of the released code is asked for."""
-        return self.options.fidelity == "as_released" or quirk in self.options.quirks
-
     def limits(self, channels: Channels) -> Channels:
         """Residual streams stay whole: masks are for layers inside blocks."""
         channels = super().limits(channels)
 
-        def judged(group: ChannelGroup) -> ChannelGroup:
-            named = any(fnmatchcase(name, glob) for name in group.producers for glob in self.options.skip)
-            why = "method.skip" if named else "a residual stream: several layers write into it"
-            return replace(group, protected=group.protected or (why if named or len(group.producers) > 1 else ""))
+        def reason(group: ChannelGroup) -> str:
+            if any(fnmatchcase(name, glob) for name in group.producers for glob in self.options.skip):
+                return "method.skip"
+            return "a residual stream: several layers write into it" if len(group.producers) > 1 else ""
 
-        return replace(channels, groups=tuple(judged(group) for group in channels.groups))
+        return judged(channels, reason)
 
     def check(self, channels: Channels, request: Request) -> None:
         if request.threshold is not None or (request.target is not None and request.keep_ratio is not None):

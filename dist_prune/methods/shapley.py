@@ -21,23 +21,16 @@ from dist_prune.pruning.portrait import Curve
 from dist_prune.pruning.switches import Where
 
 Quirk = Literal["raw_outputs", "training_images", "augmented_images", "test_images"]
-RELEASED: tuple[Quirk, ...] = ("raw_outputs", "training_images", "augmented_images")
 ORACLE = range(1, 6)  # sizes of the sets that the exhaustive check compares
-
-
 DIGITS = 9  # of percent that values are compared by
 
 
-class Options(method.RankingOptions):
+class Options(method.QuirkOptions[Quirk], method.RankingOptions):
     """``samples``: random sets (kernel) or permutations; more of them later, in the same run directory, go on from
     those that are on record."""
 
-    fidelity: Literal["correct", "as_released"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default="correct", description="as_released: every quirk but test_images"
-    )
-    quirks: tuple[Quirk, ...] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default=(), description="single departures of the released code; test_images is its leak on ImageNet"
-    )
+    released = ("raw_outputs", "training_images", "augmented_images")  # test_images is the ImageNet programs' leak
+
     estimator: Literal["kernel", "permutation", "combin"] = Field(
         default="kernel", description="regression on random sets, permutation averages, all sets of some sizes"
     )
@@ -65,10 +58,6 @@ class Shapley(method.Ranking):
     paper = "Adamczewski, Li, Van Gool, Shapley Pruning for Neural Network Compression, 2024"
     Options = Options
     equivariant = False  # coalitions are drawn by channel number
-
-    def has(self, quirk: Quirk) -> bool:
-        """Whether a departure of the released code is asked for."""
-        return quirk in self.options.quirks or (self.options.fidelity == "as_released" and quirk in RELEASED)
 
     @property
     def sees(self) -> Literal["train", "held_out", "test"]:

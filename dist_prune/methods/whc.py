@@ -3,28 +3,19 @@
 Chen, Sun, Huang: WHC: Weighted Hybrid Criterion for Filter Pruning on Convolutional Neural Networks, ICASSP 2023.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from dist_prune.methods import method
-from dist_prune.pruning.channels import Channels
 
 
-class Whc(method.Ranking):
+class Whc(method.WeightRanking):
     """|F_i| times the sum over j of |F_j| (1 - |cos(F_i, F_j)|); single shot, the same share of every layer."""
 
     paper = "Chen et al., WHC: Weighted Hybrid Criterion for Filter Pruning, ICASSP 2023"
-    units = True
-    Options = method.CoupledOptions
 
-    def score(self, bench: method.Bench) -> method.Scores:
-        """``<site>``: (C,) float64."""
-        return {site.name: hybrid(bench.weight(site).double().flatten(1)) for site in bench.sites}
-
-    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
-        return self.coupled(scores, channels)
+    def filter_scores(self, filters: Tensor) -> Tensor:
+        return hybrid(filters)
 
 
 def hybrid(filters: Tensor) -> Tensor:

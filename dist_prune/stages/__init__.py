@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dist_prune.compatibility import without_added
+from dist_prune.compatibility import hashed
 from dist_prune.errors import PruneError
 from dist_prune.ledger import SAFETY, canonical, digest, file_digest, pick, write_atomic
 from dist_prune.replay import manifest_of
@@ -55,7 +55,7 @@ def fingerprint(stage: Stage, work: Work, growing: bool = True) -> str:
             fields["replayed"] = file_digest(manifest_of(place))
         elif stage.name == "score":
             fields["replayed"] = True
-    fields = without_added(fields, work.tree["method"]["name"])
+    fields = hashed(fields, work.tree["method"]["name"])
     inputs = {name: file_digest(work.folder / name) for name in stage.inputs}
     found = work.outside(stage.name)
     outside.same(stage.label, work, found)
@@ -65,7 +65,7 @@ def fingerprint(stage: Stage, work: Work, growing: bool = True) -> str:
 def perform(stage: Stage, work: Work) -> dict[str, Any]:
     """Do a stage, or skip it because the ledger says it is done; returns the ledger's line."""
     ranks = work.machine.ranks
-    if stage.name == "many" and not work.recipe.score.many:
+    if stage.name == "many" and not work.recipe.score.compare:
         return {"stage": "many", "facts": {}}
     identity = ranks.from_first(ranks.together(lambda: fingerprint(stage, work))) or ""
     done = ranks.from_first(ranks.together(lambda: work.ledger.done(stage.label, identity)))
@@ -168,7 +168,7 @@ def _headline(stage: Stage, work: Work) -> str:
         + (" from its checkpoint" if recipe.backbone.checkpoint else "")
         + (" from timm's weights" if recipe.backbone.pretrained and not recipe.backbone.checkpoint else "")
         + (f", {recipe.train.epochs} epochs" if recipe.train.epochs else ""),
-        "many": f"{', '.join(recipe.score.many)} in one pass",
+        "many": f"{', '.join(recipe.score.compare)} in one pass",
         "score": "calibration images",
         "select": "channels to keep",
         "prune": "cut them out",

@@ -56,9 +56,9 @@ def _timing(work: Work) -> None:
 
 def _many(work: Work) -> None:
     """PruneError where criteria are to be compared at a target that has to be measured for each of them."""
-    if work.recipe.score.many and work.recipe.target.latency is not None:
+    if work.recipe.score.compare and work.recipe.target.latency is not None:
         raise PruneError(
-            "score.many: criteria are compared at the same target.macs, target.params or target.channels; a "
+            "score.compare: criteria are compared at the same target.macs, target.params or target.channels; a "
             "target.latency is searched for by measuring networks of one criterion. Set one of the others"
         )
 

@@ -1,4 +1,4 @@
-"""The criteria that ``score.many`` compares."""
+"""The criteria that ``score.compare`` compares."""
 
 from dist_prune import methods
 from dist_prune.errors import PruneError
@@ -13,15 +13,15 @@ def built(work: Work, name: str) -> Method:
     if name == work.recipe.method["name"]:
         return work.method
     if kind.trains_weights:
-        raise PruneError(f"score.many: {name} trains weights while it scores; compare it by a run of its own")
+        raise PruneError(f"score.compare: {name} trains weights while it scores; compare it by a run of its own")
     return kind(kind.Options())
 
 
 def check(work: Work) -> None:
     """PruneError where one of them cannot judge this network, or not do what the recipe asks for."""
-    names = work.recipe.score.many
+    names = work.recipe.score.compare
     if len(set(names)) < len(names):
-        raise PruneError(f"score.many: each method once, got {', '.join(names)}")
+        raise PruneError(f"score.compare: each method once, got {', '.join(names)}")
     if not names:
         return
     traced = surgeon.sites_of(work.shell().eval(), work.example)
@@ -30,4 +30,4 @@ def check(work: Work) -> None:
         try:
             method.ready(method.limits(traced), work.recipe.select.exclude, work.request)
         except PruneError as error:
-            raise PruneError(f"score.many: {name}: {error}") from error
+            raise PruneError(f"score.compare: {name}: {error}") from error

@@ -30,13 +30,13 @@ PARTIAL = "many_partial"
 
 
 def act(work: Work) -> Made:
-    """dense.safetensors -> many.json, many.safetensors"""
-    chosen = {name: built(work, name) for name in work.recipe.score.many}
+    """dense.safetensors -> criteria.json, criteria.safetensors"""
+    chosen = {name: built(work, name) for name in work.recipe.score.compare}
     traced = surgeon.sites_of(work.shell().eval(), work.example)
     scores, used = scored(work, traced, chosen)
     feed, ids, where = judges(work, used)
-    work.tracker.say(f"  score.many: top-1 on {len(ids)} {where}")
-    work.events.append({"stage": "many", "event": f"top-1 of score.many is that on {len(ids)} {where}"})
+    work.tracker.say(f"  score.compare: top-1 on {len(ids)} {where}")
+    work.events.append({"stage": "many", "event": f"top-1 of score.compare is that on {len(ids)} {where}"})
     dense = work.dense().eval()
     plans, table = {}, []
     for name, method in chosen.items():
@@ -67,7 +67,7 @@ def act(work: Work) -> Made:
         indent=1,
     )
     facts = {"table": table, "images": f"{len(ids)} {where}"}
-    return Made(facts, {"many.safetensors": (tensors, {})}, {"many.json": text}, drop=(PARTIAL,))
+    return Made(facts, {"criteria.safetensors": (tensors, {})}, {"criteria.json": text}, drop=(PARTIAL,))
 
 
 def scored(work: Work, traced: Channels, chosen: Mapping[str, Method]) -> tuple[dict[str, Scores], np.ndarray]:
@@ -100,7 +100,7 @@ def judges(work: Work, used: np.ndarray) -> tuple[Feed, np.ndarray, str]:
     most = len(work.feed(False))
     feed, ids = work.readable(feed, left[calibration(feed.source.labels[left], most, work.recipe.seed)])
     if not len(ids):
-        raise PruneError(f"score.many: none of the {where} can be read")
+        raise PruneError(f"score.compare: none of the {where} can be read")
     return feed, ids, where
 
 

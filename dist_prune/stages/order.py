@@ -84,11 +84,11 @@ class Stage:
 
 
 HELD = ("train.holdout", "train.images")
-MANY = ("many.json", "many.safetensors")
+CRITERIA = ("criteria.json", "criteria.safetensors")
 SCORES, PLAN, SMALL = at(1, "scores.safetensors"), at(1, "plan.json"), at(1, "small.safetensors")
 ORDER = (
     Stage("train", (*TRAINING, *CHOSEN, "train"), (), (DENSE,)),
-    Stage("many", (*SCORING, "score.many", "method", "select", "target", "evaluate", *HELD), (DENSE,), MANY),
+    Stage("many", (*SCORING, "score.compare", "method", "select", "target", "evaluate", *HELD), (DENSE,), CRITERIA),
     Stage("score", SCORING, (DENSE,), (SCORES,)),
     Stage("select", (*NETWORK, "data.source", "data.image_size", "method", "select", "target"), (SCORES,), (PLAN,)),
     Stage("prune", (*NETWORK, "method.fidelity", "method.quirks", "seed"), (DENSE, SCORES, PLAN), (SMALL,)),

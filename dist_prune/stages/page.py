@@ -206,7 +206,7 @@ def _spoken(body: Mapping[str, Any]) -> str:
 
 
 def _many(table: Sequence[Mapping[str, Any]], images: str) -> str:
-    """The criteria of ``score.many``: accuracy after surgery, size, and what each two keep in common."""
+    """The criteria of ``score.compare``: accuracy after surgery, size, and what each two keep in common."""
     if not table:
         return ""
     names = [escape.escape(row["method"]) for row in table]

@@ -101,8 +101,8 @@ def collect(work: Work) -> dict[str, Any]:
         **({"rounds": metrics["rounds"]} if rounds > 1 else {}),
         **{key: _fact(work, stage, key) for stage, key in MORE if _fact(work, stage, key)},
         "communication": {name: line["said"] for name, line in lines.items() if line and line.get("said")},
-        **({"many": _fact(work, "many", "table")} if work.recipe.score.many else {}),
-        **({"many_images": _fact(work, "many", "images")} if work.recipe.score.many else {}),
+        **({"many": _fact(work, "many", "table")} if work.recipe.score.compare else {}),
+        **({"many_images": _fact(work, "many", "images")} if work.recipe.score.compare else {}),
         "timings": {name: line["seconds"] for name, line in lines.items() if line},
         "events": [e for line in lines.values() if line for e in line.get("events", [])] + skipped,
     }

@@ -1,10 +1,22 @@
 """What all methods that rank channels have in common: one base, one way to combine layers, orders, ties said."""
 
+import sys
+from typing import Literal, get_args
+
 import pytest
 import torch
+from pydantic import ValidationError
 
 from dist_prune import methods
-from dist_prune.methods.method import CoupledOptions, Ranking, RankingOptions
+from dist_prune.errors import PruneError
+from dist_prune.methods.method import (
+    CoupledOptions,
+    MethodOptions,
+    QuirkOptions,
+    Ranking,
+    RankingOptions,
+    WeightRanking,
+)
 from dist_prune.pruning import choose
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.combine import combined
@@ -51,6 +63,7 @@ def test_layers_are_combined_in_one_place_and_signs_do_not_cancel():
     assert torch.allclose(combined(parts, "mean"), (even[0] + even[1]) / 2)
     assert torch.equal(combined(parts, "leader"), parts[0].double())
     for name in ("l1", "l2", "fpgm", "whc"):
+        assert issubclass(methods.find(name), WeightRanking)
         assert issubclass(methods.find(name).Options, CoupledOptions)
 
 
@@ -71,3 +84,107 @@ def test_taylor_on_a_new_network_says_that_it_ranks_nothing():
     assert plans[0].kept("layer1.0.conv1") != plans[1].kept("layer1.0.conv1")
     assert plans[0].kept("layer1.0.conv1") != list(range(8, 16))
     assert tiny.method("taylor").warnings(method.score(tiny.bench(tiny.network())), bench.channels) == []
+
+
+QUIRKS = {
+    "dirichlet": {"batch_statistics", "mixed_images", "dropout"},
+    "entropy": {"softmax_labels", "wider_kernel", "top_bin", "last_batch", "conv_sign", "augmented"},
+    "fisher": {"batch_mean", "train_mode", "before_norm"},
+    "graph": {"train_mode", "augmented"},
+    "mint": {
+        "independent_samples", "with_replacement", "duplicates_unconnected", "swapped_neighbour", "edge_numbers",
+        "clamped_score", "numbered_parents", "distinct_cap",
+    },
+    "sensitivity": {"raw_logits", "reshape", "small_mask", "fresh_norms", "padding_32"},
+    "shapley": {"raw_outputs", "training_images", "augmented_images"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_quirks_and_fidelity_have_one_implementation(name):
+    """as_released is the quirks of the authors' program; a quirk alone is itself; a method without any says so."""
+    kind = methods.find(name)
+    assert kind.has is Ranking.has
+    if name not in QUIRKS:
+        assert not issubclass(kind.Options, QuirkOptions)
+        with pytest.raises(ValidationError, match="has one form, correct"):
+            kind.Options(fidelity="as_released")
+        with pytest.raises(ValidationError, match="at most 0 items"):
+            kind.Options(quirks=("dropout",))
+        return
+    assert issubclass(kind.Options, QuirkOptions)
+    assert not {"fidelity", "quirks", "has"} & (vars(kind.Options).keys() | kind.Options.__annotations__.keys())
+    every = get_args(sys.modules[kind.__module__].Quirk)
+    plain, released = (kind(kind.Options.model_validate({"fidelity": word})) for word in ("correct", "as_released"))
+    assert not any(plain.has(quirk) for quirk in every)
+    assert {quirk for quirk in every if released.has(quirk)} == QUIRKS[name]
+    alone = kind(kind.Options.model_validate({"quirks": every[-1:]}))
+    assert [quirk for quirk in every if alone.has(quirk)] == [every[-1]]
+    with pytest.raises(ValidationError, match=every[0]):
+        kind.Options.model_validate({"quirks": ["no_such_quirk"]})
+    with pytest.raises(KeyError, match="no_such_quirk"):
+        plain.has("no_such_quirk")
+
+
+def test_as_released_says_which_quirks_it_stands_for():
+    class Some(QuirkOptions[Literal["a", "b"]], RankingOptions):
+        released = ("a",)
+
+    class Every(QuirkOptions[Literal["a", "b"]], RankingOptions):
+        extra: int = 0
+
+    assert Some.model_fields["fidelity"].description == "as_released: quirks a"
+    assert Every.model_fields["fidelity"].description == "as_released: every quirk"
+    assert "the only one here" in str(MethodOptions.model_fields["fidelity"].description)
+    assert Every(fidelity="as_released").has("b")
+    assert not Some(fidelity="as_released").has("b")
+
+
+PAPER = """
+from dist_prune.methods import method
+from dist_prune.methods.{name}.machinery import squares
+
+class Paper(method.WeightRanking):
+    paper = "a paper in a folder"
+
+    def filter_scores(self, filters):
+        return squares(filters)
+"""
+
+
+@pytest.fixture
+def folder_of_methods(tmp_path, monkeypatch):
+    """A folder whose modules are found as if they lay in dist_prune/methods."""
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    before = set(sys.modules)
+    yield tmp_path
+    for module in set(sys.modules) - before:
+        sys.modules.pop(module)
+
+
+@pytest.mark.parametrize("exported", [True, False], ids=["exported", "defined in __init__"])
+def test_a_method_that_is_a_folder_is_found(folder_of_methods, exported):
+    name = f"folder_{exported}".lower()
+    package = folder_of_methods / name
+    package.mkdir()
+    (package / "machinery.py").write_text("def squares(filters):\n    return filters.square().sum(1)\n")
+    (package / "method.py").write_text(PAPER.format(name=name))
+    text = f"from dist_prune.methods.{name}.method import Paper\n" if exported else PAPER.format(name=name)
+    (package / "__init__.py").write_text(text)
+    assert name in methods.names()
+    kind = methods.find(name)
+    assert (kind.__name__, kind.paper) == ("Paper", "a paper in a folder")
+    assert methods.options_of(name) is CoupledOptions
+    bench, paper = tiny.bench(tiny.network()), kind(kind.Options())
+    plan = paper.select(paper.score(bench), bench.channels, Request(keep_ratio=0.5))
+    squares = (
+        bench.weight(next(site for site in bench.sites if site.name == "layer1.0.conv1")).flatten(1).square().sum(1)
+    )
+    assert plan.kept("layer1.0.conv1") == sorted(squares.argsort()[8:].tolist())
+
+
+def test_a_folder_that_exports_no_method_says_what_to_write(folder_of_methods):
+    (folder_of_methods / "empty_paper").mkdir()
+    (folder_of_methods / "empty_paper/__init__.py").write_text("from dist_prune.methods.method import Method\n")
+    with pytest.raises(PruneError, match=r"methods/empty_paper/__init__\.py must export exactly one Method class"):
+        methods.find("empty_paper")

@@ -56,7 +56,7 @@ def test_training_with_it_leaves_less_in_the_channels(kind, tmp_path):
     """From the same checkpoint, the same images in the same order."""
     words = [
         "backbone.name=resnet8p_cifar", "train.epochs=2", "train.images=200", "train.selection=last", "train.lr=0.02",
-        "report.trackers=[]", "method.name=l1", "score.many=[l1,random]",
+        "report.trackers=[]", "method.name=l1", "score.compare=[l1,random]",
     ]  # fmt: skip
 
     def trained(name: str, *more: str) -> dict[str, torch.Tensor]:

@@ -75,7 +75,7 @@ def test_how_a_training_is_kept_safe_does_not_decide_what_it_ends_in(tmp_path):
     def fingerprint(*words: str) -> str:
         return stages.fingerprint(stages.ORDER[0], work_of(tmp_path, *words))
 
-    safety = ("save_every_steps=3", "save_every_minutes=1", "keep_checkpoints=5", "skip_nonfinite=2")
+    safety = ("save_every_steps=3", "checkpoint_every_minutes=1", "keep_checkpoints=5", "skip_nonfinite=2")
     assert fingerprint(*(f"train.{word}" for word in safety)) == fingerprint()
     assert fingerprint("train.lr=0.2") != fingerprint()
 

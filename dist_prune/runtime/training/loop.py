@@ -266,7 +266,7 @@ class Loop:
     def _due(self, step: int) -> int:
         s = self.settings
         by_steps = s.save_every_steps is not None and step % s.save_every_steps == 0
-        by_time = self.machine.ranks.first and time.monotonic() - self._saved_at > 60 * s.save_every_minutes
+        by_time = self.machine.ranks.first and time.monotonic() - self._saved_at > 60 * s.checkpoint_every_minutes
         return int(self.save is not None and (by_steps or by_time))
 
     def _merge(self, merged: Progress, local: Progress) -> Progress:
