@@ -22,6 +22,7 @@ from dist_prune.pruning.channels import Site
 from dist_prune.pruning.cores import decompose, parts
 from dist_prune.pruning.portrait import Portrait
 from dist_prune.pruning.statistic import Tally
+from dist_prune.report.figures import similarity_image
 from dist_prune.runtime.machine import Machine, describe
 from dist_prune.stages.code import commit_of
 
@@ -86,7 +87,7 @@ def portrait(nodes: int, repeats: int) -> dict[str, Any]:
     near = np.triu(likeness > 0.998, 1)
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        Portrait("conv", likeness, parts(near | near.T), rng.random(nodes) < 0.5, "").picture()
+        similarity_image(Portrait("conv", likeness, parts(near | near.T), rng.random(nodes) < 0.5, ""))
         seconds.append(time.perf_counter() - start)
     return {"picture_s": statistics.median(seconds[1:])}
 

@@ -165,7 +165,7 @@ def _check(given: argparse.Namespace) -> Answer:
 
 
 def _report(given: argparse.Namespace) -> Answer:
-    from dist_prune.stages.page import table
+    from dist_prune.report.tables import table
 
     file = Path(given.run) / "report.json"
     if not file.is_file():

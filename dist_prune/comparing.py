@@ -56,14 +56,16 @@ def act(given: argparse.Namespace) -> tuple[str, Any, int]:
     found = collect([Path(run) for run in given.runs], given.batch)
     text = markdown(found)
     if given.out:
-        from dist_prune.picture import html
+        from dist_prune.report.compare_html import render_comparison
 
         folder = Path(given.out)
         write_atomic(folder / "compare.csv", as_csv(found))
         write_atomic(folder / "compare.md", text)
         write_atomic(
             folder / "compare.html",
-            html("comparison of " + ", ".join(given.runs), cells(found), found.rows, found.papers, found.batch),
+            render_comparison(
+                "comparison of " + ", ".join(given.runs), cells(found), found.rows, found.papers, found.batch
+            ),
         )
         text += f"\n{folder / 'compare.html'}"
     return text, {"runs": found.rows, "paper": found.papers, "unfinished": found.unfinished}, 0

@@ -10,7 +10,7 @@ import pytest
 from dist_prune.cli import main
 from dist_prune.comparing import collect, paper_points
 from dist_prune.errors import PruneError
-from dist_prune.stages.page import aim
+from dist_prune.report.tables import aim
 from tests.launch import PYTHON, ROOT, SMALL, run
 
 
@@ -58,7 +58,7 @@ def timed(folder, name: str, ms: float, dense_ms: float, best: float | None = No
 
 def test_a_time_that_is_not_reliable_is_no_point_among_others(runs, tmp_path, capsys):
     """The fastest network of all, if one believed it: it gets no speed-up, and no place on the time's axis."""
-    from dist_prune.picture import pareto
+    from dist_prune.report.compare_html import pareto
 
     for name, ms, best in (("steady", 5.0, None), ("moody", 2.0, 1.0)):
         shutil.copytree(runs / "first", tmp_path / "runs" / name)

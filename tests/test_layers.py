@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,8 @@ GIANTS = {
     "onnx": {"runtime/formats.py"},
     "onnxruntime": {"runtime/formats.py"},
     "huggingface_hub": {"hub.py"},
+    "jinja2": {"report/html.py"},
+    "matplotlib": {"report/figures.py", "report/html.py", "report/compare_html.py", "report/ratio_curves_html.py"},
 }
 # room -> rooms it may import from (beside itself); a room is a folder or a file of the package
 ALLOWED = {
@@ -62,6 +65,7 @@ ALLOWED = {
     "replay": {"errors", "documents", "pruning"},
     "foreseen": {"errors", "ledger", "methods", "recipe", "replay", "runtime"},
     "planning": {"errors", "recipe", "reading", "ledger", "pruning", "methods", "preview", "replay"},
+    "report": {"pruning", "recipe", "runtime"},
     "stages": {
         "compatibility",
         "errors",
@@ -76,13 +80,13 @@ ALLOWED = {
         "onepass",
         "replay",
         "foreseen",
+        "report",
     },
     "run": {"errors", "folders", "lastword", "recipe", "sweeps", "ledger", "runtime", "methods", "stages"},
-    "comparing": {"compatibility", "errors", "documents", "recipe", "reading", "ledger", "runtime", "picture"},
-    "picture": {"stages"},
+    "comparing": {"compatibility", "errors", "documents", "recipe", "reading", "ledger", "runtime", "report"},
     "launching": {"errors", "recipe", "reading", "methods", "sweeps"},
     "scoring": {"compatibility", "errors", "folders", "reading", "ledger", "methods", "runtime", "run"},
-    "ratios": {"errors", "recipe", "reading", "ledger", "methods", "runtime", "stages", "picture", "run"},
+    "ratios": {"errors", "recipe", "reading", "ledger", "methods", "runtime", "stages", "report", "run"},
     "cli": {
         "errors",
         "documents",
@@ -94,7 +98,7 @@ ALLOWED = {
         "methods",
         "preview",
         "doctor",
-        "stages",
+        "report",
         "planning",
         "launching",
         "comparing",
@@ -159,7 +163,7 @@ def strangers(package: str, modules: dict[str, list[Path]]) -> list[str]:
 
 
 def test_papers_and_stages_do_not_know_one_another():
-    stages = {"work", "page", "code", "fitting", "sharing", "timing", "calibrating", "checking", "criteria", "order"}
+    stages = {"work", "code", "fitting", "sharing", "timing", "calibrating", "checking", "criteria", "order"}
     for folder, shared in (("methods", set(methods.SHARED)), ("stages", stages)):
         assert strangers(f"dist_prune.{folder}", modules_of(PACKAGE / folder, shared)) == []
 
@@ -218,6 +222,16 @@ def test_no_file_shadows_the_standard_library():
     assert not names & sys.stdlib_module_names
 
 
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_html_stands_in_templates(file):
+    """Pages are templates of report/templates, which escape what they are given; no Python text holds an element."""
+    elements = (
+        "html|head|body|style|script|h[1-6]|p|div|span|table|thead|tbody|tr|th|td|ul|li|pre|code|svg|figure|img|br"
+    )
+    texts = [node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)]
+    assert not [text for text in texts if isinstance(text, str) and re.search(rf"</?(?:{elements})\b", text)]
+
+
 def test_no_benchmark_shadows_a_package():
     """A script's own folder comes first in sys.path: benchmarks/coverage.py was what numba got for coverage."""
     taken = set(importlib.metadata.packages_distributions()) | sys.stdlib_module_names
@@ -225,6 +239,6 @@ def test_no_benchmark_shadows_a_package():
 
 
 @pytest.mark.parametrize("module", ["dist_prune", "dist_prune.reading", "dist_prune.ledger", "dist_prune.doctor"])
-def test_these_import_no_torch(module):
-    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+def test_these_import_no_torch_and_no_templates(module):
+    code = f"import sys, {module}; sys.exit(bool({{'torch', 'jinja2', 'matplotlib'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 
 from dist_prune.bundle import manifest
-from dist_prune.stages import page
+from dist_prune.report.tables import KINDS
 from dist_prune.stages.work import Made, Work
 
 
@@ -13,7 +13,7 @@ def act(work: Work) -> Made:
     spec = work.recipe.backbone
     weights, plan = work.tensors("tuned.safetensors"), work.plan
     metrics = json.loads((work.folder / "metrics.json").read_text())
-    figures = {name: {k: v for k, v in metrics[name].items() if k != "latency"} for name in page.KINDS}
+    figures = {name: {k: v for k, v in metrics[name].items() if k != "latency"} for name in KINDS}
     image = {k: v for k, v in asdict(work.look).items() if k != "augment"}
     backbone = {
         "name": spec.name, "kwargs": spec.kwargs, "num_classes": len(work.classes), "in_chans": work.in_chans,

@@ -5,13 +5,13 @@ import json
 from typing import Any
 
 import yaml
-from matplotlib.figure import Figure
 
 from dist_prune.documents import strict_json
 from dist_prune.ledger import flatten
 from dist_prune.pruning.portrait import Curve, Portrait
 from dist_prune.pruning.rounds import scheduled
-from dist_prune.stages import page, timing
+from dist_prune.report import figures, html, tables
+from dist_prune.stages import timing
 from dist_prune.stages.order import at, order
 from dist_prune.stages.work import Made, Work
 
@@ -35,7 +35,7 @@ def act(work: Work) -> Made:
     histories = {name: _fact(work, name, "history") or [] for name in labels(work) if _trains(name)}
     shown, lines = pictures(work)
     _tensorboard(work, body, shown)
-    work.tracker.say("\n" + page.table(body))
+    work.tracker.say("\n" + tables.table(body))
     folder = work.folder.resolve()
     work.tracker.say(
         f"\nreport       {folder / 'report.html'}\nbundle       {folder / 'export'}"
@@ -45,14 +45,13 @@ def act(work: Work) -> Made:
     text = yaml.safe_dump(body["recipe"], sort_keys=False)
     return Made({}, texts={
         "report.json": strict_json(body),
-        "report.html": page.html(body, histories, text, shown, lines, planes(work)),
+        "report.html": html.render_report(body, histories, text, shown, lines, planes(work)),
     })  # fmt: skip
 
 
-def planes(work: Work) -> dict[str, Figure]:
-    """Plot of curves.csv, where curves were asked for."""
-    rows = list(csv.DictReader((work.folder / "curves.csv").read_text().splitlines()))
-    return {"Every number of kept filters, one group at a time, not finetuned": page.plane_figure(rows)} if rows else {}
+def planes(work: Work) -> list[dict[str, str]]:
+    """The lines of curves.csv; none if no curves were asked for."""
+    return list(csv.DictReader((work.folder / "curves.csv").read_text().splitlines()))
 
 
 def pictures(work: Work) -> tuple[list[Portrait], list[Curve]]:
@@ -126,18 +125,18 @@ def _fact(work: Work, stage: str, name: str) -> Any:
 def _tensorboard(work: Work, body: dict[str, Any], shown: list[Portrait]) -> None:
     """Kept channels and the groups' portraits as pictures, the plan as a table, the keys that say what this run was."""
     groups, tuned = body["plan"]["groups"], body["finetuned"]
-    work.tracker.figure("plan/kept channels", page.groups_figure(groups, width=5.5))
+    work.tracker.figure("plan/kept channels", figures.groups_figure(groups, width=5.5))
     lines = [f"| {g['name']} | {g['width']} | {g['kept']} | {g['reason'].replace('|', '/')} |" for g in groups]
     head = "| group | width | kept | why nothing was cut |\n| --- | --- | --- | --- |\n"
-    work.tracker.text("plan/groups", f"{page.aim(body)}\n\n{head}" + "\n".join(lines))
+    work.tracker.text("plan/groups", f"{tables.aim(body)}\n\n{head}" + "\n".join(lines))
     for portrait in shown:
-        work.tracker.picture(f"likeness/{portrait.group}", portrait.picture())
+        work.tracker.picture(f"likeness/{portrait.group}", figures.similarity_image(portrait))
     metrics = {
         f"final/{key}": float(tuned[key]) for key in ("top1", "loss", "macs", "params") if tuned[key] is not None
     }
     for line in body.get("rounds", []):
-        figures = {key: value for key, value in line.items() if key != "round" and value is not None}
-        work.tracker.scalars({f"rounds/{key}": float(value) for key, value in figures.items()}, line["round"])
+        values = {key: value for key, value in line.items() if key != "round" and value is not None}
+        work.tracker.scalars({f"rounds/{key}": float(value) for key, value in values.items()}, line["round"])
     work.tracker.hparams(telling(work), metrics)
 
 

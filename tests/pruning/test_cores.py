@@ -1,10 +1,9 @@
-"""Cores, parts and portraits of graphs."""
+"""Cores and parts of graphs."""
 
 import networkx
 import numpy as np
 
 from dist_prune.pruning.cores import coreness, decompose, parts
-from dist_prune.pruning.portrait import Portrait
 
 
 def random_graph(nodes: int, chance: float, seed: int = 0) -> np.ndarray:
@@ -55,27 +54,3 @@ def test_large_dense_graph():
         kept = decompose(table, np.random.default_rng(1).random(2048))
         assert kept
         assert not table[np.ix_(kept, kept)].any()
-
-
-def test_a_portrait_puts_clusters_side_by_side():
-    likeness = np.full((6, 6), 0.5)
-    for part in ([0, 3, 5], [1, 4]):
-        likeness[np.ix_(part, part)] = 1.0
-    labels = np.array([0, 1, -1, 0, 1, 0])
-    kept = np.array([False, True, True, False, False, True])
-    pixels = Portrait("conv", likeness, labels, kept, "").picture()
-    inner = pixels[:, 4:, 0]
-    assert inner.shape == (6, 6)
-    assert (inner[:3, :3] == 0).all() and (inner[3:5, 3:5] == 0).all(), "alike: dark, first the larger cluster"
-    assert (inner[:3, 3:] == 255).all() and inner[5, 5] == 255
-    assert len(np.unique(pixels[:, 0].reshape(6, 3), axis=0)) == 3, "two clusters and the grey of the rest"
-    assert (pixels[:, 2, 0] < 128).tolist() == [True, False, False, True, False, True], "kept first in each cluster"
-
-
-def test_a_portrait_of_2048_channels_is_small():
-    rng = np.random.default_rng(0)
-    picture = Portrait(
-        "conv", rng.random((2048, 2048)), rng.integers(-1, 40, 2048), rng.random(2048) < 0.3, ""
-    ).picture()
-    assert picture.shape == (128, 128 + 2 * 8, 3)
-    assert picture.dtype == np.uint8

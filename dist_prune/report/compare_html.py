@@ -1,50 +1,35 @@
-"""The page of ``dist-prune compare``: its table and Pareto plots, in one file without links."""
+"""The page of ``dist-prune compare``: its tables and Pareto plots."""
 
-import html as escape
-import io
 from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from dist_prune.stages.page import STYLE
+from dist_prune.report.figures import GREY, INK, subplots, svg
+from dist_prune.report.html import render
 
 Rows = Sequence[dict[str, Any]]
 
 
-def html(
-    title: str, found: Sequence[tuple[str, list[str], list[list[str]]]], rows: Rows, papers: Rows, batch: str
+def render_comparison(
+    title: str, tables: Sequence[tuple[str, list[str], list[list[str]]]], rows: Rows, papers: Rows, batch: str
 ) -> str:
     """One page.
 
     Args:
         title: its headline.
-        found: tables: title, heads, rows of text.
+        tables: title, heads, rows of text.
         rows: the runs' figures (see comparing).
         papers: the papers' points.
         batch: the batch size of the latency.
     """
-    e = escape.escape
-    tables = "".join(
-        f"<h2>{e(name)}</h2><table><thead><tr>{''.join(f'<th>{e(h)}</th>' for h in heads)}</tr></thead><tbody>"
-        + "".join(f"<tr>{''.join(f'<td>{e(cell)}</td>' for cell in row)}</tr>" for row in lines)
-        + "</tbody></table>"
-        for name, heads, lines in found
-    )
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{e(title)}</title>"
-        f"<style>{STYLE} body{{max-width:1280px}} .wide{{overflow:auto}}</style><h1>{e(title)}</h1>"
-        f"<p class=sub>{len(rows)} recipe(s); seeds of one recipe are a mean, bars one standard deviation. "
-        "The line joins the runs that none beats in both directions. Hollow: dense networks; crosses: papers; grey "
-        "triangles: networks whose measured time is not reliable, beside the axis and in no line.</p>"
-        f"{svg(pareto(rows, papers, batch)) if rows else ''}<div class=wide>{tables}</div></html>"
-    )
+    plots = svg(pareto(rows, papers, batch)) if rows else ""
+    return render("compare.html.j2", title=title, tables=tables, recipes=len(rows), plots=plots)
 
 
 def pareto(rows: Rows, papers: Rows, batch: str) -> Figure:
     """Top-1 against MACs, parameters and latency; below, its change against the shares kept, with papers' points."""
-    figure = Figure(figsize=(13, 8), layout="constrained")
-    plots = figure.subplots(2, 3)
+    figure, plots = subplots(13, 8, 2, 3)
     names = sorted({row["backbone"] for row in rows})
     colours = {name: f"C{place % 10}" for place, name in enumerate(names)}
     absolute = (("macs", "MACs (M)"), ("params", "parameters (k)"), ("ms", f"ms, batch {batch}"))
@@ -56,7 +41,7 @@ def pareto(rows: Rows, papers: Rows, batch: str) -> Figure:
         _front(axes, [(row[key], row["top1"]) for row in rows if _good(row, key)])
     for axes, (key, label) in zip(plots[1], (*relative, speed), strict=True):
         _scatter(axes, rows, key, "change", colours)
-        axes.axhline(0, color="#9aa5b1", linewidth=0.8)
+        axes.axhline(0, color=GREY, linewidth=0.8)
         axes.set(xlabel=label, ylabel="top-1 against dense, points")
         if key != "speedup":
             for number, point in enumerate(point for point in papers if point[key] is not None):
@@ -69,8 +54,6 @@ def pareto(rows: Rows, papers: Rows, batch: str) -> Figure:
             axes.plot(whole, row["dense_top1"], "o", markerfacecolor="none", color=colours[row["backbone"]])
     for axes in plots.flat:
         axes.margins(0.08)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
     plots[1][0].legend(frameon=False, fontsize=8)
     return figure
 
@@ -81,7 +64,7 @@ def _scatter(axes: Any, rows: Rows, x: str, y: str, colours: dict[str, str]) -> 
         name = row["backbone"]
         if not _good(row, x):  # how accurate it is is known, how fast it is is not: at the axis, at no time
             edge = axes.get_yaxis_transform()
-            axes.plot(0.015, row[y], "<", color="#9aa5b1", transform=edge, clip_on=False, gid=f"doubtful {x}")
+            axes.plot(0.015, row[y], "<", color=GREY, transform=edge, clip_on=False, gid=f"doubtful {x}")
             continue
         axes.errorbar(
             row[x], row[y], yerr=row["top1_std"] or 0, fmt="o", color=colours[name], capsize=3,
@@ -103,11 +86,4 @@ def _front(axes: Any, points: Sequence[tuple[float, float]]) -> None:
             best = top1
             line.append((cost, top1))
     if line:
-        axes.plot(*zip(*line, strict=True), color="#1d2733", linewidth=0.8, zorder=0)
-
-
-def svg(figure: Figure) -> str:
-    """A figure as SVG text."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg")
-    return text.getvalue()[text.getvalue().index("<svg") :]
+        axes.plot(*zip(*line, strict=True), color=INK, linewidth=0.8, zorder=0)

@@ -1,0 +1,164 @@
+"""Figures: the style that they share, how they become text of a page, and those of a run's report."""
+
+import base64
+import io
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from dist_prune.pruning.portrait import Curve, Portrait
+
+INK, GREY, PALE = "#1d2733", "#9aa5b1", "#e3e8ee"  # those of templates/report.css
+# of clusters in the order of their size, then again from the first; grey for channels in no cluster
+_CLUSTERS = np.array(
+    [
+        [31, 119, 180], [255, 127, 14], [44, 160, 44], [214, 39, 40], [148, 103, 189], [140, 86, 75], [227, 119, 194],
+        [188, 189, 34], [23, 190, 207], [174, 199, 232], [255, 187, 120], [152, 223, 138],
+    ],
+    dtype=np.uint8,
+)  # fmt: skip
+_ALONE = np.array([210, 214, 220], dtype=np.uint8)
+_DECLARATIONS = re.compile(r"\A\s*(?:<[?!][^>]*>\s*)*")
+_PLANE = {
+    "top1": "top-1 %",
+    "ixz": "I(X;Z), bits",
+    "izy": "I(Z;Y), bits",
+    "total_correlation": "total correlation, bits",
+}
+
+
+def subplots(
+    width: float, height: float, nrows: int = 1, ncols: int = 1, spines: Collection[str] = ("left", "bottom")
+) -> tuple[Figure, np.ndarray]:
+    """An empty figure in the style of all pages.
+
+    Args:
+        width: inches.
+        height: inches.
+        nrows: rows of axes.
+        ncols: columns of axes.
+        spines: the sides of the axes that get a line.
+
+    Returns:
+        the figure, and its axes as an array (nrows, ncols) of objects.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(nrows, ncols, squeeze=False)
+    for panel in axes.flat:
+        for side, spine in panel.spines.items():
+            spine.set_visible(side in spines)
+    return figure, axes
+
+
+def svg(figure: Figure) -> str:
+    """A figure as an SVG element, without the declarations that a file of its own begins with."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg")
+    return _DECLARATIONS.sub("", text.getvalue())
+
+
+def png(pixels: np.ndarray) -> str:
+    """Pixels (H, W, 3) in uint8 as a PNG file in base64, for a ``data:`` address."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def similarity_image(portrait: Portrait, side: int = 128) -> np.ndarray:
+    """The similarity matrix of a group's channels, clusters side by side.
+
+    Args:
+        portrait: similarities, clusters and kept channels of C channels.
+        side: the largest number of cells along a side; a cell is the mean of its channels.
+
+    Returns:
+        (h, w, 3) uint8, h = min(C, side). Dark cells are alike. To their left are the clusters' colours and, dark, the
+        channels that stay.
+    """
+    order = np.lexsort((~portrait.kept, np.where(portrait.parts < 0, len(portrait.parts), portrait.parts)))
+    cells = min(side, len(order))
+    starts = np.linspace(0, len(order), cells, endpoint=False).astype(int)
+    counts = np.diff(np.append(starts, len(order)))
+    sums = np.add.reduceat(portrait.likeness[np.ix_(order, order)], starts, axis=0)
+    mean = np.add.reduceat(sums, starts, axis=1) / (counts[:, None] * counts[None, :])
+    grey = (255 * (1 - np.clip(2 * mean - 1, 0, 1))).astype(np.uint8)  # random bits agree by a half: white
+    inner = np.repeat(grey[:, :, None], 3, axis=2)
+    clusters = portrait.parts[order[starts]]  # a cell has the colour of its first channel
+    colour = np.where(clusters[:, None] < 0, _ALONE, _CLUSTERS[clusters % len(_CLUSTERS)])
+    share = np.add.reduceat(portrait.kept[order].astype(float), starts) / counts
+    stays = np.repeat((255 - 220 * share).astype(np.uint8)[:, None], 3, axis=1)
+    width = max(2, cells // 16)
+    strips = [np.repeat(strip[:, None], width, axis=1) for strip in (colour, stays)]
+    return np.concatenate([*strips, inner], axis=1)
+
+
+def groups_figure(groups: Sequence[Mapping[str, Any]], width: float = 10) -> Figure:
+    """A bar per group: kept of total; protected groups are grey. ``width`` in inches."""
+    figure, panels = subplots(width, max(2.2, min(0.2 * len(groups) + 1.1, 40)))
+    axes = panels[0, 0]
+    places = range(len(groups))
+    widths, kept = [g["width"] for g in groups], [g["kept"] for g in groups]
+    colours = [GREY if g["reason"] else "#1f77b4" for g in groups]
+    axes.barh(places, widths, color=PALE)
+    axes.barh(places, kept, color=colours)
+    for place, (all_, left) in enumerate(zip(widths, kept, strict=True)):
+        axes.text(all_, place, f" {left}/{all_}", va="center", fontsize=7)
+    axes.set_yticks(list(places), [g["name"] for g in groups], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("channels (blue: kept, grey: kept whole, light: removed)")
+    axes.margins(x=0.08, y=0.01)
+    return figure
+
+
+def curve_figure(lines: Sequence[Mapping[str, float]]) -> Figure:
+    """Loss and top-1 over epochs."""
+    figure, panels = subplots(10, 3, ncols=2)
+    left, right = panels[0]
+    epochs = [line["epoch"] for line in lines]
+    left.plot(epochs, [line["loss"] for line in lines], marker="o", markersize=3, label="training images")
+    judged = next((k.removesuffix("_top1") for line in lines for k in line if k.endswith("_top1")), "test")
+    tested = [line for line in lines if f"{judged}_top1" in line]
+    at = [line["epoch"] for line in tested]
+    left.plot(at, [line[f"{judged}_loss"] for line in tested], marker="o", markersize=3, label=f"{judged} images")
+    right.plot(at, [line[f"{judged}_top1"] for line in tested], marker="o", markersize=3, color="#ff7f0e")
+    left.set_ylabel("cross-entropy")
+    right.set_ylabel(f"{judged} top-1 %")
+    left.legend(frameon=False)
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def method_figures(lines: Sequence[Curve]) -> list[tuple[str, Figure]]:
+    """(what the y axis shows, the method's curves of one pair of axes)."""
+    out = []
+    for labels in dict.fromkeys(line.axes for line in lines):
+        figure, panels = subplots(10, 3.4)
+        axes = panels[0, 0]
+        chosen = [line for line in lines if line.axes == labels]
+        for line in chosen:
+            axes.plot(line.x, line.y, marker="o", markersize=3, linewidth=1, label=line.group)
+        axes.set(xlabel=labels[0], ylabel=labels[1])
+        if len(chosen) <= 16:
+            axes.legend(frameon=False, fontsize=7, ncols=2)
+        out.append((labels[1], figure))
+    return out
+
+
+def plane_figure(lines: Sequence[Mapping[str, str]]) -> Figure:
+    """Top-1 and information against the share of kept filters: a line per group, a panel per figure that is there."""
+    there = [key for key in _PLANE if any(line[key] for line in lines)]
+    figure, panels = subplots(10, 3.2 * -(-len(there) // 2), -(-len(there) // 2), min(2, len(there)))
+    for axes, key in zip(panels.flat, there, strict=False):
+        for group in dict.fromkeys(line["group"] for line in lines):
+            own = [line for line in lines if line["group"] == group and line[key]]
+            shares = [int(line["kept"]) / int(line["width"]) for line in own]
+            axes.plot(shares, [float(line[key]) for line in own], marker=".", markersize=3, label=group)
+        axes.set(xlabel="share of the filters kept", ylabel=_PLANE[key])
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7)
+    return figure

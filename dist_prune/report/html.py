@@ -1,0 +1,84 @@
+"""The report page, and how every page is made: one self-contained HTML file of a template that escapes all values."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from dist_prune.pruning.portrait import Curve, Portrait
+from dist_prune.report import figures, tables
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("dist_prune.report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template.
+
+    Args:
+        template: a file name in ``templates/``.
+        values: what the template names. It escapes them, except SVG elements, which it marks as safe.
+
+    Returns:
+        the page, with its stylesheet inside.
+
+    Raises:
+        jinja2.UndefinedError: the template names a value that is not there.
+    """
+    return _environment().get_template(template).render(values)
+
+
+def render_report(
+    body: Mapping[str, Any],
+    histories: Mapping[str, Sequence[Mapping[str, float]]],
+    recipe: str,
+    portraits: Sequence[Portrait] = (),
+    curves: Sequence[Curve] = (),
+    planes: Sequence[Mapping[str, str]] = (),
+) -> str:
+    """The report page.
+
+    Args:
+        body: what report.json holds.
+        histories: name of a training -> its epochs.
+        recipe: the recipe as YAML.
+        portraits: the method's similarity matrices.
+        curves: the method's curves.
+        planes: the lines of curves.csv.
+    """
+    trainings = [(name, figures.curve_figure(epochs)) for name, epochs in histories.items() if epochs]
+    if planes:
+        title = "Every number of kept filters, one group at a time, not finetuned"
+        trainings.append((title, figures.plane_figure(planes)))
+    return render(
+        "report.html.j2",
+        body=body,
+        recipe=recipe,
+        metrics=(["", *tables.KINDS], [[label, *cells] for label, cells in tables.rows(body)]),
+        warnings=tables.warned(body),
+        aim=tables.aim(body),
+        timing=next(iter(body["dense"]["latency"].values())),
+        groups=figures.svg(figures.groups_figure(body["plan"]["groups"])),
+        trainings=_svgs(trainings),
+        rounds=tables.records(body.get("rounds", [])),
+        portraits=[(portrait, figures.png(figures.similarity_image(portrait))) for portrait in portraits],
+        curves=_svgs(figures.method_figures(curves)),
+        figures=tables.records(body.get("table", [])),
+        criteria=tables.criteria(body.get("many", [])),
+        seconds=", ".join(f"{name} {value:.1f} s" for name, value in body["timings"].items()),
+        events="; ".join(map(tables.event_text, body["events"])) or "none",
+        communication=tables.communication(body),
+        said=tables.said(body),
+        expanded="; ".join(f"{key} ({', '.join(names)})" for key, names in body.get("expanded", {}).items()),
+    )
+
+
+def _svgs(titled: Iterable[tuple[str, Figure]]) -> list[tuple[str, str]]:
+    return [(title, figures.svg(figure)) for title, figure in titled]

@@ -1,0 +1,148 @@
+"""The result of a run as rows of text: for the terminal, and for the report page."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dist_prune.recipe import peeks
+from dist_prune.runtime.spread import faster
+
+KINDS = ("dense", "pruned", "finetuned")
+REDUCED = ("sum", "max", "min", "rows", "gradients")  # collectives whose payload is reduced; others are copied
+
+
+def rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """(label, one cell each for dense, pruned, finetuned)."""
+    out = [
+        ("top-1 %", [f"{body[k]['top1']:.2f}" for k in KINDS]),
+        ("top-5 %", [f"{body[k]['top5']:.2f}" for k in KINDS]),
+    ]
+    out.append(("loss", [_loss(body[k]["loss"]) for k in KINDS]))
+    for key, unit, label in (
+        ("macs", 1e6, "MACs (M)"),
+        ("params", 1e3, "params (k)"),
+        ("size_bytes", 1e3, "file (kB)"),
+    ):
+        dense = body["dense"][key]
+        out.append((label, [_against(body[k][key], dense, unit) for k in KINDS]))
+    if "sparse" in body["dense"]:
+        out += _sparse_rows(body)
+    for batch, first in body["dense"]["latency"].items():
+        times = [body[k]["latency"][batch] for k in KINDS]
+        out.append((f"ms, batch {batch}", [f"{t['ms']:.2f}" for t in times]))
+        out.append((f"speed-up, batch {batch}", ["", *(faster(first, t) for t in times[1:])]))
+        out.append((f"images/s, batch {batch}", [f"{t['images_per_s']:.0f}" for t in times]))
+    return out
+
+
+def _sparse_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """What block masks change: weights left, files of sparse matrices, MACs of weights that no mask holds at zero."""
+    found = [body[k]["sparse"] for k in KINDS]
+    return [
+        ("weights pruned %", [f"{s['pruned_percent']:.2f}" for s in found]),
+        ("CSR file (MiB)", [f"{s['csr_bytes'] / 2**20:.3f}" for s in found]),
+        ("dense weights (MiB)", [f"{s['dense_bytes'] / 2**20:.3f}" for s in found]),
+        ("MACs not on masked zeros (M)", [_against(s["masked_macs"], found[0]["masked_macs"], 1e6) for s in found]),
+    ]
+
+
+def event_text(event: Mapping[str, Any]) -> str:
+    """An event of a stage in one line."""
+    more = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("stage", "event"))
+    return f"{event['stage']}: {event['event']}" + (f" ({more})" if more else "")
+
+
+def records(lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]] | None:
+    """Heads and cells of the rounds, or of the method's table; a line may lack what others have. None for no line."""
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    return (names, [[_cell(line.get(name)) for name in names] for line in lines]) if lines else None
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.5g}" if isinstance(value, int | float) else str(value)
+
+
+def criteria(lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]] | None:
+    """Heads and cells of the criteria compared: top-1 after surgery, size, and what each two keep in common."""
+    if not lines:
+        return None
+    cells = [
+        [line["method"], f"{line['top1']:.2f}", f"{line['macs']:.1%}", f"{line['params']:.1%}"]
+        + [f"{share:.2f}" for share in line["overlap"].values()]
+        for line in lines
+    ]
+    return ["", "top-1 %", "MACs", "params", *(line["method"] for line in lines)], cells
+
+
+def communication(body: Mapping[str, Any]) -> list[list[str]]:
+    """Stage, collective, calls and bytes, a line for each collective of each stage."""
+    return [
+        [stage, word, f"{count['calls']:,}", f"{count['bytes']:,}"]
+        for stage, words in (body.get("communication") or {}).items()
+        for word, count in words.items()
+    ]
+
+
+def warned(body: Mapping[str, Any]) -> list[str]:
+    """What nobody must miss: events that begin so."""
+    return [str(event["event"]) for event in body.get("events", []) if str(event["event"]).startswith("WARNING")]
+
+
+def _loss(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
+
+
+def _against(value: float, dense: float, unit: float) -> str:
+    change = f" ({100 * (value / dense - 1):+.1f} %)" if value != dense else ""
+    return f"{value / unit:,.2f}{change}"
+
+
+def table(body: Mapping[str, Any]) -> str:
+    """The result for a terminal."""
+    lines = [("", list(KINDS)), *rows(body)]
+    widths = [max(len(line[0]) for line in lines)] + [max(len(cells[i]) for _, cells in lines) for i in range(3)]
+    text = [
+        "  ".join([label.ljust(widths[0]), *(cell.rjust(widths[i + 1]) for i, cell in enumerate(cells))])
+        for label, cells in lines
+    ]
+    more = [*_rounds(body.get("rounds", [])), *filter(None, [said(body)]), *warned(body)]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", aim(body), *more])
+
+
+def _rounds(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line of text a round."""
+    return [
+        f"round {line['round']}: {line['macs']:.1%} of the macs, {line['params']:.1%} of the params, top-1 "
+        f"{line['pruned_top1']:.2f} % cut, {line['finetuned_top1']:.2f} % after {line['epochs']} epochs"
+        for line in lines
+    ]
+
+
+def said(body: Mapping[str, Any]) -> str:
+    """Bytes that each rank handed to collectives, stage by stage; nothing for a single process."""
+    parts = []
+    for stage, words in (body.get("communication") or {}).items():
+        reduced = sum(count["bytes"] for word, count in words.items() if word in REDUCED)
+        rest = sum(count["bytes"] for word, count in words.items() if word not in REDUCED)
+        if reduced + rest >= 1000:
+            parts.append(f"{stage} {_size(reduced)} + {_size(rest)}")
+    who = f"{body['recipe']['method']['name']} on {body['recipe']['backbone']['name']}"
+    return f"communication of each rank ({who}), all-reduced + other: {', '.join(parts)}" if parts else ""
+
+
+def _size(count: int) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} B"
+
+
+def aim(body: Mapping[str, Any]) -> str:
+    """Asked and achieved in one line."""
+    achieved = ", ".join(f"{share:.1%} of the {name}" for name, share in body["achieved"].items())
+    asked = ", ".join(f"{share:.1%} of the {name}" for name, share in body["target"].items())
+    marked = "".join(f"; {peek.upper()}" for peek in peeks(body["recipe"]))
+    blocks = "; masked blocks of weights save MACs on paper only: they run as slow as dense ones"
+    runs = body.get("reruns")
+    spread = f"; {len(runs['top1'])} finetunings: {runs['mean']:.2f} ± {runs['std']:.2f} %" if runs else ""
+    masked = blocks if "sparse" in body["dense"] else ""
+    return f"kept: {achieved}" + (f" (asked: at most {asked})" if asked else "") + masked + spread + marked
