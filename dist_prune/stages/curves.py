@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from dist_prune.bench import Bench
 from dist_prune.errors import PruneError
-from dist_prune.pruning.activations import Activations, Census, Tap, distinct, taps_of
+from dist_prune.pruning.activations import Activations, Census, distinct, taps_of
+from dist_prune.pruning.consumers import ChannelPoint
 from dist_prune.pruning.gates import masked
 from dist_prune.pruning.plane import COLUMNS, Plane
 from dist_prune.pruning.probe import quiet
@@ -129,7 +130,7 @@ def information(work: Work, model: nn.Module, orders: Mapping[str, Sequence[int]
     return out
 
 
-def _last_tap(bench: Bench, name: str) -> tuple[Tap, Tensor]:
+def _last_tap(bench: Bench, name: str) -> tuple[ChannelPoint, Tensor]:
     """Where a group's channels are read last: the output of the last block of a residual stream; (images, C, d)."""
     taps = taps_of(bench.channels, bench.channels.group(name))
     sites = [tap.site for tap in taps]

@@ -159,7 +159,7 @@ def test_taps_lie_behind_activations_and_sums():
     lenet.fc1 = torch.nn.Linear(3 * 2 * 2, 5)
     channels = surgeon.sites_of(lenet, torch.randn(1, 1, 16, 16))
     tap = taps_of(channels, channels.group("conv2"))[0]
-    assert tap.places == ((0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11))
+    assert tap.positions.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     rows = torch.arange(24.0).view(2, 12, 1)
     assert tap.take(rows).tolist()[1] == [[12, 13, 14, 15], [16, 17, 18, 19], [20, 21, 22, 23]]
 
@@ -366,7 +366,7 @@ def test_pools_and_activations_are_the_programs_own():
         channels = surgeon.sites_of(model, x[:1])
         seen = {group.name: outputs_of(channels, group)[0] for group in channels.free}
         assert {name: tap.site.name for name, tap in seen.items()} == {n: n for n in ("conv1", "conv2", "fc1", "fc2")}
-        assert seen["conv2"].places == tuple((i,) for i in range(50))
+        assert seen["conv2"].positions.tolist() == [[i] for i in range(50)]
     small = backbones.create("lenet6_16", 10, 1).eval()
     assert isinstance(small.pool1, torch.nn.AvgPool2d)
 
