@@ -28,9 +28,9 @@ from dist_prune.pruning import cost, surgeon
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.coalitions import random_sets
 from dist_prune.pruning.game import Games
+from dist_prune.pruning.gating import gate, gate_points
 from dist_prune.pruning.posteriors import Dirichlet
 from dist_prune.pruning.renew import draw
-from dist_prune.pruning.switches import places, switched
 from dist_prune.runtime import backbones
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.feed import Feed, Look
@@ -80,16 +80,16 @@ def tails(images: int, coalitions: int, stacks: tuple[int, ...]) -> None:
     for conv, asked in zip(CONVS, BOUNDS, strict=True):
         name = names[conv - 1]
         off = random_sets(channels.group(name).width, 0, coalitions, lambda n: draw(0, n))
-        spots = places(channels, name)
+        points = gate_points(channels, name)
         game = games.of(name, "consumed", 2**30)
         game.correct(off[:1])  # the head, once: kept
         assert not game.whole
 
         @torch.no_grad()
-        def full(part: Tensor, spots: list = spots) -> list[int]:
+        def full(part: Tensor, name: str = name, points: list = points) -> list[int]:
             counts = []
             for row in part:
-                with switched(model, [(spots, lambda row=row: ~row)]):
+                with gate(model, points, {name: ~row}):
                     counts.append(sum(int((model(x).argmax(1) == y).sum()) for x, y in batches(0)))
             return counts
 
@@ -163,7 +163,7 @@ def ranks(images: int, coalitions: int) -> None:
     )
 
 
-def gate() -> None:
+def gate_cost() -> None:
     """A training step of the whole network at batch 100, without and with a gate on each group in turn."""
     model, channels, names = network()
     model.train()
@@ -178,14 +178,14 @@ def gate() -> None:
     print("| gate on conv | step without s | with s | added |\n|---|---|---|---|")
     for conv in (1, *CONVS):
         name = names[conv - 1]
-        posterior, spots = Dirichlet(channels.group(name).width, 2.0, None), places(channels, name)
+        posterior, points = Dirichlet(channels.group(name).width, 2.0, None), gate_points(channels, name)
         times: dict[bool, list[float]] = {False: [], True: []}
         for turn in range(8):
             for gated in (False, True):
                 start = time.perf_counter()
                 if gated:
                     values = posterior.mean() * channels.group(name).width
-                    with switched(model, [(spots, lambda v=values: v)]):
+                    with gate(model, points, {name: values}):
                         step()
                 else:
                     step()
@@ -212,7 +212,7 @@ def main() -> None:
     if given.only in (None, "ranks"):
         ranks(given.images, given.coalitions)
     if given.only in (None, "gate"):
-        gate()
+        gate_cost()
     return None
 
 

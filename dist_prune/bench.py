@@ -15,11 +15,10 @@ from dist_prune.errors import PruneError
 from dist_prune.observing import Observation, weight_of
 from dist_prune.pruning.channels import Channels, Site
 from dist_prune.pruning.game import Games
-from dist_prune.pruning.gates import gated
+from dist_prune.pruning.gating import Where, gate_off
 from dist_prune.pruning.probe import quiet, reproducible_kernels
 from dist_prune.pruning.renew import draw
 from dist_prune.pruning.statistic import Statistic
-from dist_prune.pruning.switches import Where
 from dist_prune.pruning.units import folded
 from dist_prune.recipe import Training
 from dist_prune.runtime import stopping
@@ -199,7 +198,7 @@ class Bench:
         ranks, total = self.machine.ranks, 0
         right = torch.zeros((), dtype=torch.int64, device=self.device)  # read once, behind the last batch
         mine = deal(micro_batches(self.ids, self.micro_batch), ranks.rank, ranks.world)
-        with quiet(self.model), gated(self.model, self.channels, off):
+        with quiet(self.model), gate_off(self.model, self.channels, off):
             for part in self.feed.batches(mine):
                 right += (self.model(part.images).argmax(1) == part.labels).sum()
                 total += len(part.ids)

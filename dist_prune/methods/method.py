@@ -118,7 +118,7 @@ class Bench(Protocol):
         """Calibration images that the network gets right without the channels ``off`` (m, C) of a group, m times.
 
         For jobs: on this rank alone. What does not depend on the group is computed once and kept, within the memory.
-        ``where``: see pruning.switches.places.
+        ``where``: see pruning.gating.gate_points.
         """
         ...
 

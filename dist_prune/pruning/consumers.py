@@ -47,6 +47,11 @@ class ChannelPoint:
         slots[torch.tensor(self.coupling.index)] = torch.tensor(self.coupling.channel)
         return slots
 
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether the positions are the channels, in order."""
+        return torch.equal(self.slots, torch.arange(self.width))
+
     def take(self, maps: Tensor) -> Tensor:
         """(n, positions, d) of the site -> (n, C, m d) of the group."""
         index = placed(self.positions, maps)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from dist_prune.pruning.channels import Channels
-from dist_prune.pruning.combine import placed
+from dist_prune.pruning.gating import Where, gate, gate_points
 from dist_prune.pruning.probe import quiet, reproducible_kernels
-from dist_prune.pruning.switches import Rest, Where, copies, places, switched, traced
+from dist_prune.pruning.split_forward import SplitForward, copies, traced
 
 Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]  # from which micro-batch on -> images and labels of each
 Judge = Callable[[Tensor, Tensor], Tensor]  # logits (m, n, classes) and labels (n,) -> (m, ...) int64
@@ -34,10 +34,10 @@ class Game:
         self, model: nn.Module, graph: fx.GraphModule | None, channels: Channels, group: str, where: Where,
         batches: Batches, memory: int,
     ):  # fmt: skip
-        """``graph`` is ``switches.traced(model)``; ``memory`` in bytes."""
+        """``graph`` is ``split_forward.traced(model)``; ``memory`` in bytes."""
         self.model, self.group, self.batches, self.memory = model, group, batches, memory
-        self.places = places(channels, group, where)
-        self.rest = Rest(model, graph, [place.layer for place in self.places])
+        self.points = gate_points(channels, group, where)
+        self.rest = SplitForward(model, graph, [point.site.layer for point in self.points])
         self._kept: list[tuple[tuple[Tensor, ...], Tensor]] | None = None
 
     @property
@@ -61,8 +61,7 @@ class Game:
         return torch.stack(parts).sum(0).cpu()  # not part by part: the device is waited for once
 
     def _judged(self, live: tuple[Tensor, ...], labels: Tensor, off: Tensor, judge: Judge) -> Tensor:
-        values = (~placed(off, labels)).repeat_interleave(len(labels), 0)
-        with switched(self.model, [(self.places, lambda: values)]):
+        with gate(self.model, self.points, {self.group: ~off}):
             logits = self.rest.tail(copies(live, len(off)))
         return judge(logits.view(len(off), len(labels), logits.shape[-1]), labels)
 

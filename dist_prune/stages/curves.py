@@ -14,7 +14,7 @@ from dist_prune.bench import Bench
 from dist_prune.errors import PruneError
 from dist_prune.pruning.activations import Activations, Census, distinct, taps_of
 from dist_prune.pruning.consumers import ChannelPoint
-from dist_prune.pruning.gates import masked
+from dist_prune.pruning.gating import gate, gate_points
 from dist_prune.pruning.plane import COLUMNS, Plane
 from dist_prune.pruning.probe import quiet
 from dist_prune.runtime import stopping
@@ -91,9 +91,10 @@ def accuracy(work: Work, model: nn.Module, orders: Mapping[str, Sequence[int]]) 
                 continue
             part = next(batches)
             for name in orders:
+                points = gate_points(work.channels, name)
                 for start in range(0, len(stays[name]), spec.masks):
                     some = stays[name][start : start + spec.masks]
-                    with masked(model, work.channels, name, some):
+                    with gate(model, points, {name: some}):
                         logits = model(part.images.repeat(len(some), 1, 1, 1))
                     hits = (logits.argmax(1) == part.labels.repeat(len(some))).view(len(some), -1).sum(1)
                     correct[name][start : start + len(some)] += hits.cpu()

@@ -15,7 +15,7 @@ from dist_prune.pruning import cost, surgeon, widths
 from dist_prune.pruning.activations import outputs_of, taps_of
 from dist_prune.pruning.aligned import Polynomial
 from dist_prune.pruning.choose import Request, share_of
-from dist_prune.pruning.gates import gated, masked
+from dist_prune.pruning.gating import gate, gate_off, gate_points
 from dist_prune.pruning.plane import Plane
 from dist_prune.pruning.renyi import distances, entropy, gaussian, kernel_entropy, label_kernel
 from dist_prune.pruning.subjects import Subject, batches_of
@@ -185,14 +185,15 @@ def test_removed_is_masked():
     x = tiny.example()
     with torch.no_grad():
         small = tiny.cut(model, bench.channels, plan)(x)
-        with gated(model, bench.channels, plan.removed):
+        with gate_off(model, bench.channels, plan.removed):
             assert torch.allclose(model(x), small, atol=1e-5)
         stays = torch.rand(3, 32, generator=torch.Generator().manual_seed(0)) < 0.5
-        with masked(model, bench.channels, "layer2.0.downsample.0", stays):
+        name = "layer2.0.downsample.0"
+        with gate(model, gate_points(bench.channels, name), {name: stays}):
             together = model(x.repeat(3, 1, 1, 1)).view(3, len(x), -1)
         for row, found in zip(stays, together, strict=True):
             off = [k for k, stay in enumerate(row.tolist()) if not stay]
-            with gated(model, bench.channels, {"layer2.0.downsample.0": off}):
+            with gate_off(model, bench.channels, {name: off}):
                 assert torch.allclose(model(x), found, atol=1e-12)
 
 

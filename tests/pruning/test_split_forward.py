@@ -6,8 +6,9 @@ from torch import nn
 
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.game import Games
+from dist_prune.pruning.gating import gate, gate_points
 from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.switches import Rest, copies, places, switched, traced
+from dist_prune.pruning.split_forward import SplitForward, copies, traced
 from dist_prune.runtime import backbones
 from tests import tiny
 
@@ -35,15 +36,15 @@ def test_off_is_removed_and_the_tail_is_the_network(name):
     channels, graph = surgeon.sites_of(model, x[:1]), traced(model)
     assert graph is not None
     for group in channels.free[:: max(1, len(channels.free) // 5)]:
-        spots = places(channels, group.name)
+        points = gate_points(channels, group.name)
         gone = [tuple(range(number, group.width, 3)) for number in range(3)]
         values = torch.ones(3, group.width, dtype=torch.float64)
         for row, off in zip(values, gone, strict=True):
             row[list(off)] = 0
-        rest = Rest(model, graph, [place.layer for place in spots])
+        rest = SplitForward(model, graph, [point.site.layer for point in points])
         rest.prove(x)
         assert not rest.whole
-        with switched(model, [(spots, lambda v=values: v)]):
+        with gate(model, points, {group.name: values}):
             found, again = model(x), rest.tail(copies(rest.head(x), 1))
         assert torch.equal(found, again)
         for number, off in enumerate(gone):
@@ -56,17 +57,18 @@ def test_off_is_removed_and_the_tail_is_the_network(name):
 def test_raw_outputs_leave_the_norm_s_shift():
     model, x = network("resnet8p_cifar")
     channels = surgeon.sites_of(model, x[:1])
-    zeros = torch.zeros(channels.group("layer1.0.conv1").width)
-    with switched(model, [(places(channels, "layer1.0.conv1", "output"), lambda: zeros)]):
+    name = "layer1.0.conv1"
+    zeros = {name: torch.zeros(channels.group(name).width)}
+    with gate(model, gate_points(channels, name, "output"), zeros):
         left = model(x)
-    with switched(model, [(places(channels, "layer1.0.conv1"), lambda: zeros)]):
+    with gate(model, gate_points(channels, name), zeros):
         gone = model(x)
     bn = model.get_submodule("layer1.0.bn1")
     assert not torch.allclose(left, gone)
     with torch.no_grad():
         bn.running_mean.zero_()  # type: ignore[union-attr,operator]
         bn.bias.zero_()  # type: ignore[union-attr,operator]
-    with switched(model, [(places(channels, "layer1.0.conv1", "output"), lambda: zeros)]):
+    with gate(model, gate_points(channels, name, "output"), zeros):
         assert torch.allclose(model(x), gone), "without a shift there is no difference"
 
 
