@@ -38,7 +38,7 @@ from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.data.dealing import calibration
 from dist_prune.runtime.data.feed import Feed, Look
 from dist_prune.runtime.data.sources import open_source
-from dist_prune.runtime.evaluation import evaluate
+from dist_prune.runtime.evaluation import evaluate, num_correct
 from dist_prune.runtime.machine import Machine, describe
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.runtime.training.loop import Loop
@@ -149,7 +149,7 @@ def curve(network: Network, group: str, order: Sequence[int]) -> list[float]:
                 for name in names[first:]:
                     x = model.get_submodule(name)(x.flatten(1) if name.startswith(("fc", "head")) else x)
                     x = torch.relu(x) if name.startswith("conv") else torch.tanh(x) if name.startswith("fc") else x
-            correct[start : start + 8] += (x.argmax(1) == part.labels.repeat(len(some))).view(len(some), -1).sum(1)
+            correct[start : start + 8] += num_correct(x.view(len(some), len(part.labels), -1), part.labels)
     return (100 * correct / total).tolist()
 
 

@@ -35,6 +35,7 @@ from dist_prune.runtime import backbones
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.feed import Feed, Look
 from dist_prune.runtime.data.sources import ArraySource
+from dist_prune.runtime.evaluation import num_correct
 from dist_prune.runtime.machine import Machine, describe
 from dist_prune.runtime.tracking import Tracker
 
@@ -82,7 +83,7 @@ def tails(images: int, coalitions: int, stacks: tuple[int, ...]) -> None:
         off = random_sets(channels.group(name).width, 0, coalitions, lambda n: draw(0, n))
         points = gate_points(channels, name)
         game = games.of(name, "consumed", 2**30)
-        game.correct(off[:1])  # the head, once: kept
+        game.tally(off[:1], num_correct)  # the head, once: kept
         assert not game.whole
 
         @torch.no_grad()
@@ -90,7 +91,7 @@ def tails(images: int, coalitions: int, stacks: tuple[int, ...]) -> None:
             counts = []
             for row in part:
                 with gate(model, points, {name: ~row}):
-                    counts.append(sum(int((model(x).argmax(1) == y).sum()) for x, y in batches(0)))
+                    counts.append(sum(int(num_correct(model(x), y)) for x, y in batches(0)))
             return counts
 
         full(off[:1])
@@ -102,7 +103,7 @@ def tails(images: int, coalitions: int, stacks: tuple[int, ...]) -> None:
             whole.append(time.perf_counter() - start)
             for stack, times in cut.items():
                 start = time.perf_counter()
-                found = [n for few in part.split(stack) for n in game.correct(few)]
+                found = [n for few in part.split(stack) for n in game.tally(few, num_correct).tolist()]
                 times.append(time.perf_counter() - start)
                 assert found == expected, "the same images are right"
         for stack, times in cut.items():

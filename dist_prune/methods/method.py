@@ -132,10 +132,6 @@ class Bench(Protocol):
         """Where a rank does heavy arithmetic."""
         ...
 
-    def measure(self, off: Mapping[str, Sequence[int]]) -> tuple[int, int]:
-        """(correct, total) on the calibration images with the channels ``off[group]`` switched off."""
-        ...
-
     def fit(
         self,
         parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]],
@@ -177,10 +173,6 @@ class Bench(Protocol):
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Add tensors over all ranks, in place, as one bucket; sums of floats depend on how images were dealt."""
-        ...
-
-    def broadcast(self, tensor: Tensor, owner: int = 0) -> Tensor:
-        """The owner's tensor everywhere."""
         ...
 
     def draw(self, *name: Any) -> Any:

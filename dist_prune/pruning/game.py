@@ -14,11 +14,6 @@ Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]  # from which micro-b
 Judge = Callable[[Tensor, Tensor], Tensor]  # logits (m, n, classes) and labels (n,) -> (m, ...) int64
 
 
-def hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """(m,) images that are right."""
-    return (logits.argmax(2) == labels).sum(1)
-
-
 class Game:
     """One group's channels as players, on fixed images.
 
@@ -44,13 +39,13 @@ class Game:
     def whole(self) -> bool:
         return self.rest.whole
 
-    def correct(self, off: Tensor) -> list[int]:
-        """(m, C) bool, which channels are switched off in each of m coalitions -> images that each gets right."""
-        return self.tally(off, hits).tolist()
-
     @torch.no_grad()
     def tally(self, off: Tensor, judge: Judge) -> Tensor:
-        """What a judge counts of each coalition, added over the micro-batches."""
+        """What a judge counts of each coalition, added over the micro-batches.
+
+        Args:
+            off: (m, C) bool, the channels that are switched off in each of m coalitions.
+        """
         with quiet(self.model), reproducible_kernels():
             if self._kept is None:
                 self._fill()

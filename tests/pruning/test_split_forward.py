@@ -10,6 +10,7 @@ from dist_prune.pruning.gating import gate, gate_points
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.split_forward import SplitForward, copies, traced
 from dist_prune.runtime import backbones
+from dist_prune.runtime.evaluation import num_correct
 from tests import tiny
 
 NETWORKS = {
@@ -91,20 +92,20 @@ def test_a_network_that_cannot_be_traced_runs_whole_and_says_so():
     assert traced(model) is None
     bench = tiny.bench(model)
     off = torch.tensor([[False] * 4, [True, False, False, True]])
-    assert bench.count("a", off) == [bench.measure({})[0], bench.measure({"a": [0, 3]})[0]]
+    assert bench.count("a", off) == [tiny.correct(bench)[0], tiny.correct(bench, {"a": [0, 3]})[0]]
     assert any("every coalition of a cost a whole forward pass" in note for note in bench.notes)
 
 
 @pytest.mark.parametrize("group", ["conv1", "layer2.0.conv1", "layer3.0.downsample.0", "linear"])
 def test_coalitions_are_counted_as_surgery_would(group):
-    """Against bench.measure; neither memory nor the number of sets at a time moves a count."""
+    """Against gates over a plain forward pass; neither memory nor the number of sets at a time moves a count."""
     bench = tiny.bench(tiny.network())
     if group == "linear":
         group = bench.channels.free[-1].name
     width = bench.channels.group(group).width
     off = torch.rand(6, width, generator=torch.Generator().manual_seed(1)) < 0.5
     found = bench.count(group, off)
-    expected = [bench.measure({group: row.nonzero()[:, 0].tolist()})[0] for row in off]
+    expected = [tiny.correct(bench, {group: row.nonzero()[:, 0].tolist()})[0] for row in off]
     assert found == expected
     assert len(set(found)) > 1
     assert [bench.count(group, row[None])[0] for row in off] == expected
@@ -120,5 +121,5 @@ def test_coalitions_are_counted_as_surgery_would(group):
     live = games.of(group, "consumed", 1).rest.head(next(batches(0))[0])
     some = 3 * sum(t.numel() * t.element_size() for t in live)
     for memory in (1, some, 10**9):
-        assert games.of(group, "consumed", memory).correct(off) == expected
+        assert games.of(group, "consumed", memory).tally(off, num_correct).tolist() == expected
     assert 0 < max(seen) < len(lists), "with a little memory the first micro-batches are kept and the others made again"
