@@ -61,6 +61,7 @@ def gate_off(
 
 
 def _gated(maps: Tensor, values: Tensor, point: ChannelPoint) -> Tensor:
+    assert values.shape[-1] == point.width, f"{values.shape[-1]} values for the {point.width} channels at {point.site}"
     values = values.to(maps.device, maps.dtype if values.is_floating_point() else None, non_blocking=True)
     if not point.in_order:
         values = torch.cat([values, values.new_ones((*values.shape[:-1], 1))], -1)[..., placed(point.slots, maps)]
