@@ -32,13 +32,13 @@ from dist_prune.bench import Bench
 from dist_prune.methods.method import Method
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.choose import Request
-from dist_prune.pruning.gates import masked
+from dist_prune.pruning.gating import gate, gate_points
 from dist_prune.recipe import Training
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.data.dealing import calibration
 from dist_prune.runtime.data.feed import Feed, Look
 from dist_prune.runtime.data.sources import open_source
-from dist_prune.runtime.evaluation import evaluate
+from dist_prune.runtime.evaluation import evaluate, num_correct
 from dist_prune.runtime.machine import Machine, describe
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.runtime.training.loop import Loop
@@ -128,7 +128,8 @@ def curve(network: Network, group: str, order: Sequence[int]) -> list[float]:
 
     The network runs once as far as the layer that consumes the group; what comes before no mask can change.
     """
-    model, reader = network.model, next(c.layer for c in network.channels.group(group).couplings if c.side == "in")
+    model, points = network.model, gate_points(network.channels, group)
+    reader = points[0].site.layer
     names = [name for name, _ in model.named_children() if name != "activation"]
     first = names.index(reader)
     stays = torch.zeros((len(order), len(order)), dtype=torch.bool)
@@ -144,11 +145,11 @@ def curve(network: Network, group: str, order: Sequence[int]) -> list[float]:
         for start in range(0, len(order), 8):
             some = stays[start : start + 8]
             x = seen[0].repeat(len(some), *[1] * (seen[0].dim() - 1))
-            with masked(model, network.channels, group, some):
+            with gate(model, points, {group: some}):
                 for name in names[first:]:
                     x = model.get_submodule(name)(x.flatten(1) if name.startswith(("fc", "head")) else x)
                     x = torch.relu(x) if name.startswith("conv") else torch.tanh(x) if name.startswith("fc") else x
-            correct[start : start + 8] += (x.argmax(1) == part.labels.repeat(len(some))).view(len(some), -1).sum(1)
+            correct[start : start + 8] += num_correct(x.view(len(some), len(part.labels), -1), part.labels)
     return (100 * correct / total).tolist()
 
 

@@ -51,10 +51,10 @@ ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
          "tests/runtime/test_data.py"),
     ),
     "pruning": (
-        ("pruning/statistic.py", "pruning/choose.py", "pruning/cost.py", "pruning/gates.py", "pruning/plan.py",
+        ("pruning/statistic.py", "pruning/choose.py", "pruning/cost.py", "pruning/gating.py", "pruning/plan.py",
          "pruning/combine.py", "pruning/rounds.py", "pruning/curvature.py"),
         ("tests/pruning/test_statistic.py", "tests/pruning/test_choose.py", "tests/pruning/test_plan.py",
-         "tests/pruning/test_constraints.py", "tests/pruning/test_gates.py", "tests/pruning/test_surgeon.py",
+         "tests/pruning/test_constraints.py", "tests/pruning/test_gating.py", "tests/pruning/test_surgeon.py",
          "tests/pruning/test_rounds.py",
          "tests/pruning/test_cost.py", "tests/methods/test_criteria.py", "tests/test_golden.py", *ALONE),
     ),

@@ -28,13 +28,14 @@ from dist_prune.pruning import cost, surgeon
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.coalitions import random_sets
 from dist_prune.pruning.game import Games
+from dist_prune.pruning.gating import gate, gate_points
 from dist_prune.pruning.posteriors import Dirichlet
 from dist_prune.pruning.renew import draw
-from dist_prune.pruning.switches import places, switched
 from dist_prune.runtime import backbones
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.feed import Feed, Look
 from dist_prune.runtime.data.sources import ArraySource
+from dist_prune.runtime.evaluation import num_correct
 from dist_prune.runtime.machine import Machine, describe
 from dist_prune.runtime.tracking import Tracker
 
@@ -80,17 +81,17 @@ def tails(images: int, coalitions: int, stacks: tuple[int, ...]) -> None:
     for conv, asked in zip(CONVS, BOUNDS, strict=True):
         name = names[conv - 1]
         off = random_sets(channels.group(name).width, 0, coalitions, lambda n: draw(0, n))
-        spots = places(channels, name)
+        points = gate_points(channels, name)
         game = games.of(name, "consumed", 2**30)
-        game.correct(off[:1])  # the head, once: kept
+        game.tally(off[:1], num_correct)  # the head, once: kept
         assert not game.whole
 
         @torch.no_grad()
-        def full(part: Tensor, spots: list = spots) -> list[int]:
+        def full(part: Tensor, name: str = name, points: list = points) -> list[int]:
             counts = []
             for row in part:
-                with switched(model, [(spots, lambda row=row: ~row)]):
-                    counts.append(sum(int((model(x).argmax(1) == y).sum()) for x, y in batches(0)))
+                with gate(model, points, {name: ~row}):
+                    counts.append(sum(int(num_correct(model(x), y)) for x, y in batches(0)))
             return counts
 
         full(off[:1])
@@ -102,7 +103,7 @@ def tails(images: int, coalitions: int, stacks: tuple[int, ...]) -> None:
             whole.append(time.perf_counter() - start)
             for stack, times in cut.items():
                 start = time.perf_counter()
-                found = [n for few in part.split(stack) for n in game.correct(few)]
+                found = [n for few in part.split(stack) for n in game.tally(few, num_correct).tolist()]
                 times.append(time.perf_counter() - start)
                 assert found == expected, "the same images are right"
         for stack, times in cut.items():
@@ -163,7 +164,7 @@ def ranks(images: int, coalitions: int) -> None:
     )
 
 
-def gate() -> None:
+def gate_cost() -> None:
     """A training step of the whole network at batch 100, without and with a gate on each group in turn."""
     model, channels, names = network()
     model.train()
@@ -178,14 +179,14 @@ def gate() -> None:
     print("| gate on conv | step without s | with s | added |\n|---|---|---|---|")
     for conv in (1, *CONVS):
         name = names[conv - 1]
-        posterior, spots = Dirichlet(channels.group(name).width, 2.0, None), places(channels, name)
+        posterior, points = Dirichlet(channels.group(name).width, 2.0, None), gate_points(channels, name)
         times: dict[bool, list[float]] = {False: [], True: []}
         for turn in range(8):
             for gated in (False, True):
                 start = time.perf_counter()
                 if gated:
                     values = posterior.mean() * channels.group(name).width
-                    with switched(model, [(spots, lambda v=values: v)]):
+                    with gate(model, points, {name: values}):
                         step()
                 else:
                     step()
@@ -212,7 +213,7 @@ def main() -> None:
     if given.only in (None, "ranks"):
         ranks(given.images, given.coalitions)
     if given.only in (None, "gate"):
-        gate()
+        gate_cost()
     return None
 
 

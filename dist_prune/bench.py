@@ -1,4 +1,4 @@
-"""The bench: all that a paper may ask for, done across ranks. Observe, share, measure, fit."""
+"""The bench: all that a paper may ask for, done across ranks. Observe, share, count, fit."""
 
 import copy
 import hashlib
@@ -15,17 +15,17 @@ from dist_prune.errors import PruneError
 from dist_prune.observing import Observation, weight_of
 from dist_prune.pruning.channels import Channels, Site
 from dist_prune.pruning.game import Games
-from dist_prune.pruning.gates import gated
+from dist_prune.pruning.gating import Where
 from dist_prune.pruning.probe import quiet, reproducible_kernels
 from dist_prune.pruning.renew import draw
 from dist_prune.pruning.statistic import Statistic
-from dist_prune.pruning.switches import Where
 from dist_prune.pruning.units import folded
 from dist_prune.recipe import Training
 from dist_prune.runtime import stopping
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.dealing import deal, held_out, micro_batches, steps
 from dist_prune.runtime.data.feed import Batch, Feed
+from dist_prune.runtime.evaluation import num_correct
 from dist_prune.runtime.jobs import recorded, shared
 from dist_prune.runtime.keeping import kept
 from dist_prune.runtime.machine import Machine
@@ -181,7 +181,7 @@ class Bench:
 
             self._games = Games(self.model, self.channels, batches)
         game = self._games.of(group, where, memory_mb * 2**20)
-        found = game.correct(off)
+        found = game.tally(off, num_correct).tolist()
         if game.whole:
             self.notes.add(f"every coalition of {group} cost a whole forward pass: the network could not be cut there")
         return found
@@ -191,20 +191,6 @@ class Bench:
         self._collective("keep")
         file = None if self.partial is None else self.partial / f"kept_{name}.safetensors"
         return kept(file, f"{self.identity} {self.images}", tables, self.machine.ranks)
-
-    @torch.no_grad()
-    def measure(self, off: Mapping[str, Sequence[int]]) -> tuple[int, int]:
-        """See methods.method.Bench."""
-        self._collective("measure")
-        ranks, total = self.machine.ranks, 0
-        right = torch.zeros((), dtype=torch.int64, device=self.device)  # read once, behind the last batch
-        mine = deal(micro_batches(self.ids, self.micro_batch), ranks.rank, ranks.world)
-        with quiet(self.model), gated(self.model, self.channels, off):
-            for part in self.feed.batches(mine):
-                right += (self.model(part.images).argmax(1) == part.labels).sum()
-                total += len(part.ids)
-        correct, total = ranks.total(int(right), total)
-        return correct, total
 
     def fit(
         self,
@@ -264,11 +250,6 @@ class Bench:
         """See methods.method.Bench."""
         self._collective("sum")
         self.machine.ranks.merge("sum", tensors)
-
-    def broadcast(self, tensor: Tensor, owner: int = 0) -> Tensor:
-        """See methods.method.Bench."""
-        self._collective("broadcast")
-        return self.machine.ranks.broadcast(tensor, owner)
 
     def draw(self, *name: Any) -> torch.Generator:
         """See methods.method.Bench."""

@@ -55,10 +55,10 @@ def test_gradients_are_right():
 
 def counts(ranks: Ranks) -> list[tuple[int, int]]:
     bench = tiny.bench(tiny.network(), ranks)
-    return [bench.measure({}), bench.measure({"conv1": [0, 1, 2], "layer3.0.conv1": list(range(40))})]
+    return [tiny.correct(bench), tiny.correct(bench, {"conv1": [0, 1, 2], "layer3.0.conv1": list(range(40))})]
 
 
-def test_measure_counts_with_channels_off(pool):
+def test_images_are_counted_alike_on_any_ranks_and_gated_off_is_cut(pool):
     found = [result for world in (1, 2, 3) for result in pool.run(world, counts)]
     assert all(result == found[0] for result in found)
     model = tiny.network()
@@ -69,7 +69,7 @@ def test_measure_counts_with_channels_off(pool):
         {"conv1": (0, 1, 2), "layer3.0.conv1": tuple(range(40))}, {g.name: g.width for g in bench.channels.groups}
     )
     small = tiny.bench(tiny.cut(model, bench.channels, plan))
-    assert small.measure({}) == found[0][1]
+    assert tiny.correct(small) == found[0][1]
     assert found[0][0][1] == tiny.IMAGES
 
 

@@ -1,7 +1,9 @@
 """Tiny networks on real images: what most tests work with."""
 
 import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,13 @@ from dist_prune import bundle, methods
 from dist_prune.bench import Bench
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.choose import Request
+from dist_prune.pruning.gating import gate_off
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.feed import Feed, Look
 from dist_prune.runtime.data.random_access import ImageSource
 from dist_prune.runtime.data.sources import open_source
+from dist_prune.runtime.evaluation import count_images, num_correct
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
 
@@ -65,6 +69,16 @@ def bench(
         model, channels, feed, np.arange(images), machine(ranks), Tracker(False), micro_batch, seed, partial, "test",
         save_every,
     )  # fmt: skip
+
+
+def correct(digits: Bench, removed: Mapping[str, Sequence[int]] = MappingProxyType({})) -> tuple[int, int]:
+    """(right, all) of the bench's calibration images with the channels ``removed[group]`` gated off."""
+    with gate_off(digits.model, digits.channels, removed):
+        (right,), images = count_images(
+            lambda part: num_correct(digits.model(part.images), part.labels)[None], 1, digits.feed, digits.ids,
+            digits.micro_batch, digits.machine.ranks, digits.tracker, "count",
+        )  # fmt: skip
+    return right, images
 
 
 LIGHT = {"shapley": {"samples": 3}}  # as little as the laws need

@@ -10,7 +10,7 @@ from torch import Tensor
 from dist_prune.errors import PruneError
 from dist_prune.methods import method
 from dist_prune.pruning.channels import Channels, Site
-from dist_prune.pruning.entries import flat, per_group, shown, sites_of, spread
+from dist_prune.pruning.consumers import consumer_sites, flatten_maps, flatten_tables, map_consumers, sum_consumers
 from dist_prune.pruning.statistic import State, Statistic
 
 
@@ -21,16 +21,16 @@ class Apoz(method.Ranking):
 
     def score(self, bench: method.Bench) -> method.Scores:
         """``<layer>:in:zeros`` and ``<layer>:in:count`` (positions,) int64: zero activations, and all of them."""
-        found = bench.observe(sites_of(bench.channels, shown), Zeros())
+        found = bench.observe(consumer_sites(bench.channels, map_consumers), Zeros())
         if sum(int(tables["zeros"].sum()) for tables in found.values()) == 0:
             raise PruneError(
                 "apoz: not one activation is exactly zero; it counts the zeros behind a ReLU, and this network has "
                 "another activation. Choose a criterion of weights or gradients ('dist-prune list methods')."
             )
-        return flat(found)
+        return flatten_tables(found)
 
     def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
-        zeros, count = (per_group(scores, channels, state, shown) for state in ("zeros", "count"))
+        zeros, count = (sum_consumers(scores, channels, state, map_consumers) for state in ("zeros", "count"))
         return {name: 1 - zeros[name].double() / count[name].double() for name in zeros}
 
 
@@ -43,6 +43,6 @@ class Zeros(Statistic):
     def update(
         self, site: Site, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
     ) -> None:
-        values = spread(maps, site)
+        values = flatten_maps(maps, site)
         tables["zeros"] += (values == 0).sum((0, 2))
         tables["count"] += values.shape[0] * values.shape[2]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dist_prune.methods import method
 from dist_prune.pruning.channels import Channels, Site
-from dist_prune.pruning.combine import placed, places
-from dist_prune.pruning.entries import flat, per_group, shown, sites_of, spread
+from dist_prune.pruning.combine import placed
+from dist_prune.pruning.consumers import consumer_sites, flatten_maps, flatten_tables, map_consumers, sum_consumers
 from dist_prune.pruning.statistic import State, Statistic
 
 BUDGET = 2**23  # float64 values that one batch of Gram matrices may hold
@@ -26,13 +26,15 @@ class Chip(method.Ranking):
         """``<layer>:in:independence``: (C,) float64, the mean over images."""
         parts: dict[str, list[list[list[int]]]] = {}
         for group in bench.channels.free:
-            for site, coupling in shown(bench.channels, group):
-                parts.setdefault(site.name, []).append(places(coupling, group.width).tolist())
-        found = bench.observe(sites_of(bench.channels, shown), Independence(parts))
-        return flat({name: {"independence": tables["independence"].mean(0)} for name, tables in found.items()})
+            for point in map_consumers(bench.channels, group):
+                parts.setdefault(point.site.name, []).append(point.positions.tolist())
+        found = bench.observe(consumer_sites(bench.channels, map_consumers), Independence(parts))
+        return flatten_tables(
+            {name: {"independence": tables["independence"].mean(0)} for name, tables in found.items()}
+        )
 
     def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
-        return per_group(scores, channels, "independence", shown)
+        return sum_consumers(scores, channels, "independence", map_consumers)
 
 
 class Independence(Statistic):
@@ -50,7 +52,7 @@ class Independence(Statistic):
     def update(
         self, site: Site, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
     ) -> None:
-        values = spread(maps, site).double()
+        values = flatten_maps(maps, site).double()
         for part in self.parts[site.name]:
             index = placed(torch.tensor(part), maps)
             found = torch.stack([independence(image[index].flatten(1)) for image in values])

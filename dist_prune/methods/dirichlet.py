@@ -6,7 +6,7 @@ posterior mean.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import numpy as np
@@ -18,8 +18,9 @@ from torch.nn import functional
 from dist_prune.errors import PruneError
 from dist_prune.methods import method
 from dist_prune.pruning.activations import pooled_norm
-from dist_prune.pruning.channels import Channels
+from dist_prune.pruning.channels import Channels, Site
 from dist_prune.pruning.choose import Request
+from dist_prune.pruning.gating import Where, gate, gate_points
 from dist_prune.pruning.portrait import Portrait
 from dist_prune.pruning.posteriors import (
     Dirichlet,
@@ -30,7 +31,8 @@ from dist_prune.pruning.posteriors import (
     log_mean,
     moments,
 )
-from dist_prune.pruning.switches import Rest, Where, copies, places, switched, traced
+from dist_prune.pruning.probe import taps
+from dist_prune.pruning.split_forward import SplitForward, copies, traced
 
 Quirk = Literal["batch_statistics", "mixed_images", "dropout", "kl_at_mean", "reversed_ranking"]
 DROPPED = 0.5  # share, quirk dropout
@@ -150,7 +152,7 @@ class Gates:
     def __init__(self, method_: DirichletSwitches, bench: method.Bench, names: list[str]):
         self.has, self.options, self.bench, self.names = method_.has, method_.options, bench, names
         self.posteriors: list[Posterior] = [self._start(bench.channels.group(name).width) for name in names]
-        self.places = [places(bench.channels, name, self.options.place) for name in names]
+        self.points = [p for name in names for p in gate_points(bench.channels, name, self.options.place)]
         self.step, self._rest = 0, None
         norms = [pooled_norm(bench.channels, group) for group in bench.channels.groups]
         self.dropped = [norm.layer for norm in norms if norm is not None] if self.has("dropout") else []
@@ -185,9 +187,8 @@ class Gates:
         return masks
 
     def _at_mean(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        values = [self._scaled(posterior.mean()) for posterior in self.posteriors]
-        switches = [(spots, lambda v=v: v) for spots, v in zip(self.places, values, strict=True)]
-        with switched(model, switches):
+        values = {name: self._scaled(p.mean()) for name, p in zip(self.names, self.posteriors, strict=True)}
+        with gate(model, self.points, values):
             return functional.cross_entropy(model(images), labels, reduction="none")
 
     def _drawn(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -196,16 +197,15 @@ class Gates:
         if not n:
             return images.new_zeros(0)
         if self._rest is None:
-            self._rest = Rest(model, traced(model), [place.layer for spots in self.places for place in spots])
+            self._rest = SplitForward(model, traced(model), [point.site.layer for point in self.points])
             self._rest.prove(images)
-        switches = []
-        for name, posterior, spots in zip(self.names, self.posteriors, self.places, strict=True):
+        values = {}
+        for name, posterior in zip(self.names, self.posteriors, strict=True):
             sample = posterior.sample(draws, self.bench.draw("switches", name, self.step))
-            values = self._scaled(sample).to(images.device, non_blocking=True).repeat_interleave(n, 0)
-            switches.append((spots, lambda v=values: v))
+            values[name] = self._scaled(sample).to(images.device, non_blocking=True).repeat_interleave(n, 0)
         with torch.no_grad():
             live = copies(self._rest.head(images), draws)
-        with switched(model, switches):
+        with gate(model, self.points, values):
             logits = self._rest.tail(live)
         logits = mixed_images(logits, draws) if self.has("mixed_images") else logits.view(draws, n, -1)
         return log_mean(logits, labels, self.options.average)
@@ -239,21 +239,12 @@ def mixed_images(logits: Tensor, draws: int) -> Tensor:
     return logits.view(-1, draws, logits.shape[-1]).transpose(0, 1)
 
 
-@contextmanager
-def dropout(model: nn.Module, layers: Sequence[str], masks: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+def dropout(
+    model: nn.Module, layers: Sequence[str], masks: Callable[[str, Tensor], Tensor]
+) -> AbstractContextManager[None]:
     """LeNet's switch networks drop half of what leaves each of its batch norms, which its network does not."""
-    handles = []
-    for name in layers:
-
-        def after(_m: nn.Module, _i: Any, out: Tensor, name: str = name) -> Tensor:
-            return out * masks(name, out)
-
-        handles.append(model.get_submodule(name).register_forward_hook(after))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    sites = [Site(name, "", 0, "norm", False) for name in layers]
+    return taps(model, sites, lambda site, maps: maps * masks(site.name, maps))
 
 
 def kl_at_mean(posterior: Dirichlet) -> Tensor:

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from dist_prune.errors import PruneError
 from dist_prune.methods import method
-from dist_prune.pruning.activations import Activations, Census, Tap, bundles, distinct, outputs_of, taps_of
+from dist_prune.pruning.activations import Activations, Census, bundles, distinct, outputs_of, taps_of
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request, best_of, first_true, share_of
+from dist_prune.pruning.consumers import ChannelPoint
 from dist_prune.pruning.elimination import Elimination
 from dist_prune.pruning.judges import Criterion
 from dist_prune.pruning.plan import Plan
@@ -223,12 +224,12 @@ class Entropy(method.Ranking):
         exhaustive = spec["alpha"] in (2, 3, 4) or subject.estimator.binning
         return Elimination(options.combine, options.rev != minus, options.chunk, exhaustive)
 
-    def _dead(self, taps: Sequence[Tap], census: Mapping[str, Mapping[str, Tensor]]) -> list[int]:
+    def _dead(self, taps: Sequence[ChannelPoint], census: Mapping[str, Mapping[str, Tensor]]) -> list[int]:
         """Channels that are zero almost everywhere, in index order; at least one channel is not counted among them."""
         if self.options.skip_zero is None:
             return []
-        zeros = sum(census[tap.site.name]["zeros"][torch.tensor(tap.places)].sum(1) for tap in taps)
-        whole = sum(int(census[tap.site.name]["numbers"]) * len(tap.places[0]) for tap in taps)
+        zeros = sum(census[tap.site.name]["zeros"][tap.positions].sum(1) for tap in taps)
+        whole = sum(int(census[tap.site.name]["numbers"]) * tap.positions.shape[1] for tap in taps)
         assert isinstance(zeros, Tensor)
         return [k for k, count in enumerate(zeros.tolist()) if count > self.options.skip_zero * whole][: len(zeros) - 1]
 

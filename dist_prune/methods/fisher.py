@@ -14,8 +14,8 @@ from torch import Tensor
 from dist_prune.methods import method
 from dist_prune.pruning.activations import pooled_norm
 from dist_prune.pruning.channels import Channels, Site
+from dist_prune.pruning.consumers import ChannelPoint, consumers, flatten_maps, input_point
 from dist_prune.pruning.statistic import State, Statistic
-from dist_prune.pruning.switches import Place, places
 
 Quirk = Literal["batch_mean", "train_mode", "before_norm"]
 
@@ -35,24 +35,20 @@ class Fisher(method.Ranking):
 
     def score(self, bench: method.Bench) -> method.Scores:
         """``<group>``: (C,) float64."""
-        spots = {group.name: places(bench.channels, group.name) for group in bench.channels.free}
+        points = {group.name: consumers(bench.channels, group) for group in bench.channels.free}
         if self.has("before_norm"):
-            spots |= before_norm(bench.channels)
-        sites = [
-            Site(f"{place.layer}:in", name, len(place.slot), "linear" if place.last else "conv", False, "in")
-            for name, found in spots.items() for place in found
-        ]  # fmt: skip
-        unique = list({site.name: site for site in sites}.values())
+            points |= before_norm(bench.channels)
+        unique = list({point.site.name: point.site for own in points.values() for point in own}.values())
         if self.has("train_mode"):
             method.check_one_batch(bench.images)
         view = train_mode() if self.has("train_mode") else {}
         found = bench.observe(unique, MaskGradients(), backward=True, **view)
         scores: method.Scores = {}
-        for name, places_ in spots.items():
+        for name, own in points.items():
             width = bench.channels.group(name).width
             rows = torch.zeros((bench.images, width + 1), dtype=torch.float64)
-            for place in places_:
-                rows.index_add_(1, place.slot, found[f"{place.layer}:in"]["rows"].double())
+            for point in own:
+                rows.index_add_(1, point.slots, found[point.site.name]["rows"].double())
             rows = rows[:, :width]
             if self.has("batch_mean"):
                 scores[name] = batch_mean(rows, self.options.batch)
@@ -74,12 +70,7 @@ class MaskGradients(Statistic):
         self, site: Site, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
     ) -> None:
         assert grads is not None
-        product = (maps * grads).double()
-        if site.kind == "conv":
-            product = product.flatten(2).sum(2)
-        else:  # features last, perhaps behind tokens
-            product = product.flatten(1, -2).sum(1) if product.dim() > 2 else product
-        tables["rows"][ids] = product.to(torch.float32)
+        tables["rows"][ids] = flatten_maps((maps * grads).double(), site).sum(2).to(torch.float32)
 
 
 # What the released code does otherwise (specification, part C); each is a quirk of its name.
@@ -92,16 +83,14 @@ def batch_mean(rows: Tensor, batch: int) -> Tensor:
     return torch.stack([(part**2).mean(0) / 2 for part in parts]).sum(0)
 
 
-def before_norm(channels: Channels) -> dict[str, list[Place]]:
+def before_norm(channels: Channels) -> dict[str, list[ChannelPoint]]:
     """Group -> where it is scored: at the entrance of a norm that stands behind pool and activation (LeNet-5's). A norm
     behind the layer itself (VGG's) is passed first."""
     found = {}
     for group in channels.free:
         norm = pooled_norm(channels, group)
         if norm is not None:
-            slot = torch.full((channels.layers[norm.layer].width_in,), group.width)
-            slot[torch.tensor(norm.index)] = torch.tensor(norm.channel)
-            found[group.name] = [Place(norm.layer, "in", slot, False, False)]
+            found[group.name] = [input_point(channels, group, norm)]
     return found
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dist_prune.methods import method
 from dist_prune.pruning.channels import ChannelGroup, Channels
+from dist_prune.pruning.consumers import GateGradient, consumer_sites, flatten_tables, sum_consumers
 from dist_prune.pruning.cost import macs
-from dist_prune.pruning.entries import GateGradient, flat, per_group, sites_of
 
 
 class Options(method.RankingOptions):
@@ -33,10 +33,10 @@ class GroupFisher(method.Ranking):
 
     def score(self, bench: method.Bench) -> method.Scores:
         """``<layer>:in:gate``: (n, C) float64, a row per image."""
-        return flat(bench.observe(sites_of(bench.channels), GateGradient(batches=False), backward=True))
+        return flatten_tables(bench.observe(consumer_sites(bench.channels), GateGradient(batches=False), backward=True))
 
     def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
-        gates = per_group(scores, channels, "gate")
+        gates = sum_consumers(scores, channels, "gate")
         return {g.name: gates[g.name].square().sum(0) / self._price(channels, g) for g in channels.free}
 
     def _price(self, channels: Channels, group: ChannelGroup) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from dist_prune.methods import method
 from dist_prune.pruning.channels import ChannelGroup, Channels, Site
 from dist_prune.pruning.combine import judged
-from dist_prune.pruning.entries import flat, per_group, shown, sites_of
+from dist_prune.pruning.consumers import consumer_sites, flatten_tables, map_consumers, sum_consumers
 from dist_prune.pruning.statistic import State, Statistic
 
 
@@ -23,13 +23,13 @@ class HRank(method.Ranking):
 
     def score(self, bench: method.Bench) -> method.Scores:
         """``<layer>:in:ranks`` (C,) int64 summed over images; ``<layer>:in:images`` () int64."""
-        return flat(bench.observe(sites_of(self.limits(bench.channels), shown), Ranks()))
+        return flatten_tables(bench.observe(consumer_sites(self.limits(bench.channels), map_consumers), Ranks()))
 
     def limits(self, channels: Channels) -> Channels:
         channels = super().limits(channels)
 
         def reason(group: ChannelGroup) -> str:
-            if any(site.kind == "linear" for site, _ in shown(channels, group)):
+            if any(point.site.kind == "linear" for point in map_consumers(channels, group)):
                 return "a linear layer consumes its maps: single numbers have no rank"
             single = all(channels.layers[name].positions == 1 for name in group.producers)
             return "its 1x1 maps have no rank" if single else ""
@@ -37,8 +37,8 @@ class HRank(method.Ranking):
         return judged(channels, reason)
 
     def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
-        ranks = per_group(scores, channels, "ranks", shown)
-        images = int(self.need(scores, f"{sites_of(channels, shown)[0].name}:images"))
+        ranks = sum_consumers(scores, channels, "ranks", map_consumers)
+        images = int(self.need(scores, f"{consumer_sites(channels, map_consumers)[0].name}:images"))
         return {name: table.double() / images for name, table in ranks.items()}
 
 

@@ -101,7 +101,7 @@ class Bench(Protocol):
         """Calibration images that the network gets right without the channels ``off`` (m, C) of a group, m times.
 
         For jobs: on this rank alone. What does not depend on the group is computed once and kept, within the memory.
-        ``where``: see pruning.switches.places.
+        ``where``: see pruning.gating.gate_points.
         """
         ...
 
@@ -113,10 +113,6 @@ class Bench(Protocol):
     @property
     def device(self) -> torch.device:
         """Where a rank does heavy arithmetic."""
-        ...
-
-    def measure(self, off: Mapping[str, Sequence[int]]) -> tuple[int, int]:
-        """(correct, total) on the calibration images with the channels ``off[group]`` switched off."""
         ...
 
     def fit(
@@ -160,10 +156,6 @@ class Bench(Protocol):
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Add tensors over all ranks, in place, as one bucket; sums of floats depend on how images were dealt."""
-        ...
-
-    def broadcast(self, tensor: Tensor, owner: int = 0) -> Tensor:
-        """The owner's tensor everywhere."""
         ...
 
     def draw(self, *name: Any) -> Any:

@@ -17,8 +17,8 @@ from dist_prune.methods import method
 from dist_prune.pruning import coalitions
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request
+from dist_prune.pruning.gating import Where
 from dist_prune.pruning.portrait import Curve
-from dist_prune.pruning.switches import Where
 
 Quirk = Literal["raw_outputs", "training_images", "augmented_images", "test_images"]
 ORACLE = range(1, 6)  # sizes of the sets that the exhaustive check compares

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dist_prune.methods import method
 from dist_prune.pruning.channels import Channels
+from dist_prune.pruning.consumers import GateGradient, consumer_sites, flatten_tables, sum_consumers
 from dist_prune.pruning.curvature import Products, Squares, means
-from dist_prune.pruning.entries import GateGradient, flat, per_group, sites_of
 
 
 class Options(method.RankingOptions):
@@ -38,7 +38,9 @@ class Taylor(method.Ranking):
         """``gate``: ``<layer>:in:gate`` (n, C) float64, a row per micro-batch, and ``<layer>:in:batches``;
         else: ``<layer>:weight`` (C,) float64."""
         if self.options.form == "gate":
-            return flat(bench.observe(sites_of(bench.channels), GateGradient(batches=True), backward=True))
+            return flatten_tables(
+                bench.observe(consumer_sites(bench.channels), GateGradient(batches=True), backward=True)
+            )
         sites = [site.at_weight for site in bench.sites]
         if self.options.form == "grouped":
             found = bench.observe(sites, Products(), backward=True)
@@ -47,8 +49,8 @@ class Taylor(method.Ranking):
 
     def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
         if self.options.form == "gate":
-            gates = per_group(scores, channels, "gate")
-            count = int(self.need(scores, f"{sites_of(channels)[0].name}:batches"))
+            gates = sum_consumers(scores, channels, "gate")
+            count = int(self.need(scores, f"{consumer_sites(channels)[0].name}:batches"))
             found = {name: table.square().sum(0) / count for name, table in gates.items()}
         else:
             found = self.summed(scores, channels, "weight")

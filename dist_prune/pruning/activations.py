@@ -1,7 +1,6 @@
 """Where the channels of a group are read behind norm, activation and sum, and what is read there."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,51 +8,28 @@ from torch.nn import functional
 
 from dist_prune.pruning.channels import ChannelGroup, Channels, Coupling, Site
 from dist_prune.pruning.combine import placed
+from dist_prune.pruning.consumers import ChannelPoint, consumers, flatten_maps, producers
 from dist_prune.pruning.statistic import State, Statistic
 
 
-@dataclass(frozen=True)
-class Tap:
-    """An input of a layer that holds all of a group's channels.
-
-    Attributes:
-        site: where it is read.
-        places: (K, m) positions of each channel there: m is 1, or what flattening makes of a map.
-    """
-
-    site: Site
-    places: tuple[tuple[int, ...], ...]
-
-    def take(self, rows: Tensor) -> Tensor:
-        """(n, C, d) of the site -> (n, K, m d) of the group."""
-        index = torch.tensor(self.places, device=rows.device)
-        return rows[:, index.flatten()].reshape(len(rows), len(index), -1)
-
-
-def taps_of(channels: Channels, group: ChannelGroup) -> list[Tap]:
+def taps_of(channels: Channels, group: ChannelGroup) -> list[ChannelPoint]:
     """The tensors in which the group's channels are consumed: one of a plain layer, one a block of a residual stream.
 
     What enters a layer has passed norm, activation and sum. An average pool is read at its entrance, before it pools;
     a maximum pool is not a layer here, and the convolution behind it is read. Layers that read the same tensor are
     told apart only by their values (see ``distinct``).
     """
-    readers = [c for c in group.couplings if _reads(channels, c)]
-    pools = [c for c in readers if channels.layers[c.layer].kind == "pool"]
+    readers = consumers(channels, group, pools=True)
+    pools = [point for point in readers if point.site.kind == "pool"]
     if pools:  # what a linear layer reads behind them is the same, averaged
-        readers = [c for c in readers if channels.layers[c.layer].kind != "linear"]
-    if len(group.producers) == 1:
-        readers = (pools or readers)[:1]
-    return [_tap(channels, group, coupling) for coupling in readers]
+        readers = [point for point in readers if point.site.kind != "linear"]
+    return (pools or readers)[:1] if len(group.producers) == 1 else readers
 
 
-def outputs_of(channels: Channels, group: ChannelGroup) -> list[Tap]:
+def outputs_of(channels: Channels, group: ChannelGroup) -> list[ChannelPoint]:
     """The output of the layer that makes the group's channels, before norm and activation; of a residual stream, which
     is no layer's output, what ``taps_of`` finds."""
-    if len(group.producers) > 1:
-        return taps_of(channels, group)
-    (site,) = (site for site in channels.sites if site.group == group.name)
-    coupling = next(c for c in group.couplings if c.layer == site.layer and c.side == "out")
-    return [Tap(site, _places(group, coupling))]
+    return taps_of(channels, group) if len(group.producers) > 1 else producers(channels, group)
 
 
 def pooled_norm(channels: Channels, group: ChannelGroup) -> Coupling | None:
@@ -75,45 +51,20 @@ def distinct(tables: Sequence[Tensor]) -> list[int]:
 
 
 def bundles(
-    taps: Mapping[str, Sequence[Tap]], statistic: "Activations", images: int, batch: int, memory_mb: int
+    taps: Mapping[str, Sequence[ChannelPoint]], statistic: "Activations", images: int, batch: int, memory_mb: int
 ) -> list[list[str]]:
     """Groups whose activations, and whose kernels in batches of ``batch`` images, fit in the memory together."""
     out: list[list[str]] = []
     room = 0.0
     for name, found in taps.items():
         size = sum(4.0 * images * statistic.states(tap.site)["maps"].zero(1).numel() for tap in found)
-        size += 8.0 * images // batch * batch * batch * sum(len(tap.places) for tap in found)
+        size += 8.0 * images // batch * batch * batch * sum(tap.width for tap in found)
         if not out or room < size:
             out.append([])
             room = memory_mb * 2.0**20
         out[-1].append(name)
         room -= size
     return out
-
-
-def _reads(channels: Channels, coupling: Coupling) -> bool:
-    layer = channels.layers[coupling.layer]
-    return layer.kind == "pool" or (coupling.side == "in" and layer.kind in ("conv", "linear") and not layer.depthwise)
-
-
-def _tap(channels: Channels, group: ChannelGroup, coupling: Coupling) -> Tap:
-    layer = channels.layers[coupling.layer]
-    site = Site(f"{layer.name}:in", group.name, layer.width_in, layer.kind, False, "in")
-    return Tap(site, _places(group, coupling))
-
-
-def _places(group: ChannelGroup, coupling: Coupling) -> tuple[tuple[int, ...], ...]:
-    places: list[list[int]] = [[] for _ in range(group.width)]
-    for position, channel in zip(coupling.index, coupling.channel, strict=True):
-        places[channel].append(position)
-    return tuple(tuple(sorted(found)) for found in places)
-
-
-def _flat(site: Site, maps: Tensor) -> Tensor:
-    """(n, C, h, w), (n, C) or, of a linear layer, (n, tokens, C) as (n, C, d)."""
-    if site.kind == "linear" and maps.dim() > 2:
-        return maps.flatten(1, -2).transpose(1, 2)
-    return maps.flatten(2) if maps.dim() > 2 else maps[:, :, None]
 
 
 class Census(Statistic):
@@ -126,7 +77,7 @@ class Census(Statistic):
     def update(
         self, site: Site, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
     ) -> None:
-        flat = _flat(site, maps)
+        flat = flatten_maps(maps, site)
         shape = maps.shape[1:] if maps.dim() == 4 else (*flat.shape[1:], 1)
         tables["shape"] = torch.maximum(tables["shape"], placed(torch.tensor(shape), maps))
         tables["zeros"] += (flat == 0).sum((0, 2))
@@ -160,7 +111,7 @@ class Activations(Statistic):
     ) -> None:
         if maps.dim() == 4 and tuple(maps.shape[2:]) != self.sides(site):
             maps = functional.adaptive_avg_pool2d(maps, self.sides(site))
-        tables["maps"][ids] = _flat(site, maps).to(torch.float32)
+        tables["maps"][ids] = flatten_maps(maps, site).to(torch.float32)
 
 
 class ChannelMeans(Statistic):

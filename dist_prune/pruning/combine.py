@@ -30,12 +30,6 @@ def gathered(values: Tensor, coupling: Coupling, width: int) -> Tensor:
     return out.index_add_(-1, channel, values[..., index])
 
 
-def places(coupling: Coupling, width: int) -> Tensor:
-    """(C, each): the positions of each channel in the layer, ascending."""
-    order = torch.tensor(sorted(range(len(coupling.index)), key=lambda i: (coupling.channel[i], coupling.index[i])))
-    return torch.tensor(coupling.index)[order].view(width, -1)
-
-
 def judged(channels: Channels, reason: Callable[[ChannelGroup], str]) -> Channels:
     """The same, with every free group protected for which there is a reason."""
     groups = (replace(group, protected=group.protected or reason(group)) for group in channels.groups)

@@ -6,17 +6,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from dist_prune.pruning.channels import Channels
-from dist_prune.pruning.combine import placed
+from dist_prune.pruning.gating import Where, gate, gate_points
 from dist_prune.pruning.probe import quiet, reproducible_kernels
-from dist_prune.pruning.switches import Rest, Where, copies, places, switched, traced
+from dist_prune.pruning.split_forward import SplitForward, copies, traced
 
 Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]  # from which micro-batch on -> images and labels of each
 Judge = Callable[[Tensor, Tensor], Tensor]  # logits (m, n, classes) and labels (n,) -> (m, ...) int64
-
-
-def hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """(m,) images that are right."""
-    return (logits.argmax(2) == labels).sum(1)
 
 
 class Game:
@@ -34,23 +29,23 @@ class Game:
         self, model: nn.Module, graph: fx.GraphModule | None, channels: Channels, group: str, where: Where,
         batches: Batches, memory: int,
     ):  # fmt: skip
-        """``graph`` is ``switches.traced(model)``; ``memory`` in bytes."""
+        """``graph`` is ``split_forward.traced(model)``; ``memory`` in bytes."""
         self.model, self.group, self.batches, self.memory = model, group, batches, memory
-        self.places = places(channels, group, where)
-        self.rest = Rest(model, graph, [place.layer for place in self.places])
+        self.points = gate_points(channels, group, where)
+        self.rest = SplitForward(model, graph, [point.site.layer for point in self.points])
         self._kept: list[tuple[tuple[Tensor, ...], Tensor]] | None = None
 
     @property
     def whole(self) -> bool:
         return self.rest.whole
 
-    def correct(self, off: Tensor) -> list[int]:
-        """(m, C) bool, which channels are switched off in each of m coalitions -> images that each gets right."""
-        return self.tally(off, hits).tolist()
-
     @torch.no_grad()
     def tally(self, off: Tensor, judge: Judge) -> Tensor:
-        """What a judge counts of each coalition, added over the micro-batches."""
+        """What a judge counts of each coalition, added over the micro-batches.
+
+        Args:
+            off: (m, C) bool, the channels that are switched off in each of m coalitions.
+        """
         with quiet(self.model), reproducible_kernels():
             if self._kept is None:
                 self._fill()
@@ -61,8 +56,7 @@ class Game:
         return torch.stack(parts).sum(0).cpu()  # not part by part: the device is waited for once
 
     def _judged(self, live: tuple[Tensor, ...], labels: Tensor, off: Tensor, judge: Judge) -> Tensor:
-        values = (~placed(off, labels)).repeat_interleave(len(labels), 0)
-        with switched(self.model, [(self.places, lambda: values)]):
+        with gate(self.model, self.points, {self.group: ~off}):
             logits = self.rest.tail(copies(live, len(off)))
         return judge(logits.view(len(off), len(labels), logits.shape[-1]), labels)
 

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dist_prune.pruning.blocks import left
-from dist_prune.pruning.channels import ChannelGroup, Channels, Side
-from dist_prune.pruning.combine import placed
+from dist_prune.pruning.channels import ChannelGroup, Channels
+from dist_prune.pruning.consumers import consumers
+from dist_prune.pruning.gating import gate
+from dist_prune.pruning.narrow import narrowed
 from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.probe import first_input, with_first_input
 from dist_prune.pruning.sensitivity import Ramp, push, undecided, vote
 
 
@@ -124,7 +124,9 @@ class Learner(nn.Module):
         self.network, self.groups = network, tuple(groups)
         self.masks = nn.ModuleList(masks)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        self._scales = _scales(channels, plan, groups)
+        # a positive factor passes ReLU, pools and dropout: to scale what is consumed is to scale after the activation
+        small = narrowed(channels, plan)
+        self._points = [p for g in groups for p in consumers(small, small.group(g.name), depthwise=True)]
         self._update: int | None = None
 
     @property
@@ -139,17 +141,9 @@ class Learner(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, images: Tensor) -> Tensor:
-        vectors = [mask(self.update) for mask in self.masks]
-        handles = []
-        try:
-            for scale in self._scales:
-                hook = scale.hook(vectors)
-                layer = self.network.get_submodule(scale.layer)
-                handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        vectors = {group.name: mask(self.update) for group, mask in zip(self.groups, self.masks, strict=True)}
+        with gate(self.network, self._points, vectors):
             return self.network(images)
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def penalty(self) -> Tensor:
         """The summed penalties of the batch whose forward pass was last."""
@@ -171,48 +165,3 @@ class Learner(nn.Module):
         self._update = self.update + 1
         self.updates += 1
         return figures
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """Where one consumer's input is scaled: positions ``index`` by entries ``channel`` of mask ``mask``, each."""
-
-    layer: str
-    linear: bool
-    width: int
-    parts: tuple[tuple[int, Tensor, Tensor], ...]
-
-    def hook(self, vectors: Sequence[Tensor]) -> Any:
-        """A forward pre-hook; one vector for all parts of a concatenation."""
-        whole = torch.ones(self.width, dtype=vectors[0].dtype, device=vectors[0].device)
-        for mask, index, channel in self.parts:
-            whole = whole.index_copy(0, placed(index, whole), vectors[mask][placed(channel, whole)])
-
-        def scaled(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-            factors = whole if self.linear else whole[:, None, None]
-            return with_first_input(args, kwargs, first_input(args, kwargs) * factors)
-
-        return scaled
-
-
-def _scales(channels: Channels, plan: Plan, groups: Sequence[ChannelGroup]) -> list[_Scale]:
-    """The consumers of the groups' channels, depthwise ones included, in the coordinates of the cut network.
-
-    A positive factor passes ReLU, pools and dropout, so scaling what is consumed is scaling behind the activation.
-    """
-    places = left(channels, plan.removed)
-    found: dict[tuple[str, Side], list[tuple[int, Tensor, Tensor]]] = {}
-    for number, group in enumerate(groups):
-        for coupling in group.couplings:
-            layer = channels.layers[coupling.layer]
-            consumed = "out" if layer.depthwise else "in"  # a depthwise layer's channels are on record as its outputs
-            if layer.kind not in ("conv", "linear") or coupling.side != consumed:
-                continue
-            at = {dense: small for small, dense in enumerate(places[coupling.layer, coupling.side])}
-            index = torch.tensor([at[i] for i in coupling.index])
-            part = (number, index, torch.tensor(coupling.channel))
-            found.setdefault((coupling.layer, coupling.side), []).append(part)
-    return [
-        _Scale(name, channels.layers[name].kind == "linear", len(places[name, side]), tuple(parts))
-        for (name, side), parts in found.items()
-    ]

@@ -1,6 +1,6 @@
 """Masks of a plan's blocks: what stays exactly zero through training, and which channels are gone with their blocks."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from dist_prune.errors import PruneError
 from dist_prune.pruning.blocks import Blocks, left
 from dist_prune.pruning.channels import ChannelGroup, Channels, Side
 from dist_prune.pruning.choose import Request
+from dist_prune.pruning.consumers import ChannelPoint, consumers, producers
 from dist_prune.pruning.plan import Plan
 
 
@@ -104,21 +105,19 @@ def _dead(
     group: ChannelGroup, channels: Channels, grids: Mapping[str, Tensor], stays: Mapping[tuple[str, Side], list[int]]
 ) -> Iterable[int]:
     """The group's channels whose incoming or whose outgoing blocks are all cut among what is left."""
-    sides: dict[Side, list[set[int]]] = {"out": [], "in": []}
-    for coupling in group.couplings:
-        layer = channels.layers[coupling.layer]
-        if layer.kind not in ("conv", "linear") or layer.depthwise:
-            continue
-        grid = grids.get(layer.name)
-        if grid is None:
-            sides[coupling.side].append(set())
-            continue
-        other: Side = "in" if coupling.side == "out" else "out"
-        here = grid if coupling.side == "out" else grid.T
-        alive = here[:, stays[layer.name, other]].any(1).tolist()
-        living = {c for i, c in zip(coupling.index, coupling.channel, strict=True) if alive[i]}
-        sides[coupling.side].append(set(coupling.channel) - living)
-    return set.union(*(set.intersection(*found) if found else set() for found in sides.values()))
+
+    def dead(points: Sequence[ChannelPoint], other: Side) -> set[int]:
+        unreached = []
+        for point in points:
+            grid, coupling = grids.get(point.site.layer), point.coupling
+            if grid is None:
+                return set()
+            alive = (grid if other == "in" else grid.T)[:, stays[point.site.layer, other]].any(1).tolist()
+            living = {c for i, c in zip(coupling.index, coupling.channel, strict=True) if alive[i]}
+            unreached.append(set(coupling.channel) - living)
+        return set.intersection(*unreached) if unreached else set()
+
+    return dead(producers(channels, group), "in") | dead(consumers(channels, group), "out")
 
 
 def _layer(channels: Channels, name: str):

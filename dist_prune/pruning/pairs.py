@@ -1,11 +1,12 @@
 """Pairs of consecutive layers: a child and what truly feeds it, each in groups of neighbouring channels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning.blocks import Indices
 from dist_prune.pruning.channels import ChannelGroup, Channels, Coupling, Layer, Site
+from dist_prune.pruning.consumers import ChannelPoint, Points, consumers, producers
 
 Parts = tuple[Indices, ...]
 Number = Callable[[Layer, bool], tuple[int, bool]]  # layer, of its filters (else inputs) -> groups, whether exactly so
@@ -47,29 +48,29 @@ def pairs_of(
         parent_of: the layer to be read as the parent instead; where it is not the one producer of what enters the
             child, its first raw channels stand for the child's inputs.
     """
-    out = []
+    out, entering, leaving = [], _by_layer(channels, consumers), _by_layer(channels, producers)
     for name, layer in channels.layers.items():
-        feeding = _couplings(channels, name, "in")
+        feeding = entering.get(name, [])
         if layer.kind not in ("conv", "linear") or layer.groups != 1 or not feeding or not wanted(name):
             continue
         rows = contiguous(layer.width_out, *number(layer, True), name)
-        above, x = _above(channels, layer, rows, consumed)
+        above, x = _above(channels, layer, rows, leaving.get(name, []) if consumed else [])
         numbered = parent_of(channels, layer) if parent_of is not None else None
-        group, coupling = feeding[0]
-        whole = len(feeding) == 1 and len(coupling.index) == layer.width_in
+        group, point = feeding[0]
+        whole = len(feeding) == 1 and _whole(point)
         single = whole and _one_producer(channels, group)
         if numbered is not None and not (single and group.name == numbered):
             columns = y = contiguous(layer.width_in, *number(layer, False), name)
             below = _out(channels, numbered)
         elif whole:
             y = contiguous(group.width, *number(layer, False), name)
-            columns = _positions(coupling, y)
+            columns = _positions(point.coupling, y)
             plain = single and not consumed
-            below = _out(channels, group.name) if plain else _in(layer, group.name)
+            below = _out(channels, group.name) if plain else point.site
             y = y if plain else columns
         else:
             columns = y = contiguous(layer.width_in, *number(layer, False), name)
-            below = _in(layer, group.name)
+            below = point.site
         out.append(Pair(name, rows, columns, above, x, below, y))
     return out
 
@@ -89,8 +90,17 @@ def contiguous(width: int, count: int, exactly: bool, layer: str) -> Parts:
     return tuple(tuple(range(start, start + size)) for start in range(0, width, size))
 
 
-def _couplings(channels: Channels, layer: str, side: str) -> list[tuple[ChannelGroup, Coupling]]:
-    return [(g, c) for g in channels.groups for c in g.couplings if (c.layer, c.side) == (layer, side)]
+def _by_layer(channels: Channels, of: Points) -> dict[str, list[tuple[ChannelGroup, ChannelPoint]]]:
+    found: dict[str, list[tuple[ChannelGroup, ChannelPoint]]] = {}
+    for group in channels.groups:
+        for point in of(channels, group):
+            found.setdefault(point.site.layer, []).append((group, point))
+    return found
+
+
+def _whole(point: ChannelPoint) -> bool:
+    """Whether a layer's input or output holds no channels of other groups."""
+    return len(point.coupling.index) == point.site.width
 
 
 def _one_producer(channels: Channels, group: ChannelGroup) -> bool:
@@ -102,22 +112,18 @@ def _positions(coupling: Coupling, parts: Parts) -> Parts:
     return tuple(tuple(sorted(coupling.positions(part))) for part in parts)
 
 
-def _above(channels: Channels, layer: Layer, rows: Parts, consumed: bool) -> tuple[Site, Parts]:
-    """Where the child's own channels are read: raw, or at the first layer that consumes them and nothing else."""
-    made = _couplings(channels, layer.name, "out")
-    if consumed and len(made) == 1 and _one_producer(channels, made[0][0]):
-        group, _ = made[0]
-        for coupling in group.couplings:
-            reader = channels.layers[coupling.layer]
-            if coupling.side == "in" and reader.kind in ("conv", "linear") and len(coupling.index) == reader.width_in:
-                return _in(reader, group.name), _positions(coupling, rows)
+def _above(
+    channels: Channels, layer: Layer, rows: Parts, made: Sequence[tuple[ChannelGroup, ChannelPoint]]
+) -> tuple[Site, Parts]:
+    """Where the child's own channels are read: raw, or at the first layer that consumes what it makes and nothing
+    else."""
+    if len(made) == 1 and _one_producer(channels, made[0][0]):
+        for point in consumers(channels, made[0][0]):
+            if _whole(point):
+                return point.site, _positions(point.coupling, rows)
     return _out(channels, layer.name), rows
 
 
 def _out(channels: Channels, name: str) -> Site:
     layer = channels.layers[name]
     return Site(name, name, layer.width_out, layer.kind, False)
-
-
-def _in(layer: Layer, group: str) -> Site:
-    return Site(f"{layer.name}:in", group, layer.width_in, layer.kind, False, "in")

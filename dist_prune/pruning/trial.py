@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning.channels import ChannelGroup, Channels
-from dist_prune.pruning.gates import gated
+from dist_prune.pruning.gating import gate_off
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.probe import quiet
 from dist_prune.pruning.renew import draw
@@ -136,7 +136,7 @@ class _Trial:
             small = self.cut(off)
             with quiet(small), quiet(self.model), torch.no_grad():
                 found = list(tensors_of(small(self.example)))
-                with gated(self.model, self.channels, off):
+                with gate_off(self.model, self.channels, off):
                     asked = list(tensors_of(self.model(self.example)))
         except Exception as error:  # whatever the network's own forward says
             return f"does not run: {type(error).__name__}: {_line(error)}"

@@ -1,19 +1,64 @@
-"""Accuracy and loss, exact for every number of ranks."""
+"""Accuracy and loss: integers counted per batch, so exact for every number of ranks."""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from dist_prune.errors import PruneError
 from dist_prune.runtime import stopping
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.dealing import deal, micro_batches
-from dist_prune.runtime.data.feed import Feed
+from dist_prune.runtime.data.feed import Batch, Feed
 from dist_prune.runtime.tracking import Tracker
 
 HUGE = 2.0**18  # a larger mean loss counts as not finite; sums over millions of images stay within int64
 LOSS_UNIT = 2**24  # per-image losses are added as multiples of 2**-24: integers, so the order does not matter
+
+
+def num_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """(..., n, classes) logits and (n,) labels -> (...) int64, on their device: images whose largest logit is right."""
+    return (logits.argmax(-1) == labels).sum(-1)
+
+
+@torch.no_grad()
+def count_images(
+    count: Callable[[Batch], Tensor], length: int, feed: Feed, ids: np.ndarray, batch: int, ranks: Ranks,
+    tracker: Tracker, what: str, idle: Callable[[], object] = lambda: None,
+) -> tuple[list[int], int]:  # fmt: skip
+    """Add what is counted in each batch over the batches of all ranks.
+
+    Args:
+        count: a batch -> (length,) int64 on the feed's device.
+        ids: each of these images counts once; ``batch`` of them at a time.
+        what: the work, for the progress bar and errors.
+        idle: called for each batch that the other ranks have and this one has not (or cannot read).
+
+    Returns:
+        The sums and the number of images that could be read, the same on every rank.
+
+    Raises:
+        PruneError: no image could be read, or the run was asked to stop.
+    """
+    lists = micro_batches(ids, batch)
+    mine = deal(lists, ranks.rank, ranks.world)
+    batches, rounds, images = feed.batches(mine), -(-len(lists) // ranks.world), 0
+    sums = torch.zeros(length, dtype=torch.int64, device=feed.device)  # read once, after the last batch
+    for turn in tracker.bar(range(rounds), rounds, what):
+        if stopping.poll(ranks)[0]:
+            raise stopping.leave(f"in {what}")
+        part = next(batches) if turn < len(mine) else None
+        if part is None or not len(part.ids):  # none of them could be read (data.on_error: skip)
+            idle()
+            continue
+        sums += count(part)
+        images += len(part.ids)
+    *totals, images = ranks.total(*sums.tolist(), images)
+    if not images:
+        raise PruneError(f"{what}: none of the {len(ids)} images could be read")
+    return totals, images
 
 
 @torch.no_grad()
@@ -34,27 +79,16 @@ def evaluate(
     ``top5`` counts a hit among the 5 highest logits (all of them where there are fewer classes).
     """
     model.eval()
-    lists = micro_batches(np.arange(len(feed)) if ids is None else ids, batch)
-    mine = deal(lists, ranks.rank, ranks.world)
-    batches, rounds = feed.batches(mine), -(-len(lists) // ranks.world)
-    seen, side = 0, feed.look.size
-    counts = torch.zeros(4, dtype=torch.int64, device=feed.device)  # read once, behind the last batch
-    empty = torch.zeros((1, feed.source.in_chans, side, side), dtype=feed.dtype, device=feed.device)
-    for turn in tracker.bar(range(rounds), rounds, what):
-        if stopping.poll(ranks)[0]:
-            raise stopping.leave(f"in {what}")
-        part = next(batches) if turn < len(mine) else None
-        if part is None or not len(part.ids):  # none of them could be read (data.on_error: skip)
-            model(empty)
-            continue
+    empty = torch.zeros((1, feed.source.in_chans, *[feed.look.size] * 2), dtype=feed.dtype, device=feed.device)
+
+    def count(part: Batch) -> Tensor:
         logits = model(part.images).float()
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == part.labels[:, None]
-        units, odd = losses(logits, part.labels)
-        counts += torch.stack([top[:, 0].sum(), top.sum(), units, odd])
-        seen += len(part.ids)
-    first, five, loss_units, strange, images = ranks.total(*counts.tolist(), seen)
-    if not images:
-        raise PruneError(f"{what}: none of the {sum(map(len, lists))} images could be read")
+        return torch.stack([top[:, 0].sum(), top.sum(), *losses(logits, part.labels)])
+
+    ids = np.arange(len(feed)) if ids is None else ids
+    counts, images = count_images(count, 4, feed, ids, batch, ranks, tracker, what, lambda: model(empty))
+    first, five, loss_units, strange = counts
     return {
         "top1": 100 * first / images,
         "top5": 100 * five / images,
@@ -63,7 +97,7 @@ def evaluate(
     }
 
 
-def losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropies of logits (n, classes), added as integers: in units of 1 / LOSS_UNIT, and how many are not finite
     (those count as 0 in the sum)."""
     loss = functional.cross_entropy(logits.double(), labels, reduction="none")

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from dist_prune.bench import Bench
 from dist_prune.errors import PruneError
-from dist_prune.pruning.activations import Activations, Census, Tap, distinct, taps_of
-from dist_prune.pruning.gates import masked
+from dist_prune.pruning.activations import Activations, Census, distinct, taps_of
+from dist_prune.pruning.consumers import ChannelPoint
+from dist_prune.pruning.gating import gate, gate_points
 from dist_prune.pruning.plane import COLUMNS, Plane
 from dist_prune.pruning.probe import quiet
-from dist_prune.runtime import stopping
-from dist_prune.runtime.data.dealing import deal, micro_batches
+from dist_prune.runtime.data.dealing import micro_batches
+from dist_prune.runtime.data.feed import Batch
+from dist_prune.runtime.evaluation import count_images, num_correct
 from dist_prune.stages.work import Made, Work
 
 SCORES = "round_1/scores.safetensors"
@@ -73,31 +75,30 @@ def _ids(work: Work) -> np.ndarray:
 def accuracy(work: Work, model: nn.Module, orders: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:
     """Group -> top-1 in percent with its last 1, 2, ... filters; the same for every number of ranks."""
     spec, ranks, ids = work.recipe.information, work.machine.ranks, _ids(work)
-    lists = micro_batches(ids, work.recipe.evaluate.batch)
-    mine, rounds = deal(lists, ranks.rank, ranks.world), -(-len(lists) // ranks.world)
-    correct = {name: torch.zeros(len(order), dtype=torch.int64) for name, order in orders.items()}
     stays = {}
     for name, order in orders.items():
         stays[name] = torch.zeros((len(order), len(order)), dtype=torch.bool)
         for kept in range(1, len(order) + 1):
             stays[name][kept - 1, list(order[len(order) - kept :])] = True
-    batches = work.feed(False).batches(mine)
+
+    def count(part: Batch) -> Tensor:
+        correct = []
+        for name, rows in stays.items():
+            points = gate_points(work.channels, name)
+            for some in rows.split(spec.masks):
+                with gate(model, points, {name: some}):
+                    logits = model(part.images.repeat(len(some), 1, 1, 1))
+                correct.append(num_correct(logits.view(len(some), len(part.labels), -1), part.labels))
+        return torch.cat(correct)
+
+    widths = [len(order) for order in orders.values()]
     with quiet(model):
-        for turn in work.tracker.bar(range(rounds), rounds, "curves"):
-            if stopping.poll(ranks)[0]:
-                raise stopping.leave("in the curves of accuracy")
-            if turn >= len(mine):
-                continue
-            part = next(batches)
-            for name in orders:
-                for start in range(0, len(stays[name]), spec.masks):
-                    some = stays[name][start : start + spec.masks]
-                    with masked(model, work.channels, name, some):
-                        logits = model(part.images.repeat(len(some), 1, 1, 1))
-                    hits = (logits.argmax(1) == part.labels.repeat(len(some))).view(len(some), -1).sum(1)
-                    correct[name][start : start + len(some)] += hits.cpu()
-    ranks.merge("sum", list(correct.values()))
-    return {name: (100 * found / len(ids)).tolist() for name, found in correct.items()}
+        counts, images = count_images(
+            count, sum(widths), work.feed(False), ids, work.recipe.evaluate.batch, ranks, work.tracker,
+            "the curves of accuracy",
+        )  # fmt: skip
+    top1 = (100 * torch.tensor(counts) / images).split(widths)
+    return {name: part.tolist() for name, part in zip(orders, top1, strict=True)}
 
 
 def information(work: Work, model: nn.Module, orders: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
@@ -129,7 +130,7 @@ def information(work: Work, model: nn.Module, orders: Mapping[str, Sequence[int]
     return out
 
 
-def _last_tap(bench: Bench, name: str) -> tuple[Tap, Tensor]:
+def _last_tap(bench: Bench, name: str) -> tuple[ChannelPoint, Tensor]:
     """Where a group's channels are read last: the output of the last block of a residual stream; (images, C, d)."""
     taps = taps_of(bench.channels, bench.channels.group(name))
     sites = [tap.site for tap in taps]

@@ -17,11 +17,11 @@ from dist_prune.methods.method import Method
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.cost import macs
-from dist_prune.pruning.game import Batches, Games, hits
+from dist_prune.pruning.game import Batches, Games
 from dist_prune.recipe import Recipe
 from dist_prune.runtime.data.dealing import calibration, micro_batches
 from dist_prune.runtime.data.feed import Feed
-from dist_prune.runtime.evaluation import losses, mean_loss
+from dist_prune.runtime.evaluation import losses, mean_loss, num_correct
 from dist_prune.runtime.jobs import recorded
 from dist_prune.runtime.record import Record
 from dist_prune.stages.calibrating import SCORES, starting
@@ -217,7 +217,7 @@ def judged(logits: Tensor, labels: Tensor) -> Tensor:
     parts = [torch.stack(losses(row.float(), labels)) for row in logits]
     loss = torch.stack(parts)
     count = torch.full_like(loss[:, 0], len(labels))
-    return torch.stack([hits(logits, labels), loss[:, 0], count, loss[:, 1]], 1)
+    return torch.stack([num_correct(logits, labels), loss[:, 0], count, loss[:, 1]], 1)
 
 
 def part(work: Work, asked: Asked) -> tuple[Feed, np.ndarray, str]:

@@ -12,7 +12,7 @@ from dist_prune.bench import Bench
 from dist_prune.observing import see
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.choose import Request, reachable
-from dist_prune.pruning.gates import gated
+from dist_prune.pruning.gating import gate_off
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.statistic import Tally
 from dist_prune.runtime.collectives import Ranks
@@ -224,7 +224,7 @@ def test_gated_off_is_removed(name):
     plan = plan_of(name, bench)
     small, x = tiny.cut(model, bench.channels, plan), tiny.example()
     dense = model(x)
-    with gated(model, bench.channels, plan.removed):
+    with gate_off(model, bench.channels, plan.removed):
         switched = model(x)
     assert torch.allclose(switched, small(x), atol=1e-10, rtol=0)
     assert not torch.allclose(dense, switched, atol=1e-3)

@@ -15,7 +15,7 @@ from dist_prune.pruning import cost, surgeon, widths
 from dist_prune.pruning.activations import outputs_of, taps_of
 from dist_prune.pruning.aligned import Polynomial
 from dist_prune.pruning.choose import Request, share_of
-from dist_prune.pruning.gates import gated, masked
+from dist_prune.pruning.gating import gate, gate_off, gate_points
 from dist_prune.pruning.plane import Plane
 from dist_prune.pruning.renyi import distances, entropy, gaussian, kernel_entropy, label_kernel
 from dist_prune.pruning.subjects import Subject, batches_of
@@ -159,7 +159,7 @@ def test_taps_lie_behind_activations_and_sums():
     lenet.fc1 = torch.nn.Linear(3 * 2 * 2, 5)
     channels = surgeon.sites_of(lenet, torch.randn(1, 1, 16, 16))
     tap = taps_of(channels, channels.group("conv2"))[0]
-    assert tap.places == ((0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11))
+    assert tap.positions.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     rows = torch.arange(24.0).view(2, 12, 1)
     assert tap.take(rows).tolist()[1] == [[12, 13, 14, 15], [16, 17, 18, 19], [20, 21, 22, 23]]
 
@@ -185,14 +185,15 @@ def test_removed_is_masked():
     x = tiny.example()
     with torch.no_grad():
         small = tiny.cut(model, bench.channels, plan)(x)
-        with gated(model, bench.channels, plan.removed):
+        with gate_off(model, bench.channels, plan.removed):
             assert torch.allclose(model(x), small, atol=1e-5)
         stays = torch.rand(3, 32, generator=torch.Generator().manual_seed(0)) < 0.5
-        with masked(model, bench.channels, "layer2.0.downsample.0", stays):
+        name = "layer2.0.downsample.0"
+        with gate(model, gate_points(bench.channels, name), {name: stays}):
             together = model(x.repeat(3, 1, 1, 1)).view(3, len(x), -1)
         for row, found in zip(stays, together, strict=True):
             off = [k for k, stay in enumerate(row.tolist()) if not stay]
-            with gated(model, bench.channels, {"layer2.0.downsample.0": off}):
+            with gate_off(model, bench.channels, {name: off}):
                 assert torch.allclose(model(x), found, atol=1e-12)
 
 
@@ -366,7 +367,7 @@ def test_pools_and_activations_are_the_programs_own():
         channels = surgeon.sites_of(model, x[:1])
         seen = {group.name: outputs_of(channels, group)[0] for group in channels.free}
         assert {name: tap.site.name for name, tap in seen.items()} == {n: n for n in ("conv1", "conv2", "fc1", "fc2")}
-        assert seen["conv2"].places == tuple((i,) for i in range(50))
+        assert seen["conv2"].positions.tolist() == [[i] for i in range(50)]
     small = backbones.create("lenet6_16", 10, 1).eval()
     assert isinstance(small.pool1, torch.nn.AvgPool2d)
 

@@ -7,7 +7,7 @@ from torch.nn import functional
 from dist_prune.bench import Bench
 from dist_prune.methods import fisher
 from dist_prune.pruning import surgeon
-from dist_prune.pruning.switches import places, switched
+from dist_prune.pruning.gating import gate, gate_points
 from dist_prune.runtime import backbones
 from dist_prune.runtime.data.feed import Feed, Look
 from dist_prune.runtime.data.sources import open_source
@@ -17,10 +17,10 @@ from tests import tiny
 
 def by_masks(bench, group: str) -> torch.Tensor:
     """(n, C): the gradient of each image's loss for a mask of ones on the group's channels."""
-    spots, rows = places(bench.channels, group), []
+    points, rows = gate_points(bench.channels, group), []
     for batch in bench.feed.batches([bench.ids[i : i + 1] for i in range(bench.images)]):
         mask = torch.ones(bench.channels.group(group).width, dtype=torch.float64, requires_grad=True)
-        with switched(bench.model, [(spots, lambda m=mask: m)]):
+        with gate(bench.model, points, {group: mask}):
             loss = functional.cross_entropy(bench.model(batch.images), batch.labels)
         rows.append(torch.autograd.grad(loss, [mask])[0])
     return torch.stack(rows)

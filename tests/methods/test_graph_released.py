@@ -9,7 +9,7 @@ from dist_prune.errors import PruneError
 from dist_prune.methods.graph import Graph, HashAgreement, Options
 from dist_prune.pruning import cost, surgeon
 from dist_prune.pruning.choose import Request
-from dist_prune.pruning.gates import gated
+from dist_prune.pruning.gating import gate_off
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.renew import renew
 from dist_prune.pruning.statistic import Tally
@@ -197,7 +197,7 @@ def test_zeroed_channels_are_removed_channels_in_the_paper_s_networks(name):
     kept = {g.name: torch.randperm(g.width, generator=generator)[: g.width // 2].tolist() for g in channels.free}
     plan = Plan.keeping(channels, kept)
     with torch.no_grad():
-        with gated(model, channels, plan.removed):
+        with gate_off(model, channels, plan.removed):
             switched = model(x)
         removed = tiny.cut(model, channels, plan)(x)
     assert torch.allclose(switched, removed, atol=1e-9, rtol=1e-9)

@@ -11,7 +11,7 @@ from dist_prune.bench import Bench
 from dist_prune.errors import PruneError
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.choose import Request
-from dist_prune.pruning.gates import gated
+from dist_prune.pruning.gating import gate_off
 from dist_prune.pruning.plan import Plan
 from dist_prune.runtime import backbones
 from dist_prune.runtime.data.feed import Feed, Look
@@ -36,7 +36,7 @@ def test_timm_networks_are_scored_pruned_and_run(name, data):
     scores = method.score(bench)
     plan = method.select(scores, channels, Request(target=("macs", 0.7)))
     images = next(feed.batches([bench.ids])).images
-    with gated(model, channels, plan.removed), torch.no_grad():
+    with gate_off(model, channels, plan.removed), torch.no_grad():
         expected = model(images)
     surgeon.operate(model, channels, plan)
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_odd_shapes_are_protected_or_right():
     assert "norm" in reasons["hidden"]
     assert not reasons["last"]
     plan = Plan.keeping(channels, {group.name: [1, 3] if group.width > 2 else [1] for group in channels.free})
-    with gated(model, channels, plan.removed):
+    with gate_off(model, channels, plan.removed):
         expected = model(x)
     small = tiny.cut(model, channels, plan)
     assert torch.allclose(small(x), expected, atol=1e-5)
@@ -306,7 +306,7 @@ def test_layers_called_by_keyword_and_computed_weights():
     channels = surgeon.sites_of(model, x)
     assert "is computed from other parameters" in channels.group("last").protected
     assert not channels.group("first").protected
-    with gated(model, channels, {"first": [1]}):
+    with gate_off(model, channels, {"first": [1]}):
         expected = model(x)
     small = tiny.cut(model, channels, Plan({"first": (1,)}, {g.name: g.width for g in channels.groups}))
     assert torch.allclose(small(x), expected, atol=1e-6)

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations
 from dist_prune.cli import main
 from dist_prune.errors import PruneError
 from dist_prune.pruning import cost, surgeon
-from dist_prune.pruning.gates import gated
+from dist_prune.pruning.gating import gate_off
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.trial import check_logits
 
@@ -183,7 +183,7 @@ def test_submodules_called_by_keyword_are_cut_as_gated():
     channels = surgeon.sites_of(model, IMAGE)
     assert [group.name for group in channels.free] == ["stem", "body"]
     plan = Plan.keeping(channels, {"stem": [1, 2, 7], "body": [0, 4]})
-    with torch.no_grad(), gated(model, channels, plan.removed):
+    with torch.no_grad(), gate_off(model, channels, plan.removed):
         expected = model(IMAGE)
     assert not torch.allclose(model(IMAGE), expected)
     surgeon.operate(model, channels, plan)

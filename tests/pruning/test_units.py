@@ -13,7 +13,7 @@ from dist_prune.methods.method import Method
 from dist_prune.pruning import cost, surgeon
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request
-from dist_prune.pruning.gates import gated
+from dist_prune.pruning.gating import gate_off
 from dist_prune.pruning.narrow import narrowed
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.saved import to_saved
@@ -57,7 +57,7 @@ def test_units_are_scored_cut_and_loaded(which, name):
     assert whole
     assert all(len(plan.removed[group.name]) == group.width // 2 for group in whole)
     images = next(bench.feed.batches([bench.ids])).images
-    with gated(model, channels, plan.removed), torch.no_grad():
+    with gate_off(model, channels, plan.removed), torch.no_grad():
         expected = model(images)
     small = tiny.cut(model, channels, plan)
     with torch.no_grad():

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from dist_prune.recipe import Training
 from dist_prune.runtime.data.feed import Batch
+from dist_prune.runtime.evaluation import num_correct
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -72,7 +73,7 @@ class Objective:
 
     def _note(self, logits: Tensor, target: Tensor) -> None:
         labels = target if target.dim() == 1 else target.argmax(1)
-        found = (logits.argmax(1) == labels).sum()  # stays on the device: no waiting
+        found = num_correct(logits, labels)  # stays on the device: no waiting
         self._hits = found if self._hits is None else self._hits + found
 
     def _mixed(self, mixup: Mixup, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:

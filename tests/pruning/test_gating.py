@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dist_prune.pruning.gates import gated, masked
+from dist_prune.pruning.gating import gate, gate_off, gate_points
 from tests import tiny
 
 
@@ -14,11 +14,11 @@ def test_several_networks_at_once_are_each_the_gated_one(group):
     name, width = channels.free[group].name, channels.free[group].width
     stays = torch.rand((3, width), generator=torch.Generator().manual_seed(0)) < 0.5
     x = tiny.example()
-    with masked(model, channels, name, stays), torch.no_grad():
+    with gate(model, gate_points(channels, name), {name: stays}), torch.no_grad():
         together = model(x.repeat(3, 1, 1, 1)).view(3, len(x), -1)
     for number in range(3):
         off = (~stays[number]).nonzero().flatten().tolist()
-        with gated(model, channels, {name: off}), torch.no_grad():
+        with gate_off(model, channels, {name: off}), torch.no_grad():
             assert torch.allclose(together[number], model(x), atol=1e-12)
     with torch.no_grad():
         assert torch.isfinite(together).all() and not torch.allclose(together[0], model(x), atol=1e-4)

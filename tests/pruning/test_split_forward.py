@@ -6,9 +6,11 @@ from torch import nn
 
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.game import Games
+from dist_prune.pruning.gating import gate, gate_points
 from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.switches import Rest, copies, places, switched, traced
+from dist_prune.pruning.split_forward import SplitForward, copies, traced
 from dist_prune.runtime import backbones
+from dist_prune.runtime.evaluation import num_correct
 from tests import tiny
 
 NETWORKS = {
@@ -35,15 +37,15 @@ def test_off_is_removed_and_the_tail_is_the_network(name):
     channels, graph = surgeon.sites_of(model, x[:1]), traced(model)
     assert graph is not None
     for group in channels.free[:: max(1, len(channels.free) // 5)]:
-        spots = places(channels, group.name)
+        points = gate_points(channels, group.name)
         gone = [tuple(range(number, group.width, 3)) for number in range(3)]
         values = torch.ones(3, group.width, dtype=torch.float64)
         for row, off in zip(values, gone, strict=True):
             row[list(off)] = 0
-        rest = Rest(model, graph, [place.layer for place in spots])
+        rest = SplitForward(model, graph, [point.site.layer for point in points])
         rest.prove(x)
         assert not rest.whole
-        with switched(model, [(spots, lambda v=values: v)]):
+        with gate(model, points, {group.name: values}):
             found, again = model(x), rest.tail(copies(rest.head(x), 1))
         assert torch.equal(found, again)
         for number, off in enumerate(gone):
@@ -56,17 +58,18 @@ def test_off_is_removed_and_the_tail_is_the_network(name):
 def test_raw_outputs_leave_the_norm_s_shift():
     model, x = network("resnet8p_cifar")
     channels = surgeon.sites_of(model, x[:1])
-    zeros = torch.zeros(channels.group("layer1.0.conv1").width)
-    with switched(model, [(places(channels, "layer1.0.conv1", "output"), lambda: zeros)]):
+    name = "layer1.0.conv1"
+    zeros = {name: torch.zeros(channels.group(name).width)}
+    with gate(model, gate_points(channels, name, "output"), zeros):
         left = model(x)
-    with switched(model, [(places(channels, "layer1.0.conv1"), lambda: zeros)]):
+    with gate(model, gate_points(channels, name), zeros):
         gone = model(x)
     bn = model.get_submodule("layer1.0.bn1")
     assert not torch.allclose(left, gone)
     with torch.no_grad():
         bn.running_mean.zero_()  # type: ignore[union-attr,operator]
         bn.bias.zero_()  # type: ignore[union-attr,operator]
-    with switched(model, [(places(channels, "layer1.0.conv1", "output"), lambda: zeros)]):
+    with gate(model, gate_points(channels, name, "output"), zeros):
         assert torch.allclose(model(x), gone), "without a shift there is no difference"
 
 
@@ -89,20 +92,20 @@ def test_a_network_that_cannot_be_traced_runs_whole_and_says_so():
     assert traced(model) is None
     bench = tiny.bench(model)
     off = torch.tensor([[False] * 4, [True, False, False, True]])
-    assert bench.count("a", off) == [bench.measure({})[0], bench.measure({"a": [0, 3]})[0]]
+    assert bench.count("a", off) == [tiny.correct(bench)[0], tiny.correct(bench, {"a": [0, 3]})[0]]
     assert any("every coalition of a cost a whole forward pass" in note for note in bench.notes)
 
 
 @pytest.mark.parametrize("group", ["conv1", "layer2.0.conv1", "layer3.0.downsample.0", "linear"])
 def test_coalitions_are_counted_as_surgery_would(group):
-    """Against bench.measure; neither memory nor the number of sets at a time moves a count."""
+    """Against gates over a plain forward pass; neither memory nor the number of sets at a time moves a count."""
     bench = tiny.bench(tiny.network())
     if group == "linear":
         group = bench.channels.free[-1].name
     width = bench.channels.group(group).width
     off = torch.rand(6, width, generator=torch.Generator().manual_seed(1)) < 0.5
     found = bench.count(group, off)
-    expected = [bench.measure({group: row.nonzero()[:, 0].tolist()})[0] for row in off]
+    expected = [tiny.correct(bench, {group: row.nonzero()[:, 0].tolist()})[0] for row in off]
     assert found == expected
     assert len(set(found)) > 1
     assert [bench.count(group, row[None])[0] for row in off] == expected
@@ -118,5 +121,5 @@ def test_coalitions_are_counted_as_surgery_would(group):
     live = games.of(group, "consumed", 1).rest.head(next(batches(0))[0])
     some = 3 * sum(t.numel() * t.element_size() for t in live)
     for memory in (1, some, 10**9):
-        assert games.of(group, "consumed", memory).correct(off) == expected
+        assert games.of(group, "consumed", memory).tally(off, num_correct).tolist() == expected
     assert 0 < max(seen) < len(lists), "with a little memory the first micro-batches are kept and the others made again"
