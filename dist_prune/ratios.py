@@ -44,8 +44,8 @@ def act(given: argparse.Namespace) -> tuple[str, Any, int]:
     from dist_prune.recipe import Recipe
     from dist_prune.run import launched, run
     from dist_prune.runtime.machine import Machine
+    from dist_prune.stages.context import RunContext
     from dist_prune.stages.ratios import check
-    from dist_prune.stages.work import Work
 
     ratios, images = _numbers(given)
 
@@ -55,13 +55,13 @@ def act(given: argparse.Namespace) -> tuple[str, Any, int]:
         check(spec, kind(kind.Options.model_validate({k: v for k, v in spec.method.items() if k != "name"})))
         return spec, Path(os.environ.get("DIST_PRUNE_RUNS", "runs")) / spec.name
 
-    def then(work: Work) -> None:
+    def then(context: RunContext) -> None:
         from dist_prune.stages.ratios import Asked, measured
 
         asked = Asked(ratios, images, "test" if given.split == "test" else "held_out")
-        found = measured(work, asked)
-        work.close_feeds()
-        work.machine.ranks.together(lambda: write(work, found, given))
+        found = measured(context, asked)
+        context.images.close_loaders()
+        context.environment.ranks.together(lambda: write(context, found, given))
 
     def begin(spec: Recipe, folder: Path, machine: Machine) -> str:
         # --json: what is said meanwhile goes to stderr, the result alone to stdout
@@ -89,7 +89,7 @@ def _numbers(given: argparse.Namespace) -> tuple[tuple[float, ...], int | None]:
     return ratios, None if given.images == "all" else int(given.images)
 
 
-def write(work: Any, found: Any, given: argparse.Namespace) -> None:
+def write(context: Any, found: Any, given: argparse.Namespace) -> None:
     """The files of the run directory, TensorBoard's figures, and what the terminal shows."""
     from dist_prune.ledger import write_atomic
 
@@ -99,16 +99,16 @@ def write(work: Any, found: Any, given: argparse.Namespace) -> None:
         "keep_ratios": keep, "groups": [asdict(line) for line in found.ordered],
     }  # fmt: skip
     stem = _stem(given.split)
-    page, table = work.folder / f"{stem}.html", work.folder / f"{stem}.csv"
-    write_atomic(work.folder / f"{stem}.json", json.dumps(body, indent=1))
+    page, table = context.run_dir / f"{stem}.html", context.run_dir / f"{stem}.csv"
+    write_atomic(context.run_dir / f"{stem}.json", json.dumps(body, indent=1))
     write_atomic(table, found.csv())
-    write_atomic(page, html(work.recipe.name, work.recipe.method["name"], found, keep, given.max_drop))
-    work.tracker.figure(stem.replace("_", " "), lines_figure(found))
+    write_atomic(page, html(context.recipe.name, context.recipe.method["name"], found, keep, given.max_drop))
+    context.tracker.figure(stem.replace("_", " "), lines_figure(found))
     for line in found.ordered:
         for point in line.points:
-            work.tracker.scalars({f"{stem}/{line.group}": point.top1}, round(100 * point.ratio))
-    work.tracker.say(as_text(found, keep, given.max_drop))
-    work.tracker.say(f"\ncurves       {page.resolve()}\ntable        {table.resolve()}")
+            context.tracker.scalars({f"{stem}/{line.group}": point.top1}, round(100 * point.ratio))
+    context.tracker.say(as_text(found, keep, given.max_drop))
+    context.tracker.say(f"\ncurves       {page.resolve()}\ntable        {table.resolve()}")
 
 
 def as_text(found: Any, keep: dict[str, float], most: float) -> str:

@@ -186,19 +186,19 @@ class Sharded(Machine):
 
 
 def test_no_state_is_carried_under_deepspeed(tmp_path):
-    work = work_of(tmp_path, "schedule.rounds=2", "schedule.carry_optimizer=true")
-    precheck(work)
-    alone = work.machine
+    context = work_of(tmp_path, "schedule.rounds=2", "schedule.carry_optimizer=true")
+    precheck(context)
+    alone = context.environment
     with pytest.raises(PruneError, match=r"schedule\.carry_optimizer: DeepSpeed shards the optimizer's state"):
-        precheck(replace(work, machine=Sharded(alone.device, alone.ranks)))
+        precheck(replace(context, environment=Sharded(alone.device, alone.ranks)))
 
 
 def test_new_weights_after_cutting_are_for_one_shot(tmp_path):
     words = ["backbone.name=vgg16_bn_cifar", "backbone.kwargs={}", "data.image_size=32", "schedule.rounds=2"]
     kind = methods.find("graph")
-    work = replace(work_of(tmp_path, *words), method=kind(kind.Options(quirks=("fresh_classifier",))))
+    context = replace(work_of(tmp_path, *words), method=kind(kind.Options(quirks=("fresh_classifier",))))
     with pytest.raises(PruneError, match=r"the released code gives .* new weights after cutting"):
-        precheck(work)
+        precheck(context)
 
 
 def test_a_warm_up_longer_than_the_epochs_between_is_refused():
@@ -221,7 +221,7 @@ def test_the_dense_widths_hold_floors_over_all_rounds(finished, tmp_path):
     assert any(2 * last.counts[group] == width for group, width in last.widths.items())
     model = dist_prune.load(tmp_path / "run/export")
     dense = checkpoint.read(finished[0] / "dense.safetensors")[0]
-    whole = work_of(tmp_path / "run", *words[:2]).shell()
+    whole = work_of(tmp_path / "run", *words[:2]).networks.create()
     whole.load_state_dict(dense)
     channels = surgeon.sites_of(whole.eval(), torch.zeros(1, 1, 8, 8))
     surgeon.operate(whole, channels, last)

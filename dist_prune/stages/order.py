@@ -14,7 +14,7 @@ BUNDLE = ("export/bundle.json", "export/model.safetensors")
 REPORT = ("report.json", "report.html")
 
 
-def at(number: int, file: str) -> str:
+def round_path(number: int, file: str) -> str:
     """A file of a round (and a stage's name in the ledger).
 
     ``scores``; ``plan.json``: of all rounds so far, in dense coordinates; ``cut.json``: what this round cuts of the
@@ -85,7 +85,11 @@ class Stage:
 
 HELD = ("train.holdout", "train.images")
 MANY = ("many.json", "many.safetensors")
-SCORES, PLAN, SMALL = at(1, "scores.safetensors"), at(1, "plan.json"), at(1, "small.safetensors")
+SCORES, PLAN, SMALL = (
+    round_path(1, "scores.safetensors"),
+    round_path(1, "plan.json"),
+    round_path(1, "small.safetensors"),
+)
 ORDER = (
     Stage("train", (*TRAINING, *CHOSEN, "train"), (), (DENSE,)),
     Stage("many", (*SCORING, "score.many", "method", "select", "target", "evaluate", *HELD), (DENSE,), MANY),
@@ -110,10 +114,10 @@ def order(rounds: int, carry: bool = False) -> tuple[Stage, ...]:
 
 def _rounds(rounds: int, carry: bool) -> Iterator[Stage]:
     plain = {stage.name: stage for stage in ORDER}
-    plans = tuple(at(number, "plan.json") for number in range(1, rounds + 1))
-    nets = tuple(at(n, f"{kind}.safetensors") for n in range(1, rounds) for kind in ("small", "tuned"))
-    small, plan = at(rounds, "small.safetensors"), plans[-1]
-    carried = (at(rounds, "carried.safetensors"),) if carry else ()
+    plans = tuple(round_path(number, "plan.json") for number in range(1, rounds + 1))
+    nets = tuple(round_path(n, f"{kind}.safetensors") for n in range(1, rounds) for kind in ("small", "tuned"))
+    small, plan = round_path(rounds, "small.safetensors"), plans[-1]
+    carried = (round_path(rounds, "carried.safetensors"),) if carry else ()
     yield plain["train"]
     yield plain["many"]
     for number in range(1, rounds + 1):
@@ -131,20 +135,22 @@ def _rounds(rounds: int, carry: bool) -> Iterator[Stage]:
 def _round(number: int, last: bool, carry: bool) -> Iterator[Stage]:
     """Score, select and prune; and the finetuning behind them where another round follows."""
     plain, first = {stage.name: stage for stage in ORDER}, number == 1
-    start = (DENSE,) if first else (at(number - 1, "tuned.safetensors"), at(number - 1, "plan.json"))
-    scores, plan, small = (at(number, file) for file in ("scores.safetensors", "plan.json", "small.safetensors"))
-    cut = () if first else (at(number, "cut.json"),)
-    state = () if first or not carry else (at(number - 1, "state.safetensors"),)
-    carried = () if first or not carry else (at(number, "carried.safetensors"),)
+    start = (DENSE,) if first else (round_path(number - 1, "tuned.safetensors"), round_path(number - 1, "plan.json"))
+    scores, plan, small = (
+        round_path(number, file) for file in ("scores.safetensors", "plan.json", "small.safetensors")
+    )
+    cut = () if first else (round_path(number, "cut.json"),)
+    state = () if first or not carry else (round_path(number - 1, "state.safetensors"),)
+    carried = () if first or not carry else (round_path(number, "carried.safetensors"),)
     for name, more, inputs, outputs in (
         ("score", (), start, (scores,)),
         ("select", ("schedule.rounds", "schedule.spacing"), (scores, *start[1:]), (plan, *cut)),
         ("prune", (), (*start, scores, plan, *cut, *state), (small, *carried)),
     ):
         stage = replace(plain[name], reads=(*plain[name].reads, *more), inputs=inputs, outputs=outputs, round=number)
-        yield stage if first else replace(stage, label=at(number, name))
+        yield stage if first else replace(stage, label=round_path(number, name))
     if not last:
         reads = (*TRAINING, *RECALIBRATION, "finetune", "schedule.finetune_epochs", "schedule.carry_optimizer")
-        made = (at(number, "tuned.safetensors"), *((at(number, "state.safetensors"),) if carry else ()))
-        label = at(number, "finetune")
+        made = (round_path(number, "tuned.safetensors"), *((round_path(number, "state.safetensors"),) if carry else ()))
+        label = round_path(number, "finetune")
         yield Stage("finetune", reads, (DENSE, small, plan, *carried), made, round=number, label=label)
