@@ -35,8 +35,9 @@ GIANTS = {
 ALLOWED = {
     "errors": set(),
     "documents": {"errors"},
-    "sections": {"errors"},
-    "recipe": {"errors", "sections"},
+    "stage_keys": set(),
+    "sections": {"errors", "stage_keys"},
+    "recipe": {"errors", "sections", "stage_keys"},
     "names": {"errors"},
     "overrides": {"errors", "documents", "recipe"},
     "reading": {"errors", "documents", "names", "overrides", "recipe"},
@@ -61,6 +62,7 @@ ALLOWED = {
     "foreseen": {"errors", "ledger", "methods", "recipe", "replay", "runtime"},
     "planning": {"errors", "recipe", "reading", "ledger", "pruning", "methods", "preview", "replay"},
     "stages": {
+        "stage_keys",
         "compatibility",
         "errors",
         "documents",
