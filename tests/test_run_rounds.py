@@ -70,9 +70,9 @@ def test_two_rounds_leave_one_plan(finished):
 
 def test_what_was_carried_is_what_was_left_cut_by_the_plan(finished):
     folder, _ = finished
-    left, carried = (checkpoint.read(folder / name)[0] for name in ("round_1/state.safetensors",
-                                                                   "round_2/carried.safetensors"))  # fmt: skip
-    small = checkpoint.read(folder / "round_2/small.safetensors")[0]
+    files = ("round_1/optimizer_state.safetensors", "round_2/optimizer_carried.safetensors")
+    left, carried = (checkpoint.read(folder / name)[0] for name in files)
+    small = checkpoint.read(folder / "round_2/pruned.safetensors")[0]
     assert left.keys() == carried.keys()
     for table in ("model", "ema"):
         for name, tensor in small.items():
@@ -106,7 +106,7 @@ def test_rounds_without_training_are_the_same_on_any_number_of_ranks(finished, t
     assert go(tmp_path / "one", *words) == ""
     code, output = run(TORCHRUN, tmp_path / "two", *words)
     assert code == 0, output
-    for file in ("round_1/tuned.safetensors", "round_2/plan.json", "round_2/small.safetensors"):
+    for file in ("round_1/finetuned.safetensors", "round_2/plan.json", "round_2/pruned.safetensors"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
 
 
@@ -130,7 +130,7 @@ def test_killed_inside_rounds_and_run_again(finished, tmp_path):
     resumed = {event["stage"] for event in report(cut)["events"] if event["event"] == "resumed"}
     assert resumed == {"round_1/finetune", "round_2/score"}
     assert plan_at(whole, 2) == plan_at(cut, 2)
-    for file in ("round_2/carried.safetensors", "tuned.safetensors"):
+    for file in ("round_2/optimizer_carried.safetensors", "finetuned.safetensors"):
         one, two = (checkpoint.read(folder / file)[0] for folder in (whole, cut))
         assert all(torch.equal(tensor, two[name]) for name, tensor in one.items()), file
 

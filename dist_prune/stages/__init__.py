@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dist_prune.compatibility import without_added
+from dist_prune.compatibility import first_name, without_added
 from dist_prune.errors import PruneError
 from dist_prune.ledger import SAFETY, canonical, digest, file_digest, pick, write_atomic
 from dist_prune.replay import manifest_of
@@ -57,7 +57,7 @@ def fingerprint(stage: Stage, context: RunContext, growing: bool = True) -> str:
         elif stage.name == "score":
             fields["replayed"] = True
     fields = without_added(fields, tree["method"]["name"])
-    inputs = {name: file_digest(context.run_dir / name) for name in stage.inputs}
+    inputs = {first_name(name): file_digest(context.path(name)) for name in stage.inputs}
     found = outside.digests(context, stage.name)
     outside.same(stage.label, context, found)
     return digest(canonical({"stage": stage.label, "fields": fields, "inputs": inputs, "outside": found}))
@@ -159,9 +159,9 @@ def _begin(stage: Stage, context: RunContext) -> None:
 
 def _write(context: RunContext, made: StageOutput) -> None:
     for name, (tensors, meta) in made.tensors.items():
-        checkpoint.save(context.run_dir / name, tensors, meta)
+        checkpoint.save(context.path(name), tensors, meta)
     for name, text in made.texts.items():
-        write_atomic(context.run_dir / name, text)
+        write_atomic(context.path(name), text)
 
 
 def _drop(context: RunContext, names: Iterable[str]) -> None:
@@ -171,7 +171,7 @@ def _drop(context: RunContext, names: Iterable[str]) -> None:
 
 
 def _digests(context: RunContext, names: Iterable[str]) -> dict[str, str]:
-    return {name: file_digest(context.run_dir / name) for name in names}
+    return {context.artifact(name): file_digest(context.path(name)) for name in names}
 
 
 def _headline(stage: Stage, context: RunContext) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dist_prune.compatibility import first_name, keeps_first_names
 from dist_prune.ledger import Ledger
 from dist_prune.methods.method import Method
 from dist_prune.pruning.channels import Channels
@@ -84,9 +85,17 @@ class RunContext:
         """The record of finished stages."""
         return Ledger(self.run_dir)
 
+    @cached_property
+    def _keeps_first_names(self) -> bool:
+        return keeps_first_names(self.run_dir, (name for line in self.ledger.lines() for name in line["outputs"]))
+
+    def artifact(self, name: str) -> str:
+        """The name of an artifact in this run directory, which may have been begun before artifacts were renamed."""
+        return first_name(name) if self._keeps_first_names else name
+
     def path(self, name: str) -> Path:
         """The file of an artifact in the run directory."""
-        return self.run_dir / name
+        return self.run_dir / self.artifact(name)
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
         """The named tensors of an artifact; PruneError if the file is missing or damaged."""

@@ -16,14 +16,14 @@ from dist_prune.runtime.cores import threads
 from dist_prune.runtime.evaluation import evaluate
 from dist_prune.runtime.latency import latency
 from dist_prune.stages.context import RunContext, StageOutput
-from dist_prune.stages.order import DENSE, TUNED, round_path
+from dist_prune.stages.order import DENSE, FINETUNED, PRUNED, round_path
 
 
 def run(context: RunContext) -> StageOutput:
-    """dense, small and tuned weights -> metrics.json"""
+    """dense, pruned and finetuned weights -> metrics.json"""
     recipe, networks, test = context.recipe, context.networks, context.images.loader(False)
     channels, plan = networks.graph, networks.plan(context.round)
-    files = {"pruned": round_path(context.round, "small.safetensors"), "finetuned": TUNED}
+    files = {"pruned": round_path(context.round, PRUNED), "finetuned": FINETUNED}
     models = {"dense": networks.load_dense()}
     models |= {name: networks.load_pruned(file, context.round) for name, file in files.items()}
     out: dict[str, Any] = {}
@@ -82,7 +82,7 @@ def rounds(context: RunContext, last: Mapping[str, Any]) -> list[dict[str, Any]]
     channels = context.selection_graph()
     for number in range(1, context.round + 1):
         plan, figures = context.networks.plan(number), {}
-        for name, file in (("pruned", "small.safetensors"), ("finetuned", "tuned.safetensors")):
+        for name, file in (("pruned", PRUNED), ("finetuned", FINETUNED)):
             found = last[name]
             if number < context.round:
                 model = context.networks.load_pruned(round_path(number, file), number).to(context.environment.device)

@@ -6,13 +6,13 @@ from dataclasses import asdict
 from dist_prune.bundle import manifest
 from dist_prune.stages import page
 from dist_prune.stages.context import RunContext, StageOutput
-from dist_prune.stages.order import BUNDLE, METRICS, TUNED
+from dist_prune.stages.order import BUNDLE, FINETUNED, METRICS
 
 
 def run(context: RunContext) -> StageOutput:
-    """tuned.safetensors, plan.json, metrics.json -> export/"""
+    """finetuned.safetensors, plan.json, metrics.json -> export/"""
     recipe, images, spec = context.recipe, context.images, context.recipe.backbone
-    weights, plan = context.read_tensors(TUNED), context.networks.plan(context.round)
+    weights, plan = context.read_tensors(FINETUNED), context.networks.plan(context.round)
     metrics = json.loads(context.path(METRICS).read_text())
     figures = {name: {k: v for k, v in metrics[name].items() if k != "latency"} for name in page.KINDS}
     image = {k: v for k, v in asdict(images.transform).items() if k != "augment"}

@@ -16,14 +16,12 @@ from dist_prune.runtime.training.recalibrate import recalibrate
 from dist_prune.runtime.training.train import Trainer
 from dist_prune.stages.context import RunContext, StageOutput, Tensors
 from dist_prune.stages.fitting import judge_of, trained
-from dist_prune.stages.order import TUNED, round_path
-
-SMALL = "small.safetensors"
+from dist_prune.stages.order import FINETUNED, OPTIMIZER_CARRIED, OPTIMIZER_STATE, PRUNED, round_path
 
 
 def run(context: RunContext) -> StageOutput:
-    """round_N/small.safetensors -> tuned.safetensors; before the last round round_N/tuned.safetensors, and
-    state.safetensors where the optimizer's state goes on"""
+    """round_N/pruned.safetensors -> finetuned.safetensors; before the last round round_N/finetuned.safetensors, and
+    optimizer_state.safetensors if the optimizer's state goes on"""
     if context.round < context.recipe.schedule.rounds:
         return _between(context)
     settings, reruns = context.recipe.finetune, context.recipe.reruns
@@ -36,7 +34,7 @@ def run(context: RunContext) -> StageOutput:
             )
             context.events.append({"stage": "finetune", "event": "not needed", "drop": drop})
             facts = {"history": [], "selection": settings.selection}
-            return StageOutput(facts, {TUNED: (context.read_tensors(round_path(context.round, SMALL)), meta)})
+            return StageOutput(facts, {FINETUNED: (context.read_tensors(round_path(context.round, PRUNED)), meta)})
     tops, kept, first = [], {}, []
     for rerun in range(reruns):
         model, trainer = _tuned(context, settings, "finetune", rerun)
@@ -49,7 +47,7 @@ def run(context: RunContext) -> StageOutput:
     if tops:
         spread = statistics.stdev(tops)
         facts["reruns"] = {"top1": tops, "mean": statistics.mean(tops), "std": spread}
-    return StageOutput(facts, {TUNED: (kept, meta)}, drop=("finetune_checkpoints",))
+    return StageOutput(facts, {FINETUNED: (kept, meta)}, drop=("finetune_checkpoints",))
 
 
 def _drop(context: RunContext) -> float:
@@ -61,7 +59,7 @@ def _drop(context: RunContext) -> float:
 
 
 def _pruned(context: RunContext) -> nn.Module:
-    return context.networks.load_pruned(round_path(context.round, SMALL), context.round)
+    return context.networks.load_pruned(round_path(context.round, PRUNED), context.round)
 
 
 def _between(context: RunContext) -> StageOutput:
@@ -69,9 +67,9 @@ def _between(context: RunContext) -> StageOutput:
     settings, name = context.recipe.between, round_path(context.round, "finetune")
     model, trainer = _tuned(context, settings, name, leaves=context.recipe.schedule.carry_optimizer)
     meta = {"plan": context.networks.plan(context.round).fingerprint}
-    tensors: Tensors = {round_path(context.round, TUNED): (model.state_dict(), meta)}
+    tensors: Tensors = {round_path(context.round, FINETUNED): (model.state_dict(), meta)}
     if trainer.left is not None:
-        tensors[round_path(context.round, "state.safetensors")] = trainer.left.file()
+        tensors[round_path(context.round, OPTIMIZER_STATE)] = trainer.left.file()
     facts = {"history": trainer.history, "selection": settings.selection}
     return StageOutput(facts, tensors, drop=(f"{name}_checkpoints",))
 
@@ -82,7 +80,7 @@ def _tuned(
     """The small network, finetuned by the recipe's seed + ``rerun``, its masked weights at exact zeros."""
     model, carried = _pruned(context), None
     if context.recipe.schedule.carry_optimizer and context.round > 1 and settings.epochs:
-        carried = Carried.read(context.path(round_path(context.round, "carried.safetensors")))
+        carried = Carried.read(context.path(round_path(context.round, OPTIMIZER_CARRIED)))
         model.load_state_dict(carried.tables.get("model", model.state_dict()))
     model.to(context.environment.device)
     if settings.recalibrate_bn:

@@ -19,7 +19,7 @@ from dist_prune.pruning.plan import Plan
 from dist_prune.recipe import Recipe
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.stages.images import RunImages
-from dist_prune.stages.order import DENSE, round_path
+from dist_prune.stages.order import DENSE, FINETUNED, round_path
 
 
 @dataclass
@@ -68,7 +68,7 @@ class RunNetworks:
         """The network that round ``number`` scores and prunes."""
         if number == 1:
             return self.load_dense()
-        return self.load_pruned(round_path(number - 1, "tuned.safetensors"), number - 1)
+        return self.load_pruned(round_path(number - 1, FINETUNED), number - 1)
 
     @cached_property
     def graph(self) -> Channels:

@@ -11,18 +11,19 @@ from dataclasses import dataclass, replace
 from dist_prune.recipe import Recipe
 from dist_prune.stage_keys import keys_read_by
 
-DENSE = "dense.safetensors"
-TUNED, METRICS, CURVES = "tuned.safetensors", "metrics.json", "curves.csv"
+DENSE, PRUNED, FINETUNED = "dense.safetensors", "pruned.safetensors", "finetuned.safetensors"
+OPTIMIZER_STATE, OPTIMIZER_CARRIED = "optimizer_state.safetensors", "optimizer_carried.safetensors"
+METRICS, CURVES = "metrics.json", "curves.csv"
 BUNDLE = ("export/bundle.json", "export/model.safetensors")
 REPORT = ("report.json", "report.html")
 
 
 def round_path(number: int, file: str) -> str:
-    """A file of a round (and a stage's name in the ledger).
+    """An artifact of a round (and a stage's name in the ledger).
 
     ``scores``; ``plan.json``: of all rounds so far, in dense coordinates; ``cut.json``: what this round cuts of the
-    network before it; ``small``: what is left; ``carried``: the optimizer's state that came along; ``tuned``: finetuned
-    before the next round; ``state``: the optimizer's by then.
+    network before it; ``pruned``: the network that is left; ``optimizer_carried``: the optimizer's state after the cut;
+    ``finetuned``: the network that the next round starts from; ``optimizer_state``: that of its finetuning.
     """
     return f"round_{number}/{file}"
 
@@ -64,17 +65,17 @@ class Stage:
 
 
 MANY = ("many.json", "many.safetensors")
-SCORES, PLAN, SMALL = (round_path(1, file) for file in ("scores.safetensors", "plan.json", "small.safetensors"))
+SCORES, PLAN, CUT_ONCE = (round_path(1, file) for file in ("scores.safetensors", "plan.json", PRUNED))
 ORDER = (
     Stage("train", (), (DENSE,)),
     Stage("many", (DENSE,), MANY),
     Stage("score", (DENSE,), (SCORES,)),
     Stage("select", (SCORES,), (PLAN,)),
-    Stage("prune", (DENSE, SCORES, PLAN), (SMALL,)),
-    Stage("finetune", (DENSE, SMALL, PLAN), (TUNED,)),
-    Stage("evaluate", (DENSE, SMALL, TUNED, PLAN), (METRICS,)),
+    Stage("prune", (DENSE, SCORES, PLAN), (CUT_ONCE,)),
+    Stage("finetune", (DENSE, CUT_ONCE, PLAN), (FINETUNED,)),
+    Stage("evaluate", (DENSE, CUT_ONCE, FINETUNED, PLAN), (METRICS,)),
     Stage("curves", (DENSE, SCORES), (CURVES,)),
-    Stage("export", (TUNED, PLAN, METRICS), BUNDLE),
+    Stage("export", (FINETUNED, PLAN, METRICS), BUNDLE),
     Stage("report", (PLAN, METRICS, CURVES), REPORT, always=True),
 )
 # what tasks of a sweep make once for all, and what each keeps meanwhile to resume
@@ -89,18 +90,18 @@ def order(rounds: int, carry: bool = False) -> tuple[Stage, ...]:
 def _rounds(rounds: int, carry: bool) -> Iterator[Stage]:
     one_shot = {stage.name: stage for stage in ORDER}
     plans = tuple(round_path(number, "plan.json") for number in range(1, rounds + 1))
-    nets = tuple(round_path(n, f"{kind}.safetensors") for n in range(1, rounds) for kind in ("small", "tuned"))
-    small, plan = round_path(rounds, "small.safetensors"), plans[-1]
-    carried = (round_path(rounds, "carried.safetensors"),) if carry else ()
+    nets = tuple(round_path(n, name) for n in range(1, rounds) for name in (PRUNED, FINETUNED))
+    pruned, plan = round_path(rounds, PRUNED), plans[-1]
+    carried = (round_path(rounds, OPTIMIZER_CARRIED),) if carry else ()
     yield one_shot["train"]
     yield one_shot["many"]
     for number in range(1, rounds + 1):
         yield from _round(number, number == rounds, carry)
     for name, inputs in (
-        ("finetune", (DENSE, small, plan, *carried)),
-        ("evaluate", (DENSE, small, TUNED, *nets, *plans)),
+        ("finetune", (DENSE, pruned, plan, *carried)),
+        ("evaluate", (DENSE, pruned, FINETUNED, *nets, *plans)),
         ("curves", one_shot["curves"].inputs),
-        ("export", (TUNED, plan, METRICS)),
+        ("export", (FINETUNED, plan, METRICS)),
         ("report", (*plans, METRICS, CURVES)),
     ):
         yield replace(one_shot[name], reads=_reads(name, f"{name}_in_rounds"), inputs=inputs, round=rounds)
@@ -109,19 +110,19 @@ def _rounds(rounds: int, carry: bool) -> Iterator[Stage]:
 def _round(number: int, last: bool, carry: bool) -> Iterator[Stage]:
     """Score, select and prune; then the finetuning, if another round follows."""
     first = number == 1
-    start = (DENSE,) if first else (round_path(number - 1, "tuned.safetensors"), round_path(number - 1, "plan.json"))
-    scores, plan, small = (round_path(number, f) for f in ("scores.safetensors", "plan.json", "small.safetensors"))
+    start = (DENSE,) if first else (round_path(number - 1, FINETUNED), round_path(number - 1, "plan.json"))
+    scores, plan, pruned = (round_path(number, f) for f in ("scores.safetensors", "plan.json", PRUNED))
     cut = () if first else (round_path(number, "cut.json"),)
-    state = () if first or not carry else (round_path(number - 1, "state.safetensors"),)
-    carried = () if first or not carry else (round_path(number, "carried.safetensors"),)
+    state = () if first or not carry else (round_path(number - 1, OPTIMIZER_STATE),)
+    carried = () if first or not carry else (round_path(number, OPTIMIZER_CARRIED),)
     for name, inputs, outputs in (
         ("score", start, (scores,)),
         ("select", (scores, *start[1:]), (plan, *cut)),
-        ("prune", (*start, scores, plan, *cut, *state), (small, *carried)),
+        ("prune", (*start, scores, plan, *cut, *state), (pruned, *carried)),
     ):
         label = name if first else round_path(number, name)
         yield Stage(name, inputs, outputs, round=number, label=label, reads=_reads(name, f"{name}_in_rounds"))
     if not last:
-        made = (round_path(number, "tuned.safetensors"), *((round_path(number, "state.safetensors"),) if carry else ()))
+        made = (round_path(number, FINETUNED), *((round_path(number, OPTIMIZER_STATE),) if carry else ()))
         label, reads = round_path(number, "finetune"), _reads("finetune_between")
-        yield Stage("finetune", (DENSE, small, plan, *carried), made, round=number, label=label, reads=reads)
+        yield Stage("finetune", (DENSE, pruned, plan, *carried), made, round=number, label=label, reads=reads)

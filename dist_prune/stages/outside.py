@@ -6,7 +6,7 @@ from dist_prune.errors import PruneError
 from dist_prune.ledger import file_digest, read_json, write_atomic
 from dist_prune.stages.context import RunContext
 
-BEGUN = "begun.json"  # of the stage at work, for one that is interrupted and has no line in the ledger
+STARTED = "stage_started.json"  # of the stage at work, for one that is interrupted and has no line in the ledger
 KEYS = {
     "checkpoint": "backbone.checkpoint",
     "train": "data.root (training images)",
@@ -30,7 +30,7 @@ def digests(context: RunContext, stage: str) -> dict[str, str]:
 
 def begin(stage: str, context: RunContext, outside: dict[str, str]) -> None:
     """Note what a stage starts from."""
-    write_atomic(context.run_dir / BEGUN, json.dumps({"stage": stage, "outside": outside}))
+    write_atomic(context.path(STARTED), json.dumps({"stage": stage, "outside": outside}))
 
 
 def same(stage: str, context: RunContext, outside: dict[str, str]) -> None:
@@ -78,7 +78,7 @@ def _images(identity: str) -> str:
 
 def _begun(stage: str, context: RunContext) -> dict:
     """What the stage was begun with, where it is the one that was interrupted."""
-    found = read_json(context.run_dir / BEGUN)
+    found = read_json(context.path(STARTED))
     outside = found.get("outside")
     whole = isinstance(outside, dict) and all(isinstance(value, str) for value in outside.values())
     return found if found.get("stage") == stage and whole else {}

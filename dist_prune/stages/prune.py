@@ -12,27 +12,27 @@ from dist_prune.pruning.renew import renew
 from dist_prune.runtime.training.carrying import Carried
 from dist_prune.stages.calibrating import starting
 from dist_prune.stages.context import RunContext, StageOutput, Tensors
-from dist_prune.stages.order import round_path
+from dist_prune.stages.order import OPTIMIZER_CARRIED, OPTIMIZER_STATE, PRUNED, round_path
 
 
 def run(context: RunContext) -> StageOutput:
-    """dense (or what the round before left), scores, plan -> round_N/small.safetensors, and carried.safetensors where
-    a state goes on; of a bundle that is replayed, its own weights"""
-    small = round_path(context.round, "small.safetensors")
+    """dense (or what the round before left), scores, plan -> round_N/pruned.safetensors, and
+    optimizer_carried.safetensors if a state goes on; of a bundle that is replayed, its own weights"""
+    pruned = round_path(context.round, PRUNED)
     plan, place = context.networks.plan(context.round), Path(context.recipe.select.plan or "").expanduser()
     if context.recipe.select.plan and place.is_dir():
         weights = bundle.load(place).state_dict()
         context.tracker.say(f"  {place} is a bundle: its weights are taken, nothing is cut here")
-        return StageOutput({}, {small: (weights, {"plan": plan.fingerprint})})
+        return StageOutput({}, {pruned: (weights, {"plan": plan.fingerprint})})
     model, cut = starting(context).eval(), plan
     channels = context.networks.round_graph(context.networks.graph, context.round)
     if context.round > 1:
         cut = Plan.from_json(context.path(round_path(context.round, "cut.json")).read_text())
     tensors: Tensors = {}
     if context.round > 1 and context.recipe.schedule.carry_optimizer:
-        carried = Carried.read(context.path(round_path(context.round - 1, "state.safetensors")))
+        carried = Carried.read(context.path(round_path(context.round - 1, OPTIMIZER_STATE)))
         carried = carried.cut(partial(surgeon.cut_along, model, channels, cut))
-        tensors[round_path(context.round, "carried.safetensors")] = carried.file()
+        tensors[round_path(context.round, OPTIMIZER_CARRIED)] = carried.file()
     surgeon.operate(model, channels, cut)
     fresh = context.method.fresh(context.networks.graph)
     if fresh:
@@ -41,4 +41,4 @@ def run(context: RunContext) -> StageOutput:
         context.events.append({"stage": "prune", "event": "new weights", "layers": list(fresh)})
     with torch.no_grad():
         model(context.images.example_input)
-    return StageOutput({}, {small: (model.state_dict(), {"plan": plan.fingerprint}), **tensors})
+    return StageOutput({}, {pruned: (model.state_dict(), {"plan": plan.fingerprint}), **tensors})

@@ -111,7 +111,7 @@ def test_a_stage_that_was_only_begun_may_start_over_with_other_images(folder, tm
     run = work(folder, tmp_path)
     outside.begin("train", run, outside.digests(run, "train") | {"train": "others"})
     assert fingerprint(TRAIN, run)
-    (tmp_path / outside.BEGUN).write_text("{")
+    (tmp_path / outside.STARTED).write_text("{")
     assert fingerprint(TRAIN, run)
     outside.begin("train", run, outside.digests(run, "train") | {"train": "others"})
     finish(run)

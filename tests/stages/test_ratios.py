@@ -72,7 +72,8 @@ def test_the_same_for_every_number_of_ranks(alone, folder, pool):
     for world in (2, 3):
         place = folder / str(world)
         place.mkdir()
-        for name in ("dense.safetensors", "round_1/scores.safetensors", "ledger.jsonl", "recipe.yaml", "begun.json"):
+        scored = ("dense.safetensors", "round_1/scores.safetensors", "ledger.jsonl", "recipe.yaml")
+        for name in (*scored, "stage_started.json"):
             (place / name).parent.mkdir(exist_ok=True)
             (place / name).write_bytes((folder / "1" / name).read_bytes())
         assert pool.run(world, curves, place, WORDS) == [alone] * world

@@ -126,5 +126,5 @@ def test_batch_norms_are_recalibrated_on_images_of_every_class(tmp_path, monkeyp
     made = finetune.run(context)
     assert np.bincount(labels[seen[0]]).tolist() == [4] * 10
     assert set(seen[0].tolist()) <= set(context.images.training_split(context.recipe.finetune)[0].tolist())
-    tuned = made.tensors["tuned.safetensors"][0]
+    tuned = made.tensors["finetuned.safetensors"][0]
     assert not np.allclose(tuned["bn1.running_mean"], weights["bn1.running_mean"])
