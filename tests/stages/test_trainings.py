@@ -112,7 +112,7 @@ def test_batch_norms_are_recalibrated_on_images_of_every_class(tmp_path, monkeyp
     )  # fmt: skip
     weights = context.networks.create_initial().state_dict()
     plan = Plan({}, {group.name: group.width for group in context.networks.graph.groups})
-    for name in ("dense", "round_1/small"):
+    for name in ("dense", "round_1/pruned"):
         checkpoint.save(tmp_path / f"{name}.safetensors", weights)
     (tmp_path / "round_1/plan.json").write_text(plan.to_json())
     seen: list[np.ndarray] = []
