@@ -1,6 +1,6 @@
-"""Recipe keys and files that came, or got other names, after run directories were first written. Knows no torch."""
+"""What run directories of earlier versions mean: keys that they lack or name otherwise, names that their files have. Knows no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ RENAMED = {
     "finetune.save_every_minutes": "finetune.checkpoint_every_minutes",
 }  # fmt: skip
 OLD_NAMES = {new: old for old, new in RENAMED.items()}
-OLD_FILES = {"criteria.json": "many.json"}
 
 # Keys that came after run directories were first written: their defaults are what a directory without them means.
 ADDED: dict[str, Any] = {
@@ -49,7 +48,33 @@ def hashed(fields: Mapping[str, Any], method: str) -> dict[str, Any]:
     return {OLD_NAMES.get(key, key): value for key, value in without_added(fields, method).items()}
 
 
+# Artifacts of a run directory that were renamed -> the name that they had first. Fingerprints are made of first names.
+FIRST_NAMES = {
+    "pruned.safetensors": "small.safetensors", "finetuned.safetensors": "tuned.safetensors",
+    "optimizer_state.safetensors": "state.safetensors", "optimizer_carried.safetensors": "carried.safetensors",
+    "stage_started.json": "begun.json", "criteria.json": "many.json",
+    "criteria.safetensors": "many.safetensors",
+}  # fmt: skip
+
+
+def first_name(artifact: str) -> str:
+    """The name that an artifact, for example ``round_1/pruned.safetensors``, had first."""
+    folder, slash, file = artifact.rpartition("/")
+    return folder + slash + FIRST_NAMES.get(file, file)
+
+
+def keeps_first_names(run_dir: Path, outputs: Iterable[str]) -> bool:
+    """Whether a run directory was begun with first names: it goes on with them to its end.
+
+    Args:
+        run_dir: the run directory; with first names, ``begun.json`` was the first file that a run wrote.
+        outputs: the artifacts that its ledger names.
+    """
+    first = FIRST_NAMES.values()
+    return (run_dir / "begun.json").exists() or any(name.rpartition("/")[2] in first for name in outputs)
+
+
 def artifact(folder: Path, name: str) -> Path:
-    """A file of a run directory; under its old name if a run of before has written it."""
-    old = folder / OLD_FILES.get(name, name)
+    """A file of a run directory; under its first name if an earlier version has written it."""
+    old = folder / first_name(name)
     return old if old.is_file() and not (folder / name).exists() else folder / name

@@ -42,8 +42,8 @@ def act(given: argparse.Namespace) -> tuple[str, Any, int]:
     from dist_prune.recipe import Recipe
     from dist_prune.run import launched, run
     from dist_prune.runtime.machine import Machine
+    from dist_prune.stages.context import RunContext
     from dist_prune.stages.ratios import check
-    from dist_prune.stages.work import Work
 
     ratios, images = _numbers(given)
 
@@ -53,13 +53,13 @@ def act(given: argparse.Namespace) -> tuple[str, Any, int]:
         check(spec, kind(kind.Options.model_validate({k: v for k, v in spec.method.items() if k != "name"})))
         return spec, Path(os.environ.get("DIST_PRUNE_RUNS", "runs")) / spec.name
 
-    def then(work: Work) -> None:
+    def then(context: RunContext) -> None:
         from dist_prune.stages.ratios import Asked, measured
 
         asked = Asked(ratios, images, "test" if given.split == "test" else "held_out")
-        found = measured(work, asked)
-        work.close_feeds()
-        work.machine.ranks.together(lambda: write(work, found, given))
+        found = measured(context, asked)
+        context.images.close_loaders()
+        context.environment.ranks.together(lambda: write(context, found, given))
 
     def begin(spec: Recipe, folder: Path, machine: Machine) -> str:
         # --json: what is said meanwhile goes to stderr, the result alone to stdout
@@ -87,7 +87,7 @@ def _numbers(given: argparse.Namespace) -> tuple[tuple[float, ...], int | None]:
     return ratios, None if given.images == "all" else int(given.images)
 
 
-def write(work: Any, found: Any, given: argparse.Namespace) -> None:
+def write(context: Any, found: Any, given: argparse.Namespace) -> None:
     """The files of the run directory, TensorBoard's figures, and what the terminal shows."""
     from dist_prune.ledger import write_atomic
     from dist_prune.report.ratio_curves_html import lines_figure, render_ratio_curves
@@ -98,17 +98,17 @@ def write(work: Any, found: Any, given: argparse.Namespace) -> None:
         "keep_ratios": keep, "groups": [asdict(line) for line in found.ordered],
     }  # fmt: skip
     stem = _stem(given.split)
-    page, table = work.folder / f"{stem}.html", work.folder / f"{stem}.csv"
-    write_atomic(work.folder / f"{stem}.json", json.dumps(body, indent=1))
+    page, table = context.run_dir / f"{stem}.html", context.run_dir / f"{stem}.csv"
+    write_atomic(context.run_dir / f"{stem}.json", json.dumps(body, indent=1))
     write_atomic(table, found.csv())
     suggestion = suggested(keep, given.max_drop, found.whole)
-    write_atomic(page, render_ratio_curves(work.recipe.name, work.recipe.method["name"], body, suggestion))
-    work.tracker.figure(stem.replace("_", " "), lines_figure(body))
+    write_atomic(page, render_ratio_curves(context.recipe.name, context.recipe.method["name"], body, suggestion))
+    context.tracker.figure(stem.replace("_", " "), lines_figure(body))
     for line in found.ordered:
         for point in line.points:
-            work.tracker.scalars({f"{stem}/{line.group}": point.top1}, round(100 * point.ratio))
-    work.tracker.say(as_text(found, suggestion))
-    work.tracker.say(f"\ncurves       {page.resolve()}\ntable        {table.resolve()}")
+            context.tracker.scalars({f"{stem}/{line.group}": point.top1}, round(100 * point.ratio))
+    context.tracker.say(as_text(found, suggestion))
+    context.tracker.say(f"\ncurves       {page.resolve()}\ntable        {table.resolve()}")
 
 
 def as_text(found: Any, suggestion: str) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from dist_prune.sections import LONG, MANY, Backbone, Data, Part, PathText, Training
+from dist_prune.stage_keys import Calibration, External, MicroBatch, Operational, ReadBy, Seed
 
 __all__ = ["Backbone", "Data", "Part", "Recipe", "Training", "peeks"]
 
@@ -23,23 +24,27 @@ BATCH = 65536  # images that go through a network together
 class Score(Part):
     """Which images are used to score, and how they are dealt out."""
 
-    images: Annotated[Annotated[int, Field(ge=1, le=MANY)] | Literal["all"], BeforeValidator(_count_or_all)] = Field(
-        default=1000, description="calibration images drawn from the training images, or all"
+    images: Annotated[
+        Annotated[int, Field(ge=1, le=MANY)] | Literal["all"],
+        BeforeValidator(_count_or_all),
+        ReadBy(("many", "score")),
+    ] = Field(default=1000, description="calibration images drawn from the training images, or all")
+    micro_batch: MicroBatch[int] = Field(
+        default=50, ge=1, le=BATCH, description="images that go through the network together"
     )
-    micro_batch: int = Field(default=50, ge=1, le=BATCH, description="images that go through the network together")
-    balance: Literal["uniform", "class"] = Field(
+    balance: Calibration[Literal["uniform", "class"]] = Field(
         default="uniform", description="draw from all training images alike, or the same number of each class"
     )
-    from_: PathText | None = Field(
+    from_: External[PathText | None] = Field(
         default=None, alias="from", description="run directory whose scores are used instead"
     )
-    compare: tuple[str, ...] = Field(
+    compare: Annotated[tuple[str, ...], ReadBy(("many",))] = Field(
         default=(), description="methods that are scored in one pass and compared at the recipe's target"
     )
-    save_every: int = Field(
+    save_every: Operational[int] = Field(
         default=100, ge=1, le=MANY, description="micro-batches per rank between two saves of a partial score"
     )
-    record: PathText | None = Field(
+    record: Operational[PathText | None] = Field(
         default=None,
         description="file of single measurements (shapley), read and added to; default: in the run directory",
     )
@@ -136,16 +141,18 @@ class Target(Part):
 class Schedule(Part):
     """One shot, or rounds: score, cut and finetune by turns. The last round's finetune is the recipe's."""
 
-    rounds: int = Field(default=1, ge=1, le=1000, description="how often the network is scored and cut; 1: one shot")
-    spacing: Literal["geometric", "linear"] = Field(
+    rounds: Annotated[int, ReadBy(("select_in_rounds",))] = Field(
+        default=1, ge=1, le=1000, description="how often the network is scored and cut; 1: one shot"
+    )
+    spacing: Annotated[Literal["geometric", "linear"], ReadBy(("select_in_rounds",))] = Field(
         default="geometric",
         description="how target, keep ratios and counts go down over the rounds: by equal factors, or in equal steps; "
         "a threshold is applied anew in each",
     )
-    finetune_epochs: int = Field(
+    finetune_epochs: Annotated[int, ReadBy(("finetune_between",))] = Field(
         default=1, ge=0, le=LONG, description="epochs of finetuning between two rounds, by the other keys of finetune"
     )
-    carry_optimizer: bool = Field(
+    carry_optimizer: Annotated[bool, ReadBy(("finetune_between",))] = Field(
         default=False,
         description="the optimizer's state and averaged weights of the kept epoch go on in the next round's "
         "finetuning, cut as the weights are",
@@ -230,10 +237,10 @@ def _finetuned(section: Any) -> Any:
 class Recipe(Part):
     """Everything one run does. ``method`` is the paper's name and its options."""
 
-    name: Annotated[str, AfterValidator(_folder_name)] = Field(
+    name: Annotated[str, AfterValidator(_folder_name), ReadBy(("export",))] = Field(
         pattern=r"^[\w.-]+$", max_length=200, description="of the run, runs/<name>; left out: the file's name"
     )
-    seed: int = Field(
+    seed: Seed[int] = Field(
         default=0,
         ge=0,
         le=2**63 - 1,
@@ -241,23 +248,27 @@ class Recipe(Part):
     )
     backbone: Backbone
     data: Data
-    train: Training = Training()
+    train: Annotated[Training, ReadBy(("train",), {"holdout": ("many",), "images": ("many",)})] = Training()
     score: Score = Score()
-    method: dict[str, Any] = Field(description="name, and the method's own keys (below)")
-    select: Select = Select()
-    target: Target = Target()
-    schedule: Schedule = Schedule()
-    finetune: Annotated[Training, BeforeValidator(_finetuned)] = Training(lr=FINETUNE_LR)
-    reruns: int = Field(
+    method: Annotated[
+        dict[str, Any], ReadBy(("many", "select"), {"name": ("export",), "fidelity": ("prune",), "quirks": ("prune",)})
+    ] = Field(description="name, and the method's own keys (below)")
+    select: Annotated[Select, ReadBy(("many", "select"))] = Select()
+    target: Annotated[Target, ReadBy(("many", "select", "evaluate_in_rounds"))] = Target()
+    schedule: Annotated[Schedule, ReadBy(("finetune_in_rounds", "evaluate_in_rounds"))] = Schedule()
+    finetune: Annotated[
+        Training, BeforeValidator(_finetuned), ReadBy(("finetune", "finetune_between"), {"epochs": ("export",)})
+    ] = Training(lr=FINETUNE_LR)
+    reruns: Annotated[int, ReadBy(("finetune",))] = Field(
         default=1,
         ge=1,
         le=1000,
         description="finetunings of the same pruned network by as many seeds; the first is kept",
     )
-    evaluate: Evaluate = Evaluate()
-    information: Information = Information()
-    report: Report = Report()
-    cluster: Cluster = Cluster()
+    evaluate: Annotated[Evaluate, ReadBy(("many", "evaluate", "curves"))] = Evaluate()
+    information: Annotated[Information, ReadBy(("curves",))] = Information()
+    report: Annotated[Report, ReadBy(("evaluate",))] = Report()
+    cluster: Operational[Cluster] = Cluster()
 
     @property
     def between(self) -> Training:

@@ -35,8 +35,8 @@ from dist_prune.runtime.collectives import RankLostError, leave, overheard
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.stopping import PreemptedError
 from dist_prune.stages import checking
+from dist_prune.stages.context import RunContext
 from dist_prune.stages.sharing import Shelf
-from dist_prune.stages.work import Work
 
 
 class Parser(argparse.ArgumentParser):
@@ -118,7 +118,7 @@ def launched(
 
 def run(
     spec: recipe.Recipe, folder: Path, machine: Machine, shared: Path | None = None, until: str = "",
-    then: Callable[[Work], None] = lambda work: None,
+    then: Callable[[RunContext], None] = lambda context: None,
 ) -> str:  # fmt: skip
     """All stages of a recipe, on all ranks; tasks of a sweep make the same things once, in ``shared``.
 
@@ -142,18 +142,18 @@ def run(
     tracker.say(f"{spec.name}: {ranks.world} process(es) on {machine.device}, results in {folder}")
     if changed:
         tracker.say(changed)
-    work = Work(spec, machine, tracker, folder, method(options))
+    context = RunContext(spec, machine, tracker, folder, method(options))
     if shared is not None:
-        work.shelf = Shelf(shared.resolve(), folder.resolve(), spec.cluster.holder_timeout_s)
-    checking.precheck(work)
+        context.artifact_store = Shelf(shared.resolve(), folder.resolve(), spec.cluster.holder_timeout_s)
+    checking.precheck(context)
     missed = ""
     for stage in stages.order(spec.schedule.rounds, spec.schedule.carry_optimizer):
         with overheard(ranks):
-            missed = stages.perform(stage, work)["facts"].get("missed", missed)
+            missed = stages.run_stage(stage, context)["facts"].get("missed", missed)
         if stage.name == until:
             break
     with overheard(ranks):
-        then(work)
+        then(context)
     tracker.close()
     return missed
 

@@ -58,7 +58,7 @@ def test_a_replayed_plan_gives_the_same_network_unscored(first, tmp_path, capsys
     assert again["plan"]["fingerprint"] == body["plan"]["fingerprint"]
     assert again["pruned"]["top1"] == body["pruned"]["top1"]
     assert {"stage": "select", "event": "replayed", "plan": str(file)} in again["events"]
-    small = [checkpoint.read(place / "round_1/small.safetensors")[0] for place in (folder, tmp_path / "again")]
+    small = [checkpoint.read(place / "round_1/pruned.safetensors")[0] for place in (folder, tmp_path / "again")]
     assert all(torch.equal(tensor, small[1][key]) for key, tensor in small[0].items())
     assert "nothing is scored" in capsys.readouterr().out
     assert "Who is like whom" in (folder / "report.html").read_text()
@@ -93,7 +93,7 @@ def test_new_weights_where_the_first_release_has_them(first, tmp_path):
     folder, _ = first
     words = ("select.threshold=0.65", f"backbone.checkpoint={folder / 'dense.safetensors'}", "train.epochs=0")
     body = perform(tmp_path / "run", *words, "method.quirks=[fresh_classifier]")
-    plain, fresh = (checkpoint.read(place / "round_1/small.safetensors")[0] for place in (folder, tmp_path / "run"))
+    plain, fresh = (checkpoint.read(place / "round_1/pruned.safetensors")[0] for place in (folder, tmp_path / "run"))
     differing = {key for key, tensor in plain.items() if not torch.equal(tensor, fresh[key])}
     assert differing == {"linear.weight", "linear.bias"}
     assert {"stage": "prune", "event": "new weights", "layers": ["linear"]} in body["events"]

@@ -29,7 +29,7 @@ def test_a_run_leaves_what_is_promised(finished):
     folder, output = finished
     for name in (
         "recipe.yaml", "environment.json", "ledger.jsonl", "dense.safetensors", "round_1/scores.safetensors",
-        "round_1/plan.json", "round_1/small.safetensors", "tuned.safetensors", "metrics.json", "report.json",
+        "round_1/plan.json", "round_1/pruned.safetensors", "finetuned.safetensors", "metrics.json", "report.json",
         "report.html", "export/bundle.json", "export/model.safetensors",
     ):  # fmt: skip
         assert (folder / name).is_file(), name

@@ -18,7 +18,7 @@ from dist_prune.runtime.data.sources import ArraySource, open_source
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.stages import score
 from dist_prune.stages.checking import precheck
-from dist_prune.stages.work import Work
+from dist_prune.stages.context import RunContext
 from tests import tiny
 from tests.launch import PYTHON, SMALL, TORCHRUN, report, run, start, wait_for
 
@@ -132,19 +132,19 @@ def test_data_keys_that_cannot_be_met(digits, tmp_path, words, said):
         precheck(work_of(tmp_path, f"data.root={digits[0]}", *words))
 
 
-def work_of(folder: Path, *words: str) -> Work:
+def work_of(folder: Path, *words: str) -> RunContext:
     spec = reading.load("quickstart", [*WORDS, *words], methods.options_of)
     method = methods.find(spec.method["name"])
-    return Work(spec, tiny.machine(), Tracker(False), folder, method(method.Options()))
+    return RunContext(spec, tiny.machine(), Tracker(False), folder, method(method.Options()))
 
 
 def test_calibration_images_are_balanced_when_asked(digits, tmp_path):
     """The same number of each class, from the training images, written down with the scores."""
-    work = work_of(
+    context = work_of(
         tmp_path, "score.balance=class", "data.source=digits", "data.mean=null", "data.std=null", "data.crop=null"
     )
-    checkpoint.save(tmp_path / "dense.safetensors", work.fresh().state_dict())
-    made = score.act(work)
+    checkpoint.save(tmp_path / "dense.safetensors", context.networks.create_initial().state_dict())
+    made = score.run(context)
     ids = made.tensors["round_1/scores.safetensors"][0]["calibration_ids"].numpy()
     assert np.bincount(open_source("digits", None, "", True).labels[ids]).tolist() == [6] * 10
 

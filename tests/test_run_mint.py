@@ -30,11 +30,11 @@ def test_exact_zeros_from_the_plan_to_the_bundle(finished):
     channels = surgeon.sites_of(
         backbones.create("resnet8p_cifar", 10, 1, kwargs={"img_size": 8}).eval(), torch.zeros(1, 1, 8, 8)
     )
-    tuned, _ = checkpoint.read(folder / "tuned.safetensors")
+    tuned, _ = checkpoint.read(folder / "finetuned.safetensors")
     masks = masks_of(plan, channels, tuned)
     assert len(masks) > 3
     assert violations(tuned, masks) == []
-    small, _ = checkpoint.read(folder / "round_1/small.safetensors")
+    small, _ = checkpoint.read(folder / "round_1/pruned.safetensors")
     assert any(not torch.equal(tuned[name], small[name]) for name in masks), "the finetune changed the others"
     loaded = dist_prune.load(folder / "export").state_dict()
     assert violations(loaded, masks) == []

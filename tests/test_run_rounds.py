@@ -70,9 +70,9 @@ def test_two_rounds_leave_one_plan(finished):
 
 def test_what_was_carried_is_what_was_left_cut_by_the_plan(finished):
     folder, _ = finished
-    left, carried = (checkpoint.read(folder / name)[0] for name in ("round_1/state.safetensors",
-                                                                   "round_2/carried.safetensors"))  # fmt: skip
-    small = checkpoint.read(folder / "round_2/small.safetensors")[0]
+    files = ("round_1/optimizer_state.safetensors", "round_2/optimizer_carried.safetensors")
+    left, carried = (checkpoint.read(folder / name)[0] for name in files)
+    small = checkpoint.read(folder / "round_2/pruned.safetensors")[0]
     assert left.keys() == carried.keys()
     for table in ("model", "ema"):
         for name, tensor in small.items():
@@ -106,7 +106,7 @@ def test_rounds_without_training_are_the_same_on_any_number_of_ranks(finished, t
     assert go(tmp_path / "one", *words) == ""
     code, output = run(TORCHRUN, tmp_path / "two", *words)
     assert code == 0, output
-    for file in ("round_1/tuned.safetensors", "round_2/plan.json", "round_2/small.safetensors"):
+    for file in ("round_1/finetuned.safetensors", "round_2/plan.json", "round_2/pruned.safetensors"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
 
 
@@ -130,7 +130,7 @@ def test_killed_inside_rounds_and_run_again(finished, tmp_path):
     resumed = {event["stage"] for event in report(cut)["events"] if event["event"] == "resumed"}
     assert resumed == {"round_1/finetune", "round_2/score"}
     assert plan_at(whole, 2) == plan_at(cut, 2)
-    for file in ("round_2/carried.safetensors", "tuned.safetensors"):
+    for file in ("round_2/optimizer_carried.safetensors", "finetuned.safetensors"):
         one, two = (checkpoint.read(folder / file)[0] for folder in (whole, cut))
         assert all(torch.equal(tensor, two[name]) for name, tensor in one.items()), file
 
@@ -186,19 +186,19 @@ class Sharded(Machine):
 
 
 def test_no_state_is_carried_under_deepspeed(tmp_path):
-    work = work_of(tmp_path, "schedule.rounds=2", "schedule.carry_optimizer=true")
-    precheck(work)
-    alone = work.machine
+    context = work_of(tmp_path, "schedule.rounds=2", "schedule.carry_optimizer=true")
+    precheck(context)
+    alone = context.environment
     with pytest.raises(PruneError, match=r"schedule\.carry_optimizer: DeepSpeed shards the optimizer's state"):
-        precheck(replace(work, machine=Sharded(alone.device, alone.ranks)))
+        precheck(replace(context, environment=Sharded(alone.device, alone.ranks)))
 
 
 def test_new_weights_after_cutting_are_for_one_shot(tmp_path):
     words = ["backbone.name=vgg16_bn_cifar", "backbone.kwargs={}", "data.image_size=32", "schedule.rounds=2"]
     kind = methods.find("graph")
-    work = replace(work_of(tmp_path, *words), method=kind(kind.Options(quirks=("fresh_classifier",))))
+    context = replace(work_of(tmp_path, *words), method=kind(kind.Options(quirks=("fresh_classifier",))))
     with pytest.raises(PruneError, match=r"the released code gives .* new weights after cutting"):
-        precheck(work)
+        precheck(context)
 
 
 def test_a_warm_up_longer_than_the_epochs_between_is_refused():
@@ -221,7 +221,7 @@ def test_the_dense_widths_hold_floors_over_all_rounds(finished, tmp_path):
     assert any(2 * last.counts[group] == width for group, width in last.widths.items())
     model = dist_prune.load(tmp_path / "run/export")
     dense = checkpoint.read(finished[0] / "dense.safetensors")[0]
-    whole = work_of(tmp_path / "run", *words[:2]).shell()
+    whole = work_of(tmp_path / "run", *words[:2]).networks.create()
     whole.load_state_dict(dense)
     channels = surgeon.sites_of(whole.eval(), torch.zeros(1, 1, 8, 8))
     surgeon.operate(whole, channels, last)

@@ -33,7 +33,7 @@ def test_surgery_starts_from_the_trained_weights(finished):
     channels = surgeon.sites_of(model, torch.zeros(1, 1, 8, 8))
     model.load_state_dict({n.removeprefix(TRAINED): t for n, t in scores.items() if n.startswith(TRAINED)})
     surgeon.operate(model, channels, plan)
-    small, _ = checkpoint.read(folder / "round_1/small.safetensors")
+    small, _ = checkpoint.read(folder / "round_1/pruned.safetensors")
     assert all(torch.equal(tensor, small[name]) for name, tensor in model.state_dict().items())
     dense, _ = checkpoint.read(folder / "dense.safetensors")
     assert not torch.equal(dense["linear.weight"], small["linear.weight"])

@@ -98,7 +98,7 @@ def test_killed_at_random_steps(dense, tmp_path, launcher):
         for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
             child.kill()
         process.communicate()
-        assert not (cut / "tuned.safetensors").exists(), f"the training was over before kill {number + 1}"
+        assert not (cut / "finetuned.safetensors").exists(), f"the training was over before kill {number + 1}"
     code, output = run(launcher, cut, *words)
     assert code == 0, output
     assert "finetune: goes on after epoch" in output

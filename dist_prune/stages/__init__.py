@@ -2,8 +2,8 @@
 
     dense.safetensors -> ( score -> select -> prune ) x rounds -> finetune -> evaluate -> export -> report
 
-A stage is a function from artifacts to artifacts (``act`` in the file of its name). It returns what it made and never
-asks which rank it is; ``perform`` writes, on the first rank, and keeps the ledger.
+A stage is a function from artifacts to artifacts (``run`` in the file of its name). It returns what it made and never
+asks which rank it is; ``run_stage`` writes, on the first rank, and keeps the ledger.
 """
 
 import importlib
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dist_prune.compatibility import hashed
+from dist_prune.compatibility import first_name, hashed
 from dist_prune.errors import PruneError
 from dist_prune.ledger import SAFETY, canonical, digest, file_digest, pick, write_atomic
 from dist_prune.replay import manifest_of
@@ -24,105 +24,118 @@ from dist_prune.runtime import checkpoint
 from dist_prune.runtime.machine import describe
 from dist_prune.stages import outside
 from dist_prune.stages.code import commit_of
+from dist_prune.stages.context import RunContext, StageOutput
 from dist_prune.stages.order import ORDER, SHARED, Stage, order
 from dist_prune.stages.sharing import made_once
-from dist_prune.stages.work import Made, Work
 
-__all__ = ["ORDER", "Stage", "fingerprint", "order", "perform"]
+__all__ = ["ORDER", "Stage", "fingerprint", "order", "run_stage"]
 
 
-def fingerprint(stage: Stage, work: Work, growing: bool = True) -> str:
+def fingerprint(stage: Stage, context: RunContext, growing: bool = True) -> str:
     """What the stage's result is decided by: recipe fields, digests of the inputs, identity of data and checkpoint.
 
     ``growing=False`` leaves out how much is measured: what single measurements belong to.
     """
-    fields = pick(work.tree, stage.reads)
+    tree = context.recipe.resolved()
+    fields = pick(tree, stage.reads)
     for section in fields.keys() & {"train", "finetune"}:
         left_out = {*SAFETY, "epochs", "only_if_drop"} if stage.between else SAFETY
         fields[section] = {key: value for key, value in fields[section].items() if key not in left_out}
     if stage.name == "score":
-        options = work.method.Options
+        options = context.method.Options
         grown = () if growing else options.growing_options()
-        fields |= pick(work.tree, ("method.name", *(f"method.{n}" for n in options.score_options() if n not in grown)))
-        if work.method.sees == "held_out":
-            fields |= pick(work.tree, ("train.holdout", "train.images"))
-    if stage.name == "select" and work.recipe.target.latency is not None:  # how a time is measured decides it
-        fields |= pick(work.tree, ("report.latency_repeats", "report.threads"))
-    replayed = work.recipe.select.plan
+        fields |= pick(tree, ("method.name", *(f"method.{n}" for n in options.score_options() if n not in grown)))
+        if context.method.sees == "held_out":
+            fields |= pick(tree, ("train.holdout", "train.images"))
+    if stage.name == "select" and context.recipe.target.latency is not None:  # how a time is measured decides it
+        fields |= pick(tree, ("report.latency_repeats", "report.threads"))
+    replayed = context.recipe.select.plan
     if replayed and stage.name in ("score", "select", "prune"):  # score makes an empty file, the others read it
         place = Path(replayed).expanduser()
         if stage.name == "select" or (stage.name == "prune" and place.is_dir()):
             fields["replayed"] = file_digest(manifest_of(place))
         elif stage.name == "score":
             fields["replayed"] = True
-    fields = hashed(fields, work.tree["method"]["name"])
-    inputs = {name: file_digest(work.folder / name) for name in stage.inputs}
-    found = work.outside(stage.name)
-    outside.same(stage.label, work, found)
+    fields = hashed(fields, tree["method"]["name"])
+    inputs = {first_name(name): file_digest(context.path(name)) for name in stage.inputs}
+    found = outside.digests(context, stage.name)
+    outside.same(stage.label, context, found)
     return digest(canonical({"stage": stage.label, "fields": fields, "inputs": inputs, "outside": found}))
 
 
-def perform(stage: Stage, work: Work) -> dict[str, Any]:
+def run_stage(stage: Stage, context: RunContext) -> dict[str, Any]:
     """Do a stage, or skip it because the ledger says it is done; returns the ledger's line."""
-    ranks = work.machine.ranks
-    if stage.name == "many" and not work.recipe.score.compare:
+    ranks = context.environment.ranks
+    if stage.name == "many" and not context.recipe.score.compare:
         return {"stage": "many", "facts": {}}
-    identity = ranks.from_first(ranks.together(lambda: fingerprint(stage, work))) or ""
-    done = ranks.from_first(ranks.together(lambda: work.ledger.done(stage.label, identity)))
+    identity = ranks.from_first(ranks.together(lambda: fingerprint(stage, context))) or ""
+    done = ranks.from_first(ranks.together(lambda: context.ledger.done(stage.label, identity)))
     if done is not None and not stage.always:
-        work.tracker.say(f"{stage.label}: done before, skipped")
-        work.events.append({"stage": stage.label, "event": "skipped"})
+        context.tracker.say(f"{stage.label}: done before, skipped")
+        context.events.append({"stage": stage.label, "event": "skipped"})
         return done
-    work.tracker.say(f"{stage.label}: {_headline(stage, work)}")
-    start, told, before = time.perf_counter(), len(work.events), dict(ranks.volume)
-    work.identity, work.round = identity, stage.round
+    context.tracker.say(f"{stage.label}: {_headline(stage, context)}")
+    start, told, before = time.perf_counter(), len(context.events), dict(ranks.volume)
+    context.stage_fingerprint, context.round = identity, stage.round
     if stage.name == "score":
-        work.lineage = ranks.from_first(ranks.together(lambda: fingerprint(stage, work, growing=False))) or ""
+        measured = ranks.together(lambda: fingerprint(stage, context, growing=False))
+        context.measurement_fingerprint = ranks.from_first(measured) or ""
     if not stage.always:
-        ranks.together(lambda: _begin(stage, work))
-    facts, drop = _make(stage, work)
-    for event in work.events[told:]:  # an act knows its own name, not which round it is
+        ranks.together(lambda: _begin(stage, context))
+    facts, drop = _make(stage, context)
+    for event in context.events[told:]:  # an act knows its own name, not which round it is
         event["stage"] = stage.label if event["stage"] == stage.name else event["stage"]
     line = {
         "stage": stage.label, "fingerprint": identity, "facts": facts, "world_size": ranks.world,
-        "outside": work.outside(stage.name) if ranks.first else {}, "events": work.events[told:],
+        "outside": outside.digests(context, stage.name) if ranks.first else {}, "events": context.events[told:],
         "seconds": round(time.perf_counter() - start, 3), "said": ranks.since(before),
     }  # fmt: skip
-    ranks.together(lambda: work.ledger.append({**line, "outputs": _digests(work, stage.outputs)}))
-    ranks.together(lambda: _drop(work, drop))
+    ranks.together(lambda: context.ledger.append({**line, "outputs": _digests(context, stage.outputs)}))
+    ranks.together(lambda: _drop(context, drop))
     ranks.wait()
     return line
 
 
-def _make(stage: Stage, work: Work) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _make(stage: Stage, context: RunContext) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Do the act and write its artifacts, or take those of another task; (facts, what may go afterwards)."""
-    ranks, drop = work.machine.ranks, SHARED.get(stage.label, ())
+    ranks, drop = context.environment.ranks, SHARED.get(stage.label, ())
 
     def make() -> dict[str, Any]:
         nonlocal drop
         try:
-            made: Made = importlib.import_module(f"{__name__}.{stage.name}").act(work)
+            made: StageOutput = importlib.import_module(f"{__name__}.{stage.name}").run(context)
         except torch.OutOfMemoryError as error:
-            raise PruneError(_out_of_memory(stage, work, error)) from error
-        work.close_feeds()
-        ranks.together(lambda: _write(work, made))
+            raise PruneError(_out_of_memory(stage, context, error)) from error
+        context.images.close_loaders()
+        ranks.together(lambda: _write(context, made))
         drop = made.drop
-        return made.facts | work.left_out(stage.label)
+        return made.facts | _unreadable(stage, context)
 
-    elsewhere = work.recipe.select.plan or work.recipe.score.from_
-    if work.shelf is None or stage.label not in SHARED or elsewhere:
+    elsewhere = context.recipe.select.plan or context.recipe.score.from_
+    store = context.artifact_store
+    if store is None or stage.label not in SHARED or elsewhere:
         return make(), drop
-    key = f"{stage.name}-{work.identity[:32]}"
-    facts, other = made_once(work.shelf, key, stage.outputs, ranks, make, work.folder, work.tracker.say)
+    key = f"{stage.name}-{context.stage_fingerprint[:32]}"
+    facts, other = made_once(store, key, stage.outputs, ranks, make, context.run_dir, context.tracker.say)
     if other:
-        work.tracker.say(f"  taken from {other}")
-        work.events.append({"stage": stage.label, "event": "taken", "from": other})
+        context.tracker.say(f"  taken from {other}")
+        context.events.append({"stage": stage.label, "event": "taken", "from": other})
     return facts, drop
 
 
-def _out_of_memory(stage: Stage, work: Work, error: torch.OutOfMemoryError) -> str:
+def _unreadable(stage: Stage, context: RunContext) -> dict[str, Any]:
+    """The fact of the images that the stage left out; notes an event for each split that lost some."""
+    skipped = context.images.take_unreadable()
+    for split in dict.fromkeys(image["images"] for image in skipped):
+        count = sum(image["images"] == split for image in skipped)
+        event = f"{count} {split} image(s) could not be read, left out"
+        context.events.append({"stage": stage.label, "event": event})
+    return {"skipped_images": skipped} if skipped else {}
+
+
+def _out_of_memory(stage: Stage, context: RunContext, error: torch.OutOfMemoryError) -> str:
     """Which key to lower, beside what torch says of the memory."""
-    recipe = work.recipe
+    recipe = context.recipe
     section = "between" if stage.between else stage.name
     training = f"lower {section}.batch, or raise {section}.accumulate (now {{}}), which leaves the batch as it is"
     advice = {
@@ -137,32 +150,32 @@ def _out_of_memory(stage: Stage, work: Work, error: torch.OutOfMemoryError) -> s
     return f"{stage.label}: the device is out of memory; {advice}, or start more processes. {said}"
 
 
-def _begin(stage: Stage, work: Work) -> None:
+def _begin(stage: Stage, context: RunContext) -> None:
     """environment.json tells of the last process that made something, not of one that found everything done."""
-    body = describe(work.machine) | {"commit": commit_of(Path(__file__))}
-    write_atomic(work.folder / "environment.json", json.dumps(body, indent=1))
-    outside.begin(stage.label, work, work.outside(stage.name))
+    body = describe(context.environment) | {"commit": commit_of(Path(__file__))}
+    write_atomic(context.run_dir / "environment.json", json.dumps(body, indent=1))
+    outside.begin(stage.label, context, outside.digests(context, stage.name))
 
 
-def _write(work: Work, made: Made) -> None:
+def _write(context: RunContext, made: StageOutput) -> None:
     for name, (tensors, meta) in made.tensors.items():
-        checkpoint.save(work.folder / name, tensors, meta)
+        checkpoint.save(context.path(name), tensors, meta)
     for name, text in made.texts.items():
-        write_atomic(work.folder / name, text)
+        write_atomic(context.path(name), text)
 
 
-def _drop(work: Work, names: Iterable[str]) -> None:
+def _drop(context: RunContext, names: Iterable[str]) -> None:
     """What was kept to resume goes only when the stage is on record."""
     for name in names:
-        shutil.rmtree(work.folder / name, ignore_errors=True)
+        shutil.rmtree(context.run_dir / name, ignore_errors=True)
 
 
-def _digests(work: Work, names: Iterable[str]) -> dict[str, str]:
-    return {name: file_digest(work.folder / name) for name in names}
+def _digests(context: RunContext, names: Iterable[str]) -> dict[str, str]:
+    return {context.artifact(name): file_digest(context.path(name)) for name in names}
 
 
-def _headline(stage: Stage, work: Work) -> str:
-    recipe = work.recipe
+def _headline(stage: Stage, context: RunContext) -> str:
+    recipe = context.recipe
     return {
         "train": f"the dense {recipe.backbone.name}"
         + (" from its checkpoint" if recipe.backbone.checkpoint else "")

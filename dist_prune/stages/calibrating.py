@@ -10,52 +10,55 @@ from dist_prune.errors import PruneError
 from dist_prune.methods.method import TRAINED, Method
 from dist_prune.pruning.channels import Channels
 from dist_prune.runtime.data.dealing import calibration
-from dist_prune.stages.work import Work
+from dist_prune.stages.context import RunContext
+from dist_prune.stages.order import round_path
 
 SCORES, RECORD = "scores.safetensors", "measured.jsonl"  # of a round
 
 
-def pool(work: Work, method: Method) -> np.ndarray:
+def pool(context: RunContext, method: Method) -> np.ndarray:
     """The images that calibration draws from; notes an event where images should be held out and are trained on."""
     if method.sees == "test":
         event = "channels are ranked by the test images: figures of the network on them are too good"
-        work.tracker.say(f"  warning: {event}")
-        work.events.append({"stage": "score", "event": event})
+        context.tracker.say(f"  warning: {event}")
+        context.events.append({"stage": "score", "event": event})
     if method.sees != "held_out":
-        return np.arange(len(work.feed(method.sees == "train")))
-    held, seen = work.held()
+        return np.arange(len(context.images.loader(method.sees == "train")))
+    held, seen = context.images.holdout()
     if seen:
         event = f"the held-out images of scoring are trained on ({' and '.join(seen)}: selection is not holdout)"
-        work.events.append({"stage": "score", "event": event})
+        context.events.append({"stage": "score", "event": event})
     return held
 
 
-def starting(work: Work) -> nn.Module:
+def starting(context: RunContext) -> nn.Module:
     """The network that surgery starts from: what the round before left, or what the method trained while it scored."""
-    model = work.before()
-    if work.method.trains_weights and not work.recipe.select.plan:
-        scores = work.tensors(work.here(SCORES))
+    model = context.networks.load_round_input(context.round)
+    if context.method.trains_weights and not context.recipe.select.plan:
+        scores = context.read_tensors(round_path(context.round, SCORES))
         model.load_state_dict({n.removeprefix(TRAINED): t for n, t in scores.items() if n.startswith(TRAINED)})
     return model
 
 
-def calibrated(work: Work, channels: Channels, partial: Path, other: Method | None = None) -> Bench:
+def calibrated(context: RunContext, channels: Channels, partial: Path, other: Method | None = None) -> Bench:
     """``partial``: the folder of what a stopped process had seen. ``other``: a method to look at its images by, instead
     of the recipe's; its single measurements are not put on record."""
-    method = other or work.method
-    recipe, labels = work.recipe, work.feed(method.sees != "test").source.labels
-    model, drawn = work.before().to(work.machine.device), pool(work, method)
+    method = other or context.method
+    recipe, labels = context.recipe, context.images.loader(method.sees != "test").source.labels
+    model = context.networks.load_round_input(context.round).to(context.environment.device)
+    drawn = pool(context, method)
     ids = drawn[calibration(labels[drawn], recipe.score.images, recipe.seed, recipe.score.balance)]
     if isinstance(recipe.score.images, int) and len(ids) < recipe.score.images:
-        work.tracker.say(f"  score.images asks for {recipe.score.images} images; there are {len(ids)}, all are used")
-    feed, ids = work.scoring(ids, method)
+        context.tracker.say(f"  score.images asks for {recipe.score.images} images; there are {len(ids)}, all are used")
+    feed, ids = context.images.for_scoring(ids, method)
     if not len(ids):
         raise PruneError(
             f"score.images: none of the calibration images can be read ({next(iter(feed.skipped.values()))})"
         )
-    record = Path(recipe.score.record).expanduser() if recipe.score.record else work.folder / work.here(RECORD)
+    kept = recipe.score.record
+    record = Path(kept).expanduser() if kept else context.path(round_path(context.round, RECORD))
     return Bench(
-        model, channels, feed, ids, work.machine, work.tracker, recipe.score.micro_batch, recipe.seed, partial,
-        work.identity, recipe.score.save_every,
-        record=None if other else record, lineage=work.lineage, augmented=method.augmented,
+        model, channels, feed, ids, context.environment, context.tracker, recipe.score.micro_batch, recipe.seed,
+        partial, context.stage_fingerprint, recipe.score.save_every,
+        record=None if other else record, lineage=context.measurement_fingerprint, augmented=method.augmented,
     )  # fmt: skip

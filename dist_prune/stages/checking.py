@@ -13,12 +13,12 @@ from dist_prune.runtime import latency
 from dist_prune.runtime.data import dealing
 from dist_prune.runtime.training import fast, optim
 from dist_prune.stages import criteria
-from dist_prune.stages.work import Work
+from dist_prune.stages.context import RunContext
 
 
-def precheck(work: Work) -> None:
+def precheck(context: RunContext) -> None:
     """PruneError with everything that is wrong with a recipe on this machine and these images."""
-    recipe, machine = work.recipe, work.machine
+    recipe, machine = context.recipe, context.environment
     problems: list[str] = []
 
     def attempt(check: Callable[..., Any], *arguments: Any) -> bool:
@@ -29,69 +29,70 @@ def precheck(work: Work) -> None:
             return False
         return True
 
-    done = [name for name in ("train", "score") if work.ledger.last(name) is not None]
+    done = [name for name in ("train", "score") if context.ledger.last(name) is not None]
     problems += foreseen.missing(recipe, done)
     trainings = list(foreseen.trainings(recipe))
-    attempt(foreseen.rounds, recipe, work.method, machine.zero)
-    attempt(_many, work)
+    attempt(foreseen.rounds, recipe, context.method, machine.zero)
+    attempt(_many, context)
     for settings, name in trainings:
         attempt(fast.check, settings, machine, name, recipe.cluster.deterministic)
     # one rank looks through folders, the others take its index
-    if attempt(machine.ranks.together, lambda: work.opened) and attempt(_network, work):
-        attempt(criteria.check, work)
-        attempt(_timing, work)
+    if attempt(machine.ranks.together, lambda: context.images.splits) and attempt(_network, context):
+        attempt(criteria.check, context)
+        attempt(_timing, context)
         for training in trainings:
-            attempt(_training, work, *training)
+            attempt(_training, context, *training)
     if problems:
         raise PruneError("\n".join(problems))
 
 
-def _timing(work: Work) -> None:
+def _timing(context: RunContext) -> None:
     """PruneError where the report's times cannot be measured: too many threads, batches that fit no memory."""
-    spec = work.recipe.report
-    sizes = [*spec.latency_batches, *([work.recipe.target.latency_batch] if work.recipe.target.latency else [])]
-    shape = (work.in_chans, work.look.size, work.look.size)
-    latency.check(work.shell(), shape, sizes, spec.threads, work.machine.device)
+    spec = context.recipe.report
+    sizes = [*spec.latency_batches, *([context.recipe.target.latency_batch] if context.recipe.target.latency else [])]
+    shape = (context.images.in_channels, context.images.transform.size, context.images.transform.size)
+    latency.check(context.networks.create(), shape, sizes, spec.threads, context.environment.device)
 
 
-def _many(work: Work) -> None:
+def _many(context: RunContext) -> None:
     """PruneError where criteria are to be compared at a target that has to be measured for each of them."""
-    if work.recipe.score.compare and work.recipe.target.latency is not None:
+    if context.recipe.score.compare and context.recipe.target.latency is not None:
         raise PruneError(
             "score.compare: criteria are compared at the same target.macs, target.params or target.channels; a "
             "target.latency is searched for by measuring networks of one criterion. Set one of the others"
         )
 
 
-def _network(work: Work) -> None:
+def _network(context: RunContext) -> None:
     """PruneError where there is no such network, or the method cannot do with it what the recipe asks for."""
-    _sizes(work)
-    check_logits(work.shell(), work.example, work.recipe.backbone.name)
-    if work.recipe.select.plan:
-        work.replayed()
+    _sizes(context)
+    check_logits(context.networks.create(), context.images.example_input, context.recipe.backbone.name)
+    if context.recipe.select.plan:
+        context.networks.replayed_plan(context.selection)
     else:
-        channels = work.method.ready(work.channels, work.recipe.select.exclude, work.request)
-        fresh = work.method.fresh(channels)
-        if fresh and work.recipe.schedule.rounds > 1:
+        channels = context.selection_graph()
+        fresh = context.method.fresh(channels)
+        if fresh and context.recipe.schedule.rounds > 1:
             raise PruneError(
                 f"schedule.rounds: the released code gives {', '.join(fresh)} new weights after cutting; in rounds it "
                 "would forget what it learned between them. Leave that quirk out, or set it to 1"
             )
 
 
-def _training(work: Work, settings: Training, name: str) -> None:
+def _training(context: RunContext, settings: Training, name: str) -> None:
     """PruneError where a training's batches are too small, or its optimizer is none (surgery renames nothing)."""
-    dealing.check(settings.batch, len(work.dealt(settings)[0]), work.machine.ranks.world, name)
-    optim.check(work.shell(), settings, name)
+    learned, _ = context.images.training_split(settings)
+    dealing.check(settings.batch, len(learned), context.environment.ranks.world, name)
+    optim.check(context.networks.create(), settings, name)
 
 
-def _sizes(work: Work) -> None:
+def _sizes(context: RunContext) -> None:
     """PruneError where the network cannot take the images of the recipe's schedule."""
-    work.feed(True)  # refuses what the backend cannot do
-    for size in sorted(set(work.recipe.data.resize_schedule.values())):
+    context.images.loader(True)  # refuses what the backend cannot do
+    for size in sorted(set(context.recipe.data.resize_schedule.values())):
         try:
             with torch.no_grad():
-                work.shell().eval()(torch.zeros(1, work.in_chans, size, size))
+                context.networks.create().eval()(torch.zeros(1, context.images.in_channels, size, size))
         except (RuntimeError, AssertionError, ValueError) as error:
-            name = work.recipe.backbone.name
+            name = context.recipe.backbone.name
             raise PruneError(f"data.resize_schedule: {name} cannot take images of side {size}: {error}") from error

@@ -4,30 +4,30 @@ from dist_prune import methods
 from dist_prune.errors import PruneError
 from dist_prune.methods.method import Method
 from dist_prune.pruning import surgeon
-from dist_prune.stages.work import Work
+from dist_prune.stages.context import RunContext
 
 
-def built(work: Work, name: str) -> Method:
+def built(context: RunContext, name: str) -> Method:
     """A method with its default options; the recipe's own method with the recipe's."""
     kind = methods.find(name)
-    if name == work.recipe.method["name"]:
-        return work.method
+    if name == context.recipe.method["name"]:
+        return context.method
     if kind.trains_weights:
         raise PruneError(f"score.compare: {name} trains weights while it scores; compare it by a run of its own")
     return kind(kind.Options())
 
 
-def check(work: Work) -> None:
+def check(context: RunContext) -> None:
     """PruneError where one of them cannot judge this network, or not do what the recipe asks for."""
-    names = work.recipe.score.compare
+    names = context.recipe.score.compare
     if len(set(names)) < len(names):
         raise PruneError(f"score.compare: each method once, got {', '.join(names)}")
     if not names:
         return
-    traced = surgeon.sites_of(work.shell().eval(), work.example)
+    traced = surgeon.sites_of(context.networks.create().eval(), context.images.example_input)
     for name in names:
-        method = built(work, name)
+        method = built(context, name)
         try:
-            method.ready(method.limits(traced), work.recipe.select.exclude, work.request)
+            method.ready(method.limits(traced), context.recipe.select.exclude, context.selection)
         except PruneError as error:
             raise PruneError(f"score.compare: {name}: {error}") from error

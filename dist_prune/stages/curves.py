@@ -20,28 +20,29 @@ from dist_prune.pruning.probe import quiet
 from dist_prune.runtime.data.dealing import micro_batches
 from dist_prune.runtime.data.feed import Batch
 from dist_prune.runtime.evaluation import count_images, num_correct
-from dist_prune.stages.work import Made, Work
+from dist_prune.stages.context import RunContext, StageOutput
 
 SCORES = "round_1/scores.safetensors"
 HEAD = ("group", "width", "kept", "deleted", "top1", *COLUMNS)
 
 
-def act(work: Work) -> Made:
+def run(context: RunContext) -> StageOutput:
     """dense.safetensors, round_1/scores.safetensors -> curves.csv"""
-    spec = work.recipe.information
-    if spec.curves == "none" or work.recipe.select.plan:
-        return Made({}, texts={"curves.csv": text([])})
-    orders = {name: order for name, order in _orders(work).items() if any(fnmatchcase(name, g) for g in spec.layers)}
+    spec = context.recipe.information
+    if spec.curves == "none" or context.recipe.select.plan:
+        return StageOutput({}, texts={"curves.csv": text([])})
+    orders = {name: order for name, order in _orders(context).items() if any(fnmatchcase(name, g) for g in spec.layers)}
     if not orders:
         raise PruneError(
-            f"information.curves: the method {work.recipe.method['name']} ranks no group that information.layers names"
+            f"information.curves: the method {context.recipe.method['name']} ranks no group that information.layers "
+            "names"
         )
     event = "curves.csv is measured on test images: a number of channels chosen by it is chosen by them"
-    work.tracker.say(f"  {event}")
-    work.events.append({"stage": "curves", "event": event})
-    model = work.dense().to(work.machine.device)
-    tops = accuracy(work, model, orders) if spec.curves != "information" else {}
-    planes = information(work, model, orders) if spec.curves != "accuracy" else {}
+    context.tracker.say(f"  {event}")
+    context.events.append({"stage": "curves", "event": event})
+    model = context.networks.load_dense().to(context.environment.device)
+    tops = accuracy(context, model, orders) if spec.curves != "information" else {}
+    planes = information(context, model, orders) if spec.curves != "accuracy" else {}
     lines = []
     for name, order in orders.items():
         for kept in range(len(order), 0, -1):
@@ -49,7 +50,7 @@ def act(work: Work) -> Made:
             top = f"{tops[name][kept - 1]:.4f}" if tops else ""
             plane = [f"{value:.6f}" for value in planes[name][kept - 1].tolist()] if planes else [""] * len(COLUMNS)
             lines.append([name, len(order), kept, deleted, top, *plane])
-    return Made({"groups": len(orders), "lines": len(lines)}, texts={"curves.csv": text(lines)})
+    return StageOutput({"groups": len(orders), "lines": len(lines)}, texts={"curves.csv": text(lines)})
 
 
 def text(lines: Sequence[Sequence[object]]) -> str:
@@ -59,22 +60,22 @@ def text(lines: Sequence[Sequence[object]]) -> str:
     return file.getvalue()
 
 
-def _orders(work: Work) -> dict[str, list[int]]:
-    channels = work.method.ready(work.channels, work.recipe.select.exclude, work.request)
+def _orders(context: RunContext) -> dict[str, list[int]]:
+    channels = context.selection_graph()
     with torch.no_grad():
-        found = work.method.orders(work.tensors(SCORES), channels, work.request)
+        found = context.method.orders(context.read_tensors(SCORES), channels, context.selection)
     return {name: list(order) for name, order in found.items()}
 
 
-def _ids(work: Work) -> np.ndarray:
-    whole = len(work.feed(False))
-    return np.arange(min(whole, work.recipe.information.images or whole))
+def _ids(context: RunContext) -> np.ndarray:
+    whole = len(context.images.loader(False))
+    return np.arange(min(whole, context.recipe.information.images or whole))
 
 
 @torch.no_grad()
-def accuracy(work: Work, model: nn.Module, orders: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:
+def accuracy(context: RunContext, model: nn.Module, orders: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:
     """Group -> top-1 in percent with its last 1, 2, ... filters; the same for every number of ranks."""
-    spec, ranks, ids = work.recipe.information, work.machine.ranks, _ids(work)
+    spec, ranks, ids = context.recipe.information, context.environment.ranks, _ids(context)
     stays = {}
     for name, order in orders.items():
         stays[name] = torch.zeros((len(order), len(order)), dtype=torch.bool)
@@ -84,7 +85,7 @@ def accuracy(work: Work, model: nn.Module, orders: Mapping[str, Sequence[int]]) 
     def count(part: Batch) -> Tensor:
         correct = []
         for name, rows in stays.items():
-            points = gate_points(work.channels, name)
+            points = gate_points(context.networks.graph, name)
             for some in rows.split(spec.masks):
                 with gate(model, points, {name: some}):
                     logits = model(part.images.repeat(len(some), 1, 1, 1))
@@ -94,19 +95,20 @@ def accuracy(work: Work, model: nn.Module, orders: Mapping[str, Sequence[int]]) 
     widths = [len(order) for order in orders.values()]
     with quiet(model):
         counts, images = count_images(
-            count, sum(widths), work.feed(False), ids, work.recipe.evaluate.batch, ranks, work.tracker,
+            count, sum(widths), context.images.loader(False), ids, context.recipe.evaluate.batch, ranks, context.tracker,
             "the curves of accuracy",
         )  # fmt: skip
     top1 = (100 * torch.tensor(counts) / images).split(widths)
     return {name: part.tolist() for name, part in zip(orders, top1, strict=True)}
 
 
-def information(work: Work, model: nn.Module, orders: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+def information(context: RunContext, model: nn.Module, orders: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     """Group -> (K, 5): the information plane with its last 1, 2, ... filters; groups are dealt over ranks."""
-    spec, ids = work.recipe.information, _ids(work)
-    feed = replace(work.feed(False), look=replace(work.look, schedule=()))
+    spec, ids = context.recipe.information, _ids(context)
+    feed = replace(context.images.loader(False), look=replace(context.images.transform, schedule=()))
     bench = Bench(
-        model, work.channels, feed, ids, work.machine, work.tracker, work.recipe.score.micro_batch, work.recipe.seed,
+        model, context.networks.graph, feed, ids, context.environment, context.tracker,
+        context.recipe.score.micro_batch, context.recipe.seed,
     )  # fmt: skip
     plane = Plane(spec.batch, spec.alpha, spec.sigma_method, spec.sigma_x, spec.sigma_y)
     if len(ids) < 2:

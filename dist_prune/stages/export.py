@@ -5,23 +5,24 @@ from dataclasses import asdict
 
 from dist_prune.bundle import manifest
 from dist_prune.report.tables import KINDS
-from dist_prune.stages.work import Made, Work
+from dist_prune.stages.context import RunContext, StageOutput
+from dist_prune.stages.order import BUNDLE, FINETUNED, METRICS
 
 
-def act(work: Work) -> Made:
-    """tuned.safetensors, plan.json, metrics.json -> export/"""
-    spec = work.recipe.backbone
-    weights, plan = work.tensors("tuned.safetensors"), work.plan
-    metrics = json.loads((work.folder / "metrics.json").read_text())
+def run(context: RunContext) -> StageOutput:
+    """finetuned.safetensors, plan.json, metrics.json -> export/"""
+    recipe, images, spec = context.recipe, context.images, context.recipe.backbone
+    weights, plan = context.read_tensors(FINETUNED), context.networks.plan(context.round)
+    metrics = json.loads(context.path(METRICS).read_text())
     figures = {name: {k: v for k, v in metrics[name].items() if k != "latency"} for name in KINDS}
-    image = {k: v for k, v in asdict(work.look).items() if k != "augment"}
+    image = {k: v for k, v in asdict(images.transform).items() if k != "augment"}
     backbone = {
-        "name": spec.name, "kwargs": spec.kwargs, "num_classes": len(work.classes), "in_chans": work.in_chans,
+        "name": spec.name, "kwargs": spec.kwargs, "num_classes": len(images.classes), "in_chans": images.in_channels,
     }  # fmt: skip
-    recipe = work.recipe
     origin = {
-        "recipe": recipe.name, "method": recipe.method["name"], "paper": work.method.paper, "seed": recipe.seed,
+        "recipe": recipe.name, "method": recipe.method["name"], "paper": context.method.paper, "seed": recipe.seed,
         "data": recipe.data.source, "finetune_epochs": recipe.finetune.epochs,
     }  # fmt: skip
-    text = manifest(backbone, plan, image, work.classes, weights, figures, origin, work.shell())
-    return Made({}, {"export/model.safetensors": (weights, {"plan": plan.fingerprint})}, {"export/bundle.json": text})
+    text = manifest(backbone, plan, image, images.classes, weights, figures, origin, context.networks.create())
+    manifest_file, weights_file = BUNDLE
+    return StageOutput({}, {weights_file: (weights, {"plan": plan.fingerprint})}, {manifest_file: text})

@@ -13,11 +13,11 @@ from dist_prune.runtime.training.carrying import Carried
 from dist_prune.runtime.training.loop import Loop
 from dist_prune.runtime.training.states import States
 from dist_prune.runtime.training.train import Trainer
-from dist_prune.stages.work import Work
+from dist_prune.stages.context import RunContext
 
 
 def trained(
-    work: Work,
+    context: RunContext,
     model: nn.Module,
     settings: Training,
     name: str,
@@ -37,32 +37,32 @@ def trained(
         carried: the state that the finetuning of the round before left, or None.
         leaves: whether this one's state is wanted (``left`` of the trainer).
     """
-    machine, seed = work.machine, work.recipe.seed
-    feed = work.feed(True)
-    train, _ = work.dealt(settings)
-    judge = judge_of(work, settings)
-    before = (work.round - 1) * work.recipe.schedule.finetune_epochs
-    loop = Loop(settings, feed, machine, work.tracker, seed + rerun, name, train, first=before)
-    folder = work.folder / f"{name}_checkpoints" / (str(rerun) if rerun else "")
-    states = States(folder, work.identity, settings.keep_checkpoints, work.tracker.say)
+    machine, seed = context.environment, context.recipe.seed
+    feed = context.images.loader(True)
+    train, _ = context.images.training_split(settings)
+    judge = judge_of(context, settings)
+    before = (context.round - 1) * context.recipe.schedule.finetune_epochs
+    loop = Loop(settings, feed, machine, context.tracker, seed + rerun, name, train, first=before)
+    folder = context.run_dir / f"{name}_checkpoints" / (str(rerun) if rerun else "")
+    states = States(folder, context.stage_fingerprint, settings.keep_checkpoints, context.tracker.say)
     judged = "holdout" if settings.selection == "holdout" else "test"
     trainer = Trainer(
-        model, loop, judge, judged, states, len(work.classes), teacher, masks or {}, carried=carried,
+        model, loop, judge, judged, states, len(context.images.classes), teacher, masks or {}, carried=carried,
         leaves=leaves,
     )  # fmt: skip
     if settings.sparsity != "none":
-        channels = surgeon.sites_of(copy.deepcopy(model).cpu().eval(), work.example)
+        channels = surgeon.sites_of(copy.deepcopy(model).cpu().eval(), context.images.example_input)
         trainer.penalty = penalty(settings.sparsity, model, channels, settings.sparsity_weight)
     trainer.run()
     if trainer.resumed is not None:
-        work.events.append({"stage": name, "event": "resumed", **trainer.resumed})
+        context.events.append({"stage": name, "event": "resumed", **trainer.resumed})
     return trainer
 
 
-def judge_of(work: Work, settings: Training) -> Callable[[nn.Module], Mapping[str, float]]:
+def judge_of(context: RunContext, settings: Training) -> Callable[[nn.Module], Mapping[str, float]]:
     """Top-1 and loss of a network on the images that choose among epochs: held-out or the test images."""
-    feed, batch, ranks = work.feed(True), work.recipe.evaluate.batch, work.machine.ranks
+    images, batch, ranks = context.images, context.recipe.evaluate.batch, context.environment.ranks
     if settings.selection != "holdout":
-        return lambda network: evaluate(network, work.feed(False), batch, ranks, work.tracker, "test images")
-    _, held = work.dealt(settings)
-    return lambda network: evaluate(network, feed, batch, ranks, work.tracker, "held out", held)
+        return lambda network: evaluate(network, images.loader(False), batch, ranks, context.tracker, "test images")
+    _, held = images.training_split(settings)
+    return lambda network: evaluate(network, images.loader(True), batch, ranks, context.tracker, "held out", held)

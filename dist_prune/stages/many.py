@@ -23,40 +23,40 @@ from dist_prune.runtime.data.dealing import calibration
 from dist_prune.runtime.data.feed import Feed
 from dist_prune.runtime.evaluation import evaluate
 from dist_prune.stages.calibrating import calibrated
+from dist_prune.stages.context import RunContext, StageOutput
 from dist_prune.stages.criteria import built
-from dist_prune.stages.work import Made, Work
 
 PARTIAL = "many_partial"
 
 
-def act(work: Work) -> Made:
+def run(context: RunContext) -> StageOutput:
     """dense.safetensors -> criteria.json, criteria.safetensors"""
-    chosen = {name: built(work, name) for name in work.recipe.score.compare}
-    traced = surgeon.sites_of(work.shell().eval(), work.example)
-    scores, used = scored(work, traced, chosen)
-    feed, ids, where = judges(work, used)
-    work.tracker.say(f"  score.compare: top-1 on {len(ids)} {where}")
-    work.events.append({"stage": "many", "event": f"top-1 of score.compare is that on {len(ids)} {where}"})
-    dense = work.dense().eval()
+    chosen = {name: built(context, name) for name in context.recipe.score.compare}
+    traced = surgeon.sites_of(context.networks.create().eval(), context.images.example_input)
+    scores, used = scored(context, traced, chosen)
+    feed, ids, where = judges(context, used)
+    context.tracker.say(f"  score.compare: top-1 on {len(ids)} {where}")
+    context.events.append({"stage": "many", "event": f"top-1 of score.compare is that on {len(ids)} {where}"})
+    dense = context.networks.load_dense().eval()
     plans, table = {}, []
     for name, method in chosen.items():
-        channels = method.ready(method.limits(traced), work.recipe.select.exclude, work.request)
+        channels = method.ready(method.limits(traced), context.recipe.select.exclude, context.selection)
         with torch.no_grad():
-            plans[name] = plan = method.select(scores[name], channels, work.request)
+            plans[name] = plan = method.select(scores[name], channels, context.selection)
             for text in method.warnings(scores[name], channels):
-                work.tracker.say(f"  warning: {name}: {text}")
-                work.events.append({"stage": "many", "event": f"warning: {name}: {text}"})
+                context.tracker.say(f"  warning: {name}: {text}")
+                context.events.append({"stage": "many", "event": f"warning: {name}: {text}"})
         model = copy.deepcopy(dense)
         surgeon.operate(model, traced, plan)
         figures = evaluate(
-            model.to(work.machine.device), feed, work.recipe.evaluate.batch, work.machine.ranks,
-            work.tracker, f"evaluate {name}", ids,
+            model.to(context.environment.device), feed, context.recipe.evaluate.batch, context.environment.ranks,
+            context.tracker, f"evaluate {name}", ids,
         )  # fmt: skip
         shares = {q: amount(traced, q, plan.counts) / amount(traced, q) for q in ("macs", "params")}
         table.append({"method": name, "top1": figures["top1"], **shares})
     for row in table:
         row["overlap"] = {name: overlap(plans[row["method"]], plans[name]) for name in chosen}
-        work.tracker.say("  " + said(row))
+        context.tracker.say("  " + said(row))
     tensors = {f"{name}/{key}": tensor for name, own in scores.items() for key, tensor in own.items()}
     text = json.dumps(
         {
@@ -67,10 +67,10 @@ def act(work: Work) -> Made:
         indent=1,
     )
     facts = {"table": table, "images": f"{len(ids)} {where}"}
-    return Made(facts, {"criteria.safetensors": (tensors, {})}, {"criteria.json": text}, drop=(PARTIAL,))
+    return StageOutput(facts, {"criteria.safetensors": (tensors, {})}, {"criteria.json": text}, drop=(PARTIAL,))
 
 
-def scored(work: Work, traced: Channels, chosen: Mapping[str, Method]) -> tuple[dict[str, Scores], np.ndarray]:
+def scored(context: RunContext, traced: Channels, chosen: Mapping[str, Method]) -> tuple[dict[str, Scores], np.ndarray]:
     """The scores of each method, one pass over the images for all that look at the same ones in the same way; ids of
     the training images that a method held out from training was measured on."""
     looks: dict[tuple[str, bool], list[str]] = {}
@@ -79,26 +79,26 @@ def scored(work: Work, traced: Channels, chosen: Mapping[str, Method]) -> tuple[
     found: dict[str, Scores] = {}
     used = np.zeros(0, dtype=np.int64)
     for (sees, augmented), names in looks.items():
-        partial = work.folder / PARTIAL / (f"{sees}_augmented" if augmented else sees)
-        bench = calibrated(work, traced, partial, chosen[names[0]])
+        partial = context.run_dir / PARTIAL / (f"{sees}_augmented" if augmented else sees)
+        bench = calibrated(context, traced, partial, chosen[names[0]])
         found |= score_many(bench, {name: chosen[name] for name in names})
         used = np.union1d(used, bench.ids) if sees == "held_out" else used
     return {name: found[name] for name in chosen}, used
 
 
-def judges(work: Work, used: np.ndarray) -> tuple[Feed, np.ndarray, str]:
+def judges(context: RunContext, used: np.ndarray) -> tuple[Feed, np.ndarray, str]:
     """The images on which criteria are compared: feed, ids (ascending), and in words what they are and are worth."""
-    feed, (held, seen) = work.feed(True), work.held()
+    feed, (held, seen) = context.images.loader(True), context.images.holdout()
     left = np.setdiff1d(held, used)
     where = "training images that train.holdout holds out"
     if not len(left):
         left, where = held, f"{where}, on which some of the criteria were measured as well (score.images takes all)"
-    if work.checkpoint is not None:
+    if context.networks.checkpoint is not None:
         where += "; backbone.checkpoint may have been trained on them"
     elif "train" in seen:
         where += "; the dense network was trained on them (train.selection is not holdout)"
-    most = len(work.feed(False))
-    feed, ids = work.readable(feed, left[calibration(feed.source.labels[left], most, work.recipe.seed)])
+    most = len(context.images.loader(False))
+    feed, ids = context.images.readable(feed, left[calibration(feed.source.labels[left], most, context.recipe.seed)])
     if not len(ids):
         raise PruneError(f"score.compare: none of the {where} can be read")
     return feed, ids, where

@@ -8,47 +8,28 @@ Between two rounds the network is finetuned for ``schedule.finetune_epochs``.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-DENSE = "dense.safetensors"
-TUNED, METRICS, CURVES = "tuned.safetensors", "metrics.json", "curves.csv"
+from dist_prune.recipe import Recipe
+from dist_prune.stage_keys import keys_read_by
+
+DENSE, PRUNED, FINETUNED = "dense.safetensors", "pruned.safetensors", "finetuned.safetensors"
+OPTIMIZER_STATE, OPTIMIZER_CARRIED = "optimizer_state.safetensors", "optimizer_carried.safetensors"
+METRICS, CURVES = "metrics.json", "curves.csv"
 BUNDLE = ("export/bundle.json", "export/model.safetensors")
 REPORT = ("report.json", "report.html")
 
 
-def at(number: int, file: str) -> str:
-    """A file of a round (and a stage's name in the ledger).
+def round_path(number: int, file: str) -> str:
+    """An artifact of a round (and a stage's name in the ledger).
 
     ``scores``; ``plan.json``: of all rounds so far, in dense coordinates; ``cut.json``: what this round cuts of the
-    network before it; ``small``: what is left; ``carried``: the optimizer's state that came along; ``tuned``: finetuned
-    before the next round; ``state``: the optimizer's by then.
+    network before it; ``pruned``: the network that is left; ``optimizer_carried``: the optimizer's state after the cut;
+    ``finetuned``: the network that the next round starts from; ``optimizer_state``: that of its finetuning.
     """
     return f"round_{number}/{file}"
 
 
-NETWORK = ("backbone.name", "backbone.kwargs", "backbone.pretrained")
-CHOSEN = ("backbone.checkpoint_key", "backbone.checkpoint_skip")  # of the file, whose digest comes from outside
-IMAGES = tuple(
-    f"data.{key}"
-    for key in (
-        "source", "train_split", "eval_split", "classes", "class_order", "layout", "mean", "std", "image_size",
-        "crop", "crop_mode", "interpolation", "exif",
-    )
-)  # fmt: skip
-DRAWN = tuple(
-    f"data.{key}"
-    for key in (
-        "augment",
-        "padding",
-        "crop_scale",
-        "crop_ratio",
-        "auto_augment",
-        "random_erasing",
-        "random_erasing_mode",
-    )
-)
-TRAINING = (*NETWORK, *IMAGES, *DRAWN, "data.resize_schedule", "seed")
-ORIGIN = ("name", "seed", "method.name", "finetune.epochs")
-RECALIBRATION = ("score.balance", "score.micro_batch")
-SCORING = (*NETWORK, *IMAGES, *DRAWN, "score.images", "score.balance", "score.micro_batch", "seed")
+def _reads(*readers: str) -> tuple[str, ...]:
+    return tuple(key for reader in readers for key in keys_read_by(reader, Recipe))
 
 
 @dataclass(frozen=True)
@@ -57,25 +38,25 @@ class Stage:
 
     Attributes:
         name: its file in this folder.
-        reads: the recipe fields that decide its result (and nothing else does, beside the inputs).
         inputs: artifacts it starts from.
         outputs: artifacts it makes.
         always: run it in every run, finished or not (reports are cheap and tell what happened).
         round: the round it belongs to; what follows the rounds belongs to the last one.
         label: its name in the ledger: those of the first round and after the last have no round in it.
+        reads: the recipe keys that decide its result (and nothing else does, beside the inputs), as declared on them.
     """
 
     name: str
-    reads: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     always: bool = False
     round: int = 1
     label: str = ""
+    reads: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if not self.label:
-            object.__setattr__(self, "label", self.name)
+        object.__setattr__(self, "label", self.label or self.name)
+        object.__setattr__(self, "reads", self.reads or _reads(self.name))
 
     @property
     def between(self) -> bool:
@@ -83,22 +64,20 @@ class Stage:
         return self.name == "finetune" and self.label != self.name
 
 
-HELD = ("train.holdout", "train.images")
 CRITERIA = ("criteria.json", "criteria.safetensors")
-SCORES, PLAN, SMALL = at(1, "scores.safetensors"), at(1, "plan.json"), at(1, "small.safetensors")
+SCORES, PLAN, CUT_ONCE = (round_path(1, file) for file in ("scores.safetensors", "plan.json", PRUNED))
 ORDER = (
-    Stage("train", (*TRAINING, *CHOSEN, "train"), (), (DENSE,)),
-    Stage("many", (*SCORING, "score.compare", "method", "select", "target", "evaluate", *HELD), (DENSE,), CRITERIA),
-    Stage("score", SCORING, (DENSE,), (SCORES,)),
-    Stage("select", (*NETWORK, "data.source", "data.image_size", "method", "select", "target"), (SCORES,), (PLAN,)),
-    Stage("prune", (*NETWORK, "method.fidelity", "method.quirks", "seed"), (DENSE, SCORES, PLAN), (SMALL,)),
-    Stage("finetune", (*TRAINING, *RECALIBRATION, "finetune", "reruns"), (DENSE, SMALL, PLAN), (TUNED,)),
-    Stage("evaluate", (*NETWORK, *IMAGES, "evaluate", "report"), (DENSE, SMALL, TUNED, PLAN), (METRICS,)),
-    Stage("curves", (*NETWORK, *IMAGES, "information", "evaluate", "score.micro_batch"), (DENSE, SCORES), (CURVES,)),
-    Stage("export", (*NETWORK, *IMAGES, *ORIGIN), (TUNED, PLAN, METRICS), BUNDLE),
-    Stage("report", (), (PLAN, METRICS, CURVES), REPORT, always=True),
+    Stage("train", (), (DENSE,)),
+    Stage("many", (DENSE,), CRITERIA),
+    Stage("score", (DENSE,), (SCORES,)),
+    Stage("select", (SCORES,), (PLAN,)),
+    Stage("prune", (DENSE, SCORES, PLAN), (CUT_ONCE,)),
+    Stage("finetune", (DENSE, CUT_ONCE, PLAN), (FINETUNED,)),
+    Stage("evaluate", (DENSE, CUT_ONCE, FINETUNED, PLAN), (METRICS,)),
+    Stage("curves", (DENSE, SCORES), (CURVES,)),
+    Stage("export", (FINETUNED, PLAN, METRICS), BUNDLE),
+    Stage("report", (PLAN, METRICS, CURVES), REPORT, always=True),
 )
-REPEATED = ("score", "select", "prune")
 # what tasks of a sweep make once for all, and what each keeps meanwhile to resume
 SHARED = {"train": ("train_checkpoints",), "score": ("round_1/partial",)}
 
@@ -109,42 +88,41 @@ def order(rounds: int, carry: bool = False) -> tuple[Stage, ...]:
 
 
 def _rounds(rounds: int, carry: bool) -> Iterator[Stage]:
-    plain = {stage.name: stage for stage in ORDER}
-    plans = tuple(at(number, "plan.json") for number in range(1, rounds + 1))
-    nets = tuple(at(n, f"{kind}.safetensors") for n in range(1, rounds) for kind in ("small", "tuned"))
-    small, plan = at(rounds, "small.safetensors"), plans[-1]
-    carried = (at(rounds, "carried.safetensors"),) if carry else ()
-    yield plain["train"]
-    yield plain["many"]
+    one_shot = {stage.name: stage for stage in ORDER}
+    plans = tuple(round_path(number, "plan.json") for number in range(1, rounds + 1))
+    nets = tuple(round_path(n, name) for n in range(1, rounds) for name in (PRUNED, FINETUNED))
+    pruned, plan = round_path(rounds, PRUNED), plans[-1]
+    carried = (round_path(rounds, OPTIMIZER_CARRIED),) if carry else ()
+    yield one_shot["train"]
+    yield one_shot["many"]
     for number in range(1, rounds + 1):
         yield from _round(number, number == rounds, carry)
-    for name, more, inputs in (
-        ("finetune", ("schedule",), (DENSE, small, plan, *carried)),
-        ("evaluate", ("target", "schedule"), (DENSE, small, TUNED, *nets, *plans)),
-        ("curves", (), plain["curves"].inputs),
-        ("export", (), (TUNED, plan, METRICS)),
-        ("report", (), (*plans, METRICS, CURVES)),
+    for name, inputs in (
+        ("finetune", (DENSE, pruned, plan, *carried)),
+        ("evaluate", (DENSE, pruned, FINETUNED, *nets, *plans)),
+        ("curves", one_shot["curves"].inputs),
+        ("export", (FINETUNED, plan, METRICS)),
+        ("report", (*plans, METRICS, CURVES)),
     ):
-        yield replace(plain[name], reads=(*plain[name].reads, *more), inputs=inputs, round=rounds)
+        yield replace(one_shot[name], reads=_reads(name, f"{name}_in_rounds"), inputs=inputs, round=rounds)
 
 
 def _round(number: int, last: bool, carry: bool) -> Iterator[Stage]:
-    """Score, select and prune; and the finetuning behind them where another round follows."""
-    plain, first = {stage.name: stage for stage in ORDER}, number == 1
-    start = (DENSE,) if first else (at(number - 1, "tuned.safetensors"), at(number - 1, "plan.json"))
-    scores, plan, small = (at(number, file) for file in ("scores.safetensors", "plan.json", "small.safetensors"))
-    cut = () if first else (at(number, "cut.json"),)
-    state = () if first or not carry else (at(number - 1, "state.safetensors"),)
-    carried = () if first or not carry else (at(number, "carried.safetensors"),)
-    for name, more, inputs, outputs in (
-        ("score", (), start, (scores,)),
-        ("select", ("schedule.rounds", "schedule.spacing"), (scores, *start[1:]), (plan, *cut)),
-        ("prune", (), (*start, scores, plan, *cut, *state), (small, *carried)),
+    """Score, select and prune; then the finetuning, if another round follows."""
+    first = number == 1
+    start = (DENSE,) if first else (round_path(number - 1, FINETUNED), round_path(number - 1, "plan.json"))
+    scores, plan, pruned = (round_path(number, f) for f in ("scores.safetensors", "plan.json", PRUNED))
+    cut = () if first else (round_path(number, "cut.json"),)
+    state = () if first or not carry else (round_path(number - 1, OPTIMIZER_STATE),)
+    carried = () if first or not carry else (round_path(number, OPTIMIZER_CARRIED),)
+    for name, inputs, outputs in (
+        ("score", start, (scores,)),
+        ("select", (scores, *start[1:]), (plan, *cut)),
+        ("prune", (*start, scores, plan, *cut, *state), (pruned, *carried)),
     ):
-        stage = replace(plain[name], reads=(*plain[name].reads, *more), inputs=inputs, outputs=outputs, round=number)
-        yield stage if first else replace(stage, label=at(number, name))
+        label = name if first else round_path(number, name)
+        yield Stage(name, inputs, outputs, round=number, label=label, reads=_reads(name, f"{name}_in_rounds"))
     if not last:
-        reads = (*TRAINING, *RECALIBRATION, "finetune", "schedule.finetune_epochs", "schedule.carry_optimizer")
-        made = (at(number, "tuned.safetensors"), *((at(number, "state.safetensors"),) if carry else ()))
-        label = at(number, "finetune")
-        yield Stage("finetune", reads, (DENSE, small, plan, *carried), made, round=number, label=label)
+        made = (round_path(number, FINETUNED), *((round_path(number, OPTIMIZER_STATE),) if carry else ()))
+        label, reads = round_path(number, "finetune"), _reads("finetune_between")
+        yield Stage("finetune", (DENSE, pruned, plan, *carried), made, round=number, label=label, reads=reads)

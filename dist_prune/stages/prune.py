@@ -11,32 +11,34 @@ from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.renew import renew
 from dist_prune.runtime.training.carrying import Carried
 from dist_prune.stages.calibrating import starting
-from dist_prune.stages.order import at
-from dist_prune.stages.work import Made, Tensors, Work
+from dist_prune.stages.context import RunContext, StageOutput, Tensors
+from dist_prune.stages.order import OPTIMIZER_CARRIED, OPTIMIZER_STATE, PRUNED, round_path
 
 
-def act(work: Work) -> Made:
-    """dense (or what the round before left), scores, plan -> round_N/small.safetensors, and carried.safetensors where
-    a state goes on; of a bundle that is replayed, its own weights"""
-    small = work.here("small.safetensors")
-    plan, place = work.plan, Path(work.recipe.select.plan or "").expanduser()
-    if work.recipe.select.plan and place.is_dir():
+def run(context: RunContext) -> StageOutput:
+    """dense (or what the round before left), scores, plan -> round_N/pruned.safetensors, and
+    optimizer_carried.safetensors if a state goes on; of a bundle that is replayed, its own weights"""
+    pruned = round_path(context.round, PRUNED)
+    plan, place = context.networks.plan(context.round), Path(context.recipe.select.plan or "").expanduser()
+    if context.recipe.select.plan and place.is_dir():
         weights = bundle.load(place).state_dict()
-        work.tracker.say(f"  {place} is a bundle: its weights are taken, nothing is cut here")
-        return Made({}, {small: (weights, {"plan": plan.fingerprint})})
-    model, channels, cut = starting(work).eval(), work.left(work.channels), plan
-    if work.round > 1:
-        cut = Plan.from_json((work.folder / work.here("cut.json")).read_text())
+        context.tracker.say(f"  {place} is a bundle: its weights are taken, nothing is cut here")
+        return StageOutput({}, {pruned: (weights, {"plan": plan.fingerprint})})
+    model, cut = starting(context).eval(), plan
+    channels = context.networks.round_graph(context.networks.graph, context.round)
+    if context.round > 1:
+        cut = Plan.from_json(context.path(round_path(context.round, "cut.json")).read_text())
     tensors: Tensors = {}
-    if work.round > 1 and work.recipe.schedule.carry_optimizer:
-        carried = Carried.read(work.folder / at(work.round - 1, "state.safetensors"))
-        tensors[work.here("carried.safetensors")] = carried.cut(partial(surgeon.cut_along, model, channels, cut)).file()
+    if context.round > 1 and context.recipe.schedule.carry_optimizer:
+        carried = Carried.read(context.path(round_path(context.round - 1, OPTIMIZER_STATE)))
+        carried = carried.cut(partial(surgeon.cut_along, model, channels, cut))
+        tensors[round_path(context.round, OPTIMIZER_CARRIED)] = carried.file()
     surgeon.operate(model, channels, cut)
-    fresh = work.method.fresh(work.channels)
+    fresh = context.method.fresh(context.networks.graph)
     if fresh:
-        renew(model, fresh, work.recipe.seed)
-        work.tracker.say(f"  new weights, as the released code does: {', '.join(fresh)}")
-        work.events.append({"stage": "prune", "event": "new weights", "layers": list(fresh)})
+        renew(model, fresh, context.recipe.seed)
+        context.tracker.say(f"  new weights, as the released code does: {', '.join(fresh)}")
+        context.events.append({"stage": "prune", "event": "new weights", "layers": list(fresh)})
     with torch.no_grad():
-        model(work.example)
-    return Made({}, {small: (model.state_dict(), {"plan": plan.fingerprint}), **tensors})
+        model(context.images.example_input)
+    return StageOutput({}, {pruned: (model.state_dict(), {"plan": plan.fingerprint}), **tensors})

@@ -25,7 +25,8 @@ from dist_prune.runtime.evaluation import losses, mean_loss, num_correct
 from dist_prune.runtime.jobs import recorded
 from dist_prune.runtime.record import Record
 from dist_prune.stages.calibrating import SCORES, starting
-from dist_prune.stages.work import Work
+from dist_prune.stages.context import RunContext
+from dist_prune.stages.order import DENSE, round_path
 
 RECORD = "ratio_curves.jsonl"
 HEAD = ("group", "width", "keep_ratio", "kept", "macs", "top1", "loss")
@@ -131,22 +132,22 @@ def check(recipe: Recipe, method: Method) -> None:
         )
 
 
-def measured(work: Work, asked: Asked) -> Found:
+def measured(context: RunContext, asked: Asked) -> Found:
     """Every free group at every ratio, jobs dealt over ranks; what is on record is not done again.
 
     ``check`` says before any work whether the recipe ranks channels at all.
     """
-    ranks, channels = work.machine.ranks, work.method.ready(work.channels, work.recipe.select.exclude, work.request)
-    scores = work.tensors(work.here(SCORES))
+    ranks, channels = context.environment.ranks, context.selection_graph()
+    scores = context.read_tensors(round_path(context.round, SCORES))
     with torch.no_grad():
         cuts = {
-            (group.name, ratio): removed(work.method, scores, channels, group.name, ratio, work.request)
+            (group.name, ratio): removed(context.method, scores, channels, group.name, ratio, context.selection)
             for group in channels.free
             for ratio in sorted(asked.ratios, reverse=True)
         }
-    feed, ids, where = part(work, asked)
-    model = starting(work).to(work.machine.device)
-    games = Games(model, channels, held(feed, micro_batches(ids, work.recipe.evaluate.batch)))
+    feed, ids, where = part(context, asked)
+    model = starting(context).to(context.environment.device)
+    games = Games(model, channels, held(feed, micro_batches(ids, context.recipe.evaluate.batch)))
     dense_job = (channels.free[0].name, ())
     jobs = {_job(*cut): cut for cut in dict.fromkeys([dense_job, *((name, gone) for (name, _), gone in cuts.items())])}
 
@@ -156,9 +157,9 @@ def measured(work: Work, asked: Asked) -> Found:
         off[0, list(gone)] = True
         return games.of(name, "consumed", MEMORY).tally(off, judged)[0].tolist()
 
-    identity = ranks.from_first(ranks.together(lambda: _identity(work, feed, ids))) or ""
-    record = Record(work.folder / RECORD, identity, ranks)
-    results = recorded(list(jobs), run, ranks, record, work.tracker.say, "ratio curves")
+    identity = ranks.from_first(ranks.together(lambda: _identity(context, feed, ids))) or ""
+    record = Record(context.run_dir / RECORD, identity, ranks)
+    results = recorded(list(jobs), run, ranks, record, context.tracker.say, "ratio curves")
     of = dict(zip(jobs, results, strict=True))
     dense = macs(channels)
 
@@ -172,7 +173,7 @@ def measured(work: Work, asked: Asked) -> Found:
     for group in channels.free:
         own = [(ratio, gone) for (name, ratio), gone in cuts.items() if name == group.name]
         lines.append(Line(group.name, group.width, tuple(point(group.name, *cut) for cut in own)))
-    whole = _whole(work.method, channels, work.request, asked.ratios[0])
+    whole = _whole(context.method, channels, context.selection, asked.ratios[0])
     return Found(point(dense_job[0], 1.0, ()), tuple(lines), of[_job(*dense_job)][2], where, asked.split, whole)
 
 
@@ -220,23 +221,23 @@ def judged(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([num_correct(logits, labels), loss[:, 0], count, loss[:, 1]], 1)
 
 
-def part(work: Work, asked: Asked) -> tuple[Feed, np.ndarray, str]:
+def part(context: RunContext, asked: Asked) -> tuple[Feed, np.ndarray, str]:
     """The images that judge: feed, ids (ascending), and in words what they are and what that is worth."""
     if asked.split == "test":
-        feed, pool, where = work.feed(False), np.arange(len(work.feed(False))), "test images"
+        feed, pool, where = context.images.loader(False), np.arange(len(context.images.loader(False))), "test images"
         where += ", which then chose: figures of a network that is cut by these curves are too good on them"
     else:
-        feed = work.feed(True)
-        pool, seen = work.held()
+        feed = context.images.loader(True)
+        pool, seen = context.images.holdout()
         where = "training images that train.holdout holds out"
-        if work.checkpoint is not None:
+        if context.networks.checkpoint is not None:
             where += (
                 "; backbone.checkpoint may have been trained on them (then they are easy, and --split test says more)"
             )
         if "train" in seen:
             where += "; the dense network was trained on them (train.selection is not holdout)"
     chosen = "all" if asked.images is None else asked.images
-    feed, ids = work.readable(feed, pool[calibration(feed.source.labels[pool], chosen, work.recipe.seed)])
+    feed, ids = context.images.readable(feed, pool[calibration(feed.source.labels[pool], chosen, context.recipe.seed)])
     if not len(ids):
         raise PruneError(f"ratio-curves: none of the {where} can be read")
     return feed, ids, where
@@ -264,12 +265,12 @@ def _job(name: str, gone: tuple[int, ...]) -> tuple[str, str]:
     return name, digest(canonical(list(gone)))[:32] if gone else "whole"
 
 
-def _identity(work: Work, feed: Feed, ids: np.ndarray) -> str:
+def _identity(context: RunContext, feed: Feed, ids: np.ndarray) -> str:
     """What a measurement on record belongs to, beside the channels that are gone."""
-    recipe = work.recipe
-    weights = work.here(SCORES) if work.method.trains_weights else "dense.safetensors"
+    recipe = context.recipe
+    weights = round_path(context.round, SCORES) if context.method.trains_weights else DENSE
     return digest(canonical({
-        "weights": file_digest(work.folder / weights), "network": [recipe.backbone.name, recipe.backbone.kwargs],
-        "images": feed.source.identity, "backend": feed.backend, "look": work.images["eval_transform"],
+        "weights": file_digest(context.path(weights)), "network": [recipe.backbone.name, recipe.backbone.kwargs],
+        "images": feed.source.identity, "backend": feed.backend, "look": context.images.description()["eval_transform"],
         "ids": digest(ids.astype("<i8").tobytes()), "batch": recipe.evaluate.batch,
     }))  # fmt: skip

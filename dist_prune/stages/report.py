@@ -12,8 +12,8 @@ from dist_prune.pruning.portrait import Curve, Portrait
 from dist_prune.pruning.rounds import scheduled
 from dist_prune.report import figures, html, tables
 from dist_prune.stages import timing
-from dist_prune.stages.order import at, order
-from dist_prune.stages.work import Made, Work
+from dist_prune.stages.context import RunContext, StageOutput
+from dist_prune.stages.order import order, round_path
 
 TELLING = (
     "score",
@@ -29,48 +29,48 @@ SIZES = ("macs", "params", "channels")
 MORE = (("select", "table"), ("finetune", "reruns"))  # facts that only some runs have
 
 
-def act(work: Work) -> Made:
+def run(context: RunContext) -> StageOutput:
     """metrics.json, plan.json and the ledger -> report.json, report.html"""
-    body = collect(work)
-    histories = {name: _fact(work, name, "history") or [] for name in labels(work) if _trains(name)}
-    shown, lines = pictures(work)
-    _tensorboard(work, body, shown)
-    work.tracker.say("\n" + tables.table(body))
-    folder = work.folder.resolve()
-    work.tracker.say(
+    body = collect(context)
+    histories = {name: _fact(context, name, "history") or [] for name in labels(context) if _trains(name)}
+    shown, lines = pictures(context)
+    _tensorboard(context, body, shown)
+    context.tracker.say("\n" + tables.table(body))
+    folder = context.run_dir.resolve()
+    context.tracker.say(
         f"\nreport       {folder / 'report.html'}\nbundle       {folder / 'export'}"
-        f"   python -c \"import dist_prune; dist_prune.load('{work.folder / 'export'}')\""
-        f"\nTensorBoard  tensorboard --logdir {work.folder / 'tensorboard'}"
+        f"   python -c \"import dist_prune; dist_prune.load('{context.run_dir / 'export'}')\""
+        f"\nTensorBoard  tensorboard --logdir {context.run_dir / 'tensorboard'}"
     )
     text = yaml.safe_dump(body["recipe"], sort_keys=False)
-    return Made({}, texts={
+    return StageOutput({}, texts={
         "report.json": strict_json(body),
-        "report.html": html.render_report(body, histories, text, shown, lines, planes(work)),
+        "report.html": html.render_report(body, histories, text, shown, lines, planes(context)),
     })  # fmt: skip
 
 
-def planes(work: Work) -> list[dict[str, str]]:
+def planes(context: RunContext) -> list[dict[str, str]]:
     """The lines of curves.csv; none if no curves were asked for."""
-    return list(csv.DictReader((work.folder / "curves.csv").read_text().splitlines()))
+    return list(csv.DictReader((context.run_dir / "curves.csv").read_text().splitlines()))
 
 
-def pictures(work: Work) -> tuple[list[Portrait], list[Curve]]:
+def pictures(context: RunContext) -> tuple[list[Portrait], list[Curve]]:
     """The method's pictures of its groups and its curves; none where a plan was replayed, which has no scores."""
-    if work.recipe.select.plan:
+    if context.recipe.select.plan:
         return [], []
-    channels = work.method.ready(work.channels, work.recipe.select.exclude, work.request)
-    if work.recipe.target.latency is not None:  # one round; its methods ask again for the network within the time
-        channels = timing.known(channels, _fact(work, "select", "latency"))
-    spec = work.recipe.schedule  # the dense network's scores and what the first round is asked for
-    first = scheduled(work.request, channels, 1, spec.rounds, spec.spacing)
-    asked = (work.tensors("round_1/scores.safetensors"), channels, first)
-    return list(work.method.portraits(*asked)), list(work.method.curves(*asked))
+    channels = context.selection_graph()
+    if context.recipe.target.latency is not None:  # one round; its methods ask again for the network within the time
+        channels = timing.known(channels, _fact(context, "select", "latency"))
+    spec = context.recipe.schedule  # the dense network's scores and what the first round is asked for
+    first = scheduled(context.selection, channels, 1, spec.rounds, spec.spacing)
+    asked = (context.read_tensors("round_1/scores.safetensors"), channels, first)
+    return list(context.method.portraits(*asked)), list(context.method.curves(*asked))
 
 
-def collect(work: Work) -> dict[str, Any]:
+def collect(context: RunContext) -> dict[str, Any]:
     """The body of report.json."""
-    plan, channels = work.plan, work.channels
-    metrics = json.loads((work.folder / "metrics.json").read_text())
+    plan, channels = context.networks.plan(context.round), context.networks.graph
+    metrics = json.loads((context.run_dir / "metrics.json").read_text())
     groups = [
         {
             "name": group.name, "layers": list(group.layers), "width": group.width, "unit": group.unit,
@@ -78,38 +78,38 @@ def collect(work: Work) -> dict[str, Any]:
         }
         for group in channels.groups
     ]  # fmt: skip
-    asked = work.recipe.target.asked()
-    environment = json.loads((work.folder / "environment.json").read_text())
-    stages, rounds = labels(work), work.recipe.schedule.rounds
-    lines = {name: work.ledger.last(name) for name in stages}
-    skipped = [event for event in work.events if event["event"] == "skipped"]
+    asked = context.recipe.target.asked()
+    environment = json.loads((context.run_dir / "environment.json").read_text())
+    stages, rounds = labels(context), context.recipe.schedule.rounds
+    lines = {name: context.ledger.last(name) for name in stages}
+    skipped = [event for event in context.events if event["event"] == "skipped"]
     return {
-        "name": work.recipe.name,
-        "recipe": work.recipe.written(),
-        **({"expanded": work.recipe.expanded} if work.recipe.expanded else {}),
-        "seed": work.recipe.seed,
+        "name": context.recipe.name,
+        "recipe": context.recipe.written(),
+        **({"expanded": context.recipe.expanded} if context.recipe.expanded else {}),
+        "seed": context.recipe.seed,
         "world_size": environment["world_size"],
         "commit": environment.pop("commit"),
         "environment": environment,
-        "images": work.images,
-        "skipped_images": {name: found for name in stages if (found := _fact(work, name, "skipped_images"))},
+        "images": context.images.description(),
+        "skipped_images": {name: found for name in stages if (found := _fact(context, name, "skipped_images"))},
         **{name: metrics[name] for name in ("dense", "pruned", "finetuned")},
         "plan": {"fingerprint": plan.fingerprint, "groups": groups},
         "target": dict([asked]) if asked else {},
-        "achieved": _fact(work, "select" if rounds == 1 else at(rounds, "select"), "achieved"),
+        "achieved": _fact(context, "select" if rounds == 1 else round_path(rounds, "select"), "achieved"),
         **({"rounds": metrics["rounds"]} if rounds > 1 else {}),
-        **{key: _fact(work, stage, key) for stage, key in MORE if _fact(work, stage, key)},
+        **{key: _fact(context, stage, key) for stage, key in MORE if _fact(context, stage, key)},
         "communication": {name: line["said"] for name, line in lines.items() if line and line.get("said")},
-        **({"many": _fact(work, "many", "table")} if work.recipe.score.compare else {}),
-        **({"many_images": _fact(work, "many", "images")} if work.recipe.score.compare else {}),
+        **({"many": _fact(context, "many", "table")} if context.recipe.score.compare else {}),
+        **({"many_images": _fact(context, "many", "images")} if context.recipe.score.compare else {}),
         "timings": {name: line["seconds"] for name, line in lines.items() if line},
         "events": [e for line in lines.values() if line for e in line.get("events", [])] + skipped,
     }
 
 
-def labels(work: Work) -> list[str]:
+def labels(context: RunContext) -> list[str]:
     """The stages of this run by their names in the ledger, without curves and report."""
-    spec = work.recipe.schedule
+    spec = context.recipe.schedule
     return [s.label for s in order(spec.rounds, spec.carry_optimizer) if s.name not in ("curves", "report")]
 
 
@@ -117,32 +117,32 @@ def _trains(label: str) -> bool:
     return label.rpartition("/")[2] in ("train", "finetune")
 
 
-def _fact(work: Work, stage: str, name: str) -> Any:
-    line = work.ledger.last(stage)
+def _fact(context: RunContext, stage: str, name: str) -> Any:
+    line = context.ledger.last(stage)
     return line["facts"].get(name) if line else None
 
 
-def _tensorboard(work: Work, body: dict[str, Any], shown: list[Portrait]) -> None:
+def _tensorboard(context: RunContext, body: dict[str, Any], shown: list[Portrait]) -> None:
     """Kept channels and the groups' portraits as pictures, the plan as a table, the keys that say what this run was."""
     groups, tuned = body["plan"]["groups"], body["finetuned"]
-    work.tracker.figure("plan/kept channels", figures.groups_figure(groups, width=5.5))
+    context.tracker.figure("plan/kept channels", figures.groups_figure(groups, width=5.5))
     lines = [f"| {g['name']} | {g['width']} | {g['kept']} | {g['reason'].replace('|', '/')} |" for g in groups]
     head = "| group | width | kept | why nothing was cut |\n| --- | --- | --- | --- |\n"
-    work.tracker.text("plan/groups", f"{tables.aim(body)}\n\n{head}" + "\n".join(lines))
+    context.tracker.text("plan/groups", f"{tables.aim(body)}\n\n{head}" + "\n".join(lines))
     for portrait in shown:
-        work.tracker.picture(f"likeness/{portrait.group}", figures.similarity_image(portrait))
+        context.tracker.picture(f"likeness/{portrait.group}", figures.similarity_image(portrait))
     metrics = {
         f"final/{key}": float(tuned[key]) for key in ("top1", "loss", "macs", "params") if tuned[key] is not None
     }
     for line in body.get("rounds", []):
         values = {key: value for key, value in line.items() if key != "round" and value is not None}
-        work.tracker.scalars({f"rounds/{key}": float(value) for key, value in values.items()}, line["round"])
-    work.tracker.hparams(telling(work), metrics)
+        context.tracker.scalars({f"rounds/{key}": float(value) for key, value in values.items()}, line["round"])
+    context.tracker.hparams(telling(context), metrics)
 
 
-def telling(work: Work) -> dict[str, Any]:
+def telling(context: RunContext) -> dict[str, Any]:
     """The keys that tell runs apart: those that differ from their defaults, and what runs are always asked for."""
-    given = flatten(work.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+    given = flatten(context.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True))
     keys = {key for key in given if key.split(".")[0] in TELLING} | {*ALWAYS, *map("target.{}".format, SIZES)}
-    whole = flatten(work.recipe.written())
+    whole = flatten(context.recipe.written())
     return {key: whole[key] for key in sorted(keys) if whole.get(key) is not None}

@@ -8,49 +8,50 @@ from dist_prune.errors import PruneError
 from dist_prune.foreseen import finished
 from dist_prune.runtime import checkpoint
 from dist_prune.stages.calibrating import calibrated
-from dist_prune.stages.order import at
-from dist_prune.stages.work import Made, Work
+from dist_prune.stages.context import RunContext, StageOutput
+from dist_prune.stages.order import round_path
 
-SCORES = at(1, "scores.safetensors")
+SCORES = round_path(1, "scores.safetensors")
 
 
-def act(work: Work) -> Made:
+def run(context: RunContext) -> StageOutput:
     """dense.safetensors, or what the round before left -> round_N/scores.safetensors"""
-    place, partial = work.here("scores.safetensors"), work.here("partial")
-    if work.recipe.select.plan:
-        work.tracker.say("  select.plan names a plan: nothing is scored")
-        return Made({"images": 0}, {place: ({"calibration_ids": torch.zeros(0, dtype=torch.int64)}, {})})
-    cautioned(work)
-    if work.recipe.score.from_ and work.round == 1:
-        return _from(work, Path(work.recipe.score.from_))
-    bench = calibrated(work, work.left(work.channels), work.folder / partial)
-    scores = work.method.score(bench)
+    place, partial = round_path(context.round, "scores.safetensors"), round_path(context.round, "partial")
+    if context.recipe.select.plan:
+        context.tracker.say("  select.plan names a plan: nothing is scored")
+        return StageOutput({"images": 0}, {place: ({"calibration_ids": torch.zeros(0, dtype=torch.int64)}, {})})
+    cautioned(context)
+    if context.recipe.score.from_ and context.round == 1:
+        return _from(context, Path(context.recipe.score.from_))
+    graph = context.networks.round_graph(context.networks.graph, context.round)
+    bench = calibrated(context, graph, context.run_dir / partial)
+    scores = context.method.score(bench)
     if bench.resumed:
-        work.events.append({"stage": "score", "event": "resumed", "images_before": bench.resumed})
-    for note in sorted({note for notes in work.machine.ranks.gather(bench.notes) for note in notes}):
-        work.events.append({"stage": "score", "event": note})
+        context.events.append({"stage": "score", "event": "resumed", "images_before": bench.resumed})
+    for note in sorted({note for notes in context.environment.ranks.gather(bench.notes) for note in notes}):
+        context.events.append({"stage": "score", "event": note})
     facts = {"images": bench.images}
     tensors = {**scores, "calibration_ids": torch.from_numpy(bench.ids)}
-    return Made(facts, {place: (tensors, {"method": work.recipe.method["name"]})}, drop=(partial,))
+    return StageOutput(facts, {place: (tensors, {"method": context.recipe.method["name"]})}, drop=(partial,))
 
 
-def cautioned(work: Work) -> None:
+def cautioned(context: RunContext) -> None:
     """Say, and note for the report, what is known to be badly chosen before any work: what ``check`` says too."""
-    channels = work.left(work.method.ready(work.channels, work.recipe.select.exclude, work.request))
-    for text in work.method.cautions(channels):
-        work.tracker.say(f"  warning: {text}")
-        work.events.append({"stage": "score", "event": f"warning: {text}"})
+    channels = context.networks.round_graph(context.selection_graph(), context.round)
+    for text in context.method.cautions(channels):
+        context.tracker.say(f"  warning: {text}")
+        context.events.append({"stage": "score", "event": f"warning: {text}"})
 
 
-def _from(work: Work, other: Path) -> Made:
+def _from(context: RunContext, other: Path) -> StageOutput:
     """The scores of another run, where they are the ones this run would compute."""
     line = finished(other)
-    if line["fingerprint"] != work.identity:
+    if line["fingerprint"] != context.stage_fingerprint:
         raise PruneError(
             f"score.from: the scores of {other} were made from another backbone, dense weights, data, seed, "
             "calibration images or method; only select, target and finetune keys may differ. "
             "Leave score.from out to score here."
         )
     tensors, meta = checkpoint.read(other / SCORES)
-    work.events.append({"stage": "score", "event": "taken", "from": str(other)})
-    return Made({**line["facts"], "from": str(other)}, {SCORES: (tensors, meta)})
+    context.events.append({"stage": "score", "event": "taken", "from": str(other)})
+    return StageOutput({**line["facts"], "from": str(other)}, {SCORES: (tensors, meta)})

@@ -11,81 +11,83 @@ from dist_prune.pruning.cost import amount
 from dist_prune.pruning.masks import weights_left
 from dist_prune.pruning.plan import Plan
 from dist_prune.stages import timing
-from dist_prune.stages.work import Made, Work
+from dist_prune.stages.context import RunContext, StageOutput
+from dist_prune.stages.order import round_path
 
 
-def act(work: Work) -> Made:
+def run(context: RunContext) -> StageOutput:
     """round_N/scores.safetensors -> round_N/plan.json, in dense coordinates; from the second round on, cut.json"""
-    recipe, channels, texts = work.recipe, work.channels, {}
+    recipe, channels, texts = context.recipe, context.networks.graph, {}
     timed, table = {}, []
     if recipe.select.plan:
-        cut = work.replayed()
-        work.events.append({"stage": "select", "event": "replayed", "plan": recipe.select.plan})
+        cut = context.networks.replayed_plan(context.selection)
+        context.events.append({"stage": "select", "event": "replayed", "plan": recipe.select.plan})
     else:
-        channels = work.method.ready(channels, recipe.select.exclude, work.request)
-        cut, timed, table = _chosen(work, work.left(channels))
+        channels = context.selection_graph()
+        cut, timed, table = _chosen(context, context.networks.round_graph(channels, context.round))
     plan = cut
-    if work.round > 1:
-        plan = work.plan_of(work.round - 1).then(cut)
-        texts[work.here("cut.json")] = cut.to_json()
+    if context.round > 1:
+        plan = context.networks.plan(context.round - 1).then(cut)
+        texts[round_path(context.round, "cut.json")] = cut.to_json()
     if cut.empty:
-        work.tracker.say(
+        context.tracker.say(
             "  the plan removes nothing: every group keeps all its channels. "
             "Lower select.threshold, select.keep_ratio or the target to cut."
         )
-        work.events.append({"stage": "select", "event": "nothing removed"})
+        context.events.append({"stage": "select", "event": "nothing removed"})
     shares = {q: amount(channels, q, plan.counts) / amount(channels, q) for q in ("macs", "params", "channels")}
     if plan.blocks:
         counts = weights_left(plan, channels).values()
         shares["weights"] = sum(kept for kept, _ in counts) / sum(whole for _, whole in counts)
-    work.tracker.say("  kept: " + ", ".join(f"{share:.1%} of the {q}" for q, share in shares.items()))
+    context.tracker.say("  kept: " + ", ".join(f"{share:.1%} of the {q}" for q, share in shares.items()))
     facts: dict[str, Any] = {"achieved": shares, "fingerprint": plan.fingerprint}
     if timed:
         shares["latency"] = timed["measured"]
         facts["latency"] = timed
     missed = (
-        (timing.missed(work, timed) if timed else _missed(work, channels, shares))
-        if work.round == recipe.schedule.rounds
+        (timing.missed(context, timed) if timed else _missed(context, channels, shares))
+        if context.round == recipe.schedule.rounds
         else ""
     )
     if missed:
-        work.tracker.say(f"  {missed}")
-        work.events.append({"stage": "select", "event": "target missed", "why": missed})
+        context.tracker.say(f"  {missed}")
+        context.events.append({"stage": "select", "event": "target missed", "why": missed})
         facts["missed"] = missed
     facts |= {"table": table} if table else {}
     for row in table:
-        work.tracker.say("  " + ", ".join(f"{name} {_shown(value)}" for name, value in row.items()))
-    return Made(facts, texts={work.here("plan.json"): plan.to_json(), **texts})
+        context.tracker.say("  " + ", ".join(f"{name} {_shown(value)}" for name, value in row.items()))
+    return StageOutput(facts, texts={round_path(context.round, "plan.json"): plan.to_json(), **texts})
 
 
-def _chosen(work: Work, channels: Channels) -> tuple[Plan, dict[str, Any], list[dict[str, Any]]]:
+def _chosen(context: RunContext, channels: Channels) -> tuple[Plan, dict[str, Any], list[dict[str, Any]]]:
     """What this round cuts of the network with these ``channels``; a latency target's times; the method's table."""
-    scores, asked = work.tensors(work.here("scores.safetensors")), work.asked(channels)
+    scores = context.read_tensors(round_path(context.round, "scores.safetensors"))
+    asked = context.round_selection(channels)
 
     def choose(known: Channels) -> Plan:
         check_target(known, asked)
         with torch.no_grad():
-            return work.method.select(scores, known, asked)
+            return context.method.select(scores, known, asked)
 
     timed: dict[str, Any] = {}
-    if work.recipe.target.latency is None:
+    if context.recipe.target.latency is None:
         plan = choose(channels)
     else:
-        plan, timed = timing.fitted(work, channels, choose)
+        plan, timed = timing.fitted(context, channels, choose)
         channels = timing.known(channels, timed)
-    for text in work.method.warnings(scores, channels):
-        work.tracker.say(f"  warning: {text}")
-        work.events.append({"stage": "select", "event": f"warning: {text}"})
-    return plan, timed, work.method.table(scores, channels, asked)
+    for text in context.method.warnings(scores, channels):
+        context.tracker.say(f"  warning: {text}")
+        context.events.append({"stage": "select", "event": f"warning: {text}"})
+    return plan, timed, context.method.table(scores, channels, asked)
 
 
 def _shown(value: Any) -> str:
     return value if isinstance(value, str) else "-" if value is None else f"{value:.6g}"
 
 
-def _missed(work: Work, channels: Channels, shares: Mapping[str, float]) -> str:
+def _missed(context: RunContext, channels: Channels, shares: Mapping[str, float]) -> str:
     """Why the network is further from its target than the recipe tolerates; empty where it is not."""
-    target = work.recipe.target
+    target = context.recipe.target
     asked = target.asked()
     if asked is None or asked[0] == "latency" or target.tolerance is None:
         return ""
@@ -93,7 +95,7 @@ def _missed(work: Work, channels: Channels, shares: Mapping[str, float]) -> str:
     off = shares[quantity] / share - 1
     if abs(off) <= target.tolerance:
         return ""
-    steps = {group.name: work.request.step(group) for group in channels.free}
+    steps = {group.name: context.selection.step(group) for group in channels.free}
     coarse = sorted({step for step in steps.values() if step > 1})
     why = f"channels go in steps of {coarse[-1]} (select.round_to)" if coarse else "its steps are that coarse"
     return (

@@ -17,13 +17,13 @@ from dist_prune.pruning.plan import Plan
 from dist_prune.runtime.cores import threads
 from dist_prune.runtime.latency import ROUNDS, latency
 from dist_prune.runtime.spread import reliable
-from dist_prune.stages.work import Work
+from dist_prune.stages.context import RunContext
 
 TABLE = "latency.json"
 SHARES = (0.75, 0.5, 0.25)  # widths that are measured, beside the dense one and the floor
 
 
-def fitted(work: Work, channels: Channels, choose: Callable[[Channels], Plan]) -> tuple[Plan, dict[str, Any]]:
+def fitted(context: RunContext, channels: Channels, choose: Callable[[Channels], Plan]) -> tuple[Plan, dict[str, Any]]:
     """The largest network whose measured time is within the target (see ``pace.Search``), and how it was found.
 
     What is measured is measured on the first rank, and depends on the machine and the moment: this target alone is not
@@ -36,28 +36,28 @@ def fitted(work: Work, channels: Channels, choose: Callable[[Channels], Plan]) -
     Raises:
         PruneError: no network of this recipe is that fast.
     """
-    ranks, spec = work.machine.ranks, work.recipe
+    ranks, spec = context.environment.ranks, context.recipe
     assert spec.target.latency is not None
-    model = work.dense().eval()
-    times = ranks.from_first(ranks.together(lambda: _table(work, model, channels)))
+    model = context.networks.load_dense().eval()
+    times = ranks.from_first(ranks.together(lambda: _table(context, model, channels)))
     times = times or {}
     table = LatencyTable({name: tuple((int(w), float(s)) for w, s in points) for name, points in times.items()})
 
     def measure(plans: Mapping[str, Plan]) -> Times:
         cuts = {name: plan.removed for name, plan in plans.items()}
-        return ranks.from_first(ranks.together(lambda: _time(work, model, channels, cuts))) or {}
+        return ranks.from_first(ranks.together(lambda: _time(context, model, channels, cuts))) or {}
 
-    floors = {group.name: list(range(work.request.width(group, 1))) for group in channels.free}
+    floors = {group.name: list(range(context.selection.width(group, 1))) for group in channels.free}
     search = Search(
         channels, table, spec.target.latency, spec.target.latency_tolerance, Plan.keeping(channels, floors), choose,
-        measure, lambda text: work.tracker.say(f"  {text}"),
+        measure, lambda text: context.tracker.say(f"  {text}"),
     )  # fmt: skip
     found = search.run()
     return found.plan, {
         "predicted": found.predicted, "measured": found.measured, "reliable": found.reliable,
         "smallest": min(one.measured for one in search.tried.values()),
         "tried": [[one.predicted, one.measured] for one in search.tried.values()],
-        "batch": spec.target.latency_batch, "device": str(work.machine.device), "threads": _threads(work),
+        "batch": spec.target.latency_batch, "device": str(context.environment.device), "threads": _threads(context),
         "repeats": spec.report.latency_repeats, "times": times,
         "bend": [*search.towards(found.raw), (1.0, 1.0)],
     }  # fmt: skip
@@ -70,9 +70,9 @@ def known(channels: Channels, timed: Mapping[str, Any]) -> Channels:
     return replace(channels, latency=LatencyTable(times, bend))
 
 
-def missed(work: Work, timed: Mapping[str, Any]) -> str:
+def missed(context: RunContext, timed: Mapping[str, Any]) -> str:
     """Why the measured time is further from the target than the recipe tolerates, or cannot be told; else empty."""
-    target = work.recipe.target
+    target = context.recipe.target
     if target.latency is None or target.latency_tolerance is None:
         return ""
     off = timed["measured"] / target.latency - 1
@@ -87,7 +87,7 @@ def missed(work: Work, timed: Mapping[str, Any]) -> str:
         )
     if abs(off) <= target.latency_tolerance:
         return ""
-    coarse = sorted({work.request.step(group) for group in work.channels.free})
+    coarse = sorted({context.selection.step(group) for group in context.networks.graph.free})
     steps = f"; channels go in steps of {coarse[-1]} (select.round_to)" if coarse and coarse[-1] > 1 else ""
     return (
         f"{what}, more than target.latency_tolerance {target.latency_tolerance:.1%}. Of {len(timed['tried'])} whole "
@@ -96,18 +96,18 @@ def missed(work: Work, timed: Mapping[str, Any]) -> str:
     )
 
 
-def _threads(work: Work) -> int:
-    return work.recipe.report.threads or threads()
+def _threads(context: RunContext) -> int:
+    return context.recipe.report.threads or threads()
 
 
-def _table(work: Work, model: nn.Module, channels: Channels) -> dict[str, list[list[float]]]:
+def _table(context: RunContext, model: nn.Module, channels: Channels) -> dict[str, list[list[float]]]:
     """Group -> [[kept, share of the dense time], ...], from the run directory where it was measured for the same."""
-    request, file = work.request, work.folder / TABLE
+    request, file = context.selection, context.run_dir / TABLE
     widths = {group.name: widths_of(group, request) for group in channels.free}
-    spec = work.recipe
+    spec = context.recipe
     key = digest(canonical({
         "backbone": [spec.backbone.name, spec.backbone.kwargs, list(channels.example)], "widths": widths,
-        "batch": spec.target.latency_batch, "device": str(work.machine.device), "threads": _threads(work),
+        "batch": spec.target.latency_batch, "device": str(context.environment.device), "threads": _threads(context),
         "repeats": spec.report.latency_repeats,
     }))  # fmt: skip
     body = read_json(file)
@@ -116,7 +116,7 @@ def _table(work: Work, model: nn.Module, channels: Channels) -> dict[str, list[l
     times = {}
     for group in channels.free:
         cuts = {str(w): {group.name: tuple(range(w, group.width))} for w in widths[group.name]}
-        found = _time(work, model, channels, cuts, rounds=1)  # a guess: whole networks are measured with more care
+        found = _time(context, model, channels, cuts, rounds=1)  # a guess: whole networks are measured with more care
         times[group.name] = rising([[w, found[str(w)][0]] for w in widths[group.name]] + [[group.width, 1.0]])
     write_atomic(file, json.dumps({"key": key, "digest": digest(canonical(times)), "times": times}, indent=1))
     return times
@@ -140,7 +140,7 @@ def rising(points: list[list[float]]) -> list[list[float]]:
 
 
 def _time(
-    work: Work, model: nn.Module, channels: Channels, cuts: Mapping[str, Mapping[str, tuple[int, ...]]],
+    context: RunContext, model: nn.Module, channels: Channels, cuts: Mapping[str, Mapping[str, tuple[int, ...]]],
     rounds: int = ROUNDS,
 ) -> dict[str, tuple[float, bool]]:  # fmt: skip
     """Share of the dense time of some cut networks, and whether it is reliable; they take turns with the dense one."""
@@ -151,11 +151,10 @@ def _time(
         models[name] = copy.deepcopy(model)
         widths = {group.name: group.width for group in channels.groups}
         surgeon.operate(models[name], channels, Plan({g: tuple(gone) for g, gone in removed.items() if gone}, widths))
-    spec, batch = work.recipe, work.recipe.target.latency_batch
-    shape = tuple(work.example.shape[1:])
-    found = latency(
-        models, shape, (batch,), spec.report.latency_repeats, work.machine.device, _threads(work), rounds=rounds
-    )
+    spec, batch = context.recipe, context.recipe.target.latency_batch
+    shape = tuple(context.images.example_input.shape[1:])
+    device, repeats = context.environment.device, spec.report.latency_repeats
+    found = latency(models, shape, (batch,), repeats, device, _threads(context), rounds=rounds)
     own = {name: of[str(batch)] for name, of in found.items()}
     good = reliable(own[""])
     return {name: (own[name]["ms"] / own[""]["ms"], good and reliable(own[name])) for name in cuts}

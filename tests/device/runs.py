@@ -311,9 +311,9 @@ def run_of(ranks: Ranks, kind: str, folder: Path, words: list[str]) -> dict[str,
     spec = reading.load("quickstart", [*SMALL, *words], methods.options_of)
     found: list[Any] = []
 
-    def then(work: Any) -> None:
+    def then(context: Any) -> None:
         if spec.method["name"] == "l1":
-            found.append(repr(measured(work, Asked((0.8, 0.3), 60))))
+            found.append(repr(measured(context, Asked((0.8, 0.3), 60))))
 
     run.run(spec, folder, at, then=then)
     kept = [file for name in ("plan.json", "curves.csv") for file in sorted(folder.glob(f"**/{name}"))]

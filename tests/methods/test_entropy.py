@@ -484,7 +484,7 @@ def test_a_bundle_is_finetuned(finished, tmp_path):
     code, output = run(PYTHON, tmp_path / "only", *words, "finetune.epochs=1")
     assert code == 0, output
     assert "is a bundle" in output
-    small, _ = checkpoint.read(tmp_path / "only/round_1/small.safetensors")
+    small, _ = checkpoint.read(tmp_path / "only/round_1/pruned.safetensors")
     given, _ = checkpoint.read(Path(bundle) / "model.safetensors")
     assert small.keys() == given.keys()
     assert all(torch.equal(small[name], given[name]) for name in given)

@@ -120,8 +120,8 @@ def test_masked_weights_are_exact_zeros_behind_deepspeed(engine, tmp_path):
     plan = Plan.from_json((folder / "round_1/plan.json").read_text())
     network = backbones.create("resnet8p_cifar", 10, 1, kwargs={"img_size": 8}).eval()
     channels = surgeon.sites_of(network, torch.zeros(1, 1, 8, 8))
-    small, _ = checkpoint.read(folder / "round_1/small.safetensors")
-    tuned, _ = checkpoint.read(folder / "tuned.safetensors")
+    small, _ = checkpoint.read(folder / "round_1/pruned.safetensors")
+    tuned, _ = checkpoint.read(folder / "finetuned.safetensors")
     masks = masks_of(plan, channels, tuned)
     assert sum(int((~mask).sum()) for mask in masks.values()) > 1000, "beside the channels that were removed for real"
     assert violations(tuned, masks) == []

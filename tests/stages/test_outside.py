@@ -14,7 +14,7 @@ from dist_prune.runtime.data.sources import ArraySource, open_source
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.stages import ORDER, fingerprint, outside
-from dist_prune.stages.work import Work
+from dist_prune.stages.context import RunContext
 
 TRAIN = next(stage for stage in ORDER if stage.name == "train")
 
@@ -36,7 +36,7 @@ def folder(ffcv, tmp_path_factory) -> Path:
     return root
 
 
-def work(root: Path, place: Path, *words: str) -> Work:
+def work(root: Path, place: Path, *words: str) -> RunContext:
     """A run that starts anew in ``place``, as a second command would."""
     keys = (
         f"data.root={root}",
@@ -49,7 +49,7 @@ def work(root: Path, place: Path, *words: str) -> Work:
     recipe = reading.load("quickstart", list(keys), methods.options_of)
     method = methods.find(recipe.method["name"])
     options = method.Options(**{key: value for key, value in recipe.method.items() if key != "name"})
-    return Work(recipe, Machine.alone(), Tracker(False), place, method(options))
+    return RunContext(recipe, Machine.alone(), Tracker(False), place, method(options))
 
 
 def lay(root: Path, mode: str | None) -> None:
@@ -62,9 +62,14 @@ def lay(root: Path, mode: str | None) -> None:
         shutil.copy(sidecar_of(root / f"{mode}.beton"), sidecar_of(there))
 
 
-def finish(run: Work) -> None:
+def finish(run: RunContext) -> None:
     run.ledger.append(
-        {"stage": "train", "fingerprint": fingerprint(TRAIN, run), "outputs": {}, "outside": run.outside("train")}
+        {
+            "stage": "train",
+            "fingerprint": fingerprint(TRAIN, run),
+            "outputs": {},
+            "outside": outside.digests(run, "train"),
+        }
     )
 
 
@@ -72,10 +77,10 @@ def test_a_beton_of_the_same_pixels_changes_nothing(folder, tmp_path):
     lay(folder, None)
     before = work(folder, tmp_path)
     finish(before)
-    assert before.images["backend"] == {"train": "torch", "eval": "torch"}
+    assert before.images.description()["backend"] == {"train": "torch", "eval": "torch"}
     lay(folder, "raw")
     after = work(folder, tmp_path)
-    assert after.images["backend"] == {"train": "ffcv", "eval": "torch"}
+    assert after.images.description()["backend"] == {"train": "ffcv", "eval": "torch"}
     assert fingerprint(TRAIN, after) == fingerprint(TRAIN, before)
 
 
@@ -91,7 +96,7 @@ def test_a_beton_of_other_pixels_is_refused_by_its_cause(folder, tmp_path, finis
         lay(folder, first)
         run = work(folder, place)
         place.mkdir()
-        outside.begin("train", run, run.outside("train"))
+        outside.begin("train", run, outside.digests(run, "train"))
         if finished:
             finish(run)
         lay(folder, second)
@@ -104,11 +109,11 @@ def test_a_beton_of_other_pixels_is_refused_by_its_cause(folder, tmp_path, finis
 def test_a_stage_that_was_only_begun_may_start_over_with_other_images(folder, tmp_path):
     lay(folder, None)
     run = work(folder, tmp_path)
-    outside.begin("train", run, run.outside("train") | {"train": "others"})
+    outside.begin("train", run, outside.digests(run, "train") | {"train": "others"})
     assert fingerprint(TRAIN, run)
-    (tmp_path / outside.BEGUN).write_text("{")
+    (tmp_path / outside.STARTED).write_text("{")
     assert fingerprint(TRAIN, run)
-    outside.begin("train", run, run.outside("train") | {"train": "others"})
+    outside.begin("train", run, outside.digests(run, "train") | {"train": "others"})
     finish(run)
     line = unsealed(run.ledger.file.read_text())
     assert line is not None

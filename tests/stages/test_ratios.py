@@ -37,9 +37,9 @@ def curves(ranks: Ranks, folder: Path, words: list[str], asked: Asked = ASKED, s
     found = []
     spec = reading.load("quickstart", words, methods.options_of)
 
-    def then(work) -> None:
+    def then(context) -> None:
         if not stop_after:
-            found.append(measured(work, asked))
+            found.append(measured(context, asked))
             return
         real, done = ratios.judged, []
 
@@ -51,7 +51,7 @@ def curves(ranks: Ranks, folder: Path, words: list[str], asked: Asked = ASKED, s
 
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(RuntimeError):
             patch.setattr(ratios, "judged", judged)
-            measured(work, asked)
+            measured(context, asked)
 
     run_stages(spec, folder, Machine(torch.device("cpu"), ranks), until="score", then=then)
     return found[0] if found else Found(Point(1, 1, 1, 0, 0), (), 0, "")
@@ -72,7 +72,8 @@ def test_the_same_for_every_number_of_ranks(alone, folder, pool):
     for world in (2, 3):
         place = folder / str(world)
         place.mkdir()
-        for name in ("dense.safetensors", "round_1/scores.safetensors", "ledger.jsonl", "recipe.yaml", "begun.json"):
+        scored = ("dense.safetensors", "round_1/scores.safetensors", "ledger.jsonl", "recipe.yaml")
+        for name in (*scored, "stage_started.json"):
             (place / name).parent.mkdir(exist_ok=True)
             (place / name).write_bytes((folder / "1" / name).read_bytes())
         assert pool.run(world, curves, place, WORDS) == [alone] * world
@@ -105,24 +106,24 @@ def test_masked_is_cut(alone, folder):
     """Real surgery on the same images gives the same top-1, and the loss to rounding."""
     seen = []
 
-    def then(work) -> None:
-        channels, scores = work.channels, work.tensors("round_1/scores.safetensors")
-        feed, ids, _ = ratios.part(work, ASKED)
-        assert set(ids) <= set(work.held()[0])
+    def then(context) -> None:
+        channels, scores = context.networks.graph, context.read_tensors("round_1/scores.safetensors")
+        feed, ids, _ = ratios.part(context, ASKED)
+        assert set(ids) <= set(context.images.holdout()[0])
         assert len(ids) == 60
         for line in alone.lines:
             for point in line.points:
-                gone = ratios.removed(work.method, scores, channels, line.group, point.ratio, work.request)
+                gone = ratios.removed(context.method, scores, channels, line.group, point.ratio, context.selection)
                 assert len(gone) == line.width - point.kept == line.width - round(line.width * point.ratio)
                 plan = Plan({line.group: gone}, {group.name: group.width for group in channels.groups})
-                model = work.dense().eval()
+                model = context.networks.load_dense().eval()
                 surgeon.operate(model, channels, plan)
                 figures = evaluate(model, feed, 17, Ranks(), Tracker(False), ids=ids)
                 assert point.top1 == figures["top1"]
                 assert point.loss == pytest.approx(figures["loss"], rel=1e-5)
                 assert point.macs == cost.macs(channels, plan.counts) / cost.macs(channels)
                 seen.append(gone)
-        dense = evaluate(work.dense(), feed, 17, Ranks(), Tracker(False), ids=ids)
+        dense = evaluate(context.networks.load_dense(), feed, 17, Ranks(), Tracker(False), ids=ids)
         assert (alone.dense.top1, alone.dense.loss) == (dense["top1"], pytest.approx(dense["loss"], rel=1e-6))
 
     spec = reading.load("quickstart", WORDS, methods.options_of)

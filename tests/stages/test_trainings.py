@@ -14,15 +14,15 @@ from dist_prune.runtime.data.sources import ArraySource, open_source
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.stages import finetune
 from dist_prune.stages.checking import precheck
-from dist_prune.stages.work import Work
+from dist_prune.stages.context import RunContext
 from tests import tiny
 from tests.launch import SMALL
 
 
-def work_of(folder: Path, *words: str) -> Work:
+def work_of(folder: Path, *words: str) -> RunContext:
     spec = reading.load("quickstart", [*SMALL, *words], methods.options_of)
     method = methods.find(spec.method["name"])
-    return Work(spec, tiny.machine(), Tracker(False), folder, method(method.Options()))
+    return RunContext(spec, tiny.machine(), Tracker(False), folder, method(method.Options()))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_how_a_training_is_kept_safe_does_not_decide_what_it_ends_in(tmp_path):
     ],
 )
 def test_what_the_test_images_decided(tmp_path, words, said):
-    found = peeks(work_of(tmp_path, *words).tree)
+    found = peeks(work_of(tmp_path, *words).recipe.resolved())
     assert len(found) == len(said)
     assert all(line.startswith(start) and "on the test images" in line for line, start in zip(found, said, strict=True))
 
@@ -106,13 +106,13 @@ def test_batch_norms_are_recalibrated_on_images_of_every_class(tmp_path, monkeyp
     order = np.argsort(source.labels, kind="stable")[::4]
     images, labels = source.images[order], source.labels[order]
     np.savez(tmp_path / "sorted.npz", x_train=images, y_train=labels, x_test=images[:40], y_test=labels[:40])
-    work = work_of(
+    context = work_of(
         tmp_path, "data.source=npz", f"data.root={tmp_path}/sorted.npz", "finetune.recalibrate_bn=40",
         "finetune.epochs=0", "score.balance=class",
     )  # fmt: skip
-    weights = work.fresh().state_dict()
-    plan = Plan({}, {group.name: group.width for group in work.channels.groups})
-    for name in ("dense", "round_1/small"):
+    weights = context.networks.create_initial().state_dict()
+    plan = Plan({}, {group.name: group.width for group in context.networks.graph.groups})
+    for name in ("dense", "round_1/pruned"):
         checkpoint.save(tmp_path / f"{name}.safetensors", weights)
     (tmp_path / "round_1/plan.json").write_text(plan.to_json())
     seen: list[np.ndarray] = []
@@ -123,8 +123,8 @@ def test_batch_norms_are_recalibrated_on_images_of_every_class(tmp_path, monkeyp
         return real(model, feed, ids, micro_batch, ranks)
 
     monkeypatch.setattr(finetune, "recalibrate", noted)
-    made = finetune.act(work)
+    made = finetune.run(context)
     assert np.bincount(labels[seen[0]]).tolist() == [4] * 10
-    assert set(seen[0].tolist()) <= set(work.dealt(work.recipe.finetune)[0].tolist())
-    tuned = made.tensors["tuned.safetensors"][0]
+    assert set(seen[0].tolist()) <= set(context.images.training_split(context.recipe.finetune)[0].tolist())
+    tuned = made.tensors["finetuned.safetensors"][0]
     assert not np.allclose(tuned["bn1.running_mean"], weights["bn1.running_mean"])

@@ -15,8 +15,8 @@ from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.evaluation import evaluate
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.stages import train
+from dist_prune.stages.context import RunContext, StageOutput
 from dist_prune.stages.train import head_of
-from dist_prune.stages.work import Made, Work
 from tests import tiny
 from tests.launch import SMALL
 
@@ -25,18 +25,18 @@ STILL = ("train.lr=1e-12", "train.warmup_epochs=0", "train.weight_decay=0", "tra
 RNG = np.random.default_rng(0)
 
 
-def work_of(folder: Path, *words: str) -> Work:
+def work_of(folder: Path, *words: str) -> RunContext:
     spec = reading.load("quickstart", [*SMALL, *words], methods.options_of)
     method = methods.find(spec.method["name"])
-    return Work(spec, tiny.machine(), Tracker(True), folder, method(method.Options()))
+    return RunContext(spec, tiny.machine(), Tracker(True), folder, method(method.Options()))
 
 
-def weights_of(made: Made) -> dict[str, torch.Tensor]:
+def weights_of(made: StageOutput) -> dict[str, torch.Tensor]:
     return dict(made.tensors["dense.safetensors"][0])
 
 
-def events(work: Work) -> str:
-    return " | ".join(event["event"] for event in work.events)
+def events(context: RunContext) -> str:
+    return " | ".join(event["event"] for event in context.events)
 
 
 def stored(folder: Path, classes: int, wrap: Any = lambda state: state, name: str = "resnet8p_cifar") -> Path:
@@ -51,53 +51,53 @@ def stored(folder: Path, classes: int, wrap: Any = lambda state: state, name: st
 def test_a_checkpoint_of_1000_classes_on_10(tmp_path, capsys):
     """The body is where training starts, the head is new and drawn by the seed; both are said."""
     file = stored(tmp_path, 1000, lambda state: {"state_dict": {f"module.{k}": t for k, t in state.items()}})
-    work = work_of(tmp_path / "run", f"backbone.checkpoint={file}", *STILL)
-    found, given = weights_of(train.act(work)), checkpoint.read_weights(file)
-    fresh = work.fresh().state_dict()
+    context = work_of(tmp_path / "run", f"backbone.checkpoint={file}", *STILL)
+    found, given = weights_of(train.run(context)), checkpoint.read_weights(file)
+    fresh = context.networks.create_initial().state_dict()
     for name in ("conv1.weight", "layer2.0.conv1.weight", "layer3.0.bn2.bias"):
         assert torch.allclose(found[name], given[name], atol=1e-6)
         assert not torch.allclose(found[name], fresh[name], atol=1e-3) or name.endswith("bias")
     assert found["linear.weight"].shape == (10, 64)
     assert torch.allclose(found["linear.weight"], fresh["linear.weight"], atol=1e-6)
     said = "the head linear is made anew for 10 classes (that of elsewhere.pth has 1000 classes)"
-    assert said in events(work)
+    assert said in events(context)
     assert said in capsys.readouterr().out
 
 
 def test_without_a_training_another_class_count_is_refused(tmp_path):
     file = stored(tmp_path, 1000)
-    work = work_of(tmp_path / "run", f"backbone.checkpoint={file}", "train.epochs=0")
+    context = work_of(tmp_path / "run", f"backbone.checkpoint={file}", "train.epochs=0")
     with pytest.raises(
         PruneError, match=r"the data has 10 classes, the head 'linear' of .* has 1000.*or set train\.epochs"
     ):
-        train.act(work)
+        train.run(context)
 
 
 def test_the_same_class_count_keeps_its_head(tmp_path):
     file = stored(tmp_path, 10)
     given = checkpoint.read_weights(file)
-    as_it_is = weights_of(train.act(work_of(tmp_path / "a", f"backbone.checkpoint={file}", "train.epochs=0")))
+    as_it_is = weights_of(train.run(work_of(tmp_path / "a", f"backbone.checkpoint={file}", "train.epochs=0")))
     assert all(torch.equal(tensor, given[name]) for name, tensor in as_it_is.items())
-    work = work_of(tmp_path / "b", f"backbone.checkpoint={file}", *STILL)
-    moved = weights_of(train.act(work))
+    context = work_of(tmp_path / "b", f"backbone.checkpoint={file}", *STILL)
+    moved = weights_of(train.run(context))
     assert torch.allclose(moved["linear.weight"], given["linear.weight"], atol=1e-6)
     assert not torch.allclose(moved["bn1.running_mean"], given["bn1.running_mean"]), "it was trained"
-    assert "made anew" not in events(work)
-    trained = weights_of(train.act(work_of(tmp_path / "c", f"backbone.checkpoint={file}", "train.epochs=1")))
+    assert "made anew" not in events(context)
+    trained = weights_of(train.run(work_of(tmp_path / "c", f"backbone.checkpoint={file}", "train.epochs=1")))
     assert not torch.allclose(trained["conv1.weight"], given["conv1.weight"], atol=1e-3)
 
 
 def test_a_body_without_a_head_can_only_be_trained(tmp_path):
     file = stored(tmp_path, 10, lambda state: {f"encoder.{k}": t for k, t in state.items() if "linear" not in k})
     with pytest.raises(PruneError, match="missing in the file: linear.weight"):
-        train.act(work_of(tmp_path / "a", f"backbone.checkpoint={file}", "train.epochs=0"))
-    work = work_of(tmp_path / "b", f"backbone.checkpoint={file}", *STILL)
-    train.act(work)
-    assert "the head linear is made anew for 10 classes (elsewhere.pth has none)" in events(work)
+        train.run(work_of(tmp_path / "a", f"backbone.checkpoint={file}", "train.epochs=0"))
+    context = work_of(tmp_path / "b", f"backbone.checkpoint={file}", *STILL)
+    train.run(context)
+    assert "the head linear is made anew for 10 classes (elsewhere.pth has none)" in events(context)
     skipping = work_of(
         tmp_path / "c", f"backbone.checkpoint={stored(tmp_path, 10)}", "backbone.checkpoint_skip=[linear.*]", *STILL
     )
-    train.act(skipping)
+    train.run(skipping)
     assert "left out of elsewhere.pth: linear.weight, linear.bias" in events(skipping)
     assert "made anew" in events(skipping)
 
@@ -105,7 +105,7 @@ def test_a_body_without_a_head_can_only_be_trained(tmp_path):
 def test_nothing_but_the_head_may_be_missing(tmp_path):
     file = stored(tmp_path, 1000, lambda state: {k: t for k, t in state.items() if not k.startswith("layer3")})
     with pytest.raises(PruneError, match=r"missing in the file: layer3\.0\.conv1\.weight"):
-        train.act(work_of(tmp_path / "run", f"backbone.checkpoint={file}", *STILL))
+        train.run(work_of(tmp_path / "run", f"backbone.checkpoint={file}", *STILL))
 
 
 def test_the_entry_that_was_asked_for(tmp_path):
@@ -113,14 +113,14 @@ def test_the_entry_that_was_asked_for(tmp_path):
     file = stored(tmp_path, 10, lambda s: {"state_dict": s, "state_dict_ema": {k: 2 * t for k, t in s.items()}})
     words = (f"backbone.checkpoint={file}", "train.epochs=0")
     plain = checkpoint.read_weights(file, "state_dict")["conv1.weight"]
-    work = work_of(tmp_path / "run", *words)
-    assert torch.equal(weights_of(train.act(work))["conv1.weight"], 2 * plain)
-    assert "the averaged weights of state_dict_ema are taken" in events(work)
+    context = work_of(tmp_path / "run", *words)
+    assert torch.equal(weights_of(train.run(context))["conv1.weight"], 2 * plain)
+    assert "the averaged weights of state_dict_ema are taken" in events(context)
     other = work_of(tmp_path / "run", *words, "backbone.checkpoint_key=state_dict")
-    assert torch.equal(weights_of(train.act(other))["conv1.weight"], plain)
+    assert torch.equal(weights_of(train.run(other))["conv1.weight"], plain)
     assert other.events == []
     train_stage = stages.ORDER[0]
-    marks = {stages.fingerprint(train_stage, one) for one in (work, other)}
+    marks = {stages.fingerprint(train_stage, one) for one in (context, other)}
     skipping = work_of(tmp_path / "run", *words, "backbone.checkpoint_skip=[x]")
     assert len(marks | {stages.fingerprint(train_stage, skipping)}) == 3, "another choice is another dense network"
     score = next(stage for stage in stages.ORDER if stage.name == "score")
@@ -144,24 +144,24 @@ def pretrained(tmp_path, monkeypatch):
 
 def test_timms_weights_are_trained_with_a_new_head(tmp_path, pretrained):
     words, given = pretrained
-    work = work_of(tmp_path / "run", *words, "backbone.pretrained=true", *STILL)
-    found = weights_of(train.act(work))
+    context = work_of(tmp_path / "run", *words, "backbone.pretrained=true", *STILL)
+    found = weights_of(train.run(context))
     assert torch.allclose(found["layer1.0.conv1.weight"], given["layer1.0.conv1.weight"], atol=1e-6)
     assert found["fc.weight"].shape[0] == 10
-    assert "the head fc is made anew for 10 classes (that of timm's weights has 1000 classes)" in events(work)
-    assert "timm's weights are for 3 channels: it fits those of the first layer to 1" in events(work)
+    assert "the head fc is made anew for 10 classes (that of timm's weights has 1000 classes)" in events(context)
+    assert "timm's weights are for 3 channels: it fits those of the first layer to 1" in events(context)
     with pytest.raises(PruneError, match=r"have 1000 classes, the data has 10: the head would be random"):
-        train.act(work_of(tmp_path / "none", *words, "backbone.pretrained=true", "train.epochs=0"))
+        train.run(work_of(tmp_path / "none", *words, "backbone.pretrained=true", "train.epochs=0"))
 
 
 def test_a_file_wins_over_timms_weights_and_says_so(tmp_path):
     file = stored(tmp_path, 1000, name="test_resnet")
-    work = work_of(
+    context = work_of(
         tmp_path / "run", "backbone.name=test_resnet", "backbone.kwargs={}", "backbone.pretrained=true",
         "data.image_size=32", f"backbone.checkpoint={file}", *STILL,
     )  # fmt: skip
-    train.act(work)  # fetching would fail here: there is no network
-    assert "timm's own (backbone.pretrained) are not fetched" in events(work)
+    train.run(context)  # fetching would fail here: there is no network
+    assert "timm's own (backbone.pretrained) are not fetched" in events(context)
 
 
 def test_weights_that_cannot_be_fetched(tmp_path, monkeypatch):
@@ -203,18 +203,20 @@ def twelve(tmp_path_factory):
         "data.source=imagefolder", f"data.root={root}", "data.image_size=8", "data.crop=1.0", "data.mean=", "data.std=",
         "data.workers=0", "data.augment=none",
     )  # fmt: skip
-    work = work_of(
+    context = work_of(
         root / "run", *words, "data.class_order=natural", "train.epochs=12", "train.batch=24", "train.lr=0.05",
         "train.selection=last", "train.warmup_epochs=0",
     )  # fmt: skip
-    checkpoint.save(root / "natural.safetensors", weights_of(train.act(work)))
+    checkpoint.save(root / "natural.safetensors", weights_of(train.run(context)))
     return words, root / "natural.safetensors"
 
 
-def top1(work: Work) -> float:
-    work.folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(work.folder / "dense.safetensors", weights_of(train.act(work)))
-    return evaluate(work.dense(), work.feed(False), 32, work.machine.ranks, Tracker(False))["top1"]
+def top1(context: RunContext) -> float:
+    context.run_dir.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(context.run_dir / "dense.safetensors", weights_of(train.run(context)))
+    return evaluate(
+        context.networks.load_dense(), context.images.loader(False), 32, context.environment.ranks, Tracker(False)
+    )["top1"]
 
 
 def test_classes_in_another_order_are_warned_of(twelve, tmp_path, capsys):
@@ -243,23 +245,23 @@ def test_real_weights_of_1000_classes_on_twelve(twelve, data, tmp_path):
     """torchvision's names, a head of 1,000 rows, norms folded away: all of it is said, the body arrives."""
     words, _ = twelve
     file = data / "weights" / "mobilenetv2_imagenet_rot180.safetensors"
-    work = work_of(
+    context = work_of(
         tmp_path, *words, "backbone.name=mobilenetv2_100", "backbone.kwargs={}", "data.image_size=32",
         f"backbone.checkpoint={file}", *STILL, "train.batch=24",
     )  # fmt: skip
-    found, given = weights_of(train.act(work)), checkpoint.read_weights(file)
+    found, given = weights_of(train.run(context)), checkpoint.read_weights(file)
     assert torch.allclose(found["conv_stem.weight"], given["features.0.0.weight"], atol=1e-5)
     assert torch.allclose(found["conv_head.weight"], given["features.18.0.weight"], atol=1e-5)
     assert found["classifier.weight"].shape == (12, 1280)
-    assert f"the head classifier is made anew for 12 classes (that of {file.name} has 1000 classes)" in events(work)
-    assert "every batch norm of mobilenetv2_imagenet_rot180.safetensors has the variance 1" in events(work)
+    assert f"the head classifier is made anew for 12 classes (that of {file.name} has 1000 classes)" in events(context)
+    assert "every batch norm of mobilenetv2_imagenet_rot180.safetensors has the variance 1" in events(context)
 
 
 def test_a_new_head_cannot_be_mixed_up(twelve, tmp_path):
     words, _ = twelve
     torch.manual_seed(0)
     torch.save(backbones.create("resnet8p_cifar", 1000, 3, kwargs={"img_size": 8}).state_dict(), tmp_path / "a.pth")
-    work = work_of(tmp_path / "run", *words, f"backbone.checkpoint={tmp_path / 'a.pth'}", *STILL, "train.batch=24")
-    train.act(work)
-    assert "made anew for 12 classes" in events(work)
-    assert "WARNING" not in events(work)
+    context = work_of(tmp_path / "run", *words, f"backbone.checkpoint={tmp_path / 'a.pth'}", *STILL, "train.batch=24")
+    train.run(context)
+    assert "made anew for 12 classes" in events(context)
+    assert "WARNING" not in events(context)
