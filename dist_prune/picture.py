@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from dist_prune.pruning.cost import tabled
 from dist_prune.stages.page import STYLE
 
 Rows = Sequence[dict[str, Any]]
@@ -42,13 +43,17 @@ def html(
 
 
 def pareto(rows: Rows, papers: Rows, batch: str) -> Figure:
-    """Top-1 against MACs, parameters and latency; below, its change against the shares kept, with papers' points."""
-    figure = Figure(figsize=(13, 8), layout="constrained")
-    plots = figure.subplots(2, 3)
+    """Top-1 against each cost and the latency; below, its change against the shares kept, with papers' points."""
+    costs = [cost for cost in tabled() if any(row[cost.name] is not None for row in rows)]
+    figure = Figure(figsize=(13 / 3 * (len(costs) + 1), 8), layout="constrained")
+    plots = figure.subplots(2, len(costs) + 1)
     names = sorted({row["backbone"] for row in rows})
     colours = {name: f"C{place % 10}" for place, name in enumerate(names)}
-    absolute = (("macs", "MACs (M)"), ("params", "parameters (k)"), ("ms", f"ms, batch {batch}"))
-    relative = (("macs_share", "share of the MACs kept"), ("params_share", "share of the parameters kept"))
+    absolute = [
+        *((c.name, f"{c.unit} ({c.prefix})" if c.prefix else c.unit) for c in costs),
+        ("ms", f"ms, batch {batch}"),
+    ]
+    relative = [(f"{cost.name}_share", f"share of the {cost.unit} kept") for cost in costs]
     speed = ("speedup", f"speed-up, batch {batch}")
     for axes, (key, label) in zip(plots[0], absolute, strict=True):
         _scatter(axes, rows, key, "top1", colours)
@@ -59,10 +64,10 @@ def pareto(rows: Rows, papers: Rows, batch: str) -> Figure:
         axes.axhline(0, color="#9aa5b1", linewidth=0.8)
         axes.set(xlabel=label, ylabel="top-1 against dense, points")
         if key != "speedup":
-            for number, point in enumerate(point for point in papers if point[key] is not None):
+            for number, point in enumerate(point for point in papers if point.get(key) is not None):
                 axes.plot(point[key], point["change"], "x", color="#d62728", label="" if number else "paper")
     for row in rows:  # where each network came from
-        for axes, key in zip(plots[0], ("macs", "params", "ms"), strict=True):
+        for axes, key in zip(plots[0], (key for key, _ in absolute), strict=True):
             if not _good(row, key):
                 continue
             whole = row["dense_ms"] if key == "ms" else row[key] / row[f"{key}_share"]
@@ -79,6 +84,8 @@ def _scatter(axes: Any, rows: Rows, x: str, y: str, colours: dict[str, str]) -> 
     said = set()
     for row in rows:
         name = row["backbone"]
+        if x not in ("ms", "speedup") and row[x] is None:  # a report that is older than the cost
+            continue
         if not _good(row, x):  # how accurate it is is known, how fast it is is not: at the axis, at no time
             edge = axes.get_yaxis_transform()
             axes.plot(0.015, row[y], "<", color="#9aa5b1", transform=edge, clip_on=False, gid=f"doubtful {x}")
@@ -91,8 +98,8 @@ def _scatter(axes: Any, rows: Rows, x: str, y: str, colours: dict[str, str]) -> 
 
 
 def _good(row: dict[str, Any], key: str) -> bool:
-    """Whether a figure of a row may stand beside others: a measured time has to be reliable."""
-    return key not in ("ms", "speedup") or row["reliable"]
+    """Whether a figure of a row may stand beside others: a cost is there, a measured time is reliable."""
+    return row["reliable"] if key in ("ms", "speedup") else row[key] is not None
 
 
 def _front(axes: Any, points: Sequence[tuple[float, float]]) -> None:

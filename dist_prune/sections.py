@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from dist_prune.errors import path_trouble
 
 MANY = 10**9  # images, steps: more than any run has
+BATCH = 65536  # images that go through a network together
 LONG = 10**6  # epochs, minutes
 SIDE = 16384  # pixels of an image's side
 

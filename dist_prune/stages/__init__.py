@@ -46,8 +46,8 @@ def fingerprint(stage: Stage, work: Work, growing: bool = True) -> str:
         fields |= pick(work.tree, ("method.name", *(f"method.{n}" for n in options.score_options() if n not in grown)))
         if work.method.sees == "held_out":
             fields |= pick(work.tree, ("train.holdout", "train.images"))
-    if stage.name == "select" and work.recipe.target.latency is not None:  # how a time is measured decides it
-        fields |= pick(work.tree, ("report.latency_repeats", "report.threads"))
+    if stage.name == "select" and work.request.cost is not None:  # how a time is measured decides it
+        fields |= pick(work.tree, work.request.cost.decided_by)
     replayed = work.recipe.select.plan
     if replayed and stage.name in ("score", "select", "prune"):  # score makes an empty file, the others read it
         place = Path(replayed).expanduser()

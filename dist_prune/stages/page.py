@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from dist_prune.pruning.cost import tabled
 from dist_prune.pruning.portrait import Curve, Portrait
 from dist_prune.recipe import peeks
 from dist_prune.runtime.spread import faster
@@ -38,8 +39,7 @@ def rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     ]
     out.append(("loss", [_loss(body[k]["loss"]) for k in KINDS]))
     for key, unit, label in (
-        ("macs", 1e6, "MACs (M)"),
-        ("params", 1e3, "params (k)"),
+        *((c.name, c.divisor, c.label) for c in tabled() if c.name in body["dense"]),
         ("size_bytes", 1e3, "file (kB)"),
     ):
         dense = body["dense"][key]
@@ -104,8 +104,8 @@ def table(body: Mapping[str, Any]) -> str:
 def _rounds(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line of text a round."""
     return [
-        f"round {line['round']}: {line['macs']:.1%} of the macs, {line['params']:.1%} of the params, top-1 "
-        f"{line['pruned_top1']:.2f} % cut, {line['finetuned_top1']:.2f} % after {line['epochs']} epochs"
+        f"round {line['round']}: {', '.join(f'{line[c.name]:.1%} of the {c.name}' for c in tabled() if c.name in line)}"
+        f", top-1 {line['pruned_top1']:.2f} % cut, {line['finetuned_top1']:.2f} % after {line['epochs']} epochs"
         for line in lines
     ]
 
@@ -209,14 +209,15 @@ def _many(table: Sequence[Mapping[str, Any]], images: str) -> str:
     """The criteria of ``score.many``: accuracy after surgery, size, and what each two keep in common."""
     if not table:
         return ""
-    names = [escape.escape(row["method"]) for row in table]
+    names, costs = [escape.escape(row["method"]) for row in table], [c for c in tabled() if c.name in table[0]]
     lines = "".join(
-        f"<tr><td>{name}</td><td>{row['top1']:.2f}</td><td>{row['macs']:.1%}</td><td>{row['params']:.1%}</td>"
+        f"<tr><td>{name}</td><td>{row['top1']:.2f}</td>"
+        + "".join(f"<td>{row[c.name]:.1%}</td>" for c in costs)
         + "".join(f"<td>{share:.2f}</td>" for share in row["overlap"].values())
         + "</tr>"
         for name, row in zip(names, table, strict=True)
     )
-    head = "".join(f"<th>{name}</th>" for name in ("", "top-1 %", "MACs", "params", *names))
+    head = "".join(f"<th>{name}</th>" for name in ("", "top-1 %", *(c.title for c in costs), *names))
     return (
         "<h2>Criteria at the same target, nothing finetuned</h2><p class=sub>Columns of names: kept channels that both "
         f"keep, of those that either keeps. Top-1 is that on {escape.escape(images)}.</p>"

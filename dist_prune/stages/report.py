@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from dist_prune.documents import strict_json
 from dist_prune.ledger import flatten
+from dist_prune.pruning.cost import tabled
 from dist_prune.pruning.portrait import Curve, Portrait
 from dist_prune.pruning.rounds import scheduled
 from dist_prune.stages import page, timing
@@ -25,7 +26,6 @@ TELLING = (
     "reruns",
 )  # sections; the rest is the same in a sweep
 ALWAYS = ("seed", "backbone.name", "method.name", "finetune.epochs", "finetune.lr", "score.images", "select.threshold")
-SIZES = ("macs", "params", "channels")
 MORE = (("select", "table"), ("finetune", "reruns"))  # facts that only some runs have
 
 
@@ -60,7 +60,8 @@ def pictures(work: Work) -> tuple[list[Portrait], list[Curve]]:
     if work.recipe.select.plan:
         return [], []
     channels = work.method.ready(work.channels, work.recipe.select.exclude, work.request)
-    if work.recipe.target.latency is not None:  # one round; its methods ask again for the network within the time
+    cost = work.request.cost
+    if cost is not None and cost.measured:  # one round; its methods ask again for the network within the time
         channels = timing.known(channels, _fact(work, "select", "latency"))
     spec = work.recipe.schedule  # the dense network's scores and what the first round is asked for
     first = scheduled(work.request, channels, 1, spec.rounds, spec.spacing)
@@ -132,9 +133,8 @@ def _tensorboard(work: Work, body: dict[str, Any], shown: list[Portrait]) -> Non
     work.tracker.text("plan/groups", f"{page.aim(body)}\n\n{head}" + "\n".join(lines))
     for portrait in shown:
         work.tracker.picture(f"likeness/{portrait.group}", portrait.picture())
-    metrics = {
-        f"final/{key}": float(tuned[key]) for key in ("top1", "loss", "macs", "params") if tuned[key] is not None
-    }
+    sizes = [cost.name for cost in tabled()]
+    metrics = {f"final/{key}": float(tuned[key]) for key in ("top1", "loss", *sizes) if tuned.get(key) is not None}
     for line in body.get("rounds", []):
         figures = {key: value for key, value in line.items() if key != "round" and value is not None}
         work.tracker.scalars({f"rounds/{key}": float(value) for key, value in figures.items()}, line["round"])
@@ -144,6 +144,6 @@ def _tensorboard(work: Work, body: dict[str, Any], shown: list[Portrait]) -> Non
 def telling(work: Work) -> dict[str, Any]:
     """The keys that tell runs apart: those that differ from their defaults, and what runs are always asked for."""
     given = flatten(work.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True))
-    keys = {key for key in given if key.split(".")[0] in TELLING} | {*ALWAYS, *map("target.{}".format, SIZES)}
+    keys = {key for key in given if key.split(".")[0] in TELLING} | {*ALWAYS}
     whole = flatten(work.recipe.written())
     return {key: whole[key] for key in sorted(keys) if whole.get(key) is not None}
