@@ -49,10 +49,8 @@ def pareto(rows: Rows, papers: Rows, batch: str) -> Figure:
     plots = figure.subplots(2, len(costs) + 1)
     names = sorted({row["backbone"] for row in rows})
     colours = {name: f"C{place % 10}" for place, name in enumerate(names)}
-    absolute = [
-        *((c.name, f"{c.unit} ({c.prefix})" if c.prefix else c.unit) for c in costs),
-        ("ms", f"ms, batch {batch}"),
-    ]
+    amounts = [(cost.name, f"{cost.unit} ({cost.prefix})" if cost.prefix else cost.unit) for cost in costs]
+    absolute = [*amounts, ("ms", f"ms, batch {batch}")]
     relative = [(f"{cost.name}_share", f"share of the {cost.unit} kept") for cost in costs]
     speed = ("speedup", f"speed-up, batch {batch}")
     for axes, (key, label) in zip(plots[0], absolute, strict=True):

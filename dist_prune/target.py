@@ -19,7 +19,7 @@ class Target(Part):
 
     model_config = ConfigDict(extra="allow")
     costs: ClassVar[dict[str, str]] = {}  # names of registered costs that are no field -> what they are
-    __pydantic_extra__: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(init=False)
+    __pydantic_extra__: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(init=False)  # type: ignore[assignment]
     macs: float | None = Field(default=None, gt=0, le=1, description="share of the dense multiply-accumulates to keep")
     params: float | None = Field(default=None, gt=0, le=1, description="share of the dense parameters to keep")
     channels: float | None = Field(default=None, gt=0, le=1, description="share of the dense channels to keep")
@@ -55,6 +55,8 @@ class Target(Part):
         wrong = [InitErrorDetails(type="extra_forbidden", loc=(str(key),), input=section[key]) for key in odd]
         try:
             made = handler(known)
+            if not odd:
+                return made
         except ValidationError as error:
             if not odd:
                 raise
@@ -65,9 +67,7 @@ class Target(Part):
                 )
                 for item in error.errors()
             ]  # fmt: skip
-        if odd:
-            raise ValidationError.from_exception_data(cls.__name__, wrong)
-        return made
+        raise ValidationError.from_exception_data(cls.__name__, wrong)
 
     def _shares(self) -> list[tuple[str, float]]:
         """(cost, share) of each target that is set."""
