@@ -113,12 +113,11 @@ def test_everything_wrong_in_the_section_is_said_at_once():
     assert "target.tolerance: Input should be greater than 0 (got -1)" in str(error.value)
 
 
-def test_the_recipe_s_own_keys_are_the_costs_there_are():
-    assert [cost.name for cost in COSTS.values() if cost.target] == [
-        n for n in Target.model_fields if n not in SETTINGS
-    ]
-    assert target_keys() == "target.macs, target.params or target.channels"
-    assert [cost.name for cost in countable()] == ["macs", "params", "channels"]
+def test_the_recipe_s_own_keys_are_the_costs_of_the_package():
+    built_in = [cost.name for cost in COSTS.values() if cost.target and cost.name not in Target.costs]
+    assert built_in == [name for name in Target.model_fields if name not in SETTINGS]
+    assert [cost.name for cost in countable() if cost.name in built_in] == ["macs", "params", "channels"]
+    assert target_keys().startswith("target.macs, target.params")
 
 
 @pytest.mark.parametrize("name", ["macs", "latency_batch"])
