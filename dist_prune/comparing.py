@@ -16,6 +16,7 @@ from dist_prune import documents, reading
 from dist_prune.compatibility import with_new_names
 from dist_prune.errors import PruneError, shown
 from dist_prune.ledger import canonical, flatten, write_atomic
+from dist_prune.pruning.cost import tabled
 from dist_prune.recipe import peeks
 from dist_prune.runtime.spread import DOUBTFUL, reliable
 
@@ -28,10 +29,15 @@ PAPER_HEAD = re.compile(r"^#\s+(\S+(?: \S+)*)\s{2,}top-1\S* drop\s+FLOPs\s+param
 COLUMNS = {
     "run": "run", "seeds": "seeds", "backbone": "backbone", "method": "method", "dense_top1": "dense top-1 %",
     "pruned_top1": "pruned top-1 %", "top1": "top-1 %", "top1_std": "std", "change": "change, points",
-    "macs": "MACs (M)",
-    "macs_share": "MACs kept", "params": "params (k)", "params_share": "params kept", "ms": "ms", "speedup": "speed-up",
-    "timed": "measured times", "marked": "",
 }  # fmt: skip
+TIMES = {"ms": "ms", "speedup": "speed-up", "timed": "measured times", "marked": ""}
+
+
+def columns() -> dict[str, str]:
+    """Key of a row -> head of its column: accuracy, an amount and a share of each cost, measured times."""
+    costs = {key: head for cost in tabled() for key, head in (
+        (cost.name, cost.label), (f"{cost.name}_share", f"{cost.title} kept"))}  # fmt: skip
+    return COLUMNS | costs | TIMES
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ def _report(folder: Path) -> dict[str, Any]:
     try:
         body = {**documents.read_json(folder / "report.json"), "folder": folder.name}
         shown_as = [_row([body], str(int(batch))) for batch in body["dense"]["latency"]]
-        _ = canonical(body["recipe"]), [_cell(key, row[key]) for row in shown_as for key in COLUMNS]
+        _ = canonical(body["recipe"]), [_cell(key, row[key]) for row in shown_as for key in columns()]
         if not shown_as:
             raise PruneError("it has no latency")
     except Exception as error:  # whatever values of other types make a row stumble over
@@ -182,15 +188,19 @@ def _row(group: Sequence[Mapping[str, Any]], batch: str) -> dict[str, Any]:
     top1 = [report["finetuned"]["top1"] for report in group]
     ms = {kind: mean(lambda r, kind=kind: r[kind]["latency"][batch]["ms"]) for kind in ("dense", "finetuned")}
     timed = all(reliable(report[kind]["latency"][batch]) for report in group for kind in ms)
-    macs, params = (mean(lambda r, key=key: r["finetuned"][key]) for key in ("macs", "params"))
+    sizes: dict[str, float | None] = {}
+    for cost in tabled():
+        known = all(cost.name in report["dense"] for report in group)  # a report may be older than a cost
+        left = mean(lambda r, key=cost.name: r["finetuned"][key]) if known else None
+        share = None if left is None else left / mean(lambda r, key=cost.name: r["dense"][key])
+        sizes |= {cost.name: None if left is None else left / cost.divisor, f"{cost.name}_share": share}
     dense = mean(lambda r: r["dense"]["top1"])
     return {
         "run": re.sub(r"-seed_\d+", "", first["name"]), "seeds": len(group),
         "backbone": first["recipe"]["backbone"]["name"], "method": first["recipe"]["method"]["name"],
         "dense_top1": dense, "pruned_top1": mean(lambda r: r["pruned"]["top1"]), "top1": statistics.fmean(top1),
         "top1_std": statistics.stdev(top1) if len(top1) > 1 else None, "change": statistics.fmean(top1) - dense,
-        "macs": macs / 1e6, "macs_share": macs / mean(lambda r: r["dense"]["macs"]), "params": params / 1e3,
-        "params_share": params / mean(lambda r: r["dense"]["params"]), "ms": ms["finetuned"],
+        **sizes, "ms": ms["finetuned"],
         "dense_ms": ms["dense"], "speedup": ms["dense"] / ms["finetuned"] if timed else None,
         "reliable": timed, "timed": "" if timed else DOUBTFUL, "places": sorted({_place(r, batch) for r in group}),
         "marked": "; ".join(peeks(first["recipe"])),
@@ -248,8 +258,8 @@ def _cell(key: str, value: Any) -> str:
 
 def cells(found: Found) -> list[tuple[str, list[str], list[list[str]]]]:
     """The tables (title, heads, rows of text): runs, the papers' points, unfinished runs; empty ones are left out."""
-    heads = {**COLUMNS, "ms": f"ms, batch {found.batch}"}
-    for key in ("timed", "marked"):
+    heads = {**columns(), "ms": f"ms, batch {found.batch}"}
+    for key in ("timed", "marked", *(f"{cost.name}{end}" for cost in tabled() for end in ("", "_share"))):
         if not any(row[key] for row in found.rows):
             heads.pop(key)
     keys = ("recipe", "point", "change", "macs_share", "params_share")
@@ -281,7 +291,7 @@ def _plain(rows: list[list[str]]) -> list[list[str]]:
 def as_csv(found: Found) -> str:
     """A line per row, full precision, papers' points last."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, [*COLUMNS, "source"], restval="", lineterminator="\n", extrasaction="ignore")
+    writer = csv.DictWriter(stream, [*columns(), "source"], restval="", lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows({**row, "source": "measured"} for row in found.rows)
     for point in found.papers:

@@ -1,4 +1,4 @@
-"""What run directories of earlier versions mean: keys that they lack or name otherwise, names that their files have. Knows no torch."""
+"""What run directories of earlier versions mean: keys that they lack, old names of keys and files. Knows no torch."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

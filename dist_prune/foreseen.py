@@ -13,6 +13,7 @@ from dist_prune import replay
 from dist_prune.errors import PruneError
 from dist_prune.ledger import Ledger
 from dist_prune.methods.method import Method
+from dist_prune.pruning import cost
 from dist_prune.recipe import Data, Recipe, Training
 from dist_prune.runtime.data.backends import beton_of
 from dist_prune.runtime.data.sources import KNOWN, open_source
@@ -107,10 +108,11 @@ def rounds(spec: Recipe, method: Method, zero: bool) -> None:
         raise PruneError(f"{key} {spec.method['name']} make no sense: {method.one_shot}. Set it to 1")
     if spec.select.plan:
         raise PruneError(f"{key} a plan that is replayed (select.plan) make no sense: nothing is scored. Set it to 1")
-    if spec.target.latency is not None:
+    asked = spec.target.asked()
+    if asked and cost.COSTS[asked[0]].measured:
         raise PruneError(
-            f"{key} target.latency are not offered: a time is searched for by measuring cuts of the dense network. "
-            "Set target.macs, target.params or target.channels, or one round"
+            f"{key} target.{asked[0]} are not offered: a time is searched for by measuring cuts of the dense network. "
+            f"Set {cost.target_keys()}, or one round"
         )
     if schedule.carry_optimizer and schedule.finetune_epochs == 0:
         raise PruneError("schedule.carry_optimizer: with schedule.finetune_epochs 0 no state is there to be carried")

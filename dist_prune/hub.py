@@ -8,6 +8,7 @@ from typing import Any
 
 from dist_prune import documents
 from dist_prune.errors import PruneError
+from dist_prune.pruning.cost import tabled
 from dist_prune.runtime.spread import DOUBTFUL, reliable
 
 CARD = "README.md"
@@ -95,7 +96,8 @@ def card(body: Mapping[str, Any], latency: Mapping[str, Any] | None = None) -> s
         ]  # fmt: skip
     dense = figures.get("dense", {})
     lines += ["| | " + " | ".join(figures) + " |", "|---" * (len(figures) + 1) + "|"]
-    rows = (("top-1", "top1", "{:.2f} %"), ("MACs", "macs", "{:,}"), ("parameters", "params", "{:,}"))
+    costs = [cost for cost in tabled() if any(cost.name in part for part in figures.values())]
+    rows = (("top-1", "top1", "{:.2f} %"), *((cost.unit, cost.name, "{:,}") for cost in costs))
     for title, key, form in rows:
         cells = [form.format(part[key]) if part.get(key) is not None else "-" for part in figures.values()]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")

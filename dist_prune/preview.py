@@ -6,16 +6,15 @@ from typing import Any
 import torch
 
 from dist_prune.methods.method import Method
-from dist_prune.pruning import cost, surgeon
+from dist_prune.pruning import surgeon
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request, reachable
+from dist_prune.pruning.cost import COSTS, countable
 from dist_prune.pruning.trial import check_logits
 from dist_prune.recipe import Recipe
 from dist_prune.runtime import backbones
 from dist_prune.runtime.data.numbering import in_order, listed, told, warning
 from dist_prune.runtime.data.sources import KNOWN, check_figures, class_folders, npz_shape
-
-QUANTITIES: tuple[cost.Quantity, ...] = ("macs", "params", "channels")
 
 
 def traced(spec: Recipe, method: Method) -> tuple[Channels, int, str]:
@@ -58,14 +57,10 @@ def preview(spec: Recipe, method: Method) -> dict[str, Any]:
         "classes": classes,
         "assumed": assumed,
         "notes": _notes(spec),
-        "dense": {
-            "macs": cost.macs(channels),
-            "thop": cost.macs(channels, rule="thop"),
-            "params": cost.params(channels),
-        },
-        "reachable": {q: list(reachable(channels, request, q)) for q in QUANTITIES},
+        "dense": {c.name: c.of(channels) for c in COSTS.values() if c.figure and c.summary},
+        "reachable": {c.name: list(reachable(channels, request, c.name)) for c in countable()},
         "range": {
-            q: [round(s * cost.amount(channels, q)) for s in reachable(channels, request, q)] for q in QUANTITIES
+            c.name: [round(s * c.of(channels)) for s in reachable(channels, request, c.name)] for c in countable()
         },
         "groups": groups,
         "warnings": [] if spec.select.plan else list(method.cautions(channels)),
@@ -110,7 +105,8 @@ def as_text(body: dict[str, Any]) -> str:
     lines = [
         f"{spec['name']}: {spec['backbone']['name']}, method {spec['method']['name']}, "
         f"input {'x'.join(map(str, body['input']))}, {body['classes']} classes",
-        f"dense: {dense['macs'] / 1e6:,.2f} M MACs ({dense['thop'] / 1e6:,.2f} M by thop), {dense['params']:,} params",
+        f"dense: {dense['macs'] / 1e6:,.2f} M MACs ({dense['thop'] / 1e6:,.2f} M by thop), {dense['params']:,} params"
+        + "".join(f", {n:,} {COSTS[name].unit}" for name, n in dense.items() if name not in ("macs", "thop", "params")),
         *([f"assumed {body['assumed']}"] if body["assumed"] else []),
         *body["notes"],
         "",

@@ -172,7 +172,7 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
         if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
             return []
         model = kind
-    return [field.alias or name for name, field in model.model_fields.items()]
+    return [*(field.alias or name for name, field in model.model_fields.items()), *getattr(model, "costs", ())]
 
 
 def reference(model: type[BaseModel] = Recipe, prefix: str = "") -> str:
@@ -195,3 +195,5 @@ def _keys(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]
                 yield from _keys(kind, f"{prefix}{name}.")
         else:
             yield prefix + (field.alias or name), field
+    for name, what in getattr(model, "costs", {}).items():
+        yield prefix + name, FieldInfo(annotation=float, default=None, description=what)

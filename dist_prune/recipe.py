@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
-from dist_prune.sections import LONG, MANY, Backbone, Data, Part, PathText, Training
+from dist_prune.sections import BATCH, LONG, MANY, Backbone, Data, Part, PathText, Training
 from dist_prune.stage_keys import Calibration, External, MicroBatch, Operational, ReadBy, Seed
+from dist_prune.target import Target
 
 __all__ = ["Backbone", "Data", "Part", "Recipe", "Training", "peeks"]
 
@@ -16,9 +17,6 @@ def _count_or_all(value: Any) -> Any:
     if value != "all" and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MANY):
         raise ValueError(f"score.images must be a positive number or 'all' (at most {MANY:,})")
     return value
-
-
-BATCH = 65536  # images that go through a network together
 
 
 class Score(Part):
@@ -101,41 +99,6 @@ class Select(Part):
         description="a plan.json, or {layer: {saved_idxs, mask_num}}, that is replayed unscored; a bundle's folder, "
         "whose weights are finetuned",
     )
-
-
-QUANTITIES = ("macs", "params", "channels", "latency")
-
-
-class Target(Part):
-    """The size asked for, as the share of the dense network that is kept; at most one of them."""
-
-    macs: float | None = Field(default=None, gt=0, le=1, description="share of the dense multiply-accumulates to keep")
-    params: float | None = Field(default=None, gt=0, le=1, description="share of the dense parameters to keep")
-    channels: float | None = Field(default=None, gt=0, le=1, description="share of the dense channels to keep")
-    latency: float | None = Field(
-        default=None, gt=0, le=1, description="time of a forward pass on this device, as a share of the dense one's"
-    )
-    latency_batch: int = Field(default=1, ge=1, le=BATCH, description="images of that forward pass")
-    tolerance: float | None = Field(
-        default=0.01, gt=0, le=100,
-        description="a network that misses target.macs, target.params or target.channels by more than this share of it "
-        "ends the run with code 3, after the report; null: no network is refused",
-    )  # fmt: skip
-    latency_tolerance: float | None = Field(
-        default=0.05, gt=0, le=100,
-        description="the same for target.latency, whose times scatter; also where its search stops",
-    )  # fmt: skip
-
-    @model_validator(mode="after")
-    def _one(self):
-        given = [name for name in QUANTITIES if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"one target at a time, got {' and '.join(given)}")
-        return self
-
-    def asked(self) -> tuple[str, float] | None:
-        """The quantity and the share asked for, or None."""
-        return next(((k, getattr(self, k)) for k in QUANTITIES if getattr(self, k) is not None), None)
 
 
 class Schedule(Part):

@@ -6,8 +6,8 @@ from typing import Any
 
 from dist_prune import documents
 from dist_prune.errors import PruneError
-from dist_prune.pruning import cost
 from dist_prune.pruning.channels import Channels
+from dist_prune.pruning.cost import COSTS
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.saved import from_saved
 
@@ -42,12 +42,9 @@ def manifest_of(place: Path) -> Path:
 
 
 def summary(plan: Plan, channels: Channels) -> dict[str, Any]:
-    """What a plan leaves, for people and machines: per group and, by both counting rules, of the whole."""
-    sizes: dict[str, tuple[int, int]] = {
-        "macs": (cost.macs(channels), cost.macs(channels, plan.counts)),
-        "thop": (cost.macs(channels, rule="thop"), cost.macs(channels, plan.counts, "thop")),
-        "params": (cost.params(channels), cost.params(channels, plan.counts)),
-    }
+    """What a plan leaves, for people and machines: per group and, by each cost's counting rule, of the whole."""
+    shown = [cost for cost in COSTS.values() if cost.figure and cost.summary]
+    sizes = {cost.name: (cost.of(channels), cost.of(channels, plan.counts)) for cost in shown}
     return {
         "fingerprint": plan.fingerprint,
         "groups": {g.name: {"width": g.width, "kept": plan.counts[g.name]} for g in channels.groups},

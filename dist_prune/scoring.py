@@ -12,6 +12,7 @@ from dist_prune.compatibility import artifact
 from dist_prune.errors import PruneError, shown
 from dist_prune.folders import run_folder
 from dist_prune.methods.method import Ranking
+from dist_prune.pruning.cost import tabled
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,11 +58,13 @@ def as_text(table: list[dict[str, Any]], images: str) -> str:
     common."""
     names = [row["method"] for row in table]
     wide = max(map(len, names))
-    head = [f"{'':{wide}}  top-1 %   MACs  params", *(f"{name:>{max(6, len(name))}}" for name in names)]
+    costs = [cost for cost in tabled() if cost.name in table[0]]
+    heads = [f"{cost.title:>{max(5, len(cost.title))}}" for cost in costs]
+    head = [f"{'':{wide}}  top-1 %", *heads, *(f"{name:>{max(6, len(name))}}" for name in names)]
     lines = ["  ".join(head)]
     for row in table:
         shared = [f"{row['overlap'][name]:{max(6, len(name))}.2f}" for name in names]
-        cost = f"{row['top1']:7.2f}  {row['macs']:5.3f}   {row['params']:5.3f}"
-        lines.append("  ".join([f"{row['method']:{wide}}  {cost}", *shared]))
+        sizes = [f"{row[cost.name]:{len(head)}.3f}" for cost, head in zip(costs, heads, strict=True)]
+        lines.append("  ".join([f"{row['method']:{wide}}  {row['top1']:7.2f}", *sizes, *shared]))
     end = ("columns: kept channels that both methods keep, of those that either keeps", f"top-1: on {images}")
     return "\n".join([*lines, "", *end])

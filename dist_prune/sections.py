@@ -9,6 +9,7 @@ from dist_prune.errors import path_trouble
 from dist_prune.stage_keys import Augmentation, External, InputShape, Loading, Network, Operational, ReadBy
 
 MANY = 10**9  # images, steps: more than any run has
+BATCH = 65536  # images that go through a network together
 LONG = 10**6  # epochs, minutes
 SIDE = 16384  # pixels of an image's side
 

@@ -42,7 +42,8 @@ ALLOWED = {
     "documents": {"errors"},
     "stage_keys": set(),
     "sections": {"compatibility", "errors", "stage_keys"},
-    "recipe": {"errors", "sections", "stage_keys"},
+    "target": {"sections", "stage_keys"},
+    "recipe": {"errors", "sections", "stage_keys", "target"},
     "names": {"errors"},
     "overrides": {"compatibility", "errors", "documents", "recipe"},
     "reading": {"errors", "documents", "names", "overrides", "recipe"},
@@ -50,13 +51,13 @@ ALLOWED = {
     "compatibility": set(),
     "ledger": {"compatibility", "errors", "documents"},
     "sweeps": {"errors", "documents", "names", "recipe", "reading", "ledger"},
-    "pruning": {"errors"},
+    "pruning": {"errors", "target"},  # costs are keys of a recipe's target section
     "runtime": {"errors", "recipe", "ledger"},
     "methods": {"errors", "pruning"},
     "observing": {"errors", "pruning", "runtime"},
     "bench": {"errors", "recipe", "pruning", "runtime", "observing"},
     "onepass": {"pruning", "bench"},
-    "hub": {"errors", "documents", "runtime"},
+    "hub": {"errors", "documents", "pruning", "runtime"},
     "manifest": {"errors"},
     "bundle": {"errors", "documents", "manifest", "ledger", "pruning", "runtime", "hub"},
     "exporting": {"errors", "reading", "methods", "runtime", "bundle", "hub"},
@@ -64,7 +65,7 @@ ALLOWED = {
     "doctor": {"errors"},
     "lastword": set(),
     "replay": {"errors", "documents", "pruning"},
-    "foreseen": {"errors", "ledger", "methods", "recipe", "replay", "runtime"},
+    "foreseen": {"errors", "ledger", "methods", "pruning", "recipe", "replay", "runtime"},
     "planning": {"errors", "recipe", "reading", "ledger", "pruning", "methods", "preview", "replay"},
     "report": {"pruning", "recipe", "runtime"},
     "stages": {
@@ -85,9 +86,19 @@ ALLOWED = {
         "report",
     },
     "run": {"errors", "folders", "lastword", "recipe", "sweeps", "ledger", "runtime", "methods", "stages"},
-    "comparing": {"compatibility", "errors", "documents", "recipe", "reading", "ledger", "runtime", "report"},
+    "comparing": {
+        "compatibility",
+        "errors",
+        "documents",
+        "recipe",
+        "reading",
+        "ledger",
+        "pruning",
+        "runtime",
+        "report",
+    },
     "launching": {"errors", "recipe", "reading", "methods", "sweeps"},
-    "scoring": {"compatibility", "errors", "folders", "reading", "ledger", "methods", "runtime", "run"},
+    "scoring": {"pruning", "compatibility", "errors", "folders", "reading", "ledger", "methods", "runtime", "run"},
     "ratios": {"errors", "recipe", "reading", "ledger", "methods", "runtime", "stages", "report", "run"},
     "cli": {
         "errors",
@@ -165,7 +176,19 @@ def strangers(package: str, modules: dict[str, list[Path]]) -> list[str]:
 
 
 def test_papers_and_stages_do_not_know_one_another():
-    stages = {"context", "images", "networks", "code", "fitting", "sharing", "timing", "calibrating", "checking", "criteria", "order"}
+    stages = {
+        "context",
+        "images",
+        "networks",
+        "code",
+        "fitting",
+        "sharing",
+        "timing",
+        "calibrating",
+        "checking",
+        "criteria",
+        "order",
+    }
     for folder, shared in (("methods", set(methods.SHARED)), ("stages", stages)):
         assert strangers(f"dist_prune.{folder}", modules_of(PACKAGE / folder, shared)) == []
 

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from dist_prune.errors import PruneError, unknown
 from dist_prune.pruning.channels import ChannelGroup, Channels
-from dist_prune.pruning.cost import Quantity, amount, measured
+from dist_prune.pruning.cost import COSTS, Cost, target_keys
 from dist_prune.pruning.ties import check_finite, tied, worst_first
 
 Kept = dict[str, list[int]]
-AUTO_STEP, AUTO_WIDTH = 8, 64  # what devices like, in groups where it is a small step
+AUTO_WIDTH = 64  # channels of a group in which a cost's step is a small one
 
 
 @dataclass(frozen=True)
 class Request:
     """What the recipe's ``select`` and ``target`` sections ask of a method.
 
-    ``round_to`` 0 is AUTO_STEP in wide groups where the target is operations or time, and 1 elsewhere. ``seed`` orders
+    ``round_to`` 0 is the step of the target's cost in wide groups, and 1 elsewhere. ``seed`` orders
     the channels of a group whose scores are all equal.
     """
 
@@ -31,7 +31,7 @@ class Request:
     scope: Literal["local", "global"] = "local"
     min_channels: int = 1
     round_to: int = 1
-    target: tuple[Quantity, float] | None = None
+    target: tuple[str, float] | None = None  # name of a cost, share of the dense network's
     index: int | None = None
     include: tuple[str, ...] = ()
     keep_ratios: Mapping[str, float] = field(default_factory=dict)
@@ -45,14 +45,18 @@ class Request:
             **recipe.select.model_dump(exclude={"exclude", "plan"}), target=recipe.target.asked(), seed=recipe.seed
         )
 
+    @property
+    def cost(self) -> Cost | None:
+        """What the target is of."""
+        return COSTS[self.target[0]] if self.target else None
+
     def step(self, group: ChannelGroup) -> int:
         """What kept channels are a multiple of; whole units (heads, conv groups) go one by one."""
         if group.unit != "channel":
             return 1
         if self.round_to:
             return self.round_to if group.dense > self.round_to else 1
-        by_cost = self.target is not None and self.target[0] in ("macs", "latency")
-        return AUTO_STEP if by_cost and group.dense >= AUTO_WIDTH else 1
+        return self.cost.step if self.cost and group.dense >= AUTO_WIDTH else 1
 
     def floor(self, group: ChannelGroup) -> int:
         """The fewest channels that may stay, before rounding; ``min_channels`` is of single channels."""
@@ -78,15 +82,12 @@ def of_group(named: Mapping[str, float], group: ChannelGroup) -> float | None:
     return next(fits, None)
 
 
-def share_of(channels: Channels, quantity: Quantity, kept: Mapping[str, int]) -> float:
-    """The share of the dense network's quantity that is left; groups that ``kept`` does not name stay as they are."""
-    dense = channels.origin or channels
-    return amount(dense, quantity, {group.name: group.width for group in channels.groups} | dict(kept)) / amount(
-        dense, quantity
-    )
+def share_of(channels: Channels, quantity: str, kept: Mapping[str, int]) -> float:
+    """``Cost.share`` of the cost of that name."""
+    return COSTS[quantity].share(channels, kept)
 
 
-def reachable(channels: Channels, request: Request, quantity: Quantity) -> tuple[float, float]:
+def reachable(channels: Channels, request: Request, quantity: str) -> tuple[float, float]:
     """The smallest and the largest share that this request can leave."""
     return share_of(channels, quantity, {g.name: request.width(g, 1) for g in channels.free}), 1.0
 
@@ -95,7 +96,7 @@ def check_target(channels: Channels, request: Request) -> None:
     """PruneError where the target lies outside the reachable range, or the counts do not fit the groups."""
     if request.counts is not None:
         given_counts(channels, request)
-    if request.target is None or not measured(channels, request.target[0]):
+    if request.target is None or not COSTS[request.target[0]].known(channels):
         return
     quantity, share = request.target
     low, high = reachable(channels, request, quantity)
@@ -116,8 +117,8 @@ def check_ranking(request: Request) -> None:
         )
     if sum(asked is not None for asked in (request.target, request.keep_ratio, request.counts)) != 1:
         raise PruneError(
-            "this method ranks channels: set target.macs, target.params or target.channels, or select.keep_ratio, or "
-            "select.counts; one of them, not two"
+            f"this method ranks channels: set {target_keys()}, or select.keep_ratio, or select.counts; one of them, "
+            "not two"
         )
 
 
@@ -200,9 +201,7 @@ def keep_best(channels: Channels, scores: Mapping[str, Tensor], request: Request
             lambda n: share_of(channels, quantity, _left(channels, order[:n], request)) <= share, len(order)
         )
     elif request.keep_ratio is None:
-        raise PruneError(
-            "this method ranks channels: set target.macs, target.params, target.channels or select.keep_ratio"
-        )
+        raise PruneError(f"this method ranks channels: set {target_keys('select.keep_ratio')}")
     elif request.scope == "local":
         prefix = sum(1 for priority, _, _ in order if priority <= 1 - request.keep_ratio + 1e-9)
     else:

@@ -1,4 +1,7 @@
-"""MACs and parameters by arithmetic on widths, under a named counting rule; dense and pruned by the same rule.
+"""Costs of a network: what a target may ask for and what reports show, dense and pruned by the same counting rule.
+
+``COSTS`` is the list that recipes, budgets, rounds, checks, reports and comparisons derive from: another kind of cost
+is one ``register(Cost(...))``. It is arithmetic on widths.
 
 ``macs``: multiply-accumulates of convolutions and linear layers.
 ``thop``: the operations of thop 0.1.1: convolutions without bias, linear layers, 4 per element of an affine batch
@@ -7,16 +10,110 @@ norm, average pools; layers of a type that thop does not know by its exact class
 element of a batch norm, adaptive average pools (others nothing); of whatever class.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
+from dist_prune.errors import PruneError
 from dist_prune.pruning.channels import Channels, LatencyTable, Layer
+from dist_prune.target import SETTINGS, Target
 
 Rule = Literal["macs", "thop", "thop_old"]
-Quantity = Literal["macs", "params", "channels", "latency"]
+STEP = 8  # what devices like, of kept channels
 BY_MACS = 0.1  # the part of a predicted time that follows multiplications
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One kind of cost of a network, by one counting rule.
+
+    Attributes:
+        name: key of ``COSTS``, of the recipe's ``target`` section and of reports.
+        count: the counting rule: (dependency graph, kept channels by group; missing: all) -> amount for one image, in
+            units of 1.
+        unit: what is counted, in the plural, as sentences and axes say it.
+        title: head of a column of a table; empty: no table of a report has it.
+        prefix: the tables' power of ten: empty, ``k``, ``M`` or ``G``.
+        target: whether a recipe may ask for a share of it (``target.<name>``).
+        figure: whether it is a figure of a whole network, written to metrics.json.
+        summary: whether ``dist-prune check`` and ``dist-prune plan`` show that figure.
+        measured: whether it has to be measured on the device before ``count`` can tell it.
+        step: kept channels of wide groups are a multiple of it under a target that names this cost.
+        tolerance: key of the recipe's ``target`` section with the share by which a network may miss its target.
+        decided_by: other keys of the recipe that decide how it is measured.
+    """
+
+    name: str
+    count: Callable[[Channels, Mapping[str, int]], float]
+    unit: str
+    title: str = ""
+    prefix: Literal["", "k", "M", "G"] = ""
+    target: bool = True
+    figure: bool = True
+    summary: bool = True
+    measured: bool = False
+    step: int = 1
+    tolerance: str = "tolerance"
+    decided_by: tuple[str, ...] = ()
+
+    def of(self, channels: Channels, kept: Mapping[str, int] | None = None) -> float:
+        """The amount of the network whose groups keep ``kept[group]`` channels (missing: all)."""
+        return self.count(channels, kept or {})
+
+    def share(self, channels: Channels, kept: Mapping[str, int]) -> float:
+        """The share of the dense network's amount that is left; groups that ``kept`` does not name stay as they are."""
+        dense, now = channels.origin or channels, {group.name: group.width for group in channels.groups}
+        return self.of(dense, now | dict(kept)) / self.of(dense)
+
+    def known(self, channels: Channels) -> bool:
+        """Whether ``of`` can tell the amount: times have to be measured before."""
+        return not self.measured or channels.latency is not None
+
+    @property
+    def divisor(self) -> float:
+        """What an amount is divided by in tables."""
+        return {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}[self.prefix]
+
+    @property
+    def label(self) -> str:
+        """Head of a column of amounts."""
+        return self.title + (f" ({self.prefix})" if self.prefix else "")
+
+
+COSTS: dict[str, Cost] = {}
+
+
+def register(cost: Cost) -> None:
+    """Add a cost to ``COSTS``, and where it may be a target its name to the keys of the recipe's ``target`` section.
+
+    Raises:
+        PruneError: the name is taken, by another cost or by another key of that section.
+    """
+    if cost.name in COSTS or cost.name in SETTINGS:
+        taken = ", ".join([*COSTS, *SETTINGS])
+        raise PruneError(f"{cost.name!r} is no name for another cost. Taken are {taken}; choose one that is not")
+    COSTS[cost.name] = cost
+    if cost.target and cost.name not in Target.model_fields:
+        Target.costs[cost.name] = f"share of the dense {cost.unit} to keep"
+
+
+def countable() -> list[Cost]:
+    """The costs that a target may name and that arithmetic tells: nothing has to be measured."""
+    return [cost for cost in COSTS.values() if cost.target and not cost.measured]
+
+
+def tabled() -> list[Cost]:
+    """The costs that the tables of reports have a row or a column of, in order."""
+    return [cost for cost in COSTS.values() if cost.title]
+
+
+def target_keys(*others: str) -> str:
+    """The recipe's keys of ``countable`` costs and ``others``, as a sentence lists them."""
+    *names, last = [*(f"target.{cost.name}" for cost in countable()), *others]
+    return f"{', '.join(names)} or {last}"
 
 
 def _reach(layer: Layer, width_in: int) -> int:
@@ -69,21 +166,6 @@ def params(channels: Channels, kept: Mapping[str, int] | None = None, kernels_on
     return total
 
 
-def amount(channels: Channels, quantity: Quantity, kept: Mapping[str, int] | None = None) -> float:
-    """The quantity that a target names; ``channels`` counts the channels of the free groups, ``latency`` is a share of
-    the dense network's (by the table of ``channels.latency``)."""
-    if quantity == "channels":
-        return sum((kept or {}).get(group.name, group.width) for group in channels.free)
-    if quantity == "latency":
-        return time_share(channels, kept or {})
-    return macs(channels, kept) if quantity == "macs" else params(channels, kept)
-
-
-def measured(channels: Channels, quantity: Quantity) -> bool:
-    """Whether ``amount`` is known: times have to be measured before."""
-    return quantity != "latency" or channels.latency is not None
-
-
 def time_share(channels: Channels, kept: Mapping[str, int]) -> float:
     """The predicted share of the dense network's time when each group keeps ``kept[group]`` channels, corrected by the
     whole networks that were measured."""
@@ -105,3 +187,22 @@ def raw_time(channels: Channels, table: LatencyTable, kept: Mapping[str, int]) -
             widths, shares = zip(*points, strict=True)
             saved += 1 - float(np.interp(count, widths, shares))
     return 1 - (1 - BY_MACS) * saved - BY_MACS * (1 - macs(channels, kept) / macs(channels))
+
+
+def free_channels(channels: Channels, kept: Mapping[str, int]) -> int:
+    """Channels of the groups that may be cut."""
+    return sum(kept.get(group.name, group.width) for group in channels.free)
+
+
+for _cost in (
+    Cost("macs", macs, "MACs", "MACs", "M", step=STEP),
+    Cost("thop", partial(macs, rule="thop"), "MACs by thop", target=False),
+    Cost("thop_old", partial(macs, rule="thop_old"), "MACs by thop before 0.1", target=False, summary=False),
+    Cost("params", params, "parameters", "params", "k"),
+    Cost("channels", free_channels, "channels", figure=False),
+    Cost(
+        "latency", time_share, "time of a forward pass", figure=False, measured=True, step=STEP,
+        tolerance="latency_tolerance", decided_by=("report.latency_repeats", "report.threads"),
+    ),
+):  # fmt: skip
+    register(_cost)

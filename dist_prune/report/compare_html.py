@@ -5,6 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from dist_prune.pruning.cost import tabled
 from dist_prune.report.figures import GREY, INK, subplots, svg
 from dist_prune.report.html import render
 
@@ -28,12 +29,14 @@ def render_comparison(
 
 
 def pareto(rows: Rows, papers: Rows, batch: str) -> Figure:
-    """Top-1 against MACs, parameters and latency; below, its change against the shares kept, with papers' points."""
-    figure, plots = subplots(13, 8, 2, 3)
+    """Top-1 against each cost and the latency; below, its change against the shares kept, with papers' points."""
+    costs = [cost for cost in tabled() if any(row[cost.name] is not None for row in rows)]
+    figure, plots = subplots(13 / 3 * (len(costs) + 1), 8, 2, len(costs) + 1)
     names = sorted({row["backbone"] for row in rows})
     colours = {name: f"C{place % 10}" for place, name in enumerate(names)}
-    absolute = (("macs", "MACs (M)"), ("params", "parameters (k)"), ("ms", f"ms, batch {batch}"))
-    relative = (("macs_share", "share of the MACs kept"), ("params_share", "share of the parameters kept"))
+    amounts = [(cost.name, f"{cost.unit} ({cost.prefix})" if cost.prefix else cost.unit) for cost in costs]
+    absolute = [*amounts, ("ms", f"ms, batch {batch}")]
+    relative = [(f"{cost.name}_share", f"share of the {cost.unit} kept") for cost in costs]
     speed = ("speedup", f"speed-up, batch {batch}")
     for axes, (key, label) in zip(plots[0], absolute, strict=True):
         _scatter(axes, rows, key, "top1", colours)
@@ -44,10 +47,10 @@ def pareto(rows: Rows, papers: Rows, batch: str) -> Figure:
         axes.axhline(0, color=GREY, linewidth=0.8)
         axes.set(xlabel=label, ylabel="top-1 against dense, points")
         if key != "speedup":
-            for number, point in enumerate(point for point in papers if point[key] is not None):
+            for number, point in enumerate(point for point in papers if point.get(key) is not None):
                 axes.plot(point[key], point["change"], "x", color="#d62728", label="" if number else "paper")
     for row in rows:  # where each network came from
-        for axes, key in zip(plots[0], ("macs", "params", "ms"), strict=True):
+        for axes, key in zip(plots[0], (key for key, _ in absolute), strict=True):
             if not _good(row, key):
                 continue
             whole = row["dense_ms"] if key == "ms" else row[key] / row[f"{key}_share"]
@@ -62,6 +65,8 @@ def _scatter(axes: Any, rows: Rows, x: str, y: str, colours: dict[str, str]) -> 
     said = set()
     for row in rows:
         name = row["backbone"]
+        if x not in ("ms", "speedup") and row[x] is None:  # a report that is older than the cost
+            continue
         if not _good(row, x):  # how accurate it is is known, how fast it is is not: at the axis, at no time
             edge = axes.get_yaxis_transform()
             axes.plot(0.015, row[y], "<", color=GREY, transform=edge, clip_on=False, gid=f"doubtful {x}")
@@ -74,8 +79,8 @@ def _scatter(axes: Any, rows: Rows, x: str, y: str, colours: dict[str, str]) -> 
 
 
 def _good(row: dict[str, Any], key: str) -> bool:
-    """Whether a figure of a row may stand beside others: a measured time has to be reliable."""
-    return key not in ("ms", "speedup") or row["reliable"]
+    """Whether a figure of a row may stand beside others: a cost is there, a measured time is reliable."""
+    return row["reliable"] if key in ("ms", "speedup") else row[key] is not None
 
 
 def _front(axes: Any, points: Sequence[tuple[float, float]]) -> None:

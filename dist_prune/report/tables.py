@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dist_prune.pruning.cost import tabled
 from dist_prune.recipe import peeks
 from dist_prune.runtime.spread import faster
 
@@ -18,8 +19,7 @@ def rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     ]
     out.append(("loss", [_loss(body[k]["loss"]) for k in KINDS]))
     for key, unit, label in (
-        ("macs", 1e6, "MACs (M)"),
-        ("params", 1e3, "params (k)"),
+        *((cost.name, cost.divisor, cost.label) for cost in tabled() if cost.name in body["dense"]),
         ("size_bytes", 1e3, "file (kB)"),
     ):
         dense = body["dense"][key]
@@ -65,12 +65,13 @@ def criteria(lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[s
     """Heads and cells of the criteria compared: top-1 after surgery, size, and what each two keep in common."""
     if not lines:
         return None
+    costs = [cost for cost in tabled() if cost.name in lines[0]]
     cells = [
-        [line["method"], f"{line['top1']:.2f}", f"{line['macs']:.1%}", f"{line['params']:.1%}"]
+        [line["method"], f"{line['top1']:.2f}", *(f"{line[cost.name]:.1%}" for cost in costs)]
         + [f"{share:.2f}" for share in line["overlap"].values()]
         for line in lines
     ]
-    return ["", "top-1 %", "MACs", "params", *(line["method"] for line in lines)], cells
+    return ["", "top-1 %", *(cost.title for cost in costs), *(line["method"] for line in lines)], cells
 
 
 def communication(body: Mapping[str, Any]) -> list[list[str]]:
@@ -111,8 +112,8 @@ def table(body: Mapping[str, Any]) -> str:
 def _rounds(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line of text a round."""
     return [
-        f"round {line['round']}: {line['macs']:.1%} of the macs, {line['params']:.1%} of the params, top-1 "
-        f"{line['pruned_top1']:.2f} % cut, {line['finetuned_top1']:.2f} % after {line['epochs']} epochs"
+        f"round {line['round']}: {', '.join(f'{line[c.name]:.1%} of the {c.name}' for c in tabled() if c.name in line)}"
+        f", top-1 {line['pruned_top1']:.2f} % cut, {line['finetuned_top1']:.2f} % after {line['epochs']} epochs"
         for line in lines
     ]
 

@@ -47,8 +47,8 @@ def fingerprint(stage: Stage, context: RunContext, growing: bool = True) -> str:
         fields |= pick(tree, ("method.name", *(f"method.{n}" for n in options.score_options() if n not in grown)))
         if context.method.sees == "held_out":
             fields |= pick(tree, ("train.holdout", "train.images"))
-    if stage.name == "select" and context.recipe.target.latency is not None:  # how a time is measured decides it
-        fields |= pick(tree, ("report.latency_repeats", "report.threads"))
+    if stage.name == "select" and context.selection.cost is not None:  # how a time is measured decides it
+        fields |= pick(tree, context.selection.cost.decided_by)
     replayed = context.recipe.select.plan
     if replayed and stage.name in ("score", "select", "prune"):  # score makes an empty file, the others read it
         place = Path(replayed).expanduser()

@@ -7,6 +7,7 @@ import torch
 
 from dist_prune import foreseen
 from dist_prune.errors import PruneError
+from dist_prune.pruning.cost import target_keys
 from dist_prune.pruning.trial import check_logits
 from dist_prune.recipe import Training
 from dist_prune.runtime import latency
@@ -56,10 +57,11 @@ def _timing(context: RunContext) -> None:
 
 def _many(context: RunContext) -> None:
     """PruneError where criteria are to be compared at a target that has to be measured for each of them."""
-    if context.recipe.score.compare and context.recipe.target.latency is not None:
+    cost = context.selection.cost
+    if context.recipe.score.compare and cost is not None and cost.measured:
         raise PruneError(
-            "score.compare: criteria are compared at the same target.macs, target.params or target.channels; a "
-            "target.latency is searched for by measuring networks of one criterion. Set one of the others"
+            f"score.compare: criteria are compared at the same {target_keys()}; a "
+            f"target.{cost.name} is searched for by measuring networks of one criterion. Set one of the others"
         )
 
 

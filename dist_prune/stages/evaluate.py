@@ -7,8 +7,7 @@ from typing import Any
 from torch import nn
 
 from dist_prune.errors import PruneError
-from dist_prune.pruning import cost
-from dist_prune.pruning.cost import amount
+from dist_prune.pruning.cost import COSTS, countable
 from dist_prune.pruning.masks import masks_of, violations
 from dist_prune.pruning.rounds import share_at
 from dist_prune.pruning.sizes import sparse_sizes
@@ -38,9 +37,8 @@ def run(context: RunContext) -> StageOutput:
             context.events.append({"stage": "evaluate", "event": "not finite", "network": name})
             figures["loss"] = None
         out[name] = figures | {
-            "macs": cost.macs(channels, counts), "thop": cost.macs(channels, counts, "thop"),
-            "thop_old": cost.macs(channels, counts, "thop_old"),
-            "params": cost.params(channels, counts), "size_bytes": context.path(files.get(name, DENSE)).stat().st_size,
+            **{cost.name: cost.of(channels, counts) for cost in COSTS.values() if cost.figure},
+            "size_bytes": context.path(files.get(name, DENSE)).stat().st_size,
         }  # fmt: skip
         _proved(name, model, out[name]["params"])
         if plan.blocks:
@@ -93,7 +91,7 @@ def rounds(context: RunContext, last: Mapping[str, Any]) -> list[dict[str, Any]]
             figures |= {f"{name}_{key}": found[key] for key in ("top1", "top5")}
         asked, spec = recipe.target.asked(), recipe.schedule
         target = share_at(asked[1], number, spec.rounds, spec.spacing) if asked else None
-        shares = {q: amount(channels, q, plan.counts) / amount(channels, q) for q in ("macs", "params", "channels")}
+        shares = {cost.name: cost.share(channels, plan.counts) for cost in countable()}
         epochs = spec.finetune_epochs if number < context.round else recipe.finetune.epochs
         out.append({"round": number, "target": target, **shares, **figures, "epochs": epochs})
     return out

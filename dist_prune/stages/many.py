@@ -17,7 +17,7 @@ from dist_prune.methods.method import Method, Scores
 from dist_prune.onepass import score_many
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.channels import Channels
-from dist_prune.pruning.cost import amount
+from dist_prune.pruning.cost import tabled
 from dist_prune.pruning.plan import Plan
 from dist_prune.runtime.data.dealing import calibration
 from dist_prune.runtime.data.feed import Feed
@@ -52,7 +52,7 @@ def run(context: RunContext) -> StageOutput:
             model.to(context.environment.device), feed, context.recipe.evaluate.batch, context.environment.ranks,
             context.tracker, f"evaluate {name}", ids,
         )  # fmt: skip
-        shares = {q: amount(traced, q, plan.counts) / amount(traced, q) for q in ("macs", "params")}
+        shares = {cost.name: cost.share(traced, plan.counts) for cost in tabled()}
         table.append({"method": name, "top1": figures["top1"], **shares})
     for row in table:
         row["overlap"] = {name: overlap(plans[row["method"]], plans[name]) for name in chosen}

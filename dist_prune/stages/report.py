@@ -8,6 +8,7 @@ import yaml
 
 from dist_prune.documents import strict_json
 from dist_prune.ledger import flatten
+from dist_prune.pruning.cost import tabled
 from dist_prune.pruning.portrait import Curve, Portrait
 from dist_prune.pruning.rounds import scheduled
 from dist_prune.report import figures, html, tables
@@ -25,7 +26,6 @@ TELLING = (
     "reruns",
 )  # sections; the rest is the same in a sweep
 ALWAYS = ("seed", "backbone.name", "method.name", "finetune.epochs", "finetune.lr", "score.images", "select.threshold")
-SIZES = ("macs", "params", "channels")
 MORE = (("select", "table"), ("finetune", "reruns"))  # facts that only some runs have
 
 
@@ -59,7 +59,8 @@ def pictures(context: RunContext) -> tuple[list[Portrait], list[Curve]]:
     if context.recipe.select.plan:
         return [], []
     channels = context.selection_graph()
-    if context.recipe.target.latency is not None:  # one round; its methods ask again for the network within the time
+    cost = context.selection.cost
+    if cost is not None and cost.measured:  # one round; its methods ask again for the network within the time
         channels = timing.known(channels, _fact(context, "select", "latency"))
     spec = context.recipe.schedule  # the dense network's scores and what the first round is asked for
     first = scheduled(context.selection, channels, 1, spec.rounds, spec.spacing)
@@ -131,9 +132,8 @@ def _tensorboard(context: RunContext, body: dict[str, Any], shown: list[Portrait
     context.tracker.text("plan/groups", f"{tables.aim(body)}\n\n{head}" + "\n".join(lines))
     for portrait in shown:
         context.tracker.picture(f"likeness/{portrait.group}", figures.similarity_image(portrait))
-    metrics = {
-        f"final/{key}": float(tuned[key]) for key in ("top1", "loss", "macs", "params") if tuned[key] is not None
-    }
+    sizes = [cost.name for cost in tabled()]
+    metrics = {f"final/{key}": float(tuned[key]) for key in ("top1", "loss", *sizes) if tuned.get(key) is not None}
     for line in body.get("rounds", []):
         values = {key: value for key, value in line.items() if key != "round" and value is not None}
         context.tracker.scalars({f"rounds/{key}": float(value) for key, value in values.items()}, line["round"])
@@ -143,6 +143,6 @@ def _tensorboard(context: RunContext, body: dict[str, Any], shown: list[Portrait
 def telling(context: RunContext) -> dict[str, Any]:
     """The keys that tell runs apart: those that differ from their defaults, and what runs are always asked for."""
     given = flatten(context.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True))
-    keys = {key for key in given if key.split(".")[0] in TELLING} | {*ALWAYS, *map("target.{}".format, SIZES)}
+    keys = {key for key in given if key.split(".")[0] in TELLING} | {*ALWAYS}
     whole = flatten(context.recipe.written())
     return {key: whole[key] for key in sorted(keys) if whole.get(key) is not None}

@@ -7,7 +7,7 @@ import torch
 
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import check_target
-from dist_prune.pruning.cost import amount
+from dist_prune.pruning.cost import countable
 from dist_prune.pruning.masks import weights_left
 from dist_prune.pruning.plan import Plan
 from dist_prune.stages import timing
@@ -35,7 +35,7 @@ def run(context: RunContext) -> StageOutput:
             "Lower select.threshold, select.keep_ratio or the target to cut."
         )
         context.events.append({"stage": "select", "event": "nothing removed"})
-    shares = {q: amount(channels, q, plan.counts) / amount(channels, q) for q in ("macs", "params", "channels")}
+    shares = {cost.name: cost.share(channels, plan.counts) for cost in countable()}
     if plan.blocks:
         counts = weights_left(plan, channels).values()
         shares["weights"] = sum(kept for kept, _ in counts) / sum(whole for _, whole in counts)
@@ -70,7 +70,7 @@ def _chosen(context: RunContext, channels: Channels) -> tuple[Plan, dict[str, An
             return context.method.select(scores, known, asked)
 
     timed: dict[str, Any] = {}
-    if context.recipe.target.latency is None:
+    if asked.cost is None or not asked.cost.measured:
         plan = choose(channels)
     else:
         plan, timed = timing.fitted(context, channels, choose)
@@ -87,20 +87,21 @@ def _shown(value: Any) -> str:
 
 def _missed(context: RunContext, channels: Channels, shares: Mapping[str, float]) -> str:
     """Why the network is further from its target than the recipe tolerates; empty where it is not."""
-    target = context.recipe.target
-    asked = target.asked()
-    if asked is None or asked[0] == "latency" or target.tolerance is None:
+    cost, asked = context.selection.cost, context.selection.target
+    if cost is None or asked is None or cost.measured:
         return ""
-    quantity, share = asked
+    (quantity, share), tolerance = asked, getattr(context.recipe.target, cost.tolerance)
+    if tolerance is None:
+        return ""
     off = shares[quantity] / share - 1
-    if abs(off) <= target.tolerance:
+    if abs(off) <= tolerance:
         return ""
     steps = {group.name: context.selection.step(group) for group in channels.free}
     coarse = sorted({step for step in steps.values() if step > 1})
     why = f"channels go in steps of {coarse[-1]} (select.round_to)" if coarse else "its steps are that coarse"
     return (
         f"target.{quantity}: {share:.4g} was asked for, {shares[quantity]:.4g} is left, {off:+.1%}, more than "
-        f"target.tolerance {target.tolerance:.1%}: {why}, and no network in between respects it, select.min_channels, "
+        f"target.{cost.tolerance} {tolerance:.1%}: {why}, and no network in between respects it, select.min_channels, "
         "select.max_ratio and what the method does with them. Lower select.round_to, move the target, or raise the "
         "tolerance."
     )

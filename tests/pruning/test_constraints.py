@@ -11,7 +11,6 @@ from dist_prune.errors import PruneError
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.channels import LatencyTable
 from dist_prune.pruning.choose import (
-    AUTO_STEP,
     AUTO_WIDTH,
     Request,
     check_target,
@@ -21,7 +20,7 @@ from dist_prune.pruning.choose import (
     reachable,
     share_of,
 )  # fmt: skip
-from dist_prune.pruning.cost import macs
+from dist_prune.pruning.cost import STEP, macs
 from dist_prune.stages.timing import rising, widths_of
 from tests import tiny
 
@@ -116,7 +115,7 @@ def test_the_default_rounding():
     wide = next(group for group in CHANNELS.free if group.width == 64)
     narrow = next(group for group in CHANNELS.free if group.width == 32)
     auto = Request(round_to=0)
-    assert (AUTO_STEP, AUTO_WIDTH) == (8, 64)
+    assert (STEP, AUTO_WIDTH) == (8, 64)
     for quantity, step in (("macs", 8), ("latency", 8), ("params", 1), ("channels", 1)):
         asked = replace(auto, target=(quantity, 0.5))
         assert (asked.width(wide, 33), asked.width(narrow, 17)) == (40 if step == 8 else 33, 17)

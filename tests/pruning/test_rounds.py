@@ -9,7 +9,7 @@ from torch import nn
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request, keep_best, share_of
-from dist_prune.pruning.cost import amount
+from dist_prune.pruning.cost import COSTS
 from dist_prune.pruning.narrow import narrowed
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.rounds import scheduled, share_at
@@ -91,7 +91,7 @@ def test_rounds_are_one_cut_of_the_composed_plan(name):
         assert direct.keys() == small.state_dict().keys()
         for key, tensor in small.state_dict().items():
             assert torch.equal(tensor, direct[key]), key
-        assert amount(dense, "params", whole.counts) == sum(p.numel() for p in small.parameters())
+        assert COSTS["params"].of(dense, whole.counts) == sum(p.numel() for p in small.parameters())
 
 
 def test_a_depthwise_layer_with_one_channel_left_is_still_that_layer():
@@ -103,7 +103,7 @@ def test_a_depthwise_layer_with_one_channel_left_is_still_that_layer():
     small = narrowed(dense, plan)
     assert [g.name for g in small.groups] == [g.name for g in dense.groups]
     assert small.group(group.name).protected == "it has a single channel"
-    assert amount(small, "macs") == amount(dense, "macs", plan.counts)
+    assert COSTS["macs"].of(small) == COSTS["macs"].of(dense, plan.counts)
     later = some_plan(small, random.Random(0))
     twice = tiny.cut(tiny.cut(model, dense, plan), small, later)
     assert torch.equal(twice(x), tiny.cut(model, dense, plan.then(later))(x))
