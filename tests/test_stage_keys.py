@@ -35,8 +35,8 @@ def test_stages_read_the_keys_that_their_fingerprints_were_made_of(rounds, name,
 
 def test_scores_read_the_options_that_their_fingerprints_were_made_of():
     wanted = GOLDEN["options that score reads"]
-    assert {name: " ".join(sorted(methods.options_of(name).score_options())) for name in wanted} == wanted
-    grow = {name: " ".join(sorted(methods.options_of(name).growing_options())) for name in wanted}
+    assert {name: " ".join(sorted(methods.find(name).Options.score_options())) for name in wanted} == wanted
+    grow = {name: " ".join(sorted(methods.find(name).Options.growing_options())) for name in wanted}
     assert {name: options for name, options in grow.items() if options} == GOLDEN["options of them that may grow"]
 
 
