@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dist_prune import methods
+from dist_prune.errors import PruneError
 from dist_prune.methods.method import CoupledOptions, Ranking, RankingOptions
 from dist_prune.pruning import choose
 from dist_prune.pruning.choose import Request
@@ -71,3 +72,13 @@ def test_taylor_on_a_new_network_says_that_it_ranks_nothing():
     assert plans[0].kept("layer1.0.conv1") != plans[1].kept("layer1.0.conv1")
     assert plans[0].kept("layer1.0.conv1") != list(range(8, 16))
     assert tiny.method("taylor").warnings(method.score(tiny.bench(tiny.network())), bench.channels) == []
+
+
+def test_a_method_is_built_from_its_section():
+    method = methods.build({"name": "entropy", "batch": 7, "alpha": 2.0})
+    assert type(method) is methods.find("entropy")
+    assert (method.options.batch, method.options.alpha, method.options.bins) == (7, 2.0, 30)
+    with pytest.raises(PruneError, match=r"unknown method 'entropi'\. Did you mean 'entropy'"):
+        methods.build({"name": "entropi"})
+    with pytest.raises(ValueError, match="batches"):
+        methods.build({"name": "entropy", "batches": 7})
