@@ -1,7 +1,6 @@
 """The bench: all that a paper may ask for, done across ranks. Observe, share, count, fit."""
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +26,9 @@ from dist_prune.runtime.data.dealing import deal, held_out, micro_batches, steps
 from dist_prune.runtime.data.feed import Batch, Feed
 from dist_prune.runtime.evaluation import num_correct
 from dist_prune.runtime.jobs import recorded, shared
-from dist_prune.runtime.keeping import kept
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.record import Record
+from dist_prune.runtime.resumable_state import ResumableState, identity_of
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.runtime.training.learn import learn
 from dist_prune.runtime.training.loop import Loop
@@ -190,7 +189,13 @@ class Bench:
         """See methods.method.Bench."""
         self._collective("keep")
         file = None if self.partial is None else self.partial / f"kept_{name}.safetensors"
-        return kept(file, f"{self.identity} {self.images}", tables, self.machine.ranks)
+        state = ResumableState(file, f"{self.identity} {self.images}", self.machine.ranks)
+        if tables is None:
+            return state.load()[0]
+        state.save(tables)
+        if stopping.poll(self.machine.ranks)[0]:
+            raise stopping.leave("while scoring, inside a kept computation")
+        return dict(tables)
 
     def fit(
         self,
@@ -220,7 +225,7 @@ class Bench:
         loop = Loop(settings, self.feed, machine, tracker, self.seed, "fit", self.ids if calibration else None)
         states = None
         if name and self.partial is not None:
-            key = hashlib.sha256(repr((self.identity, name, settings)).encode()).hexdigest()
+            key = identity_of(self.identity, name, settings)
             states = States(self.partial / f"fit_{key[:16]}", key)
 
         def loss_of(part: Batch, _epoch: int, _step: int) -> Tensor:

@@ -149,8 +149,7 @@ def _check(given: argparse.Namespace) -> Answer:
         spec = reading.load(given.recipe, given.overrides, methods.options_of, need_environment=not given.assume)
     except reading.UnsetError as error:
         raise PruneError(f"{error}\n{foreseen.ASSUME}") from error
-    kind = methods.find(spec.method["name"])
-    method = kind(kind.Options.model_validate({k: value for k, value in spec.method.items() if k != "name"}))
+    method = methods.build(spec.method)
     absent = [*foreseen.missing(spec), *foreseen.missing_images(spec.data)]
     if absent and not given.assume:
         raise PruneError("\n".join([*absent, foreseen.ASSUME]))

@@ -1,6 +1,5 @@
 """One observation: a statistic of the calibration images, folded over ranks and kept in a file from time to time."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from dist_prune.pruning.channels import Site
 from dist_prune.pruning.probe import taps
 from dist_prune.pruning.statistic import Statistic, Tally, gradients
 from dist_prune.pruning.units import folded
-from dist_prune.runtime import checkpoint, keeping
 from dist_prune.runtime.collectives import Ranks
+from dist_prune.runtime.resumable_state import ResumableState, identity_of
 
 
 def weight_of(model: nn.Module, site: Site) -> nn.Parameter:
@@ -64,12 +63,12 @@ class Observation:
         self, statistic: Statistic, sites: Sequence[Site], images: int, device: torch.device, ranks: Ranks,
         file: Path | None, asked: tuple[Any, ...],
     ):  # fmt: skip
-        self.sites, self.ranks, self.file = sites, ranks, file
+        self.sites, self.ranks = sites, ranks
         self.local, self.merged = (Tally(statistic, sites, images, device) for _ in range(2))
         settings = {name: repr(value) for name, value in sorted(vars(statistic).items())}
         names = [site.name for site in sites]
-        whole = (*asked, images, type(statistic).__name__, settings, names)
-        self.key = hashlib.sha256(repr(whole).encode()).hexdigest()
+        identity = identity_of(*asked, images, type(statistic).__name__, settings, names)
+        self.state = ResumableState(file, identity, ranks)
 
     @property
     def tables(self) -> dict[str, dict[str, Tensor]]:
@@ -87,18 +86,15 @@ class Observation:
             self.ranks.merge(word, tables)
         self.merged.merge(self.local)
         self.local.reset()
-        file = self.file
-        if file is not None:
-            meta = {"identity": self.key, "micro_batches": done}
-            self.ranks.together(lambda: checkpoint.save_sealed(file, self.merged.flat(), meta))
+        self.state.save(self.merged.flat(), micro_batches=done)
 
     def load(self, say: Callable[[str], None]) -> int:
         """Micro-batches that the file already holds of this observation; 0 where there is none of this kind."""
 
         def damaged() -> None:
-            say(f"  score: {self.file} is damaged and left aside; scoring starts over")
+            say(f"  score: {self.state.file} is damaged and left aside; scoring starts over")
 
-        tables, meta = keeping.reread(self.file, self.key, self.ranks, damaged)
+        tables, meta = self.state.load(damaged)
         if not meta:
             return 0
         self.merged.load(tables)

@@ -38,8 +38,7 @@ def act(given: argparse.Namespace) -> tuple[str, Any, int]:
             f"dist-prune plan {given.source} --from-json FILE"
         )
     spec = spec or reading.load(recipe, given.overrides, methods.options_of, need_environment=False)
-    kind = methods.find(spec.method["name"])
-    method = kind(kind.Options.model_validate({key: value for key, value in spec.method.items() if key != "name"}))
+    method = methods.build(spec.method)
     channels, classes, assumed = traced(spec, method)
     plan = replay.read(file, channels)
     body = replay.summary(plan, channels) | {"backbone": spec.backbone.name, "classes": classes, "assumed": assumed}

@@ -49,8 +49,7 @@ def act(given: argparse.Namespace) -> tuple[str, Any, int]:
 
     def choose() -> tuple[Recipe, Path]:
         spec = reading.load(given.recipe, given.overrides, methods.options_of)
-        kind = methods.find(spec.method["name"])
-        check(spec, kind(kind.Options.model_validate({k: v for k, v in spec.method.items() if k != "name"})))
+        check(spec, methods.build(spec.method))
         return spec, Path(os.environ.get("DIST_PRUNE_RUNS", "runs")) / spec.name
 
     def then(context: RunContext) -> None:

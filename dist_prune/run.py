@@ -127,10 +127,9 @@ def run(
     Returns: why the target was missed by more than its tolerance, or an empty string.
     """
     ranks = machine.ranks
-    method = methods.find(spec.method["name"])
+    method = methods.build(spec.method)
     for name in spec.score.compare:
         methods.find(name)  # refuses unknown ones before any work
-    options = method.Options.model_validate({k: v for k, v in spec.method.items() if k != "name"})
     fixed = [name for name in method.Options.score_options() if name not in method.Options.growing_options()]
     tracking.check(spec.report.trackers)
     changed = ranks.together(lambda: claim(folder, spec.written(), fixed, spec.resolved()))
@@ -142,7 +141,7 @@ def run(
     tracker.say(f"{spec.name}: {ranks.world} process(es) on {machine.device}, results in {folder}")
     if changed:
         tracker.say(changed)
-    context = RunContext(spec, machine, tracker, folder, method(options))
+    context = RunContext(spec, machine, tracker, folder, method)
     if shared is not None:
         context.artifact_store = Shelf(shared.resolve(), folder.resolve(), spec.cluster.holder_timeout_s)
     checking.precheck(context)

@@ -28,8 +28,7 @@ def loaded(file: Path, overrides: tuple[str, ...] = ()) -> Recipe:
 
 
 def chosen(spec: Recipe):
-    kind = methods.find(spec.method["name"])
-    return kind(kind.Options.model_validate({key: value for key, value in spec.method.items() if key != "name"}))
+    return methods.build(spec.method)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

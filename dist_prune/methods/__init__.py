@@ -5,7 +5,9 @@ A folder's ``__init__`` exports the method's class; its machinery lies beside it
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -47,6 +49,23 @@ def find(name: str) -> type[Method]:
         file = f"{name}/__init__.py must export" if hasattr(module, "__path__") else f"{name}.py must hold"
         raise PruneError(f"methods/{file} exactly one Method class, it has {len(classes)}")
     return classes[0]
+
+
+def build(section: Mapping[str, Any]) -> Method:
+    """The method that a recipe's ``method`` section describes.
+
+    Args:
+        section: ``name``, and values of the method's options; options that are not named have their defaults.
+
+    Returns:
+        The method with its options.
+
+    Raises:
+        PruneError: there is no method of that name.
+        pydantic.ValidationError: an option is unknown, or its value is not allowed (a loaded recipe has been checked).
+    """
+    kind = find(section["name"])
+    return kind(kind.Options.model_validate({key: value for key, value in section.items() if key != "name"}))
 
 
 def options_of(name: str) -> type[BaseModel]:

@@ -1,6 +1,5 @@
 """Independent jobs over the ranks: dealt out once, or in rounds with every result put on record."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -8,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dist_prune.runtime import checkpoint, keeping, stopping
+from dist_prune.runtime import stopping
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.record import Record
+from dist_prune.runtime.resumable_state import ResumableState, identity_of
 from dist_prune.runtime.stopping import PreemptedError
 
 Run = Callable[[Any], Any]
@@ -33,19 +33,19 @@ def shared(
         what: names the call where it is stopped.
         costs: of the jobs; the dearest go first.
     """
-    key = hashlib.sha256(repr((identity, list(jobs))).encode()).hexdigest()
-    results, mine, saved_at = _read(file, key, ranks), {}, time.monotonic()
+    state = ResumableState(file, identity_of(identity, list(jobs)), ranks)
+    results: dict[int, Any] = {int(number): table for number, table in state.load()[0].items()}
+    mine, saved_at = {}, time.monotonic()
     missing = [number for number in range(len(jobs)) if number not in results]
     if costs is not None:
         missing.sort(key=lambda number: (-costs[number], number))
 
-    def fold(place: Path | None = file) -> None:
+    def fold() -> None:
         for part in ranks.gather(mine):
             results.update(part)
         mine.clear()
-        if place is not None and results and all(isinstance(result, Tensor) for result in results.values()):
-            tables = {str(number): result for number, result in results.items()}
-            ranks.together(lambda: checkpoint.save_sealed(place, tables, {"identity": key}))
+        if results and all(isinstance(result, Tensor) for result in results.values()):
+            state.save({str(number): result for number, result in results.items()})
 
     rounds, reason = range(0, len(missing), ranks.world), ""
     for start in bar(rounds, len(rounds)):
@@ -113,11 +113,6 @@ def recorded(
         slowest = ranks.largest(int(1000 * (time.monotonic() - start)))[0] / 1000
         each = max(1, min(2 * each, int(each * ROUND_S / max(slowest, 1e-3))))
     return [record[job] for job in jobs]
-
-
-def _read(file: Path | None, key: str, ranks: Ranks) -> dict[int, Any]:
-    """The kept results of these very jobs, by number."""
-    return {int(number): table for number, table in keeping.reread(file, key, ranks)[0].items()}
 
 
 def on_cpu(value: Any) -> Any:

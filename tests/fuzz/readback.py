@@ -14,11 +14,11 @@ from PIL import Image
 
 from dist_prune.errors import PruneError
 from dist_prune.ledger import Ledger, read_json, write_atomic
-from dist_prune.runtime import keeping
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data import index
 from dist_prune.runtime.jobs import shared
 from dist_prune.runtime.record import Record
+from dist_prune.runtime.resumable_state import ResumableState
 from dist_prune.runtime.training.states import States
 from dist_prune.stages.sharing import Shelf
 from tests.fuzz import damage
@@ -59,11 +59,11 @@ def check_states(place: Path) -> None:
 
 
 def make_kept(place: Path) -> None:
-    keeping.kept(place / "kept.safetensors", "these", {"a": TABLE, "b": TABLE.long()}, Ranks())
+    ResumableState(place / "kept.safetensors", "these", Ranks()).save({"a": TABLE, "b": TABLE.long()})
 
 
 def check_kept(place: Path) -> None:
-    found = keeping.kept(place / "kept.safetensors", "these", None, Ranks())
+    found, _ = ResumableState(place / "kept.safetensors", "these", Ranks()).load()
     assert not found or (torch.equal(found["a"], TABLE) and torch.equal(found["b"], TABLE.long()) and len(found) == 2)
 
 

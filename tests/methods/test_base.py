@@ -188,3 +188,13 @@ def test_a_folder_that_exports_no_method_says_what_to_write(folder_of_methods):
     (folder_of_methods / "empty_paper/__init__.py").write_text("from dist_prune.methods.method import Method\n")
     with pytest.raises(PruneError, match=r"methods/empty_paper/__init__\.py must export exactly one Method class"):
         methods.find("empty_paper")
+
+
+def test_a_method_is_built_from_its_section():
+    method = methods.build({"name": "entropy", "batch": 7, "alpha": 2.0})
+    assert type(method) is methods.find("entropy")
+    assert (method.options.batch, method.options.alpha, method.options.bins) == (7, 2.0, 30)
+    with pytest.raises(PruneError, match=r"unknown method 'entropi'\. Did you mean 'entropy'"):
+        methods.build({"name": "entropi"})
+    with pytest.raises(ValueError, match="batches"):
+        methods.build({"name": "entropy", "batches": 7})

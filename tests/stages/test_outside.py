@@ -47,9 +47,7 @@ def work(root: Path, place: Path, *words: str) -> RunContext:
         *words,
     )
     recipe = reading.load("quickstart", list(keys), methods.options_of)
-    method = methods.find(recipe.method["name"])
-    options = method.Options(**{key: value for key, value in recipe.method.items() if key != "name"})
-    return RunContext(recipe, Machine.alone(), Tracker(False), place, method(options))
+    return RunContext(recipe, Machine.alone(), Tracker(False), place, methods.build(recipe.method))
 
 
 def lay(root: Path, mode: str | None) -> None:

@@ -1,7 +1,6 @@
 """Train a whole network with gates of its own on calibration images: its loss, its checkpoints, which epoch is kept."""
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from dist_prune.runtime.data.dealing import held_out
 from dist_prune.runtime.data.feed import Batch, Feed
 from dist_prune.runtime.evaluation import evaluate
 from dist_prune.runtime.machine import Machine
+from dist_prune.runtime.resumable_state import identity_of
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.runtime.training.loop import Loop
 from dist_prune.runtime.training.norms import Together
@@ -79,6 +79,6 @@ def learn(
     loop = Loop(settings, feed, machine, tracker, seed, name, train)
     states = None
     if at.partial is not None:
-        key = hashlib.sha256(repr((at.identity, at.ids.tolist(), name, padding, settings)).encode()).hexdigest()
+        key = identity_of(at.identity, at.ids.tolist(), name, padding, settings)
         states = States(at.partial / name, key, settings.keep_checkpoints, tracker.say)
     return Trainer(network, loop, judge, "holdout", states, losses=losses, watch=noted).run()

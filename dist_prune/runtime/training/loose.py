@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from dist_prune.runtime import checkpoint
 from dist_prune.runtime.training import optim
 from dist_prune.runtime.training.drive import Drive
 from dist_prune.runtime.training.loop import Loop, Losses, Progress, averaging
@@ -49,9 +48,9 @@ def fit(
 
     if states is not None:
         loop.save = save
-        newest = ranks.from_first(ranks.together(states.newest))
-        if newest is not None:
-            tensors, meta = checkpoint.read(states.folder / newest)
+        loaded = states.load(ranks)
+        if loaded is not None:
+            tensors, meta = loaded
             with torch.no_grad():
                 for i, parameter in enumerate(loose):
                     parameter.copy_(tensors.pop(f"parameter/{i}"))

@@ -18,6 +18,7 @@ from torch import Tensor
 from dist_prune.errors import PruneError
 from dist_prune.ledger import digest, file_digest, read_text, write_atomic
 from dist_prune.runtime import checkpoint
+from dist_prune.runtime.collectives import Ranks
 
 
 @dataclass
@@ -64,6 +65,14 @@ class States:
                 return path.name
             self.say(f"  the checkpoint {path} is damaged or cut short: going back to the one before")
         return None
+
+    def load(self, ranks: Ranks) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors, on the CPU, and meta of the newest whole checkpoint, the same on all ranks; None if there is none.
+
+        Every rank calls it; the first one decides which file is read.
+        """
+        newest = ranks.from_first(ranks.together(self.newest))
+        return None if newest is None else checkpoint.read(self.folder / newest)
 
     def others(self) -> list[Path]:
         """Checkpoints of trainings by other recipes in the same folder."""

@@ -8,7 +8,6 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from dist_prune.runtime import checkpoint
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data import dealing
 from dist_prune.runtime.data.feed import Batch
@@ -251,16 +250,16 @@ class Trainer:
         if self.states is None:
             return None
         ranks = self.loop.machine.ranks
-        newest = ranks.from_first(ranks.together(self.states.newest))
+        loaded = self.states.load(ranks)
         others = [path.name for path in self.states.others()] if ranks.first else []
         if others:
             self.loop.tracker.say(
                 f"  {self.loop.name}: {len(others)} checkpoint(s) in {self.states.folder} are of this training by "
                 f"other keys ({others[-1]}): left alone until this stage is finished"
             )
-        if newest is None:
+        if loaded is None:
             return None
-        tensors, meta = checkpoint.read(self.states.folder / newest)
+        tensors, meta = loaded
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             part, _, key = name.partition("/")
