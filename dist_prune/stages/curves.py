@@ -95,9 +95,15 @@ def accuracy(context: RunContext, model: nn.Module, orders: Mapping[str, Sequenc
     widths = [len(order) for order in orders.values()]
     with quiet(model):
         counts, images = count_images(
-            count, sum(widths), context.images.loader(False), ids, context.recipe.evaluate.batch, ranks, context.tracker,
+            count,
+            sum(widths),
+            context.images.loader(False),
+            ids,
+            context.recipe.evaluate.batch,
+            ranks,
+            context.tracker,
             "the curves of accuracy",
-        )  # fmt: skip
+        )
     top1 = (100 * torch.tensor(counts) / images).split(widths)
     return {name: part.tolist() for name, part in zip(orders, top1, strict=True)}
 
