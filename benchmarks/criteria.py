@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dist_prune import methods, reading
+from dist_prune import methods
+from dist_prune.config import loading
 from dist_prune.run import run
 from dist_prune.runtime.machine import Machine, describe
 from dist_prune.stages.code import commit_of
@@ -47,7 +48,7 @@ def main() -> None:
         ]  # fmt: skip
         machine = Machine.alone()
         start = time.perf_counter()
-        run(reading.load("resnet56_cifar10_l1", words, methods.options_of), folder / "run", machine, until="many")
+        run(loading.load("resnet56_cifar10_l1", words, methods.options_of), folder / "run", machine, until="many")
         seconds = time.perf_counter() - start
         table = json.loads((folder / "run/criteria.json").read_text())["table"]
     facts = describe(machine)

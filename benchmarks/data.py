@@ -31,7 +31,7 @@ from torchvision import transforms
 
 from dist_prune import methods
 from dist_prune.bench import Bench
-from dist_prune.pruning import surgeon
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.backbones.foreign import translated
 from dist_prune.runtime.collectives import leave
@@ -213,7 +213,7 @@ def scoring_rank(count: int, folder: str) -> None:
     checkpoint.fit(model, translated(weights, model.state_dict()), "the weights")
     source = open_source("imagefolder", folder, "val", True)
     feed = Waiting(source, Look(SIDE, (0.5,) * 3, (0.5,) * 3, 0.875), machine.device, 1)
-    channels = surgeon.sites_of(model, torch.randn(1, 3, SIDE, SIDE))
+    channels = sites_of(model, torch.randn(1, 3, SIDE, SIDE))
     kind = methods.find("graph")
     bench = Bench(model.to(machine.device), channels, feed, np.arange(count), machine, Tracker(False), BATCH)
     start = time.perf_counter()

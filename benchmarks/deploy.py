@@ -31,6 +31,7 @@ from dist_prune.observing import weight_of
 from dist_prune.pruning import cost, surgeon
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.latency import latency
 from dist_prune.runtime.machine import Machine, describe
@@ -54,7 +55,7 @@ def pruned() -> tuple[nn.Module, nn.Module, Plan, float]:
     """Dense and small network, the plan, the share of the MACs that is left."""
     torch.manual_seed(0)
     dense = backbones.create(NAME, CLASSES, 3).eval()
-    channels = surgeon.sites_of(dense, torch.randn(1, 3, SIZE, SIZE))
+    channels = sites_of(dense, torch.randn(1, 3, SIZE, SIZE))
     kind = methods.find("l1")
     norms = {s.name: weight_of(dense, s).detach().double().abs().flatten(1).sum(1) for s in channels.sites}
     plan = kind(kind.Options()).select(norms, channels, Request(target=("macs", 0.5), round_to=0))

@@ -29,11 +29,12 @@ from torch import Tensor, nn
 
 from dist_prune import methods
 from dist_prune.bench import Bench
+from dist_prune.config.training import Training
 from dist_prune.methods.method import Method
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.gating import gate, gate_points
-from dist_prune.recipe import Training
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.data.dealing import calibration
 from dist_prune.runtime.data.feed import Feed, Look
@@ -73,7 +74,7 @@ class Network:
         feeds = [Feed(open_source(source, root, "", train), look, self.machine.device) for train in (True, False)]
         self.train, self.test = feeds
         shape = (1, self.train.source.in_chans, look.size, look.size)
-        self.channels = surgeon.sites_of(model.eval(), torch.randn(shape))
+        self.channels = sites_of(model.eval(), torch.randn(shape))
 
     def scores(self, criterion: str, seed: int) -> dict[str, Tensor]:
         ids = calibration(self.train.source.labels, IMAGES, seed)

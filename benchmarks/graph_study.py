@@ -25,12 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dist_prune import methods, reading
+from dist_prune import methods
 from dist_prune.bench import Bench
+from dist_prune.config import loading
 from dist_prune.methods.method import Method
 from dist_prune.pruning import cost, surgeon
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.data.dealing import calibration
 from dist_prune.runtime.data.feed import Feed, Look
@@ -60,7 +62,7 @@ class Subject:
         self.model = backbones.create(f"resnet{depth}_cifar", 10, 3).eval()
         weights = place / f"weights/resnet{depth}_cifar10.safetensors"
         checkpoint.fit(self.model, checkpoint.read_weights(weights), str(weights))
-        self.channels = surgeon.sites_of(self.model, torch.randn(1, 3, 32, 32))
+        self.channels = sites_of(self.model, torch.randn(1, 3, 32, 32))
         self.train, self.test = (
             Feed(open_source("npz", str(place / "cifar10.npz"), "", train), LOOK, self.machine.device)
             for train in (True, False)
@@ -185,7 +187,7 @@ def study_fidelity(given: argparse.Namespace) -> dict[str, Any]:
 def study_finetune(given: argparse.Namespace) -> dict[str, Any]:
     """One epoch on the first 10,000 training images with the finetune section of the recipe."""
     body: dict[str, Any] = {}
-    recipe = reading.load("resnet56_cifar10_graph", ["finetune.epochs=1"], methods.options_of)
+    recipe = loading.load("resnet56_cifar10_graph", ["finetune.epochs=1"], methods.options_of)
     print("| network | threshold | MACs | parameters | after surgery | after one epoch |\n|---|---|---|---|---|---|")
     for depth in given.depth:
         subject = Subject(depth, given.tested)

@@ -24,9 +24,10 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 from dist_prune.methods.mint import Mint, Options
-from dist_prune.pruning import spanning, surgeon
+from dist_prune.pruning import spanning
 from dist_prune.pruning.information import Dependence, sizes
 from dist_prune.pruning.pairs import contiguous
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones
 from dist_prune.runtime.machine import Machine, describe
 
@@ -105,7 +106,7 @@ def resnet50() -> dict[str, float]:
     A pair takes its parent's distances once, a table for each parent group, a child table for each child group and tile
     of eight parent groups, and a tree for each score.
     """
-    channels = surgeon.sites_of(backbones.create("resnet50", 1000, 3).eval(), torch.zeros(1, 3, 64, 64))
+    channels = sites_of(backbones.create("resnet50", 1000, 3).eval(), torch.zeros(1, 3, 64, 64))
     pairs = Mint(Options(groups=64, skip=("fc",))).pairs(channels)
     points = sum(sizes(5000))
     nothing = np.zeros((points, points), np.float32)

@@ -23,11 +23,12 @@ import numpy as np
 import torch
 
 from dist_prune.bench import Bench
+from dist_prune.config.training import Training
 from dist_prune.methods.mint import Mint, Options
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.masks import masks_of, violations, weights_left
-from dist_prune.recipe import Training
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.feed import Feed, Look
@@ -58,7 +59,7 @@ class Study:
         )
         torch.manual_seed(0)
         self.model = backbones.create("mlp_mnist", 10, 1).eval()
-        self.channels = surgeon.sites_of(self.model, torch.rand(1, 1, 28, 28))
+        self.channels = sites_of(self.model, torch.rand(1, 1, 28, 28))
 
     def dense(self) -> None:
         """The dense weights, trained once."""

@@ -28,8 +28,8 @@ import torch
 
 from dist_prune import methods
 from dist_prune.bench import Bench
-from dist_prune.pruning import surgeon
 from dist_prune.pruning.choose import Request
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.collectives import leave
 from dist_prune.runtime.data.dealing import micro_batches
@@ -86,7 +86,7 @@ def bench_of(name: str, images: int, machine: Machine, micro_batch: int) -> Benc
     model = backbones.create(name, classes, 3).eval()
     source = open_source(kind, str(data() / place), "val" if kind == "imagefolder" else "", kind == "npz")
     feed = Feed(source, Look(side, MEAN, STD, 0.875 if side == 224 else 1.0), machine.device, 0)  # decoded right here
-    channels = surgeon.sites_of(model, torch.randn(1, 3, side, side))
+    channels = sites_of(model, torch.randn(1, 3, side, side))
     return Bench(model, channels, feed, np.arange(images), machine, Tracker(False), micro_batch)
 
 
@@ -180,7 +180,7 @@ def worker(words: list[str]) -> None:
             kind(kind.Options()).score(bench_of(words[1], int(words[2]), machine, 5))
             body[method] = ranks.since(before)
     else:
-        channels = surgeon.sites_of(backbones.create(NETWORK, 1000, 3).eval(), torch.randn(1, 3, 224, 224))
+        channels = sites_of(backbones.create(NETWORK, 1000, 3).eval(), torch.randn(1, 3, 224, 224))
         tables = [torch.zeros((s.width, s.width), dtype=torch.int64) for s in channels.sites if s.kind == "conv"]
         merges, polls = [], []
         for _ in range(7):

@@ -25,9 +25,9 @@ import torch
 from dist_prune import methods
 from dist_prune.bench import Bench
 from dist_prune.methods.graph import HashAgreement
-from dist_prune.pruning import surgeon
 from dist_prune.pruning.channels import Site
 from dist_prune.pruning.statistic import Tally
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.collectives import leave
 from dist_prune.runtime.data.dealing import deal, micro_batches
@@ -54,7 +54,7 @@ def bench_of(images: int, machine: Machine) -> tuple[Bench, str]:
             "NOISE, random weights (no data here)",
         )
     feed = Feed(source, Look(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), machine.device)
-    channels = surgeon.sites_of(model, torch.randn(1, 3, 32, 32))
+    channels = sites_of(model, torch.randn(1, 3, 32, 32))
     return Bench(model.to(machine.device), channels, feed, np.arange(images), machine, Tracker(False), MICRO), what
 
 

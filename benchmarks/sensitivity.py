@@ -22,11 +22,11 @@ from torch import nn
 from torch.nn import functional
 
 from dist_prune.methods.sensitivity import Options, Sensitivity, Shot
-from dist_prune.pruning import surgeon
 from dist_prune.pruning.learner import Learner, Mask, Rules
 from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.renew import draw
+from dist_prune.pruning.rng import draw
 from dist_prune.pruning.sensitivity import Ramp, filter_scores, target_masks
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones
 from dist_prune.runtime.machine import Machine, describe
 
@@ -62,7 +62,7 @@ def updates(name: str, batch: int, options: Options, rounds: int) -> dict[str, f
     torch.manual_seed(0)
     model = backbones.create(name, 10, 3)
     paper, bench = Sensitivity(options), Alone(model)
-    channels = paper.limits(surgeon.sites_of(model.eval(), torch.zeros(1, 3, 32, 32)))
+    channels = paper.limits(sites_of(model.eval(), torch.zeros(1, 3, 32, 32)))
     groups = paper.rounds(channels)[0]
     shot = Shot(paper, bench, channels, groups, 1)  # type: ignore[arg-type]
     rules = Rules(Ramp(1.0, 100.0, 100, 8, 390, 1.0))

@@ -26,11 +26,12 @@ from torch import Tensor, nn
 
 from dist_prune import methods
 from dist_prune.bench import Bench
+from dist_prune.config.training import Training
 from dist_prune.methods.method import TRAINED
 from dist_prune.methods.sensitivity import Options, Quirk, Sensitivity, Shot
 from dist_prune.pruning import cost, surgeon
 from dist_prune.pruning.choose import Request
-from dist_prune.recipe import Training
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.dealing import calibration
@@ -60,7 +61,7 @@ class Study:
         )
         self.model = backbones.create("resnet20_cifar", 10, 3)
         self.model.load_state_dict(checkpoint.read_weights(root / "weights/resnet20_cifar10.safetensors"))
-        self.channels = surgeon.sites_of(self.model.eval(), torch.zeros(1, 3, 32, 32))
+        self.channels = sites_of(self.model.eval(), torch.zeros(1, 3, 32, 32))
 
     def method(self, *quirks: Quirk) -> Sensitivity:
         return Sensitivity(

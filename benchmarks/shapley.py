@@ -24,13 +24,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dist_prune.bench import Bench
-from dist_prune.pruning import cost, surgeon
+from dist_prune.pruning import cost
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.coalitions import random_sets
 from dist_prune.pruning.game import Games
 from dist_prune.pruning.gating import gate, gate_points
 from dist_prune.pruning.posteriors import Dirichlet
-from dist_prune.pruning.renew import draw
+from dist_prune.pruning.rng import draw
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.feed import Feed, Look
@@ -46,7 +47,7 @@ def network() -> tuple[nn.Module, Channels, list[str]]:
     """The network, its channels, the names of its convolutions in order."""
     torch.manual_seed(0)
     model = backbones.create("vgg16_bn_linear_cifar", 10, 3).eval()
-    channels = surgeon.sites_of(model, torch.rand(1, 3, 32, 32))
+    channels = sites_of(model, torch.rand(1, 3, 32, 32))
     return model, channels, [name for name, layer in channels.layers.items() if layer.kind == "conv"]
 
 

@@ -28,9 +28,10 @@ from torch import nn
 
 from dist_prune import methods
 from dist_prune.bench import Bench
+from dist_prune.config.training import Training
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.choose import Request
-from dist_prune.recipe import Training
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.dealing import held_out
@@ -154,7 +155,7 @@ class Study:
         kind = methods.find(name)
         method = kind(kind.Options(**{**(setting.switches if name == "dirichlet" else {}), **options}))
         shape = (1, self.train.source.in_chans, setting.look.size, setting.look.size)
-        channels = surgeon.sites_of(model, torch.rand(shape)).without(self._whole(model))
+        channels = sites_of(model, torch.rand(shape)).without(self._whole(model))
         train, held = self.split(seed)
         count = {"shapley": setting.held, "fisher": setting.fisher}.get(name, setting.seen)
         pool = held if method.sees == "held_out" else train
@@ -179,7 +180,7 @@ class Study:
     def _whole(self, model: nn.Module) -> list[str]:
         """Groups that no count names are not scored."""
         shape = (1, self.train.source.in_chans, self.set.look.size, self.set.look.size)
-        channels = surgeon.sites_of(model, torch.rand(shape))
+        channels = sites_of(model, torch.rand(shape))
         named = channels.without(self.set.counts)
         return [group.name for group in named.free]
 

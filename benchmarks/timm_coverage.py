@@ -29,8 +29,10 @@ from dist_prune.errors import PruneError
 from dist_prune.methods.l1 import L1
 from dist_prune.pruning import cost, surgeon
 from dist_prune.pruning.choose import Request
+from dist_prune.pruning.head_groups import folded
 from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.units import folded
+from dist_prune.pruning.rebuild import rebuild
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.machine import Machine, describe
 from dist_prune.stages.code import commit_of
@@ -77,7 +79,7 @@ def attempt(name: str) -> dict[str, Any]:
         side = backbones.image_config(model, 3)["input_size"][-1]
         found |= {"side": side, "params": sum(p.numel() for p in model.parameters()), "stage": "trace"}
         example = torch.randn(2, 3, side, side)
-        channels = surgeon.sites_of(model, example[:1])
+        channels = sites_of(model, example[:1])
         found |= {"free": len(channels.free), "groups": len(channels.groups), "stage": "select"}
         if not channels.free:
             raise ValueError(f"no group is free. {protections(channels)}")
@@ -108,7 +110,7 @@ def attempt(name: str) -> dict[str, Any]:
             checkpoint.save(file, model.state_dict())
             found["stage"] = "load"
             shell = backbones.create(name, 10, 3)
-            again = surgeon.rebuild(shell, Plan.from_json(plan.to_json()), checkpoint.read(file)[0]).eval()
+            again = rebuild(shell, Plan.from_json(plan.to_json()), checkpoint.read(file)[0]).eval()
         found["stage"] = "compare"
         with torch.no_grad():
             model.load_state_dict(again.state_dict())  # batch norms moved in training mode

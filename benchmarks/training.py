@@ -27,7 +27,7 @@ from timm.scheduler.scheduler_factory import create_scheduler_v2
 from timm.utils.metrics import AverageMeter
 from torch.nn import functional
 
-from dist_prune.recipe import Training
+from dist_prune.config.training import Training
 from dist_prune.runtime import backbones
 from dist_prune.runtime.data.feed import Feed, Look
 from dist_prune.runtime.data.sources import ArraySource, open_source

@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dist_prune.config.training import Training
 from dist_prune.errors import PruneError
 from dist_prune.observing import Observation, weight_of
 from dist_prune.pruning.channels import Channels, Site
+from dist_prune.pruning.eval_mode import quiet
 from dist_prune.pruning.game import Games
 from dist_prune.pruning.gating import Where
-from dist_prune.pruning.probe import quiet, reproducible_kernels
-from dist_prune.pruning.renew import draw
+from dist_prune.pruning.head_groups import folded
+from dist_prune.pruning.probe import reproducible_kernels
+from dist_prune.pruning.rng import draw
 from dist_prune.pruning.statistic import Statistic
-from dist_prune.pruning.units import folded
-from dist_prune.recipe import Training
 from dist_prune.runtime import stopping
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.dealing import deal, held_out, micro_batches, steps

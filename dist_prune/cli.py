@@ -13,7 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dist_prune import comparing, documents, exporting, launching, methods, planning, ratios, reading, scoring
+from dist_prune import comparing, documents, exporting, launching, methods, planning, ratios, scoring
+from dist_prune.config import loading
 from dist_prune.errors import PruneError, path_trouble, shown
 
 
@@ -129,10 +130,10 @@ def _list(given: argparse.Namespace) -> Answer:
         width = max(map(len, found))
         return "\n".join(f"{name:{width}}  {paper}" for name, paper in found.items()), found, 0
     if given.what == "keys":
-        text = reading.reference(methods.options_of(given.pattern), "method.") if given.pattern else reading.reference()
+        text = loading.reference(methods.options_of(given.pattern), "method.") if given.pattern else loading.reference()
         return text, [line.split(" | ")[0].strip("| `") for line in text.splitlines()[2:]], 0
     if given.what == "recipes":
-        files = {name: str(file) for name, file in reading.known().items()}
+        files = {name: str(file) for name, file in loading.known().items()}
         return "\n".join(f"{name:32}  {path}" for name, path in sorted(files.items())), files, 0
     from dist_prune.runtime import backbones
 
@@ -146,8 +147,8 @@ def _check(given: argparse.Namespace) -> Answer:
     from dist_prune.runtime import backbones
 
     try:
-        spec = reading.load(given.recipe, given.overrides, methods.options_of, need_environment=not given.assume)
-    except reading.UnsetError as error:
+        spec = loading.load(given.recipe, given.overrides, methods.options_of, need_environment=not given.assume)
+    except loading.UnsetError as error:
         raise PruneError(f"{error}\n{foreseen.ASSUME}") from error
     method = methods.build(spec.method)
     absent = [*foreseen.missing(spec), *foreseen.missing_images(spec.data)]
@@ -232,7 +233,7 @@ def _origin(given: argparse.Namespace) -> tuple[str, str | None, str, str | None
         )
     if path.suffix == ".npz":
         return "npz", str(path), given.split, None
-    data = reading.load(given.source, [], methods.options_of).data
+    data = loading.load(given.source, [], methods.options_of).data
     return data.source, data.root, data.train_split if given.split == "train" else data.eval_split, data.layout
 
 

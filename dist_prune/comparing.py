@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_prune import documents, reading
+from dist_prune import documents
 from dist_prune.compatibility import with_new_names
+from dist_prune.config import loading
+from dist_prune.config.recipe import peeks
 from dist_prune.errors import PruneError, shown
-from dist_prune.ledger import canonical, flatten, write_atomic
+from dist_prune.fileio import canonical, write_atomic
+from dist_prune.ledger import flatten
 from dist_prune.pruning.cost import tabled
-from dist_prune.recipe import peeks
 from dist_prune.runtime.spread import DOUBTFUL, reliable
 
 # a row of the table in a recipe's header: which one, top-1 drop (/ top-5 drop), change of FLOPs and parameters (- where
@@ -221,7 +223,7 @@ def _papers(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     out = []
     for stem in sorted({name.split("-")[0] for name in names}):
         try:
-            file = reading.find(stem)
+            file = loading.find(stem)
         except PruneError:
             continue  # the recipe is not here any more, or was never in recipes/
         out += [{"recipe": stem, **point} for point in paper_points(file.read_text())]

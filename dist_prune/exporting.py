@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dist_prune import methods, reading
+from dist_prune import methods
+from dist_prune.config import loading
 from dist_prune.errors import PruneError
 
 KINDS = ("onnx", "onnx-fp16", "onnx-int8", "pt2")
@@ -169,7 +170,7 @@ def _images(given: argparse.Namespace, found: Any, place: Path | None, train: bo
             print(f"{root}: {len(files):,} image files{left_out(left)}", file=sys.stderr)
         source = FolderSource(files, np.zeros(len(files), dtype=np.int64), ("any",), str(root))  # type: ignore[arg-type]
     elif place is not None and (place.parent / "recipe.yaml").is_file():
-        data = reading.load(str(place.parent / "recipe.yaml"), [], methods.options_of).data
+        data = loading.load(str(place.parent / "recipe.yaml"), [], methods.options_of).data
         split = data.train_split if train else data.eval_split
         opened = open_split(data.backend, data.source, data.root, split, train, layout=data.layout)
         source, backend = opened.source, opened.backend

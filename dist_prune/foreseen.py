@@ -10,11 +10,13 @@ from typing import Any
 from torch import nn
 
 from dist_prune import replay
+from dist_prune.config.data import Data
+from dist_prune.config.recipe import Recipe
+from dist_prune.config.training import Training
 from dist_prune.errors import PruneError
 from dist_prune.ledger import Ledger
 from dist_prune.methods.method import Method
 from dist_prune.pruning import cost
-from dist_prune.recipe import Data, Recipe, Training
 from dist_prune.runtime.data.backends import beton_of
 from dist_prune.runtime.data.sources import KNOWN, open_source
 from dist_prune.runtime.dense_weights import load_checkpoint

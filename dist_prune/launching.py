@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dist_prune import methods, sweeps
+from dist_prune import methods
+from dist_prune.config import sweep
 from dist_prune.errors import PruneError, shown
 
 HEADER_END = "# One run on"  # the first line of slurm/run.sbatch behind its #SBATCH lines
@@ -37,13 +38,13 @@ def arguments(verbs: Any) -> None:
 
 
 def _sweep(given: argparse.Namespace) -> Answer:
-    found = sweeps.load(given.file, methods.options_of, need_environment=False)
+    found = sweep.load(given.file, methods.options_of, need_environment=False)
     body = [{"task": t.number, "name": t.name, "base": t.base, "overrides": list(t.overrides)} for t in found.tasks]
     return "\n".join(f"{t.number:4}  {t.name}" for t in found.tasks), body, 0
 
 
 def _where(given: argparse.Namespace) -> Answer:
-    place = str(sweeps.choose(given.recipe, given.sweep, given.task, given.overrides, need_environment=False)[1])
+    place = str(sweep.choose(given.recipe, given.sweep, given.task, given.overrides, need_environment=False)[1])
     return place, {"folder": place}, 0
 
 
@@ -88,12 +89,12 @@ def script(given: argparse.Namespace) -> str:
             raise PruneError(f"--accelerate: there is no file {given.accelerate}; launch/ in a checkout has some")
         values["ACCELERATE_CONFIG"] = Path(given.accelerate).resolve()
     if given.array:
-        found = sweeps.load(given.array, methods.options_of, need_environment=False)
+        found = sweep.load(given.array, methods.options_of, need_environment=False)
         values["SWEEP"] = found.file.resolve()
         lines += [f"--array=0-{len(found.tasks) - 1}", "--output=slurm-%A_%a.out"]
     else:
         words.remove(str(first))
-        spec = sweeps.choose(first, None, None, words, methods.options_of, need_environment=False)[0]
+        spec = sweep.choose(first, None, None, words, methods.options_of, need_environment=False)[0]
         lines += ["--output=slurm-%j.out"]
         lines[0] += f"_{spec.name}"
         words.insert(0, _absolute(str(first)))

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dist_prune.pruning.channels import Site
+from dist_prune.pruning.head_groups import folded
 from dist_prune.pruning.probe import taps
 from dist_prune.pruning.statistic import Statistic, Tally, gradients
-from dist_prune.pruning.units import folded
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.resumable_state import ResumableState, identity_of
 

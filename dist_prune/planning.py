@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dist_prune import methods, reading
+from dist_prune import methods
+from dist_prune.config import loading
 from dist_prune.errors import PruneError
 
 
@@ -22,14 +23,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def act(given: argparse.Namespace) -> tuple[str, Any, int]:
     """Read a plan, say what it leaves of the network, write it in the forms asked for."""
     from dist_prune import replay
-    from dist_prune.ledger import write_atomic
+    from dist_prune.fileio import write_atomic
     from dist_prune.preview import traced
+    from dist_prune.pruning import plan_summary
     from dist_prune.pruning.saved import to_saved
 
     run = Path(given.source)
     in_run = (run / "recipe.yaml").is_file()
     recipe = str(run / "recipe.yaml") if in_run else given.source
-    spec = reading.load(recipe, given.overrides, methods.options_of, need_environment=False) if in_run else None
+    spec = loading.load(recipe, given.overrides, methods.options_of, need_environment=False) if in_run else None
     name = f"round_{spec.schedule.rounds if spec else 1}/plan.json"
     file = Path(given.from_json) if given.from_json else run / name
     if not given.from_json and not file.is_file():
@@ -37,13 +39,17 @@ def act(given: argparse.Namespace) -> tuple[str, Any, int]:
             f"{given.source} is no run directory with a plan ({name}). For a recipe, name the plan's file: "
             f"dist-prune plan {given.source} --from-json FILE"
         )
-    spec = spec or reading.load(recipe, given.overrides, methods.options_of, need_environment=False)
+    spec = spec or loading.load(recipe, given.overrides, methods.options_of, need_environment=False)
     method = methods.build(spec.method)
     channels, classes, assumed = traced(spec, method)
     plan = replay.read(file, channels)
-    body = replay.summary(plan, channels) | {"backbone": spec.backbone.name, "classes": classes, "assumed": assumed}
+    body = plan_summary.summary(plan, channels) | {
+        "backbone": spec.backbone.name,
+        "classes": classes,
+        "assumed": assumed,
+    }
     text = f"{spec.backbone.name}, {classes} classes" + (f" (assumed {assumed})" if assumed else "")
-    text += "\n" + replay.as_text(body)
+    text += "\n" + plan_summary.as_text(body)
     written = {given.to_json: lambda: json.dumps(to_saved(plan, channels)), given.out: plan.to_json}
     for place, content in written.items():
         if place:

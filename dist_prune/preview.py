@@ -5,13 +5,12 @@ from typing import Any
 
 import torch
 
+from dist_prune.config.recipe import Recipe
 from dist_prune.methods.method import Method
-from dist_prune.pruning import surgeon
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request, reachable
 from dist_prune.pruning.cost import COSTS, countable
-from dist_prune.pruning.trial import check_logits
-from dist_prune.recipe import Recipe
+from dist_prune.pruning.trial import check_logits, sites_of
 from dist_prune.runtime import backbones
 from dist_prune.runtime.data.numbering import in_order, listed, told, warning
 from dist_prune.runtime.data.sources import KNOWN, check_figures, class_folders, npz_shape
@@ -29,7 +28,7 @@ def traced(spec: Recipe, method: Method) -> tuple[Channels, int, str]:
     size = spec.data.image_size or side or config["input_size"][1]
     check_figures(spec.data.mean, spec.data.std, in_chans)
     example = torch.randn(1, in_chans, size, size)
-    channels = surgeon.sites_of(model, example)
+    channels = sites_of(model, example)
     check_logits(model, example, spec.backbone.name)
     return method.limits(channels), classes, assumed
 

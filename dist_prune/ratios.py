@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dist_prune import methods, reading
+from dist_prune import methods
+from dist_prune.config import loading
 from dist_prune.errors import PruneError, shown
 
 RATIOS = "0.9,0.7,0.5,0.3,0.1"
@@ -39,7 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def act(given: argparse.Namespace) -> tuple[str, Any, int]:
     """Train or load the dense network, score, measure every group at every ratio; the first process says the result."""
-    from dist_prune.recipe import Recipe
+    from dist_prune.config.recipe import Recipe
     from dist_prune.run import launched, run
     from dist_prune.runtime.machine import Machine
     from dist_prune.stages.context import RunContext
@@ -48,7 +49,7 @@ def act(given: argparse.Namespace) -> tuple[str, Any, int]:
     ratios, images = _numbers(given)
 
     def choose() -> tuple[Recipe, Path]:
-        spec = reading.load(given.recipe, given.overrides, methods.options_of)
+        spec = loading.load(given.recipe, given.overrides, methods.options_of)
         check(spec, methods.build(spec.method))
         return spec, Path(os.environ.get("DIST_PRUNE_RUNS", "runs")) / spec.name
 
@@ -88,7 +89,7 @@ def _numbers(given: argparse.Namespace) -> tuple[tuple[float, ...], int | None]:
 
 def write(context: Any, found: Any, given: argparse.Namespace) -> None:
     """The files of the run directory, TensorBoard's figures, and what the terminal shows."""
-    from dist_prune.ledger import write_atomic
+    from dist_prune.fileio import write_atomic
     from dist_prune.report.ratio_curves_html import lines_figure, render_ratio_curves
 
     keep = found.suggestion(given.max_drop)

@@ -26,10 +26,12 @@ if __name__ == "__main__":  # launched by path: import the package from its pare
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run listens there is nothing to save, and nothing to show
     watch.begin()  # the launcher may be gone before torch is imported
 
-from dist_prune import lastword, methods, recipe, stages, sweeps
+from dist_prune import lastword, methods, stages
+from dist_prune.config import recipe, sweep
 from dist_prune.errors import MISSED, PruneError
+from dist_prune.fileio import canonical, read_json, write_atomic
 from dist_prune.folders import clear_leftovers, run_folder
-from dist_prune.ledger import canonical, claim, lock, read_json, write_atomic
+from dist_prune.ledger import claim, lock
 from dist_prune.runtime import meeting, stopping, tracking
 from dist_prune.runtime.collectives import RankLostError, leave, overheard
 from dist_prune.runtime.machine import Machine
@@ -64,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     def act(spec: recipe.Recipe, folder: Path, machine: Machine) -> str:
         return run(spec, folder, machine, folder.parent / "shared" if given.sweep else None)
 
-    chosen = partial(sweeps.choose, given.recipe, given.sweep, given.task, overrides, methods.options_of)
+    chosen = partial(sweep.choose, given.recipe, given.sweep, given.task, overrides, methods.options_of)
     return launched(chosen, given.run_dir, act)
 
 

@@ -7,8 +7,9 @@ import argparse
 import json
 from typing import Any
 
-from dist_prune import methods, reading
+from dist_prune import methods
 from dist_prune.compatibility import artifact
+from dist_prune.config import loading
 from dist_prune.errors import PruneError, shown
 from dist_prune.folders import run_folder
 from dist_prune.methods.method import Ranking
@@ -34,7 +35,7 @@ def act(given: argparse.Namespace) -> tuple[str, Any, int]:
     if len(names) < 2 or len(set(names)) < len(names):
         raise PruneError(f"--methods: two or more different ones, got {shown(given.methods)}")
     words = [*given.overrides, f"score.compare=[{','.join(names)}]"]
-    spec = reading.load(given.recipe, words, methods.options_of)
+    spec = loading.load(given.recipe, words, methods.options_of)
     folder = run_folder(given.run_dir, f"runs/{spec.name}")
     stopping.listen()
     machine = Machine.start(spec.cluster.timeout_s, spec.cluster.tf32, spec.cluster.deterministic)

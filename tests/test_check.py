@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dist_prune import foreseen, methods, reading
+from dist_prune import foreseen, methods
 from dist_prune.cli import main
+from dist_prune.config import loading
 from dist_prune.run import main as run
 from dist_prune.runtime import backbones
 
@@ -95,7 +96,7 @@ def test_contradictions_that_a_run_would_refuse(capsys):
 
 
 def test_what_is_done_needs_no_file_any_more():
-    spec = reading.load("quickstart", ["backbone.checkpoint=/no/x", "score.from=/no/run"], methods.options_of)
+    spec = loading.load("quickstart", ["backbone.checkpoint=/no/x", "score.from=/no/run"], methods.options_of)
     assert len(foreseen.missing(spec)) == 2
     assert foreseen.missing(spec, ("train", "score")) == []
 

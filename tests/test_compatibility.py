@@ -5,12 +5,13 @@ import json
 import pytest
 import yaml
 
-from dist_prune import ledger, methods, overrides, reading, stages
+from dist_prune import ledger, methods, stages
 from dist_prune.compatibility import OLD_NAMES, RENAMED, artifact
+from dist_prune.config import loading, overrides
+from dist_prune.config.recipe import Recipe
+from dist_prune.config.training import Training
 from dist_prune.errors import PruneError
 from dist_prune.ledger import Ledger, claim
-from dist_prune.recipe import Recipe
-from dist_prune.sections import Training
 from tests.stages.test_trainings import work_of
 
 OLD = ("score.many=[l1, taylor]", "train.save_every_minutes=3", "finetune.save_every_minutes=4")
@@ -23,11 +24,11 @@ def nothing_said_yet(monkeypatch):
 
 
 def load(*words: str, recipe: str = "quickstart") -> Recipe:
-    return reading.load(recipe, list(words), methods.options_of)
+    return loading.load(recipe, list(words), methods.options_of)
 
 
 def test_each_renamed_key_has_one_present_name():
-    assert {key for key, _ in reading._keys(Recipe, "")} >= {new for new in RENAMED.values() if "finetune" not in new}
+    assert {key for key, _ in loading._keys(Recipe, "")} >= {new for new in RENAMED.values() if "finetune" not in new}
     assert len(OLD_NAMES) == len(RENAMED)
     assert not OLD_NAMES.keys() & RENAMED.keys()
 
@@ -39,7 +40,7 @@ def test_old_keys_are_read_and_one_line_says_the_new_name(tmp_path, capsys):
     assert load(*OLD) == new
     told = capsys.readouterr().err.splitlines()
     assert told == [f"{old} is called {now} now; the old name is still read" for old, now in RENAMED.items()]
-    tree = yaml.safe_load(reading.find("quickstart").read_text())
+    tree = yaml.safe_load(loading.find("quickstart").read_text())
     tree["score"]["many"] = ["l1", "taylor"]
     tree["train"]["save_every_minutes"] = 3
     (tmp_path / "quickstart.yaml").write_text(yaml.safe_dump(tree))
@@ -55,7 +56,7 @@ def test_old_keys_are_read_and_one_line_says_the_new_name(tmp_path, capsys):
 def test_both_names_at_once_are_an_error(tmp_path):
     with pytest.raises(PruneError, match=r"score\.many: it is called score\.compare now, and both are given"):
         load(OLD[0], NEW[0])
-    text = reading.find("quickstart").read_text()
+    text = loading.find("quickstart").read_text()
     assert text.count("\ntrain: {") == 1
     both = text.replace("\ntrain: {", "\ntrain: {save_every_minutes: 3, checkpoint_every_minutes: 4, ")
     (tmp_path / "x.yaml").write_text(both)

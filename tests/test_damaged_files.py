@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from dist_prune.errors import PruneError
-from dist_prune.ledger import Ledger, append_lines, lock, write_atomic
+from dist_prune.fileio import append_lines, write_atomic
+from dist_prune.ledger import Ledger, lock
 from dist_prune.runtime.data import index, scanning
 from dist_prune.runtime.data.files import read_image
 from dist_prune.runtime.tracking import Tracker

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from dist_prune import methods, reading, stages, sweeps
+from dist_prune import methods, stages
 from dist_prune.cli import main
+from dist_prune.config import loading
+from dist_prune.config import sweep as sweeps
 from dist_prune.methods.method import MethodOptions
 from dist_prune.runtime.collectives import Ranks
 from tests.launch import SMALL, report, run
@@ -35,10 +37,10 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.re
 
 def keys() -> str:
     """Every key of a recipe, then those of each method that no other has."""
-    common = set(reading.reference(MethodOptions, "method.").splitlines()[2:])
-    parts = [reading.reference(), "## Keys of the methods"]
+    common = set(loading.reference(MethodOptions, "method.").splitlines()[2:])
+    parts = [loading.reference(), "## Keys of the methods"]
     for name in OWN:
-        rows = reading.reference(methods.options_of(name), "method.").splitlines()
+        rows = loading.reference(methods.options_of(name), "method.").splitlines()
         if own := [row for row in rows[2:] if row not in common]:
             parts += [f"### `{name}`", "\n".join([*rows[:2], *own])]
     return "\n\n".join(parts) + "\n"
@@ -76,7 +78,7 @@ def test_the_recipe_and_the_sweep_of_the_reference_load(tmp_path):
     text = (ROOT / "docs" / "recipes.md").read_text()
     recipe, sweep = (re.search(rf"^    {word}:.*?\n\n", text, re.M | re.S) for word in ("name", "tasks"))
     assert recipe and sweep
-    for name, found, load in (("mine", recipe, reading.load), ("several", sweep, sweeps.load)):
+    for name, found, load in (("mine", recipe, loading.load), ("several", sweep, sweeps.load)):
         (tmp_path / f"{name}.yaml").write_text(textwrap.dedent(found[0]))
         load(str(tmp_path / f"{name}.yaml"), options_of=methods.options_of, need_environment=False)
 
@@ -150,7 +152,7 @@ def test_commands_are_typed_right(page, capsys):
         given = dict(itertools.pairwise(words))
         if (recipe := given.get("--recipe", "RECIPE")) != recipe.upper() and "/" not in recipe:
             keys = [word for word in words[words.index("--recipe") :] if re.match(r"[\w.]+=", word)]
-            reading.load(recipe, keys, methods.options_of, need_environment=False)
+            loading.load(recipe, keys, methods.options_of, need_environment=False)
         for option, load in (("--sweep", sweeps.load), ("--array", sweeps.load), ("--config_file", None)):
             name = given.get(option, "")
             if name and name != name.upper():

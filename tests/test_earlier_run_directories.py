@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 import dist_prune
-from dist_prune import methods, reading
+from dist_prune import methods
 from dist_prune.compatibility import FIRST_NAMES, first_name
-from dist_prune.ledger import Ledger, append_lines, file_digest, sealed
+from dist_prune.config import loading
+from dist_prune.fileio import append_lines, file_digest, sealed
+from dist_prune.ledger import Ledger
 from dist_prune.run import run
 from dist_prune.runtime.machine import Machine
 from dist_prune.stages import ORDER
@@ -23,7 +25,7 @@ WORDS = (
 
 
 def finish(folder: Path) -> dict:
-    run(reading.load("quickstart", list(WORDS), methods.options_of), folder, Machine.alone())
+    run(loading.load("quickstart", list(WORDS), methods.options_of), folder, Machine.alone())
     return json.loads((folder / "report.json").read_text())
 
 

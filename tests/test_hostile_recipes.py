@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from dist_prune import documents, methods, reading, sweeps
+from dist_prune import documents, methods
 from dist_prune.cli import main as cli_main
+from dist_prune.config import loading, sweep
+from dist_prune.config.recipe import Recipe
 from dist_prune.errors import LONGEST_SHOWN, PruneError, shown
-from dist_prune.recipe import Recipe
 from tests.test_layers import ROOT
 
 GOOD = "backbone: {name: resnet8p_cifar}\ndata: {source: digits}\nmethod: {name: l1}\n"
@@ -79,16 +80,16 @@ def mutated(text: str, draw: random.Random) -> bytes:
 def loaded(file: Path) -> tuple[Any, str]:
     """What came of a file: a recipe, or the text of a PruneError."""
     try:
-        return reading.load(str(file), [], methods.options_of, need_environment=False), ""
+        return loading.load(str(file), [], methods.options_of, need_environment=False), ""
     except PruneError as error:
         return None, str(error)
 
 
 def fuzz(folder: Path, count: int) -> int:
     """Mutate recipes and load them; how many were refused. AssertionError for a hang or memory; all else is raised."""
-    texts = [reading.find(name).read_text() for name in FUZZED]
+    texts = [loading.find(name).read_text() for name in FUZZED]
     for name in FUZZED:
-        assert loaded(reading.find(name))[0] is not None
+        assert loaded(loading.find(name))[0] is not None
     draw, refused = random.Random(17), 0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(count):
@@ -158,7 +159,7 @@ def test_the_same_on_the_command_line(tmp_path, capsys):
         ("data.root=" + "b" * 300, "too long for the name"), ("target=&x [*x]", "stands inside"),
     ):  # fmt: skip
         with pytest.raises(PruneError) as error:
-            reading.load(str(tmp_path / "x.yaml"), [word], methods.options_of)
+            loading.load(str(tmp_path / "x.yaml"), [word], methods.options_of)
         assert said in str(error.value) and len(str(error.value)) < 1500
     for verb in ("check", "sweep"):
         assert cli_main([verb, "c" * 5000]) == 2
@@ -190,7 +191,7 @@ def test_hostile_sweeps(tmp_path, text, said):
     (tmp_path / "s.yaml").write_text(f"tasks: [{text}]")
     start = time.process_time()
     with pytest.raises(PruneError) as error:
-        sweeps.load(str(tmp_path / "s.yaml"), methods.options_of)
+        sweep.load(str(tmp_path / "s.yaml"), methods.options_of)
     assert said in str(error.value), str(error.value)[:500]
     assert time.process_time() - start < 1
 
@@ -198,7 +199,7 @@ def test_hostile_sweeps(tmp_path, text, said):
 def test_a_sweep_that_would_name_the_folder_above(tmp_path):
     (tmp_path / "...yaml").write_text("tasks: [{base: quickstart}]")
     with pytest.raises(PruneError, match="cannot be dots alone"):
-        sweeps.load(str(tmp_path / "...yaml"), methods.options_of)
+        sweep.load(str(tmp_path / "...yaml"), methods.options_of)
 
 
 def test_a_task_s_folder_has_a_name_that_the_disk_takes(tmp_path):
@@ -206,9 +207,9 @@ def test_a_task_s_folder_has_a_name_that_the_disk_takes(tmp_path):
     (tmp_path / "s.yaml").write_text(
         f"tasks: [{{base: quickstart, list: [{{select.exclude: [{long}1, {long}2, {long}3]}}]}}]"
     )
-    (task,) = sweeps.load(str(tmp_path / "s.yaml"), methods.options_of).tasks
+    (task,) = sweep.load(str(tmp_path / "s.yaml"), methods.options_of).tasks
     assert len(task.name) <= 200
-    spec, place = sweeps.choose(None, str(tmp_path / "s.yaml"), 0, [], methods.options_of)
+    spec, place = sweep.choose(None, str(tmp_path / "s.yaml"), 0, [], methods.options_of)
     assert spec.name == task.name == place.name
 
 

@@ -6,8 +6,9 @@ import shutil
 import pytest
 import yaml
 
-from dist_prune import cli, methods, reading
+from dist_prune import cli, methods
 from dist_prune.comparing import collect, markdown
+from dist_prune.config import loading
 from dist_prune.documents import strict_json
 from dist_prune.errors import PruneError
 from dist_prune.folders import clear_leftovers, run_folder
@@ -100,7 +101,7 @@ def finished(tmp_path_factory):
     """A run whose recipe names variables; one that a kill left a file in."""
     folder = tmp_path_factory.mktemp("variables")
     source = folder / "tokens.yaml"
-    tree = yaml.safe_load(reading.find("quickstart").read_text())
+    tree = yaml.safe_load(loading.find("quickstart").read_text())
     tree["score"] = {**tree.get("score", {}), "record": "${A_TOKEN}/record.jsonl"}
     tree["seed"] = "${A_SEED}"
     source.write_text(yaml.safe_dump(tree))
@@ -149,7 +150,7 @@ def test_a_recipe_with_variables_is_bound_by_its_text(tmp_path, monkeypatch):
         "backbone: {name: resnet8p_cifar}\ndata: {source: npz, root: '${A_PLACE}/${UNSET_ONE}', classes: [1, 2]}\n"
         "method: {name: l1}\nselect: {include: ['${A_PLACE}', b]}\n"
     )
-    spec = reading.load(str(tmp_path / "x.yaml"), [], methods.options_of, need_environment=False)
+    spec = loading.load(str(tmp_path / "x.yaml"), [], methods.options_of, need_environment=False)
     assert spec.data.root == "/secret/place/${UNSET_ONE}" and spec.select.include == ("/secret/place", "b")
     written = spec.written()
     assert written["data"]["root"] == "${A_PLACE}/${UNSET_ONE}" and written["select"]["include"] == ["${A_PLACE}", "b"]

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "dist_prune"
 FILES = sorted(PACKAGE.rglob("*.py"))
 GIANTS = {
     "torch.distributed": {"runtime/collectives.py"},
-    "torch_pruning": {"pruning/surgeon.py"},
+    "torch_pruning": {"pruning/tracer.py", "pruning/surgeon.py"},
     "timm": {
         "runtime/backbones/__init__.py",
         "runtime/backbones/arguments.py",
@@ -40,40 +40,33 @@ GIANTS = {
 ALLOWED = {
     "errors": set(),
     "documents": {"errors"},
-    "stage_keys": set(),
-    "sections": {"compatibility", "errors", "stage_keys"},
-    "target": {"sections", "stage_keys"},
-    "recipe": {"errors", "sections", "stage_keys", "target"},
-    "names": {"errors"},
-    "overrides": {"compatibility", "errors", "documents", "recipe"},
-    "reading": {"errors", "documents", "names", "overrides", "recipe"},
+    "fileio": {"errors"},
+    "config": {"errors", "documents", "fileio", "compatibility"},
     "folders": {"errors"},
     "compatibility": set(),
-    "ledger": {"compatibility", "errors", "documents"},
-    "sweeps": {"errors", "documents", "names", "recipe", "reading", "ledger"},
-    "pruning": {"errors", "target"},  # costs are keys of a recipe's target section
-    "runtime": {"errors", "recipe", "ledger"},
+    "ledger": {"compatibility", "errors", "documents", "fileio"},
+    "pruning": {"errors", "config"},  # costs are keys of a recipe's target section
+    "runtime": {"errors", "config", "fileio"},
     "methods": {"errors", "pruning"},
     "observing": {"errors", "pruning", "runtime"},
-    "bench": {"errors", "recipe", "pruning", "runtime", "observing"},
+    "bench": {"errors", "config", "pruning", "runtime", "observing"},
     "onepass": {"pruning", "bench"},
     "hub": {"errors", "documents", "pruning", "runtime"},
     "manifest": {"errors"},
-    "bundle": {"errors", "documents", "manifest", "ledger", "pruning", "runtime", "hub"},
-    "exporting": {"errors", "reading", "methods", "runtime", "bundle", "hub"},
-    "preview": {"errors", "recipe", "pruning", "runtime", "methods"},
+    "bundle": {"errors", "documents", "manifest", "pruning", "runtime", "hub"},
+    "exporting": {"errors", "config", "methods", "runtime", "bundle", "hub"},
+    "preview": {"errors", "config", "pruning", "runtime", "methods"},
     "doctor": {"errors"},
     "lastword": set(),
     "replay": {"errors", "documents", "pruning"},
-    "foreseen": {"errors", "ledger", "methods", "pruning", "recipe", "replay", "runtime"},
-    "planning": {"errors", "recipe", "reading", "ledger", "pruning", "methods", "preview", "replay"},
-    "report": {"pruning", "recipe", "runtime"},
+    "foreseen": {"errors", "ledger", "methods", "pruning", "config", "replay", "runtime"},
+    "planning": {"errors", "config", "pruning", "methods", "preview", "replay", "fileio"},
+    "report": {"pruning", "config", "runtime"},
     "stages": {
-        "stage_keys",
+        "config",
         "compatibility",
         "errors",
         "documents",
-        "recipe",
         "ledger",
         "pruning",
         "runtime",
@@ -84,29 +77,48 @@ ALLOWED = {
         "replay",
         "foreseen",
         "report",
+        "fileio",
     },
-    "run": {"errors", "folders", "lastword", "recipe", "sweeps", "ledger", "runtime", "methods", "stages"},
+    "run": {
+        "errors",
+        "folders",
+        "lastword",
+        "config",
+        "ledger",
+        "runtime",
+        "methods",
+        "stages",
+        "fileio",
+    },
     "comparing": {
         "compatibility",
         "errors",
         "documents",
-        "recipe",
-        "reading",
+        "config",
         "ledger",
         "pruning",
         "runtime",
         "report",
+        "fileio",
     },
-    "launching": {"errors", "recipe", "reading", "methods", "sweeps"},
-    "scoring": {"pruning", "compatibility", "errors", "folders", "reading", "ledger", "methods", "runtime", "run"},
-    "ratios": {"errors", "recipe", "reading", "ledger", "methods", "runtime", "stages", "report", "run"},
+    "launching": {"errors", "config", "methods"},
+    "scoring": {"pruning", "compatibility", "errors", "folders", "config", "ledger", "methods", "runtime", "run"},
+    "ratios": {
+        "errors",
+        "config",
+        "methods",
+        "runtime",
+        "stages",
+        "report",
+        "run",
+        "fileio",
+    },
     "cli": {
         "errors",
         "documents",
         "ratios",
         "scoring",
-        "recipe",
-        "reading",
+        "config",
         "runtime",
         "methods",
         "preview",
@@ -215,6 +227,12 @@ def test_a_paper_s_folder_is_looked_through(tmp_path):
     assert strangers("dist_prune.methods", papers) == ["alone: alone.py", "folder: method.py"]
 
 
+def test_the_configuration_needs_no_library_but_pydantic_and_yaml():
+    for file in (PACKAGE / "config").glob("*.py"):
+        used = {module.split(".")[0] for module in imports_of(file)}
+        assert used <= sys.stdlib_module_names | {"dist_prune", "pydantic", "yaml"}, name_of(file)
+
+
 def test_no_import_circle():
     modules = {}
     for file in FILES:
@@ -263,7 +281,9 @@ def test_no_benchmark_shadows_a_package():
     assert not {file.stem for file in (ROOT / "benchmarks").glob("*.py")} & taken
 
 
-@pytest.mark.parametrize("module", ["dist_prune", "dist_prune.reading", "dist_prune.ledger", "dist_prune.doctor"])
+@pytest.mark.parametrize(
+    "module", ["dist_prune", "dist_prune.config.sweep", "dist_prune.ledger", "dist_prune.fileio", "dist_prune.doctor"]
+)
 def test_these_import_no_torch_and_no_templates(module):
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'jinja2', 'matplotlib'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

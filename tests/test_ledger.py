@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from dist_prune.errors import PruneError
-from dist_prune.ledger import Ledger, claim, file_digest, lock, write_atomic
+from dist_prune.fileio import file_digest, write_atomic
+from dist_prune.ledger import Ledger, claim, lock
 
 RECIPE = {
     "name": "a",
@@ -113,7 +114,7 @@ def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path):
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from dist_prune.ledger import write_atomic
+from dist_prune.fileio import write_atomic
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 write_atomic(Path(sys.argv[1]), b"x" * 5000)

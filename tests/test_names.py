@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dist_prune import methods, names, reading, sweeps
+from dist_prune import methods
 from dist_prune.cli import main
+from dist_prune.config import loading, recipe_files, sweep
 from dist_prune.errors import PruneError
 
 
@@ -26,41 +27,41 @@ from dist_prune.errors import PruneError
         ("recipes/resnet50_graph", "resnet50_graph"),
         ("recipes/graph/resnet50_graph.yaml", "resnet50_graph"),
         ("recipes/graph/resnet50_imagenet_graph", "resnet50_graph"),
-        (str(names.recipe_folders()[1] / "resnet56_cifar10_l1.yaml"), "resnet56_cifar10_l1"),
+        (str(recipe_files.recipe_folders()[1] / "resnet56_cifar10_l1.yaml"), "resnet56_cifar10_l1"),
     ],
 )
 def test_old_names_and_paths_mean_the_same_recipe_quietly(old, new, capsys):
-    spec = reading.load(old, [], methods.options_of, need_environment=False)
-    assert spec == reading.load(new, [], methods.options_of, need_environment=False)
+    spec = loading.load(old, [], methods.options_of, need_environment=False)
+    assert spec == loading.load(new, [], methods.options_of, need_environment=False)
     assert spec.name == new
     assert capsys.readouterr() == ("", "")
 
 
 def test_no_recipe_s_name_has_imagenet_for_a_word():
-    assert not [name for name in names.known() if names.plain(name) != name]
+    assert not [name for name in recipe_files.known() if recipe_files.plain(name) != name]
 
 
 def test_aliases_work_in_sweeps(tmp_path):
     file = tmp_path / "old.yaml"
     file.write_text("tasks:\n  - base: resnet50_imagenet_graph\n    grid: {select.threshold: [0.65, 0.7]}\n")
-    tasks = sweeps.load(str(file), methods.options_of, need_environment=False).tasks
+    tasks = sweep.load(str(file), methods.options_of, need_environment=False).tasks
     assert [task.name for task in tasks] == [f"resnet50_imagenet_graph-threshold_{t}" for t in (0.65, 0.7)]
-    assert sweeps.find("graph_cifar10.yaml") == sweeps.find("graph_cifar10")
+    assert sweep.find("graph_cifar10.yaml") == sweep.find("graph_cifar10")
 
 
 def test_recipes_are_found_in_folders_of_any_working_directory(tmp_path, monkeypatch):
     """Those of the working directory come first; one name in two folders there is no answer."""
     monkeypatch.chdir(tmp_path)
-    assert names.find("resnet50_graph").parent.name == "graph"
-    assert "entropy_budgets" not in names.known()
+    assert recipe_files.find("resnet50_graph").parent.name == "graph"
+    assert "entropy_budgets" not in recipe_files.known()
     for folder in ("own", "sweeps"):
         (tmp_path / "recipes" / folder).mkdir(parents=True)
         (tmp_path / "recipes" / folder / "resnet50_graph.yaml").touch()
-    assert names.find("resnet50_graph") == Path("recipes/own/resnet50_graph.yaml")
+    assert recipe_files.find("resnet50_graph") == Path("recipes/own/resnet50_graph.yaml")
     (tmp_path / "recipes/other").mkdir()
     (tmp_path / "recipes/other/resnet50_graph.yaml").touch()
     assert "several files: recipes/other/resnet50_graph.yaml, recipes/own/resnet50_graph.yaml" in said("resnet50_graph")
-    assert names.find("recipes/own/resnet50_graph") == Path("recipes/own/resnet50_graph.yaml")
+    assert recipe_files.find("recipes/own/resnet50_graph") == Path("recipes/own/resnet50_graph.yaml")
     assert "Did you mean 'resnet50_mint'" in said("recipes/own/resnet50_mint.yaml")
 
 
@@ -68,13 +69,13 @@ def test_the_list_names_every_recipe_and_no_sweep(capsys):
     assert main(["list", "recipes"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert {line[0]: Path(line[1]).parent.name for line in lines}["resnet50_graph"] == "graph"
-    assert len(lines) == len(names.known()) == len({line[0] for line in lines})
+    assert len(lines) == len(recipe_files.known()) == len({line[0] for line in lines})
     assert all(Path(line[1]).is_file() for line in lines)
 
 
 def said(name: str) -> str:
     with pytest.raises(PruneError) as error:
-        names.find(name)
+        recipe_files.find(name)
     return str(error.value)
 
 
@@ -96,12 +97,12 @@ def test_suggestions_know_backbone_method_and_data():
     assert "'resnet50_graph'" in l1
     assert "No recipe has all of these words." in l1
     assert "method.name=NAME" in l1
-    folders = names.near("imagefolder", names.known())[0]
+    folders = recipe_files.near("imagefolder", recipe_files.known())[0]
     assert "resnet18_folder_entropy" in folders
     assert "resnet50_graph" in folders
     assert not [name for name in folders if "cifar" in name]
-    assert all(name.startswith("resnet50_") for name in names.near("resnet50", names.known())[0])
-    assert all("resnet56_" in name for name in names.near("resnet56", names.known())[0])
+    assert all(name.startswith("resnet50_") for name in recipe_files.near("resnet50", recipe_files.known())[0])
+    assert all("resnet56_" in name for name in recipe_files.near("resnet56", recipe_files.known())[0])
 
 
 def test_where_no_recipe_is_near_the_way_to_one_is_said():

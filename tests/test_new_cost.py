@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from dist_prune import comparing, methods, preview, reading, replay
+from dist_prune import comparing, methods, preview, replay
+from dist_prune.config import loading
+from dist_prune.config.target import SETTINGS, Target
 from dist_prune.errors import PruneError
 from dist_prune.hub import card
+from dist_prune.pruning import plan_summary
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.cost import COSTS, Cost, countable, register, target_keys
-from dist_prune.recipe import Target
 from dist_prune.run import run
 from dist_prune.runtime.machine import Machine
-from dist_prune.target import SETTINGS
 from tests.launch import report
 from tests.test_targets import WORDS
 
@@ -37,7 +38,7 @@ def activations():
 
 
 def load(*words: str):
-    return reading.load("quickstart", [*WORDS, "target.macs=null", *words], methods.options_of)
+    return loading.load("quickstart", [*WORDS, "target.macs=null", *words], methods.options_of)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_verbs_and_pages_show_it(made):
     assert looked["dense"]["activations"] == elements(channels, {})
     assert 0 < looked["reachable"]["activations"][0] < 0.6
     assert " activations" in preview.as_text(looked)
-    planned = replay.summary(replay.read(made / "round_2/plan.json", channels), channels)
+    planned = plan_summary.summary(replay.read(made / "round_2/plan.json", channels), channels)
     assert planned["removed"]["activations"] == pytest.approx(1 - report(made)["achieved"]["activations"])
     found = comparing.collect([made])
     assert found.rows[0]["activations_share"] == report(made)["achieved"]["activations"]
@@ -94,7 +95,7 @@ def test_a_recipe_names_it_like_any_other_key(activations):
     assert load("target.activations=0.6").target.asked() == ("activations", 0.6)
     assert "activations" not in load("target.macs=0.5", "target.activations=").resolved()["target"]
     assert "activations" not in load().resolved()["target"], "other recipes stay as they were, and their fingerprints"
-    assert "`target.activations` | null" in reading.reference()
+    assert "`target.activations` | null" in loading.reference()
     assert "target.activations" in target_keys()
     for words, said in (
         (["target.activation=0.6"], "target.activation: unknown key. Did you mean 'activations'?"),

@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from dist_prune import methods, reading, recipe
+from dist_prune import methods
+from dist_prune.config import loading, recipe
 from dist_prune.errors import PruneError
 
 GOOD = {
@@ -17,7 +18,7 @@ GOOD = {
 def load(tmp_path, *overrides: str, tree: dict | None = None) -> recipe.Recipe:
     file = tmp_path / "x.yaml"
     file.write_text(yaml.safe_dump(GOOD if tree is None else tree))
-    return reading.load(str(file), list(overrides), methods.options_of)
+    return loading.load(str(file), list(overrides), methods.options_of)
 
 
 def errors(tmp_path, *overrides: str, tree: dict | None = None) -> str:
@@ -76,14 +77,14 @@ def test_missing_sections(tmp_path):
 
 def test_an_unknown_recipe_names_the_nearest():
     with pytest.raises(PruneError, match="Did you mean 'quickstart'"):
-        reading.load("quikstart", [], methods.options_of)
+        loading.load("quikstart", [], methods.options_of)
 
 
 def test_broken_yaml(tmp_path):
     file = tmp_path / "x.yaml"
     file.write_text("a: [1,")
     with pytest.raises(PruneError, match="not valid YAML"):
-        reading.load(str(file), [])
+        loading.load(str(file), [])
 
 
 def test_bare_names_overrides_and_environment(tmp_path, monkeypatch):
@@ -94,8 +95,8 @@ def test_bare_names_overrides_and_environment(tmp_path, monkeypatch):
     )  # fmt: skip
     assert spec.resolved()["score"]["from"] == "runs/x"
     assert spec.method["hash_size"] == 8
-    assert reading.load("quickstart", [], methods.options_of).name == "quickstart"
-    assert reading.load("quickstart.yaml", [], methods.options_of).name == "quickstart"
+    assert loading.load("quickstart", [], methods.options_of).name == "quickstart"
+    assert loading.load("quickstart.yaml", [], methods.options_of).name == "quickstart"
 
 
 def test_null_takes_a_recipe_s_key_back(tmp_path):

@@ -9,9 +9,10 @@ import pytest
 import timm
 import yaml
 
-from dist_prune import methods, names, reading
+from dist_prune import methods
+from dist_prune.config import loading, recipe_files
+from dist_prune.config.recipe import Recipe
 from dist_prune.preview import preview
-from dist_prune.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SWEEPS = sorted((ROOT / "recipes" / "sweeps").glob("*.yaml"))
@@ -24,7 +25,7 @@ SLOW += [f for f in FILES if f.stem in ("resnet56_cifar10_sensitivity", "vgg16_s
 
 
 def loaded(file: Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    return reading.load(str(file), list(overrides), methods.options_of, need_environment=False)
+    return loading.load(str(file), list(overrides), methods.options_of, need_environment=False)
 
 
 def chosen(spec: Recipe):
@@ -51,7 +52,9 @@ def test_the_network_of_a_recipe_can_be_cut(file):
 
 def test_a_recipe_lies_in_its_paper_s_folder_and_no_two_have_one_name():
     """A bare name means one file; criteria that are not a paper's folder are baselines."""
-    assert sorted(names.known()) == sorted(file.stem for file in FILES), "two files of one name, or one not found"
+    assert sorted(recipe_files.known()) == sorted(file.stem for file in FILES), (
+        "two files of one name, or one not found"
+    )
     assert len(FILES) > 55
     papers = {"graph", "mint", "dirichlet", "shapley", "sensitivity", "entropy"}
     for file in FILES:
@@ -59,7 +62,7 @@ def test_a_recipe_lies_in_its_paper_s_folder_and_no_two_have_one_name():
             method = loaded(file).method["name"]
             assert file.parent.name == (method if method in papers else "baselines"), file
             assert file.parent.parent == ROOT / "recipes"
-            assert names.find(file.stem).resolve() == file
+            assert recipe_files.find(file.stem).resolve() == file
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.stem.endswith("_v1")], ids=lambda file: file.stem)
@@ -135,7 +138,7 @@ def test_every_run_of_a_sweep_is_valid_and_no_two_are_the_same(sweep):
     runs = runs_of(sweep)
     assert len(set(runs)) == len(runs)
     for name, overrides in runs:
-        spec = loaded(names.find(name), overrides)
+        spec = loaded(recipe_files.find(name), overrides)
         if spec.method["name"] == "graph":
             assert f"select.threshold={spec.select.threshold}" in overrides
 
@@ -151,7 +154,7 @@ def test_the_graph_paper_s_tables_are_covered():
     rows += [("vgg16_cub200_graph", 0.85), ("vgg19_cub200_graph", 0.85)]
     for name, threshold in rows:
         assert (name, (f"select.threshold={threshold}",)) in runs
-        head = names.find(name).read_text().split("name:")[0]
+        head = recipe_files.find(name).read_text().split("name:")[0]
         assert any(line.split()[:2] == ["#", str(threshold)] and line.count("%") >= 2 for line in head.splitlines())
         assert "# measured  " in head
     doubtful = [file.stem for file in FILES if "DOUBTFUL" in file.read_text()]
@@ -167,5 +170,5 @@ def test_launch_configs_are_accelerate_s(file):
 
 def test_a_finetuning_without_a_rate_has_its_own_default():
     for words, rate in ((["finetune.epochs=3"], 0.03), (["finetune=null"], 0.01), (["finetune={epochs: 3}"], 0.01)):
-        assert reading.load("quickstart", words, methods.options_of).finetune.lr == rate
-    assert reading.load("quickstart", ["train={epochs: 3}"], methods.options_of).train.lr == 0.1
+        assert loading.load("quickstart", words, methods.options_of).finetune.lr == rate
+    assert loading.load("quickstart", ["train={epochs: 3}"], methods.options_of).train.lr == 0.1

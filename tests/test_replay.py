@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from dist_prune import cli, methods, reading
+from dist_prune import cli, methods
 from dist_prune.bench import Bench
+from dist_prune.config import loading
 from dist_prune.errors import PruneError
 from dist_prune.run import run
 from dist_prune.runtime import checkpoint
@@ -22,7 +23,7 @@ SMALL = [
 
 
 def perform(folder: Path, *words: str) -> dict[str, Any]:
-    run(reading.load("quickstart", [*SMALL, *words], methods.options_of), folder, Machine.alone())
+    run(loading.load("quickstart", [*SMALL, *words], methods.options_of), folder, Machine.alone())
     return report(folder)
 
 

@@ -11,7 +11,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from dist_prune import methods, reading
+from dist_prune import methods
+from dist_prune.config import loading
 from dist_prune.errors import PruneError
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.data.sources import ArraySource, open_source
@@ -133,7 +134,7 @@ def test_data_keys_that_cannot_be_met(digits, tmp_path, words, said):
 
 
 def work_of(folder: Path, *words: str) -> RunContext:
-    spec = reading.load("quickstart", [*WORDS, *words], methods.options_of)
+    spec = loading.load("quickstart", [*WORDS, *words], methods.options_of)
     method = methods.find(spec.method["name"])
     return RunContext(spec, tiny.machine(), Tracker(False), folder, method(method.Options()))
 

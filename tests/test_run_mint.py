@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import dist_prune
-from dist_prune.pruning import surgeon
 from dist_prune.pruning.masks import masks_of, violations
 from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones, checkpoint
 from tests.launch import ACCELERATE, PYTHON, SMALL, finish, report, run
 
@@ -27,7 +27,7 @@ def finished(tmp_path_factory):
 def test_exact_zeros_from_the_plan_to_the_bundle(finished):
     folder, _ = finished
     plan = Plan.from_json((folder / "round_1/plan.json").read_text())
-    channels = surgeon.sites_of(
+    channels = sites_of(
         backbones.create("resnet8p_cifar", 10, 1, kwargs={"img_size": 8}).eval(), torch.zeros(1, 1, 8, 8)
     )
     tuned, _ = checkpoint.read(folder / "finetuned.safetensors")

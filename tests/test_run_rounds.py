@@ -11,10 +11,12 @@ import pytest
 import torch
 
 import dist_prune
-from dist_prune import methods, reading
+from dist_prune import methods
+from dist_prune.config import loading
 from dist_prune.errors import PruneError
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.trial import sites_of
 from dist_prune.run import run as whole_run
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.machine import Machine
@@ -144,7 +146,7 @@ def test_other_keys_of_the_end_leave_the_rounds_alone(finished, tmp_path):
 
 
 def go(folder: Path, *words: str) -> str:
-    return whole_run(reading.load("quickstart", list(words), methods.options_of), folder, Machine.alone())
+    return whole_run(loading.load("quickstart", list(words), methods.options_of), folder, Machine.alone())
 
 
 def test_one_shot_does_not_know_of_rounds(tmp_path):
@@ -204,9 +206,9 @@ def test_new_weights_after_cutting_are_for_one_shot(tmp_path):
 def test_a_warm_up_longer_than_the_epochs_between_is_refused():
     words = ["schedule.rounds=2", "finetune.schedule=onecycle", "finetune.epochs=9", "finetune.warmup_epochs=2"]
     with pytest.raises(PruneError, match=r"schedule\.finetune_epochs: .*cosine climbs to lr for warmup_epochs"):
-        reading.load("quickstart", [words[0], "finetune.schedule=cosine", *words[2:]], methods.options_of)
+        loading.load("quickstart", [words[0], "finetune.schedule=cosine", *words[2:]], methods.options_of)
     with pytest.raises(PruneError, match=r"schedule\.finetune_epochs: .*onecycle climbs to lr for warmup_epochs"):
-        reading.load("quickstart", words, methods.options_of)
+        loading.load("quickstart", words, methods.options_of)
 
 
 def test_the_dense_widths_hold_floors_over_all_rounds(finished, tmp_path):
@@ -223,6 +225,6 @@ def test_the_dense_widths_hold_floors_over_all_rounds(finished, tmp_path):
     dense = checkpoint.read(finished[0] / "dense.safetensors")[0]
     whole = work_of(tmp_path / "run", *words[:2]).networks.create()
     whole.load_state_dict(dense)
-    channels = surgeon.sites_of(whole.eval(), torch.zeros(1, 1, 8, 8))
+    channels = sites_of(whole.eval(), torch.zeros(1, 1, 8, 8))
     surgeon.operate(whole, channels, last)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in whole.state_dict().items())

@@ -9,6 +9,7 @@ import dist_prune
 from dist_prune.methods.method import TRAINED
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones, checkpoint
 from tests.launch import ACCELERATE, PYTHON, SMALL, finish, report, run
 
@@ -30,7 +31,7 @@ def test_surgery_starts_from_the_trained_weights(finished):
     assert len(plan.removed) == 3
     scores, _ = checkpoint.read(folder / "round_1/scores.safetensors")
     model = backbones.create("resnet8p_cifar", 10, 1, kwargs={"img_size": 8}).eval()
-    channels = surgeon.sites_of(model, torch.zeros(1, 1, 8, 8))
+    channels = sites_of(model, torch.zeros(1, 1, 8, 8))
     model.load_state_dict({n.removeprefix(TRAINED): t for n, t in scores.items() if n.startswith(TRAINED)})
     surgeon.operate(model, channels, plan)
     small, _ = checkpoint.read(folder / "round_1/pruned.safetensors")

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from dist_prune import methods, reading
+from dist_prune import methods
+from dist_prune.config import loading
 from dist_prune.methods import shapley
 from dist_prune.preview import as_text, preview
 from dist_prune.runtime import checkpoint
@@ -53,7 +54,7 @@ def test_a_number_of_sets_at_the_threshold_is_said_by_check_run_and_report(grown
     folder, said = grown
     assert "warning: method.samples: 14 random sets" in said[1]
     assert "warning: method.samples" not in said[0]
-    spec = reading.load("quickstart", [*SHAPLEY, "method.samples=14"], methods.options_of)
+    spec = loading.load("quickstart", [*SHAPLEY, "method.samples=14"], methods.options_of)
     body = preview(spec, shapley.Shapley(shapley.Options(samples=14)))
     assert "warning: method.samples: 14 random sets" in as_text(body)
     assert any("method.samples: 14 random sets" in event["event"] for event in report(folder)["events"])

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dist_prune.config.loading import load
 from dist_prune.ledger import Ledger, claim, lock
-from dist_prune.reading import load
 from tests.launch import PYTHON, RUN, SMALL, TORCHRUN, environment, run, start, wait_for
 from tests.test_waiting import place, port
 

@@ -8,9 +8,9 @@ import pytest
 from pydantic import BaseModel
 
 from dist_prune import methods
+from dist_prune.config.recipe import Recipe
+from dist_prune.config.stage_keys import ReadBy, declared
 from dist_prune.ledger import PLACES
-from dist_prune.recipe import Recipe
-from dist_prune.stage_keys import ReadBy, declared
 from dist_prune.stages import ORDER, order
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "stage_reads.json").read_text())

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_prune import sweeps
 from dist_prune.cli import main
+from dist_prune.config import sweep
 from dist_prune.errors import PruneError
 from dist_prune.methods import options_of
 from dist_prune.runtime.collectives import Ranks
@@ -31,7 +31,7 @@ def written(folder: Path, text: str = SWEEP) -> str:
 
 
 def test_a_sweep_expands_in_one_order(tmp_path):
-    found = sweeps.load(written(tmp_path), options_of)
+    found = sweep.load(written(tmp_path), options_of)
     assert [task.number for task in found.tasks] == list(range(6))
     assert [task.overrides for task in found.tasks[:4]] == [
         (f"target.macs={share}", f"seed={seed}") for share in (0.5, 0.6) for seed in (0, 1)
@@ -58,18 +58,18 @@ def test_a_sweep_expands_in_one_order(tmp_path):
 )
 def test_a_wrong_sweep_is_refused(tmp_path, text, said):
     with pytest.raises(PruneError, match=rf"(?s){said}"):
-        sweeps.load(written(tmp_path, text), options_of)
+        sweep.load(written(tmp_path, text), options_of)
 
 
 def test_a_task_is_a_recipe_and_a_place(tmp_path, monkeypatch):
     file = written(tmp_path)
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    spec, place = sweeps.choose(None, file, None, ["finetune.epochs=1"], options_of)
+    spec, place = sweep.choose(None, file, None, ["finetune.epochs=1"], options_of)
     assert (spec.name, spec.seed, spec.target.macs, spec.finetune.epochs) == ("quickstart-macs_0.6-seed_1", 1, 0.6, 1)
     assert place == Path("runs/small/quickstart-macs_0.6-seed_1")
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
     with pytest.raises(PruneError, match="name the task, --task N"):
-        sweeps.choose(None, file, None, [], options_of)
+        sweep.choose(None, file, None, [], options_of)
 
 
 def test_where_a_run_lives_follows_its_keys(tmp_path, capsys, monkeypatch):

@@ -15,6 +15,7 @@ from dist_prune.bench import Bench
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.gating import gate_off
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.feed import Feed, Look
@@ -64,7 +65,7 @@ def bench(
     partial: Path | None = None, micro_batch: int = MICRO, save_every: int = 1,
 ) -> Bench:  # fmt: skip
     feed = feed or digits_feed()
-    channels = surgeon.sites_of(model, example(feed.source.in_chans)[:1])
+    channels = sites_of(model, example(feed.source.in_chans)[:1])
     return Bench(
         model, channels, feed, np.arange(images), machine(ranks), Tracker(False), micro_batch, seed, partial, "test",
         save_every,

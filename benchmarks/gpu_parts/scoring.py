@@ -12,7 +12,7 @@ from torch.nn import functional
 from benchmarks.gpu_parts.common import DTYPES, OutOfTimeError, Row, in_turns, limit, peak_mb, ratio, synthetic
 from dist_prune import methods
 from dist_prune.bench import Bench
-from dist_prune.pruning import surgeon
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones
 from dist_prune.runtime.data.feed import Feed, Look
 from dist_prune.runtime.machine import Machine
@@ -31,7 +31,7 @@ def bench_of(device: torch.device, precision: str, images: int) -> Bench:
     """ResNet-50 with random weights and synthetic images that lie on the device."""
     torch.manual_seed(0)
     model = backbones.create(NAME, 1000, 3).eval()
-    channels = surgeon.sites_of(model, torch.randn(1, 3, SIZE, SIZE))
+    channels = sites_of(model, torch.randn(1, 3, SIZE, SIZE))
     look = Look(SIZE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     feed = Feed(synthetic(images, SIZE), look, device, dtype=DTYPES[precision])
     model = model.to(device, DTYPES[precision]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.gpu_parts.common import DTYPES, OutOfTimeError, Row, limit, peak_mb, synthetic, wait
-from dist_prune.recipe import Training
+from dist_prune.config.training import Training
 from dist_prune.runtime import backbones
 from dist_prune.runtime.data.feed import Feed, Look
 from dist_prune.runtime.data.sources import ArraySource

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from dist_prune.methods import method
+from dist_prune.pruning.channel_tensors import gathered
 from dist_prune.pruning.channels import ChannelGroup, Channels, Coupling, Site
-from dist_prune.pruning.combine import combined, gathered, judged
+from dist_prune.pruning.combine import combined, judged
 
 
 class BnScale(method.Ranking):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dist_prune.methods import method
+from dist_prune.pruning.channel_tensors import placed
 from dist_prune.pruning.channels import Channels, Site
-from dist_prune.pruning.combine import placed
 from dist_prune.pruning.consumers import consumer_sites, flatten_maps, flatten_tables, map_consumers, sum_consumers
 from dist_prune.pruning.statistic import State, Statistic
 

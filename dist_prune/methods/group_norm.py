@@ -6,8 +6,8 @@ Fang, Ma, Song, Mi, Wang: DepGraph: Towards Any Structural Pruning, CVPR 2023, s
 import torch
 
 from dist_prune.methods import method
+from dist_prune.pruning.channel_tensors import gathered
 from dist_prune.pruning.channels import Site
-from dist_prune.pruning.combine import gathered
 
 
 class GroupNorm(method.Ranking):

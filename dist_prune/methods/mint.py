@@ -22,6 +22,7 @@ from dist_prune.pruning.blocks import Blocks
 from dist_prune.pruning.channels import ChannelGroup, Channels, Layer
 from dist_prune.pruning.choose import Request, check_ranking, check_target
 from dist_prune.pruning.combine import judged
+from dist_prune.pruning.dead_channels import promoted
 from dist_prune.pruning.information import (
     Dependence,
     Estimator,
@@ -33,7 +34,7 @@ from dist_prune.pruning.information import (
     without_replacement,
     workers,
 )
-from dist_prune.pruning.masks import promoted, weights_left
+from dist_prune.pruning.masks import weights_left
 from dist_prune.pruning.pairs import Pair, Parts, pairs_of
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.thresholds import threshold, true_cap

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dist_prune.pruning.channel_tensors import placed
 from dist_prune.pruning.channels import ChannelGroup, Channels, Coupling, Site
-from dist_prune.pruning.combine import placed
 from dist_prune.pruning.consumers import ChannelPoint, consumers, flatten_maps, producers
 from dist_prune.pruning.statistic import State, Statistic
 

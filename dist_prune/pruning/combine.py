@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dist_prune.pruning.channels import ChannelGroup, Channels, Coupling
+from dist_prune.pruning.channels import ChannelGroup, Channels
 
 Combine = Literal["leader", "sum", "mean"]
 
@@ -16,18 +16,6 @@ def combined(parts: Sequence[Tensor], how: Combine) -> Tensor:
     """One (C,) score of a group from those of its layers, leader first; each is divided by its mean size before."""
     even = torch.stack([part.double() / part.double().abs().mean().clamp(min=1e-30) for part in parts])
     return {"leader": parts[0].double(), "sum": even.sum(0), "mean": even.mean(0)}[how]
-
-
-def placed(table: Tensor, like: Tensor) -> Tensor:
-    """``table`` on the device of ``like``; nobody waits for the copy."""
-    return table.to(like.device, non_blocking=True)
-
-
-def gathered(values: Tensor, coupling: Coupling, width: int) -> Tensor:
-    """Values per position of a layer, (..., positions), summed per channel of the group coupled there: (..., C)."""
-    out = values.new_zeros((*values.shape[:-1], width))
-    channel, index = (placed(torch.tensor(places), values) for places in (coupling.channel, coupling.index))
-    return out.index_add_(-1, channel, values[..., index])
 
 
 def judged(channels: Channels, reason: Callable[[ChannelGroup], str]) -> Channels:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dist_prune.errors import PruneError
+from dist_prune.pruning.channel_tensors import gathered, placed
 from dist_prune.pruning.channels import ChannelGroup, Channels, Coupling, Site
-from dist_prune.pruning.combine import gathered, placed
 from dist_prune.pruning.statistic import State, Statistic
 
 Points = Callable[[Channels, ChannelGroup], list["ChannelPoint"]]

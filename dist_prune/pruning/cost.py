@@ -17,9 +17,9 @@ from typing import Literal
 
 import numpy as np
 
+from dist_prune.config.target import SETTINGS, Target
 from dist_prune.errors import PruneError
 from dist_prune.pruning.channels import Channels, LatencyTable, Layer
-from dist_prune.target import SETTINGS, Target
 
 Rule = Literal["macs", "thop", "thop_old"]
 STEP = 8  # what devices like, of kept channels

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dist_prune.pruning.channels import Site
-from dist_prune.pruning.renew import draw
+from dist_prune.pruning.rng import draw
 from dist_prune.pruning.statistic import State, Statistic
 
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from dist_prune.pruning.channels import Channels
+from dist_prune.pruning.eval_mode import quiet
 from dist_prune.pruning.gating import Where, gate, gate_points
-from dist_prune.pruning.probe import quiet, reproducible_kernels
+from dist_prune.pruning.probe import reproducible_kernels
 from dist_prune.pruning.split_forward import SplitForward, copies, traced
 
 Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]  # from which micro-batch on -> images and labels of each

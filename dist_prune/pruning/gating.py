@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dist_prune.pruning.channel_tensors import placed
 from dist_prune.pruning.channels import Channels
-from dist_prune.pruning.combine import placed
 from dist_prune.pruning.consumers import ChannelPoint, consumers, producers
 from dist_prune.pruning.probe import taps
 

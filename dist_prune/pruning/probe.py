@@ -1,6 +1,6 @@
 """Taps: read the raw output (or the input) of named layers while a network runs, and leave no trace behind."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,16 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.pruning.channels import Site
-
-
-def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """What enters a layer, also where it is called by keyword (``conv(input=x)``)."""
-    return args[0] if args else next(iter(kwargs.values()))
-
-
-def with_first_input(args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> tuple[Any, dict[str, Any]]:
-    """The arguments of a call with another first input: what a pre-hook with ``with_kwargs=True`` returns."""
-    return ((value, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): value})
+from dist_prune.pruning.module_calls import first_input, with_first_input
 
 
 @contextmanager
@@ -56,15 +47,3 @@ def reproducible_kernels() -> Iterator[None]:
     """
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         yield
-
-
-@contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, with every module's own mode given back afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.errors import PruneError
-from dist_prune.pruning import units
+from dist_prune.pruning import head_surgery
 from dist_prune.pruning.plan import Plan
 
 
@@ -34,14 +34,14 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.M
             )
     for name in plan.removed:
         parent = modules.get(name.rpartition(".")[0])
-        if name.endswith(".qkv") and hasattr(parent, "num_heads") and not units.has_heads(parent):
+        if name.endswith(".qkv") and hasattr(parent, "num_heads") and not head_surgery.has_heads(parent):
             raise PruneError(
                 f"{name}: the plan takes heads, and this version of timm has a {type(parent).__qualname__} there that "
                 "is not known here; load it with the timm version that the bundle names"
             )
     for name, module in model.named_modules():
         _take_shapes(module, name, weights)
-    units.settle(model)
+    head_surgery.settle(model)
     missing, extra = model.load_state_dict(dict(weights), strict=False)
     if missing or extra:
         raise PruneError(f"weights do not fit the network: missing {missing[:3]}, not expected {extra[:3]}")
@@ -75,5 +75,5 @@ def _take_shapes(module: nn.Module, name: str, weights: Mapping[str, Tensor]) ->
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.modules.batchnorm._BatchNorm):
         module.num_features = len(weights[f"{prefix}running_mean"])
-    elif not units.takes_shapes(module):
+    elif not head_surgery.takes_shapes(module):
         raise PruneError(f"{name}: a {type(module).__name__} cannot take new widths")

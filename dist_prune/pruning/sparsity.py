@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dist_prune.pruning.channel_tensors import placed
 from dist_prune.pruning.channels import ChannelGroup, Channels
-from dist_prune.pruning.combine import placed
 
 STEEPNESS = 4.0
 

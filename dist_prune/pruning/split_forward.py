@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dist_prune.pruning.probe import quiet
+from dist_prune.pruning.eval_mode import quiet
 
 
 class _Tracer(fx.Tracer):

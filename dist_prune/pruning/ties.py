@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dist_prune.errors import PruneError
-from dist_prune.pruning.renew import draw
+from dist_prune.pruning.rng import draw
 
 
 def worst_first(name: str, worth: Tensor, seed: int) -> list[int]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.pruning.channels import Layer
-from dist_prune.pruning.probe import first_input, quiet
+from dist_prune.pruning.eval_mode import quiet
+from dist_prune.pruning.module_calls import first_input
 
 # thop 0.1.1 looks layers up by their exact class, and only where they have no children.
 _THOP_CONV = {nn.Conv1d, nn.Conv2d, nn.Conv3d}

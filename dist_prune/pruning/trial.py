@@ -1,8 +1,8 @@
-"""Trial cuts: a traced group is free only if the network without some of its channels answers as the gated one does."""
+"""Verified trace: a traced group is free only if the network without some of its channels answers as the gated one."""
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,15 +11,28 @@ from torch import Tensor, nn
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning.channels import ChannelGroup, Channels
+from dist_prune.pruning.eval_mode import quiet
 from dist_prune.pruning.gating import gate_off
 from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.probe import quiet
-from dist_prune.pruning.renew import draw
+from dist_prune.pruning.rng import draw
+from dist_prune.pruning.surgeon import operate
+from dist_prune.pruning.tracer import OUTPUTS, trace_dependencies
 
-Operate = Callable[[nn.Module, Channels, Plan], None]  # cuts a plan out of a model, in place
 NEAR = 1e-4  # of the largest output: how far a trial cut may be from the gated network; right groups reach 1e-6
-OUTPUTS = "its channels are the network's outputs"
 UNREAD = "no layer that reads its channels was found: an operation on their way cannot be followed"
+
+
+def sites_of(model: nn.Module, example: Tensor) -> Channels:
+    """Trace a bare model on ``example`` (1, C, H, W) and find its layers, channel groups and sites.
+
+    Groups that cannot be cut are there too, with the reason. A trial cut proves the rest: every free group that
+    breaks the forward pass becomes a protected one.
+
+    Raises:
+        PruneError: where the network cannot be traced at all.
+    """
+    channels = trace_dependencies(model, example)
+    return proved(model, channels, example.to(next(model.parameters()).device))
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
@@ -67,7 +80,7 @@ def check_logits(model: nn.Module, example: Tensor, name: str) -> None:
             )
 
 
-def proved(model: nn.Module, channels: Channels, example: Tensor, operate: Operate) -> Channels:
+def proved(model: nn.Module, channels: Channels, example: Tensor) -> Channels:
     """The channels with every group protected that a trial cut shows to be tied wrongly, with what was seen.
 
     The first channel, the last one and a drawn half of every free group are cut out of copies, which have to answer as
@@ -79,9 +92,8 @@ def proved(model: nn.Module, channels: Channels, example: Tensor, operate: Opera
     Args:
         model: a bare network; not changed.
         example: (1, C, H, W) images on its device.
-        operate: cuts a plan out of a model, in place.
     """
-    trial = _Trial(_shaken(model), channels, example, operate)
+    trial = _Trial(_shaken(model), channels, example)
     outputs = [group for group in channels.groups if group.protected == OUTPUTS]
     told = {group.name: UNREAD for group in outputs if not trial.reaches_outputs(group)}
     for which in ("half", "first", "last"):
@@ -114,8 +126,8 @@ def _chosen(group: ChannelGroup, which: str) -> tuple[int, ...]:
 class _Trial:
     """A network whose parts all speak, and what it answers with and without some channels."""
 
-    def __init__(self, model: nn.Module, channels: Channels, example: Tensor, operate: Operate):
-        self.model, self.channels, self.example, self.operate = model, channels, example, operate
+    def __init__(self, model: nn.Module, channels: Channels, example: Tensor):
+        self.model, self.channels, self.example = model, channels, example
         self.widths = {group.name: group.width for group in channels.groups}
         with quiet(model), torch.no_grad():
             self.shapes = shapes_of(model(example))
@@ -126,7 +138,7 @@ class _Trial:
     def cut(self, off: Mapping[str, tuple[int, ...]]) -> nn.Module:
         """A copy without the channels."""
         small = copy.deepcopy(self.model)
-        self.operate(small, self.channels, Plan(dict(off), self.widths))
+        operate(small, self.channels, Plan(dict(off), self.widths))
         return small
 
     def fails(self, chosen: Sequence[tuple[ChannelGroup, tuple[int, ...]]]) -> str:

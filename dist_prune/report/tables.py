@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dist_prune.config.recipe import peeks
 from dist_prune.pruning.cost import tabled
-from dist_prune.recipe import peeks
 from dist_prune.runtime.spread import faster
 
 KINDS = ("dense", "pruned", "finetuned")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.errors import PruneError, abbreviate, shown
-from dist_prune.ledger import canonical, write_atomic
+from dist_prune.fileio import canonical, write_atomic
 from dist_prune.runtime import wrappings
 
 TORCH = (b"PK\x03\x04", b"\x80\x02")  # what torch's files begin with: a zip archive, or (before 1.6) a pickle

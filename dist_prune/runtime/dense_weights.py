@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import nn
 
+from dist_prune.config.data import Backbone
 from dist_prune.errors import PruneError
-from dist_prune.recipe import Backbone
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.backbones.foreign import translated
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from dist_prune.errors import PruneError, abbreviate
-from dist_prune.ledger import write_atomic
+from dist_prune.fileio import write_atomic
 from dist_prune.runtime.collectives import Ranks
 
 PATIENCE_S = 20.0  # until a network file system shows a new file on all nodes

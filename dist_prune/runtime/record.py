@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_prune.errors import PruneError
-from dist_prune.ledger import append_lines, canonical, read_text, sealed, unsealed
+from dist_prune.fileio import append_lines, canonical, read_text, sealed, unsealed
 from dist_prune.runtime.collectives import Ranks
 
 

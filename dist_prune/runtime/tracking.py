@@ -11,7 +11,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from tqdm import tqdm
 
 from dist_prune.errors import PruneError, unknown
-from dist_prune.ledger import open_append
+from dist_prune.fileio import open_append
 
 T = TypeVar("T")
 PLAIN_EVERY_S = 5.0

@@ -18,7 +18,8 @@ import torch
 
 from dist_prune.compatibility import first_name, hashed
 from dist_prune.errors import PruneError
-from dist_prune.ledger import SAFETY, canonical, digest, file_digest, pick, write_atomic
+from dist_prune.fileio import canonical, digest, file_digest, write_atomic
+from dist_prune.ledger import SAFETY, pick
 from dist_prune.replay import manifest_of
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.machine import describe

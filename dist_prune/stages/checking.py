@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from dist_prune import foreseen
+from dist_prune.config.training import Training
 from dist_prune.errors import PruneError
 from dist_prune.pruning.cost import target_keys
 from dist_prune.pruning.trial import check_logits
-from dist_prune.recipe import Training
 from dist_prune.runtime import latency
 from dist_prune.runtime.data import dealing
 from dist_prune.runtime.training import fast, optim

@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from dist_prune.compatibility import first_name, keeps_first_names
+from dist_prune.config.recipe import Recipe
 from dist_prune.ledger import Ledger
 from dist_prune.methods.method import Method
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.rounds import scheduled
-from dist_prune.recipe import Recipe
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.tracking import Tracker

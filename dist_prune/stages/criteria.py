@@ -3,7 +3,7 @@
 from dist_prune import methods
 from dist_prune.errors import PruneError
 from dist_prune.methods.method import Method
-from dist_prune.pruning import surgeon
+from dist_prune.pruning.trial import sites_of
 from dist_prune.stages.context import RunContext
 
 
@@ -24,7 +24,7 @@ def check(context: RunContext) -> None:
         raise PruneError(f"score.compare: each method once, got {', '.join(names)}")
     if not names:
         return
-    traced = surgeon.sites_of(context.networks.create().eval(), context.images.example_input)
+    traced = sites_of(context.networks.create().eval(), context.images.example_input)
     for name in names:
         method = built(context, name)
         try:

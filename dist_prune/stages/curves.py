@@ -14,9 +14,9 @@ from dist_prune.bench import Bench
 from dist_prune.errors import PruneError
 from dist_prune.pruning.activations import Activations, Census, distinct, taps_of
 from dist_prune.pruning.consumers import ChannelPoint
+from dist_prune.pruning.eval_mode import quiet
 from dist_prune.pruning.gating import gate, gate_points
 from dist_prune.pruning.plane import COLUMNS, Plane
-from dist_prune.pruning.probe import quiet
 from dist_prune.runtime.data.dealing import micro_batches
 from dist_prune.runtime.data.feed import Batch
 from dist_prune.runtime.evaluation import count_images, num_correct

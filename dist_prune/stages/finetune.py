@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dist_prune.config.training import Training
 from dist_prune.pruning.masks import masks_of
-from dist_prune.recipe import Training
 from dist_prune.runtime.data.dealing import calibration
 from dist_prune.runtime.evaluation import evaluate
 from dist_prune.runtime.training.carrying import Carried

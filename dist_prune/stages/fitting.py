@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from dist_prune.pruning import surgeon
+from dist_prune.config.training import Training
 from dist_prune.pruning.sparsity import penalty
-from dist_prune.recipe import Training
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime.evaluation import evaluate
 from dist_prune.runtime.training.carrying import Carried
 from dist_prune.runtime.training.loop import Loop
@@ -51,7 +51,7 @@ def trained(
         leaves=leaves,
     )  # fmt: skip
     if settings.sparsity != "none":
-        channels = surgeon.sites_of(copy.deepcopy(model).cpu().eval(), context.images.example_input)
+        channels = sites_of(copy.deepcopy(model).cpu().eval(), context.images.example_input)
         trainer.penalty = penalty(settings.sparsity, model, channels, settings.sparsity_weight)
     trainer.run()
     if trainer.resumed is not None:

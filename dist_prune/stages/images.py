@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dist_prune.config.recipe import Recipe
+from dist_prune.config.training import Training
 from dist_prune.errors import PruneError
 from dist_prune.methods.method import Method
-from dist_prune.recipe import Recipe, Training
 from dist_prune.runtime import backbones, stopping
 from dist_prune.runtime.data.arrays import check_sides
 from dist_prune.runtime.data.backends import Opened, open_split

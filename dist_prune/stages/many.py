@@ -19,6 +19,7 @@ from dist_prune.pruning import surgeon
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.cost import tabled
 from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime.data.dealing import calibration
 from dist_prune.runtime.data.feed import Feed
 from dist_prune.runtime.evaluation import evaluate
@@ -32,7 +33,7 @@ PARTIAL = "many_partial"
 def run(context: RunContext) -> StageOutput:
     """dense.safetensors -> criteria.json, criteria.safetensors"""
     chosen = {name: built(context, name) for name in context.recipe.score.compare}
-    traced = surgeon.sites_of(context.networks.create().eval(), context.images.example_input)
+    traced = sites_of(context.networks.create().eval(), context.images.example_input)
     scores, used = scored(context, traced, chosen)
     feed, ids, where = judges(context, used)
     context.tracker.say(f"  score.compare: top-1 on {len(ids)} {where}")

@@ -9,14 +9,15 @@ import torch
 from torch import nn
 
 from dist_prune import replay
+from dist_prune.config.recipe import Recipe
 from dist_prune.errors import PruneError
 from dist_prune.methods.method import Method
-from dist_prune.pruning import surgeon
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.narrow import narrowed
 from dist_prune.pruning.plan import Plan
-from dist_prune.recipe import Recipe
+from dist_prune.pruning.rebuild import rebuild
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.stages.images import RunImages
 from dist_prune.stages.order import DENSE, FINETUNED, round_path
@@ -62,7 +63,7 @@ class RunNetworks:
 
     def load_pruned(self, name: str, number: int) -> nn.Module:
         """The network that round ``number`` left, with the weights of the artifact ``name``."""
-        return surgeon.rebuild(self.create(), self.plan(number), checkpoint.read(self.path(name))[0])
+        return rebuild(self.create(), self.plan(number), checkpoint.read(self.path(name))[0])
 
     def load_round_input(self, number: int) -> nn.Module:
         """The network that round ``number`` scores and prunes."""
@@ -73,7 +74,7 @@ class RunNetworks:
     @cached_property
     def graph(self) -> Channels:
         """The dependency graph of the dense backbone: the layers and groups that the method can prune."""
-        return self.method.limits(surgeon.sites_of(self.create().eval(), self.images.example_input))
+        return self.method.limits(sites_of(self.create().eval(), self.images.example_input))
 
     def round_graph(self, graph: Channels, number: int) -> Channels:
         """What the rounds before ``number`` have left of the dense network's ``graph``."""

@@ -8,8 +8,8 @@ Between two rounds the network is finetuned for ``schedule.finetune_epochs``.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from dist_prune.recipe import Recipe
-from dist_prune.stage_keys import keys_read_by
+from dist_prune.config.recipe import Recipe
+from dist_prune.config.stage_keys import keys_read_by
 
 DENSE, PRUNED, FINETUNED = "dense.safetensors", "pruned.safetensors", "finetuned.safetensors"
 OPTIMIZER_STATE, OPTIMIZER_CARRIED = "optimizer_state.safetensors", "optimizer_carried.safetensors"

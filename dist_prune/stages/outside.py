@@ -3,7 +3,7 @@
 import json
 
 from dist_prune.errors import PruneError
-from dist_prune.ledger import file_digest, read_json, write_atomic
+from dist_prune.fileio import file_digest, read_json, write_atomic
 from dist_prune.stages.context import RunContext
 
 STARTED = "stage_started.json"  # of the stage at work, for one that is interrupted and has no line in the ledger

@@ -8,7 +8,7 @@ import torch
 from dist_prune import bundle
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.renew import renew
+from dist_prune.pruning.reinit import renew
 from dist_prune.runtime.training.carrying import Carried
 from dist_prune.stages.calibrating import starting
 from dist_prune.stages.context import RunContext, StageOutput, Tensors

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dist_prune.config.recipe import Recipe
 from dist_prune.errors import PruneError
-from dist_prune.ledger import canonical, digest, file_digest
+from dist_prune.fileio import canonical, digest, file_digest
 from dist_prune.methods.method import Method
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.cost import macs
 from dist_prune.pruning.game import Batches, Games
-from dist_prune.recipe import Recipe
 from dist_prune.runtime.data.dealing import calibration, micro_batches
 from dist_prune.runtime.data.feed import Feed
 from dist_prune.runtime.evaluation import losses, mean_loss, num_correct

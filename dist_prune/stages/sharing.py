@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_prune.errors import PruneError
-from dist_prune.ledger import canonical, file_digest, read_json, read_text, sealed, unsealed, write_atomic
+from dist_prune.fileio import canonical, file_digest, read_json, read_text, sealed, unsealed, write_atomic
 from dist_prune.runtime import stopping
 from dist_prune.runtime.collectives import Ranks
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from dist_prune.ledger import canonical, digest, read_json, write_atomic
+from dist_prune.fileio import canonical, digest, read_json, write_atomic
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.channels import ChannelGroup, Channels, LatencyTable
 from dist_prune.pruning.choose import Request

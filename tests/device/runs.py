@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 
 import dist_prune
-from dist_prune import bundle, methods, reading, run
+from dist_prune import bundle, methods, run
 from dist_prune.bench import Bench
+from dist_prune.config import loading
+from dist_prune.config.training import Training
 from dist_prune.methods.method import TRAINED
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.sparsity import penalty
-from dist_prune.recipe import Training
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.backends import open_split
@@ -61,7 +63,7 @@ def feed(at: Machine, dtype: torch.dtype = torch.float64, **look: Any) -> Feed:
 def bench(at: Machine, images: int = tiny.IMAGES, dtype: torch.dtype = torch.float64) -> Bench:
     """tiny.bench on that machine."""
     model = tiny.network().to(dtype)
-    channels = surgeon.sites_of(model, tiny.example()[:1].to(dtype))
+    channels = sites_of(model, tiny.example()[:1].to(dtype))
     return Bench(
         model.to(at.device), channels, feed(at, dtype), np.arange(images), at, Tracker(False), tiny.MICRO, 0, None,
         "test", 1,
@@ -125,7 +127,7 @@ def _masked(found: Trainer, at: Machine) -> None:
 
 def _penalised(kind: str) -> Callable[[Trainer, Machine], None]:
     def prepare(found: Trainer, at: Machine) -> None:
-        channels = surgeon.sites_of(tiny.network(), tiny.example()[:1])
+        channels = sites_of(tiny.network(), tiny.example()[:1])
         found.penalty = penalty(kind, found.model, channels, 1e-3)
 
     return prepare
@@ -196,7 +198,7 @@ def carried(ranks: Ranks, kind: str) -> list[float]:
     first.leaves = True
     first.run()
     model = tiny.network()
-    channels = surgeon.sites_of(model, tiny.example()[:1])
+    channels = sites_of(model, tiny.example()[:1])
     method = methods.find("l1")
     work = Bench(first.model, channels, feed(at), np.arange(7), at, Tracker(False), tiny.MICRO)
     made = method(method.Options())
@@ -308,7 +310,7 @@ def bundled(ranks: Ranks, kind: str, folder: Path) -> str:
 def run_of(ranks: Ranks, kind: str, folder: Path, words: list[str]) -> dict[str, Any]:
     """All stages of the quickstart, made small, and ratio curves: plans, tables and accuracies."""
     at = machine(ranks, kind)
-    spec = reading.load("quickstart", [*SMALL, *words], methods.options_of)
+    spec = loading.load("quickstart", [*SMALL, *words], methods.options_of)
     found: list[Any] = []
 
     def then(context: Any) -> None:

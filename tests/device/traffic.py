@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from dist_prune import methods
 from dist_prune.bench import Bench
-from dist_prune.pruning import surgeon
+from dist_prune.config.training import Training
 from dist_prune.pruning.sparsity import penalty
-from dist_prune.recipe import Training
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.dealing import micro_batches
@@ -141,7 +141,7 @@ def training(bed: Bed, beside: str = "", augment: str = "none", **settings: Any)
             name, weight = next(iter(found.model.named_parameters()))
             found.masks = {name: torch.arange(weight.numel()).view_as(weight) % 2 == 0}
         elif beside:
-            channels = surgeon.sites_of(found.model.eval(), torch.zeros(1, 3, bed.size, bed.size))
+            channels = sites_of(found.model.eval(), torch.zeros(1, 3, bed.size, bed.size))
             found.penalty = penalty(beside, found.model, channels, 1e-3)
         found.run()
 
@@ -170,7 +170,7 @@ def scoring(bed: Bed, name: str, **options: Any) -> Each:
 
     def work(batches: int) -> None:
         model = bed.model().eval()
-        channels = surgeon.sites_of(model, torch.zeros(1, 3, bed.size, bed.size))
+        channels = sites_of(model, torch.zeros(1, 3, bed.size, bed.size))
         ids, at = np.arange(batches * bed.batch), bed.machine
         place = Bench(model.to(at.device), channels, bed.feed(), ids, at, Tracker(False), bed.batch)
         kind(kind.Options(**options)).score(place)

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from dist_prune.errors import PruneError
-from dist_prune.ledger import Ledger, read_json, write_atomic
+from dist_prune.fileio import read_json, write_atomic
+from dist_prune.ledger import Ledger
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data import index
 from dist_prune.runtime.jobs import shared

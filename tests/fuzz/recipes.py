@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from dist_prune import reading
+from dist_prune.config import loading
 from tests.test_hostile_recipes import FUZZED, loaded, mutated
 
 Case = tuple[str, Callable[[], None]]
@@ -19,7 +19,7 @@ def cases(seed: int, count: int) -> Iterator[Case]:
     """Faults drawn by the seed, in five recipes by turns."""
     folder = Path(tempfile.mkdtemp(prefix="dist_prune-recipes-"))
     try:
-        texts, draw = [reading.find(name).read_text() for name in FUZZED], random.Random(seed)
+        texts, draw = [loading.find(name).read_text() for name in FUZZED], random.Random(seed)
         for number in range(count):
             yield f"recipe {number}", partial(_try, folder / "x.yaml", mutated(texts[number % len(texts)], draw))
     finally:

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from dist_prune.bench import Bench
-from dist_prune.pruning import surgeon
-from dist_prune.recipe import Training
+from dist_prune.config.training import Training
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.feed import Feed, Look
 from dist_prune.runtime.data.sources import open_source
@@ -32,7 +32,7 @@ def bench_on(
     """As ``tiny.bench``, with network and images on a device."""
     look = Look(8, (0.3,), (0.4,))
     feed = Feed(open_source("digits", None, "", True), look, device, dtype=dtype)
-    channels = surgeon.sites_of(model, tiny.example()[:1].to(dtype))
+    channels = sites_of(model, tiny.example()[:1].to(dtype))
     return Bench(
         model.to(device), channels, feed, np.arange(tiny.IMAGES), machine_on(device, ranks), Tracker(False),
         tiny.MICRO, 0, None, "test", 1,

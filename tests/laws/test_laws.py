@@ -10,11 +10,12 @@ import torch
 from dist_prune import methods
 from dist_prune.bench import Bench
 from dist_prune.observing import see
-from dist_prune.pruning import surgeon
 from dist_prune.pruning.choose import Request, reachable
 from dist_prune.pruning.gating import gate_off
 from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.rebuild import rebuild
 from dist_prune.pruning.statistic import Tally
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.sources import ArraySource, open_source
 from tests import tiny
@@ -208,8 +209,8 @@ def test_a_replayed_plan_loads_strictly_and_computes_the_same(name):
     bench = tiny.bench(model)
     plan = plan_of(name, bench)
     small = tiny.cut(model, bench.channels, plan)
-    again = tiny.cut(model, surgeon.sites_of(model, tiny.example()[:1]), Plan.from_json(plan.to_json()))
-    rebuilt = surgeon.rebuild(tiny.network(seed=7), plan, small.state_dict()).eval()
+    again = tiny.cut(model, sites_of(model, tiny.example()[:1]), Plan.from_json(plan.to_json()))
+    rebuilt = rebuild(tiny.network(seed=7), plan, small.state_dict()).eval()
     x = tiny.example()
     assert not plan.empty
     assert torch.equal(small(x), again(x))

@@ -16,9 +16,9 @@ from dist_prune.methods import method
 from dist_prune.methods.chip import independence
 from dist_prune.methods.fpgm import distances, scored
 from dist_prune.methods.hrank import rank_of
-from dist_prune.pruning import surgeon
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.curvature import Hutchinson
+from dist_prune.pruning.trial import sites_of
 from tests import tiny
 
 INNER = "layer2.0.conv1"  # its batch norm is layer2.0.bn1, its one consumer layer2.0.conv2
@@ -299,7 +299,7 @@ def test_group_fisher_s_price():
 
 
 def test_scores_of_another_method_are_refused():
-    channels: Channels = surgeon.sites_of(tiny.network(), tiny.example()[:1])
+    channels: Channels = sites_of(tiny.network(), tiny.example()[:1])
     for name in ("fpgm", "bn_scale", "group_norm", "apoz", "hrank", "taylor", "obd", "chip", "group_fisher"):
         with pytest.raises(PruneError, match="made by another method"):
             build(name).worth({}, build(name).limits(channels))

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from dist_prune.errors import PruneError
 from dist_prune.methods.entropy import DEPRECATED, REFUSED, SAMPLINGS, Entropy, Options, l1_counts
-from dist_prune.pruning import cost, surgeon, widths
+from dist_prune.pruning import cost, widths
 from dist_prune.pruning.activations import outputs_of, taps_of
 from dist_prune.pruning.aligned import Polynomial
 from dist_prune.pruning.choose import Request, share_of
@@ -19,8 +19,9 @@ from dist_prune.pruning.gating import gate, gate_off, gate_points
 from dist_prune.pruning.plane import Plane
 from dist_prune.pruning.renyi import distances, entropy, gaussian, kernel_entropy, label_kernel
 from dist_prune.pruning.subjects import Subject, batches_of
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones, checkpoint
-from dist_prune.runtime.backbones.lenet_entropy import LeNet
+from dist_prune.runtime.backbones.lenet_tanh import LeNet
 from tests import tiny
 from tests.launch import ACCELERATE, PYTHON, SMALL, finish, report, run
 from tests.pruning.activations import mixtures, vectors
@@ -148,7 +149,7 @@ def test_layers_may_be_estimated_otherwise():
 def test_taps_lie_behind_activations_and_sums():
     """An inner layer where it is consumed; a stream at each block's output; a flattened map channel by channel."""
     model = tiny.network()
-    channels = surgeon.sites_of(model, tiny.example()[:1])
+    channels = sites_of(model, tiny.example()[:1])
     seen = {g.name: [tap.site.name for tap in taps_of(channels, g)] for g in channels.free}
     assert seen["layer1.0.conv1"] == ["layer1.0.conv2:in"]
     assert set(seen["layer3.0.downsample.0"]) == {"pool:in"}
@@ -157,7 +158,7 @@ def test_taps_lie_behind_activations_and_sums():
     lenet = LeNet((2, 3), (5, 4), torch.nn.Tanh, img_size=16).eval()
     lenet.pool2 = torch.nn.Identity()  # type: ignore[assignment]
     lenet.fc1 = torch.nn.Linear(3 * 2 * 2, 5)
-    channels = surgeon.sites_of(lenet, torch.randn(1, 1, 16, 16))
+    channels = sites_of(lenet, torch.randn(1, 1, 16, 16))
     tap = taps_of(channels, channels.group("conv2"))[0]
     assert tap.positions.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     rows = torch.arange(24.0).view(2, 12, 1)
@@ -348,7 +349,7 @@ def test_the_polynomial_kernel_knows_what_it_is_asked():
 ])  # fmt: skip
 def test_dense_counts_of_the_paper_s_networks(name, side, params, macs):
     shape = (1, 1 if side == 28 else 3, side, side)
-    channels = surgeon.sites_of(backbones.create(name, 10, shape[1]).eval(), torch.randn(shape))
+    channels = sites_of(backbones.create(name, 10, shape[1]).eval(), torch.randn(shape))
     assert (cost.params(channels), cost.macs(channels)) == (params, macs)
 
 
@@ -364,7 +365,7 @@ def test_pools_and_activations_are_the_programs_own():
         for layer in heads:
             y = activation(layer(y))
         assert torch.allclose(model(x), model.head(y), atol=1e-6)
-        channels = surgeon.sites_of(model, x[:1])
+        channels = sites_of(model, x[:1])
         seen = {group.name: outputs_of(channels, group)[0] for group in channels.free}
         assert {name: tap.site.name for name, tap in seen.items()} == {n: n for n in ("conv1", "conv2", "fc1", "fc2")}
         assert seen["conv2"].positions.tolist() == [[i] for i in range(50)]
@@ -381,7 +382,7 @@ def test_ranking_outputs_before_the_activation_is_another_order():
     ((1, 3, 19, 14, 3), (1_400, 0.0310), (20_450, 0.0724)), ((1, 16, 30, 21, 4), (8_941, 0.198), (48_434, 0.172)),
 ])  # fmt: skip
 def test_pruned_counts_of_the_paper_s_lenet(counts, params, macs):
-    channels = surgeon.sites_of(backbones.create("lenet6_16", 10, 1).eval(), torch.randn(1, 1, 28, 28))
+    channels = sites_of(backbones.create("lenet6_16", 10, 1).eval(), torch.randn(1, 1, 28, 28))
     kept = dict(zip(("conv1", "conv2", "fc1", "fc2", "fc3"), counts, strict=True))
     assert cost.params(channels, kept) == params[0]
     assert cost.macs(channels, kept) == macs[0]

@@ -6,8 +6,8 @@ from torch.nn import functional
 
 from dist_prune.bench import Bench
 from dist_prune.methods import fisher
-from dist_prune.pruning import surgeon
 from dist_prune.pruning.gating import gate, gate_points
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones
 from dist_prune.runtime.data.feed import Feed, Look
 from dist_prune.runtime.data.sources import open_source
@@ -59,7 +59,7 @@ def lenet_bench():
             torch.nn.init.normal_(module.bias, std=0.5)
     source = open_source("digits", None, "", True)
     feed = Feed(source, Look(28, (0.3,), (0.4,)), torch.device("cpu"), 0, torch.float64)
-    channels = surgeon.sites_of(model, tiny.example(size=28)[:1])
+    channels = sites_of(model, tiny.example(size=28)[:1])
     return Bench(model, channels, feed, np.arange(12), tiny.machine(), Tracker(False), 6, 0, None, "test", 1)
 
 

@@ -7,12 +7,13 @@ import torch
 
 from dist_prune.errors import PruneError
 from dist_prune.methods.graph import Graph, HashAgreement, Options
-from dist_prune.pruning import cost, surgeon
+from dist_prune.pruning import cost
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.gating import gate_off
 from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.renew import renew
+from dist_prune.pruning.reinit import renew
 from dist_prune.pruning.statistic import Tally
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.feed import Feed
@@ -92,7 +93,7 @@ def vgg():
     """The paper's VGG-16 with its channels and made-up scores."""
     torch.manual_seed(0)
     model = backbones.create("vgg16_bn_cifar", 10, 3).eval()
-    channels = surgeon.sites_of(model, torch.randn(1, 3, 32, 32))
+    channels = sites_of(model, torch.randn(1, 3, 32, 32))
     scores = {}
     for site in channels.sites:
         if site.kind == "conv":
@@ -192,7 +193,7 @@ def test_zeroed_channels_are_removed_channels_in_the_paper_s_networks(name):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, std=0.3)
     x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
-    channels = method().limits(surgeon.sites_of(model, x))
+    channels = method().limits(sites_of(model, x))
     generator = torch.Generator().manual_seed(1)
     kept = {g.name: torch.randperm(g.width, generator=generator)[: g.width // 2].tolist() for g in channels.free}
     plan = Plan.keeping(channels, kept)
@@ -214,7 +215,7 @@ FOREIGN = ["resnet18", "resnext50_32x4d", "mobilenetv3_small_100", "efficientnet
 def test_in_any_network_every_layer_leads_follows_or_has_a_reason(name):
     """The same rule everywhere: the leader is scored, no other layer of its group comes before it, the rest follow."""
     model = backbones.create(name, 10, 3).eval()
-    channels = method().limits(surgeon.sites_of(model, torch.randn(1, 3, 96, 96)))
+    channels = method().limits(sites_of(model, torch.randn(1, 3, 96, 96)))
     seen = set()
     for group in channels.groups:
         assert group.producers[0] == group.name
@@ -231,7 +232,7 @@ def test_in_any_network_every_layer_leads_follows_or_has_a_reason(name):
 
 
 def test_a_layer_that_cannot_be_hashed_says_why():
-    channels = method().limits(surgeon.sites_of(backbones.create("mobilenetv3_small_100", 10, 3).eval(),
+    channels = method().limits(sites_of(backbones.create("mobilenetv3_small_100", 10, 3).eval(),
                                                 torch.randn(1, 3, 96, 96)))  # fmt: skip
     assert channels.group("blocks.0.0.se.conv_reduce").protected == "its 1x1 maps carry no hash"
     with pytest.raises(PruneError, match="either select"):

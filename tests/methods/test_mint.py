@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from dist_prune import methods, reading
+from dist_prune import methods
+from dist_prune.config import loading
 from dist_prune.errors import PruneError
 from dist_prune.methods import mint
 from dist_prune.pruning import surgeon
@@ -19,6 +20,7 @@ from dist_prune.pruning.masks import masks_of, violations, weights_left
 from dist_prune.pruning.pairs import contiguous
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.thresholds import threshold, true_cap
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones
 from dist_prune.runtime.collectives import Ranks
 from tests import tiny
@@ -109,7 +111,7 @@ def test_threads_and_memory_do_not_move_scores():
 
 def test_pairs_of_a_residual_network():
     """A child behind a sum is fed by the sum, one in a plain chain by the layer before it; the stem has no parent."""
-    channels = surgeon.sites_of(tiny.network(name="resnet20_cifar"), tiny.example()[:1])
+    channels = sites_of(tiny.network(name="resnet20_cifar"), tiny.example()[:1])
     pairs = {pair.child: pair for pair in mint_with().pairs(channels)}
     assert "conv1" not in pairs
     assert len(pairs) == 19
@@ -119,7 +121,7 @@ def test_pairs_of_a_residual_network():
     assert pairs["linear"].below.name == "linear:in"
     numbered = {pair.child: pair for pair in mint_with(fidelity="as_released").pairs(channels)}
     assert numbered["layer2.0.conv1"].below.name == "layer1.2.conv2"
-    projected = surgeon.sites_of(tiny.network(), tiny.example()[:1])
+    projected = sites_of(tiny.network(), tiny.example()[:1])
     released = {pair.child: pair for pair in mint_with(quirks=("numbered_parents",)).pairs(projected)}
     assert released["layer2.0.downsample.0"].below.name == "layer2.0.conv2", "the layer before it in number"
     assert released["layer2.0.downsample.0"].below.width == 32, "wider than the 16 true inputs"
@@ -129,7 +131,7 @@ def test_pairs_of_a_residual_network():
 
 
 def test_pairs_of_the_perceptron_read_what_the_next_layer_is_fed():
-    channels = surgeon.sites_of(backbones.create("mlp_mnist", 10, 1).eval(), torch.zeros(1, 1, 28, 28))
+    channels = sites_of(backbones.create("mlp_mnist", 10, 1).eval(), torch.zeros(1, 1, 28, 28))
     options = {"taps": "consumed", "parent_groups": {"fc2": 250}, "child_groups": {"fc*": 10, "fc2": 100}}
     two, three = mint_with(**options | {"child_groups": {"fc2": 100, "fc3": 10}}).pairs(channels)
     assert (two.child, two.below.name, two.above.name) == ("fc2", "fc2:in", "fc3:in")
@@ -221,7 +223,7 @@ def test_excluded_layers_keep_all_their_weights():
     (row,) = method.table(scores, channels, Request())
     cut = [counts[name] for name in plan.blocks]
     assert row["scored_percent"] == 100 * (1 - sum(kept for kept, _ in cut) / sum(whole for _, whole in cut)) >= 50
-    perceptron = surgeon.sites_of(backbones.create("mlp_mnist", 10, 1).eval(), torch.zeros(1, 1, 28, 28))
+    perceptron = sites_of(backbones.create("mlp_mnist", 10, 1).eval(), torch.zeros(1, 1, 28, 28))
     with pytest.raises(PruneError, match=r"select\.exclude and method\.skip leave no layer"):
         mint_with(p=(0.5,), skip=("fc3",)).ready(perceptron, ("fc2",), Request())
 
@@ -236,10 +238,10 @@ def test_excluded_layers_keep_all_their_weights():
     ("caps", {"fc2": 0}, r"method\.caps\.fc2.*greater than 0"),
 ])  # fmt: skip
 def test_globs_and_numbers_that_would_be_ignored_are_refused(key, value, said):
-    channels = surgeon.sites_of(backbones.create("mlp_mnist", 10, 1).eval(), torch.zeros(1, 1, 28, 28))
+    channels = sites_of(backbones.create("mlp_mnist", 10, 1).eval(), torch.zeros(1, 1, 28, 28))
     with pytest.raises(PruneError, match=said):
         words = [f"method.{key}={json.dumps(value)}"]
-        spec = reading.load("mlp_mnist_mint", words, methods.options_of, need_environment=False)
+        spec = loading.load("mlp_mnist_mint", words, methods.options_of, need_environment=False)
         options = {name: option for name, option in spec.method.items() if name != "name"}
         mint_with(**options).ready(channels, (), Request())
 
@@ -267,7 +269,7 @@ def test_a_grid_is_a_table_and_an_index_takes_one_value():
     ],
 )
 def test_requests_that_contradict_themselves(options, request_, said):
-    channels = surgeon.sites_of(tiny.network(), tiny.example()[:1])
+    channels = sites_of(tiny.network(), tiny.example()[:1])
     with pytest.raises(PruneError, match=said):
         mint_with(**options).ready(channels, (), request_)
 
@@ -287,7 +289,7 @@ def test_structured_removes_the_channels_with_the_smallest_sums():
 
 
 def test_groups_that_no_pair_touches_are_protected():
-    channels = surgeon.sites_of(tiny.network(), tiny.example()[:1])
+    channels = sites_of(tiny.network(), tiny.example()[:1])
     limited = mint_with(skip=("*",)).limits(channels)
     assert not limited.free
     assert "no scored pair" in limited.group("conv1").protected
@@ -314,7 +316,7 @@ def cutting(channels, names, shares) -> Plan:
 def test_mask_arithmetic_of_the_paper_s_profiles(backbone, side, weights, masked, first, last, shares, percent):
     """The fractions per layer that the authors plotted give the percentages of their tables."""
     classes = 10 if side == 32 else 1000
-    channels = surgeon.sites_of(backbones.create(backbone, classes, 3).eval(), torch.zeros(1, 3, side, side))
+    channels = sites_of(backbones.create(backbone, classes, 3).eval(), torch.zeros(1, 3, side, side))
     names = [n for n, layer in channels.layers.items() if layer.kind in ("conv", "linear")][first:last]
     plan = cutting(channels, names, shares)
     left = weights_left(plan, channels)
@@ -333,11 +335,11 @@ def test_mask_arithmetic_of_the_paper_s_profiles(backbone, side, weights, masked
     ],
 )
 def test_recipes_score_the_pairs_that_the_paper_masks(recipe, side, pairs, masked, scores):
-    spec = reading.load(recipe, [], methods.options_of, need_environment=False)
+    spec = loading.load(recipe, [], methods.options_of, need_environment=False)
     method = mint_with(**{key: value for key, value in spec.method.items() if key != "name"})
     classes, chans = (1000 if "imagenet" in recipe else 10), (1 if "mnist" in recipe else 3)
     model = backbones.create(spec.backbone.name, classes, chans).eval()
-    channels = surgeon.sites_of(model, torch.zeros(1, chans, side, side))
+    channels = sites_of(model, torch.zeros(1, chans, side, side))
     method.ready(channels, spec.select.exclude, Request.of(spec))
     found = method.pairs(channels)
     layers = [channels.layers[pair.child] for pair in found]

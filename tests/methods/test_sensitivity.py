@@ -11,9 +11,9 @@ from torch.nn import functional
 from dist_prune.errors import PruneError
 from dist_prune.methods.method import TRAINED
 from dist_prune.methods.sensitivity import Options, Sensitivity, Shot, stage_of
-from dist_prune.pruning import surgeon
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.sensitivity import sensitivities
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones, stopping
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.training.norms import Together
@@ -28,7 +28,7 @@ def method(**more) -> Sensitivity:
 
 def channels_of(name: str, size: int = 32, classes: int = 10):
     model = backbones.create(name, classes, 3).eval()
-    return surgeon.sites_of(model, torch.zeros(1, 3, size, size))
+    return sites_of(model, torch.zeros(1, 3, size, size))
 
 
 def summed(logits, labels):
@@ -227,7 +227,7 @@ def test_rounds_of_the_papers_networks():
 def test_the_pool_is_what_the_programs_score():
     model = backbones.create("vgg16_bn_head_cifar", 10, 3)
     found = Sensitivity(Options(by="layer", pool="layers"))
-    channels = found.limits(surgeon.sites_of(model.eval(), torch.zeros(1, 3, 32, 32)))
+    channels = found.limits(sites_of(model.eval(), torch.zeros(1, 3, 32, 32)))
 
     class Bench:
         def network(self):

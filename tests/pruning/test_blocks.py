@@ -12,9 +12,12 @@ from dist_prune.pruning import surgeon
 from dist_prune.pruning.blocks import Blocks
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.cost import macs
-from dist_prune.pruning.masks import block_mask, masks_of, promoted, violations, weights_left
+from dist_prune.pruning.dead_channels import promoted
+from dist_prune.pruning.masks import block_mask, masks_of, violations, weights_left
 from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.rebuild import rebuild
 from dist_prune.pruning.sizes import csr_bytes, sparse_sizes
+from dist_prune.pruning.trial import sites_of
 from tests import tiny
 
 HALVES = Blocks.of([range(8), range(8, 16)], [range(8), range(8, 16)], [[0], []])
@@ -22,7 +25,7 @@ HALVES = Blocks.of([range(8), range(8, 16)], [range(8), range(8, 16)], [[0], []]
 
 def traced():
     model = tiny.network()
-    return model, surgeon.sites_of(model, tiny.example()[:1])
+    return model, sites_of(model, tiny.example()[:1])
 
 
 def plan_with(channels, blocks, removed=None) -> Plan:
@@ -75,7 +78,7 @@ def test_surgery_zeroes_blocks_and_cuts_channels():
     assert violations(small.state_dict(), masks) == []
     weight.data[0, 0, 1, 1] = 1e-30
     assert violations(small.state_dict(), masks) == ["layer1.0.conv2.weight"]
-    again = surgeon.rebuild(tiny.network(seed=5), plan, small.state_dict())
+    again = rebuild(tiny.network(seed=5), plan, small.state_dict())
     assert torch.equal(again(tiny.example()), small(tiny.example()))
     with pytest.raises(PruneError, match="no plain convolution"):
         surgeon.operate(copy.deepcopy(model), channels, plan_with(channels, {"bn1": HALVES}))
@@ -86,7 +89,7 @@ def test_two_plans_with_blocks_are_one_composed_plan():
     model, channels = traced()
     first = plan_with(channels, {"layer1.0.conv2": HALVES}, {"layer1.0.conv1": (1, 9), "conv1": (0,)})
     once = tiny.cut(model, channels, first)
-    between = surgeon.sites_of(once, tiny.example()[:1])
+    between = sites_of(once, tiny.example()[:1])
     thirds = Blocks.of([range(5), range(5, 10), range(10, 15)], [range(7), range(7, 14)], [[1], [0, 1], []])
     other = Blocks.of([[0, 2]], [[1], [3]], [[0]])
     second = plan_with(between, {"layer1.0.conv2": thirds, "layer2.0.conv1": other}, {"layer1.0.conv1": (2,)})
@@ -141,7 +144,7 @@ class Chain(nn.Module):
 def chain(bias: bool = False):
     torch.manual_seed(0)
     model = Chain(bias).double().eval()
-    return model, surgeon.sites_of(model, tiny.example()[:1])
+    return model, sites_of(model, tiny.example()[:1])
 
 
 def test_channels_that_nothing_reaches_or_that_reach_nothing_are_removed():

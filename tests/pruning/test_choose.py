@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dist_prune.errors import PruneError
-from dist_prune.pruning import surgeon, ties
+from dist_prune.pruning import ties
 from dist_prune.pruning.choose import (
     Request,
     _removal_order,
@@ -18,9 +18,10 @@ from dist_prune.pruning.choose import (
     share_of,
 )
 from dist_prune.pruning.ties import orders_of
+from dist_prune.pruning.trial import sites_of
 from tests import tiny
 
-CHANNELS = surgeon.sites_of(tiny.network(), tiny.example()[:1])
+CHANNELS = sites_of(tiny.network(), tiny.example()[:1])
 SCORES = {
     group.name: torch.rand(group.width, generator=torch.Generator().manual_seed(i))
     for i, group in enumerate(CHANNELS.free)

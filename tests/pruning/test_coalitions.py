@@ -8,7 +8,7 @@ import torch
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning import coalitions
-from dist_prune.pruning.renew import draw
+from dist_prune.pruning.rng import draw
 
 C = 5
 

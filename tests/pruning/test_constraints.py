@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from dist_prune.errors import PruneError
-from dist_prune.pruning import surgeon
 from dist_prune.pruning.channels import LatencyTable
 from dist_prune.pruning.choose import (
     AUTO_WIDTH,
@@ -21,11 +20,12 @@ from dist_prune.pruning.choose import (
     share_of,
 )  # fmt: skip
 from dist_prune.pruning.cost import STEP, macs
+from dist_prune.pruning.trial import sites_of
 from dist_prune.stages.timing import rising, widths_of
 from tests import tiny
 
-CHANNELS = surgeon.sites_of(tiny.network(name="resnet20_cifar"), tiny.example()[:1])
-WIDE = surgeon.sites_of(tiny.network(), tiny.example()[:1])
+CHANNELS = sites_of(tiny.network(name="resnet20_cifar"), tiny.example()[:1])
+WIDE = sites_of(tiny.network(), tiny.example()[:1])
 TIMES = {  # times that fall with the square root of the width, at a few measured widths
     g.name: tuple((w, 1 - 0.05 * (1 - (w / g.width) ** 0.5)) for w in (1, g.width // 2, g.width)) for g in WIDE.free
 }

@@ -10,6 +10,7 @@ from dist_prune.pruning import cost, surgeon
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.trace import layers_of
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones
 
 NETS = [
@@ -40,7 +41,7 @@ def counted(model, example) -> tuple[int, int]:
 def test_cost_equals_a_count_after_surgery(name, size):
     torch.manual_seed(0)
     model, example = backbones.create(name, 10, 3).eval(), torch.randn(1, 3, size, size)
-    channels = surgeon.sites_of(model, example)
+    channels = sites_of(model, example)
     keep = {g.name: list(range(max(1, g.width * (2 + i % 3) // 5))) for i, g in enumerate(channels.free)}
     plan = Plan.keeping(channels, keep)
     small = copy.deepcopy(model)

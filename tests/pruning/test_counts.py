@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from dist_prune.errors import PruneError
-from dist_prune.pruning import cost, surgeon
+from dist_prune.pruning import cost
 from dist_prune.pruning.choose import Request, check_target, given_counts, keep_best
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones
 from tests import tiny
 
@@ -47,7 +48,7 @@ def channels():
     found = {}
     for name, (in_chans, side, classes) in NETWORKS.items():
         model = backbones.create(name, classes, in_chans).eval()
-        found[name] = surgeon.sites_of(model, torch.rand(1, in_chans, side, side))
+        found[name] = sites_of(model, torch.rand(1, in_chans, side, side))
     return found
 
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from dist_prune.errors import PruneError
-from dist_prune.pruning import surgeon
 from dist_prune.pruning.channels import LatencyTable
 from dist_prune.pruning.choose import Request, check_target, keep_best
 from dist_prune.pruning.cost import macs
 from dist_prune.pruning.pace import ATTEMPTS, SPREAD, Search, isotonic
 from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.trial import sites_of
 from tests import tiny
 
-CHANNELS = surgeon.sites_of(tiny.network(name="resnet20_cifar"), tiny.example()[:1])
+CHANNELS = sites_of(tiny.network(name="resnet20_cifar"), tiny.example()[:1])
 WHOLE = macs(CHANNELS)
 SCORES = {g.name: torch.rand(g.width, generator=torch.Generator().manual_seed(1)) for g in CHANNELS.free}
 

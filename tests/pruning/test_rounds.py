@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from dist_prune.pruning import surgeon
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request, keep_best, share_of
 from dist_prune.pruning.cost import COSTS
 from dist_prune.pruning.narrow import narrowed
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.rounds import scheduled, share_at
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones
 from tests import tiny
 from tests.pruning import test_units
@@ -67,10 +67,10 @@ def described(channels: Channels) -> tuple:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_arithmetic_finds_what_tracing_the_small_network_finds(name):
     model, x = built(name), tiny.example(size=side(name))
-    channels = surgeon.sites_of(model, x[:1])
+    channels = sites_of(model, x[:1])
     for seed in range(2):
         plan = some_plan(channels, random.Random(seed))
-        traced = surgeon.sites_of(tiny.cut(model, channels, plan), x[:1])
+        traced = sites_of(tiny.cut(model, channels, plan), x[:1])
         assert described(narrowed(channels, plan)) == described(traced)
 
 
@@ -78,7 +78,7 @@ def test_arithmetic_finds_what_tracing_the_small_network_finds(name):
 def test_rounds_are_one_cut_of_the_composed_plan(name):
     """Bit for bit, shapes and weights; three rounds by arithmetic against one operation on the dense network."""
     model, x = built(name), tiny.example(size=side(name))
-    dense = surgeon.sites_of(model, x[:1])
+    dense = sites_of(model, x[:1])
     for seed in range(3):
         rng, small, whole, now = random.Random(seed), model, None, dense
         for _ in range(3):
@@ -97,7 +97,7 @@ def test_rounds_are_one_cut_of_the_composed_plan(name):
 def test_a_depthwise_layer_with_one_channel_left_is_still_that_layer():
     """Traced, it would be an ordinary convolution and lead a group of its own."""
     model, x = built("mobilenetv1_cifar"), tiny.example(size=32)
-    dense = surgeon.sites_of(model, x[:1])
+    dense = sites_of(model, x[:1])
     group = next(g for g in dense.free if any(dense.layers[c.layer].depthwise for c in g.couplings))
     plan = Plan.keeping(dense, {group.name: [2]})
     small = narrowed(dense, plan)
@@ -127,7 +127,7 @@ def test_a_depthwise_layer_with_one_channel_left_is_still_that_layer():
 @pytest.mark.parametrize("spacing", ["geometric", "linear"])
 def test_three_rounds_end_where_one_shot_ends(request_, spacing):
     """With the same worth of channels in every round the counts are those of one shot; floors are of dense widths."""
-    dense = surgeon.sites_of(tiny.network(), tiny.example()[:1])
+    dense = sites_of(tiny.network(), tiny.example()[:1])
     scores = worth(dense, 3)
     once = Plan.keeping(dense, keep_best(dense, scores, request_, normalise=False))
     whole, now = Plan({}, once.widths), dense

@@ -8,13 +8,14 @@ import torch
 from dist_prune import replay
 from dist_prune.errors import PruneError
 from dist_prune.methods.graph import Graph, Options
-from dist_prune.pruning import surgeon
+from dist_prune.pruning import plan_summary
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.saved import from_saved, to_saved
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones
 from tests import tiny
 
-CHANNELS = Graph(Options()).limits(surgeon.sites_of(tiny.network(), tiny.example()[:1]))
+CHANNELS = Graph(Options()).limits(sites_of(tiny.network(), tiny.example()[:1]))
 PLAN = Plan.keeping(CHANNELS, {"conv1": [0, 3, 5], "layer2.0.conv1": list(range(31)), "layer3.0.downsample.0": [63]})
 
 
@@ -36,7 +37,7 @@ def test_other_names_are_taken_in_the_order_of_the_scored_layers():
 
 def test_the_authors_names_of_resnet50_are_timm_s():
     """conv3 follows its stage's projection; a whole file of theirs names exactly the scored layers."""
-    channels = surgeon.sites_of(backbones.create("resnet50", 10, 3).eval(), torch.randn(1, 3, 64, 64))
+    channels = sites_of(backbones.create("resnet50", 10, 3).eval(), torch.randn(1, 3, 64, 64))
     names = ["conv1"]
     for stage, blocks in enumerate((3, 4, 6, 3), start=1):
         for block in range(blocks):
@@ -73,10 +74,10 @@ def test_a_file_may_hold_either_form(tmp_path):
     for text in (PLAN.to_json(), json.dumps(to_saved(PLAN, CHANNELS))):
         file.write_text(text)
         assert replay.read(file, CHANNELS).canonical() == PLAN.canonical()
-    body = replay.summary(PLAN, CHANNELS)
+    body = plan_summary.summary(PLAN, CHANNELS)
     assert body["groups"]["conv1"] == {"width": 16, "kept": 3}
     assert 0 < body["removed"]["macs"] < 1
-    other = surgeon.sites_of(tiny.network(name="resnet14p_cifar"), tiny.example()[:1])
+    other = sites_of(tiny.network(name="resnet14p_cifar"), tiny.example()[:1])
     file.write_text(PLAN.to_json())
     with pytest.raises(PruneError, match="a plan for another network"):
         replay.read(file, other)

@@ -8,7 +8,6 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from dist_prune.pruning import surgeon
 from dist_prune.pruning.learner import Learner, Mask, Rules
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.sensitivity import (
@@ -26,6 +25,7 @@ from dist_prune.pruning.sensitivity import (
     undecided,
     vote,
 )
+from dist_prune.pruning.trial import sites_of
 from dist_prune.pruning.widen import widened
 from dist_prune.runtime import backbones
 from tests import tiny
@@ -191,7 +191,7 @@ def test_a_network_masked_by_binary_vectors_is_the_cut_network(name, groups):
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.bias)
-    channels = surgeon.sites_of(model, x[:1])
+    channels = sites_of(model, x[:1])
     chosen = [channels.group(known_as(channels, group)) for group in groups]
     widths = {g.name: g.width for g in channels.groups}
     before = Plan({chosen[0].name: tuple(range(0, chosen[0].width, 3))}, widths)
@@ -220,7 +220,7 @@ def known_as(channels, layer: str) -> str:
 
 def test_scaling_where_channels_are_consumed_is_scaling_behind_the_activation():
     model, x = tiny.network(), tiny.example()
-    channels = surgeon.sites_of(model, x[:1])
+    channels = sites_of(model, x[:1])
     group = channels.group("layer1.0.conv1")
     ramp = Ramp(1.0, 1.0, 1, 1, 1, 0.0)
     mask = Mask(16, (3, 3), Rules(ramp), False, torch.Generator().manual_seed(0), torch.float64)
@@ -242,7 +242,7 @@ def test_scaling_where_channels_are_consumed_is_scaling_behind_the_activation():
 
 def test_trained_weights_in_dense_shapes_are_cut_again_to_the_same():
     model, other = tiny.network(), tiny.network(seed=5)
-    channels = surgeon.sites_of(model, tiny.example()[:1])
+    channels = sites_of(model, tiny.example()[:1])
     plan = Plan({"layer2.0.conv1": (0, 3, 9), "conv1": (1,)}, {g.name: g.width for g in channels.groups})
     small = tiny.cut(other, channels, plan).state_dict()
     whole = widened(model.state_dict(), small, channels, plan)

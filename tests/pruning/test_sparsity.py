@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from dist_prune import methods, reading
-from dist_prune.pruning import surgeon
+from dist_prune import methods
+from dist_prune.config import loading
 from dist_prune.pruning.sparsity import penalty
+from dist_prune.pruning.trial import sites_of
 from dist_prune.run import run
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.machine import Machine
@@ -14,7 +15,7 @@ from tests import tiny
 
 def added(kind: str, weight: float = 0.1):
     model = tiny.network()
-    channels = surgeon.sites_of(model, tiny.example()[:1])
+    channels = sites_of(model, tiny.example()[:1])
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     penalty(kind, model, channels, weight)()
@@ -61,7 +62,7 @@ def test_training_with_it_leaves_less_in_the_channels(kind, tmp_path):
 
     def trained(name: str, *more: str) -> dict[str, torch.Tensor]:
         run(
-            reading.load("quickstart", [*words, *more], methods.options_of),
+            loading.load("quickstart", [*words, *more], methods.options_of),
             tmp_path / name,
             Machine.alone(),
             until="train",

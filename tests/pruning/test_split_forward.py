@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from dist_prune.pruning import surgeon
 from dist_prune.pruning.game import Games
 from dist_prune.pruning.gating import gate, gate_points
 from dist_prune.pruning.plan import Plan
 from dist_prune.pruning.split_forward import SplitForward, copies, traced
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones
 from dist_prune.runtime.evaluation import num_correct
 from tests import tiny
@@ -34,7 +34,7 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor]:
 def test_off_is_removed_and_the_tail_is_the_network(name):
     """Per image: other channels are off in other images."""
     model, x = network(name)
-    channels, graph = surgeon.sites_of(model, x[:1]), traced(model)
+    channels, graph = sites_of(model, x[:1]), traced(model)
     assert graph is not None
     for group in channels.free[:: max(1, len(channels.free) // 5)]:
         points = gate_points(channels, group.name)
@@ -57,7 +57,7 @@ def test_off_is_removed_and_the_tail_is_the_network(name):
 
 def test_raw_outputs_leave_the_norm_s_shift():
     model, x = network("resnet8p_cifar")
-    channels = surgeon.sites_of(model, x[:1])
+    channels = sites_of(model, x[:1])
     name = "layer1.0.conv1"
     zeros = {name: torch.zeros(channels.group(name).width)}
     with gate(model, gate_points(channels, name, "output"), zeros):

@@ -10,13 +10,15 @@ from torch import nn
 from dist_prune.bench import Bench
 from dist_prune.errors import PruneError
 from dist_prune.methods.method import Method
-from dist_prune.pruning import cost, surgeon
+from dist_prune.pruning import cost
 from dist_prune.pruning.channels import Channels
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.gating import gate_off
 from dist_prune.pruning.narrow import narrowed
 from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.rebuild import rebuild
 from dist_prune.pruning.saved import to_saved
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones
 from tests import tiny
 
@@ -64,10 +66,10 @@ def test_units_are_scored_cut_and_loaded(which, name):
         found = small(images)
     assert torch.allclose(found, expected, atol=1e-9)
     assert sum(p.numel() for p in small.parameters()) == cost.params(channels, plan.counts)
-    traced = surgeon.sites_of(small, tiny.example()[:1])
+    traced = sites_of(small, tiny.example()[:1])
     assert cost.macs(traced) == cost.macs(channels, plan.counts)
     shell = backbones.create(NETWORKS[which][0], 10, 1, kwargs=NETWORKS[which][1]).double()
-    again = surgeon.rebuild(shell, Plan.from_json(plan.to_json()), small.state_dict()).eval()
+    again = rebuild(shell, Plan.from_json(plan.to_json()), small.state_dict()).eval()
     with torch.no_grad():
         assert torch.equal(again(images), found)
     again.train()(images).square().mean().backward()
@@ -76,7 +78,7 @@ def test_units_are_scored_cut_and_loaded(which, name):
 @pytest.mark.parametrize("which", ["vit", "swin"])
 def test_attention_knows_how_many_heads_are_left(which):
     model = network(which)
-    channels = surgeon.sites_of(model, tiny.example()[:1])
+    channels = sites_of(model, tiny.example()[:1])
     group = next(group for group in channels.free if group.unit == "head")
     small = tiny.cut(model, channels, Plan({group.name: (1,)}, {g.name: g.width for g in channels.groups}))
     path = group.name.removesuffix(".qkv")
@@ -129,7 +131,7 @@ def fingerprint(ranks: Any = None) -> str:
 def test_scale_norm_and_gated_attention_keep_their_heads():
     """A norm over all heads, or a gate beside them, is made for the dense number of heads."""
     model = backbones.create("vit_tiny_patch16_224", 10, 1, kwargs={**VIT, "scale_attn_norm": True}).eval()
-    channels = surgeon.sites_of(model.double(), tiny.example()[:1])
+    channels = sites_of(model.double(), tiny.example()[:1])
     assert not [group for group in channels.groups if group.unit == "head"]
     copy.deepcopy(model)(tiny.example())
 
@@ -162,20 +164,20 @@ class OnTheImage(nn.Module):
 @pytest.mark.parametrize(("model", "width"), [(Shuffled, 1), (OnTheImage, 3)])
 def test_units_that_cannot_be_known_are_protected(model, width):
     torch.manual_seed(0)
-    channels = surgeon.sites_of(model().double().eval(), tiny.example(width)[:1])
+    channels = sites_of(model().double().eval(), tiny.example(width)[:1])
     assert not [group for group in channels.free if "grouped" in group.layers]
 
 
 def test_heads_and_conv_groups_go_one_by_one():
     """min_channels and rounding are of single channels: eight of four heads are not asked for."""
-    channels = surgeon.sites_of(network("vit"), tiny.example()[:1])
+    channels = sites_of(network("vit"), tiny.example()[:1])
     head = next(group for group in channels.free if group.unit == "head")
     request = Request(min_channels=16, round_to=8)
     assert [request.width(head, count) for count in (0, 1, 3)] == [1, 1, 3]
 
 
 def test_pruning_information_cannot_say_units():
-    channels = surgeon.sites_of(network("resnext"), tiny.example()[:1])
+    channels = sites_of(network("resnext"), tiny.example()[:1])
     group = next(group for group in channels.free if group.unit == "conv group")
     plan = Plan({group.name: (0,)}, {g.name: g.width for g in channels.groups})
     with pytest.raises(PruneError, match="conv groups, and saved_idxs are filters"):
@@ -185,7 +187,7 @@ def test_pruning_information_cannot_say_units():
 def test_what_a_cut_res2net_leaves_can_be_cut_again():
     """Its splits give protected groups positions that no layer has."""
     model = backbones.create("res2net50_26w_4s", 10, 3, kwargs={"layers": (1, 1, 1, 1)}).eval()
-    channels = surgeon.sites_of(model, torch.randn(1, 3, 64, 64))
+    channels = sites_of(model, torch.randn(1, 3, 64, 64))
     plan = Plan.keeping(channels, {group.name: list(range(group.width // 2)) for group in channels.free})
     left = narrowed(channels, plan)
     assert {group.name: group.width for group in left.free} == {g.name: plan.counts[g.name] for g in channels.free}

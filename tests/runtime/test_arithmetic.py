@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dist_prune.recipe import Training
+from dist_prune.config.training import Training
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data import augment, dealing
 from dist_prune.runtime.data.feed import Batch

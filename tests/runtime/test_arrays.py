@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_prune import methods, reading
+from dist_prune import methods
+from dist_prune.config import loading
 from dist_prune.errors import PruneError
 from dist_prune.preview import preview
 from dist_prune.runtime.data import arrays
@@ -61,7 +62,7 @@ def test_a_layout_is_believed(tmp_path):
 
 def recipe(path: str, *words: str):
     text = ["data.source=npz", f"data.root={path}", "backbone.name=resnet8p_cifar", "data.mean=", "data.std=", *words]
-    return reading.load("quickstart", text, methods.options_of)
+    return loading.load("quickstart", text, methods.options_of)
 
 
 def checked(path: str, *words: str) -> dict[str, Any]:
@@ -86,13 +87,13 @@ def test_check_says_what_a_run_says(tmp_path):
         checked(path)
     assert checked(path, "data.layout=nchw")["input"] == [3, 8, 8]
     with pytest.raises(PruneError, match=r"data\.layout is for the arrays of an \.npz file; data\.source is digits"):
-        reading.load("quickstart", ["data.layout=nchw"], methods.options_of)
+        loading.load("quickstart", ["data.layout=nchw"], methods.options_of)
 
 
 def test_one_class_only(tmp_path):
     with pytest.raises(PruneError, match=r"all of them are of one class, '0': there is nothing to learn"):
         checked(saved(tmp_path, labels=0 * LABELS))
-    some = reading.load("quickstart", ["data.classes=[3,5]"], methods.options_of)
+    some = loading.load("quickstart", ["data.classes=[3,5]"], methods.options_of)
     kind = methods.find(some.method["name"])
     assert preview(some, kind(kind.Options()))["classes"] == 2
 

@@ -6,7 +6,8 @@ import torch
 
 from dist_prune.errors import PruneError
 from dist_prune.methods.graph import Graph, Options
-from dist_prune.pruning import cost, surgeon
+from dist_prune.pruning import cost
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones
 
 # name, classes; millions as the table rounds them: thop, MACs of convolutions, MACs of linear layers; parameters
@@ -32,7 +33,7 @@ DENSE = [
 
 def counts(name, classes, size=32):
     model = backbones.create(name, classes, 3).eval()
-    return model, surgeon.sites_of(model, torch.randn(1, 3, size, size))
+    return model, sites_of(model, torch.randn(1, 3, size, size))
 
 
 def millions(value: int, like: str) -> str:
@@ -123,7 +124,7 @@ def test_residual_streams_follow_the_stem_and_the_projections(blocks):
 
 def test_the_bottleneck_s_last_convolution_follows_its_stage_s_projection():
     model = backbones.create("resnet50", 10, 3).eval()
-    channels = Graph(Options()).limits(surgeon.sites_of(model, torch.randn(1, 3, 64, 64)))
+    channels = Graph(Options()).limits(sites_of(model, torch.randn(1, 3, 64, 64)))
     found = {group.name: group.producers[1:] for group in channels.free}
     assert found.pop("conv1") == ()
     for stage, blocks in enumerate((3, 4, 6, 3), start=1):

@@ -10,6 +10,7 @@ from dist_prune.errors import PruneError
 from dist_prune.pruning import surgeon
 from dist_prune.pruning.blocks import left
 from dist_prune.pruning.plan import Plan
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.training.carrying import OPTIMIZER, Carried
 from dist_prune.runtime.training.train import Trainer
@@ -59,7 +60,7 @@ def test_with_nothing_removed_it_was_never_stopped(case, tmp_path):
     assert half.left is not None
     assert whole.left is not None
     model, x = half.model, tiny.example()
-    channels = surgeon.sites_of(model, x[:1])
+    channels = sites_of(model, x[:1])
     nothing = Plan({}, {group.name: group.width for group in channels.groups})
     carried = written(half.left, tmp_path).cut(partial(surgeon.cut_along, model, channels, nothing))
     start = copy.deepcopy(model)
@@ -79,7 +80,7 @@ def test_the_state_of_kept_channels_is_untouched(case):
     found = ended(epochs=1, **CASES[case])
     assert found.left is not None
     model, x = found.model, tiny.example()
-    channels = surgeon.sites_of(model, x[:1])
+    channels = sites_of(model, x[:1])
     kept = {"conv1": [0, 2, 3, 11], "layer2.0.conv1": list(range(5, 30)), "layer3.0.conv2": [1, 2, 40, 63]}
     plan = Plan.keeping(channels, kept)
     carried, places = found.left.cut(partial(surgeon.cut_along, model, channels, plan)), left(channels, plan.removed)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from dist_prune.config.training import Training
 from dist_prune.errors import PruneError
-from dist_prune.recipe import Training
 from dist_prune.runtime import backbones, tracking
 from dist_prune.runtime.tracking import Tracker
 from dist_prune.runtime.training import fast, optim

@@ -11,7 +11,8 @@ from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils.misc import natural_key
 
-from dist_prune import methods, reading
+from dist_prune import methods
+from dist_prune.config import loading
 from dist_prune.errors import PruneError
 from dist_prune.preview import as_text, preview
 from dist_prune.runtime.data import index, numbering, scanning
@@ -136,7 +137,7 @@ def test_class_maps_that_are_none(tmp_path):
 @pytest.mark.parametrize("words", [["data.class_order=natural"], ["data.class_map=x.txt"]])
 def test_arrays_have_numbers_already(words):
     with pytest.raises(PruneError, match=r"is for folders of images: labels of arrays are numbers already"):
-        reading.load("quickstart", words, methods.options_of)
+        loading.load("quickstart", words, methods.options_of)
 
 
 def test_a_warning_only_where_orders_differ_and_nobody_chose():
@@ -149,7 +150,7 @@ def test_a_warning_only_where_orders_differ_and_nobody_chose():
 
 def checked(root: Path, *words: str):
     text = ["data.source=imagefolder", f"data.root={root}", "backbone.name=resnet8p_cifar", "data.image_size=8"]
-    spec = reading.load("quickstart", [*text, "data.mean=", "data.std=", *words], methods.options_of)
+    spec = loading.load("quickstart", [*text, "data.mean=", "data.std=", *words], methods.options_of)
     kind = methods.find(spec.method["name"])
     return preview(spec, kind(kind.Options()))
 

@@ -11,12 +11,14 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from dist_prune.stages.work import Work
 from PIL import Image
 
-from dist_prune import methods, reading
+from dist_prune import methods
+from dist_prune.config import loading
+from dist_prune.config.data import Data
 from dist_prune.errors import PruneError
 from dist_prune.pruning.choose import Request
-from dist_prune.recipe import Data
 from dist_prune.runtime.data import sources
 from dist_prune.runtime.data.backends import open_split
 from dist_prune.runtime.data.beton import open_beton, read_sidecar
@@ -24,7 +26,6 @@ from dist_prune.runtime.data.feed import Feed, Look
 from dist_prune.runtime.data.random_access import RandomAccessSource, SplitSpec, StoredImage
 from dist_prune.runtime.data.sources import ArraySource, open_source
 from dist_prune.runtime.tracking import Tracker
-from dist_prune.stages.work import Work
 from tests import tiny
 
 CPU, COUNT = torch.device("cpu"), 60
@@ -192,7 +193,7 @@ def test_a_method_scores_them_as_it_scores_arrays():
 
 
 def test_a_run_checks_them_before_scoring_and_lists_what_it_left_out(tmp_path):
-    recipe = reading.load("quickstart", ["data.on_error=skip"], methods.options_of)
+    recipe = loading.load("quickstart", ["data.on_error=skip"], methods.options_of)
     work = Work(recipe, tiny.machine(), Tracker(False), tmp_path, tiny.method("l1"))
     source = gradients(broken=(3, 41))
     feed = Feed(source, LOOKS[0][0], CPU, on_error="skip", skipped=work.skipped[True])

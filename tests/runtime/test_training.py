@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from dist_prune.config.training import Training
 from dist_prune.errors import PruneError
-from dist_prune.recipe import Training
 from dist_prune.runtime.collectives import Ranks
 from dist_prune.runtime.data.dealing import held_out
 from dist_prune.runtime.data.feed import Batch, Feed, Look

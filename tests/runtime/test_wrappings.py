@@ -11,8 +11,9 @@ from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from dist_prune import methods, reading
+from dist_prune import methods
 from dist_prune.cli import main
+from dist_prune.config import loading
 from dist_prune.errors import PruneError
 from dist_prune.runtime import checkpoint, wrappings
 from tests import tiny
@@ -197,7 +198,7 @@ def test_a_files_content_says_what_it_is(tmp_path, length):
 @pytest.mark.parametrize("key", ["backbone.checkpoint_key=ema", "backbone.checkpoint_skip=[fc.*]"])
 def test_a_choice_within_no_file_is_refused(key):
     with pytest.raises(PruneError, match=r"chooses within a file: name one with backbone\.checkpoint"):
-        reading.load("quickstart", [key], methods.options_of)
+        loading.load("quickstart", [key], methods.options_of)
 
 
 def test_a_bare_module_is_refused(tmp_path):

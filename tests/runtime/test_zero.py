@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from dist_prune.config.training import Training
 from dist_prune.errors import PruneError
-from dist_prune.pruning import surgeon
 from dist_prune.pruning.masks import masks_of, violations
 from dist_prune.pruning.plan import Plan
-from dist_prune.recipe import Training
+from dist_prune.pruning.trial import sites_of
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.machine import unlock
 from dist_prune.runtime.training import zero
@@ -119,7 +119,7 @@ def test_masked_weights_are_exact_zeros_behind_deepspeed(engine, tmp_path):
     assert code == 0, output
     plan = Plan.from_json((folder / "round_1/plan.json").read_text())
     network = backbones.create("resnet8p_cifar", 10, 1, kwargs={"img_size": 8}).eval()
-    channels = surgeon.sites_of(network, torch.zeros(1, 1, 8, 8))
+    channels = sites_of(network, torch.zeros(1, 1, 8, 8))
     small, _ = checkpoint.read(folder / "round_1/pruned.safetensors")
     tuned, _ = checkpoint.read(folder / "finetuned.safetensors")
     masks = masks_of(plan, channels, tuned)

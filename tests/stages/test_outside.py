@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dist_prune import cli, methods, reading
+from dist_prune import cli, methods
+from dist_prune.config import loading
 from dist_prune.errors import PruneError
-from dist_prune.ledger import sealed, unsealed
+from dist_prune.fileio import sealed, unsealed
 from dist_prune.runtime.data.beton import sidecar_of
 from dist_prune.runtime.data.sources import ArraySource, open_source
 from dist_prune.runtime.machine import Machine
@@ -46,7 +47,7 @@ def work(root: Path, place: Path, *words: str) -> RunContext:
         "data.std=null",
         *words,
     )
-    recipe = reading.load("quickstart", list(keys), methods.options_of)
+    recipe = loading.load("quickstart", list(keys), methods.options_of)
     return RunContext(recipe, Machine.alone(), Tracker(False), place, methods.build(recipe.method))
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from dist_prune import methods, reading
+from dist_prune import methods
 from dist_prune.cli import main
+from dist_prune.config import loading
 from dist_prune.pruning import cost, surgeon
 from dist_prune.pruning.choose import Request
 from dist_prune.pruning.plan import Plan
@@ -35,7 +36,7 @@ ASKED = Asked((0.8, 0.3), 60)
 def curves(ranks: Ranks, folder: Path, words: list[str], asked: Asked = ASKED, stop_after: int = 0) -> Found:
     """The verb's work on the ranks of a pool; ``stop_after`` ends it behind so many jobs of a rank."""
     found = []
-    spec = reading.load("quickstart", words, methods.options_of)
+    spec = loading.load("quickstart", words, methods.options_of)
 
     def then(context) -> None:
         if not stop_after:
@@ -126,7 +127,7 @@ def test_masked_is_cut(alone, folder):
         dense = evaluate(context.networks.load_dense(), feed, 17, Ranks(), Tracker(False), ids=ids)
         assert (alone.dense.top1, alone.dense.loss) == (dense["top1"], pytest.approx(dense["loss"], rel=1e-6))
 
-    spec = reading.load("quickstart", WORDS, methods.options_of)
+    spec = loading.load("quickstart", WORDS, methods.options_of)
     run_stages(spec, folder / "1", Machine(torch.device("cpu"), Ranks()), until="score", then=then)
     assert len(set(seen)) == len(seen) == 2 * len(alone.lines)
 
@@ -216,7 +217,7 @@ def test_what_is_printed_can_be_typed(folder, capsys):
     words = ["ratio-curves", "quickstart", "--run-dir", str(place), "--ratios", "0.8,0.3", "--images", "60"]
     assert main([*words, "--max-drop", "100", *WORDS]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "select.keep_ratios=" in line)
-    spec = reading.load("quickstart", [*WORDS, *shlex.split(line)], methods.options_of)
+    spec = loading.load("quickstart", [*WORDS, *shlex.split(line)], methods.options_of)
     assert spec.select.keep_ratios and set(spec.select.keep_ratios.values()) <= {0.8, 0.3}
 
 

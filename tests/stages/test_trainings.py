@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_prune import methods, reading, stages
+from dist_prune import methods, stages
+from dist_prune.config import loading
+from dist_prune.config.recipe import peeks
 from dist_prune.errors import PruneError
 from dist_prune.pruning.plan import Plan
-from dist_prune.recipe import peeks
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.data.sources import ArraySource, open_source
 from dist_prune.runtime.tracking import Tracker
@@ -20,7 +21,7 @@ from tests.launch import SMALL
 
 
 def work_of(folder: Path, *words: str) -> RunContext:
-    spec = reading.load("quickstart", [*SMALL, *words], methods.options_of)
+    spec = loading.load("quickstart", [*SMALL, *words], methods.options_of)
     method = methods.find(spec.method["name"])
     return RunContext(spec, tiny.machine(), Tracker(False), folder, method(method.Options()))
 

@@ -9,7 +9,8 @@ import timm
 import torch
 from PIL import Image
 
-from dist_prune import methods, reading, stages
+from dist_prune import methods, stages
+from dist_prune.config import loading
 from dist_prune.errors import PruneError
 from dist_prune.runtime import backbones, checkpoint
 from dist_prune.runtime.evaluation import evaluate
@@ -26,7 +27,7 @@ RNG = np.random.default_rng(0)
 
 
 def work_of(folder: Path, *words: str) -> RunContext:
-    spec = reading.load("quickstart", [*SMALL, *words], methods.options_of)
+    spec = loading.load("quickstart", [*SMALL, *words], methods.options_of)
     method = methods.find(spec.method["name"])
     return RunContext(spec, tiny.machine(), Tracker(True), folder, method(method.Options()))
 

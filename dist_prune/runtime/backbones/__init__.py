@@ -14,11 +14,12 @@ from dist_prune.runtime.backbones import (
     densenet_cifar,
     googlenet_cifar,
     lenet,
-    lenet_entropy,
+    lenet_tanh,
     mlp,
     mobilenet_cifar,
     resnet_cifar,
     vgg_cifar,
+    vgg_fc,
     wide_resnet_cifar,
 )
 from dist_prune.runtime.backbones.outline import outline
@@ -26,8 +27,8 @@ from dist_prune.runtime.backbones.outline import outline
 LARGE = 500_000_000  # values that arguments may make of a network, or four times what it has without them
 __all__ = ["check", "classes_fetched", "create", "image_config", "names", "sketch"]
 _OWN = (  # importing them registers them
-    densenet_cifar, googlenet_cifar, lenet, lenet_entropy, mlp, mobilenet_cifar, resnet_cifar, vgg_cifar,
-    wide_resnet_cifar,
+    densenet_cifar, googlenet_cifar, lenet, lenet_tanh, mlp, mobilenet_cifar, resnet_cifar, vgg_cifar,
+    vgg_fc, wide_resnet_cifar,
 )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from dist_prune.errors import PruneError
-from dist_prune.ledger import write_atomic
+from dist_prune.fileio import write_atomic
 from dist_prune.runtime.data import scanning
 from dist_prune.runtime.data.random_access import Say
 

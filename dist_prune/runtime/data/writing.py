@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from dist_prune.errors import PruneError
-from dist_prune.ledger import open_append, open_plain, read_json, write_atomic
+from dist_prune.fileio import open_append, open_plain, read_json, write_atomic
 from dist_prune.runtime.data.beton import FORMAT, digest, read_sidecar, sidecar_of
 from dist_prune.runtime.data.encoding import ROW, Settings, encoded, estimate
 from dist_prune.runtime.data.random_access import RandomAccessSource

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dist_prune.config.training import Training
 from dist_prune.errors import PruneError
-from dist_prune.recipe import Training
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.training import optim
 

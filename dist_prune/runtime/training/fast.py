@@ -4,8 +4,8 @@ import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
+from dist_prune.config.training import Training
 from dist_prune.errors import PruneError
-from dist_prune.recipe import Training
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.training import zero
 

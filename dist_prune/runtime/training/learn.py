@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor, nn
 
+from dist_prune.config.training import Training
 from dist_prune.errors import PruneError
-from dist_prune.recipe import Training
 from dist_prune.runtime.data.dealing import held_out
 from dist_prune.runtime.data.feed import Batch, Feed
 from dist_prune.runtime.evaluation import evaluate

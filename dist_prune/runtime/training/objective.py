@@ -9,7 +9,7 @@ from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dist_prune.recipe import Training
+from dist_prune.config.training import Training
 from dist_prune.runtime.data.feed import Batch
 from dist_prune.runtime.evaluation import num_correct
 

@@ -10,8 +10,8 @@ from timm.optim._optim_factory import create_optimizer_v2, list_optimizers
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
+from dist_prune.config.training import Training
 from dist_prune.errors import PruneError, unknown
-from dist_prune.recipe import Training
 
 NORMS = (
     nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm,

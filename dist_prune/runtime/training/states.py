@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from dist_prune.errors import PruneError
-from dist_prune.ledger import digest, file_digest, read_text, write_atomic
+from dist_prune.fileio import digest, file_digest, read_text, write_atomic
 from dist_prune.runtime import checkpoint
 from dist_prune.runtime.collectives import Ranks
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dist_prune.config.training import Training
 from dist_prune.errors import PruneError
-from dist_prune.recipe import Training
 from dist_prune.runtime.machine import Machine
 from dist_prune.runtime.training.drive import Drive
 

@@ -11,8 +11,8 @@ from pydantic.fields import FieldInfo
 
 from dist_prune import documents
 from dist_prune.compatibility import RENAMED
+from dist_prune.config.recipe import Recipe
 from dist_prune.errors import PruneError, shown
-from dist_prune.recipe import Recipe
 
 OptionsOf = Callable[[str], type[BaseModel]]
 DEEPEST_KEY = 12  # parts of a dotted key

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_prune import documents, names, reading
+from dist_prune import documents
+from dist_prune.config import loading, recipe_files
+from dist_prune.config.recipe import Recipe
 from dist_prune.errors import PruneError, nearest, shown
-from dist_prune.ledger import canonical, digest
-from dist_prune.recipe import Recipe
+from dist_prune.fileio import canonical, digest
 
 KEYS = ("base", "grid", "list")
 LONGEST_NAME = 200  # characters; a folder is named so
@@ -68,10 +69,10 @@ class Sweep:
 
 def find(name_or_path: str) -> Path:
     """The sweep file of a path or of a bare name in ``recipes/sweeps``."""
-    return names.find(name_or_path, names.SWEEPS)
+    return recipe_files.find(name_or_path, recipe_files.SWEEPS)
 
 
-def load(name_or_path: str, options_of: reading.OptionsOf | None = None, need_environment: bool = True) -> Sweep:
+def load(name_or_path: str, options_of: loading.OptionsOf | None = None, need_environment: bool = True) -> Sweep:
     """Expand a sweep file; every task's recipe is read and validated.
 
     Args:
@@ -102,7 +103,7 @@ def load(name_or_path: str, options_of: reading.OptionsOf | None = None, need_en
             problems.append(f"tasks {seen[task.name]} and {number} are the same run, {task.name}")
         seen.setdefault(task.name, number)
         try:
-            reading.load(base, list(overrides), options_of, need_environment)
+            loading.load(base, list(overrides), options_of, need_environment)
         except PruneError as error:
             problems.append(f"task {number} ({task.name}): {error}")
     if problems:
@@ -114,7 +115,7 @@ def load(name_or_path: str, options_of: reading.OptionsOf | None = None, need_en
 
 def choose(
     recipe: str | None, sweep: str | None, task: int | None, overrides: list[str],
-    options_of: reading.OptionsOf | None = None, need_environment: bool = True,
+    options_of: loading.OptionsOf | None = None, need_environment: bool = True,
 ) -> tuple[Recipe, Path]:  # fmt: skip
     """The recipe to run and its run directory: a recipe's own, or that of one task of a sweep.
 
@@ -123,14 +124,14 @@ def choose(
     """
     runs = Path(os.environ.get("DIST_PRUNE_RUNS") or "runs")
     if not sweep:
-        spec = reading.load(str(recipe), overrides, options_of, need_environment)
+        spec = loading.load(str(recipe), overrides, options_of, need_environment)
         return spec, runs / spec.name
     given = os.environ.get("SLURM_ARRAY_TASK_ID", "")
     if task is None and not given.isdigit():
         raise PruneError("--sweep: name the task, --task N ('dist-prune sweep FILE' lists them)")
     whole = load(sweep, options_of, need_environment)
     one = whole.task(int(given) if task is None else task)
-    spec = reading.load(one.base, [*one.overrides, f"name={one.name}", *overrides], options_of, need_environment)
+    spec = loading.load(one.base, [*one.overrides, f"name={one.name}", *overrides], options_of, need_environment)
     return spec, runs / whole.name / one.name
 
 

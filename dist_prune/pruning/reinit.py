@@ -1,6 +1,5 @@
 """New weights for named layers, from (seed, names) alone: never from torch's global random state."""
 
-import hashlib
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -8,11 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-
-def draw(seed: int, *name: Any) -> torch.Generator:
-    """A generator (CPU) from a seed and a name."""
-    key = hashlib.sha256(repr((seed, *name)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+from dist_prune.pruning.rng import draw
 
 
 @torch.no_grad()

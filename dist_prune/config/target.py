@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from dist_prune.sections import BATCH, Part
+from dist_prune.config.section import BATCH, Part
 
 SETTINGS = ("latency_batch", "tolerance", "latency_tolerance")  # keys of ``target`` that are no costs
 

@@ -16,7 +16,7 @@ SHOWN = 4
 
 def recipe_folders() -> list[Path]:
     """Where a bare recipe name is looked for, in order."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     return [Path("recipes"), here.parent / "recipes", here / "recipes"]
 
 

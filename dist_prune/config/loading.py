@@ -10,10 +10,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from dist_prune import documents
+from dist_prune.config.overrides import OptionsOf, override, rename, take_back
+from dist_prune.config.recipe import Recipe
+from dist_prune.config.recipe_files import find, known
 from dist_prune.errors import PruneError, nearest, shown
-from dist_prune.names import find, known
-from dist_prune.overrides import OptionsOf, override, rename, take_back
-from dist_prune.recipe import Recipe
 
 __all__ = ["OptionsOf", "UnsetError", "find", "known", "load", "parse", "reference"]
 
