@@ -84,7 +84,7 @@ test: lint
 
 # DeepSpeed compiles an operation at its first use on a CPU: here, not inside a test's patience.
 test-slow: $(READY)
-	$(PY) -m dist_prune.cli doctor --build-engine
+	$(PY) -m dist_prune.cli.main doctor --build-engine
 	@$(MAKE) --no-print-directory browser || echo "no browser: the tests of the pages skip"
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow or slurm or deepspeed or browser"
 	$(MAKE) --no-print-directory test-lowest

@@ -24,21 +24,22 @@ import numpy as np
 import psutil
 import torch
 
-from dist_prune.runtime import backbones, checkpoint
-from dist_prune.runtime.backbones.foreign import translated
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.data.beton import BetonSource, open_beton
-from dist_prune.runtime.data.dealing import micro_batches
-from dist_prune.runtime.data.encoding import Settings
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import FolderSource, open_source
-from dist_prune.runtime.data.writing import make
-from dist_prune.runtime.evaluation import evaluate
-from dist_prune.runtime.machine import Machine, describe
-from dist_prune.runtime.tracking import Tracker
+from dist_prune import models
+from dist_prune.data.datasets import FolderSource, open_source
+from dist_prune.data.ffcv.backend import FfcvSource, open_beton
+from dist_prune.data.ffcv.encoder import Settings
+from dist_prune.data.ffcv.writer import write_beton
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.data.sampling import micro_batches
+from dist_prune.distributed import tensor_files
+from dist_prune.distributed.communicator import Communicator
+from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
+from dist_prune.models.torchvision_weights import translate_names
+from dist_prune.training.evaluation import evaluate
+from dist_prune.training.tracking import Tracker
 
 CPU, BATCH, WORKERS, SIDE = torch.device("cpu"), 50, 2, 224
-TRAINING = Look(SIDE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875, augment="resized_crop_flip")
+TRAINING = TransformConfig(SIDE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875, augment="resized_crop_flip")
 HALF = (0.5, 0.5, 0.5)
 # what the .beton keeps: name -> max_resolution, quality, write mode
 KEPT = {"jpg, 256": Settings(256, 90, "jpg"), "raw, 256": Settings(256, 90, "raw")}
@@ -56,16 +57,16 @@ class Quiet:
         pass
 
 
-def written(source: FolderSource, settings: Settings, folder: Path) -> tuple[BetonSource, dict[str, float]]:
+def written(source: FolderSource, settings: Settings, folder: Path) -> tuple[FfcvSource, dict[str, float]]:
     """A .beton of the source, and what writing it took."""
     out = folder / f"{settings.write_mode}_{settings.max_resolution}.beton"
     start = time.perf_counter()
-    facts = make(source, {}, out, settings, WORKERS, lambda text: None, Quiet)
+    facts = write_beton(source, {}, out, settings, WORKERS, lambda text: None, Quiet)
     seconds = time.perf_counter() - start
     return open_beton(out), {"images_per_s": facts["count"] / seconds, "mb": facts["bytes"] / 2**20}
 
 
-def epoch(feed: Feed, look: str, number: int) -> float:
+def epoch(feed: ImageLoader, look: str, number: int) -> float:
     """Images per second of one pass in a new order."""
     order = np.random.default_rng(number).permutation(len(feed))
     start = time.perf_counter()
@@ -76,10 +77,10 @@ def epoch(feed: Feed, look: str, number: int) -> float:
 def speed(place: Path, folder: Path, rounds: int) -> dict[str, Any]:
     source = open_source("imagefolder", str(place / "imagenet_1000"), "val", True)
     assert isinstance(source, FolderSource)
-    feeds, body = {"torch": Feed(source, TRAINING, CPU, WORKERS)}, {"written": {}, "compile_s": 0.0}
+    feeds, body = {"torch": ImageLoader(source, TRAINING, CPU, WORKERS)}, {"written": {}, "compile_s": 0.0}
     for name, settings in (KEPT | WHOLE).items():
         beton, body["written"][name] = written(source, settings, folder)
-        feeds[name] = Feed(beton, TRAINING, CPU, WORKERS)
+        feeds[name] = ImageLoader(beton, TRAINING, CPU, WORKERS)
     start = time.perf_counter()
     next(feeds["raw, 256"].batches([np.arange(1)]))
     body["compile_s"] = time.perf_counter() - start
@@ -102,16 +103,16 @@ def speed(place: Path, folder: Path, rounds: int) -> dict[str, Any]:
     return body
 
 
-def kept(source: BetonSource) -> dict[str, Any]:
+def kept(source: FfcvSource) -> dict[str, Any]:
     """Resident memory (MB) and threads after the third and the last of 20 epochs, and of 20 loaders left half-way."""
     me, lists, out = psutil.Process(), micro_batches(np.arange(500), 25), {}
 
     def whole(number: int) -> None:
-        for _ in Feed(source, TRAINING, CPU, WORKERS).batches(lists, (0, number)):
+        for _ in ImageLoader(source, TRAINING, CPU, WORKERS).batches(lists, (0, number)):
             pass
 
     def abandoned(number: int) -> None:
-        batches = Feed(source, TRAINING, CPU, WORKERS).batches(lists, (0, number))
+        batches = ImageLoader(source, TRAINING, CPU, WORKERS).batches(lists, (0, number))
         next(batches), next(batches)
 
     for name, act in (("20 epochs", whole), ("20 abandoned loaders", abandoned)):
@@ -125,19 +126,19 @@ def kept(source: BetonSource) -> dict[str, Any]:
 
 def parity(place: Path, folder: Path, stored: list[str]) -> dict[str, Any]:
     """Accuracy of MobileNetV2 on the same images through each backend, with the recipe's evaluation look."""
-    model = backbones.create("mobilenetv2_100", 1000, 3)
-    weights = checkpoint.read_weights(place / "weights/mobilenetv2_imagenet_rot180.safetensors")
-    checkpoint.fit(model, translated(weights, model.state_dict()), "the weights")
+    model = models.create("mobilenetv2_100", 1000, 3)
+    weights = tensor_files.read_weights(place / "weights/mobilenetv2_imagenet_rot180.safetensors")
+    tensor_files.load_strictly(model, translate_names(weights, model.state_dict()), "the weights")
     source = open_source("imagefolder", str(place / "imagenet_1000_rot180"), "val", False)
     assert isinstance(source, FolderSource)
-    look, out = Look(SIDE, HALF, HALF, 0.875), {}
+    look, out = TransformConfig(SIDE, HALF, HALF, 0.875), {}
     sources: dict[str, Any] = {"torch": source}
     sources |= {
         name: written(source, settings, folder)[0] for name, settings in (WHOLE | KEPT).items() if name in stored
     }
     for name, each in sources.items():
-        feed = Feed(each, look, CPU, WORKERS)
-        out[name] = evaluate(model, feed, BATCH, Ranks(), Tracker(False))
+        feed = ImageLoader(each, look, CPU, WORKERS)
+        out[name] = evaluate(model, feed, BATCH, Communicator(), Tracker(False))
         feed.close()
     return out
 
@@ -153,7 +154,7 @@ def main() -> None:
     if not (place / "imagenet_1000" / "val").is_dir():
         sys.exit("DIST_PRUNE_DATA names no folder with imagenet_1000: there is nothing to measure on")
     torch.set_num_threads(2 if given.parity else 1)
-    machine = describe(Machine.alone())
+    machine = describe_environment(DistributedEnvironment.single_process())
     print(f"{machine['processor']}, {machine['cores']} cores")
     with tempfile.TemporaryDirectory() as folder:
         body = parity(place, Path(folder), given.stored) if given.parity else speed(place, Path(folder), given.pairs)

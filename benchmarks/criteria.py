@@ -17,9 +17,9 @@ import numpy as np
 
 from dist_prune import methods
 from dist_prune.config import loading
+from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
+from dist_prune.pipeline.git import commit_of
 from dist_prune.run import run
-from dist_prune.runtime.machine import Machine, describe
-from dist_prune.stages.code import commit_of
 
 WEIGHTS = ("l1", "fpgm", "whc", "bn_scale", "group_norm", "random")
 DATA = ("apoz", "hrank", "chip", "taylor", "obd", "group_fisher", "hessian_trace")
@@ -46,12 +46,12 @@ def main() -> None:
             f"score.compare=[{given.methods}]",
             f"target.macs={given.macs}", f"select.scope={given.scope}", "select.max_ratio=0.9", "report.trackers=[]",
         ]  # fmt: skip
-        machine = Machine.alone()
+        machine = DistributedEnvironment.single_process()
         start = time.perf_counter()
         run(loading.load("resnet56_cifar10_l1", words, methods.options_of), folder / "run", machine, until="many")
         seconds = time.perf_counter() - start
         table = json.loads((folder / "run/criteria.json").read_text())["table"]
-    facts = describe(machine)
+    facts = describe_environment(machine)
     print(f"\n{facts['processor']}, {facts['threads']} thread(s), torch {facts['packages']['torch']}, seed 0, commit "
           f"{commit_of(Path(__file__))}; {seconds:.0f} s in all\n")  # fmt: skip
     names = [row["method"] for row in table]

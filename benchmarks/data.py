@@ -29,22 +29,22 @@ from timm.data import ImageDataset, create_loader
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from dist_prune import methods
-from dist_prune.bench import Bench
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones, checkpoint
-from dist_prune.runtime.backbones.foreign import translated
-from dist_prune.runtime.collectives import leave
-from dist_prune.runtime.data import index
-from dist_prune.runtime.data.dealing import micro_batches
-from dist_prune.runtime.data.feed import Batch, Feed, Look
-from dist_prune.runtime.data.sources import ArraySource, open_source
-from dist_prune.runtime.machine import Machine, describe
-from dist_prune.runtime.tracking import Tracker
+from dist_prune import methods, models
+from dist_prune.data import folder_index
+from dist_prune.data.datasets import ArraySource, open_source
+from dist_prune.data.loader import Batch, ImageLoader, TransformConfig
+from dist_prune.data.sampling import micro_batches
+from dist_prune.distributed import tensor_files
+from dist_prune.distributed.communicator import shutdown
+from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
+from dist_prune.models.torchvision_weights import translate_names
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.training.tracking import Tracker
 
 CPU, BATCH, WORKERS, SIDE = torch.device("cpu"), 50, 2, 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-TRAINING = Look(SIDE, MEAN, STD, 0.875, augment="resized_crop_flip")
+TRAINING = TransformConfig(SIDE, MEAN, STD, 0.875, augment="resized_crop_flip")
 Epoch = Callable[[int], int]  # epoch number -> images that were handed out
 
 
@@ -55,7 +55,7 @@ def data() -> Path:
     return place
 
 
-def epochs_of(feed: Feed, count: int, batch: int = BATCH) -> Epoch:
+def epochs_of(feed: ImageLoader, count: int, batch: int = BATCH) -> Epoch:
     """Training epochs of a feed."""
 
     def epoch(number: int) -> int:
@@ -67,7 +67,7 @@ def epochs_of(feed: Feed, count: int, batch: int = BATCH) -> Epoch:
 
 def torch_backend(place: Path, count: int) -> Epoch:
     source = open_source("imagefolder", str(place / "imagenet_1000"), "val", True)
-    return epochs_of(Feed(source, TRAINING, CPU, WORKERS), count)
+    return epochs_of(ImageLoader(source, TRAINING, CPU, WORKERS), count)
 
 
 def timm_loader(place: Path, count: int) -> Epoch:
@@ -111,7 +111,7 @@ def memory_contenders(place: Path, count: int) -> dict[str, Epoch]:
     source = open_source("npz", str(place / "cifar10.npz"), "", True)
     assert isinstance(source, ArraySource)
     loader = DataLoader(Single(source, count), 128, shuffle=True, num_workers=WORKERS, persistent_workers=True)
-    feed = Feed(source, Look(32, MEAN, STD, augment="crop_flip"), CPU)
+    feed = ImageLoader(source, TransformConfig(32, MEAN, STD, augment="crop_flip"), CPU)
     return {
         "DataLoader": lambda number: sum(len(labels) for _, labels in loader),
         "memory": epochs_of(feed, count, 128),
@@ -144,7 +144,7 @@ def kept(place: Path) -> dict[str, Any]:
     """Memory (MB, with the workers'; shared pages once) and threads over 20 epochs and over 20 loaders left early."""
     me = psutil.Process()
     source = open_source("imagefolder", str(place / "imagenet_1000"), "val", True)
-    feed, lists = Feed(source, TRAINING, CPU, WORKERS), micro_batches(np.arange(200), 25)
+    feed, lists = ImageLoader(source, TRAINING, CPU, WORKERS), micro_batches(np.arange(200), 25)
 
     def state() -> tuple[float, int, int]:
         family = [me, *me.children()]
@@ -158,7 +158,7 @@ def kept(place: Path) -> dict[str, Any]:
 
     def abandoned() -> Iterator[tuple[float, int, int]]:
         for number in range(20):
-            next(Feed(source, TRAINING, CPU, WORKERS).batches(lists, (0, number)))
+            next(ImageLoader(source, TRAINING, CPU, WORKERS).batches(lists, (0, number)))
             yield state()
 
     out = {}
@@ -178,18 +178,22 @@ def start_up(count: int = 1_281_167, classes: int = 1000) -> dict[str, float]:
             os.utime(root / name, (1e9, 1e9))
         os.utime(root, (1e9, 1e9))
         labels = np.sort(np.arange(count) % classes)
-        files = index.Names.of(f"{names[label]}/{names[label]}_{i}.JPEG" for i, label in enumerate(labels.tolist()))
+        files = folder_index.Names.of(
+            f"{names[label]}/{names[label]}_{i}.JPEG" for i, label in enumerate(labels.tolist())
+        )
         folders = ("", *names)
         changed = np.array([os.stat(root / name).st_mtime_ns for name in folders])
-        made = index.Index(files, labels, np.full(count, 110_000), tuple(names), folders, changed, time.time_ns())
-        index.save(made, index.places(root)[0])
+        made = folder_index.FolderIndex(
+            files, labels, np.full(count, 110_000), tuple(names), folders, changed, time.time_ns()
+        )
+        folder_index.save(made, folder_index.index_locations(root)[0])
         start = time.perf_counter()
         source = open_source("imagefolder", folder, "train", True)
         assert len(source.labels) == count
         return {"images": count, "seconds": time.perf_counter() - start}
 
 
-class Waiting(Feed):
+class Waiting(ImageLoader):
     """A feed that knows how long it was waited for."""
 
     waited = 0.0
@@ -207,28 +211,32 @@ class Waiting(Feed):
 
 def scoring_rank(count: int, folder: str) -> None:
     """One of the ranks of an exact scoring epoch (graph) of MobileNetV2."""
-    machine, place = Machine.start(), data()
-    model = backbones.create("mobilenetv2_100", 1000, 3).eval()
-    weights = checkpoint.read_weights(place / "weights/mobilenetv2_imagenet_rot180.safetensors")
-    checkpoint.fit(model, translated(weights, model.state_dict()), "the weights")
+    machine, place = DistributedEnvironment.start(), data()
+    model = models.create("mobilenetv2_100", 1000, 3).eval()
+    weights = tensor_files.read_weights(place / "weights/mobilenetv2_imagenet_rot180.safetensors")
+    tensor_files.load_strictly(model, translate_names(weights, model.state_dict()), "the weights")
     source = open_source("imagefolder", folder, "val", True)
-    feed = Waiting(source, Look(SIDE, (0.5,) * 3, (0.5,) * 3, 0.875), machine.device, 1)
-    channels = sites_of(model, torch.randn(1, 3, SIDE, SIDE))
+    feed = Waiting(source, TransformConfig(SIDE, (0.5,) * 3, (0.5,) * 3, 0.875), machine.device, 1)
+    channels = trace_groups(model, torch.randn(1, 3, SIDE, SIDE))
     kind = methods.find("graph")
-    bench = Bench(model.to(machine.device), channels, feed, np.arange(count), machine, Tracker(False), BATCH)
+    bench = DistributedScoringContext(
+        model.to(machine.device), channels, feed, np.arange(count), machine, Tracker(False), BATCH
+    )
     start = time.perf_counter()
     kind(kind.Options()).score(bench)
     seconds = time.perf_counter() - start
-    shares = machine.ranks.gather(feed.waited / seconds)
-    if machine.ranks.first:
-        print(json.dumps({"images": count, "seconds": seconds, "data_wait": shares, "ranks": machine.ranks.world}))
-    leave(machine.ranks)
+    shares = machine.comm.all_gather_object(feed.waited / seconds)
+    if machine.comm.is_main:
+        print(json.dumps({"images": count, "seconds": seconds, "data_wait": shares, "ranks": machine.comm.world}))
+    shutdown(machine.comm)
 
 
 def scoring(count: int) -> dict[str, Any]:
     """The JPEG tree repeated (by links) to ``count`` entries, scored on two ranks with one loader worker each."""
     originals = sorted((data() / "imagenet_1000" / "val").rglob("*.JPEG")) or sorted(
-        file for file in (data() / "imagenet_1000" / "val").rglob("*") if file.suffix.lower() in index.IMAGE_FILES
+        file
+        for file in (data() / "imagenet_1000" / "val").rglob("*")
+        if file.suffix.lower() in folder_index.IMAGE_FILES
     )
     with tempfile.TemporaryDirectory() as folder:
         for number in range(count):
@@ -277,7 +285,7 @@ def main() -> None:
     else:
         place = data()
         body = {
-            "machine": describe(Machine.alone()),
+            "machine": describe_environment(DistributedEnvironment.single_process()),
             "rounds": given.pairs,
             "jpeg": table(rates({n: make(place, given.images) for n, make in JPEG.items()}, given.pairs), "timm"),
             "memory": table(rates(memory_contenders(place, 4_000), given.pairs), "DataLoader"),

@@ -26,16 +26,19 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from dist_prune import bundle, methods
-from dist_prune.observing import weight_of
-from dist_prune.pruning import cost, surgeon
-from dist_prune.pruning.choose import Request
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones, checkpoint
-from dist_prune.runtime.latency import latency
-from dist_prune.runtime.machine import Machine, describe
-from dist_prune.stages.code import commit_of
+from dist_prune import methods
+from dist_prune import models as backbones
+from dist_prune.distributed import tensor_files
+from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
+from dist_prune.export import bundle
+from dist_prune.pipeline.git import commit_of
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.selection import cost
+from dist_prune.pruning.selection.ranking import SelectionRequest
+from dist_prune.pruning.surgery import surgeon
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.scoring.observation import layer_weight
+from dist_prune.training.latency import measure_latency
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME, SIZE, CLASSES = "resnet50", 224, 1000
@@ -43,7 +46,7 @@ FRESH = """
 import sys, time
 import timm, torch
 from safetensors.torch import load_file
-import dist_prune.bundle
+import dist_prune.export.bundle
 torch.set_num_threads({threads})
 start = time.perf_counter()
 {what}
@@ -55,12 +58,12 @@ def pruned() -> tuple[nn.Module, nn.Module, Plan, float]:
     """Dense and small network, the plan, the share of the MACs that is left."""
     torch.manual_seed(0)
     dense = backbones.create(NAME, CLASSES, 3).eval()
-    channels = sites_of(dense, torch.randn(1, 3, SIZE, SIZE))
+    channels = trace_groups(dense, torch.randn(1, 3, SIZE, SIZE))
     kind = methods.find("l1")
-    norms = {s.name: weight_of(dense, s).detach().double().abs().flatten(1).sum(1) for s in channels.sites}
-    plan = kind(kind.Options()).select(norms, channels, Request(target=("macs", 0.5), round_to=0))
+    norms = {s.name: layer_weight(dense, s).detach().double().abs().flatten(1).sum(1) for s in channels.hook_points}
+    plan = kind(kind.Options()).select(norms, channels, SelectionRequest(target=("macs", 0.5), round_to=0))
     small = copy.deepcopy(dense)
-    surgeon.operate(small, channels, plan)
+    surgeon.apply_plan(small, channels, plan)
     return dense, small, plan, cost.macs(channels, plan.counts) / cost.macs(channels)
 
 
@@ -68,12 +71,12 @@ def export(folder: Path, small: nn.Module, plan: Plan) -> None:
     """The bundle that the export stage writes."""
     weights = small.state_dict()
     spec = {"name": NAME, "kwargs": {}, "num_classes": CLASSES, "in_chans": 3}
-    text = bundle.manifest(
+    text = bundle.manifest_json(
         spec, plan, {"size": SIZE, "mean": [0.5] * 3, "std": [0.25] * 3}, tuple(map(str, range(CLASSES))), weights, {}
     )
     folder.mkdir()
     (folder / bundle.MANIFEST).write_text(text)
-    checkpoint.save(folder / bundle.WEIGHTS, weights)
+    tensor_files.save_tensors(folder / bundle.WEIGHTS, weights)
 
 
 def in_turns(runs: int, acts: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
@@ -111,11 +114,11 @@ def fresh(what: str, threads: int) -> Callable[[], float]:
 def speed(dense: nn.Module, small: nn.Module, repeats: int, threads: int) -> None:
     models = {"dense": dense, "pruned": small}
     for name in ("dense", "pruned"):
-        models[f"{name}, folded"] = bundle.folded(copy.deepcopy(models[name]), (3, SIZE, SIZE))
+        models[f"{name}, folded"] = bundle.fuse(copy.deepcopy(models[name]), (3, SIZE, SIZE))
         models[f"{name}, folded, channels_last"] = copy.deepcopy(models[f"{name}, folded"]).to(
             memory_format=torch.channels_last
         )
-    times = latency(models, (3, SIZE, SIZE), (8, 1), repeats, torch.device("cpu"), threads)
+    times = measure_latency(models, (3, SIZE, SIZE), (8, 1), repeats, torch.device("cpu"), threads)
     for batch in ("8", "1"):
         for form in ("", ", folded", ", folded, channels_last"):
             one, two = times[f"dense{form}"][batch], times[f"pruned{form}"][batch]
@@ -132,7 +135,7 @@ def loading(folder: Path, runs: int, threads: int) -> None:
         timm.create_model(NAME, num_classes=CLASSES).load_state_dict(load_file(file))
 
     words = {
-        "load": f"dist_prune.bundle.load({str(folder / 'bundle')!r})",
+        "load": f"dist_prune.export.bundle.load({str(folder / 'bundle')!r})",
         "plain": f"timm.create_model({NAME!r}, num_classes={CLASSES}).load_state_dict(load_file({str(file)!r}))",
     }
     ways = {
@@ -171,7 +174,7 @@ def main() -> None:
     if not set(asked) <= {"speed", "load", "check"}:
         parser.error(f"--only: speed, load, check, with commas between; got {given.only!r}")
     torch.set_num_threads(given.threads)
-    facts = describe(Machine.alone())
+    facts = describe_environment(DistributedEnvironment.single_process())
     print(f"{facts['processor']}, {given.threads} thread(s), torch {facts['packages']['torch']}, seed 0, commit "
           f"{commit_of(Path(__file__))}\n")  # fmt: skip
     print("| what | | | ratio | bound |\n|---|---|---|---|---|")
@@ -183,7 +186,7 @@ def main() -> None:
         if "load" in asked:
             with tempfile.TemporaryDirectory() as name:
                 export(Path(name, "bundle"), small, plan)
-                checkpoint.save(Path(name, "dense.safetensors"), dense.state_dict())
+                tensor_files.save_tensors(Path(name, "dense.safetensors"), dense.state_dict())
                 loading(Path(name), given.runs, given.threads)
     if "check" in asked:
         checking(3)

@@ -47,7 +47,7 @@ def rows(bed: Bed) -> Iterator[tuple[str, str, Each, Each | None]]:
     forward, both = traffic.bare_forward(bed), traffic.bare_forward(bed, True)
     yield "scoring", "bare forward", forward, None
     yield "scoring", "bare forward and backward", both, None
-    for name in methods.names():
+    for name in methods.list_names():
         options = OPTIONS.get(name, {}) | ({"batch": bed.batch} if name in OWN else {})
         found = traffic.scoring(bed, name, **options)
         yield "scoring", name, found, both if name in GRADIENTS else forward

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dist_prune.pruning.elimination import Course, Elimination
-from dist_prune.pruning.subjects import Estimator, Subject
+from dist_prune.pruning.information.backward_elimination import Elimination, EliminationState
+from dist_prune.pruning.information.group_samples import EstimatorConfig, GroupSamples
 
 N, SIDE = 100, 4
 
@@ -42,13 +42,15 @@ def order(channels: int, batches: int, alpha: float, criterion: str) -> dict[str
     """Seconds, spectra and peak memory of one complete order."""
     x = activations(channels, N * batches)
     parts = [torch.arange(t * N, (t + 1) * N) for t in range(batches)]
-    subject = Subject("layer", [x], torch.zeros(len(x), dtype=torch.long), parts, Estimator(criterion, alpha=alpha))  # type: ignore[arg-type]
+    subject = GroupSamples(
+        "layer", [x], torch.zeros(len(x), dtype=torch.long), parts, EstimatorConfig(criterion, alpha=alpha)
+    )  # type: ignore[arg-type]
     start, busy = time.perf_counter(), time.process_time()
-    panel = subject.panel([subject.sigmas(0, 0)])
+    panel = subject.estimator_bank([subject.batch_bandwidths(0, 0)])
     widths = time.perf_counter() - start
-    alone, course = panel.total("alone", range(channels)).sum(0), Course(channels)
+    alone, course = panel.total("alone", range(channels)).sum(0), EliminationState(channels)
     while not course.done:
-        course = Elimination(exhaustive=alpha == 2).go_on(panel, alone, course)
+        course = Elimination(exhaustive=alpha == 2).advance(panel, alone, course)
     seconds = time.perf_counter() - start
     every = exhaustive(channels, batches)
     return {
@@ -86,10 +88,13 @@ def main() -> None:
             flush=True,
         )
     # imported after the peaks were read: timm and accelerate are larger than what is measured
-    from dist_prune.runtime.machine import Machine, describe
-    from dist_prune.stages.code import commit_of
+    from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
+    from dist_prune.pipeline.git import commit_of
 
-    body |= {"machine": describe(Machine.alone()), "commit": commit_of(Path(__file__))}
+    body |= {
+        "machine": describe_environment(DistributedEnvironment.single_process()),
+        "commit": commit_of(Path(__file__)),
+    }
     if given.json:
         given.json.write_text(json.dumps(body, indent=1))
 

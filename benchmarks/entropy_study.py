@@ -27,24 +27,24 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from dist_prune import methods
-from dist_prune.bench import Bench
+from dist_prune import methods, models
 from dist_prune.config.training import Training
-from dist_prune.methods.method import Method
-from dist_prune.pruning import surgeon
-from dist_prune.pruning.choose import Request
-from dist_prune.pruning.gating import gate, gate_points
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones, checkpoint
-from dist_prune.runtime.data.dealing import calibration
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import open_source
-from dist_prune.runtime.evaluation import evaluate, num_correct
-from dist_prune.runtime.machine import Machine, describe
-from dist_prune.runtime.tracking import Tracker
-from dist_prune.runtime.training.loop import Loop
-from dist_prune.runtime.training.train import Trainer
-from dist_prune.stages.code import commit_of
+from dist_prune.data.datasets import open_source
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.data.sampling import calibration_ids
+from dist_prune.distributed import tensor_files
+from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
+from dist_prune.methods.base import Method
+from dist_prune.pipeline.git import commit_of
+from dist_prune.pruning.hooks.gating import gate, gate_points
+from dist_prune.pruning.selection.ranking import SelectionRequest
+from dist_prune.pruning.surgery import surgeon
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.training.evaluation import evaluate, num_correct
+from dist_prune.training.loop import Loop
+from dist_prune.training.tracking import Tracker
+from dist_prune.training.trainer import Trainer
 
 IMAGES = 500  # calibration: 5 batches of 100
 CRITERIA: dict[str, tuple[str, dict[str, Any]]] = {
@@ -69,20 +69,24 @@ def method(criterion: str) -> Method:
 class Network:
     """A dense network, its channels, and both splits."""
 
-    def __init__(self, model: nn.Module, look: Look, source: str, root: str):
-        self.machine, self.model = Machine.alone(), model
-        feeds = [Feed(open_source(source, root, "", train), look, self.machine.device) for train in (True, False)]
+    def __init__(self, model: nn.Module, look: TransformConfig, source: str, root: str):
+        self.machine, self.model = DistributedEnvironment.single_process(), model
+        feeds = [
+            ImageLoader(open_source(source, root, "", train), look, self.machine.device) for train in (True, False)
+        ]
         self.train, self.test = feeds
         shape = (1, self.train.source.in_chans, look.size, look.size)
-        self.channels = sites_of(model.eval(), torch.randn(shape))
+        self.channels = trace_groups(model.eval(), torch.randn(shape))
 
     def scores(self, criterion: str, seed: int) -> dict[str, Tensor]:
-        ids = calibration(self.train.source.labels, IMAGES, seed)
-        bench = Bench(self.model, self.channels, self.train, ids, self.machine, Tracker(False), seed=seed)
+        ids = calibration_ids(self.train.source.labels, IMAGES, seed)
+        bench = DistributedScoringContext(
+            self.model, self.channels, self.train, ids, self.machine, Tracker(False), seed=seed
+        )
         return method(criterion).score(bench)
 
     def top1(self, model: nn.Module, tested: int = 10_000) -> float:
-        return evaluate(model, self.test, 250, self.machine.ranks, Tracker(False), ids=np.arange(tested))["top1"]
+        return evaluate(model, self.test, 250, self.machine.comm, Tracker(False), ids=np.arange(tested))["top1"]
 
     def fit(self, model: nn.Module, settings: Training, seed: int) -> None:
         ids = np.arange(len(self.train))
@@ -95,22 +99,22 @@ def lenet(out: Path) -> Network:
     """LeNet6-16, trained once: 6 epochs, SGD 0.1 without momentum as the paper, batch 64 instead of 256."""
     file = out / "lenet.safetensors"
     torch.manual_seed(0)
-    network = Network(backbones.create("lenet6_16", 10, 1), Look(28, (0.0,), (1.0,)), "mnist", os.environ[DATA])
+    network = Network(models.create("lenet6_16", 10, 1), TransformConfig(28, (0.0,), (1.0,)), "mnist", os.environ[DATA])
     if file.is_file():
-        network.model.load_state_dict(checkpoint.read(file)[0])
+        network.model.load_state_dict(tensor_files.read_tensors(file)[0])
     else:
         network.fit(network.model, _settings(6, 64), 0)
-        checkpoint.save(file, network.model.state_dict())
+        tensor_files.save_tensors(file, network.model.state_dict())
     network.model.eval()
     return network
 
 
 def resnet(depth: int) -> Network:
     place = Path(os.environ[DATA])
-    model = backbones.create(f"resnet{depth}_cifar", 10, 3)
+    model = models.create(f"resnet{depth}_cifar", 10, 3)
     weights = place / f"weights/resnet{depth}_cifar10.safetensors"
-    checkpoint.fit(model, checkpoint.read_weights(weights), str(weights))
-    look = Look(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    tensor_files.load_strictly(model, tensor_files.read_weights(weights), str(weights))
+    look = TransformConfig(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     return Network(model, look, "npz", str(place / "cifar10.npz"))
 
 
@@ -130,7 +134,7 @@ def curve(network: Network, group: str, order: Sequence[int]) -> list[float]:
     The network runs once as far as the layer that consumes the group; what comes before no mask can change.
     """
     model, points = network.model, gate_points(network.channels, group)
-    reader = points[0].site.layer
+    reader = points[0].point.layer
     names = [name for name, _ in model.named_children() if name != "activation"]
     first = names.index(reader)
     stays = torch.zeros((len(order), len(order)), dtype=torch.bool)
@@ -182,7 +186,7 @@ def study_curves(given: argparse.Namespace, notes: Notes) -> dict[str, Any]:
 
     def make(criterion: str, seed: int) -> dict[str, Any]:
         scores, chosen = network.scores(criterion, seed), method(criterion)
-        orders = chosen.orders(scores, network.channels, Request())
+        orders = chosen.orders(scores, network.channels, SelectionRequest())
         return {name: {"order": list(order), "top1": curve(network, name, order)} for name, order in orders.items()}
 
     for seed, criterion in itertools.product(given.seeds, given.criteria):
@@ -209,9 +213,11 @@ def study_budgets(given: argparse.Namespace, notes: Notes) -> dict[str, Any]:
 
     def make(criterion: str, share: float, seed: int) -> list[float]:
         chosen = method(criterion)
-        plan = chosen.select(network.scores(criterion, seed), network.channels, Request(target=("params", share)))
+        plan = chosen.select(
+            network.scores(criterion, seed), network.channels, SelectionRequest(target=("params", share))
+        )
         small = copy.deepcopy(network.model)
-        surgeon.operate(small, network.channels, plan)
+        surgeon.apply_plan(small, network.channels, plan)
         before = network.top1(small.eval())
         network.fit(small.train(), _settings(given.epochs, 64), seed)
         return [before, network.top1(small)]
@@ -240,9 +246,9 @@ def study_resnet(given: argparse.Namespace, notes: Notes) -> dict[str, Any]:
 
         def make(criterion: str, seed: int, network: Network = network) -> float:
             scores = network.scores(criterion, seed)
-            plan = method(criterion).select(scores, network.channels, Request(keep_ratio=0.5))
+            plan = method(criterion).select(scores, network.channels, SelectionRequest(keep_ratio=0.5))
             small = copy.deepcopy(network.model)
-            surgeon.operate(small, network.channels, plan)
+            surgeon.apply_plan(small, network.channels, plan)
             return network.top1(small.eval(), given.tested)
 
         print(f"ResNet-{depth}, dense {dense} % on the first {given.tested} test images:\n")
@@ -275,7 +281,11 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(given.threads)
     body = STUDIES[given.study](given, Notes(given.out, given.minutes))
-    told = {"machine": describe(Machine.alone()), "commit": commit_of(Path(__file__)), "seeds": given.seeds}
+    told = {
+        "machine": describe_environment(DistributedEnvironment.single_process()),
+        "commit": commit_of(Path(__file__)),
+        "seeds": given.seeds,
+    }
     (given.out / f"{given.study}.json").write_text(json.dumps({**told, "figures": body}, indent=1))
 
 

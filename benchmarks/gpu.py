@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from dist_prune.runtime.machine import Machine, describe
-from dist_prune.stages.code import commit_of
+from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
+from dist_prune.pipeline.git import commit_of
 
 # part -> share of the minutes
 PARTS = {
@@ -36,7 +36,7 @@ COLUMNS = ("what", "beside", "images_per_s", "bare_images_per_s", "ratio", "boun
 
 def card() -> dict[str, Any]:
     """What the figures belong to."""
-    facts = describe(Machine.alone())
+    facts = describe_environment(DistributedEnvironment.single_process())
     driver = None
     try:
         asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

@@ -29,8 +29,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from dist_prune.runtime.machine import Machine, describe
-from dist_prune.stages.code import commit_of
+from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
+from dist_prune.pipeline.git import commit_of
 
 LIMIT_MB = 48
 PART = 15 * 2**20
@@ -201,7 +201,7 @@ def main() -> None:
             all(study.row(row.threshold) for row in study.case.rows)
     finally:
         pack(state, folder)
-    facts = describe(Machine.alone())
+    facts = describe_environment(DistributedEnvironment.single_process())
     commit = commit_of(ROOT / "README.md") or os.environ.get("DIST_PRUNE_COMMIT")
     print(f"\n{given.network}, seed {given.seed}, {facts['gpu'] or facts['processor']}, torch "
               f"{facts['packages']['torch']}, commit {commit}\n\n{study.table()}")  # fmt: skip

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_prune.methods.graph import HashAgreement, edges
-from dist_prune.pruning.channels import Site
-from dist_prune.pruning.cores import decompose, parts
-from dist_prune.pruning.portrait import Portrait
-from dist_prune.pruning.statistic import Tally
+from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
+from dist_prune.methods.graph.kcore import connected_components, decompose
+from dist_prune.methods.graph.method import HashAgreement, edges
+from dist_prune.pipeline.git import commit_of
+from dist_prune.pruning.figure_data import SimilarityMap
+from dist_prune.pruning.graph.groups import HookPoint
+from dist_prune.pruning.hooks.statistics import Accumulator
 from dist_prune.report.figures import similarity_image
-from dist_prune.runtime.machine import Machine, describe
-from dist_prune.stages.code import commit_of
 
 IMAGES, MICRO = 100, 50
 VGG = [(64, 32)] * 2 + [(128, 16)] * 2 + [(256, 8)] * 3 + [(512, 4)] * 3 + [(512, 2)] * 3  # channels, side
@@ -42,10 +42,10 @@ def maps_of(channels: int, side: int, seed: int = 0) -> Tensor:
 def timed(maps: Tensor, threshold: float = 0.75) -> tuple[float, float, int]:
     """Seconds of similarity, seconds of selection, filters kept."""
     channels = maps.shape[1]
-    site = Site("conv", "conv", channels, "conv", True)
+    site = HookPoint("conv", "conv", channels, "conv", True)
     worth = np.random.default_rng(0).random(channels)
     start = time.perf_counter()
-    tally = Tally(HashAgreement(8), [site], IMAGES, torch.device("cpu"))
+    tally = Accumulator(HashAgreement(8), [site], IMAGES, torch.device("cpu"))
     for first in range(0, IMAGES, MICRO):
         tally.update(site, maps[first : first + MICRO], torch.arange(first, first + MICRO))
     gram = tally.tables["conv"]["gram"]
@@ -87,7 +87,9 @@ def portrait(nodes: int, repeats: int) -> dict[str, Any]:
     near = np.triu(likeness > 0.998, 1)
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        similarity_image(Portrait("conv", likeness, parts(near | near.T), rng.random(nodes) < 0.5, ""))
+        similarity_image(
+            SimilarityMap("conv", likeness, connected_components(near | near.T), rng.random(nodes) < 0.5, "")
+        )
         seconds.append(time.perf_counter() - start)
     return {"picture_s": statistics.median(seconds[1:])}
 
@@ -100,11 +102,15 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     body: dict[str, Any] = {
-        "machine": describe(Machine.alone()), "commit": commit_of(Path(__file__)), "threads": given.threads,
-        "vgg16": layers(VGG, given.repeats), "wide": layers([(2048, 7)], given.repeats),
-        "dense": selection(2048, 0.3, given.repeats), "sparse": selection(2048, 0.002, given.repeats),
+        "machine": describe_environment(DistributedEnvironment.single_process()),
+        "commit": commit_of(Path(__file__)),
+        "threads": given.threads,
+        "vgg16": layers(VGG, given.repeats),
+        "wide": layers([(2048, 7)], given.repeats),
+        "dense": selection(2048, 0.3, given.repeats),
+        "sparse": selection(2048, 0.002, given.repeats),
         "portrait": portrait(2048, given.repeats),
-    }  # fmt: skip
+    }
     vgg, wide, dense, sparse, drawn = (body[key] for key in ("vgg16", "wide", "dense", "sparse", "portrait"))
     whole, one = (part["similarity_s"] + part["selection_s"] for part in (vgg, wide))
     print(f"| T = {IMAGES} images, {given.threads} threads | measured | bound | authors |\n|---|---|---|---|")

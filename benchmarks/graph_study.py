@@ -25,27 +25,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dist_prune import methods
-from dist_prune.bench import Bench
+from dist_prune import methods, models
 from dist_prune.config import loading
-from dist_prune.methods.method import Method
-from dist_prune.pruning import cost, surgeon
-from dist_prune.pruning.choose import Request
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones, checkpoint
-from dist_prune.runtime.data.dealing import calibration
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import open_source
-from dist_prune.runtime.evaluation import evaluate
-from dist_prune.runtime.machine import Machine, describe
-from dist_prune.runtime.tracking import Tracker
-from dist_prune.runtime.training.loop import Loop
-from dist_prune.runtime.training.train import Trainer
-from dist_prune.stages.code import commit_of
+from dist_prune.data.datasets import open_source
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.data.sampling import calibration_ids
+from dist_prune.distributed import tensor_files
+from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
+from dist_prune.methods.base import Method
+from dist_prune.pipeline.git import commit_of
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.selection import cost
+from dist_prune.pruning.selection.ranking import SelectionRequest
+from dist_prune.pruning.surgery import surgeon
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.training.evaluation import evaluate
+from dist_prune.training.loop import Loop
+from dist_prune.training.tracking import Tracker
+from dist_prune.training.trainer import Trainer
 
 THRESHOLDS = (0.65, 0.7, 0.75, 0.8)
-LOOK = Look(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), augment="crop_flip")
+LOOK = TransformConfig(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), augment="crop_flip")
 
 
 def method(name: str, **options: Any) -> Method:
@@ -58,21 +59,21 @@ class Subject:
 
     def __init__(self, depth: int, tested: int):
         place = Path(os.environ["DIST_PRUNE_DATA"])
-        self.machine = Machine.alone()
-        self.model = backbones.create(f"resnet{depth}_cifar", 10, 3).eval()
+        self.machine = DistributedEnvironment.single_process()
+        self.model = models.create(f"resnet{depth}_cifar", 10, 3).eval()
         weights = place / f"weights/resnet{depth}_cifar10.safetensors"
-        checkpoint.fit(self.model, checkpoint.read_weights(weights), str(weights))
-        self.channels = sites_of(self.model, torch.randn(1, 3, 32, 32))
+        tensor_files.load_strictly(self.model, tensor_files.read_weights(weights), str(weights))
+        self.channels = trace_groups(self.model, torch.randn(1, 3, 32, 32))
         self.train, self.test = (
-            Feed(open_source("npz", str(place / "cifar10.npz"), "", train), LOOK, self.machine.device)
+            ImageLoader(open_source("npz", str(place / "cifar10.npz"), "", train), LOOK, self.machine.device)
             for train in (True, False)
         )
         self.tested = np.arange(tested)
 
     def scores(self, name: str, images: int, seed: int, **options: Any) -> dict[str, Tensor]:
-        ids = calibration(self.train.source.labels, images, seed)
-        bench = Bench(
-            self.model, method(name).limits(self.channels), self.train, ids, self.machine, Tracker(False), seed=seed
+        ids = calibration_ids(self.train.source.labels, images, seed)
+        bench = DistributedScoringContext(
+            self.model, method(name).prunable(self.channels), self.train, ids, self.machine, Tracker(False), seed=seed
         )
         return method(name, **options).score(bench)
 
@@ -80,16 +81,16 @@ class Subject:
         """(group, filter) that stay, of the free groups."""
         return {(group.name, c) for group in self.channels.free for c in plan.kept(group.name)}
 
-    def plan(self, name: str, scores: Mapping[str, Tensor], request: Request) -> Plan:
-        return method(name).select(scores, method(name).limits(self.channels), request)
+    def plan(self, name: str, scores: Mapping[str, Tensor], request: SelectionRequest) -> Plan:
+        return method(name).select(scores, method(name).prunable(self.channels), request)
 
     def cut(self, plan: Plan) -> nn.Module:
         small = copy.deepcopy(self.model)
-        surgeon.operate(small, self.channels, plan)
+        surgeon.apply_plan(small, self.channels, plan)
         return small
 
     def top1(self, model: nn.Module) -> float:
-        return evaluate(model, self.test, 250, self.machine.ranks, Tracker(False), ids=self.tested)["top1"]
+        return evaluate(model, self.test, 250, self.machine.comm, Tracker(False), ids=self.tested)["top1"]
 
     def left(self, plan: Plan) -> tuple[float, float]:
         """Shares of MACs and parameters that are left."""
@@ -116,14 +117,14 @@ def study_cut(given: argparse.Namespace) -> dict[str, Any]:
         for threshold in given.at or THRESHOLDS:
             row: dict[str, Any] = {"macs": [], "params": [], "graph": [], "l1": [], "random": []}
             for seed in given.seeds:
-                plan = subject.plan("graph", graphs[seed], Request(threshold=threshold))
+                plan = subject.plan("graph", graphs[seed], SelectionRequest(threshold=threshold))
                 macs, params = subject.left(plan)
                 row["macs"].append(100 * (macs - 1))
                 row["params"].append(100 * (params - 1))
                 row["graph"].append(subject.top1(subject.cut(plan)))
                 for name in ("l1", "random"):
                     if (name, seed) in controls:
-                        other = subject.plan(name, controls[name, seed], Request(target=("macs", macs)))
+                        other = subject.plan(name, controls[name, seed], SelectionRequest(target=("macs", macs)))
                         row[name].append(subject.top1(subject.cut(other)))
             rows[str(threshold)] = row
             cells = (spread(row[key]) for key in ("macs", "params", "graph", "l1", "random"))
@@ -139,7 +140,7 @@ def study_images(given: argparse.Namespace) -> dict[str, Any]:
     shares: dict[tuple[int, int], dict[float, float]] = {}
     for images, seed in draws:
         scores = subject.scores("graph", images, seed)
-        plans = {t: subject.plan("graph", scores, Request(threshold=t)) for t in THRESHOLDS[:3]}
+        plans = {t: subject.plan("graph", scores, SelectionRequest(threshold=t)) for t in THRESHOLDS[:3]}
         kept[images, seed] = {t: subject.kept(plan) for t, plan in plans.items()}
         shares[images, seed] = {t: subject.left(plan)[0] for t, plan in plans.items()}
     body: dict[str, Any] = {}
@@ -174,7 +175,7 @@ def study_fidelity(given: argparse.Namespace) -> dict[str, Any]:
             subject.scores("graph", 100, 1),
         ]
         for threshold in THRESHOLDS:
-            plans = [subject.plan("graph", scores, Request(threshold=threshold)) for scores in found]
+            plans = [subject.plan("graph", scores, SelectionRequest(threshold=threshold)) for scores in found]
             macs = [100 * (subject.left(plan)[0] - 1) for plan in plans]
             ours, theirs, other = map(subject.kept, plans)
             same = [100 * len(ours & set_) / len(ours | set_) for set_ in (theirs, other)]
@@ -194,7 +195,7 @@ def study_finetune(given: argparse.Namespace) -> dict[str, Any]:
         for threshold in given.at or ((0.7,) if depth == 56 else THRESHOLDS[:3]):
             row: dict[str, list[float]] = {"macs": [], "params": [], "pruned": [], "finetuned": []}
             for seed in given.seeds:
-                plan = subject.plan("graph", subject.scores("graph", 100, seed), Request(threshold=threshold))
+                plan = subject.plan("graph", subject.scores("graph", 100, seed), SelectionRequest(threshold=threshold))
                 small = subject.cut(plan)
                 macs, params = subject.left(plan)
                 row["macs"].append(100 * (macs - 1))
@@ -227,7 +228,7 @@ def main() -> None:
     given.depth = given.depth or ((20, 56) if given.study == "finetune" else (20, 32, 44, 56))
     body = STUDIES[given.study](given)
     told = {
-        "machine": describe(Machine.alone()),
+        "machine": describe_environment(DistributedEnvironment.single_process()),
         "commit": commit_of(Path(__file__)),
         "seeds": given.seeds,
         "figures": body,

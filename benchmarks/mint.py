@@ -23,13 +23,13 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
-from dist_prune.methods.mint import Mint, Options
-from dist_prune.pruning import spanning
-from dist_prune.pruning.information import Dependence, sizes
-from dist_prune.pruning.pairs import contiguous
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones
-from dist_prune.runtime.machine import Machine, describe
+from dist_prune import models
+from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
+from dist_prune.methods.mint import spanning_tree
+from dist_prune.methods.mint.layer_pairs import contiguous_groups
+from dist_prune.methods.mint.method import Mint, Options
+from dist_prune.methods.mint.mutual_information import ConditionalDependence, split_sizes
+from dist_prune.pruning.surgery.verified_trace import trace_groups
 
 THREADS = int(os.environ["OMP_NUM_THREADS"])
 
@@ -38,12 +38,12 @@ def activations(images: int, width: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(images, width))
 
 
-def pair(parent: int, child: int, groups: int, images: int) -> Dependence:
+def pair(parent: int, child: int, groups: int, images: int) -> ConditionalDependence:
     """A layer pair whose child depends on its parent."""
     below = activations(images, parent, 0)
     above = below @ activations(parent, child, 1) / np.sqrt(parent) + 0.1 * activations(images, child, 2)
-    parts = [contiguous(width, groups, True, "layer") for width in (child, parent)]
-    return Dependence(above, below, parts[0], parts[1], threads=THREADS)
+    parts = [contiguous_groups(width, groups, True, "layer") for width in (child, parent)]
+    return ConditionalDependence(above, below, parts[0], parts[1], threads=THREADS)
 
 
 def seconds(act: Callable[[], Any], repeats: int = 3) -> float:
@@ -57,7 +57,7 @@ def seconds(act: Callable[[], Any], repeats: int = 3) -> float:
     return statistics.median(times)
 
 
-def scipy_score(work: Dependence, child: int, parent: int) -> int:
+def scipy_score(work: ConditionalDependence, child: int, parent: int) -> int:
     """R of one score by KD-tree, cdist and SciPy's tree on the group's own rows."""
     columns = list(work.parent_groups[parent])
     rest = [k for k in range(work.parent.shape[1]) if k not in columns]
@@ -106,19 +106,19 @@ def resnet50() -> dict[str, float]:
     A pair takes its parent's distances once, a table for each parent group, a child table for each child group and tile
     of eight parent groups, and a tree for each score.
     """
-    channels = sites_of(backbones.create("resnet50", 1000, 3).eval(), torch.zeros(1, 3, 64, 64))
+    channels = trace_groups(models.create("resnet50", 1000, 3).eval(), torch.zeros(1, 3, 64, 64))
     pairs = Mint(Options(groups=64, skip=("fc",))).pairs(channels)
-    points = sum(sizes(5000))
+    points = sum(split_sizes(5000))
     nothing = np.zeros((points, points), np.float32)
-    table = spanning.few(activations(points, 32, 3))
-    tree = seconds(lambda: spanning.tree(table, nothing))
+    table = spanning_tree.small_distance_table(activations(points, 32, 3))
+    tree = seconds(lambda: spanning_tree.minimum_spanning_tree(table, nothing))
     base = {w: seconds(lambda w=w: _square(points, w), 1) for w in (64, 512)}
-    full = spanning.squared_distances(activations(points, 8, 0), activations(points, 8, 0))
+    full = spanning_tree.squared_distances(activations(points, 8, 0), activations(points, 8, 0))
     exchange, few = {}, {}
     for width in {len(p.y[0]) for p in pairs} | {len(p.x[0]) for p in pairs}:
         part = activations(points, width, 4)
-        exchange[width] = seconds(lambda part=part: spanning.exchanged(full, part, part), 1)
-        few[width] = seconds(lambda part=part: spanning.few(part), 1)
+        exchange[width] = seconds(lambda part=part: spanning_tree.replace_coordinates(full, part, part), 1)
+        few[width] = seconds(lambda part=part: spanning_tree.small_distance_table(part), 1)
     total = trees = 0.0
     for p in pairs:
         width, scores = p.below.width, len(p.x) * len(p.y)
@@ -132,7 +132,7 @@ def resnet50() -> dict[str, float]:
 
 def _square(points: int, width: int) -> np.ndarray:
     rows = activations(points, width, 5)
-    return spanning.squared_distances(rows, rows)
+    return spanning_tree.squared_distances(rows, rows)
 
 
 def main() -> None:
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=8, choices=range(1, 9), help="of the VGG-16 pair, measured")
     given = parser.parse_args()
     torch.set_num_threads(THREADS)
-    machine = describe(Machine.alone())
+    machine = describe_environment(DistributedEnvironment.single_process())
     print(f"{machine['processor']}, {machine['cores']} cores, {THREADS} thread(s)")
     body: dict[str, Any] = {"machine": machine, "threads": THREADS}
     for name, act in (("perceptron", perceptron), ("vgg", lambda: vgg(given.tiles)), ("resnet50", resnet50)):

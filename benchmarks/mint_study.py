@@ -22,22 +22,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from dist_prune.bench import Bench
+from dist_prune import models
 from dist_prune.config.training import Training
-from dist_prune.methods.mint import Mint, Options
-from dist_prune.pruning import surgeon
-from dist_prune.pruning.choose import Request
-from dist_prune.pruning.masks import masks_of, violations, weights_left
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones, checkpoint
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import open_source
-from dist_prune.runtime.evaluation import evaluate
-from dist_prune.runtime.machine import Machine, describe
-from dist_prune.runtime.tracking import Tracker
-from dist_prune.runtime.training.loop import Loop
-from dist_prune.runtime.training.train import Trainer
+from dist_prune.data.datasets import open_source
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.distributed import tensor_files
+from dist_prune.distributed.communicator import Communicator
+from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
+from dist_prune.methods.mint.method import Mint, Options
+from dist_prune.pruning.plan.block_masks import mask_violations, weight_masks, weights_left
+from dist_prune.pruning.selection.ranking import SelectionRequest
+from dist_prune.pruning.surgery import surgeon
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.training.evaluation import evaluate
+from dist_prune.training.loop import Loop
+from dist_prune.training.tracking import Tracker
+from dist_prune.training.trainer import Trainer
 
 ESTIMATORS, SEEDS = ("correct", "as_released", "random"), (0, 1, 2)
 # (child groups, parent groups, images per class, share of the second layer that is cut): the paper's table
@@ -52,22 +53,22 @@ class Study:
     def __init__(self, out: Path, epochs: int, dense_epochs: int):
         out.mkdir(parents=True, exist_ok=True)
         self.out, self.epochs, self.dense_epochs = out, epochs, dense_epochs
-        self.machine = Machine(torch.device("cpu"), Ranks())
-        look, root = Look(28, (0.0,), (1.0,)), os.environ["DIST_PRUNE_DATA"]
+        self.machine = DistributedEnvironment(torch.device("cpu"), Communicator())
+        look, root = TransformConfig(28, (0.0,), (1.0,)), os.environ["DIST_PRUNE_DATA"]
         self.train, self.test = (
-            Feed(open_source("mnist", root, "", flag), look, self.machine.device) for flag in (True, False)
+            ImageLoader(open_source("mnist", root, "", flag), look, self.machine.device) for flag in (True, False)
         )
         torch.manual_seed(0)
-        self.model = backbones.create("mlp_mnist", 10, 1).eval()
-        self.channels = sites_of(self.model, torch.rand(1, 1, 28, 28))
+        self.model = models.create("mlp_mnist", 10, 1).eval()
+        self.channels = trace_groups(self.model, torch.rand(1, 1, 28, 28))
 
     def dense(self) -> None:
         """The dense weights, trained once."""
         file = self.out / "dense.safetensors"
         if not file.exists():
             self.fit(self.model, self.dense_epochs, 0, {})
-            checkpoint.save(file, self.model.state_dict())
-        self.model.load_state_dict(checkpoint.read(file)[0])
+            tensor_files.save_tensors(file, self.model.state_dict())
+        self.model.load_state_dict(tensor_files.read_tensors(file)[0])
 
     def fit(self, model: torch.nn.Module, epochs: int, seed: int, masks: dict[str, torch.Tensor]) -> None:
         """The paper's training, its 30 epochs and milestones 10 and 20 shortened to ``epochs``."""
@@ -79,20 +80,22 @@ class Study:
         Trainer(model, loop, lambda network: {}, classes=10, masks=masks).run()
 
     def top1(self, model: torch.nn.Module) -> float:
-        return evaluate(model, self.test, 1000, self.machine.ranks, Tracker(False))["top1"]
+        return evaluate(model, self.test, 1000, self.machine.comm, Tracker(False))["top1"]
 
     def scores(self, estimator: str, child: int, parent: int, samples: int) -> dict[str, torch.Tensor]:
         """The table of one estimator; random: a permutation of the correct one's block numbers."""
         file = self.out / f"scores_{estimator}_{child}_{parent}_{samples}.safetensors"
         if not file.exists():
             method = self.method(estimator, child, parent, samples, 0.5)
-            bench = Bench(
+            bench = DistributedScoringContext(
                 self.model, self.channels, self.train, np.arange(len(self.train)), self.machine, Tracker(False), 1000
             )
             start = time.perf_counter()
             found = method.score(bench)
-            checkpoint.save(file, found, {"seconds": time.perf_counter() - start, "threads": torch.get_num_threads()})
-        return checkpoint.read(file)[0]
+            tensor_files.save_tensors(
+                file, found, {"seconds": time.perf_counter() - start, "threads": torch.get_num_threads()}
+            )
+        return tensor_files.read_tensors(file)[0]
 
     def method(self, estimator: str, child: int, parent: int, samples: int, rate: float) -> Mint:
         return Mint(
@@ -111,14 +114,14 @@ class Study:
         chance = torch.randperm(edges.numel(), generator=generator).view(edges.shape)
         order = chance if estimator == "random" else edges * edges.numel() + chance
         method = self.method("correct", child, parent, samples, rate)
-        plan = method.select({**scores, "fc2:edges": order}, self.channels, Request())
+        plan = method.select({**scores, "fc2:edges": order}, self.channels, SelectionRequest())
         small = copy.deepcopy(self.model)
-        surgeon.operate(small, self.channels, plan)
-        masks = masks_of(plan, self.channels, small.state_dict())
+        surgeon.apply_plan(small, self.channels, plan)
+        masks = weight_masks(plan, self.channels, small.state_dict())
         left, whole = weights_left(plan, self.channels)["fc2"]
         before = self.top1(small)
         self.fit(small, self.epochs, seed, masks)
-        assert not violations(small.state_dict(), masks)
+        assert not mask_violations(small.state_dict(), masks)
         return {"pruned": 100 * (1 - left / whole), "before": before, "top1": self.top1(small)}
 
 
@@ -182,7 +185,7 @@ def main() -> None:
         rows.append(found)
         with file.open("a") as out:
             out.write(json.dumps(found) + "\n")
-    machine = describe(study.machine)
+    machine = describe_environment(study.machine)
     print(f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} thread(s); epochs {given.epochs}")
     print(tables(rows, study.top1(study.model)))
 

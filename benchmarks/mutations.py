@@ -40,54 +40,127 @@ ALONE = ("-k", "not killed and not ranks and not resume and not world and not st
 # room -> (files that compute, test files that hold their values, the quick ones first, and how they are run)
 ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "training": (
-        ("runtime/training/objective.py", "runtime/training/optim.py", "runtime/training/loop.py",
-         "runtime/training/recalibrate.py", "runtime/training/drive.py", "runtime/evaluation.py"),
-        ("tests/runtime/test_arithmetic.py", "tests/runtime/test_evaluation.py", "tests/runtime/test_training.py",
-         *ALONE),
+        (
+            "training/loss.py",
+            "training/optim.py",
+            "training/loop.py",
+            "training/bn_recalibration.py",
+            "training/engine.py",
+            "training/evaluation.py",
+        ),
+        (
+            "tests/runtime/test_arithmetic.py",
+            "tests/runtime/test_evaluation.py",
+            "tests/runtime/test_training.py",
+            *ALONE,
+        ),
     ),
     "data": (
-        ("runtime/data/augment.py", "runtime/data/dealing.py", "runtime/data/feed.py", "runtime/data/memory.py"),
-        ("tests/runtime/test_dealing.py", "tests/runtime/test_arithmetic.py", "tests/runtime/test_augment.py",
-         "tests/runtime/test_data.py"),
+        ("data/augment.py", "data/sampling.py", "data/loader.py", "data/memory_backend.py"),
+        (
+            "tests/runtime/test_dealing.py",
+            "tests/runtime/test_arithmetic.py",
+            "tests/runtime/test_augment.py",
+            "tests/runtime/test_data.py",
+        ),
     ),
     "pruning": (
-        ("pruning/statistic.py", "pruning/choose.py", "pruning/cost.py", "pruning/gating.py", "pruning/plan.py",
-         "pruning/combine.py", "pruning/rounds.py", "pruning/curvature.py"),
-        ("tests/pruning/test_statistic.py", "tests/pruning/test_choose.py", "tests/pruning/test_plan.py",
-         "tests/pruning/test_constraints.py", "tests/pruning/test_gating.py", "tests/pruning/test_surgeon.py",
-         "tests/pruning/test_rounds.py",
-         "tests/pruning/test_cost.py", "tests/methods/test_criteria.py", "tests/test_golden.py", *ALONE),
+        (
+            "pruning/hooks/statistics.py",
+            "pruning/selection/ranking.py",
+            "pruning/selection/cost.py",
+            "pruning/hooks/gating.py",
+            "pruning/plan/plan.py",
+            "pruning/selection/group_scores.py",
+            "pruning/selection/schedule.py",
+            "pruning/hooks/curvature.py",
+        ),
+        (
+            "tests/pruning/test_statistic.py",
+            "tests/pruning/test_choose.py",
+            "tests/pruning/test_plan.py",
+            "tests/pruning/test_constraints.py",
+            "tests/pruning/test_gating.py",
+            "tests/pruning/test_surgeon.py",
+            "tests/pruning/test_rounds.py",
+            "tests/pruning/test_cost.py",
+            "tests/methods/test_criteria.py",
+            "tests/test_golden.py",
+            *ALONE,
+        ),
     ),
     "methods": (
-        ("methods/l1.py", "methods/l2.py", "methods/fpgm.py", "methods/whc.py", "methods/apoz.py", "methods/taylor.py",
-         "methods/fisher.py", "methods/hrank.py", "methods/chip.py", "methods/graph.py", "methods/obd.py",
-         "methods/group_norm.py", "methods/bn_scale.py", "methods/hrel.py"),
-        ("tests/methods/test_criteria.py", "tests/methods/test_fisher.py", "tests/methods/test_hrel.py",
-         "tests/methods/test_graph.py", "tests/methods/test_graph_released.py", "tests/test_golden.py", *ALONE),
+        (
+            "methods/l1.py",
+            "methods/l2.py",
+            "methods/fpgm.py",
+            "methods/whc.py",
+            "methods/apoz.py",
+            "methods/taylor.py",
+            "methods/fisher.py",
+            "methods/hrank.py",
+            "methods/chip.py",
+            "methods/graph/method.py",
+            "methods/obd.py",
+            "methods/group_norm.py",
+            "methods/bn_scale.py",
+            "methods/hrel.py",
+        ),
+        (
+            "tests/methods/test_criteria.py",
+            "tests/methods/test_fisher.py",
+            "tests/methods/test_hrel.py",
+            "tests/methods/test_graph.py",
+            "tests/methods/test_graph_released.py",
+            "tests/test_golden.py",
+            *ALONE,
+        ),
     ),
-}  # fmt: skip
+}
 # (file, how the line begins, what) -> why nobody can tell
 EQUIVALENT: dict[tuple[str, str, str], str] = {
-    ("runtime/data/dealing.py", "start = seed * 0x9E37", "15111065706836454659 -> 15111065706836454660"):
-        "another constant of the mixing",
-    ("runtime/data/memory.py", "elif pixels.shape[-2:] != (size, size)", "2 -> 3"):
-        "resizing to the size that images have changes no pixel",
-    ("runtime/data/feed.py", "for wanted, (ids, pixels) in zip", "-> False"):
-        "a supplier that is right yields one batch for each list",
-    ("runtime/data/feed.py", "yield Batch(", "-> False"): "when a copy ends, not what it holds",
-    ("runtime/training/loop.py", "for images, labels, ids in zip(*cut", "-> False"):
-        "three cuts of one length have as many pieces",
-    ("runtime/training/recalibrate.py", "at, handles = [0], []", "0 -> 1"): "set before any forward pass",
-    ("pruning/choose.py", "elif lacking < 0", "0 -> 1"): "with as many as are wanted nothing is cut off either way",
-    ("pruning/cost.py", "if count < points[-1][0]", "Lt -> LtE"): "the dense width's share is 1: nothing is saved",
-    ("pruning/curvature.py", "return (2 * signs - 1).to(", "-> False"): "when a copy ends, not what it holds",
-    ("methods/graph.py", "if best_share <= left <= share", "LtE -> Lt"):
-        "of two thresholds with equal shares either keeps the same counts",
-    ("methods/graph.py", "if height * width <= 64", "64 -> 65"): "two forms of one product; the faster is taken",
-    ("methods/graph.py", "if height * width <= 64", "Mult -> Div"): "the same two forms",
-    ("methods/group_norm.py", "weight = bench.weight(Site(", "-> True"):
-        "nobody asks a weight's site whether it leads",
-}  # fmt: skip
+    (
+        "data/sampling.py",
+        "start = seed * 0x9E37",
+        "15111065706836454659 -> 15111065706836454660",
+    ): "another constant of the mixing",
+    (
+        "data/memory_backend.py",
+        "elif pixels.shape[-2:] != (size, size)",
+        "2 -> 3",
+    ): "resizing to the size that images have changes no pixel",
+    (
+        "data/loader.py",
+        "for wanted, (ids, pixels) in zip",
+        "-> False",
+    ): "a supplier that is right yields one batch for each list",
+    ("data/loader.py", "yield Batch(", "-> False"): "when a copy ends, not what it holds",
+    (
+        "training/loop.py",
+        "for images, labels, ids in zip(*cut",
+        "-> False",
+    ): "three cuts of one length have as many pieces",
+    ("training/bn_recalibration.py", "at, handles = [0], []", "0 -> 1"): "set before any forward pass",
+    (
+        "pruning/selection/ranking.py",
+        "elif lacking < 0",
+        "0 -> 1",
+    ): "with as many as are wanted nothing is cut off either way",
+    (
+        "pruning/selection/cost.py",
+        "if count < points[-1][0]",
+        "Lt -> LtE",
+    ): "the dense width's share is 1: nothing is saved",
+    ("pruning/hooks/curvature.py", "return (2 * signs - 1).to(", "-> False"): "when a copy ends, not what it holds",
+    (
+        "methods/graph/method.py",
+        "if best_share <= left <= share",
+        "LtE -> Lt",
+    ): "of two thresholds with equal shares either keeps the same counts",
+    ("methods/graph/method.py", "if height * width <= 64", "64 -> 65"): "two forms of one product; the faster is taken",
+    ("methods/graph/method.py", "if height * width <= 64", "Mult -> Div"): "the same two forms",
+    ("methods/group_norm.py", "weight = bench.weight(Site(", "-> True"): "nobody asks a weight's site whether it leads",
+}
 COMPARE = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
 BINARY = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
           ast.Mod: ast.Mult, ast.Pow: ast.Mult}  # fmt: skip

@@ -26,17 +26,17 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 
-from dist_prune import methods
-from dist_prune.bench import Bench
-from dist_prune.pruning.choose import Request
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones, checkpoint
-from dist_prune.runtime.collectives import leave
-from dist_prune.runtime.data.dealing import micro_batches
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import open_source
-from dist_prune.runtime.machine import Machine, describe
-from dist_prune.runtime.tracking import Tracker
+from dist_prune import methods, models
+from dist_prune.data.datasets import open_source
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.data.sampling import micro_batches
+from dist_prune.distributed import tensor_files
+from dist_prune.distributed.communicator import shutdown
+from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
+from dist_prune.pruning.selection.ranking import SelectionRequest
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.training.tracking import Tracker
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NETWORK = "resnet50.tv_in1k"
@@ -79,15 +79,17 @@ def data() -> Path:
     return place
 
 
-def bench_of(name: str, images: int, machine: Machine, micro_batch: int) -> Bench:
+def bench_of(name: str, images: int, machine: DistributedEnvironment, micro_batch: int) -> DistributedScoringContext:
     """A network with random weights on real images: neither bytes nor seconds depend on the weights."""
     torch.manual_seed(0)
     side, kind, place, classes = BACKBONES[name]
-    model = backbones.create(name, classes, 3).eval()
+    model = models.create(name, classes, 3).eval()
     source = open_source(kind, str(data() / place), "val" if kind == "imagefolder" else "", kind == "npz")
-    feed = Feed(source, Look(side, MEAN, STD, 0.875 if side == 224 else 1.0), machine.device, 0)  # decoded right here
-    channels = sites_of(model, torch.randn(1, 3, side, side))
-    return Bench(model, channels, feed, np.arange(images), machine, Tracker(False), micro_batch)
+    feed = ImageLoader(
+        source, TransformConfig(side, MEAN, STD, 0.875 if side == 224 else 1.0), machine.device, 0
+    )  # decoded right here
+    channels = trace_groups(model, torch.randn(1, 3, side, side))
+    return DistributedScoringContext(model, channels, feed, np.arange(images), machine, Tracker(False), micro_batch)
 
 
 def rates(images: int, pairs: int) -> dict[str, float]:
@@ -96,12 +98,12 @@ def rates(images: int, pairs: int) -> dict[str, float]:
     Seconds are those of the CPU, so that other work on the machine counts little.
     """
     start = time.process_time()
-    bench = bench_of(NETWORK, images, Machine.alone(), 16)
+    bench = bench_of(NETWORK, images, DistributedEnvironment.single_process(), 16)
     found: dict[str, list[float]] = {"trace_s": [time.process_time() - start]}
     graph = methods.find("graph")
     method = graph(graph.Options())
     lists = [bench.ids[part] for part in micro_batches(np.arange(images), 16)]
-    batches = list(bench.feed.batches(lists))
+    batches = list(bench.loader.batches(lists))
     scores = {}
 
     def timed(name: str, act) -> None:
@@ -116,22 +118,22 @@ def rates(images: int, pairs: int) -> dict[str, float]:
 
     def score(some: int) -> None:  # the images are decoded already, as a loader's workers do it
         nonlocal scores
-        bench.feed.batches = lambda *_: iter(batches[:some])  # type: ignore[method-assign]
+        bench.loader.batches = lambda *_: iter(batches[:some])  # type: ignore[method-assign]
         bench.ids = np.arange(sum(map(len, lists[:some])))
         scores = method.score(bench)
 
-    plain = bench.feed.batches
+    plain = bench.loader.batches
     for _ in range(pairs):
         timed("decode", lambda: [None for _ in plain(lists)])
         timed("forward", forward)
         timed("score", lambda: score(len(lists)))
         timed("less", lambda: score(1))
-    channels = method.limits(bench.channels)
+    channels = method.prunable(bench.graph)
     tables = {name: tensor for name, tensor in scores.items() if name.endswith("hamming")}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(pairs):
-            timed("select_s", lambda: method.select(scores, channels, Request(threshold=0.7)))
-            timed("save_s", lambda: checkpoint.save(Path(folder) / "partial.safetensors", tables, {}))
+            timed("select_s", lambda: method.select(scores, channels, SelectionRequest(threshold=0.7)))
+            timed("save_s", lambda: tensor_files.save_tensors(Path(folder) / "partial.safetensors", tables, {}))
     command = [sys.executable, "-c", "import dist_prune.run"]
     for _ in range(pairs):
         timed("import_s", lambda: subprocess.run(command, check=True))
@@ -169,34 +171,34 @@ def _two(*words: str) -> str:
 def worker(words: list[str]) -> None:
     """One measurement among two ranks; the first prints it."""
     torch.set_num_threads(1)
-    machine = Machine.start()
-    ranks = machine.ranks
+    machine = DistributedEnvironment.start()
+    ranks = machine.comm
     if words[0] == "volume":
         body: dict = {}
-        for method in methods.names():
+        for method in methods.list_names():
             if method in HEAVY and words[1] != "resnet20_cifar":
                 continue
             kind, before = methods.find(method), dict(ranks.volume)
             kind(kind.Options()).score(bench_of(words[1], int(words[2]), machine, 5))
-            body[method] = ranks.since(before)
+            body[method] = ranks.traffic_since(before)
     else:
-        channels = sites_of(backbones.create(NETWORK, 1000, 3).eval(), torch.randn(1, 3, 224, 224))
-        tables = [torch.zeros((s.width, s.width), dtype=torch.int64) for s in channels.sites if s.kind == "conv"]
+        channels = trace_groups(models.create(NETWORK, 1000, 3).eval(), torch.randn(1, 3, 224, 224))
+        tables = [torch.zeros((s.width, s.width), dtype=torch.int64) for s in channels.hook_points if s.kind == "conv"]
         merges, polls = [], []
         for _ in range(7):
-            ranks.wait()
+            ranks.barrier()
             begin = time.perf_counter()
-            ranks.merge("sum", tables)
+            ranks.all_reduce("sum", tables)
             merges.append(time.perf_counter() - begin)
             begin = time.perf_counter()
             for _ in range(50):
-                ranks.largest(0)
+                ranks.max_ints(0)
             polls.append((time.perf_counter() - begin) / 50)
         size = sum(table.numel() * 8 for table in tables)
         body = {"bytes": size, "merge_s": statistics.median(merges[1:]), "poll_s": statistics.median(polls[1:])}
-    if ranks.first:
+    if ranks.is_main:
         print(json.dumps(body), flush=True)
-    leave(ranks)
+    shutdown(ranks)
 
 
 def modelled(gpus: int, rate: dict[str, float], assumed: Assumed, job: Job) -> dict[str, float]:
@@ -241,7 +243,11 @@ def main() -> None:
         body = json.loads(given.rates.read_text())
     else:
         rate = {**rates(given.images, given.pairs), **talk()}
-        body = {"machine": describe(Machine.alone()), "rates": rate, "volumes": volumes(20)}
+        body = {
+            "machine": describe_environment(DistributedEnvironment.single_process()),
+            "rates": rate,
+            "volumes": volumes(20),
+        }
     if given.json:
         given.json.write_text(json.dumps({**body, "assumed": asdict(Assumed())}, indent=1))
     show(body)

@@ -22,30 +22,32 @@ import numpy as np
 import psutil
 import torch
 
-from dist_prune import methods
-from dist_prune.bench import Bench
-from dist_prune.methods.graph import HashAgreement
-from dist_prune.pruning.channels import Site
-from dist_prune.pruning.statistic import Tally
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones, checkpoint
-from dist_prune.runtime.collectives import leave
-from dist_prune.runtime.data.dealing import deal, micro_batches
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import ArraySource, open_source
-from dist_prune.runtime.machine import Machine, describe
-from dist_prune.runtime.tracking import Tracker
+from dist_prune import methods, models
+from dist_prune.data.datasets import ArraySource, open_source
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.data.sampling import micro_batches, shard
+from dist_prune.distributed import tensor_files
+from dist_prune.distributed.communicator import shutdown
+from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
+from dist_prune.methods.graph.method import HashAgreement
+from dist_prune.pruning.graph.groups import HookPoint
+from dist_prune.pruning.hooks.statistics import Accumulator
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.training.tracking import Tracker
 
 MICRO = 50
 
 
-def bench_of(images: int, machine: Machine) -> tuple[Bench, str]:
+def bench_of(images: int, machine: DistributedEnvironment) -> tuple[DistributedScoringContext, str]:
     """ResNet-56 on CIFAR-10 and what it was made of."""
     torch.manual_seed(0)
-    model = backbones.create("resnet56_cifar", 10, 3).eval()
+    model = models.create("resnet56_cifar", 10, 3).eval()
     place = Path(os.environ.get("DIST_PRUNE_DATA", "/nowhere"))
     if (place / "cifar10.npz").is_file():
-        checkpoint.fit(model, checkpoint.read_weights(place / "weights/resnet56_cifar10.safetensors"), "the weights")
+        tensor_files.load_strictly(
+            model, tensor_files.read_weights(place / "weights/resnet56_cifar10.safetensors"), "the weights"
+        )
         source, what = open_source("npz", str(place / "cifar10.npz"), "", True), "real CIFAR-10, pretrained weights"
     else:
         pixels = np.random.default_rng(0).integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
@@ -53,34 +55,36 @@ def bench_of(images: int, machine: Machine) -> tuple[Bench, str]:
             ArraySource(pixels, np.zeros(images, np.int64), ("none",)),
             "NOISE, random weights (no data here)",
         )
-    feed = Feed(source, Look(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), machine.device)
-    channels = sites_of(model, torch.randn(1, 3, 32, 32))
-    return Bench(model.to(machine.device), channels, feed, np.arange(images), machine, Tracker(False), MICRO), what
+    feed = ImageLoader(source, TransformConfig(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), machine.device)
+    channels = trace_groups(model, torch.randn(1, 3, 32, 32))
+    return DistributedScoringContext(
+        model.to(machine.device), channels, feed, np.arange(images), machine, Tracker(False), MICRO
+    ), what
 
 
-def bare(bench: Bench) -> float:
+def bare(bench: DistributedScoringContext) -> float:
     """Seconds of the forward pass alone over this rank's batches."""
-    ranks = bench.machine.ranks
-    lists = deal(micro_batches(bench.ids, MICRO), ranks.rank, ranks.world)
+    ranks = bench.environment.comm
+    lists = shard(micro_batches(bench.ids, MICRO), ranks.rank, ranks.world)
     start = time.perf_counter()
     with torch.no_grad():
-        for batch in bench.feed.batches(lists):
+        for batch in bench.loader.batches(lists):
             bench.model(batch.images)
     return time.perf_counter() - start
 
 
-def scored(bench: Bench) -> float:
+def scored(bench: DistributedScoringContext) -> float:
     """Seconds of graph scoring over the same batches."""
     kind = methods.find("graph")
-    bench.machine.ranks.wait()
+    bench.environment.comm.barrier()
     start = time.perf_counter()
     kind(kind.Options()).score(bench)
     return time.perf_counter() - start
 
 
 def overhead(images: int, pairs: int) -> dict[str, float]:
-    bench, _ = bench_of(images, Machine.alone())
-    small, _ = bench_of(200, Machine.alone())
+    bench, _ = bench_of(images, DistributedEnvironment.single_process())
+    small, _ = bench_of(200, DistributedEnvironment.single_process())
     bare(small), scored(small)
     found = [(bare(bench), scored(bench)) for _ in range(pairs)]
     return {
@@ -141,9 +145,9 @@ def similarity(pairs: int) -> dict[str, float]:
     torch.set_num_threads(2)
     maps = torch.randn(100, 8, 4, 4, generator=torch.Generator().manual_seed(0)).repeat(1, 64, 1, 1)
     maps += 0.5 * torch.randn(maps.shape, generator=torch.Generator().manual_seed(1))
-    site, times = Site("conv", "conv", 512, "conv", True), []
+    site, times = HookPoint("conv", "conv", 512, "conv", True), []
     for _ in range(pairs + 1):
-        tally = Tally(HashAgreement(8), [site], 100, torch.device("cpu"))
+        tally = Accumulator(HashAgreement(8), [site], 100, torch.device("cpu"))
         start = time.perf_counter()
         tally.update(site, maps, torch.arange(100))
         gram = tally.tables["conv"]["gram"]
@@ -158,17 +162,17 @@ def worker(what: str, images: int) -> None:
     """One measurement in a process of its own; prints a single number."""
     torch.set_num_threads(1)
     if what == "ranks":
-        machine = Machine.start()
+        machine = DistributedEnvironment.start()
         bench, _ = bench_of(images, machine)
         small, _ = bench_of(200, machine)
         scored(small)
         seconds = scored(bench)
-        if machine.ranks.first:
+        if machine.comm.is_main:
             print(seconds)
-        leave(machine.ranks)
+        shutdown(machine.comm)
         return
-    bench, _ = bench_of(images, Machine.alone())
-    small, _ = bench_of(200, Machine.alone())
+    bench, _ = bench_of(images, DistributedEnvironment.single_process())
+    small, _ = bench_of(200, DistributedEnvironment.single_process())
     bare(small)
     del small
     peak = Peak()
@@ -189,8 +193,9 @@ def main() -> None:
         worker(given.worker, given.images)
         return
     body = {
-        "machine": describe(Machine.alone()) | {"memory_gb": round(psutil.virtual_memory().total / 2**30)},
-        "data": bench_of(10, Machine.alone())[1],
+        "machine": describe_environment(DistributedEnvironment.single_process())
+        | {"memory_gb": round(psutil.virtual_memory().total / 2**30)},
+        "data": bench_of(10, DistributedEnvironment.single_process())[1],
         "images": given.images,
         "pairs": given.pairs,
         "overhead": overhead(given.images, given.pairs),

@@ -21,14 +21,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dist_prune.methods.sensitivity import Options, Sensitivity, Shot
-from dist_prune.pruning.learner import Learner, Mask, Rules
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.rng import draw
-from dist_prune.pruning.sensitivity import Ramp, filter_scores, target_masks
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones
-from dist_prune.runtime.machine import Machine, describe
+from dist_prune import models
+from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
+from dist_prune.methods.sensitivity.mask_learner import Mask, MaskLearner, MaskRules
+from dist_prune.methods.sensitivity.method import Options, Sensitivity, Shot
+from dist_prune.methods.sensitivity.snip import Ramp, filter_scores, target_masks
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.rng import seeded_generator
+from dist_prune.pruning.surgery.verified_trace import trace_groups
 
 THREADS = int(os.environ["OMP_NUM_THREADS"])
 
@@ -48,7 +48,7 @@ class Alone:
         """One process."""
 
     def draw(self, *name: Any) -> torch.Generator:
-        return draw(0, *name)
+        return seeded_generator(0, *name)
 
 
 def timed(act: Callable[[], Any]) -> float:
@@ -60,19 +60,19 @@ def timed(act: Callable[[], Any]) -> float:
 def updates(name: str, batch: int, options: Options, rounds: int) -> dict[str, float]:
     """Seconds of a plain training update and of a pruning update of the first round, in turns."""
     torch.manual_seed(0)
-    model = backbones.create(name, 10, 3)
+    model = models.create(name, 10, 3)
     paper, bench = Sensitivity(options), Alone(model)
-    channels = paper.limits(sites_of(model.eval(), torch.zeros(1, 3, 32, 32)))
+    channels = paper.prunable(trace_groups(model.eval(), torch.zeros(1, 3, 32, 32)))
     groups = paper.rounds(channels)[0]
     shot = Shot(paper, bench, channels, groups, 1)  # type: ignore[arg-type]
-    rules = Rules(Ramp(1.0, 100.0, 100, 8, 390, 1.0))
+    rules = MaskRules(Ramp(1.0, 100.0, 100, 8, 390, 1.0))
     masks = [
-        Mask(g.width, tuple(shot.weights[g.name].shape[2:]), rules, False, bench.draw(g.name), torch.float32)
+        Mask(g.width, tuple(shot.weights[g.name].shape[2:]), rules, False, bench.generator(g.name), torch.float32)
         for g in groups
     ]
     plan = Plan({}, {g.name: g.width for g in channels.groups})
-    learner = Learner(bench.network(), channels, plan, groups, masks).train()
-    plain = bench.network().train()
+    learner = MaskLearner(bench.clone_model(), channels, plan, groups, masks).train()
+    plain = bench.clone_model().train()
     images = torch.randn(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(batch) % 10
 
@@ -107,7 +107,7 @@ def updates(name: str, batch: int, options: Options, rounds: int) -> dict[str, f
 
 def scores(rounds: int) -> dict[str, float]:
     """ResNet-50's 7,552 filters: the target from filter scores, sums of |g| per filter, and both by a loop."""
-    model = backbones.create("resnet50_stem3", 10, 3)
+    model = models.create("resnet50_stem3", 10, 3)
     layers = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and n.endswith((".conv1", ".conv2"))]
     grads = {name: torch.randn_like(model.get_parameter(f"{name}.weight")) for name in layers}
     found = {name: filter_scores(grad) for name, grad in grads.items()}
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="turns that are counted")
     given = parser.parse_args()
     torch.set_num_threads(THREADS)
-    machine = describe(Machine.alone())
+    machine = describe_environment(DistributedEnvironment.single_process())
     print(f"{machine['processor']}, {machine['cores']} cores, {THREADS} thread(s)")
     body: dict[str, Any] = {"machine": machine, "threads": THREADS}
     if given.only != "scores":

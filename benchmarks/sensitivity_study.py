@@ -24,24 +24,25 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from dist_prune import methods
-from dist_prune.bench import Bench
+from dist_prune import methods, models
 from dist_prune.config.training import Training
-from dist_prune.methods.method import TRAINED
-from dist_prune.methods.sensitivity import Options, Quirk, Sensitivity, Shot
-from dist_prune.pruning import cost, surgeon
-from dist_prune.pruning.choose import Request
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones, checkpoint
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.data.dealing import calibration
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import open_source
-from dist_prune.runtime.evaluation import evaluate
-from dist_prune.runtime.machine import Machine, describe
-from dist_prune.runtime.tracking import Tracker
-from dist_prune.runtime.training.loop import Loop
-from dist_prune.runtime.training.train import Trainer
+from dist_prune.data.datasets import open_source
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.data.sampling import calibration_ids
+from dist_prune.distributed import tensor_files
+from dist_prune.distributed.communicator import Communicator
+from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
+from dist_prune.methods.base import TRAINED
+from dist_prune.methods.sensitivity.method import Options, Quirk, Sensitivity, Shot
+from dist_prune.pruning.selection import cost
+from dist_prune.pruning.selection.ranking import SelectionRequest
+from dist_prune.pruning.surgery import surgeon
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.training.evaluation import evaluate
+from dist_prune.training.loop import Loop
+from dist_prune.training.tracking import Tracker
+from dist_prune.training.trainer import Trainer
 
 SEEDS, KEEP, DRAWS = (0, 1, 2), 0.6, 10
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the pretrained weights
@@ -53,53 +54,58 @@ class Study:
     def __init__(self, out: Path, images: int, tune: int, test: int):
         out.mkdir(parents=True, exist_ok=True)
         self.out, self.images, self.tune, self.tested = out, images, tune, test
-        self.machine, root = Machine(torch.device("cpu"), Ranks()), Path(os.environ["DIST_PRUNE_DATA"])
-        look = Look(32, MEAN, STD, augment="crop_flip")
+        self.machine, root = (
+            DistributedEnvironment(torch.device("cpu"), Communicator()),
+            Path(os.environ["DIST_PRUNE_DATA"]),
+        )
+        look = TransformConfig(32, MEAN, STD, augment="crop_flip")
         self.train, self.test = (
-            Feed(open_source("npz", str(root / "cifar10.npz"), "", flag), look, self.machine.device)
+            ImageLoader(open_source("npz", str(root / "cifar10.npz"), "", flag), look, self.machine.device)
             for flag in (True, False)
         )
-        self.model = backbones.create("resnet20_cifar", 10, 3)
-        self.model.load_state_dict(checkpoint.read_weights(root / "weights/resnet20_cifar10.safetensors"))
-        self.channels = sites_of(self.model.eval(), torch.zeros(1, 3, 32, 32))
+        self.model = models.create("resnet20_cifar", 10, 3)
+        self.model.load_state_dict(tensor_files.read_weights(root / "weights/resnet20_cifar10.safetensors"))
+        self.channels = trace_groups(self.model.eval(), torch.zeros(1, 3, 32, 32))
 
     def method(self, *quirks: Quirk) -> Sensitivity:
         return Sensitivity(
             Options(keep=KEEP, epochs=1, batch=32, lr=1e-3, holdout=0, window=5, beta_every=4, quirks=quirks)
         )
 
-    def bench(self, seed: int, folder: Path | None = None) -> Bench:
-        ids = calibration(self.train.source.labels, self.images, seed)
+    def bench(self, seed: int, folder: Path | None = None) -> DistributedScoringContext:
+        ids = calibration_ids(self.train.source.labels, self.images, seed)
         name = f"study {seed}"
-        return Bench(self.model, self.channels, self.train, ids, self.machine, Tracker(False), 50, seed, folder, name)
+        return DistributedScoringContext(
+            self.model, self.channels, self.train, ids, self.machine, Tracker(False), 50, seed, folder, name
+        )
 
     def top1(self, model: nn.Module) -> float:
         ids = np.arange(self.tested)
-        return evaluate(model, self.test, 250, self.machine.ranks, Tracker(False), "test", ids)["top1"]
+        return evaluate(model, self.test, 250, self.machine.comm, Tracker(False), "test", ids)["top1"]
 
     def learned(self, seed: int) -> dict[str, Tensor]:
         file = self.out / f"scores_{seed}.safetensors"
         if not file.exists():
             bench, start = self.bench(seed, self.out / f"partial_{seed}"), time.perf_counter()
             found = self.method().score(bench)
-            checkpoint.save(file, found, {"seconds": time.perf_counter() - start})
-        return checkpoint.read(file)[0]
+            tensor_files.save_tensors(file, found, {"seconds": time.perf_counter() - start})
+        return tensor_files.read_tensors(file)[0]
 
     def row(self, name: str, seed: int) -> dict[str, Any]:
         """Cut at the MACs that the learned masks leave, measure, finetune, measure."""
         paper, scores = self.method(), self.learned(seed)
-        mine = paper.select(scores, self.channels, Request())
+        mine = paper.select(scores, self.channels, SelectionRequest())
         share = cost.macs(self.channels, mine.counts) / cost.macs(self.channels)
         model, plan = copy.deepcopy(self.model), mine
         if name == "sensitivity":
             model.load_state_dict({n.removeprefix(TRAINED): t for n, t in scores.items() if n.startswith(TRAINED)})
         else:
             kind = methods.find(name)
-            other, inner = kind(kind.Options()), paper.limits(self.channels)  # the same groups may be cut
+            other, inner = kind(kind.Options()), paper.prunable(self.channels)  # the same groups may be cut
             bench = self.bench(seed)
-            bench.channels = inner
-            plan = other.select(other.score(bench), inner, Request(target=("macs", share)))
-        surgeon.operate(model, self.channels, plan)
+            bench.graph = inner
+            plan = other.select(other.score(bench), inner, SelectionRequest(target=("macs", share)))
+        surgeon.apply_plan(model, self.channels, plan)
         before = self.top1(model)
         settings = Training(
             epochs=1, batch=64, lr=0.01, images=self.tune, schedule="cosine", weight_decay=1e-4, selection="last",
@@ -108,13 +114,13 @@ class Study:
         loop = Loop(settings, self.train, self.machine, Tracker(False), seed)
         Trainer(model, loop, lambda network: {}, classes=10).run()
         macs = cost.macs(self.channels, plan.counts) / cost.macs(self.channels)
-        kept = sum(plan.counts[g.name] for g in paper.limits(self.channels).free)
+        kept = sum(plan.counts[g.name] for g in paper.prunable(self.channels).free)
         return {"macs": macs, "kept": kept, "before": before, "top1": self.top1(model)}
 
     def stability(self, *quirks: Quirk) -> dict[str, list[float]]:
         """Group -> [mean kept share, its deviation, mean rank correlation of filter scores] over draws, one batch."""
         paper, bench = self.method(*quirks), self.bench(0)
-        inner = paper.limits(self.channels)
+        inner = paper.prunable(self.channels)
         shot = Shot(paper, bench, inner, inner.free, 1)
         batch = next(self.train.batches([bench.ids[:128]]))
         masks = [shot.take(batch.images, batch.labels, draw) for draw in range(DRAWS)]
@@ -166,7 +172,7 @@ def main() -> None:
     file, facts = given.out / "rows.jsonl", given.out / "facts.json"
     if not facts.exists():
         body = {
-            "machine": describe(study.machine), "dense": study.top1(study.model),
+            "machine": describe_environment(study.machine), "dense": study.top1(study.model),
             "stability": {"trained norms": study.stability(), "fresh norms": study.stability("fresh_norms")},
         }  # fmt: skip
         facts.write_text(json.dumps(body))

@@ -23,31 +23,31 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dist_prune.bench import Bench
-from dist_prune.pruning import cost
-from dist_prune.pruning.channels import Channels
-from dist_prune.pruning.coalitions import random_sets
-from dist_prune.pruning.game import Games
-from dist_prune.pruning.gating import gate, gate_points
-from dist_prune.pruning.posteriors import Dirichlet
-from dist_prune.pruning.rng import draw
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import ArraySource
-from dist_prune.runtime.evaluation import num_correct
-from dist_prune.runtime.machine import Machine, describe
-from dist_prune.runtime.tracking import Tracker
+from dist_prune import models
+from dist_prune.data.datasets import ArraySource
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.distributed.communicator import Communicator
+from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
+from dist_prune.methods.dirichlet.posteriors import Dirichlet
+from dist_prune.methods.shapley.estimators import random_sets
+from dist_prune.pruning.graph.groups import DependencyGraph
+from dist_prune.pruning.hooks.gating import gate, gate_points
+from dist_prune.pruning.hooks.masked_accuracy import MaskedAccuracyCache
+from dist_prune.pruning.rng import seeded_generator
+from dist_prune.pruning.selection import cost
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.training.evaluation import num_correct
+from dist_prune.training.tracking import Tracker
 
 CONVS, BOUNDS, MICRO = (3, 8, 12), (1.1, 2.5, 8.0), 50
 
 
-def network() -> tuple[nn.Module, Channels, list[str]]:
+def network() -> tuple[nn.Module, DependencyGraph, list[str]]:
     """The network, its channels, the names of its convolutions in order."""
     torch.manual_seed(0)
-    model = backbones.create("vgg16_bn_linear_cifar", 10, 3).eval()
-    channels = sites_of(model, torch.rand(1, 3, 32, 32))
+    model = models.create("vgg16_bn_linear_cifar", 10, 3).eval()
+    channels = trace_groups(model, torch.rand(1, 3, 32, 32))
     return model, channels, [name for name, layer in channels.layers.items() if layer.kind == "conv"]
 
 
@@ -62,7 +62,7 @@ def batches_of(images: int) -> Callable[[int], Iterator[tuple[Tensor, Tensor]]]:
     return batches
 
 
-def bound(channels: Channels, names: list[str], conv: int) -> float:
+def bound(channels: DependencyGraph, names: list[str], conv: int) -> float:
     """Multiply-accumulates of the whole network over those behind the convolution."""
     layers, behind = [n for n, layer in channels.layers.items() if layer.kind in ("conv", "linear")], 0
     after = layers[layers.index(names[conv - 1]) + 1 :]
@@ -75,17 +75,17 @@ def bound(channels: Channels, names: list[str], conv: int) -> float:
 def tails(images: int, coalitions: int, stacks: tuple[int, ...]) -> None:
     model, channels, names = network()
     batches = batches_of(images)
-    games, largest = Games(model, channels, batches), max(stacks)
+    games, largest = MaskedAccuracyCache(model, channels, batches), max(stacks)
     print(f"{coalitions} coalitions, {images} images, micro-batches of {MICRO}; {largest} in full, then cut, in turns")
     print("| conv | sets at a time | full s | cut s | ratio of sums | median ratio | bound asked | MACs ratio |")
     print("|---|---|---|---|---|---|---|---|")
     for conv, asked in zip(CONVS, BOUNDS, strict=True):
         name = names[conv - 1]
-        off = random_sets(channels.group(name).width, 0, coalitions, lambda n: draw(0, n))
+        off = random_sets(channels.group(name).width, 0, coalitions, lambda n: seeded_generator(0, n))
         points = gate_points(channels, name)
-        game = games.of(name, "consumed", 2**30)
+        game = games.for_group(name, "consumed", 2**30)
         game.tally(off[:1], num_correct)  # the head, once: kept
-        assert not game.whole
+        assert not game.dense_correct
 
         @torch.no_grad()
         def full(part: Tensor, name: str = name, points: list = points) -> list[int]:
@@ -129,21 +129,21 @@ def shared(images: int, coalitions: int) -> None:
         generator.integers(0, 10, images),
         tuple("abcdefghij"),
     )
-    feed = Feed(source, Look(32, (0.5,) * 3, (0.25,) * 3), torch.device("cpu"))
-    machine = Machine(torch.device("cpu"), Ranks.of() if world > 1 else Ranks())
-    bench = Bench(model, channels, feed, np.arange(images), machine, Tracker(False), MICRO)
+    feed = ImageLoader(source, TransformConfig(32, (0.5,) * 3, (0.25,) * 3), torch.device("cpu"))
+    machine = DistributedEnvironment(torch.device("cpu"), Communicator.of() if world > 1 else Communicator())
+    bench = DistributedScoringContext(model, channels, feed, np.arange(images), machine, Tracker(False), MICRO)
     name = names[2]
     width = channels.group(name).width
 
     def run(job: int) -> list[int]:
-        return bench.count(name, random_sets(width, job, job + 1, lambda n: draw(0, n)))
+        return bench.count_correct(name, random_sets(width, job, job + 1, lambda n: seeded_generator(0, n)))
 
-    bench.share(list(range(1000, 1002)), run, keep="warm")
-    machine.ranks.wait()
+    bench.map_jobs(list(range(1000, 1002)), run, keep="warm")
+    machine.comm.barrier()
     start = time.perf_counter()
-    bench.share(list(range(coalitions)), run, keep="timed")
-    machine.ranks.wait()
-    if machine.ranks.first:
+    bench.map_jobs(list(range(coalitions)), run, keep="timed")
+    machine.comm.barrier()
+    if machine.comm.is_main:
         print(f"SECONDS {time.perf_counter() - start:.3f}", flush=True)
 
 
@@ -207,7 +207,7 @@ def main() -> None:
     if given.only == "shared":
         return shared(given.images, given.coalitions)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    about = describe(Machine(torch.device("cpu"), Ranks()))
+    about = describe_environment(DistributedEnvironment(torch.device("cpu"), Communicator()))
     print(f"{about['processor']}, {about['cores']} cores, {about['threads']} thread(s)")
     if given.only in (None, "tails"):
         tails(given.images, given.coalitions, tuple(given.stacks))

@@ -26,22 +26,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from dist_prune import methods
-from dist_prune.bench import Bench
+from dist_prune import methods, models
 from dist_prune.config.training import Training
-from dist_prune.pruning import surgeon
-from dist_prune.pruning.choose import Request
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones, checkpoint
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.data.dealing import held_out
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import open_source
-from dist_prune.runtime.evaluation import evaluate
-from dist_prune.runtime.machine import Machine, describe
-from dist_prune.runtime.tracking import Tracker
-from dist_prune.runtime.training.loop import Loop
-from dist_prune.runtime.training.train import Trainer
+from dist_prune.data.datasets import open_source
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.data.sampling import holdout_split
+from dist_prune.distributed import tensor_files
+from dist_prune.distributed.communicator import Communicator
+from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
+from dist_prune.pruning.selection.ranking import SelectionRequest
+from dist_prune.pruning.surgery import surgeon
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.training.evaluation import evaluate
+from dist_prune.training.loop import Loop
+from dist_prune.training.tracking import Tracker
+from dist_prune.training.trainer import Trainer
 
 QUIET = Tracker(False)
 
@@ -53,7 +53,7 @@ class Setting:
     backbone: str
     source: str
     root: str
-    look: Look
+    look: TransformConfig
     counts: dict[str, int]
     switches: dict[str, Any]
     held: int  # held-out images on which coalitions are measured
@@ -85,15 +85,23 @@ def settings() -> dict[str, Setting]:
     root = os.environ["DIST_PRUNE_DATA"]
     paper = {"batch": 105, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "constant", "decay_norm_bias": True}
     lenet = Setting(
-        "lenet5_mnist", "mnist", root, Look(28, (0.0,), (1.0,)), {"conv1": 8, "conv2": 9, "fc1": 36, "fc2": 17},
-        {"epochs": 1, "batch": 105}, 500, 10500, 1000, 10000,
+        "lenet5_mnist",
+        "mnist",
+        root,
+        TransformConfig(28, (0.0,), (1.0,)),
+        {"conv1": 8, "conv2": 9, "fc1": 36, "fc2": 17},
+        {"epochs": 1, "batch": 105},
+        500,
+        10500,
+        1000,
+        10000,
         Training(epochs=2, lr=0.02, images=21000, selection="last", **paper),
         Training(epochs=1, lr=0.01, images=10500, selection="last", **paper),
         (*PLAIN, POINT, INTEGRAL, *SHAPLEY, *LONGER),
-    )  # fmt: skip
+    )
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     resnet = Setting(
-        "resnet56_cifar", "npz", f"{root}/cifar10.npz", Look(32, mean, std, augment="crop_flip"),
+        "resnet56_cifar", "npz", f"{root}/cifar10.npz", TransformConfig(32, mean, std, augment="crop_flip"),
         {"layer1.*.conv1": 11, "layer2.*.conv1": 18, "layer3.*.conv1": 30},
         {"epochs": 1, "batch": 128, "jointly": True}, 100, 2560, 256, 2000, None,
         Training(
@@ -111,9 +119,9 @@ class Study:
     def __init__(self, name: str, setting: Setting, out: Path):
         out.mkdir(parents=True, exist_ok=True)
         self.name, self.set, self.out = name, setting, out
-        self.machine = Machine(torch.device("cpu"), Ranks())
+        self.machine = DistributedEnvironment(torch.device("cpu"), Communicator())
         sources = [open_source(setting.source, setting.root, "", flag) for flag in (True, False)]
-        self.train, self.test = (Feed(source, setting.look, self.machine.device) for source in sources)
+        self.train, self.test = (ImageLoader(source, setting.look, self.machine.device) for source in sources)
         self.known: dict[int, nn.Module] = {}
 
     def dense(self, seed: int) -> nn.Module:
@@ -122,22 +130,22 @@ class Study:
         key = seed if setting.dense is not None else 0
         if key not in self.known:
             torch.manual_seed(key)
-            model = backbones.create(setting.backbone, 10, self.train.source.in_chans)
+            model = models.create(setting.backbone, 10, self.train.source.in_chans)
             file = self.out / f"dense_{key}.safetensors"
             if setting.dense is None:
                 weights = Path(os.environ["DIST_PRUNE_DATA"]) / "weights/resnet56_cifar10.safetensors"
-                checkpoint.fit(model, checkpoint.read_weights(weights), str(weights))
+                tensor_files.load_strictly(model, tensor_files.read_weights(weights), str(weights))
             elif file.exists():
-                model.load_state_dict(checkpoint.read(file)[0])
+                model.load_state_dict(tensor_files.read_tensors(file)[0])
             else:
                 self.fit(model, setting.dense, seed)
-                checkpoint.save(file, model.state_dict())
+                tensor_files.save_tensors(file, model.state_dict())
             self.known[key] = model.eval()
         return self.known[key]
 
     def split(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """(training ids, held-out ids)."""
-        return held_out(np.arange(len(self.train)), 0.1, seed)
+        return holdout_split(np.arange(len(self.train)), 0.1, seed)
 
     def fit(self, model: nn.Module, training: Training, seed: int) -> None:
         ids = self.split(seed)[0]
@@ -147,7 +155,7 @@ class Study:
 
     def top1(self, model: nn.Module) -> float:
         ids = np.arange(self.set.tested)
-        return evaluate(model, self.test, 500, self.machine.ranks, QUIET, ids=ids)["top1"]
+        return evaluate(model, self.test, 500, self.machine.comm, QUIET, ids=ids)["top1"]
 
     def row(self, label: str, name: str, options: dict[str, Any], seed: int) -> dict[str, Any]:
         """Score, cut, measure, retrain, measure."""
@@ -155,12 +163,12 @@ class Study:
         kind = methods.find(name)
         method = kind(kind.Options(**{**(setting.switches if name == "dirichlet" else {}), **options}))
         shape = (1, self.train.source.in_chans, setting.look.size, setting.look.size)
-        channels = sites_of(model, torch.rand(shape)).without(self._whole(model))
+        channels = trace_groups(model, torch.rand(shape)).exclude(self._whole(model))
         train, held = self.split(seed)
         count = {"shapley": setting.held, "fisher": setting.fisher}.get(name, setting.seen)
-        pool = held if method.sees == "held_out" else train
+        pool = held if method.calibration_split == "held_out" else train
         ids = np.sort(np.random.default_rng(seed).permutation(pool)[:count])
-        bench = Bench(
+        bench = DistributedScoringContext(
             model, channels, self.train, ids, self.machine, QUIET, 100, seed,
             record=self.out / f"measured_{seed}.jsonl",
             lineage=f"{self.name} {seed} {count} {options.get('estimator')}",
@@ -168,20 +176,20 @@ class Study:
         start = time.perf_counter()
         scores = method.score(bench)
         seconds = time.perf_counter() - start
-        plan = method.select(scores, channels, Request(counts=setting.counts))
+        plan = method.select(scores, channels, SelectionRequest(counts=setting.counts))
         small = copy.deepcopy(model)
-        surgeon.operate(small, channels, plan)
+        surgeon.apply_plan(small, channels, plan)
         before = self.top1(small)
         self.fit(small, setting.tune, seed)
-        rows = method.table(scores, channels, Request(counts=setting.counts))
+        rows = method.table(scores, channels, SelectionRequest(counts=setting.counts))
         reliable = {r["group"]: round(r["reliability"], 3) for r in rows if "reliability" in r}
         return {"before": before, "after": self.top1(small.eval()), "seconds": seconds, "reliability": reliable}
 
     def _whole(self, model: nn.Module) -> list[str]:
         """Groups that no count names are not scored."""
         shape = (1, self.train.source.in_chans, self.set.look.size, self.set.look.size)
-        channels = sites_of(model, torch.rand(shape))
-        named = channels.without(self.set.counts)
+        channels = trace_groups(model, torch.rand(shape))
+        named = channels.exclude(self.set.counts)
         return [group.name for group in named.free]
 
 
@@ -229,7 +237,7 @@ def main() -> None:
             print(found, flush=True)
             with file.open("a") as out:
                 out.write(json.dumps(found) + "\n")
-    about = describe(study.machine)
+    about = describe_environment(study.machine)
     print(f"{about['processor']}, {about['cores']} cores, {about['threads']} thread(s)")
     tops = [study.top1(study.dense(seed)) for seed in setting.seeds[: 1 if setting.dense is None else None]]
     print(f"dense: {', '.join(f'{top:.2f}' for top in tops)} %, on {setting.tested} test images")

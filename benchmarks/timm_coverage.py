@@ -25,17 +25,19 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import timm
 import torch
 
+from dist_prune import models
+from dist_prune.distributed import tensor_files
+from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
 from dist_prune.errors import PruneError
 from dist_prune.methods.l1 import L1
-from dist_prune.pruning import cost, surgeon
-from dist_prune.pruning.choose import Request
-from dist_prune.pruning.head_groups import folded
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.rebuild import rebuild
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones, checkpoint
-from dist_prune.runtime.machine import Machine, describe
-from dist_prune.stages.code import commit_of
+from dist_prune.pipeline.git import commit_of
+from dist_prune.pruning.graph.head_groups import fold_units
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.selection import cost
+from dist_prune.pruning.selection.ranking import SelectionRequest
+from dist_prune.pruning.surgery import surgeon
+from dist_prune.pruning.surgery.rebuild import rebuild
+from dist_prune.pruning.surgery.verified_trace import trace_groups
 
 MACS, TOLERANCE = 0.7, 0.02
 
@@ -72,20 +74,20 @@ def attempt(name: str) -> dict[str, Any]:
             self.model, self.sites = model, channels.sites
 
         def weight(self, site: Any) -> torch.Tensor:
-            return folded(site.at_weight, self.model.get_submodule(site.layer).weight.detach())  # type: ignore[arg-type]
+            return fold_units(site.at_weight, self.model.get_submodule(site.layer).weight.detach())  # type: ignore[arg-type]
 
     try:
-        model = backbones.create(name, 10, 3).eval()
-        side = backbones.image_config(model, 3)["input_size"][-1]
+        model = models.create(name, 10, 3).eval()
+        side = models.image_config(model, 3)["input_size"][-1]
         found |= {"side": side, "params": sum(p.numel() for p in model.parameters()), "stage": "trace"}
         example = torch.randn(2, 3, side, side)
-        channels = sites_of(model, example[:1])
+        channels = trace_groups(model, example[:1])
         found |= {"free": len(channels.free), "groups": len(channels.groups), "stage": "select"}
         if not channels.free:
             raise ValueError(f"no group is free. {protections(channels)}")
         method = L1(L1.Options())
         scores = method.score(Weights(model, channels))  # type: ignore[arg-type]
-        request = Request(target=("macs", MACS), scope="local")
+        request = SelectionRequest(target=("macs", MACS), scope="local")
         try:
             method.check(channels, request)
         except PruneError as error:
@@ -93,7 +95,7 @@ def attempt(name: str) -> dict[str, Any]:
         plan = method.select(scores, channels, request)
         left = cost.macs(channels, plan.counts) / cost.macs(channels)
         found |= {"macs_left": left, "stage": "cut"}
-        surgeon.operate(model, channels, plan)
+        surgeon.apply_plan(model, channels, plan)
         params = sum(p.numel() for p in model.parameters())
         found |= {"params_left": params / found["params"], "stage": "forward"}
         if params != cost.params(channels, plan.counts):
@@ -107,10 +109,10 @@ def attempt(name: str) -> dict[str, Any]:
         found["stage"] = "save"
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.safetensors"
-            checkpoint.save(file, model.state_dict())
+            tensor_files.save_tensors(file, model.state_dict())
             found["stage"] = "load"
-            shell = backbones.create(name, 10, 3)
-            again = rebuild(shell, Plan.from_json(plan.to_json()), checkpoint.read(file)[0]).eval()
+            shell = models.create(name, 10, 3)
+            again = rebuild(shell, Plan.from_json(plan.to_json()), tensor_files.read_tensors(file)[0]).eval()
         found["stage"] = "compare"
         with torch.no_grad():
             model.load_state_dict(again.state_dict())  # batch norms moved in training mode
@@ -157,7 +159,7 @@ def tried(name: str, seconds: float) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: the shares, then a line per network."""
-    facts = describe(Machine.alone())
+    facts = describe_environment(DistributedEnvironment.single_process())
     first: dict[str, dict[str, Any]] = {}
     for row in rows:
         first.setdefault(row["family"], row)

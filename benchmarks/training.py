@@ -27,15 +27,15 @@ from timm.scheduler.scheduler_factory import create_scheduler_v2
 from timm.utils.metrics import AverageMeter
 from torch.nn import functional
 
+from dist_prune import models
 from dist_prune.config.training import Training
-from dist_prune.runtime import backbones
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import ArraySource, open_source
-from dist_prune.runtime.machine import Machine, describe
-from dist_prune.runtime.tracking import Tracker
-from dist_prune.runtime.training.loop import Loop
-from dist_prune.runtime.training.states import States
-from dist_prune.runtime.training.train import Trainer
+from dist_prune.data.datasets import ArraySource, open_source
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
+from dist_prune.training.checkpoints import CheckpointManager
+from dist_prune.training.loop import Loop
+from dist_prune.training.tracking import Tracker
+from dist_prune.training.trainer import Trainer
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 CASES = (("resnet20_cifar", 32, 128), ("resnet50", 64, 32))
@@ -60,7 +60,7 @@ def source_of(images: int, size: int) -> tuple[ArraySource, str]:
 def bare(name: str, source: ArraySource, batch: int) -> float:
     """Images per second of the loop that everybody writes first."""
     torch.manual_seed(0)
-    model = backbones.create(name, 10, 3).train()
+    model = models.create(name, 10, 3).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
     images, labels = torch.from_numpy(source.images).permute(0, 3, 1, 2), torch.from_numpy(source.labels)
     mean, std = (255 * torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
@@ -79,10 +79,12 @@ def bare(name: str, source: ArraySource, batch: int) -> float:
 def harness(name: str, source: ArraySource, batch: int, size: int) -> float:
     """Images per second of one epoch of this package's loop, with its figures, polls and updates."""
     torch.manual_seed(0)
-    machine = Machine.alone()
+    machine = DistributedEnvironment.single_process()
     settings = Training(epochs=1, batch=batch, lr=0.01, schedule="constant", selection="last", evaluate_every=1)
-    loop = Loop(settings, Feed(source, Look(size, MEAN, STD), machine.device), machine, Tracker(False), 0)
-    history = Trainer(backbones.create(name, 10, 3), loop, lambda model: {}, classes=10).run()
+    loop = Loop(
+        settings, ImageLoader(source, TransformConfig(size, MEAN, STD), machine.device), machine, Tracker(False), 0
+    )
+    history = Trainer(models.create(name, 10, 3), loop, lambda model: {}, classes=10).run()
     return history[0]["images_per_s"]
 
 
@@ -95,7 +97,7 @@ def timm_loop(folder: Path, images: int, batch: int, size: int) -> float:
         dataset, (3, size, size), batch, is_training=True, use_prefetcher=False, color_jitter=0, hflip=0.5,
         interpolation="bilinear", num_workers=WORKERS, persistent_workers=False, mean=MEAN, std=STD,
     )  # fmt: skip
-    model = backbones.create(FILES_NET, 1000, 3).train()
+    model = models.create(FILES_NET, 1000, 3).train()
     optimizer = create_optimizer_v2(model, "momentum", lr=0.01, weight_decay=5e-4, momentum=0.9)
     schedule, _ = create_scheduler_v2(optimizer, "cosine", num_epochs=1, step_on_epochs=False, updates_per_epoch=16)
     loss_of, losses, seen = torch.nn.CrossEntropyLoss(), AverageMeter(), 0
@@ -114,14 +116,14 @@ def timm_loop(folder: Path, images: int, batch: int, size: int) -> float:
 def harness_files(folder: Path, images: int, batch: int, size: int) -> float:
     """The same through this package's loop and torch backend."""
     torch.manual_seed(0)
-    machine = Machine.alone()
+    machine = DistributedEnvironment.single_process()
     source = open_source("imagefolder", str(folder), "val", True)
     settings = Training(epochs=1, batch=batch, lr=0.01, selection="last", images=images)
-    look = Look(size, MEAN, STD, augment="resized_crop_flip")
-    feed = Feed(source, look, machine.device, WORKERS)
+    look = TransformConfig(size, MEAN, STD, augment="resized_crop_flip")
+    feed = ImageLoader(source, look, machine.device, WORKERS)
     loop = Loop(settings, feed, machine, Tracker(False), 0)
     start = time.perf_counter()
-    Trainer(backbones.create(FILES_NET, 1000, 3), loop, lambda model: {}, classes=1000).run()
+    Trainer(models.create(FILES_NET, 1000, 3), loop, lambda model: {}, classes=1000).run()
     feed.close()  # timm's workers end with its epoch as well
     return images / (time.perf_counter() - start)
 
@@ -129,11 +131,13 @@ def harness_files(folder: Path, images: int, batch: int, size: int) -> float:
 def kept(name: str, source: ArraySource, batch: int, size: int, place: Path | None) -> float:
     """Seconds of one epoch, with a checkpoint at its end where there is a place for it; on the disk when it returns."""
     torch.manual_seed(0)
-    machine = Machine.alone()
+    machine = DistributedEnvironment.single_process()
     settings = Training(epochs=1, batch=batch, lr=0.01, schedule="constant", selection="last")
-    loop = Loop(settings, Feed(source, Look(size, MEAN, STD), machine.device), machine, Tracker(False), 0)
-    states = States(Path(tempfile.mkdtemp(dir=place)), "benchmark") if place is not None else None
-    trainer = Trainer(backbones.create(name, 10, 3), loop, lambda model: {}, states=states, classes=10)
+    loop = Loop(
+        settings, ImageLoader(source, TransformConfig(size, MEAN, STD), machine.device), machine, Tracker(False), 0
+    )
+    states = CheckpointManager(Path(tempfile.mkdtemp(dir=place)), "benchmark") if place is not None else None
+    trainer = Trainer(models.create(name, 10, 3), loop, lambda model: {}, states=states, classes=10)
     start = time.perf_counter()
     trainer.run()
     return time.perf_counter() - start
@@ -159,7 +163,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the same figures here")
     given = parser.parse_args()
     torch.set_num_threads(2)
-    body: dict[str, Any] = {"machine": describe(Machine.alone()), "pairs": given.pairs, "cases": {}}
+    body: dict[str, Any] = {
+        "machine": describe_environment(DistributedEnvironment.single_process()),
+        "pairs": given.pairs,
+        "cases": {},
+    }
     rows = body["cases"]
     for name, size, batch in CASES if given.only in (None, "loop") else ():
         source, body["data"] = source_of(given.images if size == 32 else given.images // 8, size)

@@ -10,7 +10,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
-_HOME = {"load": "dist_prune.bundle"}
+_HOME = {"load": "dist_prune.export.bundle"}
 
 
 def __getattr__(name: str) -> Any:

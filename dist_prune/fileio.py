@@ -102,12 +102,12 @@ def open_append(path: Path) -> IO[bytes]:
     return open_plain(path, os.O_RDWR | os.O_APPEND)
 
 
-def sealed(line: Mapping[str, Any]) -> str:
+def seal(line: Mapping[str, Any]) -> str:
     """A line of JSON with its own digest in it."""
     return canonical({**line, "sum": digest(canonical(dict(line)))[:16]})
 
 
-def unsealed(text: str) -> dict[str, Any] | None:
+def unseal(text: str) -> dict[str, Any] | None:
     """What ``sealed`` was given, or a line without a digest; None where it is no mapping, cut off or altered."""
     try:
         line = json.loads(text)

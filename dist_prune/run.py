@@ -21,31 +21,33 @@ if __name__ == "__main__":  # launched by path: import the package from its pare
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import signal
 
-    from dist_prune.runtime import watch
+    from dist_prune.distributed import watchdog
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run listens there is nothing to save, and nothing to show
-    watch.begin()  # the launcher may be gone before torch is imported
+    watchdog.start()  # the launcher may be gone before torch is imported
 
-from dist_prune import lastword, methods, stages
+from dist_prune import methods
 from dist_prune.config import recipe, sweep
+from dist_prune.distributed import error_summary, preemption, shared_folder
+from dist_prune.distributed.communicator import RankLostError, peer_failures, shutdown
+from dist_prune.distributed.environment import DistributedEnvironment
+from dist_prune.distributed.preemption import PreemptedError
 from dist_prune.errors import MISSED, PruneError
 from dist_prune.fileio import canonical, read_json, write_atomic
-from dist_prune.folders import clear_leftovers, run_folder
-from dist_prune.ledger import claim, lock
-from dist_prune.runtime import meeting, stopping, tracking
-from dist_prune.runtime.collectives import RankLostError, leave, overheard
-from dist_prune.runtime.machine import Machine
-from dist_prune.runtime.stopping import PreemptedError
-from dist_prune.stages import checking
-from dist_prune.stages.context import RunContext
-from dist_prune.stages.sharing import Shelf
+from dist_prune.pipeline import precheck as prechecks
+from dist_prune.pipeline import runner
+from dist_prune.pipeline.artifact_store import ArtifactStore
+from dist_prune.pipeline.context import RunContext
+from dist_prune.pipeline.ledger import bind_recipe, lock_run_directory
+from dist_prune.pipeline.run_directory import clear_leftovers, run_directory
+from dist_prune.training import tracking
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, whose complaint a launcher would bury too."""
 
     def error(self, message: str):
-        lastword.say(f"{self.prog}: error: {message} (--help has the options)", _rank())
+        error_summary.record(f"{self.prog}: error: {message} (--help has the options)", _rank())
         super().error(message)
 
 
@@ -63,16 +65,16 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_intermixed_args(arguments)
     overrides = given.overrides + ([f"seed={given.seed}"] if given.seed is not None else [])
 
-    def act(spec: recipe.Recipe, folder: Path, machine: Machine) -> str:
-        return run(spec, folder, machine, folder.parent / "shared" if given.sweep else None)
+    def act(spec: recipe.Recipe, folder: Path, environment: DistributedEnvironment) -> str:
+        return run(spec, folder, environment, folder.parent / "shared" if given.sweep else None)
 
-    chosen = partial(sweep.choose, given.recipe, given.sweep, given.task, overrides, methods.options_of)
+    chosen = partial(sweep.choose_run, given.recipe, given.sweep, given.task, overrides, methods.options_of)
     return launched(chosen, given.run_dir, act)
 
 
 def launched(
     choose: Callable[[], tuple[recipe.Recipe, str | Path]], run_dir: str | None,
-    act: Callable[[recipe.Recipe, Path, Machine], str],
+    act: Callable[[recipe.Recipe, Path, DistributedEnvironment], str],
 ) -> int:  # fmt: skip
     """Join the other processes, ``act`` in the run directory that is locked meanwhile, leave together.
 
@@ -82,44 +84,44 @@ def launched(
 
     Returns: the exit code (see ``main``).
     """
-    machine: Machine | None = None
+    environment: DistributedEnvironment | None = None
     spec: recipe.Recipe | None = None
     started = time.time()
-    lastword.forget()
+    error_summary.clear()
     try:
         spec, place = choose()
-        folder = run_folder(run_dir, place)
-        stopping.listen()
+        folder = run_directory(run_dir, place)
+        preemption.install_handlers()
         c = spec.cluster
-        machine = Machine.start(c.timeout_s, c.tf32, c.deterministic, c.join_timeout_s)
+        environment = DistributedEnvironment.start(c.timeout_s, c.tf32, c.deterministic, c.join_timeout_s)
         with contextlib.ExitStack() as held:
-            machine.ranks.together(lambda: held.enter_context(lock(folder)))
+            environment.comm.run_on_main(lambda: held.enter_context(lock_run_directory(folder)))
             try:
-                missed = act(spec, folder, machine)
+                missed = act(spec, folder, environment)
             except PreemptedError:
                 with contextlib.suppress(PruneError):  # a launcher ends all with the first that leaves: let all save
-                    machine.ranks.wait()
+                    environment.comm.barrier()
                 raise
-        leave(machine.ranks)
+        shutdown(environment.comm)
     except PruneError as error:
-        return _stop(error, machine, started)
+        return _stop(error, environment, started)
     except KeyboardInterrupt:
-        return _stop(PruneError("interrupted; the same command goes on from here"), machine, started)
+        return _stop(PruneError("interrupted; the same command goes on from here"), environment, started)
     except Exception as error:
         if "deterministic" in str(error) and spec is not None and spec.cluster.deterministic:
             reason = str(error).splitlines()[0]
-            return _stop(PruneError(f"cluster.deterministic: {reason} Set it to false to go on."), machine, started)
+            return _stop(PruneError(f"cluster.deterministic: {reason} Set it to false to go on."), environment, started)
         traceback.print_exc()
-        return _stop(error, machine, started)
+        return _stop(error, environment, started)
     if missed:
         text = f"target missed: {missed} (exit code {MISSED})"
         print(text, file=sys.stderr, flush=True)
-        lastword.say(text, machine.ranks.rank)
+        error_summary.record(text, environment.comm.rank)
     return MISSED if missed else 0
 
 
 def run(
-    spec: recipe.Recipe, folder: Path, machine: Machine, shared: Path | None = None, until: str = "",
+    spec: recipe.Recipe, folder: Path, environment: DistributedEnvironment, shared: Path | None = None, until: str = "",
     then: Callable[[RunContext], None] = lambda context: None,
 ) -> str:  # fmt: skip
     """All stages of a recipe, on all ranks; tasks of a sweep make the same things once, in ``shared``.
@@ -128,42 +130,42 @@ def run(
 
     Returns: why the target was missed by more than its tolerance, or an empty string.
     """
-    ranks = machine.ranks
+    comm = environment.comm
     method = methods.build(spec.method)
     for name in spec.score.compare:
         methods.find(name)  # refuses unknown ones before any work
-    fixed = [name for name in method.Options.score_options() if name not in method.Options.growing_options()]
+    fixed = [name for name in method.Options.score_options() if name not in method.Options.refinable_options()]
     tracking.check(spec.report.trackers)
-    changed = ranks.together(lambda: claim(folder, spec.written(), fixed, spec.resolved()))
-    meeting.same_folder(folder, ranks)
-    machine.claimed = folder
-    ranks.together(lambda: clear_leftovers(folder))
-    tracker = tracking.Tracker(ranks.first, spec.report.trackers, folder, spec.name)
-    ranks.together(lambda: shutil.rmtree(folder / "errors", ignore_errors=True))
-    tracker.say(f"{spec.name}: {ranks.world} process(es) on {machine.device}, results in {folder}")
+    changed = comm.run_on_main(lambda: bind_recipe(folder, spec.written(), fixed, spec.resolved()))
+    shared_folder.check_shared_folder(folder, comm)
+    environment.claimed = folder
+    comm.run_on_main(lambda: clear_leftovers(folder))
+    tracker = tracking.Tracker(comm.is_main, spec.report.trackers, folder, spec.name)
+    comm.run_on_main(lambda: shutil.rmtree(folder / "errors", ignore_errors=True))
+    tracker.info(f"{spec.name}: {comm.world} process(es) on {environment.device}, results in {folder}")
     if changed:
-        tracker.say(changed)
-    context = RunContext(spec, machine, tracker, folder, method)
+        tracker.info(changed)
+    context = RunContext(spec, environment, tracker, folder, method)
     if shared is not None:
-        context.artifact_store = Shelf(shared.resolve(), folder.resolve(), spec.cluster.holder_timeout_s)
-    checking.precheck(context)
+        context.artifact_store = ArtifactStore(shared.resolve(), folder.resolve(), spec.cluster.holder_timeout_s)
+    prechecks.precheck(context)
     missed = ""
-    for stage in stages.order(spec.schedule.rounds, spec.schedule.carry_optimizer):
-        with overheard(ranks):
-            missed = stages.run_stage(stage, context)["facts"].get("missed", missed)
+    for stage in runner.stages_of(spec.schedule.rounds, spec.schedule.carry_optimizer):
+        with peer_failures(comm):
+            missed = runner.run_stage(stage, context)["facts"].get("missed", missed)
         if stage.name == until:
             break
-    with overheard(ranks):
+    with peer_failures(comm):
         then(context)
     tracker.close()
     return missed
 
 
-def _stop(error: Exception, machine: Machine | None, started: float) -> int:
+def _stop(error: Exception, environment: DistributedEnvironment | None, started: float) -> int:
     """Say what went wrong, on this rank and for the others, and leave without waiting for anyone."""
-    folder = machine.claimed if machine is not None else None  # a run directory of others stays as it is
+    folder = environment.claimed if environment is not None else None  # a run directory of others stays as it is
     rank = _rank()
-    code = stopping.EXIT_CODE if isinstance(error, PreemptedError) else 2 if isinstance(error, PruneError) else 1
+    code = preemption.EXIT_CODE if isinstance(error, PreemptedError) else 2 if isinstance(error, PruneError) else 1
     text = str(error) if isinstance(error, PruneError) else f"{type(error).__name__}: {error}"
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     if isinstance(error, RankLostError) and folder is not None:
@@ -173,7 +175,7 @@ def _stop(error: Exception, machine: Machine | None, started: float) -> int:
         with contextlib.suppress(PruneError):  # the disk may be the trouble: what is said below has to do
             write_atomic(folder / "errors" / f"rank_{rank}.json", canonical(note))
     print(f"error{'' if alone else f' on rank {rank}'}: {text}", file=sys.stderr, flush=True)
-    lastword.say(f"error: {text}", rank, cause=not isinstance(error, RankLostError))
+    error_summary.record(f"error: {text}", rank, cause=not isinstance(error, RankLostError))
     if not alone:
         sys.stdout.flush()
         os._exit(code)  # a process group whose peers are gone can hang in its own clean-up

@@ -52,8 +52,8 @@ def data() -> Path:
 @pytest.fixture(scope="session")
 def ffcv():
     """FFCV's engine; where CI has to have it, its absence is a failure."""
+    from dist_prune.data.ffcv.backend import engine
     from dist_prune.errors import PruneError
-    from dist_prune.runtime.data.beton import engine
 
     try:
         return engine()

@@ -11,18 +11,20 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dist_prune.runtime.data.feed import Feed
-from dist_prune.runtime.machine import Machine
+from dist_prune.data.loader import ImageLoader
+from dist_prune.distributed.environment import DistributedEnvironment
 from tests import tiny
 from tests.runtime.test_training import Killed, digest, kill_after, trainer
 
 
 def main(folder: Path, updates: int) -> None:
-    machine = Machine.start()
+    machine = DistributedEnvironment.start()
     found = trainer(None, folder, epochs=1, save_every_steps=2, clip_grad=5.0)
     found.model = tiny.network().float()
-    found.loop.machine = machine
-    found.loop.feed = Feed(found.loop.feed.source, found.loop.feed.look, machine.device, dtype=torch.float32)
+    found.loop.environment = machine
+    found.loop.loader = ImageLoader(
+        found.loop.loader.source, found.loop.loader.transform, machine.device, dtype=torch.float32
+    )
     if updates:
         kill_after(found, updates)
     try:

@@ -55,7 +55,7 @@ def _serve(
     import torch
     import torch.distributed as dist
 
-    from dist_prune.runtime.collectives import Ranks
+    from dist_prune.distributed.communicator import Communicator
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=place, rank=rank, world_size=size)
@@ -63,7 +63,7 @@ def _serve(
     while True:
         world, function, arguments = pipe.recv()
         try:
-            ranks = Ranks() if world == 1 else Ranks.of(groups[world])
+            ranks = Communicator() if world == 1 else Communicator.of(groups[world])
             pipe.send((True, function(ranks, *arguments)))
         except Exception:
             pipe.send((False, traceback.format_exc()))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import dist_prune
-from dist_prune.cli import main as command_line
+from dist_prune.cli.main import main as command_line
 from dist_prune.run import main
 
 BEFORE = Path(__file__).parent / "artifacts/before_rename"

@@ -6,10 +6,10 @@ import signal
 import pytest
 import torch
 
+from dist_prune.distributed import preemption
+from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
-from dist_prune.pruning.statistic import State, Statistic
-from dist_prune.runtime import stopping
-from dist_prune.runtime.collectives import Ranks
+from dist_prune.pruning.hooks.statistics import State, Statistic
 from tests import tiny
 
 
@@ -23,16 +23,16 @@ class PerSample(Statistic):
         tables["taylor"][ids] = (maps * grads).sum((2, 3))
 
 
-def gradients(ranks: Ranks) -> dict[str, list]:
+def gradients(ranks: Communicator) -> dict[str, list]:
     bench = tiny.bench(tiny.network(), ranks)
     sites = [site for site in bench.sites if site.kind == "conv"]
     return {
-        site: tables["taylor"].tolist() for site, tables in bench.observe(sites, PerSample(), backward=True).items()
+        site: tables["taylor"].tolist() for site, tables in bench.collect(sites, PerSample(), backward=True).items()
     }
 
 
 def test_gradients_per_sample_are_the_same_for_every_world(pool):
-    one = gradients(Ranks())
+    one = gradients(Communicator())
     for world in (2, 3):
         for found in pool.run(world, gradients):
             assert found == one
@@ -42,8 +42,8 @@ def test_gradients_are_right():
     """Against autograd on one image alone: micro-batches do not mix samples."""
     model = tiny.network()
     bench = tiny.bench(model)
-    found = gradients(Ranks())
-    batch = next(bench.feed.batches([bench.ids[20:21]]))
+    found = gradients(Communicator())
+    batch = next(bench.loader.batches([bench.ids[20:21]]))
     maps = {}
     hook = model.get_submodule("layer2.0.conv1").register_forward_hook(lambda m, i, y: maps.setdefault("y", y))
     loss = torch.nn.functional.cross_entropy(model(batch.images), batch.labels)
@@ -53,7 +53,7 @@ def test_gradients_are_right():
     assert torch.allclose(torch.tensor(found["layer2.0.conv1"][20]), torch.tensor(expected), atol=1e-9)
 
 
-def counts(ranks: Ranks) -> list[tuple[int, int]]:
+def counts(ranks: Communicator) -> list[tuple[int, int]]:
     bench = tiny.bench(tiny.network(), ranks)
     return [tiny.correct(bench), tiny.correct(bench, {"conv1": [0, 1, 2], "layer3.0.conv1": list(range(40))})]
 
@@ -63,19 +63,17 @@ def test_images_are_counted_alike_on_any_ranks_and_gated_off_is_cut(pool):
     assert all(result == found[0] for result in found)
     model = tiny.network()
     bench = tiny.bench(model)
-    from dist_prune.pruning.plan import Plan
+    from dist_prune.pruning.plan.plan import Plan
 
-    plan = Plan(
-        {"conv1": (0, 1, 2), "layer3.0.conv1": tuple(range(40))}, {g.name: g.width for g in bench.channels.groups}
-    )
-    small = tiny.bench(tiny.cut(model, bench.channels, plan))
+    plan = Plan({"conv1": (0, 1, 2), "layer3.0.conv1": tuple(range(40))}, {g.name: g.width for g in bench.graph.groups})
+    small = tiny.bench(tiny.cut(model, bench.graph, plan))
     assert tiny.correct(small) == found[0][1]
     assert found[0][0][1] == tiny.IMAGES
 
 
-def jobs(ranks: Ranks) -> list:
+def jobs(ranks: Communicator) -> list:
     bench = tiny.bench(tiny.network(), ranks)
-    return bench.share(list("abcdefg"), lambda job: (job.upper(), ord(job)))
+    return bench.map_jobs(list("abcdefg"), lambda job: (job.upper(), ord(job)))
 
 
 def test_share_gives_the_same_table_everywhere(pool):
@@ -86,9 +84,9 @@ def test_share_gives_the_same_table_everywhere(pool):
 
 def test_draws_are_named():
     bench = tiny.bench(tiny.network(), seed=4)
-    first = torch.rand(3, generator=bench.draw("layer", 1))
-    assert torch.equal(first, torch.rand(3, generator=bench.draw("layer", 1)))
-    assert not torch.equal(first, torch.rand(3, generator=bench.draw("layer", 2)))
+    first = torch.rand(3, generator=bench.generator("layer", 1))
+    assert torch.equal(first, torch.rand(3, generator=bench.generator("layer", 1)))
+    assert not torch.equal(first, torch.rand(3, generator=bench.generator("layer", 2)))
 
 
 class Power(Statistic):
@@ -110,7 +108,7 @@ def test_every_observation_has_its_own_partial(tmp_path):
     def tables(power: int, layers: int, partial) -> list:
         bench = tiny.bench(tiny.network(), partial=partial)
         sites = [site for site in bench.sites if site.kind == "conv"][:layers]
-        found = bench.observe(sites, Power(power))
+        found = bench.collect(sites, Power(power))
         assert not bench.resumed
         return [found[site.name]["n"].tolist() for site in sites]
 
@@ -118,7 +116,7 @@ def test_every_observation_has_its_own_partial(tmp_path):
         assert tables(power, layers, tmp_path) == tables(power, layers, None)
     bench = tiny.bench(tiny.network(), partial=tmp_path / "both")
     sites = [site for site in bench.sites if site.kind == "conv"]
-    first, second = bench.observe(sites, Power(1)), bench.observe(sites, Power(2))
+    first, second = bench.collect(sites, Power(1)), bench.collect(sites, Power(2))
     assert not all(torch.equal(first[s.name]["n"], second[s.name]["n"]) for s in sites)
 
 
@@ -127,13 +125,13 @@ def test_asked_to_stop_in_any_round_nothing_seen_is_lost(tmp_path, monkeypatch, 
     """53 images in 8 micro-batches: stopped after some of them, the last one included."""
     bench = tiny.bench(tiny.network(), partial=tmp_path, save_every=100)
     sites = [site for site in bench.sites if site.kind == "conv"]
-    whole = tiny.bench(tiny.network()).observe(sites, Power(1))
+    whole = tiny.bench(tiny.network()).collect(sites, Power(1))
     polls = iter([[0]] * (after - 1) + [[1]])
-    with monkeypatch.context() as patched, pytest.raises(stopping.PreemptedError, match=f"after {after} of 8"):
-        patched.setattr(stopping, "poll", lambda ranks: next(polls))
-        bench.observe(sites, Power(1))
+    with monkeypatch.context() as patched, pytest.raises(preemption.PreemptedError, match=f"after {after} of 8"):
+        patched.setattr(preemption, "poll", lambda ranks: next(polls))
+        bench.collect(sites, Power(1))
     again = tiny.bench(tiny.network(), partial=tmp_path)
-    found = again.observe(sites, Power(1))
+    found = again.collect(sites, Power(1))
     assert again.resumed == min(after * tiny.MICRO, tiny.IMAGES)
     assert all(torch.equal(found[s.name]["n"], whole[s.name]["n"]) for s in sites)
 
@@ -141,8 +139,8 @@ def test_asked_to_stop_in_any_round_nothing_seen_is_lost(tmp_path, monkeypatch, 
 def test_collectives_inside_a_job_are_refused():
     bench = tiny.bench(tiny.network())
     with pytest.raises(PruneError, match=r"bench\.sum was called inside a job"):
-        bench.share([1], lambda job: bench.sum([torch.tensor([job])]))
-    assert bench.share([1], lambda job: job) == [1]
+        bench.map_jobs([1], lambda job: bench.all_reduce_sum_([torch.tensor([job])]))
+    assert bench.map_jobs([1], lambda job: job) == [1]
 
 
 def test_fit_leaves_the_network_as_it_was():
@@ -154,7 +152,7 @@ def test_fit_leaves_the_network_as_it_was():
         return torch.nn.functional.cross_entropy(network(images) * gate, labels, reduction="none")
 
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    bench.fit([gate], loss, epochs=1, lr=0.1, batch=450)
+    bench.train_parameters([gate], loss, epochs=1, lr=0.1, batch=450)
     assert float(gate) != 1
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -173,7 +171,7 @@ def test_gradients_behind_an_in_place_activation():
     for inplace in (False, True):
         bench = tiny.bench(network(inplace))
         sites = [site for site in bench.sites if site.kind == "conv"]
-        tables = bench.observe(sites, PerSample(), backward=True)
+        tables = bench.collect(sites, PerSample(), backward=True)
         found.append([tables[site.name]["taylor"] for site in sites])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
@@ -187,7 +185,7 @@ def shared(ranks, place, calls: int) -> tuple[list, int]:
         done.append(job)
         return torch.tensor([job, job**2])
 
-    return [[t.tolist() for t in bench.share(range(5 * c, 5 * c + 5), run)] for c in range(calls)], len(done)
+    return [[t.tolist() for t in bench.map_jobs(range(5 * c, 5 * c + 5), run)] for c in range(calls)], len(done)
 
 
 def test_shared_jobs_that_are_done_are_not_done_again(tmp_path, pool):
@@ -202,13 +200,13 @@ def test_shared_jobs_that_are_done_are_not_done_again(tmp_path, pool):
 
 def test_asked_to_stop_between_shared_jobs(tmp_path, monkeypatch):
     bench = tiny.bench(tiny.network(), partial=tmp_path)
-    bench.share([1], torch.tensor)
-    monkeypatch.setattr(stopping, "poll", lambda ranks, also=(): [1, *also])
-    with pytest.raises(stopping.PreemptedError, match="in call 2 of shared jobs, before its first job"):
-        bench.share([2], torch.tensor)
+    bench.map_jobs([1], torch.tensor)
+    monkeypatch.setattr(preemption, "poll", lambda ranks, also=(): [1, *also])
+    with pytest.raises(preemption.PreemptedError, match="in call 2 of shared jobs, before its first job"):
+        bench.map_jobs([2], torch.tensor)
 
 
-def stopped_in(ranks: Ranks, place, at: int) -> tuple[str, int]:
+def stopped_in(ranks: Communicator, place, at: int) -> tuple[str, int]:
     """Seven shared jobs; the rank that does the job ``at`` is signalled meanwhile."""
     bench = tiny.bench(tiny.network(), ranks, partial=place)
     done: list[int] = []
@@ -219,16 +217,16 @@ def stopped_in(ranks: Ranks, place, at: int) -> tuple[str, int]:
             os.kill(os.getpid(), signal.SIGUSR1)
         return torch.full((3,), job / 7, dtype=torch.float64)
 
-    handlers = [signal.getsignal(number) for number in stopping.SIGNALS]
-    stopping.listen()
+    handlers = [signal.getsignal(number) for number in preemption.SIGNALS]
+    preemption.install_handlers()
     try:
-        found = bench.share(range(7), run)
+        found = bench.map_jobs(range(7), run)
         return repr(torch.stack(found).tolist()), len(done)
-    except stopping.PreemptedError as error:
+    except preemption.PreemptedError as error:
         return str(error), len(done)
     finally:
-        stopping._received.clear()
-        for number, handler in zip(stopping.SIGNALS, handlers, strict=True):
+        preemption._received.clear()
+        for number, handler in zip(preemption.SIGNALS, handlers, strict=True):
             signal.signal(number, handler)
 
 
@@ -243,7 +241,7 @@ def test_asked_to_stop_amid_shared_jobs_the_finished_ones_are_kept(tmp_path, poo
 
 def test_shared_jobs_are_saved_now_and_then(tmp_path, monkeypatch):
     """A process that is killed loses what it did since the last save, not the whole call."""
-    monkeypatch.setattr("dist_prune.runtime.jobs.SAVE_S", 0)
+    monkeypatch.setattr("dist_prune.distributed.parallel_map.SAVE_S", 0)
 
     def dying(job: int) -> torch.Tensor:
         if job == 4:
@@ -251,9 +249,9 @@ def test_shared_jobs_are_saved_now_and_then(tmp_path, monkeypatch):
         return torch.tensor(job)
 
     with pytest.raises(MemoryError):
-        tiny.bench(tiny.network(), partial=tmp_path).share(range(6), dying)
+        tiny.bench(tiny.network(), partial=tmp_path).map_jobs(range(6), dying)
     left: list[int] = []
-    found = tiny.bench(tiny.network(), partial=tmp_path).share(
+    found = tiny.bench(tiny.network(), partial=tmp_path).map_jobs(
         range(6), lambda job: left.append(job) or torch.tensor(job)
     )
     assert left == [4, 5]
@@ -262,8 +260,8 @@ def test_shared_jobs_are_saved_now_and_then(tmp_path, monkeypatch):
 
 def test_scoring_keeps_cudnn_on():
     """torch's cudnn.flags() switches cuDNN off where it is not named: convolutions then take ten times as long."""
-    from dist_prune.pruning import game
-    from dist_prune.pruning.probe import reproducible_kernels
+    from dist_prune.pruning.hooks import masked_accuracy
+    from dist_prune.pruning.hooks.capture import reproducible_kernels
 
     with reproducible_kernels():
         assert torch.backends.cudnn.enabled
@@ -276,4 +274,4 @@ def test_scoring_keeps_cudnn_on():
         seen.clear()
         tiny.method(name).score(bench)
         assert seen and all(seen), name
-    assert game.reproducible_kernels is reproducible_kernels
+    assert masked_accuracy.reproducible_kernels is reproducible_kernels

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dist_prune.cli import main
+from dist_prune.cli.main import main
 from tests.browser import browser, free_port, photograph, until_served
 from tests.launch import ACCELERATE, ROOT, SMALL, environment, run
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dist_prune import foreseen, methods
-from dist_prune.cli import main
+from dist_prune import methods, models
+from dist_prune.cli.main import main
 from dist_prune.config import loading
+from dist_prune.pipeline import recipe_checks
 from dist_prune.run import main as run
-from dist_prune.runtime import backbones
 
 
 def refused(capsys, *words: str) -> str:
@@ -97,18 +97,18 @@ def test_contradictions_that_a_run_would_refuse(capsys):
 
 def test_what_is_done_needs_no_file_any_more():
     spec = loading.load("quickstart", ["backbone.checkpoint=/no/x", "score.from=/no/run"], methods.options_of)
-    assert len(foreseen.missing(spec)) == 2
-    assert foreseen.missing(spec, ("train", "score")) == []
+    assert len(recipe_checks.missing_files(spec)) == 2
+    assert recipe_checks.missing_files(spec, ("train", "score")) == []
 
 
 def test_the_checkpoint_is_read(capsys, tmp_path):
     """Another network's, another class count's, one that would run code: the sentence of a run, before it."""
     here = ["backbone.name=resnet8p_cifar", "train.epochs=0", f"backbone.checkpoint={tmp_path / 'x.pt'}"]
     for classes, name, said in ((10, "resnet14p_cifar", "does not fit"), (7, "resnet8p_cifar", "class count mismatch")):
-        model = backbones.create(name, classes, 1, kwargs={"img_size": 8})
+        model = models.create(name, classes, 1, kwargs={"img_size": 8})
         torch.save(model.state_dict(), tmp_path / "x.pt")
         assert said in refused(capsys, *here)
     torch.save({"state_dict": tmp_path.joinpath}, tmp_path / "x.pt")
     assert "would run code" in refused(capsys, *here)
-    torch.save(backbones.create("resnet8p_cifar", 10, 1, kwargs={"img_size": 8}).state_dict(), tmp_path / "x.pt")
+    torch.save(models.create("resnet8p_cifar", 10, 1, kwargs={"img_size": 8}).state_dict(), tmp_path / "x.pt")
     assert main(["check", "quickstart", *here]) == 0

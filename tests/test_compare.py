@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dist_prune.cli import main
-from dist_prune.comparing import collect, paper_points
+from dist_prune.cli.compare import collect, paper_points
+from dist_prune.cli.main import main
 from dist_prune.errors import PruneError
-from dist_prune.report.tables import aim
+from dist_prune.report.tables import target_text
 from tests.launch import PYTHON, ROOT, SMALL, run
 
 
@@ -112,7 +112,7 @@ def test_what_the_test_images_decided_is_marked(runs, tmp_path):
     body["recipe"]["train"]["selection"] = "test"
     (tmp_path / "first/report.json").write_text(json.dumps(body))
     assert collect([tmp_path]).rows[0]["marked"] == "train: the kept epoch was selected on the test images"
-    assert "TRAIN: THE KEPT EPOCH WAS SELECTED ON THE TEST IMAGES" in aim(body)
+    assert "TRAIN: THE KEPT EPOCH WAS SELECTED ON THE TEST IMAGES" in target_text(body)
 
 
 def test_what_did_not_finish_says_why(runs):

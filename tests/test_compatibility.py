@@ -5,13 +5,14 @@ import json
 import pytest
 import yaml
 
-from dist_prune import ledger, methods, stages
-from dist_prune.compatibility import OLD_NAMES, RENAMED, artifact
+from dist_prune import methods
 from dist_prune.config import loading, overrides
+from dist_prune.config.compatibility import OLD_NAMES, RENAMED, artifact
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.training import Training
 from dist_prune.errors import PruneError
-from dist_prune.ledger import Ledger, claim
+from dist_prune.pipeline import ledger, runner
+from dist_prune.pipeline.ledger import Ledger, bind_recipe
 from tests.stages.test_trainings import work_of
 
 OLD = ("score.many=[l1, taylor]", "train.save_every_minutes=3", "finetune.save_every_minutes=4")
@@ -81,10 +82,10 @@ def test_a_resolved_recipe_of_an_older_run_is_read_in_silence(tmp_path, capsys):
 
 def test_fingerprints_are_taken_under_the_old_names(tmp_path, monkeypatch):
     work = work_of(tmp_path, "score.compare=[l1, taylor]")
-    monkeypatch.setattr(stages, "digest", lambda text: text)
-    monkeypatch.setattr(stages, "file_digest", lambda path: path.name)
-    stage = next(stage for stage in stages.ORDER if stage.name == "many")
-    fields = json.loads(stages.fingerprint(stage, work))["fields"]
+    monkeypatch.setattr(runner, "digest", lambda text: text)
+    monkeypatch.setattr(runner, "file_digest", lambda path: path.name)
+    stage = next(stage for stage in runner.ORDER if stage.name == "many")
+    fields = json.loads(runner.fingerprint(stage, work))["fields"]
     assert fields["score.many"] == ["l1", "taylor"]
     assert not fields.keys() & RENAMED.values()
     said = repr(Training(checkpoint_every_minutes=3))
@@ -94,7 +95,7 @@ def test_fingerprints_are_taken_under_the_old_names(tmp_path, monkeypatch):
 def test_a_run_directory_of_an_older_version_is_bound_to_the_same_recipe(tmp_path, monkeypatch):
     monkeypatch.setenv("CRITERION", "taylor")
     spec = load("score.compare=[l1, '${CRITERION}']", *NEW[1:])
-    claim(tmp_path, spec.written(), (), spec.resolved())
+    bind_recipe(tmp_path, spec.written(), (), spec.resolved())
     path = tmp_path / "recipe.yaml"
     notes = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("# "))
     assert ledger._mark("score.compare", ["l1", "taylor"]) in notes
@@ -108,9 +109,9 @@ def test_a_run_directory_of_an_older_version_is_bound_to_the_same_recipe(tmp_pat
         other = load("score.compare=[l1, '${CRITERION}']", *NEW[1:], *words)
         if refused:
             with pytest.raises(PruneError, match=refused):
-                claim(tmp_path, other.written(), (), other.resolved())
+                bind_recipe(tmp_path, other.written(), (), other.resolved())
         else:
-            assert claim(tmp_path, other.written(), (), other.resolved()) == ""
+            assert bind_recipe(tmp_path, other.written(), (), other.resolved()) == ""
 
 
 def test_files_of_before_are_found_until_the_new_ones_are_there(tmp_path):

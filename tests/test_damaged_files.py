@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dist_prune.data import folder_index, folder_scan
+from dist_prune.data.file_backend import read_image
 from dist_prune.errors import PruneError
 from dist_prune.fileio import append_lines, write_atomic
-from dist_prune.ledger import Ledger, lock
-from dist_prune.runtime.data import index, scanning
-from dist_prune.runtime.data.files import read_image
-from dist_prune.runtime.tracking import Tracker
+from dist_prune.pipeline.ledger import Ledger, lock_run_directory
+from dist_prune.training.tracking import Tracker
 from tests.fuzz import readback
 
 
@@ -41,13 +41,13 @@ def test_a_planted_link_is_not_followed(tmp_path, name, capsys):
     other.write_text("theirs")
     (run / name).symlink_to(other)
     if name == ".lock":
-        with pytest.raises(PruneError, match="symbolic link"), lock(run):
+        with pytest.raises(PruneError, match="symbolic link"), lock_run_directory(run):
             pass
     elif name == "ledger.jsonl":
         with pytest.raises(PruneError, match="symbolic link"):
             Ledger(run).append({"stage": "train"})
     elif name == "metrics.jsonl":
-        Tracker(True, (), run).line({"loss": 1.0})
+        Tracker(True, (), run).log_jsonl({"loss": 1.0})
         assert "symbolic link" in capsys.readouterr().err
     else:
         write_atomic(run / name, "ours")
@@ -81,9 +81,9 @@ def test_what_is_no_file_among_images_is_skipped_and_counted(tmp_path, monkeypat
     with socket.socket(socket.AF_UNIX) as server:
         monkeypatch.chdir(folder)  # a socket's name has to be short
         server.bind("socket.png")
-        found = index.scan(tmp_path / "train")
+        found = folder_index.scan(tmp_path / "train")
     assert [found.names[n] for n in range(len(found.names))] == ["cat/cat.png"]
-    assert found.left[scanning.NO_FILES] == 4
+    assert found.left[folder_scan.NO_FILES] == 4
     for name in ("fifo.png", "device.jpg"):
         with pytest.raises(ValueError, match="it is no file"):
             read_image(folder / name)

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from dist_prune import methods, stages
-from dist_prune.cli import main
+from dist_prune import methods
+from dist_prune.cli.main import main
 from dist_prune.config import loading
 from dist_prune.config import sweep as sweeps
-from dist_prune.methods.method import MethodOptions
-from dist_prune.runtime.collectives import Ranks
+from dist_prune.distributed.communicator import Communicator
+from dist_prune.methods.base import MethodOptions
+from dist_prune.pipeline import runner
 from tests.launch import SMALL, report, run
 from tests.laws import test_laws as laws
 from tests.test_layers import ALLOWED, imports_of, room_of
@@ -31,7 +32,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS, *(ROOT / "slurm").glob("*.md")])
 MARKS = ("<!-- generated -->", "<!-- /generated -->")
 PAPERS = ROOT / "dist_prune" / "methods"
-OWN = [name for name in methods.names() if (PAPERS / f"{name}.py").is_file() or (PAPERS / name).is_dir()]
+OWN = [name for name in methods.list_names() if (PAPERS / f"{name}.py").is_file() or (PAPERS / name).is_dir()]
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -48,7 +49,7 @@ def keys() -> str:
 
 def files() -> str:
     """Every file of the package with the first sentences of its docstring, a table for each folder."""
-    package, order = ROOT / "dist_prune", [stage.name for stage in stages.ORDER]
+    package, order = ROOT / "dist_prune", [stage.name for stage in runner.ORDER]
     parts = []
     for folder in sorted({file.parent for file in package.rglob("*.py")}):
         found = sorted(folder.glob("*.py"), key=lambda f: f"{order.index(f.stem):02}" if f.stem in order else f.stem)
@@ -78,7 +79,7 @@ def test_the_recipe_and_the_sweep_of_the_reference_load(tmp_path):
     text = (ROOT / "docs" / "recipes.md").read_text()
     recipe, sweep = (re.search(rf"^    {word}:.*?\n\n", text, re.M | re.S) for word in ("name", "tasks"))
     assert recipe and sweep
-    for name, found, load in (("mine", recipe, loading.load), ("several", sweep, sweeps.load)):
+    for name, found, load in (("mine", recipe, loading.load), ("several", sweep, sweeps.load_sweep)):
         (tmp_path / f"{name}.yaml").write_text(textwrap.dedent(found[0]))
         load(str(tmp_path / f"{name}.yaml"), options_of=methods.options_of, need_environment=False)
 
@@ -153,7 +154,7 @@ def test_commands_are_typed_right(page, capsys):
         if (recipe := given.get("--recipe", "RECIPE")) != recipe.upper() and "/" not in recipe:
             keys = [word for word in words[words.index("--recipe") :] if re.match(r"[\w.]+=", word)]
             loading.load(recipe, keys, methods.options_of, need_environment=False)
-        for option, load in (("--sweep", sweeps.load), ("--array", sweeps.load), ("--config_file", None)):
+        for option, load in (("--sweep", sweeps.load_sweep), ("--array", sweeps.load_sweep), ("--config_file", None)):
             name = given.get(option, "")
             if name and name != name.upper():
                 assert (ROOT / name).is_file() if load is None else load(name, need_environment=False).tasks, words
@@ -173,12 +174,12 @@ def example(tmp_path_factory):
     return folder
 
 
-def beside_the_others(_ranks: Ranks, folder: str) -> None:
+def beside_the_others(_ranks: Communicator, folder: str) -> None:
     """A method's file in ``folder`` is found as if it lay in dist_prune/methods."""
     methods.__path__.append(folder)
 
 
-def gone_again(_ranks: Ranks, folder: str) -> None:
+def gone_again(_ranks: Communicator, folder: str) -> None:
     methods.__path__.remove(folder)
     sys.modules.pop(f"{methods.__name__}.{NAME}", None)
 
@@ -187,9 +188,9 @@ def gone_again(_ranks: Ranks, folder: str) -> None:
 def installed(example, pool):
     """The method is there, in this process and on all ranks."""
     pool.run(3, beside_the_others, str(example))
-    beside_the_others(Ranks(), str(example))
+    beside_the_others(Communicator(), str(example))
     yield NAME
-    gone_again(Ranks(), str(example))
+    gone_again(Communicator(), str(example))
     pool.run(3, gone_again, str(example))
 
 

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from dist_prune import doctor
+from dist_prune.cli import doctor
 
 
 def test_a_missing_piece_of_ffcv_is_named(tmp_path, monkeypatch):
@@ -16,7 +16,7 @@ def test_a_missing_piece_of_ffcv_is_named(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in [name for name in sys.modules if name == "ffcv" or name.startswith("ffcv.")]:
         monkeypatch.delitem(sys.modules, name)
-    found = {item["name"]: item for item in doctor.examine() if item["name"].startswith("ffcv")}
+    found = {item["name"]: item for item in doctor.run_checks() if item["name"].startswith("ffcv")}
     assert "libturbojpeg.so.0" in found["ffcv"]["detail"]
     assert "make ffcv" in found["ffcv"]["mend"]
     states = {name: item["state"] for name, item in found.items()}
@@ -29,4 +29,4 @@ def test_a_missing_piece_of_ffcv_is_named(tmp_path, monkeypatch):
 
 
 def test_ffcv_that_works_is_one_line(ffcv):
-    assert [item["state"] for item in doctor.examine() if item["name"].startswith("ffcv")] == ["ok"]
+    assert [item["state"] for item in doctor.run_checks() if item["name"].startswith("ffcv")] == ["ok"]

@@ -8,14 +8,14 @@ import pytest
 
 import dist_prune
 from dist_prune import methods
-from dist_prune.compatibility import FIRST_NAMES, first_name
 from dist_prune.config import loading
-from dist_prune.fileio import append_lines, file_digest, sealed
-from dist_prune.ledger import Ledger
+from dist_prune.config.compatibility import FIRST_NAMES, first_name
+from dist_prune.distributed.environment import DistributedEnvironment
+from dist_prune.fileio import append_lines, file_digest, seal
+from dist_prune.pipeline.ledger import Ledger
+from dist_prune.pipeline.runner import ORDER
+from dist_prune.pipeline.stage_graph import SHARED
 from dist_prune.run import run
-from dist_prune.runtime.machine import Machine
-from dist_prune.stages import ORDER
-from dist_prune.stages.order import SHARED
 from tests.launch import SMALL
 
 WORDS = (
@@ -25,7 +25,7 @@ WORDS = (
 
 
 def finish(folder: Path) -> dict:
-    run(loading.load("quickstart", list(WORDS), methods.options_of), folder, Machine.alone())
+    run(loading.load("quickstart", list(WORDS), methods.options_of), folder, DistributedEnvironment.single_process())
     return json.loads((folder / "report.json").read_text())
 
 
@@ -50,7 +50,7 @@ def earlier(finished, tmp_path):
     for line in lines:
         line["outputs"] = {first_name(name): digest for name, digest in line["outputs"].items()}
     Ledger(folder).file.unlink()
-    append_lines(Ledger(folder).file, map(sealed, lines))
+    append_lines(Ledger(folder).file, map(seal, lines))
     return folder
 
 
@@ -82,7 +82,7 @@ def test_an_interrupted_one_goes_on_under_its_names(finished, earlier, marked):
     for name in [name for line in lines[last:] for name in line["outputs"]]:
         (earlier / name).unlink()
     Ledger(earlier).file.unlink()
-    append_lines(Ledger(earlier).file, map(sealed, lines[:last]))
+    append_lines(Ledger(earlier).file, map(seal, lines[:last]))
     if not marked:
         (earlier / "begun.json").unlink()
     finish(earlier)

@@ -13,9 +13,10 @@ import yaml
 from PIL import Image
 
 import dist_prune
-from dist_prune import bundle, cli, exporting, hub
+from dist_prune.cli import export
+from dist_prune.cli import main as cli
 from dist_prune.errors import PruneError
-from dist_prune.runtime import formats
+from dist_prune.export import bundle, formats, hub
 from tests import tiny
 from tests.launch import environment
 
@@ -33,7 +34,7 @@ def made(tmp_path_factory):
         "method": {"name": "l1"},
     }
     (run / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "target": {"macs": 0.6}}))
-    images = np.repeat(np.asarray(bench.feed.source.images[:9]), 3, 3)  # type: ignore[union-attr]
+    images = np.repeat(np.asarray(bench.loader.source.images[:9]), 3, 3)  # type: ignore[union-attr]
     (run / "png").mkdir()
     for number, image in enumerate(images):
         Image.fromarray(image).save(run / "png" / f"{number}.png")
@@ -235,5 +236,5 @@ def test_load_from_the_hubs_cache_and_what_is_said_without(made, tmp_path):
 
 
 def test_names_of_formats_are_those_of_the_writers():
-    assert set(exporting.KINDS) == set(formats.SUFFIX) == set(formats._WRITERS)
+    assert set(export.KINDS) == set(formats.SUFFIX) == set(formats._WRITERS)
     assert all(re.fullmatch(r"\.[a-z0-9.]+", suffix) for suffix in formats.SUFFIX.values())

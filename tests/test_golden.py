@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dist_prune import methods
-from dist_prune.pruning.choose import Request
+from dist_prune.pruning.selection.ranking import SelectionRequest
 from tests import tiny
 
 FILE = Path(__file__).parent / "golden" / "plans.json"
@@ -20,9 +20,9 @@ def fingerprints() -> dict[str, str]:
     found = {}
     for label, arguments in NETWORKS.items():
         bench = tiny.bench(tiny.network(**arguments))
-        for name in methods.names():
+        for name in methods.list_names():
             method = tiny.method(name)
-            plan = method.select(method.score(bench), bench.channels, Request(target=("macs", 0.6)))
+            plan = method.select(method.score(bench), bench.graph, SelectionRequest(target=("macs", 0.6)))
             found[f"{name} on {label}"] = plan.fingerprint
     return found
 
@@ -32,7 +32,7 @@ def found():
     return fingerprints()
 
 
-@pytest.mark.parametrize("case", [f"{name} on {label}" for label in NETWORKS for name in methods.names()])
+@pytest.mark.parametrize("case", [f"{name} on {label}" for label in NETWORKS for name in methods.list_names()])
 def test_golden_plan(case, found):
     assert found[case] == json.loads(FILE.read_text()).get(case), "the plan moved: meant? then update golden/plans.json"
 

@@ -18,12 +18,14 @@ import timm
 import torch
 
 import dist_prune
-from dist_prune import bundle, cli
+from dist_prune import models
+from dist_prune.cli import main as cli
+from dist_prune.distributed import tensor_files
 from dist_prune.errors import PruneError
-from dist_prune.pruning.plan import Plan
-from dist_prune.runtime import backbones, checkpoint
-from dist_prune.runtime.backbones import arguments
-from dist_prune.runtime.backbones.outline import outline, shapes
+from dist_prune.export import bundle
+from dist_prune.models import model_kwargs
+from dist_prune.models.meta_shapes import meta_shapes, state_shapes
+from dist_prune.pruning.plan.plan import Plan
 from tests import tiny
 from tests.test_layers import ROOT
 
@@ -119,9 +121,9 @@ def test_no_network_takes_what_names_a_place():
     """Over all of timm: some arguments are found for each, and none of timm's own that name files or configs."""
     banned = ("_path", "url", "cfg_overlay", "cache", "file", "hub", "checkpoint_p", "state_dict", "repo")
     bare = []
-    for name in backbones.names():
-        known = arguments.allowed(name)
-        assert not known & {*PLACES, *arguments.NEVER}, name
+    for name in models.list_names():
+        known = model_kwargs.allowed(name)
+        assert not known & {*PLACES, *model_kwargs.NEVER}, name
         assert not [word for word in known if any(part in word for part in banned) and "drop_path" not in word], name
         if not known and not timm.model_entrypoint(name).__module__.startswith("dist_prune"):
             bare.append(name)
@@ -139,15 +141,15 @@ def test_no_network_takes_what_names_a_place():
 def test_honest_arguments_reach_the_network(name, kwargs):
     """And looking at its outline first draws no random number."""
     torch.manual_seed(5)
-    found = backbones.create(name, 10, 3, False, kwargs)
+    found = models.create(name, 10, 3, False, kwargs)
     torch.manual_seed(5)
     wanted = timm.create_model(name, num_classes=10, in_chans=3, **kwargs)
     assert all(
         torch.equal(a, b) for a, b in zip(found.state_dict().values(), wanted.state_dict().values(), strict=True)
     )
-    assert outline(lambda: wanted) == shapes(wanted)
-    seen = backbones.sketch(name, 10, 3, kwargs)
-    assert seen == shapes(wanted) or (seen is None and OLD_TIMM)
+    assert meta_shapes(lambda: wanted) == state_shapes(wanted)
+    seen = models.state_shapes(name, 10, 3, kwargs)
+    assert seen == state_shapes(wanted) or (seen is None and OLD_TIMM)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +165,7 @@ def test_honest_arguments_reach_the_network(name, kwargs):
 )  # fmt: skip
 def test_arguments_that_no_network_can_have(kwargs, said):
     with pytest.raises(PruneError, match=said):
-        backbones.create("vit_tiny_patch16_224", 10, 3, False, kwargs)
+        models.create("vit_tiny_patch16_224", 10, 3, False, kwargs)
 
 
 @pytest.mark.parametrize(
@@ -192,9 +194,9 @@ def test_fields_of_another_type_or_size(place, changes, said):
 def test_a_giant_is_not_built_for_tiny_weights(place):
     """Dense network of a billion values: named by the bundle, never allocated."""
     name = "vit_giant_patch14_dinov2"
-    weights = {key: torch.zeros([1] * len(shape)) for key, shape in (backbones.sketch(name, 10, 3) or {}).items()}
-    checkpoint.save(place / bundle.WEIGHTS, weights)
-    digest = bundle.digest_of(weights)
+    weights = {key: torch.zeros([1] * len(shape)) for key, shape in (models.state_shapes(name, 10, 3) or {}).items()}
+    tensor_files.save_tensors(place / bundle.WEIGHTS, weights)
+    digest = bundle.weights_digest(weights)
     rewritten(
         place, backbone__name=name, backbone__kwargs={}, backbone__in_chans=3, image__mean=[0.0] * 3,
         image__std=[1.0] * 3, plan={"format": 1, "removed": {}, "widths": {}}, weights_digest=digest,
@@ -267,7 +269,7 @@ def damaged(
         ])  # fmt: skip
         if draw.random() < 0.3:
             changed.pop(draw.choice(list(changed)))
-        body = {**whole, "weights_digest": bundle.digest_of(changed)}
+        body = {**whole, "weights_digest": bundle.weights_digest(changed)}
         plain = {key: value.contiguous() for key, value in changed.items()}
         files = {bundle.MANIFEST: json.dumps(body).encode(), bundle.WEIGHTS: safetensors.torch.save(plain)}
     else:  # a flipped bit, a cut, a piece twice
@@ -336,7 +338,7 @@ def test_three_thousand_damaged_bundles(good, tmp_path):
 def test_plans_of_other_types(value, key):
     body = {"format": 1, "removed": {"a": [0]}, "widths": {"a": 4}, key: value}
     try:
-        plan = Plan.of(body)
+        plan = Plan.from_dict(body)
     except PruneError:
         return
     assert isinstance(plan.fingerprint, str) and plan.counts is not None

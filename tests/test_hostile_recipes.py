@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from dist_prune import documents, methods
-from dist_prune.cli import main as cli_main
+from dist_prune import methods, safe_parsing
+from dist_prune.cli.main import main as cli_main
 from dist_prune.config import loading, sweep
 from dist_prune.config.recipe import Recipe
 from dist_prune.errors import LONGEST_SHOWN, PruneError, shown
@@ -191,7 +191,7 @@ def test_hostile_sweeps(tmp_path, text, said):
     (tmp_path / "s.yaml").write_text(f"tasks: [{text}]")
     start = time.process_time()
     with pytest.raises(PruneError) as error:
-        sweep.load(str(tmp_path / "s.yaml"), methods.options_of)
+        sweep.load_sweep(str(tmp_path / "s.yaml"), methods.options_of)
     assert said in str(error.value), str(error.value)[:500]
     assert time.process_time() - start < 1
 
@@ -199,7 +199,7 @@ def test_hostile_sweeps(tmp_path, text, said):
 def test_a_sweep_that_would_name_the_folder_above(tmp_path):
     (tmp_path / "...yaml").write_text("tasks: [{base: quickstart}]")
     with pytest.raises(PruneError, match="cannot be dots alone"):
-        sweep.load(str(tmp_path / "...yaml"), methods.options_of)
+        sweep.load_sweep(str(tmp_path / "...yaml"), methods.options_of)
 
 
 def test_a_task_s_folder_has_a_name_that_the_disk_takes(tmp_path):
@@ -207,9 +207,9 @@ def test_a_task_s_folder_has_a_name_that_the_disk_takes(tmp_path):
     (tmp_path / "s.yaml").write_text(
         f"tasks: [{{base: quickstart, list: [{{select.exclude: [{long}1, {long}2, {long}3]}}]}}]"
     )
-    (task,) = sweep.load(str(tmp_path / "s.yaml"), methods.options_of).tasks
+    (task,) = sweep.load_sweep(str(tmp_path / "s.yaml"), methods.options_of).tasks
     assert len(task.name) <= 200
-    spec, place = sweep.choose(None, str(tmp_path / "s.yaml"), 0, [], methods.options_of)
+    spec, place = sweep.choose_run(None, str(tmp_path / "s.yaml"), 0, [], methods.options_of)
     assert spec.name == task.name == place.name
 
 
@@ -241,7 +241,7 @@ def test_no_error_repeats_a_long_word(tmp_path, capsys):
         assert max(map(len, said.split())) <= LONGEST_SHOWN + 10, words[:2]
 
 
-@pytest.mark.parametrize("name", ["recipe", *methods.names()])
+@pytest.mark.parametrize("name", ["recipe", *methods.list_names()])
 def test_every_number_has_bounds(name):
     """Whoever adds a key says what is too much of it."""
     model = Recipe if name == "recipe" else methods.options_of(name)
@@ -269,4 +269,4 @@ def test_every_number_has_bounds(name):
 
 def test_every_document_of_ours_is_within_the_bounds():
     for file in [*(ROOT / "recipes").rglob("*.yaml")]:
-        documents.read_yaml(file)
+        safe_parsing.read_yaml(file)

@@ -6,15 +6,16 @@ import shutil
 import pytest
 import yaml
 
-from dist_prune import cli, methods
-from dist_prune.comparing import collect, markdown
+from dist_prune import methods
+from dist_prune.cli import main as cli
+from dist_prune.cli.compare import collect, markdown
 from dist_prune.config import loading
-from dist_prune.documents import strict_json
+from dist_prune.distributed import shared_folder
 from dist_prune.errors import PruneError
-from dist_prune.folders import clear_leftovers, run_folder
-from dist_prune.ledger import claim
+from dist_prune.pipeline.ledger import bind_recipe
+from dist_prune.pipeline.run_directory import clear_leftovers, run_directory
 from dist_prune.run import main
-from dist_prune.runtime import meeting
+from dist_prune.safe_parsing import strict_json
 from tests.launch import SMALL
 
 QUICK = (*SMALL, "train.epochs=1", "finetune.epochs=1", "reruns=2", "report.latency_batches=[1]", "report.trackers=[]")
@@ -52,7 +53,7 @@ def test_score_many_as_well(tmp_path, capsys):
 @pytest.mark.parametrize("given", ["", "  ", "a" * 300, "b/" * 3000, "a\0b"])
 def test_run_directories_that_are_none(given):
     with pytest.raises(PruneError, match="--run-dir: "):
-        run_folder(given, "runs/x")
+        run_directory(given, "runs/x")
 
 
 def test_an_empty_run_directory_is_refused(capfd):
@@ -78,7 +79,7 @@ def test_what_a_kill_left_is_removed_and_links_are_not_followed(tmp_path):
 def meet(ranks, folders):
     """What each rank says of its own folder."""
     try:
-        meeting.same_folder(folders[ranks.rank], ranks, patience_s=1)
+        shared_folder.check_shared_folder(folders[ranks.rank], ranks, patience_s=1)
     except PruneError as error:
         return str(error)
     return ""
@@ -88,7 +89,7 @@ def test_ranks_that_do_not_share_the_run_directory_are_named(pool, tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here, there):
         folder.mkdir()
-    (there / meeting.TOKEN).write_text("of another start")
+    (there / shared_folder.TOKEN).write_text("of another start")
     assert pool.run(3, meet, [here, here, here]) == ["", "", ""]
     assert not list(here.iterdir())
     said = pool.run(3, meet, [here, there, here])
@@ -156,7 +157,7 @@ def test_a_recipe_with_variables_is_bound_by_its_text(tmp_path, monkeypatch):
     assert written["data"]["root"] == "${A_PLACE}/${UNSET_ONE}" and written["select"]["include"] == ["${A_PLACE}", "b"]
     assert spec.resolved()["select"]["include"] == ["/secret/place", "b"]
     assert spec.expanded == {"data.root": ["A_PLACE", "UNSET_ONE"], "select.include.0": ["A_PLACE"]}
-    claim(tmp_path / "run", written)
+    bind_recipe(tmp_path / "run", written)
     assert "secret" not in (tmp_path / "run" / "recipe.yaml").read_text()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_prune import lastword
+from dist_prune.distributed import error_summary
 from tests.launch import ACCELERATE, ROOT, RUN, SMALL, TORCHRUN, run
 
 ONE = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", RUN)
@@ -67,16 +67,16 @@ def test_without_a_launcher_nothing_is_said_twice(tmp_path):
     ],
 )
 def test_who_is_a_launcher(words, launches):
-    assert lastword._launches(words) is launches
+    assert error_summary._launches(words) is launches
 
 
 def test_causes_come_before_consequences_and_once():
     lost = {"text": "lost", "rank": 0, "cause": False, "at": 1.0}
-    assert lastword.gathered([lost]) == "lost"
+    assert error_summary.merge_notes([lost]) == "lost"
     full = [{"text": "disk full", "rank": rank, "cause": True, "at": 2.0 + rank} for rank in (1, 2)]
-    assert lastword.gathered([lost, *full]) == "disk full"
+    assert error_summary.merge_notes([lost, *full]) == "disk full"
     other = {"text": "no such file", "rank": 3, "cause": True, "at": 2.5}
-    assert lastword.gathered([lost, other, *full]) == "[rank 3] no such file\n[rank 1] disk full"
+    assert error_summary.merge_notes([lost, other, *full]) == "[rank 3] no such file\n[rank 1] disk full"
 
 
 def test_a_launcher_that_starts_the_processes_again_and_succeeds_ends_without_a_word(tmp_path):

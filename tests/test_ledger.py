@@ -8,7 +8,7 @@ import pytest
 
 from dist_prune.errors import PruneError
 from dist_prune.fileio import file_digest, write_atomic
-from dist_prune.ledger import Ledger, claim, lock
+from dist_prune.pipeline.ledger import Ledger, bind_recipe, lock_run_directory
 
 RECIPE = {
     "name": "a",
@@ -28,14 +28,18 @@ LINE = {"stage": "train", "fingerprint": "f", "outputs": {}}
 
 def test_nothing_is_bound_before_a_stage_has_finished(tmp_path):
     """A typo in the first command does not take the directory."""
-    claim(tmp_path, changed(backbone={"name": "resnet81"}))
-    assert claim(tmp_path, RECIPE) == ""
+    bind_recipe(tmp_path, changed(backbone={"name": "resnet81"}))
+    assert bind_recipe(tmp_path, RECIPE) == ""
 
 
 def test_two_runs_in_one_directory(tmp_path):
-    with lock(tmp_path), pytest.raises(PruneError, match="another process is running"), lock(tmp_path):
+    with (
+        lock_run_directory(tmp_path),
+        pytest.raises(PruneError, match="another process is running"),
+        lock_run_directory(tmp_path),
+    ):
         pass
-    with lock(tmp_path):
+    with lock_run_directory(tmp_path):
         pass
 
 
@@ -62,28 +66,28 @@ def changed(**sections) -> dict:
     ],
 )
 def test_a_directory_of_another_recipe_is_refused(tmp_path, change, said):
-    claim(tmp_path, RECIPE, ("hash_size",))
+    bind_recipe(tmp_path, RECIPE, ("hash_size",))
     Ledger(tmp_path).append(LINE)
     with pytest.raises(PruneError, match="belongs to another recipe") as error:
-        claim(tmp_path, changed(**change), ("hash_size",))
+        bind_recipe(tmp_path, changed(**change), ("hash_size",))
     assert said in str(error.value)
     assert "--run-dir" in str(error.value)
-    assert claim(tmp_path, RECIPE, ("hash_size",)) == "", "the refusal left the directory as it was"
+    assert bind_recipe(tmp_path, RECIPE, ("hash_size",)) == "", "the refusal left the directory as it was"
 
 
 def test_later_fields_may_change_and_it_says_so(tmp_path):
-    claim(tmp_path, RECIPE, ("hash_size",))
+    bind_recipe(tmp_path, RECIPE, ("hash_size",))
     Ledger(tmp_path).append(LINE)
-    said = claim(tmp_path, changed(select={"threshold": 0.8}, finetune={"epochs": 9}), ("hash_size",))
+    said = bind_recipe(tmp_path, changed(select={"threshold": 0.8}, finetune={"epochs": 9}), ("hash_size",))
     assert "select.threshold: 0.7 there, 0.8 here" in said
     assert "finetune.epochs: 3 there, 9 here" in said
 
 
 def test_places_may_change_in_silence(tmp_path):
-    claim(tmp_path, RECIPE)
+    bind_recipe(tmp_path, RECIPE)
     Ledger(tmp_path).append(LINE)
     other = changed(data={"root": "/elsewhere"}, backbone={"checkpoint": "/elsewhere"}, score={"save_every": 1})
-    assert claim(tmp_path, other) == ""
+    assert bind_recipe(tmp_path, other) == ""
 
 
 def test_a_stage_is_done_while_its_outputs_are_unchanged(tmp_path):

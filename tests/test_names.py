@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dist_prune import methods
-from dist_prune.cli import main
+from dist_prune.cli.main import main
 from dist_prune.config import loading, recipe_files, sweep
 from dist_prune.errors import PruneError
 
@@ -38,22 +38,22 @@ def test_old_names_and_paths_mean_the_same_recipe_quietly(old, new, capsys):
 
 
 def test_no_recipe_s_name_has_imagenet_for_a_word():
-    assert not [name for name in recipe_files.known() if recipe_files.plain(name) != name]
+    assert not [name for name in recipe_files.known_recipes() if recipe_files.resolve_alias(name) != name]
 
 
 def test_aliases_work_in_sweeps(tmp_path):
     file = tmp_path / "old.yaml"
     file.write_text("tasks:\n  - base: resnet50_imagenet_graph\n    grid: {select.threshold: [0.65, 0.7]}\n")
-    tasks = sweep.load(str(file), methods.options_of, need_environment=False).tasks
+    tasks = sweep.load_sweep(str(file), methods.options_of, need_environment=False).tasks
     assert [task.name for task in tasks] == [f"resnet50_imagenet_graph-threshold_{t}" for t in (0.65, 0.7)]
-    assert sweep.find("graph_cifar10.yaml") == sweep.find("graph_cifar10")
+    assert sweep.find_sweep("graph_cifar10.yaml") == sweep.find_sweep("graph_cifar10")
 
 
 def test_recipes_are_found_in_folders_of_any_working_directory(tmp_path, monkeypatch):
     """Those of the working directory come first; one name in two folders there is no answer."""
     monkeypatch.chdir(tmp_path)
     assert recipe_files.find("resnet50_graph").parent.name == "graph"
-    assert "entropy_budgets" not in recipe_files.known()
+    assert "entropy_budgets" not in recipe_files.known_recipes()
     for folder in ("own", "sweeps"):
         (tmp_path / "recipes" / folder).mkdir(parents=True)
         (tmp_path / "recipes" / folder / "resnet50_graph.yaml").touch()
@@ -69,7 +69,7 @@ def test_the_list_names_every_recipe_and_no_sweep(capsys):
     assert main(["list", "recipes"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert {line[0]: Path(line[1]).parent.name for line in lines}["resnet50_graph"] == "graph"
-    assert len(lines) == len(recipe_files.known()) == len({line[0] for line in lines})
+    assert len(lines) == len(recipe_files.known_recipes()) == len({line[0] for line in lines})
     assert all(Path(line[1]).is_file() for line in lines)
 
 
@@ -97,12 +97,14 @@ def test_suggestions_know_backbone_method_and_data():
     assert "'resnet50_graph'" in l1
     assert "No recipe has all of these words." in l1
     assert "method.name=NAME" in l1
-    folders = recipe_files.near("imagefolder", recipe_files.known())[0]
+    folders = recipe_files.suggestions("imagefolder", recipe_files.known_recipes())[0]
     assert "resnet18_folder_entropy" in folders
     assert "resnet50_graph" in folders
     assert not [name for name in folders if "cifar" in name]
-    assert all(name.startswith("resnet50_") for name in recipe_files.near("resnet50", recipe_files.known())[0])
-    assert all("resnet56_" in name for name in recipe_files.near("resnet56", recipe_files.known())[0])
+    assert all(
+        name.startswith("resnet50_") for name in recipe_files.suggestions("resnet50", recipe_files.known_recipes())[0]
+    )
+    assert all("resnet56_" in name for name in recipe_files.suggestions("resnet56", recipe_files.known_recipes())[0])
 
 
 def test_where_no_recipe_is_near_the_way_to_one_is_said():

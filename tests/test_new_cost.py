@@ -5,23 +5,25 @@ from pathlib import Path
 
 import pytest
 
-from dist_prune import comparing, methods, preview, replay
+from dist_prune import methods
+from dist_prune.cli import check, compare
 from dist_prune.config import loading
 from dist_prune.config.target import SETTINGS, Target
+from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.errors import PruneError
-from dist_prune.hub import card
-from dist_prune.pruning import plan_summary
-from dist_prune.pruning.channels import Channels
-from dist_prune.pruning.cost import COSTS, Cost, countable, register, target_keys
+from dist_prune.export.hub import model_card
+from dist_prune.pruning.graph.groups import DependencyGraph
+from dist_prune.pruning.plan import files
+from dist_prune.pruning.selection import plan_summary
+from dist_prune.pruning.selection.cost import COSTS, Cost, counted_costs, register, target_keys
 from dist_prune.run import run
-from dist_prune.runtime.machine import Machine
 from tests.launch import report
 from tests.test_targets import WORDS
 
 ASKED = ("target.activations=0.6", "target.tolerance=0.05", "schedule.rounds=2", "schedule.finetune_epochs=0")
 
 
-def elements(channels: Channels, kept) -> int:
+def elements(channels: DependencyGraph, kept) -> int:
     """Elements of the outputs of convolutions and linear layers, of one image."""
     widths = channels.widths(kept)
     return sum(
@@ -45,7 +47,7 @@ def load(*words: str):
 def made(activations, tmp_path_factory) -> Path:
     """A run whose target is of the new cost."""
     folder = tmp_path_factory.mktemp("new") / "run"
-    assert run(load(*ASKED), folder, Machine.alone()) == ""
+    assert run(load(*ASKED), folder, DistributedEnvironment.single_process()) == ""
     return folder
 
 
@@ -63,7 +65,7 @@ def test_a_run_reaches_its_target_and_reports_it(made):
 
 def test_a_second_start_finds_everything_done(made):
     before = (made / "ledger.jsonl").read_text().splitlines()
-    assert run(load(*ASKED), made, Machine.alone()) == ""
+    assert run(load(*ASKED), made, DistributedEnvironment.single_process()) == ""
     new = (made / "ledger.jsonl").read_text().splitlines()[len(before) :]
     assert {json.loads(line)["stage"] for line in new} <= {"report"}, "only the report tells of this start"
 
@@ -71,24 +73,26 @@ def test_a_second_start_finds_everything_done(made):
 def test_verbs_and_pages_show_it(made):
     spec = load("target.activations=0.6")
     kind = methods.find("l1")
-    channels, _, _ = preview.traced(spec, kind(kind.Options()))
-    looked = preview.preview(spec, kind(kind.Options()))
+    channels, _, _ = check.trace_backbone(spec, kind(kind.Options()))
+    looked = check.preview(spec, kind(kind.Options()))
     assert looked["dense"]["activations"] == elements(channels, {})
     assert 0 < looked["reachable"]["activations"][0] < 0.6
-    assert " activations" in preview.as_text(looked)
-    planned = plan_summary.summary(replay.read(made / "round_2/plan.json", channels), channels)
+    assert " activations" in check.as_text(looked)
+    planned = plan_summary.summarize_plan(files.read_plan(made / "round_2/plan.json", channels), channels)
     assert planned["removed"]["activations"] == pytest.approx(1 - report(made)["achieved"]["activations"])
-    found = comparing.collect([made])
+    found = compare.collect([made])
     assert found.rows[0]["activations_share"] == report(made)["achieved"]["activations"]
-    assert "activations kept" in comparing.markdown(found)
-    assert "| activations | " in card(json.loads((made / "export/bundle.json").read_text()))
+    assert "activations kept" in compare.markdown(found)
+    assert "| activations | " in model_card(json.loads((made / "export/bundle.json").read_text()))
 
 
 def test_a_target_out_of_reach_or_missed_is_said_of_it(activations, tmp_path):
     with pytest.raises(PruneError, match=r"target\.activations: 0\.001 cannot be reached"):
-        run(load("target.activations=0.001"), tmp_path / "far", Machine.alone())
+        run(load("target.activations=0.001"), tmp_path / "far", DistributedEnvironment.single_process())
     words = ("target.activations=0.6", "select.round_to=32", "target.tolerance=0.001")
-    assert run(load(*words), tmp_path / "coarse", Machine.alone()).startswith("target.activations: 0.6 was asked for")
+    assert run(load(*words), tmp_path / "coarse", DistributedEnvironment.single_process()).startswith(
+        "target.activations: 0.6 was asked for"
+    )
 
 
 def test_a_recipe_names_it_like_any_other_key(activations):
@@ -117,7 +121,7 @@ def test_everything_wrong_in_the_section_is_said_at_once():
 def test_the_recipe_s_own_keys_are_the_costs_of_the_package():
     built_in = [cost.name for cost in COSTS.values() if cost.target and cost.name not in Target.costs]
     assert built_in == [name for name in Target.model_fields if name not in SETTINGS]
-    assert [cost.name for cost in countable() if cost.name in built_in] == ["macs", "params", "channels"]
+    assert [cost.name for cost in counted_costs() if cost.name in built_in] == ["macs", "params", "channels"]
     assert target_keys().startswith("target.macs, target.params")
 
 

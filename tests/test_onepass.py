@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dist_prune import cli, methods
-from dist_prune.ledger import Ledger
-from dist_prune.onepass import score_many
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.data.dealing import held_out
-from dist_prune.runtime.data.sources import open_source
-from dist_prune.scoring import every
+from dist_prune import methods
+from dist_prune.cli import main as cli
+from dist_prune.cli.score_many import comparable_methods
+from dist_prune.data.datasets import open_source
+from dist_prune.data.sampling import holdout_split
+from dist_prune.distributed.communicator import Communicator
+from dist_prune.pipeline.ledger import Ledger
+from dist_prune.scoring.joint_pass import score_many
 from tests import tiny
 
 DATA_DRIVEN = ("apoz", "chip", "graph", "group_fisher", "hessian_trace", "hrank", "mint", "obd", "taylor")
@@ -25,13 +26,13 @@ def chosen(names=DATA_DRIVEN):
 def test_together_is_alone_and_the_images_are_seen_twice():
     """One pass for all first derivatives and plain taps, one for the Hessian's products."""
     bench, passes = tiny.bench(tiny.network()), []
-    plain = bench.observe
-    bench.observe = lambda *a, **k: passes.append(a) or plain(*a, **k)  # type: ignore[method-assign]
+    plain = bench.collect
+    bench.collect = lambda *a, **k: passes.append(a) or plain(*a, **k)  # type: ignore[method-assign]
     found = score_many(bench, chosen())
     assert len(passes) == 2
     for name, method in chosen().items():
         alone = tiny.bench(tiny.network())
-        alone.channels = method.limits(alone.channels)
+        alone.graph = method.prunable(alone.graph)
         scores = method.score(alone)
         assert scores.keys() == found[name].keys()
         assert all(torch.equal(table, found[name][key]) for key, table in scores.items()), name
@@ -45,17 +46,17 @@ def test_methods_that_look_at_no_image_need_no_pass():
     assert bench._observations == 0
 
 
-def killed_or_not(ranks: Ranks, partial) -> list[str]:
+def killed_or_not(ranks: Communicator, partial) -> list[str]:
     bench = tiny.bench(tiny.network(), ranks, partial=partial)
     found = score_many(bench, chosen(("apoz", "obd", "taylor")))
     return [str(bench.resumed), *(f"{n} {k} {t.double().sum()}" for n, own in found.items() for k, t in own.items())]
 
 
 def test_ranks_share_the_pass_and_a_finished_one_is_not_done_again(tmp_path, pool):
-    one = killed_or_not(Ranks(), None)
+    one = killed_or_not(Communicator(), None)
     for found in pool.run(3, killed_or_not, tmp_path):
         assert found == one
-    again = killed_or_not(Ranks(), tmp_path)
+    again = killed_or_not(Communicator(), tmp_path)
     assert again[0] == str(tiny.IMAGES), "another process knows the partial observation by its settings"
     assert again[1:] == one[1:]
 
@@ -78,13 +79,13 @@ def test_the_verb_prints_a_table(tmp_path, capsys):
     assert not (tmp_path / "run/round_1/scores.safetensors").exists(), "only what the table needs"
     body = json.loads((tmp_path / "run/criteria.json").read_text())
     source = open_source("digits", None, "", True)
-    assert body["images"]["count"] == len(held_out(np.arange(len(source.labels)), 0.1, 0)[1])
+    assert body["images"]["count"] == len(holdout_split(np.arange(len(source.labels)), 0.1, 0)[1])
     assert body["images"]["where"] == "training images that train.holdout holds out"
     assert "score.compare: top-1 on" in said
     assert cli.main(["score-many", "quickstart", "--methods", "l1,l1"]) == 2
     assert cli.main(["score-many", "quickstart", *words[:6], "--methods", "l1,tailor"]) == 2
     assert "Did you mean 'taylor'" in capsys.readouterr().err
-    assert set(DATA_DRIVEN) <= set(methods.names())
+    assert set(DATA_DRIVEN) <= set(methods.list_names())
     as_before(tmp_path / "run")
     assert cli.main(["score-many", "quickstart", *words]) == 0
     out, said = capsys.readouterr()
@@ -117,7 +118,7 @@ def test_every_ranking_method_can_be_compared(tmp_path, capsys):
     out = capsys.readouterr().out
     assert [row["method"] for row in json.loads(out[out.index("[\n") :])] == names
     images = json.loads((tmp_path / "run/criteria.json").read_text())["images"]
-    held = held_out(np.arange(len(open_source("digits", None, "", True).labels)), 0.1, 0)[1]
+    held = holdout_split(np.arange(len(open_source("digits", None, "", True).labels)), 0.1, 0)[1]
     assert images["count"] == len(held) - 40, "none of those that coalitions were measured on"
-    assert {"apoz", "dirichlet", "entropy", "l1", "mint", "shapley", "taylor"} <= set(every())
-    assert not {"graph", "sensitivity"} & set(every())
+    assert {"apoz", "dirichlet", "entropy", "l1", "mint", "shapley", "taylor"} <= set(comparable_methods())
+    assert not {"graph", "sensitivity"} & set(comparable_methods())

@@ -10,9 +10,9 @@ import timm
 import yaml
 
 from dist_prune import methods
+from dist_prune.cli.check import preview
 from dist_prune.config import loading, recipe_files
 from dist_prune.config.recipe import Recipe
-from dist_prune.preview import preview
 
 ROOT = Path(__file__).resolve().parents[1]
 SWEEPS = sorted((ROOT / "recipes" / "sweeps").glob("*.yaml"))
@@ -52,7 +52,7 @@ def test_the_network_of_a_recipe_can_be_cut(file):
 
 def test_a_recipe_lies_in_its_paper_s_folder_and_no_two_have_one_name():
     """A bare name means one file; criteria that are not a paper's folder are baselines."""
-    assert sorted(recipe_files.known()) == sorted(file.stem for file in FILES), (
+    assert sorted(recipe_files.known_recipes()) == sorted(file.stem for file in FILES), (
         "two files of one name, or one not found"
     )
     assert len(FILES) > 55

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from dist_prune import cli, methods
-from dist_prune.bench import Bench
+from dist_prune import methods
+from dist_prune.cli import main as cli
 from dist_prune.config import loading
+from dist_prune.distributed import tensor_files
+from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.errors import PruneError
 from dist_prune.run import run
-from dist_prune.runtime import checkpoint
-from dist_prune.runtime.machine import Machine
+from dist_prune.scoring.context import DistributedScoringContext
 from tests.launch import report
 
 SMALL = [
@@ -23,7 +24,11 @@ SMALL = [
 
 
 def perform(folder: Path, *words: str) -> dict[str, Any]:
-    run(loading.load("quickstart", [*SMALL, *words], methods.options_of), folder, Machine.alone())
+    run(
+        loading.load("quickstart", [*SMALL, *words], methods.options_of),
+        folder,
+        DistributedEnvironment.single_process(),
+    )
     return report(folder)
 
 
@@ -37,7 +42,7 @@ def test_three_thresholds_score_once(first, tmp_path, monkeypatch):
     """Two of the three runs take the scores of the first: no image passes through the network for them."""
     folder, one = first
     seen = []
-    monkeypatch.setattr(Bench, "observe", lambda *arguments, **more: seen.append(arguments))
+    monkeypatch.setattr(DistributedScoringContext, "collect", lambda *arguments, **more: seen.append(arguments))
     shared = (f"score.from={folder}", f"backbone.checkpoint={folder / 'dense.safetensors'}", "train.epochs=0")
     others = [perform(tmp_path / f"at_{t}", *shared, f"select.threshold={t}") for t in (0.7, 0.75)]
     assert seen == []
@@ -59,7 +64,9 @@ def test_a_replayed_plan_gives_the_same_network_unscored(first, tmp_path, capsys
     assert again["plan"]["fingerprint"] == body["plan"]["fingerprint"]
     assert again["pruned"]["top1"] == body["pruned"]["top1"]
     assert {"stage": "select", "event": "replayed", "plan": str(file)} in again["events"]
-    small = [checkpoint.read(place / "round_1/pruned.safetensors")[0] for place in (folder, tmp_path / "again")]
+    small = [
+        tensor_files.read_tensors(place / "round_1/pruned.safetensors")[0] for place in (folder, tmp_path / "again")
+    ]
     assert all(torch.equal(tensor, small[1][key]) for key, tensor in small[0].items())
     assert "nothing is scored" in capsys.readouterr().out
     assert "Who is like whom" in (folder / "report.html").read_text()
@@ -94,7 +101,9 @@ def test_new_weights_where_the_first_release_has_them(first, tmp_path):
     folder, _ = first
     words = ("select.threshold=0.65", f"backbone.checkpoint={folder / 'dense.safetensors'}", "train.epochs=0")
     body = perform(tmp_path / "run", *words, "method.quirks=[fresh_classifier]")
-    plain, fresh = (checkpoint.read(place / "round_1/pruned.safetensors")[0] for place in (folder, tmp_path / "run"))
+    plain, fresh = (
+        tensor_files.read_tensors(place / "round_1/pruned.safetensors")[0] for place in (folder, tmp_path / "run")
+    )
     differing = {key for key, tensor in plain.items() if not torch.equal(tensor, fresh[key])}
     assert differing == {"linear.weight", "linear.bias"}
     assert {"stage": "prune", "event": "new weights", "layers": ["linear"]} in body["events"]

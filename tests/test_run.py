@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import dist_prune
+from dist_prune.data import sampling
 from dist_prune.errors import PruneError
 from dist_prune.run import main
-from dist_prune.runtime.data import dealing
 from tests.launch import ACCELERATE, PYTHON, SMALL, TORCHRUN, environment, finish, report, run
 
 # of SMALL's train stage, written by the first release
@@ -67,7 +67,7 @@ def test_report_json(finished):
     layers = [table for name, table in scores(finished[0]).items() if name.endswith(":hamming")]
     integers = sum(table.numel() + 1 for table in layers)  # C x C agreements and a number of images for each layer
     assert said["score"]["sum"] == {"calls": 1, "bytes": 8 * integers}
-    steps = 2 * dealing.steps(1347 - round(1347 * 0.1), 64)  # two epochs of the digits that are not held out
+    steps = 2 * sampling.steps_per_epoch(1347 - round(1347 * 0.1), 64)  # two epochs of the digits that are not held out
     assert said["train"]["gradients"] == {"calls": steps, "bytes": steps * 4 * body["dense"]["params"]}
     assert said["finetune"]["gradients"] == {"calls": steps, "bytes": steps * 4 * body["finetuned"]["params"]}
     page = (finished[0] / "report.html").read_text()
@@ -79,9 +79,9 @@ def test_report_json(finished):
 
 
 def scores(folder: Path) -> dict[str, torch.Tensor]:
-    from dist_prune.runtime import checkpoint
+    from dist_prune.distributed import tensor_files
 
-    return checkpoint.read(folder / "round_1/scores.safetensors")[0]
+    return tensor_files.read_tensors(folder / "round_1/scores.safetensors")[0]
 
 
 def test_tensorboard_has_curves_figure_and_hparams(finished):
@@ -254,22 +254,22 @@ def test_other_content_behind_the_same_recipe_is_refused(tmp_path):
 
 
 def test_weights_that_are_not_finite_are_refused(finished, tmp_path):
-    from dist_prune.runtime import checkpoint
+    from dist_prune.distributed import tensor_files
 
-    weights, _ = checkpoint.read(finished[0] / "dense.safetensors")
+    weights, _ = tensor_files.read_tensors(finished[0] / "dense.safetensors")
     weights["conv1.weight"][0, 0, 0, 0] = float("nan")
-    checkpoint.save(tmp_path / "nan.safetensors", weights)
+    tensor_files.save_tensors(tmp_path / "nan.safetensors", weights)
     code, output = run(PYTHON, tmp_path / "run", *SMALL, f"backbone.checkpoint={tmp_path / 'nan.safetensors'}")
     assert code == 2
     assert "values that are not finite, in conv1.weight" in output
 
 
 def test_a_checkpoint_of_another_class_count(finished, tmp_path):
-    from dist_prune.runtime import checkpoint
+    from dist_prune.distributed import tensor_files
 
-    weights, _ = checkpoint.read(finished[0] / "dense.safetensors")
+    weights, _ = tensor_files.read_tensors(finished[0] / "dense.safetensors")
     weights["linear.weight"], weights["linear.bias"] = torch.zeros(7, 64), torch.zeros(7)
-    checkpoint.save(tmp_path / "seven.safetensors", weights)
+    tensor_files.save_tensors(tmp_path / "seven.safetensors", weights)
     code, output = run(
         PYTHON, tmp_path / "run", *SMALL, "train.epochs=0", f"backbone.checkpoint={tmp_path / 'seven.safetensors'}"
     )
@@ -279,7 +279,7 @@ def test_a_checkpoint_of_another_class_count(finished, tmp_path):
 
 
 def test_cli(finished, capsys):
-    from dist_prune.cli import main
+    from dist_prune.cli.main import main
 
     assert main(["report", str(finished[0])]) == 0
     assert "finetuned" in capsys.readouterr().out
@@ -337,7 +337,7 @@ def test_run_directories_of_the_release_before_go_on(finished):
 
 def test_a_network_with_several_outputs_is_refused_before_any_work(tmp_path, capsys):
     """By check and by a run, with the same sentence."""
-    from dist_prune.cli import main as cli
+    from dist_prune.cli.main import main as cli
 
     words = ["backbone.name=resnet18", "backbone.kwargs={features_only: true}"]
     said = []

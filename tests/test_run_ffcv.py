@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 import dist_prune
-from dist_prune import cli
-from dist_prune.runtime.data.sources import ArraySource, open_source
+from dist_prune.cli import main as cli
+from dist_prune.data.datasets import ArraySource, open_source
 from tests.launch import SMALL, TORCHRUN, report, run
 
 WORDS = (

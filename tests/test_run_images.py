@@ -13,13 +13,13 @@ from PIL import Image
 
 from dist_prune import methods
 from dist_prune.config import loading
+from dist_prune.data.datasets import ArraySource, open_source
+from dist_prune.distributed import tensor_files
 from dist_prune.errors import PruneError
-from dist_prune.runtime import checkpoint
-from dist_prune.runtime.data.sources import ArraySource, open_source
-from dist_prune.runtime.tracking import Tracker
+from dist_prune.pipeline.context import RunContext
+from dist_prune.pipeline.precheck import precheck
 from dist_prune.stages import score
-from dist_prune.stages.checking import precheck
-from dist_prune.stages.context import RunContext
+from dist_prune.training.tracking import Tracker
 from tests import tiny
 from tests.launch import PYTHON, SMALL, TORCHRUN, report, run, start, wait_for
 
@@ -84,7 +84,7 @@ def test_unreadable_images_are_left_out_of_a_run_and_listed(digits, skipped):
     assert found["evaluate"] == [str(damaged[3])]
     assert body["dense"]["images"] == body["finetuned"]["images"] == 99
     source = open_source("imagefolder", str(root), "train", True)
-    scores, _ = checkpoint.read(folder / "round_1/scores.safetensors")
+    scores, _ = tensor_files.read_tensors(folder / "round_1/scores.safetensors")
     ids = scores["calibration_ids"].tolist()
     assert len(ids) == 197
     assert not {source.paths[sample] for sample in ids} & set(damaged)  # type: ignore[union-attr]
@@ -144,7 +144,7 @@ def test_calibration_images_are_balanced_when_asked(digits, tmp_path):
     context = work_of(
         tmp_path, "score.balance=class", "data.source=digits", "data.mean=null", "data.std=null", "data.crop=null"
     )
-    checkpoint.save(tmp_path / "dense.safetensors", context.networks.create_initial().state_dict())
+    tensor_files.save_tensors(tmp_path / "dense.safetensors", context.networks.create_initial().state_dict())
     made = score.run(context)
     ids = made.tensors["round_1/scores.safetensors"][0]["calibration_ids"].numpy()
     assert np.bincount(open_source("digits", None, "", True).labels[ids]).tolist() == [6] * 10

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import dist_prune
-from dist_prune.pruning.masks import masks_of, violations
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones, checkpoint
+from dist_prune import models
+from dist_prune.distributed import tensor_files
+from dist_prune.pruning.plan.block_masks import mask_violations, weight_masks
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.surgery.verified_trace import trace_groups
 from tests.launch import ACCELERATE, PYTHON, SMALL, finish, report, run
 
 MASKED = (
@@ -27,17 +28,17 @@ def finished(tmp_path_factory):
 def test_exact_zeros_from_the_plan_to_the_bundle(finished):
     folder, _ = finished
     plan = Plan.from_json((folder / "round_1/plan.json").read_text())
-    channels = sites_of(
-        backbones.create("resnet8p_cifar", 10, 1, kwargs={"img_size": 8}).eval(), torch.zeros(1, 1, 8, 8)
+    channels = trace_groups(
+        models.create("resnet8p_cifar", 10, 1, kwargs={"img_size": 8}).eval(), torch.zeros(1, 1, 8, 8)
     )
-    tuned, _ = checkpoint.read(folder / "finetuned.safetensors")
-    masks = masks_of(plan, channels, tuned)
+    tuned, _ = tensor_files.read_tensors(folder / "finetuned.safetensors")
+    masks = weight_masks(plan, channels, tuned)
     assert len(masks) > 3
-    assert violations(tuned, masks) == []
-    small, _ = checkpoint.read(folder / "round_1/pruned.safetensors")
+    assert mask_violations(tuned, masks) == []
+    small, _ = tensor_files.read_tensors(folder / "round_1/pruned.safetensors")
     assert any(not torch.equal(tuned[name], small[name]) for name in masks), "the finetune changed the others"
     loaded = dist_prune.load(folder / "export").state_dict()
-    assert violations(loaded, masks) == []
+    assert mask_violations(loaded, masks) == []
     body = json.loads((folder / "export/bundle.json").read_text())
     assert body["plan"]["blocks"].keys() == plan.blocks.keys()
 

@@ -13,15 +13,15 @@ import torch
 import dist_prune
 from dist_prune import methods
 from dist_prune.config import loading
+from dist_prune.distributed import tensor_files
+from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.errors import PruneError
-from dist_prune.pruning import surgeon
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.trial import sites_of
+from dist_prune.pipeline.precheck import precheck
+from dist_prune.pipeline.runner import ORDER, fingerprint, stages_of
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.surgery import surgeon
+from dist_prune.pruning.surgery.verified_trace import trace_groups
 from dist_prune.run import run as whole_run
-from dist_prune.runtime import checkpoint
-from dist_prune.runtime.machine import Machine
-from dist_prune.stages import ORDER, fingerprint, order
-from dist_prune.stages.checking import precheck
 from tests.launch import PYTHON, SMALL, TORCHRUN, finish, report, run, start, wait_for
 from tests.stages.test_trainings import work_of
 
@@ -41,13 +41,13 @@ def plan_at(folder: Path, number: int) -> Plan:
     return Plan.from_json((folder / f"round_{number}/plan.json").read_text())
 
 
-def stages_of(folder: Path) -> list[str]:
+def stages_in(folder: Path) -> list[str]:
     return [json.loads(line)["stage"] for line in (folder / "ledger.jsonl").read_text().splitlines()]
 
 
 def test_two_rounds_leave_one_plan(finished):
     folder, output = finished
-    assert stages_of(folder) == [
+    assert stages_in(folder) == [
         "train", "score", "select", "prune", "round_1/finetune", "round_2/score", "round_2/select", "round_2/prune",
         "finetune", "evaluate", "curves", "export", "report",
     ]  # fmt: skip
@@ -73,8 +73,8 @@ def test_two_rounds_leave_one_plan(finished):
 def test_what_was_carried_is_what_was_left_cut_by_the_plan(finished):
     folder, _ = finished
     files = ("round_1/optimizer_state.safetensors", "round_2/optimizer_carried.safetensors")
-    left, carried = (checkpoint.read(folder / name)[0] for name in files)
-    small = checkpoint.read(folder / "round_2/pruned.safetensors")[0]
+    left, carried = (tensor_files.read_tensors(folder / name)[0] for name in files)
+    small = tensor_files.read_tensors(folder / "round_2/pruned.safetensors")[0]
     assert left.keys() == carried.keys()
     for table in ("model", "ema"):
         for name, tensor in small.items():
@@ -90,7 +90,7 @@ def test_the_second_round_is_the_same_on_one_rank(finished, tmp_path):
     shutil.copytree(finished[0], folder)
     shutil.rmtree(folder / "round_2")
     assert go(folder, *ROUNDS) == ""
-    assert stages_of(folder)[-4:] == ["round_2/score", "round_2/select", "round_2/prune", "report"]
+    assert stages_in(folder)[-4:] == ["round_2/score", "round_2/select", "round_2/prune", "report"]
     skipped = {event["stage"] for event in report(folder)["events"] if event["event"] == "skipped"}
     assert {"train", "prune", "round_1/finetune", "finetune", "evaluate", "export"} <= skipped
     assert plan_at(folder, 2) == plan_at(finished[0], 2)
@@ -133,7 +133,7 @@ def test_killed_inside_rounds_and_run_again(finished, tmp_path):
     assert resumed == {"round_1/finetune", "round_2/score"}
     assert plan_at(whole, 2) == plan_at(cut, 2)
     for file in ("round_2/optimizer_carried.safetensors", "finetuned.safetensors"):
-        one, two = (checkpoint.read(folder / file)[0] for folder in (whole, cut))
+        one, two = (tensor_files.read_tensors(folder / file)[0] for folder in (whole, cut))
         assert all(torch.equal(tensor, two[name]) for name, tensor in one.items()), file
 
 
@@ -141,22 +141,24 @@ def test_other_keys_of_the_end_leave_the_rounds_alone(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished[0], folder)
     assert go(folder, *ROUNDS, "finetune.epochs=2") == ""
-    added = stages_of(folder)[len(stages_of(finished[0])) :]
+    added = stages_in(folder)[len(stages_in(finished[0])) :]
     assert added == ["finetune", "evaluate", "export", "report"]
 
 
 def go(folder: Path, *words: str) -> str:
-    return whole_run(loading.load("quickstart", list(words), methods.options_of), folder, Machine.alone())
+    return whole_run(
+        loading.load("quickstart", list(words), methods.options_of), folder, DistributedEnvironment.single_process()
+    )
 
 
 def test_one_shot_does_not_know_of_rounds(tmp_path):
-    assert order(1) == ORDER
+    assert stages_of(1) == ORDER
     plain = work_of(tmp_path)
     other = work_of(tmp_path, "schedule.spacing=linear", "schedule.finetune_epochs=7")
     assert fingerprint(ORDER[0], plain) == fingerprint(ORDER[0], other)
     assert [stage.label for stage in ORDER] == [stage.name for stage in ORDER]
     assert not [stage.name for stage in ORDER for field in stage.reads if field.startswith("schedule")]
-    labels = [stage.label for stage in order(3)]
+    labels = [stage.label for stage in stages_of(3)]
     assert len(set(labels)) == len(labels) == len(ORDER) + 2 * 4
 
 
@@ -181,7 +183,7 @@ def test_rounds_that_make_no_sense_are_refused_before_any_work(tmp_path, words, 
         precheck(work_of(tmp_path, "schedule.rounds=2", *words))
 
 
-class Sharded(Machine):
+class Sharded(DistributedEnvironment):
     """As under DeepSpeed's ZeRO-2."""
 
     zero = property(lambda self: 2)  # type: ignore[assignment]
@@ -192,7 +194,7 @@ def test_no_state_is_carried_under_deepspeed(tmp_path):
     precheck(context)
     alone = context.environment
     with pytest.raises(PruneError, match=r"schedule\.carry_optimizer: DeepSpeed shards the optimizer's state"):
-        precheck(replace(context, environment=Sharded(alone.device, alone.ranks)))
+        precheck(replace(context, environment=Sharded(alone.device, alone.comm)))
 
 
 def test_new_weights_after_cutting_are_for_one_shot(tmp_path):
@@ -222,9 +224,9 @@ def test_the_dense_widths_hold_floors_over_all_rounds(finished, tmp_path):
     assert all(2 * last.counts[group] >= width for group, width in last.widths.items())
     assert any(2 * last.counts[group] == width for group, width in last.widths.items())
     model = dist_prune.load(tmp_path / "run/export")
-    dense = checkpoint.read(finished[0] / "dense.safetensors")[0]
+    dense = tensor_files.read_tensors(finished[0] / "dense.safetensors")[0]
     whole = work_of(tmp_path / "run", *words[:2]).networks.create()
     whole.load_state_dict(dense)
-    channels = sites_of(whole.eval(), torch.zeros(1, 1, 8, 8))
-    surgeon.operate(whole, channels, last)
+    channels = trace_groups(whole.eval(), torch.zeros(1, 1, 8, 8))
+    surgeon.apply_plan(whole, channels, last)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in whole.state_dict().items())

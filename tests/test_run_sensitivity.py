@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import dist_prune
-from dist_prune.methods.method import TRAINED
-from dist_prune.pruning import surgeon
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones, checkpoint
+from dist_prune import models
+from dist_prune.distributed import tensor_files
+from dist_prune.methods.base import TRAINED
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.surgery import surgeon
+from dist_prune.pruning.surgery.verified_trace import trace_groups
 from tests.launch import ACCELERATE, PYTHON, SMALL, finish, report, run
 
 LEARNED = (
@@ -29,14 +30,14 @@ def test_surgery_starts_from_the_trained_weights(finished):
     folder, _ = finished
     plan = Plan.from_json((folder / "round_1/plan.json").read_text())
     assert len(plan.removed) == 3
-    scores, _ = checkpoint.read(folder / "round_1/scores.safetensors")
-    model = backbones.create("resnet8p_cifar", 10, 1, kwargs={"img_size": 8}).eval()
-    channels = sites_of(model, torch.zeros(1, 1, 8, 8))
+    scores, _ = tensor_files.read_tensors(folder / "round_1/scores.safetensors")
+    model = models.create("resnet8p_cifar", 10, 1, kwargs={"img_size": 8}).eval()
+    channels = trace_groups(model, torch.zeros(1, 1, 8, 8))
     model.load_state_dict({n.removeprefix(TRAINED): t for n, t in scores.items() if n.startswith(TRAINED)})
-    surgeon.operate(model, channels, plan)
-    small, _ = checkpoint.read(folder / "round_1/pruned.safetensors")
+    surgeon.apply_plan(model, channels, plan)
+    small, _ = tensor_files.read_tensors(folder / "round_1/pruned.safetensors")
     assert all(torch.equal(tensor, small[name]) for name, tensor in model.state_dict().items())
-    dense, _ = checkpoint.read(folder / "dense.safetensors")
+    dense, _ = tensor_files.read_tensors(folder / "dense.safetensors")
     assert not torch.equal(dense["linear.weight"], small["linear.weight"])
     assert not (folder / "round_1/partial").exists()
     assert dist_prune.load(folder / "export")(torch.zeros(2, 1, 8, 8)).shape == (2, 10)

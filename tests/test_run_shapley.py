@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from dist_prune import methods
+from dist_prune.cli.check import as_text, preview
 from dist_prune.config import loading
-from dist_prune.methods import shapley
-from dist_prune.preview import as_text, preview
-from dist_prune.runtime import checkpoint
-from dist_prune.runtime.data.dealing import held_out
-from dist_prune.runtime.data.sources import open_source
+from dist_prune.data.datasets import open_source
+from dist_prune.data.sampling import holdout_split
+from dist_prune.distributed import tensor_files
+from dist_prune.methods.shapley import method as shapley
 from tests.launch import ACCELERATE, PYTHON, SMALL, report, run
 
 COUNTS = "select.counts={conv1: 12, layer1.0.conv1: 5}"
@@ -38,7 +38,7 @@ def grown(tmp_path_factory):
 
 def test_more_samples_in_the_same_run_directory(grown):
     folder, said = grown
-    scores, _ = checkpoint.read(folder / "round_1/scores.safetensors")
+    scores, _ = tensor_files.read_tensors(folder / "round_1/scores.safetensors")
     assert len(scores["conv1:correct"]) == 14
     lines = [json.loads(line) for line in (folder / "round_1/measured.jsonl").read_text().splitlines()]
     assert len({json.dumps(line["job"]) for line in lines}) == len(lines), "nothing was measured twice"
@@ -62,9 +62,9 @@ def test_a_number_of_sets_at_the_threshold_is_said_by_check_run_and_report(grown
 
 def test_accuracy_is_measured_on_held_out_images(grown):
     folder, _ = grown
-    scores, _ = checkpoint.read(folder / "round_1/scores.safetensors")
+    scores, _ = tensor_files.read_tensors(folder / "round_1/scores.safetensors")
     source = open_source("digits", None, "", True)
-    held = held_out(np.arange(len(source.labels)), 0.1, 0)[1]
+    held = holdout_split(np.arange(len(source.labels)), 0.1, 0)[1]
     assert set(scores["calibration_ids"].tolist()) <= set(held.tolist())
     assert len(scores["calibration_ids"]) == 100
 
@@ -98,7 +98,7 @@ def test_the_released_leak_reads_the_test_images(tmp_path, grown):
     dense = f"backbone.checkpoint={grown[0] / 'dense.safetensors'}"
     code, output = run(PYTHON, tmp_path / "run", *SHAPLEY, "method.quirks=[test_images]", "train.epochs=0", dense)
     assert code == 0, output
-    scores, _ = checkpoint.read(tmp_path / "run/round_1/scores.safetensors")
+    scores, _ = tensor_files.read_tensors(tmp_path / "run/round_1/scores.safetensors")
     assert int(scores["calibration_ids"].max()) < len(open_source("digits", None, "", False).labels)
     code, output = run(PYTHON, tmp_path / "seen", *SHAPLEY, "train.selection=last", "method.samples=2")
     assert code == 0, output

@@ -11,8 +11,9 @@ import psutil
 import pytest
 import torch
 
-from dist_prune.ledger import Ledger
-from dist_prune.runtime import backbones, checkpoint
+from dist_prune import models
+from dist_prune.distributed import tensor_files
+from dist_prune.pipeline.ledger import Ledger
 from tests.launch import PYTHON, ROOT, SMALL, TORCHRUN, environment, plugin, report, run, start, wait_for
 
 
@@ -21,7 +22,7 @@ def dense(tmp_path_factory):
     """Weights to begin with, so that no run here trains the dense network first."""
     torch.manual_seed(0)
     file = tmp_path_factory.mktemp("dense") / "dense.safetensors"
-    checkpoint.save(file, backbones.create("resnet8p_cifar", 10, 1, kwargs={"img_size": 8}).state_dict())
+    tensor_files.save_tensors(file, models.create("resnet8p_cifar", 10, 1, kwargs={"img_size": 8}).state_dict())
     return file
 
 
@@ -128,7 +129,7 @@ def test_two_real_ranks_train_as_one(tmp_path):
 DYING = """
 import os, signal, time
 from dist_prune.methods import method
-from dist_prune.pruning.statistic import State, Statistic
+from dist_prune.pruning.hooks.statistics import State, Statistic
 class Count(Statistic):
     def states(self, site):
         return {"n": State("sum")}
@@ -140,7 +141,7 @@ class Count(Statistic):
 class Foreign(method.Method):
     paper = "a method that fails at one image, on whichever rank that image is"
     def score(self, bench):
-        bench.observe(bench.sites, Count())
+        bench.collect(bench.sites, Count())
         return {}
     def select(self, scores, channels, request):
         raise AssertionError

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dist_prune.runtime import checkpoint
+from dist_prune.distributed import tensor_files
 from tests.launch import PYTHON, report, run
 
 CLASSES = {"airplane": 0, "automobile": 1, "frog": 6, "ship": 8}
@@ -49,7 +49,7 @@ def test_weights_of_ten_classes_learn_four_and_are_cut(folder, data, tmp_path):
     assert 0.6 < body["achieved"]["macs"] <= 0.7
     events = [event["event"] for event in body["events"] if event["stage"] == "train"]
     assert any("(that of resnet20_cifar10.safetensors has 10 classes)" in event for event in events)
-    dense, _ = checkpoint.read(tmp_path / "weights/dense.safetensors")
+    dense, _ = tensor_files.read_tensors(tmp_path / "weights/dense.safetensors")
     assert dense["linear.weight"].shape == (4, 64)
     code, output = run(
         PYTHON, tmp_path / "none", *words, f"backbone.checkpoint={weights}", "train.epochs=0",

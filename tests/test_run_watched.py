@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from dist_prune.config.loading import load
-from dist_prune.ledger import Ledger, claim, lock
+from dist_prune.pipeline.ledger import Ledger, bind_recipe, lock_run_directory
 from tests.launch import PYTHON, RUN, SMALL, TORCHRUN, environment, run, start, wait_for
 from tests.test_waiting import place, port
 
@@ -133,13 +133,16 @@ def test_a_run_without_a_launcher_outlives_its_shell(tmp_path):
 def test_a_refused_launch_leaves_the_run_of_others_as_it_is(tmp_path):
     folder = tmp_path / "run"
     spec = load("quickstart", [*SMALL, "train.epochs=7"])
-    claim(folder, spec.resolved())
+    bind_recipe(folder, spec.resolved())
     Ledger(folder).append({"stage": "train", "fingerprint": "f", "outputs": {}})
     (folder / "report.json").write_text("{}")
-    with lock(folder):  # as the run that made it did
+    with lock_run_directory(folder):  # as the run that made it did
         pass
     before = state(folder)
-    for held, said in ((lock(folder), "another process is running in"), (nullcontext(), "belongs to another recipe")):
+    for held, said in (
+        (lock_run_directory(folder), "another process is running in"),
+        (nullcontext(), "belongs to another recipe"),
+    ):
         with held:
             code, output = run(PYTHON, folder, *SMALL)
         assert code == 2

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dist_prune.comparing import collect
-from dist_prune.ledger import Ledger
+from dist_prune.cli.compare import collect
+from dist_prune.pipeline.ledger import Ledger
 from tests.cluster import Cluster, cluster
 from tests.launch import PYTHON, ROOT, SMALL, TORCHRUN, report, run
 

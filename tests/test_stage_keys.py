@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from dist_prune import methods
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.stage_keys import ReadBy, declared
-from dist_prune.ledger import PLACES
-from dist_prune.stages import ORDER, order
+from dist_prune.pipeline.ledger import NON_IDENTITY_KEYS
+from dist_prune.pipeline.runner import ORDER, stages_of
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "stage_reads.json").read_text())
 
@@ -29,14 +29,14 @@ def declarations(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterato
 @pytest.mark.parametrize(("rounds", "name"), [(1, "one shot"), (3, "three rounds")])
 @pytest.mark.parametrize("carry", [False, True])
 def test_stages_read_the_keys_that_their_fingerprints_were_made_of(rounds, name, carry):
-    found = {stage.label: sorted(stage.reads) for stage in order(rounds, carry)}
+    found = {stage.label: sorted(stage.reads) for stage in stages_of(rounds, carry)}
     assert found == {label: sorted(keys.split()) for label, keys in GOLDEN[name].items()}
 
 
 def test_scores_read_the_options_that_their_fingerprints_were_made_of():
     wanted = GOLDEN["options that score reads"]
     assert {name: " ".join(sorted(methods.find(name).Options.score_options())) for name in wanted} == wanted
-    grow = {name: " ".join(sorted(methods.find(name).Options.growing_options())) for name in wanted}
+    grow = {name: " ".join(sorted(methods.find(name).Options.refinable_options())) for name in wanted}
     assert {name: options for name, options in grow.items() if options} == GOLDEN["options of them that may grow"]
 
 
@@ -50,7 +50,7 @@ def test_every_key_is_read_by_a_stage_or_says_why_not():
 def test_what_no_stage_reads_may_change_between_two_commands():
     """The ledger lets the same keys change; another run's scores are let in by their fingerprint."""
     exempt = {key for key, own in declarations() if any(one.why_not for one in own)}
-    places = {place for place in PLACES if place.partition(".")[0] not in ("train", "finetune")}
+    places = {place for place in NON_IDENTITY_KEYS if place.partition(".")[0] not in ("train", "finetune")}
     assert {key for key in exempt if key.partition(".")[0] not in places} - {"score.from"} == places - {"cluster"}
 
 

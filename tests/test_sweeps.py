@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from dist_prune.cli import main
+from dist_prune.cli.main import main
 from dist_prune.config import sweep
+from dist_prune.distributed.communicator import Communicator
+from dist_prune.distributed.preemption import PreemptedError
 from dist_prune.errors import PruneError
 from dist_prune.methods import options_of
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.stopping import PreemptedError
-from dist_prune.stages.sharing import Hold, Shelf, made_once
+from dist_prune.pipeline.artifact_store import ArtifactStore, Lease, made_once
 from tests.launch import ROOT
 
 SWEEP = """
@@ -31,7 +31,7 @@ def written(folder: Path, text: str = SWEEP) -> str:
 
 
 def test_a_sweep_expands_in_one_order(tmp_path):
-    found = sweep.load(written(tmp_path), options_of)
+    found = sweep.load_sweep(written(tmp_path), options_of)
     assert [task.number for task in found.tasks] == list(range(6))
     assert [task.overrides for task in found.tasks[:4]] == [
         (f"target.macs={share}", f"seed={seed}") for share in (0.5, 0.6) for seed in (0, 1)
@@ -58,18 +58,18 @@ def test_a_sweep_expands_in_one_order(tmp_path):
 )
 def test_a_wrong_sweep_is_refused(tmp_path, text, said):
     with pytest.raises(PruneError, match=rf"(?s){said}"):
-        sweep.load(written(tmp_path, text), options_of)
+        sweep.load_sweep(written(tmp_path, text), options_of)
 
 
 def test_a_task_is_a_recipe_and_a_place(tmp_path, monkeypatch):
     file = written(tmp_path)
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    spec, place = sweep.choose(None, file, None, ["finetune.epochs=1"], options_of)
+    spec, place = sweep.choose_run(None, file, None, ["finetune.epochs=1"], options_of)
     assert (spec.name, spec.seed, spec.target.macs, spec.finetune.epochs) == ("quickstart-macs_0.6-seed_1", 1, 0.6, 1)
     assert place == Path("runs/small/quickstart-macs_0.6-seed_1")
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
     with pytest.raises(PruneError, match="name the task, --task N"):
-        sweep.choose(None, file, None, [], options_of)
+        sweep.choose_run(None, file, None, [], options_of)
 
 
 def test_where_a_run_lives_follows_its_keys(tmp_path, capsys, monkeypatch):
@@ -121,9 +121,9 @@ def test_a_wrong_launch_is_refused(capsys, words, said):
     assert said in capsys.readouterr().err
 
 
-def shelf(folder: Path, name: str, patience: float = 60) -> Shelf:
+def shelf(folder: Path, name: str, patience: float = 60) -> ArtifactStore:
     (folder / name).mkdir(exist_ok=True)
-    return Shelf(folder / "shared", folder / name, patience)
+    return ArtifactStore(folder / "shared", folder / name, patience)
 
 
 def make(folder: Path, text: str):
@@ -134,9 +134,9 @@ def make(folder: Path, text: str):
     return act
 
 
-def use(shelf: Shelf, act=None):
+def use(shelf: ArtifactStore, act=None):
     act = act or make(shelf.owner, shelf.owner.name)
-    return made_once(shelf, "score-1", ["scores"], Ranks(), act, shelf.owner, lambda text: None)
+    return made_once(shelf, "score-1", ["scores"], Communicator(), act, shelf.owner, lambda text: None)
 
 
 def test_one_makes_and_others_take(tmp_path):
@@ -153,25 +153,25 @@ def test_one_makes_and_others_take(tmp_path):
 
 def test_a_holder_that_is_alive_is_waited_for_and_a_dead_one_is_not(tmp_path):
     alive, waiting = shelf(tmp_path, "a"), shelf(tmp_path, "b", patience=0.3)
-    hold = alive.try_hold("score-1")
-    assert isinstance(hold, Hold)
+    hold = alive.try_lease("score-1")
+    assert isinstance(hold, Lease)
     for _ in range(5):  # signs of life come
         os.utime(hold.file, ns=(0, time.time_ns()))
-        assert str(tmp_path / "a") in str(waiting.try_hold("score-1"))
+        assert str(tmp_path / "a") in str(waiting.try_lease("score-1"))
         time.sleep(0.1)
-    assert isinstance(alive.try_hold("score-1"), Hold), "the same task, started again, goes on at once"
+    assert isinstance(alive.try_lease("score-1"), Lease), "the same task, started again, goes on at once"
     time.sleep(0.4)  # and no more
-    taken = waiting.try_hold("score-1")
-    assert isinstance(taken, Hold)
+    taken = waiting.try_lease("score-1")
+    assert isinstance(taken, Lease)
     assert taken.file != hold.file
-    assert str(tmp_path / "b") in str(alive.try_hold("score-1")), "who was given up waits like any other"
+    assert str(tmp_path / "b") in str(alive.try_lease("score-1")), "who was given up waits like any other"
 
 
 def test_who_is_given_up_and_finishes_later_takes_what_is_there(tmp_path):
     slow, fast = shelf(tmp_path, "a"), shelf(tmp_path, "b", patience=0)
 
     def overtaken():
-        while isinstance(fast.try_hold("score-1"), str):
+        while isinstance(fast.try_lease("score-1"), str):
             time.sleep(0.01)
         use(fast)
         return make(tmp_path / "a", "a")()
@@ -188,4 +188,4 @@ def test_a_preempted_holder_stays_and_a_failed_one_goes(tmp_path, error, kept):
     with pytest.raises(type(error)):
         use(shelf(tmp_path, "a"), fails)
     assert len(list((tmp_path / "shared").glob("*.holder.0"))) == kept
-    assert isinstance(shelf(tmp_path, "b").try_hold("score-1"), str if kept else Hold)
+    assert isinstance(shelf(tmp_path, "b").try_lease("score-1"), str if kept else Lease)

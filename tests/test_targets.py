@@ -6,10 +6,10 @@ import pytest
 
 from dist_prune import methods
 from dist_prune.config import loading
+from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.errors import PruneError
 from dist_prune.run import run as whole_run
-from dist_prune.runtime.machine import Machine
-from dist_prune.stages import timing
+from dist_prune.stages import latency_target
 from tests.launch import PYTHON, report, run
 
 WORDS = [
@@ -32,7 +32,7 @@ def test_a_missed_target_ends_with_its_own_code_after_everything_is_written(tmp_
     assert abs(body["achieved"]["macs"] / 0.55 - 1) > 0.001
     tolerant = whole_run(
         loading.load("quickstart", [*WORDS, *coarse[:2], "target.tolerance=null"], methods.options_of),
-        tmp_path / "run", Machine.alone(),
+        tmp_path / "run", DistributedEnvironment.single_process(),
     )  # fmt: skip
     assert tolerant == ""
 
@@ -45,7 +45,9 @@ def test_a_target_of_channels_is_held_to_its_tolerance_too(tmp_path):
     """In steps of 32 channels no network keeps just the share that was asked for."""
     coarse = ("target.macs=null", "target.channels=0.55", "select.round_to=32", "target.tolerance=0.001")
     missed = whole_run(
-        loading.load("quickstart", [*WORDS, *coarse], methods.options_of), tmp_path / "run", Machine.alone()
+        loading.load("quickstart", [*WORDS, *coarse], methods.options_of),
+        tmp_path / "run",
+        DistributedEnvironment.single_process(),
     )
     assert missed.startswith("target.channels: 0.55 was asked for")
     assert events(report(tmp_path / "run"), "target missed")[0]["why"] == missed
@@ -64,14 +66,14 @@ def clock(monkeypatch, fixed: float, good=lambda models: True) -> list[int]:
             for name, ms in times.items()
         }
 
-    monkeypatch.setattr(timing, "latency", latency)
+    monkeypatch.setattr(latency_target, "latency", latency)
     return asked
 
 
 def go(folder, *words: str) -> tuple[str, dict]:
     """(why the target was missed, the report)"""
     spec = loading.load("quickstart", [*WORDS, "target.macs=null", *words], methods.options_of)
-    return whole_run(spec, folder, Machine.alone()), report(folder)
+    return whole_run(spec, folder, DistributedEnvironment.single_process()), report(folder)
 
 
 def facts(folder) -> dict:

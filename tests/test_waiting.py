@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from dist_prune.distributed import watchdog
+from dist_prune.distributed.rendezvous import Rendezvous
 from dist_prune.errors import PruneError
-from dist_prune.runtime import watch
-from dist_prune.runtime.roll import Roll
 from tests.launch import PYTHON, SMALL, report, run, start
 
 LONG = (
@@ -59,11 +59,11 @@ def test_who_is_missing_among_many(tmp_path):
 
     store = dist.FileStore(str(tmp_path / "store"), 20)  # pyright: ignore[reportPrivateImportUsage]
     for rank in (2, 3):
-        Roll(store, rank, 20).write("here")
+        Rendezvous(store, rank, 20).write("here")
 
     with pytest.raises(PruneError) as caught:
         environment = {**place(0, 20, 1), "RANK": "0"}
-        Roll.call(environment, 0.5, lambda *_: store)
+        Rendezvous.join(environment, 0.5, lambda *_: store)
     assert str(caught.value).startswith(
         "ranks 1, 4, 5, 6, 7, 8, 9, 10 and 9 more of 20 did not come within 0.5 s (cluster.join_timeout_s). "
         f"Here: rank 0 (process {os.getpid()} on {socket.gethostname()}), rank 2 "
@@ -83,11 +83,11 @@ def test_who_is_missing_among_many(tmp_path):
 )
 def test_what_gloo_says_of_lost_ranks_is_understood(said, reason):
     """The words of three real ends, in an exchange that torch itself called."""
-    from dist_prune.runtime.collectives import RankLostError, Ranks, overheard
+    from dist_prune.distributed.communicator import Communicator, RankLostError, peer_failures
 
-    with pytest.raises(RankLostError, match=reason), overheard(Ranks(1, 2)):
+    with pytest.raises(RankLostError, match=reason), peer_failures(Communicator(1, 2)):
         raise RuntimeError(said)
-    with pytest.raises(RuntimeError, match="shapes") as caught, overheard(Ranks(1, 2)):
+    with pytest.raises(RuntimeError, match="shapes") as caught, peer_failures(Communicator(1, 2)):
         raise RuntimeError("shapes do not match")
     assert not isinstance(caught.value, RankLostError)
 
@@ -166,14 +166,14 @@ def test_a_rank_of_an_earlier_launch_does_not_join_the_next(tmp_path):
 
     server, at, store = meeting(tmp_path)
     with server:
-        Roll(store, 0, 2, "launch new").come()
+        Rendezvous(store, 0, 2, "launch new").register()
         with pytest.raises(PruneError, match=r"belongs to another launch \(launch old\) than the first rank"):
-            Roll.call({**place(1, 2, at), "DIST_PRUNE_LAUNCH": "old"}, 20, lambda *_: store)
+            Rendezvous.join({**place(1, 2, at), "DIST_PRUNE_LAUNCH": "old"}, 20, lambda *_: store)
         with pytest.raises(PruneError, match="belongs to another launch"):
-            Roll.call(place(1, 2, at), 20, lambda *_: store)
-        found = Roll.call({**place(1, 2, at), "DIST_PRUNE_LAUNCH": "new"}, 20, lambda *_: store)
+            Rendezvous.join(place(1, 2, at), 20, lambda *_: store)
+        found = Rendezvous.join({**place(1, 2, at), "DIST_PRUNE_LAUNCH": "new"}, 20, lambda *_: store)
     assert found is not None
-    assert found.who(1).startswith(f"rank 1 (process {os.getpid()} ")
+    assert found.describe_rank(1).startswith(f"rank 1 (process {os.getpid()} ")
 
 
 def test_two_processes_of_one_number_are_told_apart(tmp_path):
@@ -181,10 +181,10 @@ def test_two_processes_of_one_number_are_told_apart(tmp_path):
 
     server, at, store = meeting(tmp_path)
     with server:
-        Roll(store, 0, 2).come()
+        Rendezvous(store, 0, 2).register()
         store.set("dist_prune///here/1", '{"host": "elsewhere", "pid": 7}')  # type: ignore[attr-defined]
         with pytest.raises(PruneError, match=r"is here twice: rank 1 \(process 7 on elsewhere\) came first"):
-            Roll.call(place(1, 2, at), 5, lambda *_: store)
+            Rendezvous.join(place(1, 2, at), 5, lambda *_: store)
 
 
 def test_torchrun_starts_its_processes_again_on_the_same_store(tmp_path):
@@ -193,22 +193,22 @@ def test_torchrun_starts_its_processes_again_on_the_same_store(tmp_path):
     more = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "x"}
     for attempt in ("0", "1"):
         environment = {**place(0, 2, at), **more, "TORCHELASTIC_RESTART_COUNT": attempt}
-        name = watch.launch(environment)
+        name = watchdog.launch_id(environment)
         if attempt == "0":
-            Roll(store, 1, 2, name, attempt).come()
-            assert Roll.call(environment, 20, lambda *_: store) is not None
+            Rendezvous(store, 1, 2, name, attempt).register()
+            assert Rendezvous.join(environment, 20, lambda *_: store) is not None
         else:
             with pytest.raises(PruneError, match="rank 1 of 2 did not come"):
-                Roll.call(environment, 0.5, lambda *_: store)
+                Rendezvous.join(environment, 0.5, lambda *_: store)
     server.close()
 
 
 def test_what_a_launch_is_called():
     one = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}
-    assert watch.launch({}) == ""
-    assert watch.launch(one) == "", "two machines, and nothing that both know"
-    assert watch.launch({**one, "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}) == "job 7.2"
-    assert watch.launch({**one, "TORCHELASTIC_RUN_ID": "abc", "DIST_PRUNE_LAUNCH": "x"}) == "launch x, run abc"
-    here = watch.launch({**one, "WORLD_SIZE": "2"})
-    assert here == watch.launch({**one, "WORLD_SIZE": "2"})
+    assert watchdog.launch_id({}) == ""
+    assert watchdog.launch_id(one) == "", "two machines, and nothing that both know"
+    assert watchdog.launch_id({**one, "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}) == "job 7.2"
+    assert watchdog.launch_id({**one, "TORCHELASTIC_RUN_ID": "abc", "DIST_PRUNE_LAUNCH": "x"}) == "launch x, run abc"
+    here = watchdog.launch_id({**one, "WORLD_SIZE": "2"})
+    assert here == watchdog.launch_id({**one, "WORLD_SIZE": "2"})
     assert here.startswith(f"launcher {os.getppid()} since ")

@@ -9,14 +9,14 @@ from collections import Counter
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_prune.runtime.collectives import leave
-from dist_prune.runtime.machine import Machine
+from dist_prune.distributed.communicator import shutdown
+from dist_prune.distributed.environment import DistributedEnvironment
 from tests.runtime.test_training import digest, still, trainer
 
 SEEN: Counter[str] = Counter()
 
 
-def watched(machine: Machine):
+def watched(machine: DistributedEnvironment):
     """``machine.wrap`` with hooks that count the gradients of DDP's buckets and the buffers it sends around."""
     wrap = machine.wrap
 
@@ -43,13 +43,13 @@ def watched(machine: Machine):
 
 
 if __name__ == "__main__":
-    machine = Machine.start()
-    found = still(trainer(machine.ranks))
-    found.loop.machine = machine
+    machine = DistributedEnvironment.start()
+    found = still(trainer(machine.comm))
+    found.loop.environment = machine
     machine.wrap = watched(machine)  # type: ignore[method-assign]
     found.run()
-    if machine.ranks.first:
-        counted = {word: size for word, (_, size) in machine.ranks.volume.items()}
-        body = {"world": machine.ranks.world, "digest": digest(found.model), "seen": SEEN, "counted": counted}
+    if machine.comm.is_main:
+        counted = {word: size for word, (_, size) in machine.comm.volume.items()}
+        body = {"world": machine.comm.world, "digest": digest(found.model), "seen": SEEN, "counted": counted}
         print(json.dumps(body))
-    leave(machine.ranks)
+    shutdown(machine.comm)

@@ -11,9 +11,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dist_prune.runtime.data.feed import Feed
-from dist_prune.runtime.machine import Machine
-from dist_prune.runtime.training.train import Trainer
+from dist_prune.data.loader import ImageLoader
+from dist_prune.distributed.environment import DistributedEnvironment
+from dist_prune.training.trainer import Trainer
 from tests import tiny
 from tests.runtime.test_training import Killed, kill_after, trainer
 
@@ -32,13 +32,13 @@ CASES = {
 MASKED = "layer1.0.conv1.weight"
 
 
-def made(machine: Machine, folder: Path | None = None, epochs: int = 1, **more) -> Trainer:
+def made(machine: DistributedEnvironment, folder: Path | None = None, epochs: int = 1, **more) -> Trainer:
     """A training in float32 with a small learning rate, so that rounding is not blown up."""
     found = trainer(None, folder, **{"lr": 0.01, "epochs": epochs, "save_every_steps": 2, **more})
     found.model = tiny.network().float()
-    found.loop.machine = machine
-    feed = found.loop.feed
-    found.loop.feed = Feed(feed.source, feed.look, machine.device)
+    found.loop.environment = machine
+    feed = found.loop.loader
+    found.loop.loader = ImageLoader(feed.source, feed.transform, machine.device)
     mask = torch.ones_like(found.model.get_parameter(MASKED))
     mask[::2] = 0
     found.masks = {MASKED: mask}
@@ -51,8 +51,8 @@ def apart(one: Trainer, other: Trainer) -> float:
 
 
 def main(folder: Path) -> None:
-    machine, plain = Machine.start(), Machine.alone()
-    found: dict = {"zero": machine.zero}
+    machine, plain = DistributedEnvironment.start(), DistributedEnvironment.single_process()
+    found: dict = {"zero": machine.zero_stage}
     for case, more in CASES.items():
         here, there = made(machine, **more), made(plain, **more)
         here.run(), there.run()

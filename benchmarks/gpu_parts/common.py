@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dist_prune.runtime.data.sources import ArraySource
+from dist_prune.data.datasets import ArraySource
 
 Row = dict[str, Any]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -15,8 +15,8 @@ from torch import nn
 
 from benchmarks.deploy import pruned
 from benchmarks.gpu_parts.common import DTYPES, OutOfTimeError, Row, limit, synthetic
-from dist_prune import bundle
-from dist_prune.runtime.latency import latency
+from dist_prune.export import bundle
+from dist_prune.training.latency import measure_latency
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME, SIZE, CLASSES = "resnet50", 224, 1000
@@ -39,7 +39,7 @@ def form_of(model: nn.Module, form: str, precision: str, device: torch.device) -
     """A copy as it is served: ``eager``, ``folded`` (batch norms in the convolutions), ``compiled`` (folded too)."""
     model = copy.deepcopy(model)
     if form != "eager":
-        model = bundle.folded(model, (3, SIZE, SIZE))
+        model = bundle.fuse(model, (3, SIZE, SIZE))
     model = model.to(device, DTYPES[precision]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return torch.compile(model) if form == "compiled" else model  # type: ignore[return-value]
 
@@ -61,7 +61,7 @@ def speed(device: torch.device, form: str, precision: str, batches: tuple[int, .
             for name, model in (("dense", dense), ("pruned", small))}  # fmt: skip
     for batch in batches:
         with torch.no_grad():
-            found = latency(pair, (3, SIZE, SIZE), (batch,), repeats, device, torch.get_num_threads())
+            found = measure_latency(pair, (3, SIZE, SIZE), (batch,), repeats, device, torch.get_num_threads())
         one, two = found["dense"][str(batch)], found["pruned"][str(batch)]
         yield {
             "what": f"serve {NAME} at {share:.3f} of its MACs, {precision}, {form}, batch {batch}", "beside": "dense",

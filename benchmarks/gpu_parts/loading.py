@@ -12,13 +12,13 @@ from PIL import Image
 from benchmarks.gpu_parts.common import Row, synthetic, wait
 from benchmarks.gpu_parts.scoring import MICRO, SIZE, bench_of
 from dist_prune import methods
+from dist_prune.data.datasets import FolderSource, open_source
+from dist_prune.data.ffcv.backend import engine
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.distributed.environment import cores
 from dist_prune.errors import PruneError
-from dist_prune.runtime.data.beton import engine
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import FolderSource, open_source
-from dist_prune.runtime.machine import cores
 
-LOOK = Look(SIZE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+LOOK = TransformConfig(SIZE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 IMAGES = {"cpu": 16, "cuda": 4096}
 
 
@@ -34,7 +34,7 @@ def folder_of(place: Path, images: int) -> FolderSource:
     return found
 
 
-def epoch(feed: Feed, ids: np.ndarray, device: torch.device) -> float:
+def epoch(feed: ImageLoader, ids: np.ndarray, device: torch.device) -> float:
     """Images per second of the images alone."""
     wait(device)
     start = time.perf_counter()
@@ -50,13 +50,13 @@ def rows(device: torch.device, seconds: float) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         source = folder_of(Path(name), images)
         ids = np.arange(images)
-        feed = Feed(source, LOOK, device, workers=workers)
+        feed = ImageLoader(source, LOOK, device, workers=workers)
         epoch(feed, ids[: images // 4], device)  # the workers start
         yield {"what": f"JPEG files, torch backend, {workers} workers", "images_per_s": round(epoch(feed, ids, device))}
         bench = bench_of(device, "fp32", 8)
-        bench.feed, bench.ids = Feed(source, LOOK, device, workers=workers), ids
-        bench.model(next(bench.feed.batches([ids[:8]])).images)
-        waited, plain = [0.0], bench.feed.batches
+        bench.loader, bench.ids = ImageLoader(source, LOOK, device, workers=workers), ids
+        bench.model(next(bench.loader.batches([ids[:8]])).images)
+        waited, plain = [0.0], bench.loader.batches
 
         def timed(*asked, **keys):
             batches = plain(*asked, **keys)
@@ -68,7 +68,7 @@ def rows(device: torch.device, seconds: float) -> Iterator[Row]:
                     return
                 yield batch
 
-        bench.feed.batches = timed  # type: ignore[method-assign]
+        bench.loader.batches = timed  # type: ignore[method-assign]
         kind = methods.find("graph")
         start = time.perf_counter()
         kind(kind.Options()).score(bench)
@@ -76,7 +76,7 @@ def rows(device: torch.device, seconds: float) -> Iterator[Row]:
         yield {"what": f"graph scoring epoch from JPEG files, fp32, {workers} workers",
                "images_per_s": round(images / whole), "data_wait_share": round(waited[0] / whole, 3)}  # fmt: skip
         feed.close()
-    memory = Feed(synthetic(min(images, 2048), SIZE, 10), LOOK, device)
+    memory = ImageLoader(synthetic(min(images, 2048), SIZE, 10), LOOK, device)
     epoch(memory, np.arange(len(memory)), device)
     yield {"what": "arrays on the device", "images_per_s": round(epoch(memory, np.arange(len(memory)), device))}
     try:

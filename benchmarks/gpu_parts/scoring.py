@@ -1,4 +1,4 @@
-"""Scoring of ResNet-50: images/s of each method, beside a bare forward pass, or a forward and backward pass."""
+"""ScoresNetwork of ResNet-50: images/s of each method, beside a bare forward pass, or a forward and backward pass."""
 
 import gc
 import statistics
@@ -10,13 +10,12 @@ import torch
 from torch.nn import functional
 
 from benchmarks.gpu_parts.common import DTYPES, OutOfTimeError, Row, in_turns, limit, peak_mb, ratio, synthetic
-from dist_prune import methods
-from dist_prune.bench import Bench
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.machine import Machine
-from dist_prune.runtime.tracking import Tracker
+from dist_prune import methods, models
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.distributed.environment import DistributedEnvironment
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.training.tracking import Tracker
 
 # the two that a bound is set for, then cheap ones, then those that train or search
 ORDER = ("graph", "taylor", "apoz", "fisher", "group_fisher", "hrank", "chip", "hrel", "obd", "hessian_trace", "l1",
@@ -27,41 +26,47 @@ IMAGES = {"cpu": 8, "cuda": 1024}
 BOUND = 1.25
 
 
-def bench_of(device: torch.device, precision: str, images: int) -> Bench:
+def bench_of(device: torch.device, precision: str, images: int) -> DistributedScoringContext:
     """ResNet-50 with random weights and synthetic images that lie on the device."""
     torch.manual_seed(0)
-    model = backbones.create(NAME, 1000, 3).eval()
-    channels = sites_of(model, torch.randn(1, 3, SIZE, SIZE))
-    look = Look(SIZE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    feed = Feed(synthetic(images, SIZE), look, device, dtype=DTYPES[precision])
+    model = models.create(NAME, 1000, 3).eval()
+    channels = trace_groups(model, torch.randn(1, 3, SIZE, SIZE))
+    look = TransformConfig(SIZE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    feed = ImageLoader(synthetic(images, SIZE), look, device, dtype=DTYPES[precision])
     model = model.to(device, DTYPES[precision]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Bench(
-        model, channels, feed, np.arange(images), Machine(device, Machine.alone().ranks), Tracker(False), MICRO
+    return DistributedScoringContext(
+        model,
+        channels,
+        feed,
+        np.arange(images),
+        DistributedEnvironment(device, DistributedEnvironment.single_process().comm),
+        Tracker(False),
+        MICRO,
     )
 
 
-def lists(bench: Bench) -> list[np.ndarray]:
+def lists(bench: DistributedScoringContext) -> list[np.ndarray]:
     return [bench.ids[start : start + MICRO] for start in range(0, len(bench.ids), MICRO)]
 
 
 @torch.no_grad()
-def forward(bench: Bench) -> None:
-    for batch in bench.feed.batches(lists(bench)):
+def forward(bench: DistributedScoringContext) -> None:
+    for batch in bench.loader.batches(lists(bench)):
         bench.model(batch.images)
 
 
-def backward(bench: Bench) -> None:
+def backward(bench: DistributedScoringContext) -> None:
     """Gradients of the maps: what scoring needs at least; the weights' are left out on both sides."""
     for parameter in bench.model.parameters():
         parameter.requires_grad_(False)
-    for batch in bench.feed.batches(lists(bench)):
+    for batch in bench.loader.batches(lists(bench)):
         loss = functional.cross_entropy(bench.model(batch.images.requires_grad_(True)), batch.labels, reduction="sum")
         loss.backward()
     for parameter in bench.model.parameters():
         parameter.requires_grad_(True)
 
 
-def needs_gradients(name: str, bench: Bench) -> bool:
+def needs_gradients(name: str, bench: DistributedScoringContext) -> bool:
     """Whether the method asks the bench for gradients."""
     asked: list[bool] = []
 
@@ -72,18 +77,18 @@ def needs_gradients(name: str, bench: Bench) -> bool:
         asked.append(backward)
         raise Seen
 
-    plain, bench.observe = bench.observe, spy  # type: ignore[method-assign]
+    plain, bench.collect = bench.collect, spy  # type: ignore[method-assign]
     try:
         kind = methods.find(name)
         kind(kind.Options()).score(bench)
     except Seen:
         pass
     finally:
-        bench.observe = plain  # type: ignore[method-assign]
+        bench.collect = plain  # type: ignore[method-assign]
     return any(asked)
 
 
-def figures(name: str, bench: Bench, precision: str, turns: int) -> Row:
+def figures(name: str, bench: DistributedScoringContext, precision: str, turns: int) -> Row:
     device = bench.device
     kind = methods.find(name)
     grads = needs_gradients(name, bench)
@@ -107,7 +112,7 @@ def figures(name: str, bench: Bench, precision: str, turns: int) -> Row:
 
 def rows(device: torch.device, seconds: float) -> Iterator[Row]:
     """A row per method and precision; what fails or takes too long says so."""
-    cheap = [name for name in ORDER if not _slow(name)] + [name for name in methods.names() if name not in ORDER]
+    cheap = [name for name in ORDER if not _slow(name)] + [name for name in methods.list_names() if name not in ORDER]
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -124,7 +129,7 @@ def _slow(name: str) -> bool:
     return name in ("entropy", "mint", "shapley", "dirichlet", "sensitivity")
 
 
-def _one(name: str, bench: Bench, precision: str, seconds: float) -> Row:
+def _one(name: str, bench: DistributedScoringContext, precision: str, seconds: float) -> Row:
     try:
         with limit(seconds):
             return figures(name, bench, precision, 3)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu_parts.common import Row, in_turns
-from dist_prune.pruning import spanning
+from dist_prune.methods.mint import spanning_tree
 
 WORTH = 3.0
 
@@ -59,11 +59,14 @@ def rows(device: torch.device, seconds: float) -> Iterator[Row]:
                "bound": WORTH}  # fmt: skip
     for n in (500, 2000):
         x = np.random.default_rng(0).normal(size=(n, 16))
-        table = spanning.few(x)
+        table = spanning_tree.small_distance_table(x)
         there = torch.from_numpy(table).to(device)
         zeros = np.zeros_like(table)
-        acts = {"cpu": lambda t=table, z=zeros: spanning.tree(t, z), "device": lambda t=there: boruvka(t)}
-        tree, row = spanning.tree(table, zeros), np.arange(1, n)
+        acts = {
+            "cpu": lambda t=table, z=zeros: spanning_tree.minimum_spanning_tree(t, z),
+            "device": lambda t=there: boruvka(t),
+        }
+        tree, row = spanning_tree.minimum_spanning_tree(table, zeros), np.arange(1, n)
         wanted, got = float(np.sqrt(table[row, tree[1:]].astype(np.float64)).sum()), boruvka(there)
         assert abs(got / wanted - 1) < 1e-6, (got, wanted)
         times = in_turns(acts, 3, device)

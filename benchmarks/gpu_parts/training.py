@@ -10,14 +10,14 @@ import torch
 from torch.nn import functional
 
 from benchmarks.gpu_parts.common import DTYPES, OutOfTimeError, Row, limit, peak_mb, synthetic, wait
+from dist_prune import models
 from dist_prune.config.training import Training
-from dist_prune.runtime import backbones
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import ArraySource
-from dist_prune.runtime.machine import Machine
-from dist_prune.runtime.tracking import Tracker
-from dist_prune.runtime.training.loop import Loop
-from dist_prune.runtime.training.train import Trainer
+from dist_prune.data.datasets import ArraySource
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.distributed.environment import DistributedEnvironment
+from dist_prune.training.loop import Loop
+from dist_prune.training.tracking import Tracker
+from dist_prune.training.trainer import Trainer
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BOUND = 0.98
@@ -40,7 +40,7 @@ def bare(name: str, source: ArraySource, batch: int, device: torch.device, compi
          ) -> Callable[[], float]:  # fmt: skip
     """One epoch of the loop that everybody writes first, as a function that returns images per second."""
     torch.manual_seed(0)
-    model = backbones.create(name, len(source.classes), 3).to(device).train()
+    model = models.create(name, len(source.classes), 3).to(device).train()
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     forward = torch.compile(model, mode=None if compiled is True else compiled) if compiled else model
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
@@ -73,9 +73,9 @@ def harness(
         epochs=PAIRS + 2, batch=batch, lr=0.01, schedule="constant", selection="last", evaluate_every=PAIRS + 2,
         precision=precision, channels_last=True, compile=compiled,
     )  # fmt: skip
-    machine = Machine(device, Machine.alone().ranks)
-    loop = Loop(settings, Feed(source, Look(size, MEAN, STD), device), machine, Tracker(False), 0)
-    model = backbones.create(name, len(source.classes), 3)
+    machine = DistributedEnvironment(device, DistributedEnvironment.single_process().comm)
+    loop = Loop(settings, ImageLoader(source, TransformConfig(size, MEAN, STD), device), machine, Tracker(False), 0)
+    model = models.create(name, len(source.classes), 3)
     return _epochs(Trainer(model, loop, lambda model: {}, classes=len(source.classes)))
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dist_prune.config.section import LONG, Part, PathText
+from dist_prune.config.section import LONG, PathText, Section
 from dist_prune.config.stage_keys import Augmentation, External, InputShape, Loading, Network, Operational, ReadBy
 
 SIDE = 16384  # pixels of an image's side
@@ -20,7 +20,7 @@ Edge = Annotated[float, Field(gt=0, le=1000)]
 Span = Annotated[tuple[Edge, Edge], AfterValidator(_rising)]
 
 
-class Backbone(Part):
+class Backbone(Section):
     """The network: a timm name (this package's CIFAR networks are in timm's registry too)."""
 
     name: Network[str] = Field(
@@ -58,7 +58,7 @@ class Backbone(Part):
         return self
 
 
-class Data(Part):
+class Data(Section):
     """The data set and how its images reach the network."""
 
     source: InputShape[Literal["digits", "npz", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagefolder"]]

@@ -9,13 +9,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from dist_prune import documents
-from dist_prune.config.overrides import OptionsOf, override, rename, take_back
+from dist_prune import safe_parsing
+from dist_prune.config.overrides import OptionsOf, apply_overrides, rename_keys, take_back
 from dist_prune.config.recipe import Recipe
-from dist_prune.config.recipe_files import find, known
+from dist_prune.config.recipe_files import find, known_recipes
 from dist_prune.errors import PruneError, nearest, shown
 
-__all__ = ["OptionsOf", "UnsetError", "find", "known", "load", "parse", "reference"]
+__all__ = ["OptionsOf", "UnsetError", "find", "known_recipes", "load", "parse", "reference"]
 
 
 class UnsetError(PruneError):
@@ -40,13 +40,13 @@ def load(
         PruneError: with one line for each thing that is wrong.
     """
     path = find(name_or_path)
-    tree = documents.read_yaml(path)
+    tree = safe_parsing.read_yaml(path)
     if not isinstance(tree, dict):
         raise PruneError(f"{path}: a recipe is a mapping of sections (backbone, data, method, ...)")
     tree.setdefault("name", path.stem)
-    problems = rename(tree)
-    found, nulls = override(tree, overrides or [])
-    problems += [*found, *rename(tree)]
+    problems = rename_keys(tree)
+    found, nulls = apply_overrides(tree, overrides or [])
+    problems += [*found, *rename_keys(tree)]
     take_back(tree, nulls, options_of)
     written: dict[str, str] = {}
     tree, unset = _expand(tree, written)

@@ -9,8 +9,8 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from dist_prune import documents
-from dist_prune.compatibility import RENAMED
+from dist_prune import safe_parsing
+from dist_prune.config.compatibility import RENAMED
 from dist_prune.config.recipe import Recipe
 from dist_prune.errors import PruneError, shown
 
@@ -20,7 +20,7 @@ SCALES = ("threshold", "index")  # select's keys whose values are on the scale o
 _told: set[str] = set()  # lines that this process has said
 
 
-def rename(tree: dict[str, Any]) -> list[str]:
+def rename_keys(tree: dict[str, Any]) -> list[str]:
     """Give a recipe's keys of older versions their present names, in place; what is wrong with them.
 
     A line says so, unless the value is the default, as in the resolved recipe of an older run.
@@ -43,10 +43,10 @@ def rename(tree: dict[str, Any]) -> list[str]:
 
 
 def _deprecated(old: str) -> None:
-    tell(f"{old} is called {RENAMED[old]} now; the old name is still read")
+    notify(f"{old} is called {RENAMED[old]} now; the old name is still read")
 
 
-def override(tree: dict[str, Any], overrides: list[str]) -> tuple[list[str], list[list[str]]]:
+def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> tuple[list[str], list[list[str]]]:
     """Set ``key=value`` texts in the tree; (what is wrong with them, the keys that were set to null)."""
     problems, parsed = [], []
     keys = {text.partition("=")[0] for text in overrides}
@@ -85,8 +85,8 @@ def _value(key: str, text: str) -> tuple[Any, list[str]]:
     if not text:
         return None, []
     try:
-        return documents.parse_yaml(text, f"override {key}"), []
-    except documents.MalformedError:
+        return safe_parsing.parse_yaml(text, f"override {key}"), []
+    except safe_parsing.MalformedError:
         return text, []
     except PruneError as error:
         return None, [str(error)]
@@ -104,7 +104,7 @@ def _change_method(tree: dict[str, Any], name: str, given: list[list[str]]) -> N
         tree["select"] = {key: value for key, value in select.items() if key not in SCALES}
     if own:
         keys = ", ".join(f"{key}={json.dumps(value, default=str)}" for key, value in own.items())
-        tell(f"method.name={name[:80]}: the recipe's keys for {method['name']} are left out: {keys[:1000]}")
+        notify(f"method.name={name[:80]}: the recipe's keys for {method['name']} are left out: {keys[:1000]}")
 
 
 def take_back(tree: dict[str, Any], nulls: list[list[str]], options_of: OptionsOf | None) -> None:
@@ -146,7 +146,7 @@ def _field(model: type[BaseModel], path: list[str]) -> FieldInfo | bool:
     return field or False
 
 
-def tell(text: str) -> None:
+def notify(text: str) -> None:
     """A line for the person, on the first process, once."""
     if os.environ.get("RANK", "0") == "0" and text not in _told:
         _told.add(text)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from dist_prune.config.section import BATCH, LONG, MANY, Part, PathText
+from dist_prune.config.section import BATCH, LONG, MANY, PathText, Section
 from dist_prune.config.stage_keys import Calibration, External, MicroBatch, Operational, ReadBy
 
 
@@ -14,7 +14,7 @@ def _count_or_all(value: Any) -> Any:
     return value
 
 
-class Score(Part):
+class Score(Section):
     """Which images are used to score, and how they are dealt out."""
 
     images: Annotated[
@@ -47,7 +47,7 @@ Count = Annotated[int, Field(ge=1, le=LONG)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
 
 
-class Select(Part):
+class Select(Section):
     """How scores become a plan."""
 
     threshold: float | None = Field(
@@ -94,7 +94,7 @@ class Select(Part):
     )
 
 
-class Schedule(Part):
+class Schedule(Section):
     """One shot, or rounds: score, cut and finetune by turns. The last round's finetune is the recipe's."""
 
     rounds: Annotated[int, ReadBy(("select_in_rounds",))] = Field(

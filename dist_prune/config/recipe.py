@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
+from dist_prune.config.cluster import Cluster
 from dist_prune.config.data import Backbone, Data
-from dist_prune.config.distributed import Cluster
 from dist_prune.config.pruning import Schedule, Score, Select
 from dist_prune.config.report import Information, Report
-from dist_prune.config.section import Part
+from dist_prune.config.section import Section
 from dist_prune.config.stage_keys import Operational, ReadBy, Seed
 from dist_prune.config.target import Target
 from dist_prune.config.training import Evaluate, Training
@@ -30,7 +30,7 @@ def _finetuned(section: Any) -> Any:
     return {"lr": FINETUNE_LR, **section} if isinstance(section, dict) else section
 
 
-class Recipe(Part):
+class Recipe(Section):
     """Everything one run does. ``method`` is the paper's name and its options."""
 
     name: Annotated[str, AfterValidator(_folder_name), ReadBy(("export",))] = Field(
@@ -122,7 +122,7 @@ def _inside(node: Any, step: str) -> Any:
     return node.get(step) if isinstance(node, dict) else None
 
 
-def peeks(tree: Mapping[str, Any]) -> list[str]:
+def selected_on_test(tree: Mapping[str, Any]) -> list[str]:
     """What the test images decided in a resolved recipe: its figures on them are too good."""
     out = []
     for name in ("train", "finetune"):

@@ -20,7 +20,7 @@ def recipe_folders() -> list[Path]:
     return [Path("recipes"), here.parent / "recipes", here / "recipes"]
 
 
-def known(below: str = "") -> dict[str, Path]:
+def known_recipes(below: str = "") -> dict[str, Path]:
     """Every name that can be written bare, and its file; ``below`` is ``sweeps`` for those."""
     return {name: files[0] for name, files in _by_name(below).items()}
 
@@ -43,7 +43,7 @@ def stem_of(name_or_path: str) -> str:
     return path.stem if path.suffix in ENDINGS else path.name
 
 
-def plain(stem: str) -> str:
+def resolve_alias(stem: str) -> str:
     """The name that an alias stands for: ImageNet is left out of recipe names."""
     return "_".join(word for word in stem.split("_") if word != LEFT_OUT)
 
@@ -64,19 +64,21 @@ def find(name_or_path: str, below: str = "") -> Path:
     # a path right in a recipe folder is that of a recipe before recipes lay in folders
     if len(path.parts) == 1 or path.parent.resolve() in [(folder / below).resolve() for folder in recipe_folders()]:
         files = _by_name(below)
-        name = stem if stem in files else plain(stem)
+        name = stem if stem in files else resolve_alias(stem)
         if len(files.get(name, [])) > 1:
             raise PruneError(
                 f"{shown(name)} is the name of several files: {', '.join(map(str, files[name]))}; name one"
             )
         if name in files:
             return files[name][0]
-    elif (renamed := path.with_name(f"{plain(stem)}.yaml")).is_file() and path.suffix in ("", *ENDINGS):
+    elif (renamed := path.with_name(f"{resolve_alias(stem)}.yaml")).is_file() and path.suffix in ("", *ENDINGS):
         return renamed
-    raise PruneError(_no_sweep(name_or_path, known(below)) if below else _no_recipe(name_or_path, known()))
+    raise PruneError(
+        _no_sweep(name_or_path, known_recipes(below)) if below else _no_recipe(name_or_path, known_recipes())
+    )
 
 
-def near(name: str, files: Mapping[str, Path]) -> tuple[list[str], list[str]]:
+def suggestions(name: str, files: Mapping[str, Path]) -> tuple[list[str], list[str]]:
     """(recipes that share most of the name's words, best first; words of the name that no recipe has).
 
     A word that few recipes have says more than one that many have: backbone and method before "cifar10". Words are the
@@ -111,7 +113,7 @@ def near(name: str, files: Mapping[str, Path]) -> tuple[list[str], list[str]]:
 
 def _no_recipe(given: str, files: Mapping[str, Path]) -> str:
     stem = stem_of(given)
-    close, strange = near(stem, files)
+    close, strange = suggestions(stem, files)
     own = "'dist-prune list recipes' shows all; how to write one: docs/recipes.md"
     if not close:
         what = f"none of the {len(files)} recipes has a word like it" if files else "there are no recipes here"
@@ -128,7 +130,7 @@ def _no_recipe(given: str, files: Mapping[str, Path]) -> str:
 
 
 def _no_sweep(given: str, files: Mapping[str, Path]) -> str:
-    close, _ = near(stem_of(given), files)
+    close, _ = suggestions(stem_of(given), files)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"no sweep file at {shown(given)}.{hint} In recipes/sweeps: {', '.join(sorted(files)) or 'none'}"
 

@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dist_prune.config.section import BATCH, LONG, MANY, Part
+from dist_prune.config.section import BATCH, LONG, MANY, Section
 
 
-class Information(Part):
+class Information(Section):
     """Curves of a ranking: what each number of kept filters of one group gives, nothing finetuned."""
 
     curves: Literal["none", "accuracy", "information", "all"] = Field(
@@ -25,7 +25,7 @@ class Information(Part):
     sigma_y: float = Field(default=0.1, gt=0, le=10**9, description="kernel width of the labels")
 
 
-class Report(Part):
+class Report(Section):
     """What is measured for the report."""
 
     latency_batches: tuple[Annotated[int, Field(ge=1, le=BATCH)], ...] = Field(

@@ -11,7 +11,7 @@ BATCH = 65536  # images that go through a network together
 LONG = 10**6  # epochs, minutes
 
 
-class Part(BaseModel):
+class Section(BaseModel):
     """A section of a recipe: unknown keys are errors, numbers are finite, values do not change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)

@@ -2,7 +2,7 @@
 
 A stage's fingerprint is made of the keys that it reads. ``finetune_between`` is the finetuning between two rounds;
 ``NAME_in_rounds`` adds keys that the stage NAME reads only in runs of several rounds. Methods' options have their own
-declaration (``methods.method.for_select`` and ``growing``). Knows no torch.
+declaration (``methods.base.for_select`` and ``growing``). Knows no torch.
 """
 
 from collections.abc import Iterator

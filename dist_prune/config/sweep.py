@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_prune import documents
+from dist_prune import safe_parsing
 from dist_prune.config import loading, recipe_files
 from dist_prune.config.recipe import Recipe
 from dist_prune.errors import PruneError, nearest, shown
@@ -67,12 +67,12 @@ class Sweep:
         return self.tasks[number]
 
 
-def find(name_or_path: str) -> Path:
+def find_sweep(name_or_path: str) -> Path:
     """The sweep file of a path or of a bare name in ``recipes/sweeps``."""
     return recipe_files.find(name_or_path, recipe_files.SWEEPS)
 
 
-def load(name_or_path: str, options_of: loading.OptionsOf | None = None, need_environment: bool = True) -> Sweep:
+def load_sweep(name_or_path: str, options_of: loading.OptionsOf | None = None, need_environment: bool = True) -> Sweep:
     """Expand a sweep file; every task's recipe is read and validated.
 
     Args:
@@ -83,10 +83,10 @@ def load(name_or_path: str, options_of: loading.OptionsOf | None = None, need_en
     Raises:
         PruneError: with a line for each thing that is wrong, in the file or in any task.
     """
-    file = find(name_or_path)
+    file = find_sweep(name_or_path)
     if not file.stem.strip("."):
         raise PruneError(f"{file}: the file's name is that of the runs' folder, so it cannot be dots alone")
-    body = documents.read_yaml(file)
+    body = safe_parsing.read_yaml(file)
     if not isinstance(body, dict) or set(body) != {"tasks"} or not isinstance(body["tasks"], list) or not body["tasks"]:
         raise PruneError(f"{file}: a sweep is 'tasks:', a list of entries with {', '.join(KEYS)}; nothing else")
     problems: list[str] = []
@@ -113,7 +113,7 @@ def load(name_or_path: str, options_of: loading.OptionsOf | None = None, need_en
     return Sweep(file, tuple(tasks))
 
 
-def choose(
+def choose_run(
     recipe: str | None, sweep: str | None, task: int | None, overrides: list[str],
     options_of: loading.OptionsOf | None = None, need_environment: bool = True,
 ) -> tuple[Recipe, Path]:  # fmt: skip
@@ -129,7 +129,7 @@ def choose(
     given = os.environ.get("SLURM_ARRAY_TASK_ID", "")
     if task is None and not given.isdigit():
         raise PruneError("--sweep: name the task, --task N ('dist-prune sweep FILE' lists them)")
-    whole = load(sweep, options_of, need_environment)
+    whole = load_sweep(sweep, options_of, need_environment)
     one = whole.task(int(given) if task is None else task)
     spec = loading.load(one.base, [*one.overrides, f"name={one.name}", *overrides], options_of, need_environment)
     return spec, runs / whole.name / one.name

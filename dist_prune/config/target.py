@@ -5,16 +5,16 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from dist_prune.config.section import BATCH, Part
+from dist_prune.config.section import BATCH, Section
 
 SETTINGS = ("latency_batch", "tolerance", "latency_tolerance")  # keys of ``target`` that are no costs
 
 
-class Target(Part):
+class Target(Section):
     """The size asked for, as the share of the dense network that is kept; at most one of them.
 
-    The fields are what every run directory has. Other costs that are registered (pruning/cost.py) are keys as well,
-    which a recipe has only where it names one.
+    The fields are what every run directory has. Other registered costs (pruning/selection/cost.py) are keys as well,
+    which a recipe has only if it names one.
     """
 
     model_config = ConfigDict(extra="allow")

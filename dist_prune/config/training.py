@@ -4,11 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dist_prune.compatibility import OLD_NAMES
-from dist_prune.config.section import BATCH, LONG, MANY, Part
+from dist_prune.config.compatibility import OLD_NAMES
+from dist_prune.config.section import BATCH, LONG, MANY, Section
 
 
-class Training(Part):
+class Training(Section):
     """One training run: dense training and finetuning share it."""
 
     epochs: int = Field(default=0, ge=0, le=LONG, description="passes over the training images; 0: no training")
@@ -124,5 +124,5 @@ class Training(Part):
     )
 
 
-class Evaluate(Part):
+class Evaluate(Section):
     batch: int = Field(default=250, ge=1, le=BATCH, description="images per step of an evaluation")

@@ -12,13 +12,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from dist_prune.errors import PruneError, unknown
-from dist_prune.methods.method import Method
+from dist_prune.methods.base import Method
 
 GROUP = "dist_prune.methods"
-SHARED = ("method", "options")  # modules that every paper may import; not methods
+SHARED = ("base", "options")  # modules that every paper may import; not methods
 
 
-def names() -> list[str]:
+def list_names() -> list[str]:
     """Every method there is: the files and folders of this folder, and what other packages bring."""
     own = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in SHARED]
     return sorted({*own, *_foreign()})
@@ -26,8 +26,8 @@ def names() -> list[str]:
 
 def find(name: str) -> type[Method]:
     """The method's class; PruneError names the nearest one."""
-    if name not in names():
-        raise PruneError(unknown("method", name, names()))
+    if name not in list_names():
+        raise PruneError(unknown("method", name, list_names()))
     foreign = _foreign()
     if name in foreign:
         try:
@@ -37,7 +37,7 @@ def find(name: str) -> type[Method]:
                 f"method {name!r} of another package cannot be imported: {type(error).__name__}: {error}"
             ) from error
         if not (isinstance(found, type) and issubclass(found, Method)):
-            raise PruneError(f"the entry point {name!r} of {GROUP} is no subclass of dist_prune.methods.method.Method")
+            raise PruneError(f"the entry point {name!r} of {GROUP} is no subclass of dist_prune.methods.base.Method")
         return found
     module = importlib.import_module(f"{__name__}.{name}")
     classes = [

@@ -8,20 +8,26 @@ from collections.abc import Mapping, MutableMapping
 from torch import Tensor
 
 from dist_prune.errors import PruneError
-from dist_prune.methods import method
-from dist_prune.pruning.channels import Channels, Site
-from dist_prune.pruning.consumers import consumer_sites, flatten_maps, flatten_tables, map_consumers, sum_consumers
-from dist_prune.pruning.statistic import State, Statistic
+from dist_prune.methods import base
+from dist_prune.pruning.graph.groups import DependencyGraph, HookPoint
+from dist_prune.pruning.hooks.consumers import (
+    consumer_sites,
+    flatten_maps,
+    flatten_tables,
+    map_consumers,
+    sum_consumers,
+)
+from dist_prune.pruning.hooks.statistics import State, Statistic
 
 
-class Apoz(method.Ranking):
+class Apoz(base.RankingMethod):
     """One minus the share of zeros among the channel's activations, where the next layer consumes them."""
 
     paper = "Hu et al., Network Trimming: A Data-Driven Neuron Pruning Approach, 2016"
 
-    def score(self, bench: method.Bench) -> method.Scores:
+    def score(self, context: base.ScoringContext) -> base.Scores:
         """``<layer>:in:zeros`` and ``<layer>:in:count`` (positions,) int64: zero activations, and all of them."""
-        found = bench.observe(consumer_sites(bench.channels, map_consumers), Zeros())
+        found = context.collect(consumer_sites(context.graph, map_consumers), ZeroCounts())
         if sum(int(tables["zeros"].sum()) for tables in found.values()) == 0:
             raise PruneError(
                 "apoz: not one activation is exactly zero; it counts the zeros behind a ReLU, and this network has "
@@ -29,20 +35,20 @@ class Apoz(method.Ranking):
             )
         return flatten_tables(found)
 
-    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
-        zeros, count = (sum_consumers(scores, channels, state, map_consumers) for state in ("zeros", "count"))
+    def importance(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> dict[str, Tensor]:
+        zeros, count = (sum_consumers(scores, graph, state, map_consumers) for state in ("zeros", "count"))
         return {name: 1 - zeros[name].double() / count[name].double() for name in zeros}
 
 
-class Zeros(Statistic):
+class ZeroCounts(Statistic):
     """States: ``zeros`` and ``count`` (C,) int64 per position of the layer's input."""
 
-    def states(self, site: Site) -> dict[str, State]:
-        return {"zeros": State("sum", (site.width,)), "count": State("sum", (site.width,))}
+    def states(self, point: HookPoint) -> dict[str, State]:
+        return {"zeros": State("sum", (point.width,)), "count": State("sum", (point.width,))}
 
     def update(
-        self, site: Site, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
+        self, point: HookPoint, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
     ) -> None:
-        values = flatten_maps(maps, site)
+        values = flatten_maps(maps, point)
         tables["zeros"] += (values == 0).sum((0, 2))
         tables["count"] += values.shape[0] * values.shape[2]

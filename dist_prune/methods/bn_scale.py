@@ -7,46 +7,44 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from dist_prune.methods import method
-from dist_prune.pruning.channel_tensors import gathered
-from dist_prune.pruning.channels import ChannelGroup, Channels, Coupling, Site
-from dist_prune.pruning.combine import combined, judged
+from dist_prune.methods import base
+from dist_prune.pruning.graph.channel_tensors import sum_by_channel
+from dist_prune.pruning.graph.groups import ChannelGroup, Coupling, DependencyGraph, HookPoint
+from dist_prune.pruning.selection.group_scores import protect, reduce_group
 
 
-class BnScale(method.Ranking):
+class BnScale(base.RankingMethod):
     """The absolute scale; a coupled group has several. (The paper ranks all layers together: select.scope global,
     method.normalise false.)"""
 
     paper = "Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017"
     units = True
-    Options = method.CoupledOptions
+    Options = base.CoupledOptions
 
-    def score(self, bench: method.Bench) -> method.Scores:
+    def score(self, context: base.ScoringContext) -> base.Scores:
         """``<norm>``: (C,) float64 absolute scales."""
-        scores, channels = {}, self.limits(bench.channels)
-        for group in channels.free:
-            for norm in norms(channels, group):
-                site = Site(norm.layer, group.name, channels.layers[norm.layer].width_out, "norm", False)
-                scores[norm.layer] = bench.weight(site).double().abs()
+        scores, graph = {}, self.prunable(context.graph)
+        for group in graph.free:
+            for norm in norms(graph, group):
+                point = HookPoint(norm.layer, group.name, graph.layers[norm.layer].width_out, "norm", False)
+                scores[norm.layer] = context.weight(point).double().abs()
         return scores
 
-    def limits(self, channels: Channels) -> Channels:
-        return judged(
-            channels, lambda group: "" if any(norms(channels, group)) else "no batch norm scales its channels"
-        )
+    def prunable(self, graph: DependencyGraph) -> DependencyGraph:
+        return protect(graph, lambda group: "" if any(norms(graph, group)) else "no batch norm scales its channels")
 
-    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+    def importance(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> dict[str, Tensor]:
         found = {}
-        for group in channels.free:
-            parts = [gathered(self.need(scores, n.layer), n, group.width) for n in norms(channels, group)]
+        for group in graph.free:
+            parts = [sum_by_channel(self.require_score(scores, n.layer), n, group.width) for n in norms(graph, group)]
             # one scale per channel is the paper's case: left as it is, so that layers can be ranked together
-            found[group.name] = parts[0] if len(parts) == 1 else combined(parts, self.options.combine)
+            found[group.name] = parts[0] if len(parts) == 1 else reduce_group(parts, self.options.combine)
         return found
 
 
-def norms(channels: Channels, group: ChannelGroup) -> Iterator[Coupling]:
+def norms(graph: DependencyGraph, group: ChannelGroup) -> Iterator[Coupling]:
     """The batch norms with a scale (and a shift) of their own."""
     for coupling in group.couplings:
-        layer = channels.layers[coupling.layer]
+        layer = graph.layers[coupling.layer]
         if layer.kind == "norm" and layer.bias:
             yield coupling

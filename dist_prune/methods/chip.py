@@ -8,33 +8,39 @@ from collections.abc import Mapping, MutableMapping
 import torch
 from torch import Tensor
 
-from dist_prune.methods import method
-from dist_prune.pruning.channel_tensors import placed
-from dist_prune.pruning.channels import Channels, Site
-from dist_prune.pruning.consumers import consumer_sites, flatten_maps, flatten_tables, map_consumers, sum_consumers
-from dist_prune.pruning.statistic import State, Statistic
+from dist_prune.methods import base
+from dist_prune.pruning.graph.channel_tensors import to_device_of
+from dist_prune.pruning.graph.groups import DependencyGraph, HookPoint
+from dist_prune.pruning.hooks.consumers import (
+    consumer_sites,
+    flatten_maps,
+    flatten_tables,
+    map_consumers,
+    sum_consumers,
+)
+from dist_prune.pruning.hooks.statistics import State, Statistic
 
 BUDGET = 2**23  # float64 values that one batch of Gram matrices may hold
 
 
-class Chip(method.Ranking):
+class Chip(base.RankingMethod):
     """|A|_* - |M_i A|_*, the mean over images; A (C, HW) is what the next convolution consumes of one group."""
 
     paper = "Sui et al., CHIP: CHannel Independence-based Pruning for Compact Neural Networks, NeurIPS 2021"
 
-    def score(self, bench: method.Bench) -> method.Scores:
+    def score(self, context: base.ScoringContext) -> base.Scores:
         """``<layer>:in:independence``: (C,) float64, the mean over images."""
         parts: dict[str, list[list[list[int]]]] = {}
-        for group in bench.channels.free:
-            for point in map_consumers(bench.channels, group):
-                parts.setdefault(point.site.name, []).append(point.positions.tolist())
-        found = bench.observe(consumer_sites(bench.channels, map_consumers), Independence(parts))
+        for group in context.graph.free:
+            for point in map_consumers(context.graph, group):
+                parts.setdefault(point.point.name, []).append(point.positions.tolist())
+        found = context.collect(consumer_sites(context.graph, map_consumers), Independence(parts))
         return flatten_tables(
             {name: {"independence": tables["independence"].mean(0)} for name, tables in found.items()}
         )
 
-    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
-        return sum_consumers(scores, channels, "independence", map_consumers)
+    def importance(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> dict[str, Tensor]:
+        return sum_consumers(scores, graph, "independence", map_consumers)
 
 
 class Independence(Statistic):
@@ -46,15 +52,15 @@ class Independence(Statistic):
     def __init__(self, parts: Mapping[str, list[list[list[int]]]]):
         self.parts = parts
 
-    def states(self, site: Site) -> dict[str, State]:
-        return {"independence": State("rows", (site.width,), torch.float64)}
+    def states(self, point: HookPoint) -> dict[str, State]:
+        return {"independence": State("rows", (point.width,), torch.float64)}
 
     def update(
-        self, site: Site, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
+        self, point: HookPoint, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
     ) -> None:
-        values = flatten_maps(maps, site).double()
-        for part in self.parts[site.name]:
-            index = placed(torch.tensor(part), maps)
+        values = flatten_maps(maps, point).double()
+        for part in self.parts[point.name]:
+            index = to_device_of(torch.tensor(part), maps)
             found = torch.stack([independence(image[index].flatten(1)) for image in values])
             tables["independence"][ids[:, None], index[:, 0]] = found
 
@@ -76,10 +82,10 @@ def independence(image: Tensor) -> Tensor:
             places = torch.arange(len(part), device=image.device)
             grams[places, part, :] = 0
             grams[places, :, part] = 0
-        out.append(nuclear(grams))
-    return nuclear(whole) - torch.cat(out)
+        out.append(nuclear_norm(grams))
+    return nuclear_norm(whole) - torch.cat(out)
 
 
-def nuclear(gram: Tensor) -> Tensor:
+def nuclear_norm(gram: Tensor) -> Tensor:
     """Nuclear norm of a matrix from its Gram matrix (..., m, m)."""
     return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum(-1)

@@ -8,24 +8,24 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dist_prune.methods import method
+from dist_prune.methods import base
 
 
-class Options(method.CoupledOptions):
+class Options(base.CoupledOptions):
     norm_rate: float = Field(
         default=1, gt=0, le=1,
         description="the mixed form: the share of filters that stays when those of small norm have gone first",
     )  # fmt: skip
 
 
-class Fpgm(method.WeightRanking):
+class Fpgm(base.WeightRanking):
     """The sum of a filter's distances to all others; the smallest goes first."""
 
     paper = "He et al., Filter Pruning via Geometric Median for Deep CNN Acceleration, CVPR 2019"
     Options = Options
 
     def filter_scores(self, filters: Tensor) -> Tensor:
-        return scored(filters, self.options.norm_rate)
+        return distance_scores(filters, self.options.norm_rate)
 
 
 def distances(filters: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def distances(filters: Tensor) -> Tensor:
     return table.fill_diagonal_(0).clamp(min=0).sqrt().sum(1)
 
 
-def scored(filters: Tensor, norm_rate: float) -> Tensor:
+def distance_scores(filters: Tensor, norm_rate: float) -> Tensor:
     """Distances among the filters that stay by norm; those of small norm come below them, in the order of norm."""
     order = sorted(range(len(filters)), key=lambda i: (float(filters[i].norm()), i))
     small, stay = order[: (gone := round(len(order) * (1 - norm_rate)))], sorted(order[gone:])

@@ -10,45 +10,47 @@ from typing import Literal
 
 from torch import Tensor
 
-from dist_prune.methods import method
-from dist_prune.pruning.channels import ChannelGroup, Channels
-from dist_prune.pruning.consumers import GateGradient, consumer_sites, flatten_tables, sum_consumers
-from dist_prune.pruning.cost import macs
+from dist_prune.methods import base
+from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph
+from dist_prune.pruning.hooks.consumers import GateGradient, consumer_sites, flatten_tables, sum_consumers
+from dist_prune.pruning.selection.cost import macs
 
 
-class Options(method.RankingOptions):
-    normalise: bool = method.for_select(
+class Options(base.RankingOptions):
+    normalise: bool = base.select_only(
         False, description="select.scope global: the paper compares all groups as they are, by what a channel costs"
     )
-    per: Literal["memory", "macs", "nothing"] = method.for_select(
+    per: Literal["memory", "macs", "nothing"] = base.select_only(
         "memory", description="what a score is divided by: activations or MACs that go with the channel"
     )
 
 
-class GroupFisher(method.Ranking):
+class GroupFisher(base.RankingMethod):
     """The mask's derivative is a sum over all layers that consume the channel; it is squared per image."""
 
     paper = "Liu et al., Group Fisher Pruning for Practical Network Compression, ICML 2021"
     Options = Options
 
-    def score(self, bench: method.Bench) -> method.Scores:
+    def score(self, context: base.ScoringContext) -> base.Scores:
         """``<layer>:in:gate``: (n, C) float64, a row per image."""
-        return flatten_tables(bench.observe(consumer_sites(bench.channels), GateGradient(batches=False), backward=True))
+        return flatten_tables(
+            context.collect(consumer_sites(context.graph), GateGradient(batches=False), backward=True)
+        )
 
-    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
-        gates = sum_consumers(scores, channels, "gate")
-        return {g.name: gates[g.name].square().sum(0) / self._price(channels, g) for g in channels.free}
+    def importance(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> dict[str, Tensor]:
+        gates = sum_consumers(scores, graph, "gate")
+        return {g.name: gates[g.name].square().sum(0) / self._price(graph, g) for g in graph.free}
 
-    def _price(self, channels: Channels, group: ChannelGroup) -> float:
+    def _price(self, graph: DependencyGraph, group: ChannelGroup) -> float:
         if self.options.per == "memory":
-            return memory(channels, group)
-        return macs(channels) - macs(channels, {group.name: group.width - 1}) if self.options.per == "macs" else 1
+            return output_values(graph, group)
+        return macs(graph) - macs(graph, {group.name: group.width - 1}) if self.options.per == "macs" else 1
 
 
-def memory(channels: Channels, group: ChannelGroup) -> int:
+def output_values(graph: DependencyGraph, group: ChannelGroup) -> int:
     """Values that convolutions and linear layers put out for one channel of the group and one image."""
     return sum(
-        len(coupling.index) // group.width * channels.layers[coupling.layer].positions
+        len(coupling.index) // group.width * graph.layers[coupling.layer].positions
         for coupling in group.couplings
-        if coupling.side == "out" and channels.layers[coupling.layer].kind in ("conv", "linear")
+        if coupling.side == "out" and graph.layers[coupling.layer].kind in ("conv", "linear")
     )

@@ -5,30 +5,30 @@ Fang, Ma, Song, Mi, Wang: DepGraph: Towards Any Structural Pruning, CVPR 2023, s
 
 import torch
 
-from dist_prune.methods import method
-from dist_prune.pruning.channel_tensors import gathered
-from dist_prune.pruning.channels import Site
+from dist_prune.methods import base
+from dist_prune.pruning.graph.channel_tensors import sum_by_channel
+from dist_prune.pruning.graph.groups import HookPoint
 
 
-class GroupNorm(method.Ranking):
+class GroupNorm(base.RankingMethod):
     """The sum of squares of everything that goes when the channel goes."""
 
     paper = "Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023"
     units = True
 
-    def score(self, bench: method.Bench) -> method.Scores:
+    def score(self, context: base.ScoringContext) -> base.Scores:
         """``<group>``: (C,) float64, squared norm over all weights and batch-norm scales tied to the channel."""
-        scores, channels = {}, bench.channels
-        for group in channels.free:
+        scores, graph = {}, context.graph
+        for group in graph.free:
             parts = []
             for coupling in group.couplings:
-                layer = channels.layers[coupling.layer]
+                layer = graph.layers[coupling.layer]
                 if layer.kind in ("pool", "table") or (layer.kind == "norm" and not layer.bias):
                     continue
                 if coupling.side == "in" and layer.groups > 1 and not layer.depthwise:
                     continue  # its filters go whole, and are counted at the outputs
-                weight = bench.weight(Site(layer.name, group.name, layer.width_out, layer.kind, False)).double()
+                weight = context.weight(HookPoint(layer.name, group.name, layer.width_out, layer.kind, False)).double()
                 side = weight.transpose(0, 1) if coupling.side == "in" and not layer.depthwise else weight
-                parts.append(gathered(side.reshape(len(side), -1).square().sum(1), coupling, group.width))
+                parts.append(sum_by_channel(side.reshape(len(side), -1).square().sum(1), coupling, group.width))
             scores[group.name] = torch.stack(parts).sum(0)
         return scores

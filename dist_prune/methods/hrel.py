@@ -10,14 +10,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dist_prune.methods import method
-from dist_prune.pruning.activations import Activations, Census, bundles, distinct, taps_of
-from dist_prune.pruning.ranking import widths_of
-from dist_prune.pruning.subjects import Estimator, Subject, batches_of
-from dist_prune.pruning.widths import Grid
+from dist_prune.methods import base
+from dist_prune.pruning.hooks.activations import ActivationCensus, Activations, distinct, group_inputs, memory_batches
+from dist_prune.pruning.information.bandwidth import BandwidthGrid
+from dist_prune.pruning.information.group_orders import group_bandwidths
+from dist_prune.pruning.information.group_samples import EstimatorConfig, GroupSamples, batches_of
 
 
-class Options(method.RankingOptions):
+class Options(base.RankingOptions):
     """Kernels exp(-D^2 / sigma^2); sigma of maps is aligned to each batch's label kernel, and smoothed over batches."""
 
     alpha: float = Field(default=1.0, gt=0, le=1000, description="order of the entropy; 1 is Shannon's, the paper's")
@@ -29,58 +29,68 @@ class Options(method.RankingOptions):
     memory_mb: int = Field(default=4096, ge=16, le=10**9, description="for activations held at a time; moves no score")
 
 
-class HRel(method.Ranking):
+class HRel(base.RankingMethod):
     """The mean of I(Z_k; Y) over batches and, on a residual stream, over the places where it is read."""
 
     paper = "Sarvani et al., Neural Networks 2022: relevance of activation maps to the classes (HRel)"
     Options = Options
 
-    def score(self, bench: method.Bench) -> method.Scores:
+    def score(self, context: base.ScoringContext) -> base.Scores:
         """Group -> (K,) float64, bits. What enters the layers behind norm, activation and sum is read."""
-        taps = {group.name: taps_of(bench.channels, group) for group in bench.channels.free}
-        sites = {tap.site.name: tap.site for found in taps.values() for tap in found}
-        shapes = {name: tuple(t["shape"].tolist()) for name, t in bench.observe(list(sites.values()), Census()).items()}
+        taps = {group.name: group_inputs(context.graph, group) for group in context.graph.free}
+        points = {tap.point.name: tap.point for found in taps.values() for tap in found}
+        shapes = {
+            name: tuple(t["shape"].tolist())
+            for name, t in context.collect(list(points.values()), ActivationCensus()).items()
+        }
         statistic = Activations(shapes, self.options.map_side)
-        batches = batches_of(bench.images, self.options.batch, bench.draw("hrel", "batches"))
+        batches = batches_of(context.images, self.options.batch, context.generator("hrel", "batches"))
         scores = {}
-        for names in bundles(taps, statistic, bench.images, len(batches[0]), self.options.memory_mb):
-            held = {tap.site.name: tap.site for name in names for tap in taps[name]}
-            maps = {site: t["maps"] for site, t in bench.observe(list(held.values()), statistic).items()}
+        for names in memory_batches(taps, statistic, context.images, len(batches[0]), self.options.memory_mb):
+            held = {tap.point.name: tap.point for name in names for tap in taps[name]}
+            maps = {site: t["maps"] for site, t in context.collect(list(held.values()), statistic).items()}
             subjects = []
             for name in names:
-                chosen = [taps[name][i] for i in distinct([maps[tap.site.name] for tap in taps[name]])]
-                found = [tap.take(maps[tap.site.name]) for tap in chosen]
-                subjects.append(Subject(name, found, bench.labels, batches, self.estimator(), bench.device))
-            scores |= self._relevances(bench, subjects)
+                chosen = [taps[name][i] for i in distinct([maps[tap.point.name] for tap in taps[name]])]
+                found = [tap.take(maps[tap.point.name]) for tap in chosen]
+                subjects.append(GroupSamples(name, found, context.labels, batches, self.estimator(), context.device))
+            scores |= self._relevances(context, subjects)
         return scores
 
-    def estimator(self) -> Estimator:
+    def estimator(self) -> EstimatorConfig:
         """How entropies and widths are found."""
         options = self.options
-        return Estimator(
-            criterion="relevance", alpha=options.alpha, width="label", grid=Grid(coarse=options.grid == "coarse"),
-            halved=False, sigma_y=options.sigma_y, dtype=getattr(torch, options.precision),
-        )  # fmt: skip
+        return EstimatorConfig(
+            criterion="relevance",
+            alpha=options.alpha,
+            width="label",
+            grid=BandwidthGrid(coarse=options.grid == "coarse"),
+            halved=False,
+            sigma_y=options.sigma_y,
+            dtype=getattr(torch, options.precision),
+        )
 
-    def _relevances(self, bench: method.Bench, subjects: list[Subject]) -> method.Scores:
+    def _relevances(self, context: base.ScoringContext, group_samples: list[GroupSamples]) -> base.Scores:
         """A job a batch and tap; rounded values are added as integers, wherever they were computed."""
-        sigmas = widths_of(subjects, bench.share)
-        panels = [subject.panel(own) for subject, own in zip(subjects, sigmas, strict=True)]
+        sigmas = group_bandwidths(group_samples, context.map_jobs)
+        panels = [samples.estimator_bank(own) for samples, own in zip(group_samples, sigmas, strict=True)]
         jobs = [
-            (subject.name, number, tap, batch)
-            for number, subject in enumerate(subjects)
-            for tap in range(len(subject.taps))
-            for batch in range(len(subject.batches))
+            (samples.name, number, tap, batch)
+            for number, samples in enumerate(group_samples)
+            for tap in range(len(samples.taps))
+            for batch in range(len(samples.batches))
         ]
 
         def run(job: tuple[str, int, int, int]) -> Tensor:
             _, number, tap, batch = job
-            found = panels[number].judge(tap, batch).relevance(range(subjects[number].width))
+            found = panels[number].estimator(tap, batch).relevance(range(group_samples[number].width))
             return (found * panels[number].unit).round().long()
 
         out: dict[str, Tensor] = {}
-        parts = bench.share(jobs, run, costs=[float(subjects[number].width) for _, number, _, _ in jobs])
+        parts = context.map_jobs(jobs, run, costs=[float(group_samples[number].width) for _, number, _, _ in jobs])
         for (name, number, _, _), part in zip(jobs, parts, strict=True):
-            out[name] = out.get(name, torch.zeros(subjects[number].width, dtype=torch.int64)) + part
-        means = {s.name: panel.unit * len(s.taps) * len(s.batches) for s, panel in zip(subjects, panels, strict=True)}
+            out[name] = out.get(name, torch.zeros(group_samples[number].width, dtype=torch.int64)) + part
+        means = {
+            s.name: bank.unit * len(s.taps) * len(s.batches) for s, bank in zip(group_samples, panels, strict=True)
+        }
         return {name: total.double() / means[name] for name, total in out.items()}

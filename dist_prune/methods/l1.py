@@ -5,10 +5,10 @@ Li, Kadav, Durdanovic, Samet, Graf: Pruning Filters for Efficient ConvNets, ICLR
 
 from torch import Tensor
 
-from dist_prune.methods import method
+from dist_prune.methods import base
 
 
-class L1(method.WeightRanking):
+class L1(base.WeightRanking):
     """Small filters go first."""
 
     paper = "Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017"

@@ -6,10 +6,10 @@ He, Kang, Dong, Fu, Yang: Soft Filter Pruning for Accelerating Deep Convolutiona
 
 from torch import Tensor
 
-from dist_prune.methods import method
+from dist_prune.methods import base
 
 
-class L2(method.WeightRanking):
+class L2(base.WeightRanking):
     """Small filters go first."""
 
     paper = "He et al., Soft Filter Pruning, IJCAI 2018 (its criterion; cut at once)"

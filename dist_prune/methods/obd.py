@@ -9,12 +9,12 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from dist_prune.methods import method
-from dist_prune.pruning.channels import Channels
-from dist_prune.pruning.curvature import Hutchinson, Squares, means
+from dist_prune.methods import base
+from dist_prune.pruning.graph.groups import DependencyGraph
+from dist_prune.pruning.hooks.curvature import Hutchinson, SquaredChange, mean_rows
 
 
-class Options(method.RankingOptions):
+class Options(base.RankingOptions):
     diagonal: Literal["fisher", "hutchinson"] = Field(
         default="fisher",
         description="h: squared gradients of micro-batches (ranks as taylor's form weight does: half of it), or "
@@ -22,18 +22,20 @@ class Options(method.RankingOptions):
     )
 
 
-class Obd(method.Ranking):
+class Obd(base.RankingMethod):
     """The sum over the filters of a coupled group: all of them are changes of one loss."""
 
     paper = "LeCun, Denker, Solla, Optimal Brain Damage, NIPS 1989"
     Options = Options
 
-    def score(self, bench: method.Bench) -> method.Scores:
+    def score(self, context: base.ScoringContext) -> base.Scores:
         """``<layer>:weight``: (C,) float64, the sum of h w^2 / 2 over each filter."""
         fisher = self.options.diagonal == "fisher"
-        statistic = Squares() if fisher else Hutchinson(bench.draw("hutchinson").initial_seed(), scaled=True)
-        found = bench.observe([site.at_weight for site in bench.sites], statistic, backward=True)
-        return {name: means(tables) / 2 for name, tables in found.items()}
+        statistic = (
+            SquaredChange() if fisher else Hutchinson(context.generator("hutchinson").initial_seed(), scaled=True)
+        )
+        found = context.collect([point.at_weight for point in context.sites], statistic, backward=True)
+        return {name: mean_rows(tables) / 2 for name, tables in found.items()}
 
-    def worth(self, scores: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
-        return self.summed(scores, channels, "weight")
+    def importance(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> dict[str, Tensor]:
+        return self.sum_over_layers(scores, graph, "weight")

@@ -8,7 +8,7 @@ Quirk = TypeVar("Quirk", bound=str)
 
 
 class MethodOptions(BaseModel):
-    """A method's options in the recipe. An option that ``select`` reads is declared with ``for_select``."""
+    """A method's options in the recipe. An option that ``select`` reads is declared with ``select_only``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -36,7 +36,7 @@ class MethodOptions(BaseModel):
         )
 
     @classmethod
-    def growing_options(cls) -> tuple[str, ...]:
+    def refinable_options(cls) -> tuple[str, ...]:
         """Those of them that a run directory may raise later: what was measured before is used again."""
         return tuple(
             name
@@ -45,12 +45,12 @@ class MethodOptions(BaseModel):
         )
 
 
-def growing(default: Any, **constraints: Any) -> Any:
+def refinable(default: Any, **constraints: Any) -> Any:
     """An option that says how much is measured (share's ``keep``): more of it later refines the same scores."""
     return Field(default=default, json_schema_extra={"read_by": "growing"}, **constraints)
 
 
-def for_select(default: Any, **constraints: Any) -> Any:
+def select_only(default: Any, **constraints: Any) -> Any:
     """An option that only ``select`` reads: runs that differ in it share one score file."""
     return Field(default=default, json_schema_extra={"read_by": "select"}, **constraints)
 
@@ -88,7 +88,7 @@ class QuirkOptions(MethodOptions, Generic[Quirk]):
 class RankingOptions(MethodOptions):
     """Of papers that give every channel a worth."""
 
-    normalise: bool = for_select(
+    normalise: bool = select_only(
         True, description="select.scope global: each group's scores are divided by their mean before they are compared"
     )
 
@@ -96,4 +96,4 @@ class RankingOptions(MethodOptions):
 class CoupledOptions(RankingOptions):
     """``combine``: how the layers of a coupled group become one score; each layer is divided by its mean first."""
 
-    combine: Literal["leader", "sum", "mean"] = for_select("sum", description="how a group's layers become one score")
+    combine: Literal["leader", "sum", "mean"] = select_only("sum", description="how a group's layers become one score")

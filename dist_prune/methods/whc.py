@@ -6,10 +6,10 @@ Chen, Sun, Huang: WHC: Weighted Hybrid Criterion for Filter Pruning on Convoluti
 import torch
 from torch import Tensor
 
-from dist_prune.methods import method
+from dist_prune.methods import base
 
 
-class Whc(method.WeightRanking):
+class Whc(base.WeightRanking):
     """|F_i| times the sum over j of |F_j| (1 - |cos(F_i, F_j)|); single shot, the same share of every layer."""
 
     paper = "Chen et al., WHC: Weighted Hybrid Criterion for Filter Pruning, ICASSP 2023"

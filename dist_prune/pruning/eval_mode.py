@@ -7,7 +7,7 @@ from torch import nn
 
 
 @contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, with every module's own mode given back afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

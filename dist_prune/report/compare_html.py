@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from dist_prune.pruning.cost import tabled
+from dist_prune.pruning.selection.cost import report_costs
 from dist_prune.report.figures import GREY, INK, subplots, svg
 from dist_prune.report.html import render
 
@@ -30,7 +30,7 @@ def render_comparison(
 
 def pareto(rows: Rows, papers: Rows, batch: str) -> Figure:
     """Top-1 against each cost and the latency; below, its change against the shares kept, with papers' points."""
-    costs = [cost for cost in tabled() if any(row[cost.name] is not None for row in rows)]
+    costs = [cost for cost in report_costs() if any(row[cost.name] is not None for row in rows)]
     figure, plots = subplots(13 / 3 * (len(costs) + 1), 8, 2, len(costs) + 1)
     names = sorted({row["backbone"] for row in rows})
     colours = {name: f"C{place % 10}" for place, name in enumerate(names)}

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dist_prune.pruning.portrait import Curve, Portrait
+from dist_prune.pruning.figure_data import Curve, SimilarityMap
 
 INK, GREY, PALE = "#1d2733", "#9aa5b1", "#e3e8ee"  # those of templates/report.css
 # of clusters in the order of their size, then again from the first; grey for channels in no cluster
@@ -68,28 +68,30 @@ def png(pixels: np.ndarray) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def similarity_image(portrait: Portrait, side: int = 128) -> np.ndarray:
+def similarity_image(similarity_map: SimilarityMap, side: int = 128) -> np.ndarray:
     """The similarity matrix of a group's channels, clusters side by side.
 
     Args:
-        portrait: similarities, clusters and kept channels of C channels.
+        similarity_map: similarities, clusters and kept channels of C channels.
         side: the largest number of cells along a side; a cell is the mean of its channels.
 
     Returns:
         (h, w, 3) uint8, h = min(C, side). Dark cells are alike. To their left are the clusters' colours and, dark, the
         channels that stay.
     """
-    order = np.lexsort((~portrait.kept, np.where(portrait.parts < 0, len(portrait.parts), portrait.parts)))
+    order = np.lexsort(
+        (~similarity_map.kept, np.where(similarity_map.parts < 0, len(similarity_map.parts), similarity_map.parts))
+    )
     cells = min(side, len(order))
     starts = np.linspace(0, len(order), cells, endpoint=False).astype(int)
     counts = np.diff(np.append(starts, len(order)))
-    sums = np.add.reduceat(portrait.likeness[np.ix_(order, order)], starts, axis=0)
+    sums = np.add.reduceat(similarity_map.likeness[np.ix_(order, order)], starts, axis=0)
     mean = np.add.reduceat(sums, starts, axis=1) / (counts[:, None] * counts[None, :])
     grey = (255 * (1 - np.clip(2 * mean - 1, 0, 1))).astype(np.uint8)  # random bits agree by a half: white
     inner = np.repeat(grey[:, :, None], 3, axis=2)
-    clusters = portrait.parts[order[starts]]  # a cell has the colour of its first channel
+    clusters = similarity_map.parts[order[starts]]  # a cell has the colour of its first channel
     colour = np.where(clusters[:, None] < 0, _ALONE, _CLUSTERS[clusters % len(_CLUSTERS)])
-    share = np.add.reduceat(portrait.kept[order].astype(float), starts) / counts
+    share = np.add.reduceat(similarity_map.kept[order].astype(float), starts) / counts
     stays = np.repeat((255 - 220 * share).astype(np.uint8)[:, None], 3, axis=1)
     width = max(2, cells // 16)
     strips = [np.repeat(strip[:, None], width, axis=1) for strip in (colour, stays)]

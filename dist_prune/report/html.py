@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from dist_prune.pruning.portrait import Curve, Portrait
+from dist_prune.pruning.figure_data import Curve, SimilarityMap
 from dist_prune.report import figures, tables
 
 
@@ -39,7 +39,7 @@ def render_report(
     body: Mapping[str, Any],
     histories: Mapping[str, Sequence[Mapping[str, float]]],
     recipe: str,
-    portraits: Sequence[Portrait] = (),
+    similarity_maps: Sequence[SimilarityMap] = (),
     curves: Sequence[Curve] = (),
     planes: Sequence[Mapping[str, str]] = (),
 ) -> str:
@@ -49,7 +49,7 @@ def render_report(
         body: what report.json holds.
         histories: name of a training -> its epochs.
         recipe: the recipe as YAML.
-        portraits: the method's similarity matrices.
+        similarity_maps: the method's similarity matrices.
         curves: the method's curves.
         planes: the lines of curves.csv.
     """
@@ -61,21 +61,24 @@ def render_report(
         "report.html.j2",
         body=body,
         recipe=recipe,
-        metrics=(["", *tables.KINDS], [[label, *cells] for label, cells in tables.rows(body)]),
-        warnings=tables.warned(body),
-        aim=tables.aim(body),
+        metrics=(["", *tables.KINDS], [[label, *cells] for label, cells in tables.metric_rows(body)]),
+        warnings=tables.warning_events(body),
+        aim=tables.target_text(body),
         timing=next(iter(body["dense"]["latency"].values())),
         groups=figures.svg(figures.groups_figure(body["plan"]["groups"])),
         trainings=_svgs(trainings),
         rounds=tables.records(body.get("rounds", [])),
-        portraits=[(portrait, figures.png(figures.similarity_image(portrait))) for portrait in portraits],
+        portraits=[
+            (similarity_map, figures.png(figures.similarity_image(similarity_map)))
+            for similarity_map in similarity_maps
+        ],
         curves=_svgs(figures.method_figures(curves)),
         figures=tables.records(body.get("table", [])),
         criteria=tables.criteria(body.get("many", [])),
         seconds=", ".join(f"{name} {value:.1f} s" for name, value in body["timings"].items()),
         events="; ".join(map(tables.event_text, body["events"])) or "none",
         communication=tables.communication(body),
-        said=tables.said(body),
+        said=tables.traffic_text(body),
         expanded="; ".join(f"{key} ({', '.join(names)})" for key, names in body.get("expanded", {}).items()),
     )
 

@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dist_prune.config.recipe import peeks
-from dist_prune.pruning.cost import tabled
-from dist_prune.runtime.spread import faster
+from dist_prune.config.recipe import selected_on_test
+from dist_prune.pruning.selection.cost import report_costs
+from dist_prune.training.timing_noise import speedup_text
 
 KINDS = ("dense", "pruned", "finetuned")
 REDUCED = ("sum", "max", "min", "rows", "gradients")  # collectives whose payload is reduced; others are copied
 
 
-def rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+def metric_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """(label, one cell each for dense, pruned, finetuned)."""
     out = [
         ("top-1 %", [f"{body[k]['top1']:.2f}" for k in KINDS]),
@@ -19,7 +19,7 @@ def rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     ]
     out.append(("loss", [_loss(body[k]["loss"]) for k in KINDS]))
     for key, unit, label in (
-        *((cost.name, cost.divisor, cost.label) for cost in tabled() if cost.name in body["dense"]),
+        *((cost.name, cost.divisor, cost.label) for cost in report_costs() if cost.name in body["dense"]),
         ("size_bytes", 1e3, "file (kB)"),
     ):
         dense = body["dense"][key]
@@ -29,7 +29,7 @@ def rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     for batch, first in body["dense"]["latency"].items():
         times = [body[k]["latency"][batch] for k in KINDS]
         out.append((f"ms, batch {batch}", [f"{t['ms']:.2f}" for t in times]))
-        out.append((f"speed-up, batch {batch}", ["", *(faster(first, t) for t in times[1:])]))
+        out.append((f"speed-up, batch {batch}", ["", *(speedup_text(first, t) for t in times[1:])]))
         out.append((f"images/s, batch {batch}", [f"{t['images_per_s']:.0f}" for t in times]))
     return out
 
@@ -65,7 +65,7 @@ def criteria(lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[s
     """Heads and cells of the criteria compared: top-1 after surgery, size, and what each two keep in common."""
     if not lines:
         return None
-    costs = [cost for cost in tabled() if cost.name in lines[0]]
+    costs = [cost for cost in report_costs() if cost.name in lines[0]]
     cells = [
         [line["method"], f"{line['top1']:.2f}", *(f"{line[cost.name]:.1%}" for cost in costs)]
         + [f"{share:.2f}" for share in line["overlap"].values()]
@@ -83,7 +83,7 @@ def communication(body: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def warned(body: Mapping[str, Any]) -> list[str]:
+def warning_events(body: Mapping[str, Any]) -> list[str]:
     """What nobody must miss: events that begin so."""
     return [str(event["event"]) for event in body.get("events", []) if str(event["event"]).startswith("WARNING")]
 
@@ -99,26 +99,30 @@ def _against(value: float, dense: float, unit: float) -> str:
 
 def table(body: Mapping[str, Any]) -> str:
     """The result for a terminal."""
-    lines = [("", list(KINDS)), *rows(body)]
+    lines = [("", list(KINDS)), *metric_rows(body)]
     widths = [max(len(line[0]) for line in lines)] + [max(len(cells[i]) for _, cells in lines) for i in range(3)]
     text = [
         "  ".join([label.ljust(widths[0]), *(cell.rjust(widths[i + 1]) for i, cell in enumerate(cells))])
         for label, cells in lines
     ]
-    more = [*_rounds(body.get("rounds", [])), *filter(None, [said(body)]), *warned(body)]
-    return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", aim(body), *more])
+    more = [*_rounds(body.get("rounds", [])), *filter(None, [traffic_text(body)]), *warning_events(body)]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", target_text(body), *more])
 
 
 def _rounds(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line of text a round."""
+
+    def kept(line: Mapping[str, Any]) -> str:
+        return ", ".join(f"{line[cost.name]:.1%} of the {cost.name}" for cost in report_costs() if cost.name in line)
+
     return [
-        f"round {line['round']}: {', '.join(f'{line[c.name]:.1%} of the {c.name}' for c in tabled() if c.name in line)}"
+        f"round {line['round']}: {kept(line)}"
         f", top-1 {line['pruned_top1']:.2f} % cut, {line['finetuned_top1']:.2f} % after {line['epochs']} epochs"
         for line in lines
     ]
 
 
-def said(body: Mapping[str, Any]) -> str:
+def traffic_text(body: Mapping[str, Any]) -> str:
     """Bytes that each rank handed to collectives, stage by stage; nothing for a single process."""
     parts = []
     for stage, words in (body.get("communication") or {}).items():
@@ -137,11 +141,11 @@ def _size(count: int) -> str:
     return f"{count} B"
 
 
-def aim(body: Mapping[str, Any]) -> str:
+def target_text(body: Mapping[str, Any]) -> str:
     """Asked and achieved in one line."""
     achieved = ", ".join(f"{share:.1%} of the {name}" for name, share in body["achieved"].items())
     asked = ", ".join(f"{share:.1%} of the {name}" for name, share in body["target"].items())
-    marked = "".join(f"; {peek.upper()}" for peek in peeks(body["recipe"]))
+    marked = "".join(f"; {peek.upper()}" for peek in selected_on_test(body["recipe"]))
     blocks = "; masked blocks of weights save MACs on paper only: they run as slow as dense ones"
     runs = body.get("reruns")
     spread = f"; {len(runs['top1'])} finetunings: {runs['mean']:.2f} ± {runs['std']:.2f} %" if runs else ""

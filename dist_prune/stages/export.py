@@ -3,10 +3,10 @@
 import json
 from dataclasses import asdict
 
-from dist_prune.bundle import manifest
+from dist_prune.export.bundle import manifest_json
+from dist_prune.pipeline.context import RunContext, StageOutput
+from dist_prune.pipeline.stage_graph import BUNDLE, FINETUNED, METRICS
 from dist_prune.report.tables import KINDS
-from dist_prune.stages.context import RunContext, StageOutput
-from dist_prune.stages.order import BUNDLE, FINETUNED, METRICS
 
 
 def run(context: RunContext) -> StageOutput:
@@ -23,6 +23,6 @@ def run(context: RunContext) -> StageOutput:
         "recipe": recipe.name, "method": recipe.method["name"], "paper": context.method.paper, "seed": recipe.seed,
         "data": recipe.data.source, "finetune_epochs": recipe.finetune.epochs,
     }  # fmt: skip
-    text = manifest(backbone, plan, image, images.classes, weights, figures, origin, context.networks.create())
+    text = manifest_json(backbone, plan, image, images.classes, weights, figures, origin, context.networks.create())
     manifest_file, weights_file = BUNDLE
     return StageOutput({}, {weights_file: (weights, {"plan": plan.fingerprint})}, {manifest_file: text})

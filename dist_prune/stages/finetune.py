@@ -8,15 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from dist_prune.config.training import Training
-from dist_prune.pruning.masks import masks_of
-from dist_prune.runtime.data.dealing import calibration
-from dist_prune.runtime.evaluation import evaluate
-from dist_prune.runtime.training.carrying import Carried
-from dist_prune.runtime.training.recalibrate import recalibrate
-from dist_prune.runtime.training.train import Trainer
-from dist_prune.stages.context import RunContext, StageOutput, Tensors
-from dist_prune.stages.fitting import judge_of, trained
-from dist_prune.stages.order import FINETUNED, OPTIMIZER_CARRIED, OPTIMIZER_STATE, PRUNED, round_path
+from dist_prune.data.sampling import calibration_ids
+from dist_prune.pipeline.context import RunContext, StageOutput, Tensors
+from dist_prune.pipeline.stage_graph import FINETUNED, OPTIMIZER_CARRIED, OPTIMIZER_STATE, PRUNED, round_path
+from dist_prune.pruning.plan.block_masks import weight_masks
+from dist_prune.stages.training_setup import run_training, selection_metric
+from dist_prune.training.bn_recalibration import recalibrate_bn
+from dist_prune.training.evaluation import evaluate
+from dist_prune.training.optimizer_state import CarriedOptimizerState
+from dist_prune.training.trainer import Trainer
 
 
 def run(context: RunContext) -> StageOutput:
@@ -29,7 +29,7 @@ def run(context: RunContext) -> StageOutput:
     if settings.only_if_drop is not None and settings.epochs:
         drop = _drop(context)
         if drop <= settings.only_if_drop:
-            context.tracker.say(
+            context.tracker.info(
                 f"  cutting cost {drop:.2f} points of top-1, at most {settings.only_if_drop:g}: left as it is"
             )
             context.events.append({"stage": "finetune", "event": "not needed", "drop": drop})
@@ -42,7 +42,7 @@ def run(context: RunContext) -> StageOutput:
             kept, first = {n: tensor.cpu().clone() for n, tensor in model.state_dict().items()}, trainer.history
         if reruns > 1:
             tops.append(_top1(context, model))
-            context.tracker.say(f"  rerun {rerun + 1} of {reruns}: {tops[-1]:.2f} % on the test images")
+            context.tracker.info(f"  rerun {rerun + 1} of {reruns}: {tops[-1]:.2f} % on the test images")
     facts: dict[str, Any] = {"history": first, "selection": settings.selection}
     if tops:
         spread = statistics.stdev(tops)
@@ -52,7 +52,7 @@ def run(context: RunContext) -> StageOutput:
 
 def _drop(context: RunContext) -> float:
     """Points of top-1 that cutting cost, on the images by which epochs are chosen (held out, or the test images)."""
-    judge = judge_of(context, context.recipe.finetune)
+    judge = selection_metric(context, context.recipe.finetune)
     models = context.networks.load_dense(), _pruned(context)
     dense, pruned = (judge(model.to(context.environment.device))["top1"] for model in models)
     return dense - pruned
@@ -69,7 +69,7 @@ def _between(context: RunContext) -> StageOutput:
     meta = {"plan": context.networks.plan(context.round).fingerprint}
     tensors: Tensors = {round_path(context.round, FINETUNED): (model.state_dict(), meta)}
     if trainer.left is not None:
-        tensors[round_path(context.round, OPTIMIZER_STATE)] = trainer.left.file()
+        tensors[round_path(context.round, OPTIMIZER_STATE)] = trainer.left.to_file()
     facts = {"history": trainer.history, "selection": settings.selection}
     return StageOutput(facts, tensors, drop=(f"{name}_checkpoints",))
 
@@ -80,15 +80,15 @@ def _tuned(
     """The small network, finetuned by the recipe's seed + ``rerun``, its masked weights at exact zeros."""
     model, carried = _pruned(context), None
     if context.recipe.schedule.carry_optimizer and context.round > 1 and settings.epochs:
-        carried = Carried.read(context.path(round_path(context.round, OPTIMIZER_CARRIED)))
+        carried = CarriedOptimizerState.from_file(context.path(round_path(context.round, OPTIMIZER_CARRIED)))
         model.load_state_dict(carried.tables.get("model", model.state_dict()))
     model.to(context.environment.device)
     if settings.recalibrate_bn:
         recipe, (trained_on, _) = context.recipe, context.images.training_split(settings)
         labels = context.images.loader(True).source.labels[trained_on]
-        chosen = calibration(labels, settings.recalibrate_bn, recipe.seed, recipe.score.balance)
-        feed, ids = context.images.for_scoring(trained_on[chosen], context.method)
-        recalibrate(model, feed, ids, context.recipe.score.micro_batch, context.environment.ranks)
+        chosen = calibration_ids(labels, settings.recalibrate_bn, recipe.seed, recipe.score.balance)
+        loader, ids = context.images.for_scoring(trained_on[chosen], context.method)
+        recalibrate_bn(model, loader, ids, context.recipe.score.micro_batch, context.environment.comm)
         if carried is not None and "ema" in carried.tables:  # averages go on from the new statistics, not the old ones
             new = model.state_dict()
             ema = carried.tables["ema"]
@@ -96,10 +96,10 @@ def _tuned(
             carried = replace(carried, tables={**carried.tables, "ema": ema})
     teacher = context.networks.load_dense() if settings.distill else None
     plan, graph = context.networks.plan(context.round), context.networks.graph
-    masks: dict[str, Tensor] = masks_of(plan, graph, model.state_dict())
-    return model, trained(context, model, settings, name, teacher, masks, rerun, carried, leaves)
+    masks: dict[str, Tensor] = weight_masks(plan, graph, model.state_dict())
+    return model, run_training(context, model, settings, name, teacher, masks, rerun, carried, leaves)
 
 
 def _top1(context: RunContext, model: nn.Module) -> float:
-    batch, ranks = context.recipe.evaluate.batch, context.environment.ranks
-    return evaluate(model, context.images.loader(False), batch, ranks, context.tracker, "test images")["top1"]
+    batch, comm = context.recipe.evaluate.batch, context.environment.comm
+    return evaluate(model, context.images.loader(False), batch, comm, context.tracker, "test images")["top1"]

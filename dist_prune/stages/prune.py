@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from dist_prune import bundle
-from dist_prune.pruning import surgeon
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.reinit import renew
-from dist_prune.runtime.training.carrying import Carried
-from dist_prune.stages.calibrating import starting
-from dist_prune.stages.context import RunContext, StageOutput, Tensors
-from dist_prune.stages.order import OPTIMIZER_CARRIED, OPTIMIZER_STATE, PRUNED, round_path
+from dist_prune.export import bundle
+from dist_prune.pipeline.context import RunContext, StageOutput, Tensors
+from dist_prune.pipeline.stage_graph import OPTIMIZER_CARRIED, OPTIMIZER_STATE, PRUNED, round_path
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.surgery import surgeon
+from dist_prune.pruning.surgery.reinit import reinitialise
+from dist_prune.stages.calibration import starting_network
+from dist_prune.training.optimizer_state import CarriedOptimizerState
 
 
 def run(context: RunContext) -> StageOutput:
@@ -22,22 +22,22 @@ def run(context: RunContext) -> StageOutput:
     plan, place = context.networks.plan(context.round), Path(context.recipe.select.plan or "").expanduser()
     if context.recipe.select.plan and place.is_dir():
         weights = bundle.load(place).state_dict()
-        context.tracker.say(f"  {place} is a bundle: its weights are taken, nothing is cut here")
+        context.tracker.info(f"  {place} is a bundle: its weights are taken, nothing is cut here")
         return StageOutput({}, {pruned: (weights, {"plan": plan.fingerprint})})
-    model, cut = starting(context).eval(), plan
-    channels = context.networks.round_graph(context.networks.graph, context.round)
+    model, cut = starting_network(context).eval(), plan
+    graph = context.networks.round_graph(context.networks.graph, context.round)
     if context.round > 1:
         cut = Plan.from_json(context.path(round_path(context.round, "cut.json")).read_text())
     tensors: Tensors = {}
     if context.round > 1 and context.recipe.schedule.carry_optimizer:
-        carried = Carried.read(context.path(round_path(context.round - 1, OPTIMIZER_STATE)))
-        carried = carried.cut(partial(surgeon.cut_along, model, channels, cut))
-        tensors[round_path(context.round, OPTIMIZER_CARRIED)] = carried.file()
-    surgeon.operate(model, channels, cut)
-    fresh = context.method.fresh(context.networks.graph)
+        carried = CarriedOptimizerState.from_file(context.path(round_path(context.round - 1, OPTIMIZER_STATE)))
+        carried = carried.pruned(partial(surgeon.prune_tensors_like, model, graph, cut))
+        tensors[round_path(context.round, OPTIMIZER_CARRIED)] = carried.to_file()
+    surgeon.apply_plan(model, graph, cut)
+    fresh = context.method.layers_to_reinit(context.networks.graph)
     if fresh:
-        renew(model, fresh, context.recipe.seed)
-        context.tracker.say(f"  new weights, as the released code does: {', '.join(fresh)}")
+        reinitialise(model, fresh, context.recipe.seed)
+        context.tracker.info(f"  new weights, as the released code does: {', '.join(fresh)}")
         context.events.append({"stage": "prune", "event": "new weights", "layers": list(fresh)})
     with torch.no_grad():
         model(context.images.example_input)

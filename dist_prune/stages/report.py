@@ -6,15 +6,15 @@ from typing import Any
 
 import yaml
 
-from dist_prune.documents import strict_json
-from dist_prune.ledger import flatten
-from dist_prune.pruning.cost import tabled
-from dist_prune.pruning.portrait import Curve, Portrait
-from dist_prune.pruning.rounds import scheduled
+from dist_prune.pipeline.context import RunContext, StageOutput
+from dist_prune.pipeline.ledger import flatten
+from dist_prune.pipeline.stage_graph import round_path, stages_of
+from dist_prune.pruning.figure_data import Curve, SimilarityMap
+from dist_prune.pruning.selection.cost import report_costs
+from dist_prune.pruning.selection.schedule import round_config
 from dist_prune.report import figures, html, tables
-from dist_prune.stages import timing
-from dist_prune.stages.context import RunContext, StageOutput
-from dist_prune.stages.order import order, round_path
+from dist_prune.safe_parsing import strict_json
+from dist_prune.stages import latency_target
 
 TELLING = (
     "score",
@@ -31,13 +31,13 @@ MORE = (("select", "table"), ("finetune", "reruns"))  # facts that only some run
 
 def run(context: RunContext) -> StageOutput:
     """metrics.json, plan.json and the ledger -> report.json, report.html"""
-    body = collect(context)
-    histories = {name: _fact(context, name, "history") or [] for name in labels(context) if _trains(name)}
+    body = report_body(context)
+    histories = {name: _fact(context, name, "history") or [] for name in stage_labels(context) if _trains(name)}
     shown, lines = pictures(context)
     _tensorboard(context, body, shown)
-    context.tracker.say("\n" + tables.table(body))
+    context.tracker.info("\n" + tables.table(body))
     folder = context.run_dir.resolve()
-    context.tracker.say(
+    context.tracker.info(
         f"\nreport       {folder / 'report.html'}\nbundle       {folder / 'export'}"
         f"   python -c \"import dist_prune; dist_prune.load('{context.run_dir / 'export'}')\""
         f"\nTensorBoard  tensorboard --logdir {context.run_dir / 'tensorboard'}"
@@ -54,34 +54,34 @@ def planes(context: RunContext) -> list[dict[str, str]]:
     return list(csv.DictReader((context.run_dir / "curves.csv").read_text().splitlines()))
 
 
-def pictures(context: RunContext) -> tuple[list[Portrait], list[Curve]]:
+def pictures(context: RunContext) -> tuple[list[SimilarityMap], list[Curve]]:
     """The method's pictures of its groups and its curves; none where a plan was replayed, which has no scores."""
     if context.recipe.select.plan:
         return [], []
-    channels = context.selection_graph()
+    graph = context.selection_graph()
     cost = context.selection.cost
     if cost is not None and cost.measured:  # one round; its methods ask again for the network within the time
-        channels = timing.known(channels, _fact(context, "select", "latency"))
+        graph = latency_target.with_times(graph, _fact(context, "select", "latency"))
     spec = context.recipe.schedule  # the dense network's scores and what the first round is asked for
-    first = scheduled(context.selection, channels, 1, spec.rounds, spec.spacing)
-    asked = (context.read_tensors("round_1/scores.safetensors"), channels, first)
-    return list(context.method.portraits(*asked)), list(context.method.curves(*asked))
+    first = round_config(context.selection, graph, 1, spec.rounds, spec.spacing)
+    asked = (context.read_tensors("round_1/scores.safetensors"), graph, first)
+    return list(context.method.similarity_maps(*asked)), list(context.method.curves(*asked))
 
 
-def collect(context: RunContext) -> dict[str, Any]:
+def report_body(context: RunContext) -> dict[str, Any]:
     """The body of report.json."""
-    plan, channels = context.networks.plan(context.round), context.networks.graph
+    plan, graph = context.networks.plan(context.round), context.networks.graph
     metrics = json.loads((context.run_dir / "metrics.json").read_text())
     groups = [
         {
             "name": group.name, "layers": list(group.layers), "width": group.width, "unit": group.unit,
             "kept": plan.counts[group.name], "reason": plan.reasons.get(group.name, ""),
         }
-        for group in channels.groups
+        for group in graph.groups
     ]  # fmt: skip
     asked = context.recipe.target.asked()
     environment = json.loads((context.run_dir / "environment.json").read_text())
-    stages, rounds = labels(context), context.recipe.schedule.rounds
+    stages, rounds = stage_labels(context), context.recipe.schedule.rounds
     lines = {name: context.ledger.last(name) for name in stages}
     skipped = [event for event in context.events if event["event"] == "skipped"]
     return {
@@ -108,10 +108,10 @@ def collect(context: RunContext) -> dict[str, Any]:
     }
 
 
-def labels(context: RunContext) -> list[str]:
+def stage_labels(context: RunContext) -> list[str]:
     """The stages of this run by their names in the ledger, without curves and report."""
     spec = context.recipe.schedule
-    return [s.label for s in order(spec.rounds, spec.carry_optimizer) if s.name not in ("curves", "report")]
+    return [s.label for s in stages_of(spec.rounds, spec.carry_optimizer) if s.name not in ("curves", "report")]
 
 
 def _trains(label: str) -> bool:
@@ -123,24 +123,24 @@ def _fact(context: RunContext, stage: str, name: str) -> Any:
     return line["facts"].get(name) if line else None
 
 
-def _tensorboard(context: RunContext, body: dict[str, Any], shown: list[Portrait]) -> None:
+def _tensorboard(context: RunContext, body: dict[str, Any], shown: list[SimilarityMap]) -> None:
     """Kept channels and the groups' portraits as pictures, the plan as a table, the keys that say what this run was."""
     groups, tuned = body["plan"]["groups"], body["finetuned"]
     context.tracker.figure("plan/kept channels", figures.groups_figure(groups, width=5.5))
     lines = [f"| {g['name']} | {g['width']} | {g['kept']} | {g['reason'].replace('|', '/')} |" for g in groups]
     head = "| group | width | kept | why nothing was cut |\n| --- | --- | --- | --- |\n"
-    context.tracker.text("plan/groups", f"{tables.aim(body)}\n\n{head}" + "\n".join(lines))
-    for portrait in shown:
-        context.tracker.picture(f"likeness/{portrait.group}", figures.similarity_image(portrait))
-    sizes = [cost.name for cost in tabled()]
+    context.tracker.text("plan/groups", f"{tables.target_text(body)}\n\n{head}" + "\n".join(lines))
+    for similarity_map in shown:
+        context.tracker.image(f"likeness/{similarity_map.group}", figures.similarity_image(similarity_map))
+    sizes = [cost.name for cost in report_costs()]
     metrics = {f"final/{key}": float(tuned[key]) for key in ("top1", "loss", *sizes) if tuned.get(key) is not None}
     for line in body.get("rounds", []):
         values = {key: value for key, value in line.items() if key != "round" and value is not None}
         context.tracker.scalars({f"rounds/{key}": float(value) for key, value in values.items()}, line["round"])
-    context.tracker.hparams(telling(context), metrics)
+    context.tracker.hparams(distinguishing_keys(context), metrics)
 
 
-def telling(context: RunContext) -> dict[str, Any]:
+def distinguishing_keys(context: RunContext) -> dict[str, Any]:
     """The keys that tell runs apart: those that differ from their defaults, and what runs are always asked for."""
     given = flatten(context.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True))
     keys = {key for key in given if key.split(".")[0] in TELLING} | {*ALWAYS}

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
+from dist_prune.distributed import tensor_files
 from dist_prune.errors import PruneError
-from dist_prune.foreseen import finished
-from dist_prune.runtime import checkpoint
-from dist_prune.stages.calibrating import calibrated
-from dist_prune.stages.context import RunContext, StageOutput
-from dist_prune.stages.order import round_path
+from dist_prune.pipeline.context import RunContext, StageOutput
+from dist_prune.pipeline.recipe_checks import finished_scores
+from dist_prune.pipeline.stage_graph import round_path
+from dist_prune.stages.calibration import scoring_context
 
 SCORES = round_path(1, "scores.safetensors")
 
@@ -18,17 +18,17 @@ def run(context: RunContext) -> StageOutput:
     """dense.safetensors, or what the round before left -> round_N/scores.safetensors"""
     place, partial = round_path(context.round, "scores.safetensors"), round_path(context.round, "partial")
     if context.recipe.select.plan:
-        context.tracker.say("  select.plan names a plan: nothing is scored")
+        context.tracker.info("  select.plan names a plan: nothing is scored")
         return StageOutput({"images": 0}, {place: ({"calibration_ids": torch.zeros(0, dtype=torch.int64)}, {})})
     cautioned(context)
     if context.recipe.score.from_ and context.round == 1:
         return _from(context, Path(context.recipe.score.from_))
     graph = context.networks.round_graph(context.networks.graph, context.round)
-    bench = calibrated(context, graph, context.run_dir / partial)
+    bench = scoring_context(context, graph, context.run_dir / partial)
     scores = context.method.score(bench)
     if bench.resumed:
         context.events.append({"stage": "score", "event": "resumed", "images_before": bench.resumed})
-    for note in sorted({note for notes in context.environment.ranks.gather(bench.notes) for note in notes}):
+    for note in sorted({note for notes in context.environment.comm.all_gather_object(bench.notes) for note in notes}):
         context.events.append({"stage": "score", "event": note})
     facts = {"images": bench.images}
     tensors = {**scores, "calibration_ids": torch.from_numpy(bench.ids)}
@@ -37,21 +37,21 @@ def run(context: RunContext) -> StageOutput:
 
 def cautioned(context: RunContext) -> None:
     """Say, and note for the report, what is known to be badly chosen before any work: what ``check`` says too."""
-    channels = context.networks.round_graph(context.selection_graph(), context.round)
-    for text in context.method.cautions(channels):
-        context.tracker.say(f"  warning: {text}")
+    graph = context.networks.round_graph(context.selection_graph(), context.round)
+    for text in context.method.cautions(graph):
+        context.tracker.info(f"  warning: {text}")
         context.events.append({"stage": "score", "event": f"warning: {text}"})
 
 
 def _from(context: RunContext, other: Path) -> StageOutput:
     """The scores of another run, where they are the ones this run would compute."""
-    line = finished(other)
+    line = finished_scores(other)
     if line["fingerprint"] != context.stage_fingerprint:
         raise PruneError(
             f"score.from: the scores of {other} were made from another backbone, dense weights, data, seed, "
             "calibration images or method; only select, target and finetune keys may differ. "
             "Leave score.from out to score here."
         )
-    tensors, meta = checkpoint.read(other / SCORES)
+    tensors, meta = tensor_files.read_tensors(other / SCORES)
     context.events.append({"stage": "score", "event": "taken", "from": str(other)})
     return StageOutput({**line["facts"], "from": str(other)}, {SCORES: (tensors, meta)})

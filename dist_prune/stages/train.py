@@ -2,12 +2,12 @@
 
 from torch import nn
 
+from dist_prune.data.class_order import warning
 from dist_prune.errors import PruneError
-from dist_prune.runtime.data.numbering import warning
-from dist_prune.runtime.dense_weights import head_of, load_checkpoint
-from dist_prune.stages.context import RunContext, StageOutput
-from dist_prune.stages.fitting import trained
-from dist_prune.stages.order import DENSE
+from dist_prune.models.load_checkpoint import classifier_names, load_checkpoint
+from dist_prune.pipeline.context import RunContext, StageOutput
+from dist_prune.pipeline.stage_graph import DENSE
+from dist_prune.stages.training_setup import run_training
 
 
 def run(context: RunContext) -> StageOutput:
@@ -23,7 +23,7 @@ def run(context: RunContext) -> StageOutput:
             "there is no dense network: set backbone.checkpoint=FILE, or train.epochs to train one, "
             "or backbone.pretrained=true to let timm fetch its weights"
         )
-    history = trained(context, model, recipe.train, "train").history if recipe.train.epochs else []
+    history = run_training(context, model, recipe.train, "train").history if recipe.train.epochs else []
     facts = {"history": history, "selection": recipe.train.selection}
     return StageOutput(facts, {DENSE: (model.state_dict(), {})}, drop=("train_checkpoints",))
 
@@ -37,7 +37,7 @@ def _load(context: RunContext, model: nn.Module) -> None:
     classes, learns = len(context.images.classes), context.recipe.train.epochs > 0
     why = load_checkpoint(model, place, spec, classes, learns, lambda text: _say(context, text))
     if why:
-        _new_head(context, ", ".join(sorted({name.rpartition(".")[0] for name in head_of(model)})), why)
+        _new_head(context, ", ".join(sorted({name.rpartition(".")[0] for name in classifier_names(model)})), why)
     else:
         _may_be_mixed_up(context, place.name)
 
@@ -58,7 +58,7 @@ def _fetched(context: RunContext, model: nn.Module) -> None:
     if count == classes:
         _may_be_mixed_up(context, "fetched by timm")
     else:
-        where = ", ".join(sorted({name.rpartition(".")[0] for name in head_of(model)}))
+        where = ", ".join(sorted({name.rpartition(".")[0] for name in classifier_names(model)}))
         _new_head(context, where, f"that of timm's weights has {count} classes")
 
 
@@ -72,11 +72,11 @@ def _may_be_mixed_up(context: RunContext, weights: str) -> None:
     data, source = context.recipe.data, context.images.splits[True].source
     text = warning(source.classes, data.class_order, data.class_map, weights) if source.fixed_size is None else ""
     if text:
-        context.tracker.say(f"\n{'=' * 80}\n{text}\n{'=' * 80}\n")
+        context.tracker.info(f"\n{'=' * 80}\n{text}\n{'=' * 80}\n")
         context.events.append({"stage": "train", "event": text})
 
 
 def _say(context: RunContext, text: str) -> None:
     """To the user, and into the report."""
-    context.tracker.say(f"  {text}")
+    context.tracker.info(f"  {text}")
     context.events.append({"stage": "train", "event": text})

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dist_prune.distributed.communicator import Communicator
 from dist_prune.methods import apoz
-from dist_prune.runtime.collectives import Ranks
 from tests import pretend_device
 from tests.device import runs, traffic
 
 
-def said(ranks: Ranks, name: str) -> str:
+def said(ranks: Communicator, name: str) -> str:
     """What a single mistake is answered with; empty where nothing is refused."""
     try:
         REFUSED[name](pretend_device.start())
@@ -43,7 +43,7 @@ REFUSED: dict[str, Callable[[torch.device], Any]] = {
 }
 
 
-def passes(ranks: Ranks) -> list[Any]:
+def passes(ranks: Communicator) -> list[Any]:
     """What CUDA lets pass, and what it does: no alias of host memory, generators of its own."""
     d = pretend_device.start()
     host = np.zeros(3, np.float32)
@@ -65,7 +65,7 @@ def passes(ranks: Ranks) -> list[Any]:
     ]  # fmt: skip
 
 
-def counted(ranks: Ranks) -> dict[str, list[int]]:
+def counted(ranks: Communicator) -> dict[str, list[int]]:
     """[syncs, bytes up, bytes down, operations] of single steps."""
     d = pretend_device.start()
     x, mask, host = torch.ones(4, device=d), torch.ones(4, device=d) > 0, torch.ones(4)
@@ -85,7 +85,7 @@ def counted(ranks: Ranks) -> dict[str, list[int]]:
     return out
 
 
-class _OnTheHost(apoz.Zeros):
+class _OnTheHost(apoz.ZeroCounts):
     """A table that is made beside the maps' device."""
 
     def update(self, site: Any, tables: Any, maps: Tensor, ids: Tensor, grads: Any) -> None:
@@ -93,7 +93,7 @@ class _OnTheHost(apoz.Zeros):
         tables["zeros"] += torch.zeros(site.width, dtype=torch.int64)
 
 
-class _Reading(apoz.Zeros):
+class _Reading(apoz.ZeroCounts):
     """A number that is read in every micro-batch."""
 
     def update(self, site: Any, tables: Any, maps: Tensor, ids: Tensor, grads: Any) -> None:
@@ -102,16 +102,16 @@ class _Reading(apoz.Zeros):
 
 
 @contextlib.contextmanager
-def _in_apoz(kind: type[apoz.Zeros]):
-    plain = apoz.Zeros
-    apoz.Zeros = kind  # type: ignore[misc]
+def _in_apoz(kind: type[apoz.ZeroCounts]):
+    plain = apoz.ZeroCounts
+    apoz.ZeroCounts = kind  # type: ignore[misc]
     try:
         yield
     finally:
-        apoz.Zeros = plain  # type: ignore[misc]
+        apoz.ZeroCounts = plain  # type: ignore[misc]
 
 
-def left_behind(ranks: Ranks, kind: str) -> str:
+def left_behind(ranks: Communicator, kind: str) -> str:
     """A method with a tensor left on the CPU."""
     with _in_apoz(_OnTheHost):
         try:
@@ -120,7 +120,7 @@ def left_behind(ranks: Ranks, kind: str) -> str:
             return str(error)
 
 
-def reads(ranks: Ranks) -> tuple[float, float]:
+def reads(ranks: Communicator) -> tuple[float, float]:
     """Syncs per micro-batch of a method, and of the same with a number read in it."""
     bed = traffic.Bed()
     plain = traffic.scoring(bed, "apoz").syncs

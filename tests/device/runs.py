@@ -15,63 +15,72 @@ import torch
 from torch import Tensor, nn
 
 import dist_prune
-from dist_prune import bundle, methods, run
-from dist_prune.bench import Bench
+from dist_prune import methods, run
+from dist_prune.analysis.ratio_curves import RatioRequest, measure
 from dist_prune.config import loading
 from dist_prune.config.training import Training
-from dist_prune.methods.method import TRAINED
-from dist_prune.pruning import surgeon
-from dist_prune.pruning.choose import Request
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.sparsity import penalty
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import checkpoint
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.data.backends import open_split
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import open_source
-from dist_prune.runtime.evaluation import evaluate
-from dist_prune.runtime.folding import fold_norms
-from dist_prune.runtime.latency import latency
-from dist_prune.runtime.machine import Machine
-from dist_prune.runtime.tracking import Tracker
-from dist_prune.runtime.training.loop import Loop
-from dist_prune.runtime.training.recalibrate import recalibrate
-from dist_prune.runtime.training.states import States
-from dist_prune.runtime.training.train import Trainer
-from dist_prune.stages.ratios import Asked, measured
+from dist_prune.data.datasets import open_source
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.data.open_split import open_split
+from dist_prune.distributed import tensor_files
+from dist_prune.distributed.communicator import Communicator
+from dist_prune.distributed.environment import DistributedEnvironment
+from dist_prune.export import bundle
+from dist_prune.export.fuse_bn import fuse_bn
+from dist_prune.methods.base import TRAINED
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.selection.ranking import SelectionRequest
+from dist_prune.pruning.sparse_learning import sparsity_gradient
+from dist_prune.pruning.surgery import surgeon
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.training.bn_recalibration import recalibrate_bn
+from dist_prune.training.checkpoints import CheckpointManager
+from dist_prune.training.evaluation import evaluate
+from dist_prune.training.latency import measure_latency
+from dist_prune.training.loop import Loop
+from dist_prune.training.tracking import Tracker
+from dist_prune.training.trainer import Trainer
 from tests import pretend_device, tiny
 from tests.launch import SMALL
 from tests.runtime.test_training import Killed, kill_after
 
-TARGET = Request(target=("macs", 0.5))
+TARGET = SelectionRequest(target=("macs", 0.5))
 SOME = np.arange(70)  # images that are judged: not a multiple of the batch
 
 
-def machine(ranks: Ranks, kind: str) -> Machine:
+def machine(ranks: Communicator, kind: str) -> DistributedEnvironment:
     """A machine of that kind; collectives of its tensors go through gloo."""
     device = pretend_device.start()
     device = device if kind == "pretend" else torch.device("cpu")
-    return Machine(device, replace(ranks, device=device))
+    return DistributedEnvironment(device, replace(ranks, device=device))
 
 
-def feed(at: Machine, dtype: torch.dtype = torch.float64, **look: Any) -> Feed:
+def feed(at: DistributedEnvironment, dtype: torch.dtype = torch.float64, **look: Any) -> ImageLoader:
     """The digits."""
-    return Feed(open_source("digits", None, "", True), Look(8, (0.3,), (0.4,), **look), at.device, dtype=dtype)
+    return ImageLoader(
+        open_source("digits", None, "", True), TransformConfig(8, (0.3,), (0.4,), **look), at.device, dtype=dtype
+    )
 
 
-def bench(at: Machine, images: int = tiny.IMAGES, dtype: torch.dtype = torch.float64) -> Bench:
+def bench(
+    at: DistributedEnvironment, images: int = tiny.IMAGES, dtype: torch.dtype = torch.float64
+) -> DistributedScoringContext:
     """tiny.bench on that machine."""
     model = tiny.network().to(dtype)
-    channels = sites_of(model, tiny.example()[:1].to(dtype))
-    return Bench(
+    channels = trace_groups(model, tiny.example()[:1].to(dtype))
+    return DistributedScoringContext(
         model.to(at.device), channels, feed(at, dtype), np.arange(images), at, Tracker(False), tiny.MICRO, 0, None,
         "test", 1,
     )  # fmt: skip
 
 
 def trainer(
-    at: Machine, model: nn.Module, folder: Path | None = None, dtype: torch.dtype = torch.float64, **more: Any
+    at: DistributedEnvironment,
+    model: nn.Module,
+    folder: Path | None = None,
+    dtype: torch.dtype = torch.float64,
+    **more: Any,
 ) -> Trainer:
     """A short training of a network, judged on some images."""
     plain = {"epochs": 1, "batch": 32, "lr": 0.05, "images": 96, "selection": "last"}
@@ -79,9 +88,9 @@ def trainer(
     loop = Loop(Training(**(plain | more)), images, at, Tracker(False), 0)
 
     def judge(network: nn.Module) -> Mapping[str, float]:
-        return evaluate(network, images, 32, at.ranks, Tracker(False), ids=SOME)
+        return evaluate(network, images, 32, at.comm, Tracker(False), ids=SOME)
 
-    states = States(folder, "me", say=lambda text: None) if folder else None
+    states = CheckpointManager(folder, "me", say=lambda text: None) if folder else None
     return Trainer(model, loop, judge, states=states, classes=10)
 
 
@@ -95,51 +104,51 @@ def plain(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_s", "data_wait")} for line in history]
 
 
-def planned(ranks: Ranks, kind: str, name: str) -> str:
+def planned(ranks: Communicator, kind: str, name: str) -> str:
     """Fingerprint of a method's plan."""
     work, method = bench(machine(ranks, kind)), tiny.method(name)
-    return method.select(method.score(work), work.channels, TARGET).fingerprint
+    return method.select(method.score(work), work.graph, TARGET).fingerprint
 
 
-def whole(ranks: Ranks, kind: str, name: str) -> dict[str, Any]:
+def whole(ranks: Communicator, kind: str, name: str) -> dict[str, Any]:
     """Scored, selected, pruned, finetuned, evaluated."""
     at = machine(ranks, kind)
     work, method = bench(at), tiny.method(name)
     scores = method.score(work)
-    plan = method.select(scores, work.channels, TARGET)
+    plan = method.select(scores, work.graph, TARGET)
     small = tiny.network().to(at.device)
     trained = {key.removeprefix(TRAINED): value for key, value in scores.items() if key.startswith(TRAINED)}
     if trained:
         small.load_state_dict(trained)
-    surgeon.operate(small, work.channels, plan)
-    pruned = evaluate(small, work.feed, 32, at.ranks, Tracker(False), ids=SOME)
+    surgeon.apply_plan(small, work.graph, plan)
+    pruned = evaluate(small, work.loader, 32, at.comm, Tracker(False), ids=SOME)
     history = trainer(at, small).run()
-    tuned = evaluate(small, work.feed, 32, at.ranks, Tracker(False), ids=SOME)
+    tuned = evaluate(small, work.loader, 32, at.comm, Tracker(False), ids=SOME)
     return {"plan": plan.fingerprint, "pruned": pruned, "history": plain(history), "tuned": tuned}
 
 
-def _masked(found: Trainer, at: Machine) -> None:
+def _masked(found: Trainer, at: DistributedEnvironment) -> None:
     weight = dict(found.model.named_parameters())["layer1.0.conv1.weight"]
     mask = torch.ones(weight.shape, dtype=torch.bool)
     mask[::2] = False
     found.masks = {"layer1.0.conv1.weight": mask}
 
 
-def _penalised(kind: str) -> Callable[[Trainer, Machine], None]:
-    def prepare(found: Trainer, at: Machine) -> None:
-        channels = sites_of(tiny.network(), tiny.example()[:1])
-        found.penalty = penalty(kind, found.model, channels, 1e-3)
+def _penalised(kind: str) -> Callable[[Trainer, DistributedEnvironment], None]:
+    def prepare(found: Trainer, at: DistributedEnvironment) -> None:
+        channels = trace_groups(tiny.network(), tiny.example()[:1])
+        found.penalty = sparsity_gradient(kind, found.model, channels, 1e-3)
 
     return prepare
 
 
-def _taught(found: Trainer, at: Machine) -> None:
+def _taught(found: Trainer, at: DistributedEnvironment) -> None:
     found.teacher = tiny.network(1).to(next(found.model.parameters()).dtype)
 
 
 # option -> (settings, dtype, what else is done to the trainer before it runs)
 SINGLE, DOUBLE = torch.float32, torch.float64
-OPTIONS: dict[str, tuple[dict[str, Any], torch.dtype, Callable[[Trainer, Machine], None] | None]] = {
+OPTIONS: dict[str, tuple[dict[str, Any], torch.dtype, Callable[[Trainer, DistributedEnvironment], None] | None]] = {
     "plain": ({}, DOUBLE, None),
     "ema": ({"ema": 0.9}, DOUBLE, None),
     "mixup": ({"mixup": 0.2}, DOUBLE, None),
@@ -158,7 +167,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], torch.dtype, Callable[[Trainer, Machine
 }
 
 
-def option(ranks: Ranks, kind: str, name: str, precision: str = "", **more: Any) -> dict[str, Any]:
+def option(ranks: Communicator, kind: str, name: str, precision: str = "", **more: Any) -> dict[str, Any]:
     """A training with one option (and perhaps another precision): figures and a digest of the weights."""
     at = machine(ranks, kind)
     asked, dtype, prepare = OPTIONS[name]
@@ -170,12 +179,12 @@ def option(ranks: Ranks, kind: str, name: str, precision: str = "", **more: Any)
     return {"history": plain(history), "weights": digest(found.model.state_dict())}
 
 
-def synchronised(ranks: Ranks) -> dict[str, Any]:
+def synchronised(ranks: Communicator) -> dict[str, Any]:
     """torch's SyncBatchNorm over the ranks."""
     return option(ranks, "pretend", "plain", sync_bn=ranks.world > 1)
 
 
-def resumed(ranks: Ranks, kind: str, folder: Path, killed: int) -> list[float]:
+def resumed(ranks: Communicator, kind: str, folder: Path, killed: int) -> list[float]:
     """Killed after some updates and run again; 0: never killed."""
     at = machine(ranks, kind)
     more: dict[str, Any] = {"ema": 0.9, "mixup": 0.2, "epochs": 2}
@@ -191,20 +200,20 @@ def resumed(ranks: Ranks, kind: str, folder: Path, killed: int) -> list[float]:
     return digest(found.model.state_dict())
 
 
-def carried(ranks: Ranks, kind: str) -> list[float]:
+def carried(ranks: Communicator, kind: str) -> list[float]:
     """Optimizer state that is cut with the network and goes on in a second training."""
     at = machine(ranks, kind)
     first = trainer(at, tiny.network(), ema=0.9)
     first.leaves = True
     first.run()
     model = tiny.network()
-    channels = sites_of(model, tiny.example()[:1])
+    channels = trace_groups(model, tiny.example()[:1])
     method = methods.find("l1")
-    work = Bench(first.model, channels, feed(at), np.arange(7), at, Tracker(False), tiny.MICRO)
+    work = DistributedScoringContext(first.model, channels, feed(at), np.arange(7), at, Tracker(False), tiny.MICRO)
     made = method(method.Options())
     plan = made.select(made.score(work), channels, TARGET)
     assert first.left is not None
-    left = first.left.cut(lambda named: _cut(named, channels, plan))
+    left = first.left.pruned(lambda named: _cut(named, channels, plan))
     small = tiny.cut(first.model, channels, plan)
     small.load_state_dict(left.tables["model"])
     second = trainer(at, small, ema=0.9)
@@ -218,11 +227,11 @@ def _cut(named: Mapping[str, Tensor], channels: Any, plan: Plan) -> dict[str, Te
     model = tiny.network()
     full = {**model.state_dict(), **named}
     model.load_state_dict(full)
-    surgeon.operate(model, channels, plan)
+    surgeon.apply_plan(model, channels, plan)
     return {name: tensor for name, tensor in model.state_dict().items() if name in named}
 
 
-def crossed(ranks: Ranks, first: str, second: str, folder: Path) -> list[float]:
+def crossed(ranks: Communicator, first: str, second: str, folder: Path) -> list[float]:
     """Killed on one kind of machine, run to the end on the other."""
     for kind, killed in ((first, 3), (second, 0)):
         found = trainer(machine(ranks, kind), tiny.network(), folder, save_every_steps=2, epochs=2, ema=0.9, mixup=0.2)
@@ -237,26 +246,26 @@ def crossed(ranks: Ranks, first: str, second: str, folder: Path) -> list[float]:
     return digest(found.model.state_dict())
 
 
-def connected(ranks: Ranks) -> dict[str, Any]:
+def connected(ranks: Communicator) -> dict[str, Any]:
     """[sum of 1 and 2 over two ranks, syncs for it] before and after a group for the CPU is opened, and words."""
-    at = replace(machine(ranks, "pretend").ranks, control=None)
+    at = replace(machine(ranks, "pretend").comm, control=None)
     found: dict[str, Any] = {}
     for when in ("before", "after"):
         with pretend_device.counting() as traffic:
-            found[when] = [*at.total(1 + at.rank), min(traffic.syncs, 1)]
+            found[when] = [*at.sum_ints(1 + at.rank), min(traffic.syncs, 1)]
         at.connect(60)
-    return found | {"words": at.gather(str(at.rank))}
+    return found | {"words": at.all_gather_object(str(at.rank))}
 
 
-def recalibrated(ranks: Ranks, kind: str) -> list[float]:
+def recalibrated(ranks: Communicator, kind: str) -> list[float]:
     """New batch-norm statistics."""
     at = machine(ranks, kind)
     model = tiny.network().to(at.device)
-    recalibrate(model, feed(at), SOME, 16, at.ranks)
+    recalibrate_bn(model, feed(at), SOME, 16, at.comm)
     return digest(model.state_dict())
 
 
-def images(ranks: Ranks, kind: str, look: Mapping[str, Any], place: str = "") -> list[float]:
+def images(ranks: Communicator, kind: str, look: Mapping[str, Any], place: str = "") -> list[float]:
     """What the loaders' tail makes of training images: sums of their pixels and labels, batch by batch."""
     at = machine(ranks, kind)
     if place:
@@ -264,7 +273,7 @@ def images(ranks: Ranks, kind: str, look: Mapping[str, Any], place: str = "") ->
     else:
         source = open_source("digits", None, "", True)
     tone = {"mean": (0.3,) * source.in_chans, "std": (0.4,) * source.in_chans}
-    found = Feed(source, Look(8, **tone, **look), at.device)
+    found = ImageLoader(source, TransformConfig(8, **tone, **look), at.device)
     out = []
     for part in found.batches([np.arange(7), np.arange(5)[::-1]], (0, 1)):
         assert part.images.device == part.labels.device == at.device
@@ -276,38 +285,38 @@ def images(ranks: Ranks, kind: str, look: Mapping[str, Any], place: str = "") ->
     return out
 
 
-def served(ranks: Ranks, kind: str, folder: Path) -> dict[str, Any]:
+def served(ranks: Communicator, kind: str, folder: Path) -> dict[str, Any]:
     """A bundle that is loaded and put on the device: logits, plain and folded, and whether its time can be taken."""
     at = machine(ranks, kind)
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)).to(at.device)
     model = dist_prune.load(folder).to(at.device)
     with torch.no_grad():
         logits = model(x).tolist()
-        folds = fold_norms(model, x)
+        folds = fuse_bn(model, x)
         folded = model(x).tolist()
     again = dist_prune.load(folder, fold=True).to(at.device)
     with torch.no_grad():
         assert torch.allclose(again(x), model(x), atol=1e-5)
-    times = latency({"pruned": dist_prune.load(folder)}, (1, 8, 8), (1, 4), 2, at.device, 1)
+    times = measure_latency({"pruned": dist_prune.load(folder)}, (1, 8, 8), (1, 4), 2, at.device, 1)
     return {"logits": logits, "folds": folds, "folded": folded, "timed": sorted(times["pruned"])}
 
 
-def bundled(ranks: Ranks, kind: str, folder: Path) -> str:
+def bundled(ranks: Communicator, kind: str, folder: Path) -> str:
     """A network that was cut on the device, as a bundle: digest of its weights."""
     at = machine(ranks, kind)
     work, method = bench(at), tiny.method("l1")
-    plan = method.select(method.score(work), work.channels, TARGET)
-    weights = tiny.cut(work.model, work.channels, plan).float().state_dict()
+    plan = method.select(method.score(work), work.graph, TARGET)
+    weights = tiny.cut(work.model, work.graph, plan).float().state_dict()
     spec = {"name": "resnet8p_cifar", "kwargs": {"img_size": 8}, "num_classes": 10, "in_chans": 1}
     image = {"size": 8, "mean": [0.3], "std": [0.4], "crop": 1.0, "interpolation": "bilinear", "crop_mode": "center"}
     folder.mkdir(parents=True, exist_ok=True)
-    text = bundle.manifest(spec, plan, image, tuple("0123456789"), weights, {})
+    text = bundle.manifest_json(spec, plan, image, tuple("0123456789"), weights, {})
     (folder / bundle.MANIFEST).write_text(text)
-    checkpoint.save(folder / bundle.WEIGHTS, weights)
-    return bundle.digest_of(weights)
+    tensor_files.save_tensors(folder / bundle.WEIGHTS, weights)
+    return bundle.weights_digest(weights)
 
 
-def run_of(ranks: Ranks, kind: str, folder: Path, words: list[str]) -> dict[str, Any]:
+def run_of(ranks: Communicator, kind: str, folder: Path, words: list[str]) -> dict[str, Any]:
     """All stages of the quickstart, made small, and ratio curves: plans, tables and accuracies."""
     at = machine(ranks, kind)
     spec = loading.load("quickstart", [*SMALL, *words], methods.options_of)
@@ -315,7 +324,7 @@ def run_of(ranks: Ranks, kind: str, folder: Path, words: list[str]) -> dict[str,
 
     def then(context: Any) -> None:
         if spec.method["name"] == "l1":
-            found.append(repr(measured(context, Asked((0.8, 0.3), 60))))
+            found.append(repr(measure(context, RatioRequest((0.8, 0.3), 60))))
 
     run.run(spec, folder, at, then=then)
     kept = [file for name in ("plan.json", "curves.csv") for file in sorted(folder.glob(f"**/{name}"))]

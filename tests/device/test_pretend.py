@@ -44,14 +44,14 @@ def test_a_number_read_in_every_micro_batch_is_caught(pretend):
     assert reading >= 1
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", methods.list_names())
 def test_plans_are_the_cpu_s(pretend, name):
     assert pretend.run(1, runs.planned, "pretend", name) == pretend.run(1, runs.planned, "cpu", name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", methods.list_names())
 def test_every_method_from_scores_to_the_tuned_network(pretend, name, world):
     """Scored, selected, cut, finetuned and judged: plan, accuracies and losses to the bit."""
     found = pretend.run(world, runs.whole, "pretend", name)

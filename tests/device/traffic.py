@@ -17,22 +17,21 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dist_prune import methods
-from dist_prune.bench import Bench
+from dist_prune import methods, models
 from dist_prune.config.training import Training
-from dist_prune.pruning.sparsity import penalty
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.data.dealing import micro_batches
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import ArraySource
-from dist_prune.runtime.evaluation import evaluate
-from dist_prune.runtime.machine import Machine
-from dist_prune.runtime.tracking import Tracker
-from dist_prune.runtime.training import optim
-from dist_prune.runtime.training.loop import Loop
-from dist_prune.runtime.training.train import Trainer
+from dist_prune.data.datasets import ArraySource
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.data.sampling import micro_batches
+from dist_prune.distributed.communicator import Communicator
+from dist_prune.distributed.environment import DistributedEnvironment
+from dist_prune.pruning.sparse_learning import sparsity_gradient
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.training import optim
+from dist_prune.training.evaluation import evaluate
+from dist_prune.training.loop import Loop
+from dist_prune.training.tracking import Tracker
+from dist_prune.training.trainer import Trainer
 from tests import pretend_device
 from tests.pretend_device import Traffic
 
@@ -66,23 +65,23 @@ class Bed:
     name: str = "resnet20_cifar"
     size: int = 8
     batch: int = 4
-    ranks: Ranks = field(default_factory=Ranks)
+    ranks: Communicator = field(default_factory=Communicator)
     kind: str = "pretend"
 
     @property
-    def machine(self) -> Machine:
+    def machine(self) -> DistributedEnvironment:
         device = pretend_device.start() if self.kind == "pretend" else torch.device(self.kind)
-        return Machine(device, replace(self.ranks, device=device))
+        return DistributedEnvironment(device, replace(self.ranks, device=device))
 
     def model(self) -> nn.Module:
         torch.manual_seed(0)
-        return backbones.create(self.name, 10, 3, kwargs={"img_size": self.size})
+        return models.create(self.name, 10, 3, kwargs={"img_size": self.size})
 
-    def feed(self, **look: Any) -> Feed:
+    def feed(self, **look: Any) -> ImageLoader:
         rng, count = np.random.default_rng(0), MORE * self.batch
         pixels = rng.integers(0, 256, (count, self.size, self.size, 3), dtype=np.uint8)
         source = ArraySource(pixels, rng.integers(0, 10, count), tuple(map(str, range(10))))
-        return Feed(source, Look(self.size, (0.5,) * 3, (0.3,) * 3, **look), self.machine.device)
+        return ImageLoader(source, TransformConfig(self.size, (0.5,) * 3, (0.3,) * 3, **look), self.machine.device)
 
 
 @contextlib.contextmanager
@@ -141,8 +140,8 @@ def training(bed: Bed, beside: str = "", augment: str = "none", **settings: Any)
             name, weight = next(iter(found.model.named_parameters()))
             found.masks = {name: torch.arange(weight.numel()).view_as(weight) % 2 == 0}
         elif beside:
-            channels = sites_of(found.model.eval(), torch.zeros(1, 3, bed.size, bed.size))
-            found.penalty = penalty(beside, found.model, channels, 1e-3)
+            channels = trace_groups(found.model.eval(), torch.zeros(1, 3, bed.size, bed.size))
+            found.penalty = sparsity_gradient(beside, found.model, channels, 1e-3)
         found.run()
 
     return slope(bed, work)
@@ -155,7 +154,7 @@ def bare_training(bed: Bed, **look: Any) -> Each:
         device, feed = bed.machine.device, bed.feed(**look)
         model = bed.model().to(device).train()
         settings = Training(batch=bed.batch, lr=0.01)
-        optimizer = optim.optimizer(optim.groups(model, settings), settings)
+        optimizer = optim.create_optimizer(optim.parameter_groups(model, settings), settings)
         for part in feed.batches(micro_batches(np.arange(batches * bed.batch), bed.batch), (0, 0)):
             optimizer.zero_grad(set_to_none=True)
             functional.cross_entropy(model(part.images), part.labels).backward()
@@ -170,9 +169,9 @@ def scoring(bed: Bed, name: str, **options: Any) -> Each:
 
     def work(batches: int) -> None:
         model = bed.model().eval()
-        channels = sites_of(model, torch.zeros(1, 3, bed.size, bed.size))
+        channels = trace_groups(model, torch.zeros(1, 3, bed.size, bed.size))
         ids, at = np.arange(batches * bed.batch), bed.machine
-        place = Bench(model.to(at.device), channels, bed.feed(), ids, at, Tracker(False), bed.batch)
+        place = DistributedScoringContext(model.to(at.device), channels, bed.feed(), ids, at, Tracker(False), bed.batch)
         kind(kind.Options(**options)).score(place)
 
     return slope(bed, work)
@@ -184,7 +183,7 @@ def evaluation(bed: Bed) -> Each:
     def work(batches: int) -> None:
         at = bed.machine
         ids = np.arange(batches * bed.batch)
-        evaluate(bed.model().to(at.device), bed.feed(), bed.batch, at.ranks, Tracker(False), ids=ids)
+        evaluate(bed.model().to(at.device), bed.feed(), bed.batch, at.comm, Tracker(False), ids=ids)
 
     return slope(bed, work)
 

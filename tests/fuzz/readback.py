@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dist_prune.data import folder_index
+from dist_prune.distributed.communicator import Communicator
+from dist_prune.distributed.parallel_map import map_jobs
+from dist_prune.distributed.result_cache import ResultCache
+from dist_prune.distributed.resumable_state import ResumableState
 from dist_prune.errors import PruneError
 from dist_prune.fileio import read_json, write_atomic
-from dist_prune.ledger import Ledger
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.data import index
-from dist_prune.runtime.jobs import shared
-from dist_prune.runtime.record import Record
-from dist_prune.runtime.resumable_state import ResumableState
-from dist_prune.runtime.training.states import States
-from dist_prune.stages.sharing import Shelf
+from dist_prune.pipeline.artifact_store import ArtifactStore
+from dist_prune.pipeline.ledger import Ledger
+from dist_prune.training.checkpoints import CheckpointManager
 from tests.fuzz import damage
 
 Case = tuple[str, Callable[[], None]]
@@ -29,8 +29,8 @@ TABLE = torch.arange(12.0).reshape(3, 4)
 RUN = Path("run")
 
 
-def states(place: Path) -> States:
-    return States(place / "checkpoints", "me", keep=3, say=lambda text: None)
+def states(place: Path) -> CheckpointManager:
+    return CheckpointManager(place / "checkpoints", "me", keep=3, say=lambda text: None)
 
 
 def weights(step: int) -> dict[str, torch.Tensor]:
@@ -49,9 +49,9 @@ def check_states(place: Path) -> None:
     found = states(place)
     name = found.newest()
     assert name is not None, "no checkpoint is left, though one was whole"
-    from dist_prune.runtime import checkpoint
+    from dist_prune.distributed import tensor_files
 
-    tensors, meta = checkpoint.read(place / "checkpoints" / name)
+    tensors, meta = tensor_files.read_tensors(place / "checkpoints" / name)
     assert meta["step"] in (5, 9)
     assert torch.equal(tensors["weight"], TABLE * meta["step"])
     found.save(9, weights(9), {"epoch": 9})
@@ -60,17 +60,19 @@ def check_states(place: Path) -> None:
 
 
 def make_kept(place: Path) -> None:
-    ResumableState(place / "kept.safetensors", "these", Ranks()).save({"a": TABLE, "b": TABLE.long()})
+    ResumableState(place / "kept.safetensors", "these", Communicator()).save({"a": TABLE, "b": TABLE.long()})
 
 
 def check_kept(place: Path) -> None:
-    found, _ = ResumableState(place / "kept.safetensors", "these", Ranks()).load()
+    found, _ = ResumableState(place / "kept.safetensors", "these", Communicator()).load()
     assert not found or (torch.equal(found["a"], TABLE) and torch.equal(found["b"], TABLE.long()) and len(found) == 2)
 
 
 def jobs(place: Path) -> list[torch.Tensor]:
     run = lambda job: TABLE * job  # noqa: E731
-    return shared([1, 2, 3], run, Ranks(), lambda rounds, count: rounds, place / "shared.safetensors", "me", "call")
+    return map_jobs(
+        [1, 2, 3], run, Communicator(), lambda rounds, count: rounds, place / "shared.safetensors", "me", "call"
+    )
 
 
 def make_jobs(place: Path) -> None:
@@ -82,14 +84,14 @@ def check_jobs(place: Path) -> None:
 
 
 def make_record(place: Path) -> None:
-    Record(place / "record.jsonl", "these", Ranks()).add([(["a", n], {"value": n / 7}) for n in range(5)])
+    ResultCache(place / "record.jsonl", "these", Communicator()).add([(["a", n], {"value": n / 7}) for n in range(5)])
 
 
 def check_record(place: Path) -> None:
-    found = Record(place / "record.jsonl", "these", Ranks())
+    found = ResultCache(place / "record.jsonl", "these", Communicator())
     assert all(found[job] == {"value": job[1] / 7} for job in (["a", n] for n in range(9)) if job in found)
     found.add([(["a", 9], {"value": 9 / 7})])
-    assert Record(place / "record.jsonl", "these", Ranks())[["a", 9]] == {"value": 9 / 7}
+    assert ResultCache(place / "record.jsonl", "these", Communicator())[["a", 9]] == {"value": 9 / 7}
 
 
 LINE = {"fingerprint": "f", "outputs": {}, "facts": {"top1": 91.25}, "outside": {"train": "abc"}}
@@ -110,11 +112,11 @@ def check_ledger(place: Path) -> None:
 
 def make_shelf(place: Path) -> None:
     write_atomic(place / RUN / "dense.bin", b"weights" * 9)
-    Shelf(place / "shelf", place / RUN, 60.0).put("key", place / RUN, ["dense.bin"], {"top1": 1.5})
+    ArtifactStore(place / "shelf", place / RUN, 60.0).publish("key", place / RUN, ["dense.bin"], {"top1": 1.5})
 
 
 def check_shelf(place: Path) -> None:
-    found = Shelf(place / "shelf", place / "other", 60.0).take("key", place / "other")
+    found = ArtifactStore(place / "shelf", place / "other", 60.0).take("key", place / "other")
     assert found["facts"] == {"top1": 1.5} or not (place / "shelf/key/line.json").is_file()
     assert (place / "other/dense.bin").read_bytes() == b"weights" * 9
 
@@ -124,12 +126,12 @@ def make_index(place: Path) -> None:
         (place / "train" / name).mkdir(parents=True)
         for n in range(2):
             Image.fromarray(np.full((4, 4, 3), n, np.uint8)).save(place / "train" / name / f"{n}.png")
-    index.save(index.scan(place / "train"), place / "train.index.npz")
+    folder_index.save(folder_index.scan(place / "train"), place / "train.index.npz")
 
 
 def check_index(place: Path) -> None:
-    found = index.load(place / "train.index.npz")
-    want = index.scan(place / "train")
+    found = folder_index.load(place / "train.index.npz")
+    want = folder_index.scan(place / "train")
     assert found is None or (found.digest == want.digest and found.classes == want.classes)
 
 

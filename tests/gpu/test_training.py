@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dist_prune.runtime.collectives import Ranks
+from dist_prune.distributed.communicator import Communicator
 from tests.gpu.support import trainer_on, weights_of
 
 pytestmark = pytest.mark.gpu
@@ -96,10 +96,10 @@ def test_half_precision_learns_what_single_precision_does(precision, gpu):
 def test_the_scaler_survives_a_checkpoint(gpu, tmp_path):
     first = trainer_on(gpu, tmp_path, epochs=2, precision="fp16")
     first.run()
-    scale = first.drive.pack()[1]["scaler"]["scale"]
+    scale = first.engine.state()[1]["scaler"]["scale"]
     again = trainer_on(gpu, tmp_path, epochs=2, precision="fp16")
     again.run()
-    assert again.drive.pack()[1]["scaler"]["scale"] == scale > 1
+    assert again.engine.state()[1]["scaler"]["scale"] == scale > 1
 
 
 def test_a_compiled_network_learns_the_same(gpu):
@@ -112,7 +112,7 @@ def test_a_compiled_network_learns_the_same(gpu):
     assert torch.allclose(found[0], found[2], rtol=1e-6, atol=1e-6)
 
 
-def synchronised(ranks: Ranks, device: torch.device, sync_bn: bool) -> torch.Tensor:
+def synchronised(ranks: Communicator, device: torch.device, sync_bn: bool) -> torch.Tensor:
     trainer = trainer_on(device, ranks=ranks, dtype=torch.float64, epochs=1, sync_bn=sync_bn)
     trainer.run()
     return weights_of(trainer)

@@ -8,43 +8,43 @@ import pytest
 import torch
 
 from dist_prune import methods
-from dist_prune.bench import Bench
-from dist_prune.observing import see
-from dist_prune.pruning.choose import Request, reachable
-from dist_prune.pruning.gating import gate_off
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.rebuild import rebuild
-from dist_prune.pruning.statistic import Tally
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.data.sources import ArraySource, open_source
+from dist_prune.data.datasets import ArraySource, open_source
+from dist_prune.distributed.communicator import Communicator
+from dist_prune.pruning.hooks.gating import gate_off
+from dist_prune.pruning.hooks.statistics import Accumulator
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.selection.ranking import SelectionRequest, reachable
+from dist_prune.pruning.surgery.rebuild import rebuild
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.scoring.observation import collect_batch
 from tests import tiny
 from tests.pool import Pool
 
 EMPTY = len(pickle.dumps([]))  # what a rank without a job sends
-HALF = Request(target=("macs", 0.5))
-every_method = pytest.mark.parametrize("name", methods.names())
+HALF = SelectionRequest(target=("macs", 0.5))
+every_method = pytest.mark.parametrize("name", methods.list_names())
 
 
-def plan_of(name: str, bench: Bench, request: Request = HALF) -> Plan:
+def plan_of(name: str, bench: DistributedScoringContext, request: SelectionRequest = HALF) -> Plan:
     method = tiny.method(name)
-    return method.select(method.score(bench), bench.channels, request)
+    return method.select(method.score(bench), bench.graph, request)
 
 
-def plan_on(ranks: Ranks, name: str, images: int = tiny.IMAGES) -> str:
+def plan_on(ranks: Communicator, name: str, images: int = tiny.IMAGES) -> str:
     return plan_of(name, tiny.bench(tiny.network(), ranks, images=images)).fingerprint
 
 
-def observed(name: str, bench: Bench) -> list:
+def observed(name: str, bench: DistributedScoringContext) -> list:
     """The (sites, statistic, backward) that a method asks the bench for."""
     asked = []
-    plain = bench.observe
+    plain = bench.collect
 
     def spy(sites, statistic, backward=False):
         asked.append((sites, statistic, backward))
         return plain(sites, statistic, backward)
 
-    bench.observe = spy  # type: ignore[method-assign]
+    bench.collect = spy  # type: ignore[method-assign]
     tiny.method(name).score(bench)
     return asked
 
@@ -76,7 +76,7 @@ def pool16(tmp_path_factory):
     pool.close()
 
 
-def plan_and_volume(ranks: Ranks, name: str) -> tuple[str, dict]:
+def plan_and_volume(ranks: Communicator, name: str) -> tuple[str, dict]:
     """On 112 images: sixteen micro-batches, so that each of sixteen ranks has one."""
     plan = plan_of(name, tiny.bench(tiny.network(), ranks, images=16 * tiny.MICRO)).fingerprint
     return plan, ranks.volume
@@ -86,7 +86,7 @@ def plan_and_volume(ranks: Ranks, name: str) -> tuple[str, dict]:
 @every_method
 def test_many_ranks_do_not_move_the_plan_nor_say_more(name, pool16):
     """Eight and sixteen ranks: the plan of one, and no rank hands more to a reduction than it does among eight."""
-    alone, _ = plan_and_volume(Ranks(), name)
+    alone, _ = plan_and_volume(Communicator(), name)
     said = {}
     for world in (8, 16):
         found = pool16.run(world, plan_and_volume, name)
@@ -109,32 +109,32 @@ def test_many_ranks_do_not_move_the_plan_nor_say_more(name, pool16):
 def test_parts_merge_to_the_whole(name):
     bench = tiny.bench(tiny.network())
     for sites, statistic, backward in observed(name, bench):
-        whole, *parts = (Tally(statistic, sites, bench.images, torch.device("cpu")) for _ in range(4))
+        whole, *parts = (Accumulator(statistic, sites, bench.images, torch.device("cpu")) for _ in range(4))
         lists = [torch.arange(i, min(i + tiny.MICRO, bench.images)) for i in range(0, bench.images, tiny.MICRO)]
         for number, positions in enumerate(lists):
-            batch = next(bench.feed.batches([bench.ids[positions.numpy()]]))
+            batch = next(bench.loader.batches([bench.ids[positions.numpy()]]))
             for tally in (whole, parts[number % 3]):
-                see(bench.model, sites, tally, batch.images.clone(), batch.labels, positions, backward)
+                collect_batch(bench.model, sites, tally, batch.images.clone(), batch.labels, positions, backward)
         for part in parts[1:]:
             parts[0].merge(part)
-        assert whole.flat().keys() == parts[0].flat().keys()
-        for key, table in whole.flat().items():
-            assert torch.equal(table, parts[0].flat()[key]), key
+        assert whole.state_dict().keys() == parts[0].state_dict().keys()
+        for key, table in whole.state_dict().items():
+            assert torch.equal(table, parts[0].state_dict()[key]), key
 
 
 @every_method
 def test_a_fresh_state_is_the_identity(name):
     bench = tiny.bench(tiny.network())
     for sites, statistic, backward in observed(name, bench):
-        tally, fresh = (Tally(statistic, sites, bench.images, torch.device("cpu")) for _ in range(2))
+        tally, fresh = (Accumulator(statistic, sites, bench.images, torch.device("cpu")) for _ in range(2))
         positions = torch.arange(tiny.MICRO)
-        batch = next(bench.feed.batches([bench.ids[: tiny.MICRO]]))
-        see(bench.model, sites, tally, batch.images, batch.labels, positions, backward)
-        before = {key: table.clone() for key, table in tally.flat().items()}
+        batch = next(bench.loader.batches([bench.ids[: tiny.MICRO]]))
+        collect_batch(bench.model, sites, tally, batch.images, batch.labels, positions, backward)
+        before = {key: table.clone() for key, table in tally.state_dict().items()}
         tally.merge(fresh)
-        assert all(torch.equal(table, before[key]) for key, table in tally.flat().items())
+        assert all(torch.equal(table, before[key]) for key, table in tally.state_dict().items())
         fresh.merge(tally)
-        assert all(torch.equal(table, before[key]) for key, table in fresh.flat().items())
+        assert all(torch.equal(table, before[key]) for key, table in fresh.state_dict().items())
 
 
 @every_method
@@ -168,11 +168,11 @@ def test_select_is_pure(name):
     scores = method.score(bench)
     before = {key: tensor.clone() for key, tensor in scores.items()}
     state = torch.get_rng_state()
-    first = method.select(scores, bench.channels, HALF)
+    first = method.select(scores, bench.graph, HALF)
     torch.manual_seed(99)
-    second = tiny.method(name).select(scores, bench.channels, HALF)
+    second = tiny.method(name).select(scores, bench.graph, HALF)
     torch.set_rng_state(state)
-    method.select(scores, bench.channels, HALF)
+    method.select(scores, bench.graph, HALF)
     assert torch.equal(state, torch.get_rng_state())
     assert first.canonical() == second.canonical()
     assert scores.keys() == before.keys()
@@ -208,8 +208,8 @@ def test_a_replayed_plan_loads_strictly_and_computes_the_same(name):
     model = tiny.network()
     bench = tiny.bench(model)
     plan = plan_of(name, bench)
-    small = tiny.cut(model, bench.channels, plan)
-    again = tiny.cut(model, sites_of(model, tiny.example()[:1]), Plan.from_json(plan.to_json()))
+    small = tiny.cut(model, bench.graph, plan)
+    again = tiny.cut(model, trace_groups(model, tiny.example()[:1]), Plan.from_json(plan.to_json()))
     rebuilt = rebuild(tiny.network(seed=7), plan, small.state_dict()).eval()
     x = tiny.example()
     assert not plan.empty
@@ -223,9 +223,9 @@ def test_gated_off_is_removed(name):
     model = tiny.network()
     bench = tiny.bench(model)
     plan = plan_of(name, bench)
-    small, x = tiny.cut(model, bench.channels, plan), tiny.example()
+    small, x = tiny.cut(model, bench.graph, plan), tiny.example()
     dense = model(x)
-    with gate_off(model, bench.channels, plan.removed):
+    with gate_off(model, bench.graph, plan.removed):
         switched = model(x)
     assert torch.allclose(switched, small(x), atol=1e-10, rtol=0)
     assert not torch.allclose(dense, switched, atol=1e-3)
@@ -235,15 +235,15 @@ def test_gated_off_is_removed(name):
 @every_method
 def test_at_least_one_channel_survives(name):
     bench = tiny.bench(tiny.network())
-    low, _ = reachable(tiny.method(name).limits(bench.channels), HALF, "macs")
-    plan = plan_of(name, bench, Request(target=("macs", low)))
+    low, _ = reachable(tiny.method(name).prunable(bench.graph), HALF, "macs")
+    plan = plan_of(name, bench, SelectionRequest(target=("macs", low)))
     assert min(plan.counts.values()) == 1
-    tiny.cut(bench.model, bench.channels, plan)(tiny.example())
+    tiny.cut(bench.model, bench.graph, plan)(tiny.example())
 
 
 @every_method
 def test_a_plan_that_removes_nothing_says_so(name):
-    plan = plan_of(name, tiny.bench(tiny.network()), Request(target=("macs", 1.0), min_channels=10_000))
+    plan = plan_of(name, tiny.bench(tiny.network()), SelectionRequest(target=("macs", 1.0), min_channels=10_000))
     assert plan.empty
     assert all(plan.reasons[group] for group in plan.widths)
 
@@ -273,8 +273,8 @@ class Killed(BaseException):
     """Stands for the end of a process: nothing in the package catches it."""
 
 
-def killed_after(batches: int, bench: Bench) -> None:
-    plain = bench.feed.batches
+def killed_after(batches: int, bench: DistributedScoringContext) -> None:
+    plain = bench.loader.batches
 
     def dying(dealt, augment=None):
         for number, batch in enumerate(plain(dealt, augment)):
@@ -282,17 +282,17 @@ def killed_after(batches: int, bench: Bench) -> None:
                 raise Killed
             yield batch
 
-    bench.feed.batches = dying  # type: ignore[method-assign]
+    bench.loader.batches = dying  # type: ignore[method-assign]
 
 
-def killed(ranks: Ranks, name: str, partial, batches: int) -> None:
+def killed(ranks: Communicator, name: str, partial, batches: int) -> None:
     bench = tiny.bench(tiny.network(), ranks, partial=partial)
     killed_after(batches, bench)
     with contextlib.suppress(Killed):
         plan_of(name, bench)
 
 
-def resumed(ranks: Ranks, name: str, partial) -> tuple[str, int]:
+def resumed(ranks: Communicator, name: str, partial) -> tuple[str, int]:
     bench = tiny.bench(tiny.network(), ranks, partial=partial)
     return plan_of(name, bench).fingerprint, bench.resumed
 
@@ -307,4 +307,4 @@ def test_killed_in_scoring_and_resumed_is_never_killed(name, batches, before, af
     for found, images in pool.run(after, resumed, name, tmp_path):
         assert found == whole
         assert not observes or 0 < images < tiny.IMAGES
-    assert not observes or resumed(Ranks(), name, tmp_path) == (whole, tiny.IMAGES)
+    assert not observes or resumed(Communicator(), name, tmp_path) == (whole, tiny.IMAGES)

@@ -5,30 +5,30 @@ from dataclasses import replace
 import pytest
 
 from dist_prune import methods
-from dist_prune.pruning.choose import Request, share_of
-from dist_prune.pruning.narrow import narrowed
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.rounds import scheduled
-from dist_prune.runtime.collectives import Ranks
+from dist_prune.distributed.communicator import Communicator
+from dist_prune.pruning.plan.after_pruning import graph_after
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.selection.ranking import SelectionRequest, cost_share
+from dist_prune.pruning.selection.schedule import round_config
 from tests import tiny
 
-HALF = Request(target=("macs", 0.5))
+HALF = SelectionRequest(target=("macs", 0.5))
 
 
-def two_rounds(ranks: Ranks, name: str) -> tuple[str, float]:
+def two_rounds(ranks: Communicator, name: str) -> tuple[str, float]:
     """The fingerprint of both rounds' plan in dense coordinates, and the share of the MACs that is left."""
     method, first = tiny.method(name), tiny.bench(tiny.network(), ranks, images=3 * tiny.MICRO)
-    dense = method.ready(method.limits(first.channels), (), HALF)
-    first.channels = dense
-    plan = method.select(method.score(first), dense, scheduled(HALF, dense, 1, 2, "geometric"))
-    left = narrowed(dense, plan)
+    dense = method.prepare(method.prunable(first.graph), (), HALF)
+    first.graph = dense
+    plan = method.select(method.score(first), dense, round_config(HALF, dense, 1, 2, "geometric"))
+    left = graph_after(dense, plan)
     again = replace(tiny.bench(tiny.cut(tiny.network(), dense, plan), ranks, images=3 * tiny.MICRO), channels=left)
-    cut = method.select(method.score(again), left, scheduled(HALF, left, 2, 2, "geometric"))
+    cut = method.select(method.score(again), left, round_config(HALF, left, 2, 2, "geometric"))
     whole: Plan = plan.then(cut)
-    return whole.fingerprint, share_of(dense, "macs", whole.counts)
+    return whole.fingerprint, cost_share(dense, "macs", whole.counts)
 
 
-@pytest.mark.parametrize("name", [name for name in methods.names() if not methods.find(name).one_shot])
+@pytest.mark.parametrize("name", [name for name in methods.list_names() if not methods.find(name).why_one_shot])
 def test_a_second_round_goes_to_the_target(name, pool):
     found = {result for world in (1, 2) for result in pool.run(world, two_rounds, name)}
     assert len(found) == 1

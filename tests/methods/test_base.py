@@ -9,26 +9,26 @@ from pydantic import ValidationError
 
 from dist_prune import methods
 from dist_prune.errors import PruneError
-from dist_prune.methods.method import (
+from dist_prune.methods.base import (
     CoupledOptions,
     MethodOptions,
     QuirkOptions,
-    Ranking,
+    RankingMethod,
     RankingOptions,
     WeightRanking,
 )
-from dist_prune.pruning import choose
-from dist_prune.pruning.choose import Request
-from dist_prune.pruning.combine import combined
+from dist_prune.pruning.selection import ranking
+from dist_prune.pruning.selection.group_scores import reduce_group
+from dist_prune.pruning.selection.ranking import SelectionRequest
 from tests import tiny
 
-RANKING = [name for name in methods.names() if name != "graph"]  # its counts fall out of a threshold
+RANKING = [name for name in methods.list_names() if name != "graph"]  # its counts fall out of a threshold
 
 
 @pytest.mark.parametrize("name", RANKING)
 def test_every_ranking_method_has_the_base_and_its_keys(name):
     kind = methods.find(name)
-    assert issubclass(kind, Ranking)
+    assert issubclass(kind, RankingMethod)
     assert issubclass(kind.Options, RankingOptions)
     assert "normalise" not in kind.Options.score_options(), "runs that differ in it share one score file"
 
@@ -36,32 +36,32 @@ def test_every_ranking_method_has_the_base_and_its_keys(name):
 @pytest.mark.parametrize("name", [n for n in RANKING if n not in ("sensitivity", "entropy", "hrel", "chip", "mint")])
 def test_orders_are_those_of_plans_and_normalise_decides_between_groups(name):
     bench, method = tiny.bench(tiny.network()), tiny.method(name)
-    channels = method.limits(bench.channels)
-    bench.channels = channels
+    channels = method.prunable(bench.graph)
+    bench.graph = channels
     scores = method.score(bench)
-    orders = method.orders(scores, channels, Request())
+    orders = method.orders(scores, channels, SelectionRequest())
     for group in channels.free:
         assert sorted(orders[group.name]) == list(range(group.width))
     for share in (0.5, 0.9):
-        plan = method.select(scores, channels, Request(keep_ratio=share))
+        plan = method.select(scores, channels, SelectionRequest(keep_ratio=share))
         for group in channels.free:
             gone = group.width - len(plan.kept(group.name))
             assert set(orders[group.name][:gone]).isdisjoint(plan.kept(group.name))
     plans = {}
     for flag in (True, False):
         other = type(method)(method.options.model_copy(update={"normalise": flag}))
-        plans[flag] = other.select(scores, channels, Request(keep_ratio=0.5, scope="global")).fingerprint
+        plans[flag] = other.select(scores, channels, SelectionRequest(keep_ratio=0.5, scope="global")).fingerprint
     if name not in ("random", "dirichlet", "shapley"):  # of one scale, sums of 1, three sets only
         assert plans[True] != plans[False]
 
 
 def test_layers_are_combined_in_one_place_and_signs_do_not_cancel():
-    assert not hasattr(choose, "combined")
+    assert not hasattr(ranking, "combined")
     parts = [torch.tensor([1.0, -1.0, 4.0]), torch.tensor([2.0, 2.0, -2.0])]
     even = [parts[0].double() / 2, parts[1].double() / 2]
-    assert torch.allclose(combined(parts, "sum"), even[0] + even[1])
-    assert torch.allclose(combined(parts, "mean"), (even[0] + even[1]) / 2)
-    assert torch.equal(combined(parts, "leader"), parts[0].double())
+    assert torch.allclose(reduce_group(parts, "sum"), even[0] + even[1])
+    assert torch.allclose(reduce_group(parts, "mean"), (even[0] + even[1]) / 2)
+    assert torch.equal(reduce_group(parts, "leader"), parts[0].double())
     for name in ("l1", "l2", "fpgm", "whc"):
         assert issubclass(methods.find(name), WeightRanking)
         assert issubclass(methods.find(name).Options, CoupledOptions)
@@ -76,14 +76,14 @@ def test_taylor_on_a_new_network_says_that_it_ranks_nothing():
             torch.nn.init.zeros_(module.bias)
     bench, method = tiny.bench(model), tiny.method("taylor")
     scores = method.score(bench)
-    (text,) = method.warnings(scores, bench.channels)
+    (text,) = method.warnings(scores, bench.graph)
     assert "layer1.0.conv1" in text
     assert "0" in text
     assert "drawn from the seed" in text
-    plans = [method.select(scores, bench.channels, Request(keep_ratio=0.5, seed=seed)) for seed in (0, 1)]
+    plans = [method.select(scores, bench.graph, SelectionRequest(keep_ratio=0.5, seed=seed)) for seed in (0, 1)]
     assert plans[0].kept("layer1.0.conv1") != plans[1].kept("layer1.0.conv1")
     assert plans[0].kept("layer1.0.conv1") != list(range(8, 16))
-    assert tiny.method("taylor").warnings(method.score(tiny.bench(tiny.network())), bench.channels) == []
+    assert tiny.method("taylor").warnings(method.score(tiny.bench(tiny.network())), bench.graph) == []
 
 
 QUIRKS = {
@@ -100,11 +100,11 @@ QUIRKS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", methods.list_names())
 def test_quirks_and_fidelity_have_one_implementation(name):
     """as_released is the quirks of the authors' program; a quirk alone is itself; a method without any says so."""
     kind = methods.find(name)
-    assert kind.has is Ranking.has
+    assert kind.has is RankingMethod.has
     if name not in QUIRKS:
         assert not issubclass(kind.Options, QuirkOptions)
         with pytest.raises(ValidationError, match="has one form, correct"):
@@ -171,12 +171,12 @@ def test_a_method_that_is_a_folder_is_found(folder_of_methods, exported):
     (package / "method.py").write_text(PAPER.format(name=name))
     text = f"from dist_prune.methods.{name}.method import Paper\n" if exported else PAPER.format(name=name)
     (package / "__init__.py").write_text(text)
-    assert name in methods.names()
+    assert name in methods.list_names()
     kind = methods.find(name)
     assert (kind.__name__, kind.paper) == ("Paper", "a paper in a folder")
     assert methods.options_of(name) is CoupledOptions
     bench, paper = tiny.bench(tiny.network()), kind(kind.Options())
-    plan = paper.select(paper.score(bench), bench.channels, Request(keep_ratio=0.5))
+    plan = paper.select(paper.score(bench), bench.graph, SelectionRequest(keep_ratio=0.5))
     squares = (
         bench.weight(next(site for site in bench.sites if site.name == "layer1.0.conv1")).flatten(1).square().sum(1)
     )
@@ -185,7 +185,7 @@ def test_a_method_that_is_a_folder_is_found(folder_of_methods, exported):
 
 def test_a_folder_that_exports_no_method_says_what_to_write(folder_of_methods):
     (folder_of_methods / "empty_paper").mkdir()
-    (folder_of_methods / "empty_paper/__init__.py").write_text("from dist_prune.methods.method import Method\n")
+    (folder_of_methods / "empty_paper/__init__.py").write_text("from dist_prune.methods.base import Method\n")
     with pytest.raises(PruneError, match=r"methods/empty_paper/__init__\.py must export exactly one Method class"):
         methods.find("empty_paper")
 

@@ -10,39 +10,39 @@ import torch_pruning as tp
 from torch import nn
 
 from dist_prune import methods
-from dist_prune.bench import Bench
 from dist_prune.errors import PruneError
-from dist_prune.methods import method
+from dist_prune.methods import base
 from dist_prune.methods.chip import independence
-from dist_prune.methods.fpgm import distances, scored
-from dist_prune.methods.hrank import rank_of
-from dist_prune.pruning.channels import Channels
-from dist_prune.pruning.curvature import Hutchinson
-from dist_prune.pruning.trial import sites_of
+from dist_prune.methods.fpgm import distance_scores, distances
+from dist_prune.methods.hrank import map_rank
+from dist_prune.pruning.graph.groups import DependencyGraph
+from dist_prune.pruning.hooks.curvature import Hutchinson
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.scoring.context import DistributedScoringContext
 from tests import tiny
 
 INNER = "layer2.0.conv1"  # its batch norm is layer2.0.bn1, its one consumer layer2.0.conv2
 STREAM = "conv1"  # stem and layer1.0.conv2; consumed by layer1.0.conv1, layer2.0.conv1, layer2.0.downsample.0
 
 
-def build(name: str, **options) -> method.Ranking:
+def build(name: str, **options) -> base.RankingMethod:
     kind = methods.find(name)
     return kind(kind.Options(**options))  # type: ignore[return-value]
 
 
-def worth(name: str, bench: Bench, **options) -> dict[str, torch.Tensor]:
+def worth(name: str, bench: DistributedScoringContext, **options) -> dict[str, torch.Tensor]:
     built = build(name, **options)
-    return built.worth(built.score(bench), built.limits(bench.channels))
+    return built.importance(built.score(bench), built.prunable(bench.graph))
 
 
-def micro_batches(bench: Bench):
+def micro_batches(bench: DistributedScoringContext):
     """(images, labels) of each fixed micro-batch."""
     for start in range(0, bench.images, tiny.MICRO):
-        part = next(bench.feed.batches([bench.ids[start : start + tiny.MICRO]]))
+        part = next(bench.loader.batches([bench.ids[start : start + tiny.MICRO]]))
         yield part.images, part.labels
 
 
-def inputs_of(bench: Bench, layer: str) -> torch.Tensor:
+def inputs_of(bench: DistributedScoringContext, layer: str) -> torch.Tensor:
     """(n, C, H, W): what enters a layer."""
     seen = []
     hook = bench.model.get_submodule(layer).register_forward_pre_hook(lambda _m, x: seen.append(x[0]))
@@ -57,7 +57,7 @@ def even(values: torch.Tensor) -> torch.Tensor:
     return values / values.mean()
 
 
-def rows_of(bench: Bench, layer: str) -> np.ndarray:
+def rows_of(bench: DistributedScoringContext, layer: str) -> np.ndarray:
     return bench.model.get_submodule(layer).weight.detach().flatten(1).numpy()  # type: ignore[union-attr]
 
 
@@ -73,7 +73,7 @@ def test_fpgm_is_the_sum_of_distances():
 
 def test_fpgm_mixed_form_lets_small_norms_go_first():
     filters = torch.randn(10, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found, norms = scored(filters, 0.7), filters.norm(dim=1)
+    found, norms = distance_scores(filters, 0.7), filters.norm(dim=1)
     small = norms.argsort()[:3]
     assert found.argsort()[:3].tolist() == small.tolist()
     stay = sorted(set(range(10)) - set(small.tolist()))
@@ -106,7 +106,7 @@ class Joined(nn.Module):
         return self.last(x).mean((2, 3))
 
 
-def joined(**kwargs) -> Bench:
+def joined(**kwargs) -> DistributedScoringContext:
     torch.manual_seed(0)
     return tiny.bench(Joined(**kwargs).double().eval())
 
@@ -122,7 +122,7 @@ def test_bn_scale_reads_its_part_of_a_concatenation():
 
 
 def test_bn_scale_leaves_alone_what_no_batch_norm_scales():
-    limited = build("bn_scale").limits(joined(affine=False).channels)
+    limited = build("bn_scale").prunable(joined(affine=False).graph)
     assert [group.protected for group in limited.groups[:2]] == ["no batch norm scales its channels"] * 2
 
 
@@ -133,7 +133,7 @@ def test_group_norm_is_torch_pruning_s():
     graph = tp.DependencyGraph().build_dependency(model, tiny.example()[:1])
     measure = tp.importance.GroupMagnitudeImportance(p=2, group_reduction="sum", normalizer=None)
     found = build("group_norm").score(bench)
-    for group in bench.channels.free:
+    for group in bench.graph.free:
         module = model.get_submodule(group.name)
         theirs = measure(graph.get_pruning_group(module, tp.prune_conv_out_channels, list(range(group.width))))
         assert torch.allclose(found[group.name], theirs.double()), group.name  # type: ignore[union-attr]
@@ -160,8 +160,8 @@ def test_hrank_is_the_mean_matrix_rank():
     ranks = np.linalg.matrix_rank(maps)
     np.testing.assert_allclose(worth("hrank", bench)[INNER].numpy(), ranks.mean(0), rtol=1e-12)
     assert ranks.min() < ranks.max()
-    assert rank_of(torch.zeros(2, 3, 4)).tolist() == [0, 0]
-    last = build("hrank").limits(bench.channels).group("layer3.0.downsample.0")
+    assert map_rank(torch.zeros(2, 3, 4)).tolist() == [0, 0]
+    last = build("hrank").prunable(bench.graph).group("layer3.0.downsample.0")
     assert last.protected == "a linear layer consumes its maps: single numbers have no rank"
 
 
@@ -182,7 +182,7 @@ def test_chip_is_the_mean_over_images():
     assert torch.allclose(worth("chip", bench)[INNER], torch.stack([independence(image) for image in maps]).mean(0))
 
 
-def gradients(bench: Bench, layers: list[str]):
+def gradients(bench: DistributedScoringContext, layers: list[str]):
     """Per micro-batch: layer -> (weight, gradient of the mean loss, shift, its gradient)."""
     modules = [bench.model.get_submodule(name) for name in layers]
     for images, labels in micro_batches(bench):
@@ -205,7 +205,7 @@ def test_taylor_s_gate_is_scale_and_shift_of_the_batch_norm():
 def test_taylor_divides_a_stream_by_its_blocks():
     bench = tiny.bench(tiny.network(name="resnet20_cifar"))
     plain, divided = worth("taylor", bench, blocks=False), worth("taylor", bench)
-    for group in bench.channels.free:
+    for group in bench.graph.free:
         assert torch.allclose(plain[group.name], divided[group.name] * max(1, len(group.producers) - 1))
 
 
@@ -230,7 +230,7 @@ def test_hessian_products_are_differences_of_gradients(scaled):
     ids = torch.arange(tiny.MICRO)
     weights = [bench.model.get_submodule(site.layer).weight for site in sites]
     signs = [statistic.direction(site, w, ids) for site, w in zip(sites, weights, strict=True)]  # type: ignore
-    found = bench.observe(sites, statistic, backward=True)
+    found = bench.collect(sites, statistic, backward=True)
     images, labels = next(micro_batches(bench))
 
     def moved(by: float) -> list[torch.Tensor]:
@@ -261,7 +261,7 @@ def test_hutchinson_finds_the_trace():
     for i, value in enumerate(first.flatten()):
         exact[i] = torch.autograd.grad(value, weight, retain_graph=True)[0].flatten()[i]  # type: ignore[arg-type]
     trace = exact.view(3, -1).sum(1)
-    many = [bench.observe([site.at_weight], Hutchinson(seed, False), backward=True) for seed in range(150)]
+    many = [bench.collect([site.at_weight], Hutchinson(seed, False), backward=True) for seed in range(150)]
     found = torch.stack([tables["left:weight"]["rows"][0] for tables in many])
     error = found.mean(0) - trace
     assert (error.abs() < 5 * found.std(0) / 150**0.5 + 1e-9).all()
@@ -299,10 +299,10 @@ def test_group_fisher_s_price():
 
 
 def test_scores_of_another_method_are_refused():
-    channels: Channels = sites_of(tiny.network(), tiny.example()[:1])
+    channels: DependencyGraph = trace_groups(tiny.network(), tiny.example()[:1])
     for name in ("fpgm", "bn_scale", "group_norm", "apoz", "hrank", "taylor", "obd", "chip", "group_fisher"):
         with pytest.raises(PruneError, match="made by another method"):
-            build(name).worth({}, build(name).limits(channels))
+            build(name).importance({}, build(name).prunable(channels))
 
 
 def test_chip_judges_each_part_of_a_concatenation_by_itself():
@@ -321,9 +321,9 @@ def test_no_second_derivative_is_said():
 def test_more_probes_are_a_mean_of_passes():
     """The first pass of two is the pass of one."""
     one, two = (build("hessian_trace", probes=n).score(joined()) for n in (1, 2))
-    seed = joined().draw("hutchinson", 1).initial_seed()
+    seed = joined().generator("hutchinson", 1).initial_seed()
     bench = joined()
-    found = bench.observe([site.at_weight for site in bench.sites], Hutchinson(seed, False), backward=True)
+    found = bench.collect([site.at_weight for site in bench.sites], Hutchinson(seed, False), backward=True)
     for site in bench.sites:
         weight, tables = bench.weight(site).flatten(1), found[site.at_weight.name]
         other = weight.square().sum(1) * tables["rows"].sum(0) / int(tables["batches"]) / (2 * weight.shape[1])
@@ -332,11 +332,11 @@ def test_more_probes_are_a_mean_of_passes():
 
 @pytest.mark.parametrize(("positions", "judged"), [(1, False), (2, True)])
 def test_maps_of_a_single_number_are_not_judged(positions, judged):
-    channels = tiny.bench(tiny.network()).channels
+    channels = tiny.bench(tiny.network()).graph
     name = channels.free[1].name
     layers = {
         key: replace(layer, positions=positions) if key == name else layer for key, layer in channels.layers.items()
     }
-    found = tiny.method("hrank").limits(replace(channels, layers=layers)).group(name)
+    found = tiny.method("hrank").prunable(replace(channels, layers=layers)).group(name)
     assert (found.protected == "") is judged
     assert judged or found.protected == "its 1x1 maps have no rank"

@@ -6,11 +6,12 @@ from pydantic import ValidationError
 from torch import distributions
 from torch.nn import functional
 
+from dist_prune.distributed import preemption
+from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
-from dist_prune.methods import dirichlet
-from dist_prune.methods.dirichlet import Gates
-from dist_prune.pruning.choose import Request
-from dist_prune.pruning.posteriors import (
+from dist_prune.methods.dirichlet import method as dirichlet
+from dist_prune.methods.dirichlet.method import SwitchTraining
+from dist_prune.methods.dirichlet.posteriors import (
     Dirichlet,
     LogisticNormal,
     correlation,
@@ -18,8 +19,7 @@ from dist_prune.pruning.posteriors import (
     log_mean,
     moments,
 )
-from dist_prune.runtime import stopping
-from dist_prune.runtime.collectives import Ranks
+from dist_prune.pruning.selection.ranking import SelectionRequest
 from tests import tiny
 from tests.methods.test_fisher import lenet_bench
 
@@ -30,11 +30,11 @@ def switches_with(**options) -> dirichlet.DirichletSwitches:
     return dirichlet.DirichletSwitches(dirichlet.Options(**{"batch": 16, **options}))
 
 
-def bench_of(ranks: Ranks | None = None, partial=None):
+def bench_of(ranks: Communicator | None = None, partial=None):
     """Two groups of a small network: the rest is left alone."""
     bench = tiny.bench(tiny.network(), ranks, partial=partial)
-    rest = [g.name for g in bench.channels.free if g.name not in ("conv1", GROUP)]
-    bench.channels = bench.channels.without(rest)
+    rest = [g.name for g in bench.graph.free if g.name not in ("conv1", GROUP)]
+    bench.graph = bench.graph.exclude(rest)
     return bench
 
 
@@ -93,8 +93,8 @@ def test_draws_have_the_gradient_of_their_distribution():
 @pytest.mark.parametrize("place", ["consumed", "output"])
 def test_the_loss_s_gradient_is_right(variant, place):
     bench = bench_of()
-    gates = Gates(switches_with(variant=variant, place=place, draws=2), bench, [GROUP])
-    batch = next(bench.feed.batches([bench.ids[:5]]))
+    gates = SwitchTraining(switches_with(variant=variant, place=place, draws=2), bench, [GROUP])
+    batch = next(bench.loader.batches([bench.ids[:5]]))
     posterior = gates.posteriors[0]
     assert isinstance(posterior, Dirichlet)
 
@@ -117,11 +117,11 @@ def test_the_loss_s_gradient_is_right(variant, place):
 def test_the_tail_on_copies_is_the_network_on_each_draw():
     """Logits of every draw and image, in order: against one full pass for each draw."""
     bench = bench_of()
-    gates = Gates(switches_with(variant="integral", draws=3, kl_weight=0.0), bench, [GROUP])
-    batch = next(bench.feed.batches([bench.ids[:5]]))
+    gates = SwitchTraining(switches_with(variant="integral", draws=3, kl_weight=0.0), bench, [GROUP])
+    batch = next(bench.loader.batches([bench.ids[:5]]))
     with torch.no_grad():
         found = gates.loss(bench.model, batch.images, batch.labels, batch.ids)
-        samples = gates.posteriors[0].sample(3, bench.draw("switches", GROUP, 0)) * 16
+        samples = gates.posteriors[0].sample(3, bench.generator("switches", GROUP, 0)) * 16
         logits = []
         for sample in samples:
             y = bench.model.get_submodule("layer1.0.conv2").register_forward_pre_hook(
@@ -141,12 +141,12 @@ def test_the_tail_on_copies_is_the_network_on_each_draw():
 
 def test_the_divergence_counts_once_and_by_its_scale():
     bench = bench_of()
-    batch = next(bench.feed.batches([bench.ids[:5]]))
+    batch = next(bench.loader.batches([bench.ids[:5]]))
 
     def added(**options) -> float:
         losses = []
         for weight in (0.0, options.pop("kl_weight", 1.0)):
-            gates = Gates(switches_with(start=-1.0, kl_weight=weight, **options), bench, [GROUP])
+            gates = SwitchTraining(switches_with(start=-1.0, kl_weight=weight, **options), bench, [GROUP])
             gates.step = options.get("step", 0)
             losses.append(gates.loss(bench.model, batch.images, batch.labels, batch.ids).mean())
         return float((losses[1] - losses[0]).detach())
@@ -159,7 +159,7 @@ def test_the_divergence_counts_once_and_by_its_scale():
     assert added(quirks=("kl_at_mean",)) == pytest.approx(at_mean / tiny.IMAGES)
 
 
-def tables_on(ranks: Ranks, options: dict) -> dict[str, list]:
+def tables_on(ranks: Communicator, options: dict) -> dict[str, list]:
     found = switches_with(**options).score(bench_of(ranks))
     return {name: table.tolist() for name, table in found.items()}
 
@@ -186,14 +186,14 @@ def test_all_at_once_worlds_agree_to_rounding(options, pool):
 @pytest.mark.parametrize("options", [{"epochs": 3}, {"jointly": True, "optimizer": "adam", **INTEGRAL}], ids=str)
 def test_stopped_within_the_training_and_resumed_is_never_stopped(options, tmp_path, monkeypatch):
     whole = switches_with(**options).score(bench_of())
-    plain, polls = stopping.poll, iter(range(100))
-    with monkeypatch.context() as patched, pytest.raises(stopping.PreemptedError, match="in fit"):
-        patched.setattr(stopping, "poll", lambda ranks, also=(): [int(next(polls) == 3), *plain(ranks, also)[1:]])
+    plain, polls = preemption.poll, iter(range(100))
+    with monkeypatch.context() as patched, pytest.raises(preemption.PreemptedError, match="in fit"):
+        patched.setattr(preemption, "poll", lambda ranks, also=(): [int(next(polls) == 3), *plain(ranks, also)[1:]])
         switches_with(**options).score(bench_of(partial=tmp_path))
     seen = []
     bench = bench_of(partial=tmp_path)
-    batches = bench.feed.batches
-    bench.feed.batches = lambda dealt, augment=None: seen.append(len(list(dealt))) or batches(dealt, augment)
+    batches = bench.loader.batches
+    bench.loader.batches = lambda dealt, augment=None: seen.append(len(list(dealt))) or batches(dealt, augment)
     found = switches_with(**options).score(bench)
     assert all(torch.equal(found[name], whole[name]) for name in whole)
     steps = 3 * options["epochs"] * (1 if options.get("jointly") else 2)
@@ -213,16 +213,16 @@ def test_switches_learn_which_channels_matter():
 def test_report_rows_and_portraits():
     method, bench = switches_with(epochs=1), bench_of()
     scores = method.score(bench)
-    request = Request(keep_ratio=0.5)
-    rows = method.table(scores, bench.channels, request)
+    request = SelectionRequest(keep_ratio=0.5)
+    rows = method.table(scores, bench.graph, request)
     assert [row["group"] for row in rows] == ["conv1", GROUP]
     assert all(row["correlation_to"] < 0 and row["positive_percent"] == 0 for row in rows)
     assert all(row["smallest_gate"] < 1 < row["largest_gate"] for row in rows)
-    first = next(iter(method.portraits(scores, bench.channels, request)))
+    first = next(iter(method.similarity_maps(scores, bench.graph, request)))
     assert first.kept.sum() == 8
     assert "0 % of the pairs positive" in first.said
     other = switches_with(variant="integral", posterior="logistic_normal", draws=1)
-    row = other.table(other.score(bench_of()), bench.channels, request)[0]
+    row = other.table(other.score(bench_of()), bench.graph, request)[0]
     assert row["correlation_to"] > row["correlation_from"]
 
 
@@ -230,9 +230,9 @@ def test_the_released_program_s_departures():
     bench = bench_of()
     plain, released = (switches_with(**o).score(bench) for o in ({}, {"fidelity": "as_released"}))
     assert not torch.equal(plain[f"{GROUP}:posterior"], released[f"{GROUP}:posterior"]), "batch statistics"
-    request = Request(keep_ratio=0.5)
-    kept = switches_with().select(plain, bench.channels, request).kept(GROUP)
-    turned = switches_with(quirks=("reversed_ranking",)).select(plain, bench.channels, request).kept(GROUP)
+    request = SelectionRequest(keep_ratio=0.5)
+    kept = switches_with().select(plain, bench.graph, request).kept(GROUP)
+    turned = switches_with(quirks=("reversed_ranking",)).select(plain, bench.graph, request).kept(GROUP)
     assert not set(kept) & set(turned)
 
 
@@ -250,7 +250,7 @@ def test_the_released_switch_net_of_lenet_drops_half_behind_its_norms():
         dirichlet.DirichletSwitches(dirichlet.Options(batch=6, quirks=quirks, **more))  # type: ignore[arg-type]
         for quirks, more in (((), {}), (("dropout",), {}))
     )
-    gates = dirichlet.Gates(released, bench, ["conv1"])
+    gates = dirichlet.SwitchTraining(released, bench, ["conv1"])
     assert gates.dropped == ["bn1", "bn2"]
     ids = torch.tensor([3, 1, 9])
     maps = torch.ones(3, 20, 4, 4, dtype=torch.float64)
@@ -269,7 +269,7 @@ def test_the_released_switch_net_of_lenet_drops_half_behind_its_norms():
     assert bool(found["conv2:posterior"].isfinite().all())
     other = tiny.bench(tiny.network())
     assert (
-        dirichlet.Gates(
+        dirichlet.SwitchTraining(
             dirichlet.DirichletSwitches(dirichlet.Options(fidelity="as_released")), other, ["conv1"]
         ).dropped
         == []

@@ -9,19 +9,21 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from dist_prune import models
+from dist_prune.distributed import tensor_files
 from dist_prune.errors import PruneError
-from dist_prune.methods.entropy import DEPRECATED, REFUSED, SAMPLINGS, Entropy, Options, l1_counts
-from dist_prune.pruning import cost, widths
-from dist_prune.pruning.activations import outputs_of, taps_of
-from dist_prune.pruning.aligned import Polynomial
-from dist_prune.pruning.choose import Request, share_of
-from dist_prune.pruning.gating import gate, gate_off, gate_points
-from dist_prune.pruning.plane import Plane
-from dist_prune.pruning.renyi import distances, entropy, gaussian, kernel_entropy, label_kernel
-from dist_prune.pruning.subjects import Subject, batches_of
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones, checkpoint
-from dist_prune.runtime.backbones.lenet_tanh import LeNet
+from dist_prune.methods.entropy.method import DEPRECATED, REFUSED, SAMPLINGS, Entropy, Options, l1_counts
+from dist_prune.models.lenet_tanh import LeNetTanh
+from dist_prune.pruning.hooks.activations import group_inputs, group_outputs
+from dist_prune.pruning.hooks.gating import gate, gate_off, gate_points
+from dist_prune.pruning.information import bandwidth
+from dist_prune.pruning.information.aligned_estimators import PolynomialEstimator
+from dist_prune.pruning.information.group_samples import GroupSamples, batches_of
+from dist_prune.pruning.information.information_plane import InformationPlane
+from dist_prune.pruning.information.renyi import distances, gaussian_kernel, kernel_entropy, label_kernel, renyi_entropy
+from dist_prune.pruning.selection import cost
+from dist_prune.pruning.selection.ranking import SelectionRequest, cost_share
+from dist_prune.pruning.surgery.verified_trace import trace_groups
 from tests import tiny
 from tests.launch import ACCELERATE, PYTHON, SMALL, finish, report, run
 from tests.pruning.activations import mixtures, vectors
@@ -37,13 +39,13 @@ def method(**options) -> Entropy:
 
 def small_bench(ranks=None, exclude=INNER, model=None, **more):
     bench = tiny.bench(model or tiny.network(), ranks, **more)
-    bench.channels = bench.channels.without(exclude)
+    bench.graph = bench.graph.exclude(exclude)
     return bench
 
 
 def orders(bench, **options) -> dict:
     chosen = method(**options)
-    return dict(chosen.orders(chosen.score(bench), bench.channels, Request()))
+    return dict(chosen.orders(chosen.score(bench), bench.channels, SelectionRequest()))
 
 
 # options
@@ -90,7 +92,7 @@ def wick_scores(z: torch.Tensor) -> list[float]:
         values = torch.linalg.eigvalsh(kernel / n).clamp(min=1e-300)
         return -float((values * values.log2()).sum())
 
-    anchor = torch.exp(-square(whole) / widths.scaled_rule(n, whole.shape[1]) ** 2)
+    anchor = torch.exp(-square(whole) / bandwidth.scaled_rule(n, whole.shape[1]) ** 2)
 
     def aligned(x: torch.Tensor) -> torch.Tensor:
         far = square(x)
@@ -110,12 +112,14 @@ def test_renyi_wick_has_one_form_of_kernel_for_anchor_and_scores():
     """In the main method the anchor is exp(-D^2 / 2 s^2); here the 2 is missing everywhere."""
     z, anchor = vectors(), distances(vectors()).sum(0)
     for name, halved in (("renyi_wick", False), ("reyei_uns", True)):
-        subject = Subject("conv1", [z], torch.arange(8), [torch.arange(8)], method(sampling=name).estimator("conv1"))
-        wanted = gaussian(anchor, widths.scaled_rule(8, 12), halved)
-        assert torch.allclose(subject.anchor(0, 0), wanted, atol=1e-14)
+        subject = GroupSamples(
+            "conv1", [z], torch.arange(8), [torch.arange(8)], method(sampling=name).estimator("conv1")
+        )
+        wanted = gaussian_kernel(anchor, bandwidth.scaled_rule(8, 12), halved)
+        assert torch.allclose(subject.anchor_kernel(0, 0), wanted, atol=1e-14)
     spec = method(sampling="renyi_wick").estimator("conv1")
-    subject = Subject("conv1", [z], torch.arange(8), [torch.arange(8)], spec)
-    panel = subject.panel([subject.combined([subject.sigmas(0, 0)])])
+    subject = GroupSamples("conv1", [z], torch.arange(8), [torch.arange(8)], spec)
+    panel = subject.estimator_bank([subject.combine_bandwidths([subject.batch_bandwidths(0, 0)])])
     panel.begin(range(4))
     panel.call("alone", range(4))  # makes the judge
     panel.settle(range(4))
@@ -149,17 +153,17 @@ def test_layers_may_be_estimated_otherwise():
 def test_taps_lie_behind_activations_and_sums():
     """An inner layer where it is consumed; a stream at each block's output; a flattened map channel by channel."""
     model = tiny.network()
-    channels = sites_of(model, tiny.example()[:1])
-    seen = {g.name: [tap.site.name for tap in taps_of(channels, g)] for g in channels.free}
+    channels = trace_groups(model, tiny.example()[:1])
+    seen = {g.name: [tap.point.name for tap in group_inputs(channels, g)] for g in channels.free}
     assert seen["layer1.0.conv1"] == ["layer1.0.conv2:in"]
     assert set(seen["layer3.0.downsample.0"]) == {"pool:in"}
     assert "layer1.0.conv1:in" in seen["conv1"]
     assert "layer2.0.conv1:in" in seen["conv1"]
-    lenet = LeNet((2, 3), (5, 4), torch.nn.Tanh, img_size=16).eval()
+    lenet = LeNetTanh((2, 3), (5, 4), torch.nn.Tanh, img_size=16).eval()
     lenet.pool2 = torch.nn.Identity()  # type: ignore[assignment]
     lenet.fc1 = torch.nn.Linear(3 * 2 * 2, 5)
-    channels = sites_of(lenet, torch.randn(1, 1, 16, 16))
-    tap = taps_of(channels, channels.group("conv2"))[0]
+    channels = trace_groups(lenet, torch.randn(1, 1, 16, 16))
+    tap = group_inputs(channels, channels.group("conv2"))[0]
     assert tap.positions.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     rows = torch.arange(24.0).view(2, 12, 1)
     assert tap.take(rows).tolist()[1] == [[12, 13, 14, 15], [16, 17, 18, 19], [20, 21, 22, 23]]
@@ -182,19 +186,19 @@ def test_removed_is_masked():
     model = tiny.network()
     bench = tiny.bench(model)
     chosen = method(**FAST)
-    plan = chosen.select(chosen.score(bench), bench.channels, Request(keep_ratio=0.4))
+    plan = chosen.select(chosen.score(bench), bench.graph, SelectionRequest(keep_ratio=0.4))
     x = tiny.example()
     with torch.no_grad():
-        small = tiny.cut(model, bench.channels, plan)(x)
-        with gate_off(model, bench.channels, plan.removed):
+        small = tiny.cut(model, bench.graph, plan)(x)
+        with gate_off(model, bench.graph, plan.removed):
             assert torch.allclose(model(x), small, atol=1e-5)
         stays = torch.rand(3, 32, generator=torch.Generator().manual_seed(0)) < 0.5
         name = "layer2.0.downsample.0"
-        with gate(model, gate_points(bench.channels, name), {name: stays}):
+        with gate(model, gate_points(bench.graph, name), {name: stays}):
             together = model(x.repeat(3, 1, 1, 1)).view(3, len(x), -1)
         for row, found in zip(stays, together, strict=True):
             off = [k for k, stay in enumerate(row.tolist()) if not stay]
-            with gate_off(model, bench.channels, {name: off}):
+            with gate_off(model, bench.graph, {name: off}):
                 assert torch.allclose(model(x), found, atol=1e-12)
 
 
@@ -214,7 +218,7 @@ def ranked_on(ranks, options) -> dict:
 )
 def test_every_kind_of_sharing_gives_the_same_scores(options, pool):
     options = {**options, "batch": 17}
-    found = [ranked_on(tiny.machine().ranks, options)]
+    found = [ranked_on(tiny.machine().comm, options)]
     for parallel in ("layers", "batches", "candidates"):
         for world in (2, 3):
             if world == 3 and parallel == "layers":
@@ -229,11 +233,11 @@ class Stopped(BaseException):
 
 @pytest.mark.parametrize("parallel", ["layers", "candidates"])
 def test_stopped_inside_an_elimination(parallel, tmp_path, monkeypatch):
-    from dist_prune.pruning import elimination, ranking
+    from dist_prune.pruning.information import backward_elimination, group_orders
 
-    legs = elimination.Elimination.go_on
+    legs = backward_elimination.Elimination.advance
     monkeypatch.setattr(
-        elimination.Elimination,
+        backward_elimination.Elimination,
         "go_on",
         lambda self, panel, alone, course, steps=5: legs(self, panel, alone, course, 5),
     )
@@ -248,7 +252,7 @@ def test_stopped_inside_an_elimination(parallel, tmp_path, monkeypatch):
         return legs(self, panel, alone, course, 5)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(ranking.Elimination, "go_on", dying)
+        patch.setattr(group_orders.Elimination, "advance", dying)
         orders(small_bench(partial=tmp_path), **options)
     assert made == [0, 5]
     again = []
@@ -258,7 +262,7 @@ def test_stopped_inside_an_elimination(parallel, tmp_path, monkeypatch):
         return legs(self, panel, alone, course, 5)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ranking.Elimination, "go_on", going_on)
+        patch.setattr(group_orders.Elimination, "advance", going_on)
         assert orders(small_bench(partial=tmp_path), **options) == whole
     assert again[0] == 10, "it goes on behind the ten deletions that were kept"
 
@@ -270,14 +274,14 @@ def test_counts_and_budgets_cut_the_same_order():
     bench = tiny.bench(tiny.network())
     chosen = method(**FAST)
     scores = chosen.score(bench)
-    channels = bench.channels
-    plan = chosen.select(scores, channels, Request(counts={"layer2.0.conv1": 5}))
+    channels = bench.graph
+    plan = chosen.select(scores, channels, SelectionRequest(counts={"layer2.0.conv1": 5}))
     assert plan.counts == {g.name: 5 if g.name == "layer2.0.conv1" else g.width for g in channels.groups}
     assert set(plan.kept("layer2.0.conv1")) == set(scores["layer2.0.conv1:order"][-5:].tolist())
     kept = {}
     for share in (0.7, 0.4):
-        plan = chosen.select(scores, channels, Request(target=("params", share)))
-        assert share_of(channels, "params", plan.counts) <= share
+        plan = chosen.select(scores, channels, SelectionRequest(target=("params", share)))
+        assert cost_share(channels, "params", plan.counts) <= share
         for group in channels.free:
             stays = set(plan.kept(group.name))
             assert stays <= kept.get(group.name, stays)
@@ -285,13 +289,13 @@ def test_counts_and_budgets_cut_the_same_order():
 
 
 def test_the_program_s_l1_budget_leaves_the_stem_whole():
-    channels = tiny.bench(tiny.network()).channels
-    request = Request(target=("params", 0.5))
+    channels = tiny.bench(tiny.network()).graph
+    request = SelectionRequest(target=("params", 0.5))
     counts = l1_counts(channels, request)
     assert counts["conv1"] == 16
-    assert 0.45 < share_of(channels, "params", counts) <= 0.5
+    assert 0.45 < cost_share(channels, "params", counts) <= 0.5
     with pytest.raises(PruneError, match="uniform"):
-        l1_counts(channels, Request(target=("params", 1e-3)))
+        l1_counts(channels, SelectionRequest(target=("params", 1e-3)))
     scores = {f"{g.name}:order": torch.arange(g.width) for g in channels.free}
     plan = method(distribution="l1").select(scores, channels, request)
     assert {g.name: plan.counts[g.name] for g in channels.free} == counts
@@ -300,11 +304,11 @@ def test_the_program_s_l1_budget_leaves_the_stem_whole():
 def test_saturation_is_told():
     bench = small_bench()
     wide, narrow = method(**FAST), method(**FAST, width="fix", entropy_target=0.5)
-    assert wide.warnings(wide.score(bench), bench.channels) == []
+    assert wide.warnings(wide.score(bench), bench.graph) == []
     scores = narrow.score(bench)
-    name = bench.channels.free[0].name
+    name = bench.graph.free[0].name
     scores[f"{name}:joint"] = torch.full((16,), 0.99).double() * torch.log2(scores[f"{name}:samples"].double())
-    (text,) = narrow.warnings(scores, bench.channels)
+    (text,) = narrow.warnings(scores, bench.graph)
     assert name in text
     assert "99.0% of log2 n" in text
     assert "entropy_target" in text
@@ -315,12 +319,12 @@ def test_saturation_of_bins_is_of_all_their_images():
     binned = method(estimator="binning", criterion="joint", batch=10)
     bench = small_bench()
     scores = binned.score(bench)
-    used = sum(map(len, batches_of(bench.images, 10, bench.draw("entropy", "batches"))))
+    used = sum(map(len, batches_of(bench.images, 10, bench.generator("entropy", "batches"))))
     assert used >= 50
-    for group in bench.channels.free:
+    for group in bench.graph.free:
         assert int(scores[f"{group.name}:samples"]) == used
         assert float(scores[f"{group.name}:joint"].max()) <= math.log2(int(scores[f"{group.name}:samples"])) + 1e-9
-    for text in binned.warnings(scores, bench.channels):
+    for text in binned.warnings(scores, bench.graph):
         assert "the bins tell all samples apart" in text
         assert "fewer method.bins" in text
         assert "entropy_target" not in text
@@ -333,11 +337,11 @@ def test_the_polynomial_kernel_knows_what_it_is_asked():
     other = orders(bench, width="polynomial", criterion="mi_rest", alpha=2, batch=24, skip_zero=None)
     assert found != other
     x = torch.rand(12, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    judge = Polynomial(x, "joint", range(3), 2.0)
+    judge = PolynomialEstimator(x, "joint", range(3), 2.0)
     judge.begin(range(3))
     for k, score in enumerate(judge.score([0, 1, 2]).tolist()):
         flat = x[:, [j for j in range(3) if j != k]].flatten(1)
-        assert score == pytest.approx(float(entropy((1 + flat @ flat.T) ** 2, 2.0)))
+        assert score == pytest.approx(float(renyi_entropy((1 + flat @ flat.T) ** 2, 2.0)))
 
 
 # networks and numbers of the paper
@@ -349,7 +353,7 @@ def test_the_polynomial_kernel_knows_what_it_is_asked():
 ])  # fmt: skip
 def test_dense_counts_of_the_paper_s_networks(name, side, params, macs):
     shape = (1, 1 if side == 28 else 3, side, side)
-    channels = sites_of(backbones.create(name, 10, shape[1]).eval(), torch.randn(shape))
+    channels = trace_groups(models.create(name, 10, shape[1]).eval(), torch.randn(shape))
     assert (cost.params(channels), cost.macs(channels)) == (params, macs)
 
 
@@ -358,18 +362,18 @@ def test_pools_and_activations_are_the_programs_own():
     torch.manual_seed(0)
     x = torch.randn(2, 1, 28, 28)
     for name, activation in (("lenet20_50_800_500", torch.relu), ("lenet20_50_128_64", torch.tanh)):
-        model = backbones.create(name, 10, 1).eval()
+        model = models.create(name, 10, 1).eval()
         first, second, heads = model.conv1, model.conv2, (model.fc1, model.fc2)
         y = torch.nn.functional.max_pool2d(activation(first(x)), 2)
         y = torch.nn.functional.max_pool2d(activation(second(y)), 2).flatten(1)
         for layer in heads:
             y = activation(layer(y))
         assert torch.allclose(model(x), model.head(y), atol=1e-6)
-        channels = sites_of(model, x[:1])
-        seen = {group.name: outputs_of(channels, group)[0] for group in channels.free}
-        assert {name: tap.site.name for name, tap in seen.items()} == {n: n for n in ("conv1", "conv2", "fc1", "fc2")}
+        channels = trace_groups(model, x[:1])
+        seen = {group.name: group_outputs(channels, group)[0] for group in channels.free}
+        assert {name: tap.point.name for name, tap in seen.items()} == {n: n for n in ("conv1", "conv2", "fc1", "fc2")}
         assert seen["conv2"].positions.tolist() == [[i] for i in range(50)]
-    small = backbones.create("lenet6_16", 10, 1).eval()
+    small = models.create("lenet6_16", 10, 1).eval()
     assert isinstance(small.pool1, torch.nn.AvgPool2d)
 
 
@@ -382,12 +386,12 @@ def test_ranking_outputs_before_the_activation_is_another_order():
     ((1, 3, 19, 14, 3), (1_400, 0.0310), (20_450, 0.0724)), ((1, 16, 30, 21, 4), (8_941, 0.198), (48_434, 0.172)),
 ])  # fmt: skip
 def test_pruned_counts_of_the_paper_s_lenet(counts, params, macs):
-    channels = sites_of(backbones.create("lenet6_16", 10, 1).eval(), torch.randn(1, 1, 28, 28))
+    channels = trace_groups(models.create("lenet6_16", 10, 1).eval(), torch.randn(1, 1, 28, 28))
     kept = dict(zip(("conv1", "conv2", "fc1", "fc2", "fc3"), counts, strict=True))
     assert cost.params(channels, kept) == params[0]
     assert cost.macs(channels, kept) == macs[0]
-    assert share_of(channels, "params", kept) == pytest.approx(params[1], abs=5e-4)
-    assert share_of(channels, "macs", kept) == pytest.approx(macs[1], abs=5e-4)
+    assert cost_share(channels, "params", kept) == pytest.approx(params[1], abs=5e-4)
+    assert cost_share(channels, "macs", kept) == pytest.approx(macs[1], abs=5e-4)
 
 
 # curves
@@ -396,27 +400,29 @@ def test_pruned_counts_of_the_paper_s_lenet(counts, params, macs):
 def test_the_information_plane_by_its_definition():
     """I(X;Z), I(Z;Y) and total correlation of what is kept, from kernels made one by one; fixed single widths."""
     x, maps, labels = torch.rand(20, 30), mixtures(20, 3), torch.arange(20) % 4
-    plane = Plane(batch=20, alpha=2, sigma_method="fix")
+    plane = InformationPlane(batch=20, alpha=2, sigma_method="fix")
     found = plane.curve(x, labels, maps, [2, 0, 1], [3, 2, 1])
 
     def h(*kernels):
         return float(kernel_entropy(torch.stack(list(kernels)).prod(0), 20, 2))
 
-    from dist_prune.pruning import widths
-    from dist_prune.pruning.plane import GRID
+    from dist_prune.pruning.information import bandwidth
+    from dist_prune.pruning.information.information_plane import GRID
 
     table = distances(maps)
-    images = gaussian(((x[:, None].double() - x[None]) ** 2).sum(-1)[tuple(torch.triu_indices(20, 20, 1))], 8.0)
-    classes, rule = label_kernel(labels), widths.scaled_rule(20, 4)
+    images = gaussian_kernel(((x[:, None].double() - x[None]) ** 2).sum(-1)[tuple(torch.triu_indices(20, 20, 1))], 8.0)
+    classes, rule = label_kernel(labels), bandwidth.scaled_rule(20, 4)
     for row, kept in zip(found, ([2, 0, 1], [0, 1], [1]), strict=True):
         whole = table[kept].sum(0)
-        z = gaussian(whole, float(widths.aligned(whole[None], classes, 20, 0, GRID)[0]), halved=False)
-        singles = [gaussian(table[k], rule) for k in kept]
+        z = gaussian_kernel(
+            whole, float(bandwidth.aligned_bandwidths(whole[None], classes, 20, 0, GRID)[0]), halved=False
+        )
+        singles = [gaussian_kernel(table[k], rule) for k in kept]
         wanted = [h(images) + h(z) - h(images, z), h(z) + h(classes) - h(z, classes)]
         wanted += [sum(map(h, singles)) - h(*singles), h(images), h(classes)]
         assert row.tolist() == pytest.approx(wanted, abs=1e-9)
     for sigma_method in ("all", "remain"):
-        other = Plane(batch=7, sigma_method=sigma_method).curve(x, labels, maps, [2, 0, 1], [3, 1])
+        other = InformationPlane(batch=7, sigma_method=sigma_method).curve(x, labels, maps, [2, 0, 1], [3, 1])
         assert bool((other[:, :3] >= -1e-9).all())
         assert float(other[1, 2]) == pytest.approx(0, abs=1e-9), "one filter has no total correlation"
 
@@ -441,7 +447,7 @@ def test_curves_of_a_run(finished):
     lines = list(csv.DictReader((folder / "curves.csv").read_text().splitlines()))
     assert [int(line["kept"]) for line in lines if line["group"] == "layer1.0.conv1"] == list(range(16, 0, -1))
     assert {line["group"] for line in lines} == {"layer1.0.conv1", "layer2.0.conv1"}
-    scores, _ = checkpoint.read(folder / "round_1/scores.safetensors")
+    scores, _ = tensor_files.read_tensors(folder / "round_1/scores.safetensors")
     first = next(line for line in lines if line["group"] == "layer1.0.conv1" and line["kept"] == "15")
     assert int(first["deleted"]) == int(scores["layer1.0.conv1:order"][0])
     whole = {line["top1"] for line in lines if line["kept"] == line["width"]}
@@ -485,8 +491,8 @@ def test_a_bundle_is_finetuned(finished, tmp_path):
     code, output = run(PYTHON, tmp_path / "only", *words, "finetune.epochs=1")
     assert code == 0, output
     assert "is a bundle" in output
-    small, _ = checkpoint.read(tmp_path / "only/round_1/pruned.safetensors")
-    given, _ = checkpoint.read(Path(bundle) / "model.safetensors")
+    small, _ = tensor_files.read_tensors(tmp_path / "only/round_1/pruned.safetensors")
+    given, _ = tensor_files.read_tensors(Path(bundle) / "model.safetensors")
     assert small.keys() == given.keys()
     assert all(torch.equal(small[name], given[name]) for name in given)
     assert report(tmp_path / "only")["plan"]["fingerprint"] == report(folder)["plan"]["fingerprint"]
@@ -495,12 +501,12 @@ def test_a_bundle_is_finetuned(finished, tmp_path):
 
 def test_legacy_checkpoints(tmp_path):
     """state_dict with the prefix "model." beside tensors of images; pickled data sets are refused by name."""
-    model = backbones.create("lenet6_16", 10, 1)
+    model = models.create("lenet6_16", 10, 1)
     weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     extra = {"last_epoch_imgs": torch.zeros(2, 3, 4, 4), "filter_delete_order_bin_conv1": [2, 0, 1]}
     torch.save({"state_dict": weights, **extra}, tmp_path / "a.pth")
-    found = checkpoint.read_weights(tmp_path / "a.pth")
+    found = tensor_files.read_weights(tmp_path / "a.pth")
     assert found.keys() == model.state_dict().keys()
     torch.save({"state_dict": weights, "test_dataset": torch.utils.data.TensorDataset()}, tmp_path / "b.pth")
     with pytest.raises(PruneError, match="TensorDataset"):
-        checkpoint.read_weights(tmp_path / "b.pth")
+        tensor_files.read_weights(tmp_path / "b.pth")

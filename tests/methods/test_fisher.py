@@ -4,14 +4,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from dist_prune.bench import Bench
+from dist_prune import models
+from dist_prune.data.datasets import open_source
+from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.methods import fisher
-from dist_prune.pruning.gating import gate, gate_points
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import open_source
-from dist_prune.runtime.tracking import Tracker
+from dist_prune.pruning.hooks.gating import gate, gate_points
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.training.tracking import Tracker
 from tests import tiny
 
 
@@ -52,15 +52,17 @@ def test_the_released_batch_mean():
 def lenet_bench():
     """LeNet-5 on 28x28 images made of digits, in double precision."""
     torch.manual_seed(0)
-    model = backbones.create("lenet5_mnist", 10, 1).double().eval()
+    model = models.create("lenet5_mnist", 10, 1).double().eval()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, std=0.5)
     source = open_source("digits", None, "", True)
-    feed = Feed(source, Look(28, (0.3,), (0.4,)), torch.device("cpu"), 0, torch.float64)
-    channels = sites_of(model, tiny.example(size=28)[:1])
-    return Bench(model, channels, feed, np.arange(12), tiny.machine(), Tracker(False), 6, 0, None, "test", 1)
+    feed = ImageLoader(source, TransformConfig(28, (0.3,), (0.4,)), torch.device("cpu"), 0, torch.float64)
+    channels = trace_groups(model, tiny.example(size=28)[:1])
+    return DistributedScoringContext(
+        model, channels, feed, np.arange(12), tiny.machine(), Tracker(False), 6, 0, None, "test", 1
+    )
 
 
 def test_the_released_program_scores_lenet_before_its_norms():
@@ -71,7 +73,7 @@ def test_the_released_program_scores_lenet_before_its_norms():
         for quirks in ((), ("before_norm",))
     )
     rows = []
-    for batch in bench.feed.batches([bench.ids[i : i + 1] for i in range(bench.images)]):
+    for batch in bench.loader.batches([bench.ids[i : i + 1] for i in range(bench.images)]):
         mask = torch.ones(1, 20, 1, 1, dtype=torch.float64, requires_grad=True)
         handle = bench.model.get_submodule("bn2").register_forward_pre_hook(lambda _m, x, m=mask: (x[0] * m,))
         loss = functional.cross_entropy(bench.model(batch.images), batch.labels)
@@ -82,4 +84,4 @@ def test_the_released_program_scores_lenet_before_its_norms():
     assert torch.equal(before["fc1"], plain["fc1"])
     assert fisher.Fisher(fisher.Options(fidelity="as_released")).has("before_norm")
     other = tiny.bench(tiny.network())
-    assert fisher.before_norm(other.channels) == {}, "norms behind the layers themselves are passed"
+    assert fisher.before_norm(other.graph) == {}, "norms behind the layers themselves are passed"

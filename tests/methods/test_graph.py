@@ -5,13 +5,13 @@ import pytest
 import torch
 from scipy.fft import dct
 
+from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
-from dist_prune.methods.graph import HashAgreement, edges, hash_bits
-from dist_prune.pruning.channels import Site
-from dist_prune.pruning.choose import Request
-from dist_prune.pruning.cores import decompose
-from dist_prune.pruning.statistic import Tally
-from dist_prune.runtime.collectives import Ranks
+from dist_prune.methods.graph.kcore import decompose
+from dist_prune.methods.graph.method import HashAgreement, edges, hash_bits
+from dist_prune.pruning.graph.groups import HookPoint
+from dist_prune.pruning.hooks.statistics import Accumulator
+from dist_prune.pruning.selection.ranking import SelectionRequest
 from tests import tiny
 
 
@@ -73,8 +73,8 @@ def test_hash_is_the_unnormalised_dct_corner(shape):
 def test_hamming_from_the_gram_matrix_is_brute_force(batches):
     """Any cutting of the images gives the integers that pairwise comparison gives."""
     maps = torch.randn(100, 6, 9, 9, generator=torch.Generator().manual_seed(1))
-    site = Site("conv", "conv", 6, "conv", True)
-    tally = Tally(HashAgreement(8), [site], 100, torch.device("cpu"))
+    site = HookPoint("conv", "conv", 6, "conv", True)
+    tally = Accumulator(HashAgreement(8), [site], 100, torch.device("cpu"))
     start = 0
     for size in batches:
         tally.update(site, maps[start : start + size], torch.arange(start, start + size))
@@ -91,16 +91,16 @@ def test_hamming_from_the_gram_matrix_is_brute_force(batches):
 
 def test_the_tables_do_not_grow_with_the_images():
     """A layer's statistic is C x C integers, whether 100 images stream by or the whole training set."""
-    site = Site("conv", "conv", 32, "conv", True)
+    site = HookPoint("conv", "conv", 32, "conv", True)
     sizes = []
     for images in (100, 50_000):
-        tally = Tally(HashAgreement(8), [site], images, torch.device("cpu"))
+        tally = Accumulator(HashAgreement(8), [site], images, torch.device("cpu"))
         tally.update(site, torch.randn(7, 32, 9, 9), torch.arange(7))
-        sizes.append(sum(table.numel() for table in tally.flat().values()))
+        sizes.append(sum(table.numel() for table in tally.state_dict().values()))
     assert sizes == [32 * 32 + 2] * 2
 
 
-def hamming_of(ranks: Ranks, micro_batch: int) -> dict[str, list]:
+def hamming_of(ranks: Communicator, micro_batch: int) -> dict[str, list]:
     bench = tiny.bench(tiny.network(), ranks, micro_batch=micro_batch)
     scores = tiny.method("graph").score(bench)
     return {name: table.tolist() for name, table in scores.items() if not name.endswith(":l1")}
@@ -108,7 +108,7 @@ def hamming_of(ranks: Ranks, micro_batch: int) -> dict[str, list]:
 
 def test_shards_and_batch_sizes_do_not_move_an_integer(pool):
     """Specification, section 12.3: 53 images over 1, 2 and 3 ranks, in batches of 1, 7 and all."""
-    whole = hamming_of(Ranks(), tiny.IMAGES)
+    whole = hamming_of(Communicator(), tiny.IMAGES)
     for world, micro_batch in ((1, 1), (1, 7), (2, 7), (3, 7), (3, 1)):
         assert all(found == whole for found in pool.run(world, hamming_of, micro_batch))
 
@@ -127,22 +127,22 @@ def scored():
 
 def test_threshold_one_keeps_all_but_twins_and_zero_keeps_one():
     method, scores, bench = scored()
-    every = method.select(scores, bench.channels, Request(threshold=1.0))
-    for group in bench.channels.free:
+    every = method.select(scores, bench.graph, SelectionRequest(threshold=1.0))
+    for group in bench.graph.free:
         hamming = scores[f"{group.name}:hamming"]
         twins = int((hamming + torch.eye(len(hamming), dtype=hamming.dtype) == 0).any(1).sum())
         assert group.width - every.counts[group.name] <= twins
-    none = method.select(scores, bench.channels, Request(threshold=0.0))
-    assert {none.counts[group.name] for group in bench.channels.free} == {1}
+    none = method.select(scores, bench.graph, SelectionRequest(threshold=0.0))
+    assert {none.counts[group.name] for group in bench.graph.free} == {1}
 
 
 def test_a_residual_stream_has_one_index_list():
     method, scores, bench = scored()
-    plan = method.select(scores, bench.channels, Request(threshold=0.7))
-    stem = bench.channels.group("conv1")
+    plan = method.select(scores, bench.graph, SelectionRequest(threshold=0.7))
+    stem = bench.graph.group("conv1")
     assert stem.producers[:2] == ("conv1", "layer1.0.conv2")
-    assert bench.channels.group("layer2.0.downsample.0").producers[1] == "layer2.0.conv2"
-    small = tiny.cut(bench.model, bench.channels, plan)
+    assert bench.graph.group("layer2.0.downsample.0").producers[1] == "layer2.0.conv2"
+    small = tiny.cut(bench.model, bench.graph, plan)
     widths = {name: small.get_submodule(name).out_channels for name in stem.producers}
     assert set(widths.values()) == {plan.counts["conv1"]}
 
@@ -153,44 +153,46 @@ def test_combining_all_layers_leaves_out_those_without_a_hash():
     method = tiny.method("graph")
     scores = method.score(bench)
     summed = type(method)(type(method).Options(combine="sum"))
-    whole = summed.select(scores, bench.channels, Request(threshold=1.0))
-    stream = bench.channels.group("layer3.0.downsample.0").producers
+    whole = summed.select(scores, bench.graph, SelectionRequest(threshold=1.0))
+    stream = bench.graph.group("layer3.0.downsample.0").producers
     for name in stream[1:]:
         scores[f"{name}:bits"] = torch.tensor([1, tiny.IMAGES])
         scores[f"{name}:hamming"] = torch.zeros_like(scores[f"{name}:hamming"])
-    found = summed.select(scores, bench.channels, Request(threshold=1.0))
-    assert found.counts[stream[0]] == method.select(scores, bench.channels, Request(threshold=1.0)).counts[stream[0]]
+    found = summed.select(scores, bench.graph, SelectionRequest(threshold=1.0))
+    assert (
+        found.counts[stream[0]] == method.select(scores, bench.graph, SelectionRequest(threshold=1.0)).counts[stream[0]]
+    )
     assert whole.counts[stream[0]] > 1
 
 
 def test_a_target_is_met_from_above_by_the_threshold():
-    from dist_prune.pruning.cost import macs
+    from dist_prune.pruning.selection.cost import macs
 
     method, scores, bench = scored()
     for share in (0.3, 0.5, 0.8):
-        plan = method.select(scores, bench.channels, Request(target=("macs", share)))
-        left = macs(bench.channels, plan.counts) / macs(bench.channels)
+        plan = method.select(scores, bench.graph, SelectionRequest(target=("macs", share)))
+        left = macs(bench.graph, plan.counts) / macs(bench.graph)
         assert share - 0.25 < left <= share
 
 
 def test_rounding_and_floor_hold():
     method, scores, bench = scored()
-    plan = method.select(scores, bench.channels, Request(threshold=0.6, round_to=8, min_channels=5))
-    for group in bench.channels.free:
+    plan = method.select(scores, bench.graph, SelectionRequest(threshold=0.6, round_to=8, min_channels=5))
+    for group in bench.graph.free:
         assert plan.counts[group.name] % 8 == 0
-    plan = method.select(scores, bench.channels, Request(threshold=0.0, min_channels=5))
-    assert {plan.counts[group.name] for group in bench.channels.free} == {5}
+    plan = method.select(scores, bench.graph, SelectionRequest(threshold=0.0, min_channels=5))
+    assert {plan.counts[group.name] for group in bench.graph.free} == {5}
 
 
-@pytest.mark.parametrize("request_", [Request(), Request(threshold=0.5, target=("macs", 0.5))])
+@pytest.mark.parametrize("request_", [SelectionRequest(), SelectionRequest(threshold=0.5, target=("macs", 0.5))])
 def test_threshold_or_target_but_not_both(request_):
     method, scores, bench = scored()
     with pytest.raises(PruneError, match=r"either select\.threshold"):
-        method.select(scores, bench.channels, request_)
+        method.select(scores, bench.graph, request_)
 
 
 def test_scores_of_another_network_are_refused():
     method, scores, bench = scored()
     scores.pop("layer1.0.conv1:hamming")
     with pytest.raises(PruneError, match="another method or for another network"):
-        method.select(scores, bench.channels, Request(threshold=0.7))
+        method.select(scores, bench.graph, SelectionRequest(threshold=0.7))

@@ -5,18 +5,18 @@ import copy
 import pytest
 import torch
 
+from dist_prune import models
+from dist_prune.data.loader import ImageLoader
+from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
-from dist_prune.methods.graph import Graph, HashAgreement, Options
-from dist_prune.pruning import cost
-from dist_prune.pruning.choose import Request
-from dist_prune.pruning.gating import gate_off
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.reinit import renew
-from dist_prune.pruning.statistic import Tally
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.data.feed import Feed
+from dist_prune.methods.graph.method import Graph, HashAgreement, Options
+from dist_prune.pruning.hooks.gating import gate_off
+from dist_prune.pruning.hooks.statistics import Accumulator
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.selection import cost
+from dist_prune.pruning.selection.ranking import SelectionRequest
+from dist_prune.pruning.surgery.reinit import reinitialise
+from dist_prune.pruning.surgery.verified_trace import trace_groups
 from tests import tiny
 
 
@@ -24,17 +24,19 @@ def method(**options) -> Graph:
     return Graph(Options(**options))
 
 
-def augmented_feed() -> Feed:
+def augmented_feed() -> ImageLoader:
     feed = tiny.digits_feed()
-    return Feed(feed.source, feed.look.__class__(8, (0.3,), (0.4,), augment="crop"), feed.device, 0, feed.dtype)
+    return ImageLoader(
+        feed.source, feed.transform.__class__(8, (0.3,), (0.4,), augment="crop"), feed.device, 0, feed.dtype
+    )
 
 
-def released_plan(ranks: Ranks) -> str:
+def released_plan(ranks: Communicator) -> str:
     model = tiny.network()
     bench = tiny.bench(model, ranks, augmented_feed())
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     found = method(fidelity="as_released")
-    plan = found.select(found.score(bench), bench.channels, Request(threshold=0.7))
+    plan = found.select(found.score(bench), bench.graph, SelectionRequest(threshold=0.7))
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert not model.training
     return plan.fingerprint
@@ -55,8 +57,8 @@ def test_train_mode_is_one_batch_in_training_mode():
     own = copy.deepcopy(model).train()
     own.get_submodule(site.name).register_forward_hook(lambda m, i, y: maps.update(y=y))
     with torch.no_grad():
-        own(next(bench.feed.batches([bench.ids])).images)
-    tally = Tally(HashAgreement(8), [site], bench.images, torch.device("cpu"))
+        own(next(bench.loader.batches([bench.ids])).images)
+    tally = Accumulator(HashAgreement(8), [site], bench.images, torch.device("cpu"))
     tally.update(site, maps["y"], torch.arange(bench.images))
     gram = tally.tables[site.name]["gram"]
     ones = gram.diagonal()
@@ -92,10 +94,10 @@ def test_as_released_is_the_second_release():
 def vgg():
     """The paper's VGG-16 with its channels and made-up scores."""
     torch.manual_seed(0)
-    model = backbones.create("vgg16_bn_cifar", 10, 3).eval()
-    channels = sites_of(model, torch.randn(1, 3, 32, 32))
+    model = models.create("vgg16_bn_cifar", 10, 3).eval()
+    channels = trace_groups(model, torch.randn(1, 3, 32, 32))
     scores = {}
-    for site in channels.sites:
+    for site in channels.hook_points:
         if site.kind == "conv":
             generator = torch.Generator().manual_seed(site.width)
             table = torch.randint(0, 6400, (site.width, site.width), generator=generator).triu(1)
@@ -110,10 +112,10 @@ def test_both_classifier_forms_of_vgg(vgg, quirks):
     """Second release: the hidden linear layer stays 512 wide. First one: it shrinks with the last convolution."""
     model, channels, scores = vgg
     found = method(quirks=quirks)
-    plan = found.select(scores, channels, Request(threshold=0.9))
+    plan = found.select(scores, channels, SelectionRequest(threshold=0.9))
     left = plan.counts["features.40"]
     assert 1 <= left < 512
-    small = tiny.cut(model, found.limits(channels), plan)
+    small = tiny.cut(model, found.prunable(channels), plan)
     hidden = small.get_submodule("hidden.0")
     assert (hidden.in_features, hidden.out_features) == (left, left if quirks else 512)
     assert small.get_submodule("head").in_features == hidden.out_features
@@ -126,13 +128,13 @@ def test_both_classifier_forms_of_vgg(vgg, quirks):
 
 def test_the_first_release_draws_the_classifier_anew(vgg):
     model, channels, _ = vgg
-    assert method().fresh(channels) == ()
-    fresh = method(quirks=["fresh_classifier"]).fresh(channels)
+    assert method().layers_to_reinit(channels) == ()
+    fresh = method(quirks=["fresh_classifier"]).layers_to_reinit(channels)
     assert fresh == ("hidden.0", "head", "hidden.1")
     one, two, other = (copy.deepcopy(model) for _ in range(3))
     state = torch.get_rng_state()
     for network, seed in ((one, 0), (two, 0), (other, 1)):
-        renew(network, fresh, seed)
+        reinitialise(network, fresh, seed)
     assert torch.equal(state, torch.get_rng_state())
     for key, tensor in model.state_dict().items():
         assert torch.equal(one.state_dict()[key], two.state_dict()[key])
@@ -152,25 +154,25 @@ def test_an_unknown_quirk_is_refused():
         method(quirks=["trian_mode"])
 
 
-def portrait_facts(request_: Request) -> list[tuple[str, int, str]]:
+def portrait_facts(request_: SelectionRequest) -> list[tuple[str, int, str]]:
     bench = tiny.bench(tiny.network())
     found = method()
     scores = found.score(bench)
-    plan = found.select(scores, bench.channels, request_)
+    plan = found.select(scores, bench.graph, request_)
     out = []
-    for portrait in found.portraits(scores, bench.channels, request_):
+    for portrait in found.similarity_maps(scores, bench.graph, request_):
         assert [i for i, stays in enumerate(portrait.kept) if stays] == plan.kept(portrait.group)
         assert portrait.likeness.shape == (len(portrait.kept),) * 2
         assert (portrait.likeness.diagonal() == 1).all()
         out.append((portrait.group, int(portrait.kept.sum()), portrait.said))
-    assert [group.name for group in found.limits(bench.channels).free] == [name for name, _, _ in out]
+    assert [group.name for group in found.prunable(bench.graph).free] == [name for name, _, _ in out]
     return out
 
 
 def test_portraits_show_the_plan():
-    for request_ in (Request(threshold=0.7), Request(target=("macs", 0.5))):
+    for request_ in (SelectionRequest(threshold=0.7), SelectionRequest(target=("macs", 0.5))):
         portrait_facts(request_)
-    assert "at similarity 0.7 " in portrait_facts(Request(threshold=0.7))[0][2]
+    assert "at similarity 0.7 " in portrait_facts(SelectionRequest(threshold=0.7))[0][2]
 
 
 PAPER = [
@@ -187,13 +189,13 @@ PAPER = [
 def test_zeroed_channels_are_removed_channels_in_the_paper_s_networks(name):
     """Specification, section 12.6: the batch norm's shift goes with the channel."""
     torch.manual_seed(0)
-    model = backbones.create(name, 10, 3).double().eval()
+    model = models.create(name, 10, 3).double().eval()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, std=0.3)
     x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
-    channels = method().limits(sites_of(model, x))
+    channels = method().prunable(trace_groups(model, x))
     generator = torch.Generator().manual_seed(1)
     kept = {g.name: torch.randperm(g.width, generator=generator)[: g.width // 2].tolist() for g in channels.free}
     plan = Plan.keeping(channels, kept)
@@ -214,8 +216,8 @@ FOREIGN = ["resnet18", "resnext50_32x4d", "mobilenetv3_small_100", "efficientnet
 )
 def test_in_any_network_every_layer_leads_follows_or_has_a_reason(name):
     """The same rule everywhere: the leader is scored, no other layer of its group comes before it, the rest follow."""
-    model = backbones.create(name, 10, 3).eval()
-    channels = method().limits(sites_of(model, torch.randn(1, 3, 96, 96)))
+    model = models.create(name, 10, 3).eval()
+    channels = method().prunable(trace_groups(model, torch.randn(1, 3, 96, 96)))
     seen = set()
     for group in channels.groups:
         assert group.producers[0] == group.name
@@ -232,8 +234,8 @@ def test_in_any_network_every_layer_leads_follows_or_has_a_reason(name):
 
 
 def test_a_layer_that_cannot_be_hashed_says_why():
-    channels = method().limits(sites_of(backbones.create("mobilenetv3_small_100", 10, 3).eval(),
+    channels = method().prunable(trace_groups(models.create("mobilenetv3_small_100", 10, 3).eval(),
                                                 torch.randn(1, 3, 96, 96)))  # fmt: skip
     assert channels.group("blocks.0.0.se.conv_reduce").protected == "its 1x1 maps carry no hash"
     with pytest.raises(PruneError, match="either select"):
-        method().check(channels, Request())
+        method().check(channels, SelectionRequest())

@@ -6,7 +6,7 @@ import torch
 
 from dist_prune import methods
 from dist_prune.methods.hrel import HRel, Options
-from dist_prune.pruning.choose import Request
+from dist_prune.pruning.selection.ranking import SelectionRequest
 from tests import tiny
 
 GROUP, READER = "layer2.0.conv1", "layer2.0.conv2"
@@ -55,7 +55,7 @@ def maps_at(bench, layer: str) -> np.ndarray:
 
 def test_the_definition():
     bench = tiny.bench(tiny.network())
-    order = torch.randperm(tiny.IMAGES, generator=bench.draw("hrel", "batches")).numpy()
+    order = torch.randperm(tiny.IMAGES, generator=bench.generator("hrel", "batches")).numpy()
     batches, labels = [order[:20], order[20:40]], bench.labels.numpy()
     scores = HRel(Options(batch=20)).score(bench)
     maps = maps_at(bench, READER)
@@ -73,9 +73,9 @@ def test_the_static_criterion_of_the_ranking_paper_agrees():
     entropies = methods.find("entropy")
     words = {"criterion": "relevance", "width": "label", "alpha": 1.0, "batch": tiny.IMAGES, "skip_zero": None}
     other = entropies(entropies.Options.model_validate(words))
-    orders = other.orders(other.score(bench), bench.channels, Request())
+    orders = other.orders(other.score(bench), bench.graph, SelectionRequest())
     own = HRel(Options(batch=tiny.IMAGES)).score(bench)
-    for group in bench.channels.free:
+    for group in bench.graph.free:
         if len(group.producers) == 1:
             assert np.all(np.diff(own[group.name][orders[group.name]].numpy()) >= 0)
 
@@ -90,5 +90,5 @@ def test_a_dead_filter_says_nothing_and_goes_first():
     method = HRel(Options())
     scores = method.score(bench)
     assert float(scores[GROUP][5]) == pytest.approx(0, abs=1e-6)
-    plan = method.select(scores, bench.channels, Request(counts={GROUP: 31}))
+    plan = method.select(scores, bench.graph, SelectionRequest(counts={GROUP: 31}))
     assert plan.removed == {GROUP: (5,)}

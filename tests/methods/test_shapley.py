@@ -6,31 +6,31 @@ from pathlib import Path
 import pytest
 import torch
 
+from dist_prune.distributed import preemption
+from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
-from dist_prune.methods import shapley
-from dist_prune.pruning import coalitions
-from dist_prune.pruning.choose import Request
-from dist_prune.runtime import stopping
-from dist_prune.runtime.collectives import Ranks
+from dist_prune.methods.shapley import estimators
+from dist_prune.methods.shapley import method as shapley
+from dist_prune.pruning.selection.ranking import SelectionRequest
 from tests import tiny
 
-THIRD = Request(keep_ratio=0.6)
+THIRD = SelectionRequest(keep_ratio=0.6)
 
 
 def shapley_with(**options) -> shapley.Shapley:
     return shapley.Shapley(shapley.Options(**{"samples": 3, **options}))
 
 
-def bench_of(ranks: Ranks | None = None, record: Path | None = None):
+def bench_of(ranks: Communicator | None = None, record: Path | None = None):
     """Two groups of a small network: the rest is left alone."""
     bench = tiny.bench(tiny.network(), ranks)
-    rest = [g.name for g in bench.channels.free if g.name not in ("layer1.0.conv1", "conv1")]
-    bench.channels = bench.channels.without(rest)
+    rest = [g.name for g in bench.graph.free if g.name not in ("layer1.0.conv1", "conv1")]
+    bench.graph = bench.graph.exclude(rest)
     bench.record, bench.lineage = record, "this network"
     return bench
 
 
-def scores_on(ranks: Ranks, estimator: str) -> dict[str, list]:
+def scores_on(ranks: Communicator, estimator: str) -> dict[str, list]:
     found = shapley_with(estimator=estimator).score(bench_of(ranks))
     return {name: table.tolist() for name, table in found.items()}
 
@@ -135,8 +135,8 @@ def test_asked_to_stop_within_the_sampling_nothing_measured_is_lost(tmp_path, mo
     file = tmp_path / "measured.jsonl"
     whole = shapley_with(samples=12).score(bench_of())
     polls = iter([[0]] * 3 + [[1]] * 9)
-    with monkeypatch.context() as patched, pytest.raises(stopping.PreemptedError, match="shared jobs to do"):
-        patched.setattr(stopping, "poll", lambda ranks: next(polls))
+    with monkeypatch.context() as patched, pytest.raises(preemption.PreemptedError, match="shared jobs to do"):
+        patched.setattr(preemption, "poll", lambda ranks: next(polls))
         shapley_with(samples=12).score(bench_of(record=file))
     kept = len(file.read_text().splitlines())
     bench = bench_of(record=file)
@@ -154,13 +154,13 @@ def test_a_group_stops_as_soon_as_its_ranking_is_reliable():
         assert eager._estimate(scores, name)[2] >= 0.3 or count == 64
         assert count == 8 or eager._estimate(scores, name, count // 2)[2] < 0.3, "not earlier than it had to"
     assert min(len(scores[f"{n}:correct"]) for n in ("conv1", "layer1.0.conv1")) < 64
-    assert {"samples", "until", "reliability"} == set(shapley.Options.growing_options())
+    assert {"samples", "until", "reliability"} == set(shapley.Options.refinable_options())
     assert "kernel" not in shapley.Options.score_options(), "one score file serves both regressions"
 
 
 def test_tables_and_curves_for_the_report():
     method, bench = shapley_with(estimator="combin", k=2), bench_of()
-    channels = bench.channels
+    channels = bench.graph
     scores = method.score(bench)
     rows = {row["group"]: row for row in method.table(scores, channels, THIRD)}
     assert set(rows) == {"conv1", "layer1.0.conv1"}
@@ -178,34 +178,38 @@ def test_tables_and_curves_for_the_report():
 def test_the_released_program_s_departures():
     plain, released = shapley_with(), shapley_with(fidelity="as_released")
     leak = shapley_with(quirks=("test_images",))
-    assert (plain.sees, released.sees, leak.sees) == ("held_out", "train", "test")
+    assert (plain.calibration_split, released.calibration_split, leak.calibration_split) == (
+        "held_out",
+        "train",
+        "test",
+    )
     assert (plain.augmented, released.augmented) == (False, True)
     assert (plain.where, released.where) == ("consumed", "output")
     bench = bench_of()
     asked = []
-    bench.count = lambda group, off, **how: asked.append(how) or [0] * len(off)  # type: ignore[method-assign]
+    bench.count_correct = lambda group, off, **how: asked.append(how) or [0] * len(off)  # type: ignore[method-assign]
     released.score(bench)
     assert {how["where"] for how in asked} == {"output"}
 
 
 def test_too_many_sets_are_refused_before_any_work():
-    method, channels = shapley_with(estimator="combin", k=16), tiny.bench(tiny.network()).channels
+    method, channels = shapley_with(estimator="combin", k=16), tiny.bench(tiny.network()).graph
     with pytest.raises(PruneError, match=r"method.k: .* lower method.k"):
-        method.check(channels, Request(keep_ratio=0.5))
-    shapley_with(estimator="combin", k=2).check(channels, Request(keep_ratio=0.5))
+        method.check(channels, SelectionRequest(keep_ratio=0.5))
+    shapley_with(estimator="combin", k=2).check(channels, SelectionRequest(keep_ratio=0.5))
     with pytest.raises(PruneError, match=r"method.k: .* lower method.k"):
         method.score(tiny.bench(tiny.network()))
 
 
 @pytest.mark.parametrize("adding", [False, True])
 def test_steps_beyond_a_group_are_all_of_its_sets(adding):
-    assert coalitions.sizes_of(8, 10, adding) == range(9)
-    rows = coalitions.subsets(8, coalitions.sizes_of(8, 10, adding))
+    assert estimators.sizes_of(8, 10, adding) == range(9)
+    rows = estimators.subsets(8, estimators.sizes_of(8, 10, adding))
     assert len(rows) == len(torch.unique(rows, dim=0)) == 2**8
 
 
 def test_a_number_of_sets_at_the_threshold_is_said_before_any_work():
-    channels = bench_of().channels  # two groups of 16
+    channels = bench_of().graph  # two groups of 16
     (text,) = shapley_with(samples=17).cautions(channels)
     assert "method.samples: 17" in text
     assert "Take method.samples=34" in text

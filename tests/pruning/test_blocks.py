@@ -8,24 +8,24 @@ import torch
 from torch import nn
 
 from dist_prune.errors import PruneError
-from dist_prune.pruning import surgeon
-from dist_prune.pruning.blocks import Blocks
-from dist_prune.pruning.choose import Request
-from dist_prune.pruning.cost import macs
-from dist_prune.pruning.dead_channels import promoted
-from dist_prune.pruning.masks import block_mask, masks_of, violations, weights_left
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.rebuild import rebuild
-from dist_prune.pruning.sizes import csr_bytes, sparse_sizes
-from dist_prune.pruning.trial import sites_of
+from dist_prune.methods.mint.dead_channels import promote_dead_channels
+from dist_prune.pruning.plan.block_masks import block_mask, mask_violations, weight_masks, weights_left
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.plan.weight_blocks import WeightBlocks
+from dist_prune.pruning.selection.cost import macs
+from dist_prune.pruning.selection.ranking import SelectionRequest
+from dist_prune.pruning.selection.sparse_cost import csr_bytes, sparse_sizes
+from dist_prune.pruning.surgery import surgeon
+from dist_prune.pruning.surgery.rebuild import rebuild
+from dist_prune.pruning.surgery.verified_trace import trace_groups
 from tests import tiny
 
-HALVES = Blocks.of([range(8), range(8, 16)], [range(8), range(8, 16)], [[0], []])
+HALVES = WeightBlocks.of([range(8), range(8, 16)], [range(8), range(8, 16)], [[0], []])
 
 
 def traced():
     model = tiny.network()
-    return model, sites_of(model, tiny.example()[:1])
+    return model, trace_groups(model, tiny.example()[:1])
 
 
 def plan_with(channels, blocks, removed=None) -> Plan:
@@ -72,16 +72,16 @@ def test_surgery_zeroes_blocks_and_cuts_channels():
     assert weight.shape == (16, 14, 3, 3)
     assert bool((weight[:8, :7] == 0).all())
     assert int((weight == 0).sum()) == 8 * 7 * 9
-    masks = masks_of(plan, channels, small.state_dict())
+    masks = weight_masks(plan, channels, small.state_dict())
     assert {n: tuple(m.shape) for n, m in masks.items()} == {"layer1.0.conv2.weight": (16, 14, 3, 3)}
     assert torch.equal(masks["layer1.0.conv2.weight"], weight != 0)
-    assert violations(small.state_dict(), masks) == []
+    assert mask_violations(small.state_dict(), masks) == []
     weight.data[0, 0, 1, 1] = 1e-30
-    assert violations(small.state_dict(), masks) == ["layer1.0.conv2.weight"]
+    assert mask_violations(small.state_dict(), masks) == ["layer1.0.conv2.weight"]
     again = rebuild(tiny.network(seed=5), plan, small.state_dict())
     assert torch.equal(again(tiny.example()), small(tiny.example()))
     with pytest.raises(PruneError, match="no plain convolution"):
-        surgeon.operate(copy.deepcopy(model), channels, plan_with(channels, {"bn1": HALVES}))
+        surgeon.apply_plan(copy.deepcopy(model), channels, plan_with(channels, {"bn1": HALVES}))
 
 
 def test_two_plans_with_blocks_are_one_composed_plan():
@@ -89,9 +89,9 @@ def test_two_plans_with_blocks_are_one_composed_plan():
     model, channels = traced()
     first = plan_with(channels, {"layer1.0.conv2": HALVES}, {"layer1.0.conv1": (1, 9), "conv1": (0,)})
     once = tiny.cut(model, channels, first)
-    between = sites_of(once, tiny.example()[:1])
-    thirds = Blocks.of([range(5), range(5, 10), range(10, 15)], [range(7), range(7, 14)], [[1], [0, 1], []])
-    other = Blocks.of([[0, 2]], [[1], [3]], [[0]])
+    between = trace_groups(once, tiny.example()[:1])
+    thirds = WeightBlocks.of([range(5), range(5, 10), range(10, 15)], [range(7), range(7, 14)], [[1], [0, 1], []])
+    other = WeightBlocks.of([[0, 2]], [[1], [3]], [[0]])
     second = plan_with(between, {"layer1.0.conv2": thirds, "layer2.0.conv1": other}, {"layer1.0.conv1": (2,)})
     twice = tiny.cut(once, between, second)
     whole = first.then(second, channels)
@@ -144,32 +144,34 @@ class Chain(nn.Module):
 def chain(bias: bool = False):
     torch.manual_seed(0)
     model = Chain(bias).double().eval()
-    return model, sites_of(model, tiny.example()[:1])
+    return model, trace_groups(model, tiny.example()[:1])
 
 
 def test_channels_that_nothing_reaches_or_that_reach_nothing_are_removed():
     """Rows 0..3 of b get nothing, columns 3..5 of b feed nothing. Without biases the outputs stay the same."""
     model, channels = chain()
-    blocks = Blocks.of([range(4), range(4, 8)], [range(3), range(3, 6), range(6, 12)], [[0, 1, 2], [1]])
+    blocks = WeightBlocks.of([range(4), range(4, 8)], [range(3), range(3, 6), range(6, 12)], [[0, 1, 2], [1]])
     plan = plan_with(channels, {"b": blocks})
     masked = tiny.cut(model, channels, plan)
-    found = promoted(plan, channels, Request())
+    found = promote_dead_channels(plan, channels, SelectionRequest())
     assert found.removed == {"a": (3, 4, 5), "b": (0, 1, 2, 3)}
     small = tiny.cut(model, channels, found)
     assert torch.allclose(masked(tiny.example()), small(tiny.example()), atol=1e-12)
     assert macs(channels, found.counts) < macs(channels)
-    assert promoted(found, channels, Request()).removed == found.removed
+    assert promote_dead_channels(found, channels, SelectionRequest()).removed == found.removed
 
 
 def test_promotion_goes_on_with_what_it_uncovers_and_keeps_the_floor():
     model, channels = chain()
-    into_b = Blocks.of([range(4), range(4, 8)], [range(6), range(6, 12)], [[0, 1], [1]])
-    into_c = Blocks.of([range(10)], [range(4), range(4, 8)], [[1]])
+    into_b = WeightBlocks.of([range(4), range(4, 8)], [range(6), range(6, 12)], [[0, 1], [1]])
+    into_c = WeightBlocks.of([range(10)], [range(4), range(4, 8)], [[1]])
     plan = plan_with(channels, {"b": into_b, "c": into_c})
-    found = promoted(plan, channels, Request())
+    found = promote_dead_channels(plan, channels, SelectionRequest())
     assert found.counts == {"a": 1, "b": 1, "c": 10}, "all of a and b is dead; one channel of each has to survive"
     tiny.cut(model, channels, found)(tiny.example())
-    wider = promoted(plan_with(channels, {"b": into_b}), channels, Request(min_channels=6, round_to=4))
+    wider = promote_dead_channels(
+        plan_with(channels, {"b": into_b}), channels, SelectionRequest(min_channels=6, round_to=4)
+    )
     assert wider.counts == {"a": 8, "b": 8, "c": 10}
 
 
@@ -178,8 +180,8 @@ def test_a_residual_stream_goes_only_where_all_its_layers_agree():
     stream = channels.group("conv1")
     assert len(stream.producers) > 1
     readers = [c.layer for c in stream.couplings if c.side == "in"]
-    cut = {name: Blocks.of([range(channels.layers[name].width_out)], [[3], [5]], [[0, 1]]) for name in readers}
+    cut = {name: WeightBlocks.of([range(channels.layers[name].width_out)], [[3], [5]], [[0, 1]]) for name in readers}
     some = dict(list(cut.items())[:-1])
-    assert promoted(plan_with(channels, some), channels, Request()).removed == {}
-    assert promoted(plan_with(channels, cut), channels, Request()).removed == {"conv1": (3, 5)}
+    assert promote_dead_channels(plan_with(channels, some), channels, SelectionRequest()).removed == {}
+    assert promote_dead_channels(plan_with(channels, cut), channels, SelectionRequest()).removed == {"conv1": (3, 5)}
     assert bool(block_mask(cut[readers[0]], 16, 16)[:, [0, 1, 2]].all())

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from dist_prune.pruning.consumers import consumers, map_consumers, producers
-from dist_prune.pruning.gating import gate, gate_off, gate_points
-from dist_prune.pruning.trial import sites_of
+from dist_prune.pruning.hooks.consumers import consumers, map_consumers, producers
+from dist_prune.pruning.hooks.gating import gate, gate_off, gate_points
+from dist_prune.pruning.surgery.verified_trace import trace_groups
 
 
 class Mixed(nn.Module):
@@ -31,7 +31,7 @@ class Mixed(nn.Module):
 def network():
     torch.manual_seed(0)
     model, x = Mixed().double().eval(), torch.randn(2, 1, 8, 8, dtype=torch.float64)
-    return model, sites_of(model, x[:1]), x
+    return model, trace_groups(model, x[:1]), x
 
 
 def test_the_layers_that_read_a_group(network):

@@ -3,7 +3,7 @@
 import networkx
 import numpy as np
 
-from dist_prune.pruning.cores import coreness, decompose, parts
+from dist_prune.methods.graph.kcore import connected_components, coreness, decompose
 
 
 def random_graph(nodes: int, chance: float, seed: int = 0) -> np.ndarray:
@@ -20,7 +20,7 @@ def test_coreness_is_networkx_s():
 
 def test_parts_are_networkx_s_by_size():
     table = random_graph(80, 0.015)
-    labels = parts(table)
+    labels = connected_components(table)
     found = sorted(map(len, networkx.connected_components(networkx.from_numpy_array(table))), reverse=True)
     assert [int((labels == n).sum()) for n in range(labels.max() + 1)] == [size for size in found if size > 1]
     assert int((labels < 0).sum()) == found.count(1)

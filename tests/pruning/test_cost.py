@@ -6,12 +6,13 @@ import pytest
 import thop
 import torch
 
-from dist_prune.pruning import cost, surgeon
-from dist_prune.pruning.channels import Channels
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.trace import layers_of
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones
+from dist_prune import models
+from dist_prune.pruning.graph.groups import DependencyGraph
+from dist_prune.pruning.graph.layer_trace import trace_layers
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.selection import cost
+from dist_prune.pruning.surgery import surgeon
+from dist_prune.pruning.surgery.verified_trace import trace_groups
 
 NETS = [
     ("resnet20_cifar", 32),
@@ -29,7 +30,7 @@ NETS = [
 def counted(model, example) -> tuple[int, int]:
     """MACs of conv and linear layers by looking at the shapes that pass."""
     total = 0
-    for layer in layers_of(model, example).values():
+    for layer in trace_layers(model, example).values():
         if layer.kind == "conv":
             total += layer.width_out * (layer.width_in // layer.groups) * layer.kernel * layer.positions
         elif layer.kind == "linear":
@@ -40,17 +41,17 @@ def counted(model, example) -> tuple[int, int]:
 @pytest.mark.parametrize(("name", "size"), NETS)
 def test_cost_equals_a_count_after_surgery(name, size):
     torch.manual_seed(0)
-    model, example = backbones.create(name, 10, 3).eval(), torch.randn(1, 3, size, size)
-    channels = sites_of(model, example)
+    model, example = models.create(name, 10, 3).eval(), torch.randn(1, 3, size, size)
+    channels = trace_groups(model, example)
     keep = {g.name: list(range(max(1, g.width * (2 + i % 3) // 5))) for i, g in enumerate(channels.free)}
     plan = Plan.keeping(channels, keep)
     small = copy.deepcopy(model)
-    surgeon.operate(small, channels, plan)
+    surgeon.apply_plan(small, channels, plan)
     for network, counts in ((model, {}), (small, plan.counts)):
         assert (cost.macs(channels, counts), cost.params(channels, counts)) == counted(network, example)
         operations, _ = thop.profile(copy.deepcopy(network), (example,), verbose=False)
         assert cost.macs(channels, counts, "thop") == int(operations)
-        again = Channels(layers_of(network, example), (), 0, (3, size, size))
+        again = DependencyGraph(trace_layers(network, example), (), 0, (3, size, size))
         assert cost.macs(channels, counts, "thop_old") == cost.macs(again, rule="thop_old")
 
 
@@ -68,9 +69,9 @@ def test_cost_equals_a_count_after_surgery(name, size):
 )
 def test_the_older_thop_s_totals_of_the_sensitivity_pruner(name, classes, size, operations, parameters):
     """In millions, as its authors have them (15.511 G, 1305 M, 4.111 G); their ResNet-50 ends in a plain pool."""
-    model = backbones.create(name, classes, 3).eval()
+    model = models.create(name, classes, 3).eval()
     if name == "resnet50":
         model.global_pool.pool = torch.nn.AvgPool2d(7)
-    channels = Channels(layers_of(model, torch.zeros(1, 3, size, size)), (), 0, (3, size, size))
+    channels = DependencyGraph(trace_layers(model, torch.zeros(1, 3, size, size)), (), 0, (3, size, size))
     assert f"{cost.macs(channels, rule='thop_old') / 1e6:.3f}" == operations
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters

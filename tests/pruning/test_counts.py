@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from dist_prune import models
 from dist_prune.errors import PruneError
-from dist_prune.pruning import cost
-from dist_prune.pruning.choose import Request, check_target, given_counts, keep_best
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones
+from dist_prune.pruning.selection import cost
+from dist_prune.pruning.selection.ranking import SelectionRequest, check_target, explicit_counts, select_by_score
+from dist_prune.pruning.surgery.verified_trace import trace_groups
 from tests import tiny
 
 VGG = {
@@ -47,27 +47,27 @@ TABLE = [
 def channels():
     found = {}
     for name, (in_chans, side, classes) in NETWORKS.items():
-        model = backbones.create(name, classes, in_chans).eval()
-        found[name] = sites_of(model, torch.rand(1, in_chans, side, side))
+        model = models.create(name, classes, in_chans).eval()
+        found[name] = trace_groups(model, torch.rand(1, in_chans, side, side))
     return found
 
 
 @pytest.mark.parametrize(("name", "counts", "macs", "weights", "mega", "kilo"), TABLE)
 def test_macs_and_weights_of_the_published_architectures(name, counts, macs, weights, mega, kilo, channels):
-    kept = given_counts(channels[name], Request(counts=counts)) if counts else {}
+    kept = explicit_counts(channels[name], SelectionRequest(counts=counts)) if counts else {}
     assert round(cost.macs(channels[name], kept) / mega) == macs
     assert round(cost.weights(channels[name], kept) / kilo) == weights
 
 
 def test_a_cut_network_has_what_the_arithmetic_says(channels):
-    model = backbones.create("lenet5_mnist", 10, 1).eval()
-    kept = keep_best(
+    model = models.create("lenet5_mnist", 10, 1).eval()
+    kept = select_by_score(
         channels["lenet5_mnist"],
         {g.name: torch.rand(g.width) for g in channels["lenet5_mnist"].free},
-        Request(counts=(8, 9, 36, 17)),
+        SelectionRequest(counts=(8, 9, 36, 17)),
     )
     assert {name: len(stays) for name, stays in kept.items()} == {"conv1": 8, "conv2": 9, "fc1": 36, "fc2": 17}
-    from dist_prune.pruning.plan import Plan
+    from dist_prune.pruning.plan.plan import Plan
 
     small = tiny.cut(model, channels["lenet5_mnist"], Plan.keeping(channels["lenet5_mnist"], kept))
     assert sum(p.numel() for n, p in small.named_parameters() if p.dim() > 1) == 7_966
@@ -75,23 +75,28 @@ def test_a_cut_network_has_what_the_arithmetic_says(channels):
 
 
 def test_counts_take_the_first_glob_and_leave_the_rest_whole(channels):
-    found = given_counts(channels["resnet56_cifar"], Request(counts={"layer1.0.conv1": 3, "layer1.*.conv1": 11}))
+    found = explicit_counts(
+        channels["resnet56_cifar"], SelectionRequest(counts={"layer1.0.conv1": 3, "layer1.*.conv1": 11})
+    )
     assert found["layer1.0.conv1"] == 3
     assert found["layer1.8.conv1"] == 11
     assert "layer2.0.conv1" not in found
     worth = {g.name: torch.arange(g.width).double() for g in channels["resnet56_cifar"].free}
-    kept = keep_best(channels["resnet56_cifar"], worth, Request(counts={"layer1.0.conv1": 3}))
+    kept = select_by_score(channels["resnet56_cifar"], worth, SelectionRequest(counts={"layer1.0.conv1": 3}))
     assert kept["layer1.0.conv1"] == [13, 14, 15]
     assert kept["layer2.0.conv1"] == list(range(32))
 
 
 @pytest.mark.parametrize(("request_", "says"), [
-    (Request(counts=(1, 2)), r"2 numbers for 4 free groups \(conv1, conv2, fc1, fc2\)"),
-    (Request(counts={"conv3": 4}), r"unknown layer of a free group 'conv3'. Did you mean 'conv[12]'"),
-    (Request(counts={"conv*": 11}), "11 of conv1, which has 10 channels"),
-    (Request(counts={"conv1": 4}, round_to=8), "leave out select.min_channels and select.round_to"),
-    (Request(counts={"conv1": 4}, max_ratio=0.5), "leave out select.keep_ratios and select.max_ratio"),
-    (Request(counts={"conv1": 4}, keep_ratios={"conv1": 0.5}), "leave out select.keep_ratios and select.max_ratio"),
+    (SelectionRequest(counts=(1, 2)), r"2 numbers for 4 free groups \(conv1, conv2, fc1, fc2\)"),
+    (SelectionRequest(counts={"conv3": 4}), r"unknown layer of a free group 'conv3'. Did you mean 'conv[12]'"),
+    (SelectionRequest(counts={"conv*": 11}), "11 of conv1, which has 10 channels"),
+    (SelectionRequest(counts={"conv1": 4}, round_to=8), "leave out select.min_channels and select.round_to"),
+    (SelectionRequest(counts={"conv1": 4}, max_ratio=0.5), "leave out select.keep_ratios and select.max_ratio"),
+    (
+        SelectionRequest(counts={"conv1": 4}, keep_ratios={"conv1": 0.5}),
+        "leave out select.keep_ratios and select.max_ratio",
+    ),
 ])  # fmt: skip
 def test_what_counts_may_not_say(request_, says, channels):
     with pytest.raises(PruneError, match=says):
@@ -101,4 +106,4 @@ def test_what_counts_may_not_say(request_, says, channels):
 def test_counts_stand_alone(channels):
     worth = {g.name: torch.rand(g.width) for g in channels["lenet5_mnist"].free}
     with pytest.raises(PruneError, match="one of them, not two"):
-        keep_best(channels["lenet5_mnist"], worth, Request(counts={"conv1": 4}, keep_ratio=0.5))
+        select_by_score(channels["lenet5_mnist"], worth, SelectionRequest(counts={"conv1": 4}, keep_ratio=0.5))

@@ -5,37 +5,48 @@ import math
 import pytest
 import torch
 
-from dist_prune.pruning import widths
-from dist_prune.pruning.aligned import Aligned
-from dist_prune.pruning.elimination import Course, Elimination, Panel, once, ordinals
-from dist_prune.pruning.judges import Additive
-from dist_prune.pruning.renyi import distances, gaussian, kernel_entropy
-from dist_prune.pruning.subjects import Estimator, Subject
+from dist_prune.pruning.information import bandwidth
+from dist_prune.pruning.information.aligned_estimators import AlignedEstimator
+from dist_prune.pruning.information.backward_elimination import (
+    Elimination,
+    EliminationState,
+    EstimatorBank,
+    one_shot_order,
+    ordinals,
+)
+from dist_prune.pruning.information.estimators import AdditiveEstimator
+from dist_prune.pruning.information.group_samples import EstimatorConfig, GroupSamples
+from dist_prune.pruning.information.renyi import distances, gaussian_kernel, kernel_entropy
 from tests.pruning.activations import mixtures, vectors
 
 
-def subject(x, batch, labels=None, taps=1, **estimator) -> Subject:
+def subject(x, batch, labels=None, taps=1, **estimator) -> GroupSamples:
     labels = torch.arange(len(x)) % 5 if labels is None else labels
     batches = [torch.arange(i, i + batch) for i in range(0, len(x) - batch + 1, batch)]
-    return Subject("layer", [x + 0.01 * i for i in range(taps)], labels, batches, Estimator(**estimator))
+    return GroupSamples("layer", [x + 0.01 * i for i in range(taps)], labels, batches, EstimatorConfig(**estimator))
 
 
-def sigmas_of(s: Subject) -> list:
-    return [s.combined([s.sigmas(tap, batch) for batch in range(len(s.batches))]) for tap in range(len(s.taps))]
+def sigmas_of(s: GroupSamples) -> list:
+    return [
+        s.combine_bandwidths([s.batch_bandwidths(tap, batch) for batch in range(len(s.batches))])
+        for tap in range(len(s.taps))
+    ]
 
 
-def ranked(s: Subject, rule: Elimination | None = None, steps: int = 64, **panel) -> tuple[Course, Panel]:
-    found = s.panel(sigmas_of(s), **panel)
+def ranked(
+    s: GroupSamples, rule: Elimination | None = None, steps: int = 64, **panel
+) -> tuple[EliminationState, EstimatorBank]:
+    found = s.estimator_bank(sigmas_of(s), **panel)
     alone = found.total("alone", range(s.width)).sum(0)
-    course = Course(s.width)
+    course = EliminationState(s.width)
     while not course.done:
-        course = (rule or Elimination()).go_on(found, alone, course, steps)
+        course = (rule or Elimination()).advance(found, alone, course, steps)
     return course, found
 
 
-def order_of(x, criterion, alpha) -> Course:
-    panel = Panel(4, 1, 1, lambda tap, batch, own: Additive(x, torch.ones(4), criterion, own, alpha))
-    return Elimination().go_on(panel, panel.total("alone", range(4))[0], Course(4))
+def order_of(x, criterion, alpha) -> EliminationState:
+    panel = EstimatorBank(4, 1, 1, lambda tap, batch, own: AdditiveEstimator(x, torch.ones(4), criterion, own, alpha))
+    return Elimination().advance(panel, panel.total("alone", range(4))[0], EliminationState(4))
 
 
 def test_the_specification_s_orders():
@@ -51,11 +62,11 @@ def test_the_specification_s_orders():
 
 def test_the_paper_s_estimator_deletes_3_first():
     x, n = vectors(), 8
-    anchor = gaussian(distances(x).sum(0), widths.scaled_rule(8, 12))
-    sigmas = widths.aligned(distances(x), anchor, n)
-    make = lambda tap, batch, own: Aligned(x, sigmas, "mi_rest", own, 1.01, anchor=anchor)  # noqa: E731
-    panel = Panel(4, 1, 1, make, widths="rests")
-    course = Elimination().go_on(panel, panel.total("alone", range(4))[0], Course(4))
+    anchor = gaussian_kernel(distances(x).sum(0), bandwidth.scaled_rule(8, 12))
+    sigmas = bandwidth.aligned_bandwidths(distances(x), anchor, n)
+    make = lambda tap, batch, own: AlignedEstimator(x, sigmas, "mi_rest", own, 1.01, anchor=anchor)  # noqa: E731
+    panel = EstimatorBank(4, 1, 1, make, widths="rests")
+    course = Elimination().advance(panel, panel.total("alone", range(4))[0], EliminationState(4))
     assert course.order[0] == 3
     assert course.scores[0] == pytest.approx(0.544333627, abs=1e-9)
 
@@ -114,7 +125,7 @@ def test_no_score_exceeds_its_bound():
     for target in (0.5, 0.75, 0.95):
         for alpha in (0.7, 1, 1.01, 1.5):
             s = subject(mixtures(40, 20), 40, alpha=alpha, target=target)
-            judge = s.panel(sigmas_of(s)).judge(0, 0)
+            judge = s.estimator_bank(sigmas_of(s)).estimator(0, 0)
             judge.begin(range(20))
             bounds = judge.bound(range(20))
             assert bounds is not None
@@ -126,11 +137,11 @@ def test_distances_too_large_for_the_fast_product():
     """Kernels that are almost the unit matrix: exp(E) would overflow, so nothing is factored out."""
     x = 60 * mixtures(30, 6)
     for alpha in (2, 1.01):
-        judge = Additive(x, torch.ones(6), "joint", range(6), alpha)
+        judge = AdditiveEstimator(x, torch.ones(6), "joint", range(6), alpha)
         judge.begin(range(6))
         assert float(judge.e.max()) > 500
         rest = distances(x).sum(0) - distances(x)
-        assert torch.allclose(judge.score(range(6)), kernel_entropy(gaussian(rest, 1.0), 30, alpha), atol=1e-9)
+        assert torch.allclose(judge.score(range(6)), kernel_entropy(gaussian_kernel(rest, 1.0), 30, alpha), atol=1e-9)
         assert judge.bound(range(6)) is None
 
 
@@ -142,7 +153,7 @@ def test_distances_too_large_for_the_fast_product():
 def test_where_the_work_is_done_moves_nothing(estimator, combine):
     """One process, judges dealt in 1, 2 or 4 parts, candidates one at a time or many; two taps."""
     small = estimator.get("width") is None
-    grid = widths.Grid(coarse=True)
+    grid = bandwidth.BandwidthGrid(coarse=True)
     s = subject(mixtures(60, 12 if small else 6), 20, taps=2, grid=grid, **estimator)
     whole, _ = ranked(s, Elimination(combine))
 
@@ -158,12 +169,12 @@ def test_where_the_work_is_done_moves_nothing(estimator, combine):
 def test_stopped_anywhere_it_goes_on_the_same(estimator):
     s = subject(mixtures(60, 14), 30, **estimator)
     whole, _ = ranked(s, steps=5)
-    panel = s.panel(sigmas_of(s))
+    panel = s.estimator_bank(sigmas_of(s))
     alone = panel.total("alone", range(s.width)).sum(0)
-    course = Course(s.width)
+    course = EliminationState(s.width)
     while not course.done:  # another process with nothing but the table
-        course = Course.of(s.width, Course.tensor(course))
-        course = Elimination().go_on(s.panel(sigmas_of(s)), alone, course, 5)
+        course = EliminationState.from_table(s.width, EliminationState.tensor(course))
+        course = Elimination().advance(s.estimator_bank(sigmas_of(s)), alone, course, 5)
     assert (course.order, course.scores, course.joints) == (whole.order, whole.scores, whole.joints)
 
 
@@ -199,8 +210,8 @@ def test_reversed_and_static_orders():
     scores = panel.total("score", range(8)).sum(0)
     assert course.order[0] == int(scores.argmin())
     alone = panel.total("alone", range(8)).sum(0)
-    assert once(panel, "alone", alone).order == alone.argsort().tolist()
-    assert once(panel, "alone", alone, rev=True).order == alone.argsort(descending=True).tolist()
+    assert one_shot_order(panel, "alone", alone).order == alone.argsort().tolist()
+    assert one_shot_order(panel, "alone", alone, rev=True).order == alone.argsort(descending=True).tolist()
 
 
 def test_ordinals_are_places_within_each_tap():

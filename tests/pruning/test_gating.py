@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from dist_prune.pruning.gating import gate, gate_off, gate_points
+from dist_prune.pruning.hooks.gating import gate, gate_off, gate_points
 from tests import tiny
 
 
 @pytest.mark.parametrize("group", [0, 1, -1])
 def test_several_networks_at_once_are_each_the_gated_one(group):
     model = tiny.network()
-    channels = tiny.bench(model).channels
+    channels = tiny.bench(model).graph
     name, width = channels.free[group].name, channels.free[group].width
     stays = torch.rand((3, width), generator=torch.Generator().manual_seed(0)) < 0.5
     x = tiny.example()

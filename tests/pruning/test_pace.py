@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from dist_prune.errors import PruneError
-from dist_prune.pruning.channels import LatencyTable
-from dist_prune.pruning.choose import Request, check_target, keep_best
-from dist_prune.pruning.cost import macs
-from dist_prune.pruning.pace import ATTEMPTS, SPREAD, Search, isotonic
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.trial import sites_of
+from dist_prune.pruning.graph.groups import LatencyTable
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.selection.cost import macs
+from dist_prune.pruning.selection.latency_search import ATTEMPTS, SPREAD, LatencySearch, isotonic
+from dist_prune.pruning.selection.ranking import SelectionRequest, check_target, select_by_score
+from dist_prune.pruning.surgery.verified_trace import trace_groups
 from tests import tiny
 
-CHANNELS = sites_of(tiny.network(name="resnet20_cifar"), tiny.example()[:1])
+CHANNELS = trace_groups(tiny.network(name="resnet20_cifar"), tiny.example()[:1])
 WHOLE = macs(CHANNELS)
 SCORES = {g.name: torch.rand(g.width, generator=torch.Generator().manual_seed(1)) for g in CHANNELS.free}
 
@@ -38,9 +38,9 @@ class Clock:
             for name, plan in plans.items()
         }
 
-    def search(self, asked: float, saved: float = 0.0, tolerance: float | None = 0.05, **select) -> Search:
+    def search(self, asked: float, saved: float = 0.0, tolerance: float | None = 0.05, **select) -> LatencySearch:
         """``saved``: what the table says that cutting any one group to a single channel saves, of noise alone."""
-        request = Request(target=("latency", asked), **select)
+        request = SelectionRequest(target=("latency", asked), **select)
         times = {}
         for g in CHANNELS.free:
             alone = 1 - self.share({g.name: 1})
@@ -49,10 +49,10 @@ class Clock:
 
         def choose(channels) -> Plan:
             check_target(channels, request)
-            return Plan.keeping(channels, keep_best(channels, SCORES, request))
+            return Plan.keeping(channels, select_by_score(channels, SCORES, request))
 
         table, self.said = LatencyTable(times), []
-        return Search(
+        return LatencySearch(
             CHANNELS, table, asked, tolerance, Plan.keeping(CHANNELS, floors), choose, self.measure, self.said.append
         )
 
@@ -143,7 +143,7 @@ def test_coarse_steps_end_the_search():
     clock = Clock(0.0)
     search = clock.search(0.5, tolerance=0.001, round_to=8)
     found = search.run()
-    assert not search.hit(found)
+    assert not search.within_tolerance(found)
     assert found.measured < 0.5
     assert all(one.measured > 0.5 or one.measured <= found.measured for one in search.tried.values())
 

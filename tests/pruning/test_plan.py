@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dist_prune.errors import PruneError
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.trial import sites_of
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.surgery.verified_trace import trace_groups
 from tests import tiny
 
 PLAN = Plan({"b": (0, 3), "a": (1,)}, {"a": 4, "b": 8, "c": 2}, {"c": "protected"})
@@ -54,10 +54,10 @@ def test_composition_in_dense_coordinates():
 
 def test_two_cuts_are_one_composed_cut():
     model, x = tiny.network(), tiny.example()
-    channels = sites_of(model, x[:1])
+    channels = trace_groups(model, x[:1])
     first = Plan.keeping(channels, {"conv1": [0, 2, 5, 9], "layer2.0.conv1": list(range(3, 20))})
     once = tiny.cut(model, channels, first)
-    between = sites_of(once, x[:1])
+    between = trace_groups(once, x[:1])
     second = Plan.keeping(between, {"conv1": [1, 3], "layer2.0.conv1": [0, 1, 16], "layer3.0.conv1": [5]})
     twice = tiny.cut(once, between, second)
     direct = tiny.cut(model, channels, first.then(second))

@@ -6,10 +6,17 @@ import pytest
 import torch
 
 from dist_prune.errors import PruneError
-from dist_prune.pruning import binning, widths
-from dist_prune.pruning.aligned import Aligned
-from dist_prune.pruning.judges import Additive
-from dist_prune.pruning.renyi import distances, entropy, gaussian, kernel_entropy, label_kernel, pairs_to_square
+from dist_prune.pruning.information import bandwidth, binned_estimator
+from dist_prune.pruning.information.aligned_estimators import AlignedEstimator
+from dist_prune.pruning.information.estimators import AdditiveEstimator
+from dist_prune.pruning.information.renyi import (
+    distances,
+    gaussian_kernel,
+    kernel_entropy,
+    label_kernel,
+    pairs_to_square,
+    renyi_entropy,
+)
 from tests.pruning.activations import vectors
 
 N = 8
@@ -30,10 +37,10 @@ def test_distances_and_the_scaled_rule(table):
     near(table[0, 0], 0.7452864477437)
     near(table.sum(0)[0], 1.7018543656571)
     near(2 * table.sum(0).sqrt().sum() / N**2, 3.0496059581554)
-    near(widths.scaled_rule(8, 12), 3.0419179726692)
-    near(widths.scaled_rule(8, 3), 1.2869088042712)
+    near(bandwidth.scaled_rule(8, 12), 3.0419179726692)
+    near(bandwidth.scaled_rule(8, 3), 1.2869088042712)
     for n, d, sigma in ((100, 1, 0.3981), (100, 64, 7.4762), (256, 49, 6.3046), (256, 100352, 316.77)):
-        assert widths.scaled_rule(n, d) == pytest.approx(sigma, abs=6e-3 if d > 1000 else 6e-5)
+        assert bandwidth.scaled_rule(n, d) == pytest.approx(sigma, abs=6e-3 if d > 1000 else 6e-5)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +48,7 @@ def test_distances_and_the_scaled_rule(table):
     [(0.5, 2.0663721347), (1, 1.6396382351), (1.01, 1.6337871460), (2, 1.2738151455), (5, 0.9606225429)],
 )
 def test_entropy_of_all_features(table, alpha, bits):
-    kernel = gaussian(table.sum(0), widths.scaled_rule(8, 12))
+    kernel = gaussian_kernel(table.sum(0), bandwidth.scaled_rule(8, 12))
     assert float(kernel_entropy(kernel, N, alpha)) == pytest.approx(bits, abs=2e-10)
     single = float(kernel_entropy(kernel.float(), N, alpha))
     assert single == pytest.approx(bits, abs=1e-5)
@@ -58,30 +65,30 @@ INFORMATION = {
 
 @pytest.mark.parametrize("alpha", [1.01, 2])
 def test_common_width(table, alpha):
-    judge = Additive(vectors(), torch.ones(4), "mi_rest", range(4), alpha)
+    judge = AdditiveEstimator(vectors(), torch.ones(4), "mi_rest", range(4), alpha)
     judge.begin(range(4))
     assert float(judge.joint([0])) == pytest.approx(JOINT[alpha], abs=1e-9)
     near(judge.score(range(4)), *INFORMATION[alpha])
     if alpha in H:
         near(judge.alone(range(4)), *H[alpha])
-        near(kernel_entropy(gaussian(table.sum(0) - table, 1.0), N, alpha), *REST[alpha])
+        near(kernel_entropy(gaussian_kernel(table.sum(0) - table, 1.0), N, alpha), *REST[alpha])
         judge.remove([2])
         found = judge.score([0, 1, 3])
         assert torch.allclose(found, torch.tensor([1.684189, 1.733808, 1.835956], dtype=torch.float64), atol=5e-7)
 
 
 def test_single_precision_is_good_to_1e_5():
-    judge = Additive(vectors(), torch.ones(4), "mi_rest", range(4), 1.01, dtype=torch.float32)
+    judge = AdditiveEstimator(vectors(), torch.ones(4), "mi_rest", range(4), 1.01, dtype=torch.float32)
     judge.begin(range(4))
     wanted = torch.tensor(INFORMATION[1.01], dtype=torch.float64)
     assert torch.allclose(judge.score(range(4)), wanted, atol=1e-5, rtol=0)
 
 
 def test_the_paper_s_alignment(table):
-    anchor = gaussian(table.sum(0), widths.scaled_rule(8, 12))
-    sigmas = widths.aligned(table, anchor, N)
+    anchor = gaussian_kernel(table.sum(0), bandwidth.scaled_rule(8, 12))
+    sigmas = bandwidth.aligned_bandwidths(table, anchor, N)
     assert torch.allclose(sigmas, torch.tensor([2.461724, 2.438967, 2.395418, 2.343469]).double(), atol=5e-7)
-    judge = Aligned(vectors(), sigmas, "mi_rest", range(4), 1.01, anchor=anchor)
+    judge = AlignedEstimator(vectors(), sigmas, "mi_rest", range(4), 1.01, anchor=anchor)
     judge.begin(range(4))
     rests = judge.search(range(4))
     assert torch.allclose(rests, torch.tensor([3.673006, 3.812614, 3.765761, 3.687950]).double(), atol=5e-7)
@@ -91,14 +98,14 @@ def test_the_paper_s_alignment(table):
 
 def test_the_narrower_kernel_is_a_smaller_width(table):
     """exp(-D^2 / s^2) is what was aligned; the paper's evaluation kernel is sqrt 2 wider (quirk wider_kernel)."""
-    anchor = gaussian(table.sum(0), 3.0)
-    sigmas = widths.aligned(table, anchor, N)
-    narrow = Aligned(vectors(), sigmas, "joint", range(4), 2, anchor=anchor, halved=False)
-    wide = Aligned(vectors(), sigmas, "joint", range(4), 2, anchor=anchor)
+    anchor = gaussian_kernel(table.sum(0), 3.0)
+    sigmas = bandwidth.aligned_bandwidths(table, anchor, N)
+    narrow = AlignedEstimator(vectors(), sigmas, "joint", range(4), 2, anchor=anchor, halved=False)
+    wide = AlignedEstimator(vectors(), sigmas, "joint", range(4), 2, anchor=anchor)
     for judge in (narrow, wide):
         judge.begin(range(4))
         judge.settle([0], torch.tensor([2.0]))
-    near(narrow.score([0]), float(kernel_entropy(gaussian(table[1:].sum(0), 2.0 / math.sqrt(2)), N, 2)))
+    near(narrow.score([0]), float(kernel_entropy(gaussian_kernel(table[1:].sum(0), 2.0 / math.sqrt(2)), N, 2)))
     assert float(wide.score([0])) < float(narrow.score([0]))
 
 
@@ -109,7 +116,7 @@ def test_labels(table):
         (2, 1.540568381, (0.348155, 0.385068, 0.478945, 0.336226)),
     ):
         near(kernel_entropy(labels, N, alpha), hy)
-        judge = Additive(vectors(), torch.ones(4), "relevance", range(4), alpha, labels)
+        judge = AdditiveEstimator(vectors(), torch.ones(4), "relevance", range(4), alpha, labels)
         judge.begin(range(4))
         assert torch.allclose(judge.relevance(range(4)), torch.tensor(shared).double(), atol=6e-7)
 
@@ -122,7 +129,7 @@ def test_a_softmax_of_one_hot_labels_makes_classes_alike(classes, unlike):
 
 
 def test_total_correlation(table):
-    kernels = gaussian(table, 1.0)
+    kernels = gaussian_kernel(table, 1.0)
     for alpha, bits in ((1.01, 5.0973968939), (2, 3.8592551062)):
         whole = float(kernel_entropy(kernels, N, alpha).sum() - kernel_entropy(kernels.prod(0), N, alpha))
         assert whole == pytest.approx(bits, abs=1e-9)
@@ -130,9 +137,9 @@ def test_total_correlation(table):
 
 def test_bins():
     values = torch.tanh(vectors())
-    assert binning.codes(values[:, 0, 0]).tolist() == [15, 23, 26, 25, 20, 10, 5, 4]
-    bins = binning.codes(values[:, :, :1])
-    judge = binning.Binned(bins, torch.arange(8) % 3, "mi_rest", range(4))
+    assert binned_estimator.bin_codes(values[:, 0, 0]).tolist() == [15, 23, 26, 25, 20, 10, 5, 4]
+    bins = binned_estimator.bin_codes(values[:, :, :1])
+    judge = binned_estimator.BinnedEstimator(bins, torch.arange(8) % 3, "mi_rest", range(4))
     judge.begin(range(4))
     near(judge.score(range(4)), 3.0, 2.5, 2.5, 3.0)
 
@@ -142,7 +149,7 @@ def test_bins_by_brute_force():
     generator = torch.Generator().manual_seed(0)
     bins = torch.randint(0, 3, (60, 5, 2), generator=generator)
     labels = torch.randint(0, 4, (60,), generator=generator)
-    judge = binning.Binned(bins, labels, "cmi_label", range(5))
+    judge = binned_estimator.BinnedEstimator(bins, labels, "cmi_label", range(5))
     judge.begin(range(5))
     judge.remove([3])
 
@@ -162,25 +169,25 @@ def test_bins_by_brute_force():
 def test_saturated_values_share_a_bin_with_what_is_above_all_edges_in_the_released_program():
     """code = (bucketize - 1) mod 30: specification, section 9."""
     values = torch.tensor([-7.0, -1.0, -0.99, 0.0, 0.93, 0.94, 1.0, 1.01, 5.0])
-    assert binning.codes(values).tolist() == [1, 1, 1, 15, 28, 29, 29, 29, 29]
-    assert binning.top_bin(values).tolist() == [29, 29, 0, 14, 27, 28, 28, 29, 29]
+    assert binned_estimator.bin_codes(values).tolist() == [1, 1, 1, 15, 28, 29, 29, 29, 29]
+    assert binned_estimator.top_bin(values).tolist() == [29, 29, 0, 14, 27, 28, 28, 29, 29]
     edges = torch.linspace(-1, 1, 30, dtype=torch.float64)
     some = torch.linspace(-1.2, 1.2, 1001, dtype=torch.float64)
-    assert torch.equal(binning.top_bin(some), (torch.bucketize(some, edges) - 1) % 30)
+    assert torch.equal(binned_estimator.top_bin(some), (torch.bucketize(some, edges) - 1) % 30)
 
 
 def test_what_saturates_on_both_sides_is_told_apart():
     """A filter that is -1 or 1 has an entropy in the released program too; of -1 and 5 it has none."""
     for high, bits in ((1.0, 1.0), (5.0, 0.0)):
         values = torch.tensor([-1.0, high] * 4)[:, None, None]
-        judge = binning.Binned(binning.top_bin(values), torch.arange(8) % 2, "mi_rest", [0])
+        judge = binned_estimator.BinnedEstimator(binned_estimator.top_bin(values), torch.arange(8) % 2, "mi_rest", [0])
         near(judge.alone([0]), bits)
 
 
 def test_bounds_of_entropies():
     generator = torch.Generator().manual_seed(1)
     table = distances(torch.randn(40, 2, 4, dtype=torch.float64, generator=generator))
-    a, b = gaussian(table, 1.5)
+    a, b = gaussian_kernel(table, 1.5)
     last = math.inf
     for alpha in (0.5, 0.99, 1, 1.01, 2, 3, 4, 5):
         one, two, both = (float(kernel_entropy(k, 40, alpha)) for k in (a, b, a * b))
@@ -198,19 +205,21 @@ def test_bounds_of_entropies():
 @pytest.mark.parametrize("alpha", [2, 3, 4])
 def test_closed_forms_are_the_spectra(alpha):
     table = distances(vectors()).sum(0)
-    values = torch.linalg.eigvalsh(pairs_to_square(gaussian(table, 1.0), N, 1.0) / N)
+    values = torch.linalg.eigvalsh(pairs_to_square(gaussian_kernel(table, 1.0), N, 1.0) / N)
     spectrum = float(torch.log2((values**alpha).sum()) / (1 - alpha))
-    assert float(entropy(pairs_to_square(gaussian(table, 1.0), N, 1.0), alpha)) == pytest.approx(spectrum, abs=1e-6)
-    assert float(kernel_entropy(gaussian(table, 1.0), N, alpha)) == pytest.approx(spectrum, abs=1e-6)
+    assert float(renyi_entropy(pairs_to_square(gaussian_kernel(table, 1.0), N, 1.0), alpha)) == pytest.approx(
+        spectrum, abs=1e-6
+    )
+    assert float(kernel_entropy(gaussian_kernel(table, 1.0), N, alpha)) == pytest.approx(spectrum, abs=1e-6)
 
 
 def test_an_order_that_is_not_positive_is_refused():
     with pytest.raises(PruneError, match="alpha"):
-        entropy(torch.eye(3), 0)
+        renyi_entropy(torch.eye(3), 0)
 
 
 def test_smoothing_goes_by_the_order_of_the_batches():
-    found = widths.smoothed([torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([4.0])])
+    found = bandwidth.smooth_over_batches([torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([4.0])])
     assert float(found) == pytest.approx(0.9 * (0.9 * 1 + 0.1 * 2) + 0.1 * 4)
 
 
@@ -219,24 +228,27 @@ def test_widths_from_the_data():
     x = torch.tensor([0.0, 1.0, 2.0, 3.0, 100.0], dtype=torch.float64)
     table = distances(torch.stack([x, torch.zeros(5).double()], 1)[:, :, None])
     squares = sorted((a - b) ** 2 for i, a in enumerate(x.tolist()) for b in x.tolist()[:i])
-    found = widths.median(table, 5)
+    found = bandwidth.median_bandwidth(table, 5)
     assert float(found[0]) == pytest.approx(math.sqrt(squares[4] / 2))
     assert float(found[1]) == 1
     nearest = sum(abs(a - b) for a in x.tolist() for b in x.tolist()) / 20
-    assert float(widths.nearest(table, 5)[0]) == pytest.approx(nearest)
+    assert float(bandwidth.nearest_neighbour_bandwidth(table, 5)[0]) == pytest.approx(nearest)
 
 
 def test_the_multiplier_reaches_the_entropy_asked_for():
     generator = torch.Generator().manual_seed(2)
     halves = [distances(torch.randn(50, 6, 4, dtype=torch.float64, generator=generator)).sum(0) / 2 for _ in range(3)]
     for share in (0.5, 0.75, 0.95):
-        factor = widths.multiplier(halves, 50, 1.01, share)
+        factor = bandwidth.entropy_multiplier(halves, 50, 1.01, share)
         found = [float(kernel_entropy(torch.exp(-factor * e), 50, 1.01)) for e in halves]
         assert sum(found) / 3 == pytest.approx(share * math.log2(50), abs=1e-6)
-    assert widths.multiplier([torch.zeros(3)], 3, 1.01, 0.75) == 1
+    assert bandwidth.entropy_multiplier([torch.zeros(3)], 3, 1.01, 0.75) == 1
 
 
 def test_coarse_alignment_finds_almost_the_same_width(table):
-    anchor = gaussian(table.sum(0), 3.0)
-    fine, coarse = widths.aligned(table, anchor, N), widths.aligned(table, anchor, N, 0, widths.Grid(coarse=True))
+    anchor = gaussian_kernel(table.sum(0), 3.0)
+    fine, coarse = (
+        bandwidth.aligned_bandwidths(table, anchor, N),
+        bandwidth.aligned_bandwidths(table, anchor, N, 0, bandwidth.BandwidthGrid(coarse=True)),
+    )
     assert torch.allclose(fine, coarse, rtol=0.1)

@@ -8,26 +8,26 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from dist_prune.pruning.learner import Learner, Mask, Rules
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.sensitivity import (
+from dist_prune import models
+from dist_prune.methods.sensitivity.mask_learner import Mask, MaskLearner, MaskRules
+from dist_prune.methods.sensitivity.restore_width import restore_width
+from dist_prune.methods.sensitivity.snip import (
     Ramp,
+    as_released_reshape,
     filter_scores,
     fresh_norms,
     learner_input,
-    push,
+    majority_vote,
     raw_logits,
-    redraw,
-    reshape,
     sensitivities,
-    small_mask,
+    shrink_weights,
     target_masks,
+    target_weight,
     undecided,
-    vote,
+    xavier_reinit,
 )
-from dist_prune.pruning.trial import sites_of
-from dist_prune.pruning.widen import widened
-from dist_prune.runtime import backbones
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.surgery.verified_trace import trace_groups
 from tests import tiny
 
 
@@ -37,7 +37,7 @@ def summed(logits, labels):
 
 @pytest.mark.parametrize("c", [1.0, 0.01])
 def test_sensitivity_is_the_gradient_at_a_mask_of_connections(c):
-    """Against autograd through W * c itself; c = 0.01 is the small_mask quirk."""
+    """Against autograd through W * c itself; c = 0.01 is the shrink_weights quirk."""
     model = tiny.network().train()
     name, x, y = "layer2.0.conv1", tiny.example(), torch.tensor([3, 7])
     weight = model.get_parameter(f"{name}.weight")
@@ -45,7 +45,7 @@ def test_sensitivity_is_the_gradient_at_a_mask_of_connections(c):
     logits = functional_call(copy.deepcopy(model), {f"{name}.weight": weight * mask}, (x,))
     (expected,) = torch.autograd.grad(functional.cross_entropy(logits, y), mask)
     if c != 1:
-        small_mask([weight], c)
+        shrink_weights([weight], c)
     found = sensitivities(lambda tensors: None, model, {name: weight}, x, y, summed)[name]
     assert torch.allclose(found / c, expected, rtol=1e-9, atol=1e-15), "d/dc of W c is W, the shrunken weight is W c"
     assert torch.allclose(filter_scores(found), found.abs().flatten(1).sum(1), rtol=1e-12)
@@ -98,31 +98,31 @@ def test_what_the_mask_s_convolution_is_fed():
 def test_the_released_reshape_is_no_transpose():
     """It equals the intended sum only where the tensor was truly transposed before."""
     square, wide = torch.rand(5, 5, 3, 3), torch.rand(6, 4, 1, 1)
-    assert torch.allclose(reshape(square).sum(1), square.sum(0)), "sums over output filters instead"
+    assert torch.allclose(as_released_reshape(square).sum(1), square.sum(0)), "sums over output filters instead"
     for table in (square, wide):
-        assert not torch.allclose(reshape(table).sum(1), table.sum(1))
+        assert not torch.allclose(as_released_reshape(table).sum(1), table.sum(1))
         truly = table.transpose(0, 1).reshape(table.shape)  # what a transpose would have left in memory
-        assert torch.allclose(reshape(truly).sum(1), table.sum(1))
+        assert torch.allclose(as_released_reshape(truly).sum(1), table.sum(1))
     one = torch.rand(6, 1, 3, 3)
-    assert torch.equal(reshape(one), one)
+    assert torch.equal(as_released_reshape(one), one)
 
 
 @pytest.mark.parametrize(("kept", "asked", "weight"), [(0.9, 0.4, 2.5), (0.4, 0.4, 0.0), (0.3, 0.4, 0.0)])
 def test_the_penalty_s_weight(kept, asked, weight):
-    assert push(kept, asked) == pytest.approx(weight)
+    assert target_weight(kept, asked) == pytest.approx(weight)
 
 
 def test_a_window_votes():
     votes = torch.cat([torch.full((11, 1), 0.6), torch.full((9, 1), 0.4)])
-    assert vote(votes).tolist() == [True]
+    assert majority_vote(votes).tolist() == [True]
     close = torch.cat([torch.full((11, 1), 0.51), torch.full((9, 1), 0.01)])
     pair = torch.cat([close, torch.full((20, 1), 0.9)], 1)
-    assert vote(pair).tolist() == [True, True]
-    assert vote(pair, raw=True).tolist() == [False, True]
-    assert vote(torch.full((20, 1), 0.5)).tolist() == [True], "exactly one half is kept"
+    assert majority_vote(pair).tolist() == [True, True]
+    assert majority_vote(pair, raw=True).tolist() == [False, True]
+    assert majority_vote(torch.full((20, 1), 0.5)).tolist() == [True], "exactly one half is kept"
     half = torch.cat([torch.full((10, 2), 0.7), torch.full((10, 2), 0.1)])
-    assert vote(half).tolist() == [True, True], "half of the votes too"
-    assert vote(torch.tensor([[0.1, 0.3, 0.2]])).tolist() == [False, True, False], "never an empty layer"
+    assert majority_vote(half).tolist() == [True, True], "half of the votes too"
+    assert majority_vote(torch.tensor([[0.1, 0.3, 0.2]])).tolist() == [False, True, False], "never an empty layer"
 
 
 def test_the_ramp_s_points():
@@ -142,7 +142,7 @@ def test_the_ramp_s_points():
 def test_a_mask_over_a_fake_loader():
     """Windows of 4 updates, ramp of 10 points of 5: weights of the target and bumps where they are due."""
     ramp = Ramp(1.0, 10.0, 5, epochs=2, steps=25, bump=0.5, wait=1.0)
-    mask = Mask(8, (1, 1), Rules(ramp, window=4), False, torch.Generator().manual_seed(0), torch.float64)
+    mask = Mask(8, (1, 1), MaskRules(ramp, window=4), False, torch.Generator().manual_seed(0), torch.float64)
     assert float(mask.weight_of_target) == 0.1
     mask.input, mask.target = torch.zeros(1, 8, 1, 1, dtype=torch.float64), torch.tensor([True] * 2 + [False] * 6)
     decided, shifts = [], []
@@ -166,7 +166,7 @@ def test_initial_masks():
     ramp = Ramp(1.0, 1.0, 1, 1, 1, 0.0)
 
     def made(init, linear=False):
-        return Mask(256, (3, 3), Rules(ramp, init=init), linear, torch.Generator().manual_seed(0), torch.float32)
+        return Mask(256, (3, 3), MaskRules(ramp, init=init), linear, torch.Generator().manual_seed(0), torch.float32)
 
     assert float(made("wide").weight.std()) == pytest.approx(10 * (2 / (9 * 256)) ** 0.5, rel=0.01)
     assert float(made("wide").bias.abs().max()) <= 1 / (9 * 256) ** 0.5
@@ -187,20 +187,21 @@ def test_initial_masks():
 def test_a_network_masked_by_binary_vectors_is_the_cut_network(name, groups):
     """In evaluation mode, behind a first plan that has cut other groups, depthwise layers and concatenations too."""
     torch.manual_seed(0)
-    model, x = backbones.create(name, 10, 3).double().eval(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    model, x = models.create(name, 10, 3).double().eval(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.bias)
-    channels = sites_of(model, x[:1])
+    channels = trace_groups(model, x[:1])
     chosen = [channels.group(known_as(channels, group)) for group in groups]
     widths = {g.name: g.width for g in channels.groups}
     before = Plan({chosen[0].name: tuple(range(0, chosen[0].width, 3))}, widths)
     first = tiny.cut(model, channels, before)
     ramp = Ramp(1.0, 1.0, 1, 1, 1, 0.0)
     masks = [
-        Mask(g.width, (1, 1), Rules(ramp), True, torch.Generator().manual_seed(0), torch.float64) for g in chosen[1:]
+        Mask(g.width, (1, 1), MaskRules(ramp), True, torch.Generator().manual_seed(0), torch.float64)
+        for g in chosen[1:]
     ]
-    learner = Learner(first, channels, before, chosen[1:], masks).eval()
+    learner = MaskLearner(first, channels, before, chosen[1:], masks).eval()
     whole = learner(x)
     gone = {g.name: tuple(range(1, g.width, 2)) for g in chosen[1:]}
     for group, mask in zip(chosen[1:], masks, strict=True):
@@ -220,13 +221,13 @@ def known_as(channels, layer: str) -> str:
 
 def test_scaling_where_channels_are_consumed_is_scaling_behind_the_activation():
     model, x = tiny.network(), tiny.example()
-    channels = sites_of(model, x[:1])
+    channels = trace_groups(model, x[:1])
     group = channels.group("layer1.0.conv1")
     ramp = Ramp(1.0, 1.0, 1, 1, 1, 0.0)
-    mask = Mask(16, (3, 3), Rules(ramp), False, torch.Generator().manual_seed(0), torch.float64)
+    mask = Mask(16, (3, 3), MaskRules(ramp), False, torch.Generator().manual_seed(0), torch.float64)
     mask.input = torch.rand(1, 16, 3, 3, dtype=torch.float64)
     plan = Plan({}, {g.name: g.width for g in channels.groups})
-    learner = Learner(model, channels, plan, [group], [mask])
+    learner = MaskLearner(model, channels, plan, [group], [mask])
     learner.train()
     model.eval()
     found = learner(x)
@@ -242,10 +243,10 @@ def test_scaling_where_channels_are_consumed_is_scaling_behind_the_activation():
 
 def test_trained_weights_in_dense_shapes_are_cut_again_to_the_same():
     model, other = tiny.network(), tiny.network(seed=5)
-    channels = sites_of(model, tiny.example()[:1])
+    channels = trace_groups(model, tiny.example()[:1])
     plan = Plan({"layer2.0.conv1": (0, 3, 9), "conv1": (1,)}, {g.name: g.width for g in channels.groups})
     small = tiny.cut(other, channels, plan).state_dict()
-    whole = widened(model.state_dict(), small, channels, plan)
+    whole = restore_width(model.state_dict(), small, channels, plan)
     assert torch.equal(whole["layer2.0.conv1.weight"][3], model.state_dict()["layer2.0.conv1.weight"][3])
     model.load_state_dict(whole)
     again = tiny.cut(model, channels, plan).state_dict()
@@ -256,14 +257,14 @@ def test_weights_are_drawn_anew_and_norms_stay():
     model, again = tiny.network(), tiny.network(seed=3)
     bias = model.get_submodule("bn1").bias.clone()
     state = torch.get_rng_state()
-    redraw(model, 11)
-    redraw(again, 11)
+    xavier_reinit(model, 11)
+    xavier_reinit(again, 11)
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(model.conv1.weight, again.conv1.weight)
     weight = model.get_parameter("layer3.0.conv2.weight")
     assert float(weight.std()) == pytest.approx((2 / (64 * 9 + 64 * 9)) ** 0.5, rel=0.02)
     head = model.linear.weight.clone()
-    redraw(model, 12, linear=False)
+    xavier_reinit(model, 12, linear=False)
     assert torch.equal(head, model.linear.weight)
     assert not torch.equal(weight, again.get_parameter("layer3.0.conv2.weight"))
     assert torch.equal(bias, model.bn1.bias)

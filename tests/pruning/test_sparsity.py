@@ -5,20 +5,20 @@ import torch
 
 from dist_prune import methods
 from dist_prune.config import loading
-from dist_prune.pruning.sparsity import penalty
-from dist_prune.pruning.trial import sites_of
+from dist_prune.distributed import tensor_files
+from dist_prune.distributed.environment import DistributedEnvironment
+from dist_prune.pruning.sparse_learning import sparsity_gradient
+from dist_prune.pruning.surgery.verified_trace import trace_groups
 from dist_prune.run import run
-from dist_prune.runtime import checkpoint
-from dist_prune.runtime.machine import Machine
 from tests import tiny
 
 
 def added(kind: str, weight: float = 0.1):
     model = tiny.network()
-    channels = sites_of(model, tiny.example()[:1])
+    channels = trace_groups(model, tiny.example()[:1])
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    penalty(kind, model, channels, weight)()
+    sparsity_gradient(kind, model, channels, weight)()
     return model, channels, {name: parameter.grad - 1 for name, parameter in model.named_parameters()}
 
 
@@ -64,10 +64,10 @@ def test_training_with_it_leaves_less_in_the_channels(kind, tmp_path):
         run(
             loading.load("quickstart", [*words, *more], methods.options_of),
             tmp_path / name,
-            Machine.alone(),
+            DistributedEnvironment.single_process(),
             until="train",
         )
-        return checkpoint.read(tmp_path / name / "dense.safetensors")[0]
+        return tensor_files.read_tensors(tmp_path / name / "dense.safetensors")[0]
 
     trained("start")
     file = f"backbone.checkpoint={tmp_path / 'start/dense.safetensors'}"
@@ -80,6 +80,6 @@ def test_training_with_it_leaves_less_in_the_channels(kind, tmp_path):
     total = [sum(float(state[name].abs().sum()) for name in scales) for state in (weak, strong)]
     assert total[1] < 0.9 * total[0]
     kept = trained("kept", file, f"train.sparsity={kind}", "train.epochs=0")
-    start = checkpoint.read(tmp_path / "start/dense.safetensors")[0]
+    start = tensor_files.read_tensors(tmp_path / "start/dense.safetensors")[0]
     assert all(torch.equal(kept[name], start[name]) for name in start), "without epochs a checkpoint is taken as it is"
     assert not torch.equal(weak["conv1.weight"], start["conv1.weight"])

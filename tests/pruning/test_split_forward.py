@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from dist_prune.pruning.game import Games
-from dist_prune.pruning.gating import gate, gate_points
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.split_forward import SplitForward, copies, traced
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones
-from dist_prune.runtime.evaluation import num_correct
+from dist_prune import models
+from dist_prune.pruning.hooks.gating import gate, gate_points
+from dist_prune.pruning.hooks.masked_accuracy import MaskedAccuracyCache
+from dist_prune.pruning.hooks.split_forward import SplitForward, fx_steps, repeat_batch
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.training.evaluation import num_correct
 from tests import tiny
 
 NETWORKS = {
@@ -22,7 +22,7 @@ NETWORKS = {
 def network(name: str) -> tuple[nn.Module, torch.Tensor]:
     in_chans, side, more = NETWORKS[name]
     torch.manual_seed(0)
-    model = backbones.create(name, 10, in_chans, kwargs=more).double()
+    model = models.create(name, 10, in_chans, kwargs=more).double()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.bias, std=0.3)
@@ -34,7 +34,7 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor]:
 def test_off_is_removed_and_the_tail_is_the_network(name):
     """Per image: other channels are off in other images."""
     model, x = network(name)
-    channels, graph = sites_of(model, x[:1]), traced(model)
+    channels, graph = trace_groups(model, x[:1]), fx_steps(model)
     assert graph is not None
     for group in channels.free[:: max(1, len(channels.free) // 5)]:
         points = gate_points(channels, group.name)
@@ -42,11 +42,11 @@ def test_off_is_removed_and_the_tail_is_the_network(name):
         values = torch.ones(3, group.width, dtype=torch.float64)
         for row, off in zip(values, gone, strict=True):
             row[list(off)] = 0
-        rest = SplitForward(model, graph, [point.site.layer for point in points])
+        rest = SplitForward(model, graph, [point.point.layer for point in points])
         rest.prove(x)
         assert not rest.whole
         with gate(model, points, {group.name: values}):
-            found, again = model(x), rest.tail(copies(rest.head(x), 1))
+            found, again = model(x), rest.tail(repeat_batch(rest.head(x), 1))
         assert torch.equal(found, again)
         for number, off in enumerate(gone):
             plan = Plan({group.name: off}, {g.name: g.width for g in channels.groups})
@@ -57,7 +57,7 @@ def test_off_is_removed_and_the_tail_is_the_network(name):
 
 def test_raw_outputs_leave_the_norm_s_shift():
     model, x = network("resnet8p_cifar")
-    channels = sites_of(model, x[:1])
+    channels = trace_groups(model, x[:1])
     name = "layer1.0.conv1"
     zeros = {name: torch.zeros(channels.group(name).width)}
     with gate(model, gate_points(channels, name, "output"), zeros):
@@ -89,10 +89,10 @@ class Branching(nn.Module):
 def test_a_network_that_cannot_be_traced_runs_whole_and_says_so():
     torch.manual_seed(0)
     model = Branching().double().eval()
-    assert traced(model) is None
+    assert fx_steps(model) is None
     bench = tiny.bench(model)
     off = torch.tensor([[False] * 4, [True, False, False, True]])
-    assert bench.count("a", off) == [tiny.correct(bench)[0], tiny.correct(bench, {"a": [0, 3]})[0]]
+    assert bench.count_correct("a", off) == [tiny.correct(bench)[0], tiny.correct(bench, {"a": [0, 3]})[0]]
     assert any("every coalition of a cost a whole forward pass" in note for note in bench.notes)
 
 
@@ -101,25 +101,25 @@ def test_coalitions_are_counted_as_surgery_would(group):
     """Against gates over a plain forward pass; neither memory nor the number of sets at a time moves a count."""
     bench = tiny.bench(tiny.network())
     if group == "linear":
-        group = bench.channels.free[-1].name
-    width = bench.channels.group(group).width
+        group = bench.graph.free[-1].name
+    width = bench.graph.group(group).width
     off = torch.rand(6, width, generator=torch.Generator().manual_seed(1)) < 0.5
-    found = bench.count(group, off)
+    found = bench.count_correct(group, off)
     expected = [tiny.correct(bench, {group: row.nonzero()[:, 0].tolist()})[0] for row in off]
     assert found == expected
     assert len(set(found)) > 1
-    assert [bench.count(group, row[None])[0] for row in off] == expected
+    assert [bench.count_correct(group, row[None])[0] for row in off] == expected
     assert not bench.notes
     lists = [bench.ids[i : i + tiny.MICRO] for i in range(0, bench.images, tiny.MICRO)]
     seen = []
 
     def batches(start: int):
         seen.append(start)
-        return ((part.images, part.labels) for part in bench.feed.batches(lists[start:]))
+        return ((part.images, part.labels) for part in bench.loader.batches(lists[start:]))
 
-    games = Games(bench.model, bench.channels, batches)
-    live = games.of(group, "consumed", 1).rest.head(next(batches(0))[0])
+    games = MaskedAccuracyCache(bench.model, bench.graph, batches)
+    live = games.for_group(group, "consumed", 1).rest.head(next(batches(0))[0])
     some = 3 * sum(t.numel() * t.element_size() for t in live)
     for memory in (1, some, 10**9):
-        assert games.of(group, "consumed", memory).tally(off, num_correct).tolist() == expected
+        assert games.for_group(group, "consumed", memory).tally(off, num_correct).tolist() == expected
     assert 0 < max(seen) < len(lists), "with a little memory the first micro-batches are kept and the others made again"

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from dist_prune.pruning.channels import Site
-from dist_prune.pruning.statistic import State, Statistic, Tally, fold
-from dist_prune.runtime.collectives import Ranks
+from dist_prune.distributed.communicator import Communicator
+from dist_prune.pruning.graph.groups import HookPoint
+from dist_prune.pruning.hooks.statistics import Accumulator, State, Statistic, merge_
 
-SITE = Site("conv", "conv", 3, "conv", True)
+SITE = HookPoint("conv", "conv", 3, "conv", True)
 
 
 class Everything(Statistic):
@@ -31,32 +31,32 @@ class Everything(Statistic):
 VALUES = torch.randn(11, 3, generator=torch.Generator().manual_seed(0))
 
 
-def tally_of(positions: list[int]) -> Tally:
-    tally = Tally(Everything(), [SITE], len(VALUES), torch.device("cpu"))
+def tally_of(positions: list[int]) -> Accumulator:
+    tally = Accumulator(Everything(), [SITE], len(VALUES), torch.device("cpu"))
     if positions:
         tally.update(SITE, VALUES[positions], torch.tensor(positions))
     return tally
 
 
-def over_ranks(ranks: Ranks) -> dict:
+def over_ranks(ranks: Communicator) -> dict:
     tally = tally_of(list(range(11))[ranks.rank :: ranks.world] if ranks.rank < 2 else [])  # rank 2 sees nothing
     if ranks.world == 3:
         tally = tally_of([[0, 1, 2, 3, 4, 5, 6], [7, 8, 9, 10], []][ranks.rank])
-    for (word, _), tables in tally.buckets().items():
-        ranks.merge(word, tables)
-    return {key: table.tolist() for key, table in tally.flat().items()}
+    for (word, _), tables in tally.reduction_buckets().items():
+        ranks.all_reduce(word, tables)
+    return {key: table.tolist() for key, table in tally.state_dict().items()}
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_real_ranks_merge_to_the_whole(world, pool):
-    whole = {key: table.tolist() for key, table in tally_of(list(range(11))).flat().items()}
+    whole = {key: table.tolist() for key, table in tally_of(list(range(11))).state_dict().items()}
     assert all(found == whole for found in pool.run(world, over_ranks))
 
 
-def volume(ranks: Ranks) -> dict:
+def volume(ranks: Communicator) -> dict:
     tally = tally_of([ranks.rank])
-    for (word, _), tables in tally.buckets().items():
-        ranks.merge(word, tables)
+    for (word, _), tables in tally.reduction_buckets().items():
+        ranks.all_reduce(word, tables)
     return ranks.volume
 
 
@@ -69,8 +69,8 @@ def test_folding_locally_is_the_same():
     parts = [tally_of([0, 5]), tally_of([1, 2, 3, 4]), tally_of([6, 7, 8, 9, 10])]
     for part in parts[1:]:
         parts[0].merge(part)
-    whole = tally_of(list(range(11))).flat()
-    assert all(torch.equal(table, whole[key]) for key, table in parts[0].flat().items())
+    whole = tally_of(list(range(11))).state_dict()
+    assert all(torch.equal(table, whole[key]) for key, table in parts[0].state_dict().items())
 
 
 def test_float_sums_are_refused():
@@ -83,5 +83,5 @@ def test_zero_is_the_identity(word):
     zero = State(word, (4,)).zero(2)
     table = torch.randint(-9, 9, zero.shape)
     merged = table.clone()
-    fold(word, merged, zero)
+    merge_(word, merged, zero)
     assert torch.equal(merged, table)

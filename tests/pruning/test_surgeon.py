@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from dist_prune.bench import Bench
+from dist_prune import models
+from dist_prune.data.datasets import open_source
+from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.errors import PruneError
-from dist_prune.pruning import surgeon
-from dist_prune.pruning.choose import Request
-from dist_prune.pruning.gating import gate_off
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.rebuild import rebuild
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import open_source
-from dist_prune.runtime.tracking import Tracker
+from dist_prune.pruning.hooks.gating import gate_off
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.selection.ranking import SelectionRequest
+from dist_prune.pruning.surgery import surgeon
+from dist_prune.pruning.surgery.rebuild import rebuild
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.training.tracking import Tracker
 from tests import tiny
 
 SLOW = pytest.mark.slow
@@ -29,21 +29,25 @@ TIMM = ["resnet18", "mobilenetv2_100", pytest.param("densenet121", marks=SLOW), 
 def test_timm_networks_are_scored_pruned_and_run(name, data):
     """The recipe's own path on real ImageNet images: hashes, plan, surgery, forward, rebuild, gates."""
     torch.manual_seed(0)
-    model = backbones.create(name, 1000, 3).eval()
+    model = models.create(name, 1000, 3).eval()
     source = open_source("imagefolder", str(data / "imagenet_1000"), "val", True)
-    feed = Feed(source, Look(64, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875), torch.device("cpu"))
-    channels = sites_of(model, torch.randn(1, 3, 64, 64))
-    bench = Bench(model, channels, feed, np.arange(4), tiny.machine(), Tracker(False), micro_batch=4)
+    feed = ImageLoader(
+        source, TransformConfig(64, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875), torch.device("cpu")
+    )
+    channels = trace_groups(model, torch.randn(1, 3, 64, 64))
+    bench = DistributedScoringContext(
+        model, channels, feed, np.arange(4), tiny.machine(), Tracker(False), micro_batch=4
+    )
     method = tiny.method("graph")
     scores = method.score(bench)
-    plan = method.select(scores, channels, Request(target=("macs", 0.7)))
+    plan = method.select(scores, channels, SelectionRequest(target=("macs", 0.7)))
     images = next(feed.batches([bench.ids])).images
     with gate_off(model, channels, plan.removed), torch.no_grad():
         expected = model(images)
-    surgeon.operate(model, channels, plan)
+    surgeon.apply_plan(model, channels, plan)
     with torch.no_grad():
         found = model(images)
-    rebuilt = rebuild(backbones.create(name, 1000, 3), plan, model.state_dict()).eval()
+    rebuilt = rebuild(models.create(name, 1000, 3), plan, model.state_dict()).eval()
     assert len(channels.free) > 10
     assert torch.allclose(found, expected, atol=1e-3 * float(expected.abs().max()))
     with torch.no_grad():
@@ -51,7 +55,7 @@ def test_timm_networks_are_scored_pruned_and_run(name, data):
 
 
 def test_option_a_protects_streams_stem_and_head():
-    channels = sites_of(backbones.create("resnet20_cifar", 10, 3).eval(), torch.randn(1, 3, 32, 32))
+    channels = trace_groups(models.create("resnet20_cifar", 10, 3).eval(), torch.randn(1, 3, 32, 32))
     assert [group.name for group in channels.free] == [f"layer{s}.{b}.conv1" for s in (1, 2, 3) for b in range(3)]
     stem = channels.group("conv1")
     assert {"conv1", "layer1.0.conv2", "layer3.2.conv2"} <= set(stem.producers)
@@ -60,7 +64,7 @@ def test_option_a_protects_streams_stem_and_head():
 
 
 def test_projection_form_has_three_streams_led_by_stem_and_shortcuts():
-    channels = sites_of(backbones.create("resnet20p_cifar", 10, 3).eval(), torch.randn(1, 3, 32, 32))
+    channels = trace_groups(models.create("resnet20p_cifar", 10, 3).eval(), torch.randn(1, 3, 32, 32))
     streams = {group.name: group.producers for group in channels.free if len(group.producers) > 1}
     assert list(streams) == ["conv1", "layer2.0.downsample.0", "layer3.0.downsample.0"]
     assert streams["conv1"] == ("conv1", "layer1.0.conv2", "layer1.1.conv2", "layer1.2.conv2")
@@ -89,7 +93,7 @@ class Odd(nn.Module):
 def test_odd_shapes_are_protected_or_right():
     torch.manual_seed(0)
     model, x = Odd().eval(), torch.randn(2, 3, 4, 4)
-    channels = sites_of(model, x[:1])
+    channels = trace_groups(model, x[:1])
     reasons = {group.name: group.protected for group in channels.groups}
     assert reasons["one"] == "it has a single channel"
     assert channels.group("first").unit == "conv group"
@@ -107,7 +111,7 @@ def test_odd_shapes_are_protected_or_right():
 def test_layers_used_twice_and_half_depthwise_are_counted_right():
     import thop
 
-    from dist_prune.pruning import cost
+    from dist_prune.pruning.selection import cost
 
     class Half(Odd):
         def __init__(self):
@@ -122,7 +126,7 @@ def test_layers_used_twice_and_half_depthwise_are_counted_right():
 
     model, x = Half().eval(), torch.randn(1, 3, 4, 4)
     del model.norm
-    channels = sites_of(model, x)
+    channels = trace_groups(model, x)
     plan = Plan.keeping(channels, {group.name: [0, 1] for group in channels.free})
     for network, counts in ((model, {}), (tiny.cut(model, channels, plan), plan.counts)):
         assert cost.params(channels, counts) == sum(parameter.numel() for parameter in network.parameters())
@@ -139,13 +143,13 @@ def test_a_network_that_cannot_be_traced_says_so():
             return self.conv(x).detach()
 
     with pytest.raises(PruneError, match="no channel group"):
-        sites_of(Broken(), torch.randn(1, 3, 4, 4))
+        trace_groups(Broken(), torch.randn(1, 3, 4, 4))
 
 
 def test_tracing_leaves_the_model_alone():
     model = tiny.network().train()
     before = copy.deepcopy(model.state_dict())
-    sites_of(model, tiny.example()[:1])
+    trace_groups(model, tiny.example()[:1])
     assert model.training
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert all(not module._forward_hooks for module in model.modules())
@@ -153,9 +157,9 @@ def test_tracing_leaves_the_model_alone():
 
 def test_a_plan_of_another_network_is_refused():
     model = tiny.network()
-    channels = sites_of(model, tiny.example()[:1])
+    channels = trace_groups(model, tiny.example()[:1])
     with pytest.raises(PruneError, match="belongs to another network"):
-        surgeon.operate(model, channels, Plan({"conv1": (0,)}, {"conv1": 16}))
+        surgeon.apply_plan(model, channels, Plan({"conv1": (0,)}, {"conv1": 16}))
     with pytest.raises(PruneError, match="does not fit the plan"):
         rebuild(model, Plan({"conv1": (0,)}, {"conv1": 24}), model.state_dict())
 
@@ -174,10 +178,10 @@ class Scaled(nn.Module):
 
 def test_what_stands_in_the_way_is_named():
     """A parameter by its name; a trace that fails by the layer before the operation that is not understood."""
-    channels = sites_of(Scaled().eval(), torch.randn(1, 3, 8, 8))
+    channels = trace_groups(Scaled().eval(), torch.randn(1, 3, 8, 8))
     assert channels.group("conv").protected == "it runs through gain, whose channels cannot be cut one by one"
     with pytest.raises(PruneError, match=r"could not be traced behind stages\.1\.blocks\.0\S+: ZeroDivisionError"):
-        sites_of(backbones.create("shvit_s1", 10, 3).eval(), torch.randn(1, 3, 224, 224))
+        trace_groups(models.create("shvit_s1", 10, 3).eval(), torch.randn(1, 3, 224, 224))
 
 
 class Moving(nn.Module):
@@ -209,7 +213,7 @@ MOVES = {
 @pytest.mark.parametrize("name", MOVES)
 def test_channels_that_are_moved_by_their_place_are_left_alone(name):
     torch.manual_seed(0)
-    channels = sites_of(Moving(*MOVES[name]).eval(), torch.randn(1, 3, 8, 8))
+    channels = trace_groups(Moving(*MOVES[name]).eval(), torch.randn(1, 3, 8, 8))
     assert channels.group("first").protected
     assert not channels.group("second").protected, channels.group("second").protected
 
@@ -229,7 +233,7 @@ def test_a_branch_that_begins_at_zero_hides_nothing():
             return self.head((y + self.past(x)).mean((2, 3)))
 
     torch.manual_seed(0)
-    channels = sites_of(Branch().eval(), torch.randn(1, 3, 8, 8))
+    channels = trace_groups(Branch().eval(), torch.randn(1, 3, 8, 8))
     assert "mixed or moved" in channels.group("first").protected
 
 
@@ -250,7 +254,7 @@ def test_channels_that_reach_any_output_keep_their_width(kind):
             return {"tuple": (y, b), "dict": {"logits": y, "features": b}, "list": [b, y]}[kind]
 
     torch.manual_seed(0)
-    channels = sites_of(Several().eval(), torch.randn(1, 3, 10, 10))
+    channels = trace_groups(Several().eval(), torch.randn(1, 3, 10, 10))
     assert channels.group("two").protected
     assert channels.group("head").protected == "its channels are the network's outputs"
     assert {group.name for group in channels.free} == {"one", "three"}
@@ -270,10 +274,10 @@ def test_a_weight_that_two_layers_share_stays_whole():
             x = self.three(torch.relu(self.two(torch.relu(self.one(x)))))
             return self.head(torch.relu(self.last(torch.relu(x))).mean((2, 3)))
 
-    from dist_prune.pruning import cost
+    from dist_prune.pruning.selection import cost
 
     model = Tied().eval()
-    channels = sites_of(model, torch.randn(1, 3, 12, 12))
+    channels = trace_groups(model, torch.randn(1, 3, 12, 12))
     for name in ("one", "two", "three"):
         assert "three and two share one weight" in channels.group(name).protected
     assert [group.name for group in channels.free] == ["last"]
@@ -305,7 +309,7 @@ def test_layers_called_by_keyword_and_computed_weights():
 
     torch.manual_seed(0)
     model, x = Named().eval(), torch.randn(1, 3, 12, 12)
-    channels = sites_of(model, x)
+    channels = trace_groups(model, x)
     assert "is computed from other parameters" in channels.group("last").protected
     assert not channels.group("first").protected
     with gate_off(model, channels, {"first": [1]}):
@@ -324,15 +328,15 @@ def test_a_reason_is_true():
             x = torch.relu(self.first(x)).repeat_interleave(2, 1)
             return self.head(torch.relu(self.second(x)).mean((2, 3)))
 
-    channels = sites_of(Repeated().eval(), torch.randn(1, 3, 12, 12))
+    channels = trace_groups(Repeated().eval(), torch.randn(1, 3, 12, 12))
     assert "outputs" not in channels.group("first").protected
     assert channels.group("first").protected
 
 
 def test_another_image_size_names_the_key():
-    model = backbones.create("deit_tiny_patch16_224", 10, 3, kwargs={"depth": 1}).eval()
+    model = models.create("deit_tiny_patch16_224", 10, 3, kwargs={"depth": 1}).eval()
     with pytest.raises(PruneError, match=r"backbone.kwargs=\{img_size: 96\}"):
-        sites_of(model, torch.randn(1, 3, 96, 96))
+        trace_groups(model, torch.randn(1, 3, 96, 96))
 
 
 @pytest.mark.parametrize(
@@ -343,14 +347,14 @@ def test_a_pruned_block_can_be_fused(name):
     from timm.utils.model import reparameterize_model
 
     torch.manual_seed(0)
-    model, x = backbones.create(name, 10, 3).eval(), torch.randn(2, 3, 64, 64)
+    model, x = models.create(name, 10, 3).eval(), torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        channels = sites_of(model, x[:1])
+        channels = trace_groups(model, x[:1])
         widths = {group.name: group.width for group in channels.groups}
         free = [group for group in channels.free if group.width >= 4]
         plan = Plan({group.name: tuple(range(0, group.width, 4)) for group in free}, widths)
-        surgeon.operate(model, channels, plan)
-        rebuilt = rebuild(backbones.create(name, 10, 3), plan, model.state_dict()).eval()
+        surgeon.apply_plan(model, channels, plan)
+        rebuilt = rebuild(models.create(name, 10, 3), plan, model.state_dict()).eval()
         expected = model(x)
         for small in (model, rebuilt):
             found = reparameterize_model(small)(x)

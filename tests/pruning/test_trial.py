@@ -6,12 +6,13 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
-from dist_prune.cli import main
+from dist_prune.cli.main import main
 from dist_prune.errors import PruneError
-from dist_prune.pruning import cost, surgeon
-from dist_prune.pruning.gating import gate_off
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.trial import check_logits, sites_of
+from dist_prune.pruning.hooks.gating import gate_off
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.selection import cost
+from dist_prune.pruning.surgery import surgeon
+from dist_prune.pruning.surgery.verified_trace import check_logits, trace_groups
 
 IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -56,21 +57,21 @@ MOVES = {
 @pytest.mark.parametrize("hidden", [False, True])
 @pytest.mark.parametrize("move", MOVES)
 def test_channels_that_are_moved_by_their_place_are_left_alone(move, hidden):
-    channels = sites_of(Moved(MOVES[move], hidden).eval(), IMAGE)
+    channels = trace_groups(Moved(MOVES[move], hidden).eval(), IMAGE)
     assert channels.group("one").protected
     assert not channels.group("plain").protected
 
 
 @pytest.mark.parametrize("hidden", [False, True])
 def test_right_groups_stay_free(hidden):
-    channels = sites_of(Moved(lambda x: x, hidden).eval(), IMAGE)
+    channels = trace_groups(Moved(lambda x: x, hidden).eval(), IMAGE)
     assert [group.name for group in channels.free] == ["stem", "one", "plain"]
 
 
 def test_the_trial_leaves_weights_and_statistics_alone():
     model = Moved(lambda x: x, True)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    sites_of(model, IMAGE)
+    trace_groups(model, IMAGE)
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -100,7 +101,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_channels_that_reach_any_output_are_protected_and_training_refuses(form):
     model = Answering(FORMS[form]).eval()
-    channels = sites_of(model, IMAGE)
+    channels = trace_groups(model, IMAGE)
     assert "outputs of the network" in channels.group("stem").protected
     assert [group.name for group in channels.free] == ["body"]
     with pytest.raises(PruneError, match=r"this network gives a \w+ with .* in evaluation mode"):
@@ -156,11 +157,11 @@ class Tied(nn.Module):
 
 def test_shared_weights_are_protected_and_stay_tied():
     model = Tied().eval()
-    channels = sites_of(model, IMAGE)
+    channels = trace_groups(model, IMAGE)
     assert [group.name for group in channels.free] == ["own", "last"]
     assert "one and two share one weight" in channels.group("one").protected
     plan = Plan.keeping(channels, {"own": [1, 2], "last": [0]})
-    surgeon.operate(model, channels, plan)
+    surgeon.apply_plan(model, channels, plan)
     assert model.one.weight is model.two.weight
     assert cost.params(channels, plan.counts) == sum(parameter.numel() for parameter in model.parameters())
 
@@ -180,13 +181,13 @@ class Called(nn.Module):
 
 def test_submodules_called_by_keyword_are_cut_as_gated():
     model = Called().eval()
-    channels = sites_of(model, IMAGE)
+    channels = trace_groups(model, IMAGE)
     assert [group.name for group in channels.free] == ["stem", "body"]
     plan = Plan.keeping(channels, {"stem": [1, 2, 7], "body": [0, 4]})
     with torch.no_grad(), gate_off(model, channels, plan.removed):
         expected = model(IMAGE)
     assert not torch.allclose(model(IMAGE), expected)
-    surgeon.operate(model, channels, plan)
+    surgeon.apply_plan(model, channels, plan)
     assert torch.allclose(model(IMAGE), expected, atol=1e-6)
 
 
@@ -194,14 +195,14 @@ def test_submodules_called_by_keyword_are_cut_as_gated():
 def test_computed_weights_are_protected(kind):
     model = Moved(lambda x: x).eval()
     kind(model.one)
-    channels = sites_of(model, IMAGE)
+    channels = trace_groups(model, IMAGE)
     assert [group.name for group in channels.free] == ["plain"]
     assert "the weight of one is computed from other parameters" in channels.group("one").protected
 
 
 def test_reasons_for_repeated_channels_are_true():
     model = Moved(lambda x: x[:, :8].repeat_interleave(2, 1)).eval()
-    channels = sites_of(model, IMAGE)
+    channels = trace_groups(model, IMAGE)
     assert "network's outputs" not in channels.group("one").protected
     assert channels.group("one").protected
     assert channels.group("head").protected == "its channels are the network's outputs"

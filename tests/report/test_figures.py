@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dist_prune.pruning.portrait import Curve, Portrait
+from dist_prune.pruning.figure_data import Curve, SimilarityMap
 from dist_prune.report import figures
 
 
@@ -45,7 +45,7 @@ def test_a_similarity_image_puts_clusters_side_by_side():
         likeness[np.ix_(part, part)] = 1.0
     labels = np.array([0, 1, -1, 0, 1, 0])
     kept = np.array([False, True, True, False, False, True])
-    pixels = figures.similarity_image(Portrait("conv", likeness, labels, kept, ""))
+    pixels = figures.similarity_image(SimilarityMap("conv", likeness, labels, kept, ""))
     inner = pixels[:, 4:, 0]
     assert inner.shape == (6, 6)
     assert (inner[:3, :3] == 0).all() and (inner[3:5, 3:5] == 0).all(), "alike: dark, first the larger cluster"
@@ -56,7 +56,7 @@ def test_a_similarity_image_puts_clusters_side_by_side():
 
 def test_a_similarity_image_of_2048_channels_is_small():
     rng = np.random.default_rng(0)
-    portrait = Portrait("conv", rng.random((2048, 2048)), rng.integers(-1, 40, 2048), rng.random(2048) < 0.3, "")
+    portrait = SimilarityMap("conv", rng.random((2048, 2048)), rng.integers(-1, 40, 2048), rng.random(2048) < 0.3, "")
     image = figures.similarity_image(portrait)
     assert image.shape == (128, 128 + 2 * 8, 3)
     assert image.dtype == np.uint8

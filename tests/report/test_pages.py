@@ -9,7 +9,7 @@ import jinja2
 import numpy as np
 import pytest
 
-from dist_prune.pruning.portrait import Curve, Portrait
+from dist_prune.pruning.figure_data import Curve, SimilarityMap
 from dist_prune.report.compare_html import render_comparison
 from dist_prune.report.html import render, render_report
 from dist_prune.report.ratio_curves_html import render_ratio_curves
@@ -64,7 +64,7 @@ def report_page(word: str) -> str:
         "many_images": word, "events": [{"stage": word, "event": f"WARNING: {word}", word: word}],
     }  # fmt: skip
     histories = {word: [{"epoch": 1, "loss": 1.0, "test_top1": 1.0, "test_loss": 1.0}]}
-    portrait = Portrait(word, np.eye(2), np.array([0, -1]), np.array([True, False]), word)
+    portrait = SimilarityMap(word, np.eye(2), np.array([0, -1]), np.array([True, False]), word)
     planes = [{"group": word, "width": "2", "kept": "1", "top1": "50", "ixz": "", "izy": "", "total_correlation": ""}]
     return render_report(facts, histories, word, [portrait], [Curve(word, (0, 1), (0, 1), (word, word))], planes)
 

@@ -15,12 +15,12 @@ def body(**finetuned) -> dict:
 
 
 def test_a_ratio_of_times_is_a_speed_up():
-    rows = dict(tables.rows(body()))
+    rows = dict(tables.metric_rows(body()))
     assert rows["ms, batch 1"] == ["4.00", "2.00", "2.00"]
     assert rows["speed-up, batch 1"] == ["", "2.00x", "2.00x"], "faster is above 1"
 
 
 def test_a_time_that_is_not_reliable_gets_no_ratio():
-    rows = dict(tables.rows(body(reliable=False)))
+    rows = dict(tables.metric_rows(body(reliable=False)))
     assert rows["ms, batch 1"] == ["4.00", "2.00", "2.00"]
     assert rows["speed-up, batch 1"] == ["", "2.00x", "not reliable"]

@@ -11,13 +11,13 @@ from torch import nn
 from torch.nn import functional
 
 from dist_prune.config.training import Training
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.data import augment, dealing
-from dist_prune.runtime.data.feed import Batch
-from dist_prune.runtime.training import optim
-from dist_prune.runtime.training.drive import Drive
-from dist_prune.runtime.training.objective import Objective
-from dist_prune.runtime.training.recalibrate import recalibrate
+from dist_prune.data import augment, sampling
+from dist_prune.data.loader import Batch
+from dist_prune.distributed.communicator import Communicator
+from dist_prune.training import optim
+from dist_prune.training.bn_recalibration import recalibrate_bn
+from dist_prune.training.engine import TrainEngine
+from dist_prune.training.loss import TrainingLoss
 from tests import tiny
 from tests.runtime.test_training import trainer
 
@@ -31,8 +31,8 @@ def chi_square(counts: np.ndarray) -> float:
     return float(((counts - expected) ** 2 / expected).sum())
 
 
-def objective(teacher: nn.Module | None = None, **settings) -> Objective:
-    return Objective(Training(**settings), 4, 0, teacher, contextlib.nullcontext)  # type: ignore[arg-type]
+def objective(teacher: nn.Module | None = None, **settings) -> TrainingLoss:
+    return TrainingLoss(Training(**settings), 4, 0, teacher, contextlib.nullcontext)  # type: ignore[arg-type]
 
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0, 0.0], [0.0, 3.0, 0.0, 1.0], [1.0, 1.5, 0.0, -2.0]])
@@ -95,11 +95,11 @@ def test_mixed_images_have_mixed_labels():
 
 def rates(epochs: int, per_epoch: int, **settings) -> list[float]:
     keys = Training(epochs=epochs, lr=0.8, **settings)
-    optimizer = optim.optimizer([nn.Parameter(torch.zeros(1))], keys)
-    schedule = optim.Schedule(optimizer, keys, per_epoch)
+    optimizer = optim.create_optimizer([nn.Parameter(torch.zeros(1))], keys)
+    schedule = optim.LearningRate(optimizer, keys, per_epoch)
     found = []
     for update in range(epochs * per_epoch):
-        schedule.at(update)
+        schedule.set_for(update)
         found.append(schedule.rate)
     return found
 
@@ -140,7 +140,7 @@ def test_what_decays(everything):
     model = Pair()
     found = {
         name: group["weight_decay"]
-        for group in optim.groups(model, Training(weight_decay=0.3, decay_norm_bias=everything))
+        for group in optim.parameter_groups(model, Training(weight_decay=0.3, decay_norm_bias=everything))
         for name, parameter in model.named_parameters() if any(parameter is p for p in group["params"])
     }  # fmt: skip
     spared = 0.3 if everything else 0.0
@@ -152,7 +152,7 @@ def test_an_update_by_hand(nesterov):
     """v = m v + (g + d w); w -= lr v, or lr (g + d w + m v) with Nesterov."""
     weight = nn.Parameter(torch.tensor([1.0, -2.0]))
     keys = Training(lr=0.1, momentum=0.5, nesterov=nesterov, weight_decay=0.2)
-    optimizer = optim.optimizer([weight], keys)
+    optimizer = optim.create_optimizer([weight], keys)
     value, speed = weight.detach().clone(), torch.zeros(2)
     for grad in (torch.tensor([0.3, 0.1]), torch.tensor([-0.2, 0.4])):
         weight.grad = grad.clone()
@@ -166,13 +166,13 @@ def test_an_update_by_hand(nesterov):
 def test_clipping_shortens_gradients_that_are_too_long():
     for length, limit in ((5.0, 2.5), (5.0, 10.0)):
         weight = nn.Parameter(torch.zeros(2))
-        optimizer = optim.optimizer([weight], Training(lr=1.0, momentum=0.0, weight_decay=0.0))
-        drive = Drive(tiny.machine(), optimizer, None)
+        optimizer = optim.create_optimizer([weight], Training(lr=1.0, momentum=0.0, weight_decay=0.0))
+        drive = TrainEngine(tiny.machine(), optimizer, None)
         weight.grad = torch.tensor([3.0, 4.0])
-        assert float(drive.update(limit, False)) == pytest.approx(length)  # type: ignore[arg-type]
+        assert float(drive.step(limit, False)) == pytest.approx(length)  # type: ignore[arg-type]
         factor = min(1.0, limit / length)
         assert torch.allclose(weight.detach(), -factor * torch.tensor([3.0, 4.0]), atol=1e-4)
-    assert drive.update(None, False) is None
+    assert drive.step(None, False) is None
 
 
 def test_averaged_weights_warm_up():
@@ -200,7 +200,7 @@ def test_recalibrated_norms_by_hand():
     """Means and unbiased variances of each micro-batch, weighted by its images."""
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64)).double()
     feed, ids = tiny.digits_feed(), np.arange(10)
-    assert recalibrate(model, feed, ids, 4, Ranks()) == 1
+    assert recalibrate_bn(model, feed, ids, 4, Communicator()) == 1
     x = next(feed.batches([ids])).images.flatten(1)
     parts = [x[:4], x[4:8], x[8:]]
     shares = [0.4, 0.4, 0.2]
@@ -211,13 +211,13 @@ def test_recalibrated_norms_by_hand():
 
 
 def test_draws_are_uniform_and_apart():
-    found = dealing.draws(3, 7, np.arange(MANY), 3, 2).numpy()
+    found = sampling.uniform_from_ids(3, 7, np.arange(MANY), 3, 2).numpy()
     for column in found.T:
         assert chi_square(np.bincount((column * 10).astype(int), minlength=10)) < LIMIT[10]
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert abs(np.corrcoef(found[:, one], found[:, other])[0, 1]) < 0.025
     for key in ((4, 7, 2), (3, 8, 2), (3, 7, 1)):
-        other = dealing.draws(key[0], key[1], np.arange(MANY), 3, key[2]).numpy()
+        other = sampling.uniform_from_ids(key[0], key[1], np.arange(MANY), 3, key[2]).numpy()
         assert abs(np.corrcoef(found[:, 0], other[:, 0])[0, 1]) < 0.025
 
 
@@ -228,7 +228,7 @@ def marked(side: int) -> torch.Tensor:
 
 def test_crops_and_flips_are_spread_evenly():
     side, pad = 8, 2
-    found = augment.shifted(marked(side), (0, 1), np.arange(MANY), True, pad)[:, 0].numpy()
+    found = augment.shift_and_flip(marked(side), (0, 1), np.arange(MANY), True, pad)[:, 0].numpy()
     middle = found[:, 4, 3:5]  # inside the picture whatever the crop
     mirrored = middle[:, 0] > middle[:, 1]
     assert chi_square(np.bincount(mirrored.astype(int), minlength=2)) < LIMIT[2]
@@ -240,18 +240,18 @@ def test_crops_and_flips_are_spread_evenly():
     assert abs(np.corrcoef(row, column)[0, 1]) < 0.025 and abs(np.corrcoef(row, mirrored)[0, 1]) < 0.025
     corner = found[(row == -pad) & (column == -pad) & ~mirrored][0]
     assert (corner[:pad] == 0).all() and (corner[:, :pad] == 0).all() and corner[pad, pad] == 1
-    plain = augment.shifted(marked(side), (0, 1), np.arange(MANY), False, pad)[:, 0].numpy()
+    plain = augment.shift_and_flip(marked(side), (0, 1), np.arange(MANY), False, pad)[:, 0].numpy()
     assert (plain[:, 4, 3] < plain[:, 4, 4]).all()
-    default = augment.shifted(marked(side)[:200], (0, 1), np.arange(200), False)[:, 0].numpy()
+    default = augment.shift_and_flip(marked(side)[:200], (0, 1), np.arange(200), False)[:, 0].numpy()
     assert set((default[:, 4, 4] - 1) // side - 4) == {-1, 0, 1}, "an eighth of the side"
-    large = augment.shifted(marked(32)[:400], (0, 1), np.arange(400), False)[:, 0].numpy()
+    large = augment.shift_and_flip(marked(32)[:400], (0, 1), np.arange(400), False)[:, 0].numpy()
     assert set((large[:, 16, 16] - 1) // 32 - 16) == set(range(-4, 5)), "4 of 32, as on CIFAR-10"
 
 
 def test_windows_have_the_areas_and_aspects_that_are_asked_for():
     scale, ratio, side = (0.25, 0.75), (0.8, 1.25), 256
-    chances = augment.window_chances((0, 0), np.arange(MANY))
-    found = np.array([augment.window(side, side, chance, scale, ratio) for chance in chances])
+    chances = augment.window_uniforms((0, 0), np.arange(MANY))
+    found = np.array([augment.crop_window(side, side, chance, scale, ratio) for chance in chances])
     top, left, height, width = found.T
     assert (top >= 0).all() and (left >= 0).all()
     assert (top + height <= side).all() and (left + width <= side).all()
@@ -262,17 +262,17 @@ def test_windows_have_the_areas_and_aspects_that_are_asked_for():
     for start, length in ((top, height), (left, width)):
         place = start / (side - length + 1)
         assert chi_square(np.bincount((place * 9).astype(int), minlength=9)) < 2 * LIMIT[9]
-    assert augment.window(10, 40, [0.999] * 23, (1.0, 1.0), (0.9, 1.1)) == (0, 14, 10, 11), "none fits: the middle"
-    assert augment.window(40, 10, [0.999] * 23, (1.0, 1.0), (0.9, 1.1)) == (14, 0, 11, 10)
+    assert augment.crop_window(10, 40, [0.999] * 23, (1.0, 1.0), (0.9, 1.1)) == (0, 14, 10, 11), "none fits: the middle"
+    assert augment.crop_window(40, 10, [0.999] * 23, (1.0, 1.0), (0.9, 1.1)) == (14, 0, 11, 10)
 
 
 def test_rectangles_are_erased_as_often_and_as_large_as_asked():
-    from dist_prune.runtime.data.feed import Look
+    from dist_prune.data.loader import TransformConfig
 
     side, share = 32, 0.4
-    look = Look(side, (0.0,), (1.0,), erasing=share, erasing_mode="const")
+    look = TransformConfig(side, (0.0,), (1.0,), erasing=share, erasing_mode="const")
     images = torch.ones(MANY, 1, side, side)
-    augment.erased(images, (0, 0), np.arange(MANY), look)
+    augment.erase(images, (0, 0), np.arange(MANY), look)
     gone = (images[:, 0] == 0).float().mean((1, 2)).numpy()
     hit = gone > 0
     assert abs(hit.mean() - share) < 0.015
@@ -288,12 +288,18 @@ def test_rectangles_are_erased_as_often_and_as_large_as_asked():
 def test_pieces_and_the_smallest_batch_that_is_taken():
     from dist_prune.errors import PruneError
 
-    assert [dealing.pieces(*given) for given in ((8, 1, 1), (8, 4, 2), (12, 8, 1), (3, 4, 1), (9, 2, 3))] == [
-        1, 2, 6, 1, 1,
-    ]  # fmt: skip
-    dealing.check(4, 4, 2, "train")  # two images for each of two processes
+    assert [
+        sampling.accumulation_pieces(*given) for given in ((8, 1, 1), (8, 4, 2), (12, 8, 1), (3, 4, 1), (9, 2, 3))
+    ] == [
+        1,
+        2,
+        6,
+        1,
+        1,
+    ]
+    sampling.check(4, 4, 2, "train")  # two images for each of two processes
     with pytest.raises(PruneError, match="train.batch: 3"):
-        dealing.check(3, 3, 2, "train")
+        sampling.check(3, 3, 2, "train")
 
 
 def test_figures_of_an_epoch_agree_with_one_another():

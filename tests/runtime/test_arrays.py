@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from dist_prune import methods
+from dist_prune.cli.check import preview
 from dist_prune.config import loading
+from dist_prune.data import array_files
+from dist_prune.data.datasets import ArraySource, open_source
 from dist_prune.errors import PruneError
-from dist_prune.preview import preview
-from dist_prune.runtime.data import arrays
-from dist_prune.runtime.data.sources import ArraySource, open_source
 
 RNG = np.random.default_rng(0)
 N = 12
@@ -146,6 +146,6 @@ def test_floats_from_zero_to_one_get_a_hint(tmp_path):
 
 
 def test_what_looks_like_channels_first():
-    assert arrays.channels_first((9, 3, 224, 224))
-    assert not arrays.channels_first((9, 224, 224, 3))
-    assert not arrays.channels_first((9, 32, 32, 64))
+    assert array_files.channels_first((9, 3, 224, 224))
+    assert not array_files.channels_first((9, 224, 224, 3))
+    assert not array_files.channels_first((9, 32, 32, 64))

@@ -9,21 +9,21 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as vision
 
+from dist_prune.data import augment
+from dist_prune.data.datasets import open_source
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.data.timm_transforms import AutoAugmentPolicy, check_policy
 from dist_prune.errors import PruneError
-from dist_prune.runtime.data import augment
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import open_source
-from dist_prune.runtime.data.transforms import Policy, check_policy
 
 CPU, IDS = torch.device("cpu"), np.array([5, 9, 700, 2, 41, 999])
 
 
-def look(**more) -> Look:
-    return Look(8, (0.0,), (1.0,), **more)
+def look(**more) -> TransformConfig:
+    return TransformConfig(8, (0.0,), (1.0,), **more)
 
 
-def feed(backend: str = "auto", **more) -> Feed:
-    return Feed(open_source("digits", None, "", True), look(**more), CPU, backend=backend)
+def feed(backend: str = "auto", **more) -> ImageLoader:
+    return ImageLoader(open_source("digits", None, "", True), look(**more), CPU, backend=backend)
 
 
 KINDS = {
@@ -62,7 +62,7 @@ def test_policies_leave_the_global_random_states_alone():
     random.seed(1)
     np.random.seed(1)
     image = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
-    policy = Policy(Look(8, (0.5,) * 3, (0.5,) * 3, auto_augment="rand-m9-mstd0.5"), 8)
+    policy = AutoAugmentPolicy(TransformConfig(8, (0.5,) * 3, (0.5,) * 3, auto_augment="rand-m9-mstd0.5"), 8)
     results = {policy(image, 7).tobytes() for _ in range(3)}
     assert len(results) == 1
     assert len({policy(image, number).tobytes() for number in range(20)}) > 5
@@ -87,14 +87,14 @@ def test_policies_that_timm_would_not_understand(config, said):
 @pytest.mark.parametrize("config", ["rand-m9-mstd0.5", "rand-m6-n4-mmax15-inc1-tweights", "v0r", "3a", "augmix-m5-w4"])
 def test_policies_that_timm_understands(config):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
-    policy = Policy(Look(32, (0.5,) * 3, (0.5,) * 3, auto_augment=config), 32)
+    policy = AutoAugmentPolicy(TransformConfig(32, (0.5,) * 3, (0.5,) * 3, auto_augment=config), 32)
     assert any(policy(image, number).tobytes() != image.tobytes() for number in range(8))
 
 
 def test_erasing_takes_the_share_and_the_area_that_it_says():
     n = 2000
     images = torch.full((n, 3, 24, 32), 5.0)
-    found = augment.erased(images.clone(), (0, 0), np.arange(n), look(erasing=0.4, erasing_mode="const"))
+    found = augment.erase(images.clone(), (0, 0), np.arange(n), look(erasing=0.4, erasing_mode="const"))
     gone = (found == 0).all(1)
     touched = gone.flatten(1).any(1)
     assert 0.35 < float(touched.float().mean()) < 0.45
@@ -104,7 +104,7 @@ def test_erasing_takes_the_share_and_the_area_that_it_says():
     assert torch.equal(gone, (found != 5).any(1)), "one rectangle, all channels"
     one = gone[touched][0]
     assert int(one.any(0).sum()) * int(one.any(1).sum()) == int(one.sum())
-    noise = augment.erased(images.clone(), (0, 0), np.arange(n), look(erasing=0.4))
+    noise = augment.erase(images.clone(), (0, 0), np.arange(n), look(erasing=0.4))
     assert torch.equal((noise != 5).any(1), gone), "the same rectangles in every mode"
     values = noise[(noise != 5)]
     assert abs(float(values.mean())) < 0.02
@@ -115,8 +115,8 @@ def test_erasing_takes_the_share_and_the_area_that_it_says():
 def test_windows_lie_inside_and_have_the_area_and_aspect_asked_for(height, width):
     scale, ratio = (0.3, 0.6), (0.8, 1.25)
     areas = []
-    for chance in augment.window_chances((0, 0), np.arange(300)):
-        top, left, h, w = augment.window(height, width, chance, scale, ratio)
+    for chance in augment.window_uniforms((0, 0), np.arange(300)):
+        top, left, h, w = augment.crop_window(height, width, chance, scale, ratio)
         assert 0 <= top <= top + h <= height
         assert 0 <= left <= left + w <= width
         assert h >= 1
@@ -132,12 +132,12 @@ def test_windows_of_arrays_are_resized_as_pillow_resizes(data):
     source = open_source("npz", str(data / "cifar10.npz"), "", True)
     ids = np.arange(64)
     pixels = torch.from_numpy(source.images[ids]).permute(0, 3, 1, 2)  # type: ignore[index]
-    wanted = Look(32, (0.0,) * 3, (1.0,) * 3)
+    wanted = TransformConfig(32, (0.0,) * 3, (1.0,) * 3)
     for size in (16, 32, 48):
         found = augment.resized_windows(pixels, (3, 1), ids, wanted, size)
-        chances = augment.window_chances((3, 1), ids)
+        chances = augment.window_uniforms((3, 1), ids)
         for image, chance, result in zip(pixels, chances, found, strict=True):
-            box = augment.window(32, 32, chance, wanted.scale, wanted.ratio)
+            box = augment.crop_window(32, 32, chance, wanted.scale, wanted.ratio)
             reference = vision.resized_crop(vision.to_pil_image(image), *box, [size, size])  # type: ignore[arg-type]
             reference = vision.hflip(reference) if chance[-1] < 0.5 else reference
             difference = (vision.pil_to_tensor(reference).int() - result.int()).abs()  # type: ignore[arg-type]
@@ -159,7 +159,7 @@ def test_what_a_backend_cannot_do_is_refused():
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_the_layout_asked_for(layout, data):
     source = open_source("npz", str(data / "cifar10.npz"), "", False)
-    plain = Feed(source, Look(32, (0.5,) * 3, (0.2,) * 3), CPU, memory_format=layout)
+    plain = ImageLoader(source, TransformConfig(32, (0.5,) * 3, (0.2,) * 3), CPU, memory_format=layout)
     images = next(plain.batches([np.arange(4)])).images
     assert images.is_contiguous(memory_format=layout)
     pixels = torch.from_numpy(source.images[:4]).permute(0, 3, 1, 2)  # type: ignore[index]
@@ -171,8 +171,8 @@ def test_noise_is_drawn_on_the_cpu_from_the_image_s_number():
     """A device's own generator gives other numbers: erased images would hang on the machine."""
     images = torch.zeros(3, 2, 16, 16)
     for mode, shape in (("rand", (2, 1, 1)), ("pixel", None)):
-        found = augment.erased(images.clone(), (4, 1), np.arange(3), look(erasing=1.0, erasing_mode=mode))
-        chance = augment.draws(4, 1, np.arange(3), 2 * augment.TRIES + 4, augment.ERASE).numpy()
+        found = augment.erase(images.clone(), (4, 1), np.arange(3), look(erasing=1.0, erasing_mode=mode))
+        chance = augment.uniform_from_ids(4, 1, np.arange(3), 2 * augment.TRIES + 4, augment.ERASE).numpy()
         for image in range(3):
             rows, columns = (found[image].abs().sum((0, axis)).nonzero()[:, 0] for axis in (2, 1))
             erased = found[image][:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]

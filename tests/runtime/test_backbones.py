@@ -4,11 +4,11 @@ import pytest
 import timm
 import torch
 
+from dist_prune import models
 from dist_prune.errors import PruneError
-from dist_prune.methods.graph import Graph, Options
-from dist_prune.pruning import cost
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones
+from dist_prune.methods.graph.method import Graph, Options
+from dist_prune.pruning.selection import cost
+from dist_prune.pruning.surgery.verified_trace import trace_groups
 
 # name, classes; millions as the table rounds them: thop, MACs of convolutions, MACs of linear layers; parameters
 DENSE = [
@@ -32,8 +32,8 @@ DENSE = [
 
 
 def counts(name, classes, size=32):
-    model = backbones.create(name, classes, 3).eval()
-    return model, sites_of(model, torch.randn(1, 3, size, size))
+    model = models.create(name, classes, 3).eval()
+    return model, trace_groups(model, torch.randn(1, 3, size, size))
 
 
 def millions(value: int, like: str) -> str:
@@ -75,7 +75,7 @@ def test_the_pooled_form_is_timm_s_network_at_224():
     """The same keys, the same outputs; at 448 the classifier sees 7x7 maps, not 8x8 places of 14x14."""
     torch.manual_seed(0)
     plain = timm.create_model("vgg16_bn", num_classes=3).eval()
-    pooled = backbones.create("vgg16_bn_pool7", 3, 3).eval()
+    pooled = models.create("vgg16_bn_pool7", 3, 3).eval()
     pooled.load_state_dict(plain.state_dict())
     seen = {}
     pooled.get_submodule("pre_logits").register_forward_pre_hook(lambda m, x: seen.update(shape=x[0].shape))
@@ -92,13 +92,13 @@ def test_timm_knows_them_and_they_have_no_weights_to_fetch(name):
     model = timm.create_model(name, num_classes=7, in_chans=1)
     assert model(torch.randn(2, 1, 32, 32)).shape == (2, 7)
     with pytest.raises(PruneError, match="no weights to fetch"):
-        backbones.create(name, 10, 3, pretrained=True)
+        models.create(name, 10, 3, pretrained=True)
 
 
 def scored(name) -> dict[str, tuple[str, ...]]:
     """Scored layer -> the layers whose outputs follow it."""
     _, channels = counts(name, 10)
-    return {group.name: group.producers[1:] for group in Graph(Options()).limits(channels).free}
+    return {group.name: group.producers[1:] for group in Graph(Options()).prunable(channels).free}
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,8 @@ def test_residual_streams_follow_the_stem_and_the_projections(blocks):
 
 
 def test_the_bottleneck_s_last_convolution_follows_its_stage_s_projection():
-    model = backbones.create("resnet50", 10, 3).eval()
-    channels = Graph(Options()).limits(sites_of(model, torch.randn(1, 3, 64, 64)))
+    model = models.create("resnet50", 10, 3).eval()
+    channels = Graph(Options()).prunable(trace_groups(model, torch.randn(1, 3, 64, 64)))
     found = {group.name: group.producers[1:] for group in channels.free}
     assert found.pop("conv1") == ()
     for stage, blocks in enumerate((3, 4, 6, 3), start=1):
@@ -167,12 +167,12 @@ def test_a_concatenation_s_reader_takes_the_kept_sets_side_by_side():
 
 def test_mint_s_vgg_ends_in_a_max_pool():
     torch.manual_seed(0)
-    model, x = backbones.create("vgg16_bn_maxpool_cifar", 10, 3).eval(), torch.randn(2, 3, 32, 32)
+    model, x = models.create("vgg16_bn_maxpool_cifar", 10, 3).eval(), torch.randn(2, 3, 32, 32)
     maps = model.features(x)
     wanted = model.head(model.hidden(torch.nn.functional.max_pool2d(maps, 2).flatten(1)))
     assert torch.allclose(model(x), wanted, atol=1e-6)
     assert isinstance(model.hidden[1], torch.nn.BatchNorm1d)
-    other = backbones.create("vgg16_bn_cifar", 10, 3)
+    other = models.create("vgg16_bn_cifar", 10, 3)
     assert [(n, t.shape) for n, t in other.state_dict().items()] == [
         (n, t.shape) for n, t in model.state_dict().items()
     ]

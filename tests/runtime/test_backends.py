@@ -5,15 +5,15 @@ import pytest
 import torch
 from PIL import Image
 
+from dist_prune.data import sampling
+from dist_prune.data.datasets import ArraySource, open_source
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.data.open_split import beton_path, open_split
+from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.data import dealing
-from dist_prune.runtime.data.backends import beton_of, open_split
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import ArraySource, open_source
 
 CPU, COUNT = torch.device("cpu"), 1001
-PLAIN = Look(32, (0.0,) * 3, (1 / 255,) * 3)  # images come out as their pixels
+PLAIN = TransformConfig(32, (0.0,) * 3, (1 / 255,) * 3)  # images come out as their pixels
 
 
 @pytest.fixture(scope="module")
@@ -40,20 +40,20 @@ BACKENDS = {
 }
 
 
-def feed_of(name: str, trees, look: Look = PLAIN, workers: int = 0) -> Feed:
+def feed_of(name: str, trees, look: TransformConfig = PLAIN, workers: int = 0) -> ImageLoader:
     backend, source, place = BACKENDS[name]
     opened = open_split(backend, source, str(trees / place), "train", True)
-    return Feed(opened.source, look, CPU, workers, torch.float64, backend=opened.backend)
+    return ImageLoader(opened.source, look, CPU, workers, torch.float64, backend=opened.backend)
 
 
-def seen(ranks: Ranks, name: str, trees, look: Look, training: bool) -> list[tuple[int, int, int]]:
+def seen(ranks: Communicator, name: str, trees, look: TransformConfig, training: bool) -> list[tuple[int, int, int]]:
     """(id, label, pixel sum) of two epochs of this rank."""
     feed, out = feed_of(name, trees, look), []
     for epoch in range(2):
         if training:
-            lists = [ids for ids, _ in dealing.epoch(COUNT, 128, 7, epoch, ranks.rank, ranks.world)]
+            lists = [ids for ids, _ in sampling.epoch_batches(COUNT, 128, 7, epoch, ranks.rank, ranks.world)]
         else:
-            lists = dealing.deal(dealing.micro_batches(np.arange(COUNT), 50), ranks.rank, ranks.world)
+            lists = sampling.shard(sampling.micro_batches(np.arange(COUNT), 50), ranks.rank, ranks.world)
         for batch in feed.batches(lists, (7, epoch) if training else None):
             sums = batch.images.sum((1, 2, 3)).round().long()
             out += list(zip(batch.ids.tolist(), batch.labels.tolist(), sums.tolist(), strict=True))
@@ -78,18 +78,20 @@ def test_every_id_once_with_its_label_and_pixels(name, world, trees, truth, pool
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("name", BACKENDS)
 def test_training_sees_every_id_once_and_the_same_pixels_on_every_world(name, world, trees, truth, pool):
-    look = Look(32, (0.0,) * 3, (1 / 255,) * 3, augment="crop_flip")
+    look = TransformConfig(32, (0.0,) * 3, (1 / 255,) * 3, augment="crop_flip")
     found = [item for part in pool.run(world, seen, name, trees, look, True) for item in part]
     assert sorted(item[:2] for item in found) == sorted(item[:2] for item in truth * 2)
-    assert sorted(found) == sorted(seen(Ranks(), "memory", trees, look, True)), "drawn from (seed, epoch, id) alone"
+    assert sorted(found) == sorted(seen(Communicator(), "memory", trees, look, True)), (
+        "drawn from (seed, epoch, id) alone"
+    )
 
 
 @pytest.mark.parametrize("name", ["torch on arrays", "torch on files"])
 def test_workers_change_nothing(name, trees):
-    look = Look(
+    look = TransformConfig(
         32, (0.0,) * 3, (1 / 255,) * 3, augment="resized_crop_flip", auto_augment="rand-m9-mstd0.5", erasing=0.5
     )
-    lists = dealing.micro_batches(np.arange(60), 16)
+    lists = sampling.micro_batches(np.arange(60), 16)
     one, two = (
         torch.cat([batch.images for batch in feed_of(name, trees, look, workers).batches(lists, (0, 1))])
         for workers in (0, 2)
@@ -99,8 +101,8 @@ def test_workers_change_nothing(name, trees):
 
 def test_an_epoch_goes_on_in_its_middle(trees):
     """What is left of an epoch is the lists that are left: nothing else has to be kept."""
-    look = Look(32, (0.0,) * 3, (1 / 255,) * 3, augment="crop_flip")
-    lists = [ids for ids, _ in dealing.epoch(COUNT, 128, 7, 3, 0, 2)]
+    look = TransformConfig(32, (0.0,) * 3, (1 / 255,) * 3, augment="crop_flip")
+    lists = [ids for ids, _ in sampling.epoch_batches(COUNT, 128, 7, 3, 0, 2)]
     whole = [batch.images for batch in feed_of("memory", trees, look).batches(lists, (7, 3))]
     rest = [batch.images for batch in feed_of("memory", trees, look).batches(lists[5:], (7, 3))]
     assert len(rest) == len(whole) - 5
@@ -115,4 +117,4 @@ def test_who_serves_what(trees):
     assert "train.beton" in files.why
     with pytest.raises(PruneError, match="'memory' is for arrays .* served by torch, or by ffcv"):
         open_split("memory", "imagefolder", str(trees), "train", True)
-    assert beton_of("npz", "/x/c.npz", "", True) != beton_of("npz", "/x/c.npz", "", False)
+    assert beton_path("npz", "/x/c.npz", "", True) != beton_path("npz", "/x/c.npz", "", False)

@@ -6,14 +6,14 @@ from functools import partial
 import pytest
 import torch
 
+from dist_prune.distributed import tensor_files
 from dist_prune.errors import PruneError
-from dist_prune.pruning import surgeon
-from dist_prune.pruning.blocks import left
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import checkpoint
-from dist_prune.runtime.training.carrying import OPTIMIZER, Carried
-from dist_prune.runtime.training.train import Trainer
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.plan.weight_blocks import remaining_positions
+from dist_prune.pruning.surgery import surgeon
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.training.optimizer_state import OPTIMIZER, CarriedOptimizerState
+from dist_prune.training.trainer import Trainer
 from tests import tiny
 from tests.runtime.test_training import Killed, kill_after, trainer
 
@@ -25,7 +25,7 @@ CASES = {
 }
 
 
-def ended(carried: Carried | None = None, first: int = 0, start=None, **more) -> Trainer:
+def ended(carried: CarriedOptimizerState | None = None, first: int = 0, start=None, **more) -> Trainer:
     """A finished training at a constant rate that tells what it leaves."""
     found = trainer(schedule="constant", **more)
     if start is not None:
@@ -35,13 +35,13 @@ def ended(carried: Carried | None = None, first: int = 0, start=None, **more) ->
     return found
 
 
-def written(carried: Carried, folder) -> Carried:
+def written(carried: CarriedOptimizerState, folder) -> CarriedOptimizerState:
     """Through a file and back."""
-    checkpoint.save(folder / "state.safetensors", *carried.file())
-    return Carried.read(folder / "state.safetensors")
+    tensor_files.save_tensors(folder / "state.safetensors", *carried.to_file())
+    return CarriedOptimizerState.from_file(folder / "state.safetensors")
 
 
-def same(one: Carried, other: Carried) -> None:
+def same(one: CarriedOptimizerState, other: CarriedOptimizerState) -> None:
     assert one.tables.keys() == other.tables.keys()
     for name, table in one.tables.items():
         assert table.keys() == other.tables[name].keys()
@@ -60,9 +60,9 @@ def test_with_nothing_removed_it_was_never_stopped(case, tmp_path):
     assert half.left is not None
     assert whole.left is not None
     model, x = half.model, tiny.example()
-    channels = sites_of(model, x[:1])
+    channels = trace_groups(model, x[:1])
     nothing = Plan({}, {group.name: group.width for group in channels.groups})
-    carried = written(half.left, tmp_path).cut(partial(surgeon.cut_along, model, channels, nothing))
+    carried = written(half.left, tmp_path).pruned(partial(surgeon.prune_tensors_like, model, channels, nothing))
     start = copy.deepcopy(model)
     start.load_state_dict(carried.tables.get("model", model.state_dict()))
     again = ended(carried, 1, start, epochs=1, **more)
@@ -80,10 +80,13 @@ def test_the_state_of_kept_channels_is_untouched(case):
     found = ended(epochs=1, **CASES[case])
     assert found.left is not None
     model, x = found.model, tiny.example()
-    channels = sites_of(model, x[:1])
+    channels = trace_groups(model, x[:1])
     kept = {"conv1": [0, 2, 3, 11], "layer2.0.conv1": list(range(5, 30)), "layer3.0.conv2": [1, 2, 40, 63]}
     plan = Plan.keeping(channels, kept)
-    carried, places = found.left.cut(partial(surgeon.cut_along, model, channels, plan)), left(channels, plan.removed)
+    carried, places = (
+        found.left.pruned(partial(surgeon.prune_tensors_like, model, channels, plan)),
+        remaining_positions(channels, plan.removed),
+    )
     small, tables = tiny.cut(model, channels, plan), 0
     for table, named in carried.tables.items():
         for name, tensor in named.items():
@@ -126,7 +129,7 @@ def test_the_state_is_that_of_the_kept_epoch_also_when_it_was_killed_behind_it(t
     calls: list[int] = []
     cut = trainer(folder=tmp_path, judge=judged(calls), **more)
     cut.leaves = True
-    kill_after(cut, 2 * cut.loop.steps + 2)
+    kill_after(cut, 2 * cut.loop.steps_per_epoch + 2)
     with pytest.raises(Killed):
         cut.run()
     assert cut.states is not None

@@ -5,8 +5,8 @@ import pickle
 import pytest
 import torch
 
+from dist_prune.distributed import tensor_files
 from dist_prune.errors import PruneError
-from dist_prune.runtime import checkpoint
 from tests import tiny
 
 
@@ -19,8 +19,8 @@ class Evil:
 
 def test_there_and_back(tmp_path):
     state = tiny.network().state_dict()
-    checkpoint.save(tmp_path / "a.safetensors", state, {"epoch": 3, "nested": {"x": [1.5]}})
-    again, meta = checkpoint.read(tmp_path / "a.safetensors")
+    tensor_files.save_tensors(tmp_path / "a.safetensors", state, {"epoch": 3, "nested": {"x": [1.5]}})
+    again, meta = tensor_files.read_tensors(tmp_path / "a.safetensors")
     assert again.keys() == state.keys()
     assert all(torch.equal(tensor, again[name]) for name, tensor in state.items())
     assert meta == {"epoch": 3, "nested": {"x": [1.5]}}
@@ -30,33 +30,33 @@ def test_there_and_back(tmp_path):
 def test_foreign_wrappings_are_undone(tmp_path, wrap):
     state = tiny.network().state_dict()
     torch.save(wrap({f"module.{name}": tensor for name, tensor in state.items()}), tmp_path / "a.pth")
-    assert checkpoint.read_weights(tmp_path / "a.pth").keys() == state.keys()
+    assert tensor_files.read_weights(tmp_path / "a.pth").keys() == state.keys()
 
 
 def test_code_is_refused(tmp_path, capsys):
     torch.save({"state_dict": Evil()}, tmp_path / "a.pth")
     with pytest.raises(PruneError, match="would run code, so it is refused"):
-        checkpoint.read_weights(tmp_path / "a.pth")
+        tensor_files.read_weights(tmp_path / "a.pth")
     (tmp_path / "b.pth").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(PruneError, match="would run code|no torch checkpoint"):
-        checkpoint.read_weights(tmp_path / "b.pth")
+        tensor_files.read_weights(tmp_path / "b.pth")
     assert "code ran" not in capsys.readouterr().out
 
 
 def test_missing_damaged_and_empty_files(tmp_path):
     with pytest.raises(PruneError, match="there is no file"):
-        checkpoint.read_weights(tmp_path / "none.safetensors")
-    checkpoint.save(tmp_path / "a.safetensors", tiny.network().state_dict())
+        tensor_files.read_weights(tmp_path / "none.safetensors")
+    tensor_files.save_tensors(tmp_path / "a.safetensors", tiny.network().state_dict())
     whole = (tmp_path / "a.safetensors").read_bytes()
     (tmp_path / "a.safetensors").write_bytes(whole[:-100])
     with pytest.raises(PruneError, match="damaged or cut short"):
-        checkpoint.read_weights(tmp_path / "a.safetensors")
+        tensor_files.read_weights(tmp_path / "a.safetensors")
     (tmp_path / "b.pth").write_bytes(b"not a checkpoint")
     with pytest.raises(PruneError, match=r"b\.pth"):
-        checkpoint.read_weights(tmp_path / "b.pth")
+        tensor_files.read_weights(tmp_path / "b.pth")
     torch.save([1, 2], tmp_path / "c.pth")
     with pytest.raises(PruneError, match="holds no state dict"):
-        checkpoint.read_weights(tmp_path / "c.pth")
+        tensor_files.read_weights(tmp_path / "c.pth")
 
 
 def test_what_does_not_fit_is_named():
@@ -65,7 +65,7 @@ def test_what_does_not_fit_is_named():
     weights["conv1.weight"] = torch.zeros(16, 3, 3, 3)
     weights["head.bias"] = weights.pop("linear.bias")
     with pytest.raises(PruneError) as error:
-        checkpoint.fit(model, weights, "a.safetensors")
+        tensor_files.load_strictly(model, weights, "a.safetensors")
     text = str(error.value)
     assert "conv1.weight: (16, 3, 3, 3) in the file, (16, 1, 3, 3) in the network" in text
     assert "missing in the file: linear.bias" in text
@@ -77,10 +77,10 @@ def test_optimizer_state_survives_the_file(tmp_path):
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     model(tiny.example()).sum().backward()
     optimizer.step()
-    tensors, plain = checkpoint.pack(optimizer)
-    checkpoint.save(tmp_path / "a.safetensors", tensors, plain)
+    tensors, plain = tensor_files.pack_optimizer(optimizer)
+    tensor_files.save_tensors(tmp_path / "a.safetensors", tensors, plain)
     other = torch.optim.SGD(model.parameters(), 0.5)
-    checkpoint.unpack(other, *checkpoint.read(tmp_path / "a.safetensors"))
+    tensor_files.unpack_optimizer(other, *tensor_files.read_tensors(tmp_path / "a.safetensors"))
     mine, theirs = optimizer.state_dict(), other.state_dict()
     assert mine["param_groups"] == theirs["param_groups"]
     for index, state in mine["state"].items():
@@ -91,7 +91,7 @@ def test_import_of_foreign_checkpoints(tmp_path, capsys):
     """The papers' files: a wrapper, prefixes, numpy arrays and scalars beside the weights."""
     import numpy as np
 
-    from dist_prune.cli import main
+    from dist_prune.cli.main import main
 
     state = tiny.network().state_dict()
     wrapped = {f"module.model.{name}": tensor for name, tensor in state.items()}
@@ -99,7 +99,7 @@ def test_import_of_foreign_checkpoints(tmp_path, capsys):
     torch.save({"state_dict": wrapped, "epoch": 3, **extra}, tmp_path / "a.tar")
     assert main(["import-checkpoint", str(tmp_path / "a.tar"), "--out", str(tmp_path / "a.safetensors")]) == 0
     assert f"{len(state)} tensors" in capsys.readouterr().out
-    again, _ = checkpoint.read(tmp_path / "a.safetensors")
+    again, _ = tensor_files.read_tensors(tmp_path / "a.safetensors")
     assert again.keys() == state.keys()
     assert all(torch.equal(tensor, again[name]) for name, tensor in state.items())
     torch.save({"state_dict": wrapped, "args": Evil()}, tmp_path / "b.pth")

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from dist_prune.data.datasets import ArraySource, check, open_source, same_classes
+from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.errors import PruneError
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import ArraySource, check, open_source, same_classes
 
 CPU = torch.device("cpu")
 
@@ -30,14 +30,17 @@ def test_cifar_and_mnist_are_the_real_ones(data):
 def test_image_folder(data):
     source = open_source("imagefolder", str(data / "imagenet_1000"), "val", False)
     assert len(source.classes) == 1000
-    feed = Feed(source, Look(224, (0.5,) * 3, (0.5,) * 3, 0.875), CPU, workers=0)
+    feed = ImageLoader(source, TransformConfig(224, (0.5,) * 3, (0.5,) * 3, 0.875), CPU, workers=0)
     whole = torch.cat([batch.images for batch in feed.batches([np.array([3, 500]), np.array([999])])])
     assert whole.shape == (3, 3, 224, 224)
     with Image.open(source.paths[500]) as file:  # type: ignore[union-attr]
         side = min(file.size)
     assert side == 256
     other = torch.cat(
-        [b.images for b in Feed(source, feed.look, CPU, workers=2).batches([np.array([3]), np.array([500, 999])])]
+        [
+            b.images
+            for b in ImageLoader(source, feed.transform, CPU, workers=2).batches([np.array([3]), np.array([500, 999])])
+        ]
     )
     assert torch.equal(whole, other)
 
@@ -45,7 +48,7 @@ def test_image_folder(data):
 @pytest.mark.parametrize("augment", ["crop_flip", "crop"])
 def test_augmentation_follows_the_sample_not_the_batch(augment):
     source = open_source("digits", None, "", True)
-    feed = Feed(source, Look(8, (0.0,), (1.0,), augment=augment), CPU)
+    feed = ImageLoader(source, TransformConfig(8, (0.0,), (1.0,), augment=augment), CPU)
     ids = np.array([5, 9, 700, 2])
     together = next(feed.batches([ids], augment=(0, 3))).images
     alone = torch.cat([batch.images for batch in feed.batches([ids[i : i + 1] for i in range(4)], augment=(0, 3))])
@@ -59,8 +62,8 @@ def test_crops_are_windows_of_the_padded_image():
     """Each augmented image is one of the shifted (and, with crop_flip, mirrored) copies of the original."""
     source = open_source("digits", None, "", True)
     ids = np.arange(40)
-    plain = next(Feed(source, Look(8, (0.0,), (1.0,)), CPU).batches([ids])).images
-    feed = Feed(source, Look(8, (0.0,), (1.0,), augment="crop_flip"), CPU)
+    plain = next(ImageLoader(source, TransformConfig(8, (0.0,), (1.0,)), CPU).batches([ids])).images
+    feed = ImageLoader(source, TransformConfig(8, (0.0,), (1.0,), augment="crop_flip"), CPU)
     flips = 0
     for image, original in zip(next(feed.batches([ids], augment=(0, 0))).images, plain, strict=True):
         padded = torch.nn.functional.pad(original, (1, 1, 1, 1))
@@ -132,6 +135,11 @@ def test_a_corrupt_image_is_named(tmp_path, workers):
         Image.new("RGB", (20, 20)).save(folder / f"{name}.png")
     whole = (folder / "b.png").read_bytes()
     (folder / "b.png").write_bytes(whole[: len(whole) // 2])
-    feed = Feed(open_source("imagefolder", str(tmp_path), "train", True), Look(8, (0.5,) * 3, (0.5,) * 3), CPU, workers)
+    feed = ImageLoader(
+        open_source("imagefolder", str(tmp_path), "train", True),
+        TransformConfig(8, (0.5,) * 3, (0.5,) * 3),
+        CPU,
+        workers,
+    )
     with pytest.raises(PruneError, match=r"sample 1: the image .*b\.png cannot be decoded"):
         list(feed.batches([np.array([0]), np.array([1, 2])]))

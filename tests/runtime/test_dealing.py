@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from dist_prune.runtime.data import dealing
+from dist_prune.data import sampling
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 @pytest.mark.parametrize(("count", "size"), [(53, 7), (8, 8), (5, 50), (1, 1), (1001, 50)])
 def test_scoring_deals_each_image_once(count, size, world):
     ids = np.arange(100, 100 + count)
-    lists = dealing.micro_batches(ids, size)
-    dealt = [part for rank in range(world) for part in dealing.deal(lists, rank, world)]
+    lists = sampling.micro_batches(ids, size)
+    dealt = [part for rank in range(world) for part in sampling.shard(lists, rank, world)]
     assert sorted(np.concatenate(dealt).tolist()) == ids.tolist()
     whole = {tuple(part) for part in lists}
     assert {tuple(part) for part in dealt} == whole, "micro-batches are the same for every world"
@@ -23,8 +23,8 @@ def test_an_epoch_is_the_same_batches_for_every_world(count):
     """Every image once, ragged end included, in the same whole batches; every rank gets at least two images."""
     epochs = []
     for world in (1, 2, 3, 4):
-        parts = [list(dealing.epoch(count, 16, 5, 2, rank, world)) for rank in range(world)]
-        assert {len(part) for part in parts} == {dealing.steps(count, 16)}
+        parts = [list(sampling.epoch_batches(count, 16, 5, 2, rank, world)) for rank in range(world)]
+        assert {len(part) for part in parts} == {sampling.steps_per_epoch(count, 16)}
         batches = [np.concatenate([part[step][0] for part in parts]) for step in range(len(parts[0]))]
         assert [len(batch) for batch in batches] == [part[1] for part in parts[0]]
         assert min(len(ids) for part in parts for ids, _ in part) >= 2
@@ -36,7 +36,7 @@ def test_an_epoch_is_the_same_batches_for_every_world(count):
 
 def test_epochs_and_seeds_differ():
     orders = {
-        tuple(np.concatenate([ids for ids, _ in dealing.epoch(50, 10, seed, number, 0, 1)]).tolist())
+        tuple(np.concatenate([ids for ids, _ in sampling.epoch_batches(50, 10, seed, number, 0, 1)]).tolist())
         for seed in (0, 1)
         for number in (0, 1)
     }
@@ -44,13 +44,13 @@ def test_epochs_and_seeds_differ():
 
 
 def test_calibration_ids():
-    ids = dealing.calibration(np.arange(1000) % 10, 100, 3)
+    ids = sampling.calibration_ids(np.arange(1000) % 10, 100, 3)
     assert len(set(ids.tolist())) == 100
     assert ids.tolist() == sorted(ids.tolist())
-    assert ids.tolist() == dealing.calibration(np.arange(1000) % 10, 100, 3).tolist()
-    assert ids.tolist() != dealing.calibration(np.arange(1000) % 10, 100, 4).tolist()
-    assert dealing.calibration(np.arange(10), "all", 0).tolist() == list(range(10))
-    assert dealing.calibration(np.arange(10), 99, 0).tolist() == list(range(10))
+    assert ids.tolist() == sampling.calibration_ids(np.arange(1000) % 10, 100, 3).tolist()
+    assert ids.tolist() != sampling.calibration_ids(np.arange(1000) % 10, 100, 4).tolist()
+    assert sampling.calibration_ids(np.arange(10), "all", 0).tolist() == list(range(10))
+    assert sampling.calibration_ids(np.arange(10), 99, 0).tolist() == list(range(10))
 
 
 def test_calibration_sets_balanced_over_classes():
@@ -61,9 +61,11 @@ def test_calibration_sets_balanced_over_classes():
     more_of = set()
     for images in (40, 47, 200):
         for seed in range(4):
-            ids = dealing.calibration(labels, images, seed, "class")
+            ids = sampling.calibration_ids(labels, images, seed, "class")
             assert (
-                ids.tolist() == sorted(set(ids.tolist())) == dealing.calibration(labels, images, seed, "class").tolist()
+                ids.tolist()
+                == sorted(set(ids.tolist()))
+                == sampling.calibration_ids(labels, images, seed, "class").tolist()
             )
             counts = np.bincount(labels[ids], minlength=10)
             assert counts.sum() == images
@@ -71,17 +73,17 @@ def test_calibration_sets_balanced_over_classes():
             assert counts[0] == 5 if images == 200 else counts[0] in (4, 5)
             more_of.add(tuple(np.flatnonzero(counts == 5)) if images == 47 else ())
     assert len(more_of) == 5
-    assert len(dealing.calibration(labels, "all", 0, "class")) == len(labels)
+    assert len(sampling.calibration_ids(labels, "all", 0, "class")) == len(labels)
 
 
 def test_draws_belong_to_the_sample():
     ids = np.arange(2000)
-    whole = dealing.draws(1, 2, ids, 3)
-    assert torch.equal(whole[[7, 3, 1999]], dealing.draws(1, 2, np.array([7, 3, 1999]), 3))
+    whole = sampling.uniform_from_ids(1, 2, ids, 3)
+    assert torch.equal(whole[[7, 3, 1999]], sampling.uniform_from_ids(1, 2, np.array([7, 3, 1999]), 3))
     assert float(whole.min()) >= 0
     assert float(whole.max()) < 1
     assert abs(float(whole.mean()) - 0.5) < 0.02
     assert abs(float(whole.std()) - 12**-0.5) < 0.02
-    assert not torch.equal(whole, dealing.draws(1, 3, ids, 3))
+    assert not torch.equal(whole, sampling.uniform_from_ids(1, 3, ids, 3))
     correlation = np.corrcoef(whole.numpy().T)
     assert np.abs(correlation - np.eye(3)).max() < 0.08

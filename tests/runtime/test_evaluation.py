@@ -5,27 +5,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from dist_prune.runtime import backbones, checkpoint
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import open_source
-from dist_prune.runtime.evaluation import evaluate
-from dist_prune.runtime.tracking import Tracker
+from dist_prune import models
+from dist_prune.data.datasets import open_source
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.distributed import tensor_files
+from dist_prune.distributed.communicator import Communicator
+from dist_prune.training.evaluation import evaluate
+from dist_prune.training.tracking import Tracker
 from tests import tiny
 
 
-def digits(ranks: Ranks, batch: int) -> dict[str, float]:
+def digits(ranks: Communicator, batch: int) -> dict[str, float]:
     return evaluate(tiny.network(), tiny.digits_feed(), batch, ranks, Tracker(False))
 
 
 def test_worlds_and_batches_agree_to_the_bit(pool):
     found = [result for world in (1, 2, 3) for result in pool.run(world, digits, 100)]
-    found += [digits(Ranks(), batch) for batch in (1347, 32)]
+    found += [digits(Communicator(), batch) for batch in (1347, 32)]
     assert all(result == found[0] for result in found)
     assert found[0]["images"] == 1347
 
 
-def passes(ranks: Ranks) -> tuple[dict[str, float], int]:
+def passes(ranks: Communicator) -> tuple[dict[str, float], int]:
     """The figures of 5 batches, and how many forward passes this rank made."""
     model, count = tiny.network(), []
     model.register_forward_hook(lambda *_: count.append(1))
@@ -48,17 +49,17 @@ def test_against_plain_arithmetic():
     batch = next(feed.batches([np.arange(1347)]))
     with torch.no_grad():
         logits = model(batch.images)
-    found = digits(Ranks(), 100)
+    found = digits(Communicator(), 100)
     assert found["top1"] == pytest.approx(100 * float((logits.argmax(1) == batch.labels).double().mean()), abs=1e-9)
     assert found["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, batch.labels)), abs=1e-6)
 
 
-def cifar(ranks: Ranks, place: Path, depth: int) -> float:
-    model = backbones.create(f"resnet{depth}_cifar", 10, 3)
-    weights = checkpoint.read_weights(place / f"weights/resnet{depth}_cifar10.safetensors")
-    checkpoint.fit(model, weights, "the file")
+def cifar(ranks: Communicator, place: Path, depth: int) -> float:
+    model = models.create(f"resnet{depth}_cifar", 10, 3)
+    weights = tensor_files.read_weights(place / f"weights/resnet{depth}_cifar10.safetensors")
+    tensor_files.load_strictly(model, weights, "the file")
     source = open_source("npz", str(place / "cifar10.npz"), "", False)
-    feed = Feed(source, Look(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), torch.device("cpu"))
+    feed = ImageLoader(source, TransformConfig(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), torch.device("cpu"))
     return evaluate(model, feed, 250, ranks, Tracker(False))["top1"]
 
 
@@ -73,6 +74,6 @@ def test_a_diverged_network_has_no_loss(scale):
     """Large, absurd and not finite logits: nan where the sum would not be exact, never an invented figure."""
     model = tiny.network()
     model.get_submodule("linear").weight.data.mul_(scale)  # type: ignore[union-attr]
-    found = evaluate(model, tiny.digits_feed(), 100, Ranks(), Tracker(False))
+    found = evaluate(model, tiny.digits_feed(), 100, Communicator(), Tracker(False))
     assert found["loss"] != found["loss"]
     assert found["images"] == 1347

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from dist_prune import models
 from dist_prune.config.training import Training
 from dist_prune.errors import PruneError
-from dist_prune.runtime import backbones, tracking
-from dist_prune.runtime.tracking import Tracker
-from dist_prune.runtime.training import fast, optim
-from dist_prune.runtime.training.fast import FastBody
+from dist_prune.training import acceleration, optim, tracking
+from dist_prune.training.acceleration import AcceleratedModel
+from dist_prune.training.tracking import Tracker
 from tests import tiny
 from tests.runtime.test_training import digest, settings, trainer
 
@@ -59,12 +59,12 @@ def test_synchronised_norms_come_and_go():
     """The layers are torch's synchronised ones while a training runs on several ranks, and what they were after it."""
     model = tiny.network()
     before, weights = dict(model.named_modules()), digest(model)
-    body = FastBody(model, settings(sync_bn=True), tiny.machine(tiny.Ranks(0, 2)))
+    body = AcceleratedModel(model, settings(sync_bn=True), tiny.machine(tiny.Communicator(0, 2)))
     kinds = {type(module).__name__ for module in model.modules()}
     assert "SyncBatchNorm" in kinds
     assert "BatchNorm2d" not in kinds
     model.get_submodule("bn1").running_mean.fill_(7.0)  # type: ignore[union-attr]
-    body.undo()
+    body.restore()
     assert dict(model.named_modules()) == before
     assert float(model.get_submodule("bn1").running_mean[0]) == 7.0, "what was learned meanwhile stays"  # type: ignore[index]
     assert digest(model)[:1] == weights[:1]
@@ -79,30 +79,30 @@ def test_synchronised_norms_come_and_go():
     ],
 )
 def test_what_this_machine_or_mode_cannot_do_is_refused(keys, deterministic, said):
-    fast.check(Training(epochs=1), tiny.machine(), "train", deterministic)
+    acceleration.check(Training(epochs=1), tiny.machine(), "train", deterministic)
     with pytest.raises(PruneError, match=said):
-        fast.check(Training(epochs=1, **keys), tiny.machine(), "train", deterministic)
+        acceleration.check(Training(epochs=1, **keys), tiny.machine(), "train", deterministic)
 
 
 def test_rates_by_name():
     model = tiny.network()
-    found = optim.groups(model, settings(lr_scales={"layer1.0.*": 0.1, "layer1.*": 0.5}))
+    found = optim.parameter_groups(model, settings(lr_scales={"layer1.0.*": 0.1, "layer1.*": 0.5}))
     scale = {id(p): group.get("lr_scale", 1.0) for group in found for p in group["params"]}
     named = dict(model.named_parameters())
     assert scale[id(named["layer1.0.conv1.weight"])] == 0.1, "the first glob that fits"
     assert scale[id(named["conv1.weight"])] == 1.0
-    optimizer = optim.optimizer(found, settings(lr=1.0))
-    schedule = optim.Schedule(optimizer, settings(lr=1.0, epochs=4), 10)
-    schedule.at(20)
+    optimizer = optim.create_optimizer(found, settings(lr=1.0))
+    schedule = optim.LearningRate(optimizer, settings(lr=1.0, epochs=4), 10)
+    schedule.set_for(20)
     assert schedule.rate == pytest.approx(0.5, abs=1e-6), "cosine, half way, whatever the scales"
     assert sorted({round(g["lr"], 6) for g in optimizer.param_groups}) == [0.05, 0.5]
     with pytest.raises(PruneError, match="unknown parameter glob 'layr1"):
-        optim.groups(model, settings(lr_scales={"layr1.*": 0.1}))
+        optim.parameter_groups(model, settings(lr_scales={"layr1.*": 0.1}))
 
 
 def test_rates_by_layer_grow_towards_the_head():
-    model = backbones.create("resnet18", 10, 3)
-    found = optim.groups(model, settings(layer_decay=0.5))
+    model = models.create("resnet18", 10, 3)
+    found = optim.parameter_groups(model, settings(layer_decay=0.5))
     scale = {id(p): group.get("lr_scale", 1.0) for group in found for p in group["params"]}
     order = ["conv1.weight", "layer1.0.conv1.weight", "layer1.1.conv1.weight", "layer4.1.conv2.weight", "fc.weight"]
     rates = [scale[id(dict(model.named_parameters())[name])] for name in order]
@@ -110,7 +110,7 @@ def test_rates_by_layer_grow_towards_the_head():
     assert rates[-1] == 1.0
     assert rates[0] < rates[1] < rates[2] < rates[3] <= rates[4]
     with pytest.raises(PruneError, match="does not say which layers follow"):
-        optim.groups(nn.Sequential(nn.Linear(2, 2)), settings(layer_decay=0.5))
+        optim.parameter_groups(nn.Sequential(nn.Linear(2, 2)), settings(layer_decay=0.5))
 
 
 def test_training_accuracy_is_counted_over_all_ranks(pool):
@@ -134,7 +134,7 @@ def test_trackers_by_name(tmp_path):
     tracker = Tracker(True, ("tensorboard",), tmp_path)
     tracker.scalars({"train/loss": 1.5}, 3)
     tracker.hparams({"lr": 0.1, "method": {"name": "l1"}}, {"top1": 50.0})
-    tracker.line({"stage": "train", "loss": 1.5})
+    tracker.log_jsonl({"stage": "train", "loss": 1.5})
     tracker.close()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -16,18 +16,18 @@ import pytest
 import torch
 from PIL import Image
 
+from dist_prune.data.augment import crop_window, window_uniforms
+from dist_prune.data.datasets import ArraySource, open_source
+from dist_prune.data.ffcv.backend import FfcvSource, digest, open_beton, sidecar_of
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.data.open_split import open_split
+from dist_prune.data.sampling import micro_batches, shard
+from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.data.augment import window, window_chances
-from dist_prune.runtime.data.backends import open_split
-from dist_prune.runtime.data.beton import BetonSource, digest, open_beton, sidecar_of
-from dist_prune.runtime.data.dealing import deal, micro_batches
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import ArraySource, open_source
 
 CPU = torch.device("cpu")
-PLAIN = Look(32, (0.0,) * 3, (1.0,) * 3)
-FEEDS: dict[Path, Feed] = {}  # of a rank of the pool: one pipeline for all worlds
+PLAIN = TransformConfig(32, (0.0,) * 3, (1.0,) * 3)
+FEEDS: dict[Path, ImageLoader] = {}  # of a rank of the pool: one pipeline for all worlds
 
 
 class Silent:
@@ -44,11 +44,11 @@ class Silent:
 def write(
     source, out: Path, workers: int = 1, resolution: int = 512, mode: str = "raw", said: list | None = None
 ) -> Path:
-    from dist_prune.runtime.data.encoding import Settings
-    from dist_prune.runtime.data.writing import make
+    from dist_prune.data.ffcv.encoder import Settings
+    from dist_prune.data.ffcv.writer import write_beton
 
     say = said.append if said is not None else lambda text: None
-    make(source, {}, out, Settings(resolution, 90, mode), workers, say, Silent)
+    write_beton(source, {}, out, Settings(resolution, 90, mode), workers, say, Silent)
     return out
 
 
@@ -73,28 +73,31 @@ def photos(ffcv, data, tmp_path_factory) -> tuple[Path, Path]:
     return root, write(open_source("imagefolder", str(root), "val", False), root / "val.beton", resolution=4096)
 
 
-def seen(feed: Feed, ranks: Ranks, orders: list[np.ndarray]) -> list[list[tuple[int, int, int]]]:
+def seen(feed: ImageLoader, ranks: Communicator, orders: list[np.ndarray]) -> list[list[tuple[int, int, int]]]:
     """For each epoch (sample id, label, sum of its pixels) of this rank's images."""
     out = []
     for order in orders:
         found = []
-        for batch in feed.batches(deal(micro_batches(order, 100), ranks.rank, ranks.world)):
+        for batch in feed.batches(shard(micro_batches(order, 100), ranks.rank, ranks.world)):
             sums = (batch.images * 255).round().long().sum((1, 2, 3))
             found += list(zip(batch.ids.tolist(), batch.labels.tolist(), sums.tolist(), strict=True))
         out.append(found)
     return out
 
 
-def served(ranks: Ranks, files: list[Path], orders: list[np.ndarray]) -> list[list[list[tuple[int, int, int]]]]:
+def served(ranks: Communicator, files: list[Path], orders: list[np.ndarray]) -> list[list[list[tuple[int, int, int]]]]:
     for file in files:
-        FEEDS.setdefault(file, Feed(open_beton(file), PLAIN, CPU, workers=1))
+        FEEDS.setdefault(file, ImageLoader(open_beton(file), PLAIN, CPU, workers=1))
     return [seen(FEEDS[file], ranks, orders) for file in files]
 
 
 def test_every_image_once_on_every_rank_in_every_epoch(pool, betons, cifar):
     """The contract of all backends: 1,001 images, worlds 1 to 3, two epochs in different orders, a ragged end."""
     orders = [np.arange(1001), np.random.default_rng(7).permutation(1001)]
-    plain = {sample: (label, total) for sample, label, total in seen(Feed(cifar, PLAIN, CPU), Ranks(), orders[:1])[0]}
+    plain = {
+        sample: (label, total)
+        for sample, label, total in seen(ImageLoader(cifar, PLAIN, CPU), Communicator(), orders[:1])[0]
+    }
     lossy: list[dict[int, int]] = []
     for world in (1, 2, 3):
         ranks = pool.run(world, served, [betons["raw"], betons["jpg"]], orders)
@@ -118,13 +121,13 @@ def test_photographs_are_those_of_the_torch_backend(photos, interpolation):
     folder, found = open_source("imagefolder", str(root), "val", False), open_beton(beton)
     lists = [np.array([3, 3, 58]), np.array([], dtype=np.int64), np.arange(33)[::-1], np.array([17])]
     for look, moment in (
-        (Look(96, (0.5,) * 3, (0.5,) * 3, 0.875, interpolation), None),
-        (Look(64, (0.5,) * 3, (0.5,) * 3, 1.0, interpolation, "resized_crop_flip"), (5, 2)),
-        (Look(64, (0.5,) * 3, (0.5,) * 3, 1.0, interpolation, "crop_flip"), (5, 3)),
+        (TransformConfig(96, (0.5,) * 3, (0.5,) * 3, 0.875, interpolation), None),
+        (TransformConfig(64, (0.5,) * 3, (0.5,) * 3, 1.0, interpolation, "resized_crop_flip"), (5, 2)),
+        (TransformConfig(64, (0.5,) * 3, (0.5,) * 3, 1.0, interpolation, "crop_flip"), (5, 3)),
     ):
         for one, other in zip(
-            Feed(found, look, CPU, workers=2).batches(lists, moment),
-            Feed(folder, look, CPU, workers=0).batches(lists, moment),
+            ImageLoader(found, look, CPU, workers=2).batches(lists, moment),
+            ImageLoader(folder, look, CPU, workers=0).batches(lists, moment),
             strict=True,
         ):
             assert torch.equal(one.ids, other.ids)
@@ -134,25 +137,25 @@ def test_photographs_are_those_of_the_torch_backend(photos, interpolation):
 
 @pytest.mark.parametrize("augment", ["crop_flip", "resized_crop_flip"])
 def test_arrays_are_those_of_the_memory_backend(betons, cifar, augment):
-    look = Look(48, (0.5,) * 3, (0.5,) * 3, augment=augment)
+    look = TransformConfig(48, (0.5,) * 3, (0.5,) * 3, augment=augment)
     lists = [np.array([1000, 4, 9]), np.arange(40)]
     pairs = zip(
-        Feed(open_beton(betons["raw"]), look, CPU).batches(lists, (1, 4)),
-        Feed(cifar, look, CPU).batches(lists, (1, 4)),
+        ImageLoader(open_beton(betons["raw"]), look, CPU).batches(lists, (1, 4)),
+        ImageLoader(cifar, look, CPU).batches(lists, (1, 4)),
         strict=True,
     )
     assert all(torch.equal(one.images, other.images) for one, other in pairs)
 
 
 def test_windows_are_those_that_the_other_backends_draw():
-    resample = pytest.importorskip("dist_prune.runtime.data.resample")
+    resample = pytest.importorskip("dist_prune.data.ffcv.pillow_resize")
     ids = np.arange(4000)
     sides = np.random.default_rng(0).integers(1, 500, (4000, 2))
-    chances = window_chances((3, 1), ids)
+    chances = window_uniforms((3, 1), ids)
     for scale, ratio in (((0.08, 1.0), (3 / 4, 4 / 3)), ((0.9, 1.0), (1.9, 2.0))):
         found = resample.drawn(sides, np.array(chances), scale, ratio, 224)
         for row, (height, width), chance in zip(found, sides.tolist(), chances, strict=True):
-            assert tuple(row[:4]) == window(height, width, chance, scale, ratio)
+            assert tuple(row[:4]) == crop_window(height, width, chance, scale, ratio)
             assert tuple(row[4:]) == (224, 224, 0, 0, chance[-1] < 0.5)
 
 
@@ -160,8 +163,8 @@ def test_one_channel_stays_one_channel(ffcv, tmp_path):
     digits = open_source("digits", None, "", False)
     found = open_beton(write(digits, tmp_path / "digits.beton"))
     ids = [np.array([5, 100])]
-    look = Look(8, (0.5,), (0.5,))
-    one, other = (next(Feed(source, look, CPU).batches(ids)) for source in (found, digits))
+    look = TransformConfig(8, (0.5,), (0.5,))
+    one, other = (next(ImageLoader(source, look, CPU).batches(ids)) for source in (found, digits))
     assert one.images.shape == (2, 1, 8, 8)
     assert torch.equal(one.images, other.images)
 
@@ -183,11 +186,11 @@ def test_threads_and_memory_stay_flat(betons):
         assert process.num_threads() <= before[2]
         return (process.memory_info().rss - before[0]) / 2**20
 
-    feed = Feed(source, PLAIN, CPU, workers=2)
+    feed = ImageLoader(source, PLAIN, CPU, workers=2)
     assert grown(lambda: sum(len(batch.ids) for batch in feed.batches(lists))) < 15
 
     def abandon() -> None:
-        batches = Feed(source, PLAIN, CPU, workers=3).batches(lists)
+        batches = ImageLoader(source, PLAIN, CPU, workers=3).batches(lists)
         next(batches)
         next(batches)
 
@@ -221,7 +224,7 @@ def test_an_image_that_cannot_be_decoded_is_named(betons, tmp_path):
         file.seek(place)
         file.write(b"no JPEG here")
     sidecar_of(path).write_text(json.dumps(facts | {"sha256": digest(path)}))
-    batches = Feed(open_beton(path), PLAIN, CPU, workers=2).batches(micro_batches(np.arange(100), 5))
+    batches = ImageLoader(open_beton(path), PLAIN, CPU, workers=2).batches(micro_batches(np.arange(100), 5))
     with pytest.raises(PruneError, match=r"sample 7: its image in .*x\.beton cannot be decoded"):
         list(batches)
 
@@ -261,7 +264,7 @@ def edit(side: Path, **changes: object) -> None:
 
 
 def test_large_files_are_known_by_their_index(betons, tmp_path, monkeypatch):
-    monkeypatch.setattr("dist_prune.runtime.data.beton.READ_WHOLE", 1)
+    monkeypatch.setattr("dist_prune.data.ffcv.backend.READ_WHOLE", 1)
     assert len(open_beton(betons["raw"]).labels) == 1001
     path = tmp_path / "x.beton"
     shutil.copy(betons["raw"], path)
@@ -274,7 +277,7 @@ def test_large_files_are_known_by_their_index(betons, tmp_path, monkeypatch):
 def test_auto_takes_a_matching_file_and_says_why(photos, tmp_path):
     root, beton = photos
     found = open_split("auto", "imagefolder", str(root), "val", False)
-    assert (found.backend, type(found.source)) == ("ffcv", BetonSource)
+    assert (found.backend, type(found.source)) == ("ffcv", FfcvSource)
     assert "holds the same images" in found.why
     alone = tmp_path / "alone"
     alone.mkdir()

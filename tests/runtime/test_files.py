@@ -11,17 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
+from dist_prune.data import folder_index
+from dist_prune.data.datasets import open_source
+from dist_prune.data.file_backend import read_image
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.data.sampling import micro_batches
+from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.data import index
-from dist_prune.runtime.data.dealing import micro_batches
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.files import read_image
-from dist_prune.runtime.data.sources import open_source
-from dist_prune.runtime.evaluation import evaluate
-from dist_prune.runtime.tracking import Tracker
+from dist_prune.training.evaluation import evaluate
+from dist_prune.training.tracking import Tracker
 
-CPU, LOOK = torch.device("cpu"), Look(16, (0.5,) * 3, (0.5,) * 3)
+CPU, LOOK = torch.device("cpu"), TransformConfig(16, (0.5,) * 3, (0.5,) * 3)
 RNG = np.random.default_rng(0)
 PIXELS = np.kron(RNG.integers(0, 256, (4, 5, 3), np.uint8), np.ones((8, 8, 1), np.uint8))  # (32, 40, 3) in flat tiles
 
@@ -110,7 +110,7 @@ def folder(tmp_path):
     ],
 )
 def test_an_unreadable_image_ends_the_run_and_is_named(folder, ids, said, workers):
-    feed = Feed(folder, LOOK, CPU, workers)
+    feed = ImageLoader(folder, LOOK, CPU, workers)
     with pytest.raises(PruneError, match=said):
         list(feed.batches([np.array([0]), np.array(ids)]))
 
@@ -118,8 +118,8 @@ def test_an_unreadable_image_ends_the_run_and_is_named(folder, ids, said, worker
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("augment", [None, (0, 0)])
 def test_unreadable_images_are_left_out_and_noted(folder, workers, augment):
-    look = Look(16, (0.5,) * 3, (0.5,) * 3, augment="resized_crop_flip")
-    skipping, failing = Feed(folder, look, CPU, workers, on_error="skip"), Feed(folder, look, CPU)
+    look = TransformConfig(16, (0.5,) * 3, (0.5,) * 3, augment="resized_crop_flip")
+    skipping, failing = ImageLoader(folder, look, CPU, workers, on_error="skip"), ImageLoader(folder, look, CPU)
     found = list(skipping.batches([np.array([0, 1, 2]), np.array([8, 7, 4, 5])], augment))
     assert [batch.ids.tolist() for batch in found] == [[0, 2], [7, 5]]
     assert [batch.labels.tolist() for batch in found] == [[0, 0], [2, 1]]
@@ -130,14 +130,14 @@ def test_unreadable_images_are_left_out_and_noted(folder, workers, augment):
 
 
 def test_nothing_readable_in_a_training_batch_is_an_error(folder):
-    feed = Feed(folder, LOOK, CPU, on_error="skip")
+    feed = ImageLoader(folder, LOOK, CPU, on_error="skip")
     assert len(next(feed.batches([np.array([1, 4])])).ids) == 0
     with pytest.raises(PruneError, match="none of the 2 images of a training batch could be read"):
         list(feed.batches([np.array([1, 4])], (0, 0)))
 
 
 def test_a_feed_that_has_to_be_exact_leaves_nothing_out_when_scoring(folder):
-    feed = Feed(folder, LOOK, CPU, on_error="skip", exact=True)
+    feed = ImageLoader(folder, LOOK, CPU, on_error="skip", exact=True)
     assert len(next(feed.batches([np.array([0, 1, 2])], (0, 0))).ids) == 2, "training may go on without"
     with pytest.raises(PruneError, match="sample 1 could be read when the images were checked, and cannot be read now"):
         list(feed.batches([np.array([0, 1, 2])]))
@@ -150,8 +150,8 @@ class First(torch.nn.Module):
         return torch.tensor([[1.0, 0.0, 0.0]]).expand(len(images), 3)
 
 
-def counted(ranks: Ranks, source) -> tuple[dict[str, float], list[int]]:
-    feed = Feed(source, LOOK, CPU, on_error="skip")
+def counted(ranks: Communicator, source) -> tuple[dict[str, float], list[int]]:
+    feed = ImageLoader(source, LOOK, CPU, on_error="skip")
     return evaluate(First(), feed, 2, ranks, Tracker(False)), sorted(feed.skipped)
 
 
@@ -169,7 +169,7 @@ def test_a_worker_that_dies_is_no_hang(folder, monkeypatch):
     monkeypatch.setattr(files, "read_image", lambda path, exif: os._exit(9))
     began = time.monotonic()
     with pytest.raises(PruneError, match="the loader's workers are gone or stuck"):
-        list(Feed(folder, LOOK, CPU, 1).batches([np.array([0]), np.array([2])]))
+        list(ImageLoader(folder, LOOK, CPU, 1).batches([np.array([0]), np.array([2])]))
     assert time.monotonic() - began < 60
 
 
@@ -179,7 +179,7 @@ def test_a_worker_that_delivers_nothing_is_no_hang(folder, monkeypatch):
     monkeypatch.setattr(files, "STUCK_S", 2)
     monkeypatch.setattr(files, "read_image", lambda path, exif: time.sleep(60))
     with pytest.raises(PruneError, match="timed out after 2"):
-        list(Feed(folder, LOOK, CPU, 1).batches([np.array([0]), np.array([2])]))
+        list(ImageLoader(folder, LOOK, CPU, 1).batches([np.array([0]), np.array([2])]))
 
 
 def children() -> set[int]:
@@ -187,7 +187,7 @@ def children() -> set[int]:
 
 
 def test_workers_stay_for_the_next_epoch_and_nothing_is_left_behind(folder):
-    feed, me = Feed(folder, LOOK, CPU, 2), psutil.Process()
+    feed, me = ImageLoader(folder, LOOK, CPU, 2), psutil.Process()
     lists = micro_batches(np.array([0, 2, 3, 5, 6, 7] * 4), 2)
     list(feed.batches(lists))  # what the first use of workers starts in this process stays for good
     feed.close()
@@ -206,9 +206,9 @@ def test_workers_stay_for_the_next_epoch_and_nothing_is_left_behind(folder):
 
 LEFT = """
 import sys, torch
-from dist_prune.runtime.data.dealing import micro_batches
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.sources import open_source
+from dist_prune.data.sampling import micro_batches
+from dist_prune.data.loader import Feed, Look
+from dist_prune.data.datasets import open_source
 source = open_source("imagefolder", sys.argv[1], "train", True)
 feed = Feed(source, Look(16, (0.5,) * 3, (0.5,) * 3), torch.device("cpu"), 1, on_error="skip")
 lists = micro_batches(source.labels * 0, 1)
@@ -248,11 +248,11 @@ def tree(tmp_path):
 
 
 def test_the_index_is_scanned_once_and_kept_beside_the_data(tree):
-    first, how = index.index_of(tree)
+    first, how = folder_index.index_of(tree)
     assert "scanned" in how
     assert [first.names[i] for i in range(len(first.names))] == ["a/10.jpg", "a/9.JPEG", "a/deep/1.png", "b/2.png"]
     assert (first.classes, first.labels.tolist(), first.sizes.tolist()) == (("a", "b"), [0, 0, 0, 1], [8, 8, 12, 7])
-    again, how = index.index_of(tree)
+    again, how = folder_index.index_of(tree)
     left = "left out: 1 .txt, 1 hidden"
     assert how == f"4 images by {tree.with_name('train.index.npz')}; {left}"
     assert again.digest == first.digest
@@ -268,53 +268,53 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_folder_is_scanned_again(tree, change):
-    before, _ = index.index_of(tree)
+    before, _ = folder_index.index_of(tree)
     CHANGES[change](tree)
-    after, how = index.index_of(tree)
+    after, how = folder_index.index_of(tree)
     assert "scanned" in how
     assert after.digest != before.digest
 
 
 def test_a_damaged_index_is_made_again(tree):
-    before, _ = index.index_of(tree)
+    before, _ = folder_index.index_of(tree)
     tree.with_name("train.index.npz").write_bytes(b"damaged")
-    after, how = index.index_of(tree)
+    after, how = folder_index.index_of(tree)
     assert "scanned" in how
     assert after.digest == before.digest
-    assert index.load(tree.with_name("train.index.npz")) is not None
+    assert folder_index.load(tree.with_name("train.index.npz")) is not None
 
 
 def test_a_folder_changed_just_now_is_not_trusted(tree):
     """A change within the clock's grain after the scan would not be seen."""
     os.utime(tree / "a")
-    index.index_of(tree)
-    assert "scanned" in index.index_of(tree)[1]
+    folder_index.index_of(tree)
+    assert "scanned" in folder_index.index_of(tree)[1]
 
 
 def test_an_altered_index_is_not_believed(tree):
-    found, _ = index.index_of(tree)
+    found, _ = folder_index.index_of(tree)
     place = tree.with_name("train.index.npz")
     arrays = dict(np.load(place))
     arrays["labels"] = 1 - arrays["labels"]
     np.savez(place, **arrays)
-    assert index.load(place) is None
-    assert index.index_of(tree)[0].labels.tolist() == found.labels.tolist()
+    assert folder_index.load(place) is None
+    assert folder_index.index_of(tree)[0].labels.tolist() == found.labels.tolist()
 
 
 def test_read_only_data_has_its_index_in_the_cache_folder(tree, tmp_path, monkeypatch):
     """As root a folder cannot be made read-only; a folder in the index's place has the same effect."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     tree.with_name("train.index.npz").mkdir()
-    _, how = index.index_of(tree)
+    _, how = folder_index.index_of(tree)
     assert "index kept in " + str(tmp_path / "cache") in how
-    assert str(tmp_path / "cache") in index.index_of(tree)[1]
+    assert str(tmp_path / "cache") in folder_index.index_of(tree)[1]
 
 
 def test_links_to_classes_and_images_are_followed_and_circles_are_not(tree, tmp_path):
     (tree / "z").symlink_to(tree / "b")
     (tree / "a/deep/up").symlink_to(tree / "a")
     (tree / "b/link.png").symlink_to(tree / "a/10.jpg")
-    found = index.scan(tree)
+    found = folder_index.scan(tree)
     names = [found.names[i] for i in range(len(found.names))]
     assert names == ["a/10.jpg", "a/9.JPEG", "a/deep/1.png", "b/2.png", "b/link.png", "z/2.png", "z/link.png"]
 
@@ -323,7 +323,7 @@ def test_a_missing_or_empty_class_folder(tree):
     (tree / "c").mkdir()
     (tree / "d").mkdir()
     with pytest.raises(PruneError, match=r"class folder .*c \(and 1 more\) holds no image"):
-        index.index_of(tree)
+        folder_index.index_of(tree)
 
 
 def test_a_million_images_start_quickly(tmp_path):
@@ -334,14 +334,16 @@ def test_a_million_images_start_quickly(tmp_path):
         (root / name).mkdir(parents=True)
     settle(root)
     labels = np.sort(np.arange(count) % 1000)
-    names = index.Names.of(f"{classes[label]}/{classes[label]}_{number}.JPEG" for number, label in enumerate(labels))
+    names = folder_index.Names.of(
+        f"{classes[label]}/{classes[label]}_{number}.JPEG" for number, label in enumerate(labels)
+    )
     folders = ("", *classes)
     changed = np.array([os.stat(root / folder).st_mtime_ns for folder in folders])
-    made = index.Index(names, labels, np.full(count, 110_000), classes, folders, changed, time.time_ns())
-    index.save(made, index.places(root)[0])
+    made = folder_index.FolderIndex(names, labels, np.full(count, 110_000), classes, folders, changed, time.time_ns())
+    folder_index.save(made, folder_index.index_locations(root)[0])
     began = time.perf_counter()
     source = open_source("imagefolder", str(tmp_path), "train", True)
     assert time.perf_counter() - began < 10
     assert len(source.labels) == count
     assert source.paths[count - 1] == root / f"n00000999/n00000999_{count - 1}.JPEG"  # type: ignore[union-attr]
-    assert index.places(root)[0].stat().st_size < 80 * count
+    assert folder_index.index_locations(root)[0].stat().st_size < 80 * count

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from dist_prune import models
 from dist_prune.errors import PruneError
-from dist_prune.runtime import backbones
-from dist_prune.runtime.folding import fold_norms
+from dist_prune.export.fuse_bn import fuse_bn
 from tests import tiny
 
 
@@ -50,7 +50,7 @@ def test_a_norm_is_folded_where_it_alone_reads_the_convolution(how, count):
     model, images = Net(how).eval(), torch.randn(3, 1, 8, 8)
     with torch.no_grad():
         wanted = model(images)
-        assert fold_norms(model, images) == count
+        assert fuse_bn(model, images) == count
         torch.testing.assert_close(model(images), wanted, rtol=1e-4, atol=1e-5)
     assert norms(model) == 2 - count
 
@@ -63,14 +63,14 @@ def test_whole_backbones_lose_every_norm_and_answer_alike(name):
     with torch.no_grad():
         wanted = model(images)
         before = norms(model)
-        assert fold_norms(model, images) == before > 0
+        assert fuse_bn(model, images) == before > 0
         assert norms(model) == 0
         torch.testing.assert_close(model(images), wanted, rtol=1e-9, atol=1e-9)
 
 
 def _timm(name: str) -> nn.Module:
     torch.manual_seed(0)
-    model = backbones.create(name, 10, 1, kwargs={}).double()
+    model = models.create(name, 10, 1, kwargs={}).double()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(std=0.3)  # type: ignore[union-attr]
@@ -80,7 +80,7 @@ def _timm(name: str) -> nn.Module:
 
 def test_what_cannot_be_folded_is_said():
     with pytest.raises(PruneError, match="evaluation mode only"):
-        fold_norms(Net("alone").train(), torch.randn(2, 1, 8, 8))
+        fuse_bn(Net("alone").train(), torch.randn(2, 1, 8, 8))
 
     class Fickle(Net):
         """Reads its convolution's weights beside calling it."""
@@ -90,4 +90,4 @@ def test_what_cannot_be_folded_is_said():
 
     torch.manual_seed(0)
     with pytest.raises(PruneError, match="answers otherwise"):
-        fold_norms(Fickle("alone").eval(), torch.randn(2, 1, 8, 8))
+        fuse_bn(Fickle("alone").eval(), torch.randn(2, 1, 8, 8))

@@ -2,10 +2,10 @@
 
 import pytest
 
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.jobs import dealt, recorded
-from dist_prune.runtime.record import Record
-from dist_prune.runtime.stopping import PreemptedError
+from dist_prune.distributed.communicator import Communicator
+from dist_prune.distributed.parallel_map import map_cached, map_once
+from dist_prune.distributed.preemption import PreemptedError
+from dist_prune.distributed.result_cache import ResultCache
 
 
 def stops_at(job: int) -> int:
@@ -14,9 +14,9 @@ def stops_at(job: int) -> int:
     return job * job
 
 
-def told(ranks: Ranks, last: int) -> str:
+def told(ranks: Communicator, last: int) -> str:
     try:
-        return str(dealt(range(last), stops_at, ranks))
+        return str(map_once(range(last), stops_at, ranks))
     except PreemptedError as error:
         return f"left: {error}"
 
@@ -27,14 +27,16 @@ def test_every_rank_leaves_when_one_job_was_stopped(pool):
     assert pool.run(3, told, 4) == ["left: stopped by SIGTERM in a job"] * 3
 
 
-def kept(ranks: Ranks, place, jobs: int) -> tuple[list, int]:
+def kept(ranks: Communicator, place, jobs: int) -> tuple[list, int]:
     done = []
 
     def run(job: tuple[str, int]) -> list[int]:
         done.append(job)
         return [job[1], len(job[0])]
 
-    found = recorded([("a", i) for i in range(jobs)], run, ranks, Record(place, "these", ranks), lambda text: None)
+    found = map_cached(
+        [("a", i) for i in range(jobs)], run, ranks, ResultCache(place, "these", ranks), lambda text: None
+    )
     return found, len(done)
 
 
@@ -47,8 +49,8 @@ def test_a_record_grows_over_worlds(tmp_path, pool):
     assert len(file.read_text().splitlines()) == 9
     with file.open("a") as out:
         out.write('{"job":["a",9],"of":"the')  # cut off by a crash
-    assert kept(Ranks(), file, 10)[1] == 1
-    assert kept(Ranks(), file, 10) == ([[i, 1] for i in range(10)], 0)
+    assert kept(Communicator(), file, 10)[1] == 1
+    assert kept(Communicator(), file, 10) == ([[i, 1] for i in range(10)], 0)
 
 
 def test_a_record_that_cannot_be_written_is_an_error_on_every_rank(tmp_path):
@@ -56,4 +58,4 @@ def test_a_record_that_cannot_be_written_is_an_error_on_every_rank(tmp_path):
 
     (tmp_path / "file").write_text("")
     with pytest.raises(PruneError, match="could not make"):
-        kept(Ranks(), tmp_path / "file" / "record.jsonl", 2)
+        kept(Communicator(), tmp_path / "file" / "record.jsonl", 2)

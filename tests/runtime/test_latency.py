@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from dist_prune.runtime import cores as counted
-from dist_prune.runtime.latency import ROUNDS, WARMUP, latency
-from dist_prune.runtime.spread import FAR, doubts, faster, reliable, speedup
+from dist_prune.distributed import cpu_count as counted
+from dist_prune.training.latency import ROUNDS, WARMUP, measure_latency
+from dist_prune.training.timing_noise import FAR, is_reliable, speedup, speedup_text, timing_doubts
 from tests.launch import ROOT
 
 CPU = torch.device("cpu")
@@ -87,18 +87,18 @@ def quiet(seconds: float, repeats: int = 4) -> list[float]:
 
 def test_quiet_times_are_measured_once():
     models, timer, turns = times_of({"dense": quiet(0.4), "pruned": quiet(0.1)})
-    found = latency(models, (3, 4, 4), (1,), 4, CPU, 1, timer)
+    found = measure_latency(models, (3, 4, 4), (1,), 4, CPU, 1, timer)
     assert {name: of["1"]["ms"] for name, of in found.items()} == {"dense": 400.0, "pruned": 100.0}
     assert all(of["1"]["reliable"] and of["1"]["rounds"] == 1 and "why" not in of["1"] for of in found.values())
     assert turns["dense"] == WARMUP + 4
-    assert faster(found["dense"]["1"], found["pruned"]["1"]) == "4.00x", "a ratio above 1 is faster"
-    assert faster(found["pruned"]["1"], found["dense"]["1"]) == "0.25x"
+    assert speedup_text(found["dense"]["1"], found["pruned"]["1"]) == "4.00x", "a ratio above 1 is faster"
+    assert speedup_text(found["pruned"]["1"], found["dense"]["1"]) == "0.25x"
 
 
 def test_a_disturbed_round_is_measured_again():
     busy = [9.0] * WARMUP + [0.1, 0.2, 0.2, 0.2]
     models, timer, turns = times_of({"dense": quiet(0.4) * 2, "pruned": busy + quiet(0.1)})
-    found = latency(models, (3, 4, 4), (1,), 4, CPU, 1, timer)
+    found = measure_latency(models, (3, 4, 4), (1,), 4, CPU, 1, timer)
     assert found["pruned"]["1"]["ms"] == 100.0
     assert found["pruned"]["1"]["rounds"] == 2 and found["pruned"]["1"]["reliable"]
     assert turns["dense"] == turns["pruned"] == 2 * (WARMUP + 4), "all take turns again"
@@ -107,11 +107,11 @@ def test_a_disturbed_round_is_measured_again():
 def test_a_machine_that_stays_busy_gives_no_ratio():
     busy = [9.0] * WARMUP + [0.1, 0.2, 0.3, 0.3]
     models, timer, turns = times_of({"dense": quiet(0.4), "pruned": busy})
-    found = latency(models, (3, 4, 4), (1,), 4, CPU, 1, timer)
+    found = measure_latency(models, (3, 4, 4), (1,), 4, CPU, 1, timer)
     assert turns["pruned"] == ROUNDS * (WARMUP + 4), "bounded"
     assert found["dense"]["1"]["reliable"] and not found["pruned"]["1"]["reliable"]
     assert "2.50 times as long as the best one" in found["pruned"]["1"]["why"]
-    assert faster(found["dense"]["1"], found["pruned"]["1"]) == "not reliable"
+    assert speedup_text(found["dense"]["1"], found["pruned"]["1"]) == "not reliable"
     assert speedup(found["dense"]["1"], found["pruned"]["1"]) is None
 
 
@@ -120,7 +120,7 @@ def test_a_whole_round_under_load_is_found_by_the_next_one():
     models, timer, _ = times_of(
         {"dense": quiet(0.8) + quiet(0.4), "pruned": [9.0] * WARMUP + [0.2, 0.2, 0.4, 0.4] + quiet(0.1)}
     )
-    found = latency(models, (3, 4, 4), (1,), 4, CPU, 1, timer)
+    found = measure_latency(models, (3, 4, 4), (1,), 4, CPU, 1, timer)
     assert (found["dense"]["1"]["ms"], found["pruned"]["1"]["ms"]) == (400.0, 100.0)
 
 
@@ -129,12 +129,12 @@ def test_twins_that_differ_are_not_reliable():
     models = {"dense": nn.Conv2d(3, 8, 3), "pruned": nn.Conv2d(3, 4, 3), "finetuned": nn.Conv2d(3, 4, 3)}
     models["other order"] = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # it may take another time
     seconds = {id(model): taken for model, taken in zip(models.values(), (0.4, 0.1, 0.15, 0.2), strict=True)}
-    found = latency(models, (3, 4, 4), (1,), 4, CPU, 1, lambda model, x, device: seconds[id(model)])
+    found = measure_latency(models, (3, 4, 4), (1,), 4, CPU, 1, lambda model, x, device: seconds[id(model)])
     assert {name: of["1"]["reliable"] for name, of in found.items()} == {
         "dense": True, "pruned": False, "finetuned": False, "other order": True,
     }  # fmt: skip
     assert "finetuned and pruned are of one architecture" in found["pruned"]["1"]["why"]
-    assert doubts({"a": 1.0, "b": 1.1}, {"a": 1.0, "b": 1.1}, [["a", "b"]]) == {}
+    assert timing_doubts({"a": 1.0, "b": 1.1}, {"a": 1.0, "b": 1.1}, [["a", "b"]]) == {}
 
 
 def test_a_short_pass_does_not_feel_its_neighbour():
@@ -147,7 +147,7 @@ def test_a_short_pass_does_not_feel_its_neighbour():
         seen.append(id(model))
         return {id(models["dense"]): 0.002, id(models["pruned"]): 0.001}[id(model)] * (3 if cold else 1)
 
-    found = latency(models, (3, 4, 4), (1,), 4, CPU, 1, timer)
+    found = measure_latency(models, (3, 4, 4), (1,), 4, CPU, 1, timer)
     assert [of["1"]["ms"] for of in found.values()] == [2.0, 1.0]
 
 
@@ -156,7 +156,7 @@ def test_timed_passes_do_not_wait_for_memory():
     """In a fresh process the activations of a pass are page faults, over and over, of the larger network above all."""
     code = """
         import resource, torch
-        from dist_prune.runtime.latency import latency
+        from dist_prune.training.latency import latency
         seen = []
         def timer(model, x, device):
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -175,7 +175,7 @@ def test_timed_passes_do_not_wait_for_memory():
 
 
 def test_the_real_clock():
-    found = latency({"one": nn.Conv2d(3, 8, 3)}, (3, 16, 16), (1, 2), 3, CPU, 1)
+    found = measure_latency({"one": nn.Conv2d(3, 8, 3)}, (3, 16, 16), (1, 2), 3, CPU, 1)
     assert set(found["one"]) == {"1", "2"}
     for figures in found["one"].values():
         assert 0 < figures["ms_best"] <= figures["ms"]
@@ -185,6 +185,6 @@ def test_the_real_clock():
 
 
 def test_reports_of_older_versions_are_judged_by_what_they_have():
-    assert reliable({"ms": 1.0})
-    assert reliable({"ms": 1.2, "ms_best": 1.0})
-    assert not reliable({"ms": 2.0, "ms_best": 1.0})
+    assert is_reliable({"ms": 1.0})
+    assert is_reliable({"ms": 1.2, "ms_best": 1.0})
+    assert not is_reliable({"ms": 2.0, "ms_best": 1.0})

@@ -8,9 +8,9 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
+from dist_prune.distributed import launcher_settings
+from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.errors import PruneError
-from dist_prune.runtime import launcher
-from dist_prune.runtime.machine import Machine
 from tests import launch
 
 ONCE = str(launch.ROOT / "tests/launch_once.py")
@@ -39,7 +39,7 @@ dynamo_config: {dynamo_backend: EAGER}
 )
 def test_what_a_recipe_has_a_key_for_is_overridden(variable, value, key):
     environment = {variable: value, "OTHER": "1"}
-    (line,) = launcher.ruled(environment)
+    (line,) = launcher_settings.override_environment(environment)
     assert variable in line and f"={value} " in line and f"train.{key} and finetune.{key}" in line
     assert environment == {"OTHER": "1"}, "nobody reads it later"
 
@@ -51,7 +51,7 @@ def test_what_launchers_set_by_themselves_is_no_line():
         "ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_TP_SIZE": "1",
         "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
     }  # fmt: skip
-    assert launcher.ruled(dict(environment)) == []
+    assert launcher_settings.override_environment(dict(environment)) == []
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_what_launchers_set_by_themselves_is_no_line():
 )
 def test_what_no_recipe_can_ask_for_is_refused(environment, said):
     with pytest.raises(PruneError, match=said):
-        launcher.ruled(environment)
+        launcher_settings.override_environment(environment)
 
 
 def test_deepspeed_s_config_is_the_recipe_s_where_it_computes():
@@ -76,12 +76,12 @@ def test_deepspeed_s_config_is_the_recipe_s_where_it_computes():
         "gradient_accumulation_steps": 4, "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "none"}},
         "steps_per_print": float("inf"), "train_batch_size": "auto", "communication_data_type": "fp32",
     }  # fmt: skip
-    lines = launcher.engine(config)
+    lines = launcher_settings.override_deepspeed_config(config)
     assert [line.split()[1] for line in lines] == ["fp16", "gradient_clipping=0.5", "gradient_accumulation_steps=4"]
     assert "train.precision and finetune.precision" in lines[0] and "train.clip_grad" in lines[1]
     assert config["fp16"] == {"enabled": False, "loss_scale": 0}
     assert (config["gradient_clipping"], config["gradient_accumulation_steps"]) == (0.0, 1)
-    assert launcher.engine(config) == [], "nothing is left to say"
+    assert launcher_settings.override_deepspeed_config(config) == [], "nothing is left to say"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_deepspeed_s_config_is_the_recipe_s_where_it_computes():
 )
 def test_what_deepspeed_would_compute_otherwise_is_refused(config, said):
     with pytest.raises(PruneError, match=said):
-        launcher.engine(config)
+        launcher_settings.override_deepspeed_config(config)
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_a_machine_computes_as_if_nothing_had_been_asked(fresh, monkeypatch, cap
         ("MIXED_PRECISION", "bf16"), ("GRADIENT_ACCUMULATION_STEPS", "4"), ("DYNAMO_BACKEND", "EAGER"),
     ):  # fmt: skip
         monkeypatch.setenv(f"ACCELERATE_{name}", value)
-    machine = Machine.start()
+    machine = DistributedEnvironment.start()
     assert capsys.readouterr().err.count("is not followed") == len(machine.overridden) == 3
     assert machine.accelerator is not None
     assert machine.accelerator.mixed_precision == "no"

@@ -4,10 +4,10 @@ import socket
 
 import pytest
 
+from dist_prune.distributed.communicator import Communicator, join_all
+from dist_prune.distributed.environment import check_launch
+from dist_prune.distributed.rendezvous import check_interfaces
 from dist_prune.errors import PruneError
-from dist_prune.runtime.collectives import Ranks, call_roll
-from dist_prune.runtime.machine import check_launch
-from dist_prune.runtime.roll import check_interfaces
 
 
 def test_world_size_without_ranks():
@@ -69,15 +69,15 @@ def test_a_port_that_another_program_has_is_named():
         with pytest.raises(
             PruneError, match=rf"MASTER_PORT is {port}, and on .* another program listens there already"
         ):
-            call_roll(environment, 5)
+            join_all(environment, 5)
 
 
-def first_fails(ranks: Ranks) -> str:
+def first_fails(ranks: Communicator) -> str:
     def act():
         raise PruneError("the disk is full")
 
     try:
-        ranks.together(act)
+        ranks.run_on_main(act)
     except PruneError as error:
         return str(error)
     return "no error"
@@ -87,12 +87,12 @@ def test_a_failure_of_the_first_rank_reaches_all(pool):
     assert pool.run(3, first_fails) == ["the disk is full"] * 3
 
 
-def talk(ranks: Ranks) -> tuple:
+def talk(ranks: Communicator) -> tuple:
     import torch
 
-    said = ranks.gather(f"rank {ranks.rank}")
+    said = ranks.all_gather_object(f"rank {ranks.rank}")
     table = torch.full((2,), ranks.rank)
-    return said, ranks.total(1, ranks.rank), ranks.broadcast(table, owner=ranks.world - 1).tolist()
+    return said, ranks.sum_ints(1, ranks.rank), ranks.broadcast(table, owner=ranks.world - 1).tolist()
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

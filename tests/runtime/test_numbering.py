@@ -12,14 +12,14 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils.misc import natural_key
 
 from dist_prune import methods
+from dist_prune.cli.check import as_text, preview
 from dist_prune.config import loading
+from dist_prune.data import class_order, folder_index, folder_scan
+from dist_prune.data.datasets import FolderSource, open_source, same_classes
+from dist_prune.data.ffcv.backend import FfcvSource
+from dist_prune.data.file_backend import read_image
+from dist_prune.data.open_split import open_split
 from dist_prune.errors import PruneError
-from dist_prune.preview import as_text, preview
-from dist_prune.runtime.data import index, numbering, scanning
-from dist_prune.runtime.data.backends import open_split
-from dist_prune.runtime.data.beton import BetonSource
-from dist_prune.runtime.data.files import read_image
-from dist_prune.runtime.data.sources import FolderSource, open_source, same_classes
 
 RNG = np.random.default_rng(0)
 TWELVE = [str(n) for n in range(12)]
@@ -49,19 +49,19 @@ NAMES = [TWELVE, ["class_2", "Class_10", "class_1", "b", "A"], ["n01440764", "n0
 @pytest.mark.parametrize("names", NAMES)
 def test_natural_order_is_timms(tmp_path, names):
     made(tmp_path, names)
-    found = numbering.numbered(opened(tmp_path), "natural", None)
+    found = class_order.renumber(opened(tmp_path), "natural", None)
     theirs = ReaderImageFolder(str(tmp_path / "train"))
     assert {name: number for number, name in enumerate(found.classes)} == theirs.class_to_idx
     mine = {str(found.paths[n]): label for n, label in enumerate(found.labels.tolist())}
     assert mine == dict(theirs.samples)
-    assert all(numbering.natural_key(name) == natural_key(name) for name in names)
+    assert all(class_order.natural_key(name) == natural_key(name) for name in names)
 
 
 @pytest.mark.parametrize("names", [["a1", "a01"], ["Cat", "cat", "dog"]])
 def test_names_that_timm_orders_by_chance_are_refused(names):
     with pytest.raises(PruneError, match=r"are alike in natural order .*data\.class_map"):
-        numbering.in_order(names, "natural")
-    assert numbering.in_order(names, None) == sorted(names)
+        class_order.sort_classes(names, "natural")
+    assert class_order.sort_classes(names, None) == sorted(names)
 
 
 def test_text_order_is_torchvisions_and_nothing_moves_without_the_key(tmp_path):
@@ -70,32 +70,32 @@ def test_text_order_is_torchvisions_and_nothing_moves_without_the_key(tmp_path):
     plain = opened(made(tmp_path, TWELVE))
     assert list(plain.classes) == ImageFolder(str(tmp_path / "train")).classes == sorted(TWELVE)
     for order in (None, "text"):
-        assert numbering.numbered(plain, order, None) is plain
-    other = numbering.numbered(plain, "natural", None)
+        assert class_order.renumber(plain, order, None) is plain
+    other = class_order.renumber(plain, "natural", None)
     assert other.identity != plain.identity, "a run directory of one order refuses the other"
-    assert numbering.numbered(opened(tmp_path), "natural", None).identity == other.identity
+    assert class_order.renumber(opened(tmp_path), "natural", None).identity == other.identity
     same = opened(made(tmp_path / "same", ["a", "b"]))
-    assert numbering.numbered(same, "natural", None).identity == same.identity
+    assert class_order.renumber(same, "natural", None).identity == same.identity
 
 
 def test_a_beton_follows_the_order_too(ffcv, tmp_path):
     """Written in text order, whatever the recipe says; with the folder beside it or alone it is the same data set."""
-    from dist_prune.runtime.data.encoding import Settings
-    from dist_prune.runtime.data.writing import make
+    from dist_prune.data.ffcv.encoder import Settings
+    from dist_prune.data.ffcv.writer import write_beton
 
     class Silent:
         update = close = staticmethod(lambda *_: None)
 
     plain = opened(made(tmp_path, TWELVE))
-    make(plain, {}, tmp_path / "train.beton", Settings(64, 90, "raw"), 1, lambda text: None, lambda *_: Silent())
-    wanted = numbering.numbered(plain, "natural", None)
+    write_beton(plain, {}, tmp_path / "train.beton", Settings(64, 90, "raw"), 1, lambda text: None, lambda *_: Silent())
+    wanted = class_order.renumber(plain, "natural", None)
     for alone in (False, True):
         if alone:
             shutil.rmtree(tmp_path / "train")
         stored = open_split("ffcv", "imagefolder", str(tmp_path), "train", True).source
-        assert isinstance(stored, BetonSource)
+        assert isinstance(stored, FfcvSource)
         assert stored.classes == plain.classes
-        found = numbering.numbered(stored, "natural", None)
+        found = class_order.renumber(stored, "natural", None)
         assert (found.classes, found.identity) == (wanted.classes, wanted.identity)
         assert found.labels.tolist() == wanted.labels.tolist() != plain.labels.tolist()
 
@@ -107,11 +107,11 @@ def test_a_class_map_file(tmp_path, form):
     file = tmp_path / f"map.{form}"
     body = names if form.startswith("list") else {name: number for number, name in enumerate(names)}
     file.write_text("\n".join(names) + "\n" if form == "txt" else json.dumps(body))
-    found = numbering.numbered(plain, None, str(file))
+    found = class_order.renumber(plain, None, str(file))
     assert found.classes == tuple(names)
     assert [found.classes[label] for label in found.labels] == ["ant", "cat", "dog"]
     assert found.identity != plain.identity
-    said = numbering.told(found.classes, 1, 3, None, str(file))
+    said = class_order.describe_order(found.classes, 1, 3, None, str(file))
     assert said == f"4 classes, numbered by {file}, 1 of which have no image here: dog, cat, zebra, ant"
 
 
@@ -124,14 +124,14 @@ def test_class_maps_that_are_none(tmp_path):
     ):
         file.write_text(text)
         with pytest.raises(PruneError, match=rf"data\.class_map: .*{said}"):
-            numbering.numbered(plain, None, str(file))
+            class_order.renumber(plain, None, str(file))
     for body, said in (({"ant": 0, "cat": 2}, "not 0 to 1"), ([1, 2], "neither a list of class names nor")):
         file = tmp_path / "map.json"
         file.write_text(json.dumps(body))
         with pytest.raises(PruneError, match=said):
-            numbering.numbered(plain, None, str(file))
+            class_order.renumber(plain, None, str(file))
     with pytest.raises(PruneError, match="cannot be read"):
-        numbering.numbered(plain, None, str(tmp_path / "none.txt"))
+        class_order.renumber(plain, None, str(tmp_path / "none.txt"))
 
 
 @pytest.mark.parametrize("words", [["data.class_order=natural"], ["data.class_map=x.txt"]])
@@ -141,11 +141,11 @@ def test_arrays_have_numbers_already(words):
 
 
 def test_a_warning_only_where_orders_differ_and_nobody_chose():
-    said = numbering.warning(TWELVE, None, None, "w.pth")
+    said = class_order.warning(TWELVE, None, None, "w.pth")
     assert said.startswith("WARNING: class folders are numbered as text here (number 2 is '10')")
     assert "(number 2 is '2'). If timm trained the weights (w.pth), the classes are mixed up" in said
     for names, order, file in ((TWELVE, "text", None), (TWELVE, None, "x.txt"), (["a", "b"], None, None)):
-        assert numbering.warning(names, order, file, "w.pth") == ""
+        assert class_order.warning(names, order, file, "w.pth") == ""
 
 
 def checked(root: Path, *words: str):
@@ -231,7 +231,7 @@ def test_a_root_that_is_not_the_root(tmp_path):
 LOSSLESS = (".png", ".apng", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pnm", ".tga", ".pcx", ".sgi", ".qoi", ".ras")
 
 
-@pytest.mark.parametrize("suffix", scanning.IMAGE_FILES)
+@pytest.mark.parametrize("suffix", folder_scan.IMAGE_FILES)
 def test_every_kind_of_image_file_is_found_and_read(tmp_path, suffix):
     """Written by Pillow where it can, in capitals too; a Sun raster by hand."""
     pixels = np.kron(RNG.integers(0, 256, (4, 4, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
@@ -281,7 +281,7 @@ def test_what_is_left_out_is_counted_and_said(tmp_path):
             assert said in found.note
     assert len(found.labels) == 2
     assert checked(tmp_path)["classes"] == 2
-    paths, left = scanning.images_below(tmp_path / "train")
+    paths, left = folder_scan.find_images(tmp_path / "train")
     assert [path.name for path in paths] == ["loose.png", "x.png", "x.png"]
     assert left["hidden"] == 3
 
@@ -309,5 +309,5 @@ def test_an_index_of_before_is_made_again(tmp_path):
     place = tmp_path / "train.index.npz"
     arrays = dict(np.load(place))
     np.savez(place, **{key: value for key, value in arrays.items() if key != "left"} | {"format": 1})
-    assert index.load(place) is None
+    assert folder_index.load(place) is None
     assert "scanned" in opened(tmp_path).note

@@ -17,15 +17,15 @@ from PIL import Image
 from dist_prune import methods
 from dist_prune.config import loading
 from dist_prune.config.data import Data
+from dist_prune.data import datasets
+from dist_prune.data.datasets import ArraySource, open_source
+from dist_prune.data.ffcv.backend import open_beton, read_sidecar
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.data.open_split import open_split
+from dist_prune.data.random_access import RandomAccessSource, SplitSpec, StoredImage
 from dist_prune.errors import PruneError
-from dist_prune.pruning.choose import Request
-from dist_prune.runtime.data import sources
-from dist_prune.runtime.data.backends import open_split
-from dist_prune.runtime.data.beton import open_beton, read_sidecar
-from dist_prune.runtime.data.feed import Feed, Look
-from dist_prune.runtime.data.random_access import RandomAccessSource, SplitSpec, StoredImage
-from dist_prune.runtime.data.sources import ArraySource, open_source
-from dist_prune.runtime.tracking import Tracker
+from dist_prune.pruning.selection.ranking import SelectionRequest
+from dist_prune.training.tracking import Tracker
 from tests import tiny
 
 CPU, COUNT = torch.device("cpu"), 60
@@ -33,9 +33,9 @@ LABELS = np.arange(COUNT) * 2 // COUNT
 ROOT = Path(__file__).resolve().parents[2]
 LISTS = [np.array([5, 5, 59]), np.arange(33)[::-1], np.array([17])]
 LOOKS = (
-    (Look(16, (0.5,) * 3, (0.5,) * 3, crop=0.9), None),
-    (Look(16, (0.5,) * 3, (0.5,) * 3, augment="crop_flip", erasing=0.5), (3, 1)),
-    (Look(16, (0.5,) * 3, (0.5,) * 3, augment="resized_crop_flip", auto_augment="rand-m9-mstd0.5"), (3, 1)),
+    (TransformConfig(16, (0.5,) * 3, (0.5,) * 3, crop=0.9), None),
+    (TransformConfig(16, (0.5,) * 3, (0.5,) * 3, augment="crop_flip", erasing=0.5), (3, 1)),
+    (TransformConfig(16, (0.5,) * 3, (0.5,) * 3, augment="resized_crop_flip", auto_augment="rand-m9-mstd0.5"), (3, 1)),
 )
 
 
@@ -102,8 +102,10 @@ def folder(tmp_path_factory) -> RandomAccessSource:
     return open_source("imagefolder", str(root), "train", True)
 
 
-def served(source: RandomAccessSource, look: Look, augment, workers: int = 0, backend: str = "auto", lists=LISTS):
-    feed = Feed(source, look, CPU, workers, backend=backend)
+def served(
+    source: RandomAccessSource, look: TransformConfig, augment, workers: int = 0, backend: str = "auto", lists=LISTS
+):
+    feed = ImageLoader(source, look, CPU, workers, backend=backend)
     out = list(feed.batches(lists, augment))
     feed.close()
     return torch.cat([batch.images for batch in out]), torch.cat([batch.labels for batch in out])
@@ -134,11 +136,11 @@ def test_pixels_in_memory_are_served_by_the_memory_backend():
         images, backends = arrays((24, 24)).images, ("memory", "torch")
 
     source = Held(LABELS, (24, 24))
-    feed = Feed(source, LOOKS[1][0], CPU)
+    feed = ImageLoader(source, LOOKS[1][0], CPU)
     assert torch.equal(served(source, *LOOKS[1])[0], served(arrays((24, 24)), *LOOKS[1])[0])
     assert not feed.skips, "nothing in memory can fail"
     with pytest.raises(PruneError, match=r"'memory' cannot read images gradients\.tar:000\.png; torch can"):
-        Feed(gradients(), LOOKS[1][0], CPU, backend="memory")
+        ImageLoader(gradients(), LOOKS[1][0], CPU, backend="memory")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -148,8 +150,8 @@ def test_samples_that_cannot_be_read(look, fixed_size, workers):
     source, (transform, moment) = gradients(fixed_size=fixed_size, broken=(3, 41)), LOOKS[look]
     lists = [np.array([2, 3, 4]), np.array([41, 7])]
     with pytest.raises(PruneError, match=r"sample 3: the image gradients\.tar:003\.png cannot be decoded: the shard"):
-        list(Feed(source, transform, CPU, workers).batches(lists, moment))
-    feed = Feed(source, transform, CPU, workers, on_error="skip")
+        list(ImageLoader(source, transform, CPU, workers).batches(lists, moment))
+    feed = ImageLoader(source, transform, CPU, workers, on_error="skip")
     assert feed.skips
     found = list(feed.batches(lists, moment))
     assert [batch.ids.tolist() for batch in found] == [[2, 4], [7]]
@@ -187,7 +189,7 @@ def test_a_method_scores_them_as_it_scores_arrays():
         digits = tiny.bench(model, feed=tiny.feed_of(source), images=COUNT - 1)
         ranking = tiny.method("taylor")
         scores = ranking.score(digits)
-        found.append((scores, ranking.select(scores, digits.channels, Request(keep_ratio=0.5)).fingerprint))
+        found.append((scores, ranking.select(scores, digits.graph, SelectionRequest(keep_ratio=0.5)).fingerprint))
     assert found[0][1] == found[1][1]
     assert all(torch.equal(scores, found[1][0][name]) for name, scores in found[0][0].items())
 
@@ -196,7 +198,7 @@ def test_a_run_checks_them_before_scoring_and_lists_what_it_left_out(tmp_path):
     recipe = loading.load("quickstart", ["data.on_error=skip"], methods.options_of)
     work = Work(recipe, tiny.machine(), Tracker(False), tmp_path, tiny.method("l1"))
     source = gradients(broken=(3, 41))
-    feed = Feed(source, LOOKS[0][0], CPU, on_error="skip", skipped=work.skipped[True])
+    feed = ImageLoader(source, LOOKS[0][0], CPU, on_error="skip", skipped=work.skipped[True])
     exact, ids = work.readable(feed, np.arange(COUNT))
     assert exact.exact
     assert ids.tolist() == [n for n in range(COUNT) if n not in (3, 41)]
@@ -208,7 +210,7 @@ def test_a_run_checks_them_before_scoring_and_lists_what_it_left_out(tmp_path):
 def test_registration_and_identity(monkeypatch, tmp_path):
     """One entry in ``OPENERS`` registers a form; the source itself says which backends can read it."""
     asked: list[SplitSpec] = []
-    monkeypatch.setitem(sources.OPENERS, "gradients", lambda spec: asked.append(spec) or gradients())
+    monkeypatch.setitem(datasets.OPENERS, "gradients", lambda spec: asked.append(spec) or gradients())
     opened = open_split("auto", "gradients", str(tmp_path), "train", True)
     assert (opened.backend, opened.why) == ("torch", f"there is no {tmp_path / 'gradients.train.beton'}")
     assert (asked[0].root, asked[0].split, asked[0].train) == (str(tmp_path), "train", True)
@@ -216,30 +218,30 @@ def test_registration_and_identity(monkeypatch, tmp_path):
     assert open_split("torch", "gradients", None, "train", True).why == "data.backend says so"
     with pytest.raises(PruneError, match="'memory' is for arrays"):
         open_split("memory", "gradients", str(tmp_path), "train", True)
-    assert set(sources.OPENERS) - {"gradients"} == set(get_args(Data.model_fields["source"].annotation))
+    assert set(datasets.OPENERS) - {"gradients"} == set(get_args(Data.model_fields["source"].annotation))
 
 
 @pytest.mark.parametrize("fixed_size", [None, (24, 24)])
 def test_a_beton_of_them(ffcv, monkeypatch, tmp_path, fixed_size):
-    from dist_prune.runtime.data.encoding import Settings
-    from dist_prune.runtime.data.writing import make
+    from dist_prune.data.ffcv.encoder import Settings
+    from dist_prune.data.ffcv.writer import write_beton
     from tests.runtime.test_ffcv import Silent
 
     source, out = gradients(fixed_size=fixed_size, encoded=fixed_size is None), tmp_path / "gradients.train.beton"
     for number in (1, 2):
-        make(source, {}, out, Settings(64, 90, "raw"), number, lambda text: None, Silent)
+        write_beton(source, {}, out, Settings(64, 90, "raw"), number, lambda text: None, Silent)
     facts = read_sidecar(out)
     assert (facts["source_digest"], facts["arrays"]) == (source.identity, fixed_size is not None)
     stored = open_beton(out)
     assert (stored.identity, stored.fixed_size) == (source.identity, fixed_size)
     for look, moment in (LOOKS[0], LOOKS[1]):
         assert torch.equal(served(stored, look, moment)[0], served(source, look, moment)[0])  # type: ignore[arg-type]
-    monkeypatch.setitem(sources.OPENERS, "gradients", lambda spec: source)
+    monkeypatch.setitem(datasets.OPENERS, "gradients", lambda spec: source)
     assert open_split("auto", "gradients", str(tmp_path), "train", True).backend == "ffcv"
-    monkeypatch.setitem(sources.OPENERS, "gradients", lambda spec: replace(source, labels=1 - source.labels))
+    monkeypatch.setitem(datasets.OPENERS, "gradients", lambda spec: replace(source, labels=1 - source.labels))
     assert "other images or labels" in open_split("auto", "gradients", str(tmp_path), "train", True).why
     with pytest.raises(PruneError, match=r"sample 5: the image gradients\.tar:005\.png cannot be decoded: the shard"):
-        make(replace(source, broken=(5,), labels=1 - source.labels), {}, tmp_path / "x.beton", Settings(), 1,
+        write_beton(replace(source, broken=(5,), labels=1 - source.labels), {}, tmp_path / "x.beton", Settings(), 1,
              lambda text: None, Silent)  # fmt: skip
 
 

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from dist_prune.distributed.communicator import Communicator
+from dist_prune.distributed.resumable_state import ResumableState, identity_of
 from dist_prune.errors import PruneError
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.resumable_state import ResumableState, identity_of
 
 TENSORS = {"sums": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(7)}
 
 
-def state(folder: Path, identity: str = "these", ranks: Ranks | None = None) -> ResumableState:
-    return ResumableState(folder / "state.safetensors", identity, ranks or Ranks())
+def state(folder: Path, identity: str = "these", ranks: Communicator | None = None) -> ResumableState:
+    return ResumableState(folder / "state.safetensors", identity, ranks or Communicator())
 
 
 def test_what_was_saved_is_loaded(tmp_path):
@@ -27,7 +27,7 @@ def test_what_was_saved_is_loaded(tmp_path):
 
 
 def test_nothing_is_kept_without_a_file(tmp_path):
-    nothing = ResumableState(None, "these", Ranks())
+    nothing = ResumableState(None, "these", Communicator())
     nothing.save(TENSORS)
     assert nothing.load() == ({}, {})
     assert not list(tmp_path.iterdir())
@@ -48,10 +48,10 @@ def test_one_flipped_bit_is_damage_and_another_identity_is_none(tmp_path):
 def test_a_disk_that_refuses_is_a_sentence(tmp_path):
     (tmp_path / "folder").write_text("a file")
     with pytest.raises(PruneError, match="could not write"):
-        ResumableState(tmp_path / "folder/state.safetensors", "these", Ranks()).save(TENSORS)
+        ResumableState(tmp_path / "folder/state.safetensors", "these", Communicator()).save(TENSORS)
 
 
-def _load_where_one_rank_sees_no_file(ranks: Ranks, folder: str) -> tuple[list[str], list[str]]:
+def _load_where_one_rank_sees_no_file(ranks: Communicator, folder: str) -> tuple[list[str], list[str]]:
     shared = state(Path(folder), ranks=ranks)
     shared.save(TENSORS)
     together = sorted(shared.load()[0])

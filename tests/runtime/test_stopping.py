@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from dist_prune.runtime import stopping
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.evaluation import evaluate
-from dist_prune.runtime.tracking import Tracker
-from dist_prune.runtime.training import states
+from dist_prune.distributed import preemption
+from dist_prune.distributed.communicator import Communicator
+from dist_prune.training import checkpoints
+from dist_prune.training.evaluation import evaluate
+from dist_prune.training.tracking import Tracker
 from tests import tiny
 from tests.runtime.test_training import digest, trainer
 
 SLOW_S = 1.0
 
 
-def judge(ranks: Ranks, calls: list[int], at: int):
+def judge(ranks: Communicator, calls: list[int], at: int):
     """Evaluates for real; the last rank is signalled just before the evaluation with the number ``at``."""
 
     def act(model) -> dict[str, float]:
@@ -30,17 +30,17 @@ def judge(ranks: Ranks, calls: list[int], at: int):
     return act
 
 
-def stopped(ranks: Ranks, folder: Path, where: str) -> tuple[list[str], dict | None, list[float], list[dict]]:
+def stopped(ranks: Communicator, folder: Path, where: str) -> tuple[list[str], dict | None, list[float], list[dict]]:
     """Files that lie there the moment the training has ended, with a slow disk; then where the next one goes on."""
-    handlers = [signal.getsignal(number) for number in stopping.SIGNALS]
-    write = states.write_atomic
+    handlers = [signal.getsignal(number) for number in preemption.SIGNALS]
+    write = checkpoints.write_atomic
 
     def slow(path: Path, data) -> None:
         time.sleep(SLOW_S)
         write(path, data)
 
-    stopping.listen()
-    states.write_atomic = slow
+    preemption.install_handlers()
+    checkpoints.write_atomic = slow
     try:
         found = trainer(ranks, folder, judge(ranks, [], 1 if where == "judging" else 0))
         if where == "training":
@@ -49,24 +49,24 @@ def stopped(ranks: Ranks, folder: Path, where: str) -> tuple[list[str], dict | N
             def after() -> None:
                 plain()
                 count.append(1)
-                if len(count) == 3 and ranks.first:
+                if len(count) == 3 and ranks.is_main:
                     os.kill(os.getpid(), signal.SIGUSR1)
 
             found._after = after  # type: ignore[method-assign]
-        with pytest.raises(stopping.PreemptedError, match="in train" if where == "training" else "in test images"):
+        with pytest.raises(preemption.PreemptedError, match="in train" if where == "training" else "in test images"):
             found.run()
-        there = sorted(path.suffix for path in folder.iterdir()) if ranks.first else []
+        there = sorted(path.suffix for path in folder.iterdir()) if ranks.is_main else []
     finally:
-        states.write_atomic = write
-        stopping._received.clear()
-        for number, handler in zip(stopping.SIGNALS, handlers, strict=True):
+        checkpoints.write_atomic = write
+        preemption._received.clear()
+        for number, handler in zip(preemption.SIGNALS, handlers, strict=True):
             signal.signal(number, handler)
     again = trainer(ranks, folder, judge(ranks, [], 0))
     history = again.run()
     return there, again.resumed, digest(again.model), history
 
 
-def whole(ranks: Ranks) -> tuple[list[float], list[dict]]:
+def whole(ranks: Communicator) -> tuple[list[float], list[dict]]:
     found = trainer(ranks, judge=judge(ranks, [], 0))
     history = found.run()
     return digest(found.model), history

@@ -9,18 +9,18 @@ import torch
 from torch import nn
 
 from dist_prune.config.training import Training
+from dist_prune.data.datasets import open_source
+from dist_prune.data.loader import Batch, ImageLoader, TransformConfig
+from dist_prune.data.sampling import holdout_split
+from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.data.dealing import held_out
-from dist_prune.runtime.data.feed import Batch, Feed, Look
-from dist_prune.runtime.data.sources import open_source
-from dist_prune.runtime.tracking import Tracker
-from dist_prune.runtime.training import optim
-from dist_prune.runtime.training.loop import Figures, Loop
-from dist_prune.runtime.training.objective import Objective
-from dist_prune.runtime.training.recalibrate import recalibrate
-from dist_prune.runtime.training.states import States
-from dist_prune.runtime.training.train import Trainer
+from dist_prune.training import optim
+from dist_prune.training.bn_recalibration import recalibrate_bn
+from dist_prune.training.checkpoints import CheckpointManager
+from dist_prune.training.loop import Loop, StepFigures
+from dist_prune.training.loss import TrainingLoss
+from dist_prune.training.tracking import Tracker
+from dist_prune.training.trainer import Trainer
 from tests import tiny
 
 RICH = {"ema": 0.99, "mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1, "clip_grad": 1.0, "accumulate": 2}
@@ -30,14 +30,14 @@ def settings(**more) -> Training:
     return Training(**{"epochs": 2, "batch": 32, "lr": 0.05, "images": 200, "selection": "last", **more})
 
 
-def loop(ranks: Ranks | None = None, **more) -> Loop:
-    look = Look(8, (0.3,), (0.4,), augment="crop_flip")
-    feed = Feed(open_source("digits", None, "", True), look, torch.device("cpu"), dtype=torch.float64)
+def loop(ranks: Communicator | None = None, **more) -> Loop:
+    look = TransformConfig(8, (0.3,), (0.4,), augment="crop_flip")
+    feed = ImageLoader(open_source("digits", None, "", True), look, torch.device("cpu"), dtype=torch.float64)
     return Loop(settings(**more), feed, tiny.machine(ranks), Tracker(False), 0)
 
 
-def trainer(ranks: Ranks | None = None, folder: Path | None = None, judge=lambda m: {}, **more) -> Trainer:
-    states = States(folder, "me", say=lambda text: None) if folder else None
+def trainer(ranks: Communicator | None = None, folder: Path | None = None, judge=lambda m: {}, **more) -> Trainer:
+    states = CheckpointManager(folder, "me", say=lambda text: None) if folder else None
     return Trainer(tiny.network(), loop(ranks, **more), judge, states=states, classes=10)
 
 
@@ -61,7 +61,7 @@ def kill_after(found: Trainer, updates: int) -> None:
     found._after = after  # type: ignore[method-assign]
 
 
-def interrupted(ranks: Ranks, folder: Path, updates: int, again: int) -> list[float]:
+def interrupted(ranks: Communicator, folder: Path, updates: int, again: int) -> list[float]:
     """Killed after some updates, run again, killed again, run to the end."""
     for number in (updates, again):
         found = trainer(ranks, folder, save_every_steps=2, **RICH)
@@ -74,7 +74,7 @@ def interrupted(ranks: Ranks, folder: Path, updates: int, again: int) -> list[fl
     return digest(last.model)
 
 
-def uninterrupted(ranks: Ranks) -> list[float]:
+def uninterrupted(ranks: Communicator) -> list[float]:
     found = trainer(ranks, **RICH)
     found.run()
     return digest(found.model)
@@ -89,7 +89,7 @@ def test_killed_at_any_step_and_run_again_is_never_killed(world, updates, again,
     assert found == whole
 
 
-def on_two_then_one(ranks: Ranks, folder: Path) -> list[float]:
+def on_two_then_one(ranks: Communicator, folder: Path) -> list[float]:
     found = still(trainer(ranks, folder, save_every_steps=2))
     if ranks.world == 2:
         kill_after(found, 5)
@@ -104,10 +104,10 @@ def on_two_then_one(ranks: Ranks, folder: Path) -> list[float]:
 
 def test_resume_on_another_number_of_ranks(tmp_path, pool):
     pool.run(2, on_two_then_one, tmp_path)
-    assert pool.run(1, on_two_then_one, tmp_path)[0] == pytest.approx(frozen(Ranks()), rel=1e-9, abs=1e-9)
+    assert pool.run(1, on_two_then_one, tmp_path)[0] == pytest.approx(frozen(Communicator()), rel=1e-9, abs=1e-9)
 
 
-def plain(ranks: Ranks) -> list[float]:
+def plain(ranks: Communicator) -> list[float]:
     found = trainer(ranks)
     found.run()
     return digest(found.model)
@@ -129,12 +129,12 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
     again.run()
     assert "damaged or cut short" in said[0]
     assert again.resumed == {"epoch": 1, "step": 0}
-    assert digest(again.model) == plain(Ranks())
+    assert digest(again.model) == plain(Communicator())
 
 
 def test_a_checkpoint_of_another_training_is_left_alone(tmp_path):
     """A changed recipe starts over and keeps its own; whoever takes the change back goes on where that one was."""
-    steps = 2 * loop().steps
+    steps = 2 * loop().steps_per_epoch
     first = trainer(None, tmp_path, lr=0.01)
     first.run()
     other = trainer(None, tmp_path)
@@ -148,7 +148,7 @@ def test_a_checkpoint_of_another_training_is_left_alone(tmp_path):
     again.run()
     assert other.resumed is None
     assert again.resumed == {"epoch": 1, "step": 0}
-    assert digest(again.model) == plain(Ranks()) != digest(first.model)
+    assert digest(again.model) == plain(Communicator()) != digest(first.model)
     back = trainer(None, tmp_path, lr=0.01)
     back.run()
     assert back.resumed == {"epoch": 2, "step": 0}
@@ -158,14 +158,14 @@ def test_a_checkpoint_of_another_training_is_left_alone(tmp_path):
 
 def test_checkpoints_are_counted_by_training(tmp_path):
     """The new one's first steps have lower numbers than the old one's last: they stay, and are found."""
-    old, new = (States(tmp_path, name, keep=2, say=print) for name in ("old", "new"))
+    old, new = (CheckpointManager(tmp_path, name, keep=2, say=print) for name in ("old", "new"))
     for states, steps in ((old, (480, 490, 500)), (new, (10, 20, 30))):
         for step in steps:
             states.save(step, {"x": torch.ones(1)}, {})
         states.wait()
     assert str(new.newest()).startswith("step_000000030-")
     assert str(old.newest()).startswith("step_000000500-")
-    assert [path.name[:14] for path in new.others()] == ["step_000000490", "step_000000500"]
+    assert [path.name[:14] for path in new.other_trainings()] == ["step_000000490", "step_000000500"]
 
 
 def test_a_disk_that_refuses_a_checkpoint_is_an_error(tmp_path):
@@ -184,7 +184,7 @@ def test_training_learns():
 
 def test_worlds_agree_with_eval_mode_norms(pool):
     """Batch norms see their rank's share of a batch; without them the worlds differ by rounding only."""
-    one = frozen(Ranks())
+    one = frozen(Communicator())
     for world in (2, 3):
         for found in pool.run(world, frozen):
             assert found == pytest.approx(one, rel=1e-9, abs=1e-9)
@@ -198,7 +198,7 @@ def still(found: Trainer) -> Trainer:
     return found
 
 
-def frozen(ranks: Ranks) -> list[float]:
+def frozen(ranks: Communicator) -> list[float]:
     found = still(trainer(ranks))
     found.run()
     return digest(found.model)
@@ -213,7 +213,7 @@ def test_accumulation_is_the_whole_batch():
     assert run(4) == pytest.approx(run(1), rel=1e-9, abs=1e-9)
 
 
-def gates(ranks: Ranks, batch: int) -> list[float]:
+def gates(ranks: Communicator, batch: int) -> list[float]:
     """Learn one gate per channel of a layer through the bench's fit."""
     model = tiny.network()
     bench = tiny.bench(model, ranks)
@@ -228,7 +228,7 @@ def gates(ranks: Ranks, batch: int) -> list[float]:
             hook.remove()
 
     steps: list[int] = []
-    history = bench.fit([gate], loss, epochs=1, lr=0.1, batch=batch, watch=steps.append)
+    history = bench.train_parameters([gate], loss, epochs=1, lr=0.1, batch=batch, watch=steps.append)
     assert len(history) == 1
     assert steps == list(range(3)), "1347 images in batches of 450: every image once"
     return gate.tolist()
@@ -244,7 +244,7 @@ def test_gates_learn_at_the_rate_of_their_group():
             return ((gate + still) ** 2).mean() * torch.ones(len(ids), dtype=torch.float64)
 
         groups = [{"params": [gate], "lr_scale": scale}, {"params": [still], "lr_scale": 0.0}]
-        bench.fit(groups, loss, epochs=1, lr=0.01, batch=1347)
+        bench.train_parameters(groups, loss, epochs=1, lr=0.01, batch=1347)
         assert still.tolist() == [1.0] * 16
         return float((1 - gate).detach().mean())
 
@@ -253,7 +253,7 @@ def test_gates_learn_at_the_rate_of_their_group():
 
 
 def test_fit_agrees_over_worlds(pool):
-    one = gates(Ranks(), 450)
+    one = gates(Communicator(), 450)
     assert max(abs(value - 1) for value in one) > 1e-3
     for world in (2, 3):
         for found in pool.run(world, gates, 450):
@@ -268,17 +268,17 @@ def test_a_loss_that_is_not_finite_stops_with_the_place():
         trainer(None, lr=1e6, schedule="constant").run()
 
 
-def poisoned(ranks: Ranks, folder: Path) -> str:
+def poisoned(ranks: Communicator, folder: Path) -> str:
     """The second rank's images turn strange in the second epoch."""
     found = trainer(ranks, folder, epochs=3)
-    plain_batches = found.loop.feed.batches
+    plain_batches = found.loop.loader.batches
 
     def batches(dealt, augment=None):
         for batch in plain_batches(dealt, augment):
             bad = augment is not None and augment[1] == 1 and ranks.rank == 1
             yield Batch(batch.images * float("nan"), batch.labels, batch.ids) if bad else batch
 
-    found.loop.feed.batches = batches  # type: ignore[method-assign]
+    found.loop.loader.batches = batches  # type: ignore[method-assign]
     with pytest.raises(PruneError) as error:
         found.run()
     return str(error.value)
@@ -301,7 +301,7 @@ def test_strange_updates_can_be_left_out():
     assert history[0]["skipped_updates"] == 2
     assert all(bool(tensor.isfinite().all()) for tensor in found.model.state_dict().values())
     norm = next(part for part in found.model.modules() if isinstance(part, torch.nn.BatchNorm2d))
-    assert int(norm.num_batches_tracked) == found.loop.steps - 2  # type: ignore[arg-type]
+    assert int(norm.num_batches_tracked) == found.loop.steps_per_epoch - 2  # type: ignore[arg-type]
 
 
 def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path):
@@ -324,7 +324,7 @@ def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path):
 
 def poison(found: Trainer, bad: set[int], good: list[Batch] | None = None) -> Trainer:
     """Some batches of every epoch turn strange; the others are noted in ``good``."""
-    plain_batches = found.loop.feed.batches
+    plain_batches = found.loop.loader.batches
 
     def poisoned(dealt, augment=None):
         for number, batch in enumerate(plain_batches(dealt, augment)):
@@ -332,7 +332,7 @@ def poison(found: Trainer, bad: set[int], good: list[Batch] | None = None) -> Tr
                 good.append(batch)
             yield Batch(batch.images * float("nan"), batch.labels, batch.ids) if number in bad else batch
 
-    found.loop.feed.batches = poisoned  # type: ignore[method-assign]
+    found.loop.loader.batches = poisoned  # type: ignore[method-assign]
     return found
 
 
@@ -356,7 +356,7 @@ def test_an_update_is_on_its_way_before_the_loss_is_read_unless_it_may_be_spared
     found, seen = trainer(skip_nonfinite=spared, epochs=1), []
     before, backward, begun = digest(found.model)[0], found.loop._backward, [0]
 
-    class Watched(Figures):
+    class Watched(StepFigures):
         @property
         def read(self):
             if not hasattr(self, "told"):
@@ -368,11 +368,11 @@ def test_an_update_is_on_its_way_before_the_loss_is_read_unless_it_may_be_spared
         begun[0] += 1
         return backward(*arguments)
 
-    monkeypatch.setattr("dist_prune.runtime.training.loop.Figures", Watched)
+    monkeypatch.setattr("dist_prune.training.loop.Figures", Watched)
     found.loop._backward = counted  # type: ignore[method-assign]
     found.run()
     ahead = 1 if moved else 0
-    steps = found.loop.steps
+    steps = found.loop.steps_per_epoch
     assert [(step, min(step + 1 + ahead, steps)) for step in range(steps)] == [(step, at) for step, at, _ in seen]
     assert seen[0][2] is moved
     assert all(changed for _, _, changed in seen[1:])
@@ -407,11 +407,11 @@ def test_the_best_epoch_is_kept_and_patience_ends():
 
 
 def test_held_out_images_are_not_trained_on():
-    train, held = held_out(np.arange(1000), 0.1, 0)
+    train, held = holdout_split(np.arange(1000), 0.1, 0)
     assert len(held) == 100
     assert sorted([*train, *held]) == list(range(1000))
-    assert held.tolist() != held_out(np.arange(1000), 0.1, 1)[1].tolist()
-    assert len(held_out(np.arange(1000), 0.0, 0)[1]) == 0
+    assert held.tolist() != holdout_split(np.arange(1000), 0.1, 1)[1].tolist()
+    assert len(holdout_split(np.arange(1000), 0.0, 0)[1]) == 0
 
 
 def test_masked_weights_stay_exact_zeros_momentum_included():
@@ -422,7 +422,7 @@ def test_masked_weights_stay_exact_zeros_momentum_included():
     weight = dict(found.model.named_parameters())["layer1.0.conv1.weight"]
     assert bool((weight[mask == 0] == 0).all())
     assert bool((weight[mask == 1] != 0).all())
-    assert bool((found.drive.optimizer.state[weight]["momentum_buffer"][mask == 0] == 0).all())
+    assert bool((found.engine.optimizer.state[weight]["momentum_buffer"][mask == 0] == 0).all())
 
 
 def test_averaged_weights_are_what_is_judged_and_kept():
@@ -430,7 +430,7 @@ def test_averaged_weights_are_what_is_judged_and_kept():
     found = trainer(None, judge=lambda m: judged.append(digest(m)) or {}, ema=0.9)
     found.run()
     assert digest(found.model) == judged[-1]
-    assert digest(found.model) != plain(Ranks())
+    assert digest(found.model) != plain(Communicator())
 
 
 def test_norms_and_biases_do_not_decay_by_type_not_by_name():
@@ -442,17 +442,17 @@ def test_norms_and_biases_do_not_decay_by_type_not_by_name():
             self.vector = nn.Parameter(torch.ones(4))
 
     model = Odd()
-    decayed, spared = optim.groups(model, settings(weight_decay=0.1))
+    decayed, spared = optim.parameter_groups(model, settings(weight_decay=0.1))
     assert {id(p) for p in decayed["params"]} == {id(model.bn_like_name.weight), id(model.vector)}
     assert len(spared["params"]) == 3
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
-    (everything,) = optim.groups(model, settings(weight_decay=0.1, decay_norm_bias=True))
+    (everything,) = optim.parameter_groups(model, settings(weight_decay=0.1, decay_norm_bias=True))
     assert len(everything["params"]) == 5
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", "SGD"), ("adamw", "AdamW"), ("lamb", "Lamb")])
 def test_optimizers_by_timm_s_names(name, kind):
-    found = optim.optimizer([nn.Parameter(torch.ones(2))], settings(optimizer=name))
+    found = optim.create_optimizer([nn.Parameter(torch.ones(2))], settings(optimizer=name))
     assert type(found).__name__ == kind
     assert not found.param_groups[0].get("nesterov")
 
@@ -466,13 +466,15 @@ def test_a_batch_too_small_for_the_ranks():
 
 def test_unknown_optimizers_and_arguments():
     with pytest.raises(PruneError, match="unknown optimizer 'adamv'"):
-        optim.optimizer([nn.Parameter(torch.ones(2))], settings(optimizer="adamv"))
+        optim.create_optimizer([nn.Parameter(torch.ones(2))], settings(optimizer="adamv"))
     with pytest.raises(PruneError, match="optimizer_kwargs"):
-        optim.optimizer([nn.Parameter(torch.ones(2))], settings(optimizer_kwargs={"nonsense": 1}))
+        optim.create_optimizer([nn.Parameter(torch.ones(2))], settings(optimizer_kwargs={"nonsense": 1}))
     with pytest.raises(PruneError, match="optimizer_kwargs: adamw does not take .*Invalid beta"):
-        optim.optimizer([nn.Parameter(torch.ones(2))], settings(optimizer="adamw", optimizer_kwargs={"betas": [2, 2]}))
+        optim.create_optimizer(
+            [nn.Parameter(torch.ones(2))], settings(optimizer="adamw", optimizer_kwargs={"betas": [2, 2]})
+        )
     with pytest.raises(PruneError, match=r"Nesterov momentum requires a momentum"):
-        optim.optimizer([nn.Parameter(torch.ones(2))], settings(optimizer="nesterov", momentum=0))
+        optim.create_optimizer([nn.Parameter(torch.ones(2))], settings(optimizer="nesterov", momentum=0))
 
 
 @pytest.mark.parametrize(
@@ -488,10 +490,10 @@ def test_unknown_optimizers_and_arguments():
 )
 def test_schedules(more, expected):
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], 1.0)
-    schedule = optim.Schedule(optimizer, settings(epochs=4, lr=1.0, **more), 10)
+    schedule = optim.LearningRate(optimizer, settings(epochs=4, lr=1.0, **more), 10)
     found = []
     for epoch in range(4):
-        schedule.at(10 * epoch)
+        schedule.set_for(10 * epoch)
         found.append(optimizer.param_groups[0]["lr"])
     assert found == pytest.approx(expected, abs=1e-6)
 
@@ -500,10 +502,10 @@ def test_schedules(more, expected):
 def test_one_cycle_climbs_to_the_full_rate_and_falls_without_a_jump(epochs, per_epoch, warmup):
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], 1.0)
     asked = settings(epochs=epochs, lr=1.0, schedule="onecycle", warmup_epochs=warmup, warmup_lr=0.04)
-    schedule = optim.Schedule(optimizer, asked, per_epoch)
+    schedule = optim.LearningRate(optimizer, asked, per_epoch)
     rates = []
     for update in range(epochs * per_epoch):
-        schedule.at(update)
+        schedule.set_for(update)
         rates.append(schedule.rate)
     peak = round((warmup or 0.3 * epochs) * per_epoch)
     left = epochs * per_epoch - peak
@@ -521,8 +523,8 @@ def test_a_warm_up_longer_than_the_training_is_refused(schedule):
     assert settings(epochs=0, schedule=schedule, warmup_epochs=5).epochs == 0, "nothing is trained"
 
 
-def objective(teacher=None, **more) -> Objective:
-    return Objective(settings(**more), 10, 0, teacher, lambda: torch.autocast("cpu", enabled=False))
+def objective(teacher=None, **more) -> TrainingLoss:
+    return TrainingLoss(settings(**more), 10, 0, teacher, lambda: torch.autocast("cpu", enabled=False))
 
 
 def some_batch(n: int = 9) -> Batch:
@@ -552,13 +554,13 @@ def test_distillation_pulls_to_the_teacher():
 def test_bf16_trains():
     found = trainer(None, precision="bf16")
     found.model.float()
-    found.loop.feed = Feed(found.loop.feed.source, found.loop.feed.look, torch.device("cpu"))
+    found.loop.loader = ImageLoader(found.loop.loader.source, found.loop.loader.transform, torch.device("cpu"))
     assert math.isfinite(found.run()[-1]["loss"])
 
 
-def recalibrated(ranks: Ranks) -> list[float]:
+def recalibrated(ranks: Communicator) -> list[float]:
     model = tiny.network()
-    assert recalibrate(model, tiny.digits_feed(), np.arange(100), 16, ranks) == 9
+    assert recalibrate_bn(model, tiny.digits_feed(), np.arange(100), 16, ranks) == 9
     return digest(model)
 
 
@@ -572,7 +574,7 @@ def test_recalibration_of_one_batch_is_that_batch_s_statistics():
     model, feed = tiny.network(), tiny.digits_feed()
     batch = next(feed.batches([np.arange(64)]))
     maps = model.get_submodule("conv1")(batch.images)
-    recalibrate(model, feed, np.arange(64), 64, Ranks())
+    recalibrate_bn(model, feed, np.arange(64), 64, Communicator())
     norm = model.get_submodule("bn1")
     assert torch.allclose(norm.running_mean, maps.mean((0, 2, 3)))  # type: ignore[arg-type]
     assert torch.allclose(norm.running_var, maps.var((0, 2, 3)))  # type: ignore[arg-type]

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from dist_prune import models
 from dist_prune.config.training import Training
+from dist_prune.distributed import tensor_files
+from dist_prune.distributed.environment import unlock
 from dist_prune.errors import PruneError
-from dist_prune.pruning.masks import masks_of, violations
-from dist_prune.pruning.plan import Plan
-from dist_prune.pruning.trial import sites_of
-from dist_prune.runtime import backbones, checkpoint
-from dist_prune.runtime.machine import unlock
-from dist_prune.runtime.training import zero
+from dist_prune.pruning.plan.block_masks import mask_violations, weight_masks
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.training import deepspeed_engine
 from tests import launch
 
 CONFIG = launch.ROOT / "launch/cpu_1_zero2.yaml"
@@ -118,16 +119,16 @@ def test_masked_weights_are_exact_zeros_behind_deepspeed(engine, tmp_path):
     code, output = launch.run((*START, str(CONFIG), launch.RUN), folder, *words)
     assert code == 0, output
     plan = Plan.from_json((folder / "round_1/plan.json").read_text())
-    network = backbones.create("resnet8p_cifar", 10, 1, kwargs={"img_size": 8}).eval()
-    channels = sites_of(network, torch.zeros(1, 1, 8, 8))
-    small, _ = checkpoint.read(folder / "round_1/pruned.safetensors")
-    tuned, _ = checkpoint.read(folder / "finetuned.safetensors")
-    masks = masks_of(plan, channels, tuned)
+    network = models.create("resnet8p_cifar", 10, 1, kwargs={"img_size": 8}).eval()
+    channels = trace_groups(network, torch.zeros(1, 1, 8, 8))
+    small, _ = tensor_files.read_tensors(folder / "round_1/pruned.safetensors")
+    tuned, _ = tensor_files.read_tensors(folder / "finetuned.safetensors")
+    masks = weight_masks(plan, channels, tuned)
     assert sum(int((~mask).sum()) for mask in masks.values()) > 1000, "beside the channels that were removed for real"
-    assert violations(tuned, masks) == []
+    assert mask_violations(tuned, masks) == []
     assert all(bool((tuned[name][mask] != 0).all()) for name, mask in masks.items()), "no other weight became zero"
     assert any(not torch.equal(tuned[name], small[name]) for name in masks), "the finetune changed the others"
-    assert violations(dist_prune.load(folder / "export").state_dict(), masks) == []
+    assert mask_violations(dist_prune.load(folder / "export").state_dict(), masks) == []
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert any(line["stage"] == "finetune" and line["grad_norm"] > 0 for line in lines)
 
@@ -153,9 +154,9 @@ def test_every_stage_has_its_launch_config(stage):
     ],
 )
 def test_what_zero_cannot_do_is_refused(keys, said):
-    zero.check(Training(epochs=1), "finetune")
+    deepspeed_engine.check(Training(epochs=1), "finetune")
     with pytest.raises(PruneError, match=said):
-        zero.check(Training(epochs=1, **keys), "finetune")
+        deepspeed_engine.check(Training(epochs=1, **keys), "finetune")
 
 
 def test_locks_of_killed_builds_are_removed_and_young_ones_kept(tmp_path):

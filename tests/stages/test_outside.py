@@ -6,16 +6,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dist_prune import cli, methods
+from dist_prune import methods
+from dist_prune.cli import main as cli
 from dist_prune.config import loading
+from dist_prune.data.datasets import ArraySource, open_source
+from dist_prune.data.ffcv.backend import sidecar_of
+from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.errors import PruneError
-from dist_prune.fileio import sealed, unsealed
-from dist_prune.runtime.data.beton import sidecar_of
-from dist_prune.runtime.data.sources import ArraySource, open_source
-from dist_prune.runtime.machine import Machine
-from dist_prune.runtime.tracking import Tracker
-from dist_prune.stages import ORDER, fingerprint, outside
-from dist_prune.stages.context import RunContext
+from dist_prune.fileio import seal, unseal
+from dist_prune.pipeline import external_inputs
+from dist_prune.pipeline.context import RunContext
+from dist_prune.pipeline.runner import ORDER, fingerprint
+from dist_prune.training.tracking import Tracker
 
 TRAIN = next(stage for stage in ORDER if stage.name == "train")
 
@@ -48,7 +50,9 @@ def work(root: Path, place: Path, *words: str) -> RunContext:
         *words,
     )
     recipe = loading.load("quickstart", list(keys), methods.options_of)
-    return RunContext(recipe, Machine.alone(), Tracker(False), place, methods.build(recipe.method))
+    return RunContext(
+        recipe, DistributedEnvironment.single_process(), Tracker(False), place, methods.build(recipe.method)
+    )
 
 
 def lay(root: Path, mode: str | None) -> None:
@@ -67,7 +71,7 @@ def finish(run: RunContext) -> None:
             "stage": "train",
             "fingerprint": fingerprint(TRAIN, run),
             "outputs": {},
-            "outside": outside.digests(run, "train"),
+            "outside": external_inputs.digests(run, "train"),
         }
     )
 
@@ -95,7 +99,7 @@ def test_a_beton_of_other_pixels_is_refused_by_its_cause(folder, tmp_path, finis
         lay(folder, first)
         run = work(folder, place)
         place.mkdir()
-        outside.begin("train", run, outside.digests(run, "train"))
+        external_inputs.record_start("train", run, external_inputs.digests(run, "train"))
         if finished:
             finish(run)
         lay(folder, second)
@@ -108,15 +112,15 @@ def test_a_beton_of_other_pixels_is_refused_by_its_cause(folder, tmp_path, finis
 def test_a_stage_that_was_only_begun_may_start_over_with_other_images(folder, tmp_path):
     lay(folder, None)
     run = work(folder, tmp_path)
-    outside.begin("train", run, outside.digests(run, "train") | {"train": "others"})
+    external_inputs.record_start("train", run, external_inputs.digests(run, "train") | {"train": "others"})
     assert fingerprint(TRAIN, run)
-    (tmp_path / outside.STARTED).write_text("{")
+    (tmp_path / external_inputs.STARTED).write_text("{")
     assert fingerprint(TRAIN, run)
-    outside.begin("train", run, outside.digests(run, "train") | {"train": "others"})
+    external_inputs.record_start("train", run, external_inputs.digests(run, "train") | {"train": "others"})
     finish(run)
-    line = unsealed(run.ledger.file.read_text())
+    line = unseal(run.ledger.file.read_text())
     assert line is not None
     line["outside"]["train"] = "others"
-    run.ledger.file.write_text(sealed(line) + "\n")
+    run.ledger.file.write_text(seal(line) + "\n")
     with pytest.raises(PruneError, match=r"data\.root \(training images\): the content is not the one"):
         fingerprint(TRAIN, run)

@@ -11,18 +11,19 @@ import pytest
 import torch
 
 from dist_prune import methods
-from dist_prune.cli import main
+from dist_prune.analysis import ratio_curves
+from dist_prune.analysis.ratio_curves import RatioCurve, RatioCurves, RatioPoint, RatioRequest, measure
+from dist_prune.cli.main import main
 from dist_prune.config import loading
-from dist_prune.pruning import cost, surgeon
-from dist_prune.pruning.choose import Request
-from dist_prune.pruning.plan import Plan
+from dist_prune.distributed.communicator import Communicator
+from dist_prune.distributed.environment import DistributedEnvironment
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.selection import cost
+from dist_prune.pruning.selection.ranking import SelectionRequest
+from dist_prune.pruning.surgery import surgeon
 from dist_prune.run import run as run_stages
-from dist_prune.runtime.collectives import Ranks
-from dist_prune.runtime.evaluation import evaluate
-from dist_prune.runtime.machine import Machine
-from dist_prune.runtime.tracking import Tracker
-from dist_prune.stages import ratios
-from dist_prune.stages.ratios import Asked, Found, Line, Point, measured
+from dist_prune.training.evaluation import evaluate
+from dist_prune.training.tracking import Tracker
 from tests import tiny
 from tests.launch import ROOT, run
 
@@ -30,19 +31,21 @@ WORDS = [
     "backbone.name=resnet8p_cifar", "train.epochs=1", "score.images=50", "report.trackers=[]", "evaluate.batch=17",
     "method.name=l1",
 ]  # fmt: skip
-ASKED = Asked((0.8, 0.3), 60)
+ASKED = RatioRequest((0.8, 0.3), 60)
 
 
-def curves(ranks: Ranks, folder: Path, words: list[str], asked: Asked = ASKED, stop_after: int = 0) -> Found:
+def curves(
+    ranks: Communicator, folder: Path, words: list[str], asked: RatioRequest = ASKED, stop_after: int = 0
+) -> RatioCurves:
     """The verb's work on the ranks of a pool; ``stop_after`` ends it behind so many jobs of a rank."""
     found = []
     spec = loading.load("quickstart", words, methods.options_of)
 
     def then(context) -> None:
         if not stop_after:
-            found.append(measured(context, asked))
+            found.append(measure(context, asked))
             return
-        real, done = ratios.judged, []
+        real, done = ratio_curves.count_metrics, []
 
         def judged(logits, labels):
             done.append(1)
@@ -51,11 +54,11 @@ def curves(ranks: Ranks, folder: Path, words: list[str], asked: Asked = ASKED, s
             return real(logits, labels)
 
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(RuntimeError):
-            patch.setattr(ratios, "judged", judged)
-            measured(context, asked)
+            patch.setattr(ratio_curves, "count_metrics", judged)
+            measure(context, asked)
 
-    run_stages(spec, folder, Machine(torch.device("cpu"), ranks), until="score", then=then)
-    return found[0] if found else Found(Point(1, 1, 1, 0, 0), (), 0, "")
+    run_stages(spec, folder, DistributedEnvironment(torch.device("cpu"), ranks), until="score", then=then)
+    return found[0] if found else RatioCurves(RatioPoint(1, 1, 1, 0, 0), (), 0, "")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(folder):
     """On one rank; the dense network and the scores lie in ``folder / "1"``."""
-    return curves(Ranks(), folder / "1", WORDS)
+    return curves(Communicator(), folder / "1", WORDS)
 
 
 def test_the_same_for_every_number_of_ranks(alone, folder, pool):
@@ -78,7 +81,7 @@ def test_the_same_for_every_number_of_ranks(alone, folder, pool):
             (place / name).parent.mkdir(exist_ok=True)
             (place / name).write_bytes((folder / "1" / name).read_bytes())
         assert pool.run(world, curves, place, WORDS) == [alone] * world
-        jobs = [json.loads(line)["job"] for line in (place / ratios.RECORD).read_text().splitlines()]
+        jobs = [json.loads(line)["job"] for line in (place / ratio_curves.RECORD).read_text().splitlines()]
         assert len(jobs) == len({tuple(job) for job in jobs}) == 1 + 2 * len(alone.lines), (
             "every job once, over all ranks"
         )
@@ -86,17 +89,17 @@ def test_the_same_for_every_number_of_ranks(alone, folder, pool):
 
 def test_a_kill_loses_nothing(alone, folder, pool):
     """Killed in its first round by a real exception; the same command does the rest, and only that."""
-    (folder / "1" / ratios.RECORD).rename(folder / "record")
+    (folder / "1" / ratio_curves.RECORD).rename(folder / "record")
     batches = 4  # of 17, of 60 images
-    curves(Ranks(), folder / "1", WORDS, stop_after=3 * batches)
-    kept = (folder / "1" / ratios.RECORD).read_text()
+    curves(Communicator(), folder / "1", WORDS, stop_after=3 * batches)
+    kept = (folder / "1" / ratio_curves.RECORD).read_text()
     assert 0 < len(kept.splitlines()) < 1 + 2 * len(alone.lines)
-    assert curves(Ranks(), folder / "1", WORDS) == alone
-    now = (folder / "1" / ratios.RECORD).read_text()
+    assert curves(Communicator(), folder / "1", WORDS) == alone
+    now = (folder / "1" / ratio_curves.RECORD).read_text()
     assert now.startswith(kept), "what was done stays as it was"
     assert sorted(now.splitlines()) == sorted((folder / "record").read_text().splitlines())
-    more = curves(Ranks(), folder / "1", WORDS, Asked((0.8, 0.5, 0.3), 60))
-    added = (folder / "1" / ratios.RECORD).read_text()
+    more = curves(Communicator(), folder / "1", WORDS, RatioRequest((0.8, 0.5, 0.3), 60))
+    added = (folder / "1" / ratio_curves.RECORD).read_text()
     assert len(added.splitlines()) == len(now.splitlines()) + len(alone.lines), "a new ratio: one job a group"
     assert [line.points[::2] for line in sorted(more.lines, key=lambda one: one.group)] == [
         line.points for line in sorted(alone.lines, key=lambda one: one.group)
@@ -109,26 +112,30 @@ def test_masked_is_cut(alone, folder):
 
     def then(context) -> None:
         channels, scores = context.networks.graph, context.read_tensors("round_1/scores.safetensors")
-        feed, ids, _ = ratios.part(context, ASKED)
+        feed, ids, _ = ratio_curves.evaluation_images(context, ASKED)
         assert set(ids) <= set(context.images.holdout()[0])
         assert len(ids) == 60
         for line in alone.lines:
             for point in line.points:
-                gone = ratios.removed(context.method, scores, channels, line.group, point.ratio, context.selection)
+                gone = ratio_curves.removed_channels(
+                    context.method, scores, channels, line.group, point.ratio, context.selection
+                )
                 assert len(gone) == line.width - point.kept == line.width - round(line.width * point.ratio)
                 plan = Plan({line.group: gone}, {group.name: group.width for group in channels.groups})
                 model = context.networks.load_dense().eval()
-                surgeon.operate(model, channels, plan)
-                figures = evaluate(model, feed, 17, Ranks(), Tracker(False), ids=ids)
+                surgeon.apply_plan(model, channels, plan)
+                figures = evaluate(model, feed, 17, Communicator(), Tracker(False), ids=ids)
                 assert point.top1 == figures["top1"]
                 assert point.loss == pytest.approx(figures["loss"], rel=1e-5)
                 assert point.macs == cost.macs(channels, plan.counts) / cost.macs(channels)
                 seen.append(gone)
-        dense = evaluate(context.networks.load_dense(), feed, 17, Ranks(), Tracker(False), ids=ids)
+        dense = evaluate(context.networks.load_dense(), feed, 17, Communicator(), Tracker(False), ids=ids)
         assert (alone.dense.top1, alone.dense.loss) == (dense["top1"], pytest.approx(dense["loss"], rel=1e-6))
 
     spec = loading.load("quickstart", WORDS, methods.options_of)
-    run_stages(spec, folder / "1", Machine(torch.device("cpu"), Ranks()), until="score", then=then)
+    run_stages(
+        spec, folder / "1", DistributedEnvironment(torch.device("cpu"), Communicator()), until="score", then=then
+    )
     assert len(set(seen)) == len(seen) == 2 * len(alone.lines)
 
 
@@ -138,10 +145,12 @@ def test_every_kind_of_method_can_be_asked_for_one_group(name):
     bench = tiny.bench(tiny.network())
     kind = methods.find(name)
     method = kind(kind.Options.model_validate({"epochs": 1} if name == "sensitivity" else {}))
-    scores, channels = method.score(bench), method.limits(bench.channels)
+    scores, channels = method.score(bench), method.prunable(bench.graph)
     for group in channels.free:
         gone = [
-            ratios.removed(method, scores, channels, group.name, ratio, Request(target=("macs", 0.5)))
+            ratio_curves.removed_channels(
+                method, scores, channels, group.name, ratio, SelectionRequest(target=("macs", 0.5))
+            )
             for ratio in (0.9, 0.5, 0.01)
         ]
         assert set(gone[0]) <= set(gone[1]) <= set(gone[2])
@@ -154,17 +163,19 @@ def test_every_kind_of_method_can_be_asked_for_one_group(name):
 
 def test_the_suggestion_is_a_recipe_key():
     """What is suggested keeps, as select.keep_ratios, what was measured."""
-    channels = tiny.bench(tiny.network()).channels
+    channels = tiny.bench(tiny.network()).graph
     lines = []
     for group, lost in zip(channels.free, ((0, 1, 5), (2, 0, 0), (0.5, 3, 0.2)), strict=False):
-        points = [Point(r, round(r * group.width), 1, 90 - d, 1) for r, d in zip((0.9, 0.5, 0.3), lost, strict=True)]
-        lines.append(Line(group.name, group.width, tuple(points)))
-    found = Found(Point(1, 0, 1, 90, 1), tuple(lines), 10, "images")
+        points = [
+            RatioPoint(r, round(r * group.width), 1, 90 - d, 1) for r, d in zip((0.9, 0.5, 0.3), lost, strict=True)
+        ]
+        lines.append(RatioCurve(group.name, group.width, tuple(points)))
+    found = RatioCurves(RatioPoint(1, 0, 1, 90, 1), tuple(lines), 10, "images")
     assert [line.group for line in found.ordered] == [lines[0].group, lines[2].group, lines[1].group]
     assert found.suggestion(1.0) == {lines[0].group: 0.5, lines[2].group: 0.9}, "not behind a ratio that costs more"
     method = tiny.method("l1")
     scores = method.score(tiny.bench(tiny.network()))
-    plan = method.select(scores, channels, Request(keep_ratio=1.0, keep_ratios=found.suggestion(1.0)))
+    plan = method.select(scores, channels, SelectionRequest(keep_ratio=1.0, keep_ratios=found.suggestion(1.0)))
     assert plan.counts[lines[0].group] == lines[0].points[1].kept
     assert plan.counts[lines[1].group] == lines[1].width
     assert set(plan.removed) == {lines[0].group, lines[2].group}
@@ -230,7 +241,7 @@ def test_two_processes_of_a_launcher(folder, alone, tmp_path):
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "dist_prune.cli",
         "ratio-curves", "quickstart", "--run-dir", str(folder / "1"), "--ratios", "0.8,0.3", "--images", "60",
     )  # fmt: skip
-    (folder / "1" / ratios.RECORD).unlink()
+    (folder / "1" / ratio_curves.RECORD).unlink()
     code, output = run(launcher, None, *WORDS, PYTHONPATH=str(ROOT))
     assert code == 0, output
     assert output.count("select.keep_ratios=") + output.count("every group alone loses") == 1

@@ -5,17 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_prune import methods, stages
+from dist_prune import methods
 from dist_prune.config import loading
-from dist_prune.config.recipe import peeks
+from dist_prune.config.recipe import selected_on_test
+from dist_prune.data.datasets import ArraySource, open_source
+from dist_prune.distributed import tensor_files
 from dist_prune.errors import PruneError
-from dist_prune.pruning.plan import Plan
-from dist_prune.runtime import checkpoint
-from dist_prune.runtime.data.sources import ArraySource, open_source
-from dist_prune.runtime.tracking import Tracker
+from dist_prune.pipeline import runner
+from dist_prune.pipeline.context import RunContext
+from dist_prune.pipeline.precheck import precheck
+from dist_prune.pruning.plan.plan import Plan
 from dist_prune.stages import finetune
-from dist_prune.stages.checking import precheck
-from dist_prune.stages.context import RunContext
+from dist_prune.training.tracking import Tracker
 from tests import tiny
 from tests.launch import SMALL
 
@@ -64,17 +65,17 @@ def test_learning_from_a_checkpoint_is_a_training(tmp_path):
     words = (f"backbone.checkpoint={tmp_path}/dense.safetensors", "train.optimizer=adamv", "train.selection=test")
     spared = work_of(tmp_path, *words, "train.epochs=0")
     precheck(spared)
-    assert peeks(spared.recipe.resolved()) == []
+    assert selected_on_test(spared.recipe.resolved()) == []
     for more in ((), ("train.sparsity=bn_scale",)):
         learning = work_of(tmp_path, *words, *more)
         with pytest.raises(PruneError, match=r"^train\.optimizer: unknown optimizer 'adamv'"):
             precheck(learning)
-        assert peeks(learning.recipe.resolved()) == ["train: the kept epoch was selected on the test images"]
+        assert selected_on_test(learning.recipe.resolved()) == ["train: the kept epoch was selected on the test images"]
 
 
 def test_how_a_training_is_kept_safe_does_not_decide_what_it_ends_in(tmp_path):
     def fingerprint(*words: str) -> str:
-        return stages.fingerprint(stages.ORDER[0], work_of(tmp_path, *words))
+        return runner.fingerprint(runner.ORDER[0], work_of(tmp_path, *words))
 
     safety = ("save_every_steps=3", "checkpoint_every_minutes=1", "keep_checkpoints=5", "skip_nonfinite=2")
     assert fingerprint(*(f"train.{word}" for word in safety)) == fingerprint()
@@ -95,7 +96,7 @@ def test_how_a_training_is_kept_safe_does_not_decide_what_it_ends_in(tmp_path):
     ],
 )
 def test_what_the_test_images_decided(tmp_path, words, said):
-    found = peeks(work_of(tmp_path, *words).recipe.resolved())
+    found = selected_on_test(work_of(tmp_path, *words).recipe.resolved())
     assert len(found) == len(said)
     assert all(line.startswith(start) and "on the test images" in line for line, start in zip(found, said, strict=True))
 
@@ -114,10 +115,10 @@ def test_batch_norms_are_recalibrated_on_images_of_every_class(tmp_path, monkeyp
     weights = context.networks.create_initial().state_dict()
     plan = Plan({}, {group.name: group.width for group in context.networks.graph.groups})
     for name in ("dense", "round_1/pruned"):
-        checkpoint.save(tmp_path / f"{name}.safetensors", weights)
+        tensor_files.save_tensors(tmp_path / f"{name}.safetensors", weights)
     (tmp_path / "round_1/plan.json").write_text(plan.to_json())
     seen: list[np.ndarray] = []
-    real = finetune.recalibrate
+    real = finetune.recalibrate_bn
 
     def noted(model, feed, ids, micro_batch, ranks):
         seen.append(ids)

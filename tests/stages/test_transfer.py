@@ -9,15 +9,16 @@ import timm
 import torch
 from PIL import Image
 
-from dist_prune import methods, stages
+from dist_prune import methods, models
 from dist_prune.config import loading
+from dist_prune.distributed import tensor_files
 from dist_prune.errors import PruneError
-from dist_prune.runtime import backbones, checkpoint
-from dist_prune.runtime.evaluation import evaluate
-from dist_prune.runtime.tracking import Tracker
+from dist_prune.pipeline import runner
+from dist_prune.pipeline.context import RunContext, StageOutput
 from dist_prune.stages import train
-from dist_prune.stages.context import RunContext, StageOutput
-from dist_prune.stages.train import head_of
+from dist_prune.stages.train import classifier_names
+from dist_prune.training.evaluation import evaluate
+from dist_prune.training.tracking import Tracker
 from tests import tiny
 from tests.launch import SMALL
 
@@ -43,7 +44,7 @@ def events(context: RunContext) -> str:
 def stored(folder: Path, classes: int, wrap: Any = lambda state: state, name: str = "resnet8p_cifar") -> Path:
     """A checkpoint of another number of classes, its statistics moved away from those of a fresh network."""
     torch.manual_seed(7)
-    model = backbones.create(name, classes, 1, kwargs={"img_size": 8} if name == "resnet8p_cifar" else {})
+    model = models.create(name, classes, 1, kwargs={"img_size": 8} if name == "resnet8p_cifar" else {})
     state = {key: tensor + 0.01 if "running_mean" in key else tensor for key, tensor in model.state_dict().items()}
     torch.save(wrap(state), folder / "elsewhere.pth")
     return folder / "elsewhere.pth"
@@ -53,7 +54,7 @@ def test_a_checkpoint_of_1000_classes_on_10(tmp_path, capsys):
     """The body is where training starts, the head is new and drawn by the seed; both are said."""
     file = stored(tmp_path, 1000, lambda state: {"state_dict": {f"module.{k}": t for k, t in state.items()}})
     context = work_of(tmp_path / "run", f"backbone.checkpoint={file}", *STILL)
-    found, given = weights_of(train.run(context)), checkpoint.read_weights(file)
+    found, given = weights_of(train.run(context)), tensor_files.read_weights(file)
     fresh = context.networks.create_initial().state_dict()
     for name in ("conv1.weight", "layer2.0.conv1.weight", "layer3.0.bn2.bias"):
         assert torch.allclose(found[name], given[name], atol=1e-6)
@@ -76,7 +77,7 @@ def test_without_a_training_another_class_count_is_refused(tmp_path):
 
 def test_the_same_class_count_keeps_its_head(tmp_path):
     file = stored(tmp_path, 10)
-    given = checkpoint.read_weights(file)
+    given = tensor_files.read_weights(file)
     as_it_is = weights_of(train.run(work_of(tmp_path / "a", f"backbone.checkpoint={file}", "train.epochs=0")))
     assert all(torch.equal(tensor, given[name]) for name, tensor in as_it_is.items())
     context = work_of(tmp_path / "b", f"backbone.checkpoint={file}", *STILL)
@@ -113,25 +114,25 @@ def test_the_entry_that_was_asked_for(tmp_path):
     torch.manual_seed(1)
     file = stored(tmp_path, 10, lambda s: {"state_dict": s, "state_dict_ema": {k: 2 * t for k, t in s.items()}})
     words = (f"backbone.checkpoint={file}", "train.epochs=0")
-    plain = checkpoint.read_weights(file, "state_dict")["conv1.weight"]
+    plain = tensor_files.read_weights(file, "state_dict")["conv1.weight"]
     context = work_of(tmp_path / "run", *words)
     assert torch.equal(weights_of(train.run(context))["conv1.weight"], 2 * plain)
     assert "the averaged weights of state_dict_ema are taken" in events(context)
     other = work_of(tmp_path / "run", *words, "backbone.checkpoint_key=state_dict")
     assert torch.equal(weights_of(train.run(other))["conv1.weight"], plain)
     assert other.events == []
-    train_stage = stages.ORDER[0]
-    marks = {stages.fingerprint(train_stage, one) for one in (context, other)}
+    train_stage = runner.ORDER[0]
+    marks = {runner.fingerprint(train_stage, one) for one in (context, other)}
     skipping = work_of(tmp_path / "run", *words, "backbone.checkpoint_skip=[x]")
-    assert len(marks | {stages.fingerprint(train_stage, skipping)}) == 3, "another choice is another dense network"
-    score = next(stage for stage in stages.ORDER if stage.name == "score")
+    assert len(marks | {runner.fingerprint(train_stage, skipping)}) == 3, "another choice is another dense network"
+    score = next(stage for stage in runner.ORDER if stage.name == "score")
     assert not any("checkpoint" in key for key in score.reads), "later stages know the dense weights by their digest"
 
 
 @pytest.fixture
 def pretrained(tmp_path, monkeypatch):
     """timm's own way to weights, with a file in the place of the hub; 1,000 classes, as the registry says."""
-    model = backbones.create("test_resnet", 1000, 3)
+    model = models.create("test_resnet", 1000, 3)
     torch.save(model.state_dict(), tmp_path / "timm.pth")
     plain = timm.create_model
 
@@ -172,7 +173,7 @@ def test_weights_that_cannot_be_fetched(tmp_path, monkeypatch):
     with pytest.raises(
         PruneError, match=r"could not fetch the weights of 'resnet10t\.c3_in1k'.*backbone\.checkpoint=FILE"
     ):
-        backbones.create("resnet10t.c3_in1k", 10, 3, pretrained=True)
+        models.create("resnet10t.c3_in1k", 10, 3, pretrained=True)
 
 
 def test_heads_by_whatever_name():
@@ -185,7 +186,7 @@ def test_heads_by_whatever_name():
             {f"head{part}.{kind}" for part in ("", "_dist") for kind in ("weight", "bias")},
         ),
     ):
-        assert set(head_of(backbones.create(name, 10, 3))) == wanted
+        assert set(classifier_names(models.create(name, 10, 3))) == wanted
 
 
 @pytest.fixture(scope="module")
@@ -208,15 +209,15 @@ def twelve(tmp_path_factory):
         root / "run", *words, "data.class_order=natural", "train.epochs=12", "train.batch=24", "train.lr=0.05",
         "train.selection=last", "train.warmup_epochs=0",
     )  # fmt: skip
-    checkpoint.save(root / "natural.safetensors", weights_of(train.run(context)))
+    tensor_files.save_tensors(root / "natural.safetensors", weights_of(train.run(context)))
     return words, root / "natural.safetensors"
 
 
 def top1(context: RunContext) -> float:
     context.run_dir.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(context.run_dir / "dense.safetensors", weights_of(train.run(context)))
+    tensor_files.save_tensors(context.run_dir / "dense.safetensors", weights_of(train.run(context)))
     return evaluate(
-        context.networks.load_dense(), context.images.loader(False), 32, context.environment.ranks, Tracker(False)
+        context.networks.load_dense(), context.images.loader(False), 32, context.environment.comm, Tracker(False)
     )["top1"]
 
 
@@ -250,7 +251,7 @@ def test_real_weights_of_1000_classes_on_twelve(twelve, data, tmp_path):
         tmp_path, *words, "backbone.name=mobilenetv2_100", "backbone.kwargs={}", "data.image_size=32",
         f"backbone.checkpoint={file}", *STILL, "train.batch=24",
     )  # fmt: skip
-    found, given = weights_of(train.run(context)), checkpoint.read_weights(file)
+    found, given = weights_of(train.run(context)), tensor_files.read_weights(file)
     assert torch.allclose(found["conv_stem.weight"], given["features.0.0.weight"], atol=1e-5)
     assert torch.allclose(found["conv_head.weight"], given["features.18.0.weight"], atol=1e-5)
     assert found["classifier.weight"].shape == (12, 1280)
@@ -261,7 +262,7 @@ def test_real_weights_of_1000_classes_on_twelve(twelve, data, tmp_path):
 def test_a_new_head_cannot_be_mixed_up(twelve, tmp_path):
     words, _ = twelve
     torch.manual_seed(0)
-    torch.save(backbones.create("resnet8p_cifar", 1000, 3, kwargs={"img_size": 8}).state_dict(), tmp_path / "a.pth")
+    torch.save(models.create("resnet8p_cifar", 1000, 3, kwargs={"img_size": 8}).state_dict(), tmp_path / "a.pth")
     context = work_of(tmp_path / "run", *words, f"backbone.checkpoint={tmp_path / 'a.pth'}", *STILL, "train.batch=24")
     train.run(context)
     assert "made anew for 12 classes" in events(context)

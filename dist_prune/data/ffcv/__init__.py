@@ -1,0 +1,1 @@
+"""FFCV: reading, writing, encoding .beton files."""

@@ -1,0 +1,270 @@
+"""The door to FFCV's loader: any list of sample ids, in its order, as decoded and cropped uint8 pixels.
+
+What FFCV is used for: its file, memory map, loader threads, compiled pipeline and JPEG decoder. What is different here:
+
+- The decoder is this package's own. FFCV's draws its crops from a global state and resizes by area; this one is handed
+  the crop of every sample id and resizes as Pillow does, so the pixels depend on (seed, epoch, sample id) alone.
+- It is compiled once per process, not once per file and output size.
+- Parallel work is several of FFCV's iterators over one pipeline, not numba's parallel loops: those compile for 20 to
+  30 s, and one of numba's thread pools ends the process when two threads use it at once.
+- Iterators are closed. FFCV's leaves its thread behind when it is abandoned, and hangs when its thread fails.
+- FFCV sets torch's number of threads, for the whole process, whenever it touches a loader. Here it does not.
+"""
+
+# pyright: reportMissingImports=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
+# (FFCV is not built everywhere; without it its types are unknown)
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import numba.typed
+import numpy as np
+import torch
+from numba import njit
+
+from dist_prune.data.ffcv.pillow_resize import blank, render, unpack
+from dist_prune.errors import PruneError
+
+_threads, _typed = torch.get_num_threads(), numba.typed.Dict
+numba.typed.Dict = dict  # type: ignore[misc] # FFCV keeps two words in one; compiling it takes 3 s of every process
+try:
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
+    from ffcv.libffcv import imdecode
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.loader import loader as loader_module
+    from ffcv.loader.epoch_iterator import EpochIterator
+    from ffcv.memory_managers.os_cache import OSCacheContext, OSCacheManager
+    from ffcv.pipeline.allocation_query import AllocationQuery
+    from ffcv.pipeline.compiler import Compiler
+    from ffcv.reader import Reader
+    from ffcv.types import (
+        ALLOC_TABLE_TYPE,
+        CURRENT_VERSION,
+        TYPE_ID_HANDLER,
+        FieldDescType,
+        HeaderType,
+        get_metadata_type,
+    )
+finally:
+    numba.typed.Dict = _typed  # type: ignore[misc]
+    torch.set_num_threads(_threads)
+Compiler.set_num_threads = lambda n: setattr(Compiler, "num_threads", max(1, n))  # type: ignore[method-assign]
+
+RAW = int(IMAGE_MODES["raw"])
+ENCODER = RGBImageField
+CHUNK = 16  # images that one iterator decodes together
+_decode_jpeg = njit(nogil=True)(imdecode)
+
+
+@njit(nogil=True, fastmath=False)
+def _decode(ids, file, items, windows, kind, vertical_first, pixels, status):
+    """Decode, crop and resize the images of ``ids`` (n,).
+
+    Args:
+        file: the whole file's bytes.
+        items: (N, 5): place, bytes, 1 where the pixels are raw, height, width.
+        windows: (N, 9): the box, the size it gets, the window of it, mirrored or not (see ``resample``).
+        pixels: (n, size, size, 3), written.
+        status: (n, 1), written: 0 where all is well.
+    """
+    for i in range(len(ids)):
+        place, length, raw, height, width = items[ids[i]]
+        data = file[place : place + length]
+        image = blank(height, width)
+        if raw == 0:
+            status[i, 0] = _decode_jpeg(data, image, height, width, height, width, 0, 0, 1, 1, False, False)
+        else:
+            status[i, 0] = unpack(data, image)
+        if status[i, 0] == 0:
+            render(image, windows[ids[i]], kind, vertical_first, pixels[i])
+
+
+def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Items (n, 5) and labels (n,), both int64, of a .beton; PruneError where its index points outside the file."""
+    try:
+        reader = Reader(str(path))
+        image, labels = reader.metadata["f0"], reader.metadata["f1"].astype(np.int64)
+        sizes = np.zeros(len(labels), np.int64)
+        sizes[reader.alloc_table["sample_id"].astype(np.int64)] = reader.alloc_table["size"]
+    except (AssertionError, ValueError, IndexError, KeyError, OSError) as error:
+        raise PruneError(f"{path} is no FFCV file that this version of ffcv reads: {error}") from error
+    if reader.field_names != ["image", "label"] or len(labels) != reader.num_samples:
+        raise PruneError(f"{path} holds the fields {reader.field_names}, not image and label of every sample")
+    columns = (image["data_ptr"], sizes, image["mode"] == RAW, image["height"], image["width"])
+    items = np.stack([column.astype(np.int64) for column in columns], 1)
+    if len(items) == 0 or (items[:, [1, 3, 4]] < 1).any() or (items[:, 0] + items[:, 1] > path.stat().st_size).any():
+        raise PruneError(f"the index of {path} points outside the file; write it again")
+    return items, labels
+
+
+class _Windows(SimpleRGBImageDecoder):
+    """The pipeline's one operation: (n, size, size, 3) uint8 pixels and (n, 1) status."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+
+    def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, Any]:
+        shape, kind = (self.size, self.size, 3), np.dtype("<u1")
+        queries = (AllocationQuery(shape, kind), AllocationQuery((1,), np.dtype("<i4")))
+        return replace(previous_state, jit_mode=True, shape=shape, dtype=kind), queries
+
+    def generate_code(self):
+        def decode(ids, memory, tables, storage):
+            pixels, status = memory
+            items, windows, kind, vertical_first = tables
+            _decode(ids, storage[0], items, windows, kind, vertical_first, pixels, status)
+            return pixels, status
+
+        return decode
+
+
+class _Lane(EpochIterator):
+    """One of FFCV's iterators (a thread) that can fail and be closed."""
+
+    failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except BaseException as error:  # the consumer raises it; without this it would wait for ever
+            self.failure = error
+            self.output_queue.put(None)
+
+    def take(self) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            return super().__next__()[0]
+        except StopIteration:
+            raise RuntimeError("FFCV's iterator ended early") from self.failure
+
+    def end(self) -> None:
+        """Stop and wait for the thread. It may be waiting for a place in its queue, so the queue is emptied."""
+        self.iter_ixes = iter(())
+        self.terminate_event.set()
+        while self.is_alive():
+            try:
+                self.output_queue.get(timeout=0.02)
+            except Empty:
+                self.join(0.02)
+        self.close()
+
+
+class _Map(OSCacheManager):
+    """FFCV's memory map without its dictionaries over all samples, which only its other manager reads.
+
+    For ImageNet they take seconds and half a gigabyte.
+    """
+
+    def __init__(self, reader: Reader):
+        self.reader, self.context = reader, OSCacheContext(self)
+        self.ptrs = self.sizes = np.zeros(0, np.uint64)
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Within it FFCV makes loaders that compile nothing (_decode is compiled once for all) and keep no dictionaries."""
+    enabled, manager = Compiler.is_enabled, loader_module.OSCacheManager
+    Compiler.set_enabled(False)
+    loader_module.OSCacheManager = _Map  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        Compiler.set_enabled(enabled)
+        loader_module.OSCacheManager = manager  # type: ignore[misc]
+
+
+class Stream:
+    """One file and one output size, for any number of epochs."""
+
+    def __init__(self, path: Path, size: int):
+        pipelines: Any = {"image": [_Windows(size)], "label": None}
+        with _plainly():
+            self._loader = Loader(
+                str(path), CHUNK, num_workers=1, os_cache=True, order=OrderOption.SEQUENTIAL, distributed=False,
+                drop_last=False, pipelines=pipelines,
+            )  # fmt: skip
+
+    def chunks(
+        self, ids: np.ndarray, tables: tuple[np.ndarray, np.ndarray, int, bool], workers: int, ahead: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(pixels (n, size, size, 3), status (n, 1)) for each CHUNK of ``ids``, valid until the next one is asked for.
+
+        Args:
+            ids: (n,) sample ids, in the order wanted; repeats are allowed.
+            tables: items, windows, kind, vertical_first (see ``_decode``).
+            workers: threads.
+            ahead: images that are decoded before they are asked for.
+        """
+        parts = [ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)]
+        count = min(max(1, workers), len(parts))
+        view: Any = copy.copy(self._loader)  # iterators of other feeds keep their own tables
+        view.batches_ahead = min(max(2, -(-ahead // (CHUNK * max(1, count)))), 64)
+        view.reader = copy.copy(view.reader)
+        view.reader.metadata = {"f0": tables}
+        lanes: list[_Lane] = []
+        try:
+            for lane in range(count):
+                view.indices = np.concatenate(parts[lane::count]).astype(np.int64)
+                lanes.append(_Lane(view, view.indices))  # type: ignore[arg-type] # an array is a sequence
+            for turn in range(len(parts)):
+                yield lanes[turn % count].take()
+        finally:
+            for lane in lanes:
+                lane.end()
+
+
+@lru_cache(maxsize=8)
+def stream_of(path: Path, identity: str, size: int) -> Stream:
+    """The stream of a file (of this content) and output size: feeds of the same file share it."""
+    return Stream(path, size)
+
+
+class Layout:
+    """Where things lie in a .beton (ffcv/types.py, ffcv/writer.py): header, fields, sample records, pages, table."""
+
+    VERSION = version("ffcv")
+    MODES = {name: int(code) for name, code in IMAGE_MODES.items()}
+
+    @staticmethod
+    def _records() -> np.dtype:
+        return get_metadata_type([RGBImageField(), IntField()])
+
+    @staticmethod
+    def data_start(count: int, page: int) -> int:
+        """The first byte of the first page, for ``count`` samples."""
+        head = HeaderType.itemsize + 2 * FieldDescType.itemsize + count * Layout._records().itemsize
+        return -(-head // page) * page
+
+    @staticmethod
+    def ends(rows: np.ndarray, labels: np.ndarray, page: int) -> tuple[bytes, bytes, int]:
+        """What stands before the pages, what behind them, and the byte at which the latter begins.
+
+        Args:
+            rows: per sample mode, height, width, place, size.
+            labels: (n,) int64.
+        """
+        records = np.zeros(len(rows), Layout._records())
+        for name, given in (("mode", "mode"), ("height", "height"), ("width", "width"), ("data_ptr", "place")):
+            records["f0"][name] = rows[given]
+        records["f1"] = labels
+        table = np.zeros(len(rows), ALLOC_TABLE_TYPE)
+        table["sample_id"], table["ptr"], table["size"] = np.arange(len(rows)), rows["place"], rows["size"]
+        end = -(-int(rows[-1]["place"] + rows[-1]["size"]) // page) * page
+        header = np.zeros(1, HeaderType)
+        for name, value in (("version", CURRENT_VERSION), ("num_fields", 2), ("page_size", page)):
+            header[name] = value
+        header["num_samples"], header["alloc_table_ptr"] = len(rows), end
+        fields = np.zeros(2, FieldDescType)
+        kinds = {kind: number for number, kind in TYPE_ID_HANDLER.items()}
+        for field, name, kind in zip(fields, ("image", "label"), (RGBImageField(), IntField()), strict=True):
+            field["type_id"], field["arguments"] = kinds[type(kind)], kind.to_binary()[0]
+            field["name"][: len(name)] = np.frombuffer(name.encode(), np.uint8)
+        return header.tobytes() + fields.tobytes() + records.tobytes(), table.tobytes(), end

@@ -1,0 +1,152 @@
+"""The image loader: from lists of sample ids to normalised batches on the device.
+
+Backends deliver pixels; moving them to the device, normalisation and random erasing are the same after all of them.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dist_prune.data.augment import erase
+from dist_prune.data.open_split import create_backend
+from dist_prune.data.random_access import ImageSource
+from dist_prune.data.timm_transforms import check_policy
+from dist_prune.data.transform_config import AugmentKey, ImageBackend, TransformConfig
+from dist_prune.errors import PruneError
+
+__all__ = ["Batch", "ImageLoader", "TransformConfig"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one batch.
+
+    Attributes:
+        images: (n, C, H, W) normalised, of the loader's ``dtype``, on its device.
+        labels: (n,) int64 class numbers, on its device.
+        ids: (n,) int64 sample ids, on the CPU.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+
+
+@dataclass
+class ImageLoader:
+    """Loads batches of one split, in any order.
+
+    It keeps no position. The caller's lists of ids decide which image comes when (see dealing.py), so a loop that was
+    stopped in the middle of an epoch resumes exactly with the lists that remain.
+
+    Attributes:
+        source: the opened split.
+        transform: sizes, normalisation, augmentation.
+        device: where batches go.
+        workers: decoding processes (``torch``; 0 decodes in this one) or threads (``ffcv``).
+        dtype, memory_format: of the images of a batch.
+        backend: ``torch``, ``ffcv`` or ``memory``; ``auto`` takes the first that the source names.
+        on_error: ``fail`` raises at an image that cannot be read, ``skip`` leaves it out and notes it in ``skipped``.
+        skipped: sample id -> the reason, for the images that this rank has left out so far.
+        exact: raise, even with ``skip``, if an image is missing from a batch without augmentation. Statistics are
+            addressed by image, so scoring needs every one.
+
+    Raises:
+        PruneError: the backend cannot read the source, or cannot do the augmentation.
+    """
+
+    source: ImageSource
+    transform: TransformConfig
+    device: torch.device
+    workers: int = 0
+    dtype: torch.dtype = torch.float32
+    memory_format: torch.memory_format = torch.channels_last  # a fifth faster on CPUs, whatever the weights have
+    backend: str = "auto"
+    on_error: str = "fail"
+    skipped: dict[int, str] = field(default_factory=dict)
+    exact: bool = False
+    _supplier: ImageBackend = field(init=False, repr=False)
+    _scale: tuple[Tensor, Tensor] = field(init=False, repr=False)
+
+    def __post_init__(self):
+        self._supplier = create_backend(
+            self.source, self.backend, self.device, self.workers, self.on_error, self.skipped
+        )
+        self._refuse()
+        mean = torch.tensor(self.transform.mean, dtype=self.dtype, device=self.device)
+        self._scale = (255 * mean, 255 * torch.tensor(self.transform.std, dtype=self.dtype, device=self.device))
+
+    def __len__(self) -> int:
+        """Number of images of the split."""
+        return len(self.source.labels)
+
+    @property
+    def skips(self) -> bool:
+        """Whether images that cannot be read may be left out."""
+        return self._supplier.skips
+
+    def batches(self, dealt: Iterable[np.ndarray], augment: AugmentKey | None = None) -> Iterator[Batch]:
+        """Load one batch for each list of ids.
+
+        Args:
+            dealt: (n,) int64 sample ids of each batch.
+            augment: (seed, epoch) for training images; None for the evaluation transform.
+
+        Yields:
+            The batches, in the order of the lists. With ``on_error="skip"`` a batch lacks the images that cannot be
+            read.
+
+        Raises:
+            PruneError: an image cannot be read and may not be skipped; no image of a training batch can be read; the
+                loader's workers died.
+        """
+        labels = torch.from_numpy(self.source.labels)
+        lists = list(dealt)
+        found = self._supplier.pixels(lists, self.transform, augment, self.transform.size_at(augment))
+        for wanted, (ids, pixels) in zip(lists, found, strict=True):
+            if self.exact and augment is None and len(ids) != len(wanted):
+                gone = sorted(set(wanted.tolist()) - set(ids.tolist()))
+                raise PruneError(
+                    f"sample {gone[0]} could be read when the images were checked, and cannot be read now: "
+                    f"{self.skipped.get(gone[0], '')}. Run the same command again to do without it."
+                )
+            index = torch.from_numpy(np.ascontiguousarray(ids))
+            images = self._tail(pixels)
+            if augment is not None and self.transform.erasing:
+                images = erase(images, augment, ids, self.transform)
+            yield Batch(images, labels[index].to(self.device, non_blocking=True), index)
+
+    def close(self) -> None:
+        """Stop the idle workers. The next call of ``batches`` starts new ones."""
+        self._supplier.close()
+
+    def _tail(self, pixels: Tensor) -> Tensor:
+        """(n, C, H, W) on [0, 255] -> normalised, on the device."""
+        images = pixels.to(self.device, non_blocking=True)
+        n, channels, height, width = pixels.shape
+        lines = images.to(self.dtype, memory_format=torch.channels_last, copy=True).permute(0, 2, 3, 1).flatten(2)
+        mean, std = (value.repeat(width) for value in self._scale)
+        lines.sub_(mean).div_(std)  # rows of width * channels: they vectorise, three channels do not
+        return lines.view(n, height, width, channels).permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
+
+    def _refuse(self) -> None:
+        """PruneError where the look asks for what the backend cannot do."""
+        transform, able = self.transform, self._supplier
+        if transform.augment not in able.allowed:
+            raise PruneError(
+                f"data.augment: {transform.augment!r} is nothing that the {able.name} backend can do; "
+                f"allowed: {', '.join(able.allowed)}"
+            )
+        if transform.auto_augment is None:
+            return
+        check_policy(transform.auto_augment)
+        if not able.policies:
+            raise PruneError(
+                f"data.auto_augment: the {able.name} backend cannot run timm's policies, which work image by image in "
+                "Pillow; write data.backend=torch, or leave the key out"
+            )
+        if self.source.in_chans not in (1, 3):
+            raise PruneError(f"data.auto_augment: policies are for 1 or 3 channels, not {self.source.in_chans}")

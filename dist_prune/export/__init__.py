@@ -1,0 +1,1 @@
+"""Bundles, ONNX, torch.export and the hub."""

@@ -1,0 +1,174 @@
+"""A network as ONNX and torch.export files, each checked against the network on images. The only door to ONNX.
+
+Files take normalised float32 images (n, C, H, W), any n, as ``images``, and give ``logits`` (n, classes).
+"""
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_prune.errors import PruneError
+from dist_prune.export.fuse_bn import relative_difference
+
+SUFFIX = {"onnx": ".onnx", "onnx-fp16": ".fp16.onnx", "onnx-int8": ".int8.onnx", "pt2": ".pt2"}
+# largest difference of a logit, relative to the largest logit; int8 is judged by the classes it gives
+TOLERANCE = {"onnx": 1e-4, "onnx-fp16": 2e-2, "pt2": 1e-5}
+AGREEMENT = 0.9  # of int8's classes with the network's
+BATCH = 16
+
+
+def write(
+    kind: str, model: nn.Module, images: Tensor, file: Path, facts: Mapping[str, str], calibration: Tensor | None = None
+) -> dict[str, Any]:
+    """Write one file, run it again from the disk on images, and compare.
+
+    Args:
+        kind: a key of SUFFIX.
+        model: in evaluation mode, float32, on the CPU.
+        images: (n, C, H, W) normalised; what the file is checked on.
+        file: where it goes.
+        facts: name -> text, kept in the file's own metadata.
+        calibration: images that int8's ranges are taken from (``images`` where None).
+
+    Returns:
+        ``difference`` (largest, relative to the largest logit), ``same_class`` (share), ``images``, ``bytes``.
+
+    Raises:
+        PruneError: a network that cannot be written so, or a file that answers otherwise than the network; it is
+            removed.
+    """
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        made = Path(folder) / file.name
+        try:
+            with _quiet():
+                _WRITERS[kind](model, images[:2], calibration if calibration is not None else images, made, facts)
+        except ImportError as error:
+            raise PruneError(f"{kind}: {error.name} is missing; pip install 'dist-prune[onnx]' brings it") from error
+        except Exception as error:  # whatever a tracer says of a network that it cannot follow
+            reason = next((line for line in str(error).splitlines() if line.strip()), "")
+            raise PruneError(f"{kind}: this network cannot be written so: {type(error).__name__}: {reason}") from error
+        found = compare(model, runner(kind, made), images)
+        wrong = found["difference"] > TOLERANCE[kind] if kind in TOLERANCE else found["same_class"] < AGREEMENT
+        if wrong:
+            raise PruneError(
+                f"{kind}: the file answers otherwise than the network: logits differ by {found['difference']:.2g} of "
+                f"the largest, {found['same_class']:.1%} of {len(images)} images get the same class. It was not kept."
+            )
+        found["bytes"] = made.stat().st_size
+        os.replace(made, file)
+    return found
+
+
+@torch.no_grad()
+def compare(model: nn.Module, answer: Callable[[Tensor], Tensor], images: Tensor) -> dict[str, Any]:
+    """The network and a file's ``answer`` on the same images, whole batches and a last single image."""
+    parts = [*images[:-1].split(BATCH), images[-1:]] if len(images) > 1 else [images]
+    wanted, given = (torch.cat([ask(part) for part in parts]) for ask in (model, answer))
+    return {
+        "images": len(images),
+        "difference": relative_difference(wanted, given),
+        "same_class": float((wanted.argmax(1) == given.argmax(1)).float().mean()),
+    }
+
+
+def runner(kind: str, file: Path) -> Callable[[Tensor], Tensor]:
+    """A file as a function of images, in the runtime that it is made for."""
+    if kind == "pt2":
+        with _quiet():
+            return torch.export.load(file).module()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def _exported(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    example = example if len(example) > 1 else example.repeat(2, 1, 1, 1)  # one image would fix the batch to 1
+    dims = ({0: torch.export.Dim("batch", min=1)},)
+    with torch.no_grad():
+        return torch.export.export(model, (example.contiguous(),), dynamic_shapes=dims)
+
+
+def _pt2(model: nn.Module, example: Tensor, _: Tensor, file: Path, facts: Mapping[str, str]) -> None:
+    torch.export.save(_exported(model, example), file, extra_files={"facts.json": json.dumps(dict(facts))})
+
+
+def _onnx(model: nn.Module, example: Tensor, _: Tensor, file: Path, facts: Mapping[str, str]) -> None:
+    import onnx
+
+    program = torch.onnx.export(
+        _exported(model, example), dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
+    )
+    assert program is not None
+    program.save(str(file), external_data=False)
+    _note(onnx.load(str(file)), file, facts)
+
+
+def _half(model: nn.Module, example: Tensor, calibration: Tensor, file: Path, facts: Mapping[str, str]) -> None:
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    _onnx(model, example, calibration, file, facts)
+    _note(convert_float_to_float16(onnx.load(str(file)), keep_io_types=True), file, facts)
+
+
+def _integer(model: nn.Module, example: Tensor, calibration: Tensor, file: Path, facts: Mapping[str, str]) -> None:
+    """Static quantisation of weights (per channel) and activations, as onnxruntime does it."""
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.parts: Iterator[Tensor] = iter(calibration.split(BATCH))
+
+        def get_next(self) -> Any:
+            part = next(self.parts, None)
+            return None if part is None else {"images": part.numpy()}
+
+    plain, ready = file.with_suffix(".plain"), file.with_suffix(".ready")
+    _onnx(model, example, calibration, plain, facts)
+    quant_pre_process(str(plain), str(ready))
+    quantize_static(
+        str(ready), str(file), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+        weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
+    )  # fmt: skip
+    _note(onnx.load(str(file)), file, facts)
+
+
+def _note(body: Any, file: Path, facts: Mapping[str, str]) -> None:
+    import onnx
+
+    del body.metadata_props[:]
+    onnx.helper.set_model_props(body, dict(facts))
+    onnx.save(body, str(file))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters warn of their own insides."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+_WRITERS: dict[str, Callable[[nn.Module, Tensor, Tensor, Path, Mapping[str, str]], None]] = {
+    "onnx": _onnx, "onnx-fp16": _half, "onnx-int8": _integer, "pt2": _pt2,
+}  # fmt: skip

@@ -1,0 +1,141 @@
+"""Bundles on the Hugging Face hub, and the model card that goes with them. The only door to huggingface_hub."""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dist_prune import safe_parsing
+from dist_prune.errors import PruneError
+from dist_prune.pruning.selection.cost import report_costs
+from dist_prune.training.timing_noise import DOUBTFUL, is_reliable
+
+CARD = "README.md"
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether a text looks like ``owner/name`` of a hub repository."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text) is not None
+
+
+def fetch(name: str, files: Sequence[str]) -> Path:
+    """The folder of a hub repository's files: from the local cache, or downloaded (those files and no others).
+
+    Raises:
+        PruneError: no such repository, no access, no network, or a repository without these files.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        places = [Path(hf_hub_download(name, file)) for file in files]
+        return places[0].parent
+    except LocalEntryNotFoundError as error:
+        raise PruneError(
+            f"{name!r} is no folder here, and as a hub repository it is not in the local cache and cannot be "
+            f"reached: {_line(error)}"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise PruneError(
+            f"{name!r} is no folder here, and the hub does not hand out {' and '.join(files)} of a repository of that "
+            f"name: {_line(error)}. A private one needs 'hf auth login' first."
+        ) from error
+
+
+def push(folder: Path, destination: str, files: Sequence[str], text: str, private: bool = False) -> str:
+    """Copy a bundle, with its model card, to a hub repository or to a folder; where it is now.
+
+    Args:
+        folder: the bundle.
+        destination: ``owner/name`` on the hub, or the path of a folder (with a leading ``./`` or ``/``).
+        files: names of the files that go.
+        text: the model card.
+        private: make a new repository private.
+    """
+    if not is_hub_name(destination):
+        place = Path(destination)
+        if place.exists() and not place.is_dir():
+            raise PruneError(f"{destination} is a file; name a folder, or owner/name of a hub repository")
+        place.mkdir(parents=True, exist_ok=True)
+        for name in files:
+            shutil.copyfile(folder / name, place / name)
+        (place / CARD).write_text(text)
+        return str(place)
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi()
+    try:
+        api.create_repo(destination, private=private, exist_ok=True)
+        parts = [CommitOperationAdd(name, folder / name) for name in files]
+        parts.append(CommitOperationAdd(CARD, text.encode()))
+        done = api.create_commit(destination, parts, commit_message="A pruned network and its plan")
+    except Exception as error:  # refusals, names that the hub does not allow, whatever its HTTP library raises
+        raise PruneError(
+            f"{destination}: the hub refused the upload: {_line(error)}. 'hf auth login' (a token with write access) "
+            "comes first; a folder of that name is written as ./" + destination
+        ) from error
+    return done.commit_url
+
+
+def model_card(body: Mapping[str, Any], latency: Mapping[str, Any] | None = None) -> str:
+    """The model card of a bundle, in Markdown with the hub's header.
+
+    Args:
+        body: of ``bundle.json``.
+        latency: network -> batch -> measured times of ``report.json``, where the run is at hand.
+    """
+    spec, image, figures, origin = body["backbone"], body["image"], body["figures"], body.get("origin", {})
+    header = ["---", "library_name: dist_prune", "pipeline_tag: image-classification"]
+    header += ["tags: [structured-pruning, dist_prune]", "---"]
+    lines = [f"# {spec['name']}, pruned by {origin.get('method', 'dist_prune')}", ""]
+    if origin:
+        lines += [
+            f"Recipe `{origin['recipe']}`, seed {origin['seed']}, images `{origin['data']}`, finetuned for "
+            f"{origin['finetune_epochs']} epochs. Criterion: {origin['paper']}.", "",
+        ]  # fmt: skip
+    dense = figures.get("dense", {})
+    lines += ["| | " + " | ".join(figures) + " |", "|---" * (len(figures) + 1) + "|"]
+    costs = [cost for cost in report_costs() if any(cost.name in part for part in figures.values())]
+    rows = (("top-1", "top1", "{:.2f} %"), *((cost.unit, cost.name, "{:,}") for cost in costs))
+    for title, key, form in rows:
+        cells = [form.format(part[key]) if part.get(key) is not None else "-" for part in figures.values()]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    for batch in (latency or {}).get("dense", {}):
+        cells = [_ms(latency[name][batch]) if name in latency else "-" for name in figures]  # type: ignore[index]
+        how = latency["dense"][batch]  # type: ignore[index]
+        lines.append(f"| ms, batch {batch} ({how['device']}, {how['threads']} threads) | " + " | ".join(cells) + " |")
+    if dense.get("macs") and figures.get("finetuned", {}).get("macs"):
+        left = figures["finetuned"]["macs"] / dense["macs"]
+        lines += ["", f"{left:.1%} of the dense network's MACs are left."]
+    side = image["size"]
+    lines += [
+        "", "```python", "import dist_prune, torch", "", "model = dist_prune.load(\"OWNER/NAME or a folder\")",
+        f"logits = model(torch.zeros(1, {spec['in_chans']}, {side}, {side}))  # {len(body['classes'])} classes", "```",
+        "", f"Images: {side} x {side}, on [0, 1], mean {_numbers(image['mean'])}, standard deviation "
+        f"{_numbers(image['std'])}; crop {image['crop']}, {image['interpolation']}. Classes, plan and digests are in "
+        "`bundle.json`.", "",
+    ]  # fmt: skip
+    return "\n".join([*header, "", *lines])
+
+
+def _ms(figures: Mapping[str, Any]) -> str:
+    return f"{figures['ms']:.2f}" + ("" if is_reliable(figures) else f" ({DOUBTFUL})")
+
+
+def report_of(folder: Path) -> dict[str, Any] | None:
+    """Measured times of the run that a bundle lies in, or None."""
+    file = folder.parent / "report.json"
+    try:
+        body = safe_parsing.read_json(file)
+        return {name: body[name]["latency"] for name in ("dense", "pruned", "finetuned")}
+    except (PruneError, KeyError, TypeError):
+        return None
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def _line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), repr(error)).rstrip(". ")

@@ -1,0 +1,34 @@
+"""The perceptron of the MINT paper's MNIST experiments, in timm's registry: 784-500-300-10."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dist_prune.models.registry import register
+
+HIDDEN = (500, 300)
+
+
+class Mlp(nn.Module):
+    """Three linear layers, ReLU and dropout behind the first two; images are flattened."""
+
+    def __init__(self, num_classes: int = 10, in_chans: int = 1, img_size: int = 28, drop_rate: float = 0.2):
+        super().__init__()
+        self.num_classes, self.num_features, self.drop_rate = num_classes, HIDDEN[-1], drop_rate
+        self.fc1 = nn.Linear(in_chans * img_size**2, HIDDEN[0])
+        self.fc2 = nn.Linear(HIDDEN[0], HIDDEN[1])
+        self.fc3 = nn.Linear(HIDDEN[1], num_classes)
+
+    def get_classifier(self) -> nn.Module:
+        """The head, as timm asks for it."""
+        return self.fc3
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        for layer in (self.fc1, self.fc2):
+            x = functional.dropout(torch.relu(layer(x)), self.drop_rate, self.training)
+        return self.fc3(x)
+
+
+__all__ = ["Mlp"]
+register("mlp_mnist", Mlp, "fc1", "fc3", __name__, input_size=(1, 28, 28), mean=(0.0,), std=(1.0,))

@@ -1,0 +1,1 @@
+"""Order, context, ledger and pre-flight checks of a run."""

@@ -1,0 +1,84 @@
+"""What a stage reads from outside the run directory has to stay what it was: images, their form, a checkpoint."""
+
+import json
+
+from dist_prune.errors import PruneError
+from dist_prune.fileio import file_digest, read_json, write_atomic
+from dist_prune.pipeline.context import RunContext
+
+STARTED = "stage_started.json"  # of the stage at work, for one that is interrupted and has no line in the ledger
+KEYS = {
+    "checkpoint": "backbone.checkpoint",
+    "train": "data.root (training images)",
+    "eval": "data.root (test images)",
+}
+
+
+def digests(context: RunContext, stage: str) -> dict[str, str]:
+    """Digests of what a stage reads from outside the run directory: images and labels, the checkpoint file."""
+    scored = (context.method.calibration_split != "test",)
+    splits = {
+        "train": (True, False), "many": (True, False), "finetune": (True, False), "score": scored,
+        "evaluate": (False,), "curves": (False,),
+    }.get(stage, ())  # fmt: skip
+    out = {("train" if train else "eval"): context.images.splits[train].source.identity for train in splits}
+    file = context.networks.checkpoint
+    if stage == "train" and file is not None:
+        out["checkpoint"] = file_digest(file) if file.is_file() else "missing"
+    return out
+
+
+def record_start(stage: str, context: RunContext, outside: dict[str, str]) -> None:
+    """Note what a stage starts from."""
+    write_atomic(context.path(STARTED), json.dumps({"stage": stage, "outside": outside}))
+
+
+def check_unchanged(stage: str, context: RunContext, outside: dict[str, str]) -> None:
+    """PruneError where a stage was made from other images or another checkpoint than the recipe names now.
+
+    A stage that was only begun may start over with other images; but not without a word because a .beton, which keeps
+    the same images in another form, came or went in the meantime.
+    """
+    line = context.ledger.last(stage)
+    before = (line or _begun(stage, context)).get("outside", outside)
+    differing = [name for name in sorted(outside.keys() & before.keys()) if outside[name] != before[name]]
+    stored = [name for name in differing if _images(outside[name]) == _images(before[name])]
+    if stored:
+        # an identity with a colon is of images in a lossy .beton (beton.py)
+        came = any(":" in outside[name] for name in stored)
+        what = " and ".join({"train": "training", "eval": "evaluation"}[name] for name in stored)
+        raise PruneError(
+            f"data.backend: the {what} images are those that the stage {stage!r} of {context.run_dir} was "
+            f"{'made from' if line else 'begun with'}, but not their pixels: "
+            + (
+                "now a .beton serves them that keeps them as JPEG or shrunk. Write data.backend=torch (arrays: memory) "
+                "to go on as before"
+                if came
+                else "a .beton served them then that kept them as JPEG or shrunk. Put it back and write "
+                "data.backend=ffcv to go on as before"
+            )
+            + ", or name another --run-dir, or delete that one to start over."
+        )
+    if differing and line:
+        raise PruneError(
+            f"{' and '.join(_key(name, context) for name in differing)}: the content is not the one that the stage "
+            f"{stage!r} of {context.run_dir} was made from. Name another --run-dir, or delete that one to start over."
+        )
+
+
+def _key(name: str, context: RunContext) -> str:
+    """The keys that name what has changed; classes of other numbers are other content."""
+    mapped = context.recipe.data.class_map and name != "checkpoint"
+    return KEYS[name] + (" or data.class_map" if mapped else "")
+
+
+def _images(identity: str) -> str:
+    return identity.split(":")[0]
+
+
+def _begun(stage: str, context: RunContext) -> dict:
+    """What the stage was begun with, where it is the one that was interrupted."""
+    found = read_json(context.path(STARTED))
+    outside = found.get("outside")
+    whole = isinstance(outside, dict) and all(isinstance(value, str) for value in outside.values())
+    return found if found.get("stage") == stage and whole else {}

@@ -1,0 +1,197 @@
+"""The images of a run: its splits, how they are transformed and loaded, which of them train, validate and calibrate."""
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dist_prune import models
+from dist_prune.config.recipe import Recipe
+from dist_prune.config.training import Training
+from dist_prune.data.array_files import check_sides
+from dist_prune.data.class_order import describe_order, renumber
+from dist_prune.data.datasets import check, check_figures, same_classes, select_classes
+from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.data.open_split import OpenSplit, open_split
+from dist_prune.data.random_access import ImageSource
+from dist_prune.data.sampling import holdout_split, micro_batches, shard
+from dist_prune.distributed import preemption
+from dist_prune.distributed.environment import DistributedEnvironment
+from dist_prune.errors import PruneError
+from dist_prune.methods.base import Method
+from dist_prune.training.tracking import Tracker
+
+
+@dataclass
+class RunImages:
+    """Training and evaluation images of one run. Splits are keyed by "is it the training split".
+
+    Attributes:
+        recipe: the validated recipe.
+        environment: the device and the processes of this run.
+        tracker: the log.
+        unreadable: split -> sample id -> why this rank left it out, in the running stage.
+    """
+
+    recipe: Recipe
+    environment: DistributedEnvironment
+    tracker: Tracker
+    unreadable: dict[bool, dict[int, str]] = field(default_factory=lambda: {True: {}, False: {}})
+    _loaders: dict[bool, ImageLoader] = field(default_factory=dict)
+
+    @cached_property
+    def splits(self) -> dict[bool, OpenSplit]:
+        """The training and the evaluation split."""
+        data, out, plain = self.recipe.data, {}, {}
+        for train in (True, False):
+            what = f"{'training' if train else 'evaluation'} images"
+            split = open_split(
+                data.backend, data.source, data.root, data.train_split if train else data.eval_split, train,
+                self.tracker.info, lambda source, train=train: self._resized_side(source, train), data.layout,
+            )  # fmt: skip
+            plain[train] = select_classes(split.source, data.classes)
+            out[train] = replace(split, source=renumber(plain[train], data.class_order, data.class_map))
+            check(out[train].source, f"the {what} of {data.source}")
+            self.tracker.info(f"data: {what} come through the {split.backend} backend ({split.why})")
+        same_classes(plain[True], plain[False])
+        classes = out[True].source.classes
+        empty = len(classes) - len(np.unique(out[True].source.labels))
+        if data.source == "imagefolder":
+            said = describe_order(classes, empty, len(plain[True].classes), data.class_order, data.class_map)
+            self.tracker.info(f"data: {said}")
+        elif empty:
+            self.tracker.info(f"data: {len(classes)} classes, {empty} of which have no training image")
+        return out
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their numbers."""
+        return self.splits[True].source.classes
+
+    @property
+    def in_channels(self) -> int:
+        """Colours of an image."""
+        return self.splits[True].source.in_chans
+
+    @cached_property
+    def transform(self) -> TransformConfig:
+        """How images are transformed: the model's own figures, overridden by the recipe's."""
+        return self._transform_of(self.splits[True].source)
+
+    def _transform_of(self, source: ImageSource) -> TransformConfig:
+        data, backbone = self.recipe.data, self.recipe.backbone
+        model = models.create(backbone.name, len(source.classes), source.in_chans, False, backbone.kwargs)
+        config = models.image_config(model, source.in_chans)
+        if source.fixed_size is not None:
+            check_sides(*source.fixed_size, data.image_size)
+            for key in ("crop", "crop_mode", "interpolation"):
+                if getattr(data, key) is not None:
+                    raise PruneError(
+                        f"data.{key} is for image files; arrays are used whole (data.image_size resizes them)"
+                    )
+            config |= {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear"}
+        native = source.fixed_size[0] if source.fixed_size else config["input_size"][1]
+        check_figures(data.mean, data.std, source.in_chans)
+        size = data.image_size or native
+        if data.padding is not None and data.padding > size:
+            raise PruneError(f"data.padding: {data.padding} pixels around images of side {size}; at most {size}")
+        return TransformConfig(
+            size, data.mean or tuple(config["mean"]), data.std or tuple(config["std"]),
+            data.crop or config["crop_pct"], data.interpolation or config["interpolation"], data.augment,
+            data.crop_mode or config["crop_mode"], data.exif, data.crop_scale, data.crop_ratio, data.auto_augment,
+            data.random_erasing, data.random_erasing_mode, tuple(sorted(data.resize_schedule.items())), data.padding,
+        )  # fmt: skip
+
+    def _resized_side(self, source: ImageSource, train: bool) -> int:
+        """The side in pixels that the recipe resizes shorter sides to before it crops, the largest of a schedule."""
+        transform = self._transform_of(source)
+        scheduled = (size for _, size in transform.schedule if train)
+        return max(math.floor(transform.size / transform.crop), *scheduled, 0)
+
+    @property
+    def example_input(self) -> Tensor:
+        """One input of the network's size, (1, C, H, W) float32."""
+        size = self.transform.size
+        return torch.randn((1, self.in_channels, size, size), generator=torch.Generator().manual_seed(0))
+
+    def loader(self, train: bool) -> ImageLoader:
+        """The training or the evaluation images: one loader for a whole stage, so that its workers stay."""
+        if train not in self._loaders:
+            split, data = self.splits[train], self.recipe.data
+            self._loaders[train] = ImageLoader(
+                split.source, self.transform, self.environment.device, data.workers, backend=split.backend,
+                on_error=data.on_error, skipped=self.unreadable[train],
+            )  # fmt: skip
+        return self._loaders[train]
+
+    def close_loaders(self) -> None:
+        """Stop the loaders' workers, at the end of a stage."""
+        for loader in self._loaders.values():
+            loader.close()
+        self._loaders.clear()
+
+    def training_split(self, settings: Training) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of the images that a training learns from, and of those held out to select its epoch; int64, (n,)."""
+        count = len(self.splits[True].source.labels)
+        share = settings.holdout if settings.selection == "holdout" else 0.0
+        return holdout_split(np.arange(min(count, settings.images or count)), share, self.recipe.seed)
+
+    def holdout(self) -> tuple[np.ndarray, list[str]]:
+        """Ids of the training images that ``train.holdout`` holds out; the trainings that learn from some of them."""
+        recipe, loader = self.recipe, self.loader(True)
+        ids = np.arange(min(len(loader), recipe.train.images or len(loader)))
+        seen = [
+            name for name, section in (("train", recipe.train), ("finetune", recipe.finetune))
+            if section.epochs and (section.selection != "holdout" or section.holdout < recipe.train.holdout)
+        ]  # fmt: skip
+        return holdout_split(ids, recipe.train.holdout, recipe.seed)[1], seen
+
+    def for_scoring(self, ids: np.ndarray, method: Method) -> tuple[ImageLoader, np.ndarray]:
+        """The images as a method transforms them (no schedule of sizes), and those of ``ids`` that can be read."""
+        loader = self.loader(method.calibration_split != "test")
+        return self.readable(replace(loader, look=replace(self.transform, schedule=())), ids)
+
+    def readable(self, loader: ImageLoader, ids: np.ndarray) -> tuple[ImageLoader, np.ndarray]:
+        """A loader that insists on its images, and those of ``ids`` that can be read.
+
+        With ``data.on_error: skip`` all of them are read once before, and unreadable ones are taken out on every rank:
+        statistics are addressed by image, so all ranks have to know before which images are scored.
+        """
+        if not loader.skips:
+            return loader, ids
+        comm, lists = self.environment.comm, micro_batches(ids, self.recipe.score.micro_batch)
+        batches = loader.batches(shard(lists, comm.rank, comm.world))
+        for _ in range(-(-len(lists) // comm.world)):
+            if preemption.poll(comm)[0]:
+                raise preemption.preempted_error("while images were checked")
+            next(batches, None)
+        bad = {sample for samples in comm.all_gather_object(sorted(loader.skipped)) for sample in samples}
+        if bad:
+            self.tracker.info(f"  {len(bad & set(ids.tolist()))} of {len(ids)} images cannot be read and are left out")
+        return replace(loader, exact=True), ids[~np.isin(ids, sorted(bad))]
+
+    def take_unreadable(self) -> list[dict[str, Any]]:
+        """The images that any rank left out in the stage that ends here, for its ledger line; forgets them."""
+        if self.recipe.data.on_error == "fail":
+            return []
+        out = []
+        for train, what in ((True, "training"), (False, "evaluation")):
+            gathered = self.environment.comm.all_gather_object(dict(self.unreadable[train]))
+            self.unreadable[train].clear()
+            reasons = {sample: why for one in gathered for sample, why in one.items()}
+            source = self.splits[train].source
+            for sample, why in sorted(reasons.items()):
+                out.append({"images": what, "id": sample, "file": source.location(sample), "why": why})
+        return out
+
+    def description(self) -> dict[str, Any]:
+        """For the report: which backend served the images, and how they were transformed."""
+        body = asdict(self.transform)
+        shown = ("size", "mean", "std", "crop", "crop_mode", "interpolation", "exif")
+        training = {key: value for key, value in body.items() if key not in shown}
+        backends_used = {name: self.splits[name == "train"].backend for name in ("train", "eval")}
+        return {"backend": backends_used, "eval_transform": {key: body[key] for key in shown}, "training": training}

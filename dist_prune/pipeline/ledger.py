@@ -1,0 +1,221 @@
+"""The run directory: what is done, from which inputs, with what result. Knows no torch.
+
+``ledger.jsonl`` grows by one line per finished stage. A stage is skipped when the ledger has a line with the same
+fingerprint (the recipe fields it reads and the digests of its inputs) and the outputs of that line are still there,
+unchanged.
+"""
+
+import contextlib
+import fcntl
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dist_prune import safe_parsing
+from dist_prune.config.compatibility import OLD_NAMES, drop_added_defaults, rename_old_keys
+from dist_prune.errors import PruneError, shown
+from dist_prune.fileio import (
+    append_lines,
+    canonical,
+    digest,
+    file_digest,
+    open_append,
+    read_text,
+    seal,
+    unseal,
+    write_atomic,
+)
+
+
+def pick(tree: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
+    """The values of dotted ``fields`` in a resolved recipe; ``a`` takes the whole section."""
+    out = {}
+    for field in fields:
+        node: Any = tree
+        for step in field.split("."):
+            node = node.get(step) if isinstance(node, Mapping) else None
+        out[field] = node
+    return out
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{'a': {'b': 1}}`` -> ``{'a.b': 1}``."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            out |= flatten(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+@contextlib.contextmanager
+def lock_run_directory(folder: Path) -> Iterator[None]:
+    """One run at a time in a run directory; PruneError where another process works there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open_append(folder / ".lock")
+    except OSError as error:
+        raise PruneError(f"--run-dir: {folder} cannot be used: {error.strerror or error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if isinstance(error, BlockingIOError):  # any other: a file system without locks, go on without one
+                raise PruneError(
+                    f"another process is running in {folder}; wait for it, or name another --run-dir"
+                ) from error
+        yield
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The append-only record of one run directory."""
+
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "ledger.jsonl"
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Every line that was written whole; a line cut off by a crash is left out."""
+        out = []
+        for text in read_text(self.file).splitlines():
+            line = unseal(text)
+            if line is not None and _well_formed(line):
+                out.append(line)
+        return out
+
+    def last(self, stage: str) -> dict[str, Any] | None:
+        """The newest line of a stage."""
+        return next((line for line in reversed(self.lines()) if line["stage"] == stage), None)
+
+    def done(self, stage: str, fingerprint: str) -> dict[str, Any] | None:
+        """The line that proves this stage is done, or None: same fingerprint, every output present and unchanged."""
+        line = self.last(stage)
+        if line is None or line["fingerprint"] != fingerprint:
+            return None
+        for name, wanted in line["outputs"].items():
+            path = self.folder / name
+            try:
+                if not path.is_file() or file_digest(path) != wanted:
+                    return None
+            except OSError:  # unreadable: as good as not there
+                return None
+        return line
+
+    def complete(self, stage: str) -> dict[str, Any] | None:
+        """The newest line of a stage, where every output of it is present and unchanged."""
+        line = self.last(stage)
+        return self.done(stage, line["fingerprint"]) if line is not None else None
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Add a finished stage."""
+        append_lines(self.file, [seal({**line, "at": round(time.time(), 3)})])
+
+
+def _well_formed(line: Mapping[str, Any]) -> bool:
+    """Whether a line of the ledger has the fields that are read of it, of their types."""
+    outputs = line.get("outputs")
+    return (
+        isinstance(line.get("stage"), str)
+        and isinstance(line.get("fingerprint"), str)
+        and isinstance(outputs, dict)
+        and all(isinstance(value, str) for value in outputs.values())
+        and all(isinstance(line.get(key, {}), dict) for key in ("facts", "outside"))
+        and isinstance(line.get("events", []), list)
+    )
+
+
+# Keys of a training that decide how it is kept safe, not what it ends in.
+CHECKPOINT_KEYS = ("save_every_steps", "checkpoint_every_minutes", "keep_checkpoints", "skip_nonfinite")
+# Keys that name a place or a way of running, not what is computed: a run may go on with other values, as long as images
+# and checkpoint are those that it read before (stages compare their digests).
+NON_IDENTITY_KEYS = (
+    "data.root",
+    "data.class_map",
+    "data.workers",
+    "data.backend",
+    "data.on_error",
+    "backbone.checkpoint",
+    "score.save_every",
+    "score.record",
+    "cluster",
+    *(f"{section}.{key}" for section in ("train", "finetune") for key in CHECKPOINT_KEYS),
+)
+# Sections that decide the scores: a run directory belongs to one setting of them.
+IDENTITY_KEYS = ("backbone", "data", "train", "score", "seed", "method.name")
+
+
+def bind_recipe(
+    folder: Path, recipe: Mapping[str, Any], score_options: Iterable[str] = (), filled: Mapping[str, Any] | None = None
+) -> str:
+    """Bind a run directory to a recipe, or go on with one that fits.
+
+    Args:
+        folder: the run directory (made when missing).
+        recipe: the resolved recipe, ``${VARIABLES}`` as they were written.
+        filled: the same with their values, of which a digest is kept (not of places, which may change).
+        score_options: the method's options that scoring reads (they are fixed as well).
+
+    Returns:
+        A sentence for the log when keys changed that only later stages read, else an empty string.
+
+    Raises:
+        PruneError: the directory belongs to a recipe with other backbone, data, training or score keys.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise PruneError(f"--run-dir: {folder} is a file; name a folder (it is made where it is missing)")
+    path = folder / "recipe.yaml"
+    name = dict(recipe).get("method", {}).get("name", "")
+    said, now, full = (
+        "",
+        drop_added_defaults(flatten(recipe), name),
+        drop_added_defaults(flatten(filled or recipe), name),
+    )
+    values = {
+        key: _mark(key, full.get(key))
+        for key, text in now.items()
+        if text != full.get(key) and not _under(key, NON_IDENTITY_KEYS)
+    }
+    if path.exists() and Ledger(folder).lines():  # nothing is bound before a stage has finished
+        try:
+            before = drop_added_defaults(rename_old_keys(flatten(safe_parsing.read_yaml(path))), name)
+            digests = rename_old_keys(dict(re.findall(r"^# (\S+) sha256:(\w+)$", path.read_text(), re.M)))
+        except (PruneError, AttributeError) as error:
+            raise PruneError(f"{path} is damaged, so nobody knows what {folder} holds: {error}") from error
+        fixed = (*IDENTITY_KEYS, *(f"method.{option}" for option in score_options))
+        refused, later = [], []
+        for key in sorted(before.keys() | now.keys()):
+            old, new = before.get(key), now.get(key)
+            there = digests.get(key)  # of a value that the environment filled in
+            same = there == _mark(key, full.get(key)) if there else old in (new, full.get(key))
+            if same or _under(key, NON_IDENTITY_KEYS) or key == "name":
+                continue
+            why = f"{shown(old)} there, {shown(new)} here" if old != new else f"{shown(new)} has another value here"
+            (refused if _under(key, fixed) else later).append(f"{key}: {why}")
+        if refused:
+            raise PruneError(
+                f"the run directory {folder} belongs to another recipe:\n"
+                + "\n".join(f"  - {line}" for line in refused)
+                + "\nName another --run-dir, or delete that one to start over."
+            )
+        if later:
+            said = f"{folder} goes on from its scores; changed since: " + "; ".join(later)
+    notes = "".join(f"# {key} sha256:{value}\n" for key, value in values.items())
+    write_atomic(path, yaml.safe_dump(dict(recipe), sort_keys=False) + notes)
+    return said
+
+
+def _mark(key: str, value: Any) -> str:
+    return digest(canonical([OLD_NAMES.get(key, key), value]))[:16]
+
+
+def _under(key: str, sections: Iterable[str]) -> bool:
+    return any(key == section or key.startswith(section + ".") for section in sections)

@@ -1,0 +1,104 @@
+"""The networks of a run: created, or loaded from its artifacts; the dependency graph; plans of the rounds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dist_prune import models
+from dist_prune.config.recipe import Recipe
+from dist_prune.distributed import tensor_files
+from dist_prune.errors import PruneError
+from dist_prune.methods.base import Method
+from dist_prune.pipeline.images import RunImages
+from dist_prune.pipeline.stage_graph import DENSE, FINETUNED, round_path
+from dist_prune.pruning.graph.groups import DependencyGraph
+from dist_prune.pruning.plan import files
+from dist_prune.pruning.plan.after_pruning import graph_after
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.selection.ranking import SelectionRequest
+from dist_prune.pruning.surgery.rebuild import rebuild
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+
+
+@dataclass
+class RunNetworks:
+    """Dense, pruned and finetuned networks of one run. Rounds are counted from 1; plans are in dense coordinates.
+
+    Attributes:
+        recipe: the validated recipe.
+        method: the recipe's method; it says which groups it can prune.
+        images: they decide the numbers of classes and input channels, and the input's size.
+        path: name of an artifact -> its file.
+    """
+
+    recipe: Recipe
+    method: Method
+    images: RunImages
+    path: Callable[[str], Path]
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The recipe's checkpoint file of the dense network."""
+        file = self.recipe.backbone.checkpoint
+        return Path(file).expanduser() if file else None
+
+    def create(self, pretrained: bool = False) -> nn.Module:
+        """The dense backbone with arbitrary weights, to be filled or traced; ``pretrained``: with timm's weights."""
+        backbone, images = self.recipe.backbone, self.images
+        return models.create(backbone.name, len(images.classes), images.in_channels, pretrained, backbone.kwargs)
+
+    def create_initial(self) -> nn.Module:
+        """The dense backbone with weights from the recipe's seed, or timm's if asked for and no file names others."""
+        torch.manual_seed(self.recipe.seed)
+        return self.create(self.recipe.backbone.pretrained and not self.recipe.backbone.checkpoint)
+
+    def load_dense(self) -> nn.Module:
+        """The backbone with the dense weights of this run."""
+        model = self.create()
+        model.load_state_dict(tensor_files.read_tensors(self.path(DENSE))[0])
+        return model
+
+    def load_pruned(self, name: str, number: int) -> nn.Module:
+        """The network that round ``number`` left, with the weights of the artifact ``name``."""
+        return rebuild(self.create(), self.plan(number), tensor_files.read_tensors(self.path(name))[0])
+
+    def load_round_input(self, number: int) -> nn.Module:
+        """The network that round ``number`` scores and prunes."""
+        if number == 1:
+            return self.load_dense()
+        return self.load_pruned(round_path(number - 1, FINETUNED), number - 1)
+
+    @cached_property
+    def graph(self) -> DependencyGraph:
+        """The dependency graph of the dense backbone: the layers and groups that the method can prune."""
+        return self.method.prunable(trace_groups(self.create().eval(), self.images.example_input))
+
+    def round_graph(self, graph: DependencyGraph, number: int) -> DependencyGraph:
+        """What the rounds before ``number`` have left of the dense network's ``graph``."""
+        return graph if number == 1 else graph_after(graph, self.plan(number - 1))
+
+    def plan(self, number: int) -> Plan:
+        """What rounds 1 to ``number`` remove."""
+        return Plan.from_json(self.path(round_path(number, "plan.json")).read_text())
+
+    def replayed_plan(self, selection: SelectionRequest) -> Plan:
+        """The plan that ``select.plan`` names; PruneError if another key asks for something beside it."""
+        section = self.recipe.select
+        values = {
+            "select.threshold": selection.threshold, "select.keep_ratio": selection.keep_ratio,
+            "select.counts": selection.counts, "target": selection.target,
+            "select.exclude": section.exclude, "select.round_to": section.round_to > 1,
+            "select.min_channels": section.min_channels > 1, "select.include": section.include,
+            "select.keep_ratios": section.keep_ratios, "select.max_ratio": section.max_ratio,
+        }  # fmt: skip
+        others = [key for key, value in values.items() if value not in (None, (), False, {})]
+        if others:
+            raise PruneError(
+                f"select.plan: a plan that is replayed leaves nothing to choose; leave out {' and '.join(others)} "
+                "(on the command line: key= with nothing behind it)"
+            )
+        return files.read_plan(Path(str(section.plan)).expanduser(), self.graph)

@@ -1,0 +1,98 @@
+"""What can be found out before any work is found out before any work: all of it at once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from dist_prune.config.training import Training
+from dist_prune.data import sampling
+from dist_prune.errors import PruneError
+from dist_prune.pipeline import criteria, recipe_checks
+from dist_prune.pipeline.context import RunContext
+from dist_prune.pruning.selection.cost import target_keys
+from dist_prune.pruning.surgery.verified_trace import check_logits
+from dist_prune.training import acceleration, latency, optim
+
+
+def precheck(context: RunContext) -> None:
+    """PruneError with everything that is wrong with a recipe on this machine and these images."""
+    recipe, environment = context.recipe, context.environment
+    problems: list[str] = []
+
+    def attempt(check: Callable[..., Any], *arguments: Any) -> bool:
+        try:
+            check(*arguments)
+        except PruneError as error:
+            problems.append(str(error))
+            return False
+        return True
+
+    done = [name for name in ("train", "score") if context.ledger.last(name) is not None]
+    problems += recipe_checks.missing_files(recipe, done)
+    trainings = list(recipe_checks.training_sections(recipe))
+    attempt(recipe_checks.check_rounds, recipe, context.method, environment.zero_stage)
+    attempt(_many, context)
+    for settings, name in trainings:
+        attempt(acceleration.check, settings, environment, name, recipe.cluster.deterministic)
+    # one rank looks through folders, the others take its index
+    if attempt(environment.comm.run_on_main, lambda: context.images.splits) and attempt(_network, context):
+        attempt(criteria.check_criteria, context)
+        attempt(_timing, context)
+        for training in trainings:
+            attempt(_training, context, *training)
+    if problems:
+        raise PruneError("\n".join(problems))
+
+
+def _timing(context: RunContext) -> None:
+    """PruneError where the report's times cannot be measured: too many threads, batches that fit no memory."""
+    spec = context.recipe.report
+    sizes = [*spec.latency_batches, *([context.recipe.target.latency_batch] if context.recipe.target.latency else [])]
+    shape = (context.images.in_channels, context.images.transform.size, context.images.transform.size)
+    latency.check(context.networks.create(), shape, sizes, spec.threads, context.environment.device)
+
+
+def _many(context: RunContext) -> None:
+    """PruneError where criteria are to be compared at a target that has to be measured for each of them."""
+    cost = context.selection.cost
+    if context.recipe.score.compare and cost is not None and cost.measured:
+        raise PruneError(
+            f"score.compare: criteria are compared at the same {target_keys()}; a "
+            f"target.{cost.name} is searched for by measuring networks of one criterion. Set one of the others"
+        )
+
+
+def _network(context: RunContext) -> None:
+    """PruneError where there is no such network, or the method cannot do with it what the recipe asks for."""
+    _sizes(context)
+    check_logits(context.networks.create(), context.images.example_input, context.recipe.backbone.name)
+    if context.recipe.select.plan:
+        context.networks.replayed_plan(context.selection)
+    else:
+        graph = context.selection_graph()
+        fresh = context.method.layers_to_reinit(graph)
+        if fresh and context.recipe.schedule.rounds > 1:
+            raise PruneError(
+                f"schedule.rounds: the released code gives {', '.join(fresh)} new weights after cutting; in rounds it "
+                "would forget what it learned between them. Leave that quirk out, or set it to 1"
+            )
+
+
+def _training(context: RunContext, settings: Training, name: str) -> None:
+    """PruneError where a training's batches are too small, or its optimizer is none (surgery renames nothing)."""
+    learned, _ = context.images.training_split(settings)
+    sampling.check(settings.batch, len(learned), context.environment.comm.world, name)
+    optim.check(context.networks.create(), settings, name)
+
+
+def _sizes(context: RunContext) -> None:
+    """PruneError where the network cannot take the images of the recipe's schedule."""
+    context.images.loader(True)  # refuses what the backend cannot do
+    for size in sorted(set(context.recipe.data.resize_schedule.values())):
+        try:
+            with torch.no_grad():
+                context.networks.create().eval()(torch.zeros(1, context.images.in_channels, size, size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            name = context.recipe.backbone.name
+            raise PruneError(f"data.resize_schedule: {name} cannot take images of side {size}: {error}") from error

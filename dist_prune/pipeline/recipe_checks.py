@@ -1,0 +1,135 @@
+"""What ``dist-prune check`` and a run's first seconds say alike: files that are not here, keys that contradict.
+
+A run hears it before any work, on every machine; ``check`` says the same words, so that what it passes is what runs.
+"""
+
+from collections.abc import Callable, Container, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dist_prune.config.data import Data
+from dist_prune.config.recipe import Recipe
+from dist_prune.config.training import Training
+from dist_prune.data.datasets import KNOWN, open_source
+from dist_prune.data.open_split import beton_path
+from dist_prune.errors import PruneError
+from dist_prune.methods.base import Method
+from dist_prune.models.load_checkpoint import load_checkpoint
+from dist_prune.pipeline.ledger import Ledger
+from dist_prune.pruning.plan import files
+from dist_prune.pruning.selection import cost
+from dist_prune.training import optim, optimizer_state
+
+ASSUME = "dist-prune check --assume RECIPE leaves out what is only on another machine"
+
+
+def missing_files(recipe: Recipe, done: Container[str] = ()) -> list[str]:
+    """A line for each file or folder that the recipe needs and that is not here; ``done`` names finished stages."""
+    out: list[str] = []
+    backbone = recipe.backbone
+    if "train" not in done:
+        if backbone.checkpoint and not Path(backbone.checkpoint).expanduser().is_file():
+            out.append(f"backbone.checkpoint: there is no file {Path(backbone.checkpoint).expanduser()}")
+        if not backbone.checkpoint and not backbone.pretrained and recipe.train.epochs == 0:
+            out.append(
+                "there is no dense network: set backbone.checkpoint=FILE, or train.epochs to train one, "
+                "or backbone.pretrained=true to let timm fetch its weights"
+            )
+    if recipe.score.from_ and not recipe.select.plan and "score" not in done:
+        out += _failing(finished_scores, Path(recipe.score.from_))
+    if recipe.select.plan:
+        place = files.manifest_of(Path(recipe.select.plan).expanduser())
+        out += [] if place.is_file() else [f"select.plan: there is no plan file {place}"]
+    return out
+
+
+def missing_image_folders(data: Data) -> list[str]:
+    """A line where a split of the recipe's images is not here. Folders are looked at, not gone through."""
+    if data.source != "imagefolder":
+        path = Path(data.root).expanduser() if data.root else None
+        looked = data.source in KNOWN or path is None or not path.exists()  # the preview reads an .npz itself
+        splits = (True, False) if looked else ()
+        return _failing(lambda: [open_source(data.source, data.root, "", train) for train in splits])
+    out: list[str] = []
+    for split, train in ((data.train_split, True), (data.eval_split, False)):
+        beton = beton_path(data.source, data.root, split, train)
+        if data.root is None or not (Path(data.root).expanduser() / split).is_dir():
+            if beton is None or not beton.is_file() or data.backend not in ("auto", "ffcv"):
+                out += _failing(open_source, data.source, data.root, split, train)
+        elif not any(entry.is_dir() for entry in (Path(data.root).expanduser() / split).iterdir()):
+            out.append(f"data.root: {Path(data.root).expanduser() / split} has no folders; there is one for each class")
+    return list(dict.fromkeys(out))
+
+
+def finished_scores(other: Path) -> dict[str, Any]:
+    """The ledger's line of another run's scores (score.from); PruneError where there are none, unchanged."""
+    line = Ledger(other).complete("score")
+    if line is None:
+        raise PruneError(
+            f"score.from: {other} has no finished scores (round_1/scores.safetensors, unchanged since its line in "
+            "ledger.jsonl)"
+        )
+    return line
+
+
+def training_sections(recipe: Recipe) -> Iterator[tuple[Training, str]]:
+    """The sections of the recipe that train something, by name."""
+    if recipe.train.epochs:
+        yield recipe.train, "train"
+    if recipe.finetune.epochs or (recipe.schedule.rounds > 1 and recipe.between.epochs):
+        yield recipe.finetune, "finetune"
+
+
+def contradictions(recipe: Recipe, method: Method, model: nn.Module, classes: int | None) -> list[str]:
+    """A line for each thing that a run on one process would refuse whatever the images are.
+
+    ``classes``: of the data, or None where nobody knows; then a checkpoint's head is not looked at. ``model`` gets the
+    checkpoint's weights.
+    """
+    out = _failing(check_rounds, recipe, method, False)
+    place = Path(recipe.backbone.checkpoint).expanduser() if recipe.backbone.checkpoint else None
+    if place is not None and place.is_file():
+        asked = (model, place, recipe.backbone, classes or 0, classes is None or recipe.train.epochs > 0)
+        out += _failing(load_checkpoint, *asked, lambda text: None)
+    for settings, name in training_sections(recipe):
+        out += _failing(optim.check, model, settings, name)
+    return out
+
+
+def check_rounds(recipe: Recipe, method: Method, zero: bool) -> None:
+    """PruneError where the recipe asks for rounds that make no sense; ``zero``: DeepSpeed shards the optimizer."""
+    schedule = recipe.schedule
+    if schedule.rounds == 1:
+        if schedule.carry_optimizer:
+            raise PruneError("schedule.carry_optimizer: with schedule.rounds 1 there is no round to carry a state to")
+        return
+    key = f"schedule.rounds: {schedule.rounds} rounds of"
+    if method.why_one_shot:
+        raise PruneError(f"{key} {recipe.method['name']} make no sense: {method.why_one_shot}. Set it to 1")
+    if recipe.select.plan:
+        raise PruneError(f"{key} a plan that is replayed (select.plan) make no sense: nothing is scored. Set it to 1")
+    asked = recipe.target.asked()
+    if asked and cost.COSTS[asked[0]].measured:
+        raise PruneError(
+            f"{key} target.{asked[0]} are not offered: a time is searched for by measuring cuts of the dense network. "
+            f"Set {cost.target_keys()}, or one round"
+        )
+    if schedule.carry_optimizer and schedule.finetune_epochs == 0:
+        raise PruneError("schedule.carry_optimizer: with schedule.finetune_epochs 0 no state is there to be carried")
+    if schedule.carry_optimizer:
+        optimizer_state.check(recipe.finetune)
+    if schedule.carry_optimizer and zero:
+        raise PruneError(
+            "schedule.carry_optimizer: DeepSpeed shards the optimizer's state, which is not cut along; launch without "
+            "DeepSpeed, or leave it out (every finetuning then starts its optimizer anew)"
+        )
+
+
+def _failing(check: Callable[..., Any], *arguments: Any) -> list[str]:
+    try:
+        check(*arguments)
+    except PruneError as error:
+        return [str(error)]
+    return []

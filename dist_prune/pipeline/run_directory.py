@@ -1,0 +1,39 @@
+"""The run directory as a place: which folder it is, and what a kill left behind in it. Knows no torch."""
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+from dist_prune.errors import PruneError, path_trouble
+
+LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # what write_atomic names a file that is not whole yet
+
+
+def run_directory(given: str | None, default: str | Path) -> Path:
+    """The folder that ``--run-dir`` names, or the recipe's own.
+
+    Raises:
+        PruneError: ``--run-dir`` is empty, as an unset variable leaves it, or no path at all.
+    """
+    if given is not None and not given.strip():
+        raise PruneError("--run-dir: it is empty; name a folder, or leave the option out (an unset variable in it?)")
+    place = str(given if given is not None else default)
+    if trouble := path_trouble(place):
+        raise PruneError(f"--run-dir: {trouble}")
+    return Path(place)
+
+
+def clear_leftovers(folder: Path) -> int:
+    """Remove the files that a killed process had not finished; how many. Links are not followed.
+
+    Called by the first rank of a run that holds the folder's lock: nobody else writes there.
+    """
+    found = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if LEFTOVER.fullmatch(name):
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(place, name))
+                    found += 1
+    return found

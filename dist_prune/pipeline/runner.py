@@ -1,0 +1,206 @@
+"""The acts of a run, in order, and the artifacts that pass between them.
+
+    dense.safetensors -> ( score -> select -> prune ) x rounds -> finetune -> evaluate -> export -> report
+
+A stage is a function from artifacts to artifacts (``run`` in the file of its name). It returns what it made and never
+asks which rank it is; ``run_stage`` writes, on the first rank, and keeps the ledger.
+"""
+
+import importlib
+import json
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_prune.config.compatibility import fingerprint_fields, first_name
+from dist_prune.distributed import tensor_files
+from dist_prune.distributed.environment import describe_environment
+from dist_prune.errors import PruneError
+from dist_prune.fileio import canonical, digest, file_digest, write_atomic
+from dist_prune.pipeline import external_inputs
+from dist_prune.pipeline.artifact_store import made_once
+from dist_prune.pipeline.context import RunContext, StageOutput
+from dist_prune.pipeline.git import commit_of
+from dist_prune.pipeline.ledger import CHECKPOINT_KEYS, pick
+from dist_prune.pipeline.stage_graph import ORDER, SHARED, Stage, stages_of
+from dist_prune.pruning.plan.files import manifest_of
+
+# The file of a stage where it is not named as the stage is in ledgers.
+MODULES = {"many": "compare_criteria", "curves": "information_curves"}
+
+__all__ = ["ORDER", "Stage", "fingerprint", "run_stage", "stages_of"]
+
+
+def fingerprint(stage: Stage, context: RunContext, growing: bool = True) -> str:
+    """What the stage's result is decided by: recipe fields, digests of the inputs, identity of data and checkpoint.
+
+    ``growing=False`` leaves out how much is measured: what single measurements belong to.
+    """
+    tree = context.recipe.resolved()
+    fields = pick(tree, stage.reads)
+    for section in fields.keys() & {"train", "finetune"}:
+        left_out = {*CHECKPOINT_KEYS, "epochs", "only_if_drop"} if stage.between else CHECKPOINT_KEYS
+        fields[section] = {key: value for key, value in fields[section].items() if key not in left_out}
+    if stage.name == "score":
+        options = context.method.Options
+        grown = () if growing else options.refinable_options()
+        fields |= pick(tree, ("method.name", *(f"method.{n}" for n in options.score_options() if n not in grown)))
+        if context.method.calibration_split == "held_out":
+            fields |= pick(tree, ("train.holdout", "train.images"))
+    if stage.name == "select" and context.selection.cost is not None:  # how a time is measured decides it
+        fields |= pick(tree, context.selection.cost.decided_by)
+    replayed = context.recipe.select.plan
+    if replayed and stage.name in ("score", "select", "prune"):  # score makes an empty file, the others read it
+        place = Path(replayed).expanduser()
+        if stage.name == "select" or (stage.name == "prune" and place.is_dir()):
+            fields["replayed"] = file_digest(manifest_of(place))
+        elif stage.name == "score":
+            fields["replayed"] = True
+    fields = fingerprint_fields(fields, tree["method"]["name"])
+    inputs = {first_name(name): file_digest(context.path(name)) for name in stage.inputs}
+    found = external_inputs.digests(context, stage.name)
+    external_inputs.check_unchanged(stage.label, context, found)
+    return digest(canonical({"stage": stage.label, "fields": fields, "inputs": inputs, "outside": found}))
+
+
+def run_stage(stage: Stage, context: RunContext) -> dict[str, Any]:
+    """Do a stage, or skip it because the ledger says it is done; returns the ledger's line."""
+    comm = context.environment.comm
+    if stage.name == "many" and not context.recipe.score.compare:
+        return {"stage": "many", "facts": {}}
+    identity = comm.broadcast_object(comm.run_on_main(lambda: fingerprint(stage, context))) or ""
+    done = comm.broadcast_object(comm.run_on_main(lambda: context.ledger.done(stage.label, identity)))
+    if done is not None and not stage.always:
+        context.tracker.info(f"{stage.label}: done before, skipped")
+        context.events.append({"stage": stage.label, "event": "skipped"})
+        return done
+    context.tracker.info(f"{stage.label}: {_headline(stage, context)}")
+    start, told, before = time.perf_counter(), len(context.events), dict(comm.volume)
+    context.stage_fingerprint, context.round = identity, stage.round
+    if stage.name == "score":
+        measured = comm.run_on_main(lambda: fingerprint(stage, context, growing=False))
+        context.measurement_fingerprint = comm.broadcast_object(measured) or ""
+    if not stage.always:
+        comm.run_on_main(lambda: _begin(stage, context))
+    facts, drop = _make(stage, context)
+    for event in context.events[told:]:  # an act knows its own name, not which round it is
+        event["stage"] = stage.label if event["stage"] == stage.name else event["stage"]
+    line = {
+        "stage": stage.label,
+        "fingerprint": identity,
+        "facts": facts,
+        "world_size": comm.world,
+        "outside": external_inputs.digests(context, stage.name) if comm.is_main else {},
+        "events": context.events[told:],
+        "seconds": round(time.perf_counter() - start, 3),
+        "said": comm.traffic_since(before),
+    }
+    comm.run_on_main(lambda: context.ledger.append({**line, "outputs": _digests(context, stage.outputs)}))
+    comm.run_on_main(lambda: _drop(context, drop))
+    comm.barrier()
+    return line
+
+
+def _make(stage: Stage, context: RunContext) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Do the act and write its artifacts, or take those of another task; (facts, what may go afterwards)."""
+    comm, drop = context.environment.comm, SHARED.get(stage.label, ())
+
+    def make() -> dict[str, Any]:
+        nonlocal drop
+        try:
+            made: StageOutput = importlib.import_module(f"dist_prune.stages.{MODULES.get(stage.name, stage.name)}").run(
+                context
+            )
+        except torch.OutOfMemoryError as error:
+            raise PruneError(_out_of_memory(stage, context, error)) from error
+        context.images.close_loaders()
+        comm.run_on_main(lambda: _write(context, made))
+        drop = made.drop
+        return made.facts | _unreadable(stage, context)
+
+    elsewhere = context.recipe.select.plan or context.recipe.score.from_
+    store = context.artifact_store
+    if store is None or stage.label not in SHARED or elsewhere:
+        return make(), drop
+    key = f"{stage.name}-{context.stage_fingerprint[:32]}"
+    facts, other = made_once(store, key, stage.outputs, comm, make, context.run_dir, context.tracker.info)
+    if other:
+        context.tracker.info(f"  taken from {other}")
+        context.events.append({"stage": stage.label, "event": "taken", "from": other})
+    return facts, drop
+
+
+def _unreadable(stage: Stage, context: RunContext) -> dict[str, Any]:
+    """The fact of the images that the stage left out; notes an event for each split that lost some."""
+    skipped = context.images.take_unreadable()
+    for split in dict.fromkeys(image["images"] for image in skipped):
+        count = sum(image["images"] == split for image in skipped)
+        event = f"{count} {split} image(s) could not be read, left out"
+        context.events.append({"stage": stage.label, "event": event})
+    return {"skipped_images": skipped} if skipped else {}
+
+
+def _out_of_memory(stage: Stage, context: RunContext, error: torch.OutOfMemoryError) -> str:
+    """Which key to lower, beside what torch says of the memory."""
+    recipe = context.recipe
+    section = "between" if stage.between else stage.name
+    training = f"lower {section}.batch, or raise {section}.accumulate (now {{}}), which leaves the batch as it is"
+    advice = {
+        "train": training.format(recipe.train.accumulate),
+        "finetune": training.format((recipe.between if stage.between else recipe.finetune).accumulate),
+        "score": f"lower score.micro_batch (now {recipe.score.micro_batch})",
+        "many": f"lower score.micro_batch (now {recipe.score.micro_batch})",
+        "evaluate": f"lower evaluate.batch (now {recipe.evaluate.batch}) or report.latency_batches",
+        "select": f"lower target.latency_batch (now {recipe.target.latency_batch})",
+    }.get(stage.name, "use a device with more memory")
+    said = str(error).splitlines()[0].partition(" If reserved")[0]
+    return f"{stage.label}: the device is out of memory; {advice}, or start more processes. {said}"
+
+
+def _begin(stage: Stage, context: RunContext) -> None:
+    """environment.json tells of the last process that made something, not of one that found everything done."""
+    body = describe_environment(context.environment) | {"commit": commit_of(Path(__file__))}
+    write_atomic(context.run_dir / "environment.json", json.dumps(body, indent=1))
+    external_inputs.record_start(stage.label, context, external_inputs.digests(context, stage.name))
+
+
+def _write(context: RunContext, made: StageOutput) -> None:
+    for name, (tensors, meta) in made.tensors.items():
+        tensor_files.save_tensors(context.path(name), tensors, meta)
+    for name, text in made.texts.items():
+        write_atomic(context.path(name), text)
+
+
+def _drop(context: RunContext, names: Iterable[str]) -> None:
+    """What was kept to resume goes only when the stage is on record."""
+    for name in names:
+        shutil.rmtree(context.run_dir / name, ignore_errors=True)
+
+
+def _digests(context: RunContext, names: Iterable[str]) -> dict[str, str]:
+    return {context.artifact(name): file_digest(context.path(name)) for name in names}
+
+
+def _headline(stage: Stage, context: RunContext) -> str:
+    recipe = context.recipe
+    return {
+        "train": f"the dense {recipe.backbone.name}"
+        + (" from its checkpoint" if recipe.backbone.checkpoint else "")
+        + (" from timm's weights" if recipe.backbone.pretrained and not recipe.backbone.checkpoint else "")
+        + (f", {recipe.train.epochs} epochs" if recipe.train.epochs else ""),
+        "many": f"{', '.join(recipe.score.compare)} in one pass",
+        "score": "calibration images",
+        "select": "channels to keep",
+        "prune": "cut them out",
+        "finetune": f"{recipe.between.epochs if stage.between else recipe.finetune.epochs} epochs",
+        "evaluate": "dense, pruned and finetuned: accuracy, cost, time",
+        "curves": "every number of kept filters, group by group"
+        if recipe.information.curves != "none"
+        else "none asked for (information.curves)",
+        "export": "the bundle",
+        "report": "report.json and report.html",
+    }[stage.name]

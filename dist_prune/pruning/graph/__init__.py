@@ -1,0 +1,1 @@
+"""Channel groups and how a network is traced for them."""

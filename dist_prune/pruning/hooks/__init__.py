@@ -1,0 +1,1 @@
+"""What is read at a layer while a network runs, and channels gated there."""

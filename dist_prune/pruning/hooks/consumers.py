@@ -1,0 +1,168 @@
+"""Which layers read a group's channels, and which make them: hook points, with the channels' positions there.
+
+What enters a layer has passed every batch norm, activation and addition on its way: it is what papers call the feature
+maps after the ReLU, and on a residual stream there is one after every addition. Channels that are zero at all of their
+consumers are removed ones (gating.py), so a gradient there counts once however the layers in between are arranged.
+"""
+
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from dist_prune.errors import PruneError
+from dist_prune.pruning.graph.channel_tensors import sum_by_channel, to_device_of
+from dist_prune.pruning.graph.groups import ChannelGroup, Coupling, DependencyGraph, HookPoint
+from dist_prune.pruning.hooks.statistics import State, Statistic
+
+Points = Callable[[DependencyGraph, ChannelGroup], list["ChannelPoint"]]
+
+
+@dataclass(frozen=True)
+class ChannelPoint:
+    """A hook point, and the positions that a group's channels take there.
+
+    Attributes:
+        point: the hook point; ``point.group`` is the group's name.
+        coupling: position ``index[i]`` of the site belongs to channel ``channel[i]`` of the group.
+        width: channels of the group, C.
+    """
+
+    point: HookPoint
+    coupling: Coupling
+    width: int
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """(C, m) int64, ascending: the positions of each channel. m is 1, or what flattening makes of a map."""
+        pairs = sorted(zip(self.coupling.channel, self.coupling.index, strict=True))
+        return torch.tensor([position for _, position in pairs]).view(self.width, -1)
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """(site.width,) int64: the channel at each position; C at positions of other groups."""
+        slots = torch.full((self.point.width,), self.width)
+        slots[torch.tensor(self.coupling.index)] = torch.tensor(self.coupling.channel)
+        return slots
+
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether the positions are the channels, in order."""
+        return torch.equal(self.slots, torch.arange(self.width))
+
+    def take(self, maps: Tensor) -> Tensor:
+        """(n, positions, d) of the site -> (n, C, m d) of the group."""
+        index = to_device_of(self.positions, maps)
+        return maps[:, index.flatten()].reshape(len(maps), len(index), -1)
+
+
+def consumers(
+    graph: DependencyGraph, group: ChannelGroup, *, pools: bool = False, depthwise: bool = False
+) -> list[ChannelPoint]:
+    """The inputs of the layers that read the group's channels, in the order of the group's couplings.
+
+    Convolutions and linear layers read; batch norms and activations only pass channels on.
+
+    Args:
+        pools: average pools read as well.
+        depthwise: depthwise convolutions read as well.
+    """
+    points = []
+    for coupling in group.couplings:
+        layer = graph.layers[coupling.layer]
+        if layer.kind == "pool":
+            reads = pools
+        elif layer.depthwise:  # its channels are recorded as its outputs
+            reads = depthwise
+        else:
+            reads = coupling.side == "in" and layer.kind in ("conv", "linear")
+        if reads:
+            points.append(input_point(graph, group, coupling))
+    return points
+
+
+def producers(graph: DependencyGraph, group: ChannelGroup) -> list[ChannelPoint]:
+    """The raw outputs of the convolutions and linear layers that make the group's channels."""
+    points = []
+    for coupling in group.couplings:
+        layer = graph.layers[coupling.layer]
+        if coupling.side == "out" and layer.kind in ("conv", "linear") and not layer.depthwise:
+            point = HookPoint(layer.name, group.name, layer.width_out, layer.kind, layer.name == group.name)
+            points.append(ChannelPoint(point, coupling, group.width))
+    return points
+
+
+def input_point(graph: DependencyGraph, group: ChannelGroup, coupling: Coupling) -> ChannelPoint:
+    """The input of a coupling's layer, of any kind."""
+    layer = graph.layers[coupling.layer]
+    point = HookPoint(f"{layer.name}:in", group.name, layer.width_in, layer.kind, False, "in")
+    return ChannelPoint(point, coupling, group.width)
+
+
+def map_consumers(graph: DependencyGraph, group: ChannelGroup) -> list[ChannelPoint]:
+    """The consumers that show the group's feature maps: convolutions; linear layers if there are no convolutions."""
+    points = consumers(graph, group)
+    return [point for point in points if point.point.kind == "conv"] or points
+
+
+def consumer_sites(graph: DependencyGraph, of: Points = consumers) -> list[HookPoint]:
+    """The hook points of all free groups, each once: a layer after a concatenation consumes several groups."""
+    return list({p.point.name: p.point for group in graph.free for p in of(graph, group)}.values())
+
+
+def sum_consumers(
+    scores: Mapping[str, Tensor], graph: DependencyGraph, state: str, of: Points = consumers
+) -> dict[str, Tensor]:
+    """Free group -> (..., C): the tables ``<site>:<state>``, (..., positions), summed over each channel's consumers.
+
+    Raises:
+        PruneError: a table is missing.
+    """
+    sums = {}
+    for group in graph.free:
+        parts = []
+        for point in of(graph, group):
+            if (name := f"{point.point.name}:{state}") not in scores:
+                raise PruneError(f"the score file has no {name!r}: it was made by another method or network")
+            parts.append(sum_by_channel(scores[name], point.coupling, group.width))
+        sums[group.name] = torch.stack(parts).sum(0)
+    return sums
+
+
+def flatten_tables(tables: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Site -> state -> table as ``<site>:<state>`` -> table."""
+    return {f"{site}:{state}": table for site, states in tables.items() for state, table in states.items()}
+
+
+def flatten_maps(maps: Tensor, point: HookPoint) -> Tensor:
+    """Inputs or outputs of a layer, (n, C, H, W), (n, C) or a linear layer's (n, tokens, C), as (n, C, d)."""
+    if point.kind == "linear" and maps.dim() > 2:
+        return maps.flatten(1, -2).transpose(1, 2)
+    return maps.flatten(2) if maps.dim() > 2 else maps[:, :, None]
+
+
+class GateGradient(Statistic):
+    """Gradient of the loss with respect to a gate z = 1 on each channel: sum over positions of maps times gradient.
+
+    States: ``gate`` (n, C) float64: of each image's own loss, or with ``batches`` of each micro-batch's mean loss, in
+    the row of its first image; ``batches``: how many micro-batches.
+    """
+
+    def __init__(self, batches: bool):
+        self.batches = batches
+
+    def states(self, point: HookPoint) -> dict[str, State]:
+        return {"gate": State("rows", (point.width,), torch.float64), "batches": State("sum")}
+
+    def update(
+        self, point: HookPoint, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
+    ) -> None:
+        assert grads is not None
+        own = (flatten_maps(maps, point).double() * flatten_maps(grads, point)).sum(2)
+        tables["batches"] += 1
+        if self.batches:
+            tables["gate"][ids[:1]] = own.mean(0)[None]  # ids[0] would be read on the host
+        else:
+            tables["gate"][ids] = own

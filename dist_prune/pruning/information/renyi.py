@@ -1,0 +1,102 @@
+"""Matrix-based Renyi entropy of Gram matrices, in bits, and the distances that its kernels are made of.
+
+Sanchez Giraldo, Rao, Principe 2015; several variables by Hadamard products, Yu et al. 2019. A Gram matrix K of n
+samples has ones on its diagonal; its density is A = K / n. Pairs are the n (n - 1) / 2 entries above the diagonal, row
+by row.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from dist_prune.errors import PruneError
+
+CLOSED = (2.0, 3.0, 4.0)  # orders that need no spectrum
+
+
+def pairs_to_square(pairs: Tensor, n: int, diagonal: float) -> Tensor:
+    """(..., n (n - 1) / 2) entries above the diagonal as symmetric (..., n, n) matrices."""
+    rows, columns = upper_triangle(n, pairs.device)
+    square = pairs.new_full((*pairs.shape[:-1], n, n), diagonal)
+    square[..., rows, columns] = pairs
+    square[..., columns, rows] = pairs
+    return square
+
+
+@lru_cache(maxsize=16)
+def upper_triangle(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and column of every pair."""
+    rows, columns = torch.triu_indices(n, n, 1, device=device)
+    return rows, columns
+
+
+def distances(x: Tensor) -> Tensor:
+    """Squared Euclidean distances of every channel: (n, K, d) -> (K, n (n - 1) / 2), not negative."""
+    x = x.transpose(0, 1)
+    x = x - x.mean(1, keepdim=True)  # the same distances, with less cancellation
+    products = torch.bmm(x, x.transpose(1, 2))
+    norms = products.diagonal(dim1=1, dim2=2)
+    rows, columns = upper_triangle(x.shape[1], x.device)
+    return (norms[:, rows] + norms[:, columns] - 2 * products[:, rows, columns]).clamp_(min=0)
+
+
+def renyi_entropy(gram: Tensor, alpha: float) -> Tensor:
+    """S_alpha of Gram matrices (..., n, n) with a constant diagonal, in bits: (...,). alpha = 1 is the Shannon limit.
+
+    Negative eigenvalues are rounding noise and count as zero; the rest is scaled to the sum 1, because near alpha = 1
+    every error of the trace is multiplied by 1 / (1 - alpha).
+
+    Raises:
+        PruneError: alpha is not above 0.
+    """
+    if alpha <= 0:
+        raise PruneError(f"the order alpha of an entropy is above 0, got {alpha}")
+    a = gram / gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    if alpha == 2:
+        return -torch.log2((a * a).sum((-2, -1)))
+    if alpha in (3, 4):
+        square = a @ a
+        return torch.log2((square * (a if alpha == 3 else square)).sum((-2, -1))) / (1 - alpha)
+    return spectral_entropy(torch.linalg.eigvalsh(a), alpha)
+
+
+def spectral_entropy(values: Tensor, alpha: float) -> Tensor:
+    """S_alpha of eigenvalues (..., n), summed in double precision."""
+    values = values.double().clamp(min=0)
+    values = values / values.sum(-1, keepdim=True)
+    if alpha == 1:
+        return -torch.special.xlogy(values, values).sum(-1) / math.log(2)
+    return torch.log2(values.pow(alpha).sum(-1)) / (1 - alpha)
+
+
+def kernel_entropy(kernel: Tensor, n: int, alpha: float) -> Tensor:
+    """S_alpha of Gram matrices given by their pairs (..., n (n - 1) / 2), ones on the diagonal."""
+    if alpha == 2:
+        return -torch.log2((n + 2 * (kernel * kernel).sum(-1)) / n**2)
+    if kernel.dim() == 1:
+        return renyi_entropy(pairs_to_square(kernel, n, 1.0), alpha)
+    # a matrix at a time: its spectrum must not depend on which others are solved with it
+    flat = kernel.reshape(-1, kernel.shape[-1])
+    found = torch.stack([renyi_entropy(pairs_to_square(row, n, 1.0), alpha) for row in flat])
+    return found.view(kernel.shape[:-1])
+
+
+def label_kernel(labels: Tensor, sigma: float = 0.1, softmax_over: int = 0) -> Tensor:
+    """Pairs of the Gaussian kernel of one-hot labels (n,): (n (n - 1) / 2,) float64.
+
+    Args:
+        softmax_over: number of classes of a softmax that is taken of the one-hot vectors first; 0: none.
+    """
+    rows, columns = upper_triangle(len(labels), labels.device)
+    far = 2.0
+    if softmax_over:
+        far = 2 * ((math.e - 1) / (math.e + softmax_over - 1)) ** 2
+    unlike = labels[rows] != labels[columns]
+    return torch.where(unlike, math.exp(-far / (2 * sigma**2)), 1.0).to(torch.float64)
+
+
+def gaussian_kernel(squared: Tensor, sigma: float, halved: bool = True) -> Tensor:
+    """exp(-D^2 / 2 sigma^2), or exp(-D^2 / sigma^2) where it is not ``halved``."""
+    return torch.exp(squared / -((2.0 if halved else 1.0) * sigma**2))

@@ -1,0 +1,1 @@
+"""Plans: what goes, by name."""

@@ -1,0 +1,1 @@
+"""From scores to a plan: rankings, costs, schedules."""

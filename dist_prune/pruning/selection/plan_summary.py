@@ -1,0 +1,29 @@
+"""The sizes that a plan leaves, as figures and as text: per channel group, and of the whole network."""
+
+from typing import Any
+
+from dist_prune.pruning.graph.groups import DependencyGraph
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.selection.cost import COSTS
+
+
+def summarize_plan(plan: Plan, graph: DependencyGraph) -> dict[str, Any]:
+    """What a plan leaves, for people and machines: per group and, by each cost's counting rule, of the whole."""
+    shown = [cost for cost in COSTS.values() if cost.figure and cost.summary]
+    sizes = {cost.name: (cost.of(graph), cost.of(graph, plan.counts)) for cost in shown}
+    return {
+        "fingerprint": plan.fingerprint,
+        "groups": {g.name: {"width": g.width, "kept": plan.counts[g.name]} for g in graph.groups},
+        "dense": {name: before for name, (before, _) in sizes.items()},
+        "pruned": {name: after for name, (_, after) in sizes.items()},
+        "removed": {name: 1 - after / before for name, (before, after) in sizes.items()},
+    }
+
+
+def as_text(body: dict[str, Any]) -> str:
+    """The summary for a terminal."""
+    cut = {name: group for name, group in body["groups"].items() if group["kept"] < group["width"]}
+    lines = [f"{name:40} {group['kept']:5} of {group['width']}" for name, group in cut.items()]
+    removed = ", ".join(f"{name} -{100 * share:.2f} %" for name, share in body["removed"].items())
+    return "\n".join([*lines, f"{len(cut)} of {len(body['groups'])} groups are cut: {removed}",
+                      f"plan {body['fingerprint']}"])  # fmt: skip

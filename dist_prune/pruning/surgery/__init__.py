@@ -1,0 +1,1 @@
+"""Plans cut out of networks. The only door to torch-pruning."""

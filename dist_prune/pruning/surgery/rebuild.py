@@ -1,0 +1,79 @@
+"""Give a freshly made dense network the widths of a pruned one. Needs no trace: the weights say how wide layers are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_prune.errors import PruneError
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.surgery import head_surgery
+
+
+def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Give a freshly made dense ``model`` the shapes of ``weights`` and load them strictly. Traces nothing.
+
+    Args:
+        model: as the backbone's factory makes it, with the dense widths.
+        plan: the plan that was cut; its dense widths prove that the model is the right one.
+        weights: the small network's state dict.
+    """
+    modules, widths = dict(model.named_modules()), {}
+    for name, width in plan.widths.items():
+        layer = modules.get(name)
+        found = widths[name] = getattr(layer, "out_channels", getattr(layer, "out_features", None))
+        if found is None or found % width:  # a unit is several outputs
+            raise PruneError(f"this network does not fit the plan: {name!r} has width {found}, the plan says {width}")
+    for name, count in plan.counts.items():
+        each = widths[name] // plan.widths[name]
+        if f"{name}.weight" in weights and len(weights[f"{name}.weight"]) != count * each:
+            found = len(weights[f"{name}.weight"])
+            raise PruneError(
+                f"the weights do not fit the plan: {name!r} has {found} channels, the plan leaves {count * each}"
+            )
+    for name in plan.removed:
+        parent = modules.get(name.rpartition(".")[0])
+        if name.endswith(".qkv") and hasattr(parent, "num_heads") and not head_surgery.has_heads(parent):
+            raise PruneError(
+                f"{name}: the plan takes heads, and this version of timm has a {type(parent).__qualname__} there that "
+                "is not known here; load it with the timm version that the bundle names"
+            )
+    for name, module in model.named_modules():
+        _take_shapes(module, name, weights)
+    head_surgery.update_counts(model)
+    missing, extra = model.load_state_dict(dict(weights), strict=False)
+    if missing or extra:
+        raise PruneError(f"weights do not fit the network: missing {missing[:3]}, not expected {extra[:3]}")
+    return model
+
+
+def _take_shapes(module: nn.Module, name: str, weights: Mapping[str, Tensor]) -> None:
+    prefix = f"{name}." if name else ""
+    changed = False
+    tables: list[Any] = [module._parameters, module._buffers]
+    for table in tables:
+        for key, old in table.items():
+            new = weights.get(prefix + key)
+            if old is None or new is None or old.shape == new.shape:
+                continue
+            if old.dim() != new.dim():
+                raise PruneError(f"{prefix}{key}: shape {tuple(new.shape)} cannot replace {tuple(old.shape)}")
+            empty = torch.empty(new.shape, dtype=old.dtype, device=old.device)
+            table[key] = nn.Parameter(empty, old.requires_grad) if isinstance(old, nn.Parameter) else empty
+            changed = True
+    if not changed:
+        return
+    weight: Any = module._parameters.get("weight")
+    if isinstance(module, nn.Conv2d):
+        depthwise = module.groups == module.in_channels == module.out_channels > 1
+        each = module.out_channels // module.groups  # grouped convolutions lose whole groups
+        module.out_channels = weight.shape[0]
+        module.groups = weight.shape[0] if depthwise else weight.shape[0] // each if module.groups > 1 else 1
+        module.in_channels = weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        module.num_features = len(weights[f"{prefix}running_mean"])
+    elif not head_surgery.takes_shapes(module):
+        raise PruneError(f"{name}: a {type(module).__name__} cannot take new widths")

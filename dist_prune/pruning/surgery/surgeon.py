@@ -1,0 +1,66 @@
+"""Cut a plan out of a traced network, by torch-pruning. Works on bare models only.
+
+DistributedDataParallel, compilation, optimizers and averaged weights come after.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from dist_prune.errors import PruneError
+from dist_prune.pruning.graph.groups import DependencyGraph, Layer
+from dist_prune.pruning.plan.block_masks import zero_blocks
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.surgery import head_surgery
+
+
+def apply_plan(model: nn.Module, graph: DependencyGraph, plan: Plan) -> None:
+    """Zero the plan's blocks and cut its channels out of ``model``, in place. ``graph`` is of the same dense net."""
+    if {g.name: g.width for g in graph.groups} != dict(plan.widths):
+        raise PruneError("the plan belongs to another network: its groups or their dense widths differ from this one's")
+    zero_blocks(model, graph, plan)
+    cuts: dict[tuple[str, str], set[int]] = {}
+    for name, gone in plan.removed.items():
+        for coupling in graph.group(name).couplings:
+            cuts.setdefault((coupling.layer, coupling.side), set()).update(coupling.positions(gone))
+    for (name, side), positions in cuts.items():
+        _cut(model.get_submodule(name), graph.layers[name], side, sorted(positions))
+    head_surgery.update_counts(model)
+
+
+def prune_tensors_like(
+    model: nn.Module, graph: DependencyGraph, plan: Plan, tables: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What ``operate`` leaves of tensors that are shaped and named as parameters and buffers of ``model``.
+
+    For optimizer states and averaged weights: they are cut by the operation that cuts the weights, not by another.
+    ``model`` is not changed.
+    """
+    other = copy.deepcopy(model)
+    for name, tensor in tables.items():
+        place, _, key = name.rpartition(".")
+        owner, fresh = other.get_submodule(place), tensor.detach().clone()
+        if key in owner._parameters:
+            owner._parameters[key] = nn.Parameter(fresh)
+        else:
+            owner._buffers[key] = fresh
+    apply_plan(other, graph, plan)
+    found = {**dict(other.named_parameters()), **dict(other.named_buffers())}
+    return {name: found[name].detach() for name in tables}
+
+
+def _cut(module: nn.Module, layer: Layer, side: str, positions: list[int]) -> None:
+    if layer.kind == "norm":
+        tp.prune_batchnorm_out_channels(module, positions)
+    elif layer.kind == "conv" and layer.depthwise:
+        tp.prune_depthwise_conv_out_channels(module, positions)
+    elif layer.kind == "table":
+        head_surgery.cut_table(module, positions)
+    elif layer.kind == "conv" and layer.groups > 1:
+        head_surgery.cut_grouped(module, side, positions)  # type: ignore[arg-type]
+    elif layer.kind == "conv":
+        (tp.prune_conv_out_channels if side == "out" else tp.prune_conv_in_channels)(module, positions)
+    elif layer.kind == "linear":
+        (tp.prune_linear_out_channels if side == "out" else tp.prune_linear_in_channels)(module, positions)

@@ -1,0 +1,1 @@
+"""What a paper may ask, done across ranks."""

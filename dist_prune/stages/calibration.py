@@ -1,0 +1,68 @@
+"""The bench of a run: the network that a round scores, and the calibration images that the recipe draws."""
+
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from dist_prune.data.sampling import calibration_ids
+from dist_prune.errors import PruneError
+from dist_prune.methods.base import TRAINED, Method
+from dist_prune.pipeline.context import RunContext
+from dist_prune.pipeline.stage_graph import round_path
+from dist_prune.pruning.graph.groups import DependencyGraph
+from dist_prune.scoring.context import DistributedScoringContext
+
+SCORES, RECORD = "scores.safetensors", "measured.jsonl"  # of a round
+
+
+def calibration_pool(context: RunContext, method: Method) -> np.ndarray:
+    """The images that calibration draws from; notes an event where images should be held out and are trained on."""
+    if method.calibration_split == "test":
+        event = "channels are ranked by the test images: figures of the network on them are too good"
+        context.tracker.info(f"  warning: {event}")
+        context.events.append({"stage": "score", "event": event})
+    if method.calibration_split != "held_out":
+        return np.arange(len(context.images.loader(method.calibration_split == "train")))
+    held, seen = context.images.holdout()
+    if seen:
+        event = f"the held-out images of scoring are trained on ({' and '.join(seen)}: selection is not holdout)"
+        context.events.append({"stage": "score", "event": event})
+    return held
+
+
+def starting_network(context: RunContext) -> nn.Module:
+    """The network that surgery starts from: what the round before left, or what the method trained while it scored."""
+    model = context.networks.load_round_input(context.round)
+    if context.method.trains_weights and not context.recipe.select.plan:
+        scores = context.read_tensors(round_path(context.round, SCORES))
+        model.load_state_dict({n.removeprefix(TRAINED): t for n, t in scores.items() if n.startswith(TRAINED)})
+    return model
+
+
+def scoring_context(
+    context: RunContext, graph: DependencyGraph, partial: Path, other: Method | None = None
+) -> DistributedScoringContext:
+    """``partial``: the folder of what a stopped process had seen. ``other``: a method to look at its images by, instead
+    of the recipe's; its single measurements are not put on record."""
+    method = other or context.method
+    recipe, labels = context.recipe, context.images.loader(method.calibration_split != "test").source.labels
+    model = context.networks.load_round_input(context.round).to(context.environment.device)
+    drawn = calibration_pool(context, method)
+    ids = drawn[calibration_ids(labels[drawn], recipe.score.images, recipe.seed, recipe.score.balance)]
+    if isinstance(recipe.score.images, int) and len(ids) < recipe.score.images:
+        context.tracker.info(
+            f"  score.images asks for {recipe.score.images} images; there are {len(ids)}, all are used"
+        )
+    loader, ids = context.images.for_scoring(ids, method)
+    if not len(ids):
+        raise PruneError(
+            f"score.images: none of the calibration images can be read ({next(iter(loader.skipped.values()))})"
+        )
+    kept = recipe.score.record
+    record = Path(kept).expanduser() if kept else context.path(round_path(context.round, RECORD))
+    return DistributedScoringContext(
+        model, graph, loader, ids, context.environment, context.tracker, recipe.score.micro_batch, recipe.seed,
+        partial, context.stage_fingerprint, recipe.score.save_every,
+        record=None if other else record, lineage=context.measurement_fingerprint, augmented=method.augmented,
+    )  # fmt: skip

@@ -1,0 +1,124 @@
+"""Several criteria on the same images, at the same target: what they keep, and what is left of the accuracy.
+
+Accuracy is measured on training images that ``train.holdout`` holds out, less those that a criterion was measured on:
+test images that chose a criterion would be no test of what it made.
+"""
+
+import copy
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from dist_prune.data.loader import ImageLoader
+from dist_prune.data.sampling import calibration_ids
+from dist_prune.errors import PruneError
+from dist_prune.methods.base import Method, Scores
+from dist_prune.pipeline.context import RunContext, StageOutput
+from dist_prune.pipeline.criteria import build_criterion
+from dist_prune.pruning.graph.groups import DependencyGraph
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.selection.cost import report_costs
+from dist_prune.pruning.surgery import surgeon
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.scoring.joint_pass import score_many
+from dist_prune.stages.calibration import scoring_context
+from dist_prune.training.evaluation import evaluate
+
+PARTIAL = "many_partial"
+
+
+def run(context: RunContext) -> StageOutput:
+    """dense.safetensors -> criteria.json, criteria.safetensors"""
+    chosen = {name: build_criterion(context, name) for name in context.recipe.score.compare}
+    graph = trace_groups(context.networks.create().eval(), context.images.example_input)
+    scores, used = score_criteria(context, graph, chosen)
+    loader, ids, where = comparison_images(context, used)
+    context.tracker.info(f"  score.compare: top-1 on {len(ids)} {where}")
+    context.events.append({"stage": "many", "event": f"top-1 of score.compare is that on {len(ids)} {where}"})
+    dense = context.networks.load_dense().eval()
+    plans, table = {}, []
+    for name, method in chosen.items():
+        graph = method.prepare(method.prunable(graph), context.recipe.select.exclude, context.selection)
+        with torch.no_grad():
+            plans[name] = plan = method.select(scores[name], graph, context.selection)
+            for text in method.warnings(scores[name], graph):
+                context.tracker.info(f"  warning: {name}: {text}")
+                context.events.append({"stage": "many", "event": f"warning: {name}: {text}"})
+        model = copy.deepcopy(dense)
+        surgeon.apply_plan(model, graph, plan)
+        figures = evaluate(
+            model.to(context.environment.device), loader, context.recipe.evaluate.batch, context.environment.comm,
+            context.tracker, f"evaluate {name}", ids,
+        )  # fmt: skip
+        shares = {cost.name: cost.share(graph, plan.counts) for cost in report_costs()}
+        table.append({"method": name, "top1": figures["top1"], **shares})
+    for row in table:
+        row["overlap"] = {name: kept_overlap(plans[row["method"]], plans[name]) for name in chosen}
+        context.tracker.info("  " + summary_line(row))
+    tensors = {f"{name}/{key}": tensor for name, own in scores.items() for key, tensor in own.items()}
+    text = json.dumps(
+        {
+            "table": table,
+            "images": {"count": len(ids), "where": where},
+            "plans": {n: json.loads(p.to_json()) for n, p in plans.items()},
+        },
+        indent=1,
+    )
+    facts = {"table": table, "images": f"{len(ids)} {where}"}
+    return StageOutput(facts, {"criteria.safetensors": (tensors, {})}, {"criteria.json": text}, drop=(PARTIAL,))
+
+
+def score_criteria(
+    context: RunContext, graph: DependencyGraph, chosen: Mapping[str, Method]
+) -> tuple[dict[str, Scores], np.ndarray]:
+    """The scores of each method, one pass over the images for all that look at the same ones in the same way; ids of
+    the training images that a method held out from training was measured on."""
+    looks: dict[tuple[str, bool], list[str]] = {}
+    for name, method in chosen.items():
+        looks.setdefault((method.calibration_split, method.augmented), []).append(name)
+    found: dict[str, Scores] = {}
+    used = np.zeros(0, dtype=np.int64)
+    for (sees, augmented), names in looks.items():
+        partial = context.run_dir / PARTIAL / (f"{sees}_augmented" if augmented else sees)
+        bench = scoring_context(context, graph, partial, chosen[names[0]])
+        found |= score_many(bench, {name: chosen[name] for name in names})
+        used = np.union1d(used, bench.ids) if sees == "held_out" else used
+    return {name: found[name] for name in chosen}, used
+
+
+def comparison_images(context: RunContext, used: np.ndarray) -> tuple[ImageLoader, np.ndarray, str]:
+    """The images on which criteria are compared: feed, ids (ascending), and in words what they are and are worth."""
+    loader, (held, seen) = context.images.loader(True), context.images.holdout()
+    left = np.setdiff1d(held, used)
+    where = "training images that train.holdout holds out"
+    if not len(left):
+        left, where = held, f"{where}, on which some of the criteria were measured as well (score.images takes all)"
+    if context.networks.checkpoint is not None:
+        where += "; backbone.checkpoint may have been trained on them"
+    elif "train" in seen:
+        where += "; the dense network was trained on them (train.selection is not holdout)"
+    most = len(context.images.loader(False))
+    loader, ids = context.images.readable(
+        loader, left[calibration_ids(loader.source.labels[left], most, context.recipe.seed)]
+    )
+    if not len(ids):
+        raise PruneError(f"score.compare: none of the {where} can be read")
+    return loader, ids, where
+
+
+def kept_overlap(one: Plan, other: Plan) -> float:
+    """Channels that both keep, as a share of those that either keeps, over the groups that either cuts."""
+    both = either = 0
+    for group in {*one.removed, *other.removed}:
+        a, b = set(one.kept(group)), set(other.kept(group))
+        both, either = both + len(a & b), either + len(a | b)
+    return both / either if either else 1.0
+
+
+def summary_line(row: dict[str, Any]) -> str:
+    """A line for the terminal."""
+    shared = ", ".join(f"{name} {share:.2f}" for name, share in row["overlap"].items() if name != row["method"])
+    return f"{row['method']:16} top-1 {row['top1']:6.2f} %  macs {row['macs']:.3f}  keeps in common: {shared}"

@@ -1,0 +1,148 @@
+"""What every number of kept filters of a group gives before any finetuning: top-1 and the information plane."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dist_prune.data.loader import Batch
+from dist_prune.data.sampling import micro_batches
+from dist_prune.errors import PruneError
+from dist_prune.pipeline.context import RunContext, StageOutput
+from dist_prune.pruning.eval_mode import evaluation_mode
+from dist_prune.pruning.hooks.activations import ActivationCensus, Activations, distinct, group_inputs
+from dist_prune.pruning.hooks.consumers import ChannelPoint
+from dist_prune.pruning.hooks.gating import gate, gate_points
+from dist_prune.pruning.information.information_plane import COLUMNS, InformationPlane
+from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.training.evaluation import count_images, num_correct
+
+SCORES = "round_1/scores.safetensors"
+HEAD = ("group", "width", "kept", "deleted", "top1", *COLUMNS)
+
+
+def run(context: RunContext) -> StageOutput:
+    """dense.safetensors, round_1/scores.safetensors -> curves.csv"""
+    spec = context.recipe.information
+    if spec.curves == "none" or context.recipe.select.plan:
+        return StageOutput({}, texts={"curves.csv": text([])})
+    orders = {name: order for name, order in _orders(context).items() if any(fnmatchcase(name, g) for g in spec.layers)}
+    if not orders:
+        raise PruneError(
+            f"information.curves: the method {context.recipe.method['name']} ranks no group that information.layers "
+            "names"
+        )
+    event = "curves.csv is measured on test images: a number of channels chosen by it is chosen by them"
+    context.tracker.info(f"  {event}")
+    context.events.append({"stage": "curves", "event": event})
+    model = context.networks.load_dense().to(context.environment.device)
+    tops = accuracy(context, model, orders) if spec.curves != "information" else {}
+    planes = information(context, model, orders) if spec.curves != "accuracy" else {}
+    lines = []
+    for name, order in orders.items():
+        for kept in range(len(order), 0, -1):
+            deleted = "" if kept == len(order) else order[len(order) - kept - 1]
+            top = f"{tops[name][kept - 1]:.4f}" if tops else ""
+            plane = [f"{value:.6f}" for value in planes[name][kept - 1].tolist()] if planes else [""] * len(COLUMNS)
+            lines.append([name, len(order), kept, deleted, top, *plane])
+    return StageOutput({"groups": len(orders), "lines": len(lines)}, texts={"curves.csv": text(lines)})
+
+
+def text(lines: Sequence[Sequence[object]]) -> str:
+    """The CSV file."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([HEAD, *lines])
+    return file.getvalue()
+
+
+def _orders(context: RunContext) -> dict[str, list[int]]:
+    graph = context.selection_graph()
+    with torch.no_grad():
+        found = context.method.orders(context.read_tensors(SCORES), graph, context.selection)
+    return {name: list(order) for name, order in found.items()}
+
+
+def _ids(context: RunContext) -> np.ndarray:
+    whole = len(context.images.loader(False))
+    return np.arange(min(whole, context.recipe.information.images or whole))
+
+
+@torch.no_grad()
+def accuracy(context: RunContext, model: nn.Module, orders: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:
+    """Group -> top-1 in percent with its last 1, 2, ... filters; the same for every number of ranks."""
+    spec, comm, ids = context.recipe.information, context.environment.comm, _ids(context)
+    stays = {}
+    for name, order in orders.items():
+        stays[name] = torch.zeros((len(order), len(order)), dtype=torch.bool)
+        for kept in range(1, len(order) + 1):
+            stays[name][kept - 1, list(order[len(order) - kept :])] = True
+
+    def count(part: Batch) -> Tensor:
+        correct = []
+        for name, rows in stays.items():
+            points = gate_points(context.networks.graph, name)
+            for some in rows.split(spec.masks):
+                with gate(model, points, {name: some}):
+                    logits = model(part.images.repeat(len(some), 1, 1, 1))
+                correct.append(num_correct(logits.view(len(some), len(part.labels), -1), part.labels))
+        return torch.cat(correct)
+
+    widths = [len(order) for order in orders.values()]
+    with evaluation_mode(model):
+        counts, images = count_images(
+            count,
+            sum(widths),
+            context.images.loader(False),
+            ids,
+            context.recipe.evaluate.batch,
+            comm,
+            context.tracker,
+            "the curves of accuracy",
+        )
+    top1 = (100 * torch.tensor(counts) / images).split(widths)
+    return {name: part.tolist() for name, part in zip(orders, top1, strict=True)}
+
+
+def information(context: RunContext, model: nn.Module, orders: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Group -> (K, 5): the information plane with its last 1, 2, ... filters; groups are dealt over ranks."""
+    spec, ids = context.recipe.information, _ids(context)
+    loader = replace(context.images.loader(False), look=replace(context.images.transform, schedule=()))
+    bench = DistributedScoringContext(
+        model, context.networks.graph, loader, ids, context.environment, context.tracker,
+        context.recipe.score.micro_batch, context.recipe.seed,
+    )  # fmt: skip
+    plane = InformationPlane(spec.batch, spec.alpha, spec.sigma_method, spec.sigma_x, spec.sigma_y)
+    if len(ids) < 2:
+        raise PruneError("information.images: entropies need at least 2 images")
+    order = torch.randperm(len(ids), generator=bench.generator("information", "batches"))
+    images = torch.cat([part.images.flatten(1).cpu() for part in loader.batches(micro_batches(ids, bench.micro_batch))])
+    out: dict[str, Tensor] = {}
+    names = list(orders)
+    for name in names:
+        tap, maps = _last_tap(bench, name)
+        pixels, labels = images[order], bench.labels[order]
+        taken = tap.take(maps)[order]
+        chunks = [
+            list(range(start, min(start + 16, len(orders[name]) + 1))) for start in range(1, len(orders[name]) + 1, 16)
+        ]
+
+        def run(counts: list[int], name: str = name, taken: Tensor = taken) -> Tensor:
+            return plane.curve(pixels, labels, taken, orders[name], counts)  # noqa: B023 - called before they change
+
+        out[name] = torch.cat(bench.map_jobs(chunks, run))
+    return out
+
+
+def _last_tap(bench: DistributedScoringContext, name: str) -> tuple[ChannelPoint, Tensor]:
+    """Where a group's channels are read last: the output of the last block of a residual stream; (images, C, d)."""
+    taps = group_inputs(bench.graph, bench.graph.group(name))
+    points = [tap.point for tap in taps]
+    shapes = {site: tuple(t["shape"].tolist()) for site, t in bench.collect(points, ActivationCensus()).items()}
+    maps = [tables["maps"] for tables in bench.collect(points, Activations(shapes)).values()]
+    last = distinct(maps)[-1]
+    return taps[last], maps[last]

@@ -1,0 +1,162 @@
+"""A latency target: what each group's channels cost on this device, measured once; then a search, then the proof."""
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from dist_prune.distributed.cpu_count import threads
+from dist_prune.fileio import canonical, digest, read_json, write_atomic
+from dist_prune.pipeline.context import RunContext
+from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph, LatencyTable
+from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.selection.latency_search import LatencySearch, Times, isotonic
+from dist_prune.pruning.selection.ranking import SelectionRequest
+from dist_prune.pruning.surgery import surgeon
+from dist_prune.training.latency import ROUNDS, measure_latency
+from dist_prune.training.timing_noise import is_reliable
+
+TABLE = "latency.json"
+SHARES = (0.75, 0.5, 0.25)  # widths that are measured, beside the dense one and the floor
+
+
+def search_latency(
+    context: RunContext, graph: DependencyGraph, choose: Callable[[DependencyGraph], Plan]
+) -> tuple[Plan, dict[str, Any]]:
+    """The largest network whose measured time is within the target (see ``pace.Search``), and how it was found.
+
+    What is measured is measured on the first rank, and depends on the machine and the moment: this target alone is not
+    the same everywhere.
+
+    Returns:
+        the plan; ``predicted`` and ``measured`` shares of the dense time, whether the time is ``reliable``, the
+        ``smallest`` share there is, all that was ``tried``, and how it was measured.
+
+    Raises:
+        PruneError: no network of this recipe is that fast.
+    """
+    comm, recipe = context.environment.comm, context.recipe
+    assert recipe.target.latency is not None
+    model = context.networks.load_dense().eval()
+    times = comm.broadcast_object(comm.run_on_main(lambda: _table(context, model, graph)))
+    times = times or {}
+    table = LatencyTable({name: tuple((int(w), float(s)) for w, s in points) for name, points in times.items()})
+
+    def measure(plans: Mapping[str, Plan]) -> Times:
+        cuts = {name: plan.removed for name, plan in plans.items()}
+        return comm.broadcast_object(comm.run_on_main(lambda: _time(context, model, graph, cuts))) or {}
+
+    floors = {group.name: list(range(context.selection.width(group, 1))) for group in graph.free}
+    search = LatencySearch(
+        graph, table, recipe.target.latency, recipe.target.latency_tolerance, Plan.keeping(graph, floors), choose,
+        measure, lambda text: context.tracker.info(f"  {text}"),
+    )  # fmt: skip
+    found = search.run()
+    return found.plan, {
+        "predicted": found.predicted, "measured": found.measured, "reliable": found.reliable,
+        "smallest": min(one.measured for one in search.tried.values()),
+        "tried": [[one.predicted, one.measured] for one in search.tried.values()],
+        "batch": recipe.target.latency_batch, "device": str(context.environment.device), "threads": _threads(context),
+        "repeats": recipe.report.latency_repeats, "times": times,
+        "bend": [*search.raw_shares_for(found.raw), (1.0, 1.0)],
+    }  # fmt: skip
+
+
+def with_times(graph: DependencyGraph, timed: Mapping[str, Any]) -> DependencyGraph:
+    """The channels with the times by which the network of ``fitted`` is the one that is chosen: for pictures of it."""
+    times = {name: tuple((int(w), float(s)) for w, s in points) for name, points in timed["times"].items()}
+    bend = tuple((float(raw), float(share)) for raw, share in timed["bend"])
+    return replace(graph, latency=LatencyTable(times, bend))
+
+
+def miss_reason(context: RunContext, timed: Mapping[str, Any]) -> str:
+    """Why the measured time is further from the target than the recipe tolerates, or cannot be told; else empty."""
+    target = context.recipe.target
+    if target.latency is None or target.latency_tolerance is None:
+        return ""
+    off = timed["measured"] / target.latency - 1
+    what = f"target.latency: {target.latency:.4g} was asked for, {timed['measured']:.4g} was measured, {off:+.1%}"
+    mend = (
+        "Move the target, take a larger target.latency_batch, or raise target.latency_tolerance (null: never refused)"
+    )
+    if not timed["reliable"]:
+        return (
+            f"{what}, and that time is not reliable: other work had the machine whenever it was measured. Run again "
+            f"on a quiet one, with another report.latency_repeats (it was {timed['repeats']}), which measures anew."
+        )
+    if abs(off) <= target.latency_tolerance:
+        return ""
+    coarse = sorted({context.selection.multiple(group) for group in context.networks.graph.free})
+    steps = f"; channels go in steps of {coarse[-1]} (select.round_to)" if coarse and coarse[-1] > 1 else ""
+    return (
+        f"{what}, more than target.latency_tolerance {target.latency_tolerance:.1%}. Of {len(timed['tried'])} whole "
+        f"networks that were measured none is nearer, and the fastest takes {timed['smallest']:.4g} of the dense time"
+        f"{steps}. {mend}."
+    )
+
+
+def _threads(context: RunContext) -> int:
+    return context.recipe.report.threads or threads()
+
+
+def _table(context: RunContext, model: nn.Module, graph: DependencyGraph) -> dict[str, list[list[float]]]:
+    """Group -> [[kept, share of the dense time], ...], from the run directory where it was measured for the same."""
+    request, file = context.selection, context.run_dir / TABLE
+    widths = {group.name: measured_widths(group, request) for group in graph.free}
+    recipe = context.recipe
+    key = digest(canonical({
+        "backbone": [recipe.backbone.name, recipe.backbone.kwargs, list(graph.example)], "widths": widths,
+        "batch": recipe.target.latency_batch, "device": str(context.environment.device), "threads": _threads(context),
+        "repeats": recipe.report.latency_repeats,
+    }))  # fmt: skip
+    body = read_json(file)
+    if body.get("key") == key and body.get("digest") == digest(canonical(body.get("times"))):
+        return body["times"]
+    times = {}
+    for group in graph.free:
+        cuts = {str(w): {group.name: tuple(range(w, group.width))} for w in widths[group.name]}
+        found = _time(context, model, graph, cuts, rounds=1)  # a guess: whole networks are measured with more care
+        times[group.name] = monotone([[w, found[str(w)][0]] for w in widths[group.name]] + [[group.width, 1.0]])
+    write_atomic(file, json.dumps({"key": key, "digest": digest(canonical(times)), "times": times}, indent=1))
+    return times
+
+
+def measured_widths(group: ChannelGroup, request: SelectionRequest) -> list[int]:
+    """The widths to measure, ascending, below the dense one."""
+    floor = request.width(group, 1)
+    found = {floor, *(request.width(group, round(group.width * share)) for share in SHARES)}
+    return sorted(width for width in found if width < group.width)
+
+
+def monotone(points: list[list[float]]) -> list[list[float]]:
+    """The same without noise that would make fewer channels slower than more; the last one, the dense network, stays.
+
+    Neighbours that fall are averaged: the smaller of two would be a little too fast each time, and many groups add up.
+    """
+    shares = isotonic([share for _, share in points[:-1]])
+    limit = points[-1][1]
+    return [[width, min(share, limit)] for (width, _), share in zip(points, [*shares, limit], strict=True)]
+
+
+def _time(
+    context: RunContext, model: nn.Module, graph: DependencyGraph, cuts: Mapping[str, Mapping[str, tuple[int, ...]]],
+    rounds: int = ROUNDS,
+) -> dict[str, tuple[float, bool]]:  # fmt: skip
+    """Share of the dense time of some cut networks, and whether it is reliable; they take turns with the dense one."""
+    if not cuts:
+        return {}
+    models = {"": model}
+    for name, removed in cuts.items():
+        models[name] = copy.deepcopy(model)
+        widths = {group.name: group.width for group in graph.groups}
+        surgeon.apply_plan(models[name], graph, Plan({g: tuple(gone) for g, gone in removed.items() if gone}, widths))
+    recipe, batch = context.recipe, context.recipe.target.latency_batch
+    shape = tuple(context.images.example_input.shape[1:])
+    device, repeats = context.environment.device, recipe.report.latency_repeats
+    found = measure_latency(models, shape, (batch,), repeats, device, _threads(context), rounds=rounds)
+    own = {name: of[str(batch)] for name, of in found.items()}
+    good = is_reliable(own[""])
+    return {name: (own[name]["ms"] / own[""]["ms"], good and is_reliable(own[name])) for name in cuts}

@@ -1,0 +1,68 @@
+"""A training run as the train and finetune acts need it: which images, which are judged, where the checkpoints lie."""
+
+import copy
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from dist_prune.config.training import Training
+from dist_prune.pipeline.context import RunContext
+from dist_prune.pruning.sparse_learning import sparsity_gradient
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.training.checkpoints import CheckpointManager
+from dist_prune.training.evaluation import evaluate
+from dist_prune.training.loop import Loop
+from dist_prune.training.optimizer_state import CarriedOptimizerState
+from dist_prune.training.trainer import Trainer
+
+
+def run_training(
+    context: RunContext,
+    model: nn.Module,
+    settings: Training,
+    name: str,
+    teacher: nn.Module | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    rerun: int = 0,
+    carried: CarriedOptimizerState | None = None,
+    leaves: bool = False,
+) -> Trainer:
+    """Train ``model`` in place by the recipe's ``train`` or ``finetune`` section; the trainer with what it found.
+
+    Args:
+        teacher: the dense network to distil from, or None.
+        masks: parameter name -> bool mask; exact zeros where it is False.
+        name: of figures and checkpoints; of a training between rounds it begins with the round's folder.
+        rerun: added to the recipe's seed for order, augmentation and dropout; held-out images stay the same.
+        carried: the state that the finetuning of the round before left, or None.
+        leaves: whether this one's state is wanted (``left`` of the trainer).
+    """
+    environment, seed = context.environment, context.recipe.seed
+    loader = context.images.loader(True)
+    train, _ = context.images.training_split(settings)
+    judge = selection_metric(context, settings)
+    before = (context.round - 1) * context.recipe.schedule.finetune_epochs
+    loop = Loop(settings, loader, environment, context.tracker, seed + rerun, name, train, first=before)
+    folder = context.run_dir / f"{name}_checkpoints" / (str(rerun) if rerun else "")
+    checkpoints = CheckpointManager(folder, context.stage_fingerprint, settings.keep_checkpoints, context.tracker.info)
+    judged = "holdout" if settings.selection == "holdout" else "test"
+    trainer = Trainer(
+        model, loop, judge, judged, checkpoints, len(context.images.classes), teacher, masks or {}, carried=carried,
+        leaves=leaves,
+    )  # fmt: skip
+    if settings.sparsity != "none":
+        graph = trace_groups(copy.deepcopy(model).cpu().eval(), context.images.example_input)
+        trainer.penalty = sparsity_gradient(settings.sparsity, model, graph, settings.sparsity_weight)
+    trainer.run()
+    if trainer.resumed is not None:
+        context.events.append({"stage": name, "event": "resumed", **trainer.resumed})
+    return trainer
+
+
+def selection_metric(context: RunContext, settings: Training) -> Callable[[nn.Module], Mapping[str, float]]:
+    """Top-1 and loss of a network on the images that choose among epochs: held-out or the test images."""
+    images, batch, comm = context.images, context.recipe.evaluate.batch, context.environment.comm
+    if settings.selection != "holdout":
+        return lambda network: evaluate(network, images.loader(False), batch, comm, context.tracker, "test images")
+    _, held = images.training_split(settings)
+    return lambda network: evaluate(network, images.loader(True), batch, comm, context.tracker, "held out", held)

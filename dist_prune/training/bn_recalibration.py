@@ -1,0 +1,91 @@
+"""New batch-norm statistics after surgery, the same bits for every number of ranks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dist_prune.data.loader import ImageLoader
+from dist_prune.data.sampling import micro_batches, shard
+from dist_prune.distributed import preemption
+from dist_prune.distributed.communicator import Communicator
+
+
+def recalibrate_bn(model: nn.Module, loader: ImageLoader, ids: np.ndarray, micro_batch: int, comm: Communicator) -> int:
+    """Set every batch norm's running mean and variance to the average over fixed micro-batches of ``ids``.
+
+    Each batch norm normalises by its micro-batch's own statistics meanwhile, so micro-batches do not depend on one
+    another; their statistics are gathered by number and added in that order. Weights, modes and other layers' states
+    stay as they are. Returns the number of batch norms.
+    """
+    norms = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    }
+    if not norms:
+        return 0
+    device = loader.device
+    lists = micro_batches(ids, micro_batch)
+    tables = {
+        name: torch.zeros((len(lists), 2, module.num_features), dtype=torch.float64, device=device)
+        for name, module in norms.items()
+    }
+    mine = shard(list(range(len(lists))), comm.rank, comm.world)
+    batches = loader.batches([lists[number] for number in mine])
+    with torch.no_grad(), batch_statistics(model), _watched(norms, tables) as at:
+        for turn in range(-(-len(lists) // comm.world)):
+            if preemption.poll(comm)[0]:
+                raise preemption.preempted_error("while batch norms were recalibrated")
+            if turn < len(mine):
+                at[0] = mine[turn]
+                model(next(batches).images)
+    comm.all_reduce("rows", list(tables.values()))
+    weights = torch.tensor([len(part) for part in lists], dtype=torch.float64, device=device)
+    for name, module in norms.items():
+        mean, var = (tables[name] * (weights / weights.sum())[:, None, None]).sum(0)
+        module.running_mean.copy_(mean)  # type: ignore[union-attr]
+        module.running_var.copy_(var)  # type: ignore[union-attr]
+    return len(norms)
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norms use their batch's statistics and note nothing; everything else is in evaluation mode."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    norms: list[Any] = [module for module in modes if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kept = [(module.running_mean, module.running_var) for module in norms]
+    for module in norms:
+        module.running_mean = module.running_var = None  # without them eval mode normalises by the batch
+    try:
+        yield
+    finally:
+        for module, (mean, var) in zip(norms, kept, strict=True):
+            module.running_mean, module.running_var = mean, var
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _watched(norms: dict[str, Any], tables: dict[str, Tensor]) -> Iterator[list[int]]:
+    """Write each batch norm's input statistics to row ``at[0]`` of its table."""
+    at, handles = [0], []
+    for name, module in norms.items():
+
+        def hook(_module: nn.Module, inputs: Any, named: Any, name: str = name) -> None:
+            x = (inputs[0] if inputs else next(iter(named.values()))).double()
+            dims = [d for d in range(x.dim()) if d != 1]
+            count = x.numel() // x.shape[1]
+            tables[name][at[0], 0] = x.mean(dims)
+            tables[name][at[0], 1] = x.var(dims, unbiased=count > 1)
+
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+    try:
+        yield at
+    finally:
+        for handle in handles:
+            handle.remove()
