@@ -104,8 +104,8 @@ class Rendezvous:
         if there != mine:
             raise PruneError(
                 f"rank {self.rank} of {self.world} is here twice: {self.describe_rank(self.rank)} came first, this is "
-                f"process {os.getpid()} on {socket.gethostname()}. One of them is left over from an earlier launch: end "
-                "it and start again. DIST_PRUNE_LAUNCH, set to another value at each launch, keeps launches apart"
+                f"process {os.getpid()} on {socket.gethostname()}. One of them is left over from an earlier launch: "
+                "end it and start again. DIST_PRUNE_LAUNCH, set to another value at each launch, keeps launches apart"
             )
         self._count("here")
 

@@ -153,7 +153,7 @@ class RunImages:
     def for_scoring(self, ids: np.ndarray, method: Method) -> tuple[ImageLoader, np.ndarray]:
         """The images as a method transforms them (no schedule of sizes), and those of ``ids`` that can be read."""
         loader = self.loader(method.calibration_split != "test")
-        return self.readable(replace(loader, look=replace(self.transform, schedule=())), ids)
+        return self.readable(replace(loader, transform=replace(self.transform, schedule=())), ids)
 
     def readable(self, loader: ImageLoader, ids: np.ndarray) -> tuple[ImageLoader, np.ndarray]:
         """A loader that insists on its images, and those of ``ids`` that can be read.

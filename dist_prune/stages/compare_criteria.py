@@ -83,9 +83,9 @@ def score_criteria(
     used = np.zeros(0, dtype=np.int64)
     for (sees, augmented), names in looks.items():
         partial = context.run_dir / PARTIAL / (f"{sees}_augmented" if augmented else sees)
-        bench = scoring_context(context, graph, partial, chosen[names[0]])
-        found |= score_many(bench, {name: chosen[name] for name in names})
-        used = np.union1d(used, bench.ids) if sees == "held_out" else used
+        scoring = scoring_context(context, graph, partial, chosen[names[0]])
+        found |= score_many(scoring, {name: chosen[name] for name in names})
+        used = np.union1d(used, scoring.ids) if sees == "held_out" else used
     return {name: found[name] for name in chosen}, used
 
 

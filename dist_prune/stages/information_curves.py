@@ -111,21 +111,22 @@ def accuracy(context: RunContext, model: nn.Module, orders: Mapping[str, Sequenc
 def information(context: RunContext, model: nn.Module, orders: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     """Group -> (K, 5): the information plane with its last 1, 2, ... filters; groups are dealt over ranks."""
     spec, ids = context.recipe.information, _ids(context)
-    loader = replace(context.images.loader(False), look=replace(context.images.transform, schedule=()))
-    bench = DistributedScoringContext(
+    loader = replace(context.images.loader(False), transform=replace(context.images.transform, schedule=()))
+    scoring = DistributedScoringContext(
         model, context.networks.graph, loader, ids, context.environment, context.tracker,
         context.recipe.score.micro_batch, context.recipe.seed,
     )  # fmt: skip
     plane = InformationPlane(spec.batch, spec.alpha, spec.sigma_method, spec.sigma_x, spec.sigma_y)
     if len(ids) < 2:
         raise PruneError("information.images: entropies need at least 2 images")
-    order = torch.randperm(len(ids), generator=bench.generator("information", "batches"))
-    images = torch.cat([part.images.flatten(1).cpu() for part in loader.batches(micro_batches(ids, bench.micro_batch))])
+    order = torch.randperm(len(ids), generator=scoring.generator("information", "batches"))
+    batches = loader.batches(micro_batches(ids, scoring.micro_batch))
+    images = torch.cat([batch.images.flatten(1).cpu() for batch in batches])
     out: dict[str, Tensor] = {}
     names = list(orders)
     for name in names:
-        tap, maps = _last_tap(bench, name)
-        pixels, labels = images[order], bench.labels[order]
+        tap, maps = _last_tap(scoring, name)
+        pixels, labels = images[order], scoring.labels[order]
         taken = tap.take(maps)[order]
         chunks = [
             list(range(start, min(start + 16, len(orders[name]) + 1))) for start in range(1, len(orders[name]) + 1, 16)
@@ -134,15 +135,15 @@ def information(context: RunContext, model: nn.Module, orders: Mapping[str, Sequ
         def run(counts: list[int], name: str = name, taken: Tensor = taken) -> Tensor:
             return plane.curve(pixels, labels, taken, orders[name], counts)  # noqa: B023 - called before they change
 
-        out[name] = torch.cat(bench.map_jobs(chunks, run))
+        out[name] = torch.cat(scoring.map_jobs(chunks, run))
     return out
 
 
-def _last_tap(bench: DistributedScoringContext, name: str) -> tuple[ChannelPoint, Tensor]:
+def _last_tap(scoring: DistributedScoringContext, name: str) -> tuple[ChannelPoint, Tensor]:
     """Where a group's channels are read last: the output of the last block of a residual stream; (images, C, d)."""
-    taps = group_inputs(bench.graph, bench.graph.group(name))
+    taps = group_inputs(scoring.graph, scoring.graph.group(name))
     points = [tap.point for tap in taps]
-    shapes = {site: tuple(t["shape"].tolist()) for site, t in bench.collect(points, ActivationCensus()).items()}
-    maps = [tables["maps"] for tables in bench.collect(points, Activations(shapes)).values()]
+    shapes = {site: tuple(t["shape"].tolist()) for site, t in scoring.collect(points, ActivationCensus()).items()}
+    maps = [tables["maps"] for tables in scoring.collect(points, Activations(shapes)).values()]
     last = distinct(maps)[-1]
     return taps[last], maps[last]

@@ -24,14 +24,14 @@ def run(context: RunContext) -> StageOutput:
     if context.recipe.score.from_ and context.round == 1:
         return _from(context, Path(context.recipe.score.from_))
     graph = context.networks.round_graph(context.networks.graph, context.round)
-    bench = scoring_context(context, graph, context.run_dir / partial)
-    scores = context.method.score(bench)
-    if bench.resumed:
-        context.events.append({"stage": "score", "event": "resumed", "images_before": bench.resumed})
-    for note in sorted({note for notes in context.environment.comm.all_gather_object(bench.notes) for note in notes}):
+    scoring = scoring_context(context, graph, context.run_dir / partial)
+    scores = context.method.score(scoring)
+    if scoring.resumed:
+        context.events.append({"stage": "score", "event": "resumed", "images_before": scoring.resumed})
+    for note in sorted({note for notes in context.environment.comm.all_gather_object(scoring.notes) for note in notes}):
         context.events.append({"stage": "score", "event": note})
-    facts = {"images": bench.images}
-    tensors = {**scores, "calibration_ids": torch.from_numpy(bench.ids)}
+    facts = {"images": scoring.images}
+    tensors = {**scores, "calibration_ids": torch.from_numpy(scoring.ids)}
     return StageOutput(facts, {place: (tensors, {"method": context.recipe.method["name"]})}, drop=(partial,))
 
 

@@ -54,7 +54,7 @@ def fit_model(
     """
     environment, tracker, seed, loader = at.environment, at.tracker, at.seed, at.loader
     if padding is not None:
-        loader = replace(loader, look=replace(loader.transform, padding=padding))
+        loader = replace(loader, transform=replace(loader.transform, padding=padding))
     if environment.zero_stage:
         raise PruneError("masks and weights that are learned together need whole weights: launch without DeepSpeed")
     train, held = holdout_split(at.ids, settings.holdout if settings.selection == "holdout" else 0.0, seed)
