@@ -91,8 +91,8 @@ test-slow: $(READY)
 
 # Lowest versions in an environment of their own; torch, torchvision and the test tools are seen from the first one.
 LOWEST := .venv-lowest
-QUICK := tests/pruning tests/methods tests/test_recipes.py tests/test_recipe_errors.py tests/test_hostile_recipes.py \
-  tests/test_hostile_bundles.py tests/runtime/test_backbones.py tests/runtime/test_checkpoint.py
+QUICK := tests/pruning tests/methods tests/config/test_recipes.py tests/config/test_recipe_errors.py tests/config/test_hostile_recipes.py \
+  tests/export/test_hostile_bundles.py tests/models/test_backbones.py tests/distributed/test_tensor_files.py
 
 $(LOWEST)/.ready: constraints-lowest.txt $(READY)
 	@rm -rf $(LOWEST); $(PY) -m venv $(LOWEST)

@@ -2,12 +2,12 @@
 
     python benchmarks/device_traffic.py [--network resnet20_cifar] [--size 8] [--batch 4] [--device cuda] [--json FILE]
 
-Needs no GPU: a pretend device (tests/pretend_device.py) counts what a GPU would be waited for; on a GPU (--device cuda)
-torch's own warnings of synchronisations are counted, and nothing else. A synchronisation is what those warnings name: a
-value read, a copy to the host, a copy to the device that is waited for, a mask or nonzero whose size has to be known;
-and a decomposition that looks whether it came to an end. Figures are slopes: what one more batch costs; what is done
-once, or behind the last batch, is not in them. The steps of sensitivity and dirichlet are those of all their trainings,
-which run one after another. Images are noise.
+Needs no GPU: a pretend device (tests/support/pretend_device.py) counts what a GPU would be waited for; on a GPU
+(--device cuda) torch's own warnings of synchronisations are counted, and nothing else. A synchronisation is what
+those warnings name: a value read, a copy to the host, a copy to the device that is waited for, a mask or nonzero
+whose size has to be known; and a decomposition that looks whether it came to an end. Figures are slopes: what one
+more batch costs; what is done once, or behind the last batch, is not in them. The steps of sensitivity and dirichlet
+are those of all their trainings, which run one after another. Images are noise.
 """
 
 import argparse

@@ -4,8 +4,8 @@
 
 Activations are ReLUs of mixtures of K / 8 smooth maps and noise; n = 100 images a batch, 4x4 maps, width by
 entropy_target. The exhaustive number of spectra is arithmetic: one per candidate, step and batch, and one for the
-joint; that it gives the same order is tests/pruning/test_elimination.py's to show. Peak memory is that of a process
-with torch and the elimination, nothing else of the harness; give one --alpha for the peak of one order.
+joint. tests/pruning/information/test_backward_elimination.py shows that it gives the same order. Peak memory is that of
+a process with torch and the elimination, nothing else of the harness; give one --alpha for the peak of one order.
 """
 
 import argparse

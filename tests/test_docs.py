@@ -23,8 +23,8 @@ from dist_prune.config import sweep as sweeps
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.methods.base import MethodOptions
 from dist_prune.pipeline import runner
-from tests.launch import SMALL, report, run
-from tests.laws import test_laws as laws
+from tests.contracts import test_laws as laws
+from tests.support.launch import SMALL, report, run
 from tests.test_layers import ALLOWED, imports_of, room_of
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ import pytest
 
 from dist_prune import methods
 from dist_prune.pruning.selection.ranking import SelectionRequest
-from tests import tiny
+from tests.support import tiny
 
 FILE = Path(__file__).parent / "golden" / "plans.json"
 NETWORKS = {"resnet8p_cifar": {}, "resnet20_cifar": {"name": "resnet20_cifar"}}

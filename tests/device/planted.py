@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.methods import apoz
-from tests import pretend_device
 from tests.device import runs, traffic
+from tests.support import pretend_device
 
 
 def said(ranks: Communicator, name: str) -> str:

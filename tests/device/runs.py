@@ -1,4 +1,4 @@
-"""What the pretend device's processes do (see tests/pool.py): the same work on it and on the CPU, told in plain values.
+"""What the pretend device's processes do (tests/support/pool.py): the same work on it and on the CPU, in plain values.
 
 ``kind`` is "pretend" or "cpu"; every function starts the device in its process and takes ``ranks`` first.
 """
@@ -41,9 +41,9 @@ from dist_prune.training.latency import measure_latency
 from dist_prune.training.loop import Loop
 from dist_prune.training.tracking import Tracker
 from dist_prune.training.trainer import Trainer
-from tests import pretend_device, tiny
-from tests.launch import SMALL
-from tests.runtime.test_training import Killed, kill_after
+from tests.support import pretend_device, tiny
+from tests.support.launch import SMALL
+from tests.training.test_training import Killed, kill_after
 
 TARGET = SelectionRequest(target=("macs", 0.5))
 SOME = np.arange(70)  # images that are judged: not a multiple of the batch

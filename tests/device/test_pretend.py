@@ -1,7 +1,7 @@
 """On a device that is not the CPU everything gives what it gives on the CPU, and the host waits for it only so often.
 
-The device is pretended (tests/pretend_device.py): kernels are the CPU's, so what is equal is equal to the bit, and what
-is left on the wrong device raises as on a GPU.
+The device is pretended (tests/support/pretend_device.py): kernels are the CPU's, so what is equal is equal to the bit,
+and what is left on the wrong device raises as on a GPU.
 """
 
 import numpy as np

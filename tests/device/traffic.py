@@ -32,8 +32,8 @@ from dist_prune.training.evaluation import evaluate
 from dist_prune.training.loop import Loop
 from dist_prune.training.tracking import Tracker
 from dist_prune.training.trainer import Trainer
-from tests import pretend_device
-from tests.pretend_device import Traffic
+from tests.support import pretend_device
+from tests.support.pretend_device import Traffic
 
 FEW, MORE = 2, 4  # batches
 # methods that wait for nothing in a micro-batch

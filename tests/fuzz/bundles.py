@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from tests import tiny
-from tests.test_hostile_bundles import answered, damaged, whole_bundle
+from tests.export.test_hostile_bundles import answered, damaged, whole_bundle
+from tests.support import tiny
 
 Case = tuple[str, Callable[[], object]]
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.launch import PYTHON, SMALL, report, run, start, wait_for
+from tests.support.launch import PYTHON, SMALL, report, run, start, wait_for
 
 Case = tuple[str, Callable[[], None]]
 WORDS = (*SMALL, "train.save_every_steps=2", "finetune.save_every_steps=2", "score.save_every=2")

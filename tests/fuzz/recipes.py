@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from dist_prune.config import loading
-from tests.test_hostile_recipes import FUZZED, loaded, mutated
+from tests.config.test_hostile_recipes import FUZZED, loaded, mutated
 
 Case = tuple[str, Callable[[], None]]
 

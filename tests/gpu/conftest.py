@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.pool import Pool
+from tests.support.pool import Pool
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from dist_prune.training.checkpoints import CheckpointManager
 from dist_prune.training.loop import Loop
 from dist_prune.training.tracking import Tracker
 from dist_prune.training.trainer import Trainer
-from tests import tiny
+from tests.support import tiny
 
 
 def machine_on(device: torch.device, ranks: Communicator | None = None) -> DistributedEnvironment:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import dist_prune
-from tests import tiny
+from tests.support import tiny
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]

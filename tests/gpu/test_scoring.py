@@ -8,8 +8,8 @@ import torch
 from dist_prune import methods
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.pruning.selection.ranking import SelectionRequest
-from tests import tiny
 from tests.gpu.support import bench_on
+from tests.support import tiny
 from tests.test_golden import FILE, NETWORKS
 
 pytestmark = pytest.mark.gpu

@@ -20,7 +20,7 @@ from dist_prune.methods.base import (
 from dist_prune.pruning.selection import ranking
 from dist_prune.pruning.selection.group_scores import reduce_group
 from dist_prune.pruning.selection.ranking import SelectionRequest
-from tests import tiny
+from tests.support import tiny
 
 RANKING = [name for name in methods.list_names() if name != "graph"]  # its counts fall out of a threshold
 

@@ -19,7 +19,7 @@ from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.hooks.curvature import Hutchinson
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 from dist_prune.scoring.context import DistributedScoringContext
-from tests import tiny
+from tests.support import tiny
 
 INNER = "layer2.0.conv1"  # its batch norm is layer2.0.bn1, its one consumer layer2.0.conv2
 STREAM = "conv1"  # stem and layer1.0.conv2; consumed by layer1.0.conv1, layer2.0.conv1, layer2.0.downsample.0

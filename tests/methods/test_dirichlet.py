@@ -20,8 +20,8 @@ from dist_prune.methods.dirichlet.posteriors import (
     moments,
 )
 from dist_prune.pruning.selection.ranking import SelectionRequest
-from tests import tiny
 from tests.methods.test_fisher import lenet_bench
+from tests.support import tiny
 
 GROUP = "layer1.0.conv1"
 

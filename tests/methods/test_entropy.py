@@ -24,9 +24,9 @@ from dist_prune.pruning.information.renyi import distances, gaussian_kernel, ker
 from dist_prune.pruning.selection import cost
 from dist_prune.pruning.selection.ranking import SelectionRequest, cost_share
 from dist_prune.pruning.surgery.verified_trace import trace_groups
-from tests import tiny
-from tests.launch import ACCELERATE, PYTHON, SMALL, finish, report, run
-from tests.pruning.activations import mixtures, vectors
+from tests.support import tiny
+from tests.support.activations import mixtures, vectors
+from tests.support.launch import ACCELERATE, PYTHON, SMALL, finish, report, run
 
 INNER = ("conv1", "layer2*", "layer3*")  # what small tests leave alone
 SLOW = pytest.mark.slow

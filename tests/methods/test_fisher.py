@@ -12,7 +12,7 @@ from dist_prune.pruning.hooks.gating import gate, gate_points
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 from dist_prune.scoring.context import DistributedScoringContext
 from dist_prune.training.tracking import Tracker
-from tests import tiny
+from tests.support import tiny
 
 
 def by_masks(bench, group: str) -> torch.Tensor:

@@ -12,7 +12,7 @@ from dist_prune.methods.graph.method import HashAgreement, edges, hash_bits
 from dist_prune.pruning.graph.groups import HookPoint
 from dist_prune.pruning.hooks.statistics import Accumulator
 from dist_prune.pruning.selection.ranking import SelectionRequest
-from tests import tiny
+from tests.support import tiny
 
 
 def graph(edges: list[tuple[int, int]], nodes: int) -> np.ndarray:

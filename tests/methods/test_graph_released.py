@@ -17,7 +17,7 @@ from dist_prune.pruning.selection import cost
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.pruning.surgery.reinit import reinitialise
 from dist_prune.pruning.surgery.verified_trace import trace_groups
-from tests import tiny
+from tests.support import tiny
 
 
 def method(**options) -> Graph:

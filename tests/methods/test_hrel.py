@@ -7,7 +7,7 @@ import torch
 from dist_prune import methods
 from dist_prune.methods.hrel import HRel, Options
 from dist_prune.pruning.selection.ranking import SelectionRequest
-from tests import tiny
+from tests.support import tiny
 
 GROUP, READER = "layer2.0.conv1", "layer2.0.conv2"
 STREAM, READERS = "layer2.0.downsample.0", ("layer3.0.conv1", "layer3.0.downsample.0")

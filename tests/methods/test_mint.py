@@ -22,8 +22,8 @@ from dist_prune.pruning.plan.weight_blocks import WeightBlocks
 from dist_prune.pruning.selection.ranking import SelectionRequest, cost_share
 from dist_prune.pruning.surgery import surgeon
 from dist_prune.pruning.surgery.verified_trace import trace_groups
-from tests import tiny
-from tests.runtime.test_training import Killed, kill_after, trainer
+from tests.support import tiny
+from tests.training.test_training import Killed, kill_after, trainer
 
 HAND = np.array([0.1, 0.1, 0.1, 0.2, 0.3])
 VGG = (0.671, 0.518, 0.584, 0.612, 0.899, 0.937, 0.920, 0.863, 0.910, 0.933)

@@ -18,7 +18,7 @@ from dist_prune.methods.sensitivity.snip import sensitivities
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 from dist_prune.training.sync_batchnorm import CrossRankBatchNorm
-from tests import tiny
+from tests.support import tiny
 
 QUICK = {"keep": 0.5, "epochs": 2, "batch": 12, "beta": (20.0, 100.0), "beta_every": 2, "window": 4, "bump_points": 1}
 

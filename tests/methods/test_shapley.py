@@ -12,7 +12,7 @@ from dist_prune.errors import PruneError
 from dist_prune.methods.shapley import estimators
 from dist_prune.methods.shapley import method as shapley
 from dist_prune.pruning.selection.ranking import SelectionRequest
-from tests import tiny
+from tests.support import tiny
 
 THIRD = SelectionRequest(keep_ratio=0.6)
 

@@ -17,8 +17,8 @@ from dist_prune.pipeline.precheck import precheck
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.stages import finetune
 from dist_prune.training.tracking import Tracker
-from tests import tiny
-from tests.launch import SMALL
+from tests.support import tiny
+from tests.support.launch import SMALL
 
 
 def work_of(folder: Path, *words: str) -> RunContext:

@@ -19,8 +19,8 @@ from dist_prune.stages import train
 from dist_prune.stages.train import classifier_names
 from dist_prune.training.evaluation import evaluate
 from dist_prune.training.tracking import Tracker
-from tests import tiny
-from tests.launch import SMALL
+from tests.support import tiny
+from tests.support.launch import SMALL
 
 # a training that moves nothing but statistics
 STILL = ("train.lr=1e-12", "train.warmup_epochs=0", "train.weight_decay=0", "train.epochs=1", "train.selection=last")
