@@ -31,11 +31,11 @@ class HessianTrace(base.RankingMethod):
 
     def score(self, context: base.ScoringContext) -> base.Scores:
         """``<layer>:weight``: (C,) float64; negative where the estimated curvature is."""
-        points = [point.at_weight for point in context.sites]
+        points = [point.at_weight for point in context.hook_points]
         seeds = [context.generator("hutchinson", probe).initial_seed() for probe in range(self.options.probes)]
         passes = [context.collect(points, Hutchinson(seed, scaled=False), backward=True) for seed in seeds]
         scores = {}
-        for point in context.sites:
+        for point in context.hook_points:
             weight = context.weight(point).double().flatten(1)
             name = point.at_weight.name
             scores[name] = (

@@ -34,7 +34,7 @@ class Obd(base.RankingMethod):
         statistic = (
             SquaredChange() if fisher else Hutchinson(context.generator("hutchinson").initial_seed(), scaled=True)
         )
-        found = context.collect([point.at_weight for point in context.sites], statistic, backward=True)
+        found = context.collect([point.at_weight for point in context.hook_points], statistic, backward=True)
         return {name: mean_rows(tables) / 2 for name, tables in found.items()}
 
     def importance(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> dict[str, Tensor]:

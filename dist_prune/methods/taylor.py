@@ -41,7 +41,7 @@ class Taylor(base.RankingMethod):
             return flatten_tables(
                 context.collect(consumer_sites(context.graph), GateGradient(batches=True), backward=True)
             )
-        points = [point.at_weight for point in context.sites]
+        points = [point.at_weight for point in context.hook_points]
         if self.options.form == "grouped":
             found = context.collect(points, FirstOrderChange(), backward=True)
             return {name: mean_rows(tables, power=2) for name, tables in found.items()}

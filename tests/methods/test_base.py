@@ -141,10 +141,10 @@ def test_as_released_says_which_quirks_it_stands_for():
 
 
 PAPER = """
-from dist_prune.methods import method
+from dist_prune.methods import base
 from dist_prune.methods.{name}.machinery import squares
 
-class Paper(method.WeightRanking):
+class Paper(base.WeightRanking):
     paper = "a paper in a folder"
 
     def filter_scores(self, filters):
@@ -178,7 +178,10 @@ def test_a_method_that_is_a_folder_is_found(folder_of_methods, exported):
     bench, paper = tiny.bench(tiny.network()), kind(kind.Options())
     plan = paper.select(paper.score(bench), bench.graph, SelectionRequest(keep_ratio=0.5))
     squares = (
-        bench.weight(next(site for site in bench.sites if site.name == "layer1.0.conv1")).flatten(1).square().sum(1)
+        bench.weight(next(site for site in bench.hook_points if site.name == "layer1.0.conv1"))
+        .flatten(1)
+        .square()
+        .sum(1)
     )
     assert plan.kept("layer1.0.conv1") == sorted(squares.argsort()[8:].tolist())
 

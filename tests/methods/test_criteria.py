@@ -226,7 +226,7 @@ def test_weights_form_of_taylor_and_obd():
 def test_hessian_products_are_differences_of_gradients(scaled):
     bench = joined(act=torch.tanh)
     statistic, step = Hutchinson(5, scaled), 1e-6
-    sites = [site.at_weight for site in bench.sites]
+    sites = [site.at_weight for site in bench.hook_points]
     ids = torch.arange(tiny.MICRO)
     weights = [bench.model.get_submodule(site.layer).weight for site in sites]
     signs = [statistic.direction(site, w, ids) for site, w in zip(sites, weights, strict=True)]  # type: ignore
@@ -252,7 +252,7 @@ def test_hutchinson_finds_the_trace():
     """The exact diagonal of one layer's Hessian, by double differentiation, against the mean over many signs."""
     bench = joined(act=torch.tanh)
     bench.ids = bench.ids[: tiny.MICRO]
-    site = next(site for site in bench.sites if site.name == "left")
+    site = next(site for site in bench.hook_points if site.name == "left")
     images, labels = next(micro_batches(bench))
     weight = bench.model.get_submodule("left").weight
     loss = nn.functional.cross_entropy(bench.model(images), labels)
@@ -323,8 +323,8 @@ def test_more_probes_are_a_mean_of_passes():
     one, two = (build("hessian_trace", probes=n).score(joined()) for n in (1, 2))
     seed = joined().generator("hutchinson", 1).initial_seed()
     bench = joined()
-    found = bench.collect([site.at_weight for site in bench.sites], Hutchinson(seed, False), backward=True)
-    for site in bench.sites:
+    found = bench.collect([site.at_weight for site in bench.hook_points], Hutchinson(seed, False), backward=True)
+    for site in bench.hook_points:
         weight, tables = bench.weight(site).flatten(1), found[site.at_weight.name]
         other = weight.square().sum(1) * tables["rows"].sum(0) / int(tables["batches"]) / (2 * weight.shape[1])
         assert torch.allclose(two[site.at_weight.name], (one[site.at_weight.name] + other) / 2)

@@ -52,7 +52,7 @@ def test_train_mode_is_one_batch_in_training_mode():
     model = tiny.network()
     bench = tiny.bench(model)
     scores = method(quirks=["train_mode"]).score(bench)
-    site = next(site for site in bench.sites if site.name == "layer2.0.conv1")
+    site = next(site for site in bench.hook_points if site.name == "layer2.0.conv1")
     maps = {}
     own = copy.deepcopy(model).train()
     own.get_submodule(site.name).register_forward_hook(lambda m, i, y: maps.update(y=y))

@@ -25,7 +25,7 @@ class PerSample(Statistic):
 
 def gradients(ranks: Communicator) -> dict[str, list]:
     bench = tiny.bench(tiny.network(), ranks)
-    sites = [site for site in bench.sites if site.kind == "conv"]
+    sites = [site for site in bench.hook_points if site.kind == "conv"]
     return {
         site: tables["taylor"].tolist() for site, tables in bench.collect(sites, PerSample(), backward=True).items()
     }
@@ -107,7 +107,7 @@ def test_every_observation_has_its_own_partial(tmp_path):
 
     def tables(power: int, layers: int, partial) -> list:
         bench = tiny.bench(tiny.network(), partial=partial)
-        sites = [site for site in bench.sites if site.kind == "conv"][:layers]
+        sites = [site for site in bench.hook_points if site.kind == "conv"][:layers]
         found = bench.collect(sites, Power(power))
         assert not bench.resumed
         return [found[site.name]["n"].tolist() for site in sites]
@@ -115,7 +115,7 @@ def test_every_observation_has_its_own_partial(tmp_path):
     for power, layers in ((1, 3), (2, 3), (2, 2)):
         assert tables(power, layers, tmp_path) == tables(power, layers, None)
     bench = tiny.bench(tiny.network(), partial=tmp_path / "both")
-    sites = [site for site in bench.sites if site.kind == "conv"]
+    sites = [site for site in bench.hook_points if site.kind == "conv"]
     first, second = bench.collect(sites, Power(1)), bench.collect(sites, Power(2))
     assert not all(torch.equal(first[s.name]["n"], second[s.name]["n"]) for s in sites)
 
@@ -124,7 +124,7 @@ def test_every_observation_has_its_own_partial(tmp_path):
 def test_asked_to_stop_in_any_round_nothing_seen_is_lost(tmp_path, monkeypatch, after):
     """53 images in 8 micro-batches: stopped after some of them, the last one included."""
     bench = tiny.bench(tiny.network(), partial=tmp_path, save_every=100)
-    sites = [site for site in bench.sites if site.kind == "conv"]
+    sites = [site for site in bench.hook_points if site.kind == "conv"]
     whole = tiny.bench(tiny.network()).collect(sites, Power(1))
     polls = iter([[0]] * (after - 1) + [[1]])
     with monkeypatch.context() as patched, pytest.raises(preemption.PreemptedError, match=f"after {after} of 8"):
@@ -138,7 +138,7 @@ def test_asked_to_stop_in_any_round_nothing_seen_is_lost(tmp_path, monkeypatch, 
 
 def test_collectives_inside_a_job_are_refused():
     bench = tiny.bench(tiny.network())
-    with pytest.raises(PruneError, match=r"bench\.sum was called inside a job"):
+    with pytest.raises(PruneError, match=r"context\.all_reduce_sum_ was called inside a job"):
         bench.map_jobs([1], lambda job: bench.all_reduce_sum_([torch.tensor([job])]))
     assert bench.map_jobs([1], lambda job: job) == [1]
 
@@ -170,7 +170,7 @@ def test_gradients_behind_an_in_place_activation():
     found = []
     for inplace in (False, True):
         bench = tiny.bench(network(inplace))
-        sites = [site for site in bench.sites if site.kind == "conv"]
+        sites = [site for site in bench.hook_points if site.kind == "conv"]
         tables = bench.collect(sites, PerSample(), backward=True)
         found.append([tables[site.name]["taylor"] for site in sites])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -65,7 +65,9 @@ class Graph(base.Method):
         """Per convolution site: ``<site>:hamming`` (C, C) int64 summed over images, ``<site>:bits`` (2,) int64, bits
         per map and images, ``<site>:l1`` (C,) float64 filter norms of the unpruned weights."""
         points = [
-            point for point in context.sites if point.kind == "conv" and context.graph.layers[point.name].positions > 1
+            point
+            for point in context.hook_points
+            if point.kind == "conv" and context.graph.layers[point.name].positions > 1
         ]
         if self.has("train_mode"):
             base.check_one_batch(context.images)
