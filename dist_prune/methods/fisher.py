@@ -4,8 +4,8 @@ Theis, Korshunova, Tejani, Huszar: Faster gaze prediction with dense networks an
 
     s_i = 1/(2 N) sum over images n of (sum over positions of a_i dL_n/da_i)^2
 
-The inner sum is the gradient of the loss of image n with respect to a mask on the channel, where it is consumed. It needs
-calibration images, their labels and gradients.
+The inner sum is the gradient of the loss of image n with respect to a mask on the channel, where it is consumed. It
+needs calibration images, their labels and gradients.
 """
 
 from collections.abc import MutableMapping

@@ -6,7 +6,8 @@ He, Liu, Wang, Hu, Yang: Filter Pruning via Geometric Median for Deep Convolutio
     s_i = sum over j of ||F_i - F_j||_2
 
 Filters with a small sum are close to the geometric median, and the other filters can replace them. (torch-pruning
-raises weights to a power before it takes distances; that is another criterion.) It needs no images, labels or gradients.
+raises weights to a power before it takes distances; that is another criterion.) It needs no images, labels or
+gradients.
 """
 
 import torch

@@ -29,8 +29,8 @@ class Options(base.RankingOptions):
 
     diagonal: Literal["fisher", "hutchinson"] = Field(
         default="fisher",
-        description="approximation of the Hessian's diagonal: squared gradients of micro-batches (half of taylor's form "
-        "weight), or Hutchinson's estimate by random signs, which can be negative",
+        description="approximation of the Hessian's diagonal: squared gradients of micro-batches (half of taylor's "
+        "form weight), or Hutchinson's estimate by random signs, which can be negative",
     )
 
 

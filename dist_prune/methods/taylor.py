@@ -32,8 +32,8 @@ class Options(base.RankingOptions):
 
     form: Literal["gate", "weight", "grouped"] = Field(
         default="gate",
-        description="first-order form; gate: the paper's FO-BN, one gate per channel, (scale g_scale + shift g_shift)^2 of "
-        "a batch norm; weight: the sum of (g w)^2 over a filter's weights; grouped: (the sum of g w)^2",
+        description="first-order form; gate: the paper's FO-BN, one gate per channel, (scale g_scale + shift g_shift)^2"
+        " of a batch norm; weight: the sum of (g w)^2 over a filter's weights; grouped: (the sum of g w)^2",
     )
     blocks: bool = base.select_only(
         True, description="division of a residual stream's score by the number of blocks that add to it (authors' code)"
