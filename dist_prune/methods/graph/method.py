@@ -154,7 +154,7 @@ class Graph(base.Method):
     def _decompose_groups(
         self, scores: Mapping[str, Tensor], graph: DependencyGraph, request: SelectionRequest
     ) -> tuple[float, Kept, dict[str, "GraphInputs"]]:
-        """The threshold, given or found for the target; the filters it keeps; the inputs of each scored group's graph."""
+        """The threshold (given, or found for the target), the filters that it keeps, and each scored group's inputs."""
         follows = narrow_classifier(graph) if self.has("narrow_classifier") else {}
         inputs = {g.name: self._graph_inputs(scores, g.producers) for g in graph.free if g.name not in follows}
         importance = {name: own.l1 for name, own in inputs.items()}
