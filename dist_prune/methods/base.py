@@ -109,8 +109,7 @@ class Method(ABC):
         """Compute everything that ``select`` needs. Called on every rank at the same time.
 
         Args:
-            context: the network, its graph and the calibration images. Exclusions of the recipe are not applied to
-                ``context.graph``: runs with other exclusions use the same score file.
+            context: the network, its graph and the calibration images. Score all of ``context.graph.free``.
 
         Returns:
             Named tensors on the CPU, the same on every rank. They become the score file (safetensors). Names, shapes

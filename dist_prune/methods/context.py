@@ -43,16 +43,17 @@ class ScoringContext(Protocol):
     ``all_reduce_sum_``. All ranks call them in the same order, with equal arguments. Inside a job of ``map_jobs`` they
     raise PruneError, except ``train_parameters``, which then trains on the rank of the job alone.
 
-    When the run is asked to stop (SIGTERM, SIGUSR1), a collective member saves its progress and raises
-    ``PreemptedError``. A method does not catch it. The next process calls ``score`` again from the beginning, and each
+    When the run is asked to stop (SIGTERM, SIGUSR1), a collective member other than ``all_reduce_sum_`` saves its
+    progress and raises ``PreemptedError``. A method does not catch it. The next process calls ``score`` again from the beginning, and each
     member finds what it saved: calls are matched by their order and arguments.
 
     The network is as it was when ``score`` returns: weights, buffers, mode, ``.grad`` and hooks, unless the method
     declares ``trains_weights``.
 
     Attributes:
-        graph: the layers and channel groups of the network that is scored, after ``Method.prepare``: groups that the
-            recipe excludes, or that ``Method.prunable`` protects, are not in ``graph.free``.
+        graph: the layers and channel groups of the network that is scored, after ``Method.prunable``. The groups to
+            score are ``graph.free``. In ``dist-prune`` runs they include groups that the recipe excludes from pruning,
+            because runs with other exclusions use the same score file.
     """
 
     graph: DependencyGraph
@@ -278,7 +279,7 @@ class ScoringContext(Protocol):
         """Add tensors over all ranks, in place. Collective.
 
         Sums of integers are exact. Sums of floats depend in their last bits on the number of ranks; use the ``rows``
-        states of a statistic where a plan has to be the same on any number of them.
+        states of a statistic if a plan has to be the same on any number of them.
 
         Args:
             tensors: on the device, with equal shapes and dtypes on all ranks.

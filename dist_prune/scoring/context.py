@@ -273,7 +273,7 @@ class DistributedScoringContext:
             return state.load()[0]
         state.save(tables)
         if preemption.poll(self.environment.comm)[0]:
-            raise preemption.preempted_error("while scoring, inside a kept computation")
+            raise preemption.preempted_error("while scoring, inside a computation whose state is saved")
         return dict(tables)
 
     def train_parameters(

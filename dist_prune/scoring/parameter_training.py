@@ -14,7 +14,7 @@ from dist_prune.training.fit_model import Loss
 from dist_prune.training.fit_parameters import fit_parameters
 from dist_prune.training.loop import Loop
 
-DEFAULTS = {"weight_decay": 0.0, "schedule": "constant", "decay_norm_bias": True}  # where gates differ from networks
+GATE_DEFAULTS = {"weight_decay": 0.0, "schedule": "constant", "decay_norm_bias": True}
 
 
 def training_settings(epochs: int, lr: float, batch: int, training: Mapping[str, Any]) -> Training:
@@ -30,7 +30,7 @@ def training_settings(epochs: int, lr: float, batch: int, training: Mapping[str,
     Raises:
         pydantic.ValidationError: a key is unknown, or its value is not allowed.
     """
-    return Training(epochs=epochs, lr=lr, batch=batch, **{**DEFAULTS, **training})
+    return Training(epochs=epochs, lr=lr, batch=batch, **{**GATE_DEFAULTS, **training})
 
 
 def train_free_parameters(

@@ -3,9 +3,9 @@
 Li, Shao, Deng, Jiang: Efficient filter pruning: reducing model complexity through redundancy graph decomposition,
 Neurocomputing 2024. With T images, C filters of a layer and K x K hash bits per map:
 
-    bit h = 1 where a coefficient of the low-frequency K x K corner of the map's DCT-II is at least the corner's mean
+    bit h = 1 if a coefficient of the low-frequency K x K corner of the map's DCT-II is at least the corner's mean
     S_ij = 1 - 1/(K^2 T) sum over images t of Hamming(h_ti, h_tj)
-    edge between filters i and j where S_ij is at least the threshold; the graph is thinned out by ``kcore.decompose``
+    edge between filters i and j if S_ij is at least the threshold; the graph is thinned out by ``kcore.decompose``
 
 It needs calibration images (the paper takes 100); no labels, no gradients.
 """
