@@ -44,8 +44,8 @@ class ScoringContext(Protocol):
     raise PruneError, except ``train_parameters``, which then trains on the rank of the job alone.
 
     When the run is asked to stop (SIGTERM, SIGUSR1), a collective member other than ``all_reduce_sum_`` saves its
-    progress and raises ``PreemptedError``. A method does not catch it. The next process calls ``score`` again from the beginning, and each
-    member finds what it saved: calls are matched by their order and arguments.
+    progress and raises ``PreemptedError``. A method does not catch it. The next process calls ``score`` again from the
+    beginning, and each member finds its saved progress: calls are matched by their order and arguments.
 
     The network is as it was when ``score`` returns: weights, buffers, mode, ``.grad`` and hooks, unless the method
     declares ``trains_weights``.

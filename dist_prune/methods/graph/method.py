@@ -344,5 +344,7 @@ def _search_threshold(
         kept_share = cost_share(graph, quantity, counts_of(kept))
         low, high = (middle, high) if kept_share <= share else (low, middle)
         if best_share <= kept_share <= share:
-            best, best_at, best_share = kept, middle, kept_share
+            best = kept
+            best_at = middle
+            best_share = kept_share
     return best_at, best
