@@ -1,6 +1,7 @@
-"""One file or one folder a paper. A method is found by that name, or by the entry-point group ``dist_prune.methods``.
+"""The registry of methods: one file or one folder per paper, whose name is the method's name.
 
-A folder's ``__init__`` exports the method's class; its machinery lies beside it and is known to no other paper.
+A folder's ``__init__`` exports the method's class; its other files are imported by no other paper. Other packages add
+methods by the entry-point group ``dist_prune.methods``.
 """
 
 import importlib
@@ -15,30 +16,38 @@ from dist_prune.errors import PruneError, unknown
 from dist_prune.methods.base import Method
 
 GROUP = "dist_prune.methods"
-SHARED = ("base", "options")  # modules that every paper may import; not methods
+SHARED = ("base", "context", "options")  # modules that every paper may import; not methods
 
 
 def list_names() -> list[str]:
-    """Every method there is: the files and folders of this folder, and what other packages bring."""
+    """The names of all methods, sorted: those of this package, and those of other packages' entry points."""
     own = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in SHARED]
-    return sorted({*own, *_foreign()})
+    return sorted({*own, *_entry_points()})
 
 
 def find(name: str) -> type[Method]:
-    """The method's class; PruneError names the nearest one."""
+    """Find the class of a method.
+
+    Args:
+        name: of the method; a name of another package's entry point goes before one of this package.
+
+    Raises:
+        PruneError: there is no method of that name (the nearest one is named), another package's cannot be imported,
+            or its module does not hold exactly one subclass of ``Method``.
+    """
     if name not in list_names():
         raise PruneError(unknown("method", name, list_names()))
-    foreign = _foreign()
-    if name in foreign:
+    of_others = _entry_points()
+    if name in of_others:
         try:
-            found = foreign[name].load()
+            loaded = of_others[name].load()
         except Exception as error:  # another package's code
             raise PruneError(
                 f"method {name!r} of another package cannot be imported: {type(error).__name__}: {error}"
             ) from error
-        if not (isinstance(found, type) and issubclass(found, Method)):
+        if not (isinstance(loaded, type) and issubclass(loaded, Method)):
             raise PruneError(f"the entry point {name!r} of {GROUP} is no subclass of dist_prune.methods.base.Method")
-        return found
+        return loaded
     module = importlib.import_module(f"{__name__}.{name}")
     classes = [
         c
@@ -52,10 +61,10 @@ def find(name: str) -> type[Method]:
 
 
 def build(section: Mapping[str, Any]) -> Method:
-    """The method that a recipe's ``method`` section describes.
+    """Build the method that a recipe's ``method`` section describes.
 
     Args:
-        section: ``name``, and values of the method's options; options that are not named have their defaults.
+        section: ``name``, and values of the method's options. Missing options have their defaults.
 
     Returns:
         The method with its options.
@@ -64,14 +73,20 @@ def build(section: Mapping[str, Any]) -> Method:
         PruneError: there is no method of that name.
         pydantic.ValidationError: an option is unknown, or its value is not allowed (a loaded recipe has been checked).
     """
-    kind = find(section["name"])
-    return kind(kind.Options.model_validate({key: value for key, value in section.items() if key != "name"}))
+    method_class = find(section["name"])
+    return method_class(
+        method_class.Options.model_validate({key: value for key, value in section.items() if key != "name"})
+    )
 
 
 def options_of(name: str) -> type[BaseModel]:
-    """The options model of a method, for the recipe loader."""
+    """The options model of a method, for the recipe loader.
+
+    Raises:
+        PruneError: see ``find``.
+    """
     return find(name).Options
 
 
-def _foreign() -> dict[str, EntryPoint]:
+def _entry_points() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}

@@ -1,6 +1,12 @@
-"""APoZ: a channel whose activations are mostly zero says little.
+"""APoZ: the average percentage of zeros among a channel's activations.
 
-Hu, Peng, Tai, Tang: Network Trimming: A Data-Driven Neuron Pruning Approach, 2016 (arXiv 1607.03250), section 3.
+Hu, Peng, Tai, Tang: Network Trimming: A Data-Driven Neuron Pruning Approach towards Efficient Deep Architectures, 2016
+(arXiv 1607.03250), section 3:
+
+    APoZ_i = #{A_i(n, x, y) = 0} / (N H W),    s_i = 1 - APoZ_i
+
+A_i are the activations after the ReLU, N the images. They are read at the inputs of the layers that consume the
+channel. It needs calibration images; no labels, no gradients.
 """
 
 from collections.abc import Mapping, MutableMapping
@@ -21,19 +27,27 @@ from dist_prune.pruning.hooks.statistics import State, Statistic
 
 
 class Apoz(base.RankingMethod):
-    """One minus the share of zeros among the channel's activations, where the next layer consumes them."""
+    """Channels whose activations are mostly zero go first."""
 
     paper = "Hu et al., Network Trimming: A Data-Driven Neuron Pruning Approach, 2016"
 
     def score(self, context: base.ScoringContext) -> base.Scores:
-        """``<layer>:in:zeros`` and ``<layer>:in:count`` (positions,) int64: zero activations, and all of them."""
-        found = context.collect(consumer_sites(context.graph, map_consumers), ZeroCounts())
-        if sum(int(tables["zeros"].sum()) for tables in found.values()) == 0:
+        """Count the zeros at the inputs of all consumers.
+
+        Returns:
+            For each consuming layer ``<layer>:in:zeros`` and ``<layer>:in:count``, (positions,) int64: zero
+            activations, and all activations, of each input channel.
+
+        Raises:
+            PruneError: no activation is zero, so the network has no ReLU.
+        """
+        tables = context.collect(consumer_sites(context.graph, map_consumers), ZeroCounts())
+        if sum(int(counts["zeros"].sum()) for counts in tables.values()) == 0:
             raise PruneError(
-                "apoz: not one activation is exactly zero; it counts the zeros behind a ReLU, and this network has "
+                "apoz: not one activation is exactly zero; it counts the zeros after a ReLU, and this network has "
                 "another activation. Choose a criterion of weights or gradients ('dist-prune list methods')."
             )
-        return flatten_tables(found)
+        return flatten_tables(tables)
 
     def importance(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> dict[str, Tensor]:
         zeros, count = (sum_consumers(scores, graph, state, map_consumers) for state in ("zeros", "count"))
@@ -41,7 +55,7 @@ class Apoz(base.RankingMethod):
 
 
 class ZeroCounts(Statistic):
-    """States: ``zeros`` and ``count`` (C,) int64 per position of the layer's input."""
+    """Zeros of feature maps. States: ``zeros`` and ``count`` (positions,) int64, per channel of the layer's input."""
 
     def states(self, point: HookPoint) -> dict[str, State]:
         return {"zeros": State("sum", (point.width,)), "count": State("sum", (point.width,))}

@@ -1,13 +1,17 @@
-"""The contract between a paper and the harness. A paper is one file beside this one."""
+"""The contract between a paper and the harness: ``Method``, and bases for papers that rank channels.
+
+A paper is one file, or one folder, beside this one. It subclasses ``Method``, ``RankingMethod`` or ``WeightRanking``.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dist_prune.errors import PruneError
+from dist_prune.methods.context import ScoringContext, check_one_batch
 from dist_prune.methods.options import (
     CoupledOptions,
     MethodOptions,
@@ -17,8 +21,7 @@ from dist_prune.methods.options import (
     select_only,
 )
 from dist_prune.pruning.figure_data import Curve, SimilarityMap
-from dist_prune.pruning.graph.groups import DependencyGraph, HookPoint
-from dist_prune.pruning.hooks.statistics import Statistic
+from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.selection.group_scores import reduce_group
 from dist_prune.pruning.selection.ranking import SelectionRequest, check_ranking, check_target, select_by_score
@@ -38,153 +41,30 @@ __all__ = [
     "check_one_batch",
     "refinable",
     "select_only",
-]  # fmt: skip
+]
 
-Scores = dict[str, Tensor]
-TRAINED = "trained/"  # of the scores of a method that trains weights
-LARGEST_BATCH = 1000  # images that one forward pass is asked to hold
-T = TypeVar("T")
-
-
-def check_one_batch(images: int) -> None:
-    """PruneError if there are too many calibration images for scoring in training mode, as one batch."""
-    if images > LARGEST_BATCH:
-        raise PruneError(
-            f"score.images: scoring in training mode takes all images as one batch, and {images:,} are more than "
-            f"{LARGEST_BATCH:,}. The released program takes 100; method.fidelity=correct takes any number."
-        )
-
-
-class ScoringContext(Protocol):
-    """All that a paper may ask for. No verb names a rank; every answer is the same on all of them."""
-
-    graph: DependencyGraph
-
-    @property
-    def sites(self) -> Sequence[HookPoint]:
-        """The producers of every free group."""
-        ...
-
-    @property
-    def images(self) -> int:
-        """Number of calibration images."""
-        ...
-
-    @property
-    def labels(self) -> Tensor:
-        """(n,) int64 class of each calibration image."""
-        ...
-
-    def weight(self, point: HookPoint) -> Tensor:
-        """The layer's weight, (out, in / groups, kh, kw) or (out, in), on the CPU."""
-        ...
-
-    def collect(
-        self,
-        points: Sequence[HookPoint],
-        statistic: Statistic,
-        backward: bool = False,
-        *,
-        train_mode: bool = False,
-        augment: bool = False,
-    ) -> dict[str, dict[str, Tensor]]:
-        """Run the calibration images in fixed micro-batches; site name -> state name -> merged table, on the CPU.
-
-        With ``backward`` the statistic also gets the gradient of the summed cross-entropy at each site's output.
-        ``train_mode`` and ``augment`` are for released programs that score so: all images in one batch whose own
-        statistics the batch norms use (running statistics stay as they are), and training augmentation by the seed.
-        """
-        ...
-
-    def map_jobs(
-        self, jobs: Sequence[T], run: Callable[[T], Any], keep: str = "", costs: Sequence[float] | None = None
-    ) -> list[Any]:
-        """Deal independent jobs over the ranks, evenly by their ``costs``; the results, in the order of the jobs.
-
-        ``keep`` names a lasting record of jobs and results (JSON values): what is on it, from this or an earlier run,
-        is not done again.
-        """
-        ...
-
-    def count_correct(
-        self, group: str, off: Tensor, *, where: Literal["consumed", "output"] = "consumed", memory_mb: int = 1024
-    ) -> list[int]:
-        """Calibration images that the network gets right without the channels ``off`` (m, C) of a group, m times.
-
-        For jobs: on this rank alone. What does not depend on the group is computed once and kept, within the memory.
-        ``where``: see pruning.gating.gate_points.
-        """
-        ...
-
-    def checkpoint(self, name: str, tables: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The state of a long computation: with ``tables``, keep them under a name, and leave here where the run was
-        asked to stop; without, what an earlier, stopped process kept (nothing: {}). The same on all ranks."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where a rank does heavy arithmetic."""
-        ...
-
-    def train_parameters(
-        self,
-        parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]],
-        loss: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor],
-        epochs: int,
-        lr: float,
-        batch: int,
-        watch: Callable[[int], Any] = lambda step: None,
-        *,
-        network: nn.Module | None = None,
-        name: str = "",
-        calibration: bool = False,
-        train_mode: bool = False,
-        padding: int | None = None,
-        **training: Any,
-    ) -> list[dict[str, float]]:
-        """Train parameters (gates) by SGD; ``loss(model, images, labels, ids)`` gives (n,) losses.
-
-        Groups of parameters are dicts with ``params`` and ``lr_scale``, the factor of their learning rate. The dense
-        network stays in evaluation mode. Inside a job of ``share`` it trains on this rank alone. With a ``name`` it
-        resumes: ``watch`` hears first of the last update that was saved. ``calibration``: on these images instead of
-        all training images. ``train_mode``: batch norms use the statistics of their batch. ``training``: keys of the
-        recipe's train section (optimizer, momentum ...).
-
-        With ``network`` (and no parameters) that one trains in its place, whole, in training mode, batch norms over
-        all ranks, on the calibration images, less those held out (``selection``, ``holdout``). Checkpoints bear
-        ``name``: run again it goes on at the step, and a finished one is taken as it is. What ``watch`` returns then
-        (numbers, and tensors for histograms) goes to trackers. ``padding``: of the recipe's crops, in place of its own.
-        """
-        ...
-
-    def clone_model(self) -> nn.Module:
-        """A copy of the bare dense network, on the device."""
-        ...
-
-    def steps_per_epoch(self, batch: int, holdout: float = 0.0) -> int:
-        """Updates per epoch of ``fit`` with a network."""
-        ...
-
-    def all_reduce_sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Add tensors over all ranks, in place, as one bucket; sums of floats depend on how images were dealt."""
-        ...
-
-    def generator(self, *name: Any) -> Any:
-        """A torch.Generator (CPU) from the recipe's seed and a name: the same on every rank."""
-        ...
+Scores = dict[str, Tensor]  # names of the method's choice -> tensors of any shape and dtype, on the CPU
+TRAINED = "trained/"  # prefix of the weights among the scores of a method that trains weights
 
 
 class Method(ABC):
-    """A paper: what it scores, and how scores become a plan.
+    """A paper: what it computes of a dense network, and how a plan follows from that.
 
-    Class attributes:
-        paper: citation shown by ``dist-prune list methods``.
-        Options: the model of its recipe keys.
-        equivariant: permuting a group's channels permutes its plan (False for random choices).
-        trains_weights: whether surgery starts from weights that ``score`` returns, ``trained/<name>`` for each entry
-            of the dense state dict, instead of the dense ones.
-        units: whether it can judge whole units, attention heads and groups of grouped convolutions, as channels.
-        one_shot: why the network that a plan leaves cannot be scored and cut again (schedule.rounds); empty: it can.
+    A run calls ``prunable`` and ``prepare`` before any work, ``score`` on every rank, and later ``select``, which reads
+    the score file. All members but ``score`` are pure: their results depend on the options and the arguments alone, not
+    on data, networks, files, ranks or global random numbers, and they change no argument. So one score file serves all
+    targets, thresholds and ratios, and every rank computes the same plan.
+
+    Attributes:
+        paper: citation, shown by ``dist-prune list methods``.
+        Options: pydantic model of the method's recipe keys (section ``method``).
+        equivariant: whether permuting the channels of a group permutes its plan. False for random choices, and for
+            scores with frequent ties, which the smaller index decides.
+        trains_weights: whether ``score`` trains weights. The scores then hold ``trained/<key>`` for each key of the
+            dense network's state dict, and surgery starts from these weights.
+        units: whether the method can score whole units (attention heads, groups of a grouped convolution), each as one
+            channel. If False, groups of such units are protected.
+        why_one_shot: why a pruned network cannot be scored and pruned again (``schedule.rounds``); empty: it can.
     """
 
     paper: ClassVar[str]
@@ -195,79 +75,157 @@ class Method(ABC):
     why_one_shot: ClassVar[str] = ""
 
     def __init__(self, options: Any):
+        """Keep the options.
+
+        Args:
+            options: an instance of ``Options``.
+        """
         self.options = options
 
     def has(self, quirk: str) -> bool:
-        """Whether the options ask for this departure of the released code; see ``QuirkOptions``."""
+        """Whether the options select a quirk, a named departure of the released code (``QuirkOptions.has``).
+
+        Raises:
+            KeyError: the method has no quirk of that name.
+        """
         return self.options.has(quirk)
 
     @property
     def calibration_split(self) -> Literal["train", "held_out", "test"]:
-        """What the calibration images are drawn from: the training images, those of them that training holds out for
-        selection, or (a leak that some released programs have) the test images."""
+        """The images that calibration images are drawn from.
+
+        ``train``: the training images. ``held_out``: those that training holds out for selection. ``test``: the test
+        images, which some released programs use; the run then warns that its figures are too good.
+        """
         return "train"
 
     @property
     def augmented(self) -> bool:
-        """Whether ``bench.count`` sees its images with the training augmentation."""
+        """Whether ``ScoringContext.count_correct`` sees its images with the training augmentation."""
         return False
 
     @abstractmethod
     def score(self, context: ScoringContext) -> Scores:
-        """Named tensors (CPU) that ``select`` needs, nothing else."""
+        """Compute everything that ``select`` needs. Called on every rank at the same time.
+
+        Args:
+            context: the network, its graph and the calibration images. Score all of ``context.graph.free``.
+
+        Returns:
+            Named tensors on the CPU, the same on every rank. They become the score file (safetensors). Names, shapes
+            and dtypes belong to the method; its docstring states them.
+
+        Raises:
+            PruneError: the method cannot score this network.
+        """
 
     @abstractmethod
     def select(self, scores: Mapping[str, Tensor], graph: DependencyGraph, request: SelectionRequest) -> Plan:
-        """A plan from scores. Pure: no data, no network, no randomness, no rank."""
+        """Make a plan from scores. Pure; called without gradients.
+
+        Args:
+            scores: what ``score`` returned, on the CPU.
+            graph: the dependency graph of the scored network. Library callers may pass a traced graph as it is, so
+                apply ``prunable`` first; applying it twice changes nothing.
+            request: target, ratio or threshold, and the floors, caps and rounding of each group.
+
+        Returns:
+            The plan, with a reason for every group that keeps all its channels (``Plan.keeping``). At least one channel
+            of each group stays.
+
+        Raises:
+            PruneError: the scores belong to another method or network, or the request cannot be met.
+        """
 
     def prunable(self, graph: DependencyGraph) -> DependencyGraph:
-        """The groups that this method can judge; others become protected, with the reason."""
+        """Protect the groups that this method cannot score, with the reason. Pure and idempotent.
+
+        Args:
+            graph: as traced.
+
+        Returns:
+            The graph in which the other groups are protected. The default protects groups of whole units, unless
+            ``units``.
+        """
         return graph if self.units else graph.whole_channels_only()
 
     def layers_to_reinit(self, graph: DependencyGraph) -> tuple[str, ...]:
-        """Layers that start from new weights after surgery instead of what is left of the dense ones."""
+        """Module paths of the layers that get new weights after surgery, instead of the dense ones that stay.
+
+        Args:
+            graph: of the dense network, after ``prunable``.
+        """
         return ()
 
     def similarity_maps(
         self, scores: Mapping[str, Tensor], graph: DependencyGraph, request: SelectionRequest
     ) -> Iterable[SimilarityMap]:
-        """Pictures for the report: what the scores say of each group. Pure, like ``select``."""
+        """Similarity matrices of channel groups for the report. Pure.
+
+        Args:
+            scores: of the first round.
+            graph: of the dense network, after ``prepare``.
+            request: of the first round.
+        """
         return ()
 
     def curves(
         self, scores: Mapping[str, Tensor], graph: DependencyGraph, request: SelectionRequest
     ) -> Iterable[Curve]:
-        """Lines for the report: how the scores came to be. Pure, like ``select``."""
+        """Curves for the report that show how the scores developed. Pure; arguments as in ``similarity_maps``."""
         return ()
 
     def orders(
         self, scores: Mapping[str, Tensor], graph: DependencyGraph, request: SelectionRequest
     ) -> Mapping[str, Sequence[int]]:
-        """Group -> its channels in the order in which they would go, for curves over all counts. Pure.
+        """The order in which each group would lose its channels, for curves over all channel counts. Pure.
 
-        Empty for methods that do not rank the channels of a group.
+        Returns:
+            Group name -> permutation of 0 to C - 1, the channel that goes first at the front. Empty for methods that do
+            not rank the channels of a group.
         """
         return {}
 
     def warnings(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> Sequence[str]:
-        """What a reader of the scores should know before trusting them. Pure; shown, and noted in the report."""
+        """Reasons to doubt these scores, as sentences. Pure; shown after selection, and noted in the report."""
         return ()
 
     def cautions(self, graph: DependencyGraph) -> Sequence[str]:
-        """What these options are likely to do badly on these groups, known before anything is scored. Pure; shown by
-        ``dist-prune check`` and at the start of scoring, and noted in the report."""
+        """Known weaknesses of these options on these groups, as sentences, before anything is scored.
+
+        Pure; shown by ``dist-prune check`` and at the start of scoring, and noted in the report.
+        """
         return ()
 
     def check(self, graph: DependencyGraph, request: SelectionRequest) -> None:
-        """PruneError where the request asks for what this method does not do; called before any work.
+        """Check that this method can meet a request. Pure; called before any work.
 
-        The default is a ranking method's: a target or a keep ratio, no threshold.
+        The default is for ranking methods: exactly one of a target, a keep ratio and counts, and no threshold.
+
+        Args:
+            graph: after ``prunable``, exclusions and inclusions.
+            request: of a run, or of one round.
+
+        Raises:
+            PruneError: it cannot; names the recipe key and the allowed values.
         """
         check_ranking(request)
         check_target(graph, request)
 
     def prepare(self, graph: DependencyGraph, exclude: Sequence[str], request: SelectionRequest) -> DependencyGraph:
-        """The channels (of ``limits``) with the recipe's exclusions; PruneError where nothing can be done with them."""
+        """Apply the recipe's exclusions and inclusions, and ``check`` the request. Pure; called before any work.
+
+        Args:
+            graph: after ``prunable``.
+            exclude: globs of module paths, ``select.exclude``. A group with a producer that matches is protected.
+            request: ``request.include``, if not empty, protects all groups that it does not match.
+
+        Returns:
+            The graph whose free groups may be pruned.
+
+        Raises:
+            PruneError: a glob matches no producer, no group is free, or ``check`` refuses the request.
+        """
         unknown = graph.unmatched(exclude)
         if unknown:
             raise PruneError(f"select.exclude: {', '.join(unknown)} match no layer whose channels could be cut")
@@ -285,26 +243,49 @@ class Method(ABC):
     def table(
         self, scores: Mapping[str, Tensor], graph: DependencyGraph, request: SelectionRequest
     ) -> list[dict[str, Any]]:
-        """Rows of plain values for the report: what other values of the method's knob would cut. None by default."""
+        """Rows for the report: what other values of the method's main option would remove. Pure.
+
+        Returns:
+            One dict per row, column -> string, number or None; every row has the same columns. Empty: no table.
+        """
         return []
 
     @staticmethod
     def require_score(scores: Mapping[str, Tensor], name: str) -> Tensor:
-        """A score by name; PruneError where the score file was made for something else."""
+        """Look up a score by name.
+
+        Raises:
+            PruneError: it is missing, because the scores belong to another method or network.
+        """
         if name not in scores:
             raise PruneError(f"the score file has no {name!r}: it was made by another method or for another network")
         return scores[name]
 
 
 class RankingMethod(Method):
-    """A paper that gives every channel a worth: the channels worth least go first, ties to the smaller index.
+    """A paper that gives every channel an importance. The least important channels go first.
 
-    Where a group's channels are all worth the same, the seed decides."""
+    Of equal channels the smaller index goes first. If all channels of a group are equal, the seed decides. Subclasses
+    write ``score``, and ``importance`` unless the scores have the names of the groups; targets, ratios, counts, floors,
+    rounding and global ranking come with ``select``.
+    """
 
     Options = RankingOptions
 
     def importance(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> dict[str, Tensor]:
-        """Free group -> (C,) float64. The default is for scores that bear the groups' names already."""
+        """The importance of every channel. Pure.
+
+        Args:
+            scores: what ``score`` returned.
+            graph: after ``prunable``.
+
+        Returns:
+            Name of each free group -> (C,) float64, finite. Small values go first. The default takes the scores of the
+            groups' names.
+
+        Raises:
+            PruneError: a score is missing.
+        """
         return {group.name: self.require_score(scores, group.name) for group in graph.free}
 
     def orders(
@@ -313,7 +294,7 @@ class RankingMethod(Method):
         return orders_of(self.importance(scores, graph), request.seed)
 
     def warnings(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> list[str]:
-        """Groups whose channels the scores do not tell apart."""
+        """Name the groups whose channels all have the same importance."""
         return tie_warnings(self.importance(scores, graph))
 
     def select(self, scores: Mapping[str, Tensor], graph: DependencyGraph, request: SelectionRequest) -> Plan:
@@ -322,15 +303,27 @@ class RankingMethod(Method):
         return Plan.keeping(graph, kept)
 
     def sum_over_layers(self, scores: Mapping[str, Tensor], graph: DependencyGraph, state: str) -> dict[str, Tensor]:
-        """The worth where ``<producer>:<state>`` are (C,) changes of one loss, which add up over layers."""
-        parts = {g.name: [self.require_score(scores, f"{name}:{state}") for name in g.producers] for g in graph.free}
-        return {name: torch.stack(values).sum(0) for name, values in parts.items()}
+        """Importance of groups whose layers hold changes of one loss, which add up.
+
+        Args:
+            scores: ``<producer>:<state>``, (C,) each, for every producer of every free group.
+            graph: after ``prunable``.
+            state: the part of the names after the colon.
+
+        Returns:
+            Free group -> (C,) sum over its producers.
+
+        Raises:
+            PruneError: a score is missing.
+        """
+        layers = {g.name: [self.require_score(scores, f"{name}:{state}") for name in g.producers] for g in graph.free}
+        return {name: torch.stack(values).sum(0) for name, values in layers.items()}
 
 
 class WeightRanking(RankingMethod):
-    """A paper that ranks filters by their own weights: one function of a layer's filters.
+    """A paper that ranks filters by their own weights: one function of the filters of a layer.
 
-    The layers of a coupled group become one score by the option ``combine``.
+    The scores of the layers of a coupled group become one importance by the option ``combine``.
     """
 
     units = True
@@ -338,12 +331,25 @@ class WeightRanking(RankingMethod):
 
     @abstractmethod
     def filter_scores(self, filters: Tensor) -> Tensor:
-        """(C, D) float64 weights, one row per filter -> (C,) float64."""
+        """Score the filters of one layer. Pure.
+
+        Args:
+            filters: (C, D) float64 on the CPU, one flattened filter per row, without bias.
+
+        Returns:
+            (C,) float64; small values go first.
+        """
 
     def score(self, context: ScoringContext) -> Scores:
-        """``<site>``: (C,) float64, per producer."""
-        return {point.name: self.filter_scores(context.weight(point).double().flatten(1)) for point in context.sites}
+        """Score the weights of every producer; no calibration image is read.
+
+        Returns:
+            ``<producer>``: (C,) float64.
+        """
+        return {
+            point.name: self.filter_scores(context.weight(point).double().flatten(1)) for point in context.hook_points
+        }
 
     def importance(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> dict[str, Tensor]:
-        parts = {group.name: [self.require_score(scores, name) for name in group.producers] for group in graph.free}
-        return {name: reduce_group(values, self.options.combine) for name, values in parts.items()}
+        layers = {group.name: [self.require_score(scores, name) for name in group.producers] for group in graph.free}
+        return {name: reduce_group(values, self.options.combine) for name, values in layers.items()}

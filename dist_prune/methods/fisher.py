@@ -1,7 +1,11 @@
-"""Fisher pruning: how much the loss is expected to rise when a channel is switched off, per sample.
+"""Fisher pruning: the expected rise of the loss when a channel is set to zero, from per-image gradients.
 
 Theis, Korshunova, Tejani, Huszar: Faster gaze prediction with dense networks and Fisher pruning, 2018, equation 9:
-1 / (2 N) sum_n (sum over positions of a_n dL_n / da_n)^2, for the mask of a channel where it is consumed.
+
+    s_i = 1/(2 N) sum over images n of (sum over positions of a_i dL_n/da_i)^2
+
+The inner sum is the gradient of the loss of image n with respect to a mask on the channel, where it is consumed. It
+needs calibration images, their labels and gradients.
 """
 
 from collections.abc import MutableMapping
@@ -21,20 +25,33 @@ Quirk = Literal["batch_mean", "train_mode", "before_norm"]
 
 
 class Options(base.QuirkOptions[Quirk], base.RankingOptions):
-    """``as_released``: every quirk, the form of the Dirichlet-switch program."""
+    """Options of Fisher pruning; ``as_released`` is the form in the program of the Dirichlet importance switches.
 
-    batch: int = Field(default=100, ge=1, le=65536, description="batch_mean: images of a batch")
+    Attributes:
+        batch: images whose mean loss is differentiated at once; read with the quirk ``batch_mean``.
+    """
+
+    batch: int = Field(default=100, ge=1, le=65536, description="images per batch of the quirk batch_mean")
 
 
 class Fisher(base.RankingMethod):
-    """Channels whose absence changes the loss least go first; members of a coupled group add up before they are
-    squared."""
+    """Channels whose absence changes the loss least go first.
+
+    The mask gradients of all consumers of a channel are added before they are squared.
+    """
 
     paper = "Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018"
     Options = Options
 
     def score(self, context: base.ScoringContext) -> base.Scores:
-        """``<group>``: (C,) float64."""
+        """Square and average the mask gradients of all images.
+
+        Returns:
+            ``<group>``: (C,) float64, expected rise of the loss in nats.
+
+        Raises:
+            PruneError: the quirk ``train_mode`` gets more images than one batch may hold.
+        """
         points = {group.name: consumers(context.graph, group) for group in context.graph.free}
         if self.has("before_norm"):
             points |= before_norm(context.graph)
@@ -42,13 +59,13 @@ class Fisher(base.RankingMethod):
         if self.has("train_mode"):
             base.check_one_batch(context.images)
         view = train_mode() if self.has("train_mode") else {}
-        found = context.collect(unique, MaskGradients(), backward=True, **view)
+        tables = context.collect(unique, MaskGradients(), backward=True, **view)
         scores: base.Scores = {}
         for name, own in points.items():
             width = context.graph.group(name).width
             rows = torch.zeros((context.images, width + 1), dtype=torch.float64)
             for point in own:
-                rows.index_add_(1, point.slots, found[point.point.name]["rows"].double())
+                rows.index_add_(1, point.slots, tables[point.point.name]["rows"].double())
             rows = rows[:, :width]
             if self.has("batch_mean"):
                 scores[name] = batch_mean(rows, self.options.batch)
@@ -58,9 +75,9 @@ class Fisher(base.RankingMethod):
 
 
 class MaskGradients(Statistic):
-    """Sum over positions of activation times gradient, per image and position of the input: the gradient of a mask.
+    """Gradient of a mask on each input channel: the sum over positions of activation times gradient.
 
-    State: ``rows`` (n, width).
+    State: ``rows`` (n, width) float32, per image.
     """
 
     def states(self, point: HookPoint) -> dict[str, State]:
@@ -73,27 +90,42 @@ class MaskGradients(Statistic):
         tables["rows"][ids] = flatten_maps((maps * grads).double(), point).sum(2).to(torch.float32)
 
 
-# What the released code does otherwise (specification, part C); each is a quirk of its name.
+# Departures of the released code; each is the quirk of its name.
 
 
 def batch_mean(rows: Tensor, batch: int) -> Tensor:
-    """The loss is a batch's mean, so its gradients carry 1 / B; half the mean square of each batch, added over
-    batches."""
-    parts = [part / len(part) for part in rows.split(batch)]
-    return torch.stack([(part**2).mean(0) / 2 for part in parts]).sum(0)
+    """Quirk: the loss is the mean of a batch of B images, so gradients carry a factor 1/B.
+
+    Args:
+        rows: (n, C) float64 mask gradients per image, in the order of the calibration list.
+        batch: B, images per batch.
+
+    Returns:
+        (C,) float64: half the mean square over the images of a batch, added over batches.
+    """
+    batches = [gradients / len(gradients) for gradients in rows.split(batch)]
+    return torch.stack([(gradients**2).mean(0) / 2 for gradients in batches]).sum(0)
 
 
 def before_norm(graph: DependencyGraph) -> dict[str, list[ChannelPoint]]:
-    """Group -> where it is scored: at the entrance of a norm that stands behind pool and activation (LeNet-5's). A norm
-    behind the layer itself (VGG's) is passed first."""
-    found = {}
+    """Quirk: a channel is scored before a batch norm that follows pool and activation (LeNet-5), not after it.
+
+    A norm that follows the layer itself (VGG) comes before the mask, as everywhere.
+
+    Args:
+        graph: the dependency graph.
+
+    Returns:
+        Name of each group with such a norm -> the input of the norm.
+    """
+    points = {}
     for group in graph.free:
         norm = pooled_norm(graph, group)
         if norm is not None:
-            found[group.name] = [input_point(graph, group, norm)]
-    return found
+            points[group.name] = [input_point(graph, group, norm)]
+    return points
 
 
 def train_mode() -> dict[str, bool]:
-    """Batch norms use their batch's statistics; here that batch is all images."""
+    """Quirk: batch norms use the statistics of their batch, which is all images here; arguments of ``collect``."""
     return {"train_mode": True}

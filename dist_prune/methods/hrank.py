@@ -1,6 +1,11 @@
-"""HRank: a channel whose feature maps have low rank carries little.
+"""HRank: the mean rank of a channel's feature maps.
 
-Lin, Ji, Wang, Zhang, Zhang, Tian, Shao: HRank: Filter Pruning using High-Rank Feature Map, CVPR 2020, section 3.
+Lin, Ji, Wang, Zhang, Zhang, Tian, Shao: HRank: Filter Pruning using High-Rank Feature Map, CVPR 2020, section 3:
+
+    s_i = 1/N sum over images n of rank(A_i^(n)),    A_i^(n) (H, W)
+
+The maps are read at the inputs of the convolutions that consume the channel, and summed over these. It needs
+calibration images; no labels, no gradients.
 """
 
 from collections.abc import Mapping, MutableMapping
@@ -16,13 +21,21 @@ from dist_prune.pruning.selection.group_scores import protect
 
 
 class HRank(base.RankingMethod):
-    """The mean rank of a channel's map as the next convolution consumes it, summed over all that do."""
+    """Channels whose maps have a low rank go first.
+
+    Groups without maps (1x1 maps, or consumed by linear layers) are protected.
+    """
 
     paper = "Lin et al., HRank: Filter Pruning using High-Rank Feature Map, CVPR 2020"
     equivariant = False  # small maps often have equal ranks, and ties fall to the smaller index
 
     def score(self, context: base.ScoringContext) -> base.Scores:
-        """``<layer>:in:ranks`` (C,) int64 summed over images; ``<layer>:in:images`` () int64."""
+        """Add the ranks of the maps at the inputs of all consumers.
+
+        Returns:
+            For each consuming layer ``<layer>:in:ranks``, (positions,) int64 summed over images, and
+            ``<layer>:in:images``, () int64, their number.
+        """
         return flatten_tables(context.collect(consumer_sites(self.prunable(context.graph), map_consumers), MapRanks()))
 
     def prunable(self, graph: DependencyGraph) -> DependencyGraph:
@@ -43,7 +56,7 @@ class HRank(base.RankingMethod):
 
 
 class MapRanks(Statistic):
-    """States: ``ranks`` (C,) int64; ``images``."""
+    """Ranks of feature maps. States: ``ranks`` (positions,) int64 summed over images; ``images`` () int64."""
 
     def states(self, point: HookPoint) -> dict[str, State]:
         return {"ranks": State("sum", (point.width,)), "images": State("sum")}
@@ -56,7 +69,14 @@ class MapRanks(Statistic):
 
 
 def map_rank(maps: Tensor) -> Tensor:
-    """(..., H, W) -> (...) int64: singular values above eps max(H, W) times the largest one."""
+    """The rank of each map: the number of singular values above eps max(H, W) times the largest one.
+
+    Args:
+        maps: (..., H, W) floating point; eps is that of its dtype.
+
+    Returns:
+        (...) int64.
+    """
     values = torch.linalg.svdvals(maps)
     limit = torch.finfo(maps.dtype).eps * max(maps.shape[-2:]) * values.amax(-1, keepdim=True)
     return (values > limit).sum(-1)

@@ -1,7 +1,12 @@
-"""Filters whose maps tell least about the classes go first: I(Z_k; Y) by matrix-based Renyi entropies.
+"""HRel: mutual information between a filter's activation maps and the class labels.
 
-HRel: Sarvani et al., Neural Networks 147 (2022): relevance between activation maps and class labels. One pass over the
-unpruned network; filters are judged each by itself.
+Sarvani et al.: HRel, Neural Networks 147 (2022): relevance between activation maps and class labels:
+
+    s_k = mean over batches of I(Z_k; Y),    I(Z; Y) = S(A_Z) + S(A_Y) - S(A_Z o A_Y)
+
+A are the Gram matrices of a batch's maps and of its labels, normalised to trace 1 (the product o too), and S is the
+matrix-based Renyi entropy of order ``alpha`` in bits. One pass over the unpruned network scores every filter by itself.
+It needs calibration images and their labels; no gradients.
 """
 
 from typing import Literal
@@ -18,47 +23,80 @@ from dist_prune.pruning.information.group_samples import EstimatorConfig, GroupS
 
 
 class Options(base.RankingOptions):
-    """Kernels exp(-D^2 / sigma^2); sigma of maps is aligned to each batch's label kernel, and smoothed over batches."""
+    """Options of HRel.
 
-    alpha: float = Field(default=1.0, gt=0, le=1000, description="order of the entropy; 1 is Shannon's, the paper's")
-    batch: int = Field(default=100, ge=2, le=65536, description="images whose entropies are taken together")
-    sigma_y: float = Field(default=0.1, gt=0, le=10**9, description="width of the kernel of the one-hot labels")
-    grid: Literal["fine", "coarse"] = Field(default="fine", description="alignment: 300 widths, or twice 16")
-    map_side: int | None = Field(default=None, ge=1, le=16384, description="average larger maps to this side first")
-    precision: Literal["float64", "float32"] = Field(default="float64", description="of kernels and spectra")
-    memory_mb: int = Field(default=4096, ge=16, le=10**9, description="for activations held at a time; moves no score")
+    Kernels of maps are exp(-D^2 / sigma^2). Their bandwidth sigma maximises the alignment with the label kernel of each
+    batch, and is smoothed over the batches.
+
+    Attributes:
+        alpha: order of the Renyi entropy.
+        batch: images whose Gram matrix is computed together.
+        sigma_y: bandwidth of the kernel of the one-hot labels.
+        grid: how many bandwidths the alignment tries.
+        map_side: largest side of the maps; larger ones are averaged to it.
+        precision: dtype of kernels and eigenvalues.
+        memory_mb: memory for activations that are held at a time.
+    """
+
+    alpha: float = Field(
+        default=1.0, gt=0, le=1000, description="order of the Renyi entropy; 1: Shannon's, as in the paper"
+    )
+    batch: int = Field(default=100, ge=2, le=65536, description="images per Gram matrix")
+    sigma_y: float = Field(default=0.1, gt=0, le=10**9, description="bandwidth of the kernel of the one-hot labels")
+    grid: Literal["fine", "coarse"] = Field(
+        default="fine", description="bandwidths that the alignment tries: 300, or twice 16"
+    )
+    map_side: int | None = Field(
+        default=None, ge=1, le=16384, description="side in pixels that larger maps are averaged to; none: as they are"
+    )
+    precision: Literal["float64", "float32"] = Field(
+        default="float64", description="floating-point type of kernels and eigenvalues"
+    )
+    memory_mb: int = Field(
+        default=4096, ge=16, le=10**9, description="MiB of activations held at a time; changes no score"
+    )
 
 
 class HRel(base.RankingMethod):
-    """The mean of I(Z_k; Y) over batches and, on a residual stream, over the places where it is read."""
+    """Filters whose maps tell least about the classes go first.
+
+    On a residual stream the mutual information is averaged over the layers that read it.
+    """
 
     paper = "Sarvani et al., Neural Networks 2022: relevance of activation maps to the classes (HRel)"
     Options = Options
 
     def score(self, context: base.ScoringContext) -> base.Scores:
-        """Group -> (K,) float64, bits. What enters the layers behind norm, activation and sum is read."""
-        taps = {group.name: group_inputs(context.graph, group) for group in context.graph.free}
-        points = {tap.point.name: tap.point for found in taps.values() for tap in found}
+        """Estimate the mutual information at the inputs of the layers that read each group.
+
+        Returns:
+            ``<group>``: (C,) float64, bits.
+        """
+        inputs = {group.name: group_inputs(context.graph, group) for group in context.graph.free}
+        points = {point.point.name: point.point for own in inputs.values() for point in own}
         shapes = {
-            name: tuple(t["shape"].tolist())
-            for name, t in context.collect(list(points.values()), ActivationCensus()).items()
+            name: tuple(tables["shape"].tolist())
+            for name, tables in context.collect(list(points.values()), ActivationCensus()).items()
         }
         statistic = Activations(shapes, self.options.map_side)
         batches = batches_of(context.images, self.options.batch, context.generator("hrel", "batches"))
         scores = {}
-        for names in memory_batches(taps, statistic, context.images, len(batches[0]), self.options.memory_mb):
-            held = {tap.point.name: tap.point for name in names for tap in taps[name]}
-            maps = {site: t["maps"] for site, t in context.collect(list(held.values()), statistic).items()}
-            subjects = []
+        for names in memory_batches(inputs, statistic, context.images, len(batches[0]), self.options.memory_mb):
+            points = {point.point.name: point.point for name in names for point in inputs[name]}
+            tables = context.collect(list(points.values()), statistic)
+            maps = {name: own["maps"] for name, own in tables.items()}
+            group_samples = []
             for name in names:
-                chosen = [taps[name][i] for i in distinct([maps[tap.point.name] for tap in taps[name]])]
-                found = [tap.take(maps[tap.point.name]) for tap in chosen]
-                subjects.append(GroupSamples(name, found, context.labels, batches, self.estimator(), context.device))
-            scores |= self._relevances(context, subjects)
+                chosen = [inputs[name][i] for i in distinct([maps[point.point.name] for point in inputs[name]])]
+                samples = [point.take(maps[point.point.name]) for point in chosen]
+                group_samples.append(
+                    GroupSamples(name, samples, context.labels, batches, self.estimator(), context.device)
+                )
+            scores |= self._relevances(context, group_samples)
         return scores
 
     def estimator(self) -> EstimatorConfig:
-        """How entropies and widths are found."""
+        """The configuration of entropies and bandwidths that the options describe."""
         options = self.options
         return EstimatorConfig(
             criterion="relevance",
@@ -71,9 +109,9 @@ class HRel(base.RankingMethod):
         )
 
     def _relevances(self, context: base.ScoringContext, group_samples: list[GroupSamples]) -> base.Scores:
-        """A job a batch and tap; rounded values are added as integers, wherever they were computed."""
-        sigmas = group_bandwidths(group_samples, context.map_jobs)
-        panels = [samples.estimator_bank(own) for samples, own in zip(group_samples, sigmas, strict=True)]
+        """One job per group, input and batch; rounded values are added as integers, whichever rank computed them."""
+        bandwidths = group_bandwidths(group_samples, context.map_jobs)
+        banks = [samples.estimator_bank(own) for samples, own in zip(group_samples, bandwidths, strict=True)]
         jobs = [
             (samples.name, number, tap, batch)
             for number, samples in enumerate(group_samples)
@@ -83,14 +121,15 @@ class HRel(base.RankingMethod):
 
         def run(job: tuple[str, int, int, int]) -> Tensor:
             _, number, tap, batch = job
-            found = panels[number].estimator(tap, batch).relevance(range(group_samples[number].width))
-            return (found * panels[number].unit).round().long()
+            relevance = banks[number].estimator(tap, batch).relevance(range(group_samples[number].width))
+            return (relevance * banks[number].unit).round().long()
 
-        out: dict[str, Tensor] = {}
-        parts = context.map_jobs(jobs, run, costs=[float(group_samples[number].width) for _, number, _, _ in jobs])
-        for (name, number, _, _), part in zip(jobs, parts, strict=True):
-            out[name] = out.get(name, torch.zeros(group_samples[number].width, dtype=torch.int64)) + part
-        means = {
-            s.name: bank.unit * len(s.taps) * len(s.batches) for s, bank in zip(group_samples, panels, strict=True)
+        totals: dict[str, Tensor] = {}
+        results = context.map_jobs(jobs, run, costs=[float(group_samples[number].width) for _, number, _, _ in jobs])
+        for (name, number, _, _), result in zip(jobs, results, strict=True):
+            totals[name] = totals.get(name, torch.zeros(group_samples[number].width, dtype=torch.int64)) + result
+        divisors = {
+            samples.name: bank.unit * len(samples.taps) * len(samples.batches)
+            for samples, bank in zip(group_samples, banks, strict=True)
         }
-        return {name: total.double() / means[name] for name, total in out.items()}
+        return {name: total.double() / divisors[name] for name, total in totals.items()}

@@ -1,6 +1,10 @@
-"""L1 magnitude: a filter's score is the sum of its absolute weights.
+"""L1 magnitude: the sum of a filter's absolute weights.
 
-Li, Kadav, Durdanovic, Samet, Graf: Pruning Filters for Efficient ConvNets, ICLR 2017, section 3.
+Li, Kadav, Durdanovic, Samet, Graf: Pruning Filters for Efficient ConvNets, ICLR 2017, section 3.1:
+
+    s_i = sum of |w| over the weights w of filter F_i, without its bias
+
+It needs no images, labels or gradients.
 """
 
 from torch import Tensor
@@ -9,7 +13,7 @@ from dist_prune.methods import base
 
 
 class L1(base.WeightRanking):
-    """Small filters go first."""
+    """Filters of small L1 norm go first."""
 
     paper = "Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017"
 

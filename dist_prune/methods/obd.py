@@ -1,6 +1,12 @@
-"""Optimal Brain Damage with a diagonal Hessian: the loss rises by h w^2 / 2 for each weight that goes.
+"""Optimal Brain Damage: the rise of the loss by a diagonal Hessian when a filter's weights become zero.
 
-LeCun, Denker, Solla: Optimal Brain Damage, NIPS 1989, summed over the weights of a filter.
+LeCun, Denker, Solla: Optimal Brain Damage, NIPS 1989, the saliency h_ww w^2 / 2 summed over the weights of a filter:
+
+    s_i = 1/2 sum over the weights w of filter F_i of h_ww w^2
+
+h_ww is the second derivative of the loss, approximated by squared gradients of micro-batches (the empirical Fisher) or
+estimated by Hutchinson's method. It needs calibration images, their labels and gradients; second derivatives with
+``diagonal=hutchinson``.
 """
 
 from collections.abc import Mapping
@@ -15,27 +21,40 @@ from dist_prune.pruning.hooks.curvature import Hutchinson, SquaredChange, mean_r
 
 
 class Options(base.RankingOptions):
+    """Options of Optimal Brain Damage.
+
+    Attributes:
+        diagonal: how the diagonal of the Hessian is approximated.
+    """
+
     diagonal: Literal["fisher", "hutchinson"] = Field(
         default="fisher",
-        description="h: squared gradients of micro-batches (ranks as taylor's form weight does: half of it), or "
-        "Hutchinson's estimate by random signs, which can be negative",
+        description="approximation of the Hessian's diagonal: squared gradients of micro-batches (half of taylor's "
+        "form weight), or Hutchinson's estimate by random signs, which can be negative",
     )
 
 
 class Obd(base.RankingMethod):
-    """The sum over the filters of a coupled group: all of them are changes of one loss."""
+    """Filters whose removal raises the loss least go first; the filters of a coupled group add up."""
 
     paper = "LeCun, Denker, Solla, Optimal Brain Damage, NIPS 1989"
     Options = Options
 
     def score(self, context: base.ScoringContext) -> base.Scores:
-        """``<layer>:weight``: (C,) float64, the sum of h w^2 / 2 over each filter."""
+        """Compute the saliency of every filter.
+
+        Returns:
+            ``<producer>:weight``: (C,) float64, the sum of h_ww w^2 / 2 in nats.
+
+        Raises:
+            PruneError: ``diagonal=hutchinson``, and a layer of the network has no second derivative.
+        """
         fisher = self.options.diagonal == "fisher"
         statistic = (
             SquaredChange() if fisher else Hutchinson(context.generator("hutchinson").initial_seed(), scaled=True)
         )
-        found = context.collect([point.at_weight for point in context.sites], statistic, backward=True)
-        return {name: mean_rows(tables) / 2 for name, tables in found.items()}
+        tables = context.collect([point.at_weight for point in context.hook_points], statistic, backward=True)
+        return {name: mean_rows(own) / 2 for name, own in tables.items()}
 
     def importance(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> dict[str, Tensor]:
         return self.sum_over_layers(scores, graph, "weight")

@@ -1,6 +1,10 @@
-"""WHC: a filter counts by its norm and by how unlike the other large filters it is.
+"""WHC: a filter's norm times its dissimilarity to the other large filters of its layer.
 
-Chen, Sun, Huang: WHC: Weighted Hybrid Criterion for Filter Pruning on Convolutional Neural Networks, ICASSP 2023.
+Chen, Sun, Huang: WHC: Weighted Hybrid Criterion for Filter Pruning on Convolutional Neural Networks, ICASSP 2023:
+
+    s_i = ||F_i|| sum over j != i of ||F_j|| (1 - |cos(F_i, F_j)|)
+
+The paper prunes once, the same share of every layer. It needs no images, labels or gradients.
 """
 
 import torch
@@ -10,7 +14,7 @@ from dist_prune.methods import base
 
 
 class Whc(base.WeightRanking):
-    """|F_i| times the sum over j of |F_j| (1 - |cos(F_i, F_j)|); single shot, the same share of every layer."""
+    """Small filters, and filters parallel to other large ones, go first."""
 
     paper = "Chen et al., WHC: Weighted Hybrid Criterion for Filter Pruning, ICASSP 2023"
 
@@ -19,7 +23,14 @@ class Whc(base.WeightRanking):
 
 
 def hybrid(filters: Tensor) -> Tensor:
-    """(C, D) -> (C,): |F_i| sum_j |F_j| (1 - |cos|) = sum_j (|F_i| |F_j| - |<F_i, F_j>|), without j = i."""
+    """The criterion of every filter, as the sum over j != i of ||F_i|| ||F_j|| - |<F_i, F_j>|.
+
+    Args:
+        filters: (C, D) floating point, one flattened filter per row.
+
+    Returns:
+        (C,) of the same dtype.
+    """
     norms = filters.norm(dim=1)
-    unlike = torch.outer(norms, norms) - (filters @ filters.T).abs()
-    return unlike.fill_diagonal_(0).sum(1)
+    dissimilarity = torch.outer(norms, norms) - (filters @ filters.T).abs()
+    return dissimilarity.fill_diagonal_(0).sum(1)

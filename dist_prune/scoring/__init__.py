@@ -1,1 +1,1 @@
-"""What a paper may ask, done across ranks."""
+"""Scoring across ranks: the implementation of the context that a paper's ``score`` gets."""

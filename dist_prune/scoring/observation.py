@@ -1,4 +1,4 @@
-"""One observation: a statistic of the calibration images, folded over ranks and kept in a file from time to time."""
+"""One observation: a statistic of the calibration images, merged over ranks and saved to a file from time to time."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from dist_prune.pruning.hooks.statistics import Accumulator, Statistic, gradient
 
 
 def layer_weight(model: nn.Module, point: HookPoint) -> nn.Parameter:
-    """The weight of a site's layer."""
+    """The weight parameter of a hook point's layer."""
     return model.get_submodule(point.layer).weight  # type: ignore[return-value]
 
 
@@ -31,7 +31,17 @@ def collect_batch(
     positions: Tensor,
     backward: bool,
 ) -> None:
-    """One micro-batch into a tally, with gradients of the summed cross-entropy where ``backward``."""
+    """Run one micro-batch through a network and add it to the tables of a statistic.
+
+    Args:
+        model: the network, in the mode that it is to run in. Its parameters' ``.grad`` stays as it was.
+        points: hook points of the statistic.
+        accumulator: the tables, updated in place.
+        images: (k, C, H, W) on the device.
+        labels: (k,) int64 class numbers on the device; used with ``backward``.
+        positions: (k,) int64 positions of the images in the calibration list, on the device.
+        backward: also compute the gradient of the summed cross-entropy at each hook point.
+    """
     if not backward:
         with (
             torch.no_grad(),
@@ -41,69 +51,92 @@ def collect_batch(
         ):
             model(images)
         return
-    seen: list[tuple[HookPoint, Tensor]] = []
+    captured: list[tuple[HookPoint, Tensor]] = []
 
-    def note(point: HookPoint, maps: Tensor) -> Tensor:
-        copy = maps.clone()  # the network goes on with a copy: an in-place activation must not touch the maps
-        seen.append((point, copy if point.side == "in" else maps))  # what enters a layer, and no shortcut around it
+    def capture(point: HookPoint, maps: Tensor) -> Tensor:
+        copy = maps.clone()  # the network continues with a copy: an in-place activation must not touch the maps
+        captured.append((point, copy if point.side == "in" else maps))  # the layer's input, not a shortcut around it
         return copy
 
-    tapped = [point for point in points if point.side != "weight"]
-    with torch.enable_grad(), capture_outputs(model, tapped, note):
-        # gradients are asked for at the sites alone: the parameters' own .grad stays as it was
+    hooked = [point for point in points if point.side != "weight"]
+    with torch.enable_grad(), capture_outputs(model, hooked, capture):
+        # gradients are taken at the hook points only: the parameters' own .grad stays as it was
         logits = model(images.requires_grad_(True))
         loss = functional.cross_entropy(logits, labels, reduction="sum")
-        seen += [(point, layer_weight(model, point)) for point in points if point.side == "weight"]
-        grads = gradients(loss, seen, accumulator.statistic, positions)
+        captured += [(point, layer_weight(model, point)) for point in points if point.side == "weight"]
+        grads = gradients(loss, captured, accumulator.statistic, positions)
     with torch.no_grad():
-        for (point, maps), grad in zip(seen, grads, strict=True):
+        for (point, maps), grad in zip(captured, grads, strict=True):
             accumulator.update(point, fold_units(point, maps.detach()), positions, fold_units(point, grad))
 
 
 class Observation:
-    """Tables of this rank (``local``) and of all ranks (``merged``, the same on every rank).
+    """The tables of one call of ``collect``: of this rank since the last save, and merged over all ranks.
 
     Args:
-        statistic, points: what is gathered, and where.
+        statistic: what is computed.
+        points: hook points, each name once.
         images: number of calibration images.
-        file: where the merged tables are kept, or None.
-        asked: everything else that decides them: the file must have been made for the same.
+        device: where the tables are.
+        comm: all ranks; they call ``save`` and ``load`` together.
+        file: where the merged tables are saved, or None.
+        settings: everything else that decides the tables: a file with other settings is not used.
     """
 
     def __init__(
-        self, statistic: Statistic, points: Sequence[HookPoint], images: int, device: torch.device, comm: Communicator,
-        file: Path | None, asked: tuple[Any, ...],
-    ):  # fmt: skip
+        self,
+        statistic: Statistic,
+        points: Sequence[HookPoint],
+        images: int,
+        device: torch.device,
+        comm: Communicator,
+        file: Path | None,
+        settings: tuple[Any, ...],
+    ):
         self.points, self.comm = points, comm
         self.local, self.merged = (Accumulator(statistic, points, images, device) for _ in range(2))
-        settings = {name: repr(value) for name, value in sorted(vars(statistic).items())}
+        attributes = {name: repr(value) for name, value in sorted(vars(statistic).items())}
         names = [point.name for point in points]
-        identity = identity_of(*asked, images, first_class_name(statistic), settings, names)
+        identity = identity_of(*settings, images, first_class_name(statistic), attributes, names)
         self.state = ResumableState(file, identity, comm)
 
     @property
     def tables(self) -> dict[str, dict[str, Tensor]]:
-        """Site name -> state name -> merged table, on the CPU."""
-        found = self.merged.tables
-        return {site: {name: table.cpu() for name, table in tables.items()} for site, tables in found.items()}
+        """Hook point name -> state name -> merged table, on the CPU."""
+        merged = self.merged.tables
+        return {point: {name: table.cpu() for name, table in tables.items()} for point, tables in merged.items()}
 
     def update(self, model: nn.Module, images: Tensor, labels: Tensor, positions: Tensor, backward: bool) -> None:
-        """One micro-batch into this rank's tables."""
+        """Add one micro-batch to this rank's tables; arguments as in ``collect_batch``."""
         collect_batch(model, self.points, self.local, images, labels, positions, backward)
 
     def save(self, done: int) -> None:
-        """Fold all ranks' tables, one collective per word and dtype, and keep them: ``done`` micro-batches are in."""
-        for (word, _), tables in self.local.reduction_buckets().items():
-            self.comm.all_reduce(word, tables)
+        """Merge the tables of all ranks, one collective per reduction and dtype, and save them.
+
+        Args:
+            done: number of micro-batches, over all ranks, that the tables hold then.
+
+        Raises:
+            PruneError: the disk refuses.
+        """
+        for (reduction, _), tables in self.local.reduction_buckets().items():
+            self.comm.all_reduce(reduction, tables)
         self.merged.merge(self.local)
         self.local.reset()
         self.state.save(self.merged.state_dict(), micro_batches=done)
 
     def load(self, say: Callable[[str], None]) -> int:
-        """Micro-batches that the file already holds of this observation; 0 where there is none of this kind."""
+        """Load the merged tables of an earlier, stopped process.
+
+        Args:
+            say: tells the user about a damaged file.
+
+        Returns:
+            Number of micro-batches that the tables hold; 0 if there is no file of this observation.
+        """
 
         def damaged() -> None:
-            say(f"  score: {self.state.file} is damaged and left aside; scoring starts over")
+            say(f"  score: {self.state.file} is damaged and is not used; scoring starts over")
 
         tables, meta = self.state.load(damaged)
         if not meta:

@@ -26,45 +26,45 @@ HALF = SelectionRequest(target=("macs", 0.5))
 every_method = pytest.mark.parametrize("name", methods.list_names())
 
 
-def plan_of(name: str, bench: DistributedScoringContext, request: SelectionRequest = HALF) -> Plan:
+def plan_of(name: str, context: DistributedScoringContext, request: SelectionRequest = HALF) -> Plan:
     method = tiny.method(name)
-    return method.select(method.score(bench), bench.graph, request)
+    return method.select(method.score(context), context.graph, request)
 
 
 def plan_on(ranks: Communicator, name: str, images: int = tiny.IMAGES) -> str:
     return plan_of(name, tiny.bench(tiny.network(), ranks, images=images)).fingerprint
 
 
-def observed(name: str, bench: DistributedScoringContext) -> list:
-    """The (sites, statistic, backward) that a method asks the bench for."""
-    asked = []
-    plain = bench.collect
+def observed(name: str, context: DistributedScoringContext) -> list:
+    """The (points, statistic, backward) of every statistic that a method collects."""
+    calls = []
+    plain = context.collect
 
-    def spy(sites, statistic, backward=False):
-        asked.append((sites, statistic, backward))
-        return plain(sites, statistic, backward)
+    def spy(points, statistic, backward=False):
+        calls.append((points, statistic, backward))
+        return plain(points, statistic, backward)
 
-    bench.collect = spy  # type: ignore[method-assign]
-    tiny.method(name).score(bench)
-    return asked
+    context.collect = spy  # type: ignore[method-assign]
+    tiny.method(name).score(context)
+    return calls
 
 
 @every_method
 def test_ranks_do_not_move_the_plan(name, pool):
-    plans = {print_ for world in (1, 2, 3) for print_ in pool.run(world, plan_on, name)}
+    plans = {fingerprint for world in (1, 2, 3) for fingerprint in pool.run(world, plan_on, name)}
     assert len(plans) == 1
 
 
 @every_method
 def test_more_ranks_than_micro_batches(name, pool):
-    plans = {print_ for world in (1, 3) for print_ in pool.run(world, plan_on, name, 9)}
+    plans = {fingerprint for world in (1, 3) for fingerprint in pool.run(world, plan_on, name, 9)}
     assert len(plans) == 1
 
 
 @pytest.mark.slow
 @every_method
 def test_four_ranks_do_not_move_the_plan(name, pool4):
-    plans = {print_ for world in (1, 2, 3, 4) for print_ in pool4.run(world, plan_on, name)}
+    plans = {fingerprint for world in (1, 2, 3, 4) for fingerprint in pool4.run(world, plan_on, name)}
     assert len(plans) == 1
 
 
@@ -107,14 +107,16 @@ def test_many_ranks_do_not_move_the_plan_nor_say_more(name, pool16):
 
 @every_method
 def test_parts_merge_to_the_whole(name):
-    bench = tiny.bench(tiny.network())
-    for sites, statistic, backward in observed(name, bench):
-        whole, *parts = (Accumulator(statistic, sites, bench.images, torch.device("cpu")) for _ in range(4))
-        lists = [torch.arange(i, min(i + tiny.MICRO, bench.images)) for i in range(0, bench.images, tiny.MICRO)]
+    context = tiny.bench(tiny.network())
+    for points, statistic, backward in observed(name, context):
+        whole, *parts = (Accumulator(statistic, points, context.images, torch.device("cpu")) for _ in range(4))
+        lists = [torch.arange(i, min(i + tiny.MICRO, context.images)) for i in range(0, context.images, tiny.MICRO)]
         for number, positions in enumerate(lists):
-            batch = next(bench.loader.batches([bench.ids[positions.numpy()]]))
-            for tally in (whole, parts[number % 3]):
-                collect_batch(bench.model, sites, tally, batch.images.clone(), batch.labels, positions, backward)
+            batch = next(context.loader.batches([context.ids[positions.numpy()]]))
+            for accumulator in (whole, parts[number % 3]):
+                collect_batch(
+                    context.model, points, accumulator, batch.images.clone(), batch.labels, positions, backward
+                )
         for part in parts[1:]:
             parts[0].merge(part)
         assert whole.state_dict().keys() == parts[0].state_dict().keys()
@@ -124,16 +126,16 @@ def test_parts_merge_to_the_whole(name):
 
 @every_method
 def test_a_fresh_state_is_the_identity(name):
-    bench = tiny.bench(tiny.network())
-    for sites, statistic, backward in observed(name, bench):
-        tally, fresh = (Accumulator(statistic, sites, bench.images, torch.device("cpu")) for _ in range(2))
+    context = tiny.bench(tiny.network())
+    for points, statistic, backward in observed(name, context):
+        accumulator, fresh = (Accumulator(statistic, points, context.images, torch.device("cpu")) for _ in range(2))
         positions = torch.arange(tiny.MICRO)
-        batch = next(bench.loader.batches([bench.ids[: tiny.MICRO]]))
-        collect_batch(bench.model, sites, tally, batch.images, batch.labels, positions, backward)
-        before = {key: table.clone() for key, table in tally.state_dict().items()}
-        tally.merge(fresh)
-        assert all(torch.equal(table, before[key]) for key, table in tally.state_dict().items())
-        fresh.merge(tally)
+        batch = next(context.loader.batches([context.ids[: tiny.MICRO]]))
+        collect_batch(context.model, points, accumulator, batch.images, batch.labels, positions, backward)
+        before = {key: table.clone() for key, table in accumulator.state_dict().items()}
+        accumulator.merge(fresh)
+        assert all(torch.equal(table, before[key]) for key, table in accumulator.state_dict().items())
+        fresh.merge(accumulator)
         assert all(torch.equal(table, before[key]) for key, table in fresh.state_dict().items())
 
 
@@ -163,16 +165,16 @@ def test_the_loader_does_not_move_the_plan(name, workers, tmp_path):
 
 @every_method
 def test_select_is_pure(name):
-    bench = tiny.bench(tiny.network())
+    context = tiny.bench(tiny.network())
     method = tiny.method(name)
-    scores = method.score(bench)
+    scores = method.score(context)
     before = {key: tensor.clone() for key, tensor in scores.items()}
     state = torch.get_rng_state()
-    first = method.select(scores, bench.graph, HALF)
+    first = method.select(scores, context.graph, HALF)
     torch.manual_seed(99)
-    second = tiny.method(name).select(scores, bench.graph, HALF)
+    second = tiny.method(name).select(scores, context.graph, HALF)
     torch.set_rng_state(state)
-    method.select(scores, bench.graph, HALF)
+    method.select(scores, context.graph, HALF)
     assert torch.equal(state, torch.get_rng_state())
     assert first.canonical() == second.canonical()
     assert scores.keys() == before.keys()
@@ -206,9 +208,9 @@ def test_same_seed_same_fingerprint(name):
 @every_method
 def test_a_replayed_plan_loads_strictly_and_computes_the_same(name):
     model = tiny.network()
-    bench = tiny.bench(model)
-    plan = plan_of(name, bench)
-    small = tiny.cut(model, bench.graph, plan)
+    context = tiny.bench(model)
+    plan = plan_of(name, context)
+    small = tiny.cut(model, context.graph, plan)
     again = tiny.cut(model, trace_groups(model, tiny.example()[:1]), Plan.from_json(plan.to_json()))
     rebuilt = rebuild(tiny.network(seed=7), plan, small.state_dict()).eval()
     x = tiny.example()
@@ -221,11 +223,11 @@ def test_a_replayed_plan_loads_strictly_and_computes_the_same(name):
 @every_method
 def test_gated_off_is_removed(name):
     model = tiny.network()
-    bench = tiny.bench(model)
-    plan = plan_of(name, bench)
-    small, x = tiny.cut(model, bench.graph, plan), tiny.example()
+    context = tiny.bench(model)
+    plan = plan_of(name, context)
+    small, x = tiny.cut(model, context.graph, plan), tiny.example()
     dense = model(x)
-    with gate_off(model, bench.graph, plan.removed):
+    with gate_off(model, context.graph, plan.removed):
         switched = model(x)
     assert torch.allclose(switched, small(x), atol=1e-10, rtol=0)
     assert not torch.allclose(dense, switched, atol=1e-3)
@@ -234,11 +236,11 @@ def test_gated_off_is_removed(name):
 
 @every_method
 def test_at_least_one_channel_survives(name):
-    bench = tiny.bench(tiny.network())
-    low, _ = reachable(tiny.method(name).prunable(bench.graph), HALF, "macs")
-    plan = plan_of(name, bench, SelectionRequest(target=("macs", low)))
+    context = tiny.bench(tiny.network())
+    low, _ = reachable(tiny.method(name).prunable(context.graph), HALF, "macs")
+    plan = plan_of(name, context, SelectionRequest(target=("macs", low)))
     assert min(plan.counts.values()) == 1
-    tiny.cut(bench.model, bench.graph, plan)(tiny.example())
+    tiny.cut(context.model, context.graph, plan)(tiny.example())
 
 
 @every_method
@@ -273,8 +275,8 @@ class Killed(BaseException):
     """Stands for the end of a process: nothing in the package catches it."""
 
 
-def killed_after(batches: int, bench: DistributedScoringContext) -> None:
-    plain = bench.loader.batches
+def killed_after(batches: int, context: DistributedScoringContext) -> None:
+    plain = context.loader.batches
 
     def dying(dealt, augment=None):
         for number, batch in enumerate(plain(dealt, augment)):
@@ -282,27 +284,27 @@ def killed_after(batches: int, bench: DistributedScoringContext) -> None:
                 raise Killed
             yield batch
 
-    bench.loader.batches = dying  # type: ignore[method-assign]
+    context.loader.batches = dying  # type: ignore[method-assign]
 
 
 def killed(ranks: Communicator, name: str, partial, batches: int) -> None:
-    bench = tiny.bench(tiny.network(), ranks, partial=partial)
-    killed_after(batches, bench)
+    context = tiny.bench(tiny.network(), ranks, partial=partial)
+    killed_after(batches, context)
     with contextlib.suppress(Killed):
-        plan_of(name, bench)
+        plan_of(name, context)
 
 
 def resumed(ranks: Communicator, name: str, partial) -> tuple[str, int]:
-    bench = tiny.bench(tiny.network(), ranks, partial=partial)
-    return plan_of(name, bench).fingerprint, bench.resumed
+    context = tiny.bench(tiny.network(), ranks, partial=partial)
+    return plan_of(name, context).fingerprint, context.resumed
 
 
 @every_method
 @pytest.mark.parametrize(("batches", "before", "after"), [(2, 1, 1), (5, 1, 3), (1, 3, 1), (2, 2, 3), (2, 2, 2)])
 def test_killed_in_scoring_and_resumed_is_never_killed(name, batches, before, after, tmp_path, pool):
     """Killed on some ranks, resumed on as many or on another number of them, and once more when all is done."""
-    bench = tiny.bench(tiny.network())
-    whole, observes = plan_of(name, bench).fingerprint, bool(bench._observations)
+    context = tiny.bench(tiny.network())
+    whole, observes = plan_of(name, context).fingerprint, bool(context._observations)
     pool.run(before, killed, name, tmp_path, batches)
     for found, images in pool.run(after, resumed, name, tmp_path):
         assert found == whole

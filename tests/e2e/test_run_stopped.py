@@ -44,7 +44,7 @@ def test_killed_while_scoring_and_while_training_then_run_again(dense, tmp_path)
         assert process.returncode == -signal.SIGKILL, f"it was not killed while {file} was there"
     code, output = run(PYTHON, cut, *words)
     assert code == 0, output
-    assert "score: goes on after" in outputs[1]
+    assert "score: resumes after" in outputs[1]
     assert "goes on after epoch" in output
     one, two = report(whole), report(cut)
     assert one["plan"]["fingerprint"] == two["plan"]["fingerprint"]
@@ -141,7 +141,7 @@ class Count(Statistic):
 class Foreign(base.Method):
     paper = "a method that fails at one image, on whichever rank that image is"
     def score(self, bench):
-        bench.collect(bench.sites, Count())
+        bench.collect(bench.hook_points, Count())
         return {}
     def select(self, scores, channels, request):
         raise AssertionError

@@ -35,22 +35,22 @@ def test_every_ranking_method_has_the_base_and_its_keys(name):
 
 @pytest.mark.parametrize("name", [n for n in RANKING if n not in ("sensitivity", "entropy", "hrel", "chip", "mint")])
 def test_orders_are_those_of_plans_and_normalise_decides_between_groups(name):
-    bench, method = tiny.bench(tiny.network()), tiny.method(name)
-    channels = method.prunable(bench.graph)
-    bench.graph = channels
-    scores = method.score(bench)
-    orders = method.orders(scores, channels, SelectionRequest())
-    for group in channels.free:
+    context, method = tiny.bench(tiny.network()), tiny.method(name)
+    graph = method.prunable(context.graph)
+    context.graph = graph
+    scores = method.score(context)
+    orders = method.orders(scores, graph, SelectionRequest())
+    for group in graph.free:
         assert sorted(orders[group.name]) == list(range(group.width))
     for share in (0.5, 0.9):
-        plan = method.select(scores, channels, SelectionRequest(keep_ratio=share))
-        for group in channels.free:
+        plan = method.select(scores, graph, SelectionRequest(keep_ratio=share))
+        for group in graph.free:
             gone = group.width - len(plan.kept(group.name))
             assert set(orders[group.name][:gone]).isdisjoint(plan.kept(group.name))
     plans = {}
     for flag in (True, False):
         other = type(method)(method.options.model_copy(update={"normalise": flag}))
-        plans[flag] = other.select(scores, channels, SelectionRequest(keep_ratio=0.5, scope="global")).fingerprint
+        plans[flag] = other.select(scores, graph, SelectionRequest(keep_ratio=0.5, scope="global")).fingerprint
     if name not in ("random", "dirichlet", "shapley"):  # of one scale, sums of 1, three sets only
         assert plans[True] != plans[False]
 
@@ -74,16 +74,16 @@ def test_taylor_on_a_new_network_says_that_it_ranks_nothing():
         if name.endswith("bn2"):
             torch.nn.init.zeros_(module.weight)
             torch.nn.init.zeros_(module.bias)
-    bench, method = tiny.bench(model), tiny.method("taylor")
-    scores = method.score(bench)
-    (text,) = method.warnings(scores, bench.graph)
+    context, method = tiny.bench(model), tiny.method("taylor")
+    scores = method.score(context)
+    (text,) = method.warnings(scores, context.graph)
     assert "layer1.0.conv1" in text
     assert "0" in text
     assert "drawn from the seed" in text
-    plans = [method.select(scores, bench.graph, SelectionRequest(keep_ratio=0.5, seed=seed)) for seed in (0, 1)]
+    plans = [method.select(scores, context.graph, SelectionRequest(keep_ratio=0.5, seed=seed)) for seed in (0, 1)]
     assert plans[0].kept("layer1.0.conv1") != plans[1].kept("layer1.0.conv1")
     assert plans[0].kept("layer1.0.conv1") != list(range(8, 16))
-    assert tiny.method("taylor").warnings(method.score(tiny.bench(tiny.network())), bench.graph) == []
+    assert tiny.method("taylor").warnings(method.score(tiny.bench(tiny.network())), context.graph) == []
 
 
 QUIRKS = {
@@ -175,10 +175,13 @@ def test_a_method_that_is_a_folder_is_found(folder_of_methods, exported):
     kind = methods.find(name)
     assert (kind.__name__, kind.paper) == ("Paper", "a paper in a folder")
     assert methods.options_of(name) is CoupledOptions
-    bench, paper = tiny.bench(tiny.network()), kind(kind.Options())
-    plan = paper.select(paper.score(bench), bench.graph, SelectionRequest(keep_ratio=0.5))
+    context, paper = tiny.bench(tiny.network()), kind(kind.Options())
+    plan = paper.select(paper.score(context), context.graph, SelectionRequest(keep_ratio=0.5))
     squares = (
-        bench.weight(next(site for site in bench.sites if site.name == "layer1.0.conv1")).flatten(1).square().sum(1)
+        context.weight(next(point for point in context.hook_points if point.name == "layer1.0.conv1"))
+        .flatten(1)
+        .square()
+        .sum(1)
     )
     assert plan.kept("layer1.0.conv1") == sorted(squares.argsort()[8:].tolist())
 

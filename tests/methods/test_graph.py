@@ -73,36 +73,36 @@ def test_hash_is_the_unnormalised_dct_corner(shape):
 def test_hamming_from_the_gram_matrix_is_brute_force(batches):
     """Any cutting of the images gives the integers that pairwise comparison gives."""
     maps = torch.randn(100, 6, 9, 9, generator=torch.Generator().manual_seed(1))
-    site = HookPoint("conv", "conv", 6, "conv", True)
-    tally = Accumulator(HashAgreement(8), [site], 100, torch.device("cpu"))
+    point = HookPoint("conv", "conv", 6, "conv", True)
+    accumulator = Accumulator(HashAgreement(8), [point], 100, torch.device("cpu"))
     start = 0
     for size in batches:
-        tally.update(site, maps[start : start + size], torch.arange(start, start + size))
+        accumulator.update(point, maps[start : start + size], torch.arange(start, start + size))
         start += size
-    gram = tally.tables["conv"]["gram"]
+    gram = accumulator.tables["conv"]["gram"]
     ones = gram.diagonal()
     bits = hash_bits(maps, 8)
     for a in range(6):
         for b in range(6):
             assert int(ones[a] + ones[b] - 2 * gram[a, b]) == int((bits[:, a] != bits[:, b]).sum())
-    assert int(tally.tables["conv"]["images"]) == 100
-    assert int(tally.tables["conv"]["bits"]) == 64
+    assert int(accumulator.tables["conv"]["images"]) == 100
+    assert int(accumulator.tables["conv"]["bits"]) == 64
 
 
 def test_the_tables_do_not_grow_with_the_images():
     """A layer's statistic is C x C integers, whether 100 images stream by or the whole training set."""
-    site = HookPoint("conv", "conv", 32, "conv", True)
+    point = HookPoint("conv", "conv", 32, "conv", True)
     sizes = []
     for images in (100, 50_000):
-        tally = Accumulator(HashAgreement(8), [site], images, torch.device("cpu"))
-        tally.update(site, torch.randn(7, 32, 9, 9), torch.arange(7))
-        sizes.append(sum(table.numel() for table in tally.state_dict().values()))
+        accumulator = Accumulator(HashAgreement(8), [point], images, torch.device("cpu"))
+        accumulator.update(point, torch.randn(7, 32, 9, 9), torch.arange(7))
+        sizes.append(sum(table.numel() for table in accumulator.state_dict().values()))
     assert sizes == [32 * 32 + 2] * 2
 
 
 def hamming_of(ranks: Communicator, micro_batch: int) -> dict[str, list]:
-    bench = tiny.bench(tiny.network(), ranks, micro_batch=micro_batch)
-    scores = tiny.method("graph").score(bench)
+    context = tiny.bench(tiny.network(), ranks, micro_batch=micro_batch)
+    scores = tiny.method("graph").score(context)
     return {name: table.tolist() for name, table in scores.items() if not name.endswith(":l1")}
 
 
@@ -120,47 +120,48 @@ def test_edges_are_decided_on_integers():
 
 
 def scored():
-    bench = tiny.bench(tiny.network())
+    context = tiny.bench(tiny.network())
     method = tiny.method("graph")
-    return method, method.score(bench), bench
+    return method, method.score(context), context
 
 
 def test_threshold_one_keeps_all_but_twins_and_zero_keeps_one():
-    method, scores, bench = scored()
-    every = method.select(scores, bench.graph, SelectionRequest(threshold=1.0))
-    for group in bench.graph.free:
+    method, scores, context = scored()
+    every = method.select(scores, context.graph, SelectionRequest(threshold=1.0))
+    for group in context.graph.free:
         hamming = scores[f"{group.name}:hamming"]
         twins = int((hamming + torch.eye(len(hamming), dtype=hamming.dtype) == 0).any(1).sum())
         assert group.width - every.counts[group.name] <= twins
-    none = method.select(scores, bench.graph, SelectionRequest(threshold=0.0))
-    assert {none.counts[group.name] for group in bench.graph.free} == {1}
+    none = method.select(scores, context.graph, SelectionRequest(threshold=0.0))
+    assert {none.counts[group.name] for group in context.graph.free} == {1}
 
 
 def test_a_residual_stream_has_one_index_list():
-    method, scores, bench = scored()
-    plan = method.select(scores, bench.graph, SelectionRequest(threshold=0.7))
-    stem = bench.graph.group("conv1")
+    method, scores, context = scored()
+    plan = method.select(scores, context.graph, SelectionRequest(threshold=0.7))
+    stem = context.graph.group("conv1")
     assert stem.producers[:2] == ("conv1", "layer1.0.conv2")
-    assert bench.graph.group("layer2.0.downsample.0").producers[1] == "layer2.0.conv2"
-    small = tiny.cut(bench.model, bench.graph, plan)
+    assert context.graph.group("layer2.0.downsample.0").producers[1] == "layer2.0.conv2"
+    small = tiny.cut(context.model, context.graph, plan)
     widths = {name: small.get_submodule(name).out_channels for name in stem.producers}
     assert set(widths.values()) == {plan.counts["conv1"]}
 
 
 def test_combining_all_layers_leaves_out_those_without_a_hash():
     """On 8x8 inputs halved three times, maps of 1x1 hash to one bit that is always set: it must not count."""
-    bench = tiny.bench(tiny.network())
+    context = tiny.bench(tiny.network())
     method = tiny.method("graph")
-    scores = method.score(bench)
+    scores = method.score(context)
     summed = type(method)(type(method).Options(combine="sum"))
-    whole = summed.select(scores, bench.graph, SelectionRequest(threshold=1.0))
-    stream = bench.graph.group("layer3.0.downsample.0").producers
+    whole = summed.select(scores, context.graph, SelectionRequest(threshold=1.0))
+    stream = context.graph.group("layer3.0.downsample.0").producers
     for name in stream[1:]:
         scores[f"{name}:bits"] = torch.tensor([1, tiny.IMAGES])
         scores[f"{name}:hamming"] = torch.zeros_like(scores[f"{name}:hamming"])
-    found = summed.select(scores, bench.graph, SelectionRequest(threshold=1.0))
+    found = summed.select(scores, context.graph, SelectionRequest(threshold=1.0))
     assert (
-        found.counts[stream[0]] == method.select(scores, bench.graph, SelectionRequest(threshold=1.0)).counts[stream[0]]
+        found.counts[stream[0]]
+        == method.select(scores, context.graph, SelectionRequest(threshold=1.0)).counts[stream[0]]
     )
     assert whole.counts[stream[0]] > 1
 
@@ -168,31 +169,31 @@ def test_combining_all_layers_leaves_out_those_without_a_hash():
 def test_a_target_is_met_from_above_by_the_threshold():
     from dist_prune.pruning.selection.cost import macs
 
-    method, scores, bench = scored()
+    method, scores, context = scored()
     for share in (0.3, 0.5, 0.8):
-        plan = method.select(scores, bench.graph, SelectionRequest(target=("macs", share)))
-        left = macs(bench.graph, plan.counts) / macs(bench.graph)
+        plan = method.select(scores, context.graph, SelectionRequest(target=("macs", share)))
+        left = macs(context.graph, plan.counts) / macs(context.graph)
         assert share - 0.25 < left <= share
 
 
 def test_rounding_and_floor_hold():
-    method, scores, bench = scored()
-    plan = method.select(scores, bench.graph, SelectionRequest(threshold=0.6, round_to=8, min_channels=5))
-    for group in bench.graph.free:
+    method, scores, context = scored()
+    plan = method.select(scores, context.graph, SelectionRequest(threshold=0.6, round_to=8, min_channels=5))
+    for group in context.graph.free:
         assert plan.counts[group.name] % 8 == 0
-    plan = method.select(scores, bench.graph, SelectionRequest(threshold=0.0, min_channels=5))
-    assert {plan.counts[group.name] for group in bench.graph.free} == {5}
+    plan = method.select(scores, context.graph, SelectionRequest(threshold=0.0, min_channels=5))
+    assert {plan.counts[group.name] for group in context.graph.free} == {5}
 
 
 @pytest.mark.parametrize("request_", [SelectionRequest(), SelectionRequest(threshold=0.5, target=("macs", 0.5))])
 def test_threshold_or_target_but_not_both(request_):
-    method, scores, bench = scored()
+    method, scores, context = scored()
     with pytest.raises(PruneError, match=r"either select\.threshold"):
-        method.select(scores, bench.graph, request_)
+        method.select(scores, context.graph, request_)
 
 
 def test_scores_of_another_network_are_refused():
-    method, scores, bench = scored()
+    method, scores, context = scored()
     scores.pop("layer1.0.conv1:hamming")
     with pytest.raises(PruneError, match="another method or for another network"):
-        method.select(scores, bench.graph, SelectionRequest(threshold=0.7))
+        method.select(scores, context.graph, SelectionRequest(threshold=0.7))

@@ -33,10 +33,10 @@ def augmented_feed() -> ImageLoader:
 
 def released_plan(ranks: Communicator) -> str:
     model = tiny.network()
-    bench = tiny.bench(model, ranks, augmented_feed())
+    context = tiny.bench(model, ranks, augmented_feed())
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     found = method(fidelity="as_released")
-    plan = found.select(found.score(bench), bench.graph, SelectionRequest(threshold=0.7))
+    plan = found.select(found.score(context), context.graph, SelectionRequest(threshold=0.7))
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert not model.training
     return plan.fingerprint
@@ -50,21 +50,21 @@ def test_the_released_form_is_the_same_for_every_number_of_ranks(pool):
 def test_train_mode_is_one_batch_in_training_mode():
     """Against the network itself, in train(), on all images at once."""
     model = tiny.network()
-    bench = tiny.bench(model)
-    scores = method(quirks=["train_mode"]).score(bench)
-    site = next(site for site in bench.sites if site.name == "layer2.0.conv1")
+    context = tiny.bench(model)
+    scores = method(quirks=["train_mode"]).score(context)
+    point = next(point for point in context.hook_points if point.name == "layer2.0.conv1")
     maps = {}
     own = copy.deepcopy(model).train()
-    own.get_submodule(site.name).register_forward_hook(lambda m, i, y: maps.update(y=y))
+    own.get_submodule(point.name).register_forward_hook(lambda m, i, y: maps.update(y=y))
     with torch.no_grad():
-        own(next(bench.loader.batches([bench.ids])).images)
-    tally = Accumulator(HashAgreement(8), [site], bench.images, torch.device("cpu"))
-    tally.update(site, maps["y"], torch.arange(bench.images))
-    gram = tally.tables[site.name]["gram"]
+        own(next(context.loader.batches([context.ids])).images)
+    accumulator = Accumulator(HashAgreement(8), [point], context.images, torch.device("cpu"))
+    accumulator.update(point, maps["y"], torch.arange(context.images))
+    gram = accumulator.tables[point.name]["gram"]
     ones = gram.diagonal()
-    assert torch.equal(scores[f"{site.name}:hamming"], ones[:, None] + ones[None] - 2 * gram)
-    plain = method().score(bench)
-    assert not torch.equal(scores[f"{site.name}:hamming"], plain[f"{site.name}:hamming"])
+    assert torch.equal(scores[f"{point.name}:hamming"], ones[:, None] + ones[None] - 2 * gram)
+    plain = method().score(context)
+    assert not torch.equal(scores[f"{point.name}:hamming"], plain[f"{point.name}:hamming"])
     assert torch.equal(scores["conv1:hamming"], plain["conv1:hamming"]), "no batch norm comes before the stem"
 
 
@@ -95,41 +95,41 @@ def vgg():
     """The paper's VGG-16 with its channels and made-up scores."""
     torch.manual_seed(0)
     model = models.create("vgg16_bn_cifar", 10, 3).eval()
-    channels = trace_groups(model, torch.randn(1, 3, 32, 32))
+    graph = trace_groups(model, torch.randn(1, 3, 32, 32))
     scores = {}
-    for site in channels.hook_points:
-        if site.kind == "conv":
-            generator = torch.Generator().manual_seed(site.width)
-            table = torch.randint(0, 6400, (site.width, site.width), generator=generator).triu(1)
-            scores[f"{site.name}:hamming"] = table + table.T
-            scores[f"{site.name}:bits"] = torch.tensor([64, 100])
-            scores[f"{site.name}:l1"] = torch.rand(site.width, generator=generator, dtype=torch.float64)
-    return model, channels, scores
+    for point in graph.hook_points:
+        if point.kind == "conv":
+            generator = torch.Generator().manual_seed(point.width)
+            table = torch.randint(0, 6400, (point.width, point.width), generator=generator).triu(1)
+            scores[f"{point.name}:hamming"] = table + table.T
+            scores[f"{point.name}:bits"] = torch.tensor([64, 100])
+            scores[f"{point.name}:l1"] = torch.rand(point.width, generator=generator, dtype=torch.float64)
+    return model, graph, scores
 
 
 @pytest.mark.parametrize("quirks", [[], ["narrow_classifier"]])
 def test_both_classifier_forms_of_vgg(vgg, quirks):
     """Second release: the hidden linear layer stays 512 wide. First one: it shrinks with the last convolution."""
-    model, channels, scores = vgg
+    model, graph, scores = vgg
     found = method(quirks=quirks)
-    plan = found.select(scores, channels, SelectionRequest(threshold=0.9))
+    plan = found.select(scores, graph, SelectionRequest(threshold=0.9))
     left = plan.counts["features.40"]
     assert 1 <= left < 512
-    small = tiny.cut(model, found.prunable(channels), plan)
+    small = tiny.cut(model, found.prunable(graph), plan)
     hidden = small.get_submodule("hidden.0")
     assert (hidden.in_features, hidden.out_features) == (left, left if quirks else 512)
     assert small.get_submodule("head").in_features == hidden.out_features
-    assert cost.params(channels, plan.counts) == sum(p.numel() for p in small.parameters())
+    assert cost.params(graph, plan.counts) == sum(p.numel() for p in small.parameters())
     small(torch.randn(2, 3, 32, 32))
     if quirks:
         assert plan.kept("hidden.0") == plan.kept("features.40")
-        assert plan.removed.keys() == {group.name for group in channels.free}
+        assert plan.removed.keys() == {group.name for group in graph.free}
 
 
 def test_the_first_release_draws_the_classifier_anew(vgg):
-    model, channels, _ = vgg
-    assert method().layers_to_reinit(channels) == ()
-    fresh = method(quirks=["fresh_classifier"]).layers_to_reinit(channels)
+    model, graph, _ = vgg
+    assert method().layers_to_reinit(graph) == ()
+    fresh = method(quirks=["fresh_classifier"]).layers_to_reinit(graph)
     assert fresh == ("hidden.0", "head", "hidden.1")
     one, two, other = (copy.deepcopy(model) for _ in range(3))
     state = torch.get_rng_state()
@@ -144,9 +144,9 @@ def test_the_first_release_draws_the_classifier_anew(vgg):
 
 
 def test_training_mode_refuses_what_no_batch_can_hold():
-    bench = tiny.bench(tiny.network(), images=1347)
+    context = tiny.bench(tiny.network(), images=1347)
     with pytest.raises(PruneError, match=r"score\.images.* all images as one batch"):
-        method(quirks=["train_mode"]).score(bench)
+        method(quirks=["train_mode"]).score(context)
 
 
 def test_an_unknown_quirk_is_refused():
@@ -155,17 +155,17 @@ def test_an_unknown_quirk_is_refused():
 
 
 def portrait_facts(request_: SelectionRequest) -> list[tuple[str, int, str]]:
-    bench = tiny.bench(tiny.network())
+    context = tiny.bench(tiny.network())
     found = method()
-    scores = found.score(bench)
-    plan = found.select(scores, bench.graph, request_)
+    scores = found.score(context)
+    plan = found.select(scores, context.graph, request_)
     out = []
-    for portrait in found.similarity_maps(scores, bench.graph, request_):
+    for portrait in found.similarity_maps(scores, context.graph, request_):
         assert [i for i, stays in enumerate(portrait.kept) if stays] == plan.kept(portrait.group)
         assert portrait.likeness.shape == (len(portrait.kept),) * 2
         assert (portrait.likeness.diagonal() == 1).all()
         out.append((portrait.group, int(portrait.kept.sum()), portrait.said))
-    assert [group.name for group in found.prunable(bench.graph).free] == [name for name, _, _ in out]
+    assert [group.name for group in found.prunable(context.graph).free] == [name for name, _, _ in out]
     return out
 
 
@@ -195,14 +195,14 @@ def test_zeroed_channels_are_removed_channels_in_the_paper_s_networks(name):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, std=0.3)
     x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
-    channels = method().prunable(trace_groups(model, x))
+    graph = method().prunable(trace_groups(model, x))
     generator = torch.Generator().manual_seed(1)
-    kept = {g.name: torch.randperm(g.width, generator=generator)[: g.width // 2].tolist() for g in channels.free}
-    plan = Plan.keeping(channels, kept)
+    kept = {g.name: torch.randperm(g.width, generator=generator)[: g.width // 2].tolist() for g in graph.free}
+    plan = Plan.keeping(graph, kept)
     with torch.no_grad():
-        with gate_off(model, channels, plan.removed):
+        with gate_off(model, graph, plan.removed):
             switched = model(x)
-        removed = tiny.cut(model, channels, plan)(x)
+        removed = tiny.cut(model, graph, plan)(x)
     assert torch.allclose(switched, removed, atol=1e-9, rtol=1e-9)
     assert not torch.allclose(switched, model(x))
 
@@ -217,11 +217,11 @@ FOREIGN = ["resnet18", "resnext50_32x4d", "mobilenetv3_small_100", "efficientnet
 def test_in_any_network_every_layer_leads_follows_or_has_a_reason(name):
     """The same rule everywhere: the leader is scored, no other layer of its group comes before it, the rest follow."""
     model = models.create(name, 10, 3).eval()
-    channels = method().prunable(trace_groups(model, torch.randn(1, 3, 96, 96)))
+    graph = method().prunable(trace_groups(model, torch.randn(1, 3, 96, 96)))
     seen = set()
-    for group in channels.groups:
+    for group in graph.groups:
         assert group.producers[0] == group.name
-        leader = channels.layers[group.name]
+        leader = graph.layers[group.name]
         if group.protected:
             assert len(group.protected) > 10
         else:
@@ -229,13 +229,13 @@ def test_in_any_network_every_layer_leads_follows_or_has_a_reason(name):
             assert leader.positions > 1
             assert group.width == leader.width_out
         seen |= set(group.layers)
-    worked = {layer.name for layer in channels.layers.values() if layer.kind in ("conv", "linear")}
+    worked = {layer.name for layer in graph.layers.values() if layer.kind in ("conv", "linear")}
     assert worked <= seen, "every convolution and linear layer lies in a group"
 
 
 def test_a_layer_that_cannot_be_hashed_says_why():
-    channels = method().prunable(trace_groups(models.create("mobilenetv3_small_100", 10, 3).eval(),
+    graph = method().prunable(trace_groups(models.create("mobilenetv3_small_100", 10, 3).eval(),
                                                 torch.randn(1, 3, 96, 96)))  # fmt: skip
-    assert channels.group("blocks.0.0.se.conv_reduce").protected == "its 1x1 maps carry no hash"
+    assert graph.group("blocks.0.0.se.conv_reduce").protected == "its 1x1 maps carry no hash"
     with pytest.raises(PruneError, match="either select"):
-        method().check(channels, SelectionRequest())
+        method().check(graph, SelectionRequest())

@@ -43,25 +43,25 @@ def relevance(maps: np.ndarray, labels: np.ndarray, batches: list[np.ndarray]) -
     return whole / len(batches)
 
 
-def maps_at(bench, layer: str) -> np.ndarray:
+def maps_at(context, layer: str) -> np.ndarray:
     seen = []
-    handle = bench.model.get_submodule(layer).register_forward_pre_hook(lambda module, x: seen.append(x[0].clone()))
+    handle = context.model.get_submodule(layer).register_forward_pre_hook(lambda module, x: seen.append(x[0].clone()))
     with torch.no_grad():
-        (part,) = bench.loader.batches([bench.ids])
-        bench.model(part.images)
+        (batch,) = context.loader.batches([context.ids])
+        context.model(batch.images)
     handle.remove()
     return seen[0].flatten(2).float().double().numpy()
 
 
 def test_the_definition():
-    bench = tiny.bench(tiny.network())
-    order = torch.randperm(tiny.IMAGES, generator=bench.generator("hrel", "batches")).numpy()
-    batches, labels = [order[:20], order[20:40]], bench.labels.numpy()
-    scores = HRel(Options(batch=20)).score(bench)
-    maps = maps_at(bench, READER)
+    context = tiny.bench(tiny.network())
+    order = torch.randperm(tiny.IMAGES, generator=context.generator("hrel", "batches")).numpy()
+    batches, labels = [order[:20], order[20:40]], context.labels.numpy()
+    scores = HRel(Options(batch=20)).score(context)
+    maps = maps_at(context, READER)
     for k in (0, 3, 17):
         assert float(scores[GROUP][k]) == pytest.approx(relevance(maps[:, k], labels, batches), abs=2e-6)
-    inputs = [maps_at(bench, reader) for reader in READERS]
+    inputs = [maps_at(context, reader) for reader in READERS]
     assert np.array_equal(inputs[0], inputs[1]), "both read the same sum: it counts once"
     for k in (1, 20):
         assert float(scores[STREAM][k]) == pytest.approx(relevance(inputs[0][:, k], labels, batches), abs=2e-6)
@@ -69,13 +69,13 @@ def test_the_definition():
 
 def test_the_static_criterion_of_the_ranking_paper_agrees():
     """One batch of all images, the same order of the entropy: least relevant first."""
-    bench = tiny.bench(tiny.network())
+    context = tiny.bench(tiny.network())
     entropies = methods.find("entropy")
     words = {"criterion": "relevance", "width": "label", "alpha": 1.0, "batch": tiny.IMAGES, "skip_zero": None}
     other = entropies(entropies.Options.model_validate(words))
-    orders = other.orders(other.score(bench), bench.graph, SelectionRequest())
-    own = HRel(Options(batch=tiny.IMAGES)).score(bench)
-    for group in bench.graph.free:
+    orders = other.orders(other.score(context), context.graph, SelectionRequest())
+    own = HRel(Options(batch=tiny.IMAGES)).score(context)
+    for group in context.graph.free:
         if len(group.producers) == 1:
             assert np.all(np.diff(own[group.name][orders[group.name]].numpy()) >= 0)
 
@@ -86,9 +86,9 @@ def test_a_dead_filter_says_nothing_and_goes_first():
     with torch.no_grad():
         for tensor in norm.parameters():
             tensor[5] = 0.0
-    bench = tiny.bench(model)
+    context = tiny.bench(model)
     method = HRel(Options())
-    scores = method.score(bench)
+    scores = method.score(context)
     assert float(scores[GROUP][5]) == pytest.approx(0, abs=1e-6)
-    plan = method.select(scores, bench.graph, SelectionRequest(counts={GROUP: 31}))
+    plan = method.select(scores, context.graph, SelectionRequest(counts={GROUP: 31}))
     assert plan.removed == {GROUP: (5,)}

@@ -133,20 +133,20 @@ def stopped_at(ranks: Communicator, folder, step: int) -> None:
 def resumed(ranks: Communicator, folder) -> tuple[dict[str, list], list[int]]:
     """The scores, and how many updates each round made."""
     bench, steps = tiny.bench(tiny.network(), ranks, partial=folder), []
-    plain = bench.train_parameters
+    plain = bench.train_model
 
-    def fit(parameters, loss, epochs, lr, batch, watch, **more):
+    def fit(model, loss, epochs, lr, batch, watch, **more):
         made = [0]
 
         def noted(step):
             made[0] += 1
             return watch(step)
 
-        history = plain(parameters, loss, epochs, lr, batch, noted, **more)
+        history = plain(model, loss, epochs, lr, batch, noted, **more)
         steps.append(made[0])
         return history
 
-    bench.train_parameters = fit  # type: ignore[method-assign]
+    bench.train_model = fit  # type: ignore[method-assign]
     scores = method().score(bench)
     return {name: table.flatten().tolist() for name, table in scores.items()}, steps
 

@@ -25,10 +25,10 @@ def chosen(names=DATA_DRIVEN):
 
 def test_together_is_alone_and_the_images_are_seen_twice():
     """One pass for all first derivatives and plain taps, one for the Hessian's products."""
-    bench, passes = tiny.bench(tiny.network()), []
-    plain = bench.collect
-    bench.collect = lambda *a, **k: passes.append(a) or plain(*a, **k)  # type: ignore[method-assign]
-    found = score_many(bench, chosen())
+    context, passes = tiny.bench(tiny.network()), []
+    plain = context.collect
+    context.collect = lambda *a, **k: passes.append(a) or plain(*a, **k)  # type: ignore[method-assign]
+    found = score_many(context, chosen())
     assert len(passes) == 2
     for name, method in chosen().items():
         alone = tiny.bench(tiny.network())
@@ -40,16 +40,16 @@ def test_together_is_alone_and_the_images_are_seen_twice():
 
 def test_methods_that_look_at_no_image_need_no_pass():
     names = ("l1", "fpgm", "whc", "bn_scale", "group_norm", "random")
-    bench = tiny.bench(tiny.network())
-    found = score_many(bench, chosen(names))
+    context = tiny.bench(tiny.network())
+    found = score_many(context, chosen(names))
     assert list(found) == list(names)
-    assert bench._observations == 0
+    assert context._observations == 0
 
 
 def killed_or_not(ranks: Communicator, partial) -> list[str]:
-    bench = tiny.bench(tiny.network(), ranks, partial=partial)
-    found = score_many(bench, chosen(("apoz", "obd", "taylor")))
-    return [str(bench.resumed), *(f"{n} {k} {t.double().sum()}" for n, own in found.items() for k, t in own.items())]
+    context = tiny.bench(tiny.network(), ranks, partial=partial)
+    found = score_many(context, chosen(("apoz", "obd", "taylor")))
+    return [str(context.resumed), *(f"{n} {k} {t.double().sum()}" for n, own in found.items() for k, t in own.items())]
 
 
 def test_ranks_share_the_pass_and_a_finished_one_is_not_done_again(tmp_path, pool):

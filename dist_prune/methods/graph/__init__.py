@@ -1,4 +1,4 @@
-"""Redundancy graphs: filters whose feature maps hash alike are redundant; innermost k-cores are thinned out."""
+"""Redundancy graphs: of filters whose feature maps hash alike, k-core decomposition keeps one."""
 
 from dist_prune.methods.graph.method import Graph
 

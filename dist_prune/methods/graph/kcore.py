@@ -1,69 +1,90 @@
-"""Graphs of alike channels: cores, connected parts, and the decomposition that thins them out.
+"""The k-core decomposition that thins out redundancy graphs, and connected components.
 
-Graphs are (C, C) symmetric bool adjacency matrices with an empty diagonal; 2,048 nodes take tens of milliseconds.
+Graphs are (C, C) symmetric bool adjacency matrices with a diagonal of False; 2,048 nodes take tens of milliseconds.
 """
 
 import numpy as np
 
 
-def decompose(adjacency: np.ndarray, worth: np.ndarray) -> list[int]:
-    """The nodes that stay: each connected part of the innermost k-core keeps its worthiest node, the others go; again
-    on what is left, until no edge is.
+def decompose(adjacency: np.ndarray, importance: np.ndarray) -> list[int]:
+    """Thin a redundancy graph out until no edge is left.
+
+    Each step finds the innermost k-core, keeps the most important node of each of its connected components, and removes
+    the other nodes of the core.
 
     Args:
         adjacency: (C, C) bool.
-        worth: (C,); ties fall to the lower index.
+        importance: (C,) numbers; of equal nodes the smaller index is kept.
+
+    Returns:
+        The nodes that are kept, ascending; at least one if C > 0.
 
     Source: Li et al., Neurocomputing 2024 (redundancy graph decomposition).
     """
-    alive = np.ones(len(worth), dtype=bool)
+    alive = np.ones(len(importance), dtype=bool)
     while True:
         cores = coreness(adjacency, alive)
         if cores.max(initial=0) == 0:
             return np.flatnonzero(alive).tolist()
-        left = cores == cores.max()
-        while left.any():
-            part = _part(adjacency, left)
-            left &= ~part
-            members = np.flatnonzero(part)
-            part[members[np.argmax(worth[members])]] = False
-            alive &= ~part
+        core = cores == cores.max()
+        while core.any():
+            component = _first_component(adjacency, core)
+            core &= ~component
+            members = np.flatnonzero(component)
+            component[members[np.argmax(importance[members])]] = False
+            alive &= ~component
 
 
 def coreness(adjacency: np.ndarray, alive: np.ndarray) -> np.ndarray:
-    """(C,) int: the largest k for which a node lies in the k-core of the graph on ``alive`` (0 outside it)."""
-    left = alive.copy()
-    degree = np.where(left, adjacency[:, left].sum(1), 0)
-    cores = np.zeros(len(left), dtype=np.int64)
+    """The coreness of every node: the largest k for which it lies in the k-core.
+
+    Args:
+        adjacency: (C, C) bool.
+        alive: (C,) bool, the nodes of the graph.
+
+    Returns:
+        (C,) int64; 0 for nodes outside ``alive``.
+    """
+    remaining = alive.copy()
+    degree = np.where(remaining, adjacency[:, remaining].sum(1), 0)
+    cores = np.zeros(len(remaining), dtype=np.int64)
     k = 0
-    while left.any():
-        k = max(k, int(degree[left].min()))
-        peel = left & (degree <= k)
+    while remaining.any():
+        k = max(k, int(degree[remaining].min()))
+        peel = remaining & (degree <= k)
         cores[peel] = k
-        left &= ~peel
+        remaining &= ~peel
         degree = degree - adjacency[peel].sum(0)
     return cores
 
 
 def connected_components(adjacency: np.ndarray) -> np.ndarray:
-    """(C,) int: number of the connected part that a node lies in, the largest part first; -1 for nodes without edge."""
-    found, left = [], adjacency.sum(1) > 0
-    while left.any():
-        part = _part(adjacency, left)
-        left &= ~part
-        found.append(part)
+    """The connected component of every node that has an edge.
+
+    Args:
+        adjacency: (C, C) bool.
+
+    Returns:
+        (C,) int64 number of the component, 0 for the largest; -1 for nodes without an edge.
+    """
+    components = []
+    remaining = adjacency.sum(1) > 0
+    while remaining.any():
+        component = _first_component(adjacency, remaining)
+        remaining &= ~component
+        components.append(component)
     labels = np.full(len(adjacency), -1)
-    for number, part in enumerate(sorted(found, key=lambda part: -int(part.sum()))):
-        labels[part] = number
+    for number, component in enumerate(sorted(components, key=lambda component: -int(component.sum()))):
+        labels[component] = number
     return labels
 
 
-def _part(adjacency: np.ndarray, within: np.ndarray) -> np.ndarray:
-    """(C,) bool: the connected part of ``within`` that holds its first node."""
-    part = np.zeros_like(within)
-    part[np.argmax(within)] = True
-    frontier = part
+def _first_component(adjacency: np.ndarray, within: np.ndarray) -> np.ndarray:
+    """(C,) bool: the connected component of ``within`` that contains its first node."""
+    component = np.zeros_like(within)
+    component[np.argmax(within)] = True
+    frontier = component
     while frontier.any():
-        frontier = adjacency[frontier].any(0) & within & ~part
-        part |= frontier
-    return part
+        frontier = adjacency[frontier].any(0) & within & ~component
+        component |= frontier
+    return component

@@ -197,8 +197,8 @@ class Sensitivity(base.RankingMethod):
             logits = forward(images)
             return functional.cross_entropy(logits, labels, reduction="none") + learner.penalty()
 
-        history = context.train_parameters(
-            (), loss, options.epochs, options.lr, options.batch, lambda step: learner.note(), network=learner,
+        history = context.train_model(
+            learner, loss, options.epochs, options.lr, options.batch, lambda step: learner.note(),
             name=f"round_{number}", padding=padding_32() if self.has("padding_32") else None,
             weight_decay=options.weight_decay, decay_norm_bias=True, schedule="step", step_size=options.decay_every,
             selection="holdout" if options.holdout else "last", holdout=options.holdout or 0.1,

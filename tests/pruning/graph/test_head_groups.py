@@ -106,7 +106,7 @@ def test_criteria_of_weights_give_one_score_per_unit(which, name):
 def test_the_l1_of_a_head_is_the_l1_of_its_rows():
     model = network("vit")
     bench = tiny.bench(model, images=7)
-    site = next(site for site in bench.sites if site.name.endswith("qkv"))
+    site = next(site for site in bench.hook_points if site.name.endswith("qkv"))
     scores = tiny.method("l1").score(bench)[site.name]
     weight = model.get_submodule(site.name).weight.detach()
     rows = weight.abs().sum(1).view(3, 4, 6).sum((0, 2))  # queries, keys and values of four heads, six wide
