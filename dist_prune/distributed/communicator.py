@@ -51,10 +51,10 @@ class Communicator:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     group: Any = None
     volume: dict[str, tuple[int, int]] = field(default_factory=dict)
-    roll: Rendezvous | None = None
+    rendezvous: Rendezvous | None = None
     control: Any = None
     timeout_s: float = 0.0
-    heard: float = 0.0
+    last_collective_at: float = 0.0
 
     @classmethod
     def of(
@@ -183,7 +183,7 @@ class Communicator:
         self.traffic(what, size)
         try:
             call()
-            self.heard = time.monotonic()
+            self.last_collective_at = time.monotonic()
         except RuntimeError as error:
             raise lost_rank_error(self, what, error) from error
 
@@ -211,7 +211,7 @@ def lost_rank_error(comm: Communicator, what: str, error: Exception) -> RankLost
         reason = "the connection was closed at the other end"
     else:
         reason = text[:200]
-    late = longest_standstill(comm.heard)
+    late = longest_standstill(comm.last_collective_at)
     if late > comm.timeout_s > 0:
         return RankLostError(
             f"rank {comm.rank} of {comm.world} was late for a '{what}': this process stood still for {late:.0f} s "
@@ -226,9 +226,9 @@ def lost_rank_error(comm: Communicator, what: str, error: Exception) -> RankLost
 
 def _missing(comm: Communicator) -> str:
     """Ranks that lost the others say so on the roll; who says nothing is the one that stopped or hangs."""
-    if comm.roll is None:
+    if comm.rendezvous is None:
         return " Another process stopped or hangs; its own error says why."
-    names = comm.roll.missing("lost", REPORT_S)
+    names = comm.rendezvous.missing("lost", REPORT_S)
     if not names:
         return " All ranks are alive and say the same: the network between them failed."
     return f" No word from {abbreviate(names)}: it stopped or hangs. Its own log says why, if it could write one."

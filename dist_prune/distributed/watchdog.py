@@ -47,8 +47,8 @@ class Watchdog:
     """
 
     def __init__(self, parent: int | None):
-        self.parent, self.gone = parent, 0.0
-        self.still: list[tuple[float, float]] = []
+        self.parent, self.orphaned_at = parent, 0.0
+        self.standstills: list[tuple[float, float]] = []
         self._presses: list[float] = []
         self._out, self._in = socket.socketpair()
         self._out.setblocking(False)
@@ -67,7 +67,7 @@ class Watchdog:
             ready, _, _ = select.select([self._in], [], [], LOOK_S)
             now = time.monotonic()
             if now - before - LOOK_S > STILL_S:
-                self.still.append((now - before - LOOK_S, now))
+                self.standstills.append((now - before - LOOK_S, now))
             if ready:
                 with contextlib.suppress(OSError):
                     for number in self._in.recv(4096):
@@ -84,8 +84,8 @@ class Watchdog:
     def _look(self, now: float) -> None:
         if self.parent is None or os.getppid() == self.parent:
             return
-        self.gone = self.gone or now
-        if now - self.gone > (GRACE_S if received else ORPHAN_S):
+        self.orphaned_at = self.orphaned_at or now
+        if now - self.orphaned_at > (GRACE_S if received else ORPHAN_S):
             _end(f"the launcher (process {self.parent}) is gone; what was saved is intact", EXIT_CODE)
 
 
@@ -112,14 +112,14 @@ def install_handlers(signals: tuple[int, ...]) -> None:
 
 def stop_requested() -> bool:
     """Whether this process has been asked to stop, or its launcher is gone."""
-    return bool(received) or (_watch is not None and _watch.gone > 0)
+    return bool(received) or (_watch is not None and _watch.orphaned_at > 0)
 
 
 def stop_reason() -> str:
     """Who asked, in words."""
     if received:
         return signal.Signals(received[0]).name
-    return "the end of its launcher" if _watch is not None and _watch.gone else "a signal on another rank"
+    return "the end of its launcher" if _watch is not None and _watch.orphaned_at else "a signal on another rank"
 
 
 def longest_standstill(since: float) -> float:
@@ -130,7 +130,7 @@ def longest_standstill(since: float) -> float:
     if _watch is None:
         return 0.0
     time.sleep(2 * LOOK_S)  # woken a moment ago, the thread may not have looked yet
-    return max((seconds for seconds, ended in _watch.still if ended >= since), default=0.0)
+    return max((seconds for seconds, ended in _watch.standstills if ended >= since), default=0.0)
 
 
 _launch = ""

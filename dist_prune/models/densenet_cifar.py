@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dist_prune.models.registry import he, register
+from dist_prune.models.registry import init_he, register
 
 GROWTH, BLOCKS = 12, 3
 
@@ -42,7 +42,7 @@ class DenseNetCifar(nn.Module):
         self.bn = nn.BatchNorm2d(width)
         self.pool = nn.AvgPool2d(8)
         self.fc = nn.Linear(width, num_classes)
-        he(self)
+        init_he(self)
 
     def get_classifier(self) -> nn.Module:
         """The head, as timm asks for it."""

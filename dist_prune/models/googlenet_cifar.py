@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from dist_prune.models.registry import he, register
+from dist_prune.models.registry import init_he, register
 
 # 1x1; 1x1, 3x3; 1x1, 3x3, 3x3; 1x1 behind a pool. A max pool follows b3 and e4.
 WIDTHS = {
@@ -52,7 +52,7 @@ class GoogLeNetCifar(nn.Module):
         self.pool = nn.AvgPool2d(8, 1)
         self.num_features = width
         self.linear = nn.Linear(width, num_classes)
-        he(self)
+        init_he(self)
 
     def get_classifier(self) -> nn.Module:
         """The head, as timm asks for it."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dist_prune.models.registry import he, register
+from dist_prune.models.registry import init_he, register
 
 V1 = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))  # width, stride
 V2 = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -35,7 +35,7 @@ class MobileNetV1Cifar(nn.Module):
         self.pool = nn.AvgPool2d(2)
         self.num_features = width_in
         self.fc = nn.Linear(width_in, num_classes)
-        he(self)
+        init_he(self)
 
     def get_classifier(self) -> nn.Module:
         """The head, as timm asks for it."""
@@ -76,7 +76,7 @@ class MobileNetV2Cifar(nn.Module):
         self.num_features = 1280
         self.last = nn.Sequential(*conv(width_in, self.num_features, 1), nn.ReLU(inplace=True))
         self.linear = nn.Linear(self.num_features, num_classes)
-        he(self)
+        init_he(self)
 
     def get_classifier(self) -> nn.Module:
         """The head, as timm asks for it."""

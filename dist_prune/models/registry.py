@@ -41,7 +41,7 @@ def register(
     _enter(name, build, module, config)
 
 
-def register_form(name: str, base: str, change: Callable[[nn.Module], None], module: str) -> None:
+def register_variant(name: str, base: str, change: Callable[[nn.Module], None], module: str) -> None:
     """Let ``timm.create_model(name)`` build timm's ``base``, weights included, and ``change`` it in place.
 
     ``base`` names its weights (``vgg16_bn.tv_in1k``); ``name.tag`` takes others of the same network.
@@ -68,7 +68,7 @@ def _enter(name: str, build: Callable[..., nn.Module], module: str, config: dict
     home.__dict__[name] = register_model(build)
 
 
-def he(model: nn.Module) -> None:
+def init_he(model: nn.Module) -> None:
     """He's normal initialisation of every convolution and linear layer; biases stay as torch draws them."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

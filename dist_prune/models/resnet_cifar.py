@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dist_prune.models.registry import he, register, register_form
+from dist_prune.models.registry import init_he, register, register_variant
 
 WIDTHS = (16, 32, 64)
 
@@ -73,7 +73,7 @@ class ResNetCifar(nn.Module):
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         self.pool = nn.AvgPool2d(max(img_size // 4, 1))
         self.linear = nn.Linear(WIDTHS[-1], num_classes)
-        he(self)
+        init_he(self)
 
     def get_classifier(self) -> nn.Module:
         """The head, as timm asks for it."""
@@ -98,7 +98,7 @@ def _small_stem(model: Any) -> None:
 
 
 __all__ = ["ResNetCifar"]
-register_form("resnet50_stem3", "resnet50", _small_stem, __name__)
+register_variant("resnet50_stem3", "resnet50", _small_stem, __name__)
 for _depth in (8, 14, 20, 32, 44, 56, 110):
     register(f"resnet{_depth}p_cifar", partial(ResNetCifar, _depth, True), "conv1", "linear", __name__)
     if _depth >= 20:

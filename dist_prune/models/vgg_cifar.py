@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dist_prune.models.registry import he, register, register_form
+from dist_prune.models.registry import init_he, register, register_variant
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # width, convolutions; a max pool between two stages
 
@@ -45,7 +45,7 @@ class VGGCifar(nn.Module):
         between = () if plain else (nn.BatchNorm1d(hidden), nn.ReLU(inplace=True))
         self.hidden = nn.Sequential(nn.Linear(hidden, hidden), *between)
         self.head = nn.Linear(hidden, num_classes)
-        he(self)
+        init_he(self)
 
     def get_classifier(self) -> nn.Module:
         """The head, as timm asks for it."""
@@ -74,7 +74,7 @@ class VGGPooled(nn.Module):
             in_chans = width
         self.num_features = in_chans
         self.head = nn.Linear(in_chans, num_classes)
-        he(self)
+        init_he(self)
 
     def get_classifier(self) -> nn.Module:
         """The head, as timm asks for it."""
@@ -95,4 +95,4 @@ register("vgg16_bn_linear_cifar", partial(VGGCifar, plain=True), "features.0", "
 register("vgg16_bn_head_cifar", VGGPooled, "features.0", "head", __name__)
 register("vgg16_bn_hidden4096_cifar", partial(VGGPooled, (4096, 4096)), "features.0", "head", __name__)
 for _depth in (16, 19):
-    register_form(f"vgg{_depth}_bn_pool7", f"vgg{_depth}_bn.tv_in1k", _pool, __name__)
+    register_variant(f"vgg{_depth}_bn_pool7", f"vgg{_depth}_bn.tv_in1k", _pool, __name__)

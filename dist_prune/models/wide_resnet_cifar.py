@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dist_prune.models.registry import he, register
+from dist_prune.models.registry import init_he, register
 
 
 class WideBlock(nn.Module):
@@ -48,7 +48,7 @@ class WideResNet(nn.Module):
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         self.bn = nn.BatchNorm2d(width_in)
         self.linear = nn.Linear(width_in, num_classes)
-        he(self)
+        init_he(self)
 
     def get_classifier(self) -> nn.Module:
         """The head, as timm asks for it."""

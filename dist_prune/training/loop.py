@@ -118,10 +118,10 @@ class Loop:
     save: Callable[[int, Progress], None] | None = None
     after: Callable[[], None] = lambda: None
     hits: Callable[[], Tensor] | None = None
-    newest: Callable[[], str | None] = lambda: None
+    last_good: Callable[[], str | None] = lambda: None
     skipped: int = 0
-    first: int = 0
-    reached: Progress = field(default_factory=Progress)
+    first_epoch: int = 0
+    progress: Progress = field(default_factory=Progress)
     _saved_at: float = field(default_factory=time.monotonic, repr=False)
 
     def __post_init__(self):
@@ -170,11 +170,11 @@ class Loop:
             schedule.set_for(number * total + local.step)
             rate = schedule.rate
             torch.manual_seed(
-                hash((self.seed, self.first + number, local.step, comm.rank)) % 2**63
+                hash((self.seed, self.first_epoch + number, local.step, comm.rank)) % 2**63
             )  # dropout and the like
             engine.zero_grad()
             held = self._buffers(engine)
-            sums = self._backward(part, whole, self.first + number, local.step, losses_of, engine)
+            sums = self._backward(part, whole, self.first_epoch + number, local.step, losses_of, engine)
             newest = StepFigures.of(sums, self.hits() if self.hits is not None else None, part.ids, local.step, rate)
             # where nothing may be skipped, a step is read while the next one is under way: nobody waits for the device
             told = newest if self.settings.skip_nonfinite else pending
@@ -226,7 +226,7 @@ class Loop:
 
     def _batches(self, number: int, done: int) -> Iterator[tuple[Batch, int]]:
         assert self.ids is not None
-        comm, number = self.environment.comm, self.first + number
+        comm, number = self.environment.comm, self.first_epoch + number
         dealt = list(
             sampling.epoch_batches(self.images_per_epoch, self.settings.batch, self.seed, number, comm.rank, comm.world)
         )[done:]
@@ -276,16 +276,16 @@ class Loop:
     def _merge(self, merged: Progress, local: Progress) -> Progress:
         """Add what all ranks did since the last merge; ``local`` starts over."""
         units, images, hits = self.environment.comm.sum_ints(local.loss_units, local.images, local.hits)
-        self.reached = Progress(
+        self.progress = Progress(
             local.step, merged.loss_units + units, merged.images + images, merged.hits + hits,
             merged.skipped + local.skipped, float(local.grad_norm) or merged.grad_norm,
         )  # fmt: skip
         local.loss_units = local.images = local.hits = local.skipped = 0
-        return self.reached
+        return self.progress
 
     def _diverged(self, epoch: int, step: int, rate: float, ids: list[int]) -> str:
         shown = f"{ids[:8]}{f' and {len(ids) - 8} more' if len(ids) > 8 else ''}"
-        good = self.newest()
+        good = self.last_good()
         return (
             f"{self.name}: the loss is not finite (or huge) at epoch {epoch + 1}, step {step + 1}, learning rate "
             f"{rate:.3g} (sample ids {shown}). The last good checkpoint is {good or 'none yet'}; run again with "

@@ -82,7 +82,7 @@ class CarriedOptimizerState:
         groups = [{**before, **now} for before, now in zip(self.plain["groups"], fresh, strict=True)]
         return {**tensors, **moved["numbers"]}, {**self.plain, "state": moved["state"], "groups": groups}
 
-    def pruned(self, along: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> "CarriedOptimizerState":
+    def prune(self, along: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> "CarriedOptimizerState":
         """The same of a network that was cut: ``along`` cuts tensors that are shaped as parameters and buffers."""
         return replace(self, tables={name: along(table) for name, table in self.tables.items()})
 

@@ -20,7 +20,7 @@ from dist_prune.training.loop import Loop, Losses, Progress, gradient_averager
 from dist_prune.training.loss import TrainingLoss
 from dist_prune.training.optimizer_state import CarriedOptimizerState
 
-Judge = Callable[[nn.Module], Mapping[str, float]]
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -47,9 +47,9 @@ class Trainer:
 
     model: nn.Module
     loop: Loop
-    judge: Judge
-    judged: str = "test"
-    states: CheckpointManager | None = None
+    evaluate: Evaluate
+    split: str = "test"
+    checkpoints: CheckpointManager | None = None
     classes: int = 0
     teacher: nn.Module | None = None
     masks: Mapping[str, Tensor] = field(default_factory=dict)
@@ -57,8 +57,8 @@ class Trainer:
     watch: Callable[[int], None] = lambda step: None
     penalty: Callable[[], None] | None = None
     carried: CarriedOptimizerState | None = None
-    leaves: bool = False
-    left: CarriedOptimizerState | None = None
+    keep_state: bool = False
+    final_state: CarriedOptimizerState | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
     best_top1: float = -1.0
@@ -89,7 +89,7 @@ class Trainer:
         epoch, begin = self._resume(found)
         self._mask()
         losses = self._objective()
-        loop.save, loop.after, loop.newest = self._save, self._after, self._last_good
+        loop.save, loop.after, loop.last_good = self._save, self._after, self._last_good
         try:
             while not self._finished(epoch):
                 self.engine.forward.train()
@@ -157,15 +157,15 @@ class Trainer:
         line: dict[str, float] = {"epoch": number + 1, **figures}
         if (number + 1) % settings.evaluate_every == 0 or number + 1 == settings.epochs:
             try:
-                found = self.judge(self._shown)
+                found = self.evaluate(self._shown)
             except PreemptedError:
-                self._save(number, loop.reached)  # all steps done: the next process begins with the evaluation
+                self._save(number, loop.progress)  # all steps done: the next process begins with the evaluation
                 raise
-            line |= {f"{self.judged}_{key}": value for key, value in found.items()}
+            line |= {f"{self.split}_{key}": value for key, value in found.items()}
             if settings.selection != "last" and found.get("top1", 0.0) > self.best_top1:
                 self.best_top1, line["best"] = found["top1"], 1.0
                 self.best = self._weights(self._shown)
-                self.left = self._state() if self.leaves else None
+                self.final_state = self._state() if self.keep_state else None
         self.history.append(line)
         self._tell(line)
         self._save(number + 1, Progress())
@@ -173,8 +173,8 @@ class Trainer:
     def _finished(self, epoch: int) -> bool:
         """All epochs done, or no better evaluation for longer than the recipe's patience."""
         patience = self.loop.settings.patience
-        judged = [line for line in self.history if f"{self.judged}_top1" in line]
-        tops = [line[f"{self.judged}_top1"] for line in judged]
+        judged = [line for line in self.history if f"{self.split}_top1" in line]
+        tops = [line[f"{self.split}_top1"] for line in judged]
         tired = patience is not None and bool(tops) and len(tops) - 1 - tops.index(max(tops)) >= patience
         return epoch >= self.loop.settings.epochs or tired
 
@@ -182,8 +182,8 @@ class Trainer:
         """The kept weights into the bare model."""
         self._wait()
         kept = self.best if self.best is not None else self._weights(self._shown)
-        if self.leaves and self.best is None:
-            self.left = self._state()
+        if self.keep_state and self.best is None:
+            self.final_state = self._state()
         self.engine.close()
         body.restore()
         self.model.load_state_dict(kept)
@@ -191,8 +191,8 @@ class Trainer:
 
     def _wait(self) -> None:
         """Until the last checkpoint is on the disk."""
-        if self.states is not None:
-            self.loop.environment.comm.run_on_main(self.states.wait)
+        if self.checkpoints is not None:
+            self.loop.environment.comm.run_on_main(self.checkpoints.wait)
 
     def _state(self) -> CarriedOptimizerState:
         averaged = self.ema.module if self.ema is not None else None
@@ -206,16 +206,16 @@ class Trainer:
             return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
 
     def _save(self, epoch: int, progress: Progress) -> None:
-        if self.states is None:
+        if self.checkpoints is None:
             return
-        checkpoints, comm = self.states, self.loop.environment.comm
+        checkpoints, comm = self.checkpoints, self.loop.environment.comm
         kept, plain = self.engine.state()
         parts = {"model": self._weights(self.model), "optimizer": kept}
         if self.ema is not None:
             parts["ema"] = self.ema.module.state_dict()
         if self.best is not None:
             parts["best"] = self.best
-        left, left_plain = self.left.to_file() if self.left is not None else ({}, None)
+        left, left_plain = self.final_state.to_file() if self.final_state is not None else ({}, None)
         parts["left"] = left
         meta = {
             "optimizer": plain, "history": self.history, "best_top1": self.best_top1, "epoch": epoch,
@@ -239,7 +239,7 @@ class Trainer:
 
     def _last_good(self) -> str | None:
         """The place of the newest checkpoint, once it is written; called on every rank."""
-        checkpoints = self.states
+        checkpoints = self.checkpoints
         if checkpoints is None:
             return None
 
@@ -253,14 +253,14 @@ class Trainer:
 
     def _newest(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
         """The newest checkpoint's tensors by part, and its meta."""
-        if self.states is None:
+        if self.checkpoints is None:
             return None
         comm = self.loop.environment.comm
-        loaded = self.states.load(comm)
-        others = [path.name for path in self.states.other_trainings()] if comm.is_main else []
+        loaded = self.checkpoints.load(comm)
+        others = [path.name for path in self.checkpoints.other_trainings()] if comm.is_main else []
         if others:
             self.loop.tracker.info(
-                f"  {self.loop.name}: {len(others)} checkpoint(s) in {self.states.folder} are of this training by "
+                f"  {self.loop.name}: {len(others)} checkpoint(s) in {self.checkpoints.folder} are of this training by "
                 f"other keys ({others[-1]}): left alone until this stage is finished"
             )
         if loaded is None:
@@ -280,7 +280,7 @@ class Trainer:
         self.best, self.best_top1, self.history = parts.get("best"), meta["best_top1"], meta["history"]
         self.updates = meta["updates"]
         if "left" in meta:
-            self.left = CarriedOptimizerState.from_tensors(parts.get("left", {}), meta["left"])
+            self.final_state = CarriedOptimizerState.from_tensors(parts.get("left", {}), meta["left"])
         self.loop.skipped = int(sum(line.get("skipped_updates", 0) for line in self.history))
 
     def _resume(self, found: tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None) -> tuple[int, Progress | None]:
@@ -307,8 +307,8 @@ class Trainer:
             )
 
     def _tell(self, line: Mapping[str, float]) -> None:
-        loop, key = self.loop, f"{self.judged}_top1"
-        top1 = f", {self.judged} top-1 {line[key]:.2f} %" if key in line else ""
+        loop, key = self.loop, f"{self.split}_top1"
+        top1 = f", {self.split} top-1 {line[key]:.2f} %" if key in line else ""
         loop.tracker.info(
             f"  {loop.name} {line['epoch']:.0f}/{loop.settings.epochs}: loss {line['loss']:.4f}{top1}, "
             f"lr {line['lr']:.4g}, {line['images_per_s']:.0f} images/s"
