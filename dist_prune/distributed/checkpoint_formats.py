@@ -60,7 +60,9 @@ def unwrap_state_dict(state: Any, key: str, source: str, say: Say = lambda text:
             )
         state = inner[name]
     inner = _inner(state)
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}  # names: see tensor_files._check_plain
+    tensors = {
+        name: value for name, value in state.items() if isinstance(value, Tensor)
+    }  # names: see tensor_files._check_plain
     if not tensors or inner:
         entries = "; ".join(f"{name} ({_count(entry)} tensors)" for name, entry in inner.items())
         raise PruneError(

@@ -52,7 +52,9 @@ def quota(cgroups: Path = CGROUPS, own: Path = OWN) -> float | None:
     for line in lines or ["0::/"]:
         names, _, path = line.partition(":")[2].partition(":")
         if not names:
-            quotas += [_quota_v2(folder) for mount in (cgroups, cgroups / "unified") for folder in _ancestors(mount, path)]
+            quotas += [
+                _quota_v2(folder) for mount in (cgroups, cgroups / "unified") for folder in _ancestors(mount, path)
+            ]
         elif "cpu" in names.split(","):
             mounts = {cgroups / name for name in (names, "cpu", "cpu,cpuacct", "cpuacct,cpu")}
             quotas += [_quota_v1(folder) for mount in sorted(mounts) for folder in _ancestors(mount, path)]

@@ -139,7 +139,11 @@ def override_deepspeed_config(config: MutableMapping[str, Any]) -> list[str]:
             )
         else:
             recipe_key = INSTEAD.get(key)
-            advice = f"the recipe decides by train.{recipe_key} and finetune.{recipe_key}; leave it out" if recipe_key else "leave it out"
+            advice = (
+                f"the recipe decides by train.{recipe_key} and finetune.{recipe_key}; leave it out"
+                if recipe_key
+                else "leave it out"
+            )
             problems.append(f"DeepSpeed's config: {key} changes what is computed; {advice}")
     if problems:
         raise PruneError("\n".join(problems))

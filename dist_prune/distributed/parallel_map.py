@@ -162,7 +162,7 @@ def map_cached(
 
 
 def on_cpu(value: Any) -> Any:
-    """Move the tensors of a job's result (also those in dicts, lists and tuples) to the CPU, to send it to other ranks."""
+    """Move the tensors of a job's result to the CPU, also those in dicts, lists and tuples."""
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, dict):

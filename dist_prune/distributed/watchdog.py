@@ -21,7 +21,9 @@ from dist_prune.errors import PruneError
 EXIT_CODE = 75  # sysexits' EX_TEMPFAIL: nothing is wrong, start the same command again
 INTERRUPTED_CODE = 128 + signal.SIGINT
 GRACE_S = 30  # seconds, as long as torchrun waits between SIGTERM and SIGKILL
-ORPHAN_S = 5.0  # seconds for a run without its launcher: enough to save a small network, too few to meet the next launch
+ORPHAN_S = (
+    5.0  # seconds for a run without its launcher: enough to save a small network, too few to meet the next launch
+)
 LOOK_S = 0.5  # seconds between two looks
 STILL_S = 5.0  # seconds; a thread that wakes so much later than LOOK_S was not running in between
 PRESS_S = 1.0  # seconds; one Ctrl-C arrives twice: from the terminal and from torchrun, which forwards it

@@ -67,7 +67,7 @@ def test_without_a_launcher_nothing_is_said_twice(tmp_path):
     ],
 )
 def test_who_is_a_launcher(words, launches):
-    assert error_summary._launches(words) is launches
+    assert error_summary._is_launcher(words) is launches
 
 
 def test_causes_come_before_consequences_and_once():
