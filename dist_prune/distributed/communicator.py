@@ -316,8 +316,8 @@ def lost_rank_error(comm: Communicator, what: str, error: Exception) -> RankLost
     if standstill > comm.timeout_s > 0:
         return RankLostError(
             f"rank {comm.rank} of {comm.world} was late for a '{what}': this process stood still for "
-            f"{standstill:.0f} s (stopped, suspended, or without a processor), and the others did not wait for it any longer. "
-            "Run the same command again to resume: what was saved is intact."
+            f"{standstill:.0f} s (stopped, suspended, or without a processor), and the others did not wait for it "
+            "any longer. Run the same command again to resume: what was saved is intact."
         )
     return RankLostError(
         f"rank {comm.rank} of {comm.world} waited for the others in a '{what}' and lost them: {reason}."

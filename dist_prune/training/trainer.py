@@ -120,7 +120,7 @@ class Trainer:
             if environment.accelerator is None
             else None
         )
-        forward = body.compiled(environment.wrap(self.model))
+        forward = body.compile(environment.wrap(self.model))
         return TrainEngine(environment, optimizer, self.model, forward, sync, scaled=settings.precision == "fp16")
 
     def _amp(self) -> torch.autocast:
