@@ -15,13 +15,18 @@ V2 = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
 
 
 def conv(width_in: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """Convolution and norm."""
+    """A convolution with padding and its batch norm, as a list."""
     layer = nn.Conv2d(width_in, width, kernel, stride, kernel // 2, groups=groups, bias=False)
     return [layer, nn.BatchNorm2d(width)]
 
 
 class MobileNetV1Cifar(nn.Module):
-    """Stem and 13 pairs of a depthwise and a pointwise convolution, average pool over 2x2, linear head."""
+    """Stem and 13 pairs of a depthwise and a pointwise convolution, average pool over 2x2, linear head.
+
+    Args:
+        num_classes: number of outputs.
+        in_chans: channels of the images.
+    """
 
     def __init__(self, num_classes: int = 10, in_chans: int = 3):
         super().__init__()
@@ -38,7 +43,7 @@ class MobileNetV1Cifar(nn.Module):
         init_he(self)
 
     def get_classifier(self) -> nn.Module:
-        """The head, as timm asks for it."""
+        """The linear layer of the classes, under timm's name for this method."""
         return self.fc
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +67,12 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2Cifar(nn.Module):
-    """Stem, 17 inverted residuals, last 1x1 convolution of 1,280, average pool over 4x4, linear head."""
+    """Stem, 17 inverted residuals, last 1x1 convolution of 1,280, average pool over 4x4, linear head.
+
+    Args:
+        num_classes: number of outputs.
+        in_chans: channels of the images.
+    """
 
     def __init__(self, num_classes: int = 10, in_chans: int = 3):
         super().__init__()
@@ -79,7 +89,7 @@ class MobileNetV2Cifar(nn.Module):
         init_he(self)
 
     def get_classifier(self) -> nn.Module:
-        """The head, as timm asks for it."""
+        """The linear layer of the classes, under timm's name for this method."""
         return self.linear
 
     def forward(self, x: Tensor) -> Tensor:

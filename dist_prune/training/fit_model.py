@@ -61,7 +61,7 @@ def fit_model(
         loss: (forward, images (n, C, H, W), labels (n,), ids (n,)) -> (n,) losses; ``forward`` is the network wrapped
             for the ranks.
         settings: epochs, optimizer, schedule, and which epoch is kept (the best on held-out images, or the last).
-        at: images, ranks and the folder of checkpoints.
+        host: images, ranks and the folder of checkpoints.
         name: of the training, its checkpoints and figures.
         padding: pixels around the images before they are cropped, or None for the recipe's.
         watch: called after each update with its number; the figures that it returns go to trackers (tensors as
