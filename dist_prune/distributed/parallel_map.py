@@ -38,7 +38,7 @@ def map_jobs(
         jobs: the same on every rank; their ``repr`` is a part of the file's identity.
         run: job -> result; called on one rank, so it must not call collectives.
         comm: all processes.
-        bar: (rounds, number of rounds) -> the rounds again, behind a progress bar.
+        bar: (rounds, number of rounds) -> the rounds again, with a progress bar.
         file: the saved results, or None to save nothing.
         identity: the computation that the saved results belong to, besides these jobs.
         what: name of the call in the text of PreemptedError.
@@ -79,7 +79,7 @@ def map_jobs(
         for number in missing[start : start + comm.world][comm.rank : comm.rank + 1]:
             try:
                 own[number] = on_cpu(run(jobs[number]))
-            except PreemptedError as error:  # the next poll tells the others, who must not wait for this rank
+            except PreemptedError as error:  # the gather below tells the other ranks, which must not wait for this one
                 reason = str(error)
     if missing:
         gather()

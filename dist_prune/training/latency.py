@@ -129,7 +129,8 @@ def check(
         most = int(MEMORY_SHARE * memory // largest)
         raise PruneError(
             f"report.latency_batches: of {too_large[0]:,} images one layer alone needs "
-            f"{too_large[0] * largest / 2**30:,.1f} GiB, and {device} has {memory / 2**30:,.1f}; at most {most:,} images"
+            f"{too_large[0] * largest / 2**30:,.1f} GiB, "
+            f"and {device} has {memory / 2**30:,.1f}; at most {most:,} images"
         )
 
 

@@ -125,11 +125,11 @@ class Loop:
         save: called on every rank with the epoch and its progress when a checkpoint is due or the run is asked to
             stop; None for no checkpoints.
         after: called after every update (averaged weights, masks).
-        newest: the last good checkpoint's place, or None.
+        last_good: returns the path of the last good checkpoint, or None; called on every rank.
         hits: returns the number of correct predictions of this rank since its last call, () on the device; or None.
         skipped: number of updates that earlier epochs left out.
-        first: number of epochs of earlier rounds: order and augmentation continue after them.
-        reached: how far the epoch at work (or the last one) is, as of the last merge.
+        first_epoch: number of epochs of earlier rounds: order and augmentation continue after them.
+        progress: merged progress of the present (or last) epoch.
     """
 
     settings: Training
@@ -275,10 +275,8 @@ class Loop:
         self, batch: Batch, batch_size: int, epoch: int, step: int, losses_of: Losses, engine: TrainEngine
     ) -> list[Tensor]:
         """Add the gradients of the global batch's mean loss; return the sum of this rank's losses by micro-batch."""
-        sums, pieces = (
-            [],
-            sampling.accumulation_pieces(batch_size, self.settings.accumulate, self.environment.comm.world),
-        )
+        sums = []
+        pieces = sampling.accumulation_pieces(batch_size, self.settings.accumulate, self.environment.comm.world)
         for number, piece in enumerate(_split(batch, pieces)):
             with engine.micro_step(last=number + 1 == pieces):
                 total = losses_of(piece, epoch, step).sum()

@@ -31,9 +31,9 @@ class Trainer:
     Attributes:
         model: bare, trained in place; it is wrapped for the ranks during ``run``.
         loop: settings, images, device and ranks.
-        judge: returns the figures (``top1`` ...) of a model; called on every rank, may call collectives.
-        judged: the images of ``evaluate`` ("holdout" or "test"), prefix of its figures.
-        states: the checkpoints of this training, or None for none.
+        evaluate: returns the figures (``top1`` ...) of a model; called on every rank, may call collectives.
+        split: the images of ``evaluate`` ("holdout" or "test"), prefix of its figures.
+        checkpoints: those of this training, or None for none.
         classes: number of classes.
         teacher: the dense network to distil from, or None.
         masks: parameter name -> 0/1 tensor of its shape; masked weights and their momentum stay exact zeros.
@@ -42,7 +42,11 @@ class Trainer:
         penalty: called before each update, to add to the averaged gradients; or None.
         carried: state of an earlier training with which this one starts (learning rates start over), or None. If
             weights were averaged, ``model`` needs the trained weights, not their averages.
-        leaves: whether ``left`` is wanted: the state at the epoch that was kept.
+        keep_state: whether ``final_state`` is wanted.
+        final_state: after ``run``, optimizer state and averages at the selected epoch, for the next training.
+        history: figures of the epochs so far.
+        best: weights of the best epoch so far, or None.
+        best_top1: its ``top1`` in percent, or -1.
     """
 
     model: nn.Module
