@@ -79,7 +79,7 @@ def map_jobs(
         for number in missing[start : start + comm.world][comm.rank : comm.rank + 1]:
             try:
                 own[number] = on_cpu(run(jobs[number]))
-            except PreemptedError as error:  # the gather below tells the other ranks, which must not wait for this one
+            except PreemptedError as error:  # the next poll tells the other ranks, which must not wait
                 reason = str(error)
     if missing:
         gather()
