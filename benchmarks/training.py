@@ -137,7 +137,7 @@ def kept(name: str, source: ArraySource, batch: int, size: int, place: Path | No
         settings, ImageLoader(source, TransformConfig(size, MEAN, STD), machine.device), machine, Tracker(False), 0
     )
     states = CheckpointManager(Path(tempfile.mkdtemp(dir=place)), "benchmark") if place is not None else None
-    trainer = Trainer(models.create(name, 10, 3), loop, lambda model: {}, states=states, classes=10)
+    trainer = Trainer(models.create(name, 10, 3), loop, lambda model: {}, checkpoints=states, classes=10)
     start = time.perf_counter()
     trainer.run()
     return time.perf_counter() - start

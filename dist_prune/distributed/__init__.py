@@ -1,1 +1,1 @@
-"""Ranks, devices, data, the training loop, files: how a run runs. Knows no channel."""
+"""Processes of a run: rendezvous, collectives, device, preemption, distributed jobs, and tensor files."""

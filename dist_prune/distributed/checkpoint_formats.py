@@ -1,6 +1,6 @@
-"""Weights as other programs save them: entries around the state dict, prefixes before its names, foreign tensors.
+"""State dicts of other programs' checkpoints: wrapping entries, prefixes of names, foreign tensors.
 
-Knows no files; checkpoint.py reads them.
+This module opens no files; ``tensor_files.read_weights`` does.
 """
 
 from collections import Counter
@@ -13,35 +13,39 @@ from torch import Tensor
 from dist_prune.errors import PruneError, abbreviate, nearest
 
 AUTO = "auto"
-# where averaged weights lie, and where plain ones do; the first two of each are those that timm's loader knows
+# entries of averaged weights and of plain ones; timm's loader knows the first two of each
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 PLAIN = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "module", "weights", "params")
-ORDER = (*AVERAGED[:2], *PLAIN, *AVERAGED[2:])  # timm's loader takes averaged weights where there are some
+ORDER = (*AVERAGED[:2], *PLAIN, *AVERAGED[2:])  # timm's loader prefers averaged weights
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")
-# of averaged models, of thop's counting, of a loss that was saved along: nothing that a network computes with
+# entries of averaged models, of thop and of a saved loss, which no network computes with
 FOREIGN = ("n_averaged", "total_ops", "*.total_ops", "total_params", "*.total_params", "criterion.*")
-LEVELS = 4  # wrappers within wrappers
+LEVELS = 4  # of wrappers within wrappers
 
 Say = Callable[[str], None]
 
 
 def unwrap_state_dict(state: Any, key: str, source: str, say: Say = lambda text: None) -> dict[str, Tensor]:
-    """The state dict within what a checkpoint holds.
+    """Find the state dict in the content of a checkpoint.
 
     Args:
-        state: what was read.
+        state: content of the file.
         key: ``auto`` (the entry that timm's loader takes: averaged weights before plain ones), ``ema`` (averaged ones
             under any of their names), or the name of an entry.
-        source: the file, for messages.
-        say: told which entry was taken where there were several, and what in it is no tensor.
+        source: name of the file, for messages.
+        say: called with a line if there were several entries to choose from, and if values that are no tensors were
+            left out.
+
+    Returns:
+        Name -> tensor, without values that are no tensors. Names may be no strings (the caller checks them).
 
     Raises:
-        PruneError: no entry of that name, or nothing that holds tensors.
+        PruneError: no entry of that name, or no entry that holds tensors.
     """
     if not isinstance(state, Mapping) or not state:
         raise PruneError(f"backbone.checkpoint: {source} holds no state dict (names and tensors)")
     if key != AUTO:
-        state = _asked(state, key, source)
+        state = _entry(state, key, source)
     for _ in range(LEVELS):
         inner = _inner(state)
         name = next((name for name in ORDER if name in inner), None)
@@ -56,33 +60,35 @@ def unwrap_state_dict(state: Any, key: str, source: str, say: Say = lambda text:
             )
         state = inner[name]
     inner = _inner(state)
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}  # names: see _solid
+    tensors = {
+        name: value for name, value in state.items() if isinstance(value, Tensor)
+    }  # names: see tensor_files._check_plain
     if not tensors or inner:
-        held = "; ".join(f"{name} ({_count(part)} tensors)" for name, part in inner.items())
+        entries = "; ".join(f"{name} ({_count(entry)} tensors)" for name, entry in inner.items())
         raise PruneError(
             f"backbone.checkpoint: {source} holds no state dict (names and tensors) under a name that is known"
-            + (f"; it has {held}: name one with backbone.checkpoint_key=" if held else "")
+            + (f"; it has {entries}: name one with backbone.checkpoint_key=" if entries else "")
         )
     if plain := [str(name) for name in state if not isinstance(state[name], Tensor)]:
         say(f"checkpoint: left out of {source}, no tensors: {abbreviate_names(plain)}")
     return tensors
 
 
-def _asked(state: Mapping[Any, Any], key: str, source: str) -> Any:
+def _entry(state: Mapping[Any, Any], key: str, source: str) -> Any:
     """The entry of that name."""
     inner = _inner(state)
-    found = next((name for name in (AVERAGED if key == "ema" else (key,)) if name in inner), None)
-    if found is None:
-        known = ", ".join(map(str, inner)) or "none: its tensors stand in it as they are, which auto takes"
+    name = next((name for name in (AVERAGED if key == "ema" else (key,)) if name in inner), None)
+    if name is None:
+        known = ", ".join(map(str, inner)) or "none: its tensors lie at the top level, which auto takes"
         raise PruneError(
             f"backbone.checkpoint_key: {source} has no entry {key!r} that holds tensors."
             f"{nearest(key, map(str, inner))} It has {known}"
         )
-    return inner[found]
+    return inner[name]
 
 
 def _inner(state: Mapping[Any, Any]) -> dict[Any, Mapping[Any, Any]]:
-    """The entries that hold weights themselves; an optimizer's state is none."""
+    """The entries that hold tensors, without an optimizer's state."""
     return {
         name: value for name, value in state.items()
         if isinstance(value, Mapping) and _count(value) and not str(name).startswith(("optim", "lr_sched", "sched"))
@@ -90,7 +96,7 @@ def _inner(state: Mapping[Any, Any]) -> dict[Any, Mapping[Any, Any]]:
 
 
 def _count(state: Mapping[Any, Any], depth: int = 0) -> int:
-    """Tensors under names, in an entry or in entries of it."""
+    """The number of named tensors in an entry and in its entries."""
     return sum(
         1 if isinstance(value, Tensor) and isinstance(name, str)
         else _count(value, depth + 1) if isinstance(value, Mapping) and depth < LEVELS else 0
@@ -105,30 +111,37 @@ def match_names(
     source: str,
     say: Say = lambda text: None,
 ) -> dict[str, Tensor]:
-    """Tensors under the names that the network has, without those that no network has.
+    """Rename the tensors of a checkpoint as the network names them, and leave foreign ones out.
 
-    The stack of prefixes that makes most names fit is taken off all of them (without a network: the one that all
-    names share). Counters and losses (``FOREIGN``) are left out where the network has no such name.
+    The stack of prefixes that makes most names match is removed from all of them (without a network: the one that all
+    names share). Counters and losses (``FOREIGN``) are left out unless the network has such a name.
 
     Args:
-        wanted: names of the network's state; None where nobody knows it.
-        skip: the recipe's globs of names to leave out, matched with and without prefixes.
+        weights: name -> tensor, as the file has them.
+        wanted: names of the network's state; None if the network is unknown.
+        skip: globs of names to leave out (``backbone.checkpoint_skip``), matched with and without prefixes.
+        source: name of the file, for messages.
+        say: called with a line that lists the names that were left out.
+
+    Returns:
+        Name -> tensor, in the file's order; names that the network lacks are kept.
 
     Raises:
-        PruneError: two names become one, or a glob fits none.
+        PruneError: two names become one, or a glob matches no name.
     """
     known, skip = set(wanted or ()), tuple(skip)
     foreign = [name for name in weights if not known and any(fnmatchcase(name, glob) for glob in FOREIGN)]
-    stack = _fitting(weights, known) or _shared(name for name in weights if name not in foreign)
+    stack = _best_stack(weights, known) or _shared_stack(name for name in weights if name not in foreign)
     out: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
-    left, used = [], set()
+    left_out: list[str] = []
+    used: set[str] = set()
     for name, tensor in weights.items():
         bare = _bare(name, stack, known)
         globs = [glob for glob in skip if fnmatchcase(bare, glob) or fnmatchcase(name, glob)]
         used.update(globs)
         if globs or (bare not in known and any(fnmatchcase(bare, glob) for glob in FOREIGN)):
-            left.append(bare)
+            left_out.append(bare)
             continue
         if bare in out:
             raise PruneError(
@@ -142,20 +155,25 @@ def match_names(
             f"{nearest(unused[0].strip('*.'), {name.split('.')[0] for name in out})} "
             f"It has {abbreviate_names(list(out))}"
         )
-    if left:
-        say(f"checkpoint: left out of {source}: {abbreviate_names(left)}")
+    if left_out:
+        say(f"checkpoint: left out of {source}: {abbreviate_names(left_out)}")
     return out
 
 
 def abbreviate_names(names: list[str], most: int = 4) -> str:
-    """Names in a line: those that end alike are counted."""
+    """Join names in one line; counters of the same kind are counted.
+
+    Args:
+        names: dotted names.
+        most: how many are listed; the line ends with the number of further ones.
+    """
     ends = Counter(name.rsplit(".", 1)[-1] if name.endswith(("total_ops", "total_params")) else name for name in names)
     parts = [name if count == 1 else f"{count} {name}" for name, count in ends.items()]
     return abbreviate(parts, most)
 
 
 def _stacks(name: str) -> Iterator[str]:
-    """Every stack of prefixes that may be taken off a name, the empty one first."""
+    """Every stack of prefixes that a name begins with, the empty one first."""
     stack = ""
     while True:
         yield stack
@@ -165,21 +183,21 @@ def _stacks(name: str) -> Iterator[str]:
         stack += prefix
 
 
-def _fitting(names: Iterable[str], known: set[str]) -> str:
-    """The stack without which most names are the network's; empty where none are."""
-    found: Counter[str] = Counter()
+def _best_stack(names: Iterable[str], known: set[str]) -> str:
+    """The stack whose removal gives the most names of the network; empty if none gives any."""
+    matches: Counter[str] = Counter()
     for name in names:
-        found.update(stack for stack in _stacks(name) if _plain(name[len(stack) :]) in known)
-    return max(found, key=lambda stack: (found[stack], -len(stack)), default="")
+        matches.update(stack for stack in _stacks(name) if _plain(name[len(stack) :]) in known)
+    return max(matches, key=lambda stack: (matches[stack], -len(stack)), default="")
 
 
-def _shared(names: Iterable[str]) -> str:
+def _shared_stack(names: Iterable[str]) -> str:
     """The longest stack that all names begin with."""
     return min((list(_stacks(name))[-1] for name in names), key=len, default="") if (names := list(names)) else ""
 
 
 def _bare(name: str, stack: str, known: set[str]) -> str:
-    """The name without the stack; one that does not begin with it, or is not known so, without what makes it known."""
+    """The name without the stack, or without another stack if only that gives a name of the network."""
     first = _plain(name.removeprefix(stack))
     if first in known:
         return first
@@ -187,5 +205,5 @@ def _bare(name: str, stack: str, known: set[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name without the wrapper of a compiled part within the network."""
+    """A name without the wrapper of a compiled submodule."""
     return name.replace("._orig_mod.", ".")

@@ -1,4 +1,4 @@
-"""The machine a run finds itself on: device, ranks, threads; and what accelerate wraps around a model."""
+"""The environment of a run: device, ranks, threads, and accelerate's or DeepSpeed's wrapper around a model."""
 
 import os
 import platform
@@ -27,7 +27,7 @@ from dist_prune.errors import PruneError
 
 PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "accelerate", "tensorboard", "safetensors", "numpy")
 
-BUILD_PATIENCE_S = 900
+BUILD_PATIENCE_S = 900  # seconds; no build of an extension takes longer
 
 
 @dataclass
@@ -35,9 +35,11 @@ class DistributedEnvironment:
     """Device and ranks of this process.
 
     Attributes:
-        accelerator: None where no launcher is involved (library use).
-        overridden: a line for each setting of the launcher that the recipe overrules.
-        claimed: the run directory that these ranks have locked and claimed: nothing is written into another one.
+        device: the device of this rank's networks and batches.
+        comm: the processes of the run.
+        accelerator: None if the library is used without ``start``.
+        overridden: a line for each setting of the launcher that the recipe overrides.
+        claimed: the run directory that these ranks have locked: nothing is written into another one.
     """
 
     device: torch.device
@@ -50,13 +52,21 @@ class DistributedEnvironment:
     def start(
         cls, timeout_s: int = 1800, tf32: bool = False, deterministic: bool = False, join_timeout_s: int = 600
     ) -> "DistributedEnvironment":
-        """Join the processes that accelerate, torchrun or a scheduler started.
+        """Join the processes that accelerate, torchrun or a scheduler started; every one of them calls it, once.
 
-        What the launcher asks of the training's arithmetic is overridden, and said (see launcher.py).
+        Settings of the launcher that would change the training's arithmetic are overridden, and rank 0 prints a line
+        for each (see launcher_settings.py).
+
+        Args:
+            timeout_s: seconds for which a rank waits in a collective for the others (``cluster.timeout_s``).
+            tf32: whether matrix products and convolutions on a GPU may use TF32.
+            deterministic: whether torch may use deterministic algorithms only.
+            join_timeout_s: seconds for which a rank waits for the others to start (``cluster.join_timeout_s``).
 
         Raises:
-            PruneError: a process did not come within ``join_timeout_s``, WORLD_SIZE and the processes that found one
-                another differ, or the launcher asks for what no recipe can.
+            PruneError: a process did not come within ``join_timeout_s``, WORLD_SIZE and the number of processes that
+                met differ, or the launcher asks for something that no recipe can describe.
+            PreemptedError: asked to stop while it waited for the others.
         """
         check_launch(os.environ)
         overridden = launcher_settings.override_environment(os.environ)
@@ -66,22 +76,22 @@ class DistributedEnvironment:
             share = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
             os.environ["OMP_NUM_THREADS"] = str(share)
             torch.set_num_threads(share)
-        waits = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))
-        zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
-        if zero:
+        timeout = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))
+        deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+        if deepspeed:
             prepare_deepspeed(cpu)
-        if deterministic:  # cuBLAS reads it when it starts
+        if deterministic:  # cuBLAS reads the variable when it starts
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # accelerate knows DeepSpeed on a CPU only when it is not told that there is one
+        # accelerate runs DeepSpeed on a CPU only if cpu is not set
         try:
             accelerator = Accelerator(
-                cpu=cpu and not zero, kwargs_handlers=[waits], mixed_precision="no", dynamo_backend="no",
+                cpu=cpu and not deepspeed, kwargs_handlers=[timeout], mixed_precision="no", dynamo_backend="no",
                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             )  # fmt: skip
         except RuntimeError as error:
             port_in_use_error(error, os.environ.get("MASTER_PORT"))
             raise
-        if zero:
+        if deepspeed:
             plugin: Any = accelerator.state.deepspeed_plugin
             overridden += launcher_settings.override_deepspeed_config(plugin.deepspeed_config)
         wanted = int(os.environ.get("WORLD_SIZE", "1"))
@@ -94,36 +104,48 @@ class DistributedEnvironment:
         comm = Communicator.of(device=device, rendezvous=rendezvous)
         comm.timeout_s = timeout_s
         comm.connect(timeout_s)
-        found = cls(device, comm, accelerator, tuple(overridden))
-        if found.comm.is_main:
-            for line in found.overridden:
+        environment = cls(device, comm, accelerator, tuple(overridden))
+        if environment.comm.is_main:
+            for line in environment.overridden:
                 print(line, file=sys.stderr, flush=True)
-        return found
+        return environment
 
     @classmethod
     def single_process(cls) -> "DistributedEnvironment":
-        """One process, no launcher."""
+        """The environment of a single process without a launcher: the first GPU, else the CPU."""
         return cls(torch.device("cuda" if torch.cuda.is_available() else "cpu"), Communicator())
 
     @property
     def zero_stage(self) -> int:
-        """DeepSpeed's ZeRO stage; 0 where DeepSpeed does not take part."""
+        """DeepSpeed's ZeRO stage, 1 to 3; 0 without DeepSpeed."""
         plugin = getattr(self.accelerator.state, "deepspeed_plugin", None) if self.accelerator is not None else None
         return plugin.zero_stage if plugin is not None else 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model ready for training on all ranks (gradients averaged over them)."""
+        """Move a model to the device and wrap it for training on all ranks; every rank calls it.
+
+        Args:
+            model: a bare network; its parameters stay the same objects.
+
+        Returns:
+            The module for the forward pass: accelerate's DDP averages its gradients over the ranks and starts from the
+            weights of rank 0. Without a launcher, the model itself.
+        """
         model = model.to(self.device)
         if self.accelerator is None:
             return model
-        if self.comm.world > 1 and not self.zero_stage:  # DDP begins with the first rank's weights and buffers
+        if self.comm.world > 1 and not self.zero_stage:  # DDP broadcasts the weights and buffers of rank 0
             self.comm.traffic("weights", sum(map(nbytes, (*model.parameters(), *model.buffers()))))
-        # the first backward pass of one-channel convolutions; it says itself that it is no error
+        # warned in the first backward pass of one-channel convolutions; the text itself says that it is no error
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return self.accelerator.prepare(model)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Gradients of ``loss``, averaged over ranks for a wrapped model."""
+        """Add the gradients of a loss to the parameters; for a wrapped model they are averaged over the ranks.
+
+        Args:
+            loss: () tensor.
+        """
         if self.accelerator is None:
             loss.backward()
         else:
@@ -131,19 +153,27 @@ class DistributedEnvironment:
 
 
 def nbytes(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor's values."""
+    """The size of a tensor's values in bytes."""
     return tensor.numel() * tensor.element_size()
 
 
 def check_launch(environment: Mapping[str, str]) -> None:
-    """PruneError where a launcher's variables contradict one another before anything waits for a peer."""
+    """Check a launcher's variables before anything waits for another process.
+
+    Args:
+        environment: the environment's variables.
+
+    Raises:
+        PruneError: a variable is no number or no port, WORLD_SIZE is set without RANK and LOCAL_RANK, or a network
+            interface does not exist.
+    """
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
-        given = environment.get(name) or "0"
-        if not given.lstrip("-" if name.endswith("RANK") else "").isdigit():  # -1: no rank
-            raise PruneError(f"{name} is {given!r}, which is no number; a launcher sets it, or unset it")
+        value = environment.get(name) or "0"
+        if not value.lstrip("-" if name.endswith("RANK") else "").isdigit():  # -1: no rank
+            raise PruneError(f"{name} is {value!r}, which is no number; a launcher sets it, or unset it")
     if int(environment.get("MASTER_PORT") or 1) not in range(65536):
         raise PruneError(f"MASTER_PORT is {environment['MASTER_PORT']}, which is no port: 1 to 65535")
-    if environment.get("MASTER_ADDR"):  # ranks will meet
+    if environment.get("MASTER_ADDR"):  # there will be a rendezvous
         names = [name for _, name in socket.if_nameindex()]
         check_interfaces(environment, names, torch.cuda.is_available())
     wanted = int(environment.get("WORLD_SIZE") or "1")
@@ -152,7 +182,10 @@ def check_launch(environment: Mapping[str, str]) -> None:
 
 
 def prepare_deepspeed(cpu: bool) -> None:
-    """Let DeepSpeed start: its packages, its device, and no lock that a killed build left behind.
+    """Prepare the start of DeepSpeed: check its packages, set its device, remove stale locks of extension builds.
+
+    Args:
+        cpu: whether the ranks compute on CPUs.
 
     Raises:
         PruneError: a package is missing.
@@ -169,9 +202,13 @@ def prepare_deepspeed(cpu: bool) -> None:
 
 
 def unlock(folder: Path) -> list[Path]:
-    """Remove locks of extension builds that were killed: whoever builds next would wait for them for ever.
+    """Remove the locks of extension builds that were killed: the next build would wait for them forever.
 
-    Returns the locks that were removed: those older than a build can be.
+    Args:
+        folder: torch's folder of extensions.
+
+    Returns:
+        The locks that were removed, those older than ``BUILD_PATIENCE_S`` seconds.
     """
     stale = [path for path in folder.glob("**/lock") if time.time() - path.stat().st_mtime > BUILD_PATIENCE_S]
     for path in stale:
@@ -181,7 +218,7 @@ def unlock(folder: Path) -> list[Path]:
 
 
 def build_engine() -> str:
-    """Compile what DeepSpeed compiles at its first use on a CPU; returns the operation's name."""
+    """Compile the extension that DeepSpeed needs on a CPU, ahead of its first use; return the extension's name."""
     prepare_deepspeed(cpu=True)
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
@@ -198,13 +235,13 @@ def _mismatch(seen: str, wanted: int) -> str:
 
 
 def describe_environment(environment: DistributedEnvironment) -> dict[str, Any]:
-    """What a result depends on beside the recipe: for environment.json."""
-    found = {}
+    """The content of environment.json: versions, processor, device and ranks, on which a result depends too."""
+    versions = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "missing"
+            versions[package] = "missing"
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -215,7 +252,7 @@ def describe_environment(environment: DistributedEnvironment) -> dict[str, Any]:
         "world_size": environment.comm.world,
         "threads": torch.get_num_threads(),
         "overridden": list(environment.overridden),
-        "packages": found,
+        "packages": versions,
     }
 
 

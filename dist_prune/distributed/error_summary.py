@@ -1,11 +1,11 @@
-"""What stopped a run, said once more below the launcher's own traceback.
+"""The error that stopped a run, repeated below the launcher's own traceback.
 
-``accelerate launch`` and torchrun answer a process that leaves with a code by a traceback of their own, which has
-nothing to say and comes after ours. A process cannot keep its launcher from printing it. So the first that stops leaves
-a small writer behind, in a session of its own (launchers end the whole session of a process): it waits until the
-launcher is gone and then writes to the same stderr. Exit codes are the launcher's, as before.
+``accelerate launch`` and torchrun print a traceback of their own when a process exits with a code. That traceback says
+nothing about the cause and comes after our error. A process cannot keep its launcher from printing it. So the first
+process that stops starts a small writer in a session of its own, because launchers end the whole session of a process.
+The writer waits until the launcher has ended and then writes to the same stderr. The exit code stays the launcher's.
 
-Where that cannot be done (no /proc, no folder for temporary files) nothing is lost: the text was said before.
+If that is impossible (no /proc, no folder for temporary files) nothing is lost: the error was printed before.
 """
 
 import contextlib
@@ -22,24 +22,27 @@ from typing import Any
 
 LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun", "deepspeed")
 MODULES = ("accelerate.", "torch.distributed.", "deepspeed.")
-GENERATIONS = 6  # DeepSpeed's launcher stands between accelerate and the process
-PATIENCE_S = 120  # an elastic launcher that is still there after that has started the processes again
+GENERATIONS = 6  # of ancestors that are searched: DeepSpeed's launcher runs between accelerate and the process
+PATIENCE_S = 120  # seconds; an elastic launcher that is alive after them has started the processes again
 
 
 def record(text: str, rank: int, cause: bool = True) -> None:
-    """Have ``text`` written behind the launcher's last line; without a launcher nothing happens.
+    """Have ``text`` written after the launcher's last line; without a launcher nothing happens.
+
+    Each rank that stops calls it. The texts of several ranks are merged (see ``merge_notes``).
 
     Args:
-        text: what the person should read last.
-        rank: of this process; texts of several are put together, each once.
-        cause: False where another process's end is the reason; said only if none says the cause.
+        text: the error that the user should read last.
+        rank: of this process.
+        cause: False if this process stopped because another one did; such a text is written only if no rank recorded
+            a cause.
     """
     with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
         launcher = launcher_of(os.getppid())
         if launcher is None:
             return
         folder = _folder(launcher)
-        first = _made(folder)
+        first = _make_folder(folder)
         note = {"text": text, "rank": rank, "cause": cause, "at": time.time()}
         hidden = folder / f".{rank}"
         hidden.write_text(json.dumps(note))
@@ -52,7 +55,7 @@ def record(text: str, rank: int, cause: bool = True) -> None:
 
 
 def clear() -> None:
-    """An elastic launcher has started the processes again: what stopped the last ones is not the last word."""
+    """Drop the recorded texts after an elastic launcher has started the processes again."""
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         return
     with contextlib.suppress(OSError, ValueError):
@@ -63,58 +66,69 @@ def clear() -> None:
 
 
 def launcher_of(pid: int) -> int | None:
-    """The process that prints last: the eldest launcher among ``pid`` and its ancestors, or None."""
-    found = None
+    """The process id of the outermost launcher among process ``pid`` and its ancestors, or None without a launcher.
+
+    That launcher is the one that prints last.
+    """
+    launcher = None
     for _ in range(GENERATIONS):
         if pid <= 1:
             break
-        if _launches(Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")):
-            found = pid
+        if _is_launcher(Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")):
+            launcher = pid
         pid = int(_stat(pid)[1])
-    return found
+    return launcher
 
 
-def _launches(words: list[str]) -> bool:
-    """Whether a command line is a launcher's: its own name, or an interpreter that runs it."""
+def _is_launcher(words: list[str]) -> bool:
+    """Whether a command line runs a launcher, by its own name or by a Python interpreter."""
     name = Path(words[0]).name
     if name in LAUNCHERS:
         return True
     if not name.startswith(("python", "pypy")):
         return False
-    rest = iter(words[1:])
-    for word in rest:
+    remaining = iter(words[1:])
+    for word in remaining:
         if word == "-m":
-            return f"{next(rest, '')}.".startswith(MODULES)
+            return f"{next(remaining, '')}.".startswith(MODULES)
         if word in ("-W", "-X"):
-            next(rest, None)
+            next(remaining, None)
         elif not word.startswith("-"):
             return Path(word).name in LAUNCHERS
     return False
 
 
 def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat behind the name, which may hold anything: state, parent, ..., start time (19)."""
+    """Fields of /proc/PID/stat after the name, which may hold any characters: state, parent, ..., start time (19)."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def _folder(launcher: int) -> Path:
-    """Where the processes of a launcher leave their texts; the start time tells a number's next owner apart."""
+    """The folder of a launcher's texts; its name has the start time because process ids are used again."""
     return Path(tempfile.gettempdir()) / f"dist_prune-{os.getuid()}-{launcher}-{_stat(launcher)[19]}"
 
 
-def _made(folder: Path) -> bool:
-    """Whether this process made the folder, and so is the one that leaves the writer."""
+def _make_folder(folder: Path) -> bool:
+    """Make the folder; True if this process was the first, which then starts the writer."""
     try:
         folder.mkdir(mode=0o700)
         return True
     except FileExistsError:
         if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-            raise OSError(f"{folder} is another user's") from None
+            raise OSError(f"{folder} belongs to another user") from None
         return False
 
 
 def merge_notes(notes: list[Mapping[str, Any]]) -> str:
-    """One text of many processes' notes: causes before consequences, the first first, the same text once."""
+    """Merge the notes of several ranks into one text.
+
+    Args:
+        notes: mappings with ``text``, ``rank``, ``cause`` and ``at`` (seconds), as ``record`` writes them.
+
+    Returns:
+        The causes if there are any, else all texts; in the order of time, each text once, with the rank before it if
+        there are several.
+    """
     chosen = [note for note in notes if note["cause"]] or notes
     texts: dict[str, int] = {}
     for note in sorted(chosen, key=lambda note: note["at"]):
@@ -125,7 +139,7 @@ def merge_notes(notes: list[Mapping[str, Any]]) -> str:
 
 
 def _wait(pid: int, seconds: float) -> bool:
-    """Whether the process ended within that time."""
+    """Wait for the end of a process; whether it ended in time."""
     deadline = time.monotonic() + seconds
     try:
         handle = os.pidfd_open(pid)

@@ -1,7 +1,7 @@
-"""What a launcher may not decide: whatever touches arithmetic is the recipe's. Its settings are overridden, or refused.
+"""Launcher settings that would change the arithmetic: they are overridden by the recipe, or refused.
 
-accelerate's flags, config files and plugins all reach a process as variables of its environment; DeepSpeed's config
-is looked through once its plugin has read it. Every start passes here, so a resumed run does as well.
+accelerate's flags, config files and plugins all reach a process as variables of its environment. DeepSpeed's config is
+checked after its plugin has read it. Every start passes here, also that of a resumed run.
 """
 
 from collections.abc import Mapping, MutableMapping
@@ -9,20 +9,20 @@ from typing import Any
 
 from dist_prune.errors import PruneError
 
-# variable, values that ask for nothing, accelerate's name of it, the recipe's keys
+# variable, values that change nothing, accelerate's name of it, the recipe's key
 OVERRIDDEN = (
     ("ACCELERATE_MIXED_PRECISION", ("no",), "mixed_precision", "precision"),
     ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ("1", "auto"), "gradient_accumulation_steps", "accumulate"),
     ("ACCELERATE_GRADIENT_CLIPPING", ("none", "auto", "0", "0.0"), "gradient_clipping", "clip_grad"),
     ("ACCELERATE_DYNAMO_BACKEND", ("no",), "dynamo_backend", "compile"),
 )
-# variable, accelerate's name of it, what to use
+# variable, accelerate's name of it, what to use instead
 REFUSED = (
     ("ACCELERATE_USE_FSDP", "FSDP", "DeepSpeed's ZeRO shards too (launch/gpu_8_zero1.yaml to gpu_8_zero3.yaml)"),
     ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM", "launch/gpu_8.yaml copies the network to every GPU"),
 )
 SIZES = ("DP_SHARD", "TP", "CP", "SP")
-# DeepSpeed's keys that change no number, and those that zero.py sets itself
+# DeepSpeed's keys that change no number, and those that deepspeed_engine.py sets itself
 HARMLESS = {
     "train_batch_size", "train_micro_batch_size_per_gpu", "steps_per_print", "wall_clock_breakdown", "dump_state",
     "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "activation_checkpointing",
@@ -33,26 +33,29 @@ ENGINE = {  # DeepSpeed's key -> the recipe's
     "fp16": "precision", "bf16": "precision", "torch_autocast": "precision", "amp": "precision",
     "gradient_accumulation_steps": "accumulate", "gradient_clipping": "clip_grad",
 }  # fmt: skip
-INSTEAD = {"optimizer": "optimizer", "scheduler": "schedule"}  # refused; the recipe's key that is meant
+INSTEAD = {"optimizer": "optimizer", "scheduler": "schedule"}  # refused: DeepSpeed's key -> the recipe's
 NEUTRAL = ("fp32", 1, 1.0, "auto")
 
 
 def override_environment(environment: MutableMapping[str, str]) -> list[str]:
-    """Take out of the environment what a launcher asks of the training's arithmetic.
+    """Remove the launcher's settings of the training's arithmetic from the environment.
+
+    Args:
+        environment: the environment's variables; changed in place.
 
     Returns:
-        a line for each setting that is overridden.
+        A line of text for each setting that is overridden.
 
     Raises:
         PruneError: a setting that no recipe key stands for: sharding and splitting of the network, fp8.
     """
-    problems = _refused(environment)
+    problems = _refusals(environment)
     if problems:
         raise PruneError("\n".join(problems))
     lines = []
-    for variable, nothing, name, key in OVERRIDDEN:
+    for variable, neutral, name, key in OVERRIDDEN:
         value = environment.get(variable, "").strip()
-        if value and value.lower() not in nothing:
+        if value and value.lower() not in neutral:
             lines.append(
                 f"the launcher's {name}={value} ({variable}, from its config, a flag or the environment) is not "
                 f"followed: the recipe decides by train.{key} and finetune.{key}"
@@ -61,14 +64,14 @@ def override_environment(environment: MutableMapping[str, str]) -> list[str]:
     return lines
 
 
-def _refused(environment: Mapping[str, str]) -> list[str]:
-    def on(variable: str) -> bool:
+def _refusals(environment: Mapping[str, str]) -> list[str]:
+    def is_on(variable: str) -> bool:
         return environment.get(variable, "").strip().lower() in ("1", "true", "yes", "y", "on", "t")
 
     problems = [
         f"the launcher asks for {name} ({variable}), which computes in a way that no recipe key describes; {instead}"
         for variable, name, instead in REFUSED
-        if on(variable)
+        if is_on(variable)
     ]
     if environment.get("ACCELERATE_MIXED_PRECISION", "").lower() == "fp8" or (
         environment.get("ACCELERATE_FP8_BACKEND", "").upper() == "MSAMP"
@@ -77,7 +80,7 @@ def _refused(environment: Mapping[str, str]) -> list[str]:
             "the launcher asks for fp8 (ACCELERATE_MIXED_PRECISION, ACCELERATE_FP8_BACKEND), which is not offered; set "
             "its mixed_precision to no, and the recipe's train.precision and finetune.precision to fp32, bf16 or fp16"
         )
-    if on("ACCELERATE_USE_PARALLELISM_CONFIG"):
+    if is_on("ACCELERATE_USE_PARALLELISM_CONFIG"):
         names = [f"PARALLELISM_CONFIG_{size}_SIZE" for size in SIZES]
         split = [f"{name}={environment[name]}" for name in names if environment.get(name, "1") not in ("1", "0", "")]
         if split:
@@ -85,7 +88,7 @@ def _refused(environment: Mapping[str, str]) -> list[str]:
                 f"the launcher splits the network ({', '.join(split)}), which is not offered; leave its "
                 "parallelism_config out (launch/gpu_8.yaml copies the network to every GPU)"
             )
-    if on("ACCELERATE_USE_DEEPSPEED") and environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2") == "0":
+    if is_on("ACCELERATE_USE_DEEPSPEED") and environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2") == "0":
         problems.append(_STAGE)
     return problems
 
@@ -97,23 +100,30 @@ _STAGE = (
 
 
 def override_deepspeed_config(config: MutableMapping[str, Any]) -> list[str]:
-    """The same for DeepSpeed's own config, as it is once the launcher's file and variables are in it.
+    """Switch off the settings of DeepSpeed's config that belong to the recipe.
+
+    Args:
+        config: DeepSpeed's config after its plugin has read the launcher's file and variables; changed in place.
+
+    Returns:
+        A line of text for each setting that is overridden.
 
     Raises:
-        PruneError: a key that changes what is computed and that no recipe key stands for.
+        PruneError: a key that changes the arithmetic and that no recipe key stands for.
     """
-    lines, problems = [], []
+    lines: list[str] = []
+    problems: list[str] = []
     zero = config.get("zero_optimization") or {}
     if zero.get("stage") == 0:
         problems.append(_STAGE)
     problems += [
-        f"DeepSpeed's config: zero_optimization.{key} rounds what ranks tell one another, which no recipe key "
+        f"DeepSpeed's config: zero_optimization.{key} rounds the values that ranks exchange, which no recipe key "
         "describes; leave it out"
         for key, value in zero.items()
         if key.startswith("zero_quantized") and value
     ]
     for key, value in list(config.items()):
-        if key in HARMLESS or _asks_nothing(value):
+        if key in HARMLESS or _is_neutral(value):
             continue
         if key in ENGINE:
             if key == "amp":
@@ -128,16 +138,20 @@ def override_deepspeed_config(config: MutableMapping[str, Any]) -> list[str]:
                 f"train.{ENGINE[key]} and finetune.{ENGINE[key]}"
             )
         else:
-            own = INSTEAD.get(key)
-            mend = f"the recipe decides by train.{own} and finetune.{own}; leave it out" if own else "leave it out"
-            problems.append(f"DeepSpeed's config: {key} changes what is computed; {mend}")
+            recipe_key = INSTEAD.get(key)
+            advice = (
+                f"the recipe decides by train.{recipe_key} and finetune.{recipe_key}; leave it out"
+                if recipe_key
+                else "leave it out"
+            )
+            problems.append(f"DeepSpeed's config: {key} changes what is computed; {advice}")
     if problems:
         raise PruneError("\n".join(problems))
     return lines
 
 
-def _asks_nothing(value: Any) -> bool:
-    """Off, absent, or what would be done anyway."""
+def _is_neutral(value: Any) -> bool:
+    """Whether a value is off, absent or the default."""
     if isinstance(value, dict):
         return not value or str(value.get("enabled", True)).lower() == "false"
     return not value or value in NEUTRAL or str(value).lower() == "none"

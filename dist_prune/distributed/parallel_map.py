@@ -1,4 +1,4 @@
-"""Independent jobs over the ranks: dealt out once, or in rounds with every result put on record."""
+"""Parallel map: independent jobs over the ranks, all at once, in rounds with saved results, or with a result cache."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,55 +15,74 @@ from dist_prune.distributed.resumable_state import ResumableState, identity_of
 
 Run = Callable[[Any], Any]
 Bar = Callable[[Sequence[Any], int], Iterable[Any]]
-SAVE_S = 60.0  # between two saves of what shared jobs have brought so far
-ROUND_S = 2.0  # about so long between two looks at what the other ranks have done
+SAVE_S = 60.0  # seconds between two saves of the results
+ROUND_S = 2.0  # seconds that a round of cached jobs should take, between two exchanges of results
 
 
 def map_jobs(
-    jobs: Sequence[Any], run: Run, comm: Communicator, bar: Bar, file: Path | None, identity: str, what: str,
+    jobs: Sequence[Any],
+    run: Run,
+    comm: Communicator,
+    bar: Bar,
+    file: Path | None,
+    identity: str,
+    what: str,
     costs: Sequence[float] | None = None,
-) -> list[Any]:  # fmt: skip
-    """Every job once, on some rank, in rounds of one per rank; the results in the order of the jobs, on all ranks.
+) -> list[Any]:
+    """Run every job once, on one of the ranks, in rounds of one job per rank; a collective, called by every rank.
 
-    Between rounds the ranks hear whether they are to stop. Results that are tensors are kept in ``file`` from time to
-    time, and when stopped: called again, those jobs are not done again.
+    Between two rounds the ranks agree whether to stop. If all results are tensors they are saved in ``file`` every
+    ``SAVE_S`` seconds and when stopped. The next call reads them and runs the other jobs only.
 
     Args:
-        identity: what the file must belong to, beside these jobs.
-        what: names the call where it is stopped.
-        costs: of the jobs; the dearest go first.
+        jobs: the same on every rank; their ``repr`` is a part of the file's identity.
+        run: job -> result; called on one rank, so it must not call collectives.
+        comm: all processes.
+        bar: (rounds, number of rounds) -> the rounds again, with a progress bar.
+        file: the saved results, or None to save nothing.
+        identity: the computation that the saved results belong to, besides these jobs.
+        what: name of the call in the text of PreemptedError.
+        costs: cost of each job, in any unit; expensive jobs run first.
+
+    Returns:
+        The results in the order of the jobs, on every rank; tensors are on the CPU.
+
+    Raises:
+        PreemptedError: on every rank, if one of them was asked to stop.
     """
     state = ResumableState(file, identity_of(identity, list(jobs)), comm)
     results: dict[int, Any] = {int(number): table for number, table in state.load()[0].items()}
-    mine, saved_at = {}, time.monotonic()
+    own: dict[int, Any] = {}
+    saved_at = time.monotonic()
     missing = [number for number in range(len(jobs)) if number not in results]
     if costs is not None:
         missing.sort(key=lambda number: (-costs[number], number))
 
-    def fold() -> None:
-        for part in comm.all_gather_object(mine):
-            results.update(part)
-        mine.clear()
+    def gather() -> None:
+        for rank_results in comm.all_gather_object(own):
+            results.update(rank_results)
+        own.clear()
         if results and all(isinstance(result, Tensor) for result in results.values()):
             state.save({str(number): result for number, result in results.items()})
 
-    rounds, reason = range(0, len(missing), comm.world), ""
+    rounds = range(0, len(missing), comm.world)
+    reason = ""
     for start in bar(rounds, len(rounds)):
         due = comm.is_main and time.monotonic() - saved_at > SAVE_S
         stop, due = preemption.poll(comm, (int(due),))
         if stop or due:
-            fold()
+            gather()
             saved_at = time.monotonic()
         if stop:
             done = f"after {len(results)} of {len(jobs)} jobs" if results else "before its first job"
             raise preemption.preempted_error(f"while scoring, in {what}, {done}")
         for number in missing[start : start + comm.world][comm.rank : comm.rank + 1]:
             try:
-                mine[number] = on_cpu(run(jobs[number]))
-            except PreemptedError as error:  # the next poll tells the others, who must not wait for this rank
+                own[number] = on_cpu(run(jobs[number]))
+            except PreemptedError as error:  # the next poll tells the other ranks, which must not wait
                 reason = str(error)
     if missing:
-        fold()
+        gather()
     reasons = [why for why in comm.all_gather_object(reason) if why] if missing else []
     if reasons:
         raise PreemptedError(reasons[0])
@@ -71,10 +90,18 @@ def map_jobs(
 
 
 def map_once(jobs: Sequence[Any], run: Run, comm: Communicator) -> list[Any]:
-    """Every job once, on some rank; the results in the order of the jobs, on all ranks.
+    """Run every job once, on one of the ranks; a collective, called by every rank.
+
+    Args:
+        jobs: the same on every rank.
+        run: job -> a small result that can be pickled; called on one rank, so it must not call collectives.
+        comm: all processes.
+
+    Returns:
+        The results in the order of the jobs, on every rank.
 
     Raises:
-        PreemptedError: on every rank, where a job of any rank was asked to stop.
+        PreemptedError: on every rank, if a job of one of them was asked to stop.
     """
     done, stopped = [], ""
     try:
@@ -82,46 +109,60 @@ def map_once(jobs: Sequence[Any], run: Run, comm: Communicator) -> list[Any]:
             done.append((number, run(jobs[number])))
     except PreemptedError as error:  # the others wait for this rank's results: tell them before leaving
         stopped = str(error)
-    parts = comm.all_gather_object((done, stopped))
-    reason = next((why for _, why in parts if why), "")
+    gathered = comm.all_gather_object((done, stopped))
+    reason = next((why for _, why in gathered if why), "")
     if reason:
         raise PreemptedError(reason)
-    return [result for _, result in sorted((pair for part, _ in parts for pair in part), key=lambda pair: pair[0])]
+    return [result for _, result in sorted((pair for pairs, _ in gathered for pair in pairs), key=lambda pair: pair[0])]
 
 
 def map_cached(
     jobs: Sequence[Any],
     run: Run,
     comm: Communicator,
-    record: ResultCache,
+    cache: ResultCache,
     say: Callable[[str], None],
     what: str = "score",
 ) -> list[Any]:
-    """Like ``dealt``; jobs on record are not made again, new results go there after each round.
+    """Run every job once like ``map_once``, except those with a cached result; a collective, called by every rank.
+
+    New results are added to the cache after each round. The number of jobs per rank in a round adapts, so that a round
+    takes about ``ROUND_S`` seconds.
 
     Args:
-        jobs, run: jobs and results are plain JSON values (tuples become lists).
-        say: tells the user how far it is, at every tenth.
-        what: the act that is at it, for what is said.
+        jobs: JSON values, the same on every rank.
+        run: job -> result, a JSON value (tuples become lists); called on one rank, so it must not call collectives.
+        comm: all processes.
+        cache: the results of earlier calls.
+        say: called with a line of progress at every tenth of the jobs.
+        what: name of the work, for the lines of progress and the text of PreemptedError.
+
+    Returns:
+        The results in the order of the jobs, on every rank.
+
+    Raises:
+        PreemptedError: on every rank, if one of them was asked to stop; results of finished rounds are in the cache.
     """
-    missing, each, told = [job for job in jobs if job not in record], 1, 0
+    missing = [job for job in jobs if job not in cache]
+    each = 1
+    tenths = 0
     while missing:
         if preemption.poll(comm)[0]:
             raise preemption.preempted_error(f"in {what}, with {len(missing)} of {len(jobs)} shared jobs to do")
         now, missing = missing[: each * comm.world], missing[each * comm.world :]
         start = time.monotonic()
-        record.add(zip(now, map_once(now, run, comm), strict=True))
+        cache.add(zip(now, map_once(now, run, comm), strict=True))
         done = len(jobs) - len(missing)
-        if 10 * done // len(jobs) > told:
-            told = 10 * done // len(jobs)
+        if 10 * done // len(jobs) > tenths:
+            tenths = 10 * done // len(jobs)
             say(f"  {what}: {done} of {len(jobs)} shared jobs")
         slowest = comm.max_ints(int(1000 * (time.monotonic() - start)))[0] / 1000
         each = max(1, min(2 * each, int(each * ROUND_S / max(slowest, 1e-3))))
-    return [record[job] for job in jobs]
+    return [cache[job] for job in jobs]
 
 
 def on_cpu(value: Any) -> Any:
-    """A job's result with its tensors on the CPU, to be sent to other ranks."""
+    """Move the tensors of a job's result to the CPU, also those in dicts, lists and tuples."""
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Asked to stop: SIGUSR1, SIGTERM and Ctrl-C set a flag, every loop polls it, all ranks agree before anyone leaves."""
+"""Preemption: SIGUSR1, SIGTERM and Ctrl-C set a flag, every loop polls it, and all ranks stop at the same step."""
 
 import contextlib
 import ctypes
@@ -30,18 +30,22 @@ _received = watchdog.received
 
 
 def install_handlers() -> None:
-    """Let the signals set the flag instead of ending this process; a second Ctrl-C ends it at once."""
+    """Let ``SIGNALS`` set the flag instead of ending this process; a second Ctrl-C ends it at once.
+
+    Called once by each process, in its main thread.
+    """
     watchdog.install_handlers(SIGNALS)
 
 
 def defer_signals_in_worker(_worker: int = 0) -> None:
-    """For loader workers: a scheduler signals the whole process group, and they have to serve until the run has saved.
+    """Set the signal handlers of a loader worker; called in the worker, also as a DataLoader's ``worker_init_fn``.
 
-    SIGUSR1 and SIGINT are ignored; SIGTERM ends them after GRACE_S (it is also how a process that exits ends its
-    children). They end with their run in any case, also where it is killed.
+    A scheduler signals the whole process group, and workers have to serve batches until the run has saved. SIGUSR1 and
+    SIGINT are ignored. SIGTERM ends the worker after ``GRACE_S`` seconds, because an exiting process ends its children
+    by SIGTERM. The worker ends with its run in any case, also if the run is killed.
     """
     end_with_parent()
-    signal.set_wakeup_fd(-1)  # the run's own: what a worker hears is no news to it
+    signal.set_wakeup_fd(-1)  # this descriptor is the run's own: a worker's signals do not concern its watchdog
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -49,26 +53,38 @@ def defer_signals_in_worker(_worker: int = 0) -> None:
 
 
 def end_with_parent() -> None:
-    """Let the kernel kill this worker process as soon as the process that started it is gone (Linux)."""
+    """Let the kernel kill this worker process as soon as its parent is gone (Linux only)."""
     with contextlib.suppress(AttributeError, OSError):  # elsewhere torch's workers look for their parent every 5 s
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid != os.getppid():  # it went before the line above
+    if parent is not None and parent.pid != os.getppid():  # the parent ended before the line above
         os._exit(1)
 
 
 def requested() -> bool:
-    """Whether this process has been asked to stop."""
+    """Whether this process has been asked to stop; local to the rank, no collective."""
     return watchdog.stop_requested()
 
 
 def poll(comm: Communicator, also: Sequence[int] = ()) -> list[int]:
-    """[anyone asked to stop, *largest of each number in ``also``] over all ranks: one small collective."""
+    """Ask all ranks whether one of them was asked to stop: one small collective, called by every rank.
+
+    Args:
+        comm: all processes.
+        also: integers, as many on every rank, whose largest values are wanted too: they cost no further collective.
+
+    Returns:
+        [1 if a rank was asked to stop, else 0, then the largest of each integer in ``also``], the same on every rank.
+    """
     return comm.max_ints(int(requested()), *also)
 
 
 def preempted_error(what: str) -> PreemptedError:
-    """The error that ends a run which was asked to stop."""
+    """The error that ends a run after it was asked to stop and has saved.
+
+    Args:
+        what: the point that was reached, for the text ("in train, epoch 3, after step 10 of 98").
+    """
     return PreemptedError(
-        f"stopped by {watchdog.stop_reason()} {what}; the same command goes on from there (exit code {EXIT_CODE})"
+        f"stopped by {watchdog.stop_reason()} {what}; the same command resumes there (exit code {EXIT_CODE})"
     )

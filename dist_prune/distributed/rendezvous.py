@@ -1,4 +1,7 @@
-"""The roll: who takes part in a run, by name, so that whoever is missing can be named. Knows no collective."""
+"""The rendezvous of a run's ranks: each registers its host and process, so that a missing rank can be named.
+
+This module uses a key-value store and no collective.
+"""
 
 import json
 import os
@@ -14,63 +17,77 @@ from dist_prune.distributed import watchdog
 from dist_prune.errors import PruneError, abbreviate, nearest
 
 T = TypeVar("T")
-LOOK_S = 0.2  # between two looks at the roll
+LOOK_S = 0.2  # seconds between two looks into the store
 _MEETING = (
-    "All ranks meet at MASTER_ADDR={place}, MASTER_PORT={port}: start the missing ones, look into their logs, and see "
-    "that this place can be reached from their machines (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME name the interface). "
-    "Nothing was computed yet and nothing is lost."
+    "All ranks meet at MASTER_ADDR={address}, MASTER_PORT={port}: start the missing ones, look into their logs, and "
+    "see that this address can be reached from their machines (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME name the "
+    "interface). Nothing was computed yet and nothing is lost."
 )
 
 
 @dataclass
 class Rendezvous:
-    """Who takes part, by name: each rank writes itself down where all can read it, before any collective.
+    """The ranks of a run in a key-value store: each rank registers itself before any collective.
 
-    It lies in the store through which process groups are made (torchrun's, else the first rank's).
+    The store is the one through which process groups are made (torchrun's, else that of rank 0).
+
+    Attributes:
+        store: a torch.distributed store.
+        rank: number of this process.
+        world: number of processes.
+        launch: id of this launch, see ``watchdog.launch_id``.
+        attempt: torchrun's count of restarts: its store outlives the processes that it starts again.
     """
 
     store: Any
     rank: int
     world: int
-    launch: str = ""  # what this launch is called, see watch.launch
-    attempt: str = ""  # torchrun's store outlives the processes that it starts again
+    launch: str = ""
+    attempt: str = ""
 
     @classmethod
     def join(
         cls, environment: Mapping[str, str], patience_s: float, store: Callable[[str, int, int, bool], Any]
     ) -> "Rendezvous | None":
-        """Wait until all ranks are here; None for one process, and where no launcher said where to meet.
+        """Register this rank and wait until all ranks have registered; every rank calls it.
 
         Args:
-            environment: a launcher's variables.
-            patience_s: how long.
-            store: opens the store by address, port, number of ranks, and whether it is served here.
+            environment: the environment's variables, with the launcher's.
+            patience_s: seconds for which a rank waits.
+            store: opens the store: (address, port, number of ranks, whether this process serves it) -> store.
+
+        Returns:
+            The rendezvous, or None for a single process or without MASTER_ADDR and MASTER_PORT.
 
         Raises:
-            PruneError: someone did not come within ``patience_s`` seconds; it says who. Or this process is of another
-                launch than the first rank, or its number is taken.
+            PruneError: ranks did not come within ``patience_s`` seconds (it names them), this process belongs to
+                another launch than rank 0, or its rank is taken.
             PreemptedError: asked to stop while it waited.
         """
         rank, world = int(environment.get("RANK") or 0), int(environment.get("WORLD_SIZE") or 1)
-        place, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT")
-        if world == 1 or not place or not port:
+        address, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT")
+        if world == 1 or not address or not port:
             return None
         hosted = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         deadline = time.monotonic() + patience_s
         if rank or hosted:
-            _reach(place, int(port), deadline, rank, world, patience_s)
-        meeting = _MEETING.format(place=place, port=port)
+            _wait_for_address(address, int(port), deadline, rank, world, patience_s)
+        meeting = _MEETING.format(address=address, port=port)
 
-        def come() -> tuple["Rendezvous", list[int], list[str]]:
+        def meet() -> tuple["Rendezvous", list[int], list[str]]:
             attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "") if hosted else ""
             launch = watchdog.launch_id(environment)
-            found = cls(store(place, int(port), world, not rank and not hosted), rank, world, launch, attempt)
-            found.register()
-            absent = found.absent("here", deadline)
-            return found, absent, [found.describe_rank(n) for n in range(world) if n not in absent] if absent else []
+            rendezvous = cls(store(address, int(port), world, not rank and not hosted), rank, world, launch, attempt)
+            rendezvous.register()
+            absent = rendezvous.absent("here", deadline)
+            return (
+                rendezvous,
+                absent,
+                [rendezvous.describe_rank(n) for n in range(world) if n not in absent] if absent else [],
+            )
 
         try:
-            found, absent, here = _within(deadline - time.monotonic() + 10, come)
+            rendezvous, absent, present = _within(deadline - time.monotonic() + 10, meet)
         except (RuntimeError, TimeoutError) as error:
             port_in_use_error(error, port)
             reason = str(error).splitlines()[0]
@@ -80,28 +97,40 @@ class Rendezvous:
         if absent:
             names = f"{'ranks' if len(absent) > 1 else 'rank'} {abbreviate(list(map(str, absent)))} of {world}"
             within = f"{patience_s:g} s (cluster.join_timeout_s)"
-            raise PruneError(f"{names} did not come within {within}. Here: {abbreviate(here)}. {meeting}")
-        return found
+            raise PruneError(f"{names} did not come within {within}. Here: {abbreviate(present)}. {meeting}")
+        return rendezvous
 
-    def missing(self, word: str, patience_s: float) -> list[str]:
-        """Write under ``word`` and name the ranks that do not within ``patience_s`` seconds."""
+    def missing(self, topic: str, patience_s: float) -> list[str]:
+        """Write an entry for a topic and find the ranks that do not within some time.
+
+        Args:
+            topic: its name, not used before in this run.
+            patience_s: seconds for which the others are waited for.
+
+        Returns:
+            Descriptions of the ranks that wrote nothing; of rank 0 alone if the store does not answer.
+        """
 
         def names() -> list[str]:
-            self.write(word)
-            return [self.describe_rank(rank) for rank in self.absent(word, time.monotonic() + patience_s)]
+            self.write(topic)
+            return [self.describe_rank(rank) for rank in self.absent(topic, time.monotonic() + patience_s)]
 
         try:
             return _within(patience_s + 2, names)
         except (RuntimeError, TimeoutError):
-            return ["rank 0 or its launcher, which keep the roll"]
+            return ["rank 0 or its launcher, which keep the list of ranks"]
 
     def register(self) -> None:
-        """Write this rank down; PruneError where another process has its number."""
+        """Register this rank.
+
+        Raises:
+            PruneError: another process has registered under this rank.
+        """
         if not self.rank:
             self.store.set("dist_prune/launch", json.dumps(self.launch))
-        mine = self._note()
-        there = self.store.compare_set(self._key(f"here/{self.rank}"), "", mine).decode()
-        if there != mine:
+        note = self._note()
+        registered = self.store.compare_set(self._key(f"here/{self.rank}"), "", note).decode()
+        if registered != note:
             raise PruneError(
                 f"rank {self.rank} of {self.world} is here twice: {self.describe_rank(self.rank)} came first, this is "
                 f"process {os.getpid()} on {socket.gethostname()}. One of them is left over from an earlier launch: "
@@ -109,71 +138,79 @@ class Rendezvous:
             )
         self._count("here")
 
-    def write(self, word: str) -> None:
-        """This rank's line under ``word``."""
-        self.store.set(self._key(f"{word}/{self.rank}"), self._note())
-        self._count(word)
+    def write(self, topic: str) -> None:
+        """Write this rank's host and process for a topic."""
+        self.store.set(self._key(f"{topic}/{self.rank}"), self._note())
+        self._count(topic)
 
     def _note(self) -> str:
         return json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
 
-    def _count(self, word: str) -> None:
-        if self.store.add(self._key(word), 1) == self.world:
-            self.store.set(self._key(f"{word}/all"), "")
+    def _count(self, topic: str) -> None:
+        if self.store.add(self._key(topic), 1) == self.world:
+            self.store.set(self._key(f"{topic}/all"), "")
 
-    def _key(self, word: str) -> str:
-        return f"dist_prune/{self.launch}/{self.attempt}/{word}"
+    def _key(self, topic: str) -> str:
+        return f"dist_prune/{self.launch}/{self.attempt}/{topic}"
 
-    def absent(self, word: str, deadline: float) -> list[int]:
-        """The ranks that have written nothing under ``word`` when all have or the time is over.
+    def absent(self, topic: str, deadline: float) -> list[int]:
+        """Wait until all ranks have written for a topic.
+
+        Args:
+            topic: its name.
+            deadline: time of ``time.monotonic()`` at which the waiting ends.
+
+        Returns:
+            The ranks that have written nothing by then.
 
         Raises:
-            PruneError: the first rank is of another launch.
-            PreemptedError: asked to stop, before anything was begun.
+            PruneError: rank 0 belongs to another launch (topic ``here`` only).
+            PreemptedError: asked to stop while it waited (topic ``here`` only).
         """
-        while not self.store.check([self._key(f"{word}/all")]):
-            if word == "here":
-                self._same_launch()
-                _heed(self.rank, self.world)
+        while not self.store.check([self._key(f"{topic}/all")]):
+            if topic == "here":
+                self._check_launch()
+                _check_preempted(self.rank, self.world)
             if time.monotonic() > deadline:
-                return [n for n in range(self.world) if not self.store.check([self._key(f"{word}/{n}")])]
+                return [n for n in range(self.world) if not self.store.check([self._key(f"{topic}/{n}")])]
             time.sleep(LOOK_S)
         return []
 
-    def _same_launch(self) -> None:
+    def _check_launch(self) -> None:
         if not self.rank or not self.store.check(["dist_prune/launch"]):
             return
-        there = json.loads(self.store.get("dist_prune/launch"))
-        if there != self.launch:
+        first_launch = json.loads(self.store.get("dist_prune/launch"))
+        if first_launch != self.launch:
             raise PruneError(
                 f"rank {self.rank} of {self.world} (process {os.getpid()} on {socket.gethostname()}) belongs to "
-                f"another launch ({self.launch or 'without a name'}) than the first rank ({there or 'no name'}): "
-                "it was left over, or two launches use one MASTER_PORT. It leaves; the other launch goes on without it"
+                f"another launch ({self.launch or 'without a name'}) than the first rank "
+                f"({first_launch or 'no name'}): it was left over, or two launches use one MASTER_PORT. It leaves; the "
+                "other launch continues without it"
             )
 
     def describe_rank(self, rank: int) -> str:
-        """A rank, its process and its machine."""
+        """A rank with its process id and host, for messages."""
         note = json.loads(self.store.get(self._key(f"here/{rank}")))
         return f"rank {rank} (process {note['pid']} on {note['host']})"
 
 
-def _reach(place: str, port: int, deadline: float, rank: int, world: int, patience_s: float) -> None:
-    """Wait until somebody answers where the ranks meet: the first rank, or its launcher."""
+def _wait_for_address(address: str, port: int, deadline: float, rank: int, world: int, patience_s: float) -> None:
+    """Wait until rank 0 or its launcher accepts connections at the address where the ranks meet."""
     while True:
         try:
-            socket.create_connection((place, port), timeout=5).close()
+            socket.create_connection((address, port), timeout=5).close()
             return
         except OSError as error:
             if time.monotonic() > deadline:
                 within = f"{patience_s:g} s (cluster.join_timeout_s)"
-                seen = f"rank {rank} finds nobody at {place}:{port} ({error.strerror or error})"
-                meeting = _MEETING.format(place=place, port=port)
+                seen = f"rank {rank} finds nobody at {address}:{port} ({error.strerror or error})"
+                meeting = _MEETING.format(address=address, port=port)
                 raise PruneError(f"rank 0 of {world} did not come within {within}: {seen}. {meeting}") from error
-            _heed(rank, world)
+            _check_preempted(rank, world)
             time.sleep(LOOK_S)
 
 
-def _heed(rank: int, world: int) -> None:
+def _check_preempted(rank: int, world: int) -> None:
     if watchdog.stop_requested():
         raise watchdog.PreemptedError(
             f"stopped by {watchdog.stop_reason()} while rank {rank} of {world} waited for the others; nothing was "
@@ -181,14 +218,16 @@ def _heed(rank: int, world: int) -> None:
         )
 
 
-def _within(seconds: float, act: Callable[[], T]) -> T:
-    """What ``act`` returns; TimeoutError after ``seconds``. A store whose keeper hangs answers never, whatever its
-    time-out says."""
+def _within(seconds: float, function: Callable[[], T]) -> T:
+    """Call a function in a thread and return its result; TimeoutError after ``seconds``.
+
+    A store never answers if its server hangs, whatever the store's own time-out is.
+    """
     done: Future[T] = Future()
 
     def run() -> None:
         try:
-            done.set_result(act())
+            done.set_result(function())
         except BaseException as error:
             done.set_exception(error)
 
@@ -200,7 +239,15 @@ def _within(seconds: float, act: Callable[[], T]) -> T:
 
 
 def port_in_use_error(error: Exception, port: str | None) -> None:
-    """PruneError where an error says that another program listens on the port where the ranks would meet."""
+    """Turn an error of torch about a port in use into one for the user; other errors pass.
+
+    Args:
+        error: raised when a process group or store was opened.
+        port: MASTER_PORT.
+
+    Raises:
+        PruneError: the error says that another program listens on the port; it names a free one.
+    """
     text = str(error)
     if not any(word in text for word in ("EADDRINUSE", "already in use")):
         return
@@ -215,32 +262,38 @@ def port_in_use_error(error: Exception, port: str | None) -> None:
 
 
 def check_interfaces(environment: Mapping[str, str], names: Sequence[str], gpus: bool) -> None:
-    """PruneError where a variable names a network interface that this machine does not have.
+    """Check the variables that name network interfaces.
 
     Args:
-        environment: GLOO_SOCKET_IFNAME takes names, TP_SOCKET_IFNAME one, NCCL_SOCKET_IFNAME beginnings of names, or
-            with = whole names, with ^ names to leave out.
-        names: of this machine's interfaces.
-        gpus: whether ranks talk through NCCL.
+        environment: the environment's variables. GLOO_SOCKET_IFNAME takes names, TP_SOCKET_IFNAME one name,
+            NCCL_SOCKET_IFNAME prefixes of names, or whole names after =, or names to leave out after ^.
+        names: names of this machine's interfaces.
+        gpus: whether ranks communicate through NCCL.
+
+    Raises:
+        PruneError: a variable names an interface that this machine does not have.
     """
 
-    def missing(variable: str, asked: list[str]) -> None:
+    def missing(variable: str, wanted: list[str]) -> None:
         raise PruneError(
             f"{variable} is {environment[variable]!r}, and {socket.gethostname()} has no such network interface; it "
-            f"has {', '.join(sorted(names))}.{nearest(asked[0], names)} Name the one that reaches the other machines, "
+            f"has {', '.join(sorted(names))}.{nearest(wanted[0], names)} Name the one that reaches the other machines, "
             "or unset it (slurm/run.sbatch sets it from DIST_PRUNE_INTERFACE)"
         )
 
     for variable in ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME"):
-        asked = [name.strip() for name in environment.get(variable, "").split(",") if name.strip()]
-        absent = [name for name in asked if name not in names]
+        wanted = [name.strip() for name in environment.get(variable, "").split(",") if name.strip()]
+        absent = [name for name in wanted if name not in names]
         if absent:
             missing(variable, absent)
-    given = environment.get("NCCL_SOCKET_IFNAME", "").strip()
-    if not gpus or not given:
+    nccl_value = environment.get("NCCL_SOCKET_IFNAME", "").strip()
+    if not gpus or not nccl_value:
         return
-    without, whole = given.startswith("^"), given.lstrip("^").startswith("=")
-    asked = [name.strip() for name in given.lstrip("^=").split(",") if name.strip()]
-    fits = [name for name in names if any(name == one if whole else name.startswith(one) for one in asked)]
-    if asked and (not fits if not without else len(fits) == len(names)):
-        missing("NCCL_SOCKET_IFNAME", asked)
+    excluding = nccl_value.startswith("^")
+    exact = nccl_value.lstrip("^").startswith("=")
+    wanted = [name.strip() for name in nccl_value.lstrip("^=").split(",") if name.strip()]
+    matching = [
+        name for name in names if any(name == prefix if exact else name.startswith(prefix) for prefix in wanted)
+    ]
+    if wanted and (not matching if not excluding else len(matching) == len(names)):
+        missing("NCCL_SOCKET_IFNAME", wanted)

@@ -1,4 +1,4 @@
-"""A lasting record of small results: JSON lines that are only ever appended, each with what it belongs to."""
+"""A persistent cache of small results: JSON lines that are only appended, each with the identity that it belongs to."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,22 +10,31 @@ from dist_prune.fileio import append_lines, canonical, read_text, seal, unseal
 
 
 class ResultCache:
-    """Results by job, on every rank; the first rank writes. Lines of another identity stay in the file, unread."""
+    """Results by job, the same on every rank; rank 0 writes the file.
+
+    Lines of another identity stay in the file, unread. Creating a cache and ``add`` are collectives: every rank calls
+    them.
+
+    Args:
+        file: the JSON lines, or None to keep the results in memory only.
+        identity: the computation that the results belong to.
+        comm: all processes.
+    """
 
     def __init__(self, file: Path | None, identity: str, comm: Communicator):
         self.file, self.identity, self.comm = file, identity, comm
         self._known: dict[str, Any] = comm.broadcast_object(comm.run_on_main(self._read)) or {}
 
     def _read(self) -> dict[str, Any]:
-        """Whole lines of this identity; one that a crash cut off is left out."""
-        found: dict[str, Any] = {}
+        """Complete lines of this identity; a line that a crash cut off is left out."""
+        results: dict[str, Any] = {}
         if self.file is None:
-            return found
+            return results
         for text in read_text(self.file).splitlines():
             line = unseal(text)
             if line is not None and line.get("of") == self.identity and {"job", "result"} <= line.keys():
-                found[canonical(line["job"])] = line["result"]
-        return found
+                results[canonical(line["job"])] = line["result"]
+        return results
 
     def __contains__(self, job: Any) -> bool:
         return canonical(job) in self._known
@@ -34,11 +43,18 @@ class ResultCache:
         return self._known[canonical(job)]
 
     def add(self, results: Iterable[tuple[Any, Any]]) -> None:
-        """(job, result) pairs, JSON values, the same on every rank; called by all."""
-        found = list(results)
-        self._known |= {canonical(job): result for job, result in found}
-        if self.file is not None and found:
-            lines = [seal({"of": self.identity, "job": job, "result": result}) for job, result in found]
+        """Add results to the cache and append them to its file; a collective, called by every rank.
+
+        Args:
+            results: (job, result) pairs of JSON values, the same on every rank.
+
+        Raises:
+            PruneError: on every rank, if the folder or the file cannot be written.
+        """
+        pairs = list(results)
+        self._known |= {canonical(job): result for job, result in pairs}
+        if self.file is not None and pairs:
+            lines = [seal({"of": self.identity, "job": job, "result": result}) for job, result in pairs]
             self.comm.run_on_main(lambda: self._append(lines))
 
     def _append(self, lines: list[str]) -> None:

@@ -15,21 +15,25 @@ from dist_prune.errors import PruneError
 
 
 def identity_of(*parts: Any) -> str:
-    """sha256 in hex of everything that decides a computation; each part has the same ``repr`` in every process."""
+    """The sha256 in hex of everything that decides a computation.
+
+    Args:
+        parts: values whose ``repr`` is the same in every process.
+    """
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class ResumableState:
-    """Named tensors and a few plain values, the same on all ranks. The first rank writes, every rank reads.
+    """Named tensors and a few plain values, the same on all ranks. Rank 0 writes, every rank reads.
 
-    A file that is missing, damaged (also by one flipped bit) or of another identity holds nothing: the computation
-    starts over.
+    A file that is missing, damaged (even by one flipped bit) or of another identity counts as empty: the computation
+    starts over. ``save`` and ``load`` are collectives: every rank calls them.
 
     Attributes:
-        file: where the state is kept, or None to keep nothing.
+        file: the safetensors file of the state, or None to keep nothing.
         identity: the computation that the state belongs to.
-        comm: all processes; they call each method together.
+        comm: all processes.
     """
 
     file: Path | None
@@ -37,24 +41,28 @@ class ResumableState:
     comm: Communicator
 
     def save(self, tensors: Mapping[str, Tensor], **meta: Any) -> None:
-        """Replace the state, atomically.
+        """Replace the file's state, atomically.
 
         Args:
-            tensors: of any shape and dtype, on any device.
-            meta: JSON values.
+            tensors: name -> tensor of any shape and dtype, on any device.
+            meta: JSON values by key.
 
         Raises:
-            PruneError: the disk refuses; the state from before is intact.
+            PruneError: on every rank, if the disk refuses; the previous state is intact.
         """
         file = self.file
         if file is not None:
             self.comm.run_on_main(lambda: tensor_files.save_sealed(file, tensors, {"identity": self.identity, **meta}))
 
     def load(self, damaged: Callable[[], None] = lambda: None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors, on the CPU, and the meta of the last ``save``; ({}, {}) if the file holds nothing.
+        """Read the last state that was saved.
 
         Args:
-            damaged: called if the file is damaged.
+            damaged: called on each rank that finds the file damaged.
+
+        Returns:
+            The tensors, on the CPU, and the meta of the last ``save``; ({}, {}) if the file is missing, damaged or of
+            another identity.
         """
         if self.file is None:
             return {}, {}

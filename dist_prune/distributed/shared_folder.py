@@ -10,22 +10,29 @@ from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError, abbreviate
 from dist_prune.fileio import write_atomic
 
-PATIENCE_S = 20.0  # until a network file system shows a new file on all nodes
+PATIENCE_S = 20.0  # seconds until a network file system shows a new file on all nodes
 TOKEN = ".seen"
 
 
 def check_shared_folder(folder: Path, comm: Communicator, patience_s: float = PATIENCE_S) -> None:
-    """The first rank writes a token into the run directory and every rank reads it there; called by all.
+    """Check that the run directory is one folder for all ranks: rank 0 writes a token there and every rank reads it.
+
+    A collective: every rank calls it.
+
+    Args:
+        folder: the run directory.
+        comm: all processes of the run.
+        patience_s: seconds for which a rank waits until it sees the token.
 
     Raises:
-        PruneError: on every rank, with those that do not see it: the run directory is local to a node.
+        PruneError: on every rank, with the names of the ranks that do not see the token.
     """
     if comm.world == 1:
         return
     token = comm.broadcast_object(secrets.token_hex(16)) or ""
     file = folder / TOKEN
     comm.run_on_main(lambda: write_atomic(file, token))
-    seen = _reads(file, token, patience_s)
+    seen = _can_read(file, token, patience_s)
     where = f"rank {comm.rank} on {socket.gethostname()}"
     blind = [name for name in comm.all_gather_object("" if seen else where) if name]
     comm.run_on_main(lambda: file.unlink(missing_ok=True))
@@ -36,7 +43,7 @@ def check_shared_folder(folder: Path, comm: Communicator, patience_s: float = PA
         )
 
 
-def _reads(file: Path, token: str, patience_s: float) -> bool:
+def _can_read(file: Path, token: str, patience_s: float) -> bool:
     deadline = time.monotonic() + patience_s
     while True:
         with contextlib.suppress(OSError, ValueError):
@@ -44,6 +51,6 @@ def _reads(file: Path, token: str, patience_s: float) -> bool:
                 return True
         if time.monotonic() > deadline:
             return False
-        with contextlib.suppress(OSError):  # a listing makes NFS ask its server anew
+        with contextlib.suppress(OSError):  # a listing makes NFS ask its server again
             next(file.parent.iterdir(), None)
         time.sleep(0.2)

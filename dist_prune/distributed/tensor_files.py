@@ -1,4 +1,4 @@
-"""Weights and training states on disk: safetensors, written atomically, read without unpickling."""
+"""Tensors on disk: safetensors written atomically, checkpoints of users read without unpickling, optimizer states."""
 
 import argparse
 import hashlib
@@ -23,31 +23,61 @@ from dist_prune.distributed import checkpoint_formats
 from dist_prune.errors import PruneError, abbreviate, shown
 from dist_prune.fileio import canonical, write_atomic
 
-TORCH = (b"PK\x03\x04", b"\x80\x02")  # what torch's files begin with: a zip archive, or (before 1.6) a pickle
-# what training programs keep their settings in; making one fills its fields and runs nothing
-BAGS = [argparse.Namespace, types.SimpleNamespace, pathlib.PurePosixPath, pathlib.PosixPath]
-SMALL_FILE = 64_000_000  # bytes that the tensors of however small a file may take
+TORCH = (b"PK\x03\x04", b"\x80\x02")  # first bytes of torch's files: a zip archive, or (before 1.6) a pickle
+# classes in which training programs save their settings; loading one fills its fields and runs no code
+SETTINGS_CLASSES = [argparse.Namespace, types.SimpleNamespace, pathlib.PurePosixPath, pathlib.PosixPath]
+SMALL_FILE = 64_000_000  # bytes that the tensors of any file may take, however small it is
 
 
 def encode(tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> bytes:
-    """Named tensors and a JSON-ready ``meta`` as the bytes of a safetensors file."""
+    """Encode named tensors as the bytes of a safetensors file.
+
+    Args:
+        tensors: name -> tensor of any shape and dtype, on any device.
+        meta: JSON values by key, stored in the file's metadata.
+    """
     plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
     return safetensors.torch.save(plain, {"meta": json.dumps(dict(meta or {}), sort_keys=True)})
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> None:
-    """Write named tensors and a JSON-ready ``meta`` as one safetensors file, atomically."""
+    """Write named tensors as one safetensors file, atomically.
+
+    Args:
+        path: the file; an existing one is replaced.
+        tensors: name -> tensor of any shape and dtype, on any device.
+        meta: JSON values by key, stored in the file's metadata.
+
+    Raises:
+        PruneError: the disk refuses.
+    """
     write_atomic(path, encode(tensors, meta))
 
 
 def save_sealed(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """``save`` for what has no proof beside it: a digest of tensors and meta goes into the meta."""
+    """Write a file as ``save_tensors`` does, with a digest of tensors and meta in the meta; ``read_sealed`` checks it.
+
+    Args:
+        path: the file; an existing one is replaced.
+        tensors: name -> tensor of any shape and dtype, on any device.
+        meta: JSON values by key.
+
+    Raises:
+        PruneError: the disk refuses.
+    """
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     save_tensors(path, plain, {**meta, "seal": _seal(plain, meta)})
 
 
 def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What ``save_sealed`` wrote; PruneError where a bit of it is another."""
+    """Read a file of ``save_sealed``.
+
+    Returns:
+        Name -> tensor, on the CPU, and the meta with its digest under ``seal``.
+
+    Raises:
+        PruneError: the file is missing, cut short, or differs by a single bit.
+    """
     tensors, meta = read_tensors(path)
     if meta.get("seal") != _seal(tensors, {key: value for key, value in meta.items() if key != "seal"}):
         raise PruneError(f"{path} is damaged: its digest is not that of its content")
@@ -55,28 +85,35 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _seal(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
-    found = hashlib.sha256(canonical(dict(meta)).encode())
+    hasher = hashlib.sha256(canonical(dict(meta)).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and meta of a safetensors file; PruneError where it is damaged, or no file."""
+    """Read a safetensors file of ``save_tensors``.
+
+    Returns:
+        Name -> tensor, on the CPU, and the meta ({} if the file has none).
+
+    Raises:
+        PruneError: the path is no file, or the file is damaged or cut short.
+    """
     try:
-        if not path.is_file():  # a FIFO would be waited for, a folder be no SafetensorError
+        if not path.is_file():  # a FIFO would block, and a folder raises another error
             raise OSError("it is no file" if os.path.lexists(path) else "it is not there")
         with safetensors.safe_open(path, "pt") as file:  # type: ignore[attr-defined]
             meta = json.loads((file.metadata() or {}).get("meta", "{}"))
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except Exception as error:  # whatever a damaged header makes the reader stumble over
-        said = shown(str(error) or repr(error))[1:-1]
-        raise PruneError(f"{path} cannot be read as safetensors ({said}); it is damaged or cut short") from error
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except Exception as error:  # a damaged header raises errors of many classes
+        reason = shown(str(error) or repr(error))[1:-1]
+        raise PruneError(f"{path} cannot be read as safetensors ({reason}); it is damaged or cut short") from error
     if not isinstance(meta, dict):
-        raise PruneError(f"{path} is damaged: beside its tensors it holds {shown(meta)}, no mapping")
-    return found, meta
+        raise PruneError(f"{path} is damaged: its metadata is {shown(meta)}, no mapping")
+    return tensors, meta
 
 
 def read_weights(
@@ -86,30 +123,34 @@ def read_weights(
     wanted: Iterable[str] | None = None,
     say: checkpoint_formats.Say = lambda text: None,
 ) -> dict[str, Tensor]:
-    """A user's checkpoint: safetensors, or a torch file that holds tensors and nothing that needs code.
+    """Read a user's checkpoint: safetensors, or a torch file that holds tensors and nothing that needs code.
 
-    What the file is, its content says and not its suffix. Entries around the state dict and prefixes before its names
-    are undone, counters and losses left out (``wrappings``).
+    The file's content decides its format, not its suffix. The state dict is taken out of the entries around it,
+    prefixes of its names are removed, counters and losses are left out (see checkpoint_formats.py).
 
     Args:
-        key: the recipe's ``backbone.checkpoint_key``.
-        skip: its ``backbone.checkpoint_skip``.
-        wanted: names of the network's state, where it is known.
-        say: takes a line for what was chosen or left out.
+        path: the file.
+        key: the recipe's ``backbone.checkpoint_key``: the entry that is taken.
+        skip: the recipe's ``backbone.checkpoint_skip``: globs of names that are left out.
+        wanted: names of the network's state; None if the network is unknown.
+        say: called with a line for each choice and each omission.
+
+    Returns:
+        Name -> tensor, on the CPU, under the network's names.
 
     Raises:
-        PruneError: no such file, damaged, loading it would run code, or no entry or name as asked for.
+        PruneError: there is no such file, it is damaged, loading it would run code, or it has no such entry or name.
     """
     if not path.is_file():
         raise PruneError(f"backbone.checkpoint: there is no file {path}. Leave the key out to train the dense network.")
     state: Any = read_tensors(path)[0] if _holds_safetensors(path) else _torch_file(path)
-    found = checkpoint_formats.unwrap_state_dict(state, key, path.name, say)
-    _solid(found, path)
-    return checkpoint_formats.match_names(found, wanted, skip, path.name, say)
+    state_dict = checkpoint_formats.unwrap_state_dict(state, key, path.name, say)
+    _check_plain(state_dict, path)
+    return checkpoint_formats.match_names(state_dict, wanted, skip, path.name, say)
 
 
 def _holds_safetensors(path: Path) -> bool:
-    """By its first bytes, a JSON header's length (below 4 GB) and brace; by its suffix where they are neither's."""
+    """Whether a file is safetensors: by its first bytes (a header's length below 4 GB, a brace), else by its suffix."""
     with path.open("rb") as file:
         head = file.read(9)
     if head[4:] == bytes(4) + b"{":
@@ -117,9 +158,9 @@ def _holds_safetensors(path: Path) -> bool:
     return path.suffix == ".safetensors" and not head.startswith(TORCH)
 
 
-def _solid(state: Mapping[Any, Tensor], path: Path) -> None:
-    """PruneError for what is no plain tensor with a name, or says it is larger than the file that it came from."""
-    whole = 0
+def _check_plain(state: Mapping[Any, Tensor], path: Path) -> None:
+    """Raise PruneError for a tensor that is not plain or has no name, and for tensors much larger than their file."""
+    total = 0
     for name, tensor in state.items():
         if not isinstance(name, str):
             raise PruneError(
@@ -133,47 +174,47 @@ def _solid(state: Mapping[Any, Tensor], path: Path) -> None:
         )  # fmt: skip
         if kind:
             raise PruneError(f"backbone.checkpoint: {path}: {shown(name)} is {kind}; save plain, dense tensors")
-        whole += tensor.nbytes
-    room = max(4 * path.stat().st_size, SMALL_FILE)
-    if whole > room:
+        total += tensor.nbytes
+    limit = max(4 * path.stat().st_size, SMALL_FILE)
+    if total > limit:
         raise PruneError(
-            f"backbone.checkpoint: {path} has {path.stat().st_size:,} bytes, and its tensors would have {whole:,}: "
+            f"backbone.checkpoint: {path} has {path.stat().st_size:,} bytes, and its tensors would have {total:,}: "
             "they were expanded. Save contiguous copies"
         )
 
 
 def _torch_file(path: Path) -> Any:
-    """What a torch file holds, read without running code: tensors, plain values, numpy arrays, settings in bags."""
-    _unpacked(path)
+    """Read a torch file without running code: tensors, plain values, numpy arrays, settings."""
+    _check_size(path)
     try:
-        with torch.serialization.safe_globals([*_arrays(), *BAGS]):
+        with torch.serialization.safe_globals([*_numpy_globals(), *SETTINGS_CLASSES]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error))))
-        what = f" ({', '.join(named)})" if named else ""
+        globals_text = f" ({', '.join(named)})" if named else ""
         raise PruneError(
-            f"backbone.checkpoint: {path} holds more than tensors{what}; reading it would run code, so it is refused. "
-            "Where you trust it, save its state_dict as safetensors."
+            f"backbone.checkpoint: {path} holds more than tensors{globals_text}; reading it would run code, so it is "
+            "refused. If you trust it, save its state_dict as safetensors."
         ) from error
-    except Exception as error:  # whatever a damaged file makes the reader stumble over
+    except Exception as error:  # a damaged file raises errors of many classes
         raise PruneError(f"backbone.checkpoint: {path} is no torch checkpoint, or is cut short: {error!r}") from error
 
 
-def _unpacked(path: Path) -> None:
-    """PruneError for an archive that would become many times its size; torch writes them uncompressed."""
+def _check_size(path: Path) -> None:
+    """Raise PruneError for an archive that is much larger when unpacked; torch writes archives uncompressed."""
     try:
         if not zipfile.is_zipfile(path):
             return
         with zipfile.ZipFile(path) as archive:
-            whole = sum(member.file_size for member in archive.infolist())
+            total = sum(member.file_size for member in archive.infolist())
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise PruneError(f"backbone.checkpoint: {path} is no torch checkpoint, or is cut short: {error!r}") from error
-    if whole > max(4 * path.stat().st_size, SMALL_FILE):
-        raise PruneError(f"backbone.checkpoint: {path} would become {whole:,} bytes, many times its size")
+    if total > max(4 * path.stat().st_size, SMALL_FILE):
+        raise PruneError(f"backbone.checkpoint: {path} would become {total:,} bytes, many times its size")
 
 
-def _arrays() -> list[Any]:
-    """The few numpy names that arrays and scalars in old checkpoints need; none of them runs what a file says."""
+def _numpy_globals() -> list[Any]:
+    """The few numpy names that arrays and scalars in old checkpoints need; none of them runs code of the file."""
     multiarray = np._core.multiarray  # type: ignore[attr-defined]
     rebuild, scalar = multiarray._reconstruct, multiarray.scalar
     old = [(rebuild, "numpy.core.multiarray._reconstruct"), (scalar, "numpy.core.multiarray.scalar")]
@@ -182,38 +223,59 @@ def _arrays() -> list[Any]:
 
 
 def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str, new: Iterable[str] = ()) -> None:
-    """Load ``weights`` strictly, all but ``new`` names; PruneError says which names or shapes do not fit."""
+    """Load weights into a network, in place; names and shapes have to match.
+
+    Args:
+        model: the network.
+        weights: name -> tensor. ``num_batches_tracked`` may be missing.
+        source: name of the file, for messages.
+        new: names of the network's state that keep their present values (a new head).
+
+    Raises:
+        PruneError: names or shapes do not match (it lists them), or values are not finite.
+    """
     wanted, new = model.state_dict(), set(new)
     weights = {name: tensor for name, tensor in weights.items() if name not in new}
-    wrong = [
+    wrong_shape = [
         f"{name}: {tuple(weights[name].shape)} in the file, {tuple(tensor.shape)} in the network"
         for name, tensor in wanted.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
     missing = [name for name in wanted if name not in {*weights, *new} and not name.endswith("num_batches_tracked")]
     extra = [name for name in weights if name not in wanted]
-    if wrong or missing or extra:
+    if wrong_shape or missing or extra:
         lines = []
-        for title, found in (("wrong shape", wrong), ("missing in the file", missing), ("not in the network", extra)):
-            if found:
-                lines.append(f"  - {title}: {abbreviate(found, 4, '; ')}")
+        for title, problems in (
+            ("wrong shape", wrong_shape),
+            ("missing in the file", missing),
+            ("not in the network", extra),
+        ):
+            if problems:
+                lines.append(f"  - {title}: {abbreviate(problems, 4, '; ')}")
         raise PruneError(f"backbone.checkpoint: {source} does not fit the network\n" + "\n".join(lines))
-    strange = [
+    not_finite = [
         name for name, tensor in weights.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())
     ]
-    if strange:
-        raise PruneError(f"backbone.checkpoint: {source} holds values that are not finite, in {', '.join(strange[:4])}")
+    if not_finite:
+        raise PruneError(
+            f"backbone.checkpoint: {source} holds values that are not finite, in {', '.join(not_finite[:4])}"
+        )
     model.load_state_dict({name: weights.get(name, tensor) for name, tensor in wanted.items()})
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as named tensors and plain values."""
+    """Split an optimizer's state dict into tensors and plain values.
+
+    Returns:
+        ``<number of the parameter>.<key>`` -> tensor, and {"state": the other values by the same names, "groups": the
+        parameter groups}, JSON values.
+    """
     state = optimizer.state_dict()
     tensors, plain = {}, {}
     for index, values in state["state"].items():
         for key, value in values.items():
             (tensors if isinstance(value, Tensor) else plain)[f"{index}.{key}"] = value
-    # timm's lamb counts its steps in a tensor of the group, and takes a plain number back
+    # timm's lamb counts its steps in a tensor of the group, and accepts a plain number for it
     groups = [
         {key: value.item() if isinstance(value, Tensor) else value for key, value in group.items()}
         for group in state["param_groups"]
@@ -222,7 +284,13 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-    """Give an optimizer the state that ``pack`` took."""
+    """Load a state of ``pack_optimizer`` into an optimizer.
+
+    Args:
+        optimizer: has the same parameters in the same groups and order.
+        tensors: ``<number of the parameter>.<key>`` -> tensor.
+        plain: the plain values that ``pack_optimizer`` returned.
+    """
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**plain["state"], **tensors}.items():
         index, key = name.split(".", 1)

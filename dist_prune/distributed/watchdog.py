@@ -1,7 +1,7 @@
-"""A thread that sees what the main thread may be too busy to see: signals, the launcher's end, a standstill.
+"""A thread that notices signals, the launcher's end and standstills while the main thread is busy.
 
-The main thread may sit in a collective, in an import or at the roll, where no handler of Python's runs. Knows no torch,
-so that it watches while torch is imported.
+The main thread may wait in a collective, in an import or at the rendezvous, where no Python signal handler runs. This
+module does not import torch, so that the thread runs while torch is imported.
 """
 
 import contextlib
@@ -19,46 +19,49 @@ from types import FrameType
 from dist_prune.errors import PruneError
 
 EXIT_CODE = 75  # sysexits' EX_TEMPFAIL: nothing is wrong, start the same command again
-AT_ONCE = 128 + signal.SIGINT
-GRACE_S = 30  # as long as torchrun waits between SIGTERM and SIGKILL
-ORPHAN_S = 5.0  # for a run whose launcher is gone: enough to save a small network, not enough to meet the next launch
-LOOK_S = 0.5
-STILL_S = 5.0  # a thread that sleeps for LOOK_S and wakes so much later did not run in between
-PRESS_S = 1.0  # one Ctrl-C arrives twice: from the terminal, and once more from torchrun, which passes it on
-LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by torchrun and accelerate alone
+INTERRUPTED_CODE = 128 + signal.SIGINT
+GRACE_S = 30  # seconds, as long as torchrun waits between SIGTERM and SIGKILL
+ORPHAN_S = (
+    5.0  # seconds for a run without its launcher: enough to save a small network, too few to meet the next launch
+)
+LOOK_S = 0.5  # seconds between two looks
+STILL_S = 5.0  # seconds; a thread that wakes so much later than LOOK_S was not running in between
+PRESS_S = 1.0  # seconds; one Ctrl-C arrives twice: from the terminal and from torchrun, which forwards it
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # variables that only torchrun and accelerate set
 
-received: list[int] = []  # signals that ask to stop, in order
+received: list[int] = []  # signals that ask this process to stop, in order
 _watch: "Watchdog | None" = None
 
 
 class PreemptedError(PruneError):
-    """The run was asked to stop and has saved what it had; the same command goes on from there."""
+    """The run was asked to stop and has saved its state; the same command resumes there. Exit code ``EXIT_CODE``."""
 
     code = EXIT_CODE
 
 
 class Watchdog:
-    """What the thread knows.
+    """The watching thread and its observations. Times are seconds of ``time.monotonic()``.
 
     Attributes:
-        parent: the launcher's process, or None where no launcher started this one (a shell may go, its run stays).
-        still: for how many seconds this process did not run, and when that ended; each time.
-        gone: when the launcher was found to be gone.
+        parent: process id of the launcher, or None if no launcher started this process (a run outlives its shell).
+        standstills: (seconds for which this process did not run, time at which that ended), one for each standstill.
+        orphaned_at: time at which the launcher was found to have ended, or 0.
     """
 
     def __init__(self, parent: int | None):
-        self.parent, self.gone = parent, 0.0
-        self.still: list[tuple[float, float]] = []
+        self.parent, self.orphaned_at = parent, 0.0
+        self.standstills: list[tuple[float, float]] = []
         self._presses: list[float] = []
         self._out, self._in = socket.socketpair()
         self._out.setblocking(False)
         self._in.setblocking(False)
 
     def begin(self) -> None:
+        """Start the thread."""
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 
     def install_wakeup(self) -> None:
-        """Signals are told to the thread the moment they arrive; called in the main thread."""
+        """Let signals wake the thread the moment they arrive; called in the main thread."""
         signal.set_wakeup_fd(self._out.fileno(), warn_on_full_buffer=False)
 
     def _run(self) -> None:
@@ -67,30 +70,34 @@ class Watchdog:
             ready, _, _ = select.select([self._in], [], [], LOOK_S)
             now = time.monotonic()
             if now - before - LOOK_S > STILL_S:
-                self.still.append((now - before - LOOK_S, now))
+                self.standstills.append((now - before - LOOK_S, now))
             if ready:
                 with contextlib.suppress(OSError):
                     for number in self._in.recv(4096):
-                        self._heard(number, now)
-            self._look(now)
+                        self._handle_signal(number, now)
+            self._check_launcher(now)
 
-    def _heard(self, number: int, now: float) -> None:
+    def _handle_signal(self, number: int, now: float) -> None:
         if number != signal.SIGINT:
             return
         if self._presses and now - self._presses[0] > PRESS_S:
-            _end("interrupted twice: left at once, without saving", AT_ONCE)
+            _end("interrupted twice: left at once, without saving", INTERRUPTED_CODE)
         self._presses.append(now)
 
-    def _look(self, now: float) -> None:
+    def _check_launcher(self, now: float) -> None:
         if self.parent is None or os.getppid() == self.parent:
             return
-        self.gone = self.gone or now
-        if now - self.gone > (GRACE_S if received else ORPHAN_S):
+        self.orphaned_at = self.orphaned_at or now
+        if now - self.orphaned_at > (GRACE_S if received else ORPHAN_S):
             _end(f"the launcher (process {self.parent}) is gone; what was saved is intact", EXIT_CODE)
 
 
 def start(environment: Mapping[str, str] = os.environ) -> None:
-    """Watch from now on; the first call counts. The first lines of a program call it, before long imports."""
+    """Start the watchdog; further calls do nothing. The first lines of a program call it, before long imports.
+
+    Args:
+        environment: the environment's variables, which tell whether a launcher started this process.
+    """
     global _watch
     if _watch is None:
         launched = any(name in environment for name in LAUNCHERS)
@@ -100,7 +107,11 @@ def start(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def install_handlers(signals: tuple[int, ...]) -> None:
-    """Let these signals be noted instead of ending this process; a second Ctrl-C ends it at once."""
+    """Let signals be recorded in ``received`` instead of ending this process; a second Ctrl-C ends it at once.
+
+    Args:
+        signals: numbers of the signals.
+    """
     start()
     assert _watch is not None
     received.clear()
@@ -111,60 +122,70 @@ def install_handlers(signals: tuple[int, ...]) -> None:
 
 
 def stop_requested() -> bool:
-    """Whether this process has been asked to stop, or its launcher is gone."""
-    return bool(received) or (_watch is not None and _watch.gone > 0)
+    """Whether this process has been asked to stop or its launcher has ended."""
+    return bool(received) or (_watch is not None and _watch.orphaned_at > 0)
 
 
 def stop_reason() -> str:
-    """Who asked, in words."""
+    """The reason for stopping, for a text: a signal's name, the end of the launcher, or a signal on another rank."""
     if received:
         return signal.Signals(received[0]).name
-    return "the end of its launcher" if _watch is not None and _watch.gone else "a signal on another rank"
+    return "the end of its launcher" if _watch is not None and _watch.orphaned_at else "a signal on another rank"
 
 
 def longest_standstill(since: float) -> float:
-    """The longest time in seconds for which this process did not run (stopped, suspended, without a processor).
+    """The longest time for which this process did not run (stopped, suspended, without a processor).
 
-    ``since``: what ended before that moment of time.monotonic() does not count. 0 for none.
+    Args:
+        since: a time of ``time.monotonic()``; standstills that ended before it do not count.
+
+    Returns:
+        Seconds; 0 if there was none.
     """
     if _watch is None:
         return 0.0
-    time.sleep(2 * LOOK_S)  # woken a moment ago, the thread may not have looked yet
-    return max((seconds for seconds, ended in _watch.still if ended >= since), default=0.0)
+    time.sleep(2 * LOOK_S)  # the thread may not have run yet since this process woke
+    return max((seconds for seconds, ended in _watch.standstills if ended >= since), default=0.0)
 
 
 _launch = ""
 
 
 def launch_id(environment: Mapping[str, str] = os.environ) -> str:
-    """What all ranks of this launch have in common, on all machines, and no other launch has; "" where nothing is.
+    """An id of this launch that all of its ranks have in common, on all machines, and no other launch has.
 
-    DIST_PRUNE_LAUNCH where somebody sets it; SLURM's job and how often it was requeued; torchrun's run id; and where
-    all ranks are on one machine, their launcher's process and when that began.
+    It has the parts that are known: DIST_PRUNE_LAUNCH; SLURM's job id and how often the job was requeued; torchrun's
+    run id; and, if all ranks are on one machine, the process id and start time of their launcher.
+
+    Args:
+        environment: the environment's variables.
+
+    Returns:
+        The id, or "" if no part is known.
     """
     if environment is os.environ and _launch:
         return _launch
     job = environment.get("SLURM_HET_JOB_ID") or environment.get("SLURM_JOB_ID")
-    again = environment.get("SLURM_RESTART_COUNT", "0")
-    found = {
+    requeued = environment.get("SLURM_RESTART_COUNT", "0")
+    parts = {
         "launch": environment.get("DIST_PRUNE_LAUNCH"),
-        "job": f"{job}.{again}" if job else None,
+        "job": f"{job}.{requeued}" if job else None,
         "run": environment.get("TORCHELASTIC_RUN_ID"),
     }
-    here = environment.get("LOCAL_WORLD_SIZE")
-    if any(name in environment for name in LAUNCHERS) and here and here == environment.get("WORLD_SIZE"):
-        found["launcher"] = f"{os.getppid()} since {_since(os.getppid())}"
-    return ", ".join(f"{name} {value}" for name, value in found.items() if value and value != "none")
+    local_world = environment.get("LOCAL_WORLD_SIZE")
+    if any(name in environment for name in LAUNCHERS) and local_world and local_world == environment.get("WORLD_SIZE"):
+        parts["launcher"] = f"{os.getppid()} since {_since(os.getppid())}"
+    return ", ".join(f"{name} {value}" for name, value in parts.items() if value and value != "none")
 
 
 def _identify(environment: Mapping[str, str]) -> None:
-    """Take the launch's name while the launcher is there: an orphan would name another parent."""
+    """Store the launch's id while the launcher is alive: an orphan would name another parent."""
     global _launch
     _launch = launch_id(dict(environment))
 
 
 def _since(process: int) -> str:
-    """When a process began, in the kernel's ticks; process ids come again, this does not."""
+    """The start time of a process in the kernel's ticks; process ids are used again, start times are not."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -175,8 +196,8 @@ def _note(number: int, _frame: FrameType | None) -> None:
     received.append(number)
 
 
-def _end(why: str, code: int) -> None:
+def _end(reason: str, code: int) -> None:
     with contextlib.suppress(Exception):
         rank = os.environ.get("RANK")
-        print(f"error{f' on rank {rank}' if rank else ''}: {why}", file=sys.stderr, flush=True)
+        print(f"error{f' on rank {rank}' if rank else ''}: {reason}", file=sys.stderr, flush=True)
     os._exit(code)

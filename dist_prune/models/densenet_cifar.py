@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dist_prune.models.registry import he, register
+from dist_prune.models.registry import init_he, register
 
 GROWTH, BLOCKS = 12, 3
 
@@ -22,8 +22,16 @@ class PreActivation(nn.Module):
 
 
 class DenseNetCifar(nn.Module):
-    """Stem of 24 channels, three blocks of (depth - 4) / 3 layers that add 12 channels each, 1x1 transitions between
-    them that keep the width and halve the maps, norm, average pool, linear head."""
+    """A DenseNet for 32x32 images.
+
+    Stem of 24 channels, three blocks of (depth - 4) / 3 layers that add 12 channels each, 1x1 transitions between the
+    blocks that keep the width and halve the maps, norm, average pool, linear head.
+
+    Args:
+        depth: number of layers, 3n + 4.
+        num_classes: number of outputs.
+        in_chans: channels of the images.
+    """
 
     def __init__(self, depth: int = 40, num_classes: int = 10, in_chans: int = 3):
         super().__init__()
@@ -42,10 +50,10 @@ class DenseNetCifar(nn.Module):
         self.bn = nn.BatchNorm2d(width)
         self.pool = nn.AvgPool2d(8)
         self.fc = nn.Linear(width, num_classes)
-        he(self)
+        init_he(self)
 
     def get_classifier(self) -> nn.Module:
-        """The head, as timm asks for it."""
+        """The linear layer of the classes, under timm's name for this method."""
         return self.fc
 
     def forward(self, x: Tensor) -> Tensor:

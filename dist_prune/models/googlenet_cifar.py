@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from dist_prune.models.registry import he, register
+from dist_prune.models.registry import init_he, register
 
-# 1x1; 1x1, 3x3; 1x1, 3x3, 3x3; 1x1 behind a pool. A max pool follows b3 and e4.
+# 1x1; 1x1, 3x3; 1x1, 3x3, 3x3; 1x1 after a pool. A max pool follows b3 and e4.
 WIDTHS = {
     "a3": (64, 96, 128, 16, 32, 32, 32), "b3": (128, 128, 192, 32, 96, 96, 64),
     "a4": (192, 96, 208, 16, 48, 48, 64), "b4": (160, 112, 224, 24, 64, 64, 64), "c4": (128, 128, 256, 24, 64, 64, 64),
@@ -16,13 +16,13 @@ HALVED_AFTER = ("b3", "e4")
 
 
 def conv(width_in: int, width: int, kernel: int) -> nn.Sequential:
-    """Convolution, norm, ReLU."""
+    """A convolution with padding, batch norm and ReLU."""
     layer = nn.Conv2d(width_in, width, kernel, padding=kernel // 2, bias=False)
     return nn.Sequential(layer, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
 
 
 class Inception(nn.Module):
-    """Four branches, concatenated."""
+    """An inception block: four branches, concatenated; ``widths`` is a row of ``WIDTHS``."""
 
     def __init__(self, width_in: int, widths: tuple[int, ...]):
         super().__init__()
@@ -38,7 +38,12 @@ class Inception(nn.Module):
 
 
 class GoogLeNetCifar(nn.Module):
-    """Stem of 192 channels, nine inception blocks at 32, 16 and 8 pixels, pool, linear head; 64 convolutions."""
+    """Stem of 192 channels, nine inception blocks at 32, 16 and 8 pixels, pool, linear head; 64 convolutions.
+
+    Args:
+        num_classes: number of outputs.
+        in_chans: channels of the images.
+    """
 
     def __init__(self, num_classes: int = 10, in_chans: int = 3):
         super().__init__()
@@ -52,10 +57,10 @@ class GoogLeNetCifar(nn.Module):
         self.pool = nn.AvgPool2d(8, 1)
         self.num_features = width
         self.linear = nn.Linear(width, num_classes)
-        he(self)
+        init_he(self)
 
     def get_classifier(self) -> nn.Module:
-        """The head, as timm asks for it."""
+        """The linear layer of the classes, under timm's name for this method."""
         return self.linear
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,7 +13,13 @@ WIDTHS = (10, 20, 100, 25)
 
 
 class LeNet(nn.Module):
-    """Convolutions ``conv1``, ``conv2``, linear layers ``fc1``, ``fc2`` and the head ``fc3``."""
+    """Convolutions ``conv1``, ``conv2``, linear layers ``fc1``, ``fc2`` and the head ``fc3``.
+
+    Args:
+        num_classes: number of outputs.
+        in_chans: channels of the images.
+        img_size: height and width of the images.
+    """
 
     def __init__(self, num_classes: int = 10, in_chans: int = 1, img_size: int = 28):
         super().__init__()
@@ -26,7 +32,7 @@ class LeNet(nn.Module):
         self.fc3 = nn.Linear(fourth, num_classes)
 
     def get_classifier(self) -> nn.Module:
-        """The head, as timm asks for it."""
+        """The linear layer of the classes, under timm's name for this method."""
         return self.fc3
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,7 +15,15 @@ from dist_prune.models.registry import register
 class LeNetTanh(nn.Module):
     """5x5 convolutions without padding, each with an activation and a 2x2 pool; then hidden layers and the classes.
 
-    ``activation`` is that of the hidden layers, ``first`` that of the convolutions.
+    Args:
+        convs: widths of the convolutions.
+        hidden: widths of the hidden linear layers.
+        activation: class of the activations of the hidden layers.
+        first: class of the activations of the convolutions.
+        pool: class of the pools.
+        num_classes: number of outputs.
+        in_chans: channels of the images.
+        img_size: height and width of the images.
     """
 
     def __init__(
@@ -39,7 +47,7 @@ class LeNetTanh(nn.Module):
         self.head = nn.Linear(features, num_classes)
 
     def get_classifier(self) -> nn.Module:
-        """The head, as timm asks for it."""
+        """The linear layer of the classes, under timm's name for this method."""
         return self.head
 
     def forward(self, x: Tensor) -> Tensor:

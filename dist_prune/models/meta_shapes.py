@@ -1,4 +1,4 @@
-"""The names and shapes of a network's tensors before any of it is allocated, within a budget."""
+"""Names and shapes of a network's tensors without allocating them, within a budget of operations."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,13 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dist_prune.errors import PruneError
 
-# Results of all operations while a network is made, drawing its weights included: timm's largest (6.7 billion
-# parameters) comes to 49 billion values in 2,500 operations; the most operations of any are some ten thousand.
+# Results of all operations while a network is built, drawing its weights included: timm's largest one (6.7 billion
+# parameters) needs 49 billion values in 2,500 operations; no network needs many more than ten thousand operations.
 MOST_VALUES, MOST_STEPS = 200_000_000_000, 400_000
 
 
 class _Budget(TorchDispatchMode):
-    """Ends the making of a network that asks for absurd sizes or never comes to an end."""
+    """A dispatch mode that raises PruneError if the building of a network has absurd sizes or does not end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,9 +32,13 @@ class _Budget(TorchDispatchMode):
 
 
 def meta_shapes(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]] | None:
-    """Name -> shape of every parameter and buffer of the network that ``make`` builds; nothing is allocated.
+    """Compute the shapes of a network's parameters and buffers on the meta device.
 
-    None where its constructor asks for values of tensors, which there are none of (older versions of timm).
+    Args:
+        make: builds the network.
+
+    Returns:
+        Name -> shape; None if the constructor needs values of tensors, as in older versions of timm.
 
     Raises:
         PruneError: the network is absurdly large.

@@ -10,7 +10,14 @@ HIDDEN = (500, 300)
 
 
 class Mlp(nn.Module):
-    """Three linear layers, ReLU and dropout behind the first two; images are flattened."""
+    """Three linear layers on the flattened image, with ReLU and dropout after the first two.
+
+    Args:
+        num_classes: number of outputs.
+        in_chans: channels of the images.
+        img_size: height and width of the images.
+        drop_rate: share of the hidden units that dropout sets to zero.
+    """
 
     def __init__(self, num_classes: int = 10, in_chans: int = 1, img_size: int = 28, drop_rate: float = 0.2):
         super().__init__()
@@ -20,7 +27,7 @@ class Mlp(nn.Module):
         self.fc3 = nn.Linear(HIDDEN[1], num_classes)
 
     def get_classifier(self) -> nn.Module:
-        """The head, as timm asks for it."""
+        """The linear layer of the classes, under timm's name for this method."""
         return self.fc3
 
     def forward(self, x: Tensor) -> Tensor:

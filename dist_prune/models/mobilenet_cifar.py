@@ -8,20 +8,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dist_prune.models.registry import he, register
+from dist_prune.models.registry import init_he, register
 
 V1 = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))  # width, stride
 V2 = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
 def conv(width_in: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """Convolution and norm."""
+    """A convolution with padding and its batch norm, as a list."""
     layer = nn.Conv2d(width_in, width, kernel, stride, kernel // 2, groups=groups, bias=False)
     return [layer, nn.BatchNorm2d(width)]
 
 
 class MobileNetV1Cifar(nn.Module):
-    """Stem and 13 pairs of a depthwise and a pointwise convolution, average pool over 2x2, linear head."""
+    """Stem and 13 pairs of a depthwise and a pointwise convolution, average pool over 2x2, linear head.
+
+    Args:
+        num_classes: number of outputs.
+        in_chans: channels of the images.
+    """
 
     def __init__(self, num_classes: int = 10, in_chans: int = 3):
         super().__init__()
@@ -35,10 +40,10 @@ class MobileNetV1Cifar(nn.Module):
         self.pool = nn.AvgPool2d(2)
         self.num_features = width_in
         self.fc = nn.Linear(width_in, num_classes)
-        he(self)
+        init_he(self)
 
     def get_classifier(self) -> nn.Module:
-        """The head, as timm asks for it."""
+        """The linear layer of the classes, under timm's name for this method."""
         return self.fc
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +67,12 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2Cifar(nn.Module):
-    """Stem, 17 inverted residuals, last 1x1 convolution of 1,280, average pool over 4x4, linear head."""
+    """Stem, 17 inverted residuals, last 1x1 convolution of 1,280, average pool over 4x4, linear head.
+
+    Args:
+        num_classes: number of outputs.
+        in_chans: channels of the images.
+    """
 
     def __init__(self, num_classes: int = 10, in_chans: int = 3):
         super().__init__()
@@ -76,10 +86,10 @@ class MobileNetV2Cifar(nn.Module):
         self.num_features = 1280
         self.last = nn.Sequential(*conv(width_in, self.num_features, 1), nn.ReLU(inplace=True))
         self.linear = nn.Linear(self.num_features, num_classes)
-        he(self)
+        init_he(self)
 
     def get_classifier(self) -> nn.Module:
-        """The head, as timm asks for it."""
+        """The linear layer of the classes, under timm's name for this method."""
         return self.linear
 
     def forward(self, x: Tensor) -> Tensor:

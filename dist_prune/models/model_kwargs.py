@@ -1,6 +1,6 @@
-"""Which arguments of a network a recipe or a bundle may give: those of its class, as plain values, and no others.
+"""The arguments of a network that a recipe or a bundle may set: those of its class, as plain values.
 
-timm hands every entry point what names files, URLs and configs as well (``checkpoint_path``, ``pretrained_cfg``,
+timm also passes every entry point names of files, URLs and configs (``checkpoint_path``, ``pretrained_cfg``,
 ``cache_dir``, ...). None of them is an argument of a network's class, so none of them is allowed here.
 """
 
@@ -18,7 +18,7 @@ from torch import nn
 
 from dist_prune.errors import PruneError, nearest, shown
 
-# arguments of some network's class that are no plain values, that this package gives itself, or that name a place
+# arguments of network classes that are no plain values, are set by this package, or name a file or URL
 NEVER = {
     "self", "args", "kwargs", "cfg", "cfgs", "model_cfg", "block_cfg", "block_args", "backbone", "hybrid_backbone",
     "num_classes", "in_chans", "device", "dtype", "variant", "model_name", "features_only", "feature_cfg",
@@ -26,12 +26,18 @@ NEVER = {
     "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn", "pretrained_model_args",
     "scriptable", "exportable", "no_jit",
 }  # fmt: skip
-LARGEST, LONGEST, DEEPEST = 65536, 256, 4  # a number; entries of a list, characters of a text; lists in lists
+LARGEST = 65536  # absolute value of a number
+LONGEST = 256  # entries of a list, characters of a text
+DEEPEST = 4  # lists in lists
 WORD = re.compile(r"[\w.+-]*")
 
 
 def allowed(name: str) -> set[str]:
-    """The arguments that a recipe may give the network ``name``, from the signature of its class. Builds nothing."""
+    """The names of the arguments that a recipe may set, from the signature of the network's class.
+
+    Args:
+        name: of a backbone that timm knows; it is not built.
+    """
     entry = timm.model_entrypoint(name)
     makes, base = getattr(entry, "makes", None), getattr(entry, "base", None)
     if base is not None:
@@ -40,14 +46,22 @@ def allowed(name: str) -> set[str]:
     return {argument for maker in makers for argument in _arguments(maker)} - NEVER
 
 
-def check(name: str, given: Mapping[str, Any]) -> None:
-    """PruneError for an argument that the network's class does not have, or a value that is no plain small one."""
-    if not isinstance(given, Mapping):
-        raise PruneError(f"backbone.kwargs: a mapping of arguments, not {shown(given)}")
-    if not given:
+def check(name: str, kwargs: Mapping[str, Any]) -> None:
+    """Check the arguments that a recipe or a bundle sets, without building the network.
+
+    Args:
+        name: of a backbone that timm knows.
+        kwargs: argument -> value.
+
+    Raises:
+        PruneError: the network's class has no such argument, or a value is not plain and small.
+    """
+    if not isinstance(kwargs, Mapping):
+        raise PruneError(f"backbone.kwargs: a mapping of arguments, not {shown(kwargs)}")
+    if not kwargs:
         return
     known = allowed(name)
-    for key, value in given.items():
+    for key, value in kwargs.items():
         if key not in known:
             few = ", ".join(sorted(known)) or "none"
             raise PruneError(
@@ -59,7 +73,7 @@ def check(name: str, given: Mapping[str, Any]) -> None:
 
 
 def _trouble(value: Any, depth: int = 0) -> str:
-    """What is wrong with a value, or nothing."""
+    """The reason why a value is refused, or ""."""
     if value is None or isinstance(value, bool):
         return ""
     if isinstance(value, int | float):
@@ -77,43 +91,43 @@ def _trouble(value: Any, depth: int = 0) -> str:
 
 
 def _arguments(maker: Callable[..., Any]) -> set[str]:
-    """The names that a class or function takes; with ``**kwargs``, those of its bases and of its config's fields."""
-    found: set[str] = set()
+    """The argument names of a class or function; with ``**kwargs``, also those of its bases and its config's fields."""
+    names: set[str] = set()
     for one in (
         (c for c in maker.__mro__ if c is not nn.Module and c is not object) if isinstance(maker, type) else (maker,)
     ):
         parameters = inspect.signature(one).parameters.values()
-        found |= {p.name for p in parameters}
+        names |= {p.name for p in parameters}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
         for parameter in parameters:
             if parameter.name == "cfg" and dataclasses.is_dataclass(parameter.annotation):
-                found |= {field.name for field in dataclasses.fields(parameter.annotation)}
-    return found
+                names |= {field.name for field in dataclasses.fields(parameter.annotation)}
+    return names
 
 
 def _classes(entry: Callable[..., Any]) -> list[type[nn.Module]]:
-    """The classes that an entry point of timm hands to its builder, read from the names that its code uses.
+    """The classes that an entry point of timm passes to its builder, read from the names that its code uses.
 
     An entry point calls functions of its own file, and one of those calls ``build_model_with_cfg(Class, ...)``.
     """
     waiting: list[Any] = [inspect.unwrap(entry)]
     seen: set[Any] = set()
-    found: dict[type[nn.Module], None] = {}
+    classes: dict[type[nn.Module], None] = {}
     while waiting:
         function = waiting.pop()
         seen.add(function)
         names = _names(function.__code__)
         builds = "build_model_with_cfg" in names
-        home = vars(sys.modules[function.__module__])
-        handed = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-        for value in [*(home.get(name) for name in sorted(names)), *handed]:
+        namespace = vars(sys.modules[function.__module__])
+        defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        for value in [*(namespace.get(name) for name in sorted(names)), *defaults]:
             if isinstance(value, types.FunctionType):
                 if value.__module__ == function.__module__ and value not in seen:
                     waiting.append(inspect.unwrap(value))
             elif builds and isinstance(value, type) and issubclass(value, nn.Module):
-                found[value] = None
-    return list(found)
+                classes[value] = None
+    return list(classes)
 
 
 def _names(code: types.CodeType) -> set[str]:

@@ -1,4 +1,4 @@
-"""How a network of this package enters timm's registry."""
+"""Registration of this package's networks in timm's registry."""
 
 import sys
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import timm
 from timm.models import register_model
 from torch import nn
 
-_TIMM_S_OWN = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")  # handed to every entry point
+_TIMM_KWARGS = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")  # timm passes them to every entry point
 
 
 def register(
@@ -17,12 +17,12 @@ def register(
     """Let ``timm.create_model(name)`` call ``make(**kwargs)``: a network for 32x32 images without weights to fetch.
 
     Args:
-        name: as a recipe says it.
-        make: the network's class or a function; takes ``num_classes`` and ``in_chans``.
-        first_conv: module path of the stem, as timm asks for it.
-        classifier: module path of the last linear layer.
+        name: of the network, as in a recipe.
+        make: the network's class or a function of it; takes ``num_classes`` and ``in_chans``.
+        first_conv: module path of the first convolution, for timm's config.
+        classifier: module path of the last linear layer, for timm's config.
         module: the file that registers it (``__name__``): timm lists networks by file.
-        other: further keys of timm's pretrained config, for images of another kind.
+        other: further keys of timm's pretrained config, for other images (``input_size``, ``mean``, ``std``).
     """
     config: dict[str, Any] = {
         "url": "", "num_classes": 10, "input_size": (3, 32, 32), "pool_size": None, "crop_pct": 1.0,
@@ -33,43 +33,50 @@ def register(
     def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         if pretrained:
             raise ValueError(f"{name} has no weights to fetch; name a file in backbone.checkpoint")
-        model = make(**{key: value for key, value in kwargs.items() if key not in _TIMM_S_OWN})
+        model = make(**{key: value for key, value in kwargs.items() if key not in _TIMM_KWARGS})
         model.pretrained_cfg = model.default_cfg = config  # type: ignore[assignment]
         return model
 
     build.makes = make  # type: ignore[attr-defined]
-    _enter(name, build, module, config)
+    _register_entry(name, build, module, config)
 
 
-def register_form(name: str, base: str, change: Callable[[nn.Module], None], module: str) -> None:
-    """Let ``timm.create_model(name)`` build timm's ``base``, weights included, and ``change`` it in place.
+def register_variant(name: str, base: str, change: Callable[[nn.Module], None], module: str) -> None:
+    """Let ``timm.create_model(name)`` build a network of timm, weights included, and change it in place.
 
-    ``base`` names its weights (``vgg16_bn.tv_in1k``); ``name.tag`` takes others of the same network.
+    Args:
+        name: of the variant, as in a recipe; ``name.tag`` takes other weights of the same network.
+        base: timm's name of the network with that of its weights (``vgg16_bn.tv_in1k``).
+        change: changes the network in place.
+        module: the file that registers it (``__name__``).
     """
 
     def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        given = {key: value for key, value in kwargs.items() if key not in _TIMM_S_OWN}
-        tag = kwargs.get("pretrained_cfg")  # what stands behind the dot of the name that was asked for
-        found = f"{base.partition('.')[0]}.{tag}" if isinstance(tag, str) and tag else base
-        model = timm.create_model(found, pretrained=pretrained, **given)
+        arguments = {key: value for key, value in kwargs.items() if key not in _TIMM_KWARGS}
+        tag = kwargs.get("pretrained_cfg")  # the part after the dot of the name
+        network = f"{base.partition('.')[0]}.{tag}" if isinstance(tag, str) and tag else base
+        model = timm.create_model(network, pretrained=pretrained, **arguments)
         change(model)
         return model
 
     build.base = base  # type: ignore[attr-defined]
-    _enter(name, build, module, None)
+    _register_entry(name, build, module, None)
 
 
-def _enter(name: str, build: Callable[..., nn.Module], module: str, config: dict[str, Any] | None) -> None:
-    """timm's decorator reads the entry point's name, its module and that module's ``default_cfgs``."""
-    home = sys.modules[module]
+def _register_entry(name: str, build: Callable[..., nn.Module], module: str, config: dict[str, Any] | None) -> None:
+    """Register an entry point; timm's decorator reads its name, its module and that module's ``default_cfgs``."""
+    namespace = sys.modules[module]
     build.__name__, build.__module__ = name, module
     if config is not None:
-        home.__dict__.setdefault("default_cfgs", {})[name] = config
-    home.__dict__[name] = register_model(build)
+        namespace.__dict__.setdefault("default_cfgs", {})[name] = config
+    namespace.__dict__[name] = register_model(build)
 
 
-def he(model: nn.Module) -> None:
-    """He's normal initialisation of every convolution and linear layer; biases stay as torch draws them."""
+def init_he(model: nn.Module) -> None:
+    """Initialise the weights of every convolution and linear layer by He's normal distribution, in place.
+
+    Biases stay as torch has drawn them.
+    """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dist_prune.models.registry import he, register, register_form
+from dist_prune.models.registry import init_he, register, register_variant
 
 WIDTHS = (16, 32, 64)
 
@@ -32,7 +32,7 @@ class PadShortcut(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around which a shortcut leads."""
+    """Two 3x3 convolutions with batch norms and a shortcut."""
 
     def __init__(self, width_in: int, width: int, stride: int, projection: bool):
         super().__init__()
@@ -55,7 +55,13 @@ class BasicBlock(nn.Module):
 class ResNetCifar(nn.Module):
     """Stem, three stages of n blocks at 16, 32, 64 channels, average pool, linear head; depth 6n + 2.
 
-    ``img_size`` sizes the pool (a quarter of it); larger images are averaged over what the pool leaves.
+    Args:
+        depth: number of layers, 6n + 2.
+        projection: whether shortcuts into wider stages are 3x3 convolutions instead of option A.
+        num_classes: number of outputs.
+        in_chans: channels of the images.
+        img_size: size of the images, of which the pool takes a quarter; the maps that remain for larger images are
+            averaged.
     """
 
     def __init__(self, depth: int, projection: bool, num_classes: int = 10, in_chans: int = 3, img_size: int = 32):
@@ -73,13 +79,14 @@ class ResNetCifar(nn.Module):
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         self.pool = nn.AvgPool2d(max(img_size // 4, 1))
         self.linear = nn.Linear(WIDTHS[-1], num_classes)
-        he(self)
+        init_he(self)
 
     def get_classifier(self) -> nn.Module:
-        """The head, as timm asks for it."""
+        """The linear layer of the classes, under timm's name for this method."""
         return self.linear
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """The last maps, (n, 64, h / 4, w / 4), of images (n, in_chans, h, w)."""
         x = torch.relu(self.bn1(self.conv1(x)))
         for stage in (1, 2, 3):
             x = self.get_submodule(f"layer{stage}")(x)
@@ -89,7 +96,7 @@ class ResNetCifar(nn.Module):
         return self.linear(self.pool(self.forward_features(x)).mean((2, 3)))
 
 
-def _small_stem(model: Any) -> None:
+def _replace_stem(model: Any) -> None:
     old = model.conv1
     model.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, 1, 1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -98,7 +105,7 @@ def _small_stem(model: Any) -> None:
 
 
 __all__ = ["ResNetCifar"]
-register_form("resnet50_stem3", "resnet50", _small_stem, __name__)
+register_variant("resnet50_stem3", "resnet50", _replace_stem, __name__)
 for _depth in (8, 14, 20, 32, 44, 56, 110):
     register(f"resnet{_depth}p_cifar", partial(ResNetCifar, _depth, True), "conv1", "linear", __name__)
     if _depth >= 20:

@@ -1,4 +1,4 @@
-"""Checkpoints whose names are another library's: torchvision's MobileNetV2 for timm's mobilenetv2."""
+"""Names of torchvision's checkpoints in timm's networks: MobileNetV2 for timm's mobilenetv2."""
 
 import re
 from collections.abc import Mapping
@@ -12,16 +12,18 @@ OTHERS = {"0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2", "2": "
 
 
 def translate_names(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """``weights`` under the names of ``wanted``, where they are torchvision's MobileNetV2 and ``wanted`` is timm's.
+    """Rename the tensors of torchvision's MobileNetV2 as timm's network names them; others are returned unchanged.
 
-    Other checkpoints come back as they are.
+    Args:
+        weights: name -> tensor of a checkpoint.
+        wanted: state dict of the network.
     """
     if not {"features.0.0.weight", "features.18.0.weight"} <= weights.keys() or "conv_stem.weight" not in wanted:
         return weights
-    return {_renamed(name): tensor for name, tensor in weights.items()}
+    return {_translate(name): tensor for name, tensor in weights.items()}
 
 
-def _renamed(name: str) -> str:
+def _translate(name: str) -> str:
     blocks = [(stage, number) for stage, count in enumerate(STAGES) for number in range(count)]
     ends = re.fullmatch(r"features\.(0\.0|0\.1|18\.0|18\.1)\.(\w+)", name)
     if ends:

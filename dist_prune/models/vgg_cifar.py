@@ -4,8 +4,8 @@
 over the last 2x2 maps, a hidden linear layer of 512 with batch norm. Its first release shrinks that layer with the last
 convolution, its second one leaves it 512 wide: the same dense network, two cuts (method graph, ``narrow_classifier``).
 ``vgg16_bn_maxpool_cifar``: the network of the paper of mutual information between layers (mint): the same with a fifth
-max pool in the place of the average pool.
-``vgg16_bn_linear_cifar``: the network of the Dirichlet-switch paper: a fifth max pool in the place of the average
+max pool in place of the average pool.
+``vgg16_bn_linear_cifar``: the network of the Dirichlet-switch paper: a fifth max pool in place of the average
 pool, a hidden linear layer without norm and activation.
 ``vgg16_bn_head_cifar``, ``vgg16_bn_hidden4096_cifar``: the networks of the Sensitivity Pruner: five max pools, then
 one linear layer, or two hidden ones of 4096 with ReLU and dropout in front of it.
@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dist_prune.models.registry import he, register, register_form
+from dist_prune.models.registry import init_he, register, register_variant
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # width, convolutions; a max pool between two stages
 
@@ -26,8 +26,11 @@ STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # width, convolution
 class VGGCifar(nn.Module):
     """13 convolutions (conv, norm, ReLU), average pool, linear, norm, ReLU, linear.
 
-    ``largest``: the last pool takes the largest value. ``plain``: that too, and nothing stands between the two linear
-    layers.
+    Args:
+        num_classes: number of outputs.
+        in_chans: channels of the images.
+        plain: whether the last pool is a max pool and there are no norm and activation between the linear layers.
+        largest: whether the last pool is a max pool.
     """
 
     def __init__(self, num_classes: int = 10, in_chans: int = 3, plain: bool = False, largest: bool = False):
@@ -45,10 +48,10 @@ class VGGCifar(nn.Module):
         between = () if plain else (nn.BatchNorm1d(hidden), nn.ReLU(inplace=True))
         self.hidden = nn.Sequential(nn.Linear(hidden, hidden), *between)
         self.head = nn.Linear(hidden, num_classes)
-        he(self)
+        init_he(self)
 
     def get_classifier(self) -> nn.Module:
-        """The head, as timm asks for it."""
+        """The linear layer of the classes, under timm's name for this method."""
         return self.head
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +59,13 @@ class VGGCifar(nn.Module):
 
 
 class VGGPooled(nn.Module):
-    """13 convolutions (conv, norm, ReLU) with five max pools, linear layers of ``hidden`` widths, head."""
+    """13 convolutions (conv, norm, ReLU) with five max pools, linear layers of ``hidden`` widths, head.
+
+    Args:
+        hidden: widths of the hidden linear layers, each with ReLU and dropout.
+        num_classes: number of outputs.
+        in_chans: channels of the images.
+    """
 
     def __init__(self, hidden: tuple[int, ...] = (), num_classes: int = 10, in_chans: int = 3):
         super().__init__()
@@ -74,17 +83,17 @@ class VGGPooled(nn.Module):
             in_chans = width
         self.num_features = in_chans
         self.head = nn.Linear(in_chans, num_classes)
-        he(self)
+        init_he(self)
 
     def get_classifier(self) -> nn.Module:
-        """The head, as timm asks for it."""
+        """The linear layer of the classes, under timm's name for this method."""
         return self.head
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.hidden(self.features(x).flatten(1)))
 
 
-def _pool(model: Any) -> None:
+def _append_pool(model: Any) -> None:
     model.features.append(nn.AdaptiveAvgPool2d(7))
 
 
@@ -95,4 +104,4 @@ register("vgg16_bn_linear_cifar", partial(VGGCifar, plain=True), "features.0", "
 register("vgg16_bn_head_cifar", VGGPooled, "features.0", "head", __name__)
 register("vgg16_bn_hidden4096_cifar", partial(VGGPooled, (4096, 4096)), "features.0", "head", __name__)
 for _depth in (16, 19):
-    register_form(f"vgg{_depth}_bn_pool7", f"vgg{_depth}_bn.tv_in1k", _pool, __name__)
+    register_variant(f"vgg{_depth}_bn_pool7", f"vgg{_depth}_bn.tv_in1k", _append_pool, __name__)

@@ -10,14 +10,20 @@ from torch import Tensor, nn
 
 from dist_prune.models.registry import register
 
-# convolutions per stage of 64, 128, 256, 512, 512; a maximum pool ends each stage
+# convolutions per stage of 64, 128, 256, 512, 512; a max pool ends each stage
 TRUNKS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 WIDTHS = (64, 128, 256, 512, 512)
 HEAD = (128, 64)
 
 
 class VGGFC(nn.Module):
-    """A VGG trunk with batch norms for 32x32 images, global average pool, two tanh layers."""
+    """A VGG trunk with batch norms for 32x32 images, global average pool, two tanh layers.
+
+    Args:
+        depth: of the VGG: 8, 11, 13, 16 or 19.
+        num_classes: number of outputs.
+        in_chans: channels of the images.
+    """
 
     def __init__(self, depth: int, num_classes: int = 10, in_chans: int = 3):
         super().__init__()
@@ -35,7 +41,7 @@ class VGGFC(nn.Module):
         self.head = nn.Linear(HEAD[1], num_classes)
 
     def get_classifier(self) -> nn.Module:
-        """The head, as timm asks for it."""
+        """The linear layer of the classes, under timm's name for this method."""
         return self.head
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
-"""Wide residual networks for 32x32 images (Zagoruyko, Komodakis: Wide Residual Networks, BMVC 2016), in timm's
-registry.
+"""Wide residual networks for 32x32 images in timm's registry (Zagoruyko, Komodakis: Wide Residual Networks, BMVC 2016).
 
-``wrn28_10_cifar``: the form that the Dirichlet-switch paper prunes: pre-activation blocks, convolutions with bias,
+``wrn28_10_cifar`` is the form that the Dirichlet-switch paper prunes: pre-activation blocks, convolutions with bias,
 dropout between them, and the stride on the second convolution.
 """
 
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dist_prune.models.registry import he, register
+from dist_prune.models.registry import init_he, register
 
 
 class WideBlock(nn.Module):
-    """norm, ReLU, conv1, dropout, norm, ReLU, conv2 (strided), around which a shortcut leads."""
+    """A pre-activation block with a shortcut: norm, ReLU, conv1, dropout, norm, ReLU, conv2 (strided)."""
 
     def __init__(self, width_in: int, width: int, stride: int, drop_rate: float):
         super().__init__()
@@ -31,7 +30,15 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Stem of 16, three stages of (depth - 4) / 6 blocks at 16, 32, 64 times ``factor`` channels, norm, pool, head."""
+    """Stem of 16, three stages of (depth - 4) / 6 blocks at 16, 32, 64 times ``factor`` channels, norm, pool, head.
+
+    Args:
+        depth: number of layers, 6n + 4.
+        factor: factor of the widths.
+        num_classes: number of outputs.
+        in_chans: channels of the images.
+        drop_rate: share of the values between two convolutions that dropout sets to zero.
+    """
 
     def __init__(
         self, depth: int, factor: int, num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.3
@@ -48,10 +55,10 @@ class WideResNet(nn.Module):
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         self.bn = nn.BatchNorm2d(width_in)
         self.linear = nn.Linear(width_in, num_classes)
-        he(self)
+        init_he(self)
 
     def get_classifier(self) -> nn.Module:
-        """The head, as timm asks for it."""
+        """The linear layer of the classes, under timm's name for this method."""
         return self.linear
 
     def forward(self, x: Tensor) -> Tensor:

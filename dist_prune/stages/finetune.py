@@ -68,8 +68,8 @@ def _between(context: RunContext) -> StageOutput:
     model, trainer = _tuned(context, settings, name, leaves=context.recipe.schedule.carry_optimizer)
     meta = {"plan": context.networks.plan(context.round).fingerprint}
     tensors: Tensors = {round_path(context.round, FINETUNED): (model.state_dict(), meta)}
-    if trainer.left is not None:
-        tensors[round_path(context.round, OPTIMIZER_STATE)] = trainer.left.to_file()
+    if trainer.final_state is not None:
+        tensors[round_path(context.round, OPTIMIZER_STATE)] = trainer.final_state.to_file()
     facts = {"history": trainer.history, "selection": settings.selection}
     return StageOutput(facts, tensors, drop=(f"{name}_checkpoints",))
 

@@ -31,7 +31,7 @@ def run(context: RunContext) -> StageOutput:
     tensors: Tensors = {}
     if context.round > 1 and context.recipe.schedule.carry_optimizer:
         carried = CarriedOptimizerState.from_file(context.path(round_path(context.round - 1, OPTIMIZER_STATE)))
-        carried = carried.pruned(partial(surgeon.prune_tensors_like, model, graph, cut))
+        carried = carried.prune(partial(surgeon.prune_tensors_like, model, graph, cut))
         tensors[round_path(context.round, OPTIMIZER_CARRIED)] = carried.to_file()
     surgeon.apply_plan(model, graph, cut)
     fresh = context.method.layers_to_reinit(context.networks.graph)

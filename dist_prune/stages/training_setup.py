@@ -42,13 +42,13 @@ def run_training(
     train, _ = context.images.training_split(settings)
     judge = selection_metric(context, settings)
     before = (context.round - 1) * context.recipe.schedule.finetune_epochs
-    loop = Loop(settings, loader, environment, context.tracker, seed + rerun, name, train, first=before)
+    loop = Loop(settings, loader, environment, context.tracker, seed + rerun, name, train, first_epoch=before)
     folder = context.run_dir / f"{name}_checkpoints" / (str(rerun) if rerun else "")
     checkpoints = CheckpointManager(folder, context.stage_fingerprint, settings.keep_checkpoints, context.tracker.info)
     judged = "holdout" if settings.selection == "holdout" else "test"
     trainer = Trainer(
         model, loop, judge, judged, checkpoints, len(context.images.classes), teacher, masks or {}, carried=carried,
-        leaves=leaves,
+        keep_state=leaves,
     )  # fmt: skip
     if settings.sparsity != "none":
         graph = trace_groups(copy.deepcopy(model).cpu().eval(), context.images.example_input)

@@ -1,2 +1,5 @@
-"""Training: loop.py (the one loop), train.py (a whole training), objective.py (what is minimised), optim.py (timm's
-optimizers and schedules), states.py (checkpoints)."""
+"""Training, evaluation and timing of networks.
+
+loop.py has the one training loop, trainer.py a whole training, loss.py the loss, optim.py timm's optimizers and
+schedules, checkpoints.py the checkpoints, evaluation.py accuracy, latency.py measured times.
+"""

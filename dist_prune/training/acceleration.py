@@ -1,4 +1,4 @@
-"""What makes a training fast without changing what is trained: memory order, synchronised norms, compilation."""
+"""Acceleration of a training: memory format, synchronised batch norms, compilation; the parameters stay the same."""
 
 import torch
 from timm.layers.norm_act import convert_sync_batchnorm
@@ -11,7 +11,13 @@ from dist_prune.training import deepspeed_engine
 
 
 class AcceleratedModel:
-    """Changes a model for the time of a training and back: parameters and buffers stay the same objects."""
+    """A model changed for the duration of a training; parameters and buffers stay the same objects.
+
+    Args:
+        model: changed in place until ``restore``.
+        settings: ``channels_last``, ``sync_bn`` and ``compile`` of the recipe's section.
+        environment: the ranks.
+    """
 
     def __init__(self, model: nn.Module, settings: Training, environment: DistributedEnvironment):
         self._model, self._settings = model, settings
@@ -24,15 +30,19 @@ class AcceleratedModel:
             after = dict(model.named_modules())
             self._replaced = {name: module for name, module in before.items() if after[name] is not module}
 
-    def compiled(self, forward: nn.Module) -> nn.Module:
-        """``forward`` (wrapped already), compiled if asked for."""
-        how = self._settings.compile
-        if not how:
+    def compile(self, forward: nn.Module) -> nn.Module:
+        """Compile a module if the recipe says so.
+
+        Args:
+            forward: the model, already wrapped for the ranks.
+        """
+        mode = self._settings.compile
+        if not mode:
             return forward
-        return torch.compile(forward, mode=None if how is True else how)  # type: ignore[return-value]
+        return torch.compile(forward, mode=None if mode is True else mode)  # type: ignore[return-value]
 
     def restore(self) -> None:
-        """The layers and the memory order that the model came with."""
+        """Give the model its former batch norms and its contiguous memory format."""
         for name, module in self._replaced.items():
             parent, _, child = name.rpartition(".")
             setattr(self._model.get_submodule(parent), child, module)
@@ -41,7 +51,17 @@ class AcceleratedModel:
 
 
 def check(settings: Training, environment: DistributedEnvironment, name: str, deterministic: bool) -> None:
-    """PruneError where this machine, launch or mode cannot do what a training asks for."""
+    """Check that this device and launch can do a training as the recipe describes it.
+
+    Args:
+        settings: the recipe's section.
+        environment: device and ranks.
+        name: of the section, for messages.
+        deterministic: the recipe's ``cluster.deterministic``.
+
+    Raises:
+        PruneError: they cannot.
+    """
     on_cpu = environment.device.type == "cpu"
     if settings.precision == "fp16" and on_cpu:
         raise PruneError(f"{name}.precision: fp16 is for GPUs; on a CPU use fp32 or bf16")

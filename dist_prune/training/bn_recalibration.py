@@ -1,4 +1,4 @@
-"""New batch-norm statistics after surgery, the same bits for every number of ranks."""
+"""Recalibration of batch-norm statistics after surgery, with the same bits for every number of ranks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +15,24 @@ from dist_prune.distributed.communicator import Communicator
 
 
 def recalibrate_bn(model: nn.Module, loader: ImageLoader, ids: np.ndarray, micro_batch: int, comm: Communicator) -> int:
-    """Set every batch norm's running mean and variance to the average over fixed micro-batches of ``ids``.
+    """Set every batch norm's running mean and variance to the average over fixed micro-batches; a collective.
 
-    Each batch norm normalises by its micro-batch's own statistics meanwhile, so micro-batches do not depend on one
-    another; their statistics are gathered by number and added in that order. Weights, modes and other layers' states
-    stay as they are. Returns the number of batch norms.
+    Meanwhile each batch norm normalises by the statistics of its micro-batch, so micro-batches do not depend on one
+    another. Their statistics are gathered by number and added in that order. Weights, modes and other layers stay as
+    they are.
+
+    Args:
+        model: changed in place; on the loader's device.
+        loader: the images.
+        ids: (n,) the images to use.
+        micro_batch: images of one forward pass.
+        comm: all processes.
+
+    Returns:
+        The number of batch norms.
+
+    Raises:
+        PreemptedError: on every rank, if one of them was asked to stop.
     """
     norms = {
         name: module
@@ -34,17 +47,17 @@ def recalibrate_bn(model: nn.Module, loader: ImageLoader, ids: np.ndarray, micro
         name: torch.zeros((len(lists), 2, module.num_features), dtype=torch.float64, device=device)
         for name, module in norms.items()
     }
-    mine = shard(list(range(len(lists))), comm.rank, comm.world)
-    batches = loader.batches([lists[number] for number in mine])
-    with torch.no_grad(), batch_statistics(model), _watched(norms, tables) as at:
-        for turn in range(-(-len(lists) // comm.world)):
+    own = shard(list(range(len(lists))), comm.rank, comm.world)
+    batches = loader.batches([lists[number] for number in own])
+    with torch.no_grad(), batch_statistics(model), _record_statistics(norms, tables) as row:
+        for round_number in range(-(-len(lists) // comm.world)):
             if preemption.poll(comm)[0]:
                 raise preemption.preempted_error("while batch norms were recalibrated")
-            if turn < len(mine):
-                at[0] = mine[turn]
+            if round_number < len(own):
+                row[0] = own[round_number]
                 model(next(batches).images)
     comm.all_reduce("rows", list(tables.values()))
-    weights = torch.tensor([len(part) for part in lists], dtype=torch.float64, device=device)
+    weights = torch.tensor([len(micro_batch_ids) for micro_batch_ids in lists], dtype=torch.float64, device=device)
     for name, module in norms.items():
         mean, var = (tables[name] * (weights / weights.sum())[:, None, None]).sum(0)
         module.running_mean.copy_(mean)  # type: ignore[union-attr]
@@ -54,38 +67,41 @@ def recalibrate_bn(model: nn.Module, loader: ImageLoader, ids: np.ndarray, micro
 
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch norms use their batch's statistics and note nothing; everything else is in evaluation mode."""
+    """A context in which batch norms use their batch's statistics without updating the running ones.
+
+    All modules are in evaluation mode within it; their modes are restored at its end.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     norms: list[Any] = [module for module in modes if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    kept = [(module.running_mean, module.running_var) for module in norms]
+    running = [(module.running_mean, module.running_var) for module in norms]
     for module in norms:
         module.running_mean = module.running_var = None  # without them eval mode normalises by the batch
     try:
         yield
     finally:
-        for module, (mean, var) in zip(norms, kept, strict=True):
+        for module, (mean, var) in zip(norms, running, strict=True):
             module.running_mean, module.running_var = mean, var
         for module, mode in modes.items():
             module.training = mode
 
 
 @contextmanager
-def _watched(norms: dict[str, Any], tables: dict[str, Tensor]) -> Iterator[list[int]]:
-    """Write each batch norm's input statistics to row ``at[0]`` of its table."""
-    at, handles = [0], []
+def _record_statistics(norms: dict[str, Any], tables: dict[str, Tensor]) -> Iterator[list[int]]:
+    """A context that writes the input statistics of each batch norm to row ``row[0]`` of its table."""
+    row, handles = [0], []
     for name, module in norms.items():
 
         def hook(_module: nn.Module, inputs: Any, named: Any, name: str = name) -> None:
             x = (inputs[0] if inputs else next(iter(named.values()))).double()
             dims = [d for d in range(x.dim()) if d != 1]
             count = x.numel() // x.shape[1]
-            tables[name][at[0], 0] = x.mean(dims)
-            tables[name][at[0], 1] = x.var(dims, unbiased=count > 1)
+            tables[name][row[0], 0] = x.mean(dims)
+            tables[name][row[0], 1] = x.var(dims, unbiased=count > 1)
 
         handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
-        yield at
+        yield row
     finally:
         for handle in handles:
             handle.remove()

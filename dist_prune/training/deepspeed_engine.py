@@ -1,7 +1,7 @@
-"""DeepSpeed's ZeRO: optimizer state (1), gradients (2) and weights (3) sharded over ranks; the same artifacts come out.
+"""The training engine of DeepSpeed's ZeRO: optimizer state (1), gradients (2) and weights (3) are sharded over ranks.
 
-Everything that is saved is gathered into whole tensors by parameter, so a checkpoint of one ZeRO stage goes on under
-another one, under DDP, or on another number of processes.
+All that is saved is gathered into full tensors by parameter. So a checkpoint of one ZeRO stage resumes under another
+one, under DDP, or on another number of processes.
 """
 
 import contextlib
@@ -16,12 +16,20 @@ from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.errors import PruneError
 from dist_prune.training.engine import TrainEngine
 
-# the update of one weight depends on nothing but that weight's own gradient and state: ZeRO flattens and cuts tensors
+# optimizers whose update of a weight depends on its own gradient and state only: ZeRO flattens and splits tensors
 ELEMENTWISE = ("sgd", "momentum", "nesterov", "adam", "adamw", "nadam", "nadamw", "radam", "rmsprop", "lion")
 
 
 def check(settings: Training, name: str) -> None:
-    """PruneError where a training asks for what ZeRO cannot do."""
+    """Check that ZeRO supports a training.
+
+    Args:
+        settings: the recipe's section.
+        name: of the section, for messages.
+
+    Raises:
+        PruneError: it does not.
+    """
     if settings.optimizer not in ELEMENTWISE:
         raise PruneError(
             f"{name}.optimizer: {settings.optimizer!r} looks at whole tensors, which ZeRO cuts into pieces; use one of "
@@ -36,7 +44,14 @@ def check(settings: Training, name: str) -> None:
 
 
 class DeepSpeedEngine(TrainEngine):
-    """A DeepSpeed engine in the place of DDP and optimizer."""
+    """A TrainEngine through a DeepSpeed engine, in place of DDP; only one can exist at a time.
+
+    Args:
+        environment: device and ranks, with accelerate's DeepSpeed plugin.
+        optimizer: of the parameters of ``model``; ZeRO replaces its tensors.
+        model: the bare model.
+        settings: ``precision``, ``clip_grad`` and ``compile`` of the recipe's section.
+    """
 
     def __init__(
         self,
@@ -46,14 +61,14 @@ class DeepSpeedEngine(TrainEngine):
         settings: Training,
     ):
         accelerator: Any = environment.accelerator
-        # as torch's optimizers number and describe them, before ZeRO puts flat tensors in their place
+        # the order and groups of torch's optimizer, before ZeRO replaces them by flat tensors
         self._ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._groups = optimizer.state_dict()["param_groups"]
         amp = {"enabled": settings.precision == "bf16", "dtype": "bfloat16"}
         accelerator.state.deepspeed_plugin.deepspeed_config |= {
             "train_micro_batch_size_per_gpu": 1,  # only DeepSpeed's own loaders would read it
             "train_batch_size": environment.comm.world,
-            "gradient_accumulation_steps": 1,  # the loop says itself which backward pass is the last of a batch
+            "gradient_accumulation_steps": 1,  # the loop sets the last backward pass of a batch itself
             "gradient_clipping": settings.clip_grad or 0.0,
             "torch_autocast": amp,
         }
@@ -99,22 +114,22 @@ class DeepSpeedEngine(TrainEngine):
         for name, mask in masks.items():
             parameter = named[name]
             mask = mask.to(self.environment.device, torch.float32)
-            with self._whole([parameter], changed=True):
+            with self._gathered([parameter], changed=True):
                 parameter.data.mul_(mask)
             full: Any = safe_get_full_fp32_param(parameter)
             safe_set_full_fp32_param(parameter, full * mask)
-            for key in self._keys():
-                self._put(parameter, key, self._get(parameter, key) * mask)
+            for key in self._state_keys():
+                self._set_state(parameter, key, self._get_state(parameter, key) * mask)
 
     def full_weights(self) -> contextlib.AbstractContextManager[Any]:
         assert self.model is not None
-        return self._whole(list(self.model.parameters()))
+        return self._gathered(list(self.model.parameters()))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors, keys = {}, self._keys()
+        tensors, keys = {}, self._state_keys()
         counts = {k: v for k, v in self._state(self._flat[0]).items() if k not in keys} if self._flat else {}
         for number, parameter in enumerate(self._ordered):
-            tensors |= {f"{number}.{key}": self._get(parameter, key).cpu() for key in keys}
+            tensors |= {f"{number}.{key}": self._get_state(parameter, key).cpu() for key in keys}
             tensors |= {f"{number}.{key}": value.clone() for key, value in counts.items() if isinstance(value, Tensor)}
         plain = {
             f"{number}.{key}": value
@@ -130,45 +145,47 @@ class DeepSpeedEngine(TrainEngine):
             number, _, key = name.partition(".")
             values.setdefault(key, {})[int(number)] = value
         parameters = self._ordered
-        whole = {
-            key: found
-            for key, found in values.items()
-            if all(isinstance(v, Tensor) and v.shape == _shape(parameters[n]) for n, v in found.items())
-        }  # the others are counts, the same for every parameter
+        full_keys = {
+            key: by_number
+            for key, by_number in values.items()
+            if all(isinstance(v, Tensor) and v.shape == _shape(parameters[n]) for n, v in by_number.items())
+        }  # the other keys are counts, the same for every parameter
         for flat in self._flat:
             state = self._zero.optimizer.state[flat]
-            state.update({key: torch.zeros_like(flat) for key in whole})
-            state.update({key: next(iter(found.values())) for key, found in values.items() if key not in whole})
+            state.update({key: torch.zeros_like(flat) for key in full_keys})
+            state.update(
+                {key: next(iter(by_number.values())) for key, by_number in values.items() if key not in full_keys}
+            )
         self._link()
-        for key, found in whole.items():
-            for number, value in found.items():
-                self._put(parameters[number], key, value.to(self.environment.device, torch.float32))
+        for key, by_number in full_keys.items():
+            for number, value in by_number.items():
+                self._set_state(parameters[number], key, value.to(self.environment.device, torch.float32))
 
     def close(self) -> None:
-        """Take the engine down; the model keeps its whole weights."""
+        """Destroy the DeepSpeed engine; the model keeps its full weights. Every rank calls it."""
         assert self.model is not None
         parameters = list(self.model.parameters())
-        with self._whole(parameters):
-            whole = [parameter.data.clone() for parameter in parameters]
+        with self._gathered(parameters):
+            full = [parameter.data.clone() for parameter in parameters]
         self._engine.destroy()
-        for parameter, value in zip(parameters, whole, strict=True):
+        for parameter, value in zip(parameters, full, strict=True):
             parameter.data = value
 
-    def _whole(self, parameters: list[Any], changed: bool = False) -> contextlib.AbstractContextManager[Any]:
+    def _gathered(self, parameters: list[Any], changed: bool = False) -> contextlib.AbstractContextManager[Any]:
         if self._stage < 3:
             return contextlib.nullcontext()
         import deepspeed
 
         return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if changed else None)
 
-    def _keys(self) -> list[str]:
-        """Names of the optimizer's states that have a value per weight."""
+    def _state_keys(self) -> list[str]:
+        """Keys of the optimizer's states that have a value per weight."""
         self._link()
         flat = self._flat[0]
         return [k for k, v in self._state(flat).items() if isinstance(v, Tensor) and v.numel() == flat.numel() > 1]
 
     def _link(self) -> None:
-        """Connect parameters and states: DeepSpeed does so after the first group's update, too early for the others."""
+        """Link parameters and states; DeepSpeed does so after the first group's update, too early for the others."""
         if self._stage < 3 and all(self._state(flat) for flat in self._flat):
             self._zero._hp_optimizer_states_linked = False
             self._zero._lazy_init_hp_params_optimizer_state()
@@ -176,14 +193,14 @@ class DeepSpeedEngine(TrainEngine):
     def _state(self, flat: Tensor) -> dict[str, Any]:
         return self._zero.optimizer.state.get(flat, {})
 
-    def _get(self, parameter: nn.Parameter, key: str) -> Tensor:
+    def _get_state(self, parameter: nn.Parameter, key: str) -> Tensor:
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        found = safe_get_full_optimizer_state(parameter, key)
-        assert found is not None
-        return found
+        full = safe_get_full_optimizer_state(parameter, key)
+        assert full is not None
+        return full
 
-    def _put(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+    def _set_state(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state
 
         safe_set_full_optimizer_state(parameter, value, key)

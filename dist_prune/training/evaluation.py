@@ -1,4 +1,4 @@
-"""Accuracy and loss: integers counted per batch, so exact for every number of ranks."""
+"""Accuracy and loss, counted as integers: the results are exact, and the same for every number of ranks."""
 
 from collections.abc import Callable
 
@@ -19,42 +19,63 @@ LOSS_UNIT = 2**24  # per-image losses are added as multiples of 2**-24: integers
 
 
 def num_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """(..., n, classes) logits and (n,) labels -> (...) int64, on their device: images whose largest logit is right."""
+    """The number of images whose largest logit is that of their label.
+
+    Args:
+        logits: (..., n, classes).
+        labels: (n,) int64.
+
+    Returns:
+        (...) int64, on the device of ``logits``.
+    """
     return (logits.argmax(-1) == labels).sum(-1)
 
 
 @torch.no_grad()
 def count_images(
-    count: Callable[[Batch], Tensor], length: int, loader: ImageLoader, ids: np.ndarray, batch: int, comm: Communicator,
-    tracker: Tracker, what: str, idle: Callable[[], object] = lambda: None,
-) -> tuple[list[int], int]:  # fmt: skip
-    """Add what is counted in each batch over the batches of all ranks.
+    count: Callable[[Batch], Tensor],
+    length: int,
+    loader: ImageLoader,
+    ids: np.ndarray,
+    batch: int,
+    comm: Communicator,
+    tracker: Tracker,
+    what: str,
+    idle: Callable[[], object] = lambda: None,
+) -> tuple[list[int], int]:
+    """Sum integer counts over the batches of all ranks; a collective, called by every rank.
 
     Args:
-        count: a batch -> (length,) int64 on the feed's device.
-        ids: each of these images counts once; ``batch`` of them at a time.
-        what: the work, for the progress bar and errors.
+        count: a batch -> (length,) int64 counts on the loader's device.
+        length: how many counts a batch has.
+        loader: the images.
+        ids: (n,) the images; each counts once.
+        batch: images of one batch.
+        comm: all processes.
+        tracker: for the progress bar.
+        what: name of the work, for the progress bar and errors.
         idle: called for each batch that the other ranks have and this one has not (or cannot read).
 
     Returns:
-        The sums and the number of images that could be read, the same on every rank.
+        The ``length`` sums and the number of images that could be read, the same on every rank.
 
     Raises:
-        PruneError: no image could be read, or the run was asked to stop.
+        PruneError: no image could be read.
+        PreemptedError: on every rank, if one of them was asked to stop.
     """
     lists = micro_batches(ids, batch)
-    mine = shard(lists, comm.rank, comm.world)
-    batches, rounds, images = loader.batches(mine), -(-len(lists) // comm.world), 0
+    own = shard(lists, comm.rank, comm.world)
+    batches, rounds, images = loader.batches(own), -(-len(lists) // comm.world), 0
     sums = torch.zeros(length, dtype=torch.int64, device=loader.device)  # read once, after the last batch
-    for turn in tracker.bar(range(rounds), rounds, what):
+    for round_number in tracker.bar(range(rounds), rounds, what):
         if preemption.poll(comm)[0]:
             raise preemption.preempted_error(f"in {what}")
-        part = next(batches) if turn < len(mine) else None
-        if part is None or not len(part.ids):  # none of them could be read (data.on_error: skip)
+        own_batch = next(batches) if round_number < len(own) else None
+        if own_batch is None or not len(own_batch.ids):  # none of them could be read (data.on_error: skip)
             idle()
             continue
-        sums += count(part)
-        images += len(part.ids)
+        sums += count(own_batch)
+        images += len(own_batch.ids)
     *totals, images = comm.sum_ints(*sums.tolist(), images)
     if not images:
         raise PruneError(f"{what}: none of the {len(ids)} images could be read")
@@ -71,12 +92,28 @@ def evaluate(
     what: str = "evaluate",
     ids: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """``top1`` and ``top5`` in percent, mean cross-entropy ``loss`` (nan where a logit is), number of ``images``.
+    """Evaluate a network on images; a collective, called by every rank.
 
-    Every image of ``ids`` (default: all) counts once. All ranks make the same number of forward passes, those that have
-    run out of images with an empty picture that does not count: sharded weights (ZeRO-3) are gathered in each of them.
+    All ranks make the same number of forward passes, because sharded weights (ZeRO-3) are gathered in each of them. A
+    rank without further images passes an empty image that does not count.
 
-    ``top5`` counts a hit among the 5 highest logits (all of them where there are fewer classes).
+    Args:
+        model: on the loader's device; left in evaluation mode.
+        loader: the images, without augmentation.
+        batch: images of one forward pass.
+        comm: all processes.
+        tracker: for the progress bar.
+        what: name of the evaluation, for the progress bar and errors.
+        ids: (n,) the images (default: all); each counts once.
+
+    Returns:
+        ``top1`` and ``top5`` in percent (``top5``: the label is among the 5 largest logits, or all if there are fewer
+        classes), ``loss``, the mean cross-entropy (nan if a logit is not finite), and ``images``, their number. The
+        same on every rank.
+
+    Raises:
+        PruneError: no image could be read.
+        PreemptedError: on every rank, if one of them was asked to stop.
     """
     model.eval()
     empty = torch.zeros(
@@ -90,23 +127,40 @@ def evaluate(
 
     ids = np.arange(len(loader)) if ids is None else ids
     counts, images = count_images(count, 4, loader, ids, batch, comm, tracker, what, lambda: model(empty))
-    first, five, loss_units, strange = counts
+    top1_hits, top5_hits, loss_units, not_finite = counts
     return {
-        "top1": 100 * first / images,
-        "top5": 100 * five / images,
-        "loss": mean_loss(loss_units, strange, images),
+        "top1": 100 * top1_hits / images,
+        "top5": 100 * top5_hits / images,
+        "loss": mean_loss(loss_units, not_finite, images),
         "images": images,
     }
 
 
 def losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropies of logits (n, classes), added as integers: in units of 1 / LOSS_UNIT, and how many are not finite
-    (those count as 0 in the sum)."""
+    """Cross-entropies, added as integers.
+
+    Args:
+        logits: (n, classes).
+        labels: (n,) int64.
+
+    Returns:
+        () int64 sum in units of 1 / LOSS_UNIT, in which losses that are not finite count as 0, and () int64 number of
+        losses that are not finite.
+    """
     loss = functional.cross_entropy(logits.double(), labels, reduction="none")
     finite = loss < HUGE
     return (torch.where(finite, loss, 0.0) * LOSS_UNIT).round().long().sum(), (~finite).sum()
 
 
-def mean_loss(units: int, strange: int, images: int) -> float:
-    """The mean of such sums; nan where one was not finite."""
-    return float("nan") if strange else units / LOSS_UNIT / images
+def mean_loss(units: int, not_finite: int, images: int) -> float:
+    """The mean loss from the sums of ``losses``.
+
+    Args:
+        units: sum in units of 1 / LOSS_UNIT.
+        not_finite: number of losses that are not finite.
+        images: number of images.
+
+    Returns:
+        The mean; nan if ``not_finite`` is not 0.
+    """
+    return float("nan") if not_finite else units / LOSS_UNIT / images

@@ -1,4 +1,4 @@
-"""Train a whole network with gates of its own on calibration images: its loss, its checkpoints, which epoch is kept."""
+"""Train a whole network with gates on calibration images, with a loss of its own and checkpoints."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -27,7 +27,17 @@ Watch = Callable[[int], Mapping[str, float | Tensor] | None]
 
 
 class TrainingHost(Protocol):
-    """What a training on calibration images needs of a bench."""
+    """The members of a scoring context that a training on calibration images needs.
+
+    Attributes:
+        loader: training images.
+        ids: (n,) the images to train on.
+        environment: device and ranks.
+        tracker: lines of progress and figures.
+        seed: of order, augmentation and hold-out split.
+        partial: folder of checkpoints that stay until the stage is finished, or None for no checkpoints.
+        identity: the computation that checkpoints belong to.
+    """
 
     loader: ImageLoader
     ids: np.ndarray
@@ -39,46 +49,58 @@ class TrainingHost(Protocol):
 
 
 def fit_model(
-    network: nn.Module, loss: Loss, settings: Training, at: TrainingHost, name: str, padding: int | None, watch: Watch
+    network: nn.Module, loss: Loss, settings: Training, host: TrainingHost, name: str, padding: int | None, watch: Watch
 ) -> list[dict[str, float]]:
-    """Train ``network`` in place, in training mode, every parameter and buffer of it; batch norms see all ranks.
+    """Train all parameters and buffers of a network in place; batch norms use the batches of all ranks.
+
+    Every rank calls it. Called again after an interruption it resumes at the step; after the end it loads the finished
+    network.
 
     Args:
-        loss: ``loss(forward, images, labels, ids)`` gives (n,) losses; ``forward`` is the network, wrapped for ranks.
-        settings: epochs, optimizer, schedule, and which epoch is kept (held-out images, or the last).
-        at: images (training and held-out ones), ranks, and where checkpoints lie: they stay until the stage is done, so
-            called again it goes on at the step, or takes the finished network.
+        network: bare, on any device.
+        loss: (forward, images (n, C, H, W), labels (n,), ids (n,)) -> (n,) losses; ``forward`` is the network wrapped
+            for the ranks.
+        settings: epochs, optimizer, schedule, and which epoch is kept (the best on held-out images, or the last).
+        host: images, ranks and the folder of checkpoints.
         name: of the training, its checkpoints and figures.
-        padding: of the crops of training images, in place of the recipe's.
-        watch: called after each update; figures it returns go to trackers (tensors as histograms).
+        padding: pixels around the images before they are cropped, or None for the recipe's.
+        watch: called after each update with its number; the figures that it returns go to trackers (tensors as
+            histograms).
+
+    Returns:
+        The figures of each epoch, see ``Trainer.run``.
+
+    Raises:
+        PreemptedError: on every rank, after one of them was asked to stop; the state is saved.
+        PruneError: DeepSpeed shards the weights, or the loss is not finite.
     """
-    environment, tracker, seed, loader = at.environment, at.tracker, at.seed, at.loader
+    environment, tracker, seed, loader = host.environment, host.tracker, host.seed, host.loader
     if padding is not None:
         loader = replace(loader, transform=replace(loader.transform, padding=padding))
     if environment.zero_stage:
         raise PruneError("masks and weights that are learned together need whole weights: launch without DeepSpeed")
-    train, held = holdout_split(at.ids, settings.holdout if settings.selection == "holdout" else 0.0, seed)
+    train, heldout = holdout_split(host.ids, settings.holdout if settings.selection == "holdout" else 0.0, seed)
 
-    def judge(model: nn.Module) -> Mapping[str, float]:
+    def evaluate_heldout(model: nn.Module) -> Mapping[str, float]:
         batch = max(settings.batch, 100)
-        return evaluate(model, loader, batch, environment.comm, tracker, "held out", held) if len(held) else {}
+        return evaluate(model, loader, batch, environment.comm, tracker, "held out", heldout) if len(heldout) else {}
 
-    def losses(forward: nn.Module, part: Batch) -> Tensor:
+    def losses(forward: nn.Module, batch: Batch) -> Tensor:
         with CrossRankBatchNorm(environment.comm) if environment.comm.world > 1 else contextlib.nullcontext():
-            return loss(forward, part.images, part.labels, part.ids)
+            return loss(forward, batch.images, batch.labels, batch.ids)
 
-    def noted(step: int) -> None:
-        found = watch(step) or {}
-        numbers = {f"{name}/{key}": float(value) for key, value in found.items() if not isinstance(value, Tensor)}
+    def log_figures(step: int) -> None:
+        figures = watch(step) or {}
+        numbers = {f"{name}/{key}": float(value) for key, value in figures.items() if not isinstance(value, Tensor)}
         if numbers:
             tracker.scalars(numbers, step)
-        for key, value in found.items():
+        for key, value in figures.items():
             if isinstance(value, Tensor):
                 tracker.histogram(f"{name}/{key}", value, step)
 
     loop = Loop(settings, loader, environment, tracker, seed, name, train)
     checkpoints = None
-    if at.partial is not None:
-        key = identity_of(at.identity, at.ids.tolist(), name, padding, settings)
-        checkpoints = CheckpointManager(at.partial / name, key, settings.keep_checkpoints, tracker.info)
-    return Trainer(network, loop, judge, "holdout", checkpoints, losses=losses, watch=noted).run()
+    if host.partial is not None:
+        key = identity_of(host.identity, host.ids.tolist(), name, padding, settings)
+        checkpoints = CheckpointManager(host.partial / name, key, settings.keep_checkpoints, tracker.info)
+    return Trainer(network, loop, evaluate_heldout, "holdout", checkpoints, losses=losses, watch=log_figures).run()

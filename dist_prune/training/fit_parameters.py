@@ -1,4 +1,4 @@
-"""Train loose parameters (gates) of a bare model through the one loop, and go on where a stopped training was."""
+"""Train free parameters, such as gates, through the training loop; an interrupted training resumes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -20,28 +20,36 @@ def fit_parameters(
     watch: Callable[[int], None] = lambda step: None,
     checkpoints: CheckpointManager | None = None,
 ) -> list[dict[str, float]]:
-    """The epochs' figures; gradients are averaged over the loop's ranks.
+    """Train parameters in place; every rank calls it, and gradients are averaged over the loop's ranks.
 
     Args:
-        parameters: or groups of them: dicts with ``params`` and ``lr_scale``, the factor of their learning rate.
-        losses_of: see Loop.
-        watch: called after each update with its number; where a stopped training goes on, first with that of its last
-            one.
-        checkpoints: checkpoints of parameters and optimizer; the last one says that the training is done.
+        parameters: the parameters, or groups of them: dicts with ``params`` and ``lr_scale``, the factor of their
+            learning rate.
+        losses_of: (batch, epoch, step) -> (n,) losses of its images.
+        loop: settings, images and ranks.
+        watch: called after each update with its number from 0; on resuming, first with that of the last update.
+        checkpoints: of parameters and optimizer, or None for none. The last one marks the training as finished.
+
+    Returns:
+        The figures of each epoch, see ``Loop.run_epoch``.
+
+    Raises:
+        PreemptedError: on every rank, after one of them was asked to stop; the state is saved.
+        PruneError: the loss is not finite.
     """
     optimizer = optim.create_optimizer(parameters, loop.settings)
-    loose = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    flat_parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     schedule = optim.LearningRate(optimizer, loop.settings, loop.steps_per_epoch)
     comm = loop.environment.comm
-    engine = TrainEngine(loop.environment, optimizer, sync=gradient_averager(loose, comm))
+    engine = TrainEngine(loop.environment, optimizer, sync=gradient_averager(flat_parameters, comm))
     history: list[dict[str, float]] = []
     epoch, begin = 0, None
 
     def save(number: int, progress: Progress) -> None:
         assert checkpoints is not None
-        kept, plain = engine.state()
-        tensors = {f"optimizer/{name}": tensor for name, tensor in kept.items()}
-        tensors |= {f"parameter/{i}": parameter for i, parameter in enumerate(loose)}
+        state, plain = engine.state()
+        tensors = {f"optimizer/{name}": tensor for name, tensor in state.items()}
+        tensors |= {f"parameter/{i}": parameter for i, parameter in enumerate(flat_parameters)}
         meta = {"optimizer": plain, "history": history, "epoch": number, "progress": asdict(progress)}
         step = number * loop.steps_per_epoch + progress.step
         comm.run_on_main(lambda: checkpoints.save(step, tensors, meta))  # type: ignore[union-attr]
@@ -52,7 +60,7 @@ def fit_parameters(
         if loaded is not None:
             tensors, meta = loaded
             with torch.no_grad():
-                for i, parameter in enumerate(loose):
+                for i, parameter in enumerate(flat_parameters):
                     parameter.copy_(tensors.pop(f"parameter/{i}"))
             engine.load_state({name.removeprefix("optimizer/"): t for name, t in tensors.items()}, meta["optimizer"])
             history, epoch, begin = meta["history"], meta["epoch"], Progress(**meta["progress"])

@@ -1,4 +1,4 @@
-"""Measured time, not counted operations: several networks interleaved, again where other work disturbed them."""
+"""Latency of several networks, measured in turns, and measured again if other programs disturbed it."""
 
 import os
 import statistics
@@ -14,9 +14,9 @@ from dist_prune.training.timing_noise import timing_doubts
 
 WARMUP = 3
 LARGEST_BATCH = 65536
-ROOM = 0.8  # share of the memory that one layer's input and output may take
-SHORT_S = 0.05  # a pass so short feels the caches that the network before it left behind
-ROUNDS = 3  # of all timed passes, at most: a busy machine may have calmed down
+MEMORY_SHARE = 0.8  # largest share of the memory for one layer's input and output
+SHORT_S = 0.05  # seconds; a shorter pass depends on the caches that the network before it has filled
+ROUNDS = 3  # largest number of repetitions of all timed passes on a busy machine
 Timer = Callable[[nn.Module, torch.Tensor, torch.device], float]
 
 
@@ -31,47 +31,52 @@ def measure_latency(
     timer: Timer | None = None,
     rounds: int = ROUNDS,
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Median time of a forward pass.
+    """Measure the median time of a forward pass of each network; one rank calls it, it is no collective.
 
-    Times that are not reliable (see ``spread.doubts``) are measured again; the round with the fewest doubts counts.
+    If times are not reliable (see ``timing_noise.timing_doubts``) all are measured again; the round with the fewest
+    doubts counts.
 
     Args:
-        models: name -> network; they take turns, so that a machine that speeds up or slows down does so for all.
+        models: name -> network, moved to the device and set to evaluation mode. They are timed in turns, so that a
+            machine that becomes faster or slower does so for all.
         shape: (C, H, W) of an image.
         batches: batch sizes.
-        repeats: timed passes of each network at each batch size, after a warm-up.
-        threads: CPU threads while timing (the setting is given back).
-        timer: seconds of one pass of a network (default: the real clock).
-        rounds: how often all is timed, at most.
+        repeats: number of timed passes of each network at each batch size, after a warm-up.
+        device: device of the passes.
+        threads: CPU threads during the timing; the former number is restored.
+        timer: (network, batch, device) -> seconds of one pass (default: the real clock).
+        rounds: largest number of rounds.
 
     Returns:
-        name -> batch -> ``ms`` (median), ``ms_best``, ``images_per_s``, ``device``, ``threads``, ``repeats``,
-        ``rounds`` (how often all was timed), ``reliable``, and ``why`` where it is not.
+        Name -> batch size as a string -> ``ms`` (median, milliseconds), ``ms_best`` (fastest pass), ``images_per_s``,
+        ``device``, ``threads``, ``repeats``, ``rounds`` (number of rounds), ``reliable``, and ``why`` if it is not.
     """
-    timer, before = timer or _once, torch.get_num_threads()
+    timer, before = timer or _time_pass, torch.get_num_threads()
     torch.set_num_threads(threads)
     out: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in models}
     try:
         for model in models.values():
             model.to(device).eval()
-        _settle()
+        _warm_allocator()
         twins = _twins(models)
         for batch in batches:
             x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0)).to(device)
             best = dict.fromkeys(models, float("inf"))
-            found: list[tuple[dict[str, str], float, dict[str, float]]] = []
-            while len(found) < rounds and not (found and not found[-1][0]):
-                times = _turns(models, x, repeats, device, timer)
+            measured: list[tuple[dict[str, str], float, dict[str, float]]] = []
+            while len(measured) < rounds and not (measured and not measured[-1][0]):
+                times = _time_in_turns(models, x, repeats, device, timer)
                 best = {name: min(best[name], *times[name]) for name in models}
                 medians = {name: statistics.median(times[name]) for name in models}
-                found.append((timing_doubts(medians, best, twins), max(medians[n] / best[n] for n in models), medians))
-            _, _, medians = min(found, key=lambda one: (len(one[0]), one[1]))
-            why = timing_doubts(medians, best, twins)
+                measured.append(
+                    (timing_doubts(medians, best, twins), max(medians[n] / best[n] for n in models), medians)
+                )
+            _, _, medians = min(measured, key=lambda one: (len(one[0]), one[1]))
+            reasons = timing_doubts(medians, best, twins)
             for name in models:
                 out[name][str(batch)] = {
                     "ms": 1000 * medians[name], "ms_best": 1000 * best[name], "images_per_s": batch / medians[name],
-                    "device": str(device), "threads": threads, "repeats": repeats, "rounds": len(found),
-                    "reliable": name not in why, **({"why": why[name]} if name in why else {}),
+                    "device": str(device), "threads": threads, "repeats": repeats, "rounds": len(measured),
+                    "reliable": name not in reasons, **({"why": reasons[name]} if name in reasons else {}),
                 }  # fmt: skip
     finally:
         torch.set_num_threads(before)
@@ -82,17 +87,25 @@ def measure_latency(
 def check(
     model: nn.Module, shape: tuple[int, ...], batches: Sequence[int], threads: int | None, device: torch.device
 ) -> None:
-    """What can be said before any hour is spent; ``model`` gets one image of zeros.
+    """Check the settings of a later timing by one image of zeros.
+
+    Args:
+        model: on the CPU; left in evaluation mode.
+        shape: (C, H, W) of an image.
+        batches: batch sizes.
+        threads: CPU threads, or None for the default.
+        device: device of the timing.
 
     Raises:
-        PruneError: more threads than the machine has cores, or a batch whose largest layer is larger than the memory.
+        PruneError: more threads than the machine has cores, an impossible batch size, or a batch whose largest layer
+            does not fit into the memory.
     """
-    here = os.cpu_count() or 1
-    if threads is not None and not 1 <= threads <= here:
-        raise PruneError(f"report.threads: {threads} threads; this machine has {here} cores. Name 1 to {here}")
-    odd = [batch for batch in batches if not 1 <= batch <= LARGEST_BATCH]
-    if odd:
-        raise PruneError(f"report.latency_batches: {odd[0]} is no batch size; name 1 to {LARGEST_BATCH:,}")
+    cores = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= cores:
+        raise PruneError(f"report.threads: {threads} threads; this machine has {cores} cores. Name 1 to {cores}")
+    impossible = [batch for batch in batches if not 1 <= batch <= LARGEST_BATCH]
+    if impossible:
+        raise PruneError(f"report.latency_batches: {impossible[0]} is no batch size; name 1 to {LARGEST_BATCH:,}")
     largest = 0
 
     def note(_: nn.Module, given: Any, out: Any) -> None:
@@ -106,38 +119,39 @@ def check(
     finally:
         for hook in hooks:
             hook.remove()
-    have = (
+    memory = (
         torch.cuda.get_device_properties(device).total_memory
         if device.type == "cuda"
         else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     )
-    wide = [batch for batch in batches if batch * largest > ROOM * have]
-    if wide:
-        most = int(ROOM * have // largest)
+    too_large = [batch for batch in batches if batch * largest > MEMORY_SHARE * memory]
+    if too_large:
+        most = int(MEMORY_SHARE * memory // largest)
         raise PruneError(
-            f"report.latency_batches: of {wide[0]:,} images one layer alone needs {wide[0] * largest / 2**30:,.1f} "
-            f"GiB, and {device} has {have / 2**30:,.1f}; at most {most:,} images"
+            f"report.latency_batches: of {too_large[0]:,} images one layer alone needs "
+            f"{too_large[0] * largest / 2**30:,.1f} GiB, "
+            f"and {device} has {memory / 2**30:,.1f}; at most {most:,} images"
         )
 
 
-def _settle() -> None:
-    """Let the C library keep memory between passes, as it does in any process that has worked for a while.
+def _warm_allocator() -> None:
+    """Let the C library keep memory between passes, as it does in any process that has run for a while.
 
     glibc gives a block back to the system, and faults it in again page by page at the next pass, until a large one was
     freed once (its thresholds follow the largest block freed, up to 32 MiB). A dense network was a third slower before
-    than behind, a pruned one, whose blocks are smaller, was not.
+    that than after it; a pruned one, whose blocks are smaller, was not.
     """
     block = torch.ones(31 * 2**18)
     del block
 
 
-def _turns(
+def _time_in_turns(
     models: Mapping[str, nn.Module], x: torch.Tensor, repeats: int, device: torch.device, timer: Timer
 ) -> dict[str, list[float]]:
-    """Name -> seconds of each pass behind the warm-up.
+    """Name -> seconds of each pass after the warm-up.
 
-    A network whose passes are short runs once untimed before each: otherwise its time depends on who came before it
-    (two equal networks, one of them behind a large one, were 15 % apart).
+    A network with short passes runs once untimed before each of them. Otherwise its time depends on the network before
+    it (the times of two equal networks, one of them after a large one, differed by 15 %).
     """
     times: dict[str, list[float]] = {name: [] for name in models}
     short = dict.fromkeys(models, False)
@@ -163,7 +177,7 @@ def _twins(models: Mapping[str, nn.Module]) -> list[list[str]]:
     return [names for names in groups.values() if len(names) > 1]
 
 
-def _once(model: nn.Module, x: torch.Tensor, device: torch.device) -> float:
+def _time_pass(model: nn.Module, x: torch.Tensor, device: torch.device) -> float:
     synchronize(device)
     start = time.perf_counter()
     model(x)
@@ -172,7 +186,11 @@ def _once(model: nn.Module, x: torch.Tensor, device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Until the device has done what it was given: without that, what is timed is the giving."""
+    """Wait until a device has finished its work; without that, only the launch of the work would be timed.
+
+    Args:
+        device: of any type; nothing is waited for on a CPU.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type != "cpu":

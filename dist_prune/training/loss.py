@@ -1,4 +1,4 @@
-"""What is minimised: cross-entropy with label smoothing, mixup and cutmix, and distillation from the dense network."""
+"""The training loss: cross-entropy with label smoothing, mixup and cutmix, and distillation from the dense network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ Forward = Callable[[Tensor], Tensor]
 
 @dataclass
 class TrainingLoss:
-    """Per-image losses of a batch.
+    """The losses of the images of a batch, computed without collectives.
 
     Attributes:
-        settings: smoothing, mixing and distillation.
+        settings: ``label_smoothing``, ``mixup``, ``cutmix``, ``mix_prob``, ``distill`` and ``distill_temperature``.
         classes: number of classes.
-        seed: with epoch and step it decides the mixing, the same on every rank.
-        teacher: the dense network for distillation, or None.
-        amp: the autocast of the run's precision, made anew for each forward pass.
+        seed: seed of the mixing, with epoch and step; the same on every rank.
+        teacher: the dense network for distillation, in evaluation mode, or None.
+        amp: makes the autocast context of the precision for each forward pass.
     """
 
     settings: Training
@@ -45,41 +45,54 @@ class TrainingLoss:
             )  # fmt: skip
 
     def __call__(self, forward: Forward, batch: Batch, epoch: int, step: int) -> Tensor:
-        """(n,) float32 losses; ``forward`` is the (wrapped) network."""
+        """Run the forward pass and compute the losses; the number of correct predictions is added to ``hits``.
+
+        Args:
+            forward: the network, wrapped for the ranks.
+            batch: n images (n, C, H, W) and labels (n,).
+            epoch: number of the epoch, from 0.
+            step: number of the update within the epoch, from 0.
+
+        Returns:
+            (n,) losses, float32 (float64 for a float64 network).
+        """
         s = self.settings
         images, target = batch.images, batch.labels
         if self._mixup is not None:
-            images, target = self._mixed(self._mixup, images, target, epoch, step)
+            images, target = self._mix(self._mixup, images, target, epoch, step)
         if s.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with self.amp():
             logits = forward(images)
         logits = logits.float() if logits.dtype != torch.float64 else logits
-        self._note(logits.detach(), target)
-        if target.dim() == 2:  # mixed labels, (n, classes), smoothed by the mixing
+        self._count_hits(logits.detach(), target)
+        if target.dim() == 2:  # mixed labels (n, classes), which the mixing has smoothed
             losses = -(target.to(logits.dtype) * functional.log_softmax(logits, 1)).sum(1)
         else:
             losses = functional.cross_entropy(logits, target, reduction="none", label_smoothing=s.label_smoothing)
         if self.teacher is None or s.distill == 0:
             return losses
-        return (1 - s.distill) * losses + s.distill * self._distilled(self.teacher, images, logits)
+        return (1 - s.distill) * losses + s.distill * self._distillation_losses(self.teacher, images, logits)
 
     def hits(self) -> Tensor:
-        """() on the device: how many images were classified right since this was asked last (of a mixed image, its
-        main label counts)."""
-        found, self._hits = self._hits, None
-        assert found is not None, "no batch has been seen"
-        return found
+        """The number of correct predictions on this rank since the last call; of a mixed image the main label counts.
 
-    def _note(self, logits: Tensor, target: Tensor) -> None:
+        Returns:
+            () int64 on the device.
+        """
+        hits, self._hits = self._hits, None
+        assert hits is not None, "no batch has been seen"
+        return hits
+
+    def _count_hits(self, logits: Tensor, target: Tensor) -> None:
         labels = target if target.dim() == 1 else target.argmax(1)
-        found = num_correct(logits, labels)  # stays on the device: no waiting
-        self._hits = found if self._hits is None else self._hits + found
+        hits = num_correct(logits, labels)  # stays on the device: no waiting
+        self._hits = hits if self._hits is None else self._hits + hits
 
-    def _mixed(self, mixup: Mixup, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """Mixed images (n, C, H, W) and soft labels (n, classes); the global numpy state is given back.
+    def _mix(self, mixup: Mixup, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """Mixed images (n, C, H, W) and soft labels (n, classes); numpy's global random state is restored.
 
-        timm's mixing wants an even batch: the last image of an odd one is mixed with itself.
+        timm's mixing needs an even batch: the last image of an odd one is mixed with itself.
         """
         before = np.random.get_state()
         np.random.seed((self.seed * 1_000_003 + epoch * 8_191 + step) % 2**32)
@@ -91,12 +104,12 @@ class TrainingLoss:
         finally:
             np.random.set_state(before)
 
-    def _distilled(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
+    def _distillation_losses(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
         """(n,) T^2 KL(teacher || student) at temperature T (Hinton et al. 2015)."""
         t = self.settings.distill_temperature
         kind = images.device.type
         with torch.no_grad(), torch.autocast(kind, torch.bfloat16) if kind != "cpu" else self.amp():
-            wanted = teacher(images)
-        wanted = functional.log_softmax(wanted.to(logits.dtype) / t, 1)
-        found = functional.log_softmax(logits / t, 1)
-        return t * t * (wanted.exp() * (wanted - found)).sum(1)
+            targets = teacher(images)
+        targets = functional.log_softmax(targets.to(logits.dtype) / t, 1)
+        student = functional.log_softmax(logits / t, 1)
+        return t * t * (targets.exp() * (targets - student)).sum(1)

@@ -1,4 +1,4 @@
-"""Optimizers and schedules by timm's names; which parameters decay, by module type."""
+"""Optimizers and learning-rate schedules by timm's names, and the parameter groups with weight decay."""
 
 from collections.abc import Iterable
 from fnmatch import fnmatch
@@ -19,28 +19,41 @@ NORMS = (
 
 
 def parameter_groups(model: nn.Module, settings: Training) -> list[dict[str, Any]]:
-    """Parameter groups: norms and biases without weight decay (unless the recipe decays them too); learning rates
-    scaled by layer and by name where the recipe says so (``lr_scale``, which timm's schedulers keep)."""
-    spared = {
+    """Group a model's trainable parameters by weight decay and factor of the learning rate.
+
+    Norms and biases have no weight decay unless the recipe's ``decay_norm_bias`` is set. The factor comes from
+    ``layer_decay`` and ``lr_scales``.
+
+    Args:
+        model: the bare model.
+        settings: the recipe's section.
+
+    Returns:
+        Groups with ``params``, ``weight_decay`` and, if it is not 1, ``lr_scale``, which timm's schedulers keep.
+
+    Raises:
+        PruneError: ``layer_decay`` for a network whose order of layers is unknown, or a glob that matches no name.
+    """
+    undecayed = {
         parameter
         for module in model.modules()
         for name, parameter in module.named_parameters(recurse=False)
         if not settings.decay_norm_bias and (isinstance(module, NORMS) or name == "bias")
     }
     scales = _scales(model, settings)
-    found: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            found.setdefault((scales[name], parameter in spared), []).append(parameter)
+            groups.setdefault((scales[name], parameter in undecayed), []).append(parameter)
     return [
-        {"params": members, "weight_decay": 0.0 if spare else settings.weight_decay}
+        {"params": params, "weight_decay": 0.0 if no_decay else settings.weight_decay}
         | ({"lr_scale": scale} if scale != 1 else {})
-        for (scale, spare), members in sorted(found.items(), key=lambda item: (item[0][1], item[0][0]))
+        for (scale, no_decay), params in sorted(groups.items(), key=lambda item: (item[0][1], item[0][0]))
     ]
 
 
 def _scales(model: nn.Module, settings: Training) -> dict[str, float]:
-    """Parameter name -> factor of its learning rate: layer_decay to the number of layers behind it, times lr_scales."""
+    """Parameter name -> factor of its learning rate: layer_decay ** (number of layers after it), times lr_scales."""
     names = [name for name, _ in model.named_parameters()]
     scales = dict.fromkeys(names, 1.0)
     if settings.layer_decay is not None:
@@ -63,7 +76,17 @@ def _scales(model: nn.Module, settings: Training) -> dict[str, float]:
 def create_optimizer(
     parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], settings: Training
 ) -> torch.optim.Optimizer:
-    """timm's optimizer of the recipe's name. ``sgd`` follows ``nesterov``; timm's own ``sgd`` always is Nesterov."""
+    """Create timm's optimizer of the recipe's name.
+
+    ``sgd`` follows the recipe's ``nesterov``; timm's own ``sgd`` always uses Nesterov momentum.
+
+    Args:
+        parameters: parameters, or groups of them (see ``parameter_groups``).
+        settings: the recipe's section.
+
+    Raises:
+        PruneError: unknown name, or arguments that the optimizer does not take.
+    """
     name = settings.optimizer
     if name == "sgd":
         name = "sgd" if settings.nesterov else "momentum"
@@ -83,7 +106,16 @@ def create_optimizer(
 
 
 def check(model: nn.Module, settings: Training, name: str) -> None:
-    """PruneError where the recipe's section ``name`` asks for an optimizer or for rates that ``model`` cannot have."""
+    """Check that a section's optimizer and learning rates suit a model.
+
+    Args:
+        model: the bare model.
+        settings: the recipe's section.
+        name: of the section, for messages.
+
+    Raises:
+        PruneError: they do not.
+    """
     try:
         create_optimizer(parameter_groups(model, settings), settings)
     except PruneError as error:
@@ -95,10 +127,15 @@ def _names() -> list[str]:
 
 
 class LearningRate:
-    """The learning rate as a function of the number of updates, by timm's schedulers: nothing to save.
+    """The learning rate as a function of the number of updates, by timm's schedulers; it has no state to save.
 
-    ``onecycle`` climbs to the full rate and falls over what is left (Smith and Topin 2019, without momentum cycling);
-    other warm-ups lie over the beginning of their schedule, as timm has it.
+    ``onecycle`` rises to the full rate and falls over the remaining updates (Smith and Topin 2019, without momentum
+    cycling). Other warm-ups replace the beginning of their schedule, as in timm.
+
+    Args:
+        optimizer: its groups get the rates, times their ``lr_scale``.
+        settings: ``schedule``, ``epochs`` and the other keys of the recipe's section; lengths are in epochs.
+        updates_per_epoch: number of updates in an epoch.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, settings: Training, updates_per_epoch: int):
@@ -117,15 +154,19 @@ class LearningRate:
             min_lr=s.min_lr, warmup_lr=s.warmup_lr, warmup_epochs=warmup,  # type: ignore[arg-type]
             step_on_epochs=False, updates_per_epoch=updates_per_epoch,
         )  # fmt: skip
-        if s.schedule == "multistep":  # timm looks one count ahead, which is right for epochs and early for updates
+        if s.schedule == "multistep":  # timm counts one ahead, which is right for epochs and too early for updates
             self._timm.decay_t = [update + 1 for update in self._timm.decay_t]  # type: ignore[union-attr]
 
     def set_for(self, updates: int) -> None:
-        """Set the optimizer's learning rate for the update with this number, from 0."""
+        """Set the optimizer's learning rates.
+
+        Args:
+            updates: number of the next update since the beginning, from 0.
+        """
         if self._timm is not None:
             self._timm.step_update(updates)
 
     @property
     def rate(self) -> float:
-        """The learning rate of parameters that are not scaled."""
+        """The present learning rate of parameters whose ``lr_scale`` is 1."""
         return max(group["lr"] / (group.get("lr_scale", 1.0) or 1.0) for group in self._optimizer.param_groups)

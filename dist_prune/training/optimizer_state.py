@@ -1,4 +1,4 @@
-"""What a training leaves to the next one, of a network that is cut in between: optimizer state, averaged weights."""
+"""Optimizer state and averaged weights that are carried from one training to the next, across pruning."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,13 +18,14 @@ OPTIMIZER = "optimizer/"
 
 @dataclass(frozen=True)
 class CarriedOptimizerState:
-    """The state of a training by names, so that it can be cut as the network is.
+    """The state of a training by names of parameters, so that it can be pruned as the network is.
 
     Attributes:
-        tables: ``optimizer/<key>`` -> parameter -> a tensor of its shape (momentum_buffer, exp_avg ...); where weights
-            were averaged, ``model`` and ``ema`` -> state dict.
-        numbers: ``<key>/<parameter>`` -> a single number (step).
-        plain: JSON values: ``groups``, ``state`` of the optimizer, the ``scaler``, ``updates`` of the averaged weights.
+        tables: ``optimizer/<key>`` -> name of a parameter -> tensor of its shape (momentum_buffer, exp_avg ...); if
+            weights were averaged, also ``model`` and ``ema`` -> state dict.
+        numbers: ``<key>/<parameter>`` -> tensor of a single number (step).
+        plain: JSON values: ``groups`` and ``state`` of the optimizer, the ``scaler``, ``updates`` of the averaged
+            weights.
     """
 
     tables: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
@@ -40,32 +41,49 @@ class CarriedOptimizerState:
         averaged: nn.Module | None,
         updates: int,
     ) -> "CarriedOptimizerState":
-        """A copy on the CPU of the state that ``packed`` (of TrainEngine.pack) holds by the numbers of parameters.
+        """Copy the state of a training to the CPU.
+
+        Args:
+            model: the bare model.
+            optimizer: of its parameters.
+            packed: what ``TrainEngine.state`` returned.
+            averaged: the averaged weights, or None.
+            updates: number of updates of the averaged weights.
 
         Raises:
-            PruneError: the optimizer keeps something that is neither shaped as its parameter nor a single number.
+            PruneError: a state of the optimizer is neither of its parameter's shape nor a single number.
         """
         names, tables, numbers = _names(model, optimizer), {}, {}
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        for place, tensor in packed[0].items():
-            number, _, key = place.partition(".")
+        for entry, tensor in packed[0].items():
+            number, _, key = entry.partition(".")
             name = names[int(number)]
             if tensor.shape == shapes[name] and tensor.is_floating_point():
                 tables.setdefault(OPTIMIZER + key, {})[name] = _copy(tensor)
             elif tensor.numel() == 1:
                 numbers[f"{key}/{name}"] = _copy(tensor)
             else:
-                raise _uncut(optimizer, key, tensor, name, shapes[name])
-        if averaged is not None:  # without averages the kept weights are the model's own
+                raise _cannot_prune_error(optimizer, key, tensor, name, shapes[name])
+        if averaged is not None:  # without averages the final weights are the model's own
             tables["model"] = {name: _copy(tensor) for name, tensor in model.state_dict().items()}
             tables["ema"] = {name: _copy(tensor) for name, tensor in averaged.state_dict().items()}
-        state = {f"{k.partition('.')[2]}/{names[int(k.partition('.')[0])]}": v for k, v in packed[1]["state"].items()}
-        return cls(tables, numbers, {**packed[1], "state": state, "updates": updates})
+        plain_state = {
+            f"{k.partition('.')[2]}/{names[int(k.partition('.')[0])]}": v for k, v in packed[1]["state"].items()
+        }
+        return cls(tables, numbers, {**packed[1], "state": plain_state, "updates": updates})
 
     def for_optimizer(
         self, model: nn.Module, optimizer: torch.optim.Optimizer
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What TrainEngine.unpack takes, for a fresh ``optimizer`` of ``model``: its own rates, this state."""
+        """Convert this state for a new optimizer, which keeps its own learning rates.
+
+        Args:
+            model: the bare (pruned) model; tensors of this state have its shapes.
+            optimizer: a new one of its parameters.
+
+        Returns:
+            The arguments of ``TrainEngine.load_state``.
+        """
         number = {name: str(i) for i, name in enumerate(_names(model, optimizer))}
         tensors = {
             f"{number[name]}.{table.removeprefix(OPTIMIZER)}": tensor
@@ -76,35 +94,47 @@ class CarriedOptimizerState:
         singles = {"numbers": self.numbers, "state": self.plain["state"]}
         moved = {}
         for kind, values in singles.items():
-            pairs = ((*place.partition("/")[::2], value) for place, value in values.items())
+            pairs = ((*entry.partition("/")[::2], value) for entry, value in values.items())
             moved[kind] = {f"{number[name]}.{key}": value for key, name, value in pairs}
         fresh = optimizer.state_dict()["param_groups"]
-        groups = [{**before, **now} for before, now in zip(self.plain["groups"], fresh, strict=True)]
+        groups = [{**carried, **new} for carried, new in zip(self.plain["groups"], fresh, strict=True)]
         return {**tensors, **moved["numbers"]}, {**self.plain, "state": moved["state"], "groups": groups}
 
-    def pruned(self, along: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> "CarriedOptimizerState":
-        """The same of a network that was cut: ``along`` cuts tensors that are shaped as parameters and buffers."""
-        return replace(self, tables={name: along(table) for name, table in self.tables.items()})
+    def prune(self, prune_tensors: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> "CarriedOptimizerState":
+        """Prune this state as the network is pruned.
+
+        Args:
+            prune_tensors: name -> tensor of the dense shape, to name -> tensor of the pruned shape; names are those of
+                parameters and buffers (``surgeon.prune_tensors_like`` with its first arguments bound).
+
+        Returns:
+            A new state.
+        """
+        return replace(self, tables={name: prune_tensors(table) for name, table in self.tables.items()})
 
     def to_file(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and meta of a safetensors file; ``read`` takes them back."""
+        """The tensors and the meta of a safetensors file, which ``from_tensors`` converts back."""
         tensors = {f"{table}/{name}": tensor for table, named in self.tables.items() for name, tensor in named.items()}
-        return {**tensors, **{f"number/{place}": value for place, value in self.numbers.items()}}, dict(self.plain)
+        return {**tensors, **{f"number/{entry}": value for entry, value in self.numbers.items()}}, dict(self.plain)
 
     @classmethod
     def from_file(cls, path: Path) -> "CarriedOptimizerState":
-        """Of a file; PruneError where it is damaged."""
+        """Read a file that was written from ``to_file``.
+
+        Raises:
+            PruneError: it is missing or damaged.
+        """
         return cls.from_tensors(*tensor_files.read_tensors(path))
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> "CarriedOptimizerState":
-        """What ``file`` gave."""
+        """The state from the tensors and the meta that ``to_file`` returned."""
         tables: dict[str, dict[str, Tensor]] = {}
         numbers = {}
-        for place, tensor in tensors.items():
-            table, _, name = place.rpartition("/")
+        for entry, tensor in tensors.items():
+            table, _, name = entry.rpartition("/")
             if table.startswith("number/"):
-                numbers[place.removeprefix("number/")] = tensor
+                numbers[entry.removeprefix("number/")] = tensor
             else:
                 tables.setdefault(table, {})[name] = tensor
         return cls(tables, numbers, plain)
@@ -112,8 +142,8 @@ class CarriedOptimizerState:
 
 def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     """Parameter names in the optimizer's order."""
-    found = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [found[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -121,19 +151,28 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def check(settings: Training) -> None:
-    """PruneError where the section's optimizer keeps a state that cannot be cut: found by one update of one layer."""
+    """Check by one update of one layer that the state of a section's optimizer can be pruned.
+
+    Args:
+        settings: the recipe's section of the training that leaves its state.
+
+    Raises:
+        PruneError: a state is neither of its parameter's shape nor a single number.
+    """
     layer = nn.Conv2d(160, 160, 3)
-    found = optim.create_optimizer(optim.parameter_groups(layer, settings), settings)
+    optimizer = optim.create_optimizer(optim.parameter_groups(layer, settings), settings)
     for parameter in layer.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
-    found.step()
+    optimizer.step()
     for name, parameter in layer.named_parameters():
-        for key, value in found.state[parameter].items():
+        for key, value in optimizer.state[parameter].items():
             if isinstance(value, Tensor) and value.numel() != 1 and value.shape != parameter.shape:
-                raise _uncut(found, key, value, name, parameter.shape)
+                raise _cannot_prune_error(optimizer, key, value, name, parameter.shape)
 
 
-def _uncut(optimizer: torch.optim.Optimizer, key: str, tensor: Tensor, name: str, shape: torch.Size) -> PruneError:
+def _cannot_prune_error(
+    optimizer: torch.optim.Optimizer, key: str, tensor: Tensor, name: str, shape: torch.Size
+) -> PruneError:
     return PruneError(
         f"schedule.carry_optimizer: {type(optimizer).__name__} keeps {key!r} of shape {tuple(tensor.shape)} "
         f"for {name}, which is {tuple(shape)}: it cannot be cut along. Choose another finetune.optimizer "

@@ -1,4 +1,4 @@
-"""Batch norms that see the batches of all ranks: on any device, differentiable, whatever class of norm it is."""
+"""Batch norms over the batches of all ranks: on any device, differentiable, for every class of batch norm."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,21 +12,24 @@ from dist_prune.distributed.communicator import Communicator
 
 
 class CrossRankBatchNorm(TorchFunctionMode):
-    """Within it, ``functional.batch_norm`` in training mode normalises by the statistics over all ranks.
+    """A context in which ``functional.batch_norm`` in training mode normalises by the statistics over all ranks.
 
-    Every rank has to run the same layers in the same order; a rank may have no images at all. Running statistics are
-    the same everywhere.
+    Each such call and its backward pass is a collective: every rank has to run the same layers in the same order. A
+    rank may have an empty batch. Running statistics become the same on all ranks.
+
+    Args:
+        comm: all processes.
     """
 
     def __init__(self, comm: Communicator):
         super().__init__()
-        self._ranks = comm
+        self._comm = comm
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is functional.batch_norm:
-            return _batch_norm(self._ranks, *args, **(kwargs or {}))
+            return _batch_norm(self._comm, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -41,7 +44,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """torch's signature. One sum over ranks: their means and squared deviations, joined in float64."""
+    """A ``torch.nn.functional.batch_norm`` with one all-reduce of means and squared deviations in float64."""
     if not training:
         return torch.batch_norm(
             input, weight, bias, running_mean, running_var, False, momentum, eps, torch.backends.cudnn.enabled
@@ -69,17 +72,17 @@ def _batch_norm(
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over ranks; so is its gradient, since every rank's loss depends on it."""
+    """The sum over ranks; its gradient is a sum over ranks too, since the loss of every rank depends on it."""
 
     @staticmethod
-    def forward(ctx: Any, mine: Tensor, comm: Communicator) -> Any:
-        ctx.ranks = comm
-        total = mine.clone()
+    def forward(ctx: Any, tensor: Tensor, comm: Communicator) -> Any:
+        ctx.comm = comm
+        total = tensor.clone()
         comm.all_reduce("sum", [total])
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         total = grads[0].clone()
-        ctx.ranks.all_reduce("sum", [total])
+        ctx.comm.all_reduce("sum", [total])
         return total, None

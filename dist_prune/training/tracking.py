@@ -1,4 +1,4 @@
-"""What a run shows while it works: lines and bars on the first rank, trackers beside them."""
+"""Output of a running run: lines and progress bars on rank 0, metrics.jsonl, and trackers such as TensorBoard."""
 
 import json
 import sys
@@ -14,20 +14,20 @@ from dist_prune.errors import PruneError, unknown
 from dist_prune.fileio import open_append
 
 T = TypeVar("T")
-PLAIN_EVERY_S = 5.0
+PLAIN_EVERY_S = 5.0  # seconds between two plain lines of progress
 
 
 class Tracker:
-    """Talks on the first rank, is silent on the others. A tracker that fails never stops the run."""
+    """Prints and writes on rank 0 only; every rank may call it. A tracker that fails is switched off."""
 
     def __init__(self, talks: bool, boards: Sequence[str] = (), folder: Path | None = None, name: str = "dist_prune"):
-        """Nothing is written without a folder.
+        """Make a tracker; without a folder it prints only.
 
         Args:
             talks: whether this rank prints and writes.
             boards: accelerate's names of trackers ("tensorboard", "wandb", ...).
-            folder: the run directory; metrics.jsonl and TensorBoard's files lie there.
-            name: the project under which other trackers file the run.
+            folder: the run directory, for metrics.jsonl and TensorBoard's files.
+            name: the run's project in other trackers.
         """
         self.talks = talks
         self._lines_file = folder / "metrics.jsonl" if folder is not None else None
@@ -38,15 +38,21 @@ class Tracker:
             try:
                 self._boards[board] = _board(board, folder, name)
             except Exception as error:
-                _off(error, board)
+                _warn_off(error, board)
 
     def info(self, text: str) -> None:
-        """One line for the user."""
+        """Print a line."""
         if self.talks:
             print(text, flush=True)
 
     def bar(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:
-        """Pass ``items`` through with a progress bar and ETA: a bar on a terminal, plain lines elsewhere."""
+        """Iterate over items with a progress bar on a terminal, with plain lines of progress elsewhere.
+
+        Args:
+            items: passed through, on every rank.
+            total: their number.
+            what: name of the work.
+        """
         if not self.talks:
             yield from items
         elif sys.stderr.isatty():
@@ -55,39 +61,44 @@ class Tracker:
             yield from self._lines(items, total, what)
 
     def _lines(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:
-        start = said = time.monotonic()
+        start = printed_at = time.monotonic()
         for done, item in enumerate(items, start=1):
             yield item
             now = time.monotonic()
-            if now - said >= PLAIN_EVERY_S and done < total:
-                said = now
-                left = (now - start) / done * (total - done)
-                self.info(f"  {what}: {done}/{total}, {left:.0f} s left")
+            if now - printed_at >= PLAIN_EVERY_S and done < total:
+                printed_at = now
+                remaining = (now - start) / done * (total - done)
+                self.info(f"  {what}: {done}/{total}, {remaining:.0f} s left")
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers under ``section/name`` tags."""
+        """Log numbers to all trackers.
+
+        Args:
+            values: tag ``section/name`` -> number.
+            step: number of the epoch or update.
+        """
         self._each(lambda name, board: board.log(dict(values), step=step))
 
     def log_jsonl(self, values: Mapping[str, Any]) -> None:
-        """One JSON line in metrics.jsonl of the run directory."""
+        """Append a line of JSON values to metrics.jsonl of the run directory."""
         if self.talks and self._lines_file is not None:
             try:
                 with open_append(self._lines_file) as file:
                     file.write((json.dumps(dict(values)) + "\n").encode())
             except OSError as error:
-                _off(error, "metrics.jsonl")
+                _warn_off(error, "metrics.jsonl")
                 self._lines_file = None
 
     def figure(self, tag: str, figure: Any) -> None:
-        """A matplotlib figure, for TensorBoard."""
+        """Log a matplotlib figure to TensorBoard."""
         self._each(lambda name, board: board.tracker.add_figure(tag, figure) if name == "tensorboard" else None)
 
     def histogram(self, tag: str, values: Any, step: int) -> None:
-        """A tensor's distribution, for TensorBoard."""
+        """Log the distribution of a tensor's values to TensorBoard."""
         self._each(lambda n, board: board.tracker.add_histogram(tag, values, step) if n == "tensorboard" else None)
 
     def image(self, tag: str, pixels: Any) -> None:
-        """Pixels (H, W, 3) in uint8, for TensorBoard."""
+        """Log an image, uint8 (H, W, 3), to TensorBoard."""
         self._each(
             lambda name, board: (
                 board.tracker.add_image(tag, pixels, dataformats="HWC") if name == "tensorboard" else None
@@ -95,11 +106,11 @@ class Tracker:
         )
 
     def text(self, tag: str, markdown: str) -> None:
-        """A text in Markdown, for TensorBoard."""
+        """Log a text in Markdown to TensorBoard."""
         self._each(lambda name, board: board.tracker.add_text(tag, markdown) if name == "tensorboard" else None)
 
     def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """The run's keys with its final metrics."""
+        """Log the recipe's keys (``values``) with the final metrics to all trackers."""
         plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in values.items()}
 
         def note(name: str, board: Any) -> None:
@@ -112,25 +123,32 @@ class Tracker:
         self._each(note)
 
     def close(self) -> None:
-        """Let every tracker finish."""
+        """Finish every tracker."""
         self._each(lambda name, board: board.finish())
         self._boards = {}
 
-    def _each(self, act: Callable[[str, Any], Any]) -> None:
+    def _each(self, log: Callable[[str, Any], Any]) -> None:
         for name, board in list(self._boards.items()):
             try:
-                act(name, board)
+                log(name, board)
             except Exception as error:  # a full disk or a broken tracker must not end a training
                 del self._boards[name]
-                _off(error, name)
+                _warn_off(error, name)
 
 
 def check(names: Sequence[str]) -> None:
-    """PruneError for trackers that accelerate does not know or that are not installed."""
+    """Check the recipe's trackers.
+
+    Args:
+        names: accelerate's names of trackers.
+
+    Raises:
+        PruneError: accelerate does not know one, or it is not installed.
+    """
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise PruneError(f"report.trackers: {unknown('tracker', name, list(LOGGER_TYPE_TO_CLASS))}")
-        if name not in {str(getattr(found, "value", found)) for found in get_available_trackers()}:
+        if name not in {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}:
             raise PruneError(f"report.trackers: {name} is not installed; pip install {name.replace('_', '-')}")
 
 
@@ -144,5 +162,5 @@ def _board(name: str, folder: Path, project: str) -> Any:
     return board
 
 
-def _off(error: Exception, what: str) -> None:
+def _warn_off(error: Exception, what: str) -> None:
     print(f"{what} is off from here on: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Train a network on all ranks: objective, averaged weights, masks, checkpoints, which epoch is kept."""
+"""Training of a network on all ranks: loss, averaged weights, masks, checkpoints, selection of the best epoch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,36 +20,40 @@ from dist_prune.training.loop import Loop, Losses, Progress, gradient_averager
 from dist_prune.training.loss import TrainingLoss
 from dist_prune.training.optimizer_state import CarriedOptimizerState
 
-Judge = Callable[[nn.Module], Mapping[str, float]]
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
 class Trainer:
-    """One training of one bare model.
+    """One training of one bare model. Every rank has a trainer and calls ``run``.
 
     Attributes:
-        model: trained in place; wrapped for all ranks while ``run`` is at work.
-        loop: settings, images, machine.
-        judge: figures (``top1`` ...) of a model, called on every rank.
-        judged: what the judge looks at ("holdout" or "test"): a prefix of its figures.
-        states: checkpoints, or None for none.
+        model: bare, trained in place; it is wrapped for the ranks during ``run``.
+        loop: settings, images, device and ranks.
+        evaluate: returns the figures (``top1`` ...) of a model; called on every rank, may call collectives.
+        split: the images of ``evaluate`` ("holdout" or "test"), prefix of its figures.
+        checkpoints: those of this training, or None for none.
         classes: number of classes.
         teacher: the dense network to distil from, or None.
-        masks: parameter name -> 0/1 tensor; kept at exact zeros, momentum included.
-        losses: (n,) losses of a batch by the wrapped network, in place of the recipe's objective.
-        watch: called after each update with its number since the beginning.
-        penalty: adds to the gradients that the ranks have averaged, before each update; or None.
-        carried: the state of a training before this one, which goes on in it (its rates start over), or None. Where
-            weights were averaged, ``model`` has to come with the weights that were trained, not with their averages.
-        leaves: whether ``left`` is wanted: the state at the epoch that was kept.
+        masks: parameter name -> 0/1 tensor of its shape; masked weights and their momentum stay exact zeros.
+        losses: (wrapped network, batch) -> (n,) losses, in place of the recipe's loss; or None.
+        watch: called after each update with its number since the beginning, from 0.
+        penalty: called before each update, to add to the averaged gradients; or None.
+        carried: state of an earlier training with which this one starts (learning rates start over), or None. If
+            weights were averaged, ``model`` needs the trained weights, not their averages.
+        keep_state: whether ``final_state`` is wanted.
+        final_state: after ``run``, optimizer state and averages at the selected epoch, for the next training.
+        history: figures of the epochs so far.
+        best: weights of the best epoch so far, or None.
+        best_top1: its ``top1`` in percent, or -1.
     """
 
     model: nn.Module
     loop: Loop
-    judge: Judge
-    judged: str = "test"
-    states: CheckpointManager | None = None
+    evaluate: Evaluate
+    split: str = "test"
+    checkpoints: CheckpointManager | None = None
     classes: int = 0
     teacher: nn.Module | None = None
     masks: Mapping[str, Tensor] = field(default_factory=dict)
@@ -57,15 +61,26 @@ class Trainer:
     watch: Callable[[int], None] = lambda step: None
     penalty: Callable[[], None] | None = None
     carried: CarriedOptimizerState | None = None
-    leaves: bool = False
-    left: CarriedOptimizerState | None = None
+    keep_state: bool = False
+    final_state: CarriedOptimizerState | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
     best_top1: float = -1.0
     _held: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def run(self) -> list[dict[str, float]]:
-        """Train to the end, or from the last checkpoint to the end; a line of figures per epoch."""
+        """Train from the beginning, or from the last checkpoint, to the end; a collective, called by every rank.
+
+        Afterwards ``model`` is bare and has the selected epoch's weights (averaged ones if there are averages).
+
+        Returns:
+            The figures of each epoch: ``epoch`` from 1, those of ``Loop.run_epoch``, those of ``evaluate`` with the
+            prefix ``<split>_``, and ``best`` if the epoch is the best so far. Empty for 0 epochs.
+
+        Raises:
+            PreemptedError: on every rank, after one of them was asked to stop; the state is saved.
+            PruneError: the batch is too small for the ranks, or the loss is not finite.
+        """
         loop, settings, environment = self.loop, self.loop.settings, self.loop.environment
         if settings.epochs == 0:
             return []
@@ -73,44 +88,44 @@ class Trainer:
         self.model.to(environment.device)
         if self.teacher is not None:
             self.teacher.to(environment.device).eval().requires_grad_(False)
-        body = AcceleratedModel(self.model, settings, environment)
+        accelerated = AcceleratedModel(self.model, settings, environment)
         self.ema = ModelEmaV3(self.model, decay=settings.ema, use_warmup=True) if settings.ema else None
         optimizer = optim.create_optimizer(optim.parameter_groups(self.model, settings), settings)
         schedule = optim.LearningRate(optimizer, settings, loop.steps_per_epoch)
-        found = self._newest()
-        if found is not None:
-            self._take(*found)
+        checkpoint = self._load_checkpoint()
+        if checkpoint is not None:
+            self._load_weights(*checkpoint)
         elif self.carried is not None and self.ema is not None:
             self.ema.module.load_state_dict(self.carried.tables["ema"])
             self.updates = self.carried.plain["updates"]
-        self.engine = self._driven(optimizer, body)
+        self.engine = self._make_engine(optimizer, accelerated)
         if self.penalty is not None:
             self.engine.penalty = self.penalty
-        epoch, begin = self._resume(found)
-        self._mask()
-        losses = self._objective()
-        loop.save, loop.after, loop.newest = self._save, self._after, self._last_good
+        epoch, begin = self._resume(checkpoint)
+        self._apply_masks()
+        losses = self._make_losses()
+        loop.save, loop.after, loop.last_good = self._save, self._after, self._last_good
         try:
             while not self._finished(epoch):
                 self.engine.forward.train()
                 figures = loop.run_epoch(epoch, losses, self.engine, schedule, self.watch, begin)
                 begin, epoch = None, epoch + 1
                 self._end_of_epoch(epoch - 1, figures)
-        except PreemptedError:  # on every rank at once; the process ends soon, and the writing thread with it
+        except PreemptedError:  # on every rank; the process ends soon, and the writing thread with it
             self._wait()
             raise
-        return self._end(body)
+        return self._end(accelerated)
 
-    def _objective(self) -> Losses:
-        """Losses of a batch by the wrapped network: its own, or the recipe's objective, which counts hits."""
-        forward, own = self.engine.forward, self.losses
-        if own is not None:
-            return lambda part, epoch, step: own(forward, part)
-        objective = TrainingLoss(self.loop.settings, self.classes, self.loop.seed, self.teacher, self._amp)
-        self.loop.hits = objective.hits
-        return lambda part, epoch, step: objective(forward, part, epoch, step)
+    def _make_losses(self) -> Losses:
+        """The function of a batch's losses: the trainer's own one, or the recipe's loss, which counts hits."""
+        forward, custom = self.engine.forward, self.losses
+        if custom is not None:
+            return lambda batch, epoch, step: custom(forward, batch)
+        training_loss = TrainingLoss(self.loop.settings, self.classes, self.loop.seed, self.teacher, self._amp)
+        self.loop.hits = training_loss.hits
+        return lambda batch, epoch, step: training_loss(forward, batch, epoch, step)
 
-    def _driven(self, optimizer: torch.optim.Optimizer, body: AcceleratedModel) -> TrainEngine:
+    def _make_engine(self, optimizer: torch.optim.Optimizer, accelerated: AcceleratedModel) -> TrainEngine:
         """Model and optimizer on all ranks: through DeepSpeed, accelerate's DDP, or neither."""
         environment, settings = self.loop.environment, self.loop.settings
         if environment.zero_stage:
@@ -120,7 +135,7 @@ class Trainer:
             if environment.accelerator is None
             else None
         )
-        forward = body.compiled(environment.wrap(self.model))
+        forward = accelerated.compile(environment.wrap(self.model))
         return TrainEngine(environment, optimizer, self.model, forward, sync, scaled=settings.precision == "fp16")
 
     def _amp(self) -> torch.autocast:
@@ -128,16 +143,16 @@ class Trainer:
         return torch.autocast(self.loop.environment.device.type, dtype=dtype, enabled=dtype is not torch.float32)
 
     def _after(self) -> None:
-        self._mask()
+        self._apply_masks()
         if self.ema is not None:
             self.updates += 1
             with self.engine.full_weights():
                 self.ema.update(self.model, step=self.updates)
 
     updates: int = 0
-    resumed: dict[str, int] | None = None  # where a stopped process had come to
+    resumed: dict[str, int] | None = None  # epoch and step of the checkpoint that was loaded
 
-    def _mask(self) -> None:
+    def _apply_masks(self) -> None:
         if self.masks:
             if not self._held:  # copied to the device once, not after every update
                 self._held = {
@@ -146,53 +161,53 @@ class Trainer:
             self.engine.apply_masks(self._held)
 
     @property
-    def _shown(self) -> nn.Module:
-        """The network that is judged and kept: the averaged weights where there are some."""
+    def _selected(self) -> nn.Module:
+        """The network that is evaluated and kept: the averaged weights if there are some."""
         return self.ema.module if self.ema is not None else self.model
 
     def _end_of_epoch(self, number: int, figures: dict[str, float]) -> None:
         loop, settings = self.loop, self.loop.settings
         broadcast_buffers(self.model, loop.environment.comm)
-        broadcast_buffers(self._shown, loop.environment.comm)
+        broadcast_buffers(self._selected, loop.environment.comm)
         line: dict[str, float] = {"epoch": number + 1, **figures}
         if (number + 1) % settings.evaluate_every == 0 or number + 1 == settings.epochs:
             try:
-                found = self.judge(self._shown)
+                results = self.evaluate(self._selected)
             except PreemptedError:
-                self._save(number, loop.reached)  # all steps done: the next process begins with the evaluation
+                self._save(number, loop.progress)  # all steps are done: the next process starts with the evaluation
                 raise
-            line |= {f"{self.judged}_{key}": value for key, value in found.items()}
-            if settings.selection != "last" and found.get("top1", 0.0) > self.best_top1:
-                self.best_top1, line["best"] = found["top1"], 1.0
-                self.best = self._weights(self._shown)
-                self.left = self._state() if self.leaves else None
+            line |= {f"{self.split}_{key}": value for key, value in results.items()}
+            if settings.selection != "last" and results.get("top1", 0.0) > self.best_top1:
+                self.best_top1, line["best"] = results["top1"], 1.0
+                self.best = self._weights(self._selected)
+                self.final_state = self._state() if self.keep_state else None
         self.history.append(line)
-        self._tell(line)
+        self._report_epoch(line)
         self._save(number + 1, Progress())
 
     def _finished(self, epoch: int) -> bool:
-        """All epochs done, or no better evaluation for longer than the recipe's patience."""
+        """Whether all epochs are done, or the recipe's patience has passed without a better evaluation."""
         patience = self.loop.settings.patience
-        judged = [line for line in self.history if f"{self.judged}_top1" in line]
-        tops = [line[f"{self.judged}_top1"] for line in judged]
-        tired = patience is not None and bool(tops) and len(tops) - 1 - tops.index(max(tops)) >= patience
-        return epoch >= self.loop.settings.epochs or tired
+        evaluated = [line for line in self.history if f"{self.split}_top1" in line]
+        tops = [line[f"{self.split}_top1"] for line in evaluated]
+        impatient = patience is not None and bool(tops) and len(tops) - 1 - tops.index(max(tops)) >= patience
+        return epoch >= self.loop.settings.epochs or impatient
 
-    def _end(self, body: AcceleratedModel) -> list[dict[str, float]]:
-        """The kept weights into the bare model."""
+    def _end(self, accelerated: AcceleratedModel) -> list[dict[str, float]]:
+        """Load the selected weights into the bare model."""
         self._wait()
-        kept = self.best if self.best is not None else self._weights(self._shown)
-        if self.leaves and self.best is None:
-            self.left = self._state()
+        selected = self.best if self.best is not None else self._weights(self._selected)
+        if self.keep_state and self.best is None:
+            self.final_state = self._state()
         self.engine.close()
-        body.restore()
-        self.model.load_state_dict(kept)
+        accelerated.restore()
+        self.model.load_state_dict(selected)
         return self.history
 
     def _wait(self) -> None:
-        """Until the last checkpoint is on the disk."""
-        if self.states is not None:
-            self.loop.environment.comm.run_on_main(self.states.wait)
+        """Wait until the last checkpoint is on the disk."""
+        if self.checkpoints is not None:
+            self.loop.environment.comm.run_on_main(self.checkpoints.wait)
 
     def _state(self) -> CarriedOptimizerState:
         averaged = self.ema.module if self.ema is not None else None
@@ -201,34 +216,34 @@ class Trainer:
         )
 
     def _weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """A copy of a network's whole weights, on the CPU; called on every rank."""
+        """A copy of a network's full weights, on the CPU; called on every rank."""
         with self.engine.full_weights():
             return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
 
     def _save(self, epoch: int, progress: Progress) -> None:
-        if self.states is None:
+        if self.checkpoints is None:
             return
-        checkpoints, comm = self.states, self.loop.environment.comm
-        kept, plain = self.engine.state()
-        parts = {"model": self._weights(self.model), "optimizer": kept}
+        checkpoints, comm = self.checkpoints, self.loop.environment.comm
+        optimizer_state, plain = self.engine.state()
+        sections = {"model": self._weights(self.model), "optimizer": optimizer_state}
         if self.ema is not None:
-            parts["ema"] = self.ema.module.state_dict()
+            sections["ema"] = self.ema.module.state_dict()
         if self.best is not None:
-            parts["best"] = self.best
-        left, left_plain = self.left.to_file() if self.left is not None else ({}, None)
-        parts["left"] = left
+            sections["best"] = self.best
+        carried, carried_plain = self.final_state.to_file() if self.final_state is not None else ({}, None)
+        sections["left"] = carried
         meta = {
             "optimizer": plain, "history": self.history, "best_top1": self.best_top1, "epoch": epoch,
             "progress": asdict(progress), "updates": self.updates, "world": comm.world,
-            **({"left": left_plain} if left_plain else {}),
+            **({"left": carried_plain} if carried_plain else {}),
         }  # fmt: skip
-        tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+        tensors = {f"{section}/{name}": tensor for section, named in sections.items() for name, tensor in named.items()}
         learned = {f"model/{name}" for name, _ in self.model.named_parameters()}
 
         def write() -> None:
-            strange = [name for name in sorted(learned & tensors.keys()) if not tensors[name].isfinite().all()]
-            if strange:  # the next loss ends the training; what was saved before stays the last good checkpoint
-                name = strange[0].removeprefix("model/")
+            not_finite = [name for name in sorted(learned & tensors.keys()) if not tensors[name].isfinite().all()]
+            if not_finite:  # the next loss ends the training; the checkpoint before stays the last good one
+                name = not_finite[0].removeprefix("model/")
                 self.loop.tracker.info(
                     f"  {self.loop.name}: no checkpoint of step {progress.step}: {name} is not finite"
                 )
@@ -238,77 +253,79 @@ class Trainer:
         comm.run_on_main(write)
 
     def _last_good(self) -> str | None:
-        """The place of the newest checkpoint, once it is written; called on every rank."""
-        checkpoints = self.states
+        """The path of the newest checkpoint after it is written; called on every rank."""
+        checkpoints = self.checkpoints
         if checkpoints is None:
             return None
 
-        def place() -> str | None:
+        def path() -> str | None:
             checkpoints.wait()
             name = checkpoints.newest()
             return str(checkpoints.folder / name) if name is not None else None
 
         comm = self.loop.environment.comm
-        return comm.broadcast_object(comm.run_on_main(place))
+        return comm.broadcast_object(comm.run_on_main(path))
 
-    def _newest(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-        """The newest checkpoint's tensors by part, and its meta."""
-        if self.states is None:
+    def _load_checkpoint(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+        """The tensors of the newest checkpoint by section, and its meta."""
+        if self.checkpoints is None:
             return None
         comm = self.loop.environment.comm
-        loaded = self.states.load(comm)
-        others = [path.name for path in self.states.other_trainings()] if comm.is_main else []
+        loaded = self.checkpoints.load(comm)
+        others = [path.name for path in self.checkpoints.other_trainings()] if comm.is_main else []
         if others:
             self.loop.tracker.info(
-                f"  {self.loop.name}: {len(others)} checkpoint(s) in {self.states.folder} are of this training by "
+                f"  {self.loop.name}: {len(others)} checkpoint(s) in {self.checkpoints.folder} are of this training by "
                 f"other keys ({others[-1]}): left alone until this stage is finished"
             )
         if loaded is None:
             return None
         tensors, meta = loaded
-        parts: dict[str, dict[str, Tensor]] = {}
+        sections: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
-            part, _, key = name.partition("/")
-            parts.setdefault(part, {})[key] = tensor
-        return parts, meta
+            section, _, key = name.partition("/")
+            sections.setdefault(section, {})[key] = tensor
+        return sections, meta
 
-    def _take(self, parts: Mapping[str, dict[str, Tensor]], meta: Mapping[str, Any]) -> None:
-        """Weights and history of a checkpoint, before anything is wrapped around the model."""
-        self.model.load_state_dict(parts["model"])
+    def _load_weights(self, sections: Mapping[str, dict[str, Tensor]], meta: Mapping[str, Any]) -> None:
+        """Load weights and history of a checkpoint, before the model is wrapped."""
+        self.model.load_state_dict(sections["model"])
         if self.ema is not None:
-            self.ema.module.load_state_dict(parts["ema"])
-        self.best, self.best_top1, self.history = parts.get("best"), meta["best_top1"], meta["history"]
+            self.ema.module.load_state_dict(sections["ema"])
+        self.best, self.best_top1, self.history = sections.get("best"), meta["best_top1"], meta["history"]
         self.updates = meta["updates"]
         if "left" in meta:
-            self.left = CarriedOptimizerState.from_tensors(parts.get("left", {}), meta["left"])
+            self.final_state = CarriedOptimizerState.from_tensors(sections.get("left", {}), meta["left"])
         self.loop.skipped = int(sum(line.get("skipped_updates", 0) for line in self.history))
 
-    def _resume(self, found: tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None) -> tuple[int, Progress | None]:
-        """The optimizer's state of a checkpoint; (epoch, progress inside it)."""
-        if found is None:
+    def _resume(
+        self, checkpoint: tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None
+    ) -> tuple[int, Progress | None]:
+        """Load the optimizer's state of a checkpoint; return (epoch, progress within it)."""
+        if checkpoint is None:
             if self.carried is not None:
                 self.engine.load_state(*self.carried.for_optimizer(self.model, self.engine.optimizer))
             return 0, None
-        parts, meta = found
-        self.engine.load_state(parts.get("optimizer", {}), meta["optimizer"])
+        sections, meta = checkpoint
+        self.engine.load_state(sections.get("optimizer", {}), meta["optimizer"])
         progress = Progress(**meta["progress"])
         self.resumed = {"epoch": meta["epoch"], "step": progress.step}
-        self._say_resumed(meta, progress)
+        self._report_resumed(meta, progress)
         return meta["epoch"], progress
 
-    def _say_resumed(self, meta: Mapping[str, Any], progress: Progress) -> None:
+    def _report_resumed(self, meta: Mapping[str, Any], progress: Progress) -> None:
         loop = self.loop
         where = f"epoch {meta['epoch']}" + (f", step {progress.step}" if progress.step else "")
-        loop.tracker.info(f"  {loop.name}: goes on after {where} of {loop.settings.epochs} epochs")
+        loop.tracker.info(f"  {loop.name}: resumes after {where} of {loop.settings.epochs} epochs")
         if meta["world"] != loop.environment.comm.world:
             loop.tracker.info(
                 f"  {loop.name}: from {meta['world']} to {loop.environment.comm.world} process(es): the global batch "
                 f"of {loop.settings.batch} and the order of the images stay; sums are added in another order"
             )
 
-    def _tell(self, line: Mapping[str, float]) -> None:
-        loop, key = self.loop, f"{self.judged}_top1"
-        top1 = f", {self.judged} top-1 {line[key]:.2f} %" if key in line else ""
+    def _report_epoch(self, line: Mapping[str, float]) -> None:
+        loop, key = self.loop, f"{self.split}_top1"
+        top1 = f", {self.split} top-1 {line[key]:.2f} %" if key in line else ""
         loop.tracker.info(
             f"  {loop.name} {line['epoch']:.0f}/{loop.settings.epochs}: loss {line['loss']:.4f}{top1}, "
             f"lr {line['lr']:.4g}, {line['images_per_s']:.0f} images/s"
@@ -318,7 +335,12 @@ class Trainer:
 
 
 def broadcast_buffers(model: nn.Module, comm: Communicator) -> None:
-    """The first rank's batch-norm statistics everywhere: they are what is judged and kept."""
+    """Broadcast the batch-norm statistics of rank 0, which are evaluated and kept; a collective.
+
+    Args:
+        model: its buffers are changed in place on the other ranks.
+        comm: all processes.
+    """
     with torch.no_grad():
         for buffer in model.buffers():
             buffer.copy_(comm.broadcast(buffer))

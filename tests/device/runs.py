@@ -91,7 +91,7 @@ def trainer(
         return evaluate(network, images, 32, at.comm, Tracker(False), ids=SOME)
 
     states = CheckpointManager(folder, "me", say=lambda text: None) if folder else None
-    return Trainer(model, loop, judge, states=states, classes=10)
+    return Trainer(model, loop, judge, checkpoints=states, classes=10)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> list[float]:
@@ -193,7 +193,7 @@ def resumed(ranks: Communicator, kind: str, folder: Path, killed: int) -> list[f
         kill_after(first, killed)
         with contextlib.suppress(Killed):
             first.run()
-        first.states.wait()  # type: ignore[union-attr]
+        first.checkpoints.wait()  # type: ignore[union-attr]
     found = trainer(at, tiny.network(), folder if killed else None, save_every_steps=2, **more)
     found.run()
     assert found.resumed is None or killed
@@ -204,7 +204,7 @@ def carried(ranks: Communicator, kind: str) -> list[float]:
     """Optimizer state that is cut with the network and goes on in a second training."""
     at = machine(ranks, kind)
     first = trainer(at, tiny.network(), ema=0.9)
-    first.leaves = True
+    first.keep_state = True
     first.run()
     model = tiny.network()
     channels = trace_groups(model, tiny.example()[:1])
@@ -212,8 +212,8 @@ def carried(ranks: Communicator, kind: str) -> list[float]:
     work = DistributedScoringContext(first.model, channels, feed(at), np.arange(7), at, Tracker(False), tiny.MICRO)
     made = method(method.Options())
     plan = made.select(made.score(work), channels, TARGET)
-    assert first.left is not None
-    left = first.left.pruned(lambda named: _cut(named, channels, plan))
+    assert first.final_state is not None
+    left = first.final_state.prune(lambda named: _cut(named, channels, plan))
     small = tiny.cut(first.model, channels, plan)
     small.load_state_dict(left.tables["model"])
     second = trainer(at, small, ema=0.9)
@@ -239,7 +239,7 @@ def crossed(ranks: Communicator, first: str, second: str, folder: Path) -> list[
             kill_after(found, killed)
             with contextlib.suppress(Killed):
                 found.run()
-            found.states.wait()  # type: ignore[union-attr]
+            found.checkpoints.wait()  # type: ignore[union-attr]
         else:
             found.run()
             assert found.resumed == {"epoch": 0, "step": 2}

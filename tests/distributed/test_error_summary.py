@@ -67,7 +67,7 @@ def test_without_a_launcher_nothing_is_said_twice(tmp_path):
     ],
 )
 def test_who_is_a_launcher(words, launches):
-    assert error_summary._launches(words) is launches
+    assert error_summary._is_launcher(words) is launches
 
 
 def test_causes_come_before_consequences_and_once():
@@ -85,8 +85,8 @@ def test_a_launcher_that_starts_the_processes_again_and_succeeds_ends_without_a_
     script.write_text(
         "import os, sys\nfrom dist_prune.distributed import error_summary\nerror_summary.clear()\n"
         "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
-        "    error_summary.record('error: first attempt', int(os.environ['RANK']))\n    os._exit(2)\n"
-        "print('well done')\n"
+        "    error_summary.record('error: first attempt', int(os.environ['RANK']))\n"
+        "    os._exit(2)\nprint('well done')\n"
     )
     command = [*TORCHRUN[:-1], "--max-restarts", "1", str(script)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -45,7 +45,7 @@ def test_killed_while_scoring_and_while_training_then_run_again(dense, tmp_path)
     code, output = run(PYTHON, cut, *words)
     assert code == 0, output
     assert "score: resumes after" in outputs[1]
-    assert "goes on after epoch" in output
+    assert "resumes after epoch" in output
     one, two = report(whole), report(cut)
     assert one["plan"]["fingerprint"] == two["plan"]["fingerprint"]
     assert one["finetuned"]["loss"] == two["finetuned"]["loss"], "the resumed training ends at the same weights"
@@ -72,7 +72,7 @@ def test_asked_to_stop_it_saves_and_says_so(dense, tmp_path, number):
     assert f"stopped by {name} in " in said[1]
     code, output = run(PYTHON, folder, *words)
     assert code == 0, output
-    assert "finetune: goes on after epoch" in output
+    assert "finetune: resumes after epoch" in output
     code, output = run(PYTHON, tmp_path / "whole", *words)
     assert code == 0, output
     one, two = report(tmp_path / "whole"), report(folder)
@@ -102,7 +102,7 @@ def test_killed_at_random_steps(dense, tmp_path, launcher):
         assert not (cut / "finetuned.safetensors").exists(), f"the training was over before kill {number + 1}"
     code, output = run(launcher, cut, *words)
     assert code == 0, output
-    assert "finetune: goes on after epoch" in output
+    assert "finetune: resumes after epoch" in output
     ends = [Ledger(folder).last("finetune") for folder in (whole, cut)]
     assert ends[0] is not None and ends[1] is not None
     assert ends[0]["outputs"] == ends[1]["outputs"]

@@ -49,7 +49,7 @@ def trainer_on(
     feed = ImageLoader(open_source("digits", None, "", True), look, device, dtype=dtype)
     loop = Loop(keys, feed, machine_on(device, ranks), Tracker(False), 0)
     states = CheckpointManager(folder, "me", say=lambda text: None) if folder else None
-    return Trainer(tiny.network().to(dtype), loop, lambda model: {}, states=states, classes=10)
+    return Trainer(tiny.network().to(dtype), loop, lambda model: {}, checkpoints=states, classes=10)
 
 
 def weights_of(trainer: Trainer) -> torch.Tensor:

@@ -28,7 +28,7 @@ def killed_after(updates: int, device, folder, **settings) -> None:
     trainer._after = dying  # type: ignore[method-assign]
     with pytest.raises(Killed):
         trainer.run()
-    trainer.states.wait()  # type: ignore[union-attr]
+    trainer.checkpoints.wait()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("settings", [{}, RICH], ids=["plain", "rich"])
@@ -73,7 +73,7 @@ def test_killed_and_resumed_on_a_gpu_is_never_killed(gpu, tmp_path):
         killed._after = dying  # type: ignore[method-assign]
         with pytest.raises(Killed):
             killed.run()
-        killed.states.wait()  # type: ignore[union-attr]
+        killed.checkpoints.wait()  # type: ignore[union-attr]
         again = trainer_on(gpu, folder, save_every_steps=2, **RICH)
         again.run()
         assert again.resumed is not None

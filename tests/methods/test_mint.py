@@ -365,7 +365,7 @@ def masked_training(ranks: Communicator, folder: Path | None = None, kill: int =
         kill_after(found, kill)
         with pytest.raises(Killed):
             found.run()
-        found.states.wait()  # type: ignore[union-attr]
+        found.checkpoints.wait()  # type: ignore[union-attr]
         return masked_training(ranks, folder, **more)
     assert found.loop.steps_per_epoch * settings["epochs"] >= 100
     found.run()

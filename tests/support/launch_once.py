@@ -30,8 +30,8 @@ def main(folder: Path, updates: int) -> None:
     try:
         found.run()
     except Killed:
-        assert found.states is not None
-        found.states.wait()
+        assert found.checkpoints is not None
+        found.checkpoints.wait()
     body = {"digest": digest(found.model), "overridden": machine.overridden, "resumed": found.resumed}
     print("FOUND " + json.dumps(body), flush=True)
 

@@ -65,7 +65,7 @@ def main(folder: Path) -> None:
         try:
             here.run()
         except Killed:
-            here.states.wait()
+            here.checkpoints.wait()
         again = made(second, folder / name)
         again.run()
         there = made(machine)

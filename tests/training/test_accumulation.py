@@ -21,7 +21,7 @@ def wrapped(ranks: Communicator, batch: int, accumulate: int) -> list[float]:
     def driven(optimizer, body):
         return TrainEngine(found.loop.environment, optimizer, found.model, model)
 
-    found._driven = driven  # type: ignore[method-assign]
+    found._make_engine = driven  # type: ignore[method-assign]
     found.run()
     return digest(found.model)
 

@@ -156,7 +156,7 @@ def test_timed_passes_do_not_wait_for_memory():
     """In a fresh process the activations of a pass are page faults, over and over, of the larger network above all."""
     code = """
         import resource, torch
-        from dist_prune.training.latency import measure_latency as latency
+        from dist_prune.training.latency import measure_latency
         seen = []
         def timer(model, x, device):
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -164,7 +164,7 @@ def test_timed_passes_do_not_wait_for_memory():
             seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
             return 1.0
         model = torch.nn.Sequential(*(torch.nn.Conv2d(8, 8, 1) for _ in range(6)))
-        latency({"one": model}, (8, 64, 64), (16,), 5, torch.device("cpu"), 1, timer)
+        measure_latency({"one": model}, (8, 64, 64), (16,), 5, torch.device("cpu"), 1, timer)
         print(sorted(seen[-5:])[2])
     """
     done = subprocess.run(

@@ -30,7 +30,7 @@ def ended(carried: CarriedOptimizerState | None = None, first: int = 0, start=No
     found = trainer(schedule="constant", **more)
     if start is not None:
         found.model = copy.deepcopy(start)
-    found.leaves, found.carried, found.loop.first = True, carried, first
+    found.keep_state, found.carried, found.loop.first_epoch = True, carried, first
     found.run()
     return found
 
@@ -57,19 +57,19 @@ def test_with_nothing_removed_it_was_never_stopped(case, tmp_path):
     more = CASES[case]
     whole = ended(epochs=2, **more)
     half = ended(epochs=1, **more)
-    assert half.left is not None
-    assert whole.left is not None
+    assert half.final_state is not None
+    assert whole.final_state is not None
     model, x = half.model, tiny.example()
     channels = trace_groups(model, x[:1])
     nothing = Plan({}, {group.name: group.width for group in channels.groups})
-    carried = written(half.left, tmp_path).pruned(partial(surgeon.prune_tensors_like, model, channels, nothing))
+    carried = written(half.final_state, tmp_path).prune(partial(surgeon.prune_tensors_like, model, channels, nothing))
     start = copy.deepcopy(model)
     start.load_state_dict(carried.tables.get("model", model.state_dict()))
     again = ended(carried, 1, start, epochs=1, **more)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name
-    assert again.left is not None
-    same(whole.left, again.left)
+    assert again.final_state is not None
+    same(whole.final_state, again.final_state)
     fresh = ended(None, 1, start, epochs=1, **more)
     assert not torch.equal(fresh.model.get_parameter("conv1.weight"), again.model.get_parameter("conv1.weight"))
 
@@ -78,25 +78,25 @@ def test_with_nothing_removed_it_was_never_stopped(case, tmp_path):
 def test_the_state_of_kept_channels_is_untouched(case):
     """Every tensor against its own rows and columns, by positions and not by the operation that cuts."""
     found = ended(epochs=1, **CASES[case])
-    assert found.left is not None
+    assert found.final_state is not None
     model, x = found.model, tiny.example()
     channels = trace_groups(model, x[:1])
     kept = {"conv1": [0, 2, 3, 11], "layer2.0.conv1": list(range(5, 30)), "layer3.0.conv2": [1, 2, 40, 63]}
     plan = Plan.keeping(channels, kept)
     carried, places = (
-        found.left.pruned(partial(surgeon.prune_tensors_like, model, channels, plan)),
+        found.final_state.prune(partial(surgeon.prune_tensors_like, model, channels, plan)),
         remaining_positions(channels, plan.removed),
     )
     small, tables = tiny.cut(model, channels, plan), 0
     for table, named in carried.tables.items():
         for name, tensor in named.items():
-            whole, layer = found.left.tables[table][name], name.rpartition(".")[0]
+            whole, layer = found.final_state.tables[table][name], name.rpartition(".")[0]
             if whole.dim():
                 whole = whole[places[layer, "out"]]
             if whole.dim() > 1:
                 whole = whole[:, places[layer, "in"]]
             assert torch.equal(tensor, whole), (table, name)
-            tables += tensor.shape != found.left.tables[table][name].shape
+            tables += tensor.shape != found.final_state.tables[table][name].shape
         if table.startswith(OPTIMIZER):
             assert {n: p.shape for n, p in small.named_parameters()} == {n: t.shape for n, t in named.items()}
     assert tables > 10
@@ -120,26 +120,26 @@ def test_the_state_is_that_of_the_kept_epoch_also_when_it_was_killed_behind_it(t
 
     more = {"epochs": 3, "selection": "test", "ema": 0.9, "schedule": "constant"}
     whole = trainer(judge=judged([]), **more)
-    whole.leaves = True
+    whole.keep_state = True
     whole.run()
     two = ended(epochs=2, ema=0.9)
-    assert whole.left is not None
-    assert two.left is not None
-    same(whole.left, two.left)
+    assert whole.final_state is not None
+    assert two.final_state is not None
+    same(whole.final_state, two.final_state)
     calls: list[int] = []
     cut = trainer(folder=tmp_path, judge=judged(calls), **more)
-    cut.leaves = True
+    cut.keep_state = True
     kill_after(cut, 2 * cut.loop.steps_per_epoch + 2)
     with pytest.raises(Killed):
         cut.run()
-    assert cut.states is not None
-    cut.states.wait()
+    assert cut.checkpoints is not None
+    cut.checkpoints.wait()
     again = trainer(folder=tmp_path, judge=judged(calls), **more)
-    again.leaves = True
+    again.keep_state = True
     again.run()
     assert again.resumed == {"epoch": 2, "step": 0}
-    assert again.left is not None
-    same(whole.left, again.left)
+    assert again.final_state is not None
+    same(whole.final_state, again.final_state)
 
 
 def test_a_state_that_has_no_channels_is_refused():

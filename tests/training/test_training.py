@@ -38,7 +38,7 @@ def loop(ranks: Communicator | None = None, **more) -> Loop:
 
 def trainer(ranks: Communicator | None = None, folder: Path | None = None, judge=lambda m: {}, **more) -> Trainer:
     states = CheckpointManager(folder, "me", say=lambda text: None) if folder else None
-    return Trainer(tiny.network(), loop(ranks, **more), judge, states=states, classes=10)
+    return Trainer(tiny.network(), loop(ranks, **more), judge, checkpoints=states, classes=10)
 
 
 def digest(model: nn.Module) -> list[float]:
@@ -68,7 +68,7 @@ def interrupted(ranks: Communicator, folder: Path, updates: int, again: int) -> 
         kill_after(found, number)
         with pytest.raises(Killed):
             found.run()
-        found.states.wait()  # type: ignore[union-attr]
+        found.checkpoints.wait()  # type: ignore[union-attr]
     last = trainer(ranks, folder, save_every_steps=2, **RICH)
     last.run()
     return digest(last.model)
@@ -95,7 +95,7 @@ def on_two_then_one(ranks: Communicator, folder: Path) -> list[float]:
         kill_after(found, 5)
         with pytest.raises(Killed):
             found.run()
-        found.states.wait()  # type: ignore[union-attr]
+        found.checkpoints.wait()  # type: ignore[union-attr]
         return []
     found.run()
     assert found.resumed == {"epoch": 0, "step": 4}
@@ -119,13 +119,13 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
     kill_after(found, 9)
     with pytest.raises(Killed):
         found.run()
-    found.states.wait()  # type: ignore[union-attr]
+    found.checkpoints.wait()  # type: ignore[union-attr]
     files = sorted(tmp_path.glob("step_*.safetensors"))
     assert len(files) == 2, "the last two are kept"
     whole = files[-1].read_bytes()
     files[-1].write_bytes(whole[: len(whole) // 2])
     again = trainer(None, tmp_path)
-    again.states.say = said.append  # type: ignore[union-attr]
+    again.checkpoints.say = said.append  # type: ignore[union-attr]
     again.run()
     assert "damaged or cut short" in said[0]
     assert again.resumed == {"epoch": 1, "step": 0}
@@ -138,13 +138,13 @@ def test_a_checkpoint_of_another_training_is_left_alone(tmp_path):
     first = trainer(None, tmp_path, lr=0.01)
     first.run()
     other = trainer(None, tmp_path)
-    other.states.identity = "someone else"  # type: ignore[union-attr]
+    other.checkpoints.identity = "someone else"  # type: ignore[union-attr]
     kill_after(other, 8)
     with pytest.raises(Killed):
         other.run()
-    other.states.wait()  # type: ignore[union-attr]
+    other.checkpoints.wait()  # type: ignore[union-attr]
     again = trainer(None, tmp_path)
-    again.states.identity = "someone else"  # type: ignore[union-attr]
+    again.checkpoints.identity = "someone else"  # type: ignore[union-attr]
     again.run()
     assert other.resumed is None
     assert again.resumed == {"epoch": 1, "step": 0}
@@ -385,7 +385,7 @@ def test_skipped_updates_are_counted_over_epochs_and_restarts(tmp_path):
     kill_after(found, 9)
     with pytest.raises(Killed):
         found.run()
-    found.states.wait()  # type: ignore[union-attr]
+    found.checkpoints.wait()  # type: ignore[union-attr]
     again = poison(trainer(None, tmp_path, skip_nonfinite=2, epochs=3), {1})
     with pytest.raises(PruneError, match="epoch 3, step 2"):
         again.run()
