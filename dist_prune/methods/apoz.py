@@ -11,7 +11,7 @@ from dist_prune.errors import PruneError
 from dist_prune.methods import base
 from dist_prune.pruning.graph.groups import DependencyGraph, HookPoint
 from dist_prune.pruning.hooks.consumers import (
-    consumer_sites,
+    consumer_points,
     flatten_maps,
     flatten_tables,
     map_consumers,
@@ -27,7 +27,7 @@ class Apoz(base.RankingMethod):
 
     def score(self, context: base.ScoringContext) -> base.Scores:
         """``<layer>:in:zeros`` and ``<layer>:in:count`` (positions,) int64: zero activations, and all of them."""
-        found = context.collect(consumer_sites(context.graph, map_consumers), ZeroCounts())
+        found = context.collect(consumer_points(context.graph, map_consumers), ZeroCounts())
         if sum(int(tables["zeros"].sum()) for tables in found.values()) == 0:
             raise PruneError(
                 "apoz: not one activation is exactly zero; it counts the zeros behind a ReLU, and this network has "

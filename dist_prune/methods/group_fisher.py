@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dist_prune.methods import base
 from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph
-from dist_prune.pruning.hooks.consumers import GateGradient, consumer_sites, flatten_tables, sum_consumers
+from dist_prune.pruning.hooks.consumers import GateGradient, consumer_points, flatten_tables, sum_consumers
 from dist_prune.pruning.selection.cost import macs
 
 
@@ -34,7 +34,7 @@ class GroupFisher(base.RankingMethod):
     def score(self, context: base.ScoringContext) -> base.Scores:
         """``<layer>:in:gate``: (n, C) float64, a row per image."""
         return flatten_tables(
-            context.collect(consumer_sites(context.graph), GateGradient(batches=False), backward=True)
+            context.collect(consumer_points(context.graph), GateGradient(batches=False), backward=True)
         )
 
     def importance(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> dict[str, Tensor]:

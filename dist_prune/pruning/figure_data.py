@@ -18,10 +18,10 @@ class SimilarityMap:
     """
 
     group: str
-    likeness: np.ndarray
-    parts: np.ndarray
+    similarity: np.ndarray
+    clusters: np.ndarray
     kept: np.ndarray
-    said: str
+    caption: str
 
 
 @dataclass(frozen=True)

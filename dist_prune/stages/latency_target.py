@@ -51,7 +51,7 @@ def search_latency(
 
     floors = {group.name: list(range(context.selection.width(group, 1))) for group in graph.free}
     search = LatencySearch(
-        graph, table, recipe.target.latency, recipe.target.latency_tolerance, Plan.keeping(graph, floors), choose,
+        graph, table, recipe.target.latency, recipe.target.latency_tolerance, Plan.from_kept(graph, floors), choose,
         measure, lambda text: context.tracker.info(f"  {text}"),
     )  # fmt: skip
     found = search.run()

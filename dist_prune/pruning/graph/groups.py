@@ -123,13 +123,13 @@ class LatencyTable:
     """
 
     times: Mapping[str, tuple[tuple[int, float], ...]]
-    bend: tuple[tuple[float, float], ...] = ()
+    corrections: tuple[tuple[float, float], ...] = ()
 
-    def bending(self, share: float) -> float:
+    def correct(self, share: float) -> float:
         """The share that measured whole networks make of one that the table says."""
-        if not self.bend:
+        if not self.corrections:
             return share
-        raw, measured = zip(*self.bend, strict=True)
+        raw, measured = zip(*self.corrections, strict=True)
         return float(np.interp(share, raw, measured))
 
 

@@ -107,7 +107,7 @@ def map_consumers(graph: DependencyGraph, group: ChannelGroup) -> list[ChannelPo
     return [point for point in points if point.point.kind == "conv"] or points
 
 
-def consumer_sites(graph: DependencyGraph, of: Points = consumers) -> list[HookPoint]:
+def consumer_points(graph: DependencyGraph, of: Points = consumers) -> list[HookPoint]:
     """The hook points of all free groups, each once: a layer after a concatenation consumes several groups."""
     return list({p.point.name: p.point for group in graph.free for p in of(graph, group)}.values())
 

@@ -12,7 +12,7 @@ from dist_prune.pruning.hooks.gating import Where, gate, gate_points
 from dist_prune.pruning.hooks.split_forward import SplitForward, fx_steps, repeat_batch
 
 Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]  # from which micro-batch on -> images and labels of each
-Judge = Callable[[Tensor, Tensor], Tensor]  # logits (m, n, classes) and labels (n,) -> (m, ...) int64
+BatchMetric = Callable[[Tensor, Tensor], Tensor]  # logits (m, n, classes) and labels (n,) -> (m, ...) int64
 
 
 class MaskedAccuracy:
@@ -37,11 +37,11 @@ class MaskedAccuracy:
         self._kept: list[tuple[tuple[Tensor, ...], Tensor]] | None = None
 
     @property
-    def dense_correct(self) -> bool:
-        return self.rest.whole
+    def runs_whole_network(self) -> bool:
+        return self.rest.unsplit
 
     @torch.no_grad()
-    def tally(self, off: Tensor, judge: Judge) -> Tensor:
+    def evaluate(self, off: Tensor, judge: BatchMetric) -> Tensor:
         """What a judge counts of each coalition, added over the micro-batches.
 
         Args:
@@ -56,7 +56,7 @@ class MaskedAccuracy:
                 parts.append(self._judged(self.rest.head(images), labels, off, judge))
         return torch.stack(parts).sum(0).cpu()  # not part by part: the device is waited for once
 
-    def _judged(self, live: tuple[Tensor, ...], labels: Tensor, off: Tensor, judge: Judge) -> Tensor:
+    def _judged(self, live: tuple[Tensor, ...], labels: Tensor, off: Tensor, judge: BatchMetric) -> Tensor:
         with gate(self.model, self.points, {self.group: ~off}):
             logits = self.rest.tail(repeat_batch(live, len(off)))
         return judge(logits.view(len(off), len(labels), logits.shape[-1]), labels)
@@ -66,7 +66,7 @@ class MaskedAccuracy:
         kept, used, self._all = [], 0, True
         for number, (images, labels) in enumerate(self.batches(0)):
             if number == 0:
-                self.rest.prove(images)
+                self.rest.verify(images)
             live = self.rest.head(images)
             used += sum(t.numel() * t.element_size() for t in live)
             if used > self.memory:

@@ -40,7 +40,7 @@ class SplitForward:
     """
 
     def __init__(self, model: nn.Module, graph: fx.GraphModule | None, layers: Iterable[str]):
-        self.model, self.whole = model, graph is None
+        self.model, self.unsplit = model, graph is None
         if graph is None:
             return
         wanted, nodes = set(layers), list(graph.graph.nodes)
@@ -57,7 +57,7 @@ class SplitForward:
 
     def head(self, images: Tensor) -> tuple[Tensor, ...]:
         """(n, C, H, W) -> what the tail needs, each with the batch in front."""
-        if self.whole:
+        if self.unsplit:
             return (images,)
         self._steps.env, self._steps.args_iter = {}, iter([images])
         for node in self._head:
@@ -68,7 +68,7 @@ class SplitForward:
 
     def tail(self, live: Sequence[Tensor]) -> Tensor:
         """What ``head`` gave, or copies of it behind one another -> logits."""
-        if self.whole:
+        if self.unsplit:
             return self.model(live[0])
         self._steps.env = dict(zip(self._live, live, strict=True))
         out: Any = None
@@ -80,9 +80,9 @@ class SplitForward:
         return out
 
     @torch.no_grad()
-    def prove(self, images: Tensor) -> None:
+    def verify(self, images: Tensor) -> None:
         """Make the network whole again where its parts do not give the logits that it gives, once and in two copies."""
-        if self.whole:
+        if self.unsplit:
             return
         wanted = self.model(images)
         try:
@@ -93,7 +93,7 @@ class SplitForward:
             same = torch.allclose(twice, torch.cat([wanted, wanted]), rtol=1e-3, atol=1e-4)
         except Exception:  # whatever the network's own steps say to a batch of another size
             same = False
-        self.whole = not same
+        self.unsplit = not same
 
 
 def repeat_batch(live: Sequence[Tensor], count: int) -> list[Tensor]:

@@ -46,7 +46,7 @@ class Plan:
                 raise PruneError(f"the plan's blocks of {layer!r} cut nothing; such a layer is left out")
 
     @classmethod
-    def keeping(
+    def from_kept(
         cls, graph: DependencyGraph, kept: Mapping[str, list[int]], reasons: Mapping[str, str] | None = None
     ) -> "Plan":
         """The plan that keeps ``kept[group]`` of each free group named there, and everything else."""
@@ -87,7 +87,7 @@ class Plan:
             "format": FORMAT, "removed": {g: list(r) for g, r in self.removed.items()}, "widths": dict(self.widths),
         }  # fmt: skip
         if self.blocks:
-            body["blocks"] = {layer: blocks.body() for layer, blocks in self.blocks.items()}
+            body["blocks"] = {layer: blocks.to_dict() for layer, blocks in self.blocks.items()}
         return json.dumps(body, sort_keys=True, separators=(",", ":"))
 
     def to_json(self) -> str:

@@ -46,7 +46,7 @@ def from_saved_idxs(body: Mapping[str, Any], graph: DependencyGraph) -> Plan:
             f"{missing[0]!r}: it belongs to another network (a layer that keeps everything has an entry too)"
         )
     kept = {group.name: _kept(body[group.name], group) for group in scored}
-    return Plan.keeping(graph, kept, dict.fromkeys(names, "the pruning information keeps all of it"))
+    return Plan.from_kept(graph, kept, dict.fromkeys(names, "the pruning information keeps all of it"))
 
 
 def _scored(graph: DependencyGraph) -> list[ChannelGroup]:

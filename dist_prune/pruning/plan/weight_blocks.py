@@ -43,7 +43,7 @@ class WeightBlocks:
     def empty(self) -> bool:
         return not any(self.cut)
 
-    def body(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain lists, for JSON."""
         return {
             "rows": [list(r) for r in self.rows],

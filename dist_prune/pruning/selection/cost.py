@@ -170,7 +170,7 @@ def time_share(graph: DependencyGraph, kept: Mapping[str, int]) -> float:
     """The predicted share of the dense network's time when each group keeps ``kept[group]`` channels, corrected by the
     whole networks that were measured."""
     assert graph.latency is not None
-    return graph.latency.bending(raw_time(graph, graph.latency, kept))
+    return graph.latency.correct(raw_time(graph, graph.latency, kept))
 
 
 def raw_time(graph: DependencyGraph, table: LatencyTable, kept: Mapping[str, int]) -> float:

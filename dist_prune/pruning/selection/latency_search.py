@@ -22,7 +22,7 @@ Measure = Callable[[Mapping[str, Plan]], Times]
 
 
 @dataclass(frozen=True)
-class Tried:
+class MeasuredNetwork:
     """A network that was measured: its share of the dense time as the table adds it up (``raw``), as it was
     ``predicted`` (None before there were networks to predict from), and as it was ``measured``."""
 
@@ -50,30 +50,30 @@ class LatencySearch:
 
     graph: DependencyGraph
     table: LatencyTable
-    asked: float
+    target: float
     tolerance: float | None
-    least: Plan
+    smallest: Plan
     choose: Callable[[DependencyGraph], Plan]
     measure: Measure
     say: Callable[[str], None]
-    tried: dict[str, Tried] = field(default_factory=dict)
+    tried: dict[str, MeasuredNetwork] = field(default_factory=dict)
 
-    def run(self) -> Tried:
+    def run(self) -> MeasuredNetwork:
         """The network that is taken: within the tolerance, or else the largest within the time, or else the fastest.
 
         Raises:
             PruneError: the smallest network there can be is too slow, by a time that can be relied on; or the method
                 refuses whatever it is asked for.
         """
-        lowest = self.raw(self.least)
+        lowest = self.raw_share(self.smallest)
         first = [self.plan_for(lowest + share * (1 - lowest)) for share in SPREAD]
         if lowest < 1 and not any(first):
             return self._refusal(lowest)
-        self._time([self.least, *filter(None, first)])
-        least = self.tried[self.least.fingerprint]
-        if self.tolerance is not None and least.reliable and least.measured > self.asked * (1 + self.tolerance):
+        self._time([self.smallest, *filter(None, first)])
+        least = self.tried[self.smallest.fingerprint]
+        if self.tolerance is not None and least.reliable and least.measured > self.target * (1 + self.tolerance):
             raise PruneError(
-                f"target.latency: {self.asked} cannot be reached on this device. With every free group at its floor "
+                f"target.latency: {self.target} cannot be reached on this device. With every free group at its floor "
                 f"{least.measured:.4f} of the dense time is left (measured), so the reachable range is "
                 f"{least.measured:.4f} to 1.0000. Raise the target, try a larger target.latency_batch (time follows "
                 "operations better there), lower select.min_channels or select.round_to, or raise select.max_ratio."
@@ -87,28 +87,28 @@ class LatencySearch:
             self._time(plans)
         return self.best
 
-    def within_tolerance(self, one: Tried) -> bool:
+    def within_tolerance(self, one: MeasuredNetwork) -> bool:
         """Whether a network's time is known, and near enough to what was asked for."""
         near = STOP if self.tolerance is None else self.tolerance
-        return one.reliable and abs(one.measured / self.asked - 1) <= near
+        return one.reliable and abs(one.measured / self.target - 1) <= near
 
     @property
-    def best(self) -> Tried:
+    def best(self) -> MeasuredNetwork:
         """Of those near enough, or else of all: the slowest that is within the time, or else the fastest. Never
         ``least``, whose channels nobody chose, while there are others."""
 
-        def rank(one: Tried) -> tuple[bool, bool, float]:
-            return not self.within_tolerance(one), one.measured > self.asked, abs(one.measured - self.asked)
+        def rank(one: MeasuredNetwork) -> tuple[bool, bool, float]:
+            return not self.within_tolerance(one), one.measured > self.target, abs(one.measured - self.target)
 
-        chosen = [one for one in self.tried.values() if one.plan is not self.least]
+        chosen = [one for one in self.tried.values() if one.plan is not self.smallest]
         return min(chosen or self.tried.values(), key=rank)
 
-    def _refusal(self, lowest: float) -> Tried:
+    def _refusal(self, lowest: float) -> MeasuredNetwork:
         """What the method says to a network halfway: an error, which is the user's."""
         self._time([self.choose(self.corrected(self.raw_shares_for((lowest + 1) / 2)))])
         return self.best
 
-    def raw(self, plan: Plan) -> float:
+    def raw_share(self, plan: Plan) -> float:
         """What the table says, bent by nothing."""
         return raw_time(self.graph, self.table, plan.counts)
 
@@ -118,7 +118,7 @@ class LatencySearch:
 
     def plan_for(self, raw: float) -> Plan | None:
         """The plan whose raw prediction is at most ``raw``; None where the method has none."""
-        if not self.raw(self.least) < raw < 1:
+        if not self.raw_share(self.smallest) < raw < 1:
             return None
         try:
             return self.choose(self.corrected(self.raw_shares_for(raw)))
@@ -127,8 +127,8 @@ class LatencySearch:
 
     def raw_shares_for(self, raw: float) -> list[tuple[float, float]]:
         """Points by which a network of this raw share takes just the time that was asked for."""
-        lowest = self.raw(self.least)
-        return [*([(lowest, self.asked / 2)] if lowest < raw else []), *([(raw, self.asked)] if raw < 1 else [])]
+        lowest = self.raw_share(self.smallest)
+        return [*([(lowest, self.target / 2)] if lowest < raw else []), *([(raw, self.target)] if raw < 1 else [])]
 
     def curve(self) -> list[tuple[float, float]]:
         """(raw, share) through the measured networks, ascending in both."""
@@ -141,14 +141,14 @@ class LatencySearch:
         """Plans that were not measured: the predicted one, and those halfway to what brackets it. Also a network that
         would be taken, if its time could be relied on."""
         curve, found = self.curve(), [] if self.best.reliable else [self.best.plan]
-        below = max((raw for raw, share in curve if share <= self.asked), default=self.raw(self.least))
-        above = min((raw for raw, share in curve if share > self.asked), default=1.0)
+        below = max((raw for raw, share in curve if share <= self.target), default=self.raw_share(self.smallest))
+        above = min((raw for raw, share in curve if share > self.target), default=1.0)
         try:
             middle = self.choose(self.corrected(curve))
         except PruneError:  # by what was measured meanwhile, the target is out of reach
-            lowest = self.raw(self.least)
+            lowest = self.raw_share(self.smallest)
             middle = self.plan_for(lowest + EDGE * (1 - lowest))
-        place = self.raw(middle) if middle is not None else (below + above) / 2
+        place = self.raw_share(middle) if middle is not None else (below + above) / 2
         for plan in (
             middle,
             self.plan_for((below + place) / 2),
@@ -156,7 +156,7 @@ class LatencySearch:
             self.plan_for((below + above) / 2),
         ):
             seen = self.tried.get(plan.fingerprint) if plan is not None else None
-            if plan is not None and plan not in found and (seen is None or seen.plan is self.least):
+            if plan is not None and plan not in found and (seen is None or seen.plan is self.smallest):
                 found.append(plan)
         return found[:3]
 
@@ -167,9 +167,9 @@ class LatencySearch:
         times = self.measure({key: plan for key, plan in new.items() if not plan.empty})
         for key, plan in new.items():
             measured, reliable = (1.0, True) if plan.empty else times[key]
-            raw = self.raw(plan)
-            predicted = None if known is None else known.bending(raw)
-            self.tried[key] = Tried(plan, raw, predicted, measured, reliable)
+            raw = self.raw_share(plan)
+            predicted = None if known is None else known.correct(raw)
+            self.tried[key] = MeasuredNetwork(plan, raw, predicted, measured, reliable)
             left = macs(self.graph, plan.counts) / macs(self.graph)
             told = "" if predicted is None else f"{predicted:.1%} predicted, "
             note = "" if reliable else " (not reliable)"

@@ -15,7 +15,7 @@ IDENTITY = ("identity", "cheap_rpr_skip")  # batch norms on the block's input it
 ASIDE = ("se", "attn", "act", "layer_scale")  # parts whose widths are others
 
 
-def settle(model: nn.Module) -> None:
+def update_channel_attributes(model: nn.Module) -> None:
     """Give every re-parameterisable block the counts that its layers have now. Changes nothing where none is gone."""
     block: Any
     for block in model.modules():

@@ -17,7 +17,7 @@ def update_counts(model: nn.Module) -> None:
         module.num_heads = module.proj.in_features // width
         if kind.total:
             setattr(module, kind.total, module.proj.in_features)
-    channel_attributes.settle(model)
+    channel_attributes.update_channel_attributes(model)
 
 
 def has_heads(module: Any) -> bool:

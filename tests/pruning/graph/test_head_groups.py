@@ -190,6 +190,6 @@ def test_what_a_cut_res2net_leaves_can_be_cut_again():
     """Its splits give protected groups positions that no layer has."""
     model = models.create("res2net50_26w_4s", 10, 3, kwargs={"layers": (1, 1, 1, 1)}).eval()
     channels = trace_groups(model, torch.randn(1, 3, 64, 64))
-    plan = Plan.keeping(channels, {group.name: list(range(group.width // 2)) for group in channels.free})
+    plan = Plan.from_kept(channels, {group.name: list(range(group.width // 2)) for group in channels.free})
     left = graph_after(channels, plan)
     assert {group.name: group.width for group in left.free} == {g.name: plan.counts[g.name] for g in channels.free}
