@@ -79,9 +79,8 @@ def similarity_image(similarity_map: SimilarityMap, side: int = 128) -> np.ndarr
         (h, w, 3) uint8, h = min(C, side). Dark cells are alike. To their left are the clusters' colours and, dark, the
         channels that stay.
     """
-    order = np.lexsort(
-        (~similarity_map.kept, np.where(similarity_map.clusters < 0, len(similarity_map.clusters), similarity_map.clusters))
-    )
+    of = similarity_map.clusters
+    order = np.lexsort((~similarity_map.kept, np.where(of < 0, len(of), of)))
     cells = min(side, len(order))
     starts = np.linspace(0, len(order), cells, endpoint=False).astype(int)
     counts = np.diff(np.append(starts, len(order)))

@@ -114,7 +114,7 @@ class LatencySearch:
 
     def corrected(self, points: Sequence[tuple[float, float]]) -> DependencyGraph:
         """The channels with a table whose predictions go through (raw, share) points and (1, 1)."""
-        return replace(self.graph, latency=replace(self.table, bend=(*points, (1.0, 1.0))))
+        return replace(self.graph, latency=replace(self.table, corrections=(*points, (1.0, 1.0))))
 
     def plan_for(self, raw: float) -> Plan | None:
         """The plan whose raw prediction is at most ``raw``; None where the method has none."""
