@@ -2,8 +2,8 @@
 
 Folders and files, in the order in which they may import one another (a later one imports earlier ones only):
 
-- ``rng``: seeded random generators. ``eval_mode``: evaluation mode for a while. ``module_calls``: first inputs of calls.
-  ``figure_data``: data of a report's figures.
+- ``rng``: seeded random generators. ``eval_mode``: evaluation mode for a while. ``module_calls``: first inputs of
+  module calls. ``figure_data``: data of a report's figures.
 - ``graph``: the layers and channel groups of a network, and the tracer that finds them.
 - ``hooks``: forward hooks, statistics of layer outputs, and gates on channels.
 - ``plan``: which channels and weight blocks are removed, by name; plan files.

@@ -140,7 +140,8 @@ class HookPoint:
     Attributes:
         name: the module path for an output, ``<module path>:in`` for an input, ``<module path>:weight`` for a weight.
         group: name of the channel group.
-        width: channels of the tensor: of the group at outputs of producers, all of the layer's at inputs.
+        width: channels of the tensor; heads or conv groups count as one channel if ``unit_order`` is set. An input
+            after a concatenation has channels of several groups.
         kind: kind of the layer; linear layers have their features last.
         leader: whether the layer leads its group.
         side: ``out``, ``in`` or ``weight``.
@@ -259,7 +260,7 @@ class DependencyGraph:
         return replace(self, groups=tuple(protect(group) for group in self.groups))
 
     def restrict_to(self, globs: Iterable[str]) -> "DependencyGraph":
-        """Return a copy with every group protected that has no producer matching one of ``globs`` (no globs: no change)."""
+        """Return a copy with every group protected that no glob matches at a producer (no globs: no change)."""
         patterns = tuple(globs)
 
         def protect(group: ChannelGroup) -> ChannelGroup:

@@ -5,5 +5,5 @@
 - ``consumers``: the hook points of a group, at the layers that read or make its channels.
 - ``activations``, ``curvature``: statistics of feature maps and of weights.
 - ``gating``: channels multiplied by masks or factors.
-- ``split_forward``, ``masked_accuracy``: metrics of a network without some channels, with the first layers computed once.
+- ``split_forward``, ``masked_accuracy``: metrics of a network without some channels; its first layers run once.
 """

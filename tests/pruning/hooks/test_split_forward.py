@@ -118,7 +118,7 @@ def test_coalitions_are_counted_as_surgery_would(group):
         return ((part.images, part.labels) for part in bench.loader.batches(lists[start:]))
 
     games = MaskedAccuracyCache(bench.model, bench.graph, batches)
-    live = games.for_group(group, "consumed", 1).rest.head(next(batches(0))[0])
+    live = games.for_group(group, "consumed", 1).split.head(next(batches(0))[0])
     some = 3 * sum(t.numel() * t.element_size() for t in live)
     for memory in (1, some, 10**9):
         assert games.for_group(group, "consumed", memory).evaluate(off, num_correct).tolist() == expected
