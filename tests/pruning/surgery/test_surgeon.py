@@ -180,7 +180,7 @@ def test_what_stands_in_the_way_is_named():
     """A parameter by its name; a trace that fails by the layer before the operation that is not understood."""
     channels = trace_groups(Scaled().eval(), torch.randn(1, 3, 8, 8))
     assert channels.group("conv").protected == "it runs through gain, whose channels cannot be cut one by one"
-    with pytest.raises(PruneError, match=r"could not be traced behind stages\.1\.blocks\.0\S+: ZeroDivisionError"):
+    with pytest.raises(PruneError, match=r"could not be traced after stages\.1\.blocks\.0\S+: ZeroDivisionError"):
         trace_groups(models.create("shvit_s1", 10, 3).eval(), torch.randn(1, 3, 224, 224))
 
 
