@@ -179,7 +179,7 @@ def _merge(
 
 
 def _why_incomplete(group: ChannelGroup, layers: Mapping[str, Layer]) -> str:
-    """Return the reason if one side of a grouped convolution is not wholly in a group of conv groups, or an empty string."""
+    """Return the reason if a side of a grouped convolution is not wholly in the group, or an empty string."""
     for name in group.layers:
         layer = layers[name]
         if layer.kind != "conv" or layer.groups == 1 or layer.depthwise:

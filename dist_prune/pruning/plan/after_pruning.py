@@ -19,8 +19,8 @@ def graph_after(graph: DependencyGraph, plan: Plan) -> DependencyGraph:
         plan: a plan in coordinates of the dense network.
 
     Returns:
-        The graph, as tracing the pruned network would find it, with ``graph`` as its ``origin``; ``graph`` itself if the
-        plan is empty.
+        The graph, as tracing the pruned network would find it, with ``graph`` as its ``origin``; ``graph`` itself if
+        the plan is empty.
     """
     if plan.empty:
         return graph
