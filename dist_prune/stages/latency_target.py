@@ -61,7 +61,7 @@ def search_latency(
         "tried": [[one.predicted, one.measured] for one in search.tried.values()],
         "batch": recipe.target.latency_batch, "device": str(context.environment.device), "threads": _threads(context),
         "repeats": recipe.report.latency_repeats, "times": times,
-        "bend": [*search.raw_shares_for(found.raw), (1.0, 1.0)],
+        "bend": [*search.corrections_for(found.raw), (1.0, 1.0)],
     }  # fmt: skip
 
 

@@ -25,14 +25,14 @@ class SelectionRequest:
     ``target``, ``keep_ratio`` and ``counts``: ``SelectionRequest(target=("macs", 0.5), min_channels=4)``.
 
     Attributes:
-        threshold: score below which a method with a threshold removes channels.
+        threshold: similarity threshold, in [0, 1], of methods that have one; rankings have none.
         keep_ratio: share of channels to keep, in (0, 1].
         counts: number of kept channels: glob of layer names -> number, or one number for each free group in order.
         scope: ``local`` removes the same share of every group; ``global`` ranks the channels of all groups together.
         min_channels: fewest channels that a group of single channels keeps.
         round_to: kept channels are a multiple of it; 0: of the step of the target's cost in wide groups, else of 1.
         target: (name of a cost, share of the dense network's amount that is kept at most).
-        index: number of one of the solutions of a method that has several.
+        index: number, from 1, of the value that is taken of a method's grid.
         include: globs of layer names; other groups are left alone. Empty: all groups.
         keep_ratios: glob of layer names -> share of channels to keep there, whatever the scores say.
         max_ratio: largest share of a group that may be removed: of all groups, or by glob of layer names.
