@@ -104,7 +104,8 @@ class Graph(base.Method):
         graph = self.prunable(graph)
         self.check(graph, request)
         _, kept, tables = self._solved(scores, graph, request)
-        return Plan.from_kept(graph, kept, dict.fromkeys(tables, "no two of its filters are as similar as the threshold"))
+        reasons = dict.fromkeys(tables, "no two of its filters are as similar as the threshold")
+        return Plan.from_kept(graph, kept, reasons)
 
     def similarity_maps(
         self, scores: Mapping[str, Tensor], graph: DependencyGraph, request: SelectionRequest

@@ -233,7 +233,7 @@ class DependencyGraph:
         """Return a copy with every group protected whose channels are heads or conv groups."""
 
         def protect(group: ChannelGroup) -> ChannelGroup:
-            why = f"it goes by whole {group.unit}s, and this method judges single channels"
+            why = f"its channels are whole {group.unit}s, and this method scores single channels"
             return group if group.unit == "channel" or group.protected else replace(group, protected=why)
 
         return replace(self, groups=tuple(protect(group) for group in self.groups))

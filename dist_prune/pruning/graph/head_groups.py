@@ -41,7 +41,7 @@ def attentions(model: nn.Module) -> Iterable[tuple[str, Any, Fused]]:
     """Yield (path, module, names of its parts) of the attention modules whose heads can be removed."""
     for name, module in model.named_modules():
         kind = ATTENTION.get(f"{type(module).__module__}.{type(module).__qualname__}")
-        if kind is not None and all(_absent(getattr(module, part, None)) for part in kind.without):
+        if kind is not None and all(_absent(getattr(module, submodule, None)) for submodule in kind.without):
             yield name, module, kind
 
 

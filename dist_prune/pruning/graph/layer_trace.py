@@ -12,7 +12,7 @@ from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph.groups import Layer
 from dist_prune.pruning.module_calls import first_input
 
-# thop 0.1.1 looks layers up by their exact class, and only where they have no children.
+# thop 0.1.1 looks layers up by their exact class, and only if they have no children.
 _THOP_CONV = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
 _THOP_NORM = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
 _AVERAGE = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)

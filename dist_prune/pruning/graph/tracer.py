@@ -111,7 +111,7 @@ def _protect_shared_weights(model: nn.Module, graph: DependencyGraph) -> Depende
     for names in owners.values():
         layers = sorted({first[id(model.get_submodule(name.rpartition(".")[0]))] for name in names})
         if len(layers) > 1:
-            why |= {layer: f"{' and '.join(layers)} share one weight, which cutting would part" for layer in layers}
+            why |= {layer: f"{' and '.join(layers)} share one weight, which cutting would split" for layer in layers}
     for name in graph.layers:
         module = model.get_submodule(name)
         computed = any(key not in module._parameters for key in ("weight",) if hasattr(module, key))

@@ -52,7 +52,7 @@ class SquaredChange(FilterStatistic):
 
 
 class FirstOrderChange(FilterStatistic):
-    """g w: the row of a filter is its whole first-order change."""
+    """g w, g the gradient of the mean loss: the row of a filter is its total first-order change."""
 
     def per_weight(self, point: HookPoint, weight: Tensor, grads: Tensor, ids: Tensor) -> Tensor:
         return weight * grads
@@ -74,8 +74,8 @@ class Hutchinson(FilterStatistic):
         return (2 * signs - 1).to(maps.device, maps.dtype, non_blocking=True)
 
     def per_weight(self, point: HookPoint, weight: Tensor, grads: Tensor, ids: Tensor) -> Tensor:
-        own = self.direction(point, weight, ids) * grads
-        return own * weight.square() if self.scaled else own
+        diagonal = self.direction(point, weight, ids) * grads
+        return diagonal * weight.square() if self.scaled else diagonal
 
 
 _last_ids: list[tuple[Tensor, int]] = []  # the last micro-batch's ids, and the first of them

@@ -120,7 +120,7 @@ class LatencySearch:
                 abs(network.measured - self.target),
             )
 
-        chosen = [one for network in self.tried.values() if network.plan is not self.smallest]
+        chosen = [network for network in self.tried.values() if network.plan is not self.smallest]
         return min(chosen or self.tried.values(), key=rank)
 
     def _raise_refusal(self, lowest: float) -> MeasuredNetwork:

@@ -88,8 +88,8 @@ class SelectionRequest:
         Returns:
             The number, not below the floor, rounded up to ``multiple``, at most the group's width.
         """
-        own = match_group(self.keep_ratios, group)
-        count = max(count if own is None else round(group.dense * own), self.floor(group))
+        ratio = match_group(self.keep_ratios, group)
+        count = max(count if ratio is None else round(group.dense * ratio), self.floor(group))
         return min(math.ceil(count / self.multiple(group)) * self.multiple(group), group.width)
 
     def globs(self) -> dict[str, tuple[str, ...]]:
@@ -325,8 +325,8 @@ def _restore_steps(
     assert request.target is not None
     quantity, share = request.target
     for group in dict.fromkeys(graph.free[number] for _, number, _ in reversed(gone)):
-        step, own = request.multiple(group), match_group(request.keep_ratios, group)
-        while step > 1 and own is None and counts[group.name] < group.width:
+        step, ratio = request.multiple(group), match_group(request.keep_ratios, group)
+        while step > 1 and ratio is None and counts[group.name] < group.width:
             more = {**counts, group.name: min(counts[group.name] + step, group.width)}
             if cost_share(graph, quantity, more) > share:
                 break

@@ -42,19 +42,19 @@ def check_finite(scores: Mapping[str, Tensor]) -> None:
 
 def orders_of(worth: Mapping[str, Tensor], seed: int) -> dict[str, list[int]]:
     """Return group -> its channels as in ``ascending_order``."""
-    return {name: ascending_order(name, own, seed) for name, own in worth.items()}
+    return {name: ascending_order(name, scores, seed) for name, scores in worth.items()}
 
 
 def tie_warnings(worth: Mapping[str, Tensor]) -> list[str]:
     """Return a sentence about the groups whose channels all have the same score; [] if there are none."""
-    alike = [name for name, own in worth.items() if all_tied(own)]
-    if not alike:
+    tied = [name for name, scores in worth.items() if all_tied(scores)]
+    if not tied:
         return []
-    shown = ", ".join(alike[:3]) + (" ..." if len(alike) > 3 else "")
-    values = sorted({float(worth[name][0]) for name in alike})
+    shown = ", ".join(tied[:3]) + (" ..." if len(tied) > 3 else "")
+    values = sorted({float(worth[name][0]) for name in tied})
     scores = f"{values[0]:.6g}" if len(values) == 1 else f"{values[0]:.6g} to {values[-1]:.6g}"
     return [
-        f"in {len(alike)} of {len(worth)} groups all channels have the same score ({shown}: {scores}): nothing ranks "
+        f"in {len(tied)} of {len(worth)} groups all channels have the same score ({shown}: {scores}): nothing ranks "
         "them, and which ones go is drawn from the seed. (Gates of a new network whose last batch norms start at zero "
         "are all 0, for example: train it first.)"
     ]

@@ -82,8 +82,8 @@ def check_logits(model: nn.Module, example: Tensor, name: str) -> None:
             shapes = ", ".join(str(tuple(shape)) for shape in shapes_of(output)) or "no tensor"
             raise PruneError(
                 f"backbone.name: {name} gives a {type(output).__name__} with {shapes} in {mode} mode, for two images; "
-                "what is trained and measured here gives one tensor, (images, classes), in both modes. Leave out of "
-                "backbone.kwargs what asks for features, maps or auxiliary heads"
+                "a network that is trained here gives one tensor, (images, classes), in both modes. Leave out the "
+                "keys of backbone.kwargs that ask for features, maps or auxiliary heads"
             )
 
 

@@ -117,7 +117,7 @@ def test_methods_that_judge_single_channels_leave_units_alone_and_say_so():
     bench = tiny.bench(network("resnext"), images=7)
     channels = tiny.method("hrank").prunable(bench.graph)
     group = next(group for group in channels.groups if group.unit == "conv group")
-    assert group.protected == "it goes by whole conv groups, and this method judges single channels"
+    assert group.protected == "its channels are whole conv groups, and this method scores single channels"
 
 
 def test_ranks_agree_on_units(pool):
