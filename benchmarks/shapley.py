@@ -84,8 +84,8 @@ def tails(images: int, coalitions: int, stacks: tuple[int, ...]) -> None:
         off = random_sets(channels.group(name).width, 0, coalitions, lambda n: seeded_generator(0, n))
         points = gate_points(channels, name)
         game = games.for_group(name, "consumed", 2**30)
-        game.tally(off[:1], num_correct)  # the head, once: kept
-        assert not game.dense_correct
+        game.evaluate(off[:1], num_correct)  # the head, once: kept
+        assert not game.runs_whole_network
 
         @torch.no_grad()
         def full(part: Tensor, name: str = name, points: list = points) -> list[int]:
@@ -104,7 +104,7 @@ def tails(images: int, coalitions: int, stacks: tuple[int, ...]) -> None:
             whole.append(time.perf_counter() - start)
             for stack, times in cut.items():
                 start = time.perf_counter()
-                found = [n for few in part.split(stack) for n in game.tally(few, num_correct).tolist()]
+                found = [n for few in part.split(stack) for n in game.evaluate(few, num_correct).tolist()]
                 times.append(time.perf_counter() - start)
                 assert found == expected, "the same images are right"
         for stack, times in cut.items():

@@ -155,7 +155,7 @@ def measure(context: RunContext, asked: RatioRequest) -> RatioCurves:
         name, gone = jobs[job]
         off = torch.zeros((1, graph.group(name).width), dtype=torch.bool)
         off[0, list(gone)] = True
-        return games.for_group(name, "consumed", MEMORY).tally(off, count_metrics)[0].tolist()
+        return games.for_group(name, "consumed", MEMORY).evaluate(off, count_metrics)[0].tolist()
 
     identity = comm.broadcast_object(comm.run_on_main(lambda: _identity(context, loader, ids))) or ""
     record = ResultCache(context.run_dir / RECORD, identity, comm)

@@ -17,7 +17,7 @@ from dist_prune.errors import PruneError
 from dist_prune.methods import base
 from dist_prune.pruning.graph.groups import DependencyGraph, HookPoint
 from dist_prune.pruning.hooks.consumers import (
-    consumer_sites,
+    consumer_points,
     flatten_maps,
     flatten_tables,
     map_consumers,
@@ -41,7 +41,7 @@ class Apoz(base.RankingMethod):
         Raises:
             PruneError: no activation is zero, so the network has no ReLU.
         """
-        tables = context.collect(consumer_sites(context.graph, map_consumers), ZeroCounts())
+        tables = context.collect(consumer_points(context.graph, map_consumers), ZeroCounts())
         if sum(int(counts["zeros"].sum()) for counts in tables.values()) == 0:
             raise PruneError(
                 "apoz: not one activation is exactly zero; it counts the zeros after a ReLU, and this network has "

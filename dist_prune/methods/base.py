@@ -300,7 +300,7 @@ class RankingMethod(Method):
     def select(self, scores: Mapping[str, Tensor], graph: DependencyGraph, request: SelectionRequest) -> Plan:
         graph = self.prunable(graph)
         kept = select_by_score(graph, self.importance(scores, graph), request, self.options.normalise)
-        return Plan.keeping(graph, kept)
+        return Plan.from_kept(graph, kept)
 
     def sum_over_layers(self, scores: Mapping[str, Tensor], graph: DependencyGraph, state: str) -> dict[str, Tensor]:
         """Importance of groups whose layers hold changes of one loss, which add up.

@@ -18,7 +18,7 @@ from dist_prune.methods import base
 from dist_prune.pruning.graph.channel_tensors import to_device_of
 from dist_prune.pruning.graph.groups import DependencyGraph, HookPoint
 from dist_prune.pruning.hooks.consumers import (
-    consumer_sites,
+    consumer_points,
     flatten_maps,
     flatten_tables,
     map_consumers,
@@ -44,7 +44,7 @@ class Chip(base.RankingMethod):
         for group in context.graph.free:
             for point in map_consumers(context.graph, group):
                 parts.setdefault(point.point.name, []).append(point.positions.tolist())
-        tables = context.collect(consumer_sites(context.graph, map_consumers), Independence(parts))
+        tables = context.collect(consumer_points(context.graph, map_consumers), Independence(parts))
         return flatten_tables({name: {"independence": own["independence"].mean(0)} for name, own in tables.items()})
 
     def importance(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> dict[str, Tensor]:

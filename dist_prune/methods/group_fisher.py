@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dist_prune.methods import base
 from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph
-from dist_prune.pruning.hooks.consumers import GateGradient, consumer_sites, flatten_tables, sum_consumers
+from dist_prune.pruning.hooks.consumers import GateGradient, consumer_points, flatten_tables, sum_consumers
 from dist_prune.pruning.selection.cost import macs
 
 
@@ -51,7 +51,7 @@ class GroupFisher(base.RankingMethod):
             ``<layer>:in:batches``, () int64, the number of micro-batches.
         """
         return flatten_tables(
-            context.collect(consumer_sites(context.graph), GateGradient(batches=False), backward=True)
+            context.collect(consumer_points(context.graph), GateGradient(batches=False), backward=True)
         )
 
     def importance(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> dict[str, Tensor]:

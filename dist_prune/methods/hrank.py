@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dist_prune.methods import base
 from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph, HookPoint
-from dist_prune.pruning.hooks.consumers import consumer_sites, flatten_tables, map_consumers, sum_consumers
+from dist_prune.pruning.hooks.consumers import consumer_points, flatten_tables, map_consumers, sum_consumers
 from dist_prune.pruning.hooks.statistics import State, Statistic
 from dist_prune.pruning.selection.group_scores import protect
 
@@ -36,7 +36,7 @@ class HRank(base.RankingMethod):
             For each consuming layer ``<layer>:in:ranks``, (positions,) int64 summed over images, and
             ``<layer>:in:images``, () int64, their number.
         """
-        return flatten_tables(context.collect(consumer_sites(self.prunable(context.graph), map_consumers), MapRanks()))
+        return flatten_tables(context.collect(consumer_points(self.prunable(context.graph), map_consumers), MapRanks()))
 
     def prunable(self, graph: DependencyGraph) -> DependencyGraph:
         graph = super().prunable(graph)
@@ -51,7 +51,7 @@ class HRank(base.RankingMethod):
 
     def importance(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> dict[str, Tensor]:
         ranks = sum_consumers(scores, graph, "ranks", map_consumers)
-        images = int(self.require_score(scores, f"{consumer_sites(graph, map_consumers)[0].name}:images"))
+        images = int(self.require_score(scores, f"{consumer_points(graph, map_consumers)[0].name}:images"))
         return {name: table.double() / images for name, table in ranks.items()}
 
 

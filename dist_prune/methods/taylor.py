@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dist_prune.methods import base
 from dist_prune.pruning.graph.groups import DependencyGraph
-from dist_prune.pruning.hooks.consumers import GateGradient, consumer_sites, flatten_tables, sum_consumers
+from dist_prune.pruning.hooks.consumers import GateGradient, consumer_points, flatten_tables, sum_consumers
 from dist_prune.pruning.hooks.curvature import FirstOrderChange, SquaredChange, mean_rows
 
 
@@ -60,7 +60,7 @@ class Taylor(base.RankingMethod):
         """
         if self.options.form == "gate":
             return flatten_tables(
-                context.collect(consumer_sites(context.graph), GateGradient(batches=True), backward=True)
+                context.collect(consumer_points(context.graph), GateGradient(batches=True), backward=True)
             )
         points = [point.at_weight for point in context.hook_points]
         if self.options.form == "grouped":
@@ -72,7 +72,7 @@ class Taylor(base.RankingMethod):
     def importance(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> dict[str, Tensor]:
         if self.options.form == "gate":
             gates = sum_consumers(scores, graph, "gate")
-            count = int(self.require_score(scores, f"{consumer_sites(graph)[0].name}:batches"))
+            count = int(self.require_score(scores, f"{consumer_points(graph)[0].name}:batches"))
             importance = {name: table.square().sum(0) / count for name, table in gates.items()}
         else:
             importance = self.sum_over_layers(scores, graph, "weight")

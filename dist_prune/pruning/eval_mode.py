@@ -1,4 +1,4 @@
-"""Evaluation mode for a while: every module gets its own mode back afterwards."""
+"""Evaluation mode for a while; each module gets its own mode back afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, with every module's own mode given back afterwards."""
+    """Run a ``with`` block in evaluation mode, and give every module its own mode back afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""What a method hands up for a report's figures: how alike a group's channels are, and how something of it moved."""
+"""Data of a report's figures that methods provide: similarity matrices of channel groups, and curves."""
 
 from dataclasses import dataclass
 
@@ -7,31 +7,32 @@ import numpy as np
 
 @dataclass(frozen=True)
 class SimilarityMap:
-    """One channel group.
+    """Similarities of the channels of one group.
 
     Attributes:
-        group: its name.
-        likeness: (C, C) in [0, 1].
-        parts: (C,) number of the cluster that a channel lies in, -1 for none.
-        kept: (C,) bool.
-        said: one line about it.
+        group: name of the channel group.
+        similarity: (C, C) floating point in [0, 1], symmetric.
+        clusters: (C,) integers, the number of each channel's cluster; -1 for a channel in no cluster.
+        kept: (C,) bool, True for channels that the plan keeps.
+        caption: one line about the group.
     """
 
     group: str
-    likeness: np.ndarray
-    parts: np.ndarray
+    similarity: np.ndarray
+    clusters: np.ndarray
     kept: np.ndarray
-    said: str
+    caption: str
 
 
 @dataclass(frozen=True)
 class Curve:
-    """How something of one channel group moved.
+    """A curve of one channel group, for example of its entropy over the number of removed channels.
 
     Attributes:
-        group: its name.
-        x, y: (n,) points.
-        axes: what x and y are; curves of the same axes share a plot.
+        group: name of the channel group.
+        x: (n,) horizontal coordinates.
+        y: (n,) vertical coordinates.
+        axes: titles of the x axis and the y axis; curves of the same axes share a plot.
     """
 
     group: str

@@ -1,4 +1,4 @@
-"""Seeded random generators: the same numbers whatever torch's global random state is."""
+"""Seeded random generators: their numbers do not depend on torch's global random state."""
 
 import hashlib
 from typing import Any
@@ -7,6 +7,12 @@ import torch
 
 
 def seeded_generator(seed: int, *name: Any) -> torch.Generator:
-    """A generator (CPU) from a seed and a name."""
+    """Make a CPU generator from a seed and a name.
+
+    Args:
+        seed: the run's seed.
+        name: what the numbers are for, any values with a stable ``repr`` (text, integers). Generators of other names
+            are independent.
+    """
     key = hashlib.sha256(repr((seed, *name)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)

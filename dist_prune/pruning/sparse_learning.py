@@ -1,4 +1,4 @@
-"""Training that makes channels small before they are cut: what is added to gradients, after ranks have averaged them.
+"""Sparse learning: terms that make channels small before pruning. They are added to gradients averaged over ranks.
 
 ``bn_scale``: the sign of each batch norm's scale, the subgradient of its L1 norm (Liu et al., Network Slimming, ICCV
 2017, eq. 1). ``group_norm``: each weight tied to a channel times 2^(4 (I_max - I) / (I_max - I_min)), I the channel's
@@ -20,15 +20,24 @@ STEEPNESS = 4.0
 
 
 def sparsity_gradient(kind: str, model: nn.Module, graph: DependencyGraph, weight: float) -> Callable[[], None]:
-    """What adds ``weight`` times the penalty's gradient to the gradients of the free groups' parameters."""
+    """Return a function that adds ``weight`` times the penalty's gradient to the gradients of ``model``, in place.
+
+    Call it after the backward pass and before the optimizer's step. Parameters without a gradient are left alone.
+
+    Args:
+        kind: ``bn_scale`` (Network Slimming, eq. 1) or ``group_norm`` (DepGraph, section 3.3).
+        model: the bare network that ``graph`` was traced on.
+        graph: only the parameters of its free groups get a term.
+        weight: factor of the penalty.
+    """
     groups = list(graph.free) if kind == "group_norm" else []
-    members: dict[str, list[_Member]] = {}
+    members: dict[str, list[_GroupWeights]] = {}
 
     @torch.no_grad()
     def add() -> None:
-        if groups and not members:  # at the first update: now the weights lie where they are trained
-            members.update({group.name: list(_members(model, graph, group)) for group in groups})
-        terms = itertools.chain(*map(_steep, members.values())) if groups else _scales(model, graph)
+        if groups and not members:  # at the first update: the weights are on their device now
+            members.update({group.name: list(_group_weights(model, graph, group)) for group in groups})
+        terms = itertools.chain(*map(_group_norm_terms, members.values())) if groups else _bn_scale_terms(model, graph)
         for parameter, term in terms:
             if parameter.grad is not None:
                 parameter.grad.add_(term, alpha=weight)
@@ -36,7 +45,7 @@ def sparsity_gradient(kind: str, model: nn.Module, graph: DependencyGraph, weigh
     return add
 
 
-def _scales(model: nn.Module, graph: DependencyGraph) -> Iterator[tuple[nn.Parameter, Tensor]]:
+def _bn_scale_terms(model: nn.Module, graph: DependencyGraph) -> Iterator[tuple[nn.Parameter, Tensor]]:
     names = {c.layer for group in graph.free for c in group.couplings if graph.layers[c.layer].kind == "norm"}
     for name in sorted(names):
         if graph.layers[name].bias:
@@ -45,10 +54,10 @@ def _scales(model: nn.Module, graph: DependencyGraph) -> Iterator[tuple[nn.Param
 
 
 @dataclass(frozen=True)
-class _Member:
-    """Where weights of a group lie: positions ``index`` along a side of a parameter belong to channels ``channel``.
+class _GroupWeights:
+    """Weights of a group in one parameter: positions ``index`` along a side belong to channels ``channel``.
 
-    Both indices lie on the parameter's device from the beginning: a copy per update would be waited for.
+    Both index tensors are on the parameter's device from the beginning: a copy per update would block.
     """
 
     parameter: nn.Parameter
@@ -58,8 +67,8 @@ class _Member:
     width: int
 
     @property
-    def rows(self) -> Tensor:
-        """The group's weights, (positions, ...)."""
+    def weights(self) -> Tensor:
+        """(positions, ...) weights of the group."""
         return _sides(self.parameter, self.side)[self.index]
 
     def squares(self) -> Tensor:
@@ -68,28 +77,28 @@ class _Member:
         return each.new_zeros(self.width).index_add_(0, self.channel, each[self.index])
 
 
-def _steep(members: Sequence[_Member]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+def _group_norm_terms(members: Sequence[_GroupWeights]) -> Iterator[tuple[nn.Parameter, Tensor]]:
     sizes = torch.stack([member.squares() for member in members]).sum(0)
     spread = (sizes.max() - sizes.min()).clamp(min=1e-12)
     factor = torch.exp2(STEEPNESS * (sizes.max() - sizes) / spread)
     for member in members:
-        rows, term = member.rows, torch.zeros_like(member.parameter)
-        each = factor[member.channel].to(rows.dtype).view(-1, *[1] * (rows.dim() - 1))
-        _sides(term, member.side)[member.index] = rows * each
+        weights, term = member.weights, torch.zeros_like(member.parameter)
+        each = factor[member.channel].to(weights.dtype).view(-1, *[1] * (weights.dim() - 1))
+        _sides(term, member.side)[member.index] = weights * each
         yield member.parameter, term
 
 
-def _members(model: nn.Module, graph: DependencyGraph, group: ChannelGroup) -> Iterator[_Member]:
-    """Where weights of the group lie, and along which side of them its channels do."""
+def _group_weights(model: nn.Module, graph: DependencyGraph, group: ChannelGroup) -> Iterator[_GroupWeights]:
+    """The parameters that hold weights of the group, with the side along which its channels lie."""
     for coupling in group.couplings:
         layer = graph.layers[coupling.layer]
         if coupling.side == "in" and layer.groups > 1 and not layer.depthwise:
-            continue  # a grouped convolution's filters go whole, and count at the outputs
+            continue  # a grouped convolution loses whole filters, which count at the outputs
         if layer.kind in ("conv", "linear") or (layer.kind == "norm" and layer.bias):
             side = "in" if coupling.side == "in" and not layer.depthwise else "out"
             parameter = _weight(model, coupling.layer)
             index, channel = (to_device_of(torch.tensor(at), parameter) for at in (coupling.index, coupling.channel))
-            yield _Member(parameter, side, index, channel, group.width)
+            yield _GroupWeights(parameter, side, index, channel, group.width)
 
 
 def _sides(weight: Tensor, side: str) -> Tensor:

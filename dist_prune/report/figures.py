@@ -79,17 +79,16 @@ def similarity_image(similarity_map: SimilarityMap, side: int = 128) -> np.ndarr
         (h, w, 3) uint8, h = min(C, side). Dark cells are alike. To their left are the clusters' colours and, dark, the
         channels that stay.
     """
-    order = np.lexsort(
-        (~similarity_map.kept, np.where(similarity_map.parts < 0, len(similarity_map.parts), similarity_map.parts))
-    )
+    of = similarity_map.clusters
+    order = np.lexsort((~similarity_map.kept, np.where(of < 0, len(of), of)))
     cells = min(side, len(order))
     starts = np.linspace(0, len(order), cells, endpoint=False).astype(int)
     counts = np.diff(np.append(starts, len(order)))
-    sums = np.add.reduceat(similarity_map.likeness[np.ix_(order, order)], starts, axis=0)
+    sums = np.add.reduceat(similarity_map.similarity[np.ix_(order, order)], starts, axis=0)
     mean = np.add.reduceat(sums, starts, axis=1) / (counts[:, None] * counts[None, :])
     grey = (255 * (1 - np.clip(2 * mean - 1, 0, 1))).astype(np.uint8)  # random bits agree by a half: white
     inner = np.repeat(grey[:, :, None], 3, axis=2)
-    clusters = similarity_map.parts[order[starts]]  # a cell has the colour of its first channel
+    clusters = similarity_map.clusters[order[starts]]  # a cell has the colour of its first channel
     colour = np.where(clusters[:, None] < 0, _ALONE, _CLUSTERS[clusters % len(_CLUSTERS)])
     share = np.add.reduceat(similarity_map.kept[order].astype(float), starts) / counts
     stays = np.repeat((255 - 220 * share).astype(np.uint8)[:, None], 3, axis=1)

@@ -247,8 +247,8 @@ class DistributedScoringContext:
 
             self._masked_accuracies = MaskedAccuracyCache(self.model, self.graph, batches)
         masked_accuracy = self._masked_accuracies.for_group(group, where, memory_mb * 2**20)
-        counts = masked_accuracy.tally(off, num_correct).tolist()
-        if masked_accuracy.dense_correct:
+        counts = masked_accuracy.evaluate(off, num_correct).tolist()
+        if masked_accuracy.runs_whole_network:
             self.notes.add(f"every coalition of {group} cost a whole forward pass: the network could not be cut there")
         return counts
 

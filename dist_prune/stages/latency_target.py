@@ -51,7 +51,7 @@ def search_latency(
 
     floors = {group.name: list(range(context.selection.width(group, 1))) for group in graph.free}
     search = LatencySearch(
-        graph, table, recipe.target.latency, recipe.target.latency_tolerance, Plan.keeping(graph, floors), choose,
+        graph, table, recipe.target.latency, recipe.target.latency_tolerance, Plan.from_kept(graph, floors), choose,
         measure, lambda text: context.tracker.info(f"  {text}"),
     )  # fmt: skip
     found = search.run()
@@ -61,7 +61,7 @@ def search_latency(
         "tried": [[one.predicted, one.measured] for one in search.tried.values()],
         "batch": recipe.target.latency_batch, "device": str(context.environment.device), "threads": _threads(context),
         "repeats": recipe.report.latency_repeats, "times": times,
-        "bend": [*search.raw_shares_for(found.raw), (1.0, 1.0)],
+        "bend": [*search.corrections_for(found.raw), (1.0, 1.0)],
     }  # fmt: skip
 
 

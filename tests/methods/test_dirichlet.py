@@ -220,7 +220,7 @@ def test_report_rows_and_portraits():
     assert all(row["smallest_gate"] < 1 < row["largest_gate"] for row in rows)
     first = next(iter(method.similarity_maps(scores, bench.graph, request)))
     assert first.kept.sum() == 8
-    assert "0 % of the pairs positive" in first.said
+    assert "0 % of the pairs positive" in first.caption
     other = switches_with(variant="integral", posterior="logistic_normal", draws=1)
     row = other.table(other.score(bench_of()), bench.graph, request)[0]
     assert row["correlation_to"] > row["correlation_from"]

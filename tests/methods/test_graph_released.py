@@ -162,9 +162,9 @@ def portrait_facts(request_: SelectionRequest) -> list[tuple[str, int, str]]:
     out = []
     for portrait in found.similarity_maps(scores, context.graph, request_):
         assert [i for i, stays in enumerate(portrait.kept) if stays] == plan.kept(portrait.group)
-        assert portrait.likeness.shape == (len(portrait.kept),) * 2
-        assert (portrait.likeness.diagonal() == 1).all()
-        out.append((portrait.group, int(portrait.kept.sum()), portrait.said))
+        assert portrait.similarity.shape == (len(portrait.kept),) * 2
+        assert (portrait.similarity.diagonal() == 1).all()
+        out.append((portrait.group, int(portrait.kept.sum()), portrait.caption))
     assert [group.name for group in found.prunable(context.graph).free] == [name for name, _, _ in out]
     return out
 
@@ -198,7 +198,7 @@ def test_zeroed_channels_are_removed_channels_in_the_paper_s_networks(name):
     graph = method().prunable(trace_groups(model, x))
     generator = torch.Generator().manual_seed(1)
     kept = {g.name: torch.randperm(g.width, generator=generator)[: g.width // 2].tolist() for g in graph.free}
-    plan = Plan.keeping(graph, kept)
+    plan = Plan.from_kept(graph, kept)
     with torch.no_grad():
         with gate_off(model, graph, plan.removed):
             switched = model(x)

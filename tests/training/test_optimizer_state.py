@@ -82,7 +82,7 @@ def test_the_state_of_kept_channels_is_untouched(case):
     model, x = found.model, tiny.example()
     channels = trace_groups(model, x[:1])
     kept = {"conv1": [0, 2, 3, 11], "layer2.0.conv1": list(range(5, 30)), "layer3.0.conv2": [1, 2, 40, 63]}
-    plan = Plan.keeping(channels, kept)
+    plan = Plan.from_kept(channels, kept)
     carried, places = (
         found.final_state.prune(partial(surgeon.prune_tensors_like, model, channels, plan)),
         remaining_positions(channels, plan.removed),

@@ -203,7 +203,7 @@ class SwitchTraining:
             return images.new_zeros(0)
         if self._rest is None:
             self._rest = SplitForward(model, fx_steps(model), [point.point.layer for point in self.points])
-            self._rest.prove(images)
+            self._rest.verify(images)
         values = {}
         for name, posterior in zip(self.names, self.posteriors, strict=True):
             sample = posterior.sample(draws, self.context.generator("switches", name, self.step))

@@ -246,7 +246,7 @@ class Entropy(base.RankingMethod):
         self.check(graph, request)
         if self.options.distribution == "l1" and request.target is not None:
             places = self.importance(scores, graph)
-            return Plan.keeping(graph, top_k(graph, places, l1_counts(graph, request), request.seed))
+            return Plan.from_kept(graph, top_k(graph, places, l1_counts(graph, request), request.seed))
         return super().select(scores, graph, request)
 
     def importance(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> dict[str, Tensor]:

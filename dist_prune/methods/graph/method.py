@@ -134,7 +134,9 @@ class Graph(base.Method):
         graph = self.prunable(graph)
         self.check(graph, request)
         _, kept, inputs = self._decompose_groups(scores, graph, request)
-        return Plan.keeping(graph, kept, dict.fromkeys(inputs, "no two of its filters are as similar as the threshold"))
+        return Plan.from_kept(
+            graph, kept, dict.fromkeys(inputs, "no two of its filters are as similar as the threshold")
+        )
 
     def similarity_maps(
         self, scores: Mapping[str, Tensor], graph: DependencyGraph, request: SelectionRequest

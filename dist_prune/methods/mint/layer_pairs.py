@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning.graph.groups import ChannelGroup, Coupling, DependencyGraph, HookPoint, Layer
-from dist_prune.pruning.hooks.consumers import ChannelPoint, Points, consumers, producers
+from dist_prune.pruning.hooks.consumers import ChannelPoint, FindPoints, consumers, producers
 from dist_prune.pruning.plan.weight_blocks import Indices
 
 Parts = tuple[Indices, ...]
@@ -90,7 +90,7 @@ def contiguous_groups(width: int, count: int, exactly: bool, layer: str) -> Part
     return tuple(tuple(range(start, start + size)) for start in range(0, width, size))
 
 
-def _by_layer(graph: DependencyGraph, of: Points) -> dict[str, list[tuple[ChannelGroup, ChannelPoint]]]:
+def _by_layer(graph: DependencyGraph, of: FindPoints) -> dict[str, list[tuple[ChannelGroup, ChannelPoint]]]:
     found: dict[str, list[tuple[ChannelGroup, ChannelPoint]]] = {}
     for group in graph.groups:
         for point in of(graph, group):

@@ -225,7 +225,7 @@ class Sensitivity(base.RankingMethod):
         else:
             check_ranking(request)
             kept = select_by_score(free, worth, request, self.options.normalise)
-        return Plan.keeping(free, kept, dict.fromkeys(masks, "its mask kept every channel"))
+        return Plan.from_kept(free, kept, dict.fromkeys(masks, "its mask kept every channel"))
 
     def importance(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> dict[str, Tensor]:
         """Channels that a mask keeps are above those that it cuts; among them the mean of the soft mask decides."""

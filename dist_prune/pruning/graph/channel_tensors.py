@@ -1,4 +1,4 @@
-"""Values of a layer's positions as tensors of a group's channels, on the device where they are needed."""
+"""Values per position of a layer as values per channel of a group, on the device of the values."""
 
 import torch
 from torch import Tensor
@@ -7,12 +7,21 @@ from dist_prune.pruning.graph.groups import Coupling
 
 
 def to_device_of(table: Tensor, like: Tensor) -> Tensor:
-    """``table`` on the device of ``like``; nobody waits for the copy."""
+    """Copy ``table`` to the device of ``like`` without blocking."""
     return table.to(like.device, non_blocking=True)
 
 
 def sum_by_channel(values: Tensor, coupling: Coupling, width: int) -> Tensor:
-    """Values per position of a layer, (..., positions), summed per channel of the group coupled there: (..., C)."""
+    """Sum values per position of a layer over the positions of each channel of a group.
+
+    Args:
+        values: (..., positions), one value per output (or input) position of the layer.
+        coupling: the group's coupling to that side of the layer.
+        width: channels of the group, C.
+
+    Returns:
+        (..., C), of the dtype and on the device of ``values``; positions of other groups are left out.
+    """
     out = values.new_zeros((*values.shape[:-1], width))
-    channel, index = (to_device_of(torch.tensor(places), values) for places in (coupling.channel, coupling.index))
+    channel, index = (to_device_of(torch.tensor(numbers), values) for numbers in (coupling.channel, coupling.index))
     return out.index_add_(-1, channel, values[..., index])

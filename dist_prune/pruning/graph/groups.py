@@ -1,4 +1,7 @@
-"""What can be cut of a network: its layers, its channel groups and the sites where they are observed."""
+"""The dependency graph of a network as data: layers, channel groups, and the hook points of their channels.
+
+Widths and indices refer to the network that was traced. ``plan.after_pruning`` derives the graph of a pruned one.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -16,26 +19,51 @@ Unit = Literal["channel", "head", "conv group"]
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer as arithmetic sees it; widths are channels (features for linear layers)."""
+    """The sizes of one layer that costs are computed from.
+
+    Attributes:
+        name: module path in the network, as of ``named_modules``.
+        kind: ``conv``, ``linear``, ``norm`` (batch norm), ``pool`` (average pool) or ``table`` (a parameter of an
+            attention module with one column per head).
+        width_in: input channels (features of a linear layer); equal to ``width_out`` for norms, pools and tables.
+        width_out: output channels.
+        groups: groups of a grouped convolution.
+        kernel: entries of one filter per input channel, kh * kw.
+        positions: output positions per image, H * W (tokens for a linear layer); summed over all calls of the layer.
+        bias: parameters per output channel besides the kernel: 1 for a bias, 2 for an affine norm.
+        thop: operations that thop 0.1.1 counts: per MAC (conv, linear), or per output channel and image (norm, pool).
+    """
 
     name: str
     kind: Kind
     width_in: int
     width_out: int
     groups: int = 1
-    kernel: int = 1  # positions of one filter, kh * kw
-    positions: int = 1  # output positions per image, H * W (tokens for a linear layer)
-    bias: int = 0  # parameters per output channel beside the kernel's (bias; weight and bias of a norm)
-    thop: float = 0.0  # what thop 0.1.1 charges: per MAC (conv, linear) or per output channel and image (norm, pool)
+    kernel: int = 1
+    positions: int = 1
+    bias: int = 0
+    thop: float = 0.0
 
     @property
     def depthwise(self) -> bool:
+        """Whether this is a depthwise convolution: one filter per channel, and as many channels out as in."""
         return self.kind == "conv" and self.groups == self.width_in == self.width_out > 1
 
 
 @dataclass(frozen=True)
 class Coupling:
-    """Where the channels of a group lie in one layer: position ``index[i]`` belongs to channel ``channel[i]``."""
+    """The positions that a group's channels take on one side of one layer.
+
+    Position ``index[i]`` belongs to channel ``channel[i]``. A channel takes several positions if maps were flattened
+    before a linear layer, or if the channel is a whole head or conv group. For a group of 2 channels whose 2 x 2 maps
+    enter a linear layer: ``Coupling("fc", "in", (0, 1, 2, 3, 4, 5, 6, 7), (0, 0, 0, 0, 1, 1, 1, 1))``.
+
+    Attributes:
+        layer: module path.
+        side: ``out`` for outputs (also of norms, pools and depthwise convolutions), ``in`` for inputs.
+        index: positions in the layer, from 0; other groups may hold positions of the same side (concatenations).
+        channel: channels of the group, in [0, width), as many as ``index``.
+    """
 
     layer: str
     side: Side
@@ -43,56 +71,82 @@ class Coupling:
     channel: tuple[int, ...]
 
     def positions(self, channels: Iterable[int]) -> list[int]:
-        """The positions that go when ``channels`` of the group go."""
-        gone = set(channels)
-        return [i for i, c in zip(self.index, self.channel, strict=True) if c in gone]
+        """Return the layer's positions that belong to ``channels`` of the group, in the order of ``index``."""
+        chosen = set(channels)
+        return [i for i, c in zip(self.index, self.channel, strict=True) if c in chosen]
 
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Slices that must go together (residual additions, concatenations, depthwise), named by their leader.
+    """Channels that are tied to one another across layers: channel ``c`` is removed from all of its layers or none.
 
-    The leader is the producer with the fewest convolutions before it: the stem of a first residual stream, the
-    projection shortcut of a later one, the expansion in front of a depthwise layer.
+    Residual additions, concatenations, norms and depthwise convolutions tie layers together. The group has the name of
+    its leader: the producer with the fewest convolutions before it. That is the stem of a first residual stream, the
+    projection shortcut of a later one, and the expansion before a depthwise layer.
+
+    Attributes:
+        name: module path of the leader.
+        width: channels of the group in the traced network, C; channels are numbered from 0 to C - 1.
+        producers: conv and linear layers whose outputs are the group's channels; the leader is first.
+        couplings: the positions of the channels in every layer that changes with them.
+        protected: reason why no channel may be removed; empty for a free group. Groups are protected whose channels are
+            the network's outputs, that cannot be followed through the network, or that the recipe excludes.
+        excluded: whether ``select.exclude`` names one of its producers.
+        unit: ``channel``, or ``head`` or ``conv group`` if each of its channels is such a unit of several positions.
+        gone: channels that earlier rounds removed; the dense width is ``width + gone``.
     """
 
     name: str
     width: int
-    producers: tuple[str, ...]  # conv and linear layers whose outputs are the group's channels; the leader is first
+    producers: tuple[str, ...]
     couplings: tuple[Coupling, ...]
-    protected: str = ""  # why nothing may be cut; empty: free
-    excluded: bool = False  # the recipe wants the layers that make its channels left alone
-    unit: Unit = "channel"  # what one of its channels is: whole heads and conv groups take several positions
-    gone: int = 0  # channels that earlier rounds cut: ``width`` is what they left of the dense network's
+    protected: str = ""
+    excluded: bool = False
+    unit: Unit = "channel"
+    gone: int = 0
 
     @property
     def dense(self) -> int:
-        """The width in the dense network, which floors, caps and shares refer to."""
+        """Width in the dense network; floors, caps and shares refer to it."""
         return self.width + self.gone
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Every layer that changes when a channel goes, each once."""
+        """Every layer that changes if a channel is removed, each once."""
         return tuple(dict.fromkeys(coupling.layer for coupling in self.couplings))
 
     def unit_order(self, layer: str) -> tuple[int, ...]:
-        """A producer's outputs in the order of the units, each unit's together; empty where units are channels."""
+        """Return a producer's output positions sorted by unit; empty if the units are channels.
+
+        Args:
+            layer: module path of a producer.
+        """
         if self.unit == "channel":
             return ()
-        parts = [c for c in self.couplings if (c.layer, c.side) == (layer, "out")]
-        pairs = sorted((unit, place) for c in parts for place, unit in zip(c.index, c.channel, strict=True))
-        return tuple(place for _, place in pairs)
+        outputs = [c for c in self.couplings if (c.layer, c.side) == (layer, "out")]
+        pairs = sorted((unit, position) for c in outputs for position, unit in zip(c.index, c.channel, strict=True))
+        return tuple(position for _, position in pairs)
 
     @cached_property
     def per_channel(self) -> dict[tuple[str, Side], int]:
-        """(layer, side) -> positions that one channel takes."""
+        """(layer, side) -> number of positions that one channel takes there."""
         return {(c.layer, c.side): len(c.index) // self.width for c in self.couplings}
 
 
 @dataclass(frozen=True)
 class HookPoint:
-    """One layer's output, named by module path; or what enters it (side "in") or its weight (side "weight"), named
-    ``<module path>:in`` and ``<module path>:weight``."""
+    """One tensor of one layer that statistics are collected of: its output, its first input or its weight.
+
+    Attributes:
+        name: the module path for an output, ``<module path>:in`` for an input, ``<module path>:weight`` for a weight.
+        group: name of the channel group.
+        width: channels of the tensor; heads or conv groups count as one channel if ``unit_order`` is set. An input
+            after a concatenation has channels of several groups.
+        kind: kind of the layer; linear layers have their features last.
+        leader: whether the layer leads its group.
+        side: ``out``, ``in`` or ``weight``.
+        unit_order: the layer's outputs sorted by unit if the group's channels are heads or conv groups; else empty.
+    """
 
     name: str
     group: str
@@ -100,58 +154,68 @@ class HookPoint:
     kind: Kind
     leader: bool
     side: HookKind = "out"
-    unit_order: tuple[int, ...] = ()  # of whole units: the layer's outputs, unit after unit
+    unit_order: tuple[int, ...] = ()
 
     @property
     def layer(self) -> str:
-        """The module path."""
+        """Module path of the layer."""
         return self.name if self.side == "out" else self.name.removesuffix(f":{self.side}")
 
     @property
     def at_weight(self) -> "HookPoint":
-        """The weight of the layer."""
+        """The hook point at the layer's weight."""
         return replace(self, name=f"{self.layer}:weight", side="weight")
 
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Measured time of the dense network with one group alone cut to some widths, as shares of the dense time.
+    """Measured times of the dense network with a single group cut to some widths, as shares of the dense time.
 
     Attributes:
         times: group -> ((kept channels, share of the dense time), ...), widths ascending, the dense one last.
-        bend: (share by ``times``, measured share) of whole networks, ascending in both; empty: not corrected.
+        corrections: (share predicted from ``times``, measured share) of whole networks, ascending in both; empty: no
+            correction.
     """
 
     times: Mapping[str, tuple[tuple[int, float], ...]]
-    bend: tuple[tuple[float, float], ...] = ()
+    corrections: tuple[tuple[float, float], ...] = ()
 
-    def bending(self, share: float) -> float:
-        """The share that measured whole networks make of one that the table says."""
-        if not self.bend:
+    def correct(self, share: float) -> float:
+        """Map a share predicted from ``times`` to a measured share, linearly between the points of ``corrections``."""
+        if not self.corrections:
             return share
-        raw, measured = zip(*self.bend, strict=True)
+        raw, measured = zip(*self.corrections, strict=True)
         return float(np.interp(share, raw, measured))
 
 
 @dataclass(frozen=True)
 class DependencyGraph:
-    """All of a network's layers and groups, as traced on one example input."""
+    """All layers and channel groups of a network, as traced on one example image. Immutable, holds no tensors.
+
+    Attributes:
+        layers: module path -> layer, in module order.
+        groups: free and protected groups, in module order of their leaders.
+        other_params: number of parameters that no layer in ``layers`` counts and no plan changes.
+        example: (C, H, W) of the example image.
+        latency: measured times, if the recipe has a latency target.
+        origin: graph of the dense network, if this network was pruned in earlier rounds.
+    """
 
     layers: Mapping[str, Layer]
     groups: tuple[ChannelGroup, ...]
-    other_params: int  # parameters that no group can change and no layer above counts
-    example: tuple[int, ...]  # (C, H, W) of the input
-    latency: LatencyTable | None = None  # measured times, where a target asks for them
-    origin: "DependencyGraph | None" = None  # of the dense network, where earlier rounds have cut this one (narrow.py)
+    other_params: int
+    example: tuple[int, ...]
+    latency: LatencyTable | None = None
+    origin: "DependencyGraph | None" = None
 
     @property
     def free(self) -> tuple[ChannelGroup, ...]:
-        """The groups that may be cut."""
+        """The groups whose channels may be removed: those without a reason in ``protected``."""
         return tuple(group for group in self.groups if not group.protected)
 
     @property
     def hook_points(self) -> tuple[HookPoint, ...]:
-        """The producers of every free group, leaders first within their group."""
+        """The outputs of the producers of every free group, leaders first within their group."""
         return tuple(
             HookPoint(
                 name,
@@ -166,46 +230,54 @@ class DependencyGraph:
         )
 
     def whole_channels_only(self) -> "DependencyGraph":
-        """The same, with every group protected whose channels are whole units."""
+        """Return a copy with every group protected whose channels are heads or conv groups."""
 
-        def guard(group: ChannelGroup) -> ChannelGroup:
-            why = f"it goes by whole {group.unit}s, and this method judges single channels"
+        def protect(group: ChannelGroup) -> ChannelGroup:
+            why = f"its channels are whole {group.unit}s, and this method scores single channels"
             return group if group.unit == "channel" or group.protected else replace(group, protected=why)
 
-        return replace(self, groups=tuple(guard(group) for group in self.groups))
+        return replace(self, groups=tuple(protect(group) for group in self.groups))
 
     def group(self, name: str) -> ChannelGroup:
+        """Return the group of that name."""
         return next(group for group in self.groups if group.name == name)
 
     def unmatched(self, globs: Iterable[str]) -> list[str]:
-        """The globs that match no producer of any group."""
+        """Return the globs that match no producer of any group."""
         names = [name for group in self.groups for name in group.producers]
         return [glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)]
 
     def exclude(self, globs: Iterable[str]) -> "DependencyGraph":
-        """The same, with every group protected that has a layer matching one of ``globs``."""
+        """Return a copy with every group protected that has a producer matching one of ``globs``."""
         patterns = tuple(globs)
 
-        def guard(group: ChannelGroup) -> ChannelGroup:
-            hit = next((p for p in patterns if any(fnmatchcase(n, p) for n in group.producers)), None)
-            if hit is None:
+        def protect(group: ChannelGroup) -> ChannelGroup:
+            match = next((p for p in patterns if any(fnmatchcase(n, p) for n in group.producers)), None)
+            if match is None:
                 return group
-            return replace(group, excluded=True, protected=group.protected or f"excluded by select.exclude {hit!r}")
+            return replace(group, excluded=True, protected=group.protected or f"excluded by select.exclude {match!r}")
 
-        return replace(self, groups=tuple(guard(group) for group in self.groups))
+        return replace(self, groups=tuple(protect(group) for group in self.groups))
 
     def restrict_to(self, globs: Iterable[str]) -> "DependencyGraph":
-        """The same, with every group protected that has no layer matching one of ``globs`` (none: no change)."""
+        """Return a copy with every group protected that no glob matches at a producer (no globs: no change)."""
         patterns = tuple(globs)
 
-        def guard(group: ChannelGroup) -> ChannelGroup:
+        def protect(group: ChannelGroup) -> ChannelGroup:
             named = not patterns or any(fnmatchcase(n, p) for n in group.producers for p in patterns)
             return group if named or group.protected else replace(group, protected="not named by select.include")
 
-        return replace(self, groups=tuple(guard(group) for group in self.groups))
+        return replace(self, groups=tuple(protect(group) for group in self.groups))
 
     def widths(self, kept: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-        """Layer -> (width in, width out) when group ``g`` keeps ``kept[g]`` channels (missing: all)."""
+        """Compute the widths of every layer after pruning.
+
+        Args:
+            kept: group -> number of kept channels; groups that are absent keep all.
+
+        Returns:
+            Layer -> (input channels, output channels).
+        """
         cut_in: dict[str, int] = {}
         cut_out: dict[str, int] = {}
         for group in self.groups:

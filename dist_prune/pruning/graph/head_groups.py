@@ -1,6 +1,6 @@
-"""Whole units: attention heads, and the groups of grouped convolutions. A unit is one channel of its channel group.
+"""Attention heads and the groups of grouped convolutions: whole units, each of which is one channel of its group.
 
-A unit takes several positions in each layer it runs through, and all of them go together. Heads are found by the class
+A unit takes several positions in each of its layers, and all of them are removed together. Heads are found by the class
 of the attention module: ATTENTION declares how each class names its parts.
 """
 
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from dist_prune.pruning.graph.groups import ChannelGroup, Coupling, HookPoint, Layer
 
-Root = Callable[[tuple[str, int]], tuple[str, int]]  # (group, channel) -> the one that stands for its unit
+Root = Callable[[tuple[str, int]], tuple[str, int]]  # (group, channel) -> the representative of its unit
 
 
 @dataclass(frozen=True)
 class Fused:
-    """An attention module with one linear layer for queries, keys and values, (3, heads, head width) outputs.
+    """Names of the parts of an attention module with one layer for queries, keys and values, (3, heads, width) outputs.
 
     Attributes:
-        table: its parameter of shape (rows, heads), or "".
-        total: its attribute that holds heads * head width, or "".
-        without: submodules that must be absent or nn.Identity: they mix heads, or are made for all of them.
+        table: name of its parameter of shape (rows, heads), or "".
+        total: name of its attribute that holds heads * head width, or "".
+        without: submodules that must be absent or ``nn.Identity``, because they mix heads or depend on their number.
     """
 
     table: str = ""
@@ -38,25 +38,33 @@ ATTENTION = {
 
 
 def attentions(model: nn.Module) -> Iterable[tuple[str, Any, Fused]]:
-    """(path, module, how its parts are called) of the attention modules whose heads can be cut."""
+    """Yield (path, module, names of its parts) of the attention modules whose heads can be removed."""
     for name, module in model.named_modules():
         kind = ATTENTION.get(f"{type(module).__module__}.{type(module).__qualname__}")
-        if kind is not None and all(_absent(getattr(module, part, None)) for part in kind.without):
+        if kind is not None and all(_absent(getattr(module, submodule, None)) for submodule in kind.without):
             yield name, module, kind
 
 
 def head_tables(model: nn.Module) -> dict[str, Layer]:
-    """Attention path -> its table of one column per head, as a layer: it has parameters and no multiplications."""
-    found = {}
+    """Return attention path -> its table of one column per head, as a layer that has parameters and no MACs."""
+    tables = {}
     for name, module, kind in attentions(model):
         if kind.table:
             rows, heads = getattr(module, kind.table).shape
-            found[name] = Layer(name, "table", heads, heads, bias=rows)
-    return found
+            tables[name] = Layer(name, "table", heads, heads, bias=rows)
+    return tables
 
 
-def with_heads(model: nn.Module, groups: Iterable[ChannelGroup], layers: Mapping[str, Layer]) -> list[ChannelGroup]:
-    """The groups, with those of attention outputs replaced by groups of whole heads."""
+def replace_with_heads(
+    model: nn.Module, groups: Iterable[ChannelGroup], layers: Mapping[str, Layer]
+) -> list[ChannelGroup]:
+    """Return the groups, with those of queries, keys and values replaced by groups of whole heads.
+
+    Args:
+        model: the bare network.
+        groups: its groups as traced channel by channel.
+        layers: its layers.
+    """
     heads = {}
     for name, module, kind in attentions(model):
         qkv, proj, count = f"{name}.qkv", f"{name}.proj", module.num_heads
@@ -80,9 +88,14 @@ def with_heads(model: nn.Module, groups: Iterable[ChannelGroup], layers: Mapping
 def merge_grouped_convs(
     groups: Iterable[ChannelGroup], layers: Mapping[str, Layer], rank: Callable[[str], Any]
 ) -> list[ChannelGroup]:
-    """The groups, with those that meet in grouped convolutions put together, their units in place of channels.
+    """Return the groups, with those that meet in grouped convolutions merged into groups of units.
 
-    All that enters one group of such a convolution and all that leaves it is one unit.
+    All channels that enter one group of such a convolution, and all that leave it, are one unit.
+
+    Args:
+        groups: the network's groups as traced channel by channel.
+        layers: the network's layers.
+        rank: sort key of layer names; the producer with the smallest leads a merged group.
     """
     groups = list(groups)
     parent: dict[tuple[str, int], tuple[str, int]] = {}
@@ -92,9 +105,9 @@ def merge_grouped_convs(
             parent[node] = node = parent[parent[node]]
         return node
 
-    meets: dict[str, str] = {}  # group -> a representative of those it meets
+    meets: dict[str, str] = {}  # group -> a representative of the groups that it meets
 
-    def clan(name: str) -> str:
+    def cluster(name: str) -> str:
         while meets.setdefault(name, name) != name:
             name = meets[name]
         return name
@@ -109,20 +122,24 @@ def merge_grouped_convs(
             for position, channel in zip(coupling.index, coupling.channel, strict=True):
                 node = seen.setdefault((layer.name, position // each), (group.name, channel))
                 parent[root((group.name, channel))] = root(node)
-                meets[clan(group.name)] = clan(node[0])
-    clans: dict[str, list[ChannelGroup]] = {}
+                meets[cluster(group.name)] = cluster(node[0])
+    clusters: dict[str, list[ChannelGroup]] = {}
     for group in groups:
         if group.name in meets:
-            clans.setdefault(clan(group.name), []).append(group)
-    out = [group for group in groups if group.name not in meets]
-    return out + [group for members in clans.values() for group in _one(members, layers, root, rank)]
+            clusters.setdefault(cluster(group.name), []).append(group)
+    apart = [group for group in groups if group.name not in meets]
+    return apart + [group for members in clusters.values() for group in _merge(members, layers, root, rank)]
 
 
 def fold_units(point: HookPoint, maps: Tensor) -> Tensor:
-    """Maps or a weight at a site with a unit as its channel; of plain channels as they are.
+    """Reshape maps or a weight at a hook point so that each unit is one channel; plain channels are left as they are.
 
     Outputs (N, C, H, W) become (N, units, positions * H, W), (N, tokens, C) and (N, C) become (N, units, positions,
     tokens); a weight (C, in, ...) becomes (units, positions * in, ...).
+
+    Args:
+        point: the hook point; its ``unit_order`` says which outputs belong to a unit.
+        maps: the layer's output, or its weight if ``point.side`` is ``weight``.
     """
     if not point.unit_order:
         return maps
@@ -136,45 +153,46 @@ def fold_units(point: HookPoint, maps: Tensor) -> Tensor:
     return rows.permute(0, 2, 3, 1)
 
 
-def _absent(part: Any) -> bool:
-    return part is None or isinstance(part, nn.Identity)
+def _absent(submodule: Any) -> bool:
+    return submodule is None or isinstance(submodule, nn.Identity)
 
 
-def _one(
+def _merge(
     members: list[ChannelGroup], layers: Mapping[str, Layer], root: Root, rank: Callable[[str], Any]
 ) -> list[ChannelGroup]:
-    """Groups that meet in grouped convolutions as one; as they were, with the reason, where they cannot be cut."""
+    """Merge groups that meet in grouped convolutions into one; if it cannot be cut, return them protected."""
     producers = tuple(sorted({name for group in members for name in group.producers}, key=rank))
     leader = next(group for group in members if producers[0] in group.producers)
     nodes = [root((group.name, channel)) for group in [leader, *members] for channel in range(group.width)]
     number = {node: i for i, node in enumerate(dict.fromkeys(nodes))}  # in the order of the leader's channels
     couplings = [
         replace(coupling, channel=tuple(number[root((group.name, channel))] for channel in coupling.channel))
-        for group in members for coupling in group.couplings
-    ]  # fmt: skip
-    found = ChannelGroup(producers[0], len(number), producers, tuple(couplings), unit="conv group")
-    why = next((group.protected for group in members if group.protected), "") or why_uneven(found)
-    why = why or _open(found, layers)
+        for group in members
+        for coupling in group.couplings
+    ]
+    merged = ChannelGroup(producers[0], len(number), producers, tuple(couplings), unit="conv group")
+    why = next((group.protected for group in members if group.protected), "") or why_uneven(merged)
+    why = why or _why_incomplete(merged, layers)
     if not why and len(number) == 1:
         why = "grouped convolutions tie all of its channels to one another"
-    return [replace(group, protected=group.protected or why) for group in members] if why else [found]
+    return [replace(group, protected=group.protected or why) for group in members] if why else [merged]
 
 
-def _open(group: ChannelGroup, layers: Mapping[str, Layer]) -> str:
-    """Why a group of conv groups cannot be cut where one side of a grouped convolution is not in it, or nothing."""
+def _why_incomplete(group: ChannelGroup, layers: Mapping[str, Layer]) -> str:
+    """Return the reason if a side of a grouped convolution is not wholly in the group, or an empty string."""
     for name in group.layers:
         layer = layers[name]
         if layer.kind != "conv" or layer.groups == 1 or layer.depthwise:
             continue
         for side, width in (("in", layer.width_in), ("out", layer.width_out)):
-            places = {i for c in group.couplings if (c.layer, c.side) == (name, side) for i in c.index}
-            if len(places) < width:
+            positions = {i for c in group.couplings if (c.layer, c.side) == (name, side) for i in c.index}
+            if len(positions) < width:
                 return f"not all channels on both sides of {name}, a grouped convolution, are known"
     return ""
 
 
 def why_uneven(group: ChannelGroup) -> str:
-    """Why a group cannot be cut where its channels take unequal shares of a layer, or an empty string."""
+    """Return the reason if the channels of a group take unequal shares of a layer, or an empty string."""
     for coupling in group.couplings:
         counts = torch.bincount(torch.tensor(coupling.channel), minlength=group.width)
         if len(set(counts.tolist())) > 1:

@@ -1,4 +1,4 @@
-"""One forward pass that writes down what arithmetic needs to know of each layer."""
+"""Sizes of layers from one forward pass, as costs need them."""
 
 import traceback
 from collections.abc import Container
@@ -12,7 +12,7 @@ from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph.groups import Layer
 from dist_prune.pruning.module_calls import first_input
 
-# thop 0.1.1 looks layers up by their exact class, and only where they have no children.
+# thop 0.1.1 looks layers up by their exact class, and only if they have no children.
 _THOP_CONV = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
 _THOP_NORM = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
 _AVERAGE = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
@@ -20,16 +20,24 @@ DESCRIBED = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm, *_AVERAGE)
 
 
 def trace_layers(model: nn.Module, example: Tensor) -> dict[str, Layer]:
-    """Every conv, linear, batch norm and average pool that runs on ``example`` (1, C, H, W), in module order."""
+    """Run a network once and describe every conv, linear, batch norm and average pool that runs.
+
+    Args:
+        model: the bare network, in any mode; not changed.
+        example: (1, C, H, W) images on the network's device.
+
+    Returns:
+        Module path -> layer, in module order.
+    """
     seen: dict[str, Layer] = {}
     handles = []
     for name, module in model.named_modules():
         if not isinstance(module, DESCRIBED):
-            continue  # containers may be called in any way, by keyword only too
+            continue  # containers may be called in any way, also by keyword only
 
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
             layer = _describe(name, module, first_input(args, kwargs), output)
-            if layer is not None and name in seen:  # used again: the same weights work twice
+            if layer is not None and name in seen:  # a second call: the same weights are multiplied twice
                 before = seen[name]
                 more = 0.0 if layer.kind in ("conv", "linear") else before.thop
                 layer = replace(layer, positions=layer.positions + before.positions, thop=layer.thop + more)
@@ -47,14 +55,18 @@ def trace_layers(model: nn.Module, example: Tensor) -> dict[str, Layer]:
 
 
 def where_tracing_stopped(error: BaseException, layers: Container[str]) -> str:
-    """Where a graph's tracer stopped, in words: behind the nearest layer before that operation; empty if unknown.
+    """Say where a tracer stopped: after the nearest layer before the failing operation. Empty if unknown.
 
-    Whatever it stumbled over, it had a node of its graph in its hands (``name``, ``inputs``).
+    The traceback's innermost frame with a node of the tracer's graph (``module``, ``inputs``) tells the operation.
+
+    Args:
+        error: the tracer's error, with its traceback.
+        layers: names of the network's layers.
     """
     last: list[Any] = []
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        found = [v for v in frame.f_locals.values() if hasattr(v, "inputs") and hasattr(v, "module")]
-        last = found or last
+        nodes = [v for v in frame.f_locals.values() if hasattr(v, "inputs") and hasattr(v, "module")]
+        last = nodes or last
     seen, waiting = set(), list(last[:1])
     while waiting:
         node = waiting.pop(0)
@@ -63,7 +75,7 @@ def where_tracing_stopped(error: BaseException, layers: Container[str]) -> str:
         seen.add(id(node))
         name = str(node.name).split(" (")[0]
         if name in layers:
-            return f" behind {name}"
+            return f" after {name}"
         waiting += node.inputs
     return ""
 

@@ -1,4 +1,7 @@
-"""Trace a network's channel groups by torch-pruning. Works on bare models only; a trial cut (trial.py) proves them."""
+"""Trace a network's channel groups by torch-pruning. Works on bare models only.
+
+Nothing is cut on trial here: ``surgery.verified_trace`` does that.
+"""
 
 import copy
 import warnings
@@ -19,14 +22,14 @@ from dist_prune.pruning.graph import head_groups
 from dist_prune.pruning.graph.groups import ChannelGroup, Coupling, DependencyGraph, Layer
 from dist_prune.pruning.graph.layer_trace import trace_layers, where_tracing_stopped
 
-OUTPUTS = "its channels are the network's outputs"  # why a group is protected that no layer reads
+OUTPUTS = "its channels are the network's outputs"  # reason of a protected group that no layer reads
 _POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-SPREAD = 2**16  # positions that one channel may take in all members of its group together
-MEMBERS = 2**13  # of a group as it is followed: large residual streams have hundreds
+SPREAD = 2**16  # limit: positions that one channel takes in all members of its group together
+MEMBERS = 2**13  # limit: members of a group while it is traced; large residual streams have hundreds
 
 
 class _PoolFollows(tp.BasePruningFunc):
-    """Makes an average pool visible in the groups (it has no weights): the cost of a pool follows its channels."""
+    """Makes average pools, which have no weights, members of groups: the cost of a pool depends on its channels."""
 
     def prune_out_channels(self, layer: nn.Module, idxs: Any) -> nn.Module:
         return layer
@@ -40,16 +43,17 @@ class _PoolFollows(tp.BasePruningFunc):
 
 
 def trace_dependencies(model: nn.Module, example: Tensor) -> DependencyGraph:
-    """Trace a bare model and return its layers and channel groups as torch-pruning sees them, not yet proved.
+    """Trace a bare model and return its layers and channel groups as torch-pruning finds them, not yet verified.
 
-    Groups that cannot be cut are returned too, protected with the reason. ``trial.sites_of`` proves the others.
+    Groups that cannot be cut are returned too, protected with the reason. ``verified_trace.trace_groups`` verifies the
+    others.
 
     Args:
         model: a bare network; not changed.
         example: (1, C, H, W) images.
 
     Returns:
-        The layers in module order, and the groups in the order of their leaders.
+        The layers in module order, and the groups in module order of their leaders.
 
     Raises:
         PruneError: the network does not run on ``example``, cannot be traced, or has no channel group.
@@ -57,46 +61,46 @@ def trace_dependencies(model: nn.Module, example: Tensor) -> DependencyGraph:
     device = next(model.parameters()).device
     try:
         layers = trace_layers(model, example.to(device)) | head_groups.head_tables(model)
-    except Exception as error:  # whatever the network's own forward says
-        raise PruneError(_not_running(model, example, error)) from error
+    except Exception as error:  # any error of the network's own forward
+        raise PruneError(_forward_error(model, example, error)) from error
     order = {name: number for number, name in enumerate(layers)}
-    with _Mended():
+    with _PatchedTorchPruning():
         try:
-            graph = _trace(copy.deepcopy(model).cpu(), example.cpu())
-        except Exception as error:  # torch-pruning raises whatever its tracer stumbled over
-            place = where_tracing_stopped(error, layers)
-            raise PruneError(f"the network could not be traced{place}: {type(error).__name__}: {error}") from error
+            graph = _build_tp_graph(copy.deepcopy(model).cpu(), example.cpu())
+        except Exception as error:  # torch-pruning passes on any error of its tracer
+            location = where_tracing_stopped(error, layers)
+            raise PruneError(f"the network could not be traced{location}: {type(error).__name__}: {error}") from error
         depth = _depths(graph)
-        groups = _groups(graph, layers, lambda n: (depth[n], order[n]))
+        groups = _find_groups(graph, layers, lambda n: (depth[n], order[n]))
     if not groups:
         raise PruneError(
             "no channel group was found: the network's forward pass cuts the autograd graph (detach, no_grad)"
         )
-    groups = head_groups.with_heads(
+    groups = head_groups.replace_with_heads(
         model, head_groups.merge_grouped_convs(groups, layers, lambda n: (depth[n], order[n])), layers
     )
-    covered = sum(_params(layer) for layer in layers.values())
+    covered = sum(_count_params(layer) for layer in layers.values())
     other = sum(p.numel() for p in model.parameters()) - covered
     channels = DependencyGraph(
         layers, tuple(sorted(groups, key=lambda g: order[g.name])), other, tuple(example.shape[1:])
     )
-    return _with_own_weights(model, channels)
+    return _protect_shared_weights(model, channels)
 
 
-def _not_running(model: nn.Module, example: Tensor, error: Exception) -> str:
+def _forward_error(model: nn.Module, example: Tensor, error: Exception) -> str:
     shape = "x".join(map(str, example.shape[1:]))
-    said = (str(error).splitlines() or [type(error).__name__])[0]
-    text = f"the network does not run on images of {shape}: {said}"
-    if getattr(getattr(model, "patch_embed", None), "img_size", None) or "img_size" in said:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    text = f"the network does not run on images of {shape}: {reason}"
+    if getattr(getattr(model, "patch_embed", None), "img_size", None) or "img_size" in reason:
         text += f" Build it for them: backbone.kwargs={{img_size: {example.shape[-1]}}}"
     return text
 
 
-def _with_own_weights(model: nn.Module, graph: DependencyGraph) -> DependencyGraph:
-    """The channels with every group protected that has a layer whose weight is not its own alone.
+def _protect_shared_weights(model: nn.Module, graph: DependencyGraph) -> DependencyGraph:
+    """Return a copy with every group protected that has a layer with a shared or computed weight.
 
-    Surgery gives a layer new parameters: a weight that two layers share would come apart, one that is computed from
-    others (weight_norm) would be overwritten.
+    Surgery gives a layer new parameters. A weight that two layers share would become two weights; one that is computed
+    from other parameters (weight_norm) would be overwritten.
     """
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -107,7 +111,7 @@ def _with_own_weights(model: nn.Module, graph: DependencyGraph) -> DependencyGra
     for names in owners.values():
         layers = sorted({first[id(model.get_submodule(name.rpartition(".")[0]))] for name in names})
         if len(layers) > 1:
-            why |= {layer: f"{' and '.join(layers)} share one weight, which cutting would part" for layer in layers}
+            why |= {layer: f"{' and '.join(layers)} share one weight, which cutting would split" for layer in layers}
     for name in graph.layers:
         module = model.get_submodule(name)
         computed = any(key not in module._parameters for key in ("weight",) if hasattr(module, key))
@@ -116,14 +120,14 @@ def _with_own_weights(model: nn.Module, graph: DependencyGraph) -> DependencyGra
     if not why:
         return graph
 
-    def guard(group: ChannelGroup) -> ChannelGroup:
-        found = next((why[layer] for layer in group.layers if layer in why), "")
-        return replace(group, protected=group.protected or found) if found else group
+    def protect(group: ChannelGroup) -> ChannelGroup:
+        reason = next((why[layer] for layer in group.layers if layer in why), "")
+        return replace(group, protected=group.protected or reason) if reason else group
 
-    return replace(graph, groups=tuple(guard(group) for group in graph.groups))
+    return replace(graph, groups=tuple(protect(group) for group in graph.groups))
 
 
-def _trace(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
+def _build_tp_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     with warnings.catch_warnings(), evaluation_mode(model), torch.enable_grad():
@@ -132,14 +136,15 @@ def _trace(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
         return tp.DependencyGraph().build_dependency(model, example, customized_pruners=pools, verbose=False)
 
 
-class _Mended:
-    """torch-pruning where it stumbles, for the time of a trace.
+class _PatchedTorchPruning:
+    """Patches torch-pruning for the time of a trace.
 
-    It adds up the sizes of what is concatenated and knows none of what comes from the image or from a bare parameter.
-    Two concatenations with such a part go on: of which the known parts are as wide as the result (tokens are put
-    together, not channels), and of nothing but such parts (no channel of a layer runs through them). Reshapes that mix
-    channels can spread one over millions of positions: that is an error instead of hours. What a group has already is
-    looked up instead of compared with every member.
+    Concatenations: torch-pruning adds up the sizes of the inputs, and does not know the size of an input that comes
+    from the image or from a bare parameter. Two such concatenations are accepted: those whose known inputs are as wide
+    as the result (tokens are concatenated, not channels), and those without a known input (no layer's channel runs
+    through them). Reshapes: those that mix channels can spread one channel over millions of positions, which raises
+    OverflowError instead of taking hours. Membership: members of a group are looked up in a set instead of compared one
+    by one.
     """
 
     def __init__(self):
@@ -147,22 +152,22 @@ class _Mended:
         self._add, self._has = Group.add_dep, Group.has_pruning_op
 
     def __enter__(self) -> None:
-        mended = self
+        original = self
 
         def concatenate(graph: Any, node: Any) -> None:
             try:
-                mended._concatenate(graph, node)
+                original._concatenate(graph, node)
             except TypeError:
                 sizes = [size for size in node.module.concat_sizes if size is not None]
                 if sizes and sum(sizes) != index_mapping.shape_infer.infer_in_channels_recursively(graph, node, [0]):
                     raise
 
         def add(group: Any, dep: Any, idxs: Any) -> None:
-            mended._add(group, dep, idxs)
+            original._add(group, dep, idxs)
             known = group.__dict__.setdefault("known", set())
             known.add((dep.target, dep.handler, tuple(idxs)))
-            group.places = group.__dict__.get("places", 0) + len(idxs)
-            if len(known) > MEMBERS or group.places > SPREAD * len(group[0].idxs):
+            group.spread = group.__dict__.get("spread", 0) + len(idxs)
+            if len(known) > MEMBERS or group.spread > SPREAD * len(group[0].idxs):
                 raise OverflowError("reshapes spread them over too many positions")
 
         def has(group: Any, dep: Any, idxs: Any) -> bool:
@@ -177,7 +182,7 @@ class _Mended:
 
 
 def _depths(graph: tp.DependencyGraph) -> dict[str, int]:
-    """Module name -> convolutions and linear layers on the longest way from the input to it, itself included."""
+    """Module name -> convolutions and linear layers on the longest path from the input to it, itself included."""
     depth: dict[Any, int] = {}
     stack = [(node, False) for node in graph.module2node.values()]
     while stack:
@@ -186,7 +191,7 @@ def _depths(graph: tp.DependencyGraph) -> dict[str, int]:
             counts = isinstance(node.module, nn.Conv2d | nn.Linear) and node.type != OPTYPE.DEPTHWISE_CONV
             depth[node] = max((depth.get(before, 0) for before in node.inputs), default=0) + int(counts)
         elif node not in depth:
-            depth[node] = 0  # a layer used twice closes a circle: its first visit counts
+            depth[node] = 0  # a layer used twice closes a cycle: its first visit counts
             stack.append((node, True))
             stack += [(before, False) for before in node.inputs if before not in depth]
     return {
@@ -196,8 +201,8 @@ def _depths(graph: tp.DependencyGraph) -> dict[str, int]:
     }
 
 
-def _groups(graph: tp.DependencyGraph, layers: Mapping[str, Layer], rank: Any) -> list[ChannelGroup]:
-    """The groups of all convolutions and linear layers."""
+def _find_groups(graph: tp.DependencyGraph, layers: Mapping[str, Layer], rank: Any) -> list[ChannelGroup]:
+    """Find the groups of all convolutions and linear layers; ``rank`` orders producers, and the first one leads."""
     groups: list[ChannelGroup] = []
     seen: set[str] = set()
     names: dict[Any, str] = {module: name for name, module in graph.model.named_modules()}
@@ -207,25 +212,25 @@ def _groups(graph: tp.DependencyGraph, layers: Mapping[str, Layer], rank: Any) -
         if layer is None or layer.kind not in ("conv", "linear") or layer.depthwise or name in seen:
             continue
         if module in graph.module2node:
-            group = _group(graph, module, names, layers, rank)
+            group = _find_group(graph, module, names, layers, rank)
             seen.update(group.producers)
             groups.append(group)
     return groups
 
 
-def _group(
+def _find_group(
     graph: tp.DependencyGraph, root: nn.Module, names: Mapping[Any, str], layers: Mapping[str, Layer], rank: Any
 ) -> ChannelGroup:
-    """The group of ``root``'s outputs, seen from its leader (its channels are the leader's).
+    """Find the group of ``root``'s outputs; its channels are numbered as the leader's outputs.
 
-    One channel is followed first: mapping all of them through a reshape that mixes channels can take minutes.
+    One channel is followed first, because mapping all of them through a reshape that mixes channels can take minutes.
     """
     try:
-        couplings, strange = _couplings(graph, root, names, layers, 1)
-        if not strange:
+        couplings, uncuttable = _couplings(graph, root, names, layers, 1)
+        if not uncuttable:
             first = _producers(_couplings(graph, root, names, layers)[0], layers) | {names[root]}
             leader = min(first, key=rank)
-            couplings, strange = _couplings(graph, graph.model.get_submodule(leader), names, layers)
+            couplings, uncuttable = _couplings(graph, graph.model.get_submodule(leader), names, layers)
         else:
             leader = min(_producers(couplings, layers) | {names[root]}, key=rank)
     except Exception as error:  # torch-pruning does not follow channels through every reshape
@@ -235,10 +240,10 @@ def _group(
         return ChannelGroup(name, len(all_), (name,), (Coupling(name, "out", all_, all_),), why)
     ranked = tuple(sorted(_producers(couplings, layers) | {leader}, key=rank))
     group = ChannelGroup(ranked[0], layers[ranked[0]].width_out, ranked, tuple(couplings))
-    return replace(group, protected=_reason(graph, group, layers, strange))
+    return replace(group, protected=_protection_reason(graph, group, layers, uncuttable))
 
 
-def _members(graph: tp.DependencyGraph, module: nn.Module, channels: list[int]) -> Any:
+def _tp_members(graph: tp.DependencyGraph, module: nn.Module, channels: list[int]) -> Any:
     pruner = graph.get_pruner_of_module(module)
     assert pruner is not None
     return graph.get_pruning_group(module, pruner.prune_out_channels, channels)
@@ -251,31 +256,33 @@ def _couplings(
     layers: Mapping[str, Layer],
     first: int | None = None,
 ) -> tuple[list[Coupling], list[str]]:
-    """Where the leader's (first) channels lie, and the members that this package cannot cut channel by channel."""
-    couplings, strange = [], []
-    for item in _members(graph, leader, list(range(first or layers[names[leader]].width_out))):
+    """Return the couplings of the leader's (first) channels, and the members that cannot be cut channel by channel."""
+    couplings, uncuttable = [], []
+    for item in _tp_members(graph, leader, list(range(first or layers[names[leader]].width_out))):
         module, name = item.dep.target.module, names.get(item.dep.target.module)
         if name is not None and name in layers:
             out = layers[name].kind == "pool" or graph.is_out_channel_pruning_fn(item.dep.handler)
             couplings.append(Coupling(name, "out" if out else "in", tuple(item.idxs), tuple(item.root_idxs)))
         elif isinstance(module, nn.Parameter) or (name is not None and any(True for _ in module.parameters(False))):
-            strange.append(name or "a bare parameter")
-    return couplings, strange
+            uncuttable.append(name or "a bare parameter")
+    return couplings, uncuttable
 
 
 def _producers(couplings: Iterable[Coupling], layers: Mapping[str, Layer]) -> set[str]:
-    """The conv and linear layers whose outputs are the group's channels."""
+    """Return the conv and linear layers whose outputs are the group's channels."""
     kinds = {c.layer: layers[c.layer] for c in couplings if c.side == "out"}
     return {name for name, layer in kinds.items() if layer.kind in ("conv", "linear") and not layer.depthwise}
 
 
-def _reason(graph: tp.DependencyGraph, group: ChannelGroup, layers: Mapping[str, Layer], strange: list[str]) -> str:
-    """Why a group must be left alone, or an empty string."""
+def _protection_reason(
+    graph: tp.DependencyGraph, group: ChannelGroup, layers: Mapping[str, Layer], uncuttable: list[str]
+) -> str:
+    """Return the reason why a group has to be protected, or an empty string."""
     if group.width == 1:
         return "it has a single channel"
     widths = sorted({layers[name].width_out for name in group.producers})
-    if strange:
-        return f"it runs through {strange[0]}, whose channels cannot be cut one by one"
+    if uncuttable:
+        return f"it runs through {uncuttable[0]}, whose channels cannot be cut one by one"
     if len(widths) > 1:
         return f"its layers are {', '.join(map(str, widths))} channels wide: a shortcut pads, slices or mixes channels"
     shares = head_groups.why_uneven(group)
@@ -284,12 +291,12 @@ def _reason(graph: tp.DependencyGraph, group: ChannelGroup, layers: Mapping[str,
     if not any(coupling.side == "in" for coupling in group.couplings):
         return OUTPUTS
     leader = graph.model.get_submodule(group.name)
-    if any(item.dep.target.module is leader and len(item.idxs) > 1 for item in _members(graph, leader, [0])):
+    if any(item.dep.target.module is leader and len(item.idxs) > 1 for item in _tp_members(graph, leader, [0])):
         return "its channels are tied to one another inside the network"
     return ""
 
 
-def _params(layer: Layer) -> int:
+def _count_params(layer: Layer) -> int:
     kernel = (
         layer.width_out * (layer.width_in // layer.groups) * layer.kernel if layer.kind in ("conv", "linear") else 0
     )

@@ -1,4 +1,4 @@
-"""Where the channels of a group are read behind norm, activation and sum, and what is read there."""
+"""Activations of a group's channels after norm, activation and addition: their hook points and statistics."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
 
@@ -13,63 +13,79 @@ from dist_prune.pruning.hooks.statistics import State, Statistic
 
 
 def group_inputs(graph: DependencyGraph, group: ChannelGroup) -> list[ChannelPoint]:
-    """The tensors in which the group's channels are consumed: one of a plain layer, one a block of a residual stream.
+    """Return the tensors in which the group's channels are consumed: one, or on a residual stream one per block.
 
-    What enters a layer has passed norm, activation and sum. An average pool is read at its entrance, before it pools;
-    a maximum pool is not a layer here, and the convolution behind it is read. Layers that read the same tensor are
-    told apart only by their values (see ``distinct``).
+    The input of a layer has passed norm, activation and addition. An average pool is read at its input. A maximum pool
+    is not a layer here: the convolution after it is read. Only their values tell whether two layers read the same
+    tensor (see ``distinct``).
     """
     readers = consumers(graph, group, pools=True)
     pools = [point for point in readers if point.point.kind == "pool"]
-    if pools:  # what a linear layer reads behind them is the same, averaged
+    if pools:  # a linear layer after them reads the same maps, averaged
         readers = [point for point in readers if point.point.kind != "linear"]
     return (pools or readers)[:1] if len(group.producers) == 1 else readers
 
 
 def group_outputs(graph: DependencyGraph, group: ChannelGroup) -> list[ChannelPoint]:
-    """The output of the layer that makes the group's channels, before norm and activation; of a residual stream, which
-    is no layer's output, what ``group_inputs`` finds."""
+    """Return the output of the layer that makes the group's channels, before norm and activation.
+
+    A residual stream is no layer's output: for a group of several producers it returns ``group_inputs``.
+    """
     return group_inputs(graph, group) if len(group.producers) > 1 else producers(graph, group)
 
 
 def pooled_norm(graph: DependencyGraph, group: ChannelGroup) -> Coupling | None:
-    """The norm that reads a group behind a pool, where there is one and it alone: conv, pool, activation, norm."""
+    """Return the norm that reads a group after a pool (conv, pool, activation, norm), or None.
+
+    The group has to have one producer and one norm, and the norm has to run on smaller maps than the producer.
+    """
     norms = [coupling for coupling in group.couplings if graph.layers[coupling.layer].kind == "norm"]
     if len(norms) != 1 or len(group.producers) != 1:
         return None
-    behind = graph.layers[norms[0].layer].positions < graph.layers[group.producers[0]].positions
-    return norms[0] if behind else None
+    pooled = graph.layers[norms[0].layer].positions < graph.layers[group.producers[0]].positions
+    return norms[0] if pooled else None
 
 
 def distinct(tables: Sequence[Tensor]) -> list[int]:
-    """Numbers of the tables that none before them is equal to."""
-    out: list[int] = []
+    """Return the positions of the tensors that equal no earlier one in shape and values."""
+    numbers: list[int] = []
     for number, table in enumerate(tables):
-        if not any(tables[other].shape == table.shape and torch.equal(tables[other], table) for other in out):
-            out.append(number)
-    return out
+        if not any(tables[other].shape == table.shape and torch.equal(tables[other], table) for other in numbers):
+            numbers.append(number)
+    return numbers
 
 
 def memory_batches(
-    taps: Mapping[str, Sequence[ChannelPoint]], statistic: "Activations", images: int, batch: int, memory_mb: int
+    points: Mapping[str, Sequence[ChannelPoint]], statistic: "Activations", images: int, batch: int, memory_mb: int
 ) -> list[list[str]]:
-    """Groups whose activations, and whose kernels in batches of ``batch`` images, fit in the memory together."""
-    out: list[list[str]] = []
-    room = 0.0
-    for name, found in taps.items():
-        size = sum(4.0 * images * statistic.states(tap.point)["maps"].zero(1).numel() for tap in found)
-        size += 8.0 * images // batch * batch * batch * sum(tap.width for tap in found)
-        if not out or room < size:
-            out.append([])
-            room = memory_mb * 2.0**20
-        out[-1].append(name)
-        room -= size
-    return out
+    """Split groups into lists whose activations and kernels fit in the memory together.
+
+    Args:
+        points: group -> the points where its channels are read.
+        statistic: the statistic that collects the activations.
+        images: number of calibration images.
+        batch: images of one kernel matrix, (batch, batch) float64 per channel.
+        memory_mb: memory in MiB; a single group may exceed it.
+    """
+    batches: list[list[str]] = []
+    free = 0.0
+    for name, group_points in points.items():
+        size = sum(4.0 * images * statistic.states(point.point)["maps"].zero(1).numel() for point in group_points)
+        size += 8.0 * images // batch * batch * batch * sum(point.width for point in group_points)
+        if not batches or free < size:
+            batches.append([])
+            free = memory_mb * 2.0**20
+        batches[-1].append(name)
+        free -= size
+    return batches
 
 
 class ActivationCensus(Statistic):
-    """What passes a site. States, int64: ``shape`` (3,), the maps' C, h, w (C, d, 1 of tokens); ``zeros`` (C,) and
-    ``numbers`` (), how many numbers per channel were zero, and how many there were."""
+    """Shapes and zeros of the maps at a hook point.
+
+    States, int64: ``shape`` (3,), C, h and w of the maps (C, d and 1 for tokens); ``zeros`` (C,), the count of zeros
+    per channel; ``numbers`` (), the count of values per channel.
+    """
 
     def states(self, point: HookPoint) -> dict[str, State]:
         return {"shape": State("max", (3,)), "zeros": State("sum", (point.width,)), "numbers": State("sum")}
@@ -88,15 +104,15 @@ class Activations(Statistic):
     """Maps of every image. State: ``maps`` (n, C, d) float32 rows.
 
     Args:
-        shapes: site name -> (C, h, w), of the census.
-        side: maps that are larger are averaged to this side; None: never.
+        shapes: hook point name -> (C, h, w), the ``shape`` state of ``ActivationCensus``.
+        side: larger maps are averaged to this height and width; None: never.
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], side: int | None = None):
         self.shapes, self.side = shapes, side
 
     def sides(self, point: HookPoint) -> tuple[int, int]:
-        """Height and width of the maps that are held."""
+        """Return the height and width of the maps that are stored."""
         _, height, width = self.shapes[point.name]
         if self.side is None or width == 1:
             return height, width
@@ -115,7 +131,7 @@ class Activations(Statistic):
 
 
 class ChannelMeans(Statistic):
-    """One number per channel and image: the mean over positions (section 3). State: ``means`` (n, C)."""
+    """Mean over positions per channel and image (MINT, section 3). State: ``means`` (n, C) float32 rows."""
 
     def states(self, point: HookPoint) -> dict[str, State]:
         return {"means": State("rows", (point.width,), torch.float32)}
@@ -125,6 +141,6 @@ class ChannelMeans(Statistic):
     ) -> None:
         if point.kind == "conv":
             means = maps.flatten(2).mean(2)
-        else:  # (N, F), or features last behind tokens
+        else:  # (N, F), or features last after tokens
             means = maps.flatten(1, -2).mean(1) if maps.dim() > 2 else maps
         tables["means"][ids] = means.to(torch.float32)

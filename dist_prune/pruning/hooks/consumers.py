@@ -1,8 +1,8 @@
-"""Which layers read a group's channels, and which make them: hook points, with the channels' positions there.
+"""Consumers and producers of a group's channels: hook points, with the positions of the channels there.
 
-What enters a layer has passed every batch norm, activation and addition on its way: it is what papers call the feature
-maps after the ReLU, and on a residual stream there is one after every addition. Channels that are zero at all of their
-consumers are removed ones (gating.py), so a gradient there counts once however the layers in between are arranged.
+The input of a layer has passed every batch norm, activation and addition before it. Papers call it the feature maps
+after the ReLU; on a residual stream there is one after every addition. Channels that are zero at all of their consumers
+count as removed (gating.py), so a gradient there counts once however the layers in between are arranged.
 """
 
 from collections.abc import Callable, Mapping, MutableMapping
@@ -17,16 +17,16 @@ from dist_prune.pruning.graph.channel_tensors import sum_by_channel, to_device_o
 from dist_prune.pruning.graph.groups import ChannelGroup, Coupling, DependencyGraph, HookPoint
 from dist_prune.pruning.hooks.statistics import State, Statistic
 
-Points = Callable[[DependencyGraph, ChannelGroup], list["ChannelPoint"]]
+FindPoints = Callable[[DependencyGraph, ChannelGroup], list["ChannelPoint"]]
 
 
 @dataclass(frozen=True)
 class ChannelPoint:
-    """A hook point, and the positions that a group's channels take there.
+    """A hook point, and the positions that the channels of one group take there.
 
     Attributes:
         point: the hook point; ``point.group`` is the group's name.
-        coupling: position ``index[i]`` of the site belongs to channel ``channel[i]`` of the group.
+        coupling: position ``index[i]`` of the tensor belongs to channel ``channel[i]`` of the group.
         width: channels of the group, C.
     """
 
@@ -36,24 +36,24 @@ class ChannelPoint:
 
     @cached_property
     def positions(self) -> Tensor:
-        """(C, m) int64, ascending: the positions of each channel. m is 1, or what flattening makes of a map."""
+        """(C, m) int64: the positions of each channel, ascending. m is 1, or the size of a map that was flattened."""
         pairs = sorted(zip(self.coupling.channel, self.coupling.index, strict=True))
         return torch.tensor([position for _, position in pairs]).view(self.width, -1)
 
     @cached_property
     def slots(self) -> Tensor:
-        """(site.width,) int64: the channel at each position; C at positions of other groups."""
+        """(point.width,) int64: the channel at each position; C at positions of other groups."""
         slots = torch.full((self.point.width,), self.width)
         slots[torch.tensor(self.coupling.index)] = torch.tensor(self.coupling.channel)
         return slots
 
     @cached_property
     def in_order(self) -> bool:
-        """Whether the positions are the channels, in order."""
+        """Whether position i is channel i, for all positions."""
         return torch.equal(self.slots, torch.arange(self.width))
 
     def take(self, maps: Tensor) -> Tensor:
-        """(n, positions, d) of the site -> (n, C, m d) of the group."""
+        """Select the group's channels: maps (n, positions, d) of the hook point -> (n, C, m d)."""
         index = to_device_of(self.positions, maps)
         return maps[:, index.flatten()].reshape(len(maps), len(index), -1)
 
@@ -61,13 +61,15 @@ class ChannelPoint:
 def consumers(
     graph: DependencyGraph, group: ChannelGroup, *, pools: bool = False, depthwise: bool = False
 ) -> list[ChannelPoint]:
-    """The inputs of the layers that read the group's channels, in the order of the group's couplings.
+    """Return the inputs of the layers that read the group's channels, in the order of the group's couplings.
 
-    Convolutions and linear layers read; batch norms and activations only pass channels on.
+    Convolutions and linear layers are readers. Batch norms and activations are not: they pass channels on.
 
     Args:
-        pools: average pools read as well.
-        depthwise: depthwise convolutions read as well.
+        graph: the network's dependency graph.
+        group: one of its groups.
+        pools: whether average pools count as readers as well.
+        depthwise: whether depthwise convolutions count as readers as well.
     """
     points = []
     for coupling in group.couplings:
@@ -84,7 +86,7 @@ def consumers(
 
 
 def producers(graph: DependencyGraph, group: ChannelGroup) -> list[ChannelPoint]:
-    """The raw outputs of the convolutions and linear layers that make the group's channels."""
+    """Return the raw outputs of the convolutions and linear layers that make the group's channels."""
     points = []
     for coupling in group.couplings:
         layer = graph.layers[coupling.layer]
@@ -95,49 +97,63 @@ def producers(graph: DependencyGraph, group: ChannelGroup) -> list[ChannelPoint]
 
 
 def input_point(graph: DependencyGraph, group: ChannelGroup, coupling: Coupling) -> ChannelPoint:
-    """The input of a coupling's layer, of any kind."""
+    """Return the input of a coupling's layer, of any kind."""
     layer = graph.layers[coupling.layer]
     point = HookPoint(f"{layer.name}:in", group.name, layer.width_in, layer.kind, False, "in")
     return ChannelPoint(point, coupling, group.width)
 
 
 def map_consumers(graph: DependencyGraph, group: ChannelGroup) -> list[ChannelPoint]:
-    """The consumers that show the group's feature maps: convolutions; linear layers if there are no convolutions."""
+    """Return the group's consumers that read feature maps: convolutions, or linear layers if there are none."""
     points = consumers(graph, group)
     return [point for point in points if point.point.kind == "conv"] or points
 
 
-def consumer_sites(graph: DependencyGraph, of: Points = consumers) -> list[HookPoint]:
-    """The hook points of all free groups, each once: a layer after a concatenation consumes several groups."""
+def consumer_points(graph: DependencyGraph, of: FindPoints = consumers) -> list[HookPoint]:
+    """Return the hook points of all free groups, each once: a layer after a concatenation consumes several groups.
+
+    Args:
+        graph: the network's dependency graph.
+        of: finds the points of one group, as ``consumers``, ``map_consumers`` and ``producers`` do.
+    """
     return list({p.point.name: p.point for group in graph.free for p in of(graph, group)}.values())
 
 
 def sum_consumers(
-    scores: Mapping[str, Tensor], graph: DependencyGraph, state: str, of: Points = consumers
+    scores: Mapping[str, Tensor], graph: DependencyGraph, state: str, of: FindPoints = consumers
 ) -> dict[str, Tensor]:
-    """Free group -> (..., C): the tables ``<site>:<state>``, (..., positions), summed over each channel's consumers.
+    """Sum tables per position over all consumers of each channel.
+
+    Args:
+        scores: ``<hook point>:<state>`` -> (..., positions), as ``flatten_tables`` names them.
+        graph: the network's dependency graph.
+        state: name of the statistic's state.
+        of: finds the points of one group; the one that the tables were collected with.
+
+    Returns:
+        Free group -> (..., C).
 
     Raises:
         PruneError: a table is missing.
     """
     sums = {}
     for group in graph.free:
-        parts = []
+        tables = []
         for point in of(graph, group):
             if (name := f"{point.point.name}:{state}") not in scores:
                 raise PruneError(f"the score file has no {name!r}: it was made by another method or network")
-            parts.append(sum_by_channel(scores[name], point.coupling, group.width))
-        sums[group.name] = torch.stack(parts).sum(0)
+            tables.append(sum_by_channel(scores[name], point.coupling, group.width))
+        sums[group.name] = torch.stack(tables).sum(0)
     return sums
 
 
 def flatten_tables(tables: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Site -> state -> table as ``<site>:<state>`` -> table."""
-    return {f"{site}:{state}": table for site, states in tables.items() for state, table in states.items()}
+    """Flatten hook point -> state -> table to ``<hook point>:<state>`` -> table."""
+    return {f"{point}:{state}": table for point, states in tables.items() for state, table in states.items()}
 
 
 def flatten_maps(maps: Tensor, point: HookPoint) -> Tensor:
-    """Inputs or outputs of a layer, (n, C, H, W), (n, C) or a linear layer's (n, tokens, C), as (n, C, d)."""
+    """Reshape inputs or outputs of a layer, (n, C, H, W), (n, C) or a linear layer's (n, tokens, C), to (n, C, d)."""
     if point.kind == "linear" and maps.dim() > 2:
         return maps.flatten(1, -2).transpose(1, 2)
     return maps.flatten(2) if maps.dim() > 2 else maps[:, :, None]
@@ -146,8 +162,8 @@ def flatten_maps(maps: Tensor, point: HookPoint) -> Tensor:
 class GateGradient(Statistic):
     """Gradient of the loss with respect to a gate z = 1 on each channel: sum over positions of maps times gradient.
 
-    States: ``gate`` (n, C) float64: of each image's own loss, or with ``batches`` of each micro-batch's mean loss, in
-    the row of its first image; ``batches``: how many micro-batches.
+    States: ``gate`` (n, C) float64, the gradient of each image's own loss; with ``batches`` the gradient of each
+    micro-batch's mean loss, in the row of its first image. ``batches`` () int64, the number of micro-batches.
     """
 
     def __init__(self, batches: bool):
@@ -160,9 +176,9 @@ class GateGradient(Statistic):
         self, point: HookPoint, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
     ) -> None:
         assert grads is not None
-        own = (flatten_maps(maps, point).double() * flatten_maps(grads, point)).sum(2)
+        gradient = (flatten_maps(maps, point).double() * flatten_maps(grads, point)).sum(2)
         tables["batches"] += 1
         if self.batches:
-            tables["gate"][ids[:1]] = own.mean(0)[None]  # ids[0] would be read on the host
+            tables["gate"][ids[:1]] = gradient.mean(0)[None]  # ids[0] would be read on the host
         else:
-            tables["gate"][ids] = own
+            tables["gate"][ids] = gradient

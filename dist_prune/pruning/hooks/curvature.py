@@ -1,6 +1,7 @@
 """Curvature of the loss at the weights, per filter: squared gradients (empirical Fisher), or Hutchinson's estimate.
 
-Both are for sites of side "weight". A row belongs to the micro-batch that begins with its image, and to its mean loss.
+Both are for hook points of side ``weight``. A row is of the mean loss of the micro-batch whose first image has its
+position; other rows stay zero.
 """
 
 from abc import abstractmethod
@@ -15,7 +16,10 @@ from dist_prune.pruning.rng import seeded_generator
 
 
 class FilterStatistic(Statistic):
-    """States: ``rows`` (n, C) float64, a sum over each filter's weights per micro-batch; ``batches``."""
+    """A sum over each filter's weights, for every micro-batch.
+
+    States: ``rows`` (n, C) float64, one row per micro-batch; ``batches`` () int64, the number of micro-batches.
+    """
 
     def states(self, point: HookPoint) -> dict[str, State]:
         return {"rows": State("rows", (point.width,), torch.float64), "batches": State("sum")}
@@ -30,7 +34,14 @@ class FilterStatistic(Statistic):
 
     @abstractmethod
     def per_weight(self, point: HookPoint, weight: Tensor, grads: Tensor, ids: Tensor) -> Tensor:
-        """What is summed, one value per weight."""
+        """Compute the values that are summed, of the shape of ``weight``.
+
+        Args:
+            point: a hook point of side ``weight``.
+            weight: (C, in, ...) float64.
+            grads: gradient of the mean loss (or the Hessian product), of the shape of ``weight``.
+            ids: (N,) positions of the images in the calibration list.
+        """
 
 
 class SquaredChange(FilterStatistic):
@@ -41,17 +52,17 @@ class SquaredChange(FilterStatistic):
 
 
 class FirstOrderChange(FilterStatistic):
-    """g w: the row of a filter is its whole first-order change."""
+    """g w, g the gradient of the mean loss: the row of a filter is its total first-order change."""
 
     def per_weight(self, point: HookPoint, weight: Tensor, grads: Tensor, ids: Tensor) -> Tensor:
         return weight * grads
 
 
 class Hutchinson(FilterStatistic):
-    """v (H v), whose mean over v of random signs is the diagonal of H; with ``scaled`` times w^2.
+    """v (H v), whose mean over vectors v of random signs is the diagonal of the Hessian H; with ``scaled`` times w^2.
 
-    The signs come from (seed, site, first image): other ones for each micro-batch, the same on any rank. H is that of
-    all sites' weights together.
+    The signs are drawn from (seed, hook point, first image): they differ between micro-batches and do not depend on the
+    rank. H is the Hessian with respect to the weights of all hook points together.
     """
 
     def __init__(self, seed: int, scaled: bool):
@@ -63,20 +74,28 @@ class Hutchinson(FilterStatistic):
         return (2 * signs - 1).to(maps.device, maps.dtype, non_blocking=True)
 
     def per_weight(self, point: HookPoint, weight: Tensor, grads: Tensor, ids: Tensor) -> Tensor:
-        own = self.direction(point, weight, ids) * grads
-        return own * weight.square() if self.scaled else own
+        diagonal = self.direction(point, weight, ids) * grads
+        return diagonal * weight.square() if self.scaled else diagonal
 
 
-_asked: list[tuple[Tensor, int]] = []  # the last micro-batch's ids, and the first of them
+_last_ids: list[tuple[Tensor, int]] = []  # the last micro-batch's ids, and the first of them
 
 
 def _first(ids: Tensor) -> int:
-    """The first id, read from the device once a micro-batch and not for every site."""
-    if not _asked or _asked[0][0] is not ids:
-        _asked[:] = [(ids, int(ids[0]))]
-    return _asked[0][1]
+    """Return the first id, read from the device once per micro-batch and not for every hook point."""
+    if not _last_ids or _last_ids[0][0] is not ids:
+        _last_ids[:] = [(ids, int(ids[0]))]
+    return _last_ids[0][1]
 
 
 def mean_rows(tables: MutableMapping[str, Tensor], power: int = 1) -> Tensor:
-    """(C,) mean of the rows (or of a power of them) over the micro-batches, added in their order."""
+    """Average the rows over the micro-batches, added in their order.
+
+    Args:
+        tables: the tables of a ``FilterStatistic`` at one hook point.
+        power: power that every entry is raised to before.
+
+    Returns:
+        (C,) float64.
+    """
     return tables["rows"].pow(power).sum(0) / int(tables["batches"])

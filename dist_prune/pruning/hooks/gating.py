@@ -1,6 +1,6 @@
-"""Channels times numbers while a network runs: masks, switches and learned scales are one gate.
+"""Gates: channels multiplied by numbers while a network runs. Masks and learned scales are gates.
 
-A channel that is zero at all of its consumers, after every norm, activation, pool and addition, is a removed one.
+A channel that is zero at all of its consumers, after every norm, activation, pool and addition, counts as removed.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,10 +19,11 @@ Where = Literal["consumed", "output"]
 
 
 def gate_points(graph: DependencyGraph, group: str, where: Where = "consumed") -> list[ChannelPoint]:
-    """The hook points that gate a group.
+    """Return the hook points at which a group is gated.
 
     Args:
-        group: its name.
+        graph: the network's dependency graph.
+        group: name of the channel group.
         where: ``consumed``: the inputs of the convolutions and linear layers that read it. ``output``: the raw outputs
             of the layers that make it; a batch norm after them still adds its shift.
     """
@@ -31,36 +32,37 @@ def gate_points(graph: DependencyGraph, group: str, where: Where = "consumed") -
 
 @contextmanager
 def gate(model: nn.Module, points: Iterable[ChannelPoint], values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Run ``model`` with the channels at hook points times values; the hooks are gone afterwards.
+    """Run ``model`` with the channels at hook points multiplied by values; the hooks are removed afterwards.
 
     Args:
+        model: the network that the hook points are of.
         points: hook points of one or several groups (``gate_points``).
-        values: group -> (C,), or (m, C): a row for each of m equal parts of the batch, in order (m = 1: all of it; m =
-            batch: a row per image). bool: what is False becomes exactly zero, whatever it was, infinities included.
-            Floating point: factors, in the dtype of what they are multiplied with; gradients flow to them.
+        values: group -> (C,), or (m, C): a row for each of m equal parts of the batch, in order (m = 1: for the whole
+            batch; m = batch: a row per image). bool: False makes a channel exactly zero, also if it holds infinities.
+            Floating point: factors, cast to the dtype of the maps; gradients flow to them.
     """
     with ExitStack() as hooks:
         for point in points:
 
-            def times(_site: object, maps: Tensor, point: ChannelPoint = point) -> Tensor:
-                return _gated(maps, values[point.point.group], point)
+            def multiply(_point: object, maps: Tensor, point: ChannelPoint = point) -> Tensor:
+                return _apply_gate(maps, values[point.point.group], point)
 
-            hooks.enter_context(capture_outputs(model, [point.point], times))
+            hooks.enter_context(capture_outputs(model, [point.point], multiply))
         yield
 
 
 def gate_off(
     model: nn.Module, graph: DependencyGraph, removed: Mapping[str, Iterable[int]]
 ) -> AbstractContextManager[None]:
-    """Run ``model`` as if the channels ``removed[group]`` were gone: a gate of zeros at their consumers."""
-    stays = {}
-    for name, gone in removed.items():
-        stays[name] = torch.ones(graph.group(name).width, dtype=torch.bool)
-        stays[name][list(gone)] = False
-    return gate(model, [point for name in removed for point in gate_points(graph, name)], stays)
+    """Run ``model`` as if the channels ``removed[group]`` were removed: a gate of zeros at their consumers."""
+    kept = {}
+    for name, channels in removed.items():
+        kept[name] = torch.ones(graph.group(name).width, dtype=torch.bool)
+        kept[name][list(channels)] = False
+    return gate(model, [point for name in removed for point in gate_points(graph, name)], kept)
 
 
-def _gated(maps: Tensor, values: Tensor, point: ChannelPoint) -> Tensor:
+def _apply_gate(maps: Tensor, values: Tensor, point: ChannelPoint) -> Tensor:
     assert values.shape[-1] == point.width, f"{values.shape[-1]} values for the {point.width} channels at {point.point}"
     values = values.to(maps.device, maps.dtype if values.is_floating_point() else None, non_blocking=True)
     if not point.in_order:

@@ -1,8 +1,8 @@
 """A network in two parts: ``head`` up to the first of some layers, ``tail`` from there to the logits.
 
-What lies before the first gated layer does not depend on the gate. The head runs once and the tail as often as asked,
-on as many copies of the images as asked: torch.fx finds the cut in any network that it can trace. Other networks run
-as one, every time: the same numbers, later.
+The layers before the first gate do not depend on the gate. The head runs once; the tail runs as often as needed, on
+several copies of the batch at once. torch.fx finds the split in any network that it can trace. Other networks run
+unsplit every time, with the same results.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from dist_prune.pruning.eval_mode import evaluation_mode
 
 
 class _Tracer(fx.Tracer):
-    """Every layer that can be gated stays one step, whatever package its class comes from."""
+    """A tracer that keeps every layer that can be gated as one step, whatever package its class comes from."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         layers = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
@@ -23,24 +23,34 @@ class _Tracer(fx.Tracer):
 
 
 def fx_steps(model: nn.Module) -> fx.GraphModule | None:
-    """The steps of a network in evaluation mode (its modules are shared, not copied); None where fx cannot follow."""
+    """Trace a network in evaluation mode by torch.fx.
+
+    Returns:
+        The steps of the network, which shares its modules with ``model``; None if fx cannot trace it.
+    """
     try:
         with evaluation_mode(model):
             return fx.GraphModule(model, _Tracer().trace(model))
-    except Exception:  # control flow on values, strange arguments: fx raises whatever it stumbled over
+    except Exception:  # control flow on values, strange arguments: fx passes on any error of the network
         return None
 
 
 class SplitForward:
     """A network in two parts: ``head`` up to the first of some layers, ``tail`` from there to the logits.
 
+    Args:
+        model: a bare network.
+        graph: its ``fx_steps``, or None.
+        layers: module paths; the split is before the first of them that runs.
+
     Attributes:
-        whole: there is no cut (not traceable, or something other than a batch crosses it): ``head`` hands the images
-            on.
+        unsplit: True if there is no split, because the network cannot be traced or something other than a batch crosses
+            the split. Then ``head`` returns the images and ``tail`` runs the network.
     """
 
     def __init__(self, model: nn.Module, graph: fx.GraphModule | None, layers: Iterable[str]):
-        self.model, self.whole = model, graph is None
+        self.model = model
+        self.unsplit = graph is None
         if graph is None:
             return
         wanted, nodes = set(layers), list(graph.graph.nodes)
@@ -56,8 +66,8 @@ class SplitForward:
         }
 
     def head(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(n, C, H, W) -> what the tail needs, each with the batch in front."""
-        if self.whole:
+        """Run images (n, C, H, W) through the head; return the tensors that the tail needs, each (n, ...)."""
+        if self.unsplit:
             return (images,)
         self._steps.env, self._steps.args_iter = {}, iter([images])
         for node in self._head:
@@ -67,8 +77,8 @@ class SplitForward:
         return live
 
     def tail(self, live: Sequence[Tensor]) -> Tensor:
-        """What ``head`` gave, or copies of it behind one another -> logits."""
-        if self.whole:
+        """Compute logits from the outputs of ``head``, or from several copies of them (``repeat_batch``)."""
+        if self.unsplit:
             return self.model(live[0])
         self._steps.env = dict(zip(self._live, live, strict=True))
         out: Any = None
@@ -80,22 +90,26 @@ class SplitForward:
         return out
 
     @torch.no_grad()
-    def prove(self, images: Tensor) -> None:
-        """Make the network whole again where its parts do not give the logits that it gives, once and in two copies."""
-        if self.whole:
+    def verify(self, images: Tensor) -> None:
+        """Set ``unsplit`` if head and tail do not reproduce the network's logits on two copies of a batch.
+
+        Args:
+            images: (n, C, H, W) on the network's device.
+        """
+        if self.unsplit:
             return
-        wanted = self.model(images)
+        expected = self.model(images)
         try:
             live = self.head(images)
             if not all(isinstance(t, Tensor) and len(t) == len(images) for t in live):
-                raise ValueError("something other than a batch crosses the cut")
+                raise ValueError("something other than a batch crosses the split")
             twice = self.tail([torch.cat([t, t]) for t in live])
-            same = torch.allclose(twice, torch.cat([wanted, wanted]), rtol=1e-3, atol=1e-4)
-        except Exception:  # whatever the network's own steps say to a batch of another size
+            same = torch.allclose(twice, torch.cat([expected, expected]), rtol=1e-3, atol=1e-4)
+        except Exception:  # any error of the network's own steps on a batch of another size
             same = False
-        self.whole = not same
+        self.unsplit = not same
 
 
 def repeat_batch(live: Sequence[Tensor], count: int) -> list[Tensor]:
-    """``count`` copies of a batch behind one another (sample-major: copy by copy). New memory, also for one."""
+    """Concatenate ``count`` copies of a batch along the first axis, copy after copy, always in new memory."""
     return [t.repeat(count, *[1] * (t.dim() - 1)) for t in live]

@@ -1,7 +1,7 @@
-"""A statistic of layer outputs that merges exactly, whatever the number of ranks.
+"""Statistics of layer outputs that merge exactly, independent of the number of ranks.
 
-A statistic declares named states; each has a zero and a merge word. ``update`` is local. Non-linear steps (ratio,
-square root, threshold) belong after the merge, in the method.
+A statistic declares named states; each has a shape, a dtype and a reduction. ``update`` is local to a rank. Non-linear
+steps (ratio, square root, threshold) belong after the merge, in the method.
 """
 
 from abc import ABC, abstractmethod
@@ -21,11 +21,21 @@ Bucket = tuple[Reduction, torch.dtype]
 
 @dataclass(frozen=True)
 class State:
-    """One named table of a statistic.
+    """Declaration of one named table of a statistic: how it starts and how it merges over ranks.
 
-    ``sum``, ``max`` and ``min`` merge entry by entry. ``rows`` is a table whose first axis is the position of the
-    sample in the calibration list: each sample writes its own row, once, on one rank. Sums are of integers, because a
-    sum of floats depends on how the images were dealt; floats go to ``rows`` and are added in order after the merge.
+    ``sum``, ``max`` and ``min`` merge entry by entry. ``rows`` is a table whose first axis is the position of the image
+    in the calibration list: each image's row is written once, on one rank. Sums are of integers, because a sum of
+    floats depends on how the images are distributed over ranks; floats go to ``rows`` and are added in order after the
+    merge. Examples: ``State("sum", (64,))`` counts per channel, ``State("rows", (64,), torch.float64)`` holds a value
+    per image and channel.
+
+    Attributes:
+        reduce: ``sum``, ``max``, ``min`` or ``rows``.
+        shape: shape of the table; for ``rows`` of one row, without the image axis.
+        dtype: dtype of the table; an integer dtype for ``sum``.
+
+    Raises:
+        ValueError: a ``sum`` state of a floating-point dtype.
     """
 
     reduce: Reduction
@@ -37,7 +47,12 @@ class State:
             raise ValueError("a 'sum' state holds integers: a float sum depends on the sharding. Use 'rows'.")
 
     def zero(self, images: int, device: torch.device | None = None) -> Tensor:
-        """The identity of the merge; ``rows`` gets one row for each of ``images``."""
+        """Make a table with the identity of the reduction in every entry.
+
+        Args:
+            images: images of the calibration list, the number of rows of a ``rows`` table.
+            device: where the table is made; None: torch's default device.
+        """
         if self.reduce == "rows":
             return torch.zeros((images, *self.shape), dtype=self.dtype, device=device)
         if self.reduce == "sum":
@@ -48,11 +63,21 @@ class State:
 
 
 class Statistic(ABC):
-    """What is gathered at a site; stateless, the tables live in a Accumulator."""
+    """What is collected at hook points. It holds options only; the tables are in an ``Accumulator``.
+
+    A subclass declares its tables in ``states`` and adds micro-batches to them in ``update``::
+
+        class ZeroCounts(Statistic):
+            def states(self, point):
+                return {"zeros": State("sum", (point.width,))}
+
+            def update(self, point, tables, maps, ids, grads):
+                tables["zeros"] += (flatten_maps(maps, point) == 0).sum((0, 2))
+    """
 
     @abstractmethod
     def states(self, point: HookPoint) -> Mapping[str, State]:
-        """The tables of one site."""
+        """Declare the tables of one hook point: state name -> state."""
 
     @abstractmethod
     def update(
@@ -61,17 +86,21 @@ class Statistic(ABC):
         """Add one micro-batch to the tables, in place.
 
         Args:
-            point: where the maps come from.
-            tables: state name -> table, on the device of the maps.
-            maps: the site's raw output (or input), (N, C, H, W) or (N, C); at a site of side "weight" its weight.
-            ids: (N,) positions of the images in the calibration list.
-            grads: gradient of the summed loss with respect to ``maps`` where the bench was asked for gradients.
+            point: the hook point of ``maps``.
+            tables: state name -> table, on the device of ``maps``.
+            maps: the layer's raw output (or input), (N, C, H, W), (N, C) or (N, tokens, C); at a hook point of side
+                ``weight`` the layer's weight, (out, in, ...). Heads and conv groups come folded (``fold_units``).
+            ids: (N,) int64 positions of the images in the calibration list, on the device of ``maps``.
+            grads: gradient of the summed loss with respect to ``maps``, of the same shape; None if the caller did not
+                ask for a backward pass.
         """
 
     def direction(self, point: HookPoint, maps: Tensor, ids: Tensor) -> Tensor | None:
-        """A vector of the shape of ``maps``: then ``grads`` is the Hessian's product with the vectors of all sites.
+        """Return a vector to multiply the Hessian with, or None for first-order gradients.
 
-        The Hessian is that of the summed loss with respect to the maps of all sites together.
+        If it returns a vector of the shape of ``maps``, then the ``grads`` of ``update`` are the product of the Hessian
+        with the vectors of all hook points. The Hessian is that of the summed loss with respect to the maps of all hook
+        points together. The arguments are those of ``update``.
         """
         return None
 
@@ -79,11 +108,24 @@ class Statistic(ABC):
 def gradients(
     loss: Tensor, seen: Sequence[tuple[HookPoint, Tensor]], statistic: Statistic, ids: Tensor
 ) -> Sequence[Tensor]:
-    """What ``update`` gets as ``grads``: of ``loss`` at each of the ``seen`` maps, of second order where asked for."""
+    """Compute the ``grads`` of ``Statistic.update`` for one micro-batch.
+
+    Args:
+        loss: () summed loss of the micro-batch, with its autograd graph.
+        seen: (hook point, maps) pairs that the loss was computed from.
+        statistic: decides by its ``direction`` whether the gradients are of second order.
+        ids: (N,) positions of the images in the calibration list.
+
+    Returns:
+        One tensor for each pair, of the shape of its maps.
+
+    Raises:
+        PruneError: second derivatives are needed and torch has none for a layer of the network.
+    """
     maps = [value for _, value in seen]
     with torch.no_grad():
-        found = [statistic.direction(point, value, ids) for point, value in seen]
-    vectors = [vector for vector in found if vector is not None]
+        directions = [statistic.direction(point, value, ids) for point, value in seen]
+    vectors = [vector for vector in directions if vector is not None]
     if not vectors:
         return torch.autograd.grad(loss, maps)
     first = torch.autograd.grad(loss, maps, create_graph=True)
@@ -100,54 +142,66 @@ def gradients(
 
 
 class Accumulator:
-    """The tables of one statistic at many sites, and how two of them merge."""
+    """The tables of one statistic at many hook points; two accumulators of the same shapes merge exactly.
+
+    Attributes:
+        statistic: the statistic that declares and updates the tables.
+        points: the hook points.
+        images: images of the calibration list, the number of rows of ``rows`` tables.
+        device: device of the tables.
+        tables: hook point name -> state name -> table.
+    """
 
     def __init__(self, statistic: Statistic, points: Sequence[HookPoint], images: int, device: torch.device):
-        self.statistic, self.points, self.images, self.device = statistic, tuple(points), images, device
+        self.statistic = statistic
+        self.points = tuple(points)
+        self.images = images
+        self.device = device
         self.tables: dict[str, dict[str, Tensor]] = {}
         self.reset()
 
     def reset(self) -> None:
-        """Every table back to the identity of its merge."""
+        """Set every table back to the identity of its reduction."""
         self.tables = {
             point.name: {k: s.zero(self.images, self.device) for k, s in self.statistic.states(point).items()}
             for point in self.points
         }
 
     def update(self, point: HookPoint, maps: Tensor, ids: Tensor, grads: Tensor | None = None) -> None:
+        """Add one micro-batch at one hook point; the arguments are those of ``Statistic.update``."""
         self.statistic.update(point, self.tables[point.name], maps, ids, grads)
 
     def reduction_buckets(self) -> dict[Bucket, list[Tensor]]:
-        """The tables by merge word and dtype, in a fixed order: what one collective each can merge."""
-        out: dict[Bucket, list[Tensor]] = {}
+        """Sort the tables by reduction and dtype, in a fixed order; one collective can merge each bucket."""
+        buckets: dict[Bucket, list[Tensor]] = {}
         for point in self.points:
             for name, state in self.statistic.states(point).items():
-                out.setdefault((state.reduce, state.dtype), []).append(self.tables[point.name][name])
-        return out
+                buckets.setdefault((state.reduce, state.dtype), []).append(self.tables[point.name][name])
+        return buckets
 
     def merge(self, other: "Accumulator") -> None:
-        """Fold another tally of the same shape into this one."""
-        theirs = other.reduction_buckets()
+        """Merge another accumulator of the same statistic and hook points into this one, in place."""
+        other_buckets = other.reduction_buckets()
         for bucket, tables in self.reduction_buckets().items():
-            for mine, table in zip(tables, theirs[bucket], strict=True):
-                merge_(bucket[0], mine, table)
+            for table, other_table in zip(tables, other_buckets[bucket], strict=True):
+                merge_(bucket[0], table, other_table)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """``site:state`` -> table, for an artifact."""
-        return {f"{site}:{name}": table for site, tables in self.tables.items() for name, table in tables.items()}
+        """Return ``<hook point>:<state>`` -> table, for an artifact."""
+        return {f"{point}:{name}": table for point, tables in self.tables.items() for name, table in tables.items()}
 
     def load_state_dict(self, flat: Mapping[str, Tensor]) -> None:
-        """Take the tables of ``flat()``."""
-        for site, tables in self.tables.items():
+        """Load the tables of ``state_dict()``; entries of other names are ignored."""
+        for point, tables in self.tables.items():
             for name in tables:
-                tables[name] = flat[f"{site}:{name}"].to(self.device)
+                tables[name] = flat[f"{point}:{name}"].to(self.device)
 
 
-def merge_(word: Reduction, mine: Tensor, other: Tensor) -> None:
-    """Merge ``other`` into ``mine`` in place by the merge word."""
-    if word in ("sum", "rows"):
-        mine.add_(other)
-    elif word == "max":
-        torch.maximum(mine, other, out=mine)
+def merge_(reduction: Reduction, table: Tensor, other: Tensor) -> None:
+    """Merge ``other`` into ``table``, in place."""
+    if reduction in ("sum", "rows"):
+        table.add_(other)
+    elif reduction == "max":
+        torch.maximum(table, other, out=table)
     else:
-        torch.minimum(mine, other, out=mine)
+        torch.minimum(table, other, out=table)

@@ -1,4 +1,4 @@
-"""What can be cut of a network that a plan has cut already: the dense network's channels, by arithmetic."""
+"""The dependency graph of a pruned network, computed from that of the dense one without a second trace."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -9,39 +9,46 @@ from dist_prune.pruning.plan.weight_blocks import remaining_positions
 
 
 def graph_after(graph: DependencyGraph, plan: Plan) -> DependencyGraph:
-    """The layers and groups of the network that ``plan`` leaves, as tracing it would find them; names stay.
+    """Derive the layers and groups of the network that ``plan`` leaves, with the names of the dense network.
 
-    A group of which one channel is left is protected. Exclusions and a method's limits stay as well: they were said of
-    the dense network, which ``origin`` of the result is.
+    Channels are renumbered from 0. Protected groups stay protected, also those that the recipe or a method protects; a
+    group with one channel left becomes protected.
 
     Args:
-        graph: of the dense network.
-        plan: in dense coordinates.
+        graph: dependency graph of the dense network.
+        plan: a plan in coordinates of the dense network.
+
+    Returns:
+        The graph, as tracing the pruned network would find it, with ``graph`` as its ``origin``; ``graph`` itself if
+        the plan is empty.
     """
     if plan.empty:
         return graph
-    widths, places = graph.widths(plan.counts), remaining_positions(graph, plan.removed)
+    widths = graph.widths(plan.counts)
+    positions = remaining_positions(graph, plan.removed)
     layers = {}
     for name, layer in graph.layers.items():
         width_in, width_out = widths[name]
-        groups = width_out * layer.groups // layer.width_out if layer.groups > 1 else 1  # they go whole
+        groups = width_out * layer.groups // layer.width_out if layer.groups > 1 else 1  # whole groups are removed
         layers[name] = replace(layer, width_in=width_in, width_out=width_out, groups=groups)
-    new = {at: {old: now for now, old in enumerate(positions)} for at, positions in places.items()}
-    groups = tuple(_cut(group, plan.kept(group.name), new) for group in graph.groups)
+    new = {side: {old: number for number, old in enumerate(kept)} for side, kept in positions.items()}
+    groups = tuple(_prune_group(group, plan.kept(group.name), new) for group in graph.groups)
     return replace(graph, layers=layers, groups=groups, origin=graph)
 
 
-def _cut(group: ChannelGroup, kept: Iterable[int], new: dict[tuple[str, Side], dict[int, int]]) -> ChannelGroup:
-    """The group with the channels ``kept``, and with the positions that are left of those that it lies in.
+def _prune_group(group: ChannelGroup, kept: Iterable[int], new: dict[tuple[str, Side], dict[int, int]]) -> ChannelGroup:
+    """Return the group with only the channels ``kept``, its positions renumbered by ``new``.
 
-    Tracing can give protected groups positions that no layer has (behind splits and concatenations): they are left out.
+    Tracing can give protected groups positions that no layer has (after splits and concatenations): they are left out.
     """
     order = {channel: number for number, channel in enumerate(kept)}
     couplings = []
     for c in group.couplings:
-        places = new[c.layer, c.side]
-        pairs = [(i, ch) for i, ch in zip(c.index, c.channel, strict=True) if i in places or not group.protected]
-        stays = [(i, order[ch]) for i, ch in pairs if ch in order]
-        couplings.append(Coupling(c.layer, c.side, tuple(places[i] for i, _ in stays), tuple(n for _, n in stays)))
+        renumbered = new[c.layer, c.side]
+        pairs = [(i, ch) for i, ch in zip(c.index, c.channel, strict=True) if i in renumbered or not group.protected]
+        kept_pairs = [(i, order[ch]) for i, ch in pairs if ch in order]
+        couplings.append(
+            Coupling(c.layer, c.side, tuple(renumbered[i] for i, _ in kept_pairs), tuple(n for _, n in kept_pairs))
+        )
     why = group.protected or (f"it has a single {group.unit}" if len(order) == 1 else "")
     return replace(group, width=len(order), couplings=tuple(couplings), protected=why, gone=group.width - len(order))

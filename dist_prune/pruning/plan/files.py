@@ -1,5 +1,7 @@
-"""Plans that come from a file: a run's plan.json or bundle, or pruning information in the redundancy-graph authors'
-form."""
+"""Plans read from files.
+
+A file is a run's ``plan.json``, a bundle, or pruning information in the format of the redundancy-graph authors.
+"""
 
 from pathlib import Path
 
@@ -11,10 +13,14 @@ from dist_prune.pruning.plan.saved_idxs import from_saved_idxs
 
 
 def read_plan(file: Path, graph: DependencyGraph) -> Plan:
-    """The plan of a file, or of a bundle's folder, for the network that ``graph`` was traced on.
+    """Read the plan of a file, or of a bundle's folder, for the network that ``graph`` was traced on.
+
+    Args:
+        file: a ``plan.json``, a file of ``saved_idxs``, or a bundle's folder or manifest.
+        graph: dependency graph of the dense network.
 
     Raises:
-        PruneError: no such file, neither of the two forms, or another network's.
+        PruneError: there is no such file, it has neither of the two formats, or the plan is for another network.
     """
     file = manifest_of(file)
     if not file.is_file():
@@ -34,6 +40,6 @@ def read_plan(file: Path, graph: DependencyGraph) -> Plan:
     return plan
 
 
-def manifest_of(place: Path) -> Path:
-    """A file as it is; of a bundle's folder, its manifest, which has the plan and the digest of the weights."""
-    return place / "bundle.json" if place.is_dir() else place
+def manifest_of(path: Path) -> Path:
+    """Return the manifest of a bundle's folder, which holds the plan and the digest of the weights; a file as it is."""
+    return path / "bundle.json" if path.is_dir() else path

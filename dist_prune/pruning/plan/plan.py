@@ -1,4 +1,4 @@
-"""A plan: which channels and blocks of weights go, by name. Frozen, JSON, with a fingerprint; surgery replays it."""
+"""A plan: the channels and weight blocks that are removed, by name. Frozen, with a JSON form and a fingerprint."""
 
 import hashlib
 import json
@@ -12,18 +12,27 @@ from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.plan.weight_blocks import WeightBlocks, remaining_positions
 
 FORMAT = 1
-WIDEST = 2**20  # channels of a group, blocks of a layer
+WIDEST = 2**20  # limit of channels of a group and of blocks of a layer, in files
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Removed channels per group and cut blocks per layer, in the coordinates of the dense network.
+    """Removed channels per group and cut blocks per layer, in coordinates of the dense network.
+
+    Every channel number refers to the dense network, also after several rounds. ``surgery.apply_plan`` cuts the plan
+    out of a network. Example for a network of two groups that keeps all of ``conv2``::
+
+        Plan({"conv1": (0, 3)}, {"conv1": 8, "conv2": 16}).kept("conv1")  # [1, 2, 4, 5, 6, 7]
 
     Attributes:
-        removed: group -> removed channels, ascending; groups that lose nothing are absent.
-        widths: group -> dense width, for every group of the network.
-        reasons: group -> why nothing was cut there. For reports; not part of the fingerprint.
-        blocks: layer -> blocks of its weight that are zero and stay so in training; layers without are absent.
+        removed: group -> removed channels, ascending, each once, in [0, width); at least one channel of each group is
+            kept. Groups that lose nothing are absent.
+        widths: group -> dense width, for every group of the network, protected ones included.
+        reasons: group -> why nothing was removed there. For reports; not part of the fingerprint.
+        blocks: layer -> blocks of its weight that are zero and stay zero in training; layers without blocks are absent.
+
+    Raises:
+        PruneError: a group is unknown, its channels are not ascending or out of range, or none would be kept.
     """
 
     removed: Mapping[str, tuple[int, ...]]
@@ -46,15 +55,21 @@ class Plan:
                 raise PruneError(f"the plan's blocks of {layer!r} cut nothing; such a layer is left out")
 
     @classmethod
-    def keeping(
+    def from_kept(
         cls, graph: DependencyGraph, kept: Mapping[str, list[int]], reasons: Mapping[str, str] | None = None
     ) -> "Plan":
-        """The plan that keeps ``kept[group]`` of each free group named there, and everything else."""
+        """Make the plan that keeps the channels ``kept[group]`` of free groups, and everything else.
+
+        Args:
+            graph: the network's dependency graph; its free groups are the only ones that lose channels.
+            kept: free group -> kept channels, in any order; groups that are absent keep all.
+            reasons: group -> why nothing is removed there; a standard sentence otherwise.
+        """
         removed = {}
         why = {group.name: group.protected for group in graph.groups if group.protected}
         for group in graph.free:
-            stays = set(kept.get(group.name, range(group.width)))
-            gone = tuple(i for i in range(group.width) if i not in stays)
+            kept_channels = set(kept.get(group.name, range(group.width)))
+            gone = tuple(i for i in range(group.width) if i not in kept_channels)
             if gone:
                 removed[group.name] = gone
             else:
@@ -63,41 +78,47 @@ class Plan:
 
     @property
     def empty(self) -> bool:
-        """True where nothing is removed and no block is cut."""
+        """Whether no channel is removed and no block is cut."""
         return not self.removed and not self.blocks
 
     def kept(self, group: str) -> list[int]:
-        """The surviving channels of a group, ascending, in dense coordinates."""
+        """Return the kept channels of a group, ascending, in coordinates of the dense network."""
         gone = set(self.removed.get(group, ()))
         return [i for i in range(self.widths[group]) if i not in gone]
 
     @property
     def counts(self) -> dict[str, int]:
-        """Group -> number of surviving channels."""
+        """Group -> number of kept channels, for every group."""
         return {group: width - len(self.removed.get(group, ())) for group, width in self.widths.items()}
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the canonical JSON."""
+        """SHA-256 of the canonical JSON, in hexadecimal."""
         return hashlib.sha256(self.canonical().encode()).hexdigest()
 
     def canonical(self) -> str:
-        """The one spelling of what the plan does: sorted keys, no spaces, no reasons, no part that cuts nothing."""
+        """Return the canonical JSON: sorted keys, no spaces, no reasons, no blocks if none is cut."""
         body: dict[str, Any] = {
-            "format": FORMAT, "removed": {g: list(r) for g, r in self.removed.items()}, "widths": dict(self.widths),
-        }  # fmt: skip
+            "format": FORMAT,
+            "removed": {group: list(channels) for group, channels in self.removed.items()},
+            "widths": dict(self.widths),
+        }
         if self.blocks:
-            body["blocks"] = {layer: blocks.body() for layer, blocks in self.blocks.items()}
+            body["blocks"] = {layer: blocks.to_dict() for layer, blocks in self.blocks.items()}
         return json.dumps(body, sort_keys=True, separators=(",", ":"))
 
     def to_json(self) -> str:
-        """The plan with its reasons and fingerprint, for a file."""
+        """Return indented JSON with the reasons and the fingerprint, for a file."""
         body = json.loads(self.canonical()) | {"reasons": dict(self.reasons), "fingerprint": self.fingerprint}
         return json.dumps(body, indent=1, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
-        """Read ``to_json``; PruneError where the text is not a plan or was altered."""
+        """Read the text of ``to_json``.
+
+        Raises:
+            PruneError: the text is no plan, has another format version, or was altered.
+        """
         try:
             body = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -106,12 +127,16 @@ class Plan:
 
     @classmethod
     def from_dict(cls, body: Any) -> "Plan":
-        """The plan of ``to_json``'s values, types and sizes checked; PruneError where they are none or were altered."""
+        """Make a plan of the decoded values of ``to_json``; their types and sizes are checked.
+
+        Raises:
+            PruneError: the values are no plan, have another format version, or were altered.
+        """
         try:
-            widths = {_name(group): _whole(width, 1) for group, width in body["widths"].items()}
-            removed = {_name(group): tuple(map(_whole, gone)) for group, gone in body["removed"].items()}
-            reasons = {_name(group): _name(why) for group, why in body.get("reasons", {}).items()}
-            blocks = {_name(layer): _blocks(parts) for layer, parts in body.get("blocks", {}).items()}
+            widths = {_check_text(group): _check_index(width, 1) for group, width in body["widths"].items()}
+            removed = {_check_text(group): tuple(map(_check_index, gone)) for group, gone in body["removed"].items()}
+            reasons = {_check_text(group): _check_text(why) for group, why in body.get("reasons", {}).items()}
+            blocks = {_check_text(layer): _parse_blocks(values) for layer, values in body.get("blocks", {}).items()}
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, PruneError):
                 raise
@@ -126,41 +151,48 @@ class Plan:
         return plan
 
     def then(self, later: "Plan", graph: DependencyGraph | None = None) -> "Plan":
-        """This plan followed by one made on the network it left, as one plan in dense coordinates.
+        """Compose this plan with a later one into a single plan in coordinates of the dense network.
 
         Args:
-            later: widths and blocks are those of the network that this plan leaves.
-            graph: of the dense network; needed where ``later`` cuts blocks.
+            later: a plan made on the network that this plan leaves, in coordinates of that network.
+            graph: dependency graph of the dense network; needed if ``later`` cuts blocks.
+
+        Raises:
+            PruneError: ``later`` was made on another network, or ``graph`` is missing.
         """
         if self.counts != dict(later.widths):
             raise PruneError("the later plan was not made on the network that this plan leaves: group widths differ")
         removed = dict(self.removed)
         for group, gone in later.removed.items():
-            stays = self.kept(group)
-            removed[group] = tuple(sorted({*removed.get(group, ()), *(stays[i] for i in gone)}))
+            kept = self.kept(group)
+            removed[group] = tuple(sorted({*removed.get(group, ()), *(kept[i] for i in gone)}))
         blocks = dict(self.blocks)
         if later.blocks:
             if graph is None:
-                raise PruneError("the later plan cuts blocks: composing needs the channels of the dense network")
-            places = remaining_positions(graph, self.removed)
+                raise PruneError(
+                    "the later plan cuts blocks: composing needs the dependency graph of the dense network"
+                )
+            positions = remaining_positions(graph, self.removed)
             for layer, cut in later.blocks.items():
-                moved = cut.to_dense(places[layer, "out"], places[layer, "in"])
+                moved = cut.to_dense(positions[layer, "out"], positions[layer, "in"])
                 blocks[layer] = blocks[layer].union(moved) if layer in blocks else moved
         return Plan(removed, self.widths, {g: r for g, r in later.reasons.items() if g not in removed}, blocks)
 
 
-def _whole(value: Any, least: int = 0) -> int:
+def _check_index(value: Any, least: int = 0) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= WIDEST:
         raise PruneError(f"this is not a plan: {shown(value)} is no width or channel up to {WIDEST:,}")
     return value
 
 
-def _name(value: Any) -> str:
+def _check_text(value: Any) -> str:
     if not isinstance(value, str):
         raise PruneError(f"this is not a plan: {shown(value)} is no text")
     return value
 
 
-def _blocks(parts: Any) -> WeightBlocks:
-    rows, columns, cut = ([[_whole(i) for i in part] for part in parts[key]] for key in ("rows", "columns", "cut"))
+def _parse_blocks(values: Any) -> WeightBlocks:
+    rows, columns, cut = (
+        [[_check_index(i) for i in part] for part in values[key]] for key in ("rows", "columns", "cut")
+    )
     return WeightBlocks.of(rows, columns, cut)

@@ -1,4 +1,4 @@
-"""The sizes that a plan leaves, as figures and as text: per channel group, and of the whole network."""
+"""The sizes that a plan leaves, per channel group and of the whole network, as numbers and as text."""
 
 from typing import Any
 
@@ -8,7 +8,12 @@ from dist_prune.pruning.selection.cost import COSTS
 
 
 def summarize_plan(plan: Plan, graph: DependencyGraph) -> dict[str, Any]:
-    """What a plan leaves, for people and machines: per group and, by each cost's counting rule, of the whole."""
+    """Summarize a plan for JSON: widths of each group, and costs of the whole network before and after.
+
+    Args:
+        plan: a plan in coordinates of the dense network.
+        graph: dependency graph of the dense network.
+    """
     shown = [cost for cost in COSTS.values() if cost.figure and cost.summary]
     sizes = {cost.name: (cost.of(graph), cost.of(graph, plan.counts)) for cost in shown}
     return {
@@ -21,9 +26,9 @@ def summarize_plan(plan: Plan, graph: DependencyGraph) -> dict[str, Any]:
 
 
 def as_text(body: dict[str, Any]) -> str:
-    """The summary for a terminal."""
+    """Format the result of ``summarize_plan`` for a terminal."""
     cut = {name: group for name, group in body["groups"].items() if group["kept"] < group["width"]}
     lines = [f"{name:40} {group['kept']:5} of {group['width']}" for name, group in cut.items()]
     removed = ", ".join(f"{name} -{100 * share:.2f} %" for name, share in body["removed"].items())
-    return "\n".join([*lines, f"{len(cut)} of {len(body['groups'])} groups are cut: {removed}",
-                      f"plan {body['fingerprint']}"])  # fmt: skip
+    counts = f"{len(cut)} of {len(body['groups'])} groups are cut: {removed}"
+    return "\n".join([*lines, counts, f"plan {body['fingerprint']}"])

@@ -1,4 +1,4 @@
-"""From scores to kept channels: ranking, budgets, floors and rounding, the same for every method. Pure."""
+"""From scores to kept channels: ranking, budgets, floors and rounding, the same for every method. Pure functions."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,15 +14,29 @@ from dist_prune.pruning.selection.cost import COSTS, Cost, target_keys
 from dist_prune.pruning.selection.tie_breaking import all_tied, ascending_order, check_finite
 
 Kept = dict[str, list[int]]
-AUTO_WIDTH = 64  # channels of a group in which a cost's step is a small one
+AUTO_WIDTH = 64  # dense width from which on a cost's step is small enough to round to
 
 
 @dataclass(frozen=True)
 class SelectionRequest:
-    """What the recipe's ``select`` and ``target`` sections ask of a method.
+    """What a selection of channels has to fulfil: the recipe's ``select`` and ``target`` sections.
 
-    ``round_to`` 0 is the step of the target's cost in wide groups, and 1 elsewhere. ``seed`` orders
-    the channels of a group whose scores are all equal.
+    Widths, shares and ratios refer to the dense network, also in later rounds. A ranking needs exactly one of
+    ``target``, ``keep_ratio`` and ``counts``: ``SelectionRequest(target=("macs", 0.5), min_channels=4)``.
+
+    Attributes:
+        threshold: similarity threshold, in [0, 1], of methods that have one; rankings have none.
+        keep_ratio: share of channels to keep, in (0, 1].
+        counts: number of kept channels: glob of layer names -> number, or one number for each free group in order.
+        scope: ``local`` removes the same share of every group; ``global`` ranks the channels of all groups together.
+        min_channels: fewest channels that a group of single channels keeps.
+        round_to: kept channels are a multiple of it; 0: of the step of the target's cost in wide groups, else of 1.
+        target: (name of a cost, share of the dense network's amount that is kept at most).
+        index: number, from 1, of the value that is taken of a method's grid.
+        include: globs of layer names; other groups are left alone. Empty: all groups.
+        keep_ratios: glob of layer names -> share of channels to keep there, whatever the scores say.
+        max_ratio: largest share of a group that may be removed: of all groups, or by glob of layer names.
+        seed: orders the channels of a group whose scores are all equal.
     """
 
     threshold: float | None = None
@@ -31,7 +45,7 @@ class SelectionRequest:
     scope: Literal["local", "global"] = "local"
     min_channels: int = 1
     round_to: int = 1
-    target: tuple[str, float] | None = None  # name of a cost, share of the dense network's
+    target: tuple[str, float] | None = None
     index: int | None = None
     include: tuple[str, ...] = ()
     keep_ratios: Mapping[str, float] = field(default_factory=dict)
@@ -40,18 +54,18 @@ class SelectionRequest:
 
     @classmethod
     def of(cls, recipe: Any) -> "SelectionRequest":
-        """The request of a recipe (its ``select`` and ``target`` sections)."""
+        """Make the request of a recipe from its ``select``, ``target`` and ``seed``."""
         return cls(
             **recipe.select.model_dump(exclude={"exclude", "plan"}), target=recipe.target.asked(), seed=recipe.seed
         )
 
     @property
     def cost(self) -> Cost | None:
-        """What the target is of."""
+        """The cost that the target names; None without a target."""
         return COSTS[self.target[0]] if self.target else None
 
     def multiple(self, group: ChannelGroup) -> int:
-        """What kept channels are a multiple of; whole units (heads, conv groups) go one by one."""
+        """Return the number that a group's kept channels are a multiple of; 1 for heads and conv groups."""
         if group.unit != "channel":
             return 1
         if self.round_to:
@@ -59,41 +73,49 @@ class SelectionRequest:
         return self.cost.step if self.cost and group.dense >= AUTO_WIDTH else 1
 
     def floor(self, group: ChannelGroup) -> int:
-        """The fewest channels that may stay, before rounding; ``min_channels`` is of single channels."""
+        """Return the fewest channels that a group may keep, before rounding up to ``multiple``."""
         most = self.max_ratio if isinstance(self.max_ratio, float | int) else match_group(self.max_ratio or {}, group)
         least = 0 if most is None else math.ceil(group.dense * (1 - most) - 1e-9)
         return min(max(1, self.min_channels if group.unit == "channel" else 1, least), group.width)
 
     def width(self, group: ChannelGroup, count: int) -> int:
-        """``count`` made legal: of ``keep_ratios`` where the group is named there, not below the floor, rounded up."""
-        own = match_group(self.keep_ratios, group)
-        count = max(count if own is None else round(group.dense * own), self.floor(group))
+        """Return the legal number of kept channels for a wanted one.
+
+        Args:
+            group: a free group.
+            count: number of channels that a ranking would keep; ``keep_ratios`` replaces it if it names the group.
+
+        Returns:
+            The number, not below the floor, rounded up to ``multiple``, at most the group's width.
+        """
+        ratio = match_group(self.keep_ratios, group)
+        count = max(count if ratio is None else round(group.dense * ratio), self.floor(group))
         return min(math.ceil(count / self.multiple(group)) * self.multiple(group), group.width)
 
     def globs(self) -> dict[str, tuple[str, ...]]:
-        """Recipe key -> the globs of layer names in it."""
+        """Return recipe key -> the globs of layer names in it."""
         most = tuple(self.max_ratio) if isinstance(self.max_ratio, Mapping) else ()
         return {"include": self.include, "keep_ratios": tuple(self.keep_ratios), "max_ratio": most}
 
 
 def match_group(named: Mapping[str, float], group: ChannelGroup) -> float | None:
-    """The value of the first glob that fits one of the group's layers."""
-    fits = (value for glob, value in named.items() if any(fnmatchcase(name, glob) for name in group.producers))
-    return next(fits, None)
+    """Return the value of the first glob that matches a producer of the group, or None."""
+    matches = (value for glob, value in named.items() if any(fnmatchcase(name, glob) for name in group.producers))
+    return next(matches, None)
 
 
 def cost_share(graph: DependencyGraph, quantity: str, kept: Mapping[str, int]) -> float:
-    """``Cost.share`` of the cost of that name."""
+    """Return the share of the dense amount that is left, of the cost named ``quantity`` (see ``Cost.share``)."""
     return COSTS[quantity].share(graph, kept)
 
 
 def reachable(graph: DependencyGraph, request: SelectionRequest, quantity: str) -> tuple[float, float]:
-    """The smallest and the largest share that this request can leave."""
+    """Return the smallest and the largest share of the cost ``quantity`` that this request can leave."""
     return cost_share(graph, quantity, {g.name: request.width(g, 1) for g in graph.free}), 1.0
 
 
 def check_target(graph: DependencyGraph, request: SelectionRequest) -> None:
-    """PruneError where the target lies outside the reachable range, or the counts do not fit the groups."""
+    """Raise PruneError if the target is outside the reachable range or the counts do not fit the groups."""
     if request.counts is not None:
         explicit_counts(graph, request)
     if request.target is None or not COSTS[request.target[0]].known(graph):
@@ -110,12 +132,12 @@ def check_target(graph: DependencyGraph, request: SelectionRequest) -> None:
 
 
 def check_ranking(request: SelectionRequest) -> None:
-    """PruneError where a ranking method is asked for a threshold, or for both or none of target and keep ratio."""
+    """Raise PruneError if the request has a threshold, or not exactly one of target, keep ratio and counts."""
     if request.threshold is not None:
         raise PruneError(
             "select.threshold: this method ranks channels and has no threshold; set a target or keep_ratio"
         )
-    if sum(asked is not None for asked in (request.target, request.keep_ratio, request.counts)) != 1:
+    if sum(value is not None for value in (request.target, request.keep_ratio, request.counts)) != 1:
         raise PruneError(
             f"this method ranks channels: set {target_keys()}, or select.keep_ratio, or select.counts; one of them, "
             "not two"
@@ -123,60 +145,74 @@ def check_ranking(request: SelectionRequest) -> None:
 
 
 def explicit_counts(graph: DependencyGraph, request: SelectionRequest) -> dict[str, int]:
-    """Free group -> the number of channels that the request's ``counts`` keep of it; groups that none names are absent.
+    """Resolve the request's ``counts``.
 
-    PruneError where a glob fits no free group, a number is larger than the group is wide, or a list has another length
-    than there are free groups.
+    Returns:
+        Free group -> number of kept channels; groups that no glob matches are absent.
+
+    Raises:
+        PruneError: a glob matches no free group, a number is larger than the group's width, a list has not one number
+            for each free group, or other keys contradict ``counts``.
     """
-    asked = request.counts or {}
+    requested = request.counts or {}
     if request.min_channels > 1 or request.round_to > 1:
         raise PruneError("select.counts says exactly how many stay; leave out select.min_channels and select.round_to")
     if request.keep_ratios or request.max_ratio is not None:
         raise PruneError("select.counts says exactly how many stay; leave out select.keep_ratios and select.max_ratio")
-    if not isinstance(asked, Mapping):
-        if len(asked) != len(graph.free):
+    if not isinstance(requested, Mapping):
+        if len(requested) != len(graph.free):
             names = ", ".join(group.name for group in graph.free)
             raise PruneError(
-                f"select.counts: {len(asked)} numbers for {len(graph.free)} free groups ({names}). "
+                f"select.counts: {len(requested)} numbers for {len(graph.free)} free groups ({names}). "
                 "Give one for each, or write glob: number for some."
             )
-        found = {group.name: count for group, count in zip(graph.free, asked, strict=True)}
+        counts = {group.name: count for group, count in zip(graph.free, requested, strict=True)}
     else:
-        found = {}
-        for glob, count in asked.items():
-            fits = [g for g in graph.free if any(fnmatchcase(name, glob) for name in g.producers)]
-            if not fits:
+        counts = {}
+        for glob, count in requested.items():
+            matches = [g for g in graph.free if any(fnmatchcase(name, glob) for name in g.producers)]
+            if not matches:
                 known = [name for group in graph.free for name in group.producers]
                 raise PruneError(f"select.counts: {unknown('layer of a free group', glob, known)}")
-            for group in fits:
-                found.setdefault(group.name, count)
+            for group in matches:
+                counts.setdefault(group.name, count)
     for group in graph.free:
-        if found.get(group.name, 0) > group.width:
-            raise PruneError(f"select.counts: {found[group.name]} of {group.name}, which has {group.width} channels")
-    return found
+        if counts.get(group.name, 0) > group.width:
+            raise PruneError(f"select.counts: {counts[group.name]} of {group.name}, which has {group.width} channels")
+    return counts
 
 
 def refill_to_floor(graph: DependencyGraph, request: SelectionRequest, kept: Kept, worth: Mapping[str, Tensor]) -> Kept:
-    """Put the worthiest removed channels back where a group is below its floor or off its rounding.
+    """Restore the removed channels with the largest scores in groups below their floor or off their rounding.
 
-    A group of ``select.keep_ratios`` keeps its worthiest ones.
+    A group that ``keep_ratios`` names keeps only as many as that, those with the largest scores.
+
+    Args:
+        graph: dependency graph of the network that is pruned.
+        request: floors, rounding and keep ratios.
+        kept: free group -> channels that a method keeps; groups that are absent keep all.
+        worth: free group -> (C,) scores.
+
+    Returns:
+        Free group -> kept channels, ascending.
     """
-    out = {}
+    refilled = {}
     for group in graph.free:
-        stays, own = list(kept.get(group.name, range(group.width))), worth[group.name]
-        place = {channel: rank for rank, channel in enumerate(ascending_order(group.name, own, request.seed))}
-        lacking = request.width(group, len(stays)) - len(stays)
-        if lacking > 0:  # of equals the smaller index comes back first
-            back = {i: (-place[i], 0) if all_tied(own) else (-float(own[i]), i) for i in range(group.width)}
-            stays += sorted(set(range(group.width)) - set(stays), key=back.__getitem__)[:lacking]
+        channels, scores = list(kept.get(group.name, range(group.width))), worth[group.name]
+        rank_of = {channel: rank for rank, channel in enumerate(ascending_order(group.name, scores, request.seed))}
+        lacking = request.width(group, len(channels)) - len(channels)
+        if lacking > 0:  # of equal scores the smaller index is restored first
+            key = {i: (-rank_of[i], 0) if all_tied(scores) else (-float(scores[i]), i) for i in range(group.width)}
+            channels += sorted(set(range(group.width)) - set(channels), key=key.__getitem__)[:lacking]
         elif lacking < 0:  # select.keep_ratios keeps fewer of this group
-            stays = sorted(stays, key=place.__getitem__)[-lacking:]
-        out[group.name] = sorted(stays)
-    return out
+            channels = sorted(channels, key=rank_of.__getitem__)[-lacking:]
+        refilled[group.name] = sorted(channels)
+    return refilled
 
 
 def counts_of(kept: Kept) -> dict[str, int]:
-    return {group: len(stays) for group, stays in kept.items()}
+    """Return group -> number of kept channels."""
+    return {group: len(channels) for group, channels in kept.items()}
 
 
 def select_by_score(
@@ -184,23 +220,35 @@ def select_by_score(
 ) -> Kept:
     """Keep the channels with the largest scores.
 
-    ``local`` removes the same share from every group; ``global`` ranks all channels together, with ``normalise`` after
-    dividing each group's scores by the mean of their sizes. Ties fall to the smaller index, which goes first; in a
-    group whose scores are all equal, to the seed. With a target the removal goes on, channel by channel in that order,
-    until the network is no larger than asked.
+    With the scope ``local`` the same share of every group is removed; with ``global`` all channels are ranked together.
+    Of equal scores the smaller index is removed first; if all scores of a group are equal, the seed decides. With a
+    target, channels are removed one by one in that order until the network is no larger than the target; then whole
+    steps of rounding are restored if they fit.
+
+    Args:
+        graph: dependency graph of the network that is pruned.
+        scores: free group -> (C,) finite scores; larger scores are kept.
+        request: exactly one of target, keep ratio and counts, with floors and rounding.
+        normalise: divide the scores of each group by the mean of their absolute values before a ``global`` ranking.
+
+    Returns:
+        Free group -> kept channels, ascending.
+
+    Raises:
+        PruneError: the request does not fit a ranking or cannot be reached, or scores are not finite.
     """
     check_ranking(request)
     check_target(graph, request)
     check_finite({group.name: scores[group.name] for group in graph.free})
     if request.counts is not None:
-        found = explicit_counts(graph, request)
-        return top_k(graph, scores, {g.name: found.get(g.name, g.width) for g in graph.free}, request.seed)
+        explicit = explicit_counts(graph, request)
+        return top_k(graph, scores, {g.name: explicit.get(g.name, g.width) for g in graph.free}, request.seed)
     order = _removal_order(graph, scores, request, normalise)
     total, gone = sum(g.dense for g in (graph.origin or graph).free), sum(g.gone for g in graph.groups)
     if request.target is not None:
         quantity, share = request.target
         prefix = first_true(
-            lambda n: cost_share(graph, quantity, _left(graph, order[:n], request)) <= share, len(order)
+            lambda n: cost_share(graph, quantity, _counts_after(graph, order[:n], request)) <= share, len(order)
         )
     elif request.keep_ratio is None:
         raise PruneError(f"this method ranks channels: set {target_keys('select.keep_ratio')}")
@@ -208,14 +256,21 @@ def select_by_score(
         prefix = sum(1 for priority, _, _ in order if priority <= 1 - request.keep_ratio + 1e-9)
     else:
         prefix = max(0, int((1 - request.keep_ratio) * total + 1e-9) - gone)
-    counts = _left(graph, order[:prefix], request)
+    counts = _counts_after(graph, order[:prefix], request)
     if request.target is not None:
-        counts = _topped_up(graph, counts, order[:prefix], request)
+        counts = _restore_steps(graph, counts, order[:prefix], request)
     return top_k(graph, scores, counts, request.seed)
 
 
 def top_k(graph: DependencyGraph, scores: Mapping[str, Tensor], counts: Mapping[str, int], seed: int = 0) -> Kept:
-    """The ``counts[group]`` channels with the largest scores of each free group; equals as in ``ascending_order``."""
+    """Keep the ``counts[group]`` channels with the largest scores; equal scores are ordered as in ``ascending_order``.
+
+    Args:
+        graph: dependency graph of the network that is pruned.
+        scores: free group -> (C,) scores.
+        counts: free group -> number of channels to keep; groups that are absent are absent in the result.
+        seed: the run's seed, for groups whose scores are all equal.
+    """
     return {
         g.name: sorted(ascending_order(g.name, scores[g.name], seed)[g.width - counts[g.name] :])
         for g in graph.free
@@ -224,7 +279,7 @@ def top_k(graph: DependencyGraph, scores: Mapping[str, Tensor], counts: Mapping[
 
 
 def first_true(holds: Callable[[int], bool], last: int) -> int:
-    """The smallest n in 0..last for which a monotone ``holds(n)`` is true (``last`` where none is)."""
+    """Return the smallest n in 0..last for which a monotone ``holds(n)`` is true, or ``last`` if there is none."""
     low, high = 0, last
     while low < high:
         middle = (low + high) // 2
@@ -235,41 +290,43 @@ def first_true(holds: Callable[[int], bool], last: int) -> int:
 def _removal_order(
     graph: DependencyGraph, scores: Mapping[str, Tensor], request: SelectionRequest, normalise: bool
 ) -> list[tuple[float, int, int]]:
-    """(priority, group number, how many go before it in its group), what goes first in front.
+    """Return (priority, group number, rank in its group) of all channels, in the order of their removal.
 
-    Of groups whose scores are all equal, and equal to one another's, the same shares go: none is emptied first.
+    Groups whose scores are all equal, and equal to one another's, lose the same shares: none is emptied first.
     """
     order = []
     for number, group in enumerate(graph.free):
-        worth = sorted(float(value) for value in scores[group.name])
-        mean = (sum(map(abs, worth)) / len(worth) or 1.0) if normalise else 1.0
-        alike = all_tied(scores[group.name])
-        for rank, value in enumerate(worth):
+        values = sorted(float(value) for value in scores[group.name])
+        mean = (sum(map(abs, values)) / len(values) or 1.0) if normalise else 1.0
+        tied = all_tied(scores[group.name])
+        for rank, value in enumerate(values):
             share = (group.gone + rank + 1) / group.dense
             priority = share if request.scope == "local" else value / mean
-            order.append((priority, share if alike else 0.0, number, rank))
+            order.append((priority, share if tied else 0.0, number, rank))
     return [(priority, number, rank) for priority, _, number, rank in sorted(order)]
 
 
-def _left(graph: DependencyGraph, gone: list[tuple[float, int, int]], request: SelectionRequest) -> dict[str, int]:
+def _counts_after(
+    graph: DependencyGraph, gone: list[tuple[float, int, int]], request: SelectionRequest
+) -> dict[str, int]:
     cut = [0] * len(graph.free)
     for _, number, _ in gone:
         cut[number] += 1
     return {g.name: request.width(g, g.width - cut[i]) for i, g in enumerate(graph.free)}
 
 
-def _topped_up(
+def _restore_steps(
     graph: DependencyGraph, counts: dict[str, int], gone: list[tuple[float, int, int]], request: SelectionRequest
 ) -> dict[str, int]:
-    """Whole steps of rounding put back, the last removed first, where the network stays within the target.
+    """Restore whole steps of rounding, the last removed first, as long as the network stays within the target.
 
-    A step cuts 8 channels where 1 may be missing to the target; groups without rounding need none of it.
+    A step may remove 8 channels although 1 would reach the target. Groups without rounding are left as they are.
     """
     assert request.target is not None
     quantity, share = request.target
     for group in dict.fromkeys(graph.free[number] for _, number, _ in reversed(gone)):
-        step, own = request.multiple(group), match_group(request.keep_ratios, group)
-        while step > 1 and own is None and counts[group.name] < group.width:
+        step, ratio = request.multiple(group), match_group(request.keep_ratios, group)
+        while step > 1 and ratio is None and counts[group.name] < group.width:
             more = {**counts, group.name: min(counts[group.name] + step, group.width)}
             if cost_share(graph, quantity, more) > share:
                 break

@@ -1,4 +1,4 @@
-"""Pruning in rounds: what each of them is asked for, so that the last one ends where one shot would. Pure."""
+"""Iterative pruning: the request of each round; the last round ends at the recipe's request. Pure functions."""
 
 from dataclasses import replace
 from typing import Literal
@@ -10,10 +10,14 @@ Spacing = Literal["geometric", "linear"]
 
 
 def share_after_round(final: float, number: int, rounds: int, spacing: Spacing) -> float:
-    """The share of the dense network that is left after round ``number`` (from 1) of ``rounds``, ``final`` at the end.
+    """Compute the share of the dense network that is left after a round.
 
-    ``geometric``: every round leaves the same share of what the one before left. ``linear``: every round takes away
-    the same share of the dense network.
+    Args:
+        final: share that is left after the last round.
+        number: number of the round, from 1.
+        rounds: number of rounds.
+        spacing: ``geometric``: every round leaves the same share of the network before it. ``linear``: every round
+            removes the same share of the dense network.
     """
     if number == rounds:
         return final
@@ -24,12 +28,17 @@ def share_after_round(final: float, number: int, rounds: int, spacing: Spacing) 
 def round_config(
     request: SelectionRequest, graph: DependencyGraph, number: int, rounds: int, spacing: Spacing
 ) -> SelectionRequest:
-    """The request of one round: target, keep ratios and counts on their way from the dense network to ``request``.
+    """Make the request of one round: its target, keep ratios and counts lie between the dense network and ``request``.
 
-    Floors, caps and rounding hold in every round, against dense widths; a threshold is applied anew in each.
+    Floors, caps and rounding are the same in every round and refer to dense widths. A threshold is applied anew in each
+    round.
 
     Args:
-        graph: of the network that this round cuts.
+        request: the recipe's request, which the last round fulfils.
+        graph: dependency graph of the network that this round prunes.
+        number: number of the round, from 1.
+        rounds: number of rounds.
+        spacing: see ``share_after_round``.
     """
     if rounds == 1:
         return request
@@ -40,9 +49,9 @@ def round_config(
     counts = request.counts
     if counts is not None:
         dense = graph.origin or graph
-        asked, free = explicit_counts(dense, request), {group.name: group for group in graph.free}
+        final, free = explicit_counts(dense, request), {group.name: group for group in graph.free}
         counts = {
-            name: round(group.dense * at(asked[name] / group.dense)) for name, group in free.items() if name in asked
+            name: round(group.dense * at(final[name] / group.dense)) for name, group in free.items() if name in final
         }
     target, ratio = request.target, request.keep_ratio
     return replace(

@@ -1,4 +1,4 @@
-"""What a network with zeros weighs: non-zero weights, files of sparse matrices, MACs that masks would save."""
+"""Sizes of a network with zeros: non-zero weights, bytes of sparse matrices, MACs that masks would save."""
 
 import io
 from collections.abc import Mapping
@@ -16,16 +16,19 @@ from dist_prune.pruning.selection.cost import macs
 def sparse_sizes(
     graph: DependencyGraph, plan: Plan, weights: Mapping[str, Tensor], dense: bool = False
 ) -> dict[str, Any]:
-    """What a network weighs when its zeros are not counted (MINT's measures; no batch norm, no bias).
-
-    ``weights`` and ``nonzero`` count the entries of the weights of convolutions and linear layers, ``pruned_percent``
-    is the share that is gone of those of the dense network, removed or zero. ``csr_bytes`` adds the compressed .npz
-    files of the weights as CSR matrices (out, rest), ``dense_bytes`` the float32 arrays. ``masked_macs`` are the MACs
-    of weights that no mask holds at zero: hardware that skips zero blocks would do these, dense kernels do all.
+    """Measure a network without counting its zeros (MINT's measures: no batch norm, no bias).
 
     Args:
-        graph: of the dense network.
-        weights: state dict of the network that the plan left (of the dense one with ``dense``).
+        graph: dependency graph of the dense network.
+        plan: a plan in coordinates of the dense network.
+        weights: state dict of the network that the plan left; with ``dense`` of the dense network.
+        dense: whether ``weights`` are those of the dense network.
+
+    Returns:
+        ``weights`` and ``nonzero``: entries of the weights of convolutions and linear layers. ``pruned_percent``: share
+        of the dense network's weights that are removed or zero. ``csr_bytes``: bytes of compressed .npz files of the
+        weights as CSR matrices (out, rest). ``dense_bytes``: bytes of the float32 arrays. ``masked_macs``: MACs of
+        weights that no mask keeps at zero; hardware that skips zero blocks does these, dense kernels do all.
     """
     layers = {n: layer for n, layer in graph.layers.items() if layer.kind in ("conv", "linear")}
     total = sum(layer.width_out * (layer.width_in // layer.groups) * layer.kernel for layer in layers.values())
@@ -46,7 +49,7 @@ def sparse_sizes(
 
 
 def csr_bytes(weight: Tensor) -> int:
-    """Bytes of SciPy's compressed .npz of a weight (out, ...) as a float32 CSR matrix (out, rest)."""
+    """Count the bytes of SciPy's compressed .npz of a weight (out, ...) as a float32 CSR matrix (out, rest)."""
     file = io.BytesIO()
     sparse.save_npz(file, sparse.csr_matrix(weight.detach().cpu().float().flatten(1).numpy()), compressed=True)
     return len(file.getvalue())

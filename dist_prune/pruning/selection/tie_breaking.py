@@ -1,4 +1,4 @@
-"""The order of a group's channels by their scores, and what is done where scores do not give one. Pure."""
+"""The order of a group's channels by their scores, with ties broken reproducibly. Pure functions."""
 
 from collections.abc import Mapping
 
@@ -10,10 +10,14 @@ from dist_prune.pruning.rng import seeded_generator
 
 
 def ascending_order(name: str, worth: Tensor, seed: int) -> list[int]:
-    """The channels of a group, the least worth first; of equals the smaller index goes first.
+    """Sort the channels of a group by score, the smallest first; of equal scores the smaller index comes first.
 
-    Where all are equal nothing tells them apart, and position is not taken for a reason: their order is drawn from
-    (seed, name).
+    If all scores are equal, the order is drawn from (seed, name): the position of a channel says nothing about it.
+
+    Args:
+        name: name of the channel group.
+        worth: (C,) finite scores.
+        seed: the run's seed.
     """
     if all_tied(worth):
         return torch.randperm(len(worth), generator=seeded_generator(seed, "ties", name)).tolist()
@@ -21,12 +25,12 @@ def ascending_order(name: str, worth: Tensor, seed: int) -> list[int]:
 
 
 def all_tied(worth: Tensor) -> bool:
-    """Whether a group has several channels, and one score for all."""
+    """Whether a group has several channels that all have the same score."""
     return len(worth) > 1 and bool((worth == worth[0]).all())
 
 
 def check_finite(scores: Mapping[str, Tensor]) -> None:
-    """PruneError where a group has scores that cannot be ranked."""
+    """Raise PruneError if a group has scores that are not finite."""
     for name, worth in scores.items():
         bad = int((~worth.isfinite()).sum())
         if bad:
@@ -37,20 +41,20 @@ def check_finite(scores: Mapping[str, Tensor]) -> None:
 
 
 def orders_of(worth: Mapping[str, Tensor], seed: int) -> dict[str, list[int]]:
-    """Group -> its channels as in ``ascending_order``."""
-    return {name: ascending_order(name, own, seed) for name, own in worth.items()}
+    """Return group -> its channels as in ``ascending_order``."""
+    return {name: ascending_order(name, scores, seed) for name, scores in worth.items()}
 
 
 def tie_warnings(worth: Mapping[str, Tensor]) -> list[str]:
-    """A sentence on the groups whose channels the scores do not tell apart, for people; [] where there are none."""
-    alike = [name for name, own in worth.items() if all_tied(own)]
-    if not alike:
+    """Return a sentence about the groups whose channels all have the same score; [] if there are none."""
+    tied = [name for name, scores in worth.items() if all_tied(scores)]
+    if not tied:
         return []
-    shown = ", ".join(alike[:3]) + (" ..." if len(alike) > 3 else "")
-    values = sorted({float(worth[name][0]) for name in alike})
-    what = f"{values[0]:.6g}" if len(values) == 1 else f"{values[0]:.6g} to {values[-1]:.6g}"
+    shown = ", ".join(tied[:3]) + (" ..." if len(tied) > 3 else "")
+    values = sorted({float(worth[name][0]) for name in tied})
+    scores = f"{values[0]:.6g}" if len(values) == 1 else f"{values[0]:.6g} to {values[-1]:.6g}"
     return [
-        f"in {len(alike)} of {len(worth)} groups all channels have the same score ({shown}: {what}): nothing ranks "
+        f"in {len(tied)} of {len(worth)} groups all channels have the same score ({shown}: {scores}): nothing ranks "
         "them, and which ones go is drawn from the seed. (Gates of a new network whose last batch norms start at zero "
         "are all 0, for example: train it first.)"
     ]

@@ -1,1 +1,8 @@
-"""Plans cut out of networks. The only door to torch-pruning."""
+"""Plans applied to networks.
+
+- ``surgeon``: ``apply_plan``, by torch-pruning (one of its two doors).
+- ``head_surgery``, ``channel_attributes``: parts that torch-pruning does not cut.
+- ``rebuild``: a pruned network from its weights and plan, without tracing.
+- ``verified_trace``: a traced dependency graph whose groups were cut on trial.
+- ``reinit``: new weights for named layers.
+"""

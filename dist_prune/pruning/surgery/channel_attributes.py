@@ -1,7 +1,7 @@
-"""Blocks that keep a count of channels beside their layers: timm's re-parameterisable ones read it when they fuse.
+"""Attributes of blocks that count channels; timm's re-parameterisable blocks read them to fuse.
 
-MobileOne, RepVGG, FastViT and GhostNetV3 build a fused convolution out of ``in_chs``, ``out_chs`` and ``groups`` of the
-block, not of its layers. After surgery the layers are right and the counts are not.
+MobileOne, RepVGG, FastViT and GhostNetV3 build a fused convolution from ``in_chs``, ``out_chs`` and ``groups`` of the
+block, not from its layers. After surgery the layers are right and these attributes are outdated.
 """
 
 from collections.abc import Iterator
@@ -12,16 +12,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 IN, OUT = ("in_chs", "in_channels", "dim"), ("out_chs", "out_channels", "dim_out")
 IDENTITY = ("identity", "cheap_rpr_skip")  # batch norms on the block's input itself
-ASIDE = ("se", "attn", "act", "layer_scale")  # parts whose widths are others
+ASIDE = ("se", "attn", "act", "layer_scale")  # submodules with other widths than the block
 
 
-def settle(model: nn.Module) -> None:
-    """Give every re-parameterisable block the counts that its layers have now. Changes nothing where none is gone."""
+def update_channel_attributes(model: nn.Module) -> None:
+    """Set the channel counts of every re-parameterisable block to those of its layers, in place."""
     block: Any
     for block in model.modules():
         if not callable(getattr(block, "reparameterize", None)):
             continue
-        ins, outs = _widths(block)
+        ins, outs = _block_widths(block)
         if ins is None:
             continue
         if getattr(block, "groups", 1) > 1:  # RepVGG's ungrouped blocks and MobileOne's pointwise ones have 1
@@ -30,15 +30,15 @@ def settle(model: nn.Module) -> None:
         for key in IN:
             if isinstance(getattr(block, key, None), int):
                 setattr(block, key, ins)
-        for key in OUT if hasattr(block, "reparam_conv") else ():  # GhostNetV3 slices by its count, and keeps it
+        for key in OUT if hasattr(block, "reparam_conv") else ():  # GhostNetV3 slices by its count, which stays
             if isinstance(getattr(block, key, None), int) and outs is not None:
                 setattr(block, key, outs)
-        if hasattr(block, "id_tensor"):  # of the width before
+        if hasattr(block, "id_tensor"):  # it has the width before surgery
             del block.id_tensor
 
 
-def _widths(block: nn.Module) -> tuple[int | None, int | None]:
-    """Channels that enter and leave the block's convolutions, or its batch norm where it has none."""
+def _block_widths(block: nn.Module) -> tuple[int | None, int | None]:
+    """Input and output channels of the block's convolutions, or of its batch norm if it has none."""
     convolutions = list(_convolutions(block))
     outs = convolutions[0].out_channels if convolutions else None
     for name in IDENTITY:

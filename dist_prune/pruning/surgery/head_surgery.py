@@ -1,4 +1,4 @@
-"""Whole units cut out of layers: heads of attention modules, groups of grouped convolutions. See head_groups.py."""
+"""Surgery on whole units: heads of attention modules and groups of grouped convolutions. See head_groups.py."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,45 +10,58 @@ from dist_prune.pruning.surgery import channel_attributes
 
 
 def update_counts(model: nn.Module) -> None:
-    """Tell attention modules how many heads their layers have now, and blocks that count channels how many there are.
-    Changes nothing where none is gone."""
+    """Set head counts of attention modules and channel counts of blocks to those of their layers, in place.
+
+    Call it once after the layers were cut; a network that lost nothing does not change.
+    """
     for _, module, kind in attentions(model):
         width = getattr(module, "head_dim", None) or round(module.scale**-2)
         module.num_heads = module.proj.in_features // width
         if kind.total:
             setattr(module, kind.total, module.proj.in_features)
-    channel_attributes.settle(model)
+    channel_attributes.update_channel_attributes(model)
 
 
 def has_heads(module: Any) -> bool:
-    """Whether a module is an attention whose heads can be cut."""
+    """Whether a module is an attention module of a class whose heads can be removed."""
     return f"{type(module).__module__}.{type(module).__qualname__}" in ATTENTION
 
 
 def takes_shapes(module: nn.Module) -> bool:
-    """Whether a module's own parameters may come in another width: a table with fewer heads."""
+    """Whether a module has a parameter with one column per head, which may become narrower."""
     kind = ATTENTION.get(f"{type(module).__module__}.{type(module).__qualname__}")
     return kind is not None and bool(kind.table)
 
 
 def cut_table(module: nn.Module, positions: Iterable[int]) -> None:
-    """Take columns out of an attention module's table."""
+    """Remove columns from an attention module's table, in place.
+
+    Args:
+        module: an attention module for which ``takes_shapes`` is true.
+        positions: the heads that are removed.
+    """
     key = ATTENTION[f"{type(module).__module__}.{type(module).__qualname__}"].table
     old, gone = getattr(module, key), set(positions)
-    stays = [i for i in range(old.shape[1]) if i not in gone]
-    setattr(module, key, nn.Parameter(old.data[:, stays].clone(), old.requires_grad))
+    kept = [i for i in range(old.shape[1]) if i not in gone]
+    setattr(module, key, nn.Parameter(old.data[:, kept].clone(), old.requires_grad))
 
 
 def cut_grouped(module: nn.Conv2d, side: str, positions: Iterable[int]) -> None:
-    """Take whole groups out of a grouped convolution: filters at the outputs, the count of channels at the inputs."""
+    """Remove whole groups from a grouped convolution, in place.
+
+    Args:
+        module: the convolution; its groups are counted anew when the inputs are cut.
+        side: ``out`` removes filters; ``in`` changes the counts of input channels and groups only.
+        positions: output or input channels of whole groups.
+    """
     gone = set(positions)
     if side == "in":
         each = module.in_channels // module.groups
         module.in_channels -= len(gone)
         module.groups = module.in_channels // each
         return
-    stays = [i for i in range(module.out_channels) if i not in gone]
-    module.out_channels = len(stays)
-    module.weight = nn.Parameter(module.weight.data[stays].clone(), module.weight.requires_grad)
+    kept = [i for i in range(module.out_channels) if i not in gone]
+    module.out_channels = len(kept)
+    module.weight = nn.Parameter(module.weight.data[kept].clone(), module.weight.requires_grad)
     if module.bias is not None:
-        module.bias = nn.Parameter(module.bias.data[stays].clone(), module.bias.requires_grad)
+        module.bias = nn.Parameter(module.bias.data[kept].clone(), module.bias.requires_grad)

@@ -1,4 +1,4 @@
-"""Give a freshly made dense network the widths of a pruned one. Needs no trace: the weights say how wide layers are."""
+"""Rebuild a pruned network from its weights and its plan, without tracing: the weights give the layers' widths."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,32 +12,38 @@ from dist_prune.pruning.surgery import head_surgery
 
 
 def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.Module:
-    """Give a freshly made dense ``model`` the shapes of ``weights`` and load them strictly. Traces nothing.
+    """Give a new dense ``model`` the shapes of ``weights`` and load them strictly, in place.
 
     Args:
         model: as the backbone's factory makes it, with the dense widths.
-        plan: the plan that was cut; its dense widths prove that the model is the right one.
-        weights: the small network's state dict.
+        plan: the plan that was applied; its dense widths are compared with the model's.
+        weights: state dict of the pruned network.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        PruneError: the model does not fit the plan, or the weights do not fit the model.
     """
     modules, widths = dict(model.named_modules()), {}
     for name, width in plan.widths.items():
         layer = modules.get(name)
-        found = widths[name] = getattr(layer, "out_channels", getattr(layer, "out_features", None))
-        if found is None or found % width:  # a unit is several outputs
-            raise PruneError(f"this network does not fit the plan: {name!r} has width {found}, the plan says {width}")
+        dense = widths[name] = getattr(layer, "out_channels", getattr(layer, "out_features", None))
+        if dense is None or dense % width:  # a unit is several outputs
+            raise PruneError(f"this network does not fit the plan: {name!r} has width {dense}, the plan says {width}")
     for name, count in plan.counts.items():
         each = widths[name] // plan.widths[name]
         if f"{name}.weight" in weights and len(weights[f"{name}.weight"]) != count * each:
-            found = len(weights[f"{name}.weight"])
+            channels = len(weights[f"{name}.weight"])
             raise PruneError(
-                f"the weights do not fit the plan: {name!r} has {found} channels, the plan leaves {count * each}"
+                f"the weights do not fit the plan: {name!r} has {channels} channels, the plan leaves {count * each}"
             )
     for name in plan.removed:
         parent = modules.get(name.rpartition(".")[0])
         if name.endswith(".qkv") and hasattr(parent, "num_heads") and not head_surgery.has_heads(parent):
             raise PruneError(
-                f"{name}: the plan takes heads, and this version of timm has a {type(parent).__qualname__} there that "
-                "is not known here; load it with the timm version that the bundle names"
+                f"{name}: the plan removes heads, and this version of timm has a {type(parent).__qualname__} there "
+                "that is not known here; load it with the timm version that the bundle names"
             )
     for name, module in model.named_modules():
         _take_shapes(module, name, weights)

@@ -1,4 +1,4 @@
-"""New weights for named layers, from (seed, names) alone: never from torch's global random state."""
+"""New weights for named layers. They depend on the seed and the names, never on torch's global random state."""
 
 import math
 from collections.abc import Iterable
@@ -12,8 +12,15 @@ from dist_prune.pruning.rng import seeded_generator
 
 @torch.no_grad()
 def reinitialise(model: nn.Module, names: Iterable[str], seed: int) -> None:
-    """Give the linear layers and norms of that name the weights of a new network, in place (torch's initialisation:
-    uniform within 1 / sqrt(inputs); norms 1 and 0)."""
+    """Reset linear layers and norms to initial weights, in place.
+
+    Linear layers get torch's initialisation, uniform within 1 / sqrt(inputs); norms get scale 1 and shift 0.
+
+    Args:
+        model: the network.
+        names: module paths of linear layers and norms.
+        seed: the run's seed; each layer's numbers are drawn from (seed, name).
+    """
     for name in names:
         module: Any = model.get_submodule(name)
         if isinstance(module, nn.Linear):

@@ -1,6 +1,6 @@
-"""Cut a plan out of a traced network, by torch-pruning. Works on bare models only.
+"""Apply a plan to a traced network, by torch-pruning. Works on bare models only.
 
-DistributedDataParallel, compilation, optimizers and averaged weights come after.
+Wrap a model in DistributedDataParallel, compile it and make its optimizer after surgery.
 """
 
 import copy
@@ -17,41 +17,58 @@ from dist_prune.pruning.surgery import head_surgery
 
 
 def apply_plan(model: nn.Module, graph: DependencyGraph, plan: Plan) -> None:
-    """Zero the plan's blocks and cut its channels out of ``model``, in place. ``graph`` is of the same dense net."""
+    """Set the plan's blocks to zero and cut its channels out of ``model``, in place.
+
+    Args:
+        model: the bare dense network.
+        graph: dependency graph of that network.
+        plan: a plan in coordinates of that network.
+
+    Raises:
+        PruneError: the plan belongs to another network.
+    """
     if {g.name: g.width for g in graph.groups} != dict(plan.widths):
         raise PruneError("the plan belongs to another network: its groups or their dense widths differ from this one's")
     zero_blocks(model, graph, plan)
     cuts: dict[tuple[str, str], set[int]] = {}
-    for name, gone in plan.removed.items():
+    for name, channels in plan.removed.items():
         for coupling in graph.group(name).couplings:
-            cuts.setdefault((coupling.layer, coupling.side), set()).update(coupling.positions(gone))
+            cuts.setdefault((coupling.layer, coupling.side), set()).update(coupling.positions(channels))
     for (name, side), positions in cuts.items():
-        _cut(model.get_submodule(name), graph.layers[name], side, sorted(positions))
+        _cut_layer(model.get_submodule(name), graph.layers[name], side, sorted(positions))
     head_surgery.update_counts(model)
 
 
 def prune_tensors_like(
     model: nn.Module, graph: DependencyGraph, plan: Plan, tables: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What ``operate`` leaves of tensors that are shaped and named as parameters and buffers of ``model``.
+    """Cut tensors that are shaped and named as parameters and buffers of ``model``, as ``apply_plan`` cuts the weights.
 
-    For optimizer states and averaged weights: they are cut by the operation that cuts the weights, not by another.
-    ``model`` is not changed.
+    For optimizer states and averaged weights: the operation that cuts the weights cuts them as well.
+
+    Args:
+        model: the bare dense network; not changed.
+        graph: dependency graph of that network.
+        plan: a plan in coordinates of that network.
+        tables: name of a parameter or buffer -> tensor of its shape.
+
+    Returns:
+        The names of ``tables`` -> tensors of the pruned shapes.
     """
     other = copy.deepcopy(model)
     for name, tensor in tables.items():
-        place, _, key = name.rpartition(".")
-        owner, fresh = other.get_submodule(place), tensor.detach().clone()
+        path, _, key = name.rpartition(".")
+        owner, copied = other.get_submodule(path), tensor.detach().clone()
         if key in owner._parameters:
-            owner._parameters[key] = nn.Parameter(fresh)
+            owner._parameters[key] = nn.Parameter(copied)
         else:
-            owner._buffers[key] = fresh
+            owner._buffers[key] = copied
     apply_plan(other, graph, plan)
-    found = {**dict(other.named_parameters()), **dict(other.named_buffers())}
-    return {name: found[name].detach() for name in tables}
+    pruned = {**dict(other.named_parameters()), **dict(other.named_buffers())}
+    return {name: pruned[name].detach() for name in tables}
 
 
-def _cut(module: nn.Module, layer: Layer, side: str, positions: list[int]) -> None:
+def _cut_layer(module: nn.Module, layer: Layer, side: str, positions: list[int]) -> None:
     if layer.kind == "norm":
         tp.prune_batchnorm_out_channels(module, positions)
     elif layer.kind == "conv" and layer.depthwise:

@@ -1,4 +1,4 @@
-"""Verified trace: a traced group is free only if the network without some of its channels answers as the gated one."""
+"""Verified trace: a group is free only if cutting some of its channels has the same effect as switching them off."""
 
 import copy
 import dataclasses
@@ -18,25 +18,32 @@ from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.rng import seeded_generator
 from dist_prune.pruning.surgery.surgeon import apply_plan
 
-NEAR = 1e-4  # of the largest output: how far a trial cut may be from the gated network; right groups reach 1e-6
+NEAR = 1e-4  # tolerance between trial cut and gated network, as a share of the largest output; right groups reach 1e-6
 UNREAD = "no layer that reads its channels was found: an operation on their way cannot be followed"
 
 
 def trace_groups(model: nn.Module, example: Tensor) -> DependencyGraph:
-    """Trace a bare model on ``example`` (1, C, H, W) and find its layers, channel groups and sites.
+    """Trace a bare model and find its layers and channel groups.
 
-    Groups that cannot be cut are there too, with the reason. A trial cut proves the rest: every free group that
-    breaks the forward pass becomes a protected one.
+    Groups that cannot be cut are returned as well, protected with the reason. Trial cuts verify the others: every free
+    group that breaks the forward pass becomes a protected one.
+
+    Args:
+        model: a bare network; not changed.
+        example: (1, C, H, W) image of the size that the network will run on.
+
+    Returns:
+        The dependency graph; the free groups are those that ``apply_plan`` can cut.
 
     Raises:
-        PruneError: where the network cannot be traced at all.
+        PruneError: the network cannot be traced at all.
     """
     graph = trace_dependencies(model, example)
     return verify_groups(model, graph, example.to(next(model.parameters()).device))
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
-    """Every tensor of a network's output, in order: of tuples, lists, mappings and data classes too."""
+    """Yield every tensor of a network's output in order, also from tuples, lists, mappings and data classes."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, Mapping):
@@ -51,113 +58,117 @@ def tensors_of(output: Any) -> Iterator[Tensor]:
 
 
 def shapes_of(output: Any) -> list[tuple[int, ...]]:
-    """The shapes of all tensors of an output."""
+    """Return the shapes of all tensors of a network's output, in order."""
     return [tuple(tensor.shape) for tensor in tensors_of(output)]
 
 
 def check_logits(model: nn.Module, example: Tensor, name: str) -> None:
-    """PruneError where a network's output cannot be trained or measured as a classifier's.
+    """Raise PruneError if a network's output is not that of a classifier, one (images, classes) tensor.
 
     Args:
         model: a bare network; not changed.
-        example: (1, C, H, W) images on its device.
-        name: of the backbone, for the error.
+        example: (1, C, H, W) image on its device.
+        name: name of the backbone, for the error.
     """
     for mode in ("evaluation", "training"):
         trial = copy.deepcopy(model).train(mode == "training")
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                found = trial(torch.cat([example, example]))
-        except Exception:  # an image size, a norm over single values: other checks say what is wrong
+                output = trial(torch.cat([example, example]))
+        except Exception:  # an image size, a norm over single values: other checks report these
             continue
-        if not isinstance(found, Tensor) or found.dim() != 2:
-            shapes = ", ".join(str(tuple(shape)) for shape in shapes_of(found)) or "no tensor"
+        if not isinstance(output, Tensor) or output.dim() != 2:
+            shapes = ", ".join(str(tuple(shape)) for shape in shapes_of(output)) or "no tensor"
             raise PruneError(
-                f"backbone.name: {name} gives a {type(found).__name__} with {shapes} in {mode} mode, for two images; "
-                "what is trained and measured here gives one tensor, (images, classes), in both modes. Leave out of "
-                "backbone.kwargs what asks for features, maps or auxiliary heads"
+                f"backbone.name: {name} gives a {type(output).__name__} with {shapes} in {mode} mode, for two images; "
+                "a network that is trained here gives one tensor, (images, classes), in both modes. Leave out the "
+                "keys of backbone.kwargs that ask for features, maps or auxiliary heads"
             )
 
 
 def verify_groups(model: nn.Module, graph: DependencyGraph, example: Tensor) -> DependencyGraph:
-    """The channels with every group protected that a trial cut shows to be tied wrongly, with what was seen.
+    """Return a copy of the graph with every group protected whose trial cut fails, with the failure as its reason.
 
-    The first channel, the last one and a drawn half of every free group are cut out of copies, which have to answer as
-    the network does with these channels switched off where they are consumed: an operation that moves channels by
-    their place runs at every width. Parameters that are constant (zero or one at initialisation) are shaken first: a
-    batch norm that begins at zero hides the whole branch before it. Where a network has outputs in training mode only,
-    its copies have to run in that mode too. Groups are looked at one by one only where all together fail.
+    The first channel, the last one and a random half of every free group are cut out of copies of the network. A copy
+    has to give the outputs of the network with these channels switched off at their consumers. (Running without an
+    error is not enough: an operation that moves channels by their position runs at every width.) Constant parameters
+    (zero or one at initialisation) are perturbed first, because a batch norm that starts at zero hides the whole branch
+    before it. If a network has other outputs in training mode, its copies have to run in that mode as well. Groups are
+    tested one by one only if the test of all together fails.
 
     Args:
         model: a bare network; not changed.
-        example: (1, C, H, W) images on its device.
+        graph: its groups as traced, not verified.
+        example: (1, C, H, W) image on the network's device.
     """
-    trial = _Trial(_shaken(model), graph, example)
+    trial = _Trial(_perturb_constants(model), graph, example)
     outputs = [group for group in graph.groups if group.protected == OUTPUTS]
-    told = {group.name: UNREAD for group in outputs if not trial.reaches_outputs(group)}
-    for which in ("half", "first", "last"):
-        free = [group for group in graph.free if group.name not in told]
-        if trial.fails([(group, _chosen(group, which)) for group in free]):
+    reasons = {group.name: UNREAD for group in outputs if not trial.reaches_outputs(group)}
+    for choice in ("half", "first", "last"):
+        free = [group for group in graph.free if group.name not in reasons]
+        if trial.failure([(group, _choose(group, choice)) for group in free]):
             for group in free:
-                why = trial.fails([(group, _chosen(group, which))])
+                why = trial.failure([(group, _choose(group, choice))])
                 if why:
-                    told[group.name] = f"the network without {_words(which)} {why}"
-    if not told:
+                    reasons[group.name] = f"the network without {_describe(choice)} {why}"
+    if not reasons:
         return graph
-    groups = tuple(replace(g, protected=told[g.name]) if g.name in told else g for g in graph.groups)
+    groups = tuple(replace(g, protected=reasons[g.name]) if g.name in reasons else g for g in graph.groups)
     return replace(graph, groups=groups)
 
 
-def _words(which: str) -> str:
-    return "half of its channels" if which == "half" else "one of its channels"
+def _describe(choice: str) -> str:
+    return "half of its channels" if choice == "half" else "one of its channels"
 
 
-def _chosen(group: ChannelGroup, which: str) -> tuple[int, ...]:
-    """Channels of a group to cut; one stays at least."""
-    if which == "first":
+def _choose(group: ChannelGroup, choice: str) -> tuple[int, ...]:
+    """Choose the channels of a group to cut; at least one is kept."""
+    if choice == "first":
         return (0,)
-    if which == "last":
+    if choice == "last":
         return (group.width - 1,)
     order = torch.randperm(group.width, generator=seeded_generator(0, "trial cut", group.name))
     return tuple(sorted(order[: group.width // 2].tolist()))
 
 
 class _Trial:
-    """A network whose parts all speak, and what it answers with and without some channels."""
+    """Compares a network without some channels with the same network when these channels are switched off."""
 
     def __init__(self, model: nn.Module, graph: DependencyGraph, example: Tensor):
-        self.model, self.graph, self.example = model, graph, example
+        self.model = model
+        self.graph = graph
+        self.example = example
         self.widths = {group.name: group.width for group in graph.groups}
         with evaluation_mode(model), torch.no_grad():
             self.shapes = shapes_of(model(example))
-        self.training = self._training(model)
-        if self.training == self.shapes:
-            self.training = None  # nothing more to see in training mode
+        self.training_shapes = self._shapes_in_training(model)
+        if self.training_shapes == self.shapes:
+            self.training_shapes = None  # training mode needs no test of its own
 
     def cut(self, off: Mapping[str, tuple[int, ...]]) -> nn.Module:
-        """A copy without the channels."""
+        """Make a copy without the channels."""
         small = copy.deepcopy(self.model)
         apply_plan(small, self.graph, Plan(dict(off), self.widths))
         return small
 
-    def fails(self, chosen: Sequence[tuple[ChannelGroup, tuple[int, ...]]]) -> str:
-        """What is wrong with the network without the chosen channels, or nothing."""
-        off = {group.name: gone for group, gone in chosen}
+    def failure(self, chosen: Sequence[tuple[ChannelGroup, tuple[int, ...]]]) -> str:
+        """Say what is wrong with the network without the chosen channels; empty if nothing is."""
+        off = {group.name: channels for group, channels in chosen}
         try:
             small = self.cut(off)
             with evaluation_mode(small), evaluation_mode(self.model), torch.no_grad():
-                found = list(tensors_of(small(self.example)))
+                outputs = list(tensors_of(small(self.example)))
                 with gate_off(self.model, self.graph, off):
-                    asked = list(tensors_of(self.model(self.example)))
-        except Exception as error:  # whatever the network's own forward says
-            return f"does not run: {type(error).__name__}: {_line(error)}"
-        if [tuple(t.shape) for t in found] != [tuple(t.shape) for t in asked]:
+                    expected = list(tensors_of(self.model(self.example)))
+        except Exception as error:  # any error of the network's own forward
+            return f"does not run: {type(error).__name__}: {_first_line(error)}"
+        if [tuple(t.shape) for t in outputs] != [tuple(t.shape) for t in expected]:
             return "has outputs of other shapes: they are, or run into, outputs of the network"
-        if any(_far(one, other) for one, other in zip(found, asked, strict=True)):
-            return "answers otherwise than with it switched off: its channels are mixed or moved on their way"
-        if self.training is not None and self._training(small) != self.training:
-            return "does not run, or has other outputs, in training mode: a head that only trains reads its channels"
+        if any(_differ(output, other) for output, other in zip(outputs, expected, strict=True)):
+            return "has other outputs than with channels switched off: they are mixed or moved on their way"
+        if self.training_shapes is not None and self._shapes_in_training(small) != self.training_shapes:
+            return "does not run, or has other outputs, in training mode: a head used in training only reads them"
         return ""
 
     def reaches_outputs(self, group: ChannelGroup) -> bool:
@@ -166,34 +177,34 @@ class _Trial:
             small = self.cut({group.name: (0,)})
             with evaluation_mode(small), torch.no_grad():
                 return shapes_of(small(self.example)) != self.shapes
-        except Exception:  # something on the way wants all of them
+        except Exception:  # an operation on the way needs all of them
             return False
 
-    def _training(self, model: nn.Module) -> list[tuple[int, ...]] | None:
-        """The shapes of the outputs in training mode, for one image; None where it does not run on two copies."""
+    def _shapes_in_training(self, model: nn.Module) -> list[tuple[int, ...]] | None:
+        """Return the shapes of the outputs in training mode, for one image; None if two copies of it do not run."""
         model = copy.deepcopy(model).train()
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                found = shapes_of(model(torch.cat([self.example, self.example])))
-        except Exception:  # a norm over a single value, an argument that only training gives
+                shapes = shapes_of(model(torch.cat([self.example, self.example])))
+        except Exception:  # a norm over a single value, an argument that is given in training only
             return None
-        return [(1, *shape[1:]) if shape and shape[0] == 2 else shape for shape in found]
+        return [(1, *shape[1:]) if shape and shape[0] == 2 else shape for shape in shapes]
 
 
-def _far(found: Tensor, asked: Tensor) -> bool:
-    if not found.is_floating_point() or not bool(torch.isfinite(asked).all()):
-        return False  # counts and indices follow from what is compared; what overflows cannot be compared
-    return not float((found - asked).abs().max()) <= NEAR * float(asked.abs().max())
+def _differ(output: Tensor, expected: Tensor) -> bool:
+    if not output.is_floating_point() or not bool(torch.isfinite(expected).all()):
+        return False  # counts and indices follow from the compared tensors; overflows cannot be compared
+    return not float((output - expected).abs().max()) <= NEAR * float(expected.abs().max())
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:120]
 
 
 @torch.no_grad()
-def _shaken(model: nn.Module) -> nn.Module:
-    """A copy in which every constant tensor (zeros, ones, a small layer scale) has values of its own."""
+def _perturb_constants(model: nn.Module) -> nn.Module:
+    """Return a copy in which no parameter or buffer is constant (zeros, ones, a small layer scale)."""
     model = copy.deepcopy(model)
     generator = seeded_generator(0, "shaken")
     for tensor in _floats([*model.parameters(), *model.buffers()]):
@@ -201,7 +212,7 @@ def _shaken(model: nn.Module) -> nn.Module:
         if not bool((tensor == value).all()):
             continue
         noise = torch.rand(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
-        if abs(value) < 0.1:  # a zero, or a layer scale that begins near it
+        if abs(value) < 0.1:  # a zero, or a layer scale that starts near it
             tensor.copy_(noise - 0.5 if tensor.numel() > 1 else noise + 0.5)
         else:
             tensor.copy_(value * (noise + 0.5))

@@ -117,7 +117,7 @@ def test_methods_that_judge_single_channels_leave_units_alone_and_say_so():
     bench = tiny.bench(network("resnext"), images=7)
     channels = tiny.method("hrank").prunable(bench.graph)
     group = next(group for group in channels.groups if group.unit == "conv group")
-    assert group.protected == "it goes by whole conv groups, and this method judges single channels"
+    assert group.protected == "its channels are whole conv groups, and this method scores single channels"
 
 
 def test_ranks_agree_on_units(pool):
@@ -190,6 +190,6 @@ def test_what_a_cut_res2net_leaves_can_be_cut_again():
     """Its splits give protected groups positions that no layer has."""
     model = models.create("res2net50_26w_4s", 10, 3, kwargs={"layers": (1, 1, 1, 1)}).eval()
     channels = trace_groups(model, torch.randn(1, 3, 64, 64))
-    plan = Plan.keeping(channels, {group.name: list(range(group.width // 2)) for group in channels.free})
+    plan = Plan.from_kept(channels, {group.name: list(range(group.width // 2)) for group in channels.free})
     left = graph_after(channels, plan)
     assert {group.name: group.width for group in left.free} == {g.name: plan.counts[g.name] for g in channels.free}

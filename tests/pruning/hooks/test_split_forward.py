@@ -43,8 +43,8 @@ def test_off_is_removed_and_the_tail_is_the_network(name):
         for row, off in zip(values, gone, strict=True):
             row[list(off)] = 0
         rest = SplitForward(model, graph, [point.point.layer for point in points])
-        rest.prove(x)
-        assert not rest.whole
+        rest.verify(x)
+        assert not rest.unsplit
         with gate(model, points, {group.name: values}):
             found, again = model(x), rest.tail(repeat_batch(rest.head(x), 1))
         assert torch.equal(found, again)
@@ -118,8 +118,8 @@ def test_coalitions_are_counted_as_surgery_would(group):
         return ((part.images, part.labels) for part in bench.loader.batches(lists[start:]))
 
     games = MaskedAccuracyCache(bench.model, bench.graph, batches)
-    live = games.for_group(group, "consumed", 1).rest.head(next(batches(0))[0])
+    live = games.for_group(group, "consumed", 1).split.head(next(batches(0))[0])
     some = 3 * sum(t.numel() * t.element_size() for t in live)
     for memory in (1, some, 10**9):
-        assert games.for_group(group, "consumed", memory).tally(off, num_correct).tolist() == expected
+        assert games.for_group(group, "consumed", memory).evaluate(off, num_correct).tolist() == expected
     assert 0 < max(seen) < len(lists), "with a little memory the first micro-batches are kept and the others made again"

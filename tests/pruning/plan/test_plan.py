@@ -55,10 +55,10 @@ def test_composition_in_dense_coordinates():
 def test_two_cuts_are_one_composed_cut():
     model, x = tiny.network(), tiny.example()
     channels = trace_groups(model, x[:1])
-    first = Plan.keeping(channels, {"conv1": [0, 2, 5, 9], "layer2.0.conv1": list(range(3, 20))})
+    first = Plan.from_kept(channels, {"conv1": [0, 2, 5, 9], "layer2.0.conv1": list(range(3, 20))})
     once = tiny.cut(model, channels, first)
     between = trace_groups(once, x[:1])
-    second = Plan.keeping(between, {"conv1": [1, 3], "layer2.0.conv1": [0, 1, 16], "layer3.0.conv1": [5]})
+    second = Plan.from_kept(between, {"conv1": [1, 3], "layer2.0.conv1": [0, 1, 16], "layer3.0.conv1": [5]})
     twice = tiny.cut(once, between, second)
     direct = tiny.cut(model, channels, first.then(second))
     assert torch.equal(twice(x), direct(x))

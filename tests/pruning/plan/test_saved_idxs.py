@@ -16,7 +16,7 @@ from dist_prune.pruning.surgery.verified_trace import trace_groups
 from tests.support import tiny
 
 CHANNELS = Graph(Options()).prunable(trace_groups(tiny.network(), tiny.example()[:1]))
-PLAN = Plan.keeping(CHANNELS, {"conv1": [0, 3, 5], "layer2.0.conv1": list(range(31)), "layer3.0.downsample.0": [63]})
+PLAN = Plan.from_kept(CHANNELS, {"conv1": [0, 3, 5], "layer2.0.conv1": list(range(31)), "layer3.0.downsample.0": [63]})
 
 
 def test_there_and_back():

@@ -180,7 +180,7 @@ def test_time_is_predicted_from_groups_and_measured_networks():
         before = after
     counts = {g.name: g.width // 2 for g in WIDE.free}
     share = cost_share(known, "latency", counts)
-    bent = replace(known, latency=LatencyTable(times, bend=((share - 0.1, 0.5), (share + 0.1, 0.9), (1.0, 1.0))))
+    bent = replace(known, latency=LatencyTable(times, corrections=((share - 0.1, 0.5), (share + 0.1, 0.9), (1.0, 1.0))))
     assert cost_share(bent, "latency", counts) == pytest.approx(0.7)
 
 

@@ -44,7 +44,7 @@ def test_cost_equals_a_count_after_surgery(name, size):
     model, example = models.create(name, 10, 3).eval(), torch.randn(1, 3, size, size)
     channels = trace_groups(model, example)
     keep = {g.name: list(range(max(1, g.width * (2 + i % 3) // 5))) for i, g in enumerate(channels.free)}
-    plan = Plan.keeping(channels, keep)
+    plan = Plan.from_kept(channels, keep)
     small = copy.deepcopy(model)
     surgeon.apply_plan(small, channels, plan)
     for network, counts in ((model, {}), (small, plan.counts)):

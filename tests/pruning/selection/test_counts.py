@@ -69,7 +69,7 @@ def test_a_cut_network_has_what_the_arithmetic_says(channels):
     assert {name: len(stays) for name, stays in kept.items()} == {"conv1": 8, "conv2": 9, "fc1": 36, "fc2": 17}
     from dist_prune.pruning.plan.plan import Plan
 
-    small = tiny.cut(model, channels["lenet5_mnist"], Plan.keeping(channels["lenet5_mnist"], kept))
+    small = tiny.cut(model, channels["lenet5_mnist"], Plan.from_kept(channels["lenet5_mnist"], kept))
     assert sum(p.numel() for n, p in small.named_parameters() if p.dim() > 1) == 7_966
     assert small(torch.rand(2, 1, 28, 28)).shape == (2, 10)
 

@@ -49,11 +49,11 @@ class Clock:
 
         def choose(channels) -> Plan:
             check_target(channels, request)
-            return Plan.keeping(channels, select_by_score(channels, SCORES, request))
+            return Plan.from_kept(channels, select_by_score(channels, SCORES, request))
 
         table, self.said = LatencyTable(times), []
         return LatencySearch(
-            CHANNELS, table, asked, tolerance, Plan.keeping(CHANNELS, floors), choose, self.measure, self.said.append
+            CHANNELS, table, asked, tolerance, Plan.from_kept(CHANNELS, floors), choose, self.measure, self.said.append
         )
 
 
@@ -132,7 +132,7 @@ def test_what_is_taken_was_chosen_by_the_method(asked, tolerance):
     """The smallest network there can be is measured with any channels at all: it tells what is in reach."""
     search = Clock(0.3).search(asked, tolerance=tolerance)
     found = search.run()
-    assert found.plan is not search.least
+    assert found.plan is not search.smallest
     for group in CHANNELS.free:
         kept, scores = found.plan.kept(group.name), SCORES[group.name]
         assert min(scores[kept]) >= max(scores[sorted(found.plan.removed.get(group.name, ()))], default=0)

@@ -36,7 +36,7 @@ def some_plan(channels: DependencyGraph, rng: random.Random, share: float = 0.5)
     for group in channels.free:
         count = rng.randint(min(group.width, max(2, round(group.width * share))), group.width)
         kept[group.name] = sorted(rng.sample(range(group.width), count))
-    return Plan.keeping(channels, kept)
+    return Plan.from_kept(channels, kept)
 
 
 def worth(channels: DependencyGraph, seed: int) -> dict[str, torch.Tensor]:
@@ -99,7 +99,7 @@ def test_a_depthwise_layer_with_one_channel_left_is_still_that_layer():
     model, x = built("mobilenetv1_cifar"), tiny.example(size=32)
     dense = trace_groups(model, x[:1])
     group = next(g for g in dense.free if any(dense.layers[c.layer].depthwise for c in g.couplings))
-    plan = Plan.keeping(dense, {group.name: [2]})
+    plan = Plan.from_kept(dense, {group.name: [2]})
     small = graph_after(dense, plan)
     assert [g.name for g in small.groups] == [g.name for g in dense.groups]
     assert small.group(group.name).protected == "it has a single channel"
@@ -129,13 +129,13 @@ def test_three_rounds_end_where_one_shot_ends(request_, spacing):
     """With the same worth of channels in every round the counts are those of one shot; floors are of dense widths."""
     dense = trace_groups(tiny.network(), tiny.example()[:1])
     scores = worth(dense, 3)
-    once = Plan.keeping(dense, select_by_score(dense, scores, request_, normalise=False))
+    once = Plan.from_kept(dense, select_by_score(dense, scores, request_, normalise=False))
     whole, now = Plan({}, once.widths), dense
     sizes = [1.0]
     for number in (1, 2, 3):
         asked = round_config(request_, now, number, 3, spacing)
         left = {name: table[whole.kept(name)] for name, table in scores.items()}
-        whole = whole.then(Plan.keeping(now, select_by_score(now, left, asked, normalise=False)))
+        whole = whole.then(Plan.from_kept(now, select_by_score(now, left, asked, normalise=False)))
         now = graph_after(dense, whole)
         sizes.append(cost_share(now, "macs", {}))
     assert sizes[0] > sizes[1] > sizes[2] > sizes[3]

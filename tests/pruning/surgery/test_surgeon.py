@@ -100,7 +100,7 @@ def test_odd_shapes_are_protected_or_right():
     assert channels.group("first").width == 2
     assert "norm" in reasons["hidden"]
     assert not reasons["last"]
-    plan = Plan.keeping(channels, {group.name: [1, 3] if group.width > 2 else [1] for group in channels.free})
+    plan = Plan.from_kept(channels, {group.name: [1, 3] if group.width > 2 else [1] for group in channels.free})
     with gate_off(model, channels, plan.removed):
         expected = model(x)
     small = tiny.cut(model, channels, plan)
@@ -127,7 +127,7 @@ def test_layers_used_twice_and_half_depthwise_are_counted_right():
     model, x = Half().eval(), torch.randn(1, 3, 4, 4)
     del model.norm
     channels = trace_groups(model, x)
-    plan = Plan.keeping(channels, {group.name: [0, 1] for group in channels.free})
+    plan = Plan.from_kept(channels, {group.name: [0, 1] for group in channels.free})
     for network, counts in ((model, {}), (tiny.cut(model, channels, plan), plan.counts)):
         assert cost.params(channels, counts) == sum(parameter.numel() for parameter in network.parameters())
         assert cost.macs(channels, counts, "thop") == thop.profile(copy.deepcopy(network), (x,), verbose=False)[0]
@@ -180,7 +180,7 @@ def test_what_stands_in_the_way_is_named():
     """A parameter by its name; a trace that fails by the layer before the operation that is not understood."""
     channels = trace_groups(Scaled().eval(), torch.randn(1, 3, 8, 8))
     assert channels.group("conv").protected == "it runs through gain, whose channels cannot be cut one by one"
-    with pytest.raises(PruneError, match=r"could not be traced behind stages\.1\.blocks\.0\S+: ZeroDivisionError"):
+    with pytest.raises(PruneError, match=r"could not be traced after stages\.1\.blocks\.0\S+: ZeroDivisionError"):
         trace_groups(models.create("shvit_s1", 10, 3).eval(), torch.randn(1, 3, 224, 224))
 
 
@@ -258,7 +258,7 @@ def test_channels_that_reach_any_output_keep_their_width(kind):
     assert channels.group("two").protected
     assert channels.group("head").protected == "its channels are the network's outputs"
     assert {group.name for group in channels.free} == {"one", "three"}
-    small = tiny.cut(Several().eval(), channels, Plan.keeping(channels, {g.name: [0, 2] for g in channels.free}))
+    small = tiny.cut(Several().eval(), channels, Plan.from_kept(channels, {g.name: [0, 2] for g in channels.free}))
     small.train()(torch.randn(2, 3, 10, 10))
 
 

@@ -160,7 +160,7 @@ def test_shared_weights_are_protected_and_stay_tied():
     channels = trace_groups(model, IMAGE)
     assert [group.name for group in channels.free] == ["own", "last"]
     assert "one and two share one weight" in channels.group("one").protected
-    plan = Plan.keeping(channels, {"own": [1, 2], "last": [0]})
+    plan = Plan.from_kept(channels, {"own": [1, 2], "last": [0]})
     surgeon.apply_plan(model, channels, plan)
     assert model.one.weight is model.two.weight
     assert cost.params(channels, plan.counts) == sum(parameter.numel() for parameter in model.parameters())
@@ -183,7 +183,7 @@ def test_submodules_called_by_keyword_are_cut_as_gated():
     model = Called().eval()
     channels = trace_groups(model, IMAGE)
     assert [group.name for group in channels.free] == ["stem", "body"]
-    plan = Plan.keeping(channels, {"stem": [1, 2, 7], "body": [0, 4]})
+    plan = Plan.from_kept(channels, {"stem": [1, 2, 7], "body": [0, 4]})
     with torch.no_grad(), gate_off(model, channels, plan.removed):
         expected = model(IMAGE)
     assert not torch.allclose(model(IMAGE), expected)
