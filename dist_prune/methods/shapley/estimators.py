@@ -1,8 +1,8 @@
 """Estimators of the Shapley values of channels, from accuracies without sets of channels.
 
 C is the number of channels of a group. accuracy(T) is the accuracy of the network, in percent, when the set T of them
-is off; ``full`` is that with nothing off, ``empty`` that with everything off. The Shapley value of channel c is its mean
-loss of accuracy, the sum over sets T without c of |T|! (C - |T| - 1)! / C! (accuracy(T) - accuracy(T + c)).
+is off; ``full`` is that with nothing off, ``empty`` that with everything off. The Shapley value of channel c is its
+mean loss of accuracy, the sum over sets T without c of |T|! (C - |T| - 1)! / C! (accuracy(T) - accuracy(T + c)).
 
 Ancona, Oztireli, Gross: Shapley value as principled metric for structured network pruning, 2020 (permutations);
 Adamczewski, Li, Van Gool: Shapley Pruning for Neural Network Compression, 2024 (regression on random sets, partial sums
@@ -178,7 +178,7 @@ def samples_clear_of_threshold(widths: Sequence[int], least: int) -> int:
 
 
 def _solve(design: Tensor, response: Tensor) -> Tensor:
-    """The least-squares solution of smallest norm, float64; directions that are rounding errors of a mean are left out."""
+    """The least-squares solution of smallest norm, float64, without directions that are rounding errors of a mean."""
     return torch.from_numpy(np.linalg.lstsq(design.numpy(), response.numpy(), rcond=SMALLEST)[0])
 
 

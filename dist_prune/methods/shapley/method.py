@@ -129,7 +129,7 @@ class Shapley(base.RankingMethod):
         return lambda number: context.generator("shapley", self.options.estimator, group, number)
 
     def _block(self, context: base.ScoringContext, kind: str, group: str, width: int, block: int) -> Tensor:
-        """(m, C) bool: the sets of a job. Blocks are always full, so that a later run with more samples has the same."""
+        """(m, C) bool: the sets of a job. Blocks are always full, so that they stay the same with more samples."""
         start = block * self.options.stack
         stop = start + self.options.stack
         if kind == "ends":
@@ -187,7 +187,7 @@ class Shapley(base.RankingMethod):
 
     def importance(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> dict[str, Tensor]:
         """Estimate the Shapley value of each channel: free group -> (C,) float64, percent."""
-        # channels that no set tells apart have equal values, but for a solver's last bits, which depend on the processor
+        # values of channels that no set tells apart differ in a solver's last bits, which depend on the processor
         return {g.name: self._estimate(scores, g.name)[0].round(decimals=DIGITS) for g in graph.free}
 
     def table(
