@@ -25,10 +25,10 @@ from scipy.spatial.distance import cdist
 
 from dist_prune import models
 from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
-from dist_prune.methods.mint import spanning_tree
+from dist_prune.methods.mint import Mint, spanning_tree
 from dist_prune.methods.mint.layer_pairs import contiguous_groups
-from dist_prune.methods.mint.method import Mint, Options
 from dist_prune.methods.mint.mutual_information import ConditionalDependence, split_sizes
+from dist_prune.methods.mint.options import Options
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 
 THREADS = int(os.environ["OMP_NUM_THREADS"])

@@ -29,7 +29,8 @@ from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.distributed import tensor_files
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
-from dist_prune.methods.mint.method import Mint, Options
+from dist_prune.methods.mint import Mint
+from dist_prune.methods.mint.options import Options
 from dist_prune.pruning.plan.block_masks import mask_violations, weight_masks, weights_left
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.pruning.surgery import surgeon

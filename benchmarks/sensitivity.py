@@ -24,7 +24,9 @@ from torch.nn import functional
 from dist_prune import models
 from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
 from dist_prune.methods.sensitivity.mask_learner import Mask, MaskLearner, MaskRules
-from dist_prune.methods.sensitivity.method import Options, Sensitivity, Shot
+from dist_prune.methods.sensitivity.method import Sensitivity
+from dist_prune.methods.sensitivity.options import Options
+from dist_prune.methods.sensitivity.single_shot import SingleShotScore
 from dist_prune.methods.sensitivity.snip import Ramp, filter_scores, target_masks
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.rng import seeded_generator
@@ -64,7 +66,7 @@ def updates(name: str, batch: int, options: Options, rounds: int) -> dict[str, f
     paper, bench = Sensitivity(options), Alone(model)
     channels = paper.prunable(trace_groups(model.eval(), torch.zeros(1, 3, 32, 32)))
     groups = paper.rounds(channels)[0]
-    shot = Shot(paper, bench, channels, groups, 1)  # type: ignore[arg-type]
+    shot = SingleShotScore(options, bench, channels, groups, 1)  # type: ignore[arg-type]
     rules = MaskRules(Ramp(1.0, 100.0, 100, 8, 390, 1.0))
     masks = [
         Mask(g.width, tuple(shot.weights[g.name].shape[2:]), rules, False, bench.generator(g.name), torch.float32)
@@ -87,7 +89,7 @@ def updates(name: str, batch: int, options: Options, rounds: int) -> dict[str, f
         return act
 
     def pruning_loss() -> torch.Tensor:
-        inputs, targets = shot.take(images, labels, int(learner.updates))
+        inputs, targets = shot.compute(images, labels, int(learner.updates))
         for group, mask in zip(groups, masks, strict=True):
             mask.input, mask.target = inputs[group.name], targets[group.name]
         found = functional.cross_entropy(learner(images), labels) + learner.penalty()
@@ -96,7 +98,7 @@ def updates(name: str, batch: int, options: Options, rounds: int) -> dict[str, f
 
     train = step(plain, lambda: functional.cross_entropy(plain(images), labels))
     prune = step(learner, pruning_loss)
-    score = lambda: shot.take(images, labels, 0)  # noqa: E731
+    score = lambda: shot.compute(images, labels, 0)  # noqa: E731
     turns = [[timed(act) for act in (train, prune, score)] for _ in range(rounds + 2)][2:]
     return {
         "plain_s": statistics.median(t[0] for t in turns), "pruning_s": statistics.median(t[1] for t in turns),

@@ -33,7 +33,9 @@ from dist_prune.distributed import tensor_files
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
 from dist_prune.methods.base import TRAINED
-from dist_prune.methods.sensitivity.method import Options, Quirk, Sensitivity, Shot
+from dist_prune.methods.sensitivity.method import Sensitivity
+from dist_prune.methods.sensitivity.options import Options, Quirk
+from dist_prune.methods.sensitivity.single_shot import SingleShotScore
 from dist_prune.pruning.selection import cost
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.pruning.surgery import surgeon
@@ -121,9 +123,9 @@ class Study:
         """Group -> [mean kept share, its deviation, mean rank correlation of filter scores] over draws, one batch."""
         paper, bench = self.method(*quirks), self.bench(0)
         inner = paper.prunable(self.channels)
-        shot = Shot(paper, bench, inner, inner.free, 1)
+        shot = SingleShotScore(paper.options, bench, inner, inner.free, 1)
         batch = next(self.train.batches([bench.ids[:128]]))
-        masks = [shot.take(batch.images, batch.labels, draw) for draw in range(DRAWS)]
+        masks = [shot.compute(batch.images, batch.labels, draw) for draw in range(DRAWS)]
         out = {}
         for group in inner.free:
             shares = [float(target[group.name].double().mean()) for _, target in masks]

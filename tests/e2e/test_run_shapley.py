@@ -11,7 +11,8 @@ from dist_prune.config import loading
 from dist_prune.data.datasets import open_source
 from dist_prune.data.sampling import holdout_split
 from dist_prune.distributed import tensor_files
-from dist_prune.methods.shapley import method as shapley
+from dist_prune.methods.shapley import Shapley
+from dist_prune.methods.shapley.options import Options
 from tests.support.launch import ACCELERATE, PYTHON, SMALL, report, run
 
 COUNTS = "select.counts={conv1: 12, layer1.0.conv1: 5}"
@@ -55,7 +56,7 @@ def test_a_number_of_sets_at_the_threshold_is_said_by_check_run_and_report(grown
     assert "warning: method.samples: 14 random sets" in said[1]
     assert "warning: method.samples" not in said[0]
     spec = loading.load("quickstart", [*SHAPLEY, "method.samples=14"], methods.options_of)
-    body = preview(spec, shapley.Shapley(shapley.Options(samples=14)))
+    body = preview(spec, Shapley(Options(samples=14)))
     assert "warning: method.samples: 14 random sets" in as_text(body)
     assert any("method.samples: 14 random sets" in event["event"] for event in report(folder)["events"])
 

@@ -114,7 +114,7 @@ def test_quirks_and_fidelity_have_one_implementation(name):
         return
     assert issubclass(kind.Options, QuirkOptions)
     assert not {"fidelity", "quirks", "has"} & (vars(kind.Options).keys() | kind.Options.__annotations__.keys())
-    every = get_args(sys.modules[kind.__module__].Quirk)
+    every = get_args(sys.modules[kind.Options.__module__].Quirk)
     plain, released = (kind(kind.Options.model_validate({"fidelity": word})) for word in ("correct", "as_released"))
     assert not any(plain.has(quirk) for quirk in every)
     assert {quirk for quirk in every if released.has(quirk)} == QUIRKS[name]

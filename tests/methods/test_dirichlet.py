@@ -10,7 +10,7 @@ from dist_prune.distributed import preemption
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
 from dist_prune.methods.dirichlet import method as dirichlet
-from dist_prune.methods.dirichlet.method import SwitchTraining
+from dist_prune.methods.dirichlet import quirks
 from dist_prune.methods.dirichlet.posteriors import (
     Dirichlet,
     LogisticNormal,
@@ -19,6 +19,7 @@ from dist_prune.methods.dirichlet.posteriors import (
     log_mean,
     moments,
 )
+from dist_prune.methods.dirichlet.switch_training import SwitchTraining
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from tests.methods.test_fisher import lenet_bench
 from tests.support import tiny
@@ -93,7 +94,7 @@ def test_draws_have_the_gradient_of_their_distribution():
 @pytest.mark.parametrize("place", ["consumed", "output"])
 def test_the_loss_s_gradient_is_right(variant, place):
     bench = bench_of()
-    gates = SwitchTraining(switches_with(variant=variant, place=place, draws=2), bench, [GROUP])
+    gates = SwitchTraining(switches_with(variant=variant, place=place, draws=2).options, bench, [GROUP])
     batch = next(bench.loader.batches([bench.ids[:5]]))
     posterior = gates.posteriors[0]
     assert isinstance(posterior, Dirichlet)
@@ -117,7 +118,7 @@ def test_the_loss_s_gradient_is_right(variant, place):
 def test_the_tail_on_copies_is_the_network_on_each_draw():
     """Logits of every draw and image, in order: against one full pass for each draw."""
     bench = bench_of()
-    gates = SwitchTraining(switches_with(variant="integral", draws=3, kl_weight=0.0), bench, [GROUP])
+    gates = SwitchTraining(switches_with(variant="integral", draws=3, kl_weight=0.0).options, bench, [GROUP])
     batch = next(bench.loader.batches([bench.ids[:5]]))
     with torch.no_grad():
         found = gates.loss(bench.model, batch.images, batch.labels, batch.ids)
@@ -131,7 +132,7 @@ def test_the_tail_on_copies_is_the_network_on_each_draw():
             y.remove()
     expected = functional.cross_entropy(torch.stack(logits).mean(0), batch.labels, reduction="none")
     assert torch.allclose(found, expected)
-    mixed = dirichlet.mixed_images(torch.cat(logits), 3)
+    mixed = quirks.mixed_images(torch.cat(logits), 3)
     assert torch.equal(mixed.transpose(0, 1)[1], torch.cat(logits)[3:6]), "three rows in a row are not one image's"
     assert not torch.allclose(log_mean(mixed, batch.labels, "logits"), expected)
     mean_of_losses = torch.stack([functional.cross_entropy(x, batch.labels, reduction="none") for x in logits]).mean(0)
@@ -146,7 +147,7 @@ def test_the_divergence_counts_once_and_by_its_scale():
     def added(**options) -> float:
         losses = []
         for weight in (0.0, options.pop("kl_weight", 1.0)):
-            gates = SwitchTraining(switches_with(start=-1.0, kl_weight=weight, **options), bench, [GROUP])
+            gates = SwitchTraining(switches_with(start=-1.0, kl_weight=weight, **options).options, bench, [GROUP])
             gates.step = options.get("step", 0)
             losses.append(gates.loss(bench.model, batch.images, batch.labels, batch.ids).mean())
         return float((losses[1] - losses[0]).detach())
@@ -250,15 +251,15 @@ def test_the_released_switch_net_of_lenet_drops_half_behind_its_norms():
         dirichlet.DirichletSwitches(dirichlet.Options(batch=6, quirks=quirks, **more))  # type: ignore[arg-type]
         for quirks, more in (((), {}), (("dropout",), {}))
     )
-    gates = dirichlet.SwitchTraining(released, bench, ["conv1"])
+    gates = SwitchTraining(released.options, bench, ["conv1"])
     assert gates.dropped == ["bn1", "bn2"]
     ids = torch.tensor([3, 1, 9])
     maps = torch.ones(3, 20, 4, 4, dtype=torch.float64)
-    masks = gates._masks(ids)("bn2", maps)
+    masks = gates._dropout_masks(ids)("bn2", maps)
     assert set(masks.unique().tolist()) == {0.0, 2.0}
     assert 0.4 < float((masks == 0).double().mean()) < 0.6
-    assert torch.equal(gates._masks(ids[[2, 0, 1]])("bn2", maps), masks[[2, 0, 1]]), "whoever has the image"
-    twice = gates._masks(ids)("bn2", maps.repeat(2, 1, 1, 1))
+    assert torch.equal(gates._dropout_masks(ids[[2, 0, 1]])("bn2", maps), masks[[2, 0, 1]]), "whoever has the image"
+    twice = gates._dropout_masks(ids)("bn2", maps.repeat(2, 1, 1, 1))
     assert twice.shape[0] == 6
     assert not torch.equal(twice[:3], twice[3:]), "each draw of the switches has its own"
     scores = [method.score(lenet_bench())["conv1:posterior"] for method in (plain, released, released)]
@@ -268,9 +269,4 @@ def test_the_released_switch_net_of_lenet_drops_half_behind_its_norms():
     found = dirichlet.DirichletSwitches(dirichlet.Options.model_validate(draws)).score(lenet_bench())
     assert bool(found["conv2:posterior"].isfinite().all())
     other = tiny.bench(tiny.network())
-    assert (
-        dirichlet.SwitchTraining(
-            dirichlet.DirichletSwitches(dirichlet.Options(fidelity="as_released")), other, ["conv1"]
-        ).dropped
-        == []
-    )
+    assert SwitchTraining(dirichlet.Options(fidelity="as_released"), other, ["conv1"]).dropped == []

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from dist_prune import models
 from dist_prune.distributed import tensor_files
 from dist_prune.errors import PruneError
-from dist_prune.methods.entropy.method import DEPRECATED, REFUSED, SAMPLINGS, Entropy, Options, l1_counts
+from dist_prune.methods.entropy.method import Entropy, l1_counts
+from dist_prune.methods.entropy.options import DEPRECATED, REFUSED, SAMPLINGS, Options
 from dist_prune.models.lenet_tanh import LeNetTanh
 from dist_prune.pruning.hooks.activations import group_inputs, group_outputs
 from dist_prune.pruning.hooks.gating import gate, gate_off, gate_points
@@ -264,7 +265,7 @@ def test_stopped_inside_an_elimination(parallel, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(group_orders.Elimination, "advance", going_on)
         assert orders(small_bench(partial=tmp_path), **options) == whole
-    assert again[0] == 10, "it goes on behind the ten deletions that were kept"
+    assert again[0] == 10, "it resumes after the ten deletions that were kept"
 
 
 # selection

@@ -12,6 +12,7 @@ from dist_prune.config import loading
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
 from dist_prune.methods.mint import method as mint
+from dist_prune.methods.mint import mutual_information, quirks
 from dist_prune.methods.mint.layer_pairs import contiguous_groups
 from dist_prune.methods.mint.mutual_information import tile_size
 from dist_prune.methods.mint.thresholds import capped_threshold, global_threshold
@@ -65,8 +66,8 @@ def test_caps():
         assert (table <= capped_threshold(table, weights, cap, 6)).sum() == kept, (
             "never more than the cap, nor than asked"
         )
-    assert mint.distinct_cap(table, weights, 0.9, 6) == 6, "seven of eight are below the cap"
-    assert mint.distinct_cap(table, weights, 0.5, 6) == 5, "entry round(.5 * 7) of 7 distinct values: 5 of 8 go"
+    assert quirks.distinct_cap(table, weights, 0.9, 6) == 6, "seven of eight are below the cap"
+    assert quirks.distinct_cap(table, weights, 0.5, 6) == 5, "entry round(.5 * 7) of 7 distinct values: 5 of 8 go"
 
 
 def digits(method, images: int = tiny.IMAGES, name: str = "resnet8p_cifar", ranks: Communicator | None = None):
@@ -166,13 +167,15 @@ def test_taps_show_raw_outputs_and_true_inputs():
 
 def test_samples_are_stratified_and_the_quirks_draw_as_released():
     labels = torch.tensor([0] * 50 + [1] * 20 + [2] * 30)
-    ways = (mint.without_replacement, mint.with_replacement)
-    once, again = (mint.sample_images(labels, 20, draw, torch.Generator().manual_seed(0)) for draw in ways)
+    ways = (mutual_information.without_replacement, quirks.with_replacement)
+    once, again = (
+        mutual_information.sample_images(labels, 20, draw, torch.Generator().manual_seed(0)) for draw in ways
+    )
     assert np.bincount(labels[once]).tolist() == np.bincount(labels[again]).tolist() == [20, 20, 20]
     assert len(set(once.tolist())) == 60 > len(set(again.tolist()))
     assert once.tolist() != sorted(once.tolist()), "the split in thirds is by place"
     with pytest.raises(PruneError, match=r"samples_per_class: 21, but a class has only 20"):
-        mint.sample_images(labels, 21, mint.without_replacement, torch.Generator())
+        mutual_information.sample_images(labels, 21, mutual_information.without_replacement, torch.Generator())
     bench = tiny.bench(tiny.network(), images=200)
     below, above = mint_with(quirks=("independent_samples",), samples_per_class=9)._samples(bench)
     assert len(below) == len(above) == 90
@@ -190,7 +193,7 @@ def test_each_quirk_alone_moves_the_scores(quirk):
 
 def test_clamped_scores_have_no_value_below_zero():
     edges = torch.tensor([[3, 9], [12, 10]])
-    assert mint.clamped_score(edges, 10).tolist() == [[3, 9], [10, 10]]
+    assert quirks.clamped_score(edges, 10).tolist() == [[3, 9], [10, 10]]
 
 
 def test_p_masks_blocks_and_the_plan_says_how_much():

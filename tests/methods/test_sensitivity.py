@@ -13,7 +13,9 @@ from dist_prune.distributed import preemption
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
 from dist_prune.methods.base import TRAINED
-from dist_prune.methods.sensitivity.method import Options, Sensitivity, Shot, stage_name
+from dist_prune.methods.sensitivity.method import Sensitivity, stage_name
+from dist_prune.methods.sensitivity.options import Options
+from dist_prune.methods.sensitivity.single_shot import SingleShotScore
 from dist_prune.methods.sensitivity.snip import sensitivities
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.pruning.surgery.verified_trace import trace_groups
@@ -241,7 +243,7 @@ def test_the_pool_is_what_the_programs_score():
 
     def pooled(**more) -> int:
         paper = Sensitivity(Options(by="layer", **more))
-        shot = Shot(paper, Bench(), channels, found.rounds(channels)[0], 1)  # type: ignore[arg-type]
+        shot = SingleShotScore(paper.options, Bench(), channels, found.rounds(channels)[0], 1)  # type: ignore[arg-type]
         return sum(len(weight) for weight in shot.weights.values())
 
     assert pooled(pool="layers") == 4234

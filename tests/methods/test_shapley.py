@@ -9,16 +9,16 @@ import torch
 from dist_prune.distributed import preemption
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
-from dist_prune.methods.shapley import estimators
-from dist_prune.methods.shapley import method as shapley
+from dist_prune.methods.shapley import Shapley, estimators
+from dist_prune.methods.shapley.options import Options
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from tests.support import tiny
 
 THIRD = SelectionRequest(keep_ratio=0.6)
 
 
-def shapley_with(**options) -> shapley.Shapley:
-    return shapley.Shapley(shapley.Options(**{"samples": 3, **options}))
+def shapley_with(**options) -> Shapley:
+    return Shapley(Options(**{"samples": 3, **options}))
 
 
 def bench_of(ranks: Communicator | None = None, record: Path | None = None):
@@ -154,8 +154,8 @@ def test_a_group_stops_as_soon_as_its_ranking_is_reliable():
         assert eager._estimate(scores, name)[2] >= 0.3 or count == 64
         assert count == 8 or eager._estimate(scores, name, count // 2)[2] < 0.3, "not earlier than it had to"
     assert min(len(scores[f"{n}:correct"]) for n in ("conv1", "layer1.0.conv1")) < 64
-    assert {"samples", "until", "reliability"} == set(shapley.Options.refinable_options())
-    assert "kernel" not in shapley.Options.score_options(), "one score file serves both regressions"
+    assert {"samples", "until", "reliability"} == set(Options.refinable_options())
+    assert "kernel" not in Options.score_options(), "one score file serves both regressions"
 
 
 def test_tables_and_curves_for_the_report():

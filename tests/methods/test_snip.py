@@ -10,17 +10,14 @@ from torch.nn import functional
 
 from dist_prune import models
 from dist_prune.methods.sensitivity.mask_learner import Mask, MaskLearner, MaskRules
+from dist_prune.methods.sensitivity.quirks import as_released_reshape, fresh_norms, raw_logits, shrink_weights
 from dist_prune.methods.sensitivity.restore_width import restore_width
 from dist_prune.methods.sensitivity.snip import (
     Ramp,
-    as_released_reshape,
     filter_scores,
-    fresh_norms,
     learner_input,
     majority_vote,
-    raw_logits,
     sensitivities,
-    shrink_weights,
     target_masks,
     target_weight,
     undecided,

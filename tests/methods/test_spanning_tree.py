@@ -6,8 +6,7 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
-from dist_prune.methods.mint import method as mint
-from dist_prune.methods.mint import mutual_information, spanning_tree
+from dist_prune.methods.mint import mutual_information, quirks, spanning_tree
 from dist_prune.methods.mint.mutual_information import CmiVariant, ConditionalDependence
 
 
@@ -55,9 +54,9 @@ def test_ties_fall_to_the_smaller_point_and_duplicates_can_be_left_apart():
     assert edges_of(spanning_tree.minimum_spanning_tree(table, nothing)) == {(0, 1), (0, 2), (1, 3)}
     twins = spanning_tree.small_distance_table(np.array([[0.0], [0.0], [2.0]]))
     assert edges_of(spanning_tree.minimum_spanning_tree(twins, np.zeros_like(twins))) == {(0, 1), (0, 2)}
-    assert edges_of(mint.duplicates_unconnected(twins, np.zeros_like(twins))) == {(0, 2), (1, 2)}
+    assert edges_of(quirks.duplicates_unconnected(twins, np.zeros_like(twins))) == {(0, 2), (1, 2)}
     same = spanning_tree.small_distance_table(np.zeros((3, 1)))
-    assert edges_of(mint.duplicates_unconnected(same, np.zeros_like(same))) == set()
+    assert edges_of(quirks.duplicates_unconnected(same, np.zeros_like(same))) == set()
 
 
 def reference(x: np.ndarray, y: np.ndarray, z: np.ndarray, released: bool) -> int:
@@ -84,7 +83,7 @@ def test_every_r_of_a_pair_is_the_specification_s(released, seed):
     child = 0.5 * parent[:, :6] + normal(200, 6, 100 + seed)
     x, y = [(0, 1, 2), (3, 4, 5)], [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11)]
     steps = (
-        CmiVariant(mint.swapped_neighbour, spanning_tree.minimum_spanning_tree, mint.edge_numbers)
+        CmiVariant(quirks.swapped_neighbour, spanning_tree.minimum_spanning_tree, quirks.edge_numbers)
         if released
         else CmiVariant()
     )

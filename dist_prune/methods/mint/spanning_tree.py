@@ -1,18 +1,21 @@
 """Minimum spanning trees of point clouds whose squared distances are a sum of two tables: D = A + B.
 
-Every value is computed in one fixed order, so the trees do not depend on threads, tiles or ranks. Shapes: N points.
+Every value is computed in one fixed order, so the trees do not depend on threads, tiles or ranks. N is the number of
+points, d that of coordinates.
 """
 
 import numpy as np
 from numba import njit
 
-_CACHE = 2**17  # float64 coordinates that are worked on together: a megabyte
+_CACHE = 2**17  # float64 coordinates of a tile: a megabyte
 
 
 @njit(nogil=True, cache=True)
 def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(n, d) and (m, d) float64 -> (n, m) float64, coordinates added in their order (no Gram form: near-duplicates
-    keep their digits)."""
+    """Compute squared distances: (n, d) and (m, d) float64 -> (n, m) float64.
+
+    Coordinates are added in their order. The Gram form is not used: it loses the digits of near-duplicates.
+    """
     out = np.zeros((len(x), len(y)), np.float64)
     turned = y.T.copy()
     tile = max(256, _CACHE // max(x.shape[1], 1))
@@ -27,9 +30,15 @@ def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 @njit(nogil=True, cache=True)
 def replace_coordinates(table: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """(N, N) squared distances of points some of whose coordinates change from ``old`` to ``new``, both (N, d).
+    """Update squared distances after some coordinates of the points changed.
 
-    float64 in, float32 out; what rounding makes negative is 0.
+    Args:
+        table: (N, N) float64 squared distances before the change.
+        old: (N, d) float64, the coordinates that change.
+        new: (N, d) float64, their new values.
+
+    Returns:
+        (N, N) float32; a value that rounding made negative is 0.
     """
     out = np.empty(table.shape, np.float32)
     turned_old, turned_new = old.T.copy(), new.T.copy()
@@ -46,7 +55,7 @@ def replace_coordinates(table: np.ndarray, old: np.ndarray, new: np.ndarray) -> 
 
 @njit(nogil=True, cache=True)
 def small_distance_table(x: np.ndarray) -> np.ndarray:
-    """(N, d) float64 -> (N, N) float32 squared distances, for a handful of coordinates."""
+    """Compute squared distances of points with few coordinates: (N, d) float64 -> (N, N) float32."""
     out = np.empty((len(x), len(x)), np.float32)
     turned = x.T.copy()
     for i in range(len(x)):
@@ -66,7 +75,7 @@ def _add_squares(sums: np.ndarray, others: np.ndarray, at: float, sign: float) -
 
 @njit(nogil=True, cache=True)
 def nearest(table: np.ndarray) -> np.ndarray:
-    """(n, m) distances -> (n,) int64, the nearest column of each row; the first of equals."""
+    """Find the nearest column of each row, the first of equals: (n, m) distances -> (n,) int64."""
     out = np.zeros(len(table), np.int64)
     for i in range(len(table)):
         for j in range(1, table.shape[1]):
@@ -77,12 +86,13 @@ def nearest(table: np.ndarray) -> np.ndarray:
 
 @njit(nogil=True, cache=True)
 def minimum_spanning_tree(a: np.ndarray, b: np.ndarray, zero_is_an_edge: bool = True) -> np.ndarray:
-    """The minimum spanning tree of the complete graph with squared distances ``a + b``, by Prim's algorithm.
+    """Compute the minimum spanning tree of the complete graph with squared distances ``a + b``, by Prim's algorithm.
 
-    Ties fall to the smaller point. The squares order edges as the distances do.
+    Among equal distances the point with the smaller index joins first. Squares order edges as the distances do.
 
     Args:
-        a, b: (N, N) float32, not negative.
+        a: (N, N) float32, not negative.
+        b: (N, N) float32, not negative.
         zero_is_an_edge: False leaves pairs at distance 0 unconnected, as sparse matrices do.
 
     Returns:
@@ -123,7 +133,12 @@ def minimum_spanning_tree(a: np.ndarray, b: np.ndarray, zero_is_an_edge: bool = 
 
 @njit(nogil=True, cache=True)
 def cross_edges(joined: np.ndarray, first: int) -> int:
-    """Edges of a tree between points below ``first`` and the others."""
+    """Count the edges of a tree between points below ``first`` and the others: the Friedman-Rafsky statistic.
+
+    Args:
+        joined: (N,) int64, the neighbour through which each point joined; -1 for roots.
+        first: size of the first sample; its points come first.
+    """
     count = 0
     for i in range(len(joined)):
         if joined[i] >= 0 and (i < first) != (joined[i] < first):

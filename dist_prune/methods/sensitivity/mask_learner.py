@@ -1,5 +1,8 @@
-"""A network that learns masks of its channels together with its weights: vectors in (0, 1) scale channels where they
-are consumed, a small convolution over the channels' sensitivities makes each vector (Guo et al. 2023)."""
+"""A network that learns masks of its channels together with its weights.
+
+Guo et al.: Sensitivity pruner, Pattern Recognition 2023. Vectors in (0, 1) scale channels where they are consumed; a
+small convolution over the channels' sensitivities makes each vector.
+"""
 
 import math
 from collections.abc import Sequence
@@ -19,13 +22,13 @@ from dist_prune.pruning.plan.plan import Plan
 
 @dataclass(frozen=True)
 class MaskRules:
-    """What all masks of a round share.
+    """Settings that all masks of a round share.
 
     Attributes:
         ramp: the factor in front of the sigmoid.
         window: updates between two decisions.
-        raw: the window's mean decides instead of its votes.
-        init: ``wide`` standard deviation 10 sqrt(2 / 9C) and torch's bias; ``he`` sqrt(2 / k^2 C) and bias 0.
+        raw: whether the window's mean decides instead of its votes.
+        init: ``wide``: standard deviation 10 sqrt(2 / 9C) and torch's bias; ``he``: sqrt(2 / k^2 C) and bias 0.
     """
 
     ramp: Ramp
@@ -35,7 +38,20 @@ class MaskRules:
 
 
 class Mask(nn.Module):
-    """The mask of one group's C channels, and what steers it. Its state lies in buffers, so checkpoints have it."""
+    """The mask of one group's C channels, v = sigmoid(beta (W * S + b)), and the schedule of its penalty.
+
+    S are the sensitivities, the input. The state lies in buffers, so checkpoints have it.
+
+    Attributes:
+        window: (updates, C) vectors since the last decision.
+        kept: (C,) 0 or 1, the last decision.
+        weight_of_target: () float64, lambda, the weight of the penalty.
+        shift: () float64, sum of the increases of beta.
+        course: (windows, 4) float64, beta, lambda, kept and target share at each decision.
+        input: (1, C, k, k) or (1, C, 1, 1) sensitivities of the batch; the caller sets it before each forward pass.
+        target: (C,) bool single-shot target of the batch; the caller sets it before each forward pass.
+        vector: (C,) the last mask in (0, 1).
+    """
 
     window: Tensor
     kept: Tensor
@@ -52,7 +68,16 @@ class Mask(nn.Module):
         generator: torch.Generator,
         dtype: Any,
     ):
-        """``kernel``: of the sensitivities, (k, k) or (1, 1); ``linear``: the layer is a linear one."""
+        """Draw the weights of the mask's convolution.
+
+        Args:
+            width: C.
+            kernel: of the sensitivities, (k, k) or (1, 1).
+            rules: settings of the round.
+            linear: whether the layer is linear, or a convolution that works as one.
+            generator: on the CPU.
+            dtype: of the network's weights.
+        """
         super().__init__()
         inputs = width * math.prod(kernel)
         std = {"wide": 10 * math.sqrt(2 / (9 * width)), "he": math.sqrt(2 / inputs)}[rules.init]
@@ -67,51 +92,61 @@ class Mask(nn.Module):
         self.register_buffer("shift", torch.tensor(0.0, dtype=torch.float64))
         rows = max(1, rules.ramp.epochs * rules.ramp.steps // rules.window)
         self.register_buffer("course", torch.zeros((rows, 4), dtype=torch.float64))  # beta, lambda, kept, target
-        self.input, self.target = torch.zeros(0), torch.zeros(0)  # of the batch at hand, set before each forward pass
+        self.input = torch.zeros(0)
+        self.target = torch.zeros(0)
         self.vector = self.kept
 
     def beta(self, update: int) -> Tensor:
-        """() float64, the factor in use, bumps included; on the device, for it is used there at every update."""
+        """Compute the factor at an update, increases included: () float64 on the device."""
         return self.rules.ramp.value(update) + self.shift
 
     def forward(self, update: int) -> Tensor:
-        """(C,) in (0, 1) of the batch at hand; outside training the binary mask."""
+        """Compute the mask of the batch, (C,) in (0, 1); in evaluation mode the binary mask."""
         if not self.training:
             return self.kept
-        found = (self.weight * self.input).flatten(1).sum(1) + self.bias
-        self.vector = torch.sigmoid(self.beta(update).to(found.dtype) * found)
+        logits = (self.weight * self.input).flatten(1).sum(1) + self.bias
+        self.vector = torch.sigmoid(self.beta(update).to(logits.dtype) * logits)
         return self.vector
 
     def penalty(self) -> Tensor:
-        """The mean distance to the target mask, with its weight."""
+        """Compute lambda times the mean absolute distance to the target mask, () with gradient."""
         return self.weight_of_target.to(self.vector.dtype) * (self.vector - self.target.to(self.vector)).abs().mean()
 
     @torch.no_grad()
     def note(self, update: int) -> bool:
-        """After an update: the vector enters the window; a full window decides. True where it did."""
+        """Note the vector after an update; a full window decides.
+
+        Args:
+            update: number of the update in the round, from 0.
+
+        Returns:
+            Whether the window was full.
+        """
         rules, vector = self.rules, self.vector.detach()
-        row, place = divmod(update, rules.window)
-        self.window[place] = vector
-        full = place + 1 == rules.window
+        row, position = divmod(update, rules.window)
+        self.window[position] = vector
+        full = position + 1 == rules.window
         if not full and row:
             return False
-        self.kept.copy_(majority_vote(self.window[: place + 1], rules.raw))
-        kept, asked = self.kept.mean().double(), self.target.double().mean()
+        self.kept.copy_(majority_vote(self.window[: position + 1], rules.raw))
+        kept = self.kept.mean().double()
+        target = self.target.double().mean()
         if row < len(self.course):
-            self.course[row] = torch.stack([self.beta(update), self.weight_of_target, kept, asked.to(kept)])
-        if not full:  # before the first full window the mask is what there is; it steers nothing yet
+            self.course[row] = torch.stack([self.beta(update), self.weight_of_target, kept, target.to(kept)])
+        if not full:  # before the first full window the mask is provisional and changes no weight
             return False
-        self.weight_of_target.fill_(target_weight(float(kept), float(asked)))
+        self.weight_of_target.fill_(target_weight(float(kept), float(target)))
         if rules.ramp.open(update) and undecided(vector):
             self.shift += rules.ramp.bump
         return True
 
 
 class MaskLearner(nn.Module):
-    """``network``, cut by ``plan``, with a mask for each of ``groups``, which the plan has left whole.
+    """A network with masks that train together with its weights.
 
     Attributes:
-        network: its weights train as well.
+        network: the pruned network; its weights train as well.
+        groups: those that are masked.
         masks: one for each group, in their order.
         updates: updates so far.
     """
@@ -126,6 +161,15 @@ class MaskLearner(nn.Module):
         groups: Sequence[ChannelGroup],
         masks: Sequence[Mask],
     ):
+        """Attach masks to a network.
+
+        Args:
+            network: pruned by ``plan``.
+            graph: of the dense network.
+            plan: it leaves ``groups`` whole.
+            groups: those that are masked.
+            masks: one for each group, in their order.
+        """
         super().__init__()
         self.network, self.groups = network, tuple(groups)
         self.masks = nn.ModuleList(masks)
@@ -137,7 +181,7 @@ class MaskLearner(nn.Module):
 
     @property
     def update(self) -> int:
-        """``updates`` as a number, read from the device once and counted along."""
+        """``updates`` as a number, read from the device once and then counted here."""
         if self._update is None:
             self._update = int(self.updates)
         return self._update
@@ -147,19 +191,21 @@ class MaskLearner(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Compute the masked network's logits, (n, classes), of (n, 3, H, W) images."""
         vectors = {group.name: mask(self.update) for group, mask in zip(self.groups, self.masks, strict=True)}
         with gate(self.network, self._points, vectors):
             return self.network(images)
 
     def penalty(self) -> Tensor:
-        """The summed penalties of the batch whose forward pass was last."""
+        """Sum the penalties of the masks for the batch of the last forward pass, () with gradient."""
         return torch.stack([self.mask(i).penalty() for i in range(len(self.masks))]).sum()
 
     def mask(self, number: int) -> Mask:
+        """Return the mask of group ``number``."""
         return self.masks[number]  # type: ignore[return-value]
 
     def note(self) -> dict[str, float | Tensor]:
-        """After an update: let every mask note its vector; figures for trackers where a window was full."""
+        """Let every mask note its vector after an update; return tracker figures of masks whose window was full."""
         figures: dict[str, float | Tensor] = {}
         for number, group in enumerate(self.groups):
             mask = self.mask(number)

@@ -1,4 +1,4 @@
-"""Weights of a cut network back in the shapes of the dense one, where the dense plan can cut them again."""
+"""Weights of a pruned network in the shapes of the dense one, so that a dense plan can prune them again."""
 
 from collections.abc import Mapping
 
@@ -13,26 +13,30 @@ from dist_prune.pruning.plan.weight_blocks import remaining_positions
 def restore_width(
     dense: Mapping[str, Tensor], small: Mapping[str, Tensor], graph: DependencyGraph, plan: Plan
 ) -> dict[str, Tensor]:
-    """The dense state dict with every entry that ``plan`` left replaced by the cut network's, on the CPU.
+    """Write the weights of a pruned network into a dense state dict.
 
-    What the plan removed keeps the values of ``dense``. Cutting ``plan`` out of the result gives ``small``.
+    Entries that the plan removed keep the values of ``dense``. Pruning the result by ``plan`` gives ``small``.
 
     Args:
         dense: state dict in dense shapes.
-        small: state dict of the network that the plan left, its weights trained since.
+        small: state dict of the pruned network, after training.
         graph: of the dense network.
-        plan: in dense coordinates.
+        plan: of the pruned network, in dense coordinates.
+
+    Returns:
+        A new state dict in dense shapes, on the CPU.
     """
-    places, out = remaining_positions(graph, plan.removed), {}
+    positions = remaining_positions(graph, plan.removed)
+    restored = {}
     for name, old in dense.items():
         new, owner = small[name].detach().cpu(), name.rpartition(".")[0]
         if new.shape == old.shape:
-            out[name] = new.clone()
+            restored[name] = new.clone()
             continue
-        out[name] = whole = old.detach().cpu().clone()
-        rows = torch.tensor(places[owner, "out"])
-        if new.dim() > 1 and new.shape[1] != whole.shape[1]:
-            whole[rows[:, None], torch.tensor(places[owner, "in"])] = new
+        restored[name] = wide = old.detach().cpu().clone()
+        rows = torch.tensor(positions[owner, "out"])
+        if new.dim() > 1 and new.shape[1] != wide.shape[1]:
+            wide[rows[:, None], torch.tensor(positions[owner, "in"])] = new
         else:
-            whole[rows] = new
-    return out
+            wide[rows] = new
+    return restored

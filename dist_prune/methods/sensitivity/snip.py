@@ -1,7 +1,8 @@
-"""Single-shot sensitivity of filters, the mask that it asks for, and the arithmetic that steers a learned mask. Pure.
+"""Formulas of Sensitivity Pruner: sensitivity of filters, target mask, vote of a learned mask, its schedule. Pure.
 
 Lee, Ajanthan, Torr: SNIP, ICLR 2019 (the sensitivity |W * dL/dW|); Guo et al.: Sensitivity pruner, Pattern Recognition
-2023 (filters, target mask, penalty). Shapes: C filters of a layer, I inputs, k x k kernel, W vectors of a window.
+2023 (filters, target mask, penalty). C is the number of filters of a layer, I that of its inputs, k x k its kernel, W
+the number of vectors of a window.
 """
 
 import math
@@ -12,17 +13,23 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-KEEP = 0.5  # a mask's entry from here on counts as kept
-UNDECIDED, DECIDED_SHARE = (0.2, 0.8), 0.9
+KEEP = 0.5  # smallest entry of a mask that counts as kept
+UNDECIDED = (0.2, 0.8)  # range of undecided entries
+DECIDED_SHARE = 0.9  # share of entries outside of it from which on a mask is decided
 PUSH = 5.0  # weight of the penalty per share that is kept beyond the target
-FLOOR = 0.2  # of the share that is asked for: what the fallback leaves of a layer
+FLOOR = 0.2  # share of ``keep`` that the fallback leaves of a layer
 
 
 @torch.no_grad()
 def xavier_reinit(network: nn.Module, seed: int, linear: bool = True) -> None:
-    """Xavier-normal weights (variance 2 / (inputs + outputs)) for every convolution and linear layer, in place.
+    """Draw Xavier-normal weights, variance 2 / (fan in + fan out), for every convolution and linear layer, in place.
 
-    They come from the seed alone, in one draw on the CPU for the whole network: every device draws otherwise.
+    They come from the seed alone: one draw on the CPU for the whole network, because each device draws differently.
+
+    Args:
+        network: whose weights are replaced.
+        seed: the same on every rank.
+        linear: whether linear layers get new weights too.
     """
     kinds = (nn.Conv2d, nn.Linear) if linear else (nn.Conv2d,)
     weights = [module.weight for module in network.modules() if isinstance(module, kinds)]
@@ -42,10 +49,21 @@ def sensitivities(
     labels: Tensor,
     loss: Callable[[Tensor, Tensor], Tensor],
 ) -> dict[str, Tensor]:
-    """Layer -> W * dL/dW of the mean loss over the whole batch, signed, in the shape of its weight.
+    """Compute SNIP's signed sensitivity W * dL/dW of the mean loss over the batch of all ranks.
 
-    ``add`` sums the gradients over ranks as one bucket, the number of images with them: each rank has a part of the
-    batch, and the absolute value of a mean is not the mean of absolute values.
+    Gradients are summed over ranks before the absolute value is taken: the absolute value of a mean is not the mean of
+    absolute values.
+
+    Args:
+        add: sums tensors over ranks in place, as one bucket: the gradients and the number of images.
+        network: the re-initialised copy.
+        weights: layer -> weight of the copy, with ``requires_grad``.
+        images: (n, 3, H, W), this rank's part of the batch.
+        labels: (n,) int64.
+        loss: (logits, labels) -> () loss summed over images.
+
+    Returns:
+        Layer -> sensitivity in the shape of its weight.
     """
     with torch.enable_grad():
         grads = torch.autograd.grad(loss(network(images), labels), list(weights.values()))
@@ -59,26 +77,30 @@ def sensitivities(
 
 
 def filter_scores(sensitivity: Tensor) -> Tensor:
-    """(C,) float64, the sum of a layer's |g| (C, I, k, k) or (C, I) over each filter; ``sensitivity`` may be signed."""
+    """Sum |g| of a layer over each filter: (C, I, k, k) or (C, I), signed or not -> (C,) float64."""
     return torch.linalg.vector_norm(sensitivity.flatten(1), 1, dim=1).double()
 
 
 def target_masks(
     scores: Mapping[str, Tensor], keep: float, sort: Literal["global", "layer"], few: bool = False
 ) -> dict[str, Tensor]:
-    """Layer -> (C,) bool, the filters that belong to the single-shot target (section 2.2 of the paper).
+    """Choose the filters of the single-shot target, the ones with the largest scores (Guo et al. 2023).
 
     Args:
         scores: layer -> (C,) of every layer of the pool.
-        keep: share of the filters that are kept, of the pool or, with ``sort`` layer, of each layer.
+        keep: share of the filters that are kept.
+        sort: ``global``: that share of the pool; ``layer``: of each layer.
         few: a layer that would keep fewer than a fifth of that share keeps its best ones up to it; otherwise only a
-            layer that would keep none. One filter at least stays.
+            layer that would keep none. At least one filter stays.
+
+    Returns:
+        Layer -> (C,) bool, True for filters of the target.
     """
     if sort == "global":
-        limit = _limit(torch.cat(list(scores.values())), keep)
+        limit = _keep_threshold(torch.cat(list(scores.values())), keep)
         masks = {name: values >= limit for name, values in scores.items()}
     else:
-        masks = {name: values >= _limit(values, keep) for name, values in scores.items()}
+        masks = {name: values >= _keep_threshold(values, keep) for name, values in scores.items()}
     counts = torch.stack([mask.sum() for mask in masks.values()]).tolist()
     for (name, mask), kept in zip(masks.items(), counts, strict=True):
         floor = FLOOR * keep * len(mask)
@@ -88,25 +110,36 @@ def target_masks(
     return masks
 
 
-def _limit(values: Tensor, keep: float) -> Tensor:
+def _keep_threshold(values: Tensor, keep: float) -> Tensor:
     """The K-th largest of the values, K = keep of them, rounded down (ties may keep a few more)."""
     count = max(1, math.floor(len(values) * keep + 1e-9))
     return values.kthvalue(len(values) - count + 1).values
 
 
 def learner_input(sensitivity: Tensor, total: Tensor, whole: bool) -> Tensor:
-    """(1, C, k, k): a layer's |g| (C, I, k, k) or (C, I) summed over inputs, as shares of ``total``.
+    """Sum a layer's |g| over inputs, as shares of a total: the input of its mask.
 
-    ``whole``: summed over the kernel too, (1, C, 1, 1), for layers with a single output position.
+    Args:
+        sensitivity: (C, I, k, k) or (C, I), absolute values.
+        total: () divisor.
+        whole: sum over the kernel too, for layers with a single output position.
+
+    Returns:
+        (1, C, k, k); (1, C, 1, 1) for linear layers and with ``whole``.
     """
     summed = sensitivity.flatten(1).sum(1)[:, None, None] if whole or sensitivity.dim() == 2 else sensitivity.sum(1)
     return summed[None] / total
 
 
 def majority_vote(window: Tensor, raw: bool = False) -> Tensor:
-    """(C,) bool from a window (W, C): every vector votes kept or not, half of the votes keep an entry.
+    """Decide a mask from a window: every vector votes for each entry, and half of the votes keep it.
 
-    ``raw``: the vectors' mean decides instead. An empty result keeps the entry with the largest mean.
+    Args:
+        window: (W, C) vectors in (0, 1).
+        raw: whether the vectors' mean decides instead.
+
+    Returns:
+        (C,) bool; if no entry is kept, the one with the largest mean is.
     """
     votes = window if raw else (window >= KEEP).to(window.dtype)
     mask = votes.mean(0) >= KEEP
@@ -114,13 +147,13 @@ def majority_vote(window: Tensor, raw: bool = False) -> Tensor:
     return torch.where(mask.any(), mask, one)
 
 
-def target_weight(kept: float, asked: float) -> float:
-    """Weight of the distance to the target: nothing while less is kept than is asked for."""
-    return 0.0 if kept < asked else PUSH * (kept - asked)
+def target_weight(kept: float, target: float) -> float:
+    """Compute lambda, the weight of the distance to the target, from the kept share and the target's: 0 below it."""
+    return 0.0 if kept < target else PUSH * (kept - target)
 
 
 def undecided(vector: Tensor) -> bool:
-    """Whether less than nine in ten entries lie outside [0.2, 0.8]."""
+    """Whether less than nine in ten entries of a mask (C,) are outside [0.2, 0.8]."""
     low, high = UNDECIDED
     return float(((vector < low) | (vector > high)).double().mean()) < DECIDED_SHARE
 
@@ -130,12 +163,14 @@ class Ramp:
     """The factor in front of a mask's sigmoid over a round: linear, one point every ``every`` updates of an epoch.
 
     Attributes:
-        start, stop: first and last value.
+        start: first value.
+        stop: last value.
         every: updates per point; each epoch begins with a new point.
-        epochs, steps: epochs of the round, updates per epoch.
-        bump: by how much a layer's ramp is raised where its mask stays undecided.
-        wait: epochs' worth of points before that may happen.
-        points: number of the point from which on it may happen, in place of ``wait``.
+        epochs: epochs of the round.
+        steps: updates per epoch.
+        bump: increase of a layer's ramp if its mask stays undecided.
+        wait: epochs before the first increase, in points of the ramp.
+        points: number of the first point at which an increase may happen; None: by ``wait``.
     """
 
     start: float
@@ -153,58 +188,15 @@ class Ramp:
         return max(1, self.epochs * self.steps // self.every)
 
     def index(self, update: int) -> int:
-        """The point in use at an update, both from 0; the last one is held."""
+        """Number the point at an update, both from 0; the last point stays until the end."""
         epoch, inside = divmod(update, self.steps)
         return min(epoch * -(-self.steps // self.every) + inside // self.every, self.length - 1)
 
     def value(self, update: int) -> float:
-        """The point's value, before any bump."""
+        """Compute the value at an update, without increases."""
         return self.start + (self.stop - self.start) * self.index(update) / max(self.length - 1, 1)
 
     def open(self, update: int) -> bool:
-        """Whether bumps may happen."""
+        """Whether increases may happen at an update."""
         gate = self.wait * self.length / self.epochs if self.points is None else self.points
         return self.index(update) >= gate
-
-
-# What the released programs do otherwise; each is a quirk of its name.
-
-
-def raw_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Summed loss of the score: minus the right class's logit, not normalised over classes."""
-    return -logits.gather(1, labels[:, None]).sum()
-
-
-def as_released_reshape(sensitivity: Tensor) -> Tensor:
-    """(C, I, k, k) -> (C, I, k, k) such that its sum over I is the released one: entries of other filters are mixed in.
-
-    The program wants (I, C, k, k) and reshapes where it should transpose; right for one input channel alone.
-    """
-    out, inputs, *kernel = sensitivity.shape
-    return sensitivity.reshape(inputs, out, *kernel).transpose(0, 1)
-
-
-@torch.no_grad()
-def fresh_norms(network: nn.Module) -> None:
-    """Scale 1 and shift 0 in every batch norm of the scored copy, in place of the trained ones."""
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-
-
-@torch.no_grad()
-def shrink_weights(weights: Sequence[Tensor], factor: float = 0.01) -> float:
-    """The connections' mask c of the layers being pruned is 0.01 and not 1: their weights shrink, in place.
-
-    Returns what W c * dL/d(W c) has to be divided by to be dL/dc; where a batch norm makes the network blind to the
-    scale, the layer's sensitivities come out a hundred times as large.
-    """
-    for weight in weights:
-        weight.mul_(factor)
-    return factor
-
-
-def padding_32() -> int:
-    """Pixels that training images are padded by before they are cropped: 32 stood where 4 was meant."""
-    return 32
