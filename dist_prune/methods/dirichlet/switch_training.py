@@ -101,7 +101,7 @@ class SwitchTraining:
             return images.new_zeros(0)
         if self._split is None:
             self._split = SplitForward(model, fx_steps(model), [point.point.layer for point in self.points])
-            self._split.prove(images)
+            self._split.verify(images)
         values = {}
         for name, posterior in zip(self.names, self.posteriors, strict=True):
             sample = posterior.sample(draws, self.context.generator("switches", name, self.step))
