@@ -238,7 +238,7 @@ class Loop:
         self, part: Batch, whole: int, epoch: int, step: int, losses_of: Losses, engine: TrainEngine
     ) -> list[Tensor]:
         """Gradients of the mean loss over the whole batch; returns the sum of this rank's losses in each piece."""
-        sums, pieces = [], sampling.accumulation_pieces(whole, self.settings.accumulate, self.environment.comm.world)
+        sums, pieces = [], sampling.accumulation_steps(whole, self.settings.accumulate, self.environment.comm.world)
         for number, piece in enumerate(_pieces(part, pieces)):
             with engine.micro_step(last=number + 1 == pieces):
                 total = losses_of(piece, epoch, step).sum()

@@ -219,7 +219,7 @@ class Entropy(base.RankingMethod):
         return EstimatorConfig(
             criterion=spec["criterion"], binning=own == "binning", alpha=spec["alpha"], width=width,
             target=options.entropy_target, grid=grid._replace(coarse=options.grid == "coarse"),
-            halved=width not in ALIGNED or wider, anchor_halved=not wick, sigma_y=options.sigma_y,
+            halved=width not in ALIGNED or wider, reference_halved=not wick, sigma_y=options.sigma_y,
             softmax=self.has("softmax_labels"),
             last_only=wick and self.has("last_batch"), edges=options.bins, low=options.bin_range[0],
             high=options.bin_range[1], wrapped=self.has("top_bin"), order_free=options.sigma_combine == "median",

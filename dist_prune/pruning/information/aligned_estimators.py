@@ -8,7 +8,13 @@ from torch import Tensor
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning.information import bandwidth
-from dist_prune.pruning.information.estimators import AT_ONCE, WHOLE, Criterion, EntropyEstimator, GaussianEstimator
+from dist_prune.pruning.information.estimators import (
+    ALL_REMAINING,
+    CHUNK,
+    Criterion,
+    EntropyEstimator,
+    GaussianEstimator,
+)
 from dist_prune.pruning.information.renyi import renyi_entropy
 
 
@@ -22,56 +28,69 @@ class AlignedEstimator(GaussianEstimator):
     """
 
     def __init__(
-        self, *args: Any, anchor: Tensor, batch: int = 0, grid: bandwidth.BandwidthGrid = bandwidth.PAPER, **more: Any
-    ):  # fmt: skip
-        super().__init__(*args, **more)
-        self.anchor, self.batch, self.grid = anchor.to(self.x.device, self.dtype), batch, grid
+        self,
+        *args: Any,
+        reference: Tensor,
+        batch: int = 0,
+        grid: bandwidth.BandwidthGrid = bandwidth.PAPER,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self.reference, self.batch, self.grid = reference.to(self.x.device, self.dtype), batch, grid
 
     def begin(self, remaining: Sequence[int]) -> None:
         super().begin(remaining)
-        self.whole = torch.zeros(len(self.anchor), dtype=torch.float64, device=self.x.device)
-        for start in range(0, len(self.remaining), AT_ONCE):
-            for row in self.squared(self.remaining[start : start + AT_ONCE]):
-                self.whole += row
-        self.found: dict[int, float] = {}
+        self.total_squared = torch.zeros(len(self.reference), dtype=torch.float64, device=self.x.device)
+        for start in range(0, len(self.remaining), CHUNK):
+            for row in self.squared(self.remaining[start : start + CHUNK]):
+                self.total_squared += row
+        self.bandwidth_of: dict[int, float] = {}
 
     def remove(self, gone: Iterable[int]) -> None:
         gone = list(gone)
         super().remove(gone)
         for row in self.squared(gone):
-            self.whole -= row
-        self.whole.clamp_(min=0)
-        self.found = {}
+            self.total_squared -= row
+        self.total_squared.clamp_(min=0)
+        self.bandwidth_of = {}
 
-    def rest(self, k: int) -> Tensor:
+    def remainder_squared(self, k: int) -> Tensor:
         """(pairs,) squared distances of what is left without k; of everything for WHOLE."""
-        if k == WHOLE:
-            return self.whole.to(self.dtype)
-        return (self.whole - self.squared([k])[0]).clamp_(min=0).to(self.dtype)
+        if k == ALL_REMAINING:
+            return self.total_squared.to(self.dtype)
+        return (self.total_squared - self.squared([k])[0]).clamp_(min=0).to(self.dtype)
 
-    def search(self, channels: Sequence[int]) -> Tensor:
-        return bandwidth.aligned_bandwidths(
-            torch.stack([self.rest(k) for k in channels]), self.anchor, self.n, self.batch, self.grid
+    def search_bandwidths(self, channels: Sequence[int]) -> Tensor:
+        return bandwidth.align_bandwidths(
+            torch.stack([self.remainder_squared(k) for k in channels]), self.reference, self.n, self.batch, self.grid
         )
 
-    def settle(self, channels: Sequence[int], sigmas: Tensor) -> None:
-        self.found.update(zip(channels, sigmas.tolist(), strict=True))
+    def set_bandwidths(self, channels: Sequence[int], sigmas: Tensor) -> None:
+        self.bandwidth_of.update(zip(channels, sigmas.tolist(), strict=True))
 
-    def kernel(self, k: int) -> Tensor:
-        return torch.exp(self.rest(k) / (-(2.0 if self.halved else 1.0) * self.found[k] ** 2))
+    def remainder_kernel(self, k: int) -> Tensor:
+        return torch.exp(self.remainder_squared(k) / (-(2.0 if self.halved else 1.0) * self.bandwidth_of[k] ** 2))
 
     def joint(self, channels: Sequence[int]) -> Tensor:
-        return self._counted(self.kernel(WHOLE), self.n, self.alpha).double().expand(len(channels))
+        return (
+            self._kernel_entropy(self.remainder_kernel(ALL_REMAINING), self.n, self.alpha)
+            .double()
+            .expand(len(channels))
+        )
 
     def score(self, channels: Sequence[int]) -> Tensor:
         """mi_rest: I(Z_k; Z_rest); mi_all: I(Z_R; Z_rest); joint: H(Z_rest)."""
         out = []
         for k in channels:
-            rest = self.kernel(k)
-            one = self.kernel(WHOLE) if self.criterion == "mi_all" else torch.exp(-self.exponents([k])[0])
-            terms = [rest] if self.criterion == "joint" else [one, rest, one * rest]
-            found = self._counted(torch.stack(terms), self.n, self.alpha).double()
-            out.append(found[0] if self.criterion == "joint" else found[0] + found[1] - found[2])
+            remainder = self.remainder_kernel(k)
+            variable = (
+                self.remainder_kernel(ALL_REMAINING)
+                if self.criterion == "mi_all"
+                else torch.exp(-self.exponents([k])[0])
+            )
+            kernels = [remainder] if self.criterion == "joint" else [variable, remainder, variable * remainder]
+            entropies = self._kernel_entropy(torch.stack(kernels), self.n, self.alpha).double()
+            out.append(entropies[0] if self.criterion == "joint" else entropies[0] + entropies[1] - entropies[2])
         return torch.stack(out)
 
 
@@ -102,10 +121,10 @@ class PolynomialEstimator(EntropyEstimator):
         """mi_rest: I(Z_k; Z_rest). joint: S(Z_rest)."""
         out = []
         for k in channels:
-            one, rest = self._kernel([k]), self._kernel([j for j in self.remaining if j != k])
+            variable, remainder = self._kernel([k]), self._kernel([j for j in self.remaining if j != k])
             if self.criterion == "joint":
-                out.append(renyi_entropy(rest, self.alpha).double())
+                out.append(renyi_entropy(remainder, self.alpha).double())
                 continue
-            terms = [renyi_entropy(m, self.alpha) for m in (one, rest, one * rest)]
+            terms = [renyi_entropy(m, self.alpha) for m in (variable, remainder, variable * remainder)]
             out.append((terms[0] + terms[1] - terms[2]).double())
         return torch.stack(out)

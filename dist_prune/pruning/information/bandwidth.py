@@ -25,7 +25,7 @@ class BandwidthGrid(NamedTuple):
     until: int = 20
     coarse: bool = False
 
-    def points(self, batch: int) -> int:
+    def point_count(self, batch: int) -> int:
         """Widths tried in batch number ``batch``."""
         return 16 if self.coarse else self.first if batch <= self.until else self.later
 
@@ -38,7 +38,7 @@ def scaled_rule(n: int, features: int, gamma: float = 1.0) -> float:
     return gamma * n ** (-1 / (4 + features)) * math.sqrt(features)
 
 
-def aligned_bandwidths(squared: Tensor, anchor: Tensor, n: int, batch: int = 0, grid: BandwidthGrid = PAPER) -> Tensor:
+def align_bandwidths(squared: Tensor, reference: Tensor, n: int, batch: int = 0, grid: BandwidthGrid = PAPER) -> Tensor:
     """Per variable the width whose kernel exp(-D^2 / sigma^2) points most nearly in the anchor's direction.
 
     Kernel alignment: the largest <K_sigma, K_anchor> / |K_sigma| |K_anchor|; the first one among equals. A variable
@@ -49,48 +49,48 @@ def aligned_bandwidths(squared: Tensor, anchor: Tensor, n: int, batch: int = 0, 
         anchor: (pairs,).
         batch: number of the batch, from 0; later ones are searched on fewer points.
     """
-    found = []
-    length = torch.sqrt(n + 2 * (anchor * anchor).sum())
-    slack = 1e-13 if squared.dtype == torch.float64 else 1e-6  # equal up to rounding is equal
+    bandwidths = []
+    reference_norm = torch.sqrt(n + 2 * (reference * reference).sum())
+    tolerance = 1e-13 if squared.dtype == torch.float64 else 1e-6  # equal up to rounding is equal
     for row in squared:
         low = grid.start
         high = max(10 * float(2 * row.sqrt().sum() / n**2), low)
         sigmas, best = torch.empty(0), 0
         for _ in range(2 if grid.coarse else 1):
-            sigmas = torch.linspace(low, high, grid.points(batch), dtype=torch.float64, device=row.device)
+            sigmas = torch.linspace(low, high, grid.point_count(batch), dtype=torch.float64, device=row.device)
             kernels = (row * -(sigmas.to(row.dtype) ** -2)[:, None]).exp_()
-            product = n + 2 * kernels @ anchor
-            score = product / (torch.sqrt(n + 2 * torch.linalg.vector_norm(kernels, dim=1) ** 2) * length)
-            best = int((score >= score.max() * (1 - slack)).nonzero()[0])
+            product = n + 2 * kernels @ reference
+            alignment = product / (torch.sqrt(n + 2 * torch.linalg.vector_norm(kernels, dim=1) ** 2) * reference_norm)
+            best = int((alignment >= alignment.max() * (1 - tolerance)).nonzero()[0])
             low, high = float(sigmas[max(best - 1, 0)]), float(sigmas[min(best + 1, len(sigmas) - 1)])
-        found.append(sigmas[best])
-    return torch.stack(found)
+        bandwidths.append(sigmas[best])
+    return torch.stack(bandwidths)
 
 
 def smooth_over_batches(per_batch: Sequence[Tensor]) -> Tensor:
     """s_0 = sigma_0, s_t = 0.9 s_(t-1) + 0.1 sigma_t, in the order of the batches; the last one holds for all."""
-    state = per_batch[0]
+    smoothed = per_batch[0]
     for sigma in per_batch[1:]:
-        state = 0.9 * state + 0.1 * sigma
-    return state
+        smoothed = 0.9 * smoothed + 0.1 * sigma
+    return smoothed
 
 
 def median_bandwidth(squared: Tensor, n: int) -> Tensor:
     """Per variable sqrt(median of the positive D^2 / 2); 1 where there is none."""
-    out = [row[row > 0] for row in squared]
+    positive = [row[row > 0] for row in squared]
     return torch.stack(
-        [torch.sqrt(row.median() / 2).double() if len(row) else row.new_ones(()).double() for row in out]
+        [torch.sqrt(row.median() / 2).double() if len(row) else row.new_ones(()).double() for row in positive]
     )
 
 
 def nearest_neighbour_bandwidth(squared: Tensor, n: int) -> Tensor:
     """Per variable the mean distance to the 10 nearest neighbours of a sample, averaged; 1 where it is 0."""
-    found = []
+    bandwidths = []
     for row in squared:
         square = pairs_to_square(row.sqrt(), n, math.inf)
         value = square.topk(min(NEIGHBOURS, n - 1), 1, largest=False).values.mean().double()
-        found.append(torch.where(value > 0, value, torch.ones_like(value)))
-    return torch.stack(found)
+        bandwidths.append(torch.where(value > 0, value, torch.ones_like(value)))
+    return torch.stack(bandwidths)
 
 
 def entropy_multiplier(exponents: Sequence[Tensor], n: int, alpha: float, share: float) -> float:
@@ -102,13 +102,13 @@ def entropy_multiplier(exponents: Sequence[Tensor], n: int, alpha: float, share:
     scale = sum(float(e.mean()) for e in exponents) / len(exponents)
     if scale == 0:
         return 1.0
-    low, high, wanted = math.log(1e-9 / scale), math.log(1e9 / scale), share * math.log2(n)
+    low, high, target = math.log(1e-9 / scale), math.log(1e9 / scale), share * math.log2(n)
 
-    def reached(log: float) -> bool:
-        at = [float(kernel_entropy(torch.exp(e * -math.exp(log)), n, alpha)) for e in exponents]
-        return sum(at) / len(at) >= wanted
+    def reaches_target(log: float) -> bool:
+        entropies = [float(kernel_entropy(torch.exp(e * -math.exp(log)), n, alpha)) for e in exponents]
+        return sum(entropies) / len(entropies) >= target
 
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        low, high = (low, middle) if reached(middle) else (middle, high)
+        low, high = (low, middle) if reaches_target(middle) else (middle, high)
     return math.exp((low + high) / 2)

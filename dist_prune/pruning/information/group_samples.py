@@ -12,8 +12,8 @@ from torch import Tensor
 from dist_prune.errors import PruneError
 from dist_prune.pruning.information import bandwidth, binned_estimator
 from dist_prune.pruning.information.aligned_estimators import AlignedEstimator, PolynomialEstimator
-from dist_prune.pruning.information.backward_elimination import UNIT, EstimatorBank, Share
-from dist_prune.pruning.information.estimators import AT_ONCE, AdditiveEstimator, Criterion, EntropyEstimator
+from dist_prune.pruning.information.backward_elimination import UNITS_PER_BIT, EstimatorBank, MapJobs
+from dist_prune.pruning.information.estimators import CHUNK, AdditiveEstimator, Criterion, EntropyEstimator
 from dist_prune.pruning.information.renyi import distances, gaussian_kernel, label_kernel
 
 Width = Literal[
@@ -53,7 +53,7 @@ class EstimatorConfig:
     gamma: float = 1.0
     grid: bandwidth.BandwidthGrid = field(default_factory=bandwidth.BandwidthGrid)
     halved: bool = True
-    anchor_halved: bool = True
+    reference_halved: bool = True
     sigma_y: float = 0.1
     softmax: bool = False
     last_only: bool = False
@@ -112,84 +112,100 @@ class GroupSamples:
 
     def squared_all(self, tap: int, batch: int) -> Tensor:
         """(pairs,) squared distances over all channels."""
-        parts = [range(i, min(i + AT_ONCE, self.width)) for i in range(0, self.width, AT_ONCE)]
-        total = self.squared(tap, batch, parts[0]).sum(0)
-        for part in parts[1:]:
-            total += self.squared(tap, batch, part).sum(0)
+        chunks = [range(i, min(i + CHUNK, self.width)) for i in range(0, self.width, CHUNK)]
+        total = self.squared(tap, batch, chunks[0]).sum(0)
+        for chunk in chunks[1:]:
+            total += self.squared(tap, batch, chunk).sum(0)
         return total
 
     def label_pairs(self, batch: int) -> Tensor:
         """Pairs of the label kernel."""
         return self.estimator.label_pairs(self.labels[self.batches[batch]]).to(self.device, self.estimator.dtype)
 
-    def anchor_kernel(self, tap: int, batch: int) -> Tensor:
+    def reference_kernel(self, tap: int, batch: int) -> Tensor:
         """Pairs of the kernel of the whole unpruned layer, its width by the scaled rule (or aligned to the labels)."""
-        whole, spec = self.squared_all(tap, batch), self.estimator
-        if spec.width == "aligned_label":
+        total, config = self.squared_all(tap, batch), self.estimator
+        if config.width == "aligned_label":
             sigma = float(
-                bandwidth.aligned_bandwidths(whole[None], self.label_pairs(batch), self.n, batch, spec.grid)[0]
+                bandwidth.align_bandwidths(total[None], self.label_pairs(batch), self.n, batch, config.grid)[0]
             )
         else:
-            sigma = bandwidth.scaled_rule(self.n, self.taps[tap].shape[1] * self.taps[tap].shape[2], spec.gamma)
-        return gaussian_kernel(whole, sigma, spec.anchor_halved)
+            sigma = bandwidth.scaled_rule(self.n, self.taps[tap].shape[1] * self.taps[tap].shape[2], config.gamma)
+        return gaussian_kernel(total, sigma, config.reference_halved)
 
     def batch_bandwidths(self, tap: int, batch: int) -> Tensor:
         """(K,) float64: the widths that one batch finds; of entropy_target, which needs them all, any batch's."""
-        spec, n, d = self.estimator, self.n, self.taps[tap].shape[2]
-        every = partial(torch.full, (self.width,), dtype=torch.float64)
-        if spec.width in ("fix", "polynomial", "remain"):
-            return every(bandwidth.scaled_rule(n, d, spec.gamma))
-        if spec.width == "entropy_target":
+        config, n, d = self.estimator, self.n, self.taps[tap].shape[2]
+        same_for_all = partial(torch.full, (self.width,), dtype=torch.float64)
+        if config.width in ("fix", "polynomial", "remain"):
+            return same_for_all(bandwidth.scaled_rule(n, d, config.gamma))
+        if config.width == "entropy_target":
             halves = [self.squared_all(tap, number) / 2 for number in range(len(self.batches))]
-            return every(bandwidth.entropy_multiplier(halves, n, spec.alpha, spec.target) ** -0.5)
-        if spec.width == "scale_rule_std":
+            return same_for_all(bandwidth.entropy_multiplier(halves, n, config.alpha, config.target) ** -0.5)
+        if config.width == "scale_rule_std":
             deviation = self.activations(tap, batch).double().var(0, correction=0).mean(1).sqrt().cpu()
-            return torch.where(deviation > 0, deviation, 1.0) * bandwidth.scaled_rule(n, d, spec.gamma)
-        if spec.width == "common_label":
-            whole = self.squared_all(tap, batch)[None]
-            return every(float(bandwidth.aligned_bandwidths(whole, self.label_pairs(batch), n, batch, spec.grid)[0]))
-        parts = [
-            self.squared(tap, batch, range(i, min(i + AT_ONCE, self.width))) for i in range(0, self.width, AT_ONCE)
-        ]
-        if spec.width in ("median", "knn"):
-            rule = bandwidth.median_bandwidth if spec.width == "median" else bandwidth.nearest_neighbour_bandwidth
-            return torch.cat([rule(part, n) for part in parts]).cpu()
-        anchor = self.label_pairs(batch) if spec.width == "label" else self.anchor_kernel(tap, batch)
-        return torch.cat([bandwidth.aligned_bandwidths(part, anchor, n, batch, spec.grid) for part in parts]).cpu()
+            return torch.where(deviation > 0, deviation, 1.0) * bandwidth.scaled_rule(n, d, config.gamma)
+        if config.width == "common_label":
+            total = self.squared_all(tap, batch)[None]
+            return same_for_all(
+                float(bandwidth.align_bandwidths(total, self.label_pairs(batch), n, batch, config.grid)[0])
+            )
+        chunks = [self.squared(tap, batch, range(i, min(i + CHUNK, self.width))) for i in range(0, self.width, CHUNK)]
+        if config.width in ("median", "knn"):
+            rule = bandwidth.median_bandwidth if config.width == "median" else bandwidth.nearest_neighbour_bandwidth
+            return torch.cat([rule(chunk, n) for chunk in chunks]).cpu()
+        reference = self.label_pairs(batch) if config.width == "label" else self.reference_kernel(tap, batch)
+        return torch.cat(
+            [bandwidth.align_bandwidths(chunk, reference, n, batch, config.grid) for chunk in chunks]
+        ).cpu()
 
-    def combine_bandwidths(self, found: Sequence[Tensor]) -> Tensor:
+    def combine_bandwidths(self, per_batch: Sequence[Tensor]) -> Tensor:
         """One width per channel from those of the batches, in their order."""
         if self.estimator.width in ALIGNED and not self.estimator.order_free:
-            return bandwidth.smooth_over_batches(found)
-        table = torch.stack(list(found))
+            return bandwidth.smooth_over_batches(per_batch)
+        table = torch.stack(list(per_batch))
         return table.median(0).values if self.estimator.order_free else table.mean(0)
 
-    def estimator_bank(self, sigmas: Sequence[Tensor], share: Share | None = None, parts: int = 1) -> EstimatorBank:
+    def estimator_bank(
+        self, sigmas: Sequence[Tensor], map_jobs: MapJobs | None = None, shards: int = 1
+    ) -> EstimatorBank:
         """All judges, with (K,) widths for every tap."""
-        spec, batches = self.estimator, 1 if self.estimator.binning else len(self.batches)
+        config, batches = self.estimator, 1 if self.estimator.binning else len(self.batches)
         return EstimatorBank(
-            self.width, len(self.taps), batches, lambda tap, batch, own: self._judge(sigmas, tap, batch, own), share,
-            parts, [batches - 1] if spec.last_only else None, UNIT[spec.dtype],
-            "moving" if spec.width == "remain" else "rests" if spec.width in ("aligned", "aligned_label") else "fixed",
-        )  # fmt: skip
+            self.width,
+            len(self.taps),
+            batches,
+            lambda tap, batch, own: self._make_estimator(sigmas, tap, batch, own),
+            map_jobs,
+            shards,
+            [batches - 1] if config.last_only else None,
+            UNITS_PER_BIT[config.dtype],
+            "filters"
+            if config.width == "remain"
+            else "remainders"
+            if config.width in ("aligned", "aligned_label")
+            else "fixed",
+        )
 
-    def _judge(self, sigmas: Sequence[Tensor], tap: int, batch: int, own: list[int]) -> EntropyEstimator:
-        spec = self.estimator
-        if spec.binning:
-            code = binned_estimator.top_bin if spec.wrapped else binned_estimator.bin_codes
-            used = torch.cat(list(self.batches))
-            bins = code(self.taps[tap][used], spec.edges, spec.low, spec.high)
-            return binned_estimator.BinnedEstimator(bins, self.labels[used], spec.criterion, own)
+    def _make_estimator(self, sigmas: Sequence[Tensor], tap: int, batch: int, own: list[int]) -> EntropyEstimator:
+        config = self.estimator
+        if config.binning:
+            encode = binned_estimator.top_bin if config.wrapped else binned_estimator.bin_codes
+            images = torch.cat(list(self.batches))
+            bins = encode(self.taps[tap][images], config.edges, config.low, config.high)
+            return binned_estimator.BinnedEstimator(bins, self.labels[images], config.criterion, own)
         x = self.activations(tap, batch)
-        if spec.width == "polynomial":
-            return PolynomialEstimator(x.to(spec.dtype), spec.criterion, own, spec.alpha)
-        labels = self.label_pairs(batch) if spec.criterion in ("relevance", "cmi_label") else None
-        given = (x, sigmas[tap], spec.criterion, own, spec.alpha, labels, spec.halved, spec.dtype)
-        if spec.width in ("aligned", "aligned_label"):
-            return AlignedEstimator(*given, anchor=self.anchor_kernel(tap, batch), batch=batch, grid=spec.grid)
-        judge = AdditiveEstimator(*given)
-        judge.anchors, judge.batch, judge.grid = spec.width == "remain", batch, spec.grid
-        return judge
+        if config.width == "polynomial":
+            return PolynomialEstimator(x.to(config.dtype), config.criterion, own, config.alpha)
+        labels = self.label_pairs(batch) if config.criterion in ("relevance", "cmi_label") else None
+        arguments = (x, sigmas[tap], config.criterion, own, config.alpha, labels, config.halved, config.dtype)
+        if config.width in ("aligned", "aligned_label"):
+            return AlignedEstimator(
+                *arguments, reference=self.reference_kernel(tap, batch), batch=batch, grid=config.grid
+            )
+        estimator = AdditiveEstimator(*arguments)
+        estimator.realigns, estimator.batch, estimator.grid = config.width == "remain", batch, config.grid
+        return estimator
 
 
 def batches_of(images: int, batch: int, generator: torch.Generator) -> list[Tensor]:

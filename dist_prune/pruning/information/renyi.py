@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dist_prune.errors import PruneError
 
-CLOSED = (2.0, 3.0, 4.0)  # orders that need no spectrum
+CLOSED_FORM_ORDERS = (2.0, 3.0, 4.0)  # orders that need no spectrum
 
 
 def pairs_to_square(pairs: Tensor, n: int, diagonal: float) -> Tensor:
@@ -79,8 +79,8 @@ def kernel_entropy(kernel: Tensor, n: int, alpha: float) -> Tensor:
         return renyi_entropy(pairs_to_square(kernel, n, 1.0), alpha)
     # a matrix at a time: its spectrum must not depend on which others are solved with it
     flat = kernel.reshape(-1, kernel.shape[-1])
-    found = torch.stack([renyi_entropy(pairs_to_square(row, n, 1.0), alpha) for row in flat])
-    return found.view(kernel.shape[:-1])
+    entropies = torch.stack([renyi_entropy(pairs_to_square(row, n, 1.0), alpha) for row in flat])
+    return entropies.view(kernel.shape[:-1])
 
 
 def label_kernel(labels: Tensor, sigma: float = 0.1, softmax_over: int = 0) -> Tensor:
@@ -90,11 +90,11 @@ def label_kernel(labels: Tensor, sigma: float = 0.1, softmax_over: int = 0) -> T
         softmax_over: number of classes of a softmax that is taken of the one-hot vectors first; 0: none.
     """
     rows, columns = upper_triangle(len(labels), labels.device)
-    far = 2.0
+    squared = 2.0
     if softmax_over:
-        far = 2 * ((math.e - 1) / (math.e + softmax_over - 1)) ** 2
-    unlike = labels[rows] != labels[columns]
-    return torch.where(unlike, math.exp(-far / (2 * sigma**2)), 1.0).to(torch.float64)
+        squared = 2 * ((math.e - 1) / (math.e + softmax_over - 1)) ** 2
+    different = labels[rows] != labels[columns]
+    return torch.where(different, math.exp(-squared / (2 * sigma**2)), 1.0).to(torch.float64)
 
 
 def gaussian_kernel(squared: Tensor, sigma: float, halved: bool = True) -> Tensor:

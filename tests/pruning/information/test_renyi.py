@@ -86,25 +86,25 @@ def test_single_precision_is_good_to_1e_5():
 
 def test_the_paper_s_alignment(table):
     anchor = gaussian_kernel(table.sum(0), bandwidth.scaled_rule(8, 12))
-    sigmas = bandwidth.aligned_bandwidths(table, anchor, N)
+    sigmas = bandwidth.align_bandwidths(table, anchor, N)
     assert torch.allclose(sigmas, torch.tensor([2.461724, 2.438967, 2.395418, 2.343469]).double(), atol=5e-7)
-    judge = AlignedEstimator(vectors(), sigmas, "mi_rest", range(4), 1.01, anchor=anchor)
+    judge = AlignedEstimator(vectors(), sigmas, "mi_rest", range(4), 1.01, reference=anchor)
     judge.begin(range(4))
-    rests = judge.search(range(4))
+    rests = judge.search_bandwidths(range(4))
     assert torch.allclose(rests, torch.tensor([3.673006, 3.812614, 3.765761, 3.687950]).double(), atol=5e-7)
-    judge.settle(range(4), rests)
+    judge.set_bandwidths(range(4), rests)
     near(judge.score(range(4)), 0.520312696, 0.432778584, 0.462700873, 0.544333627)
 
 
 def test_the_narrower_kernel_is_a_smaller_width(table):
     """exp(-D^2 / s^2) is what was aligned; the paper's evaluation kernel is sqrt 2 wider (quirk wider_kernel)."""
     anchor = gaussian_kernel(table.sum(0), 3.0)
-    sigmas = bandwidth.aligned_bandwidths(table, anchor, N)
-    narrow = AlignedEstimator(vectors(), sigmas, "joint", range(4), 2, anchor=anchor, halved=False)
-    wide = AlignedEstimator(vectors(), sigmas, "joint", range(4), 2, anchor=anchor)
+    sigmas = bandwidth.align_bandwidths(table, anchor, N)
+    narrow = AlignedEstimator(vectors(), sigmas, "joint", range(4), 2, reference=anchor, halved=False)
+    wide = AlignedEstimator(vectors(), sigmas, "joint", range(4), 2, reference=anchor)
     for judge in (narrow, wide):
         judge.begin(range(4))
-        judge.settle([0], torch.tensor([2.0]))
+        judge.set_bandwidths([0], torch.tensor([2.0]))
     near(narrow.score([0]), float(kernel_entropy(gaussian_kernel(table[1:].sum(0), 2.0 / math.sqrt(2)), N, 2)))
     assert float(wide.score([0])) < float(narrow.score([0]))
 
@@ -248,7 +248,7 @@ def test_the_multiplier_reaches_the_entropy_asked_for():
 def test_coarse_alignment_finds_almost_the_same_width(table):
     anchor = gaussian_kernel(table.sum(0), 3.0)
     fine, coarse = (
-        bandwidth.aligned_bandwidths(table, anchor, N),
-        bandwidth.aligned_bandwidths(table, anchor, N, 0, bandwidth.BandwidthGrid(coarse=True)),
+        bandwidth.align_bandwidths(table, anchor, N),
+        bandwidth.align_bandwidths(table, anchor, N, 0, bandwidth.BandwidthGrid(coarse=True)),
     )
     assert torch.allclose(fine, coarse, rtol=0.1)
