@@ -208,9 +208,9 @@ def test_threads_and_memory_stay_flat(betons):
 
 def test_a_failing_thread_is_an_error_not_a_wait(ffcv, betons):
     source = open_beton(betons["raw"])
-    stream = ffcv.stream_of(source.path, source.identity, 32)
+    decoder = ffcv.shared_decoder(source.path, source.identity, 32)
     with pytest.raises(RuntimeError, match="ended early") as caught:
-        list(stream.chunks(np.arange(40), (source.items,), 2, 32))
+        list(decoder.chunks(np.arange(40), (source.items,), 2, 32))
     assert caught.value.__cause__ is not None
 
 

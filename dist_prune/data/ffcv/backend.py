@@ -82,7 +82,7 @@ class FfcvSource:
 
     @property
     def _shrunk(self) -> np.ndarray:
-        """(n,) bool. FFCV cuts off the fraction of a pixel, so a longer side may be one less than ``max_resolution``."""
+        """(n,) bool. FFCV cuts off fractions of a pixel, so a longer side may be one less than ``max_resolution``."""
         return self.items[:, 3:5].max(1) >= self.facts["max_resolution"] - 1
 
 
@@ -185,8 +185,8 @@ def import_loader() -> ModuleType:
 class FfcvBackend:
     """Images of a ``FfcvSource``, decoded by FFCV.
 
-    Pixels equal those of the torch backend (image files) or of the memory backend (arrays) bit for bit if the file keeps
-    the images unchanged: raw, and none larger than its ``max_resolution``.
+    Pixels equal those of the torch backend (image files) or of the memory backend (arrays) bit for bit if the file
+    keeps the images unchanged: raw, and none larger than its ``max_resolution``.
 
     Args:
         source: the opened .beton.
@@ -212,7 +212,7 @@ class FfcvBackend:
         windows = np.zeros((len(self.source.items), 9), np.int32)  # pages of other ids are never touched
         windows[ids] = self._crop_windows(ids, transform, augment, size)
         ahead = 2 * max((len(batch_ids) for batch_ids in id_lists), default=0)
-        decoder = import_loader().stream_of(self.source.path, self.source.facts["sha256"], decoded_size)
+        decoder = import_loader().shared_decoder(self.source.path, self.source.facts["sha256"], decoded_size)
         chunks = decoder.chunks(ids, self._decoder_tables(windows, transform), self.workers, ahead)
         try:
             for batch_ids, pixels in self._regroup(id_lists, chunks, decoded_size):

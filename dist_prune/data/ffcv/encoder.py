@@ -27,8 +27,8 @@ class Settings:
     Attributes:
         max_resolution: longer sides are shrunk to this many pixels (by area, as FFCV does), 8 to 16384.
         quality: of JPEG, 1 to 100.
-        write_mode: ``jpg``, ``raw`` (pixels unchanged), or ``proportion`` (about half of the images raw, drawn by sample
-            id).
+        write_mode: ``jpg``, ``raw`` (pixels unchanged), or ``proportion`` (about half of the images raw, drawn by
+            sample id).
 
     Raises:
         PruneError: a value outside its range.
