@@ -1,7 +1,8 @@
-"""Backward elimination: filters of a layer are deleted one after another, the one with the largest score first.
+"""Backward elimination: filters of a group are removed one after another, the one with the largest score first.
 
-Scores of batches are rounded to multiples of a unit and added as integers, so an order does not depend on where and in
-which company a score was computed. Ties fall to the channel with the smaller entropy, then to the smaller index.
+Scores of batches are rounded to multiples of a unit and added as integers, so an order does not depend on the rank that
+computed a score, or on the scores computed with it. Ties go to the channel with the smaller entropy, then to the
+smaller index (entropy specification, sections 1 and 8.4).
 """
 
 import math
@@ -15,27 +16,29 @@ from torch import Tensor
 from dist_prune.pruning.information.bandwidth import smooth_over_batches
 from dist_prune.pruning.information.estimators import ALL_REMAINING, EntropyEstimator
 
-EstimatorFactory = Callable[
-    [int, int, list[int]], EntropyEstimator
-]  # tap, batch, the channels that it answers for -> a judge
+EstimatorFactory = Callable[[int, int, list[int]], EntropyEstimator]  # (tap, batch, own channels) -> estimator
 MapJobs = Callable[[Sequence[Any], Callable[[Any], Any]], list[Any]]
-UNITS_PER_BIT = {torch.float64: 1e9, torch.float32: 1e6}  # of a bit; entropies in double precision are good to 1e-12
-STEPS_PER_SEGMENT = 64  # steps between two points where sums are made anew, and where an elimination can be resumed
+UNITS_PER_BIT = {torch.float64: 1e9, torch.float32: 1e6}  # entropies in double precision are accurate to 1e-12
+STEPS_PER_SEGMENT = 64  # then sums are computed anew, and an elimination can be resumed
 
 
 @dataclass
 class EstimatorBank:
-    """All judges of one group, over its taps and batches; here, or dealt over ranks in ``parts`` of the channels.
+    """All estimators of one group, one for each hook point (tap), batch and shard of the channels.
 
     Attributes:
-        width: channels of the group.
-        taps, batches: how many.
-        make: a judge of a tap and a batch for some channels.
-        share: bench.share, to deal the judges over ranks; None: all work is done here.
-        parts: into how many the channels are split when judges are dealt.
-        counted: the batches whose scores count; None: all.
-        unit: rounding of scores, per bit.
-        widths: what judges look widths for before they score: nothing, every rest, or every filter anew in each step.
+        width: number of channels of the group.
+        taps: number of hook points.
+        batches: number of batches.
+        make_estimator: makes the estimator of (tap, batch, own channels).
+        map_jobs: ``ScoringContext.map_jobs``, to spread the estimators over ranks and gather their answers; None
+            computes everything in this process.
+        shards: number of parts into which the channels are split if there is a ``map_jobs``.
+        counted_batches: the batches whose scores count; None: all.
+        unit: units per bit to which scores are rounded.
+        bandwidths: what is searched before a step: nothing (``fixed``), the bandwidth of every remainder
+            (``remainders``), or that of every filter (``filters``).
+        remaining: the remaining set.
     """
 
     width: int
@@ -51,7 +54,7 @@ class EstimatorBank:
     _estimators: dict[tuple[int, int, int], EntropyEstimator] = field(default_factory=dict)
 
     def estimator(self, tap: int, batch: int, shard: int = 0) -> EntropyEstimator:
-        """The judge, made where it is first asked for."""
+        """The estimator of a hook point, batch and shard, made at first use."""
         key = (tap, batch, shard)
         if key not in self._estimators:
             own_channels = list(range(shard, self.width, self.shards if self.map_jobs else 1))
@@ -63,7 +66,18 @@ class EstimatorBank:
     def evaluate(
         self, method: str, channels: Sequence[int], batches: Iterable[int] | None = None, argument: Any = None
     ) -> Any:
-        """[tap][batch] -> tensor of ``verb``'s answers for ``channels``, or None where a judge has none."""
+        """Call a method of all estimators, in the processes that own them.
+
+        Args:
+            method: name of a method of ``EntropyEstimator`` that takes channels.
+            channels: channels of the group; ``ALL_REMAINING`` goes to the first shard.
+            batches: numbers of the batches; None: all.
+            argument: second argument of the method: (len(channels),) for each tap.
+
+        Returns:
+            table[tap][batch]: (len(channels),) float64 in bits, or None if the estimator has no answer. The same on
+            every rank.
+        """
         numbers = list(range(self.batches) if batches is None else batches)
         table = [[None] * len(numbers) for _ in range(self.taps)]
         shards = 1 if self.map_jobs is None else self.shards
@@ -71,12 +85,12 @@ class EstimatorBank:
 
         def run(job: tuple[int, int, int]) -> list[float] | None:
             tap, _, shard = job
-            positions = [i for i, k in enumerate(channels) if max(k, 0) % shards == shard]
+            positions = shard_positions(channels, shards, shard)
             shard_channels = [channels[i] for i in positions]
+            if not shard_channels:
+                return []
             arguments = () if argument is None else (argument[tap][positions],)
-            answer = (
-                getattr(self.estimator(*job), method)(shard_channels, *arguments) if shard_channels else torch.zeros(0)
-            )
+            answer = getattr(self.estimator(*job), method)(shard_channels, *arguments)
             return None if answer is None else answer.tolist()
 
         answers = [run(job) for job in jobs] if self.map_jobs is None else self.map_jobs(jobs, run)
@@ -89,7 +103,16 @@ class EstimatorBank:
         return table
 
     def evaluate_in_units(self, method: str, channels: Sequence[int], round_up: bool = False) -> Tensor | None:
-        """(taps, counted batches, len) int64: answers in units; rounded ``up`` for bounds."""
+        """Call a method of all estimators and round the answers to units.
+
+        Args:
+            method: see ``evaluate``.
+            channels: see ``evaluate``.
+            round_up: for bounds.
+
+        Returns:
+            (taps, counted batches, len(channels)) int64 in units, or None if an estimator has no answer.
+        """
         table = self.evaluate(
             method, channels, range(self.batches) if self.counted_batches is None else self.counted_batches
         )
@@ -99,47 +122,62 @@ class EstimatorBank:
         return answers.ceil().long() + 1 if round_up else answers.round().long()
 
     def sum_over_batches(self, method: str, channels: Sequence[int]) -> Tensor:
-        """(taps, len) int64: answers in units, added over the counted batches."""
+        """Call a method of all estimators and add the rounded answers over the counted batches.
+
+        Args:
+            method: see ``evaluate``.
+            channels: see ``evaluate``.
+
+        Returns:
+            (taps, len(channels)) int64 in units; divide by ``unit`` and the number of batches for the mean in bits.
+        """
         values = self.evaluate_in_units(method, channels)
         assert values is not None
         return values.sum(1)
 
     def search_bandwidths(self, channels: Sequence[int]) -> None:
-        """Widths that the judges look for themselves: searched per batch, smoothed in the order of the batches."""
+        """Let the estimators of each batch search bandwidths, and smooth them in the order of the batches.
+
+        Args:
+            channels: see ``EntropyEstimator.search_bandwidths``.
+        """
         sigmas = [smooth_over_batches(rows) for rows in self.evaluate("search_bandwidths", channels)]
         for (tap, _, _), estimator in self._estimators.items():
             estimator.set_bandwidths(channels, sigmas[tap])
 
     def begin(self, remaining: Sequence[int]) -> None:
+        """Start all estimators with a remaining set."""
         self.remaining = list(remaining)
         for estimator in self._estimators.values():
             estimator.begin(remaining)
 
     def remove(self, gone: Sequence[int]) -> None:
+        """Remove channels from the remaining set of all estimators."""
         self.remaining = [k for k in self.remaining if k not in set(gone)]
         for estimator in self._estimators.values():
             estimator.remove(gone)
 
     @property
     def spectra_solved(self) -> int:
-        """Eigenvalue problems solved in this process."""
+        """Number of eigenvalue problems solved in this process."""
         return sum(estimator.spectra_solved for estimator in self._estimators.values())
 
 
-def shard_positions(channels: Sequence[int], shards: int, shard: int) -> Tensor:
-    """Positions of the channels that a part answers for; WHOLE belongs to the first."""
-    return torch.tensor([i for i, k in enumerate(channels) if max(k, 0) % shards == shard], dtype=torch.long)
+def shard_positions(channels: Sequence[int], shards: int, shard: int) -> list[int]:
+    """Positions in ``channels`` of those that belong to a shard; ``ALL_REMAINING`` belongs to the first."""
+    return [i for i, k in enumerate(channels) if max(k, 0) % shards == shard]
 
 
 @dataclass
 class EliminationState:
-    """How far an elimination is.
+    """State of an elimination; it can be saved after any step.
 
     Attributes:
-        width: channels of the group.
-        order: deleted channels, first deleted first.
-        scores: criterion at each deletion, in bits, mean over batches (ranks: sum of ordinals).
-        joints: per step, the entropy in bits of what was there before it, mean over batches; the largest of the taps.
+        width: number of channels of the group.
+        order: removed channels, first removed first.
+        scores: criterion at each removal, in bits, mean over batches (with ``rank``: sum of ordinals).
+        joints: joint entropy of the remaining set before each removal, in bits, mean over batches; the largest of the
+            taps.
     """
 
     width: int
@@ -149,35 +187,43 @@ class EliminationState:
 
     @property
     def remaining(self) -> list[int]:
+        """Channels that are not removed, ascending."""
         removed = set(self.order)
         return [k for k in range(self.width) if k not in removed]
 
     @property
     def done(self) -> bool:
+        """Whether all channels are in the order."""
         return len(self.order) >= self.width
 
     def to_table(self) -> Tensor:
-        """(deletions, 3) float64, to be saved or sent."""
+        """(removals, 3) float64: order, scores and joints, to be saved or sent."""
         columns = [[float(k) for k in self.order], self.scores, self.joints]
         return torch.tensor(columns, dtype=torch.float64).T.contiguous().reshape(-1, 3)
 
     @classmethod
     def from_table(cls, width: int, table: Tensor) -> "EliminationState":
+        """The state of a table.
+
+        Args:
+            width: number of channels of the group.
+            table: (removals, 3) float64 of ``to_table``.
+        """
         order, scores, joints = table.T.tolist() if len(table) else ([], [], [])
         return cls(width, [int(k) for k in order], scores, joints)
 
 
 @dataclass
 class Elimination:
-    """The rule of deletion.
+    """Rule by which channels are removed.
 
     Attributes:
-        combine: how taps of a residual stream agree: ``rank`` adds the ordinals that a channel has among each tap's
-            scores, ``sum`` adds the scores.
-        rev: delete the smallest score first.
-        step: share of what remains that goes at once (0: one channel).
-        exhaustive: evaluate every candidate even where bounds would spare that.
-        at_once: candidates that are evaluated together between two looks at the bounds, where judges are dealt.
+        combine: how the taps of a residual stream are combined (specification, section 5.1): ``rank`` adds the ordinals
+            that a channel has among the scores of each tap, ``sum`` adds the scores.
+        rev: remove the smallest score first (ablation).
+        step: fraction of the remaining set that is removed in one step; 0: one channel.
+        exhaustive: evaluate every candidate even if bounds make that unnecessary. The order is the same.
+        at_once: number of candidates evaluated between two comparisons with the bounds, if a ``map_jobs`` spreads them.
     """
 
     combine: Literal["rank", "sum"] = "rank"
@@ -189,10 +235,16 @@ class Elimination:
     def advance(
         self, bank: EstimatorBank, alone: Tensor, state: EliminationState, steps: int = STEPS_PER_SEGMENT
     ) -> EliminationState:
-        """Up to ``steps`` more deletions; the last channel left ends the order.
+        """Do up to ``steps`` more steps. The last remaining channel ends the order.
 
         Args:
-            alone: (width,) int64, entropy of each channel in units, for ties.
+            bank: estimators of the group; restarted with the remaining set of ``state``.
+            alone: (width,) int64, entropy of each channel in units, summed over taps and batches, for ties.
+            state: where the elimination is; modified.
+            steps: number of steps.
+
+        Returns:
+            ``state``. All ranks get the same.
         """
         bank.begin(state.remaining)
         batch_count = bank.batches if bank.counted_batches is None else len(bank.counted_batches)
@@ -223,23 +275,27 @@ class Elimination:
     def _select(
         self, bank: EstimatorBank, remaining: list[int], alone: Tensor, count: int
     ) -> tuple[list[int], list[float]]:
-        """The channels to delete, the worst first, and their scores in units (or sums of ordinals)."""
+        """The channels to remove, the largest score first, and their scores in units (or sums of ordinals)."""
         sign = -1 if self.rev else 1
         plain = self.exhaustive or self.rev or self._adds_ordinals(bank)
         bounds = None if plain else bank.evaluate_in_units("bound", remaining, round_up=True)
         if bounds is not None:
-            found = self._best_first(bank, remaining, bounds, count)
+            candidates = self._best_first(bank, remaining, bounds, count)
         else:
             scores = bank.sum_over_batches("score", remaining)
             if self._adds_ordinals(bank):
                 scores, sign = ordinals(sign * scores, alone[remaining]), 1
-            found = dict(zip(remaining, (sign * scores.sum(0)).tolist(), strict=True))
+            candidates = dict(zip(remaining, (sign * scores.sum(0)).tolist(), strict=True))
         ties = alone.tolist()
-        order = sorted(found, key=lambda k: (-found[k], ties[k], k))[:count]
-        return order, [float(sign * found[k]) for k in order]
+        order = sorted(candidates, key=lambda k: (-candidates[k], ties[k], k))[:count]
+        return order, [float(sign * candidates[k]) for k in order]
 
     def _best_first(self, bank: EstimatorBank, remaining: list[int], bounds: Tensor, count: int) -> dict[int, int]:
-        """Exact scores of all candidates that may be among the ``count`` largest, most promising first."""
+        """Exact scores of all candidates that may be among the ``count`` largest (specification, section 8.2).
+
+        Candidates are evaluated in descending order of their bounds until the next bound is below the best exact
+        scores.
+        """
         upper = bounds.sum((0, 1)).tolist()
         promising = sorted(range(len(remaining)), key=lambda i: (-upper[i], remaining[i]))
         scores: dict[int, int] = {}
@@ -259,7 +315,7 @@ class Elimination:
 
     @staticmethod
     def _score_unless_below(bank: EstimatorBank, channel: int, bounds: Tensor, threshold: float) -> int | None:
-        """The exact score, batch after batch; None as soon as it cannot reach the bar any more."""
+        """The exact score, batch after batch; None as soon as it cannot reach the threshold."""
         total = int(bounds.sum())
         for tap in range(bank.taps):
             for row, batch in enumerate(range(bank.batches) if bank.counted_batches is None else bank.counted_batches):
@@ -271,7 +327,15 @@ class Elimination:
 
 
 def ordinals(scores: Tensor, alone: Tensor) -> Tensor:
-    """(taps, len) -> (taps, len) int64: place of each score in its tap's ascending order, from 1."""
+    """Rank of each score in the ascending order of its tap, from 1.
+
+    Args:
+        scores: (taps, k) int64.
+        alone: (k,) int64, entropies for ties.
+
+    Returns:
+        (taps, k) int64.
+    """
     out = torch.zeros_like(scores)
     for tap, row in enumerate(scores.tolist()):
         order = sorted(range(len(row)), key=lambda i: (row[i], -int(alone[i]), -i))
@@ -280,7 +344,13 @@ def ordinals(scores: Tensor, alone: Tensor) -> Tensor:
 
 
 def static_order(importance: Tensor, alone: Tensor, rev: bool = False) -> list[int]:
-    """One pass, nothing greedy: the least worth goes first (units, int64); ties as everywhere."""
+    """Order channels by importance without elimination, the least important first.
+
+    Args:
+        importance: (K,) int64 in units.
+        alone: (K,) int64, entropies for ties.
+        rev: the most important first.
+    """
     sign = -1 if rev else 1
     return sorted(range(len(importance)), key=lambda k: (sign * int(importance[k]), int(alone[k]), k))
 
@@ -288,7 +358,18 @@ def static_order(importance: Tensor, alone: Tensor, rev: bool = False) -> list[i
 def one_shot_order(
     bank: EstimatorBank, method: str, alone: Tensor, combine: str = "rank", rev: bool = False
 ) -> EliminationState:
-    """A static order, nothing greedy: the channels with the least ``verb`` (alone, relevance) go first."""
+    """Order channels by a criterion that does not depend on the remaining set, the smallest first.
+
+    Args:
+        bank: estimators of the group.
+        method: ``alone`` for H(Z_k) or ``relevance`` for I(Z_k; Y).
+        alone: (width,) int64, entropies for ties.
+        combine: see ``Elimination``.
+        rev: the largest first.
+
+    Returns:
+        A finished state. Its scores are negated, so the largest is first, and its joints are 0.
+    """
     bank.begin(range(bank.width))
     importance = bank.sum_over_batches(method, range(bank.width))
     batch_count = bank.batches if bank.counted_batches is None else len(bank.counted_batches)

@@ -1,6 +1,7 @@
-"""Widths of Gaussian kernels: by rule, from the data, by alignment to another kernel, or for a wanted entropy.
+"""Bandwidths of Gaussian kernels: by rule, from the data, by alignment to another kernel, or for a wanted entropy.
 
-Distances and kernels are given by their pairs (see renyi.py); one row is one variable.
+Distances and kernels are given by their pairs (see renyi.py); each row is one variable. Section numbers are those of
+the entropy specification.
 """
 
 import math
@@ -16,8 +17,15 @@ NEIGHBOURS, BISECTIONS = 10, 60
 
 
 class BandwidthGrid(NamedTuple):
-    """Widths that an alignment tries: from ``start`` to 10 mean distances, ``first`` of them, ``later`` in batches
-    behind number ``until``; ``coarse`` replaces them by 16 and, between the best one's neighbours, 16 more."""
+    """Bandwidths that an alignment tries, equally spaced from ``start`` to 10 mean distances.
+
+    Attributes:
+        start: smallest bandwidth.
+        first: number of bandwidths in the first batches.
+        later: number of bandwidths in later batches.
+        until: the last batch, from 0, that uses ``first``.
+        coarse: try 16 bandwidths, then 16 between the neighbours of the best one, in every batch.
+    """
 
     start: float = 0.3
     first: int = 300
@@ -26,7 +34,7 @@ class BandwidthGrid(NamedTuple):
     coarse: bool = False
 
     def point_count(self, batch: int) -> int:
-        """Widths tried in batch number ``batch``."""
+        """Number of bandwidths tried in one pass of batch number ``batch``."""
         return 16 if self.coarse else self.first if batch <= self.until else self.later
 
 
@@ -34,24 +42,36 @@ PAPER = BandwidthGrid()
 
 
 def scaled_rule(n: int, features: int, gamma: float = 1.0) -> float:
-    """gamma n^(-1 / (4 + d)) sqrt(d): a rule for features of unit variance."""
+    """Bandwidth gamma n^(-1 / (4 + d)) sqrt(d), a rule for features of unit variance (section 3.1).
+
+    Args:
+        n: number of samples.
+        features: number d of features of the flattened variable.
+        gamma: factor.
+    """
     return gamma * n ** (-1 / (4 + features)) * math.sqrt(features)
 
 
 def align_bandwidths(squared: Tensor, reference: Tensor, n: int, batch: int = 0, grid: BandwidthGrid = PAPER) -> Tensor:
-    """Per variable the width whose kernel exp(-D^2 / sigma^2) points most nearly in the anchor's direction.
+    """Find for each variable the bandwidth that aligns its kernel best with a reference kernel (section 3.3).
 
-    Kernel alignment: the largest <K_sigma, K_anchor> / |K_sigma| |K_anchor|; the first one among equals. A variable
-    that is constant has every width, and gets the first of the grid.
+    The alignment of K = exp(-D^2 / sigma^2) with the reference R is <K, R> / (|K| |R|), with Frobenius norms. The first
+    of equal maxima is taken. A constant variable has the same alignment for all bandwidths and gets the first of the
+    grid.
 
     Args:
-        squared: (V, pairs).
-        anchor: (pairs,).
-        batch: number of the batch, from 0; later ones are searched on fewer points.
+        squared: (V, pairs) squared distances of V variables.
+        reference: (pairs,) of the reference kernel, of the same dtype.
+        n: number of samples.
+        batch: number of the batch, from 0; later batches try fewer bandwidths.
+        grid: the bandwidths to try.
+
+    Returns:
+        (V,) float64.
     """
     bandwidths = []
     reference_norm = torch.sqrt(n + 2 * (reference * reference).sum())
-    tolerance = 1e-13 if squared.dtype == torch.float64 else 1e-6  # equal up to rounding is equal
+    tolerance = 1e-13 if squared.dtype == torch.float64 else 1e-6  # values equal up to rounding count as equal
     for row in squared:
         low = grid.start
         high = max(10 * float(2 * row.sqrt().sum() / n**2), low)
@@ -68,7 +88,14 @@ def align_bandwidths(squared: Tensor, reference: Tensor, n: int, batch: int = 0,
 
 
 def smooth_over_batches(per_batch: Sequence[Tensor]) -> Tensor:
-    """s_0 = sigma_0, s_t = 0.9 s_(t-1) + 0.1 sigma_t, in the order of the batches; the last one holds for all."""
+    """Exponential average of bandwidths in the order of the batches (section 3.3).
+
+    s_0 = sigma_0 and s_t = 0.9 s_(t-1) + 0.1 sigma_t. The last one is used for all batches. The result depends on the
+    order, so it needs the bandwidths of all batches, gathered over ranks.
+
+    Args:
+        per_batch: bandwidths of each batch, tensors of one shape.
+    """
     smoothed = per_batch[0]
     for sigma in per_batch[1:]:
         smoothed = 0.9 * smoothed + 0.1 * sigma
@@ -76,7 +103,15 @@ def smooth_over_batches(per_batch: Sequence[Tensor]) -> Tensor:
 
 
 def median_bandwidth(squared: Tensor, n: int) -> Tensor:
-    """Per variable sqrt(median of the positive D^2 / 2); 1 where there is none."""
+    """Bandwidth sqrt(median of the positive D^2 / 2) of each variable; 1 if all distances are 0.
+
+    Args:
+        squared: (V, pairs) squared distances.
+        n: number of samples.
+
+    Returns:
+        (V,) float64.
+    """
     positive = [row[row > 0] for row in squared]
     return torch.stack(
         [torch.sqrt(row.median() / 2).double() if len(row) else row.new_ones(()).double() for row in positive]
@@ -84,7 +119,15 @@ def median_bandwidth(squared: Tensor, n: int) -> Tensor:
 
 
 def nearest_neighbour_bandwidth(squared: Tensor, n: int) -> Tensor:
-    """Per variable the mean distance to the 10 nearest neighbours of a sample, averaged; 1 where it is 0."""
+    """Mean distance of a sample to its 10 nearest neighbours, averaged over the samples; 1 if that is 0.
+
+    Args:
+        squared: (V, pairs) squared distances.
+        n: number of samples.
+
+    Returns:
+        (V,) float64.
+    """
     bandwidths = []
     for row in squared:
         square = pairs_to_square(row.sqrt(), n, math.inf)
@@ -94,10 +137,16 @@ def nearest_neighbour_bandwidth(squared: Tensor, n: int) -> Tensor:
 
 
 def entropy_multiplier(exponents: Sequence[Tensor], n: int, alpha: float, share: float) -> float:
-    """The factor of the summed exponents (one (pairs,) tensor a batch) at which the mean entropy is share log2 n.
+    """Find the factor m at which the mean entropy of exp(-m E) over batches is ``share`` log2 n (section 3.5).
 
-    The entropy of exp(-m E) grows with m: exp(-(m + d) E) is the Hadamard product of two kernels. Found by bisection
-    on a logarithmic scale; where all samples are alike there is nothing to find, and the factor is 1.
+    The entropy grows with m, because exp(-(m + d) E) is the Hadamard product of two kernels. The factor is found by
+    bisection on a logarithmic scale. It is 1 if all samples are alike.
+
+    Args:
+        exponents: (pairs,) summed exponents E of each batch. All batches are needed, not those of one rank.
+        n: number of samples in a batch.
+        alpha: order of the entropy.
+        share: wanted entropy as a fraction of log2 n, between 0 and 1.
     """
     scale = sum(float(e.mean()) for e in exponents) / len(exponents)
     if scale == 0:

@@ -1,7 +1,8 @@
-"""Judges of filters: what one batch of one layer's activations says of each filter, given those that are still there.
+"""Entropy estimators: information of one batch of a layer's activations about each filter, given the remaining set.
 
-A judge answers for some channels (``own``) and follows all deletions. Scores are such that the largest goes first.
-Entropies are in bits. Kernels are held by their pairs (renyi.py).
+Z_k is the activation of channel k, R the remaining set, Z_R the activations of all its channels. An estimator is asked
+for its own channels and follows all removals. Scores are such that the largest is removed first. Entropies are in bits.
+Kernels are given by their pairs (see renyi.py). Section numbers are those of the entropy specification.
 """
 
 import math
@@ -17,13 +18,22 @@ from dist_prune.pruning.information import bandwidth
 from dist_prune.pruning.information.renyi import distances, kernel_entropy, pairs_to_square, upper_triangle
 
 Criterion = Literal["mi_rest", "mi_all", "joint", "cmi_label", "relevance", "entropy"]
-ALL_REMAINING = -1  # in a list of channels: all that are still there
-CHUNK = 16  # channels whose distances are made together
-SHRINKAGE = 1e-6  # share of the unit matrix in the point where the Shannon entropy's tangent is taken
+ALL_REMAINING = -1  # in a list of channels: the whole remaining set
+CHUNK = 16  # channels whose distances are computed at once
+SHRINKAGE = 1e-6  # weight of the unit matrix at the point of the Shannon entropy's tangent
 
 
 class EntropyEstimator(ABC):
-    """One batch of one variable. ``spectra`` counts the eigenvalue problems that were solved."""
+    """Entropies of one batch of activations at one hook point.
+
+    Args:
+        criterion: score of a channel, see ``score``.
+        own: channels for which the estimator is asked; other ranks have the others.
+
+    Attributes:
+        remaining: the remaining set R, in ascending order of ``begin``.
+        spectra_solved: number of eigenvalue problems solved so far.
+    """
 
     def __init__(self, criterion: Criterion, own: Sequence[int]):
         self.criterion, self.own = criterion, list(own)
@@ -31,41 +41,101 @@ class EntropyEstimator(ABC):
         self.spectra_solved = 0
 
     def begin(self, remaining: Sequence[int]) -> None:
-        """Start, or start again, with these channels."""
+        """Start, or start again, with a remaining set.
+
+        Args:
+            remaining: its channels.
+        """
         self.remaining = list(remaining)
 
     def remove(self, gone: Iterable[int]) -> None:
-        """Channels go."""
+        """Remove channels from the remaining set.
+
+        Args:
+            gone: channels of the remaining set, also those of other estimators.
+        """
         removed = set(gone)
         self.remaining = [k for k in self.remaining if k not in removed]
 
     @abstractmethod
     def alone(self, channels: Sequence[int]) -> Tensor:
-        """H(Z_k) of each channel."""
+        """Entropy H(Z_k) of each channel.
+
+        Args:
+            channels: own channels.
+
+        Returns:
+            (len(channels),) float64 in bits, on the CPU.
+        """
 
     @abstractmethod
     def relevance(self, channels: Sequence[int]) -> Tensor:
-        """I(Z_k; Y) of each channel."""
+        """Mutual information I(Z_k; Y) of each channel with the labels Y.
+
+        Args:
+            channels: own channels.
+
+        Returns:
+            (len(channels),) float64 in bits, on the CPU.
+
+        Raises:
+            PruneError: the estimator has no label kernel.
+        """
 
     @abstractmethod
     def joint(self, channels: Sequence[int]) -> Tensor:
-        """H(Z_R), the same for each of ``channels``."""
+        """Joint entropy H(Z_R) of the remaining set, repeated for each of ``channels``.
+
+        Args:
+            channels: own channels, or ``ALL_REMAINING``.
+
+        Returns:
+            (len(channels),) float64 in bits, on the CPU.
+        """
 
     @abstractmethod
     def score(self, channels: Sequence[int]) -> Tensor:
-        """The criterion of each channel; the largest goes."""
+        """Criterion of each channel (specification, section 4); the channel with the largest is removed.
+
+        Args:
+            channels: own channels of the remaining set.
+
+        Returns:
+            (len(channels),) float64 in bits, on the CPU.
+        """
 
     def bound(self, channels: Sequence[int]) -> Tensor | None:
-        """Numbers that no score exceeds; None where there are none to be had."""
+        """Upper bounds of ``score``; None if there are none for this criterion or these kernels.
+
+        Args:
+            channels: own channels of the remaining set.
+
+        Returns:
+            (len(channels),) float64 in bits, on the CPU, or None.
+        """
         return None
 
     def search_bandwidths(self, channels: Sequence[int]) -> Tensor | None:
-        """Kernel widths that this batch finds for channels; they are smoothed over batches and come back in settle."""
+        """Find the bandwidths of this batch for kernels that change with the remaining set.
+
+        They are gathered over the batches, smoothed, and returned by ``set_bandwidths``.
+
+        Args:
+            channels: own channels of the remaining set; ``ALL_REMAINING`` is the remaining set as one variable.
+
+        Returns:
+            (len(channels),) float64, or None if bandwidths are fixed.
+        """
         return None
 
     def set_bandwidths(self, channels: Sequence[int], sigmas: Tensor) -> None:
-        """The widths to be used for channels."""
-        raise NotImplementedError("this judge's widths are fixed")
+        """Use these bandwidths from now on.
+
+        Args:
+            channels: as in ``search_bandwidths``.
+            sigmas: (len(channels),) float64.
+        """
+        raise NotImplementedError("the bandwidths of this estimator are fixed")
 
     def _kernel_entropy(self, kernel: Tensor, n: int, alpha: float) -> Tensor:
         if alpha not in (2, 3, 4):
@@ -74,14 +144,20 @@ class EntropyEstimator(ABC):
 
 
 class GaussianEstimator(EntropyEstimator):
-    """What judges with Gaussian kernels have in common: distances and label kernel.
+    """Base of estimators with Gaussian kernels: distances, kernels of single channels, label kernel.
 
     Args:
-        x: (n, K, d) activations.
-        sigmas: (K,) kernel widths.
+        x: (n, K, d) activations of n samples, K channels, d features each.
+        sigmas: (K,) bandwidths.
+        criterion: see ``EntropyEstimator``.
+        own: see ``EntropyEstimator``.
+        alpha: order of the Renyi entropy.
         labels: pairs of the label kernel, or None.
-        dtype: of all arithmetic; activations may be held in a smaller one.
-        halved: kernels exp(-D^2 / 2 sigma^2); else exp(-D^2 / sigma^2).
+        halved: kernels are exp(-D^2 / (2 sigma^2)); False: exp(-D^2 / sigma^2).
+        dtype: of all arithmetic; activations may be kept in a smaller one.
+
+    Raises:
+        PruneError: the criterion needs labels and there are none.
     """
 
     def __init__(
@@ -104,21 +180,23 @@ class GaussianEstimator(EntropyEstimator):
             raise PruneError(f"the criterion {criterion} needs labels")
 
     def squared(self, channels: Sequence[int]) -> Tensor:
-        """(len, pairs) of squared distances."""
+        """(len(channels), pairs) squared distances."""
         return distances(self.x[:, list(channels)].to(self.dtype))
 
     def exponents(self, channels: Sequence[int]) -> Tensor:
-        """(len, pairs) of D^2 / 2 sigma^2 (or D^2 / sigma^2)."""
+        """(len(channels), pairs) exponents D^2 / (2 sigma^2), or D^2 / sigma^2 without ``halved``."""
         factor = (2.0 if self.halved else 1.0) * self.sigmas[list(channels)] ** 2
         return self.squared(channels) / factor[:, None]
 
     def alone(self, channels: Sequence[int]) -> Tensor:
+        """See ``EntropyEstimator.alone``."""
         new = [k for k in channels if k not in self._alone]
         entropies = [self._kernel_entropy(torch.exp(-u), self.n, self.alpha) for u in self._exponent_chunks(new)]
         self._alone.update(zip(new, [value for chunk in entropies for value in chunk.double().tolist()], strict=True))
         return torch.tensor([self._alone[k] for k in channels], dtype=torch.float64)
 
     def relevance(self, channels: Sequence[int]) -> Tensor:
+        """See ``EntropyEstimator.relevance``."""
         assert self.labels is not None
         joint = [
             self._kernel_entropy(torch.exp(-u) * self.labels, self.n, self.alpha)
@@ -132,23 +210,28 @@ class GaussianEstimator(EntropyEstimator):
 
 
 class AdditiveEstimator(GaussianEstimator):
-    """Every filter has its own fixed width; kernels of sets are products, so exponents add (section 8.1, mode H).
+    """Estimator with a fixed bandwidth for each channel (section 8.1, mode H).
 
-    E = sum of U_k over what is there; K_R = exp(-E) is the joint of every candidate with its rest, and
-    K_(R without k) = exp(-(E - U_k)) = K_R exp(U_k): closed forms and tangent bounds of all candidates are one product
-    of a matrix and a vector.
+    Kernels of sets are Hadamard products, so exponents U_k add: E = sum of U_k over R. K_R = exp(-E) is the joint
+    kernel of every candidate k with the others, and K_(R without k) = exp(-(E - U_k)) = K_R exp(U_k). Closed forms and
+    tangent bounds of all candidates are then one product of a matrix and a vector.
+
+    Attributes:
+        realigns: whether bandwidths are searched again for each remaining set (width ``remain``).
+        grid: of that search.
+        batch: number of the batch, from 0, for that search.
     """
 
-    cached_channels: Sequence[int] = ()  # what the kernels at hand were made for
-    realigns: bool = False  # set where widths follow what is still there (width "remain")
+    cached_channels: Sequence[int] = ()  # the set for which the exponents ``u`` were computed
+    realigns: bool = False
     grid = bandwidth.PAPER
     batch = 0
 
     def begin(self, remaining: Sequence[int]) -> None:
-        """The sum is made anew here: what is resumed at this point goes on with the same bits."""
+        """See ``EntropyEstimator.begin``. E is summed anew, so an elimination that resumes here has the same bits."""
         super().begin(remaining)
         present = set(remaining)
-        if present <= set(self.cached_channels):  # their kernels are at hand
+        if present <= set(self.cached_channels):  # their exponents are cached
             rows = [self.row_of[k] for k in self.own_remaining if k in present]
             self.u = self.u[rows]
         else:
@@ -162,12 +245,13 @@ class AdditiveEstimator(GaussianEstimator):
         self.e = torch.zeros(self.u.shape[1], dtype=torch.float64, device=self.x.device)
         others = [k for k in self.remaining if k not in self.row_of]
         other_rows = (row for chunk in self._exponent_chunks(others) for row in chunk)
-        for k in self.remaining:  # one after the other: the sum does not depend on who holds which
+        for k in self.remaining:  # in this order, so the sum does not depend on the split into shards
             self.e += self.u[self.row_of[k]] if k in self.row_of else next(other_rows)
         self._joint_kernels: tuple[Tensor, ...] = ()
         self._cached_joints: list[float] = []
 
     def remove(self, gone: Iterable[int]) -> None:
+        """See ``EntropyEstimator.remove``."""
         gone = list(gone)
         super().remove(gone)
         for k in gone:
@@ -177,7 +261,7 @@ class AdditiveEstimator(GaussianEstimator):
 
     @property
     def joint_kernels(self) -> tuple[Tensor, ...]:
-        """(K_R,), or (K_R, K_R with the labels); made once a step."""
+        """(K_R,), or (K_R, K_R times the label kernel) for ``cmi_label``; computed once for each remaining set."""
         if not self._joint_kernels:
             kernel = torch.exp(-self.e).to(self.dtype)
             self._joint_kernels = (kernel,)
@@ -186,6 +270,7 @@ class AdditiveEstimator(GaussianEstimator):
         return self._joint_kernels
 
     def joint(self, channels: Sequence[int]) -> Tensor:
+        """See ``EntropyEstimator.joint``."""
         return torch.full((len(channels),), self._joint_entropies()[0], dtype=torch.float64)
 
     def _joint_entropies(self) -> list[float]:
@@ -196,7 +281,11 @@ class AdditiveEstimator(GaussianEstimator):
         return self._cached_joints
 
     def score(self, channels: Sequence[int]) -> Tensor:
-        """mi_rest: I(Z_k; Z_rest). joint: H(Z_rest). cmi_label: minus I(Z_k; Y | Z_rest)."""
+        """Criterion of each channel, see ``EntropyEstimator.score``.
+
+        ``mi_rest`` is I(Z_k; Z_(R without k)), ``joint`` is H(Z_(R without k)), ``cmi_label`` is
+        -I(Z_k; Y | Z_(R without k)).
+        """
         remainder, joints = self._remainder_entropy(channels), self._joint_entropies()
         if self.criterion == "joint":
             return remainder
@@ -205,7 +294,7 @@ class AdditiveEstimator(GaussianEstimator):
         return remainder - self._remainder_entropy(channels, 1) - joints[0] + joints[1]
 
     def _remainder_entropy(self, channels: Sequence[int], which: int = 0) -> Tensor:
-        """H(Z_(R without k)) of each, or with the labels."""
+        """H(Z_(R without k)) of each channel; with ``which`` = 1, jointly with the labels."""
         if len(self.remaining) == 2 and which == 0:
             return self.alone([next(other for other in self.remaining if other != k) for k in channels])
         rows, labels = [self.row_of[k] for k in channels], self.labels
@@ -225,7 +314,16 @@ class AdditiveEstimator(GaussianEstimator):
         return out
 
     def bound(self, channels: Sequence[int]) -> Tensor | None:
-        """The tangent of tr A^alpha at A = K_R / n, and what was found of a larger rest: it had no less entropy."""
+        """Upper bounds of ``score`` from the tangent of tr A^alpha at A = K_R / n (section 8.2).
+
+        An entropy found earlier for a larger set is a bound too: removing channels does not increase it.
+
+        Args:
+            channels: own channels of the remaining set.
+
+        Returns:
+            (len(channels),) float64 in bits, or None for closed-form orders and for exponents out of range.
+        """
         if self.criterion not in ("mi_rest", "joint") or self.alpha in (2, 3, 4) or not self._in_range(1):
             return None
         values, vectors = torch.linalg.eigh(pairs_to_square(self.joint_kernels[0], self.n, 1.0).double() / self.n)
@@ -234,7 +332,7 @@ class AdditiveEstimator(GaussianEstimator):
         alpha, values = self.alpha, values.clamp(min=0)
         if alpha == 1:
             values = (1 - SHRINKAGE) * values / values.sum() + SHRINKAGE / self.n
-            slope, offset = -torch.log2(values), 0.0  # of -sum v log v, less a constant: traces are 1
+            slope, offset = -torch.log2(values), 0.0  # of -sum v log v, without a constant: traces are 1
         else:
             slope, offset = alpha * values ** (alpha - 1), float((1 - alpha) * (values**alpha).sum())
         tangent = (vectors * slope) @ vectors.T
@@ -251,16 +349,17 @@ class AdditiveEstimator(GaussianEstimator):
         return upper if self.criterion == "joint" else self.alone(channels) + upper - self._joint_entropies()[0]
 
     def _in_range(self, power: int) -> bool:
-        """Whether exp(power E) stays far inside the range of the numbers."""
+        """Whether exp(power E) stays far inside the range of the dtype."""
         return power * float(self.e.max()) < (500 if self.dtype == torch.float64 else 60)
 
     def _products(self, weights: Tensor, power: int) -> Tensor:
-        """sum over pairs of weights exp(power U_k), for every channel held."""
+        """Sum over pairs of weights times exp(power U_k), for each own remaining channel."""
         if self.exp_exponents is None:
             self.exp_exponents = torch.exp(power * self.u)
         return self.exp_exponents @ weights
 
     def search_bandwidths(self, channels: Sequence[int]) -> Tensor | None:
+        """See ``EntropyEstimator.search_bandwidths``. The reference kernel is that of the remaining set (section 3.4)."""
         if not self.realigns:
             return None
         features = self.x[0, 0].numel() * len(self.remaining)
@@ -271,7 +370,8 @@ class AdditiveEstimator(GaussianEstimator):
         return bandwidth.align_bandwidths(self.squared(channels), reference, self.n, self.batch, self.grid)
 
     def set_bandwidths(self, channels: Sequence[int], sigmas: Tensor) -> None:
-        self.sigmas = self.sigmas.clone()  # taps and parts are given the same tensor
+        """See ``EntropyEstimator.set_bandwidths``."""
+        self.sigmas = self.sigmas.clone()  # other taps and shards may share the tensor
         self.sigmas[list(channels)] = sigmas.to(self.sigmas)
         self._alone, self.cached_channels = {}, ()
         self.begin(self.remaining)

@@ -1,4 +1,4 @@
-"""Orders of many groups: what is dealt over ranks, and what a stopped run finds again."""
+"""Elimination orders of many groups: distribution over ranks, and resuming after a stop."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,13 +15,18 @@ from dist_prune.pruning.information.backward_elimination import (
 )
 from dist_prune.pruning.information.group_samples import GroupSamples
 
-CHANNEL_SHARDS = 8  # into how many the channels are dealt: more than there are useful ranks per batch
-STATIC = {"relevance": "relevance", "entropy": "alone"}  # criteria that need one pass
+CHANNEL_SHARDS = 8  # parts of the channels, more than the ranks that are useful for a batch
+STATIC = {"relevance": "relevance", "entropy": "alone"}  # criterion that needs one pass -> method of the estimators
 
 
 @dataclass(frozen=True)
 class GroupOrder:
-    """A group's order and (K,) float64 entropies of its channels in bits, mean over taps and batches."""
+    """Order of a group.
+
+    Attributes:
+        state: the finished elimination.
+        alone: (K,) float64 entropy of each channel in bits, mean over taps and batches.
+    """
 
     state: EliminationState
     alone: Tensor
@@ -29,13 +34,14 @@ class GroupOrder:
 
 @dataclass
 class EliminationScheduler:
-    """Ranks subjects; the same on every rank.
+    """Runs the eliminations of many groups. All ranks must call it alike, and get the same orders.
 
     Attributes:
-        share: bench.share: independent jobs over ranks, saved.
-        keep: bench.keep: the state of an elimination.
-        rule: the rule of deletion of a subject.
-        parallel: ``layers`` deals whole groups over ranks; ``batches`` and ``candidates`` deal the work of every step.
+        map_jobs: ``ScoringContext.map_jobs``: independent jobs over ranks, results saved.
+        checkpoint: ``ScoringContext.checkpoint``: saves and returns the state of an elimination.
+        rule: gives the rule of removal of a group.
+        parallel: ``layers`` spreads whole groups over ranks; ``batches`` and ``candidates`` spread the work of each
+            step.
     """
 
     map_jobs: Callable[..., list[Any]]
@@ -44,7 +50,15 @@ class EliminationScheduler:
     parallel: Literal["layers", "batches", "candidates"] = "layers"
 
     def orders(self, group_samples: Sequence[GroupSamples], dead: Sequence[Sequence[int]]) -> list[GroupOrder]:
-        """One order per subject; the channels of ``dead`` go first."""
+        """Order the channels of each group.
+
+        Args:
+            group_samples: activations of the groups, complete on every rank.
+            dead: for each group the channels that go first, in this order.
+
+        Returns:
+            One order for each group.
+        """
         sigmas = group_bandwidths(group_samples, self.map_jobs)
         starts = [
             EliminationState(s.width, [*channels], [0.0] * len(channels), [0.0] * len(channels))
@@ -84,7 +98,7 @@ class EliminationScheduler:
         return [GroupOrder(states[i], _mean_entropies(group_samples[i], alone[i])) for i in numbers]
 
     def _order_one_group(self, samples: GroupSamples, sigmas: list[Tensor], state: EliminationState) -> GroupOrder:
-        """One subject, the work of every step dealt over ranks."""
+        """Order one group, with the work of every step spread over ranks."""
         bank = samples.estimator_bank(sigmas, self.map_jobs, 1 if self.parallel == "batches" else CHANNEL_SHARDS)
         alone = bank.sum_over_batches("alone", range(samples.width))
         saved = self.checkpoint(samples.name)
@@ -111,7 +125,15 @@ class EliminationScheduler:
 
 
 def group_bandwidths(group_samples: Sequence[GroupSamples], map_jobs: Callable[..., list[Any]]) -> list[list[Tensor]]:
-    """[subject][tap] -> (K,) kernel widths; batches are dealt over ranks."""
+    """Find the bandwidths of all groups; batches are spread over ranks and combined in their order.
+
+    Args:
+        group_samples: activations of the groups, complete on every rank.
+        map_jobs: ``ScoringContext.map_jobs``.
+
+    Returns:
+        [group][tap] -> (K,) float64.
+    """
     jobs = []
     for number, samples in enumerate(group_samples):
         same_for_all_batches = samples.estimator.binning or samples.estimator.width == "entropy_target"

@@ -1,4 +1,4 @@
-"""One channel group as an elimination sees it: activations in batches, the kernel widths and judges they make."""
+"""Activations of one channel group in batches, with the bandwidths and estimators made from them."""
 
 import math
 from collections.abc import Sequence
@@ -20,28 +20,38 @@ Width = Literal[
     "entropy_target", "fix", "scale_rule_std", "median", "knn", "all", "remain", "aligned", "aligned_label", "label",
     "common_label", "polynomial",
 ]  # fmt: skip
-ALIGNED = ("all", "remain", "aligned", "aligned_label", "label", "common_label")  # found by alignment, then smoothed
+ALIGNED = (
+    "all",
+    "remain",
+    "aligned",
+    "aligned_label",
+    "label",
+    "common_label",
+)  # found by alignment, then smoothed over batches
 
 
 @dataclass(frozen=True)
 class EstimatorConfig:
-    """How entropies are estimated.
+    """How entropies are estimated. Section numbers are those of the entropy specification.
 
     Attributes:
-        criterion: what is asked of a filter.
+        criterion: score of a filter (section 4).
         binning: count bin tuples instead of using kernels.
         alpha: order of the Renyi entropy; 1: Shannon's.
-        width: how kernel widths are found.
-        target: entropy_target's share of log2 n.
+        width: how bandwidths are found (section 3).
+        target: entropy of the whole layer for ``entropy_target``, as a fraction of log2 n.
         gamma: factor of the scaled rule.
-        grid: of alignments.
-        halved: kernels exp(-D^2 / 2 sigma^2); else exp(-D^2 / sigma^2).
-        anchor_halved: the same of the kernel that widths are aligned to.
-        sigma_y: width of the label kernel.
-        softmax: a softmax of the one-hot labels, over the classes up to the largest label in the batch.
+        grid: bandwidths that alignments try.
+        halved: kernels exp(-D^2 / (2 sigma^2)); False: exp(-D^2 / sigma^2).
+        reference_halved: the same for the reference kernel of alignments.
+        sigma_y: bandwidth of the label kernel.
+        softmax: softmax of the one-hot labels, over the classes up to the largest label in the batch.
         last_only: only the last batch counts.
-        edges, low, high, wrapped: of the bins; whether the lowest values wrap to that of what is above all edges.
-        order_free: median of the batches' aligned widths instead of smoothing in their order.
+        edges: number of equally spaced edges of the bins.
+        low: first edge.
+        high: last edge.
+        wrapped: use ``top_bin``, in which the lowest values share a code with values above all edges.
+        order_free: median of the aligned bandwidths over batches, instead of smoothing in their order.
         dtype: of the arithmetic.
     """
 
@@ -65,19 +75,26 @@ class EstimatorConfig:
     dtype: torch.dtype = torch.float64
 
     def label_pairs(self, labels: Tensor) -> Tensor:
-        """Pairs of the label kernel of one batch."""
+        """Pairs of the label kernel of one batch.
+
+        Args:
+            labels: (n,) int64 class numbers.
+
+        Returns:
+            (n (n - 1) / 2,) float64.
+        """
         return label_kernel(labels, self.sigma_y, int(labels.max()) + 1 if self.softmax else 0)
 
 
 @dataclass
 class GroupSamples:
-    """A group's activations.
+    """Activations of one group, and the estimators of its entropies.
 
     Attributes:
         name: of the group.
-        taps: one (images, K, d) tensor each.
-        labels: (images,).
-        batches: positions of the images of each batch, all of one length.
+        taps: (images, K, d) activations at each hook point, of all images on every rank.
+        labels: (images,) int64 class numbers.
+        batches: (n,) int64 positions of the images of each batch, all of one length.
         estimator: how entropies are estimated.
         device: where the arithmetic is done.
     """
@@ -91,23 +108,25 @@ class GroupSamples:
 
     @property
     def width(self) -> int:
+        """Number K of channels."""
         return self.taps[0].shape[1]
 
     @property
     def n(self) -> int:
+        """Number of images of a batch."""
         return len(self.batches[0])
 
     @property
     def cost(self) -> float:
-        """Of a complete order, in multiples of anything."""
+        """Relative cost of a complete order, to balance groups over ranks."""
         return float(self.width**2 * len(self.taps) * len(self.batches))
 
     def activations(self, tap: int, batch: int) -> Tensor:
-        """(n, K, d) of one batch."""
+        """Activations of one batch at one hook point: (n, K, d)."""
         return self.taps[tap][self.batches[batch]].to(self.device)
 
     def squared(self, tap: int, batch: int, channels: Sequence[int]) -> Tensor:
-        """(len, pairs) squared distances."""
+        """(len(channels), pairs) squared distances of single channels."""
         return distances(self.activations(tap, batch)[:, list(channels)].to(self.estimator.dtype))
 
     def squared_all(self, tap: int, batch: int) -> Tensor:
@@ -119,11 +138,14 @@ class GroupSamples:
         return total
 
     def label_pairs(self, batch: int) -> Tensor:
-        """Pairs of the label kernel."""
+        """(pairs,) of the label kernel of one batch, on the device."""
         return self.estimator.label_pairs(self.labels[self.batches[batch]]).to(self.device, self.estimator.dtype)
 
     def reference_kernel(self, tap: int, batch: int) -> Tensor:
-        """Pairs of the kernel of the whole unpruned layer, its width by the scaled rule (or aligned to the labels)."""
+        """(pairs,) of the kernel of the whole unpruned layer (section 3.2).
+
+        Its bandwidth is that of the scaled rule, or for ``aligned_label`` aligned to the label kernel.
+        """
         total, config = self.squared_all(tap, batch), self.estimator
         if config.width == "aligned_label":
             sigma = float(
@@ -134,7 +156,15 @@ class GroupSamples:
         return gaussian_kernel(total, sigma, config.reference_halved)
 
     def batch_bandwidths(self, tap: int, batch: int) -> Tensor:
-        """(K,) float64: the widths that one batch finds; of entropy_target, which needs them all, any batch's."""
+        """Find the bandwidths of one batch.
+
+        Args:
+            tap: number of the hook point.
+            batch: number of the batch. ``entropy_target`` uses all batches, and finds the same for each.
+
+        Returns:
+            (K,) float64, on the CPU.
+        """
         config, n, d = self.estimator, self.n, self.taps[tap].shape[2]
         same_for_all = partial(torch.full, (self.width,), dtype=torch.float64)
         if config.width in ("fix", "polynomial", "remain"):
@@ -160,7 +190,14 @@ class GroupSamples:
         ).cpu()
 
     def combine_bandwidths(self, per_batch: Sequence[Tensor]) -> Tensor:
-        """One width per channel from those of the batches, in their order."""
+        """Combine the bandwidths of all batches to one for each channel.
+
+        Args:
+            per_batch: (K,) float64 of each batch, in their order.
+
+        Returns:
+            (K,) float64: smoothed, median or mean over the batches.
+        """
         if self.estimator.width in ALIGNED and not self.estimator.order_free:
             return bandwidth.smooth_over_batches(per_batch)
         table = torch.stack(list(per_batch))
@@ -169,7 +206,13 @@ class GroupSamples:
     def estimator_bank(
         self, sigmas: Sequence[Tensor], map_jobs: MapJobs | None = None, shards: int = 1
     ) -> EstimatorBank:
-        """All judges, with (K,) widths for every tap."""
+        """Make the estimators of the group.
+
+        Args:
+            sigmas: (K,) bandwidths for each hook point.
+            map_jobs: see ``EstimatorBank``.
+            shards: see ``EstimatorBank``.
+        """
         config, batches = self.estimator, 1 if self.estimator.binning else len(self.batches)
         return EstimatorBank(
             self.width,
@@ -209,7 +252,19 @@ class GroupSamples:
 
 
 def batches_of(images: int, batch: int, generator: torch.Generator) -> list[Tensor]:
-    """Positions of the images in each batch: a drawn permutation, cut; an incomplete last batch is dropped."""
+    """Draw the batches.
+
+    Args:
+        images: number of images.
+        batch: images of a batch; at most ``images`` are taken.
+        generator: decides the permutation; seeded alike on all ranks.
+
+    Returns:
+        (n,) int64 positions of the images of each batch. An incomplete last batch is dropped.
+
+    Raises:
+        PruneError: there are fewer than 2 images.
+    """
     n = min(batch, images)
     if n < 2:
         raise PruneError(f"score.images: entropies need at least 2 images, got {images}")
@@ -218,5 +273,5 @@ def batches_of(images: int, batch: int, generator: torch.Generator) -> list[Tens
 
 
 def saturation(joint: float, n: int) -> float:
-    """S(R) / log2 n: near 1 the kernels tell all samples apart, whatever is deleted."""
+    """S(R) / log2 n: near 1 the kernels tell all samples apart, whichever filters are removed (section 9)."""
     return joint / math.log2(n)

@@ -1,4 +1,4 @@
-"""The information plane of a ranking: what the filters kept know of images and labels, for every number of them."""
+"""Information plane of an order: information of the kept filters about images and labels, for each number of filters."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,18 @@ GRID = bandwidth.BandwidthGrid(coarse=True)
 
 @dataclass(frozen=True)
 class InformationPlane:
-    """How the curves are estimated: kernels of images (sigma 8) and labels (sigma 0.1) are fixed, the kernel of what is
-    kept is aligned to that of the labels, batch by batch, smoothed in their order; single filters by ``sigma_method``.
+    """How the curves are estimated (entropy specification, section 6).
+
+    Kernels of images and labels have fixed bandwidths. The kernel of the kept filters is aligned to that of the labels
+    in each batch and smoothed in the order of the batches. Kernels of single filters follow ``sigma_method``.
 
     Attributes:
         batch: images whose entropies are taken together; an incomplete last batch is dropped.
         alpha: order of the entropy.
-        sigma_method: ``fix`` by the scaled rule, ``all`` aligned to the kernel of the whole layer, ``remain`` to that
-            of what is kept.
+        sigma_method: ``fix`` uses the scaled rule, ``all`` aligns to the kernel of the whole layer, ``remain`` aligns
+            to that of the kept filters (section 3.4).
+        sigma_x: bandwidth of the kernel of the images.
+        sigma_y: bandwidth of the label kernel.
     """
 
     batch: int = 100
@@ -35,14 +39,17 @@ class InformationPlane:
     def curve(
         self, images: Tensor, labels: Tensor, maps: Tensor, order: Sequence[int], counts: Iterable[int]
     ) -> Tensor:
-        """(counts, 5) float64, bits, mean over batches: I(X;Z), I(Z;Y), total correlation, H(X), H(Y).
+        """Estimate the curves over the number of kept filters. Z is the activation of the kept filters.
 
         Args:
-            images: (N, D) flattened.
-            labels: (N,).
+            images: (N, D) flattened images X.
+            labels: (N,) int64 class numbers Y.
             maps: (N, K, d) activations of the group.
-            order: deletion order; the last m of it are kept.
-            counts: the numbers m of kept filters, any order.
+            order: order of removal; its last m channels are kept.
+            counts: the numbers m of kept filters, in any order.
+
+        Returns:
+            (counts, 5) float64 in bits, mean over batches: I(X;Z), I(Z;Y), total correlation, H(X), H(Y).
         """
         n = min(self.batch, len(labels))
         batches = [slice(i, i + n) for i in range(0, len(labels) - n + 1, n)]
@@ -84,7 +91,7 @@ class InformationPlane:
         return torch.stack(rows)
 
     def _exponents(self, squared: Sequence[Tensor], n: int, d: int) -> list[Tensor]:
-        """Per batch (V, pairs): the exponents of the kernels of single filters."""
+        """(V, pairs) exponents of the kernels of single filters, for each batch."""
         if self.sigma_method == "fix":
             return [table / (2 * bandwidth.scaled_rule(n, d) ** 2) for table in squared]
         reference_bandwidth = bandwidth.scaled_rule(n, d * len(squared[0]))
