@@ -327,7 +327,7 @@ class AdditiveEstimator(GaussianEstimator):
         if self.criterion not in ("mi_rest", "joint") or self.alpha in (2, 3, 4) or not self._in_range(1):
             return None
         values, vectors = torch.linalg.eigh(pairs_to_square(self.joint_kernels[0], self.n, 1.0).double() / self.n)
-        self.spectra += 1
+        self.spectra_solved += 1
         maximum = math.log2(self.n)
         alpha, values = self.alpha, values.clamp(min=0)
         if alpha == 1:
@@ -359,14 +359,14 @@ class AdditiveEstimator(GaussianEstimator):
         return self.exp_exponents @ weights
 
     def search_bandwidths(self, channels: Sequence[int]) -> Tensor | None:
-        """See ``EntropyEstimator.search_bandwidths``. The reference kernel is that of the remaining set (section 3.4)."""
+        """See ``EntropyEstimator.search_bandwidths``. The reference is the kernel of the remaining set (section 3.4)."""
         if not self.realigns:
             return None
         features = self.x[0, 0].numel() * len(self.remaining)
-        whole = torch.zeros(self.u.shape[1], dtype=self.dtype, device=self.x.device)
+        total = torch.zeros(self.u.shape[1], dtype=self.dtype, device=self.x.device)
         for k in self.remaining:
-            whole += self.squared([k])[0]
-        reference = torch.exp(whole / (-2 * bandwidth.scaled_rule(self.n, features) ** 2))
+            total += self.squared([k])[0]
+        reference = torch.exp(total / (-2 * bandwidth.scaled_rule(self.n, features) ** 2))
         return bandwidth.align_bandwidths(self.squared(channels), reference, self.n, self.batch, self.grid)
 
     def set_bandwidths(self, channels: Sequence[int], sigmas: Tensor) -> None:

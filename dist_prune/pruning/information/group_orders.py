@@ -71,6 +71,7 @@ class EliminationScheduler:
     def _order_groups_in_parallel(
         self, group_samples: Sequence[GroupSamples], sigmas: Sequence[list[Tensor]], states: list[EliminationState]
     ) -> list[GroupOrder]:
+        """Order all groups at once, whole groups spread over ranks, and save after each segment of steps."""
         banks: dict[int, EstimatorBank] = {}
         costs, numbers = [samples.cost for samples in group_samples], range(len(group_samples))
 

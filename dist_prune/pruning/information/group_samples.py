@@ -20,6 +20,11 @@ Width = Literal[
     "entropy_target", "fix", "scale_rule_std", "median", "knn", "all", "remain", "aligned", "aligned_label", "label",
     "common_label", "polynomial",
 ]  # fmt: skip
+SEARCHED: dict[Width, Literal["filters", "remainders"]] = {  # in each step of an elimination
+    "remain": "filters",
+    "aligned": "remainders",
+    "aligned_label": "remainders",
+}
 ALIGNED = (
     "all",
     "remain",
@@ -27,7 +32,7 @@ ALIGNED = (
     "aligned_label",
     "label",
     "common_label",
-)  # found by alignment, then smoothed over batches
+)  # by alignment, smoothed over batches
 
 
 @dataclass(frozen=True)
@@ -223,11 +228,7 @@ class GroupSamples:
             shards,
             [batches - 1] if config.last_only else None,
             UNITS_PER_BIT[config.dtype],
-            "filters"
-            if config.width == "remain"
-            else "remainders"
-            if config.width in ("aligned", "aligned_label")
-            else "fixed",
+            SEARCHED.get(config.width, "fixed"),
         )
 
     def _make_estimator(self, sigmas: Sequence[Tensor], tap: int, batch: int, own: list[int]) -> EntropyEstimator:

@@ -1,4 +1,4 @@
-"""Information plane of an order: information of the kept filters about images and labels, for each number of filters."""
+"""Information plane of an order: information of the kept filters about images and labels, for each number of them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
