@@ -359,7 +359,7 @@ class AdditiveEstimator(GaussianEstimator):
         return self.exp_exponents @ weights
 
     def search_bandwidths(self, channels: Sequence[int]) -> Tensor | None:
-        """See ``EntropyEstimator.search_bandwidths``. The reference is the kernel of the remaining set (section 3.4)."""
+        """See ``EntropyEstimator.search_bandwidths``. The reference is the kernel of R (section 3.4)."""
         if not self.realigns:
             return None
         features = self.x[0, 0].numel() * len(self.remaining)
