@@ -102,7 +102,10 @@ class FolderSource:
     digest: str
     note: str = ""
     numbering: str = ""
-    in_chans, fixed_size, images, backends = 3, None, None, ("torch",)
+    in_chans = 3
+    fixed_size = None
+    images = None
+    backends = ("torch",)
 
     @property
     def identity(self) -> str:
@@ -235,7 +238,9 @@ def class_folders(root: str | None, train_split: str, eval_split: str) -> tuple[
         PruneError: a folder that exists would be refused by a run: it has no classes, a single class, a class without
             images, or the two splits have different classes.
     """
-    folder, classes, left_out = Path(root or "").expanduser(), {}, Counter[str]()
+    folder = Path(root or "").expanduser()
+    classes = {}
+    left_out = Counter[str]()
     for split, key in ((train_split, "data.train_split"), (eval_split, "data.eval_split")):
         if not root or not (folder / split).is_dir():
             continue

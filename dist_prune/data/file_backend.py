@@ -118,7 +118,11 @@ class FileBackend:
     policies = True
 
     def __init__(self, source: RandomAccessSource, workers: int, on_error: str, skipped: dict[int, str], pin: bool):
-        self.source, self.workers, self.on_error, self.skipped, self.pin = source, workers, on_error, skipped, pin
+        self.source = source
+        self.workers = workers
+        self.on_error = on_error
+        self.skipped = skipped
+        self.pin = pin
         self.skips = on_error == "skip" and source.images is None
         self._images = _ImageDataset(source, on_error == "skip")
         self._idle: DataLoader[Any] | None = None
@@ -225,13 +229,17 @@ class _ImageDataset(Dataset[Any]):
         if self.source.images is not None:
             pixels = torch.from_numpy(self.source.images[ids]).permute(0, 3, 1, 2)
             return _LoadedBatch(ids, transform_batch(pixels, ids, transform, augment, size), {})
-        uniforms, seeds, fixed_size = [[]] * len(ids), [0] * len(ids), self.source.fixed_size
+        uniforms = [[]] * len(ids)
+        seeds = [0] * len(ids)
+        fixed_size = self.source.fixed_size
         if augment is not None and transform.augment == "resized_crop_flip":
             uniforms = augmentation.window_uniforms(augment, ids)
         if augment is not None and transform.auto_augment:
             seeds = augmentation.policy_seeds(augment, ids)
         shape = (*fixed_size, self.source.in_chans) if fixed_size else (size, size, 3)
-        out, loaded, failed = _empty_shared((len(ids), *shape)), [], {}
+        out = _empty_shared((len(ids), *shape))
+        loaded = []
+        failed = {}
         for sample, window_uniforms, seed in zip(ids.tolist(), uniforms, seeds, strict=True):
             try:
                 image = (
@@ -260,7 +268,9 @@ class _ImageDataset(Dataset[Any]):
         self, image: Image.Image, sample: int, uniforms: list[float], seed: int, request: _Request
     ) -> Tensor:
         """Transform one decoded image: (3, size, size) uint8."""
-        transform, augment, size = request.transform, request.augment, request.size
+        transform = request.transform
+        augment = request.augment
+        size = request.size
         if uniforms:
             box = augmentation.crop_window(image.height, image.width, uniforms, transform.scale, transform.ratio)
             interpolation = InterpolationMode(transform.interpolation)

@@ -151,21 +151,21 @@ def scan(root: Path) -> FolderIndex:
         raise PruneError(folder_scan.no_classes_message(root))
     with ThreadPoolExecutor(SCANNERS) as pool:
         scans = list(pool.map(lambda name: folder_scan.scan_folder(root, name, ()), classes))
-    empty = [name for name, found in zip(classes, scans, strict=True) if not found.files]
+    empty = [name for name, folder in zip(classes, scans, strict=True) if not folder.files]
     if empty:
         raise PruneError(
-            folder_scan.empty_classes_message(root, empty, sum((found.left_out for found in scans), Counter()))
+            folder_scan.empty_classes_message(root, empty, sum((folder.left_out for folder in scans), Counter()))
         )
-    folders = [("", os.stat(root).st_mtime_ns), *(folder for found in scans for folder in found.folders)]
+    folders = [("", os.stat(root).st_mtime_ns), *(entry for folder in scans for entry in folder.folders)]
     return FolderIndex(
-        Names.from_names(name for found in scans for name, _ in found.files),
-        np.repeat(np.arange(len(classes)), [len(found.files) for found in scans]),
-        np.array([size for found in scans for _, size in found.files], dtype=np.int64),
+        Names.from_names(name for folder in scans for name, _ in folder.files),
+        np.repeat(np.arange(len(classes)), [len(folder.files) for folder in scans]),
+        np.array([size for folder in scans for _, size in folder.files], dtype=np.int64),
         tuple(classes),
         tuple(name for name, _ in folders),
         np.array([at for _, at in folders], dtype=np.int64),
         started_ns,
-        dict(sum((found.left_out for found in scans), left_out)),
+        dict(sum((folder.left_out for folder in scans), left_out)),
     )
 
 

@@ -200,7 +200,9 @@ class FfcvBackend:
     skips = False
 
     def __init__(self, source: FfcvSource, workers: int, pin: bool = False):
-        self.source, self.workers, self.pin = source, workers, pin
+        self.source = source
+        self.workers = workers
+        self.pin = pin
 
     def pixels(
         self, id_lists: Sequence[np.ndarray], transform: TransformConfig, augment: AugmentKey | None, size: int
@@ -251,7 +253,9 @@ class FfcvBackend:
         self, id_lists: Sequence[np.ndarray], chunks: Iterator[Any], size: int
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Regroup FFCV's chunks to the lists that were asked for: (ids, (n, size, size, 3) uint8)."""
-        pixels, status, used = np.zeros((0, size, size, 3), np.uint8), np.zeros((0, 1)), 0
+        pixels = np.zeros((0, size, size, 3), np.uint8)
+        status = np.zeros((0, 1))
+        used = 0
         for ids in id_lists:
             out = torch.empty((len(ids), size, size, 3), dtype=torch.uint8, pin_memory=self.pin)
             view, done = out.numpy(), 0

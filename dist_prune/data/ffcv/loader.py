@@ -300,7 +300,9 @@ class BetonLayout:
             records["f0"][name] = rows[column]
         records["f1"] = labels
         table = np.zeros(len(rows), ALLOC_TABLE_TYPE)
-        table["sample_id"], table["ptr"], table["size"] = np.arange(len(rows)), rows["place"], rows["size"]
+        table["sample_id"] = np.arange(len(rows))
+        table["ptr"] = rows["place"]
+        table["size"] = rows["size"]
         end = -(-int(rows[-1]["place"] + rows[-1]["size"]) // page) * page
         header = np.zeros(1, HeaderType)
         for name, value in (("version", CURRENT_VERSION), ("num_fields", 2), ("page_size", page)):

@@ -119,8 +119,8 @@ def _vertical_pass(source, top, left, taps, out):
 @exact_njit
 def _source_range(taps):
     """First source sample that is needed, and the one after the last."""
-    first, many, _ = taps
-    return first.min(), (first + many).max()
+    first, counts, _ = taps
+    return first.min(), (first + counts).max()
 
 
 @exact_njit

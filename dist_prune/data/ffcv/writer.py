@@ -196,7 +196,9 @@ def _append(
     report: Callable[[int], Any],
 ) -> np.ndarray:
     """Encode the missing images and append them; returns the rows of all images."""
-    blocks, pending, last_sync = [rows], [], time.monotonic()
+    blocks = [rows]
+    pending = []
+    last_sync = time.monotonic()
     start = BetonLayout.data_start(len(source.labels), settings.page)
     end, unsynced = int(rows[-1]["place"] + rows[-1]["size"]) if len(rows) else start, 0
     with open_append(_rows_path(partial)) as journal:

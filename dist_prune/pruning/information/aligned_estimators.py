@@ -44,7 +44,9 @@ class AlignedEstimator(GaussianEstimator):
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        self.reference, self.batch, self.grid = reference.to(self.x.device, self.dtype), batch, grid
+        self.reference = reference.to(self.x.device, self.dtype)
+        self.batch = batch
+        self.grid = grid
 
     def begin(self, remaining: Sequence[int]) -> None:
         """See ``EntropyEstimator.begin``."""

@@ -240,7 +240,7 @@ class Elimination:
         Args:
             bank: estimators of the group; restarted with the remaining set of ``state``.
             alone: (width,) int64, entropy of each channel in units, summed over taps and batches, for ties.
-            state: where the elimination is; modified.
+            state: progress of the elimination; modified.
             steps: number of steps.
 
         Returns:

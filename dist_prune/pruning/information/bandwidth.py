@@ -151,7 +151,9 @@ def entropy_multiplier(exponents: Sequence[Tensor], n: int, alpha: float, share:
     scale = sum(float(e.mean()) for e in exponents) / len(exponents)
     if scale == 0:
         return 1.0
-    low, high, target = math.log(1e-9 / scale), math.log(1e9 / scale), share * math.log2(n)
+    low = math.log(1e-9 / scale)
+    high = math.log(1e9 / scale)
+    target = share * math.log2(n)
 
     def reaches_target(log: float) -> bool:
         entropies = [float(kernel_entropy(torch.exp(e * -math.exp(log)), n, alpha)) for e in exponents]

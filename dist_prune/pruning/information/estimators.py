@@ -172,7 +172,11 @@ class GaussianEstimator(EntropyEstimator):
         dtype: torch.dtype = torch.float64,
     ):
         super().__init__(criterion, own)
-        self.x, self.n, self.alpha, self.halved, self.dtype = x, len(x), alpha, halved, dtype
+        self.x = x
+        self.n = len(x)
+        self.alpha = alpha
+        self.halved = halved
+        self.dtype = dtype
         self.sigmas = sigmas.to(x.device, dtype)
         self.labels = None if labels is None else labels.to(x.device, dtype)
         self._alone: dict[int, float] = {}

@@ -170,7 +170,9 @@ class GroupSamples:
         Returns:
             (K,) float64, on the CPU.
         """
-        config, n, d = self.estimator, self.n, self.taps[tap].shape[2]
+        config = self.estimator
+        n = self.n
+        d = self.taps[tap].shape[2]
         same_for_all = partial(torch.full, (self.width,), dtype=torch.float64)
         if config.width in ("fix", "polynomial", "remain"):
             return same_for_all(bandwidth.scaled_rule(n, d, config.gamma))
@@ -248,7 +250,9 @@ class GroupSamples:
                 *arguments, reference=self.reference_kernel(tap, batch), batch=batch, grid=config.grid
             )
         estimator = AdditiveEstimator(*arguments)
-        estimator.realigns, estimator.batch, estimator.grid = config.width == "remain", batch, config.grid
+        estimator.realigns = config.width == "remain"
+        estimator.batch = batch
+        estimator.grid = config.grid
         return estimator
 
 
