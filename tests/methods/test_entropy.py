@@ -45,7 +45,7 @@ def small_bench(ranks=None, exclude=INNER, model=None, **more):
 
 def orders(bench, **options) -> dict:
     chosen = method(**options)
-    return dict(chosen.orders(chosen.score(bench), bench.channels, SelectionRequest()))
+    return dict(chosen.orders(chosen.score(bench), bench.graph, SelectionRequest()))
 
 
 # options
