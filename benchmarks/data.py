@@ -178,7 +178,7 @@ def start_up(count: int = 1_281_167, classes: int = 1000) -> dict[str, float]:
             os.utime(root / name, (1e9, 1e9))
         os.utime(root, (1e9, 1e9))
         labels = np.sort(np.arange(count) % classes)
-        files = folder_index.Names.of(
+        files = folder_index.Names.from_names(
             f"{names[label]}/{names[label]}_{i}.JPEG" for i, label in enumerate(labels.tolist())
         )
         folders = ("", *names)

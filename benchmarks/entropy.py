@@ -48,15 +48,15 @@ def order(channels: int, batches: int, alpha: float, criterion: str) -> dict[str
     start, busy = time.perf_counter(), time.process_time()
     panel = subject.estimator_bank([subject.batch_bandwidths(0, 0)])
     widths = time.perf_counter() - start
-    alone, course = panel.total("alone", range(channels)).sum(0), EliminationState(channels)
+    alone, course = panel.sum_over_batches("alone", range(channels)).sum(0), EliminationState(channels)
     while not course.done:
         course = Elimination(exhaustive=alpha == 2).advance(panel, alone, course)
     seconds = time.perf_counter() - start
     every = exhaustive(channels, batches)
     return {
         "alpha": alpha, "criterion": criterion, "seconds": seconds, "cpu_s": time.process_time() - busy,
-        "widths_s": widths, "spectra": panel.spectra,
-        "exhaustive_spectra": every, "share": panel.spectra / every, "first": course.order[:5],
+        "widths_s": widths, "spectra": panel.spectra_solved,
+        "exhaustive_spectra": every, "share": panel.spectra_solved / every, "first": course.order[:5],
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }  # fmt: skip
 

@@ -52,11 +52,11 @@ def data() -> Path:
 @pytest.fixture(scope="session")
 def ffcv():
     """FFCV's engine; where CI has to have it, its absence is a failure."""
-    from dist_prune.data.ffcv.backend import engine
+    from dist_prune.data.ffcv.backend import import_loader
     from dist_prune.errors import PruneError
 
     try:
-        return engine()
+        return import_loader()
     except PruneError as error:
         if os.environ.get("DIST_PRUNE_MUST_RUN"):
             pytest.fail(str(error))

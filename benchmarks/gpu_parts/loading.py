@@ -13,7 +13,7 @@ from benchmarks.gpu_parts.common import Row, synthetic, wait
 from benchmarks.gpu_parts.scoring import MICRO, SIZE, bench_of
 from dist_prune import methods
 from dist_prune.data.datasets import FolderSource, open_source
-from dist_prune.data.ffcv.backend import engine
+from dist_prune.data.ffcv.backend import import_loader
 from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.distributed.environment import cores
 from dist_prune.errors import PruneError
@@ -80,7 +80,7 @@ def rows(device: torch.device, seconds: float) -> Iterator[Row]:
     epoch(memory, np.arange(len(memory)), device)
     yield {"what": "arrays on the device", "images_per_s": round(epoch(memory, np.arange(len(memory)), device))}
     try:
-        engine()
+        import_loader()
         yield {"what": "ffcv", "result": "installed: python benchmarks/data.py measures it"}
     except PruneError as error:
         yield {"what": "ffcv", "failed": str(error).splitlines()[0][:200]}

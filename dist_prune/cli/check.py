@@ -7,8 +7,8 @@ import torch
 
 from dist_prune import models
 from dist_prune.config.recipe import Recipe
-from dist_prune.data.class_order import describe_order, read_class_map, sort_classes, warning
-from dist_prune.data.datasets import KNOWN, check_figures, class_folders, npz_shape
+from dist_prune.data.class_order import class_order_warning, describe_order, read_class_map, sort_classes
+from dist_prune.data.datasets import KNOWN, check_normalisation, class_folders, npz_shape
 from dist_prune.methods.base import Method
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.selection.cost import COSTS, counted_costs
@@ -26,7 +26,7 @@ def trace_backbone(recipe: Recipe, method: Method) -> tuple[DependencyGraph, int
     model = models.create(recipe.backbone.name, classes, in_chans, False, recipe.backbone.kwargs).eval()
     config = models.image_config(model, in_chans)
     size = recipe.data.image_size or side or config["input_size"][1]
-    check_figures(recipe.data.mean, recipe.data.std, in_chans)
+    check_normalisation(recipe.data.mean, recipe.data.std, in_chans)
     example = torch.randn(1, in_chans, size, size)
     graph = trace_groups(model, example)
     check_logits(model, example, recipe.backbone.name)
@@ -77,7 +77,7 @@ def _notes(recipe: Recipe) -> list[str]:
         classes = read_class_map(Path(data.class_map)) if data.class_map else sort_classes(found, data.class_order)
         out.append(describe_order(classes, 0, len(found), data.class_order, data.class_map) + left)
         kept = recipe.backbone.checkpoint or models.pretrained_classes(recipe.backbone.name) == len(classes)
-        mixed = warning(found, data.class_order, data.class_map, weights) if weights and kept else ""
+        mixed = class_order_warning(found, data.class_order, data.class_map, weights) if weights and kept else ""
         out += [mixed] if mixed else []
     return out
 

@@ -198,12 +198,12 @@ def _import_checkpoint(given: argparse.Namespace) -> Answer:
 
 
 def _make_ffcv(given: argparse.Namespace) -> Answer:
-    from dist_prune.data.datasets import check, open_source
-    from dist_prune.data.ffcv.backend import engine
+    from dist_prune.data.datasets import check_labels, open_source
+    from dist_prune.data.ffcv.backend import import_loader
     from dist_prune.data.open_split import beton_path
     from dist_prune.distributed.cpu_count import cores
 
-    engine()
+    import_loader()
     from dist_prune.data.ffcv.encoder import Settings
     from dist_prune.data.ffcv.writer import write_beton
 
@@ -214,7 +214,7 @@ def _make_ffcv(given: argparse.Namespace) -> Answer:
         raise PruneError(f"--out: {out or source} must be a path that ends in .beton")
     settings = Settings(given.max_resolution, given.quality, given.write_mode)
     opened = open_source(source, root, split, train, lambda text: print(text, file=sys.stderr), layout)
-    check(opened, f"the images of {given.source}")
+    check_labels(opened, f"the images of {given.source}")
     origin = {"kind": source, "root": root, "split": split}
 
     def bar(done: int, count: int) -> tqdm:

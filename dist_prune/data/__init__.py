@@ -1,1 +1,1 @@
-"""Images: where they come from, how they are dealt to ranks, what happens to them on the way to the network."""
+"""Image data: data sets, samplers, transforms, and the backends that load batches."""

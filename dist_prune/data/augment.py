@@ -1,4 +1,8 @@
-"""Augmentation from (seed, epoch, sample id) alone: the same for every backend, batch and number of ranks."""
+"""Augmentation of images, decided by (seed, epoch, sample id) alone.
+
+Random numbers come from ``sampling.uniform_from_ids``, so an image is augmented alike by every backend, in every batch
+and for every number of ranks.
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,117 +15,176 @@ from torch.nn import functional
 from dist_prune.data.sampling import uniform_from_ids
 from dist_prune.data.transform_config import AugmentKey, TransformConfig
 
-SHIFT, WINDOW, ERASE, COLOUR, POLICY = range(5)  # streams of random numbers
-TRIES = 10  # windows and rectangles that do not fit are drawn again so often
-ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)  # Zhong et al. 2017, as timm has them
+SHIFT, WINDOW, ERASE, COLOUR, POLICY = range(5)  # streams of ``uniform_from_ids``
+TRIES = 10  # draws of a window or a rectangle until one fits
+ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)  # Zhong et al. 2017, with timm's limits
 
 
 def shift_and_flip(
     pixels: Tensor, augment_key: AugmentKey, ids: np.ndarray, flip: bool, padding: int | None = None
 ) -> Tensor:
-    """Pad (by an eighth of the side: 4 for 32), crop at a place drawn per image, mirror every second one if asked.
+    """Pad a batch with zeros, crop each image at a random position, and mirror half of the images if asked.
 
     Args:
-        pixels: (n, C, H, W).
-        ids: (n,) sample ids.
+        pixels: (n, C, H, W), any dtype, on any device.
+        augment_key: (seed, epoch).
+        ids: (n,) int64 sample ids.
+        flip: whether to mirror images with probability 1/2.
+        padding: pixels on each side; None: an eighth of the height, at least 1.
+
+    Returns:
+        (n, C, H, W) of the same dtype, on the same device.
     """
     n, channels, height, width = pixels.shape
     device, pad = pixels.device, max(1, height // 8) if padding is None else padding
-    chance = uniform_from_ids(*augment_key, ids, 3, SHIFT).to(device, non_blocking=True)
-    places = (chance[:, :2] * (2 * pad + 1)).long()
-    rows = places[:, :1] + torch.arange(height, device=device)
-    columns = places[:, 1:] + torch.arange(width, device=device)
-    columns = torch.where(chance[:, 2:] < 0.5, columns.flip(1), columns) if flip else columns
+    uniforms = uniform_from_ids(*augment_key, ids, 3, SHIFT).to(device, non_blocking=True)
+    offsets = (uniforms[:, :2] * (2 * pad + 1)).long()
+    rows = offsets[:, :1] + torch.arange(height, device=device)
+    columns = offsets[:, 1:] + torch.arange(width, device=device)
+    columns = torch.where(uniforms[:, 2:] < 0.5, columns.flip(1), columns) if flip else columns
     padded = functional.pad(pixels, (pad,) * 4).permute(0, 2, 3, 1)
-    line = torch.arange(n, device=device)[:, None] * padded.shape[1] + rows
-    place = line[:, :, None] * padded.shape[2] + columns[:, None, :]
-    # pixels as rows of one table: a single gather of whole pixels, four times as fast as indexing image, row, column
-    found = padded.reshape(-1, channels).index_select(0, place.view(-1))
-    return found.view(n, height, width, channels).permute(0, 3, 1, 2)
+    padded_row = torch.arange(n, device=device)[:, None] * padded.shape[1] + rows
+    pixel_index = padded_row[:, :, None] * padded.shape[2] + columns[:, None, :]
+    # One gather of whole pixels from a table is four times as fast as indexing by image, row and column.
+    gathered = padded.reshape(-1, channels).index_select(0, pixel_index.view(-1))
+    return gathered.view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
 def window_uniforms(augment_key: AugmentKey, ids: np.ndarray) -> list[list[float]]:
-    """For each image the numbers that ``window`` needs, and a last one that mirrors it where it is below a half."""
+    """Random numbers for ``crop_window``.
+
+    Args:
+        augment_key: (seed, epoch).
+        ids: (n,) int64 sample ids.
+
+    Returns:
+        For each image 2 ``TRIES`` + 3 numbers, uniform in [0, 1): area and aspect ratio of each attempt, then top and
+        left. The last number mirrors the image if it is below 1/2.
+    """
     return uniform_from_ids(*augment_key, ids, 2 * TRIES + 3, WINDOW).tolist()
 
 
 def crop_window(
-    height: int, width: int, chance: Sequence[float], scale: tuple[float, float], ratio: tuple[float, float]
+    height: int, width: int, uniforms: Sequence[float], scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """A window (top, left, height, width) of a share ``scale`` of the area and an aspect ``ratio`` (log-uniform).
+    """Choose the window of a random resized crop (Szegedy et al. 2015).
 
-    Windows that do not fit are drawn again ten times; then the largest central one of an allowed aspect is taken (as
-    torchvision's RandomResizedCrop does).
+    After ``TRIES`` attempts that do not fit, the largest central window of an allowed aspect ratio is taken, as in
+    torchvision's RandomResizedCrop.
+
+    Args:
+        height: of the image in pixels.
+        width: of the image in pixels.
+        uniforms: random numbers of the image, see ``window_uniforms``.
+        scale: (lowest, highest) fraction of the area.
+        ratio: (lowest, highest) aspect ratio width / height, drawn log-uniformly.
+
+    Returns:
+        (top, left, height, width) of the window in pixels.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    for number in range(TRIES):
-        area = height * width * (scale[0] + chance[number] * (scale[1] - scale[0]))
-        aspect = math.exp(low + chance[TRIES + number] * (high - low))
+    for attempt in range(TRIES):
+        area = height * width * (scale[0] + uniforms[attempt] * (scale[1] - scale[0]))
+        aspect = math.exp(low + uniforms[TRIES + attempt] * (high - low))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            return int(chance[2 * TRIES] * (height - h + 1)), int(chance[2 * TRIES + 1] * (width - w + 1)), h, w
+            return int(uniforms[2 * TRIES] * (height - h + 1)), int(uniforms[2 * TRIES + 1] * (width - w + 1)), h, w
     aspect = min(max(width / height, ratio[0]), ratio[1])
     w, h = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def resized_windows(
+def resize_windows(
     pixels: Tensor, augment_key: AugmentKey, ids: np.ndarray, transform: TransformConfig, size: int
 ) -> Tensor:
-    """Drawn windows of a batch, resized to (size, size) with a triangle filter over the pixels (as Pillow's bilinear).
+    """Crop a random window of each image and resize it to a square with a triangle filter (as Pillow's bilinear).
 
-    The filter is linear and separable, so a batch is two batched matrix products. (n, C, H, W) -> uint8.
+    The filter is linear and separable, so a batch takes two batched matrix products.
+
+    Args:
+        pixels: (n, C, H, W) uint8, on any device.
+        augment_key: (seed, epoch).
+        ids: (n,) int64 sample ids.
+        transform: gives ``scale`` and ``ratio`` of the windows.
+        size: side of the result in pixels.
+
+    Returns:
+        (n, C, size, size) uint8. Half of the images are mirrored.
     """
     height, width = pixels.shape[-2:]
-    chances = window_uniforms(augment_key, ids)
-    boxes = np.array([crop_window(height, width, chance, transform.scale, transform.ratio) for chance in chances])
+    uniforms = window_uniforms(augment_key, ids)
+    boxes = np.array(
+        [crop_window(height, width, image_uniforms, transform.scale, transform.ratio) for image_uniforms in uniforms]
+    )
     top, left, h, w = torch.from_numpy(boxes.reshape(-1, 4)).to(pixels.device, non_blocking=True).T
-    mirrored = torch.tensor([chance[-1] < 0.5 for chance in chances]).to(pixels.device, non_blocking=True)
-    down, across = _filter(top, h, height, size), _filter(left, w, width, size)
-    across = torch.where(mirrored[:, None, None], across.flip(1), across)
-    found = down[:, None] @ pixels.float() @ across[:, None].transpose(-1, -2)
-    return found.round_().clamp_(0, 255).to(torch.uint8)
+    mirrored = torch.tensor([image_uniforms[-1] < 0.5 for image_uniforms in uniforms]).to(
+        pixels.device, non_blocking=True
+    )
+    vertical, horizontal = _triangle_filter(top, h, height, size), _triangle_filter(left, w, width, size)
+    horizontal = torch.where(mirrored[:, None, None], horizontal.flip(1), horizontal)
+    resized = vertical[:, None] @ pixels.float() @ horizontal[:, None].transpose(-1, -2)
+    return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _filter(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
-    """(n, size, side) weights that resize ``length`` pixels from ``start`` on to ``size``; rows add up to 1."""
+def _triangle_filter(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
+    """(n, size, side) weights that resize ``length`` pixels from ``start`` to ``size`` pixels; each row sums to 1."""
     start, length = start[:, None, None].float(), length[:, None, None].float()
     step = length / size
     centre = start + (torch.arange(size, device=start.device)[None, :, None] + 0.5) * step
-    place = torch.arange(side, device=start.device)[None, None, :] + 0.5
-    weight = (1 - (place - centre).abs() / step.clamp(min=1)).clamp(min=0)
-    weight = weight * ((place > start) & (place < start + length))
+    position = torch.arange(side, device=start.device)[None, None, :] + 0.5
+    weight = (1 - (position - centre).abs() / step.clamp(min=1)).clamp(min=0)
+    weight = weight * ((position > start) & (position < start + length))
     return weight / weight.sum(2, keepdim=True)
 
 
 def erase(images: Tensor, augment_key: AugmentKey, ids: np.ndarray, transform: TransformConfig) -> Tensor:
-    """Random erasing in place, on normalised images (n, C, H, W), on their device; what is drawn is drawn on the CPU.
+    """Apply random erasing (Zhong et al. 2017) in place.
 
-    A share ``transform.erasing`` of the images loses a rectangle of 2 to 33 % of its area to zeros (``const``), to one
-    normal colour (``rand``) or to normal noise (``pixel``).
+    An image is chosen with probability ``transform.erasing``. A rectangle of 2 to 33 % of its area becomes zero (mode
+    ``const``), one normally distributed colour (``rand``) or normally distributed noise (``pixel``). Random numbers are
+    drawn on the CPU, so they are the same for every device.
+
+    Args:
+        images: (n, C, H, W) normalised images, on any device; overwritten.
+        augment_key: (seed, epoch).
+        ids: (n,) int64 sample ids.
+        transform: gives ``erasing`` and ``erasing_mode``.
+
+    Returns:
+        ``images``.
     """
     n, channels, height, width = images.shape
-    chance = uniform_from_ids(*augment_key, ids, 2 * TRIES + 4, ERASE).numpy()
+    uniforms = uniform_from_ids(*augment_key, ids, 2 * TRIES + 4, ERASE).numpy()
     low, high = (math.log(aspect) for aspect in ERASED_ASPECT)
-    area = height * width * (ERASED_AREA[0] + chance[:, :TRIES] * (ERASED_AREA[1] - ERASED_AREA[0]))
-    aspect = np.exp(low + chance[:, TRIES : 2 * TRIES] * (high - low))
+    area = height * width * (ERASED_AREA[0] + uniforms[:, :TRIES] * (ERASED_AREA[1] - ERASED_AREA[0]))
+    aspect = np.exp(low + uniforms[:, TRIES : 2 * TRIES] * (high - low))
     h, w = np.sqrt(area * aspect).round().astype(int), np.sqrt(area / aspect).round().astype(int)
     fits = (h > 0) & (h < height) & (w > 0) & (w < width)
-    first = fits.argmax(1)
-    h, w = h[np.arange(n), first], w[np.arange(n), first]
-    top = (chance[:, -3] * (height - h + 1)).astype(int)
-    left = (chance[:, -2] * (width - w + 1)).astype(int)
-    for image in np.flatnonzero((chance[:, -1] < transform.erasing) & fits.any(1)).tolist():
-        rectangle = images[image, :, top[image] : top[image] + h[image], left[image] : left[image] + w[image]]
+    first_fit = fits.argmax(1)
+    h, w = h[np.arange(n), first_fit], w[np.arange(n), first_fit]
+    top = (uniforms[:, -3] * (height - h + 1)).astype(int)
+    left = (uniforms[:, -2] * (width - w + 1)).astype(int)
+    for row in np.flatnonzero((uniforms[:, -1] < transform.erasing) & fits.any(1)).tolist():
+        rectangle = images[row, :, top[row] : top[row] + h[row], left[row] : left[row] + w[row]]
         if transform.erasing_mode == "const":
             rectangle.zero_()
             continue
         shape = rectangle.shape if transform.erasing_mode == "pixel" else (channels, 1, 1)
-        generator = torch.Generator().manual_seed(int(chance[image, -4] * 2**53))  # every device draws otherwise
+        generator = torch.Generator().manual_seed(
+            int(uniforms[row, -4] * 2**53)
+        )  # on the CPU: every device has another generator
         rectangle.copy_(torch.randn(shape, generator=generator).to(images.device).expand_as(rectangle))
     return images
 
 
-def numbers(augment_key: AugmentKey, ids: np.ndarray) -> list[int]:
-    """For each image a 53-bit number that an auto-augment policy starts from."""
+def policy_seeds(augment_key: AugmentKey, ids: np.ndarray) -> list[int]:
+    """Seeds of an auto-augment policy.
+
+    Args:
+        augment_key: (seed, epoch).
+        ids: (n,) int64 sample ids.
+
+    Returns:
+        n integers of 53 bits, one for each image.
+    """
     return (uniform_from_ids(*augment_key, ids, 1, POLICY)[:, 0] * 2**53).long().tolist()

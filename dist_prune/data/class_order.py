@@ -1,6 +1,7 @@
-"""Which number a class folder has: by its name as text, in natural order, or by a file that lists the classes.
+"""Class numbers of class folders: in text order, in natural order, or from a file that lists the classes.
 
-The index of a folder and a .beton are always in text order; what is served is renumbered. Labels of arrays are numbers.
+The index of a folder and a .beton are always in text order. ``renumber`` changes the labels of an opened source.
+Labels of arrays are numbers already.
 """
 
 import hashlib
@@ -20,79 +21,88 @@ TEXT, NATURAL = "text", "natural"
 
 
 def natural_key(name: str) -> list[Any]:
-    """Digits compare as numbers, letters without case: timm's key for class folders (timm.utils.misc.natural_key)."""
+    """Sort key of timm (timm.utils.misc.natural_key): digits compare as numbers, letters without case."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
 
 
 def sort_classes(names: Sequence[str], order: str | None) -> list[str]:
-    """Class names in text order (torchvision's), or in natural order (timm's).
+    """Sort class names.
+
+    Args:
+        names: the class folders.
+        order: ``text`` or None for torchvision's order, ``natural`` for timm's.
 
     Raises:
-        PruneError: two names that compare alike (a1 and a01, A and a): timm puts those in an order of chance.
+        PruneError: two names are alike in natural order (a1 and a01, A and a). timm orders such names by chance.
     """
     text = sorted(names)
     if order != NATURAL:
         return text
-    found = sorted(text, key=natural_key)
-    for one, other in pairwise(found):
-        if natural_key(one) == natural_key(other):
+    natural = sorted(text, key=natural_key)
+    for name, other in pairwise(natural):
+        if natural_key(name) == natural_key(other):
             raise PruneError(
-                f"data.class_order: {one!r} and {other!r} are alike in natural order (timm orders them by chance): "
+                f"data.class_order: {name!r} and {other!r} are alike in natural order (timm orders them by chance): "
                 "list the classes in a file and name it with data.class_map"
             )
-    return found
+    return natural
 
 
 def orders_differ(names: Sequence[str]) -> bool:
-    """Whether the two orders give some class another number."""
+    """Whether text order and natural order give some class another number."""
     return sorted(names) != sorted(sorted(names), key=natural_key)
 
 
-def read_class_map(place: Path) -> list[str]:
-    """The classes of a class-map file, in the order of their numbers.
+def read_class_map(path: Path) -> list[str]:
+    """Read the classes of a class-map file, in the order of their numbers.
 
     Args:
-        place: a text file with a name in each line (timm's form), or a .json file: a list of names, or {name: number}.
+        path: a text file with one name a line (timm's form), or a .json file with a list of names or {name: number}.
 
     Raises:
-        PruneError: no such file, one that cannot be read, a name or a number twice, numbers with gaps.
+        PruneError: the file is missing or unreadable, a name or a number occurs twice, or the numbers have gaps.
     """
     try:
-        text = place.expanduser().read_text(encoding="utf-8")
-        found = json.loads(text) if place.suffix.lower() == ".json" else text.splitlines()
+        text = path.expanduser().read_text(encoding="utf-8")
+        entries = json.loads(text) if path.suffix.lower() == ".json" else text.splitlines()
     except (OSError, ValueError) as error:
-        raise PruneError(f"data.class_map: {place} cannot be read: {error}") from error
-    if isinstance(found, dict):
-        numbers = sorted(found.values()) if all(type(n) is int for n in found.values()) else None
-        if numbers != list(range(len(found))):
-            raise PruneError(f"data.class_map: the numbers in {place} are not 0 to {len(found) - 1}, each of them once")
-        found = sorted(found, key=found.__getitem__)
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise PruneError(f"data.class_map: {place} is neither a list of class names nor {{name: number}}")
-    names = [name.strip() for name in found]
-    while names and not names[-1]:  # the end of the last line
+        raise PruneError(f"data.class_map: {path} cannot be read: {error}") from error
+    if isinstance(entries, dict):
+        numbers = sorted(entries.values()) if all(type(n) is int for n in entries.values()) else None
+        if numbers != list(range(len(entries))):
+            raise PruneError(
+                f"data.class_map: the numbers in {path} are not 0 to {len(entries) - 1}, each of them once"
+            )
+        entries = sorted(entries, key=entries.__getitem__)
+    if not isinstance(entries, list) or not all(isinstance(name, str) for name in entries):
+        raise PruneError(f"data.class_map: {path} is neither a list of class names nor {{name: number}}")
+    names = [name.strip() for name in entries]
+    while names and not names[-1]:  # the line break at the end of the file
         names.pop()
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice or not names:
-        raise PruneError(f"data.class_map: {place} lists " + (f"{twice[0]!r} twice" if twice else "no class"))
+    duplicates = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if duplicates or not names:
+        raise PruneError(f"data.class_map: {path} lists " + (f"{duplicates[0]!r} twice" if duplicates else "no class"))
     return names
 
 
 def renumber(source: Any, order: str | None, class_map: str | None) -> Any:
-    """A source of image files with its classes in the order that the recipe asks for.
+    """Put the classes of a source of image files into the order that the recipe asks for.
 
     Args:
-        source: a ``FolderSource`` or ``FfcvSource`` in text order (arrays have neither key: the recipe refuses them).
-        order: ``text``, ``natural``, or None: text.
-        class_map: file of class names in the order of their numbers; it may list more than there are folders.
+        source: a ``FolderSource`` or ``FfcvSource`` in text order. The recipe refuses both keys for arrays.
+        order: ``text``, ``natural`` or None, which means ``text``.
+        class_map: file of class names in the order of their numbers; it may list more classes than there are folders.
+
+    Returns:
+        The source itself if no number changes, else a copy with other ``labels``, ``classes`` and ``numbering``.
 
     Raises:
-        PruneError: a file that cannot be read, or does not list a folder.
+        PruneError: the file cannot be read or does not list a folder.
     """
     if order is None and class_map is None:
         return source
     classes = read_class_map(Path(class_map)) if class_map else sort_classes(source.classes, order)
-    number = {name: place for place, name in enumerate(classes)}
+    number = {name: index for index, name in enumerate(classes)}
     if missing := [name for name in source.classes if name not in number]:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         near = nearest(missing[0], classes)
@@ -100,21 +110,24 @@ def renumber(source: Any, order: str | None, class_map: str | None) -> Any:
     if tuple(classes) == source.classes:
         return source
     labels = np.array([number[name] for name in source.classes], dtype=np.int64)[source.labels]
-    mark = hashlib.sha256("\0".join(classes).encode(errors="surrogateescape")).hexdigest()
-    return replace(source, labels=labels, classes=tuple(classes), numbering=mark)
+    digest = hashlib.sha256("\0".join(classes).encode(errors="surrogateescape")).hexdigest()
+    return replace(source, labels=labels, classes=tuple(classes), numbering=digest)
 
 
-def identity(digest: str, numbering: str) -> str:
-    """Of images and labels: ``digest`` in text order, another one where classes have other numbers."""
+def renumbered_identity(digest: str, numbering: str) -> str:
+    """Identity of images and labels: ``digest`` in text order, another digest for another ``numbering``."""
     return hashlib.sha256(f"{digest} {numbering}".encode()).hexdigest() if numbering else digest
 
 
 def describe_order(classes: Sequence[str], empty: int, folders: int, order: str | None, class_map: str | None) -> str:
-    """In words: the classes of a folder and who numbered them.
+    """Describe the classes of a folder and their numbers in words.
 
     Args:
-        empty: how many of them have no training image.
-        folders: how many have a folder.
+        classes: class names in the order of their numbers.
+        empty: number of classes without a training image.
+        folders: number of classes that have a folder.
+        order: the recipe's ``data.class_order``.
+        class_map: the recipe's ``data.class_map``.
     """
     shown = ", ".join(classes) if len(classes) <= 12 else f"{', '.join(classes[:6])}, ... {classes[-1]}"
     if class_map:
@@ -129,15 +142,25 @@ def describe_order(classes: Sequence[str], empty: int, folders: int, order: str 
     return f"{len(classes)} classes, numbered in {order or TEXT} order: {shown}{same}"
 
 
-def warning(classes: Sequence[str], order: str | None, class_map: str | None, weights: str) -> str:
-    """Why a head from elsewhere may mean other classes; empty where it cannot, or where the recipe says its order."""
+def class_order_warning(classes: Sequence[str], order: str | None, class_map: str | None, weights: str) -> str:
+    """Warn that the weights of a classifier from elsewhere may belong to another class order.
+
+    Args:
+        classes: the class folders.
+        order: the recipe's ``data.class_order``.
+        class_map: the recipe's ``data.class_map``.
+        weights: where the weights come from, for the message.
+
+    Returns:
+        The warning. Empty if the orders agree, or if the recipe states an order.
+    """
     if order or class_map or not orders_differ(classes):
         return ""
     text, natural = sorted(classes), sorted(sorted(classes), key=natural_key)
-    at = next(n for n in range(len(text)) if text[n] != natural[n])
+    index = next(i for i in range(len(text)) if text[i] != natural[i])
     return (
-        f"WARNING: class folders are numbered as text here (number {at} is {text[at]!r}), as torchvision numbers them; "
-        f"timm's reader numbers them naturally (number {at} is {natural[at]!r}). If timm trained the weights "
+        f"WARNING: class folders are numbered as text here (number {index} is {text[index]!r}), as torchvision numbers "
+        f"them; timm's reader numbers naturally (number {index} is {natural[index]!r}). If timm trained the weights "
         f"({weights}), the classes are mixed up: write data.class_order=natural. data.class_order=text says that this "
         "order is right"
     )

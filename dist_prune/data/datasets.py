@@ -1,4 +1,4 @@
-"""Data sets behind one interface: uint8 images by sample id, labels, class names."""
+"""Data sets with one interface: uint8 images by sample id, labels, class names."""
 
 import hashlib
 from collections import Counter
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from dist_prune.data import array_files, folder_layout, folder_scan
-from dist_prune.data.class_order import identity
-from dist_prune.data.folder_index import Names, index_of
+from dist_prune.data.class_order import renumbered_identity
+from dist_prune.data.folder_index import Names, load_or_scan
 from dist_prune.data.random_access import ImageSource, RandomAccessSource, Say, SplitSpec
 from dist_prune.errors import PruneError
 
-# source -> classes, channels, side, for sets that are what they are wherever they lie
+# source -> (classes, channels, side in pixels), for data sets of which every copy is the same
 KNOWN = {
     "digits": (10, 1, 8),
     "cifar10": (10, 3, 32),
@@ -28,7 +28,13 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Images in memory, (n, H, W, C) uint8."""
+    """Images in memory.
+
+    Attributes:
+        images: (n, H, W, C) uint8.
+        labels: (n,) int64 class numbers.
+        classes: class names in the order of their numbers.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -37,14 +43,17 @@ class ArraySource:
 
     @property
     def in_chans(self) -> int:
+        """Channels C of an image."""
         return self.images.shape[3]
 
     @property
     def fixed_size(self) -> tuple[int, int]:
+        """(height, width) of all images."""
         return self.images.shape[1:3]
 
     @property
     def identity(self) -> str:
+        """sha256 of pixels and labels."""
         return self._digest
 
     @cached_property
@@ -53,14 +62,16 @@ class ArraySource:
         return hashlib.sha256(pixels.encode() + self.labels.tobytes()).hexdigest()
 
     def location(self, sample: int) -> str:
+        """Where a sample is stored, for messages."""
         return "in memory"
 
     def fetch(self, sample: int) -> np.ndarray:
+        """Pixels (H, W, C) uint8 of a sample."""
         return self.images[sample]
 
 
 class Paths:
-    """The files of an index, below its folder."""
+    """Paths of the image files of an index, in the order of the sample ids."""
 
     def __init__(self, root: Path, names: Names):
         self.root, self.names = root, names
@@ -68,18 +79,21 @@ class Paths:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, place: int) -> Path:
-        return self.root / self.names[place]
+    def __getitem__(self, index: int) -> Path:
+        return self.root / self.names[index]
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Image files, one folder a class; decoded to RGB when they are needed.
+    """Image files, one folder a class; decoded to RGB when they are loaded.
 
     Attributes:
+        paths: the files, by sample id.
+        labels: (n,) int64 class numbers.
+        classes: class names in the order of their numbers.
         digest: of names, sizes, labels and classes in text order.
-        note: where the list of files came from, and what was left out.
-        numbering: of classes in another order than text (numbering.py), a digest of it.
+        note: where the list of files came from, and which files were left out.
+        numbering: digest of the class order if it is not text order (see ``class_order.renumber``), else empty.
     """
 
     paths: Paths
@@ -88,16 +102,22 @@ class FolderSource:
     digest: str
     note: str = ""
     numbering: str = ""
-    in_chans, fixed_size, images, backends = 3, None, None, ("torch",)
+    in_chans = 3
+    fixed_size = None
+    images = None
+    backends = ("torch",)
 
     @property
     def identity(self) -> str:
-        return identity(self.digest, self.numbering)
+        """Digest of file names, sizes, labels and class order. The files are not read."""
+        return renumbered_identity(self.digest, self.numbering)
 
     def location(self, sample: int) -> str:
+        """Path of the sample's file, for messages."""
         return str(self.paths[sample])
 
     def fetch(self, sample: int) -> Path:
+        """Path of the sample's file."""
         return self.paths[sample]
 
 
@@ -107,20 +127,35 @@ def open_source(
     """Open the training or the evaluation split of a data set by its entry in ``OPENERS``.
 
     Args:
-        source, root, split, train, say, layout: see ``SplitSpec``.
+        source: the recipe's ``data.source``, a key of ``OPENERS``.
+        root: the recipe's ``data.root``: a file or a folder.
+        split: sub-folder name of an image folder.
+        train: whether to open the training split.
+        say: takes a line for the user before something that takes long.
+        layout: the recipe's ``data.layout`` of an .npz file.
 
     Raises:
-        PruneError: missing or malformed data, with what was expected where.
+        PruneError: missing or malformed data, with the expected form and place.
     """
     return OPENERS[source](SplitSpec(source, root, split, train, say, layout))
 
 
 def select_classes(source: ImageSource, classes: Sequence[int] | None) -> Any:
-    """The images of some classes, renumbered in their order; PruneError for image files and unknown classes."""
+    """Keep the images of some classes.
+
+    Args:
+        source: the opened split.
+        classes: numbers of the classes to keep, which become 0, 1, ... in this order; None keeps all.
+
+    Raises:
+        PruneError: ``source`` has no pixels in memory, or a class is unknown or named twice.
+    """
     if classes is None:
         return source
     if source.images is None:
-        raise PruneError("data.classes is for arrays in memory; of image files, name a folder with fewer class folders")
+        raise PruneError(
+            "data.classes is for arrays in memory; for image files, name a folder with fewer class folders"
+        )
     if len(set(classes)) != len(classes) or any(c >= len(source.classes) for c in classes):
         raise PruneError(f"data.classes: {list(classes)} are not different numbers below {len(source.classes)}")
     keep = np.isin(source.labels, classes)
@@ -129,30 +164,57 @@ def select_classes(source: ImageSource, classes: Sequence[int] | None) -> Any:
     return ArraySource(source.images[keep], number[source.labels[keep]], tuple(source.classes[c] for c in classes))
 
 
-def check(source: ImageSource, what: str) -> None:
-    """PruneError where labels and classes contradict one another."""
+def check_labels(source: ImageSource, description: str) -> None:
+    """Check that labels and classes agree.
+
+    Args:
+        source: the opened split.
+        description: names the images in messages.
+
+    Raises:
+        PruneError: there is no image, there is a single class, or a label is not below the number of classes.
+    """
     if len(source.labels) == 0:
-        raise PruneError(f"{what}: there are no images")
+        raise PruneError(f"{description}: there are no images")
     if len(source.classes) == 1:
-        raise PruneError(f"{what}: all of them are of one class, {source.classes[0]!r}: there is nothing to learn")
+        raise PruneError(
+            f"{description}: all of them are of one class, {source.classes[0]!r}: there is nothing to learn"
+        )
     low, high = int(source.labels.min()), int(source.labels.max())
     if low < 0 or high >= len(source.classes):
-        raise PruneError(f"{what}: labels run from {low} to {high}, but there are {len(source.classes)} classes")
+        raise PruneError(f"{description}: labels run from {low} to {high}, but there are {len(source.classes)} classes")
 
 
-def check_figures(mean: Sequence[float] | None, std: Sequence[float] | None, in_chans: int) -> None:
-    """PruneError where a recipe's normalisation has another number of channels than the images."""
-    for key, given in (("mean", mean), ("std", std)):
-        if given is not None and len(given) != in_chans:
-            raise PruneError(f"data.{key}: {len(given)} values for images of {in_chans} channel(s)")
+def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, in_chans: int) -> None:
+    """Check that mean and standard deviation of a recipe have a value for each channel of the images.
+
+    Args:
+        mean: the recipe's ``data.mean``, on [0, 1].
+        std: the recipe's ``data.std``, on [0, 1].
+        in_chans: channels of an image.
+
+    Raises:
+        PruneError: another number of values.
+    """
+    for key, values in (("mean", mean), ("std", std)):
+        if values is not None and len(values) != in_chans:
+            raise PruneError(f"data.{key}: {len(values)} values for images of {in_chans} channel(s)")
 
 
-def same_classes(train: ImageSource, test: ImageSource) -> None:
-    """PruneError where the two splits do not have the same classes: labels would mean different things."""
-    _alike(train.classes, test.classes)
+def check_same_classes(train: ImageSource, test: ImageSource) -> None:
+    """Check that both splits have the same classes, so that labels mean the same.
+
+    Args:
+        train: the training split.
+        test: the evaluation split.
+
+    Raises:
+        PruneError: names or order of the classes differ.
+    """
+    _check_same_names(train.classes, test.classes)
 
 
-def _alike(train: Sequence[str], test: Sequence[str]) -> None:
+def _check_same_names(train: Sequence[str], test: Sequence[str]) -> None:
     if tuple(train) != tuple(test):
         missing, extra = sorted(set(train) - set(test))[:4], sorted(set(test) - set(train))[:4]
         raise PruneError(
@@ -162,94 +224,123 @@ def _alike(train: Sequence[str], test: Sequence[str]) -> None:
 
 
 def class_folders(root: str | None, train_split: str, eval_split: str) -> tuple[tuple[str, ...], str]:
-    """Class folders of an image folder in text order, without a look at every file; and what was left out, in words.
+    """List the class folders of both splits of an image folder without a scan of all files.
 
-    None where the training split is not here.
+    Args:
+        root: the recipe's ``data.root``.
+        train_split: sub-folder of the training images.
+        eval_split: sub-folder of the evaluation images.
+
+    Returns:
+        The training classes in text order (empty if there is no such folder), and a text about files left out.
 
     Raises:
-        PruneError: what a run refuses of the folders that are here: none, a single one, one without images, other ones
-            for evaluation.
+        PruneError: a folder that exists would be refused by a run: it has no classes, a single class, a class without
+            images, or the two splits have different classes.
     """
-    place, out, left = Path(root or "").expanduser(), {}, Counter[str]()
+    folder = Path(root or "").expanduser()
+    classes = {}
+    left_out = Counter[str]()
     for split, key in ((train_split, "data.train_split"), (eval_split, "data.eval_split")):
-        if not root or not (place / split).is_dir():
+        if not root or not (folder / split).is_dir():
             continue
-        found, beside = folder_scan.class_folders(place / split)
-        if not found:
-            raise PruneError(folder_scan.no_classes(place / split))
-        folder_layout.check(place, split, key, found)
-        bare = [name for name in found if not folder_scan.holds_image(place / split / name)]
-        if bare:
-            raise PruneError(folder_scan.check_not_empty(place / split, bare, {}))
-        out[key], left = tuple(found), left + beside
-    if len(out) == 2:
-        _alike(*out.values())
-    return out.get("data.train_split", ()), folder_scan.left_out_text(left)
+        names, others = folder_scan.class_folders(folder / split)
+        if not names:
+            raise PruneError(folder_scan.no_classes_message(folder / split))
+        folder_layout.check_class_count(folder, split, key, names)
+        empty = [name for name in names if not folder_scan.contains_image(folder / split / name)]
+        if empty:
+            raise PruneError(folder_scan.empty_classes_message(folder / split, empty, {}))
+        classes[key], left_out = tuple(names), left_out + others
+    if len(classes) == 2:
+        _check_same_names(*classes.values())
+    return classes.get("data.train_split", ()), folder_scan.left_out_text(left_out)
 
 
 def npz_shape(root: str | None, layout: str | None, image_size: int | None) -> tuple[int, int, int] | None:
-    """(classes, channels, side) of an .npz data set; None where it is not there. PruneError as a run has it."""
+    """Read classes, channels and side of an .npz data set.
+
+    Args:
+        root: the recipe's ``data.root``.
+        layout: the recipe's ``data.layout``.
+        image_size: the recipe's ``data.image_size``.
+
+    Returns:
+        (classes, channels, side in pixels), or None if there is no such file.
+
+    Raises:
+        PruneError: a run would refuse the file.
+    """
     if not root or not Path(root).expanduser().is_file():
         return None
-    source = _npz(SplitSpec("npz", root, "", False, layout=layout))
-    check(source, "the evaluation images of npz")
+    source = _open_npz(SplitSpec("npz", root, "", False, layout=layout))
+    check_labels(source, "the evaluation images of npz")
     array_files.check_sides(*source.fixed_size, image_size)
     return len(source.classes), source.in_chans, source.fixed_size[0]
 
 
-def _expected(source: str) -> str:
+def _expected_form(source: str) -> str:
     return {
-        "npz": array_files.FORM,
+        "npz": array_files.EXPECTED_FORM,
         "imagefolder": "imagefolder: ROOT/train/<class>/<image> and ROOT/val/<class>/<image> "
         "(data.train_split and data.eval_split name other sub-folders).",
     }.get(source, f"{source}: the folder that torchvision's data set of this name reads (it is not downloaded).")
 
 
-def _digits(spec: SplitSpec) -> ArraySource:
+def _open_digits(spec: SplitSpec) -> ArraySource:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    found: Any = load_digits()
-    pixels = (found["images"] * (255 / 16)).round().astype(np.uint8)[..., None]
-    labels = found["target"].astype(np.int64)
-    here, there = train_test_split(np.arange(len(labels)), test_size=450, random_state=0, stratify=labels)
-    ids = np.sort(here if spec.train else there)
+    dataset: Any = load_digits()
+    pixels = (dataset["images"] * (255 / 16)).round().astype(np.uint8)[..., None]
+    labels = dataset["target"].astype(np.int64)
+    train_ids, test_ids = train_test_split(np.arange(len(labels)), test_size=450, random_state=0, stratify=labels)
+    ids = np.sort(train_ids if spec.train else test_ids)
     return ArraySource(pixels[ids], labels[ids], tuple(str(n) for n in range(10)))
 
 
-def _npz(spec: SplitSpec) -> ArraySource:
-    images, labels, classes = array_files.read(spec.path(_expected("npz")), spec.train, spec.layout)
+def _open_npz(spec: SplitSpec) -> ArraySource:
+    images, labels, classes = array_files.read_npz(spec.path(_expected_form("npz")), spec.train, spec.layout)
     return ArraySource(images, labels, tuple(map(str, range(classes))))
 
 
-def _torchvision(spec: SplitSpec) -> ArraySource:
+def _open_torchvision(spec: SplitSpec) -> ArraySource:
     from torchvision import datasets
 
-    kinds = {
-        "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100,
-        "mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST,
-    }  # fmt: skip
-    path = spec.path(_expected(spec.source))
+    datasets_by_name = {
+        "cifar10": datasets.CIFAR10,
+        "cifar100": datasets.CIFAR100,
+        "mnist": datasets.MNIST,
+        "fashion_mnist": datasets.FashionMNIST,
+    }
+    path = spec.path(_expected_form(spec.source))
     try:
-        found = kinds[spec.source](str(path), train=spec.train, download=False)
+        dataset = datasets_by_name[spec.source](str(path), train=spec.train, download=False)
     except (RuntimeError, OSError) as error:
-        raise PruneError(f"data.root: no {spec.source} below {path} ({error}). {_expected(spec.source)}") from error
-    images = np.asarray(found.data, dtype=np.uint8)
+        raise PruneError(
+            f"data.root: no {spec.source} below {path} ({error}). {_expected_form(spec.source)}"
+        ) from error
+    images = np.asarray(dataset.data, dtype=np.uint8)
     images = images[..., None] if images.ndim == 3 else images
-    return ArraySource(images, np.asarray(found.targets, dtype=np.int64), tuple(map(str, found.classes)))
+    return ArraySource(images, np.asarray(dataset.targets, dtype=np.int64), tuple(map(str, dataset.classes)))
 
 
-def _folder(spec: SplitSpec) -> FolderSource:
-    root, key = spec.path(_expected("imagefolder")), "data.train_split" if spec.train else "data.eval_split"
+def _open_folder(spec: SplitSpec) -> FolderSource:
+    root, key = spec.path(_expected_form("imagefolder")), "data.train_split" if spec.train else "data.eval_split"
     path = root / spec.split
     if not path.is_dir():
-        raise folder_layout.missing_split(root, spec.split, key, _expected("imagefolder"))
-    folder_layout.check(root, spec.split, key, folder_scan.class_folders(path)[0])
-    found, note = index_of(path, spec.say)
-    return FolderSource(Paths(path, found.names), found.labels, found.classes, found.digest, note)
+        raise folder_layout.missing_split_error(root, spec.split, key, _expected_form("imagefolder"))
+    folder_layout.check_class_count(root, spec.split, key, folder_scan.class_folders(path)[0])
+    index, note = load_or_scan(path, spec.say)
+    return FolderSource(Paths(path, index.names), index.labels, index.classes, index.digest, note)
 
 
 OPENERS: dict[str, Callable[[SplitSpec], RandomAccessSource]] = {
-    "digits": _digits, "npz": _npz, "imagefolder": _folder,
-    "cifar10": _torchvision, "cifar100": _torchvision, "mnist": _torchvision, "fashion_mnist": _torchvision,
-}  # fmt: skip
+    "digits": _open_digits,
+    "npz": _open_npz,
+    "imagefolder": _open_folder,
+    "cifar10": _open_torchvision,
+    "cifar100": _open_torchvision,
+    "mnist": _open_torchvision,
+    "fashion_mnist": _open_torchvision,
+}

@@ -1,8 +1,8 @@
-"""The index of an image folder: names, labels and sizes of its files, scanned once and kept beside the data.
+"""Index of an image folder: names, labels and sizes of its files, scanned once and saved beside the data.
 
-``ROOT/train.index.npz`` belongs to ROOT/train; where nothing can be written there, it is kept in the user's cache
-folder ($XDG_CACHE_HOME or ~/.cache, dist_prune/). It is used again as long as no folder was changed since
-(their names and times of change are compared; overwriting a file in place alters neither, so delete the index then).
+``ROOT/train.index.npz`` belongs to ROOT/train. If it cannot be written there, it is saved in the user's cache folder
+($XDG_CACHE_HOME or ~/.cache, dist_prune/). It is used again while no folder has changed: names and modification times
+of the folders are compared. Overwriting a file in place changes neither, so delete the index in that case.
 """
 
 import hashlib
@@ -25,18 +25,24 @@ from dist_prune.errors import PruneError
 from dist_prune.fileio import write_atomic
 
 FORMAT = 2
-SCANNERS = 16  # threads: on network file systems a scan is waiting, not computing
-SETTLED_S = 2.0  # a folder changed so shortly before its scan may change again within the clock's grain
+SCANNERS = 16  # threads: on network file systems a scan mostly waits
+SETTLED_S = 2.0  # a folder changed this shortly before its scan may change again within the clock's resolution
 
 
 class Names:
-    """Many names in two arrays: a million Python strings would cost each loader worker a copy of them."""
+    """Many names in two arrays; each loader worker would get a copy of a million Python strings.
+
+    Args:
+        blob: all names one after another, uint8.
+        ends: (n,) int64, end of each name in ``blob``.
+    """
 
     def __init__(self, blob: np.ndarray, ends: np.ndarray):
         self.blob, self.ends = blob, ends
 
     @classmethod
-    def of(cls, names: Iterable[str]) -> "Names":
+    def from_names(cls, names: Iterable[str]) -> "Names":
+        """Pack names."""
         raw = [os.fsencode(name) for name in names]
         ends = np.cumsum([len(name) for name in raw], dtype=np.int64)
         return cls(np.frombuffer(b"".join(raw), dtype=np.uint8), ends)
@@ -44,23 +50,25 @@ class Names:
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, place: int) -> str:
-        place = range(len(self.ends))[place]
-        start = int(self.ends[place - 1]) if place else 0
-        return os.fsdecode(self.blob[start : int(self.ends[place])].tobytes())
+    def __getitem__(self, index: int) -> str:
+        index = range(len(self.ends))[index]
+        start = int(self.ends[index - 1]) if index else 0
+        return os.fsdecode(self.blob[start : int(self.ends[index])].tobytes())
 
 
 @dataclass(frozen=True)
 class FolderIndex:
-    """What lies in an image folder.
+    """Image files of a folder.
 
     Attributes:
-        names: of the files, relative to the folder; ascending by class, sub-folder, name.
-        labels, sizes: (n,) class numbers and bytes.
+        names: paths of the files relative to the folder, ascending by class, sub-folder and name.
+        labels: (n,) int64 class numbers.
+        sizes: (n,) int64 bytes.
         classes: names of the class folders, ascending.
-        folders, changed: every folder that was looked into (relative; "" is the root) and its time of change, ns.
-        scanned: when, ns.
-        left: what was left out: a kind of name (``.txt``, ``hidden``) -> how many. Decides nothing.
+        folders: all folders that were scanned, relative; "" is the root.
+        mtimes_ns: modification times of ``folders`` in nanoseconds.
+        scanned_ns: time of the scan in nanoseconds.
+        left_out: kind of name (``.txt``, ``hidden``) -> number of entries that are not images. For messages only.
     """
 
     names: Names
@@ -68,113 +76,145 @@ class FolderIndex:
     sizes: np.ndarray
     classes: tuple[str, ...]
     folders: tuple[str, ...]
-    changed: np.ndarray
-    scanned: int
-    left: dict[str, int] = field(default_factory=dict)
+    mtimes_ns: np.ndarray
+    scanned_ns: int
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
         """sha256 of names, sizes, labels and classes."""
-        found = hashlib.sha256("\0".join(self.classes).encode(errors="surrogateescape"))
+        digest = hashlib.sha256("\0".join(self.classes).encode(errors="surrogateescape"))
         for array in (self.names.blob, self.names.ends, self.sizes, self.labels):
-            found.update(np.ascontiguousarray(array).data)
-        return found.hexdigest()
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
-    def fresh(self, root: Path) -> bool:
-        """Whether no folder was added, removed or changed since the scan."""
-        limit = self.scanned - int(SETTLED_S * 1e9)
+    def is_current(self, root: Path) -> bool:
+        """Whether no folder below ``root`` was added, removed or changed since the scan."""
+        limit = self.scanned_ns - int(SETTLED_S * 1e9)
         try:
             times = [os.stat(root / folder).st_mtime_ns for folder in self.folders]
         except OSError:
             return False
-        return bool((np.array(times) == self.changed).all()) and max(times) < limit
+        return bool((np.array(times) == self.mtimes_ns).all()) and max(times) < limit
 
 
-def index_of(root: Path, say: Say = lambda text: None) -> tuple[FolderIndex, str]:
-    """The index of an image folder, from its file or from a scan, and a few words on which.
+def load_or_scan(root: Path, say: Say = lambda text: None) -> tuple[FolderIndex, str]:
+    """Load the index of an image folder, or scan the folder and save the index.
+
+    Args:
+        root: the folder of the class folders.
+        say: takes a line for the user before a scan.
+
+    Returns:
+        The index, and a text about where it came from.
 
     Raises:
-        PruneError: no class folders, or one without images.
+        PruneError: there are no class folders, or one has no image.
     """
-    for place in index_locations(root):
-        found = load(place)
-        if found is not None and found.fresh(root):
-            return found, f"{len(found.names):,} images by {place}{folder_scan.left_out_text(found.left)}"
-    say(f"data: looking through {root} (once; its index is kept)")
+    for path in index_locations(root):
+        index = load(path)
+        if index is not None and index.is_current(root):
+            return index, f"{len(index.names):,} images by {path}{folder_scan.left_out_text(index.left_out)}"
+    say(f"data: scanning {root} (once; its index is kept)")
     start = time.perf_counter()
-    found = scan(root)
+    index = scan(root)
     seconds = time.perf_counter() - start
-    took = f"{len(found.names):,} images, scanned in {seconds:.1f} s{folder_scan.left_out_text(found.left)}"
-    for place in index_locations(root):
+    summary = f"{len(index.names):,} images, scanned in {seconds:.1f} s{folder_scan.left_out_text(index.left_out)}"
+    for path in index_locations(root):
         try:
-            save(found, place)
-            return found, f"{took}, index kept in {place}"
-        except PruneError:  # read-only, or full: the next place
+            save(index, path)
+            return index, f"{summary}, index kept in {path}"
+        except PruneError:  # read-only or full: try the next location
             continue
-    return found, f"{took}; no place could keep the index"
+    return index, f"{summary}; the index could not be saved"
 
 
 def index_locations(root: Path) -> tuple[Path, Path]:
-    """Where the index of a folder may lie, best first."""
+    """Paths at which the index of a folder may be saved, best first."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
     return root.with_name(f"{root.name}.index.npz"), cache / "dist_prune" / f"{root.name}-{key}.index.npz"
 
 
 def scan(root: Path) -> FolderIndex:
-    """Look through all class folders (and folders in them; names that begin with a dot are left out, and counted)."""
-    began = time.time_ns()
-    classes, left = folder_scan.class_folders(root)
+    """Scan all class folders and the folders in them. Names that begin with a dot are left out, and counted.
+
+    Args:
+        root: the folder of the class folders.
+
+    Raises:
+        PruneError: there are no class folders, or one has no image.
+    """
+    started_ns = time.time_ns()
+    classes, left_out = folder_scan.class_folders(root)
     if not classes:
-        raise PruneError(folder_scan.no_classes(root))
+        raise PruneError(folder_scan.no_classes_message(root))
     with ThreadPoolExecutor(SCANNERS) as pool:
-        parts = list(pool.map(lambda name: folder_scan.scan_folder(root, name, ()), classes))
-    empty = [name for name, found in zip(classes, parts, strict=True) if not found.files]
+        scans = list(pool.map(lambda name: folder_scan.scan_folder(root, name, ()), classes))
+    empty = [name for name, folder in zip(classes, scans, strict=True) if not folder.files]
     if empty:
-        raise PruneError(folder_scan.check_not_empty(root, empty, sum((found.left for found in parts), Counter())))
-    folders = [("", os.stat(root).st_mtime_ns), *(folder for found in parts for folder in found.folders)]
+        raise PruneError(
+            folder_scan.empty_classes_message(root, empty, sum((folder.left_out for folder in scans), Counter()))
+        )
+    folders = [("", os.stat(root).st_mtime_ns), *(entry for folder in scans for entry in folder.folders)]
     return FolderIndex(
-        Names.of(name for found in parts for name, _ in found.files),
-        np.repeat(np.arange(len(classes)), [len(found.files) for found in parts]),
-        np.array([size for found in parts for _, size in found.files], dtype=np.int64),
-        tuple(classes), tuple(name for name, _ in folders), np.array([at for _, at in folders], dtype=np.int64), began,
-        dict(sum((found.left for found in parts), left)),
-    )  # fmt: skip
+        Names.from_names(name for folder in scans for name, _ in folder.files),
+        np.repeat(np.arange(len(classes)), [len(folder.files) for folder in scans]),
+        np.array([size for folder in scans for _, size in folder.files], dtype=np.int64),
+        tuple(classes),
+        tuple(name for name, _ in folders),
+        np.array([at for _, at in folders], dtype=np.int64),
+        started_ns,
+        dict(sum((folder.left_out for folder in scans), left_out)),
+    )
 
 
-def save(index: FolderIndex, place: Path) -> None:
-    """Write an index; PruneError where it cannot be written."""
+def save(index: FolderIndex, path: Path) -> None:
+    """Write an index to a file; raises a PruneError if that fails."""
     out = io.BytesIO()
     np.savez(
-        out, format=FORMAT, blob=index.names.blob, ends=index.names.ends, labels=index.labels, sizes=index.sizes,
-        classes=_joined(index.classes), folders=_joined(index.folders), changed=index.changed, scanned=index.scanned,
+        out,
+        format=FORMAT,
+        blob=index.names.blob,
+        ends=index.names.ends,
+        labels=index.labels,
+        sizes=index.sizes,
+        classes=_join_names(index.classes),
+        folders=_join_names(index.folders),
+        changed=index.mtimes_ns,
+        scanned=index.scanned_ns,
         digest=np.frombuffer(index.digest.encode(), dtype=np.uint8),
-        left=np.frombuffer(json.dumps(index.left).encode(), dtype=np.uint8),
-    )  # fmt: skip
-    write_atomic(place, out.getvalue())
+        left=np.frombuffer(json.dumps(index.left_out).encode(), dtype=np.uint8),
+    )
+    write_atomic(path, out.getvalue())
 
 
-def load(place: Path) -> FolderIndex | None:
-    """The index in a file; None where there is none, or it is damaged, or of another format."""
+def load(path: Path) -> FolderIndex | None:
+    """Read the index in a file; None if there is none, or if it is damaged or of another format."""
     try:
-        if not place.is_file():  # a FIFO would be waited for
+        if not path.is_file():  # opening a FIFO would wait for its writer
             return None
-        with np.load(place, allow_pickle=False) as found:
-            if int(found["format"]) != FORMAT:
+        with np.load(path, allow_pickle=False) as arrays:
+            if int(arrays["format"]) != FORMAT:
                 return None
             index = FolderIndex(
-                Names(found["blob"], found["ends"]), found["labels"], found["sizes"], _split(found["classes"]),
-                _split(found["folders"]), found["changed"], int(found["scanned"]),
-                json.loads(found["left"].tobytes()),
-            )  # fmt: skip
-            return index if found["digest"].tobytes().decode() == index.digest else None
-    except Exception:  # whatever damage makes the readers of npz, of zip and of zlib stumble over
+                Names(arrays["blob"], arrays["ends"]),
+                arrays["labels"],
+                arrays["sizes"],
+                _split_names(arrays["classes"]),
+                _split_names(arrays["folders"]),
+                arrays["changed"],
+                int(arrays["scanned"]),
+                json.loads(arrays["left"].tobytes()),
+            )
+            return index if arrays["digest"].tobytes().decode() == index.digest else None
+    except Exception:  # a damaged file makes the readers of npz, zip and zlib raise many types
         return None
 
 
-def _joined(names: Iterable[str]) -> np.ndarray:
+def _join_names(names: Iterable[str]) -> np.ndarray:
     return np.frombuffer(b"\0".join(os.fsencode(name) for name in names), dtype=np.uint8)
 
 
-def _split(joined: np.ndarray) -> tuple[str, ...]:
+def _split_names(joined: np.ndarray) -> tuple[str, ...]:
     return tuple(os.fsdecode(name) for name in joined.tobytes().split(b"\0"))

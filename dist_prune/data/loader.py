@@ -1,6 +1,6 @@
 """The image loader: from lists of sample ids to normalised batches on the device.
 
-Backends deliver pixels; moving them to the device, normalisation and random erasing are the same after all of them.
+Backends deliver pixels. Transfer to the device, normalisation and random erasing are the same for all backends.
 """
 
 from collections.abc import Iterable, Iterator
@@ -39,17 +39,21 @@ class Batch:
 class ImageLoader:
     """Loads batches of one split, in any order.
 
-    It keeps no position. The caller's lists of ids decide which image comes when (see dealing.py), so a loop that was
-    stopped in the middle of an epoch resumes exactly with the lists that remain.
+    It keeps no position. The caller's lists of ids decide which image comes when (see sampling.py), so a loop that was
+    stopped in the middle of an epoch resumes exactly with the remaining lists.
+
+    The pixels of an image depend on its id, the transform and (seed, epoch) alone, not on the batch, the number of
+    workers or the rank.
 
     Attributes:
         source: the opened split.
         transform: sizes, normalisation, augmentation.
         device: where batches go.
-        workers: decoding processes (``torch``; 0 decodes in this one) or threads (``ffcv``).
-        dtype, memory_format: of the images of a batch.
+        workers: decoding processes (``torch``; 0 decodes in this process) or threads (``ffcv``).
+        dtype: of the images of a batch.
+        memory_format: of the images of a batch.
         backend: ``torch``, ``ffcv`` or ``memory``; ``auto`` takes the first that the source names.
-        on_error: ``fail`` raises at an image that cannot be read, ``skip`` leaves it out and notes it in ``skipped``.
+        on_error: ``fail`` raises at an image that cannot be read, ``skip`` leaves it out and records it in ``skipped``.
         skipped: sample id -> the reason, for the images that this rank has left out so far.
         exact: raise, even with ``skip``, if an image is missing from a batch without augmentation. Statistics are
             addressed by image, so scoring needs every one.
@@ -63,19 +67,19 @@ class ImageLoader:
     device: torch.device
     workers: int = 0
     dtype: torch.dtype = torch.float32
-    memory_format: torch.memory_format = torch.channels_last  # a fifth faster on CPUs, whatever the weights have
+    memory_format: torch.memory_format = torch.channels_last  # a fifth faster on CPUs with weights of either format
     backend: str = "auto"
     on_error: str = "fail"
     skipped: dict[int, str] = field(default_factory=dict)
     exact: bool = False
-    _supplier: ImageBackend = field(init=False, repr=False)
+    _image_backend: ImageBackend = field(init=False, repr=False)
     _scale: tuple[Tensor, Tensor] = field(init=False, repr=False)
 
     def __post_init__(self):
-        self._supplier = create_backend(
+        self._image_backend = create_backend(
             self.source, self.backend, self.device, self.workers, self.on_error, self.skipped
         )
-        self._refuse()
+        self._check_backend()
         mean = torch.tensor(self.transform.mean, dtype=self.dtype, device=self.device)
         self._scale = (255 * mean, 255 * torch.tensor(self.transform.std, dtype=self.dtype, device=self.device))
 
@@ -86,13 +90,13 @@ class ImageLoader:
     @property
     def skips(self) -> bool:
         """Whether images that cannot be read may be left out."""
-        return self._supplier.skips
+        return self._image_backend.skips
 
-    def batches(self, dealt: Iterable[np.ndarray], augment: AugmentKey | None = None) -> Iterator[Batch]:
+    def batches(self, id_lists: Iterable[np.ndarray], augment: AugmentKey | None = None) -> Iterator[Batch]:
         """Load one batch for each list of ids.
 
         Args:
-            dealt: (n,) int64 sample ids of each batch.
+            id_lists: (n,) int64 sample ids of each batch.
             augment: (seed, epoch) for training images; None for the evaluation transform.
 
         Yields:
@@ -104,49 +108,49 @@ class ImageLoader:
                 loader's workers died.
         """
         labels = torch.from_numpy(self.source.labels)
-        lists = list(dealt)
-        found = self._supplier.pixels(lists, self.transform, augment, self.transform.size_at(augment))
-        for wanted, (ids, pixels) in zip(lists, found, strict=True):
-            if self.exact and augment is None and len(ids) != len(wanted):
-                gone = sorted(set(wanted.tolist()) - set(ids.tolist()))
+        lists = list(id_lists)
+        loaded = self._image_backend.pixels(lists, self.transform, augment, self.transform.size_at(augment))
+        for requested, (ids, pixels) in zip(lists, loaded, strict=True):
+            if self.exact and augment is None and len(ids) != len(requested):
+                missing = sorted(set(requested.tolist()) - set(ids.tolist()))
                 raise PruneError(
-                    f"sample {gone[0]} could be read when the images were checked, and cannot be read now: "
-                    f"{self.skipped.get(gone[0], '')}. Run the same command again to do without it."
+                    f"sample {missing[0]} could be read when the images were checked, and cannot be read now: "
+                    f"{self.skipped.get(missing[0], '')}. Run the same command again to do without it."
                 )
             index = torch.from_numpy(np.ascontiguousarray(ids))
-            images = self._tail(pixels)
+            images = self._normalise(pixels)
             if augment is not None and self.transform.erasing:
                 images = erase(images, augment, ids, self.transform)
             yield Batch(images, labels[index].to(self.device, non_blocking=True), index)
 
     def close(self) -> None:
         """Stop the idle workers. The next call of ``batches`` starts new ones."""
-        self._supplier.close()
+        self._image_backend.close()
 
-    def _tail(self, pixels: Tensor) -> Tensor:
+    def _normalise(self, pixels: Tensor) -> Tensor:
         """(n, C, H, W) on [0, 255] -> normalised, on the device."""
         images = pixels.to(self.device, non_blocking=True)
         n, channels, height, width = pixels.shape
-        lines = images.to(self.dtype, memory_format=torch.channels_last, copy=True).permute(0, 2, 3, 1).flatten(2)
+        rows = images.to(self.dtype, memory_format=torch.channels_last, copy=True).permute(0, 2, 3, 1).flatten(2)
         mean, std = (value.repeat(width) for value in self._scale)
-        lines.sub_(mean).div_(std)  # rows of width * channels: they vectorise, three channels do not
-        return lines.view(n, height, width, channels).permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
+        rows.sub_(mean).div_(std)  # rows of width * channels numbers vectorise, three channels do not
+        return rows.view(n, height, width, channels).permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
 
-    def _refuse(self) -> None:
-        """PruneError where the look asks for what the backend cannot do."""
-        transform, able = self.transform, self._supplier
-        if transform.augment not in able.allowed:
+    def _check_backend(self) -> None:
+        """Raise a PruneError if the transform asks for something that the backend cannot do."""
+        transform, backend = self.transform, self._image_backend
+        if transform.augment not in backend.allowed:
             raise PruneError(
-                f"data.augment: {transform.augment!r} is nothing that the {able.name} backend can do; "
-                f"allowed: {', '.join(able.allowed)}"
+                f"data.augment: the {backend.name} backend cannot do {transform.augment!r}; "
+                f"allowed: {', '.join(backend.allowed)}"
             )
         if transform.auto_augment is None:
             return
         check_policy(transform.auto_augment)
-        if not able.policies:
+        if not backend.policies:
             raise PruneError(
-                f"data.auto_augment: the {able.name} backend cannot run timm's policies, which work image by image in "
-                "Pillow; write data.backend=torch, or leave the key out"
+                f"data.auto_augment: the {backend.name} backend cannot run timm's policies, which work image by image "
+                "in Pillow; write data.backend=torch, or leave the key out"
             )
         if self.source.in_chans not in (1, 3):
             raise PruneError(f"data.auto_augment: policies are for 1 or 3 channels, not {self.source.in_chans}")

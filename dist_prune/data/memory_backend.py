@@ -1,4 +1,4 @@
-"""The backend for arrays in memory: crop, flip and resize as tensor operations on whole batches."""
+"""The memory backend: crop, flip and resize of whole batches as tensor operations."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,11 +12,16 @@ from dist_prune.data.random_access import ImageSource
 from dist_prune.data.timm_transforms import auto_augment_policy
 from dist_prune.data.transform_config import AugmentKey, TransformConfig
 
-DEVICE_SHARE = 0.25  # of the free GPU memory: a larger data set stays in the host's memory
+DEVICE_SHARE = 0.25  # of the free GPU memory; a larger data set stays in the memory of the host
 
 
 class MemoryBackend:
-    """Images of a source whose pixels are in memory, kept as uint8 on the device."""
+    """Images whose pixels are in memory, kept as uint8 on the device if a quarter of its free memory holds them.
+
+    Args:
+        source: a split with ``images``.
+        device: where batches are needed.
+    """
 
     name = "memory"
     allowed: tuple[str, ...] = ("none", "crop", "crop_flip", "resized_crop_flip")
@@ -24,39 +29,51 @@ class MemoryBackend:
     skips = False
 
     def __init__(self, source: ImageSource, device: torch.device):
-        assert source.images is not None  # those that list this backend have them
+        assert source.images is not None  # sources that list this backend have them
         images = torch.from_numpy(source.images)  # (n, H, W, C)
         room = torch.cuda.mem_get_info(device)[0] * DEVICE_SHARE if device.type == "cuda" else 0
         self.images = images.to(device) if images.nbytes <= room else images
 
     def pixels(
-        self, dealt: Sequence[np.ndarray], transform: TransformConfig, augment: AugmentKey | None, size: int
+        self, id_lists: Sequence[np.ndarray], transform: TransformConfig, augment: AugmentKey | None, size: int
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """See ImageBackend."""
-        for ids in dealt:
+        """Load pixels of one split by sample id. See ``ImageBackend.pixels``."""
+        for ids in id_lists:
             index = torch.from_numpy(np.ascontiguousarray(ids)).to(self.images.device, non_blocking=True)
             pixels = self.images.index_select(0, index).permute(0, 3, 1, 2)
-            yield ids, render(pixels, ids, transform, augment, size)
+            yield ids, transform_batch(pixels, ids, transform, augment, size)
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: there are no workers."""
 
 
-def render(
+def transform_batch(
     pixels: Tensor, ids: np.ndarray, transform: TransformConfig, augment: AugmentKey | None, size: int
 ) -> Tensor:
-    """Images (n, C, H, W) uint8 as the network sees them, but for the normalisation: (n, C, size, size)."""
-    kind = transform.augment if augment is not None else "none"
-    if augment is not None and kind == "resized_crop_flip":
-        pixels = augmentation.resized_windows(pixels, augment, ids, transform, size)
+    """Apply the transform, all but normalisation and random erasing, to a batch of whole images.
+
+    Args:
+        pixels: (n, C, H, W) uint8, on any device.
+        ids: (n,) int64 sample ids.
+        transform: geometry and auto-augment policy.
+        augment: (seed, epoch) for training images; None for the evaluation transform, which resizes alone.
+        size: side of the result in pixels.
+
+    Returns:
+        (n, C, size, size) on [0, 255], on the same device: uint8, or float32 after a resize without a random
+        window and without a policy.
+    """
+    geometry = transform.augment if augment is not None else "none"
+    if augment is not None and geometry == "resized_crop_flip":
+        pixels = augmentation.resize_windows(pixels, augment, ids, transform, size)
     elif pixels.shape[-2:] != (size, size):
         pixels = functional.interpolate(pixels.float(), (size, size), mode="bilinear", antialias=True)
-    if augment is not None and kind in ("crop", "crop_flip"):
-        pixels = augmentation.shift_and_flip(pixels, augment, ids, kind == "crop_flip", transform.padding)
+    if augment is not None and geometry in ("crop", "crop_flip"):
+        pixels = augmentation.shift_and_flip(pixels, augment, ids, geometry == "crop_flip", transform.padding)
     if augment is None or not transform.auto_augment:
         return pixels
-    whole = pixels.round().clamp(0, 255).to(torch.uint8) if pixels.is_floating_point() else pixels
-    found = auto_augment_policy(transform, size).each(
-        whole.permute(0, 2, 3, 1).cpu().numpy(), augmentation.numbers(augment, ids)
+    rounded = pixels.round().clamp(0, 255).to(torch.uint8) if pixels.is_floating_point() else pixels
+    augmented = auto_augment_policy(transform, size).augment_batch(
+        rounded.permute(0, 2, 3, 1).cpu().numpy(), augmentation.policy_seeds(augment, ids)
     )
-    return torch.from_numpy(found).permute(0, 3, 1, 2).to(pixels.device)
+    return torch.from_numpy(augmented).permute(0, 3, 1, 2).to(pixels.device)

@@ -1,6 +1,6 @@
 """The interface of a data set: labels, and each image by its sample id. A new data form implements this alone.
 
-Three kinds of data sets, told apart by two members:
+Two members tell the three kinds of data sets apart:
 
 =====================  ==========  ==============  ========================================================
 kind                   ``images``  ``fixed_size``  to the network
@@ -10,9 +10,9 @@ arrays read one by one None        (H, W)          the same, read in the loader'
 image files            None        None            decoded to RGB, resized and cropped by timm's transforms
 =====================  ==========  ==============  ========================================================
 
-The rest of the package asks these members, never for a class. A new form (tar shards, parquet, a torch ``Dataset``) is
-one file with a class and a function ``SplitSpec -> RandomAccessSource``, a line in ``sources.OPENERS``, and its name in
-the recipe's ``data.source``.
+The rest of the package asks these members and never tests the class. A new form (tar shards, parquet, a torch
+``Dataset``) is one file with a class and a function ``SplitSpec -> RandomAccessSource``, a line in
+``datasets.OPENERS``, and its name in the recipe's ``data.source``.
 """
 
 from collections.abc import Callable
@@ -91,7 +91,7 @@ class RandomAccessSource(ImageSource, Protocol):
 
         Returns:
             With a ``fixed_size``: (H, W, C) uint8 pixels. Without: a path or the bytes of an image file, which
-            ``files.read_image`` decodes, or (height, width, 3) uint8 pixels.
+            ``file_backend.read_image`` decodes, or (height, width, 3) uint8 pixels.
 
         Raises:
             ValueError, OSError: the sample cannot be read. ``data.on_error`` decides what follows.
@@ -100,10 +100,18 @@ class RandomAccessSource(ImageSource, Protocol):
 
 
 def fetch_pixels(source: RandomAccessSource, sample: int) -> np.ndarray:
-    """One image of a source with a ``fixed_size``: (H, W, C) uint8.
+    """One image of a source with a ``fixed_size``.
+
+    Args:
+        source: the opened split.
+        sample: sample id.
+
+    Returns:
+        (H, W, C) uint8.
 
     Raises:
-        ValueError: the sample has another shape or dtype; what ``fetch`` raises.
+        ValueError: the sample has another shape or dtype.
+        OSError: ``fetch`` cannot read it.
     """
     pixels, shape = source.fetch(sample), (*(source.fixed_size or ()), source.in_chans)
     if not isinstance(pixels, np.ndarray) or pixels.shape != shape or pixels.dtype != np.uint8:

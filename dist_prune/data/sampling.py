@@ -63,13 +63,15 @@ def calibration_ids(labels: np.ndarray, images: int | str, seed: int, balance: s
     if balance == "uniform":
         return np.sort(order[: int(images)])
     classes = np.unique(labels)
-    turn = np.empty(len(labels), dtype=np.int64)  # how many of its class come before an image in the drawn order
-    drawn = labels[order]
+    occurrence = np.empty(len(labels), dtype=np.int64)  # images of the same class that come earlier in the drawn order
+    drawn_labels = labels[order]
     for label in classes:
-        places = np.flatnonzero(drawn == label)
-        turn[places] = np.arange(len(places))
-    lot = rng.permutation(len(classes))[np.searchsorted(classes, drawn)]  # which class comes first within a turn
-    return np.sort(order[np.lexsort((lot, turn))[: int(images)]])
+        positions = np.flatnonzero(drawn_labels == label)
+        occurrence[positions] = np.arange(len(positions))
+    class_draw = rng.permutation(len(classes))[
+        np.searchsorted(classes, drawn_labels)
+    ]  # order of the classes among images of equal occurrence
+    return np.sort(order[np.lexsort((class_draw, occurrence))[: int(images)]])
 
 
 def holdout_split(ids: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +92,7 @@ def holdout_split(ids: np.ndarray, share: float, seed: int) -> tuple[np.ndarray,
 
 
 def epoch_batches(
-    count: int, batch: int, seed: int, number: int, rank: int, world: int
+    count: int, batch: int, seed: int, epoch: int, rank: int, world: int
 ) -> Iterator[tuple[np.ndarray, int]]:
     """The batches of one training epoch, each image once, in an order drawn from (seed, epoch).
 
@@ -101,18 +103,18 @@ def epoch_batches(
         count: number of training images; their ids are 0 to count - 1.
         batch: images of a global batch, over all ranks.
         seed: the recipe's seed.
-        number: the epoch, from 0.
+        epoch: from 0.
         rank: number of this rank, from 0.
         world: number of ranks.
 
     Yields:
         (the ids of this rank (k,) int64, the number of images of the global batch).
     """
-    order = np.random.default_rng([seed, number]).permutation(count)
+    order = np.random.default_rng([seed, epoch]).permutation(count)
     last = steps_per_epoch(count, batch) - 1
     for step in range(last + 1):
-        whole = order[step * batch :] if step == last else order[step * batch : (step + 1) * batch]
-        yield np.array_split(whole, world)[rank], len(whole)
+        global_batch = order[step * batch :] if step == last else order[step * batch : (step + 1) * batch]
+        yield np.array_split(global_batch, world)[rank], len(global_batch)
 
 
 def steps_per_epoch(count: int, batch: int) -> int:
@@ -137,7 +139,7 @@ def smallest_batch(count: int, batch: int) -> int:
     return last if last == count else min(batch, last)
 
 
-def check(batch: int, images: int, world: int, name: str) -> None:
+def check_batch_size(batch: int, images: int, world: int, name: str) -> None:
     """Refuse batches that leave a rank fewer than two images: a batch norm cannot train on one.
 
     Args:
@@ -158,32 +160,32 @@ def check(batch: int, images: int, world: int, name: str) -> None:
         )
 
 
-def accumulation_pieces(whole: int, accumulate: int, world: int) -> int:
+def accumulation_steps(images: int, accumulate: int, world: int) -> int:
     """Number of gradient accumulation steps for a global batch, the same on every rank.
 
     Every step is a forward and backward pass in which all ranks take part, so the number must not depend on a rank's
     own share.
 
     Args:
-        whole: images of the global batch.
+        images: images of the global batch.
         accumulate: upper limit.
         world: number of ranks.
 
     Returns:
         At least 1, at most ``accumulate``; each step has two images or more on each rank if the batch allows it.
     """
-    return max(1, min(accumulate, whole // world // 2))
+    return max(1, min(accumulate, images // world // 2))
 
 
-def uniform_from_ids(seed: int, number: int, ids: np.ndarray, columns: int, stream: int = 0) -> Tensor:
+def uniform_from_ids(seed: int, epoch: int, ids: np.ndarray, columns: int, stream: int = 0) -> Tensor:
     """Random numbers for each sample, uniform in [0, 1).
 
-    A number depends on (seed, epoch, sample id, column, stream) alone, so the ranks and the order of the samples do
-    not change it.
+    A number depends on (seed, epoch, sample id, column, stream) alone. Ranks and the order of the samples do not
+    change it.
 
     Args:
         seed: the recipe's seed.
-        number: the epoch, from 0.
+        epoch: from 0.
         ids: (n,) int64 sample ids.
         columns: how many numbers each sample gets.
         stream: uses that must not share numbers take different streams.
@@ -191,7 +193,7 @@ def uniform_from_ids(seed: int, number: int, ids: np.ndarray, columns: int, stre
     Returns:
         (n, columns) float64 on the CPU.
     """
-    start = seed * 0x9E3779B97F4A7C15 + number * 0xD1B54A32D192ED03 + stream * 0x8CB92BA72F3D8DD7 + 1
+    start = seed * 0x9E3779B97F4A7C15 + epoch * 0xD1B54A32D192ED03 + stream * 0x8CB92BA72F3D8DD7 + 1
     key = np.uint64(start % 2**64)
     cells = ids.astype(np.uint64)[:, None] * np.uint64(columns) + np.arange(columns, dtype=np.uint64)[None]
     with np.errstate(over="ignore"):

@@ -1,4 +1,4 @@
-"""timm's image transforms: the evaluation transform of its networks, and its auto-augment policies."""
+"""Image transforms of timm: the evaluation transform of its networks, and its auto-augment policies."""
 
 import random
 import re
@@ -16,7 +16,7 @@ from torch import Tensor
 from dist_prune.data.transform_config import TransformConfig
 from dist_prune.errors import PruneError, nearest
 
-# what a configuration string may begin with -> what its further sections may be
+# first section of a configuration string -> pattern of its further sections
 SECTIONS = {
     "rand": r"(m|n|mmax|inc)\d+|(p|mstd)\d*\.?\d+|t(weights|3aw?)",
     "augmix": r"(m|w|d|b)\d+|(a|mstd)\d*\.?\d+",
@@ -26,15 +26,37 @@ SECTIONS = {
 
 @lru_cache(maxsize=8)
 def eval_transform(transform: TransformConfig, size: int) -> Callable[[Image.Image], Tensor]:
-    """timm's evaluation transform without its normalisation: an RGB image -> (3, size, size) uint8."""
+    """Make timm's evaluation transform without its normalisation.
+
+    Args:
+        transform: gives crop, crop mode and interpolation.
+        size: side of the result in pixels.
+
+    Returns:
+        A function of an RGB image; it returns (3, size, size) uint8.
+    """
     return create_transform(
-        size, is_training=False, use_prefetcher=True, mean=transform.mean, std=transform.std, crop_pct=transform.crop,
-        crop_mode=transform.crop_mode, interpolation=transform.interpolation,
-    )  # type: ignore[return-value] # fmt: skip
+        size,
+        is_training=False,
+        use_prefetcher=True,
+        mean=transform.mean,
+        std=transform.std,
+        crop_pct=transform.crop,
+        crop_mode=transform.crop_mode,
+        interpolation=transform.interpolation,
+    )  # type: ignore[return-value]
 
 
 class AutoAugmentPolicy:
-    """One of timm's auto-augment policies, with random numbers of its own for each image."""
+    """An auto-augment policy of timm that takes the random numbers of each image from a seed.
+
+    Args:
+        transform: gives ``auto_augment``, ``mean`` and ``interpolation``.
+        size: side of the images in pixels.
+
+    Raises:
+        PruneError: timm does not understand ``auto_augment``.
+    """
 
     def __init__(self, transform: TransformConfig, size: int):
         assert transform.auto_augment is not None
@@ -51,34 +73,59 @@ class AutoAugmentPolicy:
         makers = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
         self.transform = makers.get(kind, auto_augment_transform)(transform.auto_augment, settings)
 
-    def __call__(self, image: Image.Image, number: int) -> Image.Image:
-        """The augmented image (same mode); ``number`` decides every draw, the global random states are given back."""
-        before = random.getstate(), np.random.get_state()
-        random.seed(number)
-        np.random.seed(number % 2**32)
+    def __call__(self, image: Image.Image, seed: int) -> Image.Image:
+        """Augment one image.
+
+        Args:
+            image: in any mode.
+            seed: decides every random number. The global random states are restored afterwards.
+
+        Returns:
+            The augmented image, in the same mode.
+        """
+        states = random.getstate(), np.random.get_state()
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
         try:
             return self.transform(image.convert("RGB")).convert(image.mode)
         finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
-    def each(self, pixels: np.ndarray, numbers: list[int]) -> np.ndarray:
-        """(n, H, W, C) uint8 arrays, C 1 or 3, image by image."""
+    def augment_batch(self, pixels: np.ndarray, seeds: list[int]) -> np.ndarray:
+        """Augment a batch image by image.
+
+        Args:
+            pixels: (n, H, W, C) uint8, C 1 or 3.
+            seeds: n seeds.
+
+        Returns:
+            (n, H, W, C) uint8.
+        """
         out = np.empty_like(pixels)
-        for place, (one, number) in enumerate(zip(pixels, numbers, strict=True)):
-            image = Image.fromarray(one[:, :, 0] if one.shape[2] == 1 else np.ascontiguousarray(one))
-            out[place] = np.asarray(self(image, number)).reshape(one.shape)
+        for index, (image_pixels, seed) in enumerate(zip(pixels, seeds, strict=True)):
+            image = Image.fromarray(
+                image_pixels[:, :, 0] if image_pixels.shape[2] == 1 else np.ascontiguousarray(image_pixels)
+            )
+            out[index] = np.asarray(self(image, seed)).reshape(image_pixels.shape)
         return out
 
 
 @lru_cache(maxsize=8)
 def auto_augment_policy(transform: TransformConfig, size: int) -> AutoAugmentPolicy:
-    """The policy of ``transform.auto_augment`` for images of a side."""
+    """The policy of ``transform.auto_augment`` for images of ``size`` pixels; made once and cached."""
     return AutoAugmentPolicy(transform, size)
 
 
 def check_policy(config: str) -> None:
-    """PruneError where timm would not understand the string (or leave a part of it out without a word)."""
+    """Check the configuration string of an auto-augment policy, of which timm ignores unknown sections silently.
+
+    Args:
+        config: the recipe's ``data.auto_augment``.
+
+    Raises:
+        PruneError: the string begins with no policy of timm, or has an unknown section.
+    """
     kind, *sections = config.split("-")
     if kind not in SECTIONS:
         raise PruneError(

@@ -1,4 +1,4 @@
-"""What every backend delivers, and what images look like to the network."""
+"""The interface of image backends, and the transform from stored images to the input of a network."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,25 +8,30 @@ import numpy as np
 from torch import Tensor
 
 Augment = Literal["none", "crop", "crop_flip", "resized_crop_flip"]
-AugmentKey = tuple[int, int]  # (seed, epoch) of training images: with the sample id it decides every random number
+AugmentKey = tuple[int, int]  # (seed, epoch) of training images; with the sample id it decides every random number
 
 
 @dataclass(frozen=True)
 class TransformConfig:
-    """What images look like to the network.
+    """Transform from stored images to the input of a network.
 
     Attributes:
-        size: side of the square input when scoring and evaluating, and of training images without a schedule.
-        mean, std: per channel, on [0, 1].
-        crop, crop_mode, interpolation: how image files become squares (timm's crop_pct, crop_mode, interpolation).
+        size: side in pixels of the square input for scoring and evaluation, and for training without a schedule.
+        mean: per channel, on [0, 1].
+        std: per channel, on [0, 1].
+        crop: fraction of the resized image that the centre crop keeps (timm's crop_pct).
+        interpolation: of the resize, in timm's words.
+        augment: geometry of training images. ``crop`` pads by an eighth and crops at a random position, ``crop_flip``
+            also mirrors half of them, ``resized_crop_flip`` resizes a random window (Szegedy et al. 2015).
+        crop_mode: timm's crop_mode.
         exif: turn images upright by their EXIF orientation.
-        augment: geometry of training images: ``crop`` pads by an eighth and crops at a drawn place, ``crop_flip``
-            mirrors half of them as well, ``resized_crop_flip`` resizes a drawn window (Szegedy et al. 2015).
-        scale, ratio: area share and aspect of that window.
+        scale: (lowest, highest) fraction of the area in that window.
+        ratio: (lowest, highest) aspect ratio of that window.
         auto_augment: timm's configuration string of RandAugment, AutoAugment or AugMix.
-        erasing, erasing_mode: probability and fill (timm's const, rand, pixel) of random erasing (Zhong et al. 2017).
+        erasing: probability of random erasing (Zhong et al. 2017).
+        erasing_mode: its fill: timm's const, rand or pixel.
         schedule: (first epoch, side) pairs, ascending: progressive resizing of training images.
-        padding: pixels that ``crop`` and ``crop_flip`` pad by; None: an eighth of the side.
+        padding: pixels by which ``crop`` and ``crop_flip`` pad; None: an eighth of the side.
     """
 
     size: int
@@ -46,18 +51,22 @@ class TransformConfig:
     padding: int | None = None
 
     def size_at(self, augment_key: AugmentKey | None) -> int:
-        """Side of the square images: of the epoch in training, ``size`` otherwise."""
-        begun = [size for epoch, size in self.schedule if augment_key is not None and epoch <= augment_key[1]]
-        return begun[-1] if begun else self.size
+        """Side of the square images in pixels.
+
+        Args:
+            augment_key: (seed, epoch) of training images, whose side follows ``schedule``; None: ``size``.
+        """
+        reached_sizes = [size for epoch, size in self.schedule if augment_key is not None and epoch <= augment_key[1]]
+        return reached_sizes[-1] if reached_sizes else self.size
 
 
 class ImageBackend(Protocol):
-    """A backend: pixels of one split by sample id, in any order asked for.
+    """Pixels of one split by sample id, in any order.
 
     Attributes:
         name: for messages.
-        allowed: the values of ``data.augment`` that it can do.
-        policies: whether it can do ``data.auto_augment``.
+        allowed: the values of ``data.augment`` that it supports.
+        policies: whether it supports ``data.auto_augment``.
         skips: whether it may leave out images that cannot be read (``data.on_error: skip``).
     """
 
@@ -67,22 +76,26 @@ class ImageBackend(Protocol):
     skips: bool
 
     def pixels(
-        self, dealt: Sequence[np.ndarray], transform: TransformConfig, augment: AugmentKey | None, size: int
+        self, id_lists: Sequence[np.ndarray], transform: TransformConfig, augment: AugmentKey | None, size: int
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """One item for each list of ids, in its order.
+        """Load pixels, one item for each list of ids, in the order of the lists.
 
         Args:
-            dealt: the sample ids of each batch.
-            augment: (seed, epoch) for training images; None for the evaluation look.
-            size: side of the square images.
+            id_lists: (n,) int64 sample ids of each batch.
+            transform: of the images. Normalisation and random erasing are left to the image loader.
+            augment: (seed, epoch) for training images; None for the evaluation transform.
+            size: side of the square images in pixels.
 
         Yields:
             (the ids delivered, pixels (n, C, size, size) on [0, 255], uint8 or float, on the CPU or on the device).
-            What is delivered for an id depends on nothing but the id, ``transform``, ``augment`` and ``size``. Closing
-            the iterator early frees its workers and threads.
+            The pixels of an id depend on nothing but the id, ``transform``, ``augment`` and ``size``. Closing the
+            iterator early frees its workers and threads.
+
+        Raises:
+            PruneError: an image cannot be read and may not be left out, or the workers died.
         """
         ...
 
     def close(self) -> None:
-        """Let go of workers and threads that wait for the next epoch."""
+        """End workers and threads that wait for the next epoch."""
         ...

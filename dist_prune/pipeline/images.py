@@ -14,7 +14,7 @@ from dist_prune.config.recipe import Recipe
 from dist_prune.config.training import Training
 from dist_prune.data.array_files import check_sides
 from dist_prune.data.class_order import describe_order, renumber
-from dist_prune.data.datasets import check, check_figures, same_classes, select_classes
+from dist_prune.data.datasets import check_labels, check_normalisation, check_same_classes, select_classes
 from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.data.open_split import OpenSplit, open_split
 from dist_prune.data.random_access import ImageSource
@@ -55,9 +55,9 @@ class RunImages:
             )  # fmt: skip
             plain[train] = select_classes(split.source, data.classes)
             out[train] = replace(split, source=renumber(plain[train], data.class_order, data.class_map))
-            check(out[train].source, f"the {what} of {data.source}")
+            check_labels(out[train].source, f"the {what} of {data.source}")
             self.tracker.info(f"data: {what} come through the {split.backend} backend ({split.why})")
-        same_classes(plain[True], plain[False])
+        check_same_classes(plain[True], plain[False])
         classes = out[True].source.classes
         empty = len(classes) - len(np.unique(out[True].source.labels))
         if data.source == "imagefolder":
@@ -95,7 +95,7 @@ class RunImages:
                     )
             config |= {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear"}
         native = source.fixed_size[0] if source.fixed_size else config["input_size"][1]
-        check_figures(data.mean, data.std, source.in_chans)
+        check_normalisation(data.mean, data.std, source.in_chans)
         size = data.image_size or native
         if data.padding is not None and data.padding > size:
             raise PruneError(f"data.padding: {data.padding} pixels around images of side {size}; at most {size}")

@@ -82,7 +82,7 @@ def _network(context: RunContext) -> None:
 def _training(context: RunContext, settings: Training, name: str) -> None:
     """PruneError where a training's batches are too small, or its optimizer is none (surgery renames nothing)."""
     learned, _ = context.images.training_split(settings)
-    sampling.check(settings.batch, len(learned), context.environment.comm.world, name)
+    sampling.check_batch_size(settings.batch, len(learned), context.environment.comm.world, name)
     optim.check(context.networks.create(), settings, name)
 
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from dist_prune.data.class_order import warning
+from dist_prune.data.class_order import class_order_warning
 from dist_prune.errors import PruneError
 from dist_prune.models.load_checkpoint import classifier_names, load_checkpoint
 from dist_prune.pipeline.context import RunContext, StageOutput
@@ -70,7 +70,11 @@ def _new_head(context: RunContext, where: str, why: str) -> None:
 def _may_be_mixed_up(context: RunContext, weights: str) -> None:
     """A head from elsewhere knows classes by their numbers alone."""
     data, source = context.recipe.data, context.images.splits[True].source
-    text = warning(source.classes, data.class_order, data.class_map, weights) if source.fixed_size is None else ""
+    text = (
+        class_order_warning(source.classes, data.class_order, data.class_map, weights)
+        if source.fixed_size is None
+        else ""
+    )
     if text:
         context.tracker.info(f"\n{'=' * 80}\n{text}\n{'=' * 80}\n")
         context.events.append({"stage": "train", "event": text})

@@ -276,7 +276,7 @@ class Loop:
     ) -> list[Tensor]:
         """Add the gradients of the global batch's mean loss; return the sum of this rank's losses by micro-batch."""
         sums = []
-        pieces = sampling.accumulation_pieces(batch_size, self.settings.accumulate, self.environment.comm.world)
+        pieces = sampling.accumulation_steps(batch_size, self.settings.accumulate, self.environment.comm.world)
         for number, piece in enumerate(_split(batch, pieces)):
             with engine.micro_step(last=number + 1 == pieces):
                 total = losses_of(piece, epoch, step).sum()

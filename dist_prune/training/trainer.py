@@ -84,7 +84,7 @@ class Trainer:
         loop, settings, environment = self.loop, self.loop.settings, self.loop.environment
         if settings.epochs == 0:
             return []
-        sampling.check(settings.batch, loop.images_per_epoch, environment.comm.world, loop.name)
+        sampling.check_batch_size(settings.batch, loop.images_per_epoch, environment.comm.world, loop.name)
         self.model.to(environment.device)
         if self.teacher is not None:
             self.teacher.to(environment.device).eval().requires_grad_(False)

@@ -134,7 +134,7 @@ def test_windows_of_arrays_are_resized_as_pillow_resizes(data):
     pixels = torch.from_numpy(source.images[ids]).permute(0, 3, 1, 2)  # type: ignore[index]
     wanted = TransformConfig(32, (0.0,) * 3, (1.0,) * 3)
     for size in (16, 32, 48):
-        found = augment.resized_windows(pixels, (3, 1), ids, wanted, size)
+        found = augment.resize_windows(pixels, (3, 1), ids, wanted, size)
         chances = augment.window_uniforms((3, 1), ids)
         for image, chance, result in zip(pixels, chances, found, strict=True):
             box = augment.crop_window(32, 32, chance, wanted.scale, wanted.ratio)

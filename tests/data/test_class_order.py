@@ -15,7 +15,7 @@ from dist_prune import methods
 from dist_prune.cli.check import as_text, preview
 from dist_prune.config import loading
 from dist_prune.data import class_order, folder_index, folder_scan
-from dist_prune.data.datasets import FolderSource, open_source, same_classes
+from dist_prune.data.datasets import FolderSource, check_same_classes, open_source
 from dist_prune.data.ffcv.backend import FfcvSource
 from dist_prune.data.file_backend import read_image
 from dist_prune.data.open_split import open_split
@@ -141,11 +141,11 @@ def test_arrays_have_numbers_already(words):
 
 
 def test_a_warning_only_where_orders_differ_and_nobody_chose():
-    said = class_order.warning(TWELVE, None, None, "w.pth")
+    said = class_order.class_order_warning(TWELVE, None, None, "w.pth")
     assert said.startswith("WARNING: class folders are numbered as text here (number 2 is '10')")
     assert "(number 2 is '2'). If timm trained the weights (w.pth), the classes are mixed up" in said
     for names, order, file in ((TWELVE, "text", None), (TWELVE, None, "x.txt"), (["a", "b"], None, None)):
-        assert class_order.warning(names, order, file, "w.pth") == ""
+        assert class_order.class_order_warning(names, order, file, "w.pth") == ""
 
 
 def checked(root: Path, *words: str):
@@ -194,7 +194,7 @@ def test_images_one_level_too_deep(tmp_path):
     assert found.classes == ("cat", "dog", "emu")
     with pytest.raises(PruneError, match=r"data\.eval_split=val/images"):
         opened(tmp_path / "data", "val")
-    same_classes(found, opened(tmp_path / "data", "val/images"))
+    check_same_classes(found, opened(tmp_path / "data", "val/images"))
 
 
 def test_a_link_to_itself_is_no_class(tmp_path):

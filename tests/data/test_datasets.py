@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dist_prune.data.datasets import ArraySource, check, open_source, same_classes
+from dist_prune.data.datasets import ArraySource, check_labels, check_same_classes, open_source
 from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.errors import PruneError
 
@@ -118,12 +118,12 @@ def test_splits_with_other_classes_are_refused(tmp_path):
             Image.new("RGB", (4, 4)).save(tmp_path / split / name / "x.png")
     train, val = (open_source("imagefolder", str(tmp_path), split, True) for split in ("train", "val"))
     with pytest.raises(PruneError, match=r"evaluation images have 2 classes, the training images 3; .*\['b'\]"):
-        same_classes(train, val)
+        check_same_classes(train, val)
 
 
 def test_labels_outside_the_classes():
     with pytest.raises(PruneError, match="labels run from 0 to 7, but there are 3 classes"):
-        check(ArraySource(np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 7]), ("a", "b", "c")), "the images")
+        check_labels(ArraySource(np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 7]), ("a", "b", "c")), "the images")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -18,7 +18,7 @@ from PIL import Image
 
 from dist_prune.data.augment import crop_window, window_uniforms
 from dist_prune.data.datasets import ArraySource, open_source
-from dist_prune.data.ffcv.backend import FfcvSource, digest, open_beton, sidecar_of
+from dist_prune.data.ffcv.backend import FfcvSource, digest, open_beton, sidecar_path
 from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.data.open_split import open_split
 from dist_prune.data.sampling import micro_batches, shard
@@ -208,9 +208,9 @@ def test_threads_and_memory_stay_flat(betons):
 
 def test_a_failing_thread_is_an_error_not_a_wait(ffcv, betons):
     source = open_beton(betons["raw"])
-    stream = ffcv.stream_of(source.path, source.identity, 32)
+    decoder = ffcv.shared_decoder(source.path, source.identity, 32)
     with pytest.raises(RuntimeError, match="ended early") as caught:
-        list(stream.chunks(np.arange(40), (source.items,), 2, 32))
+        list(decoder.chunks(np.arange(40), (source.items,), 2, 32))
     assert caught.value.__cause__ is not None
 
 
@@ -218,12 +218,12 @@ def test_an_image_that_cannot_be_decoded_is_named(betons, tmp_path):
     """Damaged in a way that no digest tells: written again after the damage, as a broken writer would."""
     path = tmp_path / "x.beton"
     shutil.copy(betons["jpg"], path)
-    facts = json.loads(sidecar_of(betons["jpg"]).read_text())
+    facts = json.loads(sidecar_path(betons["jpg"]).read_text())
     place = int(open_beton(betons["jpg"]).items[7, 0])
     with path.open("r+b") as file:
         file.seek(place)
         file.write(b"no JPEG here")
-    sidecar_of(path).write_text(json.dumps(facts | {"sha256": digest(path)}))
+    sidecar_path(path).write_text(json.dumps(facts | {"sha256": digest(path)}))
     batches = ImageLoader(open_beton(path), PLAIN, CPU, workers=2).batches(micro_batches(np.arange(100), 5))
     with pytest.raises(PruneError, match=r"sample 7: its image in .*x\.beton cannot be decoded"):
         list(batches)
@@ -245,8 +245,8 @@ def test_an_image_that_cannot_be_decoded_is_named(betons, tmp_path):
 def test_files_that_are_not_what_they_say(betons, tmp_path, damage, said):
     path = tmp_path / "x.beton"
     shutil.copy(betons["raw"], path)
-    shutil.copy(sidecar_of(betons["raw"]), sidecar_of(path))
-    damage(path, sidecar_of(path))
+    shutil.copy(sidecar_path(betons["raw"]), sidecar_path(path))
+    damage(path, sidecar_path(path))
     with pytest.raises(PruneError, match=said):
         open_beton(path)
 
@@ -264,11 +264,11 @@ def edit(side: Path, **changes: object) -> None:
 
 
 def test_large_files_are_known_by_their_index(betons, tmp_path, monkeypatch):
-    monkeypatch.setattr("dist_prune.data.ffcv.backend.READ_WHOLE", 1)
+    monkeypatch.setattr("dist_prune.data.ffcv.backend.FULL_DIGEST_BYTES", 1)
     assert len(open_beton(betons["raw"]).labels) == 1001
     path = tmp_path / "x.beton"
     shutil.copy(betons["raw"], path)
-    shutil.copy(sidecar_of(betons["raw"]), sidecar_of(path))
+    shutil.copy(sidecar_path(betons["raw"]), sidecar_path(path))
     flip(path, 3000)  # among the records of the samples
     with pytest.raises(PruneError, match="its digest differs"):
         open_beton(path)
@@ -281,7 +281,7 @@ def test_auto_takes_a_matching_file_and_says_why(photos, tmp_path):
     assert "holds the same images" in found.why
     alone = tmp_path / "alone"
     alone.mkdir()
-    for file in (beton, sidecar_of(beton)):
+    for file in (beton, sidecar_path(beton)):
         shutil.copy(file, alone)
     assert open_split("auto", "imagefolder", str(alone), "val", False).backend == "ffcv"
     shutil.copytree(root, tmp_path / "other")
@@ -312,13 +312,13 @@ def test_auto_evaluates_on_the_images_themselves(photos, tmp_path):
         assert found.backend == "ffcv"
         assert found.source.identity == f"{source.identity}:{digest(place)}"
         assert "it keeps 59 of 59 as JPEG" in found.why
-        assert "shrunk ones are blown up to 90 pixels again" in found.why
-    assert "blown up" not in opened("ffcv", False, 10).why
+        assert "shrunk ones are enlarged to 90 pixels" in found.why
+    assert "enlarged" not in opened("ffcv", False, 10).why
     with pytest.raises(PruneError, match=r"written with --max-resolution 100, .* shorter sides to 101 pixels"):
         opened("ffcv", False, 101)
     assert opened("auto", True, 101).backend == "torch"
     shutil.copy(photos[1], place)
-    shutil.copy(sidecar_of(photos[1]), sidecar_of(place))
+    shutil.copy(sidecar_path(photos[1]), sidecar_path(place))
     whole = opened("auto", False, 5000)
     assert (whole.backend, whole.source.identity) == ("ffcv", source.identity), "small, but whole"
 
@@ -346,11 +346,11 @@ def test_a_writing_that_is_stopped_in_its_last_steps_goes_on(ffcv, tmp_path, mon
             open_beton(out)
         said: list[str] = []
         write(digits, out, said=said)
-        assert any(line.startswith("goes on after 450") or "all but its sidecar" in line for line in said), said
+        assert any(line.startswith("resumes after 450") or "all but its sidecar" in line for line in said), said
         assert digest(out) == truth
         assert len(open_beton(out).labels) == 450
         assert sorted(path.name for path in out.parent.iterdir()) == ["x.beton", "x.beton.json"]
-    sidecar_of(out).unlink()
+    sidecar_path(out).unlink()
     with pytest.raises(PruneError, match="exists and has no sidecar"):
         write(digits, out)
 
@@ -394,11 +394,11 @@ def test_the_file_is_the_same_for_any_number_of_workers_and_goes_on_after_a_kill
     said: list[str] = []
     source = open_source("imagefolder", str(tmp_path), "images", True)
     write(source, out, 1, 64, "jpg", said)
-    assert any("goes on after" in line for line in said), said
+    assert any("resumes after" in line for line in said), said
     assert not list(tmp_path.glob("x.beton.part*"))
     assert digest(out) == digest(write(source, tmp_path / "y.beton", 3, 64, "jpg"))
     write(source, out, 1, 64, "jpg", said)
-    assert "is whole already" in said[-1]
+    assert "is complete already" in said[-1]
     flip(out, 3 << 20)
     write(source, out, 1, 64, "jpg", said)
     assert any("written anew" in line for line in said)

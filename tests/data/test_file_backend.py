@@ -106,7 +106,7 @@ def folder(tmp_path):
     [
         ([0, 1], r"sample 1: the image .*1\.png cannot be decoded: .*truncated"),
         ([4, 0], r"sample 4: .*b/4\.png cannot be decoded: cannot identify image file"),
-        ([2, 8], r"sample 8: .*c/8\.png cannot be decoded: it is not there any more.*data.on_error=skip"),
+        ([2, 8], r"sample 8: .*c/8\.png cannot be decoded: it no longer exists.*data.on_error=skip"),
     ],
 )
 def test_an_unreadable_image_ends_the_run_and_is_named(folder, ids, said, workers):
@@ -164,9 +164,9 @@ def test_figures_are_exact_over_ranks_without_them(folder, world, pool):
 
 
 def test_a_worker_that_dies_is_no_hang(folder, monkeypatch):
-    import dist_prune.data.file_backend as files
+    from dist_prune.data import file_backend
 
-    monkeypatch.setattr(files, "read_image", lambda path, exif: os._exit(9))
+    monkeypatch.setattr(file_backend, "read_image", lambda path, exif: os._exit(9))
     began = time.monotonic()
     with pytest.raises(PruneError, match="the loader's workers are gone or stuck"):
         list(ImageLoader(folder, LOOK, CPU, 1).batches([np.array([0]), np.array([2])]))
@@ -174,10 +174,10 @@ def test_a_worker_that_dies_is_no_hang(folder, monkeypatch):
 
 
 def test_a_worker_that_delivers_nothing_is_no_hang(folder, monkeypatch):
-    import dist_prune.data.file_backend as files
+    from dist_prune.data import file_backend
 
-    monkeypatch.setattr(files, "STUCK_S", 2)
-    monkeypatch.setattr(files, "read_image", lambda path, exif: time.sleep(60))
+    monkeypatch.setattr(file_backend, "WORKER_TIMEOUT_S", 2)
+    monkeypatch.setattr(file_backend, "read_image", lambda path, exif: time.sleep(60))
     with pytest.raises(PruneError, match="timed out after 2"):
         list(ImageLoader(folder, LOOK, CPU, 1).batches([np.array([0]), np.array([2])]))
 
@@ -248,11 +248,11 @@ def tree(tmp_path):
 
 
 def test_the_index_is_scanned_once_and_kept_beside_the_data(tree):
-    first, how = folder_index.index_of(tree)
+    first, how = folder_index.load_or_scan(tree)
     assert "scanned" in how
     assert [first.names[i] for i in range(len(first.names))] == ["a/10.jpg", "a/9.JPEG", "a/deep/1.png", "b/2.png"]
     assert (first.classes, first.labels.tolist(), first.sizes.tolist()) == (("a", "b"), [0, 0, 0, 1], [8, 8, 12, 7])
-    again, how = folder_index.index_of(tree)
+    again, how = folder_index.load_or_scan(tree)
     left = "left out: 1 .txt, 1 hidden"
     assert how == f"4 images by {tree.with_name('train.index.npz')}; {left}"
     assert again.digest == first.digest
@@ -268,17 +268,17 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_folder_is_scanned_again(tree, change):
-    before, _ = folder_index.index_of(tree)
+    before, _ = folder_index.load_or_scan(tree)
     CHANGES[change](tree)
-    after, how = folder_index.index_of(tree)
+    after, how = folder_index.load_or_scan(tree)
     assert "scanned" in how
     assert after.digest != before.digest
 
 
 def test_a_damaged_index_is_made_again(tree):
-    before, _ = folder_index.index_of(tree)
+    before, _ = folder_index.load_or_scan(tree)
     tree.with_name("train.index.npz").write_bytes(b"damaged")
-    after, how = folder_index.index_of(tree)
+    after, how = folder_index.load_or_scan(tree)
     assert "scanned" in how
     assert after.digest == before.digest
     assert folder_index.load(tree.with_name("train.index.npz")) is not None
@@ -287,27 +287,27 @@ def test_a_damaged_index_is_made_again(tree):
 def test_a_folder_changed_just_now_is_not_trusted(tree):
     """A change within the clock's grain after the scan would not be seen."""
     os.utime(tree / "a")
-    folder_index.index_of(tree)
-    assert "scanned" in folder_index.index_of(tree)[1]
+    folder_index.load_or_scan(tree)
+    assert "scanned" in folder_index.load_or_scan(tree)[1]
 
 
 def test_an_altered_index_is_not_believed(tree):
-    found, _ = folder_index.index_of(tree)
+    found, _ = folder_index.load_or_scan(tree)
     place = tree.with_name("train.index.npz")
     arrays = dict(np.load(place))
     arrays["labels"] = 1 - arrays["labels"]
     np.savez(place, **arrays)
     assert folder_index.load(place) is None
-    assert folder_index.index_of(tree)[0].labels.tolist() == found.labels.tolist()
+    assert folder_index.load_or_scan(tree)[0].labels.tolist() == found.labels.tolist()
 
 
 def test_read_only_data_has_its_index_in_the_cache_folder(tree, tmp_path, monkeypatch):
     """As root a folder cannot be made read-only; a folder in the index's place has the same effect."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     tree.with_name("train.index.npz").mkdir()
-    _, how = folder_index.index_of(tree)
+    _, how = folder_index.load_or_scan(tree)
     assert "index kept in " + str(tmp_path / "cache") in how
-    assert str(tmp_path / "cache") in folder_index.index_of(tree)[1]
+    assert str(tmp_path / "cache") in folder_index.load_or_scan(tree)[1]
 
 
 def test_links_to_classes_and_images_are_followed_and_circles_are_not(tree, tmp_path):
@@ -323,7 +323,7 @@ def test_a_missing_or_empty_class_folder(tree):
     (tree / "c").mkdir()
     (tree / "d").mkdir()
     with pytest.raises(PruneError, match=r"class folder .*c \(and 1 more\) holds no image"):
-        folder_index.index_of(tree)
+        folder_index.load_or_scan(tree)
 
 
 def test_a_million_images_start_quickly(tmp_path):
@@ -334,7 +334,7 @@ def test_a_million_images_start_quickly(tmp_path):
         (root / name).mkdir(parents=True)
     settle(root)
     labels = np.sort(np.arange(count) % 1000)
-    names = folder_index.Names.of(
+    names = folder_index.Names.from_names(
         f"{classes[label]}/{classes[label]}_{number}.JPEG" for number, label in enumerate(labels)
     )
     folders = ("", *classes)

@@ -83,7 +83,7 @@ def test_what_is_no_file_among_images_is_skipped_and_counted(tmp_path, monkeypat
         server.bind("socket.png")
         found = folder_index.scan(tmp_path / "train")
     assert [found.names[n] for n in range(len(found.names))] == ["cat/cat.png"]
-    assert found.left[folder_scan.NO_FILES] == 4
+    assert found.left_out[folder_scan.NOT_REGULAR] == 4
     for name in ("fifo.png", "device.jpg"):
-        with pytest.raises(ValueError, match="it is no file"):
+        with pytest.raises(ValueError, match="it is not a regular file"):
             read_image(folder / name)

@@ -117,14 +117,14 @@ def test_renyi_wick_has_one_form_of_kernel_for_anchor_and_scores():
             "conv1", [z], torch.arange(8), [torch.arange(8)], method(sampling=name).estimator("conv1")
         )
         wanted = gaussian_kernel(anchor, bandwidth.scaled_rule(8, 12), halved)
-        assert torch.allclose(subject.anchor_kernel(0, 0), wanted, atol=1e-14)
+        assert torch.allclose(subject.reference_kernel(0, 0), wanted, atol=1e-14)
     spec = method(sampling="renyi_wick").estimator("conv1")
     subject = GroupSamples("conv1", [z], torch.arange(8), [torch.arange(8)], spec)
     panel = subject.estimator_bank([subject.combine_bandwidths([subject.batch_bandwidths(0, 0)])])
     panel.begin(range(4))
-    panel.call("alone", range(4))  # makes the judge
-    panel.settle(range(4))
-    ((found,),) = panel.call("score", range(4))
+    panel.evaluate("alone", range(4))  # makes the judge
+    panel.search_bandwidths(range(4))
+    ((found,),) = panel.evaluate("score", range(4))
     assert found.tolist() == pytest.approx(wick_scores(z), abs=1e-9)
 
 
@@ -416,7 +416,7 @@ def test_the_information_plane_by_its_definition():
     for row, kept in zip(found, ([2, 0, 1], [0, 1], [1]), strict=True):
         whole = table[kept].sum(0)
         z = gaussian_kernel(
-            whole, float(bandwidth.aligned_bandwidths(whole[None], classes, 20, 0, GRID)[0]), halved=False
+            whole, float(bandwidth.align_bandwidths(whole[None], classes, 20, 0, GRID)[0]), halved=False
         )
         singles = [gaussian_kernel(table[k], rule) for k in kept]
         wanted = [h(images) + h(z) - h(images, z), h(z) + h(classes) - h(z, classes)]

@@ -10,7 +10,7 @@ from dist_prune import methods
 from dist_prune.cli import main as cli
 from dist_prune.config import loading
 from dist_prune.data.datasets import ArraySource, open_source
-from dist_prune.data.ffcv.backend import sidecar_of
+from dist_prune.data.ffcv.backend import sidecar_path
 from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.errors import PruneError
 from dist_prune.fileio import seal, unseal
@@ -58,11 +58,11 @@ def work(root: Path, place: Path, *words: str) -> RunContext:
 def lay(root: Path, mode: str | None) -> None:
     """Put one of the .beton files where ``auto`` finds it, or none."""
     there = root / "train.beton"
-    for file in (there, sidecar_of(there)):
+    for file in (there, sidecar_path(there)):
         file.unlink(missing_ok=True)
     if mode:
         shutil.copy(root / f"{mode}.beton", there)
-        shutil.copy(sidecar_of(root / f"{mode}.beton"), sidecar_of(there))
+        shutil.copy(sidecar_path(root / f"{mode}.beton"), sidecar_path(there))
 
 
 def finish(run: RunContext) -> None:

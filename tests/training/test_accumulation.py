@@ -43,13 +43,13 @@ def test_every_piece_of_a_batch_that_is_allowed_has_two_images():
         wholes = [whole for _, whole in sampling.epoch_batches(count, batch, 0, 0, 0, world)]
         assert min(wholes) == sampling.smallest_batch(count, batch)
         try:
-            sampling.check(batch, count, world, "train")
+            sampling.check_batch_size(batch, count, world, "train")
         except PruneError:
             refused += 1
             assert min(min(found) for found in shares) < 2
             continue
         for step, whole in enumerate(wholes):
-            pieces = sampling.accumulation_pieces(whole, accumulate, world)
+            pieces = sampling.accumulation_steps(whole, accumulate, world)
             assert pieces <= accumulate
             sizes = [len(part) for found in shares for part in np.array_split(np.arange(found[step]), pieces)]
             assert min(sizes) >= 2

@@ -289,7 +289,7 @@ def test_pieces_and_the_smallest_batch_that_is_taken():
     from dist_prune.errors import PruneError
 
     assert [
-        sampling.accumulation_pieces(*given) for given in ((8, 1, 1), (8, 4, 2), (12, 8, 1), (3, 4, 1), (9, 2, 3))
+        sampling.accumulation_steps(*given) for given in ((8, 1, 1), (8, 4, 2), (12, 8, 1), (3, 4, 1), (9, 2, 3))
     ] == [
         1,
         2,
@@ -297,9 +297,9 @@ def test_pieces_and_the_smallest_batch_that_is_taken():
         1,
         1,
     ]
-    sampling.check(4, 4, 2, "train")  # two images for each of two processes
+    sampling.check_batch_size(4, 4, 2, "train")  # two images for each of two processes
     with pytest.raises(PruneError, match="train.batch: 3"):
-        sampling.check(3, 3, 2, "train")
+        sampling.check_batch_size(3, 3, 2, "train")
 
 
 def test_figures_of_an_epoch_agree_with_one_another():

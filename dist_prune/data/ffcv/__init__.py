@@ -1,1 +1,1 @@
-"""FFCV: reading, writing, encoding .beton files."""
+"""Writer, reader and backend for FFCV files (.beton)."""

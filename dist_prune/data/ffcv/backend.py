@@ -1,4 +1,4 @@
-"""The FFCV backend: a .beton file with its sidecar as a source, and as a supplier of pixels."""
+"""The FFCV backend: a .beton file with its sidecar as an image source, and the pixels in it."""
 
 import hashlib
 import json
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from dist_prune.data.augment import TRIES, WINDOW, shift_and_flip
-from dist_prune.data.class_order import identity
-from dist_prune.data.memory_backend import render
+from dist_prune.data.class_order import renumbered_identity
+from dist_prune.data.memory_backend import transform_batch
 from dist_prune.data.sampling import uniform_from_ids
 from dist_prune.data.transform_config import AugmentKey, TransformConfig
 from dist_prune.errors import PruneError
 
 FORMAT = 1  # of the sidecar
-READ_WHOLE = 1 << 30  # files up to this size are digested when they are opened; larger ones only their index
+FULL_DIGEST_BYTES = 1 << 30  # of larger files only the index is digested when they are opened
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,13 @@ class FfcvSource:
     """One split in a .beton file.
 
     Attributes:
-        items: (n, 5) int64: place, bytes, 1 where the pixels are raw, height, width.
+        path: the file.
+        labels: (n,) int64 class numbers.
+        classes: class names in the order of their numbers.
+        in_chans: channels of an image.
+        items: (n, 5) int64: byte offset, bytes, 1 if the pixels are raw, height, width.
         fixed_size: see ``ImageSource``.
-        facts: the sidecar.
+        facts: content of the sidecar.
         numbering: see ``FolderSource``.
     """
 
@@ -47,77 +51,96 @@ class FfcvSource:
     images, backends = None, ("ffcv",)
 
     @cached_property
-    def lost(self) -> str:
-        """In which form the file keeps pixels that are not those of its source; empty where they are.
+    def storage_loss(self) -> str:
+        """Which images are not stored with the pixels of their source, in words; empty if all are.
 
-        An image whose longer side is just ``max_resolution`` counts as shrunk: the file does not tell.
+        An image whose longer side equals ``max_resolution`` counts as shrunk: the file does not tell.
         """
         jpeg, shrunk = int((self.items[:, 2] == 0).sum()), int(self._shrunk.sum())
-        said = [f"{jpeg:,} of {len(self.items):,} as JPEG of quality {self.facts['quality']}"] if jpeg else []
-        return " and ".join(said + ([f"{shrunk:,} shrunk to {self.facts['max_resolution']} pixels"] if shrunk else []))
+        losses = [f"{jpeg:,} of {len(self.items):,} as JPEG of quality {self.facts['quality']}"] if jpeg else []
+        return " and ".join(
+            losses + ([f"{shrunk:,} shrunk to {self.facts['max_resolution']} pixels"] if shrunk else [])
+        )
 
     @property
     def identity(self) -> str:
-        """Of the images it was made from, where it keeps their pixels; else that, a colon and the file's digest."""
-        found = identity(self.facts["source_digest"], self.numbering)
-        return found + (f":{self.facts['sha256']}" if self.lost else "")
+        """Identity of the images it was made from; with a colon and the file's digest if their pixels are not kept."""
+        digest = renumbered_identity(self.facts["source_digest"], self.numbering)
+        return digest + (f":{self.facts['sha256']}" if self.storage_loss else "")
 
     def location(self, sample: int) -> str:
+        """Where a sample is stored, for messages."""
         return f"sample {sample} of {self.path}"
 
-    def upsampled(self, side: int) -> int:
-        """How many images were shrunk to less than the ``side`` that their shorter sides are resized to."""
+    def count_upsampled(self, side: int) -> int:
+        """Number of images that were shrunk and that a recipe resizes to larger sides again.
+
+        Args:
+            side: pixels to which the recipe resizes shorter sides.
+        """
         return int((self._shrunk & (self.items[:, 3:5].min(1) < side)).sum())
 
     @property
     def _shrunk(self) -> np.ndarray:
-        """(n,) bool. FFCV cuts off the fraction of a pixel, so a longer side may be one less than was asked for."""
+        """(n,) bool. FFCV cuts off fractions of a pixel, so a longer side may be one less than ``max_resolution``."""
         return self.items[:, 3:5].max(1) >= self.facts["max_resolution"] - 1
 
 
-def sidecar_of(path: Path) -> Path:
-    """Where the sidecar of a .beton lies."""
+def sidecar_path(path: Path) -> Path:
+    """Path of the sidecar of a .beton."""
     return path.with_name(path.name + ".json")
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
-    """The sidecar of a .beton; PruneError where there is none or it does not fit."""
-    place = sidecar_of(path)
-    again = f"write it with: dist-prune make-ffcv --source ... --out {path}"
+    """Read the sidecar of a .beton.
+
+    Args:
+        path: the .beton.
+
+    Raises:
+        PruneError: the file or its sidecar is missing, the sidecar cannot be read or has another format, or the file
+            has another size than the sidecar says.
+    """
+    sidecar = sidecar_path(path)
+    remedy = f"write it with: dist-prune make-ffcv --source ... --out {path}"
     if not path.is_file():
-        raise PruneError(f"there is no {path}; {again}")
-    if not place.is_file():
+        raise PruneError(f"there is no {path}; {remedy}")
+    if not sidecar.is_file():
         raise PruneError(
-            f"{path} has no sidecar {place.name}: its writing never ended, or another program wrote it; {again}"
+            f"{path} has no sidecar {sidecar.name}: its writing was not finished, or another program wrote it; {remedy}"
         )
     try:
-        facts = json.loads(place.read_text())
-        found = facts["format"]
+        facts = json.loads(sidecar.read_text())
+        found_format = facts["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise PruneError(f"{place} cannot be read: {error!r}; {again}") from error
-    if found != FORMAT:
-        raise PruneError(f"{place} has format {found}, this version reads {FORMAT}; {again}")
+        raise PruneError(f"{sidecar} cannot be read: {error!r}; {remedy}") from error
+    if found_format != FORMAT:
+        raise PruneError(f"{sidecar} has format {found_format}, this version reads {FORMAT}; {remedy}")
     size = path.stat().st_size
     if size != facts["bytes"]:
         raise PruneError(
-            f"{path} has {size:,} bytes, its sidecar says {facts['bytes']:,}: cut short or replaced; {again}"
+            f"{path} has {size:,} bytes, its sidecar says {facts['bytes']:,}: cut short or replaced; {remedy}"
         )
     return facts
 
 
 def open_beton(path: Path) -> FfcvSource:
-    """Open a .beton, checked against its sidecar.
+    """Open a .beton and check it against its sidecar.
+
+    Args:
+        path: the .beton.
 
     Raises:
-        PruneError: ffcv cannot be used; no sidecar; a file that is cut short, changed, or not what the sidecar says.
+        PruneError: ffcv cannot be used, there is no sidecar, or the file is cut short, changed, or not the one that the
+            sidecar describes.
     """
-    facts, stream = read_sidecar(path), engine()
-    small = facts["bytes"] <= READ_WHOLE
+    facts, ffcv_loader = read_sidecar(path), import_loader()
+    small = facts["bytes"] <= FULL_DIGEST_BYTES
     if digest(path, *(() if small else facts["index"])) != facts["sha256" if small else "index_sha256"]:
         raise PruneError(
-            f"{path} is not the file that {sidecar_of(path).name} describes (its digest differs); write it again"
+            f"{path} is not the file that {sidecar_path(path).name} describes (its digest differs); write it again"
         )
-    items, labels = stream.read_index(path)
+    items, labels = ffcv_loader.read_index(path)
     classes = tuple(facts["classes"])
     if len(labels) != facts["count"] or not (labels.min() >= 0 and labels.max() < len(classes)):
         raise PruneError(
@@ -128,21 +151,30 @@ def open_beton(path: Path) -> FfcvSource:
     return FfcvSource(path, labels, classes, facts["in_chans"], items, size, facts)
 
 
-def digest(path: Path, *parts: Sequence[int]) -> str:
-    """sha256 of a file, or of its parts (start, end)."""
-    found = hashlib.sha256()
+def digest(path: Path, *ranges: Sequence[int]) -> str:
+    """sha256 of a file in hex.
+
+    Args:
+        path: the file.
+        ranges: (start, end) bytes to digest one after another; without any, the whole file.
+    """
+    sha256 = hashlib.sha256()
     with path.open("rb") as file:
-        for start, end in parts or ((0, path.stat().st_size),):
+        for start, end in ranges or ((0, path.stat().st_size),):
             file.seek(start)
             while start < end and (block := file.read(min(1 << 22, end - start))):
-                found.update(block)
+                sha256.update(block)
                 start += len(block)
-    return found.hexdigest()
+    return sha256.hexdigest()
 
 
 @cache
-def engine() -> ModuleType:
-    """The module that talks to FFCV; PruneError that names what is missing."""
+def import_loader() -> ModuleType:
+    """Import the module that calls FFCV.
+
+    Raises:
+        PruneError: ffcv cannot be imported; the message names what is missing.
+    """
     try:
         from dist_prune.data.ffcv import loader
     except (ImportError, OSError) as error:
@@ -153,8 +185,13 @@ def engine() -> ModuleType:
 class FfcvBackend:
     """Images of a ``FfcvSource``, decoded by FFCV.
 
-    Pixels are those of the torch backend (image files) or of the memory backend (arrays), bit for bit, where the file
-    keeps the images as they were: raw, and none larger than its ``max_resolution``.
+    Pixels equal those of the torch backend (image files) or of the memory backend (arrays) bit for bit if the file
+    keeps the images unchanged: raw, and none larger than its ``max_resolution``.
+
+    Args:
+        source: the opened .beton.
+        workers: number of decoding threads.
+        pin: return page-locked memory, for GPUs.
     """
 
     name = "ffcv"
@@ -163,35 +200,39 @@ class FfcvBackend:
     skips = False
 
     def __init__(self, source: FfcvSource, workers: int, pin: bool = False):
-        self.source, self.workers, self.pin = source, workers, pin  # pin: page-locked memory, for GPUs
+        self.source = source
+        self.workers = workers
+        self.pin = pin
 
     def pixels(
-        self, dealt: Sequence[np.ndarray], transform: TransformConfig, augment: AugmentKey | None, size: int
+        self, id_lists: Sequence[np.ndarray], transform: TransformConfig, augment: AugmentKey | None, size: int
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """See ImageBackend."""
-        ids = np.concatenate([np.zeros(0, np.int64), *dealt]).astype(np.int64)
-        native = self.source.fixed_size  # arrays are decoded whole; the memory backend's transforms do the rest
-        decoded = native[0] if native else size
-        windows = np.zeros((len(self.source.items), 9), np.int32)  # memory of ids that are not asked for is not touched
-        windows[ids] = self._windows(ids, transform, augment, size)
-        ahead = 2 * max((len(part) for part in dealt), default=0)
-        stream = engine().stream_of(self.source.path, self.source.facts["sha256"], decoded)
-        chunks = stream.chunks(ids, self._tables(windows, transform), self.workers, ahead)
+        """Load pixels of one split by sample id. See ``ImageBackend.pixels``."""
+        ids = np.concatenate([np.zeros(0, np.int64), *id_lists]).astype(np.int64)
+        fixed_size = self.source.fixed_size  # arrays are decoded whole and transformed as by the memory backend
+        decoded_size = fixed_size[0] if fixed_size else size
+        windows = np.zeros((len(self.source.items), 9), np.int32)  # pages of other ids are never touched
+        windows[ids] = self._crop_windows(ids, transform, augment, size)
+        ahead = 2 * max((len(batch_ids) for batch_ids in id_lists), default=0)
+        decoder = import_loader().shared_decoder(self.source.path, self.source.facts["sha256"], decoded_size)
+        chunks = decoder.chunks(ids, self._decoder_tables(windows, transform), self.workers, ahead)
         try:
-            for part, pixels in self._batches(dealt, chunks, decoded):
+            for batch_ids, pixels in self._regroup(id_lists, chunks, decoded_size):
                 images = pixels.permute(0, 3, 1, 2)[:, : self.source.in_chans]
-                if native is not None:
-                    images = render(images, part, transform, augment, size)
+                if fixed_size is not None:
+                    images = transform_batch(images, batch_ids, transform, augment, size)
                 elif augment is not None and transform.augment in ("crop", "crop_flip"):
-                    images = shift_and_flip(images, augment, part, transform.augment == "crop_flip", transform.padding)
-                yield part, images
+                    images = shift_and_flip(
+                        images, augment, batch_ids, transform.augment == "crop_flip", transform.padding
+                    )
+                yield batch_ids, images
         finally:
             chunks.close()
 
-    def _windows(
+    def _crop_windows(
         self, ids: np.ndarray, transform: TransformConfig, augment: AugmentKey | None, size: int
     ) -> np.ndarray:
-        """(n, 9), see ``resample.centred``."""
+        """(n, 9) int32 windows of the images, see ``pillow_resize.centre_windows``."""
         from dist_prune.data.ffcv import pillow_resize
 
         if transform.interpolation not in pillow_resize.KINDS or transform.crop_mode != "center" or not transform.exif:
@@ -204,33 +245,37 @@ class FfcvBackend:
         if self.source.fixed_size is not None:
             return pillow_resize.centre_windows(sides, self.source.fixed_size[0], self.source.fixed_size[0])
         if augment is not None and transform.augment == "resized_crop_flip":
-            chances = uniform_from_ids(*augment, ids, 2 * TRIES + 3, WINDOW).numpy()
-            return pillow_resize.random_windows(sides, chances, transform.scale, transform.ratio, size)
+            uniforms = uniform_from_ids(*augment, ids, 2 * TRIES + 3, WINDOW).numpy()
+            return pillow_resize.random_windows(sides, uniforms, transform.scale, transform.ratio, size)
         return pillow_resize.centre_windows(sides, size, math.floor(size / transform.crop))
 
-    def _batches(
-        self, dealt: Sequence[np.ndarray], chunks: Iterator[Any], size: int
+    def _regroup(
+        self, id_lists: Sequence[np.ndarray], chunks: Iterator[Any], size: int
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """FFCV's chunks put together to the lists that were asked for: (ids, (n, size, size, 3))."""
-        pixels, status, used = np.zeros((0, size, size, 3), np.uint8), np.zeros((0, 1)), 0
-        for part in dealt:
-            out = torch.empty((len(part), size, size, 3), dtype=torch.uint8, pin_memory=self.pin)
+        """Regroup FFCV's chunks to the lists that were asked for: (ids, (n, size, size, 3) uint8)."""
+        pixels = np.zeros((0, size, size, 3), np.uint8)
+        status = np.zeros((0, 1))
+        used = 0
+        for ids in id_lists:
+            out = torch.empty((len(ids), size, size, 3), dtype=torch.uint8, pin_memory=self.pin)
             view, done = out.numpy(), 0
-            while done < len(part):
+            while done < len(ids):
                 if used == len(pixels):
                     (pixels, status), used = next(chunks), 0
-                take = min(len(part) - done, len(pixels) - used)
+                take = min(len(ids) - done, len(pixels) - used)
                 bad = np.flatnonzero(status[used : used + take])
                 if len(bad):
-                    raise PruneError(f"sample {part[done + bad[0]]}: its image in {self.source.path} cannot be decoded")
+                    raise PruneError(f"sample {ids[done + bad[0]]}: its image in {self.source.path} cannot be decoded")
                 view[done : done + take] = pixels[used : used + take]
                 done, used = done + take, used + take
-            yield part, out
+            yield ids, out
 
-    def _tables(self, windows: np.ndarray, transform: TransformConfig) -> tuple[np.ndarray, np.ndarray, int, bool]:
+    def _decoder_tables(
+        self, windows: np.ndarray, transform: TransformConfig
+    ) -> tuple[np.ndarray, np.ndarray, int, bool]:
         from dist_prune.data.ffcv import pillow_resize
 
         return self.source.items, windows, pillow_resize.KINDS[transform.interpolation], pillow_resize.VERTICAL_FIRST
 
     def close(self) -> None:
-        """Nothing to let go of: FFCV's threads end with each iterator."""
+        """Do nothing: FFCV's threads end with each iterator."""

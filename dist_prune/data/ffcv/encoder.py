@@ -1,4 +1,4 @@
-"""Images as the bytes that FFCV's image field stores, by worker processes, in the order of their ids."""
+"""Encoding of images to the bytes of FFCV's image field, by worker processes, in the order of the sample ids."""
 
 import multiprocessing
 from collections import deque
@@ -16,8 +16,8 @@ from dist_prune.data.random_access import RandomAccessSource, fetch_pixels
 from dist_prune.distributed.preemption import end_with_parent
 from dist_prune.errors import PruneError
 
-CHUNK = 64  # images that a worker encodes together
-ROW = np.dtype([("mode", "<u1"), ("height", "<u2"), ("width", "<u2"), ("place", "<u8"), ("size", "<u8")])
+CHUNK = 64  # images that a worker encodes in one task
+ROW_DTYPE = np.dtype([("mode", "<u1"), ("height", "<u2"), ("width", "<u2"), ("place", "<u8"), ("size", "<u8")])
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,13 @@ class Settings:
     """How images are stored.
 
     Attributes:
-        max_resolution: longer sides are shrunk to this (by area, as FFCV does).
+        max_resolution: longer sides are shrunk to this many pixels (by area, as FFCV does), 8 to 16384.
         quality: of JPEG, 1 to 100.
-        write_mode: jpg, raw (pixels as they are), or proportion (every second image raw, by sample id).
+        write_mode: ``jpg``, ``raw`` (pixels unchanged), or ``proportion`` (about half of the images raw, drawn by
+            sample id).
+
+    Raises:
+        PruneError: a value outside its range.
     """
 
     max_resolution: int = 256
@@ -38,11 +42,11 @@ class Settings:
         if not 8 <= self.max_resolution <= 16384:
             raise PruneError(f"--max-resolution: {self.max_resolution} pixels; 8 to 16384 are possible")
         if not 1 <= self.quality <= 100:
-            raise PruneError(f"--quality: {self.quality}; JPEG knows 1 to 100")
+            raise PruneError(f"--quality: {self.quality}; JPEG quality is 1 to 100")
 
     @property
     def page(self) -> int:
-        """Bytes of a page: no image crosses one (FFCV's layout)."""
+        """Bytes of a page. No image crosses the end of one (FFCV's layout)."""
         page = 8 << 20
         while page < 3 * self.max_resolution**2:
             page *= 2
@@ -51,36 +55,54 @@ class Settings:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Images of one chunk: rows (n,) of ROW without their place, and their bytes one after the other."""
+    """Encoded images of one chunk.
+
+    Attributes:
+        rows: (n,) of ``ROW_DTYPE``; ``place`` is still 0.
+        payload: bytes of the images, one after another.
+    """
 
     rows: np.ndarray
     payload: bytes
 
 
 class Encoder:
-    """Turns sample ids into what FFCV's image field stores."""
+    """Encodes images by sample id.
+
+    Args:
+        source: the opened split.
+        settings: how images are stored.
+    """
 
     def __init__(self, source: RandomAccessSource, settings: Settings):
         self.source = source
         self.field = ENCODER(settings.write_mode, settings.max_resolution, jpeg_quality=settings.quality)
 
     def __call__(self, ids: np.ndarray) -> Encoded:
-        rows, parts = np.zeros(len(ids), ROW), []
+        """Encode images.
 
-        def allot(size: int) -> tuple[int, np.ndarray]:
-            parts.append(np.empty(size, np.uint8))
-            return 0, parts[-1]
+        Args:
+            ids: (n,) int64 sample ids.
+
+        Raises:
+            PruneError: an image cannot be decoded.
+        """
+        rows, payloads = np.zeros(len(ids), ROW_DTYPE), []
+
+        def allocate(size: int) -> tuple[int, np.ndarray]:
+            payloads.append(np.empty(size, np.uint8))
+            return 0, payloads[-1]
 
         for row, sample in zip(rows, ids.tolist(), strict=True):
-            about: Any = np.zeros(1, self.field.metadata_type)
-            np.random.seed(sample % 2**32)  # 'proportion' draws from numpy's global state
-            self.field.encode(about, self._pixels(sample), allot)
-            row["mode"], row["height"], row["width"] = (about[name][0] for name in ("mode", "height", "width"))
-            row["size"] = parts[-1].nbytes
-        return Encoded(rows, b"".join(part.tobytes() for part in parts))
+            metadata: Any = np.zeros(1, self.field.metadata_type)
+            np.random.seed(sample % 2**32)  # 'proportion' draws from the global state of numpy
+            self.field.encode(metadata, self._pixels(sample), allocate)
+            row["mode"], row["height"], row["width"] = (metadata[name][0] for name in ("mode", "height", "width"))
+            row["size"] = payloads[-1].nbytes
+        return Encoded(rows, b"".join(payload.tobytes() for payload in payloads))
 
     def _pixels(self, sample: int) -> np.ndarray:
-        """(H, W, 3) uint8; one channel is stored three times."""
+        """(H, W, 3) uint8 pixels; one channel is stored three times."""
         try:
             if self.source.fixed_size is None:
                 return np.asarray(read_image(self.source.fetch(sample)))
@@ -93,17 +115,25 @@ class Encoder:
             ) from error
 
 
-def estimate(source: RandomAccessSource, settings: Settings) -> int:
-    """Bytes that the file will have, from up to 64 images spread over the data set."""
+def estimate_bytes(source: RandomAccessSource, settings: Settings) -> int:
+    """Estimate the size of the file from up to 64 images spread over the data set.
+
+    Args:
+        source: the opened split.
+        settings: how images are stored.
+
+    Returns:
+        Bytes.
+    """
     count = len(source.labels)
-    some = np.unique(np.linspace(0, count - 1, min(count, 64)).astype(int))
-    return int(Encoder(source, settings)(some).rows["size"].mean() * count + 48 * count + settings.page)
+    ids = np.unique(np.linspace(0, count - 1, min(count, 64)).astype(int))
+    return int(Encoder(source, settings)(ids).rows["size"].mean() * count + 48 * count + settings.page)
 
 
 _encoder: Encoder | None = None
 
 
-def _begin(source: RandomAccessSource, settings: Settings) -> None:
+def _init_worker(source: RandomAccessSource, settings: Settings) -> None:
     global _encoder
     end_with_parent()
     _encoder = Encoder(source, settings)
@@ -114,14 +144,27 @@ def _encode(ids: np.ndarray) -> Encoded:
     return _encoder(ids)
 
 
-def encoded(source: RandomAccessSource, settings: Settings, first: int, workers: int) -> Iterator[Encoded]:
-    """Chunks in order of their ids, encoded by processes; an error of a worker, or its death, is raised here."""
+def encode_chunks(source: RandomAccessSource, settings: Settings, first: int, workers: int) -> Iterator[Encoded]:
+    """Encode images by worker processes.
+
+    Args:
+        source: the opened split.
+        settings: how images are stored.
+        first: the first sample id to encode.
+        workers: number of processes; below 2, this process encodes.
+
+    Yields:
+        Chunks of at most ``CHUNK`` images, in the order of their ids.
+
+    Raises:
+        PruneError: an image cannot be decoded, or a process was killed.
+    """
     chunks = deque(np.array_split(np.arange(first, len(source.labels)), -(-(len(source.labels) - first) // CHUNK) or 1))
     if workers < 2:
         yield from map(Encoder(source, settings), chunks)
         return
-    context = multiprocessing.get_context("fork")  # arrays are shared, not copied
-    with ProcessPoolExecutor(workers, context, _begin, (source, settings)) as pool:
+    context = multiprocessing.get_context("fork")  # fork shares arrays, it does not copy them
+    with ProcessPoolExecutor(workers, context, _init_worker, (source, settings)) as pool:
         running: deque[Future[Encoded]] = deque()
         try:
             while chunks or running:
@@ -130,7 +173,7 @@ def encoded(source: RandomAccessSource, settings: Settings, first: int, workers:
                 yield running.popleft().result()
         except BrokenProcessPool as error:
             raise PruneError(
-                "an encoding process was killed (out of memory?): run the same command again, it goes on"
+                "an encoding process was killed (out of memory?): run the same command again; it resumes"
             ) from error
         finally:
             for future in running:

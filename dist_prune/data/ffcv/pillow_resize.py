@@ -1,10 +1,10 @@
-"""Pillow's resize, bit for bit, compiled: what FFCV's reader does with a decoded image.
+"""Pillow's resize, bit for bit, compiled: FFCV's pipeline applies it to decoded images.
 
-FFCV's own resize is OpenCV's area average, which no other loader has: a network would see other pixels through
-another backend. This is the two-pass fixed-point resampling of Pillow (src/libImaging/Resample.c: coefficients with 22
-fractional bits, 8 bits between the passes) for the window of the result that is wanted. Which pass comes first
-changes the rounding: Pillow 13 does the vertical one first where the height shrinks by more than twice what the width
-shrinks by, older ones never do; the installed one is asked.
+FFCV resizes by OpenCV's area average, which no other loader has, so a network would get other pixels than from another
+backend. This is the two-pass fixed-point resampling of Pillow (src/libImaging/Resample.c: coefficients with 22
+fractional bits, 8 bits between the passes), for a window of the result. The order of the passes changes the rounding.
+Pillow 13 does the vertical pass first if the height shrinks by more than twice what the width shrinks by; older
+versions never do. ``VERTICAL_FIRST`` is measured on the installed version.
 """
 
 import math
@@ -16,11 +16,11 @@ from PIL import Image
 KINDS = {"nearest": 0, "bilinear": 1, "bicubic": 2}
 BITS = 22
 HALF = 1 << (BITS - 1)
-# compiled for a caller with fastmath (FFCV's), a function would inherit that: other roundings, kept on the disk
-exact = njit(nogil=True, cache=True, fastmath=False)
+# Without fastmath=False a function inherits the fastmath of its caller (FFCV): other roundings, cached on disk.
+exact_njit = njit(nogil=True, cache=True, fastmath=False)
 
 
-@exact
+@exact_njit
 def _weight(kind: int, x: float) -> float:
     x = abs(x)
     if kind == 1:
@@ -32,23 +32,30 @@ def _weight(kind: int, x: float) -> float:
     return 0.0
 
 
-@exact
-def _taps(length: int, resized: int, start: int, count: int, kind: int):
-    """Which of ``length`` samples make up samples ``start`` to ``start + count`` of ``resized``, and how much of each.
+@exact_njit
+def _filter_taps(length: int, resized: int, start: int, count: int, kind: int):
+    """Source samples and weights of a part of a resized line.
+
+    Args:
+        length: samples of the source line.
+        resized: samples of the resized line.
+        start: first sample wanted of the resized line.
+        count: number of samples wanted.
+        kind: of interpolation, a value of ``KINDS``.
 
     Returns:
-        first (count,) and how many (count,) source samples; weights (count, most) in units of 2**-22.
+        First source sample (count,), number of source samples (count,), and weights (count, most) in units of 2**-22.
     """
     scale = length / resized
-    first, many = np.empty(count, np.int32), np.empty(count, np.int32)
+    first, counts = np.empty(count, np.int32), np.empty(count, np.int32)
     if kind == 0:
         weights = np.full((count, 1), 1 << BITS, np.int32)
-        place = scale * 0.5  # added up step by step: so does Pillow, and ties fall the same way
+        position = scale * 0.5  # summed step by step as in Pillow, so ties round the same way
         for i in range(start + count):
             if i >= start:
-                first[i - start], many[i - start] = min(int(place), length - 1), 1
-            place += scale
-        return first, many, weights
+                first[i - start], counts[i - start] = min(int(position), length - 1), 1
+            position += scale
+        return first, counts, weights
     stretch = max(scale, 1.0)
     support = (1.0 if kind == 1 else 2.0) * stretch
     weights = np.zeros((count, math.ceil(support) * 2 + 1), np.int32)
@@ -64,42 +71,42 @@ def _taps(length: int, resized: int, start: int, count: int, kind: int):
         for k in range(high - low):
             share = row[k] / total if total != 0.0 else row[k]
             weights[i, k] = int(share * (1 << BITS) + (0.5 if share >= 0 else -0.5))
-        first[i], many[i] = low, high - low
-    return first, many, weights
+        first[i], counts[i] = low, high - low
+    return first, counts, weights
 
 
-@exact
+@exact_njit
 def _byte(value: int) -> int:
     return min(max(value >> BITS, 0), 255)
 
 
-@exact
-def _across(source, top, left, taps, mirror, out):
-    """Horizontal pass: rows ``top`` .. of ``source`` (H, W, 3), as many as ``out`` (n, size, 3) has."""
-    first, many, weights = taps
+@exact_njit
+def _horizontal_pass(source, top, left, taps, mirror, out):
+    """Resample rows ``top`` onwards of ``source`` (H, W, 3), as many as ``out`` (n, size, 3) has."""
+    first, counts, weights = taps
     size = out.shape[1]
     for y in range(out.shape[0]):
         line = source[top + y]
         for x in range(size):
             red = green = blue = HALF
-            for k in range(many[x]):
-                weight, place = weights[x, k], left + first[x] + k
-                red += weight * line[place, 0]
-                green += weight * line[place, 1]
-                blue += weight * line[place, 2]
+            for k in range(counts[x]):
+                weight, column = weights[x, k], left + first[x] + k
+                red += weight * line[column, 0]
+                green += weight * line[column, 1]
+                blue += weight * line[column, 2]
             pixel = out[y, size - 1 - x if mirror else x]
             pixel[0], pixel[1], pixel[2] = _byte(red), _byte(green), _byte(blue)
 
 
-@exact
-def _down(source, top, left, taps, out):
-    """Vertical pass: columns ``left`` .. of ``source`` (H, W, 3), as many as ``out`` (size, n, 3) has."""
-    first, many, weights = taps
+@exact_njit
+def _vertical_pass(source, top, left, taps, out):
+    """Resample columns ``left`` onwards of ``source`` (H, W, 3), as many as ``out`` (size, n, 3) has."""
+    first, counts, weights = taps
     width = 3 * out.shape[1]
     total = np.empty(width, np.int32)
     for y in range(out.shape[0]):
         total[:] = HALF
-        for k in range(many[y]):
+        for k in range(counts[y]):
             weight = weights[y, k]
             line = source[top + first[y] + k].reshape(-1)[3 * left : 3 * left + width]
             for x in range(width):
@@ -109,59 +116,68 @@ def _down(source, top, left, taps, out):
             target[x] = _byte(total[x])
 
 
-@exact
-def _reach(taps):
-    """The first sample that is needed, and the one behind the last."""
-    first, many, _ = taps
-    return first.min(), (first + many).max()
+@exact_njit
+def _source_range(taps):
+    """First source sample that is needed, and the one after the last."""
+    first, counts, _ = taps
+    return first.min(), (first + counts).max()
 
 
-@exact
-def resample(image, box, resized, window, kind, vertical_first, mirror, out):
-    """Cut a box out of ``image`` (H, W, 3) uint8, resize it, write a window of the result to ``out``.
+@exact_njit
+def resample_window(image, box, resized, window, kind, vertical_first, mirror, out):
+    """Crop a box of an image, resize it, and write a window of the result.
 
     Args:
-        box: (top, left, height, width); nothing outside it is looked at.
-        resized: (rows, columns) that the box gets.
-        window: (top, left) of the part of the resized box that is wanted.
-        kind: a value of KINDS.
-        vertical_first: whether the installed Pillow ever does the vertical pass first (VERTICAL_FIRST).
-        mirror: write the window mirrored left to right.
-        out: (size, size, 3) uint8, C-contiguous; its size is the window's.
+        image: (H, W, 3) uint8.
+        box: (top, left, height, width) in pixels; pixels outside it are not read.
+        resized: (rows, columns) to which the box is resized.
+        window: (top, left) of the wanted part of the resized box.
+        kind: of interpolation, a value of ``KINDS``.
+        vertical_first: whether the installed Pillow ever does the vertical pass first (``VERTICAL_FIRST``).
+        mirror: whether to mirror the window left to right.
+        out: (size, size, 3) uint8, C-contiguous, overwritten; its size is that of the window.
     """
     top, left, height, width = box
     rows, columns = resized
     size = out.shape[0]
-    vertical = _taps(height, rows, window[0], size, kind)
-    horizontal = _taps(width, columns, window[1], size, kind)
+    vertical = _filter_taps(height, rows, window[0], size, kind)
+    horizontal = _filter_taps(width, columns, window[1], size, kind)
     if vertical_first and height > rows and 2 * (width - columns) < height - rows:
-        begin, end = _reach(horizontal)
+        begin, end = _source_range(horizontal)
         middle = np.empty((size, end - begin, 3), np.uint8)
-        _down(image, top, left + begin, vertical, middle)
-        _across(middle, 0, -begin, horizontal, mirror, out)
+        _vertical_pass(image, top, left + begin, vertical, middle)
+        _horizontal_pass(middle, 0, -begin, horizontal, mirror, out)
     else:
-        begin, end = _reach(vertical)
+        begin, end = _source_range(vertical)
         middle = np.empty((end - begin, size, 3), np.uint8)
-        _across(image, top + begin, left, horizontal, mirror, middle)
-        _down(middle, -begin, 0, vertical, out)
+        _horizontal_pass(image, top + begin, left, horizontal, mirror, middle)
+        _vertical_pass(middle, -begin, 0, vertical, out)
 
 
-@exact
-def render(image, row, kind, vertical_first, out):
-    """``resample`` with what ``centred`` or ``drawn`` found for the image."""
+@exact_njit
+def resample_row(image, row, kind, vertical_first, out):
+    """Apply ``resample_window`` with a row of ``centre_windows`` or ``random_windows``.
+
+    Args:
+        image: (H, W, 3) uint8.
+        row: (9,) int32.
+        kind: of interpolation, a value of ``KINDS``.
+        vertical_first: ``VERTICAL_FIRST``.
+        out: (size, size, 3) uint8, overwritten.
+    """
     box, resized, window = (row[0], row[1], row[2], row[3]), (row[4], row[5]), (row[6], row[7])
-    resample(image, box, resized, window, kind, vertical_first, row[8] != 0, out)
+    resample_window(image, box, resized, window, kind, vertical_first, row[8] != 0, out)
 
 
-@exact
-def blank(height, width):
-    """(height, width, 3) uint8, not filled."""
+@exact_njit
+def empty_image(height, width):
+    """(height, width, 3) uint8, uninitialised."""
     return np.empty((height, width, 3), np.uint8)
 
 
-@exact
-def unpack(data, image):
-    """Copy raw pixels (n,) into an image; 0, or 1 where their number is wrong."""
+@exact_njit
+def copy_raw(data, image):
+    """Copy raw pixels (n,) into an image; returns 0, or 1 if their number is wrong."""
     flat = image.reshape(-1)
     if len(flat) != len(data):
         return 1
@@ -170,63 +186,69 @@ def unpack(data, image):
     return 0
 
 
-@exact
+@exact_njit
 def centre_windows(sides, size, short):
-    """Windows of the evaluation look: the shorter side is resized to ``short``, the centre cut out.
+    """Windows of the evaluation transform: resize the shorter side, crop the centre.
 
-    The roundings are torchvision's (Resize, CenterCrop).
+    Roundings are those of torchvision's Resize and CenterCrop.
 
     Args:
-        sides: (n, 2) height and width.
-        size: of the square that is cut out.
+        sides: (n, 2) height and width in pixels.
+        size: side of the square that is cropped.
+        short: pixels to which the shorter side is resized.
 
     Returns:
-        (n, 9) int32: box (top, left, height, width), its new (rows, columns), window (top, left), mirrored.
+        (n, 9) int32: box (top, left, height, width), its resized (rows, columns), window (top, left), and 1 to mirror.
     """
-    found = np.zeros((len(sides), 9), np.int32)
+    windows = np.zeros((len(sides), 9), np.int32)
     for i in range(len(sides)):
         height, width = sides[i]
         rows = short if height <= width else int(short * height / width)
         columns = short if width <= height else int(short * width / height)
-        found[i, 2:] = (height, width, rows, columns, round((rows - size) / 2.0), round((columns - size) / 2.0), 0)
-    return found
+        windows[i, 2:] = (height, width, rows, columns, round((rows - size) / 2.0), round((columns - size) / 2.0), 0)
+    return windows
 
 
-@exact
-def random_windows(sides, chances, scale, ratio, size):
-    """Windows of training images, resized to a square: the same as ``augment.window`` finds, see ``centred``.
+@exact_njit
+def random_windows(sides, uniforms, scale, ratio, size):
+    """Windows of training images, resized to a square: the windows of ``augment.crop_window``.
 
     Args:
-        sides: (n, 2) height and width.
-        chances: (n, 2 * tries + 3) as ``augment.window_chances`` gives them.
-        scale, ratio: area share and aspect, (lowest, highest).
+        sides: (n, 2) height and width in pixels.
+        uniforms: (n, 2 * tries + 3) float64, see ``augment.window_uniforms``.
+        scale: (lowest, highest) fraction of the area.
+        ratio: (lowest, highest) aspect ratio.
+        size: side of the square.
+
+    Returns:
+        (n, 9) int32, see ``centre_windows``.
     """
-    found = np.zeros((len(sides), 9), np.int32)
-    low, high, tries = math.log(ratio[0]), math.log(ratio[1]), (chances.shape[1] - 3) // 2
+    windows = np.zeros((len(sides), 9), np.int32)
+    low, high, tries = math.log(ratio[0]), math.log(ratio[1]), (uniforms.shape[1] - 3) // 2
     for i in range(len(sides)):
-        (height, width), chance = sides[i], chances[i]
+        (height, width), row = sides[i], uniforms[i]
         top, left, h, w = 0, 0, 0, 0
-        for number in range(tries):
-            area = height * width * (scale[0] + chance[number] * (scale[1] - scale[0]))
-            aspect = math.exp(low + chance[tries + number] * (high - low))
+        for attempt in range(tries):
+            area = height * width * (scale[0] + row[attempt] * (scale[1] - scale[0]))
+            aspect = math.exp(low + row[tries + attempt] * (high - low))
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < w <= width and 0 < h <= height:
-                top, left = int(chance[2 * tries] * (height - h + 1)), int(chance[2 * tries + 1] * (width - w + 1))
+                top, left = int(row[2 * tries] * (height - h + 1)), int(row[2 * tries + 1] * (width - w + 1))
                 break
         else:
             aspect = min(max(width / height, ratio[0]), ratio[1])
             w, h = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
             top, left = (height - h) // 2, (width - w) // 2
-        found[i] = (top, left, h, w, size, size, 0, 0, int(chance[-1] < 0.5))
-    return found
+        windows[i] = (top, left, h, w, size, size, 0, 0, int(row[-1] < 0.5))
+    return windows
 
 
 def _vertical_first() -> bool:
     """Whether Pillow shrinks a tall image's height before its width (newer versions) or always the width first."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 24, 3), dtype=np.uint8))
-    whole = np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR))
-    parts = image.resize((24, 16), Image.Resampling.BILINEAR).resize((16, 16), Image.Resampling.BILINEAR)
-    return np.array_equal(whole, np.asarray(parts))
+    at_once = np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR))
+    in_two_steps = image.resize((24, 16), Image.Resampling.BILINEAR).resize((16, 16), Image.Resampling.BILINEAR)
+    return np.array_equal(at_once, np.asarray(in_two_steps))
 
 
 VERTICAL_FIRST = _vertical_first()

@@ -103,7 +103,7 @@ class Entropy(base.RankingMethod):
             target=options.entropy_target,
             grid=grid._replace(coarse=options.grid == "coarse"),
             halved=width not in ALIGNED or wider,
-            anchor_halved=not wick,
+            reference_halved=not wick,
             sigma_y=options.sigma_y,
             softmax=self.has("softmax_labels"),
             last_only=wick and self.has("last_batch"),

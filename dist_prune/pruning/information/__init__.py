@@ -1,1 +1,1 @@
-"""Entropies and information of activations."""
+"""Entropies and mutual information of activations, and backward elimination of filters by them."""

@@ -1,4 +1,7 @@
-"""Judges whose rests have kernels of their own: the paper's aligned widths, and the released program's polynomials."""
+"""Estimators whose remainders have kernels of their own: the paper's aligned bandwidths, and polynomial kernels.
+
+The remainder of channel k is the remaining set R without k. Section numbers are those of the entropy specification.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -8,75 +11,119 @@ from torch import Tensor
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning.information import bandwidth
-from dist_prune.pruning.information.estimators import AT_ONCE, WHOLE, Criterion, EntropyEstimator, GaussianEstimator
+from dist_prune.pruning.information.estimators import (
+    ALL_REMAINING,
+    CHUNK,
+    Criterion,
+    EntropyEstimator,
+    GaussianEstimator,
+)
 from dist_prune.pruning.information.renyi import renyi_entropy
 
 
 class AlignedEstimator(GaussianEstimator):
-    """The paper's estimator: every rest gets a width of its own, aligned to the kernel of the whole unpruned layer
-    (section 8.1, mode C). The joint of a filter and its rest is the product of their two kernels.
+    """The paper's estimator: each remainder gets a bandwidth aligned to a reference kernel (section 8.1, mode C).
+
+    The reference is the kernel of the whole unpruned layer (section 3.2). The joint kernel of a channel and its
+    remainder is the product of their two kernels.
 
     Args:
-        anchor: pairs of the kernel that widths are aligned to.
-        batch: number of this batch: the search is coarser behind the 20th.
+        args: positional arguments of ``GaussianEstimator``.
+        reference: (pairs,) of the reference kernel.
+        batch: number of this batch, from 0; later batches try fewer bandwidths.
+        grid: bandwidths to try.
+        kwargs: keyword arguments of ``GaussianEstimator``.
     """
 
     def __init__(
-        self, *args: Any, anchor: Tensor, batch: int = 0, grid: bandwidth.BandwidthGrid = bandwidth.PAPER, **more: Any
-    ):  # fmt: skip
-        super().__init__(*args, **more)
-        self.anchor, self.batch, self.grid = anchor.to(self.x.device, self.dtype), batch, grid
+        self,
+        *args: Any,
+        reference: Tensor,
+        batch: int = 0,
+        grid: bandwidth.BandwidthGrid = bandwidth.PAPER,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self.reference = reference.to(self.x.device, self.dtype)
+        self.batch = batch
+        self.grid = grid
 
     def begin(self, remaining: Sequence[int]) -> None:
+        """See ``EntropyEstimator.begin``."""
         super().begin(remaining)
-        self.whole = torch.zeros(len(self.anchor), dtype=torch.float64, device=self.x.device)
-        for start in range(0, len(self.remaining), AT_ONCE):
-            for row in self.squared(self.remaining[start : start + AT_ONCE]):
-                self.whole += row
-        self.found: dict[int, float] = {}
+        self.total_squared = torch.zeros(len(self.reference), dtype=torch.float64, device=self.x.device)
+        for start in range(0, len(self.remaining), CHUNK):
+            for row in self.squared(self.remaining[start : start + CHUNK]):
+                self.total_squared += row
+        self.bandwidth_of: dict[int, float] = {}
 
     def remove(self, gone: Iterable[int]) -> None:
+        """See ``EntropyEstimator.remove``."""
         gone = list(gone)
         super().remove(gone)
         for row in self.squared(gone):
-            self.whole -= row
-        self.whole.clamp_(min=0)
-        self.found = {}
+            self.total_squared -= row
+        self.total_squared.clamp_(min=0)
+        self.bandwidth_of = {}
 
-    def rest(self, k: int) -> Tensor:
-        """(pairs,) squared distances of what is left without k; of everything for WHOLE."""
-        if k == WHOLE:
-            return self.whole.to(self.dtype)
-        return (self.whole - self.squared([k])[0]).clamp_(min=0).to(self.dtype)
+    def remainder_squared(self, k: int) -> Tensor:
+        """(pairs,) squared distances of the remaining set without k; of the whole set for ``ALL_REMAINING``."""
+        if k == ALL_REMAINING:
+            return self.total_squared.to(self.dtype)
+        return (self.total_squared - self.squared([k])[0]).clamp_(min=0).to(self.dtype)
 
-    def search(self, channels: Sequence[int]) -> Tensor:
-        return bandwidth.aligned_bandwidths(
-            torch.stack([self.rest(k) for k in channels]), self.anchor, self.n, self.batch, self.grid
+    def search_bandwidths(self, channels: Sequence[int]) -> Tensor:
+        """See ``EntropyEstimator.search_bandwidths``."""
+        return bandwidth.align_bandwidths(
+            torch.stack([self.remainder_squared(k) for k in channels]), self.reference, self.n, self.batch, self.grid
         )
 
-    def settle(self, channels: Sequence[int], sigmas: Tensor) -> None:
-        self.found.update(zip(channels, sigmas.tolist(), strict=True))
+    def set_bandwidths(self, channels: Sequence[int], sigmas: Tensor) -> None:
+        """See ``EntropyEstimator.set_bandwidths``."""
+        self.bandwidth_of.update(zip(channels, sigmas.tolist(), strict=True))
 
-    def kernel(self, k: int) -> Tensor:
-        return torch.exp(self.rest(k) / (-(2.0 if self.halved else 1.0) * self.found[k] ** 2))
+    def remainder_kernel(self, k: int) -> Tensor:
+        """(pairs,) kernel of the remaining set without k, or of the whole set for ``ALL_REMAINING``."""
+        return torch.exp(self.remainder_squared(k) / (-(2.0 if self.halved else 1.0) * self.bandwidth_of[k] ** 2))
 
     def joint(self, channels: Sequence[int]) -> Tensor:
-        return self._counted(self.kernel(WHOLE), self.n, self.alpha).double().expand(len(channels))
+        """See ``EntropyEstimator.joint``."""
+        return (
+            self._kernel_entropy(self.remainder_kernel(ALL_REMAINING), self.n, self.alpha)
+            .double()
+            .expand(len(channels))
+        )
 
     def score(self, channels: Sequence[int]) -> Tensor:
-        """mi_rest: I(Z_k; Z_rest); mi_all: I(Z_R; Z_rest); joint: H(Z_rest)."""
+        """Criterion of each channel, see ``EntropyEstimator.score``.
+
+        ``mi_rest`` is I(Z_k; Z_(R without k)), ``mi_all`` is I(Z_R; Z_(R without k)), ``joint`` is H(Z_(R without k)).
+        """
         out = []
         for k in channels:
-            rest = self.kernel(k)
-            one = self.kernel(WHOLE) if self.criterion == "mi_all" else torch.exp(-self.exponents([k])[0])
-            terms = [rest] if self.criterion == "joint" else [one, rest, one * rest]
-            found = self._counted(torch.stack(terms), self.n, self.alpha).double()
-            out.append(found[0] if self.criterion == "joint" else found[0] + found[1] - found[2])
+            remainder = self.remainder_kernel(k)
+            variable = (
+                self.remainder_kernel(ALL_REMAINING)
+                if self.criterion == "mi_all"
+                else torch.exp(-self.exponents([k])[0])
+            )
+            kernels = [remainder] if self.criterion == "joint" else [variable, remainder, variable * remainder]
+            entropies = self._kernel_entropy(torch.stack(kernels), self.n, self.alpha).double()
+            out.append(entropies[0] if self.criterion == "joint" else entropies[0] + entropies[1] - entropies[2])
         return torch.stack(out)
 
 
 class PolynomialEstimator(EntropyEstimator):
-    """Kernels (1 + x y)^2 of sets of filters, joints by products; a deprecated option of the released program."""
+    """Estimator with kernels (1 + x y)^2 of sets of channels, joints by products (``p_reyei``, section 4).
+
+    It is a deprecated option of the released program.
+
+    Args:
+        x: (n, K, d) activations.
+        criterion: see ``EntropyEstimator``.
+        own: see ``EntropyEstimator``.
+        alpha: order of the Renyi entropy.
+    """
 
     def __init__(self, x: Tensor, criterion: Criterion, own: Sequence[int], alpha: float):
         super().__init__(criterion, own)
@@ -90,22 +137,28 @@ class PolynomialEstimator(EntropyEstimator):
         return (1 + self._products(channels)) ** 2
 
     def alone(self, channels: Sequence[int]) -> Tensor:
+        """See ``EntropyEstimator.alone``."""
         return torch.stack([renyi_entropy(self._kernel([k]), self.alpha) for k in channels]).double()
 
     def relevance(self, channels: Sequence[int]) -> Tensor:
-        raise PruneError("the polynomial kernel has no label kernel beside it")
+        """Raise a PruneError: there is no label kernel for a polynomial kernel."""
+        raise PruneError("there is no label kernel for the polynomial kernel")
 
     def joint(self, channels: Sequence[int]) -> Tensor:
+        """See ``EntropyEstimator.joint``."""
         return renyi_entropy(self._kernel(self.remaining), self.alpha).double().expand(len(channels))
 
     def score(self, channels: Sequence[int]) -> Tensor:
-        """mi_rest: I(Z_k; Z_rest). joint: S(Z_rest)."""
+        """Criterion of each channel, see ``EntropyEstimator.score``.
+
+        ``mi_rest`` is I(Z_k; Z_(R without k)), ``joint`` is H(Z_(R without k)).
+        """
         out = []
         for k in channels:
-            one, rest = self._kernel([k]), self._kernel([j for j in self.remaining if j != k])
+            variable, remainder = self._kernel([k]), self._kernel([j for j in self.remaining if j != k])
             if self.criterion == "joint":
-                out.append(renyi_entropy(rest, self.alpha).double())
+                out.append(renyi_entropy(remainder, self.alpha).double())
                 continue
-            terms = [renyi_entropy(m, self.alpha) for m in (one, rest, one * rest)]
+            terms = [renyi_entropy(m, self.alpha) for m in (variable, remainder, variable * remainder)]
             out.append((terms[0] + terms[1] - terms[2]).double())
         return torch.stack(out)

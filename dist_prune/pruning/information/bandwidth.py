@@ -1,6 +1,7 @@
-"""Widths of Gaussian kernels: by rule, from the data, by alignment to another kernel, or for a wanted entropy.
+"""Bandwidths of Gaussian kernels: by rule, from the data, by alignment to another kernel, or for a wanted entropy.
 
-Distances and kernels are given by their pairs (see renyi.py); one row is one variable.
+Distances and kernels are given by their pairs (see renyi.py); each row is one variable. Section numbers are those of
+the entropy specification.
 """
 
 import math
@@ -16,8 +17,15 @@ NEIGHBOURS, BISECTIONS = 10, 60
 
 
 class BandwidthGrid(NamedTuple):
-    """Widths that an alignment tries: from ``start`` to 10 mean distances, ``first`` of them, ``later`` in batches
-    behind number ``until``; ``coarse`` replaces them by 16 and, between the best one's neighbours, 16 more."""
+    """Bandwidths that an alignment tries, equally spaced from ``start`` to 10 mean distances.
+
+    Attributes:
+        start: smallest bandwidth.
+        first: number of bandwidths in the first batches.
+        later: number of bandwidths in later batches.
+        until: the last batch, from 0, that uses ``first``.
+        coarse: try 16 bandwidths, then 16 between the neighbours of the best one, in every batch.
+    """
 
     start: float = 0.3
     first: int = 300
@@ -25,8 +33,8 @@ class BandwidthGrid(NamedTuple):
     until: int = 20
     coarse: bool = False
 
-    def points(self, batch: int) -> int:
-        """Widths tried in batch number ``batch``."""
+    def point_count(self, batch: int) -> int:
+        """Number of bandwidths tried in one pass of batch number ``batch``."""
         return 16 if self.coarse else self.first if batch <= self.until else self.later
 
 
@@ -34,81 +42,124 @@ PAPER = BandwidthGrid()
 
 
 def scaled_rule(n: int, features: int, gamma: float = 1.0) -> float:
-    """gamma n^(-1 / (4 + d)) sqrt(d): a rule for features of unit variance."""
+    """Bandwidth gamma n^(-1 / (4 + d)) sqrt(d), a rule for features of unit variance (section 3.1).
+
+    Args:
+        n: number of samples.
+        features: number d of features of the flattened variable.
+        gamma: factor.
+    """
     return gamma * n ** (-1 / (4 + features)) * math.sqrt(features)
 
 
-def aligned_bandwidths(squared: Tensor, anchor: Tensor, n: int, batch: int = 0, grid: BandwidthGrid = PAPER) -> Tensor:
-    """Per variable the width whose kernel exp(-D^2 / sigma^2) points most nearly in the anchor's direction.
+def align_bandwidths(squared: Tensor, reference: Tensor, n: int, batch: int = 0, grid: BandwidthGrid = PAPER) -> Tensor:
+    """Find for each variable the bandwidth that aligns its kernel best with a reference kernel (section 3.3).
 
-    Kernel alignment: the largest <K_sigma, K_anchor> / |K_sigma| |K_anchor|; the first one among equals. A variable
-    that is constant has every width, and gets the first of the grid.
+    The alignment of K = exp(-D^2 / sigma^2) with the reference R is <K, R> / (|K| |R|), with Frobenius norms. The first
+    of equal maxima is taken. A constant variable has the same alignment for all bandwidths and gets the first of the
+    grid.
 
     Args:
-        squared: (V, pairs).
-        anchor: (pairs,).
-        batch: number of the batch, from 0; later ones are searched on fewer points.
+        squared: (V, pairs) squared distances of V variables.
+        reference: (pairs,) of the reference kernel, of the same dtype.
+        n: number of samples.
+        batch: number of the batch, from 0; later batches try fewer bandwidths.
+        grid: the bandwidths to try.
+
+    Returns:
+        (V,) float64.
     """
-    found = []
-    length = torch.sqrt(n + 2 * (anchor * anchor).sum())
-    slack = 1e-13 if squared.dtype == torch.float64 else 1e-6  # equal up to rounding is equal
+    bandwidths = []
+    reference_norm = torch.sqrt(n + 2 * (reference * reference).sum())
+    tolerance = 1e-13 if squared.dtype == torch.float64 else 1e-6  # values equal up to rounding count as equal
     for row in squared:
         low = grid.start
         high = max(10 * float(2 * row.sqrt().sum() / n**2), low)
         sigmas, best = torch.empty(0), 0
         for _ in range(2 if grid.coarse else 1):
-            sigmas = torch.linspace(low, high, grid.points(batch), dtype=torch.float64, device=row.device)
+            sigmas = torch.linspace(low, high, grid.point_count(batch), dtype=torch.float64, device=row.device)
             kernels = (row * -(sigmas.to(row.dtype) ** -2)[:, None]).exp_()
-            product = n + 2 * kernels @ anchor
-            score = product / (torch.sqrt(n + 2 * torch.linalg.vector_norm(kernels, dim=1) ** 2) * length)
-            best = int((score >= score.max() * (1 - slack)).nonzero()[0])
+            product = n + 2 * kernels @ reference
+            alignment = product / (torch.sqrt(n + 2 * torch.linalg.vector_norm(kernels, dim=1) ** 2) * reference_norm)
+            best = int((alignment >= alignment.max() * (1 - tolerance)).nonzero()[0])
             low, high = float(sigmas[max(best - 1, 0)]), float(sigmas[min(best + 1, len(sigmas) - 1)])
-        found.append(sigmas[best])
-    return torch.stack(found)
+        bandwidths.append(sigmas[best])
+    return torch.stack(bandwidths)
 
 
 def smooth_over_batches(per_batch: Sequence[Tensor]) -> Tensor:
-    """s_0 = sigma_0, s_t = 0.9 s_(t-1) + 0.1 sigma_t, in the order of the batches; the last one holds for all."""
-    state = per_batch[0]
+    """Exponential average of bandwidths in the order of the batches (section 3.3).
+
+    s_0 = sigma_0 and s_t = 0.9 s_(t-1) + 0.1 sigma_t. The last one is used for all batches. The result depends on the
+    order, so it needs the bandwidths of all batches, gathered over ranks.
+
+    Args:
+        per_batch: bandwidths of each batch, tensors of one shape.
+    """
+    smoothed = per_batch[0]
     for sigma in per_batch[1:]:
-        state = 0.9 * state + 0.1 * sigma
-    return state
+        smoothed = 0.9 * smoothed + 0.1 * sigma
+    return smoothed
 
 
 def median_bandwidth(squared: Tensor, n: int) -> Tensor:
-    """Per variable sqrt(median of the positive D^2 / 2); 1 where there is none."""
-    out = [row[row > 0] for row in squared]
+    """Bandwidth sqrt(median of the positive D^2 / 2) of each variable; 1 if all distances are 0.
+
+    Args:
+        squared: (V, pairs) squared distances.
+        n: number of samples.
+
+    Returns:
+        (V,) float64.
+    """
+    positive = [row[row > 0] for row in squared]
     return torch.stack(
-        [torch.sqrt(row.median() / 2).double() if len(row) else row.new_ones(()).double() for row in out]
+        [torch.sqrt(row.median() / 2).double() if len(row) else row.new_ones(()).double() for row in positive]
     )
 
 
 def nearest_neighbour_bandwidth(squared: Tensor, n: int) -> Tensor:
-    """Per variable the mean distance to the 10 nearest neighbours of a sample, averaged; 1 where it is 0."""
-    found = []
+    """Mean distance of a sample to its 10 nearest neighbours, averaged over the samples; 1 if that is 0.
+
+    Args:
+        squared: (V, pairs) squared distances.
+        n: number of samples.
+
+    Returns:
+        (V,) float64.
+    """
+    bandwidths = []
     for row in squared:
         square = pairs_to_square(row.sqrt(), n, math.inf)
         value = square.topk(min(NEIGHBOURS, n - 1), 1, largest=False).values.mean().double()
-        found.append(torch.where(value > 0, value, torch.ones_like(value)))
-    return torch.stack(found)
+        bandwidths.append(torch.where(value > 0, value, torch.ones_like(value)))
+    return torch.stack(bandwidths)
 
 
 def entropy_multiplier(exponents: Sequence[Tensor], n: int, alpha: float, share: float) -> float:
-    """The factor of the summed exponents (one (pairs,) tensor a batch) at which the mean entropy is share log2 n.
+    """Find the factor m at which the mean entropy of exp(-m E) over batches is ``share`` log2 n (section 3.5).
 
-    The entropy of exp(-m E) grows with m: exp(-(m + d) E) is the Hadamard product of two kernels. Found by bisection
-    on a logarithmic scale; where all samples are alike there is nothing to find, and the factor is 1.
+    The entropy grows with m, because exp(-(m + d) E) is the Hadamard product of two kernels. The factor is found by
+    bisection on a logarithmic scale. It is 1 if all samples are alike.
+
+    Args:
+        exponents: (pairs,) summed exponents E of each batch. All batches are needed, not those of one rank.
+        n: number of samples in a batch.
+        alpha: order of the entropy.
+        share: wanted entropy as a fraction of log2 n, between 0 and 1.
     """
     scale = sum(float(e.mean()) for e in exponents) / len(exponents)
     if scale == 0:
         return 1.0
-    low, high, wanted = math.log(1e-9 / scale), math.log(1e9 / scale), share * math.log2(n)
+    low = math.log(1e-9 / scale)
+    high = math.log(1e9 / scale)
+    target = share * math.log2(n)
 
-    def reached(log: float) -> bool:
-        at = [float(kernel_entropy(torch.exp(e * -math.exp(log)), n, alpha)) for e in exponents]
-        return sum(at) / len(at) >= wanted
+    def reaches_target(log: float) -> bool:
+        entropies = [float(kernel_entropy(torch.exp(e * -math.exp(log)), n, alpha)) for e in exponents]
+        return sum(entropies) / len(entropies) >= target
 
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        low, high = (low, middle) if reached(middle) else (middle, high)
+        low, high = (low, middle) if reaches_target(middle) else (middle, high)
     return math.exp((low + high) / 2)

@@ -1,4 +1,4 @@
-"""Orders of many groups: what is dealt over ranks, and what a stopped run finds again."""
+"""Elimination orders of many groups: distribution over ranks, and resuming after a stop."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,13 +15,18 @@ from dist_prune.pruning.information.backward_elimination import (
 )
 from dist_prune.pruning.information.group_samples import GroupSamples
 
-PARTS = 8  # into how many the channels are dealt: more than there are useful ranks per batch
-STATIC = {"relevance": "relevance", "entropy": "alone"}  # criteria that need one pass
+CHANNEL_SHARDS = 8  # parts of the channels, more than the ranks that are useful for a batch
+STATIC = {"relevance": "relevance", "entropy": "alone"}  # criterion that needs one pass -> method of the estimators
 
 
 @dataclass(frozen=True)
 class GroupOrder:
-    """A group's order and (K,) float64 entropies of its channels in bits, mean over taps and batches."""
+    """Order of a group.
+
+    Attributes:
+        state: the finished elimination.
+        alone: (K,) float64 entropy of each channel in bits, mean over taps and batches.
+    """
 
     state: EliminationState
     alone: Tensor
@@ -29,91 +34,111 @@ class GroupOrder:
 
 @dataclass
 class EliminationScheduler:
-    """Ranks subjects; the same on every rank.
+    """Runs the eliminations of many groups. All ranks must call it alike, and get the same orders.
 
     Attributes:
-        share: bench.share: independent jobs over ranks, saved.
-        keep: bench.keep: the state of an elimination.
-        rule: the rule of deletion of a subject.
-        parallel: ``layers`` deals whole groups over ranks; ``batches`` and ``candidates`` deal the work of every step.
+        map_jobs: ``ScoringContext.map_jobs``: independent jobs over ranks, results saved.
+        checkpoint: ``ScoringContext.checkpoint``: saves and returns the state of an elimination.
+        rule: gives the rule of removal of a group.
+        parallel: ``layers`` spreads whole groups over ranks; ``batches`` and ``candidates`` spread the work of each
+            step.
     """
 
-    share: Callable[..., list[Any]]
-    keep: Callable[..., dict[str, Tensor]]
+    map_jobs: Callable[..., list[Any]]
+    checkpoint: Callable[..., dict[str, Tensor]]
     rule: Callable[[GroupSamples], Elimination]
     parallel: Literal["layers", "batches", "candidates"] = "layers"
 
     def orders(self, group_samples: Sequence[GroupSamples], dead: Sequence[Sequence[int]]) -> list[GroupOrder]:
-        """One order per subject; the channels of ``dead`` go first."""
-        sigmas = group_bandwidths(group_samples, self.share)
+        """Order the channels of each group.
+
+        Args:
+            group_samples: activations of the groups, complete on every rank.
+            dead: for each group the channels that go first, in this order.
+
+        Returns:
+            One order for each group.
+        """
+        sigmas = group_bandwidths(group_samples, self.map_jobs)
         starts = [
-            EliminationState(s.width, [*gone], [0.0] * len(gone), [0.0] * len(gone))
-            for s, gone in zip(group_samples, dead, strict=True)
+            EliminationState(s.width, [*channels], [0.0] * len(channels), [0.0] * len(channels))
+            for s, channels in zip(group_samples, dead, strict=True)
         ]
         if self.parallel == "layers":
-            return self._by_layers(group_samples, sigmas, starts)
-        return [self._inside(*each) for each in zip(group_samples, sigmas, starts, strict=True)]
+            return self._order_groups_in_parallel(group_samples, sigmas, starts)
+        return [self._order_one_group(*arguments) for arguments in zip(group_samples, sigmas, starts, strict=True)]
 
-    def _by_layers(
-        self, group_samples: Sequence[GroupSamples], sigmas: Sequence[list[Tensor]], courses: list[EliminationState]
+    def _order_groups_in_parallel(
+        self, group_samples: Sequence[GroupSamples], sigmas: Sequence[list[Tensor]], states: list[EliminationState]
     ) -> list[GroupOrder]:
-        panels: dict[int, EstimatorBank] = {}
+        """Order all groups at once, whole groups spread over ranks, and save after each segment of steps."""
+        banks: dict[int, EstimatorBank] = {}
         costs, numbers = [samples.cost for samples in group_samples], range(len(group_samples))
 
-        def panel(number: int) -> EstimatorBank:
-            return panels.setdefault(number, group_samples[number].estimator_bank(sigmas[number]))
+        def bank_of(number: int) -> EstimatorBank:
+            return banks.setdefault(number, group_samples[number].estimator_bank(sigmas[number]))
 
         def entropies(job: tuple[str, str, int]) -> Tensor:
-            return panel(job[2]).total("alone", range(group_samples[job[2]].width))
+            return bank_of(job[2]).sum_over_batches("alone", range(group_samples[job[2]].width))
 
-        alone = self.share([("alone", group_samples[i].name, i) for i in numbers], entropies, costs=costs)
-        leg = 0
-        while not all(state.done for state in courses):
+        alone = self.map_jobs([("alone", group_samples[i].name, i) for i in numbers], entropies, costs=costs)
+        segment = 0
+        while not all(state.done for state in states):
 
-            def further(job: tuple[str, str, int, int], before: list[EliminationState] = courses) -> Tensor:
-                number, state = job[2], before[job[2]]
+            def advance(job: tuple[str, str, int, int], previous: list[EliminationState] = states) -> Tensor:
+                number, state = job[2], previous[job[2]]
                 if not state.done:
-                    state = self._further(group_samples[number], panel(number), alone[number].sum(0), state)
+                    state = self._advance(group_samples[number], bank_of(number), alone[number].sum(0), state)
                 if state.done:
-                    panels.pop(number, None)  # its kernels are no longer needed
-                return state.tensor()
+                    banks.pop(number, None)  # its kernels are no longer needed
+                return state.to_table()
 
-            tables = self.share([("leg", group_samples[i].name, i, leg) for i in numbers], further, costs=costs)
-            courses = [EliminationState.from_table(group_samples[i].width, tables[i]) for i in numbers]
-            leg += 1
-        return [GroupOrder(courses[i], _mean(group_samples[i], alone[i])) for i in numbers]
+            tables = self.map_jobs([("leg", group_samples[i].name, i, segment) for i in numbers], advance, costs=costs)
+            states = [EliminationState.from_table(group_samples[i].width, tables[i]) for i in numbers]
+            segment += 1
+        return [GroupOrder(states[i], _mean_entropies(group_samples[i], alone[i])) for i in numbers]
 
-    def _inside(self, samples: GroupSamples, sigmas: list[Tensor], state: EliminationState) -> GroupOrder:
-        """One subject, the work of every step dealt over ranks."""
-        bank = samples.estimator_bank(sigmas, self.share, 1 if self.parallel == "batches" else PARTS)
-        alone = bank.total("alone", range(samples.width))
-        saved = self.keep(samples.name)
+    def _order_one_group(self, samples: GroupSamples, sigmas: list[Tensor], state: EliminationState) -> GroupOrder:
+        """Order one group, with the work of every step spread over ranks."""
+        bank = samples.estimator_bank(sigmas, self.map_jobs, 1 if self.parallel == "batches" else CHANNEL_SHARDS)
+        alone = bank.sum_over_batches("alone", range(samples.width))
+        saved = self.checkpoint(samples.name)
         if saved:
             state = EliminationState.from_table(samples.width, saved["course"])
         while not state.done:
-            state = self._further(samples, bank, alone.sum(0), state)
-            self.keep(samples.name, {"course": state.tensor()})
-        return GroupOrder(state, _mean(samples, alone))
+            state = self._advance(samples, bank, alone.sum(0), state)
+            self.checkpoint(samples.name, {"course": state.to_table()})
+        return GroupOrder(state, _mean_entropies(samples, alone))
 
-    def _further(
+    def _advance(
         self, samples: GroupSamples, bank: EstimatorBank, alone: Tensor, state: EliminationState
     ) -> EliminationState:
         criterion, rule = samples.estimator.criterion, self.rule(samples)
         if criterion not in STATIC:
             return rule.advance(bank, alone, state)
-        whole = one_shot_order(bank, STATIC[criterion], alone, rule.combine, rule.rev)
-        first = set(state.order)
-        rest = [i for i, k in enumerate(whole.order) if k not in first]
-        order = state.order + [whole.order[i] for i in rest]
-        return EliminationState(samples.width, order, state.scores + [whole.scores[i] for i in rest], whole.joints)
+        static = one_shot_order(bank, STATIC[criterion], alone, rule.combine, rule.rev)
+        removed = set(state.order)
+        positions = [i for i, k in enumerate(static.order) if k not in removed]
+        order = state.order + [static.order[i] for i in positions]
+        return EliminationState(
+            samples.width, order, state.scores + [static.scores[i] for i in positions], static.joints
+        )
 
 
-def group_bandwidths(group_samples: Sequence[GroupSamples], share: Callable[..., list[Any]]) -> list[list[Tensor]]:
-    """[subject][tap] -> (K,) kernel widths; batches are dealt over ranks."""
+def group_bandwidths(group_samples: Sequence[GroupSamples], map_jobs: Callable[..., list[Any]]) -> list[list[Tensor]]:
+    """Find the bandwidths of all groups; batches are spread over ranks and combined in their order.
+
+    Args:
+        group_samples: activations of the groups, complete on every rank.
+        map_jobs: ``ScoringContext.map_jobs``.
+
+    Returns:
+        [group][tap] -> (K,) float64.
+    """
     jobs = []
     for number, samples in enumerate(group_samples):
-        alike = samples.estimator.binning or samples.estimator.width == "entropy_target"
-        batches = range(1 if alike else len(samples.batches))
+        same_for_all_batches = samples.estimator.binning or samples.estimator.width == "entropy_target"
+        batches = range(1 if same_for_all_batches else len(samples.batches))
         jobs += [("widths", samples.name, number, tap, batch) for tap in range(len(samples.taps)) for batch in batches]
 
     def run(job: tuple[str, str, int, int, int]) -> Tensor:
@@ -122,14 +147,14 @@ def group_bandwidths(group_samples: Sequence[GroupSamples], share: Callable[...,
             return torch.ones(samples.width, dtype=torch.float64)
         return samples.batch_bandwidths(job[3], job[4])
 
-    found = share(jobs, run)
-    out: list[list[list[Tensor]]] = [[[] for _ in samples.taps] for samples in group_samples]
-    for (_, _, number, tap, _), sigma in zip(jobs, found, strict=True):
-        out[number][tap].append(sigma)
-    return [[s.combine_bandwidths(rows) for rows in taps] for s, taps in zip(group_samples, out, strict=True)]
+    results = map_jobs(jobs, run)
+    per_batch: list[list[list[Tensor]]] = [[[] for _ in samples.taps] for samples in group_samples]
+    for (_, _, number, tap, _), sigma in zip(jobs, results, strict=True):
+        per_batch[number][tap].append(sigma)
+    return [[s.combine_bandwidths(rows) for rows in taps] for s, taps in zip(group_samples, per_batch, strict=True)]
 
 
-def _mean(samples: GroupSamples, alone: Tensor) -> Tensor:
+def _mean_entropies(samples: GroupSamples, alone: Tensor) -> Tensor:
     bank = samples.estimator_bank([torch.ones(samples.width)] * len(samples.taps))
-    batches = bank.batches if bank.counted is None else len(bank.counted)
+    batches = bank.batches if bank.counted_batches is None else len(bank.counted_batches)
     return alone.double().mean(0) / batches / bank.unit
