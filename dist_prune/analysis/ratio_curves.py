@@ -92,19 +92,19 @@ class RatioCurves:
 
         return tuple(sorted(self.lines, key=key))
 
-    def suggestion(self, most: float) -> dict[str, float]:
+    def suggestion(self, max_drop: float) -> dict[str, float]:
         """Group -> the smallest of the ratios down to which it loses at most ``most`` points; those that lose more at
         every ratio are left out."""
-        out = {}
+        ratios = {}
         for line in self.ordered:
-            fits = None
+            ratio = None
             for point in line.points:
-                if self.dense.top1 - point.top1 > most:
+                if self.dense.top1 - point.top1 > max_drop:
                     break
-                fits = point.ratio
-            if fits is not None:
-                out[line.group] = fits
-        return out
+                ratio = point.ratio
+            if ratio is not None:
+                ratios[line.group] = ratio
+        return ratios
 
     def csv(self) -> str:
         """The CSV file: the dense network, then the groups, most sensitive first."""
@@ -132,7 +132,7 @@ def check(recipe: Recipe, method: Method) -> None:
         )
 
 
-def measure(context: RunContext, asked: RatioRequest) -> RatioCurves:
+def measure(context: RunContext, request: RatioRequest) -> RatioCurves:
     """Every free group at every ratio, jobs dealt over ranks; what is on record is not done again.
 
     ``check`` says before any work whether the recipe ranks channels at all.
@@ -143,38 +143,44 @@ def measure(context: RunContext, asked: RatioRequest) -> RatioCurves:
         cuts = {
             (group.name, ratio): removed_channels(context.method, scores, graph, group.name, ratio, context.selection)
             for group in graph.free
-            for ratio in sorted(asked.ratios, reverse=True)
+            for ratio in sorted(request.ratios, reverse=True)
         }
-    loader, ids, where = evaluation_images(context, asked)
+    loader, ids, where = evaluation_images(context, request)
     model = starting_network(context).to(context.environment.device)
-    games = MaskedAccuracyCache(model, graph, cached_images(loader, micro_batches(ids, context.recipe.evaluate.batch)))
+    accuracies = MaskedAccuracyCache(
+        model, graph, cached_images(loader, micro_batches(ids, context.recipe.evaluate.batch))
+    )
     dense_job = (graph.free[0].name, ())
-    jobs = {_job(*cut): cut for cut in dict.fromkeys([dense_job, *((name, gone) for (name, _), gone in cuts.items())])}
+    jobs = {
+        _job(*cut): cut for cut in dict.fromkeys([dense_job, *((name, removed) for (name, _), removed in cuts.items())])
+    }
 
     def run(job: tuple[str, str]) -> list[int]:
-        name, gone = jobs[job]
-        off = torch.zeros((1, graph.group(name).width), dtype=torch.bool)
-        off[0, list(gone)] = True
-        return games.for_group(name, "consumed", MEMORY).tally(off, count_metrics)[0].tolist()
+        name, removed = jobs[job]
+        masked = torch.zeros((1, graph.group(name).width), dtype=torch.bool)
+        masked[0, list(removed)] = True
+        return accuracies.for_group(name, "consumed", MEMORY).tally(masked, count_metrics)[0].tolist()
 
     identity = comm.broadcast_object(comm.run_on_main(lambda: _identity(context, loader, ids))) or ""
     record = ResultCache(context.run_dir / RECORD, identity, comm)
     results = map_cached(list(jobs), run, comm, record, context.tracker.info, "ratio curves")
-    of = dict(zip(jobs, results, strict=True))
+    counts = dict(zip(jobs, results, strict=True))
     dense = macs(graph)
 
-    def point(name: str, ratio: float, gone: tuple[int, ...]) -> RatioPoint:
-        correct, units, images, strange = of[_job(name, gone) if gone else _job(*dense_job)]
-        kept = graph.group(name).width - len(gone)
+    def point(name: str, ratio: float, removed: tuple[int, ...]) -> RatioPoint:
+        correct, loss_units, images, not_finite = counts[_job(name, removed) if removed else _job(*dense_job)]
+        kept = graph.group(name).width - len(removed)
         share = macs(graph, {name: kept}) / dense
-        return RatioPoint(ratio, kept, share, 100 * correct / images, mean_loss(units, strange, images))
+        return RatioPoint(ratio, kept, share, 100 * correct / images, mean_loss(loss_units, not_finite, images))
 
     lines = []
     for group in graph.free:
-        own = [(ratio, gone) for (name, ratio), gone in cuts.items() if name == group.name]
-        lines.append(RatioCurve(group.name, group.width, tuple(point(group.name, *cut) for cut in own)))
-    whole = _whole(context.method, graph, context.selection, asked.ratios[0])
-    return RatioCurves(point(dense_job[0], 1.0, ()), tuple(lines), of[_job(*dense_job)][2], where, asked.split, whole)
+        group_cuts = [(ratio, removed) for (name, ratio), removed in cuts.items() if name == group.name]
+        lines.append(RatioCurve(group.name, group.width, tuple(point(group.name, *cut) for cut in group_cuts)))
+    unlisted_keys = _whole(context.method, graph, context.selection, request.ratios[0])
+    return RatioCurves(
+        point(dense_job[0], 1.0, ()), tuple(lines), counts[_job(*dense_job)][2], where, request.split, unlisted_keys
+    )
 
 
 def ranking(request: SelectionRequest, ratios: Mapping[str, float]) -> SelectionRequest:
@@ -188,9 +194,11 @@ def _whole(method: Method, graph: DependencyGraph, request: SelectionRequest, ra
         method.check(graph, ranking(request, {graph.free[0].name: ratio}))
     except PruneError:
         return None
-    others = {"threshold": request.threshold, "counts": request.counts}
-    words = [f"select.{key}=" for key, value in others.items() if value is not None]
-    return " ".join(["select.keep_ratio=1", *words, *([f"target.{request.target[0]}="] if request.target else [])])
+    selection_keys = {"threshold": request.threshold, "counts": request.counts}
+    assignments = [f"select.{key}=" for key, value in selection_keys.items() if value is not None]
+    return " ".join(
+        ["select.keep_ratio=1", *assignments, *([f"target.{request.target[0]}="] if request.target else [])]
+    )
 
 
 def removed_channels(
@@ -213,37 +221,37 @@ def removed_channels(
         method.check(graph, alone)
         return method.select(scores, graph, alone).removed.get(name, ())
     except PruneError:
-        only = graph.restrict_to([name])
-        asked = replace(alone, keep_ratio=None, keep_ratios={}, target=("channels", share))
-        return method.select(scores, only, asked).removed.get(name, ())
+        only_graph = graph.restrict_to([name])
+        only_request = replace(alone, keep_ratio=None, keep_ratios={}, target=("channels", share))
+        return method.select(scores, only_graph, only_request).removed.get(name, ())
 
 
 def count_metrics(logits: Tensor, labels: Tensor) -> Tensor:
     """(m, n, classes) -> (m, 4): images that are right, loss in integer units, images, losses that are not finite."""
-    parts = [torch.stack(losses(row.float(), labels)) for row in logits]
-    loss = torch.stack(parts)
+    loss_parts = [torch.stack(losses(row.float(), labels)) for row in logits]
+    loss = torch.stack(loss_parts)
     count = torch.full_like(loss[:, 0], len(labels))
     return torch.stack([num_correct(logits, labels), loss[:, 0], count, loss[:, 1]], 1)
 
 
-def evaluation_images(context: RunContext, asked: RatioRequest) -> tuple[ImageLoader, np.ndarray, str]:
+def evaluation_images(context: RunContext, request: RatioRequest) -> tuple[ImageLoader, np.ndarray, str]:
     """The images that judge: feed, ids (ascending), and in words what they are and what that is worth."""
-    if asked.split == "test":
+    if request.split == "test":
         loader, pool, where = context.images.loader(False), np.arange(len(context.images.loader(False))), "test images"
         where += ", which then chose: figures of a network that is cut by these curves are too good on them"
     else:
         loader = context.images.loader(True)
-        pool, seen = context.images.holdout()
+        pool, learning = context.images.holdout()
         where = "training images that train.holdout holds out"
         if context.networks.checkpoint is not None:
             where += (
                 "; backbone.checkpoint may have been trained on them (then they are easy, and --split test says more)"
             )
-        if "train" in seen:
+        if "train" in learning:
             where += "; the dense network was trained on them (train.selection is not holdout)"
-    chosen = "all" if asked.images is None else asked.images
+    count = "all" if request.images is None else request.images
     loader, ids = context.images.readable(
-        loader, pool[calibration_ids(loader.source.labels[pool], chosen, context.recipe.seed)]
+        loader, pool[calibration_ids(loader.source.labels[pool], count, context.recipe.seed)]
     )
     if not len(ids):
         raise PruneError(f"ratio-curves: none of the {where} can be read")
@@ -252,24 +260,24 @@ def evaluation_images(context: RunContext, asked: RatioRequest) -> tuple[ImageLo
 
 def cached_images(loader: ImageLoader, lists: Sequence[np.ndarray]) -> Batches:
     """The images in micro-batches, from any of them on; as many as the memory allows are read once."""
-    kept: list[tuple[Tensor, Tensor]] = []
+    cached: list[tuple[Tensor, Tensor]] = []
     size = 0
 
     def batches(start: int) -> Iterator[tuple[Tensor, Tensor]]:
         nonlocal size
-        yield from kept[start:]
-        first = max(start, len(kept))
-        for number, found in enumerate(loader.batches(lists[first:]) if first < len(lists) else (), first):
-            size += found.images.numel() * found.images.element_size() * (number == len(kept))
-            if number == len(kept) and size <= MEMORY:
-                kept.append((found.images, found.labels))
-            yield found.images, found.labels
+        yield from cached[start:]
+        first = max(start, len(cached))
+        for number, batch in enumerate(loader.batches(lists[first:]) if first < len(lists) else (), first):
+            size += batch.images.numel() * batch.images.element_size() * (number == len(cached))
+            if number == len(cached) and size <= MEMORY:
+                cached.append((batch.images, batch.labels))
+            yield batch.images, batch.labels
 
     return batches
 
 
-def _job(name: str, gone: tuple[int, ...]) -> tuple[str, str]:
-    return name, digest(canonical(list(gone)))[:32] if gone else "whole"
+def _job(name: str, removed: tuple[int, ...]) -> tuple[str, str]:
+    return name, digest(canonical(list(removed)))[:32] if removed else "whole"
 
 
 def _identity(context: RunContext, loader: ImageLoader, ids: np.ndarray) -> str:

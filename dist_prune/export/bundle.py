@@ -80,12 +80,12 @@ class Bundle:
             PruneError: the installed timm makes another network of that name than the one the bundle was made with.
         """
         try:
-            found = _built(self.body["backbone"])
+            dense = _built(self.body["backbone"])
         except PruneError as error:
             raise _with_version(self.body, error) from error
         if self.body.get("signature") is not None:  # bundles of older versions have none
-            _same(self.body, found)
-        return found.eval()
+            _same(self.body, dense)
+        return dense.eval()
 
     def small(self) -> nn.Module:
         """The pruned network with its weights, in evaluation mode."""
@@ -103,9 +103,14 @@ class Bundle:
     @torch.no_grad()
     def _answers(self, model: nn.Module) -> None:
         """PruneError unless an image of zeros gets one number for each class."""
-        found, wanted = tuple(model(torch.zeros(1, *self.shape)).shape), (1, self.body["backbone"]["num_classes"])
-        if found != wanted:
-            raise PruneError(f"the bundle's parts do not fit one another: the network answers {found}, not {wanted}")
+        shape, expected_shape = (
+            tuple(model(torch.zeros(1, *self.shape)).shape),
+            (1, self.body["backbone"]["num_classes"]),
+        )
+        if shape != expected_shape:
+            raise PruneError(
+                f"the bundle's parts do not fit one another: the network answers {shape}, not {expected_shape}"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -137,13 +142,13 @@ def _built(backbone: Mapping[str, Any]) -> nn.Module:
 
 def versions() -> dict[str, str]:
     """Package -> installed version, of those that decide what a backbone's name means."""
-    found = {}
+    installed = {}
     for name in MAKERS:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:  # run from a checkout
-            found[name] = "unknown"
-    return found
+            installed[name] = "unknown"
+    return installed
 
 
 def signature(model: nn.Module) -> dict[str, list[int]]:
@@ -153,25 +158,32 @@ def signature(model: nn.Module) -> dict[str, list[int]]:
 
 def _same(body: Mapping[str, Any], built: nn.Module) -> None:
     """PruneError where a bundle's dense network is not the one that was just built by the same name."""
-    then, now = body["signature"], signature(built)
-    other = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-    if not other:
+    recorded, built_signature = body["signature"], signature(built)
+    differing = [name for name in {**recorded, **built_signature} if recorded.get(name) != built_signature.get(name)]
+    if not differing:
         return
-    made, here = body.get("versions") or {}, versions()
-    changed = [f"{name} {made[name]} there, {here[name]} here" for name in made if made[name] != here.get(name)]
-    shown = "; ".join(f"{name}: {then.get(name, 'absent')} there, {now.get(name, 'absent')} here" for name in other[:3])
-    more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+    made_with, installed = body.get("versions") or {}, versions()
+    changed = [
+        f"{name} {made_with[name]} there, {installed[name]} here"
+        for name in made_with
+        if made_with[name] != installed.get(name)
+    ]
+    examples = "; ".join(
+        f"{name}: {recorded.get(name, 'absent')} there, {built_signature.get(name, 'absent')} here"
+        for name in differing[:3]
+    )
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
     raise PruneError(
-        f"{body['backbone']['name']} is another network here than where this bundle was made ({len(other)} tensors "
-        f"differ: {shown}{more}). Versions: {', '.join(changed) or 'the same, so the backbone was changed by hand'}. "
-        f"Install the bundle's: pip install {' '.join(f'{n}=={made[n]}' for n in ('timm', 'torch') if n in made)}"
+        f"{body['backbone']['name']} is another network here than where this bundle was made ({len(differing)} tensors "
+        f"differ: {examples}{more}). Versions: {', '.join(changed) or 'the same, so the backbone was changed by hand'}. "
+        f"Install the bundle's: pip install {' '.join(f'{n}=={made_with[n]}' for n in ('timm', 'torch') if n in made_with)}"
     )
 
 
 def _with_version(body: Mapping[str, Any], error: PruneError) -> PruneError:
     """The same error, with the version of timm that knew the bundle's network."""
-    made = (body.get("versions") or {}).get("timm")
-    return PruneError(f"{error} The bundle was made with timm {made}." if made else str(error))
+    timm_version = (body.get("versions") or {}).get("timm")
+    return PruneError(f"{error} The bundle was made with timm {timm_version}." if timm_version else str(error))
 
 
 def fuse(model: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
@@ -184,29 +196,29 @@ def read_bundle(folder_or_hub_id: str | Path) -> Bundle:
     """The files of a bundle, checked against one another; see ``load``."""
     if trouble := path_trouble(str(folder_or_hub_id)):
         raise PruneError(f"no bundle there: {trouble}")
-    place = Path(folder_or_hub_id)
-    if not place.exists() and hub.is_hub_name(str(folder_or_hub_id)):
-        place = hub.fetch(str(folder_or_hub_id), (MANIFEST, WEIGHTS))
-    if (place / "export" / MANIFEST).is_file():  # a run directory
-        place = place / "export"
-    if not (place / MANIFEST).is_file() or not (place / WEIGHTS).is_file():
-        raise PruneError(f"{place} is no bundle: it has no {MANIFEST} and {WEIGHTS}. A run writes one to RUN/export.")
-    body = safe_parsing.read_json(place / MANIFEST)
+    folder = Path(folder_or_hub_id)
+    if not folder.exists() and hub.is_hub_name(str(folder_or_hub_id)):
+        folder = hub.fetch(str(folder_or_hub_id), (MANIFEST, WEIGHTS))
+    if (folder / "export" / MANIFEST).is_file():  # a run directory
+        folder = folder / "export"
+    if not (folder / MANIFEST).is_file() or not (folder / WEIGHTS).is_file():
+        raise PruneError(f"{folder} is no bundle: it has no {MANIFEST} and {WEIGHTS}. A run writes one to RUN/export.")
+    body = safe_parsing.read_json(folder / MANIFEST)
     if not isinstance(body, dict):
-        raise PruneError(f"{place / MANIFEST} is damaged: it holds no mapping")
+        raise PruneError(f"{folder / MANIFEST} is damaged: it holds no mapping")
     if body.get("format") != FORMAT:
-        raise PruneError(f"{place}: bundle format {shown(body.get('format'))}; this version reads format {FORMAT}")
-    manifests.check(body, str(place / MANIFEST))
+        raise PruneError(f"{folder}: bundle format {shown(body.get('format'))}; this version reads format {FORMAT}")
+    manifests.check(body, str(folder / MANIFEST))
     spec = body["backbone"]
     try:
         models.check(spec["name"], spec["kwargs"])
     except PruneError as error:
         raise _with_version(body, error) from error
     plan = Plan.from_dict(body["plan"])
-    weights, _ = tensor_files.read_tensors(place / WEIGHTS)
+    weights, _ = tensor_files.read_tensors(folder / WEIGHTS)
     if weights_digest(weights) != body["weights_digest"]:
-        raise PruneError(f"{place}: {WEIGHTS} is not the file that {MANIFEST} describes: it was altered or replaced")
-    _fits(body, plan, weights, str(place))
+        raise PruneError(f"{folder}: {WEIGHTS} is not the file that {MANIFEST} describes: it was altered or replaced")
+    _fits(body, plan, weights, str(folder))
     return Bundle(body, plan, weights)
 
 
@@ -217,34 +229,38 @@ def _fits(body: Mapping[str, Any], plan: Plan, weights: Mapping[str, Tensor], wh
     if dense is None:
         return
     for name, width in plan.widths.items():
-        found = dense.get(f"{name}.weight", (0,))[0]
-        if found < width or found % width:  # a unit is several outputs
-            raise PruneError(f"{where}: this network does not fit the plan: {name!r} has width {found}, not {width}")
-        left, here = plan.counts[name] * (found // width), weights.get(f"{name}.weight")
-        if here is not None and (not here.dim() or len(here) != left):
-            raise PruneError(f"{where}: {name!r} has the shape {tuple(here.shape)}, the plan leaves {left} channels")
-    wrong = dense.keys() ^ weights.keys()
-    if wrong:
-        raise PruneError(f"{where}: weights do not fit the network {spec['name']}: {', '.join(sorted(wrong)[:4])}")
+        outputs = dense.get(f"{name}.weight", (0,))[0]
+        if outputs < width or outputs % width:  # a unit is several outputs
+            raise PruneError(f"{where}: this network does not fit the plan: {name!r} has width {outputs}, not {width}")
+        kept_outputs, kernel = plan.counts[name] * (outputs // width), weights.get(f"{name}.weight")
+        if kernel is not None and (not kernel.dim() or len(kernel) != kept_outputs):
+            raise PruneError(
+                f"{where}: {name!r} has the shape {tuple(kernel.shape)}, the plan leaves {kept_outputs} channels"
+            )
+    unmatched = dense.keys() ^ weights.keys()
+    if unmatched:
+        raise PruneError(f"{where}: weights do not fit the network {spec['name']}: {', '.join(sorted(unmatched)[:4])}")
     for name, tensor in weights.items():
-        shape, whole = tuple(tensor.shape), dense[name]
+        shape, dense_shape = tuple(tensor.shape), dense[name]
         if not (tensor.is_floating_point() or tensor.dtype == torch.int64):
             raise PruneError(f"{where}: {name} holds {tensor.dtype}, which no weights or statistics are")
-        if len(shape) != len(whole) or any(not 1 <= a <= b for a, b in zip(shape, whole, strict=True)):
-            raise PruneError(f"{where}: {name} has the shape {shape}, which is no part of the dense network's {whole}")
-    values = sum(map(math.prod, dense.values()))
-    small = sum(tensor.numel() for tensor in weights.values())
-    if values > MOST_DENSE and values > MOST_TIMES * small:
+        if len(shape) != len(dense_shape) or any(not 1 <= a <= b for a, b in zip(shape, dense_shape, strict=True)):
+            raise PruneError(
+                f"{where}: {name} has the shape {shape}, which is no part of the dense network's {dense_shape}"
+            )
+    dense_values = sum(map(math.prod, dense.values()))
+    pruned_values = sum(tensor.numel() for tensor in weights.values())
+    if dense_values > MOST_DENSE and dense_values > MOST_TIMES * pruned_values:
         raise PruneError(
-            f"{where}: {spec['name']} has {values:,} values and the weights have {small:,}: nobody prunes so much, and "
+            f"{where}: {spec['name']} has {dense_values:,} values and the weights have {pruned_values:,}: nobody prunes so much, and "
             "building the dense network would take the memory for nothing"
         )
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
     """sha256 over names, types, shapes and values, in the order of the names."""
-    whole = hashlib.sha256()
+    sha = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
-        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return whole.hexdigest()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()

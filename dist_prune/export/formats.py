@@ -47,36 +47,36 @@ def write(
             removed.
     """
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        made = Path(folder) / file.name
+        temporary = Path(folder) / file.name
         try:
             with _quiet():
-                _WRITERS[kind](model, images[:2], calibration if calibration is not None else images, made, facts)
+                _WRITERS[kind](model, images[:2], calibration if calibration is not None else images, temporary, facts)
         except ImportError as error:
             raise PruneError(f"{kind}: {error.name} is missing; pip install 'dist-prune[onnx]' brings it") from error
         except Exception as error:  # whatever a tracer says of a network that it cannot follow
             reason = next((line for line in str(error).splitlines() if line.strip()), "")
             raise PruneError(f"{kind}: this network cannot be written so: {type(error).__name__}: {reason}") from error
-        found = compare(model, runner(kind, made), images)
-        wrong = found["difference"] > TOLERANCE[kind] if kind in TOLERANCE else found["same_class"] < AGREEMENT
-        if wrong:
+        result = compare(model, runner(kind, temporary), images)
+        deviates = result["difference"] > TOLERANCE[kind] if kind in TOLERANCE else result["same_class"] < AGREEMENT
+        if deviates:
             raise PruneError(
-                f"{kind}: the file answers otherwise than the network: logits differ by {found['difference']:.2g} of "
-                f"the largest, {found['same_class']:.1%} of {len(images)} images get the same class. It was not kept."
+                f"{kind}: the file answers otherwise than the network: logits differ by {result['difference']:.2g} of "
+                f"the largest, {result['same_class']:.1%} of {len(images)} images get the same class. It was not kept."
             )
-        found["bytes"] = made.stat().st_size
-        os.replace(made, file)
-    return found
+        result["bytes"] = temporary.stat().st_size
+        os.replace(temporary, file)
+    return result
 
 
 @torch.no_grad()
 def compare(model: nn.Module, answer: Callable[[Tensor], Tensor], images: Tensor) -> dict[str, Any]:
     """The network and a file's ``answer`` on the same images, whole batches and a last single image."""
-    parts = [*images[:-1].split(BATCH), images[-1:]] if len(images) > 1 else [images]
-    wanted, given = (torch.cat([ask(part) for part in parts]) for ask in (model, answer))
+    batches = [*images[:-1].split(BATCH), images[-1:]] if len(images) > 1 else [images]
+    expected, answers = (torch.cat([function(batch) for batch in batches]) for function in (model, answer))
     return {
         "images": len(images),
-        "difference": relative_difference(wanted, given),
-        "same_class": float((wanted.argmax(1) == given.argmax(1)).float().mean()),
+        "difference": relative_difference(expected, answers),
+        "same_class": float((expected.argmax(1) == answers.argmax(1)).float().mean()),
     }
 
 
@@ -135,8 +135,8 @@ def _integer(model: nn.Module, example: Tensor, calibration: Tensor, file: Path,
             self.parts: Iterator[Tensor] = iter(calibration.split(BATCH))
 
         def get_next(self) -> Any:
-            part = next(self.parts, None)
-            return None if part is None else {"images": part.numpy()}
+            batch = next(self.parts, None)
+            return None if batch is None else {"images": batch.numpy()}
 
     plain, ready = file.with_suffix(".plain"), file.with_suffix(".ready")
     _onnx(model, example, calibration, plain, facts)

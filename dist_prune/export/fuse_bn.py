@@ -56,41 +56,41 @@ def fuse_bn(model: nn.Module, images: Tensor) -> int:
         model.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))  # type: ignore[type-var]
         model.set_submodule(norm_name, _rest(norm))
     after = model(images)
-    far = relative_difference(before, after)
-    if not far <= CLOSE:
+    difference = relative_difference(before, after)
+    if not difference <= CLOSE:
         raise PruneError(
-            f"with {len(pairs)} batch norms folded the network answers otherwise (logits differ by {far:.1e} of the "
+            f"with {len(pairs)} batch norms folded the network answers otherwise (logits differ by {difference:.1e} of the "
             "largest): it uses its convolutions in a way that folding does not see. Load it without folding."
         )
     return len(pairs)
 
 
-def relative_difference(expected: Tensor, found: Tensor) -> float:
+def relative_difference(expected: Tensor, actual: Tensor) -> float:
     """The largest absolute difference of two tensors of logits, in units of the largest absolute ``expected`` logit.
 
     Args:
         expected, found: (n, classes) floating-point logits of the same images.
     """
-    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    return float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
 
 
 def _rest(norm: nn.Module) -> nn.Module:
     """What a norm does beside normalising: timm's BatchNormAct2d drops and activates."""
-    rest = [part for part in norm.children() if not isinstance(part, nn.Identity)]
-    return nn.Sequential(*rest) if rest else nn.Identity()
+    remaining = [child for child in norm.children() if not isinstance(child, nn.Identity)]
+    return nn.Sequential(*remaining) if remaining else nn.Identity()
 
 
 def _pairs(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
     """(convolution, batch norm) names, where the one's output goes to the other and nowhere else."""
-    made: dict[int, tuple[str, Tensor]] = {}  # the tensors are held, so that no number is given twice
+    conv_outputs: dict[int, tuple[str, Tensor]] = {}  # the tensors are held, so that no number is given twice
     calls: Counter[str] = Counter()
     uses = _Uses()
-    found: list[tuple[str, str, int]] = []
+    candidates: list[tuple[str, str, int]] = []
 
     def left(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, __: Any, out: Tensor) -> None:
             calls[name] += 1
-            made[id(out)] = (name, out)
+            conv_outputs[id(out)] = (name, out)
             uses.of.pop(id(out), None)  # a tensor that is gone may have had this number
 
         return hook
@@ -99,8 +99,8 @@ def _pairs(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
             calls[name] += 1
             x = inputs[0] if inputs else next(iter(named.values()), None)
-            if id(x) in made:
-                found.append((made[id(x)][0], name, id(x)))
+            if id(x) in conv_outputs:
+                candidates.append((conv_outputs[id(x)][0], name, id(x)))
 
         return hook
 
@@ -117,6 +117,6 @@ def _pairs(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
         for hook in hooks:
             hook.remove()
     return [
-        (conv, norm) for conv, norm, tensor in found
+        (conv, norm) for conv, norm, tensor in candidates
         if calls[conv] == calls[norm] == 1 and uses.of[tensor] == 1
     ]  # fmt: skip

@@ -29,8 +29,8 @@ def fetch(name: str, files: Sequence[str]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        places = [Path(hf_hub_download(name, file)) for file in files]
-        return places[0].parent
+        paths = [Path(hf_hub_download(name, file)) for file in files]
+        return paths[0].parent
     except LocalEntryNotFoundError as error:
         raise PruneError(
             f"{name!r} is no folder here, and as a hub repository it is not in the local cache and cannot be "
@@ -54,28 +54,28 @@ def push(folder: Path, destination: str, files: Sequence[str], text: str, privat
         private: make a new repository private.
     """
     if not is_hub_name(destination):
-        place = Path(destination)
-        if place.exists() and not place.is_dir():
+        folder_path = Path(destination)
+        if folder_path.exists() and not folder_path.is_dir():
             raise PruneError(f"{destination} is a file; name a folder, or owner/name of a hub repository")
-        place.mkdir(parents=True, exist_ok=True)
+        folder_path.mkdir(parents=True, exist_ok=True)
         for name in files:
-            shutil.copyfile(folder / name, place / name)
-        (place / CARD).write_text(text)
-        return str(place)
+            shutil.copyfile(folder / name, folder_path / name)
+        (folder_path / CARD).write_text(text)
+        return str(folder_path)
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()
     try:
         api.create_repo(destination, private=private, exist_ok=True)
-        parts = [CommitOperationAdd(name, folder / name) for name in files]
-        parts.append(CommitOperationAdd(CARD, text.encode()))
-        done = api.create_commit(destination, parts, commit_message="A pruned network and its plan")
+        operations = [CommitOperationAdd(name, folder / name) for name in files]
+        operations.append(CommitOperationAdd(CARD, text.encode()))
+        commit = api.create_commit(destination, operations, commit_message="A pruned network and its plan")
     except Exception as error:  # refusals, names that the hub does not allow, whatever its HTTP library raises
         raise PruneError(
             f"{destination}: the hub refused the upload: {_line(error)}. 'hf auth login' (a token with write access) "
             "comes first; a folder of that name is written as ./" + destination
         ) from error
-    return done.commit_url
+    return commit.commit_url
 
 
 def model_card(body: Mapping[str, Any], latency: Mapping[str, Any] | None = None) -> str:
@@ -96,18 +96,22 @@ def model_card(body: Mapping[str, Any], latency: Mapping[str, Any] | None = None
         ]  # fmt: skip
     dense = figures.get("dense", {})
     lines += ["| | " + " | ".join(figures) + " |", "|---" * (len(figures) + 1) + "|"]
-    costs = [cost for cost in report_costs() if any(cost.name in part for part in figures.values())]
+    costs = [cost for cost in report_costs() if any(cost.name in network for network in figures.values())]
     rows = (("top-1", "top1", "{:.2f} %"), *((cost.unit, cost.name, "{:,}") for cost in costs))
-    for title, key, form in rows:
-        cells = [form.format(part[key]) if part.get(key) is not None else "-" for part in figures.values()]
+    for title, key, number_format in rows:
+        cells = [
+            number_format.format(network[key]) if network.get(key) is not None else "-" for network in figures.values()
+        ]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     for batch in (latency or {}).get("dense", {}):
         cells = [_ms(latency[name][batch]) if name in latency else "-" for name in figures]  # type: ignore[index]
-        how = latency["dense"][batch]  # type: ignore[index]
-        lines.append(f"| ms, batch {batch} ({how['device']}, {how['threads']} threads) | " + " | ".join(cells) + " |")
+        timing = latency["dense"][batch]  # type: ignore[index]
+        lines.append(
+            f"| ms, batch {batch} ({timing['device']}, {timing['threads']} threads) | " + " | ".join(cells) + " |"
+        )
     if dense.get("macs") and figures.get("finetuned", {}).get("macs"):
-        left = figures["finetuned"]["macs"] / dense["macs"]
-        lines += ["", f"{left:.1%} of the dense network's MACs are left."]
+        share = figures["finetuned"]["macs"] / dense["macs"]
+        lines += ["", f"{share:.1%} of the dense network's MACs are left."]
     side = image["size"]
     lines += [
         "", "```python", "import dist_prune, torch", "", "model = dist_prune.load(\"OWNER/NAME or a folder\")",

@@ -79,8 +79,8 @@ class ArtifactStore:
         return Lease(file)
 
     def _holders(self, key: str) -> list[tuple[int, Path]]:
-        found = self.folder.glob(f"{key}.holder.*")
-        return [(int(file.suffix[1:]), file) for file in found if file.suffix[1:].isdigit()]
+        files = self.folder.glob(f"{key}.holder.*")
+        return [(int(file.suffix[1:]), file) for file in files if file.suffix[1:].isdigit()]
 
     def _dead(self, file: Path) -> bool:
         try:
@@ -95,17 +95,17 @@ class ArtifactStore:
 
     def publish(self, key: str, run: Path, names: Iterable[str], facts: dict[str, Any]) -> bool:
         """Publish artifacts of ``run``; False where another task was faster: then its artifacts count."""
-        new = self.folder / f".{key}.{os.uname().nodename}.{os.getpid()}"
-        shutil.rmtree(new, ignore_errors=True)
+        staging = self.folder / f".{key}.{os.uname().nodename}.{os.getpid()}"
+        shutil.rmtree(staging, ignore_errors=True)
         digests = {}
         for name in names:
             digests[name] = file_digest(run / name)
-            link(run / name, new / name)
-        write_atomic(new / "line.json", seal({"facts": facts, "outputs": digests, "run": str(run)}))
+            link(run / name, staging / name)
+        write_atomic(staging / "line.json", seal({"facts": facts, "outputs": digests, "run": str(run)}))
         try:
-            new.rename(self.path(key))
+            staging.rename(self.path(key))
         except OSError:
-            shutil.rmtree(new, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
             if not self.path(key).is_dir():
                 raise
             return False
@@ -115,17 +115,17 @@ class ArtifactStore:
 
     def take(self, key: str, run: Path) -> dict[str, Any]:
         """Link the artifacts into ``run``; returns ``line.json``. PruneError where they were altered."""
-        place = self.path(key)
-        line = unseal(read_text(place / "line.json")) or {}
+        artifact = self.path(key)
+        line = unseal(read_text(artifact / "line.json")) or {}
         if not {"facts", "outputs", "run"} <= line.keys():
             line = {}
-        for name, wanted in line.get("outputs", {}).items():
-            if not (place / name).is_file() or file_digest(place / name) != wanted:
+        for name, expected in line.get("outputs", {}).items():
+            if not (artifact / name).is_file() or file_digest(artifact / name) != expected:
                 line = {}
                 break
-            link(place / name, run / name)
+            link(artifact / name, run / name)
         if not line:
-            raise PruneError(f"{place} is damaged or was altered; delete it, and the next task makes it anew")
+            raise PruneError(f"{artifact} is damaged or was altered; delete it, and the next task makes it anew")
         return line
 
 
@@ -186,20 +186,20 @@ def made_once(
     Returns:
         The facts, and the run directory that made them where it was another task's, else "".
     """
-    waited = ""
+    announced = ""
     while True:
-        found = comm.run_on_main(lambda: store.try_lease(key))
-        answer = comm.broadcast_object(found if isinstance(found, str) else "mine")
-        if answer in ("mine", "there"):
+        lease = comm.run_on_main(lambda: store.try_lease(key))
+        holder = comm.broadcast_object(lease if isinstance(lease, str) else "mine")
+        if holder in ("mine", "there"):
             break
-        if answer != waited:
-            say(f"  {answer} is making it; waiting")
-            waited = answer
+        if holder != announced:
+            say(f"  {holder} is making it; waiting")
+            announced = holder
         if preemption.poll(comm)[0]:
-            raise preemption.preempted_error(f"while waiting for {answer}")
+            raise preemption.preempted_error(f"while waiting for {holder}")
         time.sleep(POLL_S)
-    if answer == "mine":
-        with found.heartbeat() if isinstance(found, Lease) else contextlib.nullcontext():
+    if holder == "mine":
+        with lease.heartbeat() if isinstance(lease, Lease) else contextlib.nullcontext():
             facts = make()
             first = comm.broadcast_object(comm.run_on_main(lambda: store.publish(key, run, names, facts)))
         if first:

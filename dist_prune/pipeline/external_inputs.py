@@ -42,18 +42,18 @@ def check_unchanged(stage: str, context: RunContext, outside: dict[str, str]) ->
     line = context.ledger.last(stage)
     before = (line or _begun(stage, context)).get("outside", outside)
     differing = [name for name in sorted(outside.keys() & before.keys()) if outside[name] != before[name]]
-    stored = [name for name in differing if _images(outside[name]) == _images(before[name])]
-    if stored:
+    repacked = [name for name in differing if _images(outside[name]) == _images(before[name])]
+    if repacked:
         # an identity with a colon is of images in a lossy .beton (beton.py)
-        came = any(":" in outside[name] for name in stored)
-        what = " and ".join({"train": "training", "eval": "evaluation"}[name] for name in stored)
+        lossy_now = any(":" in outside[name] for name in repacked)
+        splits = " and ".join({"train": "training", "eval": "evaluation"}[name] for name in repacked)
         raise PruneError(
-            f"data.backend: the {what} images are those that the stage {stage!r} of {context.run_dir} was "
+            f"data.backend: the {splits} images are those that the stage {stage!r} of {context.run_dir} was "
             f"{'made from' if line else 'begun with'}, but not their pixels: "
             + (
                 "now a .beton serves them that keeps them as JPEG or shrunk. Write data.backend=torch (arrays: memory) "
                 "to go on as before"
-                if came
+                if lossy_now
                 else "a .beton served them then that kept them as JPEG or shrunk. Put it back and write "
                 "data.backend=ffcv to go on as before"
             )
@@ -78,7 +78,7 @@ def _images(identity: str) -> str:
 
 def _begun(stage: str, context: RunContext) -> dict:
     """What the stage was begun with, where it is the one that was interrupted."""
-    found = read_json(context.path(STARTED))
-    outside = found.get("outside")
-    whole = isinstance(outside, dict) and all(isinstance(value, str) for value in outside.values())
-    return found if found.get("stage") == stage and whole else {}
+    note = read_json(context.path(STARTED))
+    outside = note.get("outside")
+    well_formed = isinstance(outside, dict) and all(isinstance(value, str) for value in outside.values())
+    return note if note.get("stage") == stage and well_formed else {}

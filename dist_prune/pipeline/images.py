@@ -46,26 +46,26 @@ class RunImages:
     @cached_property
     def splits(self) -> dict[bool, OpenSplit]:
         """The training and the evaluation split."""
-        data, out, plain = self.recipe.data, {}, {}
+        data, splits, unrenumbered = self.recipe.data, {}, {}
         for train in (True, False):
-            what = f"{'training' if train else 'evaluation'} images"
+            description = f"{'training' if train else 'evaluation'} images"
             split = open_split(
                 data.backend, data.source, data.root, data.train_split if train else data.eval_split, train,
                 self.tracker.info, lambda source, train=train: self._resized_side(source, train), data.layout,
             )  # fmt: skip
-            plain[train] = select_classes(split.source, data.classes)
-            out[train] = replace(split, source=renumber(plain[train], data.class_order, data.class_map))
-            check(out[train].source, f"the {what} of {data.source}")
-            self.tracker.info(f"data: {what} come through the {split.backend} backend ({split.why})")
-        same_classes(plain[True], plain[False])
-        classes = out[True].source.classes
-        empty = len(classes) - len(np.unique(out[True].source.labels))
+            unrenumbered[train] = select_classes(split.source, data.classes)
+            splits[train] = replace(split, source=renumber(unrenumbered[train], data.class_order, data.class_map))
+            check(splits[train].source, f"the {description} of {data.source}")
+            self.tracker.info(f"data: {description} come through the {split.backend} backend ({split.why})")
+        same_classes(unrenumbered[True], unrenumbered[False])
+        classes = splits[True].source.classes
+        empty = len(classes) - len(np.unique(splits[True].source.labels))
         if data.source == "imagefolder":
-            said = describe_order(classes, empty, len(plain[True].classes), data.class_order, data.class_map)
-            self.tracker.info(f"data: {said}")
+            message = describe_order(classes, empty, len(unrenumbered[True].classes), data.class_order, data.class_map)
+            self.tracker.info(f"data: {message}")
         elif empty:
             self.tracker.info(f"data: {len(classes)} classes, {empty} of which have no training image")
-        return out
+        return splits
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -144,11 +144,11 @@ class RunImages:
         """Ids of the training images that ``train.holdout`` holds out; the trainings that learn from some of them."""
         recipe, loader = self.recipe, self.loader(True)
         ids = np.arange(min(len(loader), recipe.train.images or len(loader)))
-        seen = [
+        learning = [
             name for name, section in (("train", recipe.train), ("finetune", recipe.finetune))
             if section.epochs and (section.selection != "holdout" or section.holdout < recipe.train.holdout)
         ]  # fmt: skip
-        return holdout_split(ids, recipe.train.holdout, recipe.seed)[1], seen
+        return holdout_split(ids, recipe.train.holdout, recipe.seed)[1], learning
 
     def for_scoring(self, ids: np.ndarray, method: Method) -> tuple[ImageLoader, np.ndarray]:
         """The images as a method transforms them (no schedule of sizes), and those of ``ids`` that can be read."""
@@ -163,35 +163,41 @@ class RunImages:
         """
         if not loader.skips:
             return loader, ids
-        comm, lists = self.environment.comm, micro_batches(ids, self.recipe.score.micro_batch)
-        batches = loader.batches(shard(lists, comm.rank, comm.world))
-        for _ in range(-(-len(lists) // comm.world)):
+        comm, batches_of_ids = self.environment.comm, micro_batches(ids, self.recipe.score.micro_batch)
+        batches = loader.batches(shard(batches_of_ids, comm.rank, comm.world))
+        for _ in range(-(-len(batches_of_ids) // comm.world)):
             if preemption.poll(comm)[0]:
                 raise preemption.preempted_error("while images were checked")
             next(batches, None)
-        bad = {sample for samples in comm.all_gather_object(sorted(loader.skipped)) for sample in samples}
-        if bad:
-            self.tracker.info(f"  {len(bad & set(ids.tolist()))} of {len(ids)} images cannot be read and are left out")
-        return replace(loader, exact=True), ids[~np.isin(ids, sorted(bad))]
+        unreadable = {sample for samples in comm.all_gather_object(sorted(loader.skipped)) for sample in samples}
+        if unreadable:
+            self.tracker.info(
+                f"  {len(unreadable & set(ids.tolist()))} of {len(ids)} images cannot be read and are left out"
+            )
+        return replace(loader, exact=True), ids[~np.isin(ids, sorted(unreadable))]
 
     def take_unreadable(self) -> list[dict[str, Any]]:
         """The images that any rank left out in the stage that ends here, for its ledger line; forgets them."""
         if self.recipe.data.on_error == "fail":
             return []
-        out = []
-        for train, what in ((True, "training"), (False, "evaluation")):
+        skipped = []
+        for train, split in ((True, "training"), (False, "evaluation")):
             gathered = self.environment.comm.all_gather_object(dict(self.unreadable[train]))
             self.unreadable[train].clear()
-            reasons = {sample: why for one in gathered for sample, why in one.items()}
+            reasons = {sample: why for by_id in gathered for sample, why in by_id.items()}
             source = self.splits[train].source
             for sample, why in sorted(reasons.items()):
-                out.append({"images": what, "id": sample, "file": source.location(sample), "why": why})
-        return out
+                skipped.append({"images": split, "id": sample, "file": source.location(sample), "why": why})
+        return skipped
 
     def description(self) -> dict[str, Any]:
         """For the report: which backend served the images, and how they were transformed."""
         body = asdict(self.transform)
-        shown = ("size", "mean", "std", "crop", "crop_mode", "interpolation", "exif")
-        training = {key: value for key, value in body.items() if key not in shown}
+        evaluation_keys = ("size", "mean", "std", "crop", "crop_mode", "interpolation", "exif")
+        training = {key: value for key, value in body.items() if key not in evaluation_keys}
         backends_used = {name: self.splits[name == "train"].backend for name in ("train", "eval")}
-        return {"backend": backends_used, "eval_transform": {key: body[key] for key in shown}, "training": training}
+        return {
+            "backend": backends_used,
+            "eval_transform": {key: body[key] for key in evaluation_keys},
+            "training": training,
+        }

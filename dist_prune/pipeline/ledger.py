@@ -36,10 +36,10 @@ def pick(tree: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
     """The values of dotted ``fields`` in a resolved recipe; ``a`` takes the whole section."""
     out = {}
     for field in fields:
-        node: Any = tree
+        value: Any = tree
         for step in field.split("."):
-            node = node.get(step) if isinstance(node, Mapping) else None
-        out[field] = node
+            value = value.get(step) if isinstance(value, Mapping) else None
+        out[field] = value
     return out
 
 
@@ -101,10 +101,10 @@ class Ledger:
         line = self.last(stage)
         if line is None or line["fingerprint"] != fingerprint:
             return None
-        for name, wanted in line["outputs"].items():
+        for name, expected in line["outputs"].items():
             path = self.folder / name
             try:
-                if not path.is_file() or file_digest(path) != wanted:
+                if not path.is_file() or file_digest(path) != expected:
                     return None
             except OSError:  # unreadable: as good as not there
                 return None
@@ -174,43 +174,43 @@ def bind_recipe(
         raise PruneError(f"--run-dir: {folder} is a file; name a folder (it is made where it is missing)")
     path = folder / "recipe.yaml"
     name = dict(recipe).get("method", {}).get("name", "")
-    said, now, full = (
+    message, current, filled_in = (
         "",
         drop_added_defaults(flatten(recipe), name),
         drop_added_defaults(flatten(filled or recipe), name),
     )
     values = {
-        key: _mark(key, full.get(key))
-        for key, text in now.items()
-        if text != full.get(key) and not _under(key, NON_IDENTITY_KEYS)
+        key: _mark(key, filled_in.get(key))
+        for key, text in current.items()
+        if text != filled_in.get(key) and not _under(key, NON_IDENTITY_KEYS)
     }
     if path.exists() and Ledger(folder).lines():  # nothing is bound before a stage has finished
         try:
-            before = drop_added_defaults(rename_old_keys(flatten(safe_parsing.read_yaml(path))), name)
+            previous = drop_added_defaults(rename_old_keys(flatten(safe_parsing.read_yaml(path))), name)
             digests = rename_old_keys(dict(re.findall(r"^# (\S+) sha256:(\w+)$", path.read_text(), re.M)))
         except (PruneError, AttributeError) as error:
             raise PruneError(f"{path} is damaged, so nobody knows what {folder} holds: {error}") from error
         fixed = (*IDENTITY_KEYS, *(f"method.{option}" for option in score_options))
-        refused, later = [], []
-        for key in sorted(before.keys() | now.keys()):
-            old, new = before.get(key), now.get(key)
-            there = digests.get(key)  # of a value that the environment filled in
-            same = there == _mark(key, full.get(key)) if there else old in (new, full.get(key))
-            if same or _under(key, NON_IDENTITY_KEYS) or key == "name":
+        refused, changed = [], []
+        for key in sorted(previous.keys() | current.keys()):
+            old, new = previous.get(key), current.get(key)
+            recorded = digests.get(key)  # of a value that the environment filled in
+            unchanged = recorded == _mark(key, filled_in.get(key)) if recorded else old in (new, filled_in.get(key))
+            if unchanged or _under(key, NON_IDENTITY_KEYS) or key == "name":
                 continue
-            why = f"{shown(old)} there, {shown(new)} here" if old != new else f"{shown(new)} has another value here"
-            (refused if _under(key, fixed) else later).append(f"{key}: {why}")
+            change = f"{shown(old)} there, {shown(new)} here" if old != new else f"{shown(new)} has another value here"
+            (refused if _under(key, fixed) else changed).append(f"{key}: {change}")
         if refused:
             raise PruneError(
                 f"the run directory {folder} belongs to another recipe:\n"
                 + "\n".join(f"  - {line}" for line in refused)
                 + "\nName another --run-dir, or delete that one to start over."
             )
-        if later:
-            said = f"{folder} goes on from its scores; changed since: " + "; ".join(later)
+        if changed:
+            message = f"{folder} goes on from its scores; changed since: " + "; ".join(changed)
     notes = "".join(f"# {key} sha256:{value}\n" for key, value in values.items())
     write_atomic(path, yaml.safe_dump(dict(recipe), sort_keys=False) + notes)
-    return said
+    return message
 
 
 def _mark(key: str, value: Any) -> str:

@@ -95,10 +95,10 @@ class RunNetworks:
             "select.min_channels": section.min_channels > 1, "select.include": section.include,
             "select.keep_ratios": section.keep_ratios, "select.max_ratio": section.max_ratio,
         }  # fmt: skip
-        others = [key for key, value in values.items() if value not in (None, (), False, {})]
-        if others:
+        conflicting = [key for key, value in values.items() if value not in (None, (), False, {})]
+        if conflicting:
             raise PruneError(
-                f"select.plan: a plan that is replayed leaves nothing to choose; leave out {' and '.join(others)} "
+                f"select.plan: a plan that is replayed leaves nothing to choose; leave out {' and '.join(conflicting)} "
                 "(on the command line: key= with nothing behind it)"
             )
         return files.read_plan(Path(str(section.plan)).expanduser(), self.graph)

@@ -10,18 +10,18 @@ from dist_prune.errors import PruneError, path_trouble
 LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # what write_atomic names a file that is not whole yet
 
 
-def run_directory(given: str | None, default: str | Path) -> Path:
+def run_directory(option: str | None, default: str | Path) -> Path:
     """The folder that ``--run-dir`` names, or the recipe's own.
 
     Raises:
         PruneError: ``--run-dir`` is empty, as an unset variable leaves it, or no path at all.
     """
-    if given is not None and not given.strip():
+    if option is not None and not option.strip():
         raise PruneError("--run-dir: it is empty; name a folder, or leave the option out (an unset variable in it?)")
-    place = str(given if given is not None else default)
-    if trouble := path_trouble(place):
+    path = str(option if option is not None else default)
+    if trouble := path_trouble(path):
         raise PruneError(f"--run-dir: {trouble}")
-    return Path(place)
+    return Path(path)
 
 
 def clear_leftovers(folder: Path) -> int:
@@ -29,11 +29,11 @@ def clear_leftovers(folder: Path) -> int:
 
     Called by the first rank of a run that holds the folder's lock: nobody else writes there.
     """
-    found = 0
-    for place, _, names in os.walk(folder):
+    removed = 0
+    for parent, _, names in os.walk(folder):
         for name in names:
             if LEFTOVER.fullmatch(name):
                 with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(place, name))
-                    found += 1
-    return found
+                    os.unlink(os.path.join(parent, name))
+                    removed += 1
+    return removed

@@ -43,28 +43,28 @@ def fingerprint(stage: Stage, context: RunContext, growing: bool = True) -> str:
     tree = context.recipe.resolved()
     fields = pick(tree, stage.reads)
     for section in fields.keys() & {"train", "finetune"}:
-        left_out = {*CHECKPOINT_KEYS, "epochs", "only_if_drop"} if stage.between else CHECKPOINT_KEYS
-        fields[section] = {key: value for key, value in fields[section].items() if key not in left_out}
+        excluded = {*CHECKPOINT_KEYS, "epochs", "only_if_drop"} if stage.between else CHECKPOINT_KEYS
+        fields[section] = {key: value for key, value in fields[section].items() if key not in excluded}
     if stage.name == "score":
         options = context.method.Options
-        grown = () if growing else options.refinable_options()
-        fields |= pick(tree, ("method.name", *(f"method.{n}" for n in options.score_options() if n not in grown)))
+        refinable = () if growing else options.refinable_options()
+        fields |= pick(tree, ("method.name", *(f"method.{n}" for n in options.score_options() if n not in refinable)))
         if context.method.calibration_split == "held_out":
             fields |= pick(tree, ("train.holdout", "train.images"))
     if stage.name == "select" and context.selection.cost is not None:  # how a time is measured decides it
         fields |= pick(tree, context.selection.cost.decided_by)
     replayed = context.recipe.select.plan
     if replayed and stage.name in ("score", "select", "prune"):  # score makes an empty file, the others read it
-        place = Path(replayed).expanduser()
-        if stage.name == "select" or (stage.name == "prune" and place.is_dir()):
-            fields["replayed"] = file_digest(manifest_of(place))
+        plan_path = Path(replayed).expanduser()
+        if stage.name == "select" or (stage.name == "prune" and plan_path.is_dir()):
+            fields["replayed"] = file_digest(manifest_of(plan_path))
         elif stage.name == "score":
             fields["replayed"] = True
     fields = fingerprint_fields(fields, tree["method"]["name"])
     inputs = {first_name(name): file_digest(context.path(name)) for name in stage.inputs}
-    found = external_inputs.digests(context, stage.name)
-    external_inputs.check_unchanged(stage.label, context, found)
-    return digest(canonical({"stage": stage.label, "fields": fields, "inputs": inputs, "outside": found}))
+    outside = external_inputs.digests(context, stage.name)
+    external_inputs.check_unchanged(stage.label, context, outside)
+    return digest(canonical({"stage": stage.label, "fields": fields, "inputs": inputs, "outside": outside}))
 
 
 def run_stage(stage: Stage, context: RunContext) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def run_stage(stage: Stage, context: RunContext) -> dict[str, Any]:
         context.events.append({"stage": stage.label, "event": "skipped"})
         return done
     context.tracker.info(f"{stage.label}: {_headline(stage, context)}")
-    start, told, before = time.perf_counter(), len(context.events), dict(comm.volume)
+    start, events_before, traffic_before = time.perf_counter(), len(context.events), dict(comm.volume)
     context.stage_fingerprint, context.round = identity, stage.round
     if stage.name == "score":
         measured = comm.run_on_main(lambda: fingerprint(stage, context, growing=False))
@@ -87,7 +87,7 @@ def run_stage(stage: Stage, context: RunContext) -> dict[str, Any]:
     if not stage.always:
         comm.run_on_main(lambda: _begin(stage, context))
     facts, drop = _make(stage, context)
-    for event in context.events[told:]:  # an act knows its own name, not which round it is
+    for event in context.events[events_before:]:  # an act knows its own name, not which round it is
         event["stage"] = stage.label if event["stage"] == stage.name else event["stage"]
     line = {
         "stage": stage.label,
@@ -95,9 +95,9 @@ def run_stage(stage: Stage, context: RunContext) -> dict[str, Any]:
         "facts": facts,
         "world_size": comm.world,
         "outside": external_inputs.digests(context, stage.name) if comm.is_main else {},
-        "events": context.events[told:],
+        "events": context.events[events_before:],
         "seconds": round(time.perf_counter() - start, 3),
-        "said": comm.traffic_since(before),
+        "said": comm.traffic_since(traffic_before),
     }
     comm.run_on_main(lambda: context.ledger.append({**line, "outputs": _digests(context, stage.outputs)}))
     comm.run_on_main(lambda: _drop(context, drop))
@@ -112,15 +112,15 @@ def _make(stage: Stage, context: RunContext) -> tuple[dict[str, Any], tuple[str,
     def make() -> dict[str, Any]:
         nonlocal drop
         try:
-            made: StageOutput = importlib.import_module(f"dist_prune.stages.{MODULES.get(stage.name, stage.name)}").run(
-                context
-            )
+            output: StageOutput = importlib.import_module(
+                f"dist_prune.stages.{MODULES.get(stage.name, stage.name)}"
+            ).run(context)
         except torch.OutOfMemoryError as error:
             raise PruneError(_out_of_memory(stage, context, error)) from error
         context.images.close_loaders()
-        comm.run_on_main(lambda: _write(context, made))
-        drop = made.drop
-        return made.facts | _unreadable(stage, context)
+        comm.run_on_main(lambda: _write(context, output))
+        drop = output.drop
+        return output.facts | _unreadable(stage, context)
 
     elsewhere = context.recipe.select.plan or context.recipe.score.from_
     store = context.artifact_store
@@ -157,8 +157,8 @@ def _out_of_memory(stage: Stage, context: RunContext, error: torch.OutOfMemoryEr
         "evaluate": f"lower evaluate.batch (now {recipe.evaluate.batch}) or report.latency_batches",
         "select": f"lower target.latency_batch (now {recipe.target.latency_batch})",
     }.get(stage.name, "use a device with more memory")
-    said = str(error).splitlines()[0].partition(" If reserved")[0]
-    return f"{stage.label}: the device is out of memory; {advice}, or start more processes. {said}"
+    reason = str(error).splitlines()[0].partition(" If reserved")[0]
+    return f"{stage.label}: the device is out of memory; {advice}, or start more processes. {reason}"
 
 
 def _begin(stage: Stage, context: RunContext) -> None:
@@ -168,10 +168,10 @@ def _begin(stage: Stage, context: RunContext) -> None:
     external_inputs.record_start(stage.label, context, external_inputs.digests(context, stage.name))
 
 
-def _write(context: RunContext, made: StageOutput) -> None:
-    for name, (tensors, meta) in made.tensors.items():
+def _write(context: RunContext, output: StageOutput) -> None:
+    for name, (tensors, meta) in output.tensors.items():
         tensor_files.save_tensors(context.path(name), tensors, meta)
-    for name, text in made.texts.items():
+    for name, text in output.texts.items():
         write_atomic(context.path(name), text)
 
 

@@ -123,6 +123,6 @@ def _round(number: int, last: bool, carry: bool) -> Iterator[Stage]:
         label = name if first else round_path(number, name)
         yield Stage(name, inputs, outputs, round=number, label=label, reads=_reads(name, f"{name}_in_rounds"))
     if not last:
-        made = (round_path(number, FINETUNED), *((round_path(number, OPTIMIZER_STATE),) if carry else ()))
+        outputs_kept = (round_path(number, FINETUNED), *((round_path(number, OPTIMIZER_STATE),) if carry else ()))
         label, reads = round_path(number, "finetune"), _reads("finetune_between")
-        yield Stage("finetune", (DENSE, pruned, plan, *carried), made, round=number, label=label, reads=reads)
+        yield Stage("finetune", (DENSE, pruned, plan, *carried), outputs_kept, round=number, label=label, reads=reads)

@@ -33,7 +33,7 @@ def pareto(rows: Rows, papers: Rows, batch: str) -> Figure:
     costs = [cost for cost in report_costs() if any(row[cost.name] is not None for row in rows)]
     figure, plots = subplots(13 / 3 * (len(costs) + 1), 8, 2, len(costs) + 1)
     names = sorted({row["backbone"] for row in rows})
-    colours = {name: f"C{place % 10}" for place, name in enumerate(names)}
+    colours = {name: f"C{index % 10}" for index, name in enumerate(names)}
     amounts = [(cost.name, f"{cost.unit} ({cost.prefix})" if cost.prefix else cost.unit) for cost in costs]
     absolute = [*amounts, ("ms", f"ms, batch {batch}")]
     relative = [(f"{cost.name}_share", f"share of the {cost.unit} kept") for cost in costs]
@@ -53,8 +53,8 @@ def pareto(rows: Rows, papers: Rows, batch: str) -> Figure:
         for axes, key in zip(plots[0], (key for key, _ in absolute), strict=True):
             if not _good(row, key):
                 continue
-            whole = row["dense_ms"] if key == "ms" else row[key] / row[f"{key}_share"]
-            axes.plot(whole, row["dense_top1"], "o", markerfacecolor="none", color=colours[row["backbone"]])
+            dense_cost = row["dense_ms"] if key == "ms" else row[key] / row[f"{key}_share"]
+            axes.plot(dense_cost, row["dense_top1"], "o", markerfacecolor="none", color=colours[row["backbone"]])
     for axes in plots.flat:
         axes.margins(0.08)
     plots[1][0].legend(frameon=False, fontsize=8)
@@ -62,20 +62,20 @@ def pareto(rows: Rows, papers: Rows, batch: str) -> Figure:
 
 
 def _scatter(axes: Any, rows: Rows, x: str, y: str, colours: dict[str, str]) -> None:
-    said = set()
+    labelled = set()
     for row in rows:
         name = row["backbone"]
         if x not in ("ms", "speedup") and row[x] is None:  # a report that is older than the cost
             continue
         if not _good(row, x):  # how accurate it is is known, how fast it is is not: at the axis, at no time
-            edge = axes.get_yaxis_transform()
-            axes.plot(0.015, row[y], "<", color=GREY, transform=edge, clip_on=False, gid=f"doubtful {x}")
+            edge_transform = axes.get_yaxis_transform()
+            axes.plot(0.015, row[y], "<", color=GREY, transform=edge_transform, clip_on=False, gid=f"doubtful {x}")
             continue
         axes.errorbar(
             row[x], row[y], yerr=row["top1_std"] or 0, fmt="o", color=colours[name], capsize=3,
-            label="" if name in said else name,
+            label="" if name in labelled else name,
         )  # fmt: skip
-        said.add(name)
+        labelled.add(name)
 
 
 def _good(row: dict[str, Any], key: str) -> bool:
@@ -85,10 +85,10 @@ def _good(row: dict[str, Any], key: str) -> bool:
 
 def _front(axes: Any, points: Sequence[tuple[float, float]]) -> None:
     """The cheapest runs of every accuracy: each is better than all that cost less."""
-    best, line = float("-inf"), []
+    best, front = float("-inf"), []
     for cost, top1 in sorted(points, key=lambda point: (point[0], -point[1])):
         if top1 > best:
             best = top1
-            line.append((cost, top1))
-    if line:
-        axes.plot(*zip(*line, strict=True), color=INK, linewidth=0.8, zorder=0)
+            front.append((cost, top1))
+    if front:
+        axes.plot(*zip(*front, strict=True), color=INK, linewidth=0.8, zorder=0)

@@ -92,9 +92,9 @@ def similarity_image(similarity_map: SimilarityMap, side: int = 128) -> np.ndarr
     clusters = similarity_map.parts[order[starts]]  # a cell has the colour of its first channel
     colour = np.where(clusters[:, None] < 0, _ALONE, _CLUSTERS[clusters % len(_CLUSTERS)])
     share = np.add.reduceat(similarity_map.kept[order].astype(float), starts) / counts
-    stays = np.repeat((255 - 220 * share).astype(np.uint8)[:, None], 3, axis=1)
+    kept_strip = np.repeat((255 - 220 * share).astype(np.uint8)[:, None], 3, axis=1)
     width = max(2, cells // 16)
-    strips = [np.repeat(strip[:, None], width, axis=1) for strip in (colour, stays)]
+    strips = [np.repeat(strip[:, None], width, axis=1) for strip in (colour, kept_strip)]
     return np.concatenate([*strips, inner], axis=1)
 
 
@@ -102,14 +102,14 @@ def groups_figure(groups: Sequence[Mapping[str, Any]], width: float = 10) -> Fig
     """A bar per group: kept of total; protected groups are grey. ``width`` in inches."""
     figure, panels = subplots(width, max(2.2, min(0.2 * len(groups) + 1.1, 40)))
     axes = panels[0, 0]
-    places = range(len(groups))
+    positions = range(len(groups))
     widths, kept = [g["width"] for g in groups], [g["kept"] for g in groups]
     colours = [GREY if g["reason"] else "#1f77b4" for g in groups]
-    axes.barh(places, widths, color=PALE)
-    axes.barh(places, kept, color=colours)
-    for place, (all_, left) in enumerate(zip(widths, kept, strict=True)):
-        axes.text(all_, place, f" {left}/{all_}", va="center", fontsize=7)
-    axes.set_yticks(list(places), [g["name"] for g in groups], fontsize=7)
+    axes.barh(positions, widths, color=PALE)
+    axes.barh(positions, kept, color=colours)
+    for position, (width_total, kept_count) in enumerate(zip(widths, kept, strict=True)):
+        axes.text(width_total, position, f" {kept_count}/{width_total}", va="center", fontsize=7)
+    axes.set_yticks(list(positions), [g["name"] for g in groups], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("channels (blue: kept, grey: kept whole, light: removed)")
     axes.margins(x=0.08, y=0.01)
@@ -119,18 +119,22 @@ def groups_figure(groups: Sequence[Mapping[str, Any]], width: float = 10) -> Fig
 def curve_figure(lines: Sequence[Mapping[str, float]]) -> Figure:
     """Loss and top-1 over epochs."""
     figure, panels = subplots(10, 3, ncols=2)
-    left, right = panels[0]
+    loss_axes, accuracy_axes = panels[0]
     epochs = [line["epoch"] for line in lines]
-    left.plot(epochs, [line["loss"] for line in lines], marker="o", markersize=3, label="training images")
-    judged = next((k.removesuffix("_top1") for line in lines for k in line if k.endswith("_top1")), "test")
-    tested = [line for line in lines if f"{judged}_top1" in line]
-    at = [line["epoch"] for line in tested]
-    left.plot(at, [line[f"{judged}_loss"] for line in tested], marker="o", markersize=3, label=f"{judged} images")
-    right.plot(at, [line[f"{judged}_top1"] for line in tested], marker="o", markersize=3, color="#ff7f0e")
-    left.set_ylabel("cross-entropy")
-    right.set_ylabel(f"{judged} top-1 %")
-    left.legend(frameon=False)
-    for axes in (left, right):
+    loss_axes.plot(epochs, [line["loss"] for line in lines], marker="o", markersize=3, label="training images")
+    split = next((k.removesuffix("_top1") for line in lines for k in line if k.endswith("_top1")), "test")
+    tested = [line for line in lines if f"{split}_top1" in line]
+    tested_epochs = [line["epoch"] for line in tested]
+    loss_axes.plot(
+        tested_epochs, [line[f"{split}_loss"] for line in tested], marker="o", markersize=3, label=f"{split} images"
+    )
+    accuracy_axes.plot(
+        tested_epochs, [line[f"{split}_top1"] for line in tested], marker="o", markersize=3, color="#ff7f0e"
+    )
+    loss_axes.set_ylabel("cross-entropy")
+    accuracy_axes.set_ylabel(f"{split} top-1 %")
+    loss_axes.legend(frameon=False)
+    for axes in (loss_axes, accuracy_axes):
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
@@ -138,29 +142,29 @@ def curve_figure(lines: Sequence[Mapping[str, float]]) -> Figure:
 
 def method_figures(lines: Sequence[Curve]) -> list[tuple[str, Figure]]:
     """(what the y axis shows, the method's curves of one pair of axes)."""
-    out = []
+    titled = []
     for labels in dict.fromkeys(line.axes for line in lines):
         figure, panels = subplots(10, 3.4)
         axes = panels[0, 0]
-        chosen = [line for line in lines if line.axes == labels]
-        for line in chosen:
+        same_axes = [line for line in lines if line.axes == labels]
+        for line in same_axes:
             axes.plot(line.x, line.y, marker="o", markersize=3, linewidth=1, label=line.group)
         axes.set(xlabel=labels[0], ylabel=labels[1])
-        if len(chosen) <= 16:
+        if len(same_axes) <= 16:
             axes.legend(frameon=False, fontsize=7, ncols=2)
-        out.append((labels[1], figure))
-    return out
+        titled.append((labels[1], figure))
+    return titled
 
 
 def plane_figure(lines: Sequence[Mapping[str, str]]) -> Figure:
     """Top-1 and information against the share of kept filters: a line per group, a panel per figure that is there."""
-    there = [key for key in _PLANE if any(line[key] for line in lines)]
-    figure, panels = subplots(10, 3.2 * -(-len(there) // 2), -(-len(there) // 2), min(2, len(there)))
-    for axes, key in zip(panels.flat, there, strict=False):
+    columns = [key for key in _PLANE if any(line[key] for line in lines)]
+    figure, panels = subplots(10, 3.2 * -(-len(columns) // 2), -(-len(columns) // 2), min(2, len(columns)))
+    for axes, key in zip(panels.flat, columns, strict=False):
         for group in dict.fromkeys(line["group"] for line in lines):
-            own = [line for line in lines if line["group"] == group and line[key]]
-            shares = [int(line["kept"]) / int(line["width"]) for line in own]
-            axes.plot(shares, [float(line[key]) for line in own], marker=".", markersize=3, label=group)
+            group_lines = [line for line in lines if line["group"] == group and line[key]]
+            shares = [int(line["kept"]) / int(line["width"]) for line in group_lines]
+            axes.plot(shares, [float(line[key]) for line in group_lines], marker=".", markersize=3, label=group)
         axes.set(xlabel="share of the filters kept", ylabel=_PLANE[key])
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7)
     return figure

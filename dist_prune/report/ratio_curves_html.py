@@ -32,11 +32,11 @@ def lines_figure(body: Mapping[str, Any]) -> Figure:
     groups = body["groups"]
     for axes, key, label in zip(panels[0], ("top1", "loss"), ("top-1 %", "cross-entropy"), strict=True):
         dense = body["dense"][key]
-        for place, group in reversed(list(enumerate(groups))):
-            named = place < NAMED
+        for rank, group in reversed(list(enumerate(groups))):
+            named = rank < NAMED
             axes.plot(
                 [1.0, *(point["ratio"] for point in group["points"])], [dense, *(p[key] for p in group["points"])],
-                marker="o", markersize=3, linewidth=1.2 if named else 0.8, color=f"C{place}" if named else "#c3cad2",
+                marker="o", markersize=3, linewidth=1.2 if named else 0.8, color=f"C{rank}" if named else "#c3cad2",
                 label=group["group"] if named else None, zorder=3 if named else 1,
             )  # fmt: skip
         axes.axhline(dense, color=INK, linewidth=0.9, linestyle="--", label="dense")
@@ -44,10 +44,10 @@ def lines_figure(body: Mapping[str, Any]) -> Figure:
         axes.invert_xaxis()
     handles, labels = figure.axes[0].get_legend_handles_labels()
     order = [labels.index("dense"), *(labels.index(group["group"]) for group in groups[:NAMED])]
-    more = len(groups) - NAMED
+    unnamed = len(groups) - NAMED
     figure.legend(
         [handles[i] for i in order], [labels[i] for i in order], loc="outside right upper", frameon=False, fontsize=7,
-        title="most sensitive first" + (f",\n{more} more in grey" if more > 0 else ""), title_fontsize=7,
+        title="most sensitive first" + (f",\n{unnamed} more in grey" if unnamed > 0 else ""), title_fontsize=7,
     )  # fmt: skip
     return figure
 
@@ -58,11 +58,11 @@ def map_figure(body: Mapping[str, Any]) -> Figure:
     drops = [[body["dense"]["top1"] - point["top1"] for point in group["points"]] for group in groups]
     figure, panels = subplots(7, max(1.6, 0.22 * len(drops) + 0.9), spines=())
     axes = panels[0, 0]
-    top = max(1.0, *(value for values in drops for value in values))
-    axes.imshow(drops, cmap="Oranges", vmin=0, vmax=top, aspect="auto")
+    largest = max(1.0, *(value for values in drops for value in values))
+    axes.imshow(drops, cmap="Oranges", vmin=0, vmax=largest, aspect="auto")
     for row, values in enumerate(drops):
         for column, value in enumerate(values):
-            colour = "white" if value > 0.6 * top else INK
+            colour = "white" if value > 0.6 * largest else INK
             axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour)
     axes.set_yticks(range(len(drops)), [group["group"] for group in groups], fontsize=7)
     axes.set_xticks(range(len(drops[0])), [f"{point['ratio']:g}" for point in groups[0]["points"]], fontsize=7)

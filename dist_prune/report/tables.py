@@ -13,42 +13,42 @@ REDUCED = ("sum", "max", "min", "rows", "gradients")  # collectives whose payloa
 
 def metric_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """(label, one cell each for dense, pruned, finetuned)."""
-    out = [
+    rows = [
         ("top-1 %", [f"{body[k]['top1']:.2f}" for k in KINDS]),
         ("top-5 %", [f"{body[k]['top5']:.2f}" for k in KINDS]),
     ]
-    out.append(("loss", [_loss(body[k]["loss"]) for k in KINDS]))
+    rows.append(("loss", [_loss(body[k]["loss"]) for k in KINDS]))
     for key, unit, label in (
         *((cost.name, cost.divisor, cost.label) for cost in report_costs() if cost.name in body["dense"]),
         ("size_bytes", 1e3, "file (kB)"),
     ):
         dense = body["dense"][key]
-        out.append((label, [_against(body[k][key], dense, unit) for k in KINDS]))
+        rows.append((label, [_against(body[k][key], dense, unit) for k in KINDS]))
     if "sparse" in body["dense"]:
-        out += _sparse_rows(body)
+        rows += _sparse_rows(body)
     for batch, first in body["dense"]["latency"].items():
         times = [body[k]["latency"][batch] for k in KINDS]
-        out.append((f"ms, batch {batch}", [f"{t['ms']:.2f}" for t in times]))
-        out.append((f"speed-up, batch {batch}", ["", *(speedup_text(first, t) for t in times[1:])]))
-        out.append((f"images/s, batch {batch}", [f"{t['images_per_s']:.0f}" for t in times]))
-    return out
+        rows.append((f"ms, batch {batch}", [f"{t['ms']:.2f}" for t in times]))
+        rows.append((f"speed-up, batch {batch}", ["", *(speedup_text(first, t) for t in times[1:])]))
+        rows.append((f"images/s, batch {batch}", [f"{t['images_per_s']:.0f}" for t in times]))
+    return rows
 
 
 def _sparse_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """What block masks change: weights left, files of sparse matrices, MACs of weights that no mask holds at zero."""
-    found = [body[k]["sparse"] for k in KINDS]
+    sparse = [body[k]["sparse"] for k in KINDS]
     return [
-        ("weights pruned %", [f"{s['pruned_percent']:.2f}" for s in found]),
-        ("CSR file (MiB)", [f"{s['csr_bytes'] / 2**20:.3f}" for s in found]),
-        ("dense weights (MiB)", [f"{s['dense_bytes'] / 2**20:.3f}" for s in found]),
-        ("MACs not on masked zeros (M)", [_against(s["masked_macs"], found[0]["masked_macs"], 1e6) for s in found]),
+        ("weights pruned %", [f"{s['pruned_percent']:.2f}" for s in sparse]),
+        ("CSR file (MiB)", [f"{s['csr_bytes'] / 2**20:.3f}" for s in sparse]),
+        ("dense weights (MiB)", [f"{s['dense_bytes'] / 2**20:.3f}" for s in sparse]),
+        ("MACs not on masked zeros (M)", [_against(s["masked_macs"], sparse[0]["masked_macs"], 1e6) for s in sparse]),
     ]
 
 
 def event_text(event: Mapping[str, Any]) -> str:
     """An event of a stage in one line."""
-    more = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("stage", "event"))
-    return f"{event['stage']}: {event['event']}" + (f" ({more})" if more else "")
+    details = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("stage", "event"))
+    return f"{event['stage']}: {event['event']}" + (f" ({details})" if details else "")
 
 
 def records(lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]] | None:
@@ -124,14 +124,14 @@ def _rounds(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def traffic_text(body: Mapping[str, Any]) -> str:
     """Bytes that each rank handed to collectives, stage by stage; nothing for a single process."""
-    parts = []
+    per_stage = []
     for stage, words in (body.get("communication") or {}).items():
         reduced = sum(count["bytes"] for word, count in words.items() if word in REDUCED)
         rest = sum(count["bytes"] for word, count in words.items() if word not in REDUCED)
         if reduced + rest >= 1000:
-            parts.append(f"{stage} {_size(reduced)} + {_size(rest)}")
-    who = f"{body['recipe']['method']['name']} on {body['recipe']['backbone']['name']}"
-    return f"communication of each rank ({who}), all-reduced + other: {', '.join(parts)}" if parts else ""
+            per_stage.append(f"{stage} {_size(reduced)} + {_size(rest)}")
+    run = f"{body['recipe']['method']['name']} on {body['recipe']['backbone']['name']}"
+    return f"communication of each rank ({run}), all-reduced + other: {', '.join(per_stage)}" if per_stage else ""
 
 
 def _size(count: int) -> str:
@@ -144,10 +144,16 @@ def _size(count: int) -> str:
 def target_text(body: Mapping[str, Any]) -> str:
     """Asked and achieved in one line."""
     achieved = ", ".join(f"{share:.1%} of the {name}" for name, share in body["achieved"].items())
-    asked = ", ".join(f"{share:.1%} of the {name}" for name, share in body["target"].items())
-    marked = "".join(f"; {peek.upper()}" for peek in selected_on_test(body["recipe"]))
-    blocks = "; masked blocks of weights save MACs on paper only: they run as slow as dense ones"
+    requested = ", ".join(f"{share:.1%} of the {name}" for name, share in body["target"].items())
+    test_selection = "".join(f"; {peek.upper()}" for peek in selected_on_test(body["recipe"]))
+    block_note = "; masked blocks of weights save MACs on paper only: they run as slow as dense ones"
     runs = body.get("reruns")
-    spread = f"; {len(runs['top1'])} finetunings: {runs['mean']:.2f} ± {runs['std']:.2f} %" if runs else ""
-    masked = blocks if "sparse" in body["dense"] else ""
-    return f"kept: {achieved}" + (f" (asked: at most {asked})" if asked else "") + masked + spread + marked
+    rerun_text = f"; {len(runs['top1'])} finetunings: {runs['mean']:.2f} ± {runs['std']:.2f} %" if runs else ""
+    block_text = block_note if "sparse" in body["dense"] else ""
+    return (
+        f"kept: {achieved}"
+        + (f" (asked: at most {requested})" if requested else "")
+        + block_text
+        + rerun_text
+        + test_selection
+    )

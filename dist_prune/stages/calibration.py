@@ -24,9 +24,9 @@ def calibration_pool(context: RunContext, method: Method) -> np.ndarray:
         context.events.append({"stage": "score", "event": event})
     if method.calibration_split != "held_out":
         return np.arange(len(context.images.loader(method.calibration_split == "train")))
-    held, seen = context.images.holdout()
-    if seen:
-        event = f"the held-out images of scoring are trained on ({' and '.join(seen)}: selection is not holdout)"
+    held, learning = context.images.holdout()
+    if learning:
+        event = f"the held-out images of scoring are trained on ({' and '.join(learning)}: selection is not holdout)"
         context.events.append({"stage": "score", "event": event})
     return held
 
@@ -48,8 +48,8 @@ def scoring_context(
     method = other or context.method
     recipe, labels = context.recipe, context.images.loader(method.calibration_split != "test").source.labels
     model = context.networks.load_round_input(context.round).to(context.environment.device)
-    drawn = calibration_pool(context, method)
-    ids = drawn[calibration_ids(labels[drawn], recipe.score.images, recipe.seed, recipe.score.balance)]
+    pool = calibration_pool(context, method)
+    ids = pool[calibration_ids(labels[pool], recipe.score.images, recipe.seed, recipe.score.balance)]
     if isinstance(recipe.score.images, int) and len(ids) < recipe.score.images:
         context.tracker.info(
             f"  score.images asks for {recipe.score.images} images; there are {len(ids)}, all are used"
@@ -59,8 +59,8 @@ def scoring_context(
         raise PruneError(
             f"score.images: none of the calibration images can be read ({next(iter(loader.skipped.values()))})"
         )
-    kept = recipe.score.record
-    record = Path(kept).expanduser() if kept else context.path(round_path(context.round, RECORD))
+    record_key = recipe.score.record
+    record = Path(record_key).expanduser() if record_key else context.path(round_path(context.round, RECORD))
     return DistributedScoringContext(
         model, graph, loader, ids, context.environment, context.tracker, recipe.score.micro_batch, recipe.seed,
         partial, context.stage_fingerprint, recipe.score.save_every,

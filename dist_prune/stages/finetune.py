@@ -35,26 +35,26 @@ def run(context: RunContext) -> StageOutput:
             context.events.append({"stage": "finetune", "event": "not needed", "drop": drop})
             facts = {"history": [], "selection": settings.selection}
             return StageOutput(facts, {FINETUNED: (context.read_tensors(round_path(context.round, PRUNED)), meta)})
-    tops, kept, first = [], {}, []
+    accuracies, state, history = [], {}, []
     for rerun in range(reruns):
         model, trainer = _tuned(context, settings, "finetune", rerun)
         if rerun == 0:
-            kept, first = {n: tensor.cpu().clone() for n, tensor in model.state_dict().items()}, trainer.history
+            state, history = {n: tensor.cpu().clone() for n, tensor in model.state_dict().items()}, trainer.history
         if reruns > 1:
-            tops.append(_top1(context, model))
-            context.tracker.info(f"  rerun {rerun + 1} of {reruns}: {tops[-1]:.2f} % on the test images")
-    facts: dict[str, Any] = {"history": first, "selection": settings.selection}
-    if tops:
-        spread = statistics.stdev(tops)
-        facts["reruns"] = {"top1": tops, "mean": statistics.mean(tops), "std": spread}
-    return StageOutput(facts, {FINETUNED: (kept, meta)}, drop=("finetune_checkpoints",))
+            accuracies.append(_top1(context, model))
+            context.tracker.info(f"  rerun {rerun + 1} of {reruns}: {accuracies[-1]:.2f} % on the test images")
+    facts: dict[str, Any] = {"history": history, "selection": settings.selection}
+    if accuracies:
+        spread = statistics.stdev(accuracies)
+        facts["reruns"] = {"top1": accuracies, "mean": statistics.mean(accuracies), "std": spread}
+    return StageOutput(facts, {FINETUNED: (state, meta)}, drop=("finetune_checkpoints",))
 
 
 def _drop(context: RunContext) -> float:
     """Points of top-1 that cutting cost, on the images by which epochs are chosen (held out, or the test images)."""
-    judge = selection_metric(context, context.recipe.finetune)
+    metric = selection_metric(context, context.recipe.finetune)
     models = context.networks.load_dense(), _pruned(context)
-    dense, pruned = (judge(model.to(context.environment.device))["top1"] for model in models)
+    dense, pruned = (metric(model.to(context.environment.device))["top1"] for model in models)
     return dense - pruned
 
 
@@ -86,8 +86,8 @@ def _tuned(
     if settings.recalibrate_bn:
         recipe, (trained_on, _) = context.recipe, context.images.training_split(settings)
         labels = context.images.loader(True).source.labels[trained_on]
-        chosen = calibration_ids(labels, settings.recalibrate_bn, recipe.seed, recipe.score.balance)
-        loader, ids = context.images.for_scoring(trained_on[chosen], context.method)
+        positions = calibration_ids(labels, settings.recalibrate_bn, recipe.seed, recipe.score.balance)
+        loader, ids = context.images.for_scoring(trained_on[positions], context.method)
         recalibrate_bn(model, loader, ids, context.recipe.score.micro_batch, context.environment.comm)
         if carried is not None and "ema" in carried.tables:  # averages go on from the new statistics, not the old ones
             new = model.state_dict()

@@ -63,33 +63,33 @@ def text(lines: Sequence[Sequence[object]]) -> str:
 def _orders(context: RunContext) -> dict[str, list[int]]:
     graph = context.selection_graph()
     with torch.no_grad():
-        found = context.method.orders(context.read_tensors(SCORES), graph, context.selection)
-    return {name: list(order) for name, order in found.items()}
+        orders = context.method.orders(context.read_tensors(SCORES), graph, context.selection)
+    return {name: list(order) for name, order in orders.items()}
 
 
 def _ids(context: RunContext) -> np.ndarray:
-    whole = len(context.images.loader(False))
-    return np.arange(min(whole, context.recipe.information.images or whole))
+    count = len(context.images.loader(False))
+    return np.arange(min(count, context.recipe.information.images or count))
 
 
 @torch.no_grad()
 def accuracy(context: RunContext, model: nn.Module, orders: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:
     """Group -> top-1 in percent with its last 1, 2, ... filters; the same for every number of ranks."""
     spec, comm, ids = context.recipe.information, context.environment.comm, _ids(context)
-    stays = {}
+    masks_of_group = {}
     for name, order in orders.items():
-        stays[name] = torch.zeros((len(order), len(order)), dtype=torch.bool)
+        masks_of_group[name] = torch.zeros((len(order), len(order)), dtype=torch.bool)
         for kept in range(1, len(order) + 1):
-            stays[name][kept - 1, list(order[len(order) - kept :])] = True
+            masks_of_group[name][kept - 1, list(order[len(order) - kept :])] = True
 
-    def count(part: Batch) -> Tensor:
+    def count(batch: Batch) -> Tensor:
         correct = []
-        for name, rows in stays.items():
-            points = gate_points(context.networks.graph, name)
-            for some in rows.split(spec.masks):
-                with gate(model, points, {name: some}):
-                    logits = model(part.images.repeat(len(some), 1, 1, 1))
-                correct.append(num_correct(logits.view(len(some), len(part.labels), -1), part.labels))
+        for name, masks in masks_of_group.items():
+            gates = gate_points(context.networks.graph, name)
+            for chunk in masks.split(spec.masks):
+                with gate(model, gates, {name: chunk}):
+                    logits = model(batch.images.repeat(len(chunk), 1, 1, 1))
+                correct.append(num_correct(logits.view(len(chunk), len(batch.labels), -1), batch.labels))
         return torch.cat(correct)
 
     widths = [len(order) for order in orders.values()]
@@ -105,7 +105,7 @@ def accuracy(context: RunContext, model: nn.Module, orders: Mapping[str, Sequenc
             "the curves of accuracy",
         )
     top1 = (100 * torch.tensor(counts) / images).split(widths)
-    return {name: part.tolist() for name, part in zip(orders, top1, strict=True)}
+    return {name: batch.tolist() for name, batch in zip(orders, top1, strict=True)}
 
 
 def information(context: RunContext, model: nn.Module, orders: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
@@ -125,15 +125,15 @@ def information(context: RunContext, model: nn.Module, orders: Mapping[str, Sequ
     out: dict[str, Tensor] = {}
     names = list(orders)
     for name in names:
-        tap, maps = _last_tap(scoring, name)
+        point, maps = _last_tap(scoring, name)
         pixels, labels = images[order], scoring.labels[order]
-        taken = tap.take(maps)[order]
+        activations = point.take(maps)[order]
         chunks = [
             list(range(start, min(start + 16, len(orders[name]) + 1))) for start in range(1, len(orders[name]) + 1, 16)
         ]
 
-        def run(counts: list[int], name: str = name, taken: Tensor = taken) -> Tensor:
-            return plane.curve(pixels, labels, taken, orders[name], counts)  # noqa: B023 - called before they change
+        def run(counts: list[int], name: str = name, activations: Tensor = activations) -> Tensor:
+            return plane.curve(pixels, labels, activations, orders[name], counts)  # noqa: B023 - called before they change
 
         out[name] = torch.cat(scoring.map_jobs(chunks, run))
     return out
@@ -141,9 +141,9 @@ def information(context: RunContext, model: nn.Module, orders: Mapping[str, Sequ
 
 def _last_tap(scoring: DistributedScoringContext, name: str) -> tuple[ChannelPoint, Tensor]:
     """Where a group's channels are read last: the output of the last block of a residual stream; (images, C, d)."""
-    taps = group_inputs(scoring.graph, scoring.graph.group(name))
-    points = [tap.point for tap in taps]
+    points_of_inputs = group_inputs(scoring.graph, scoring.graph.group(name))
+    points = [point.point for point in points_of_inputs]
     shapes = {site: tuple(t["shape"].tolist()) for site, t in scoring.collect(points, ActivationCensus()).items()}
     maps = [tables["maps"] for tables in scoring.collect(points, Activations(shapes)).values()]
     last = distinct(maps)[-1]
-    return taps[last], maps[last]
+    return points_of_inputs[last], maps[last]

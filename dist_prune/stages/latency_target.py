@@ -54,14 +54,14 @@ def search_latency(
         graph, table, recipe.target.latency, recipe.target.latency_tolerance, Plan.keeping(graph, floors), choose,
         measure, lambda text: context.tracker.info(f"  {text}"),
     )  # fmt: skip
-    found = search.run()
-    return found.plan, {
-        "predicted": found.predicted, "measured": found.measured, "reliable": found.reliable,
-        "smallest": min(one.measured for one in search.tried.values()),
-        "tried": [[one.predicted, one.measured] for one in search.tried.values()],
+    result = search.run()
+    return result.plan, {
+        "predicted": result.predicted, "measured": result.measured, "reliable": result.reliable,
+        "smallest": min(trial.measured for trial in search.tried.values()),
+        "tried": [[trial.predicted, trial.measured] for trial in search.tried.values()],
         "batch": recipe.target.latency_batch, "device": str(context.environment.device), "threads": _threads(context),
         "repeats": recipe.report.latency_repeats, "times": times,
-        "bend": [*search.raw_shares_for(found.raw), (1.0, 1.0)],
+        "bend": [*search.raw_shares_for(result.raw), (1.0, 1.0)],
     }  # fmt: skip
 
 
@@ -77,24 +77,26 @@ def miss_reason(context: RunContext, timed: Mapping[str, Any]) -> str:
     target = context.recipe.target
     if target.latency is None or target.latency_tolerance is None:
         return ""
-    off = timed["measured"] / target.latency - 1
-    what = f"target.latency: {target.latency:.4g} was asked for, {timed['measured']:.4g} was measured, {off:+.1%}"
-    mend = (
+    deviation = timed["measured"] / target.latency - 1
+    figures = (
+        f"target.latency: {target.latency:.4g} was asked for, {timed['measured']:.4g} was measured, {deviation:+.1%}"
+    )
+    advice = (
         "Move the target, take a larger target.latency_batch, or raise target.latency_tolerance (null: never refused)"
     )
     if not timed["reliable"]:
         return (
-            f"{what}, and that time is not reliable: other work had the machine whenever it was measured. Run again "
+            f"{figures}, and that time is not reliable: other work had the machine whenever it was measured. Run again "
             f"on a quiet one, with another report.latency_repeats (it was {timed['repeats']}), which measures anew."
         )
-    if abs(off) <= target.latency_tolerance:
+    if abs(deviation) <= target.latency_tolerance:
         return ""
-    coarse = sorted({context.selection.multiple(group) for group in context.networks.graph.free})
-    steps = f"; channels go in steps of {coarse[-1]} (select.round_to)" if coarse and coarse[-1] > 1 else ""
+    step_sizes = sorted({context.selection.multiple(group) for group in context.networks.graph.free})
+    steps = f"; channels go in steps of {step_sizes[-1]} (select.round_to)" if step_sizes and step_sizes[-1] > 1 else ""
     return (
-        f"{what}, more than target.latency_tolerance {target.latency_tolerance:.1%}. Of {len(timed['tried'])} whole "
+        f"{figures}, more than target.latency_tolerance {target.latency_tolerance:.1%}. Of {len(timed['tried'])} whole "
         f"networks that were measured none is nearer, and the fastest takes {timed['smallest']:.4g} of the dense time"
-        f"{steps}. {mend}."
+        f"{steps}. {advice}."
     )
 
 
@@ -118,8 +120,8 @@ def _table(context: RunContext, model: nn.Module, graph: DependencyGraph) -> dic
     times = {}
     for group in graph.free:
         cuts = {str(w): {group.name: tuple(range(w, group.width))} for w in widths[group.name]}
-        found = _time(context, model, graph, cuts, rounds=1)  # a guess: whole networks are measured with more care
-        times[group.name] = monotone([[w, found[str(w)][0]] for w in widths[group.name]] + [[group.width, 1.0]])
+        shares = _time(context, model, graph, cuts, rounds=1)  # a guess: whole networks are measured with more care
+        times[group.name] = monotone([[w, shares[str(w)][0]] for w in widths[group.name]] + [[group.width, 1.0]])
     write_atomic(file, json.dumps({"key": key, "digest": digest(canonical(times)), "times": times}, indent=1))
     return times
 
@@ -127,8 +129,8 @@ def _table(context: RunContext, model: nn.Module, graph: DependencyGraph) -> dic
 def measured_widths(group: ChannelGroup, request: SelectionRequest) -> list[int]:
     """The widths to measure, ascending, below the dense one."""
     floor = request.width(group, 1)
-    found = {floor, *(request.width(group, round(group.width * share)) for share in SHARES)}
-    return sorted(width for width in found if width < group.width)
+    widths = {floor, *(request.width(group, round(group.width * share)) for share in SHARES)}
+    return sorted(width for width in widths if width < group.width)
 
 
 def monotone(points: list[list[float]]) -> list[list[float]]:
@@ -152,11 +154,16 @@ def _time(
     for name, removed in cuts.items():
         models[name] = copy.deepcopy(model)
         widths = {group.name: group.width for group in graph.groups}
-        surgeon.apply_plan(models[name], graph, Plan({g: tuple(gone) for g, gone in removed.items() if gone}, widths))
+        surgeon.apply_plan(
+            models[name], graph, Plan({g: tuple(channels) for g, channels in removed.items() if channels}, widths)
+        )
     recipe, batch = context.recipe, context.recipe.target.latency_batch
     shape = tuple(context.images.example_input.shape[1:])
     device, repeats = context.environment.device, recipe.report.latency_repeats
-    found = measure_latency(models, shape, (batch,), repeats, device, _threads(context), rounds=rounds)
-    own = {name: of[str(batch)] for name, of in found.items()}
-    good = is_reliable(own[""])
-    return {name: (own[name]["ms"] / own[""]["ms"], good and is_reliable(own[name])) for name in cuts}
+    latencies = measure_latency(models, shape, (batch,), repeats, device, _threads(context), rounds=rounds)
+    at_batch = {name: batches[str(batch)] for name, batches in latencies.items()}
+    dense_reliable = is_reliable(at_batch[""])
+    return {
+        name: (at_batch[name]["ms"] / at_batch[""]["ms"], dense_reliable and is_reliable(at_batch[name]))
+        for name in cuts
+    }

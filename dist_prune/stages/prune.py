@@ -19,10 +19,10 @@ def run(context: RunContext) -> StageOutput:
     """dense (or what the round before left), scores, plan -> round_N/pruned.safetensors, and
     optimizer_carried.safetensors if a state goes on; of a bundle that is replayed, its own weights"""
     pruned = round_path(context.round, PRUNED)
-    plan, place = context.networks.plan(context.round), Path(context.recipe.select.plan or "").expanduser()
-    if context.recipe.select.plan and place.is_dir():
-        weights = bundle.load(place).state_dict()
-        context.tracker.info(f"  {place} is a bundle: its weights are taken, nothing is cut here")
+    plan, plan_path = context.networks.plan(context.round), Path(context.recipe.select.plan or "").expanduser()
+    if context.recipe.select.plan and plan_path.is_dir():
+        weights = bundle.load(plan_path).state_dict()
+        context.tracker.info(f"  {plan_path} is a bundle: its weights are taken, nothing is cut here")
         return StageOutput({}, {pruned: (weights, {"plan": plan.fingerprint})})
     model, cut = starting_network(context).eval(), plan
     graph = context.networks.round_graph(context.networks.graph, context.round)
@@ -34,11 +34,11 @@ def run(context: RunContext) -> StageOutput:
         carried = carried.pruned(partial(surgeon.prune_tensors_like, model, graph, cut))
         tensors[round_path(context.round, OPTIMIZER_CARRIED)] = carried.to_file()
     surgeon.apply_plan(model, graph, cut)
-    fresh = context.method.layers_to_reinit(context.networks.graph)
-    if fresh:
-        reinitialise(model, fresh, context.recipe.seed)
-        context.tracker.info(f"  new weights, as the released code does: {', '.join(fresh)}")
-        context.events.append({"stage": "prune", "event": "new weights", "layers": list(fresh)})
+    layers = context.method.layers_to_reinit(context.networks.graph)
+    if layers:
+        reinitialise(model, layers, context.recipe.seed)
+        context.tracker.info(f"  new weights, as the released code does: {', '.join(layers)}")
+        context.events.append({"stage": "prune", "event": "new weights", "layers": list(layers)})
     with torch.no_grad():
         model(context.images.example_input)
     return StageOutput({}, {pruned: (model.state_dict(), {"plan": plan.fingerprint}), **tensors})

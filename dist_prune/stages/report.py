@@ -33,8 +33,8 @@ def run(context: RunContext) -> StageOutput:
     """metrics.json, plan.json and the ledger -> report.json, report.html"""
     body = report_body(context)
     histories = {name: _fact(context, name, "history") or [] for name in stage_labels(context) if _trains(name)}
-    shown, lines = pictures(context)
-    _tensorboard(context, body, shown)
+    similarity_maps, curves = pictures(context)
+    _tensorboard(context, body, similarity_maps)
     context.tracker.info("\n" + tables.table(body))
     folder = context.run_dir.resolve()
     context.tracker.info(
@@ -45,7 +45,7 @@ def run(context: RunContext) -> StageOutput:
     text = yaml.safe_dump(body["recipe"], sort_keys=False)
     return StageOutput({}, texts={
         "report.json": strict_json(body),
-        "report.html": html.render_report(body, histories, text, shown, lines, planes(context)),
+        "report.html": html.render_report(body, histories, text, similarity_maps, curves, planes(context)),
     })  # fmt: skip
 
 
@@ -64,8 +64,8 @@ def pictures(context: RunContext) -> tuple[list[SimilarityMap], list[Curve]]:
         graph = latency_target.with_times(graph, _fact(context, "select", "latency"))
     spec = context.recipe.schedule  # the dense network's scores and what the first round is asked for
     first = round_config(context.selection, graph, 1, spec.rounds, spec.spacing)
-    asked = (context.read_tensors("round_1/scores.safetensors"), graph, first)
-    return list(context.method.similarity_maps(*asked)), list(context.method.curves(*asked))
+    arguments = (context.read_tensors("round_1/scores.safetensors"), graph, first)
+    return list(context.method.similarity_maps(*arguments)), list(context.method.curves(*arguments))
 
 
 def report_body(context: RunContext) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def report_body(context: RunContext) -> dict[str, Any]:
         }
         for group in graph.groups
     ]  # fmt: skip
-    asked = context.recipe.target.asked()
+    target = context.recipe.target.asked()
     environment = json.loads((context.run_dir / "environment.json").read_text())
     stages, rounds = stage_labels(context), context.recipe.schedule.rounds
     lines = {name: context.ledger.last(name) for name in stages}
@@ -93,10 +93,12 @@ def report_body(context: RunContext) -> dict[str, Any]:
         "commit": environment.pop("commit"),
         "environment": environment,
         "images": context.images.description(),
-        "skipped_images": {name: found for name in stages if (found := _fact(context, name, "skipped_images"))},
+        "skipped_images": {
+            name: skipped_images for name in stages if (skipped_images := _fact(context, name, "skipped_images"))
+        },
         **{name: metrics[name] for name in ("dense", "pruned", "finetuned")},
         "plan": {"fingerprint": plan.fingerprint, "groups": groups},
-        "target": dict([asked]) if asked else {},
+        "target": dict([target]) if target else {},
         "achieved": _fact(context, "select" if rounds == 1 else round_path(rounds, "select"), "achieved"),
         **({"rounds": metrics["rounds"]} if rounds > 1 else {}),
         **{key: _fact(context, stage, key) for stage, key in MORE if _fact(context, stage, key)},
@@ -123,17 +125,19 @@ def _fact(context: RunContext, stage: str, name: str) -> Any:
     return line["facts"].get(name) if line else None
 
 
-def _tensorboard(context: RunContext, body: dict[str, Any], shown: list[SimilarityMap]) -> None:
+def _tensorboard(context: RunContext, body: dict[str, Any], similarity_maps: list[SimilarityMap]) -> None:
     """Kept channels and the groups' portraits as pictures, the plan as a table, the keys that say what this run was."""
-    groups, tuned = body["plan"]["groups"], body["finetuned"]
+    groups, finetuned = body["plan"]["groups"], body["finetuned"]
     context.tracker.figure("plan/kept channels", figures.groups_figure(groups, width=5.5))
     lines = [f"| {g['name']} | {g['width']} | {g['kept']} | {g['reason'].replace('|', '/')} |" for g in groups]
     head = "| group | width | kept | why nothing was cut |\n| --- | --- | --- | --- |\n"
     context.tracker.text("plan/groups", f"{tables.target_text(body)}\n\n{head}" + "\n".join(lines))
-    for similarity_map in shown:
+    for similarity_map in similarity_maps:
         context.tracker.image(f"likeness/{similarity_map.group}", figures.similarity_image(similarity_map))
     sizes = [cost.name for cost in report_costs()]
-    metrics = {f"final/{key}": float(tuned[key]) for key in ("top1", "loss", *sizes) if tuned.get(key) is not None}
+    metrics = {
+        f"final/{key}": float(finetuned[key]) for key in ("top1", "loss", *sizes) if finetuned.get(key) is not None
+    }
     for line in body.get("rounds", []):
         values = {key: value for key, value in line.items() if key != "round" and value is not None}
         context.tracker.scalars({f"rounds/{key}": float(value) for key, value in values.items()}, line["round"])
@@ -142,7 +146,7 @@ def _tensorboard(context: RunContext, body: dict[str, Any], shown: list[Similari
 
 def distinguishing_keys(context: RunContext) -> dict[str, Any]:
     """The keys that tell runs apart: those that differ from their defaults, and what runs are always asked for."""
-    given = flatten(context.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True))
-    keys = {key for key in given if key.split(".")[0] in TELLING} | {*ALWAYS}
-    whole = flatten(context.recipe.written())
-    return {key: whole[key] for key in sorted(keys) if whole.get(key) is not None}
+    changed = flatten(context.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+    keys = {key for key in changed if key.split(".")[0] in TELLING} | {*ALWAYS}
+    resolved = flatten(context.recipe.written())
+    return {key: resolved[key] for key in sorted(keys) if resolved.get(key) is not None}

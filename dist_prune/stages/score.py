@@ -16,10 +16,10 @@ SCORES = round_path(1, "scores.safetensors")
 
 def run(context: RunContext) -> StageOutput:
     """dense.safetensors, or what the round before left -> round_N/scores.safetensors"""
-    place, partial = round_path(context.round, "scores.safetensors"), round_path(context.round, "partial")
+    scores_file, partial = round_path(context.round, "scores.safetensors"), round_path(context.round, "partial")
     if context.recipe.select.plan:
         context.tracker.info("  select.plan names a plan: nothing is scored")
-        return StageOutput({"images": 0}, {place: ({"calibration_ids": torch.zeros(0, dtype=torch.int64)}, {})})
+        return StageOutput({"images": 0}, {scores_file: ({"calibration_ids": torch.zeros(0, dtype=torch.int64)}, {})})
     cautioned(context)
     if context.recipe.score.from_ and context.round == 1:
         return _from(context, Path(context.recipe.score.from_))
@@ -32,7 +32,7 @@ def run(context: RunContext) -> StageOutput:
         context.events.append({"stage": "score", "event": note})
     facts = {"images": scoring.images}
     tensors = {**scores, "calibration_ids": torch.from_numpy(scoring.ids)}
-    return StageOutput(facts, {place: (tensors, {"method": context.recipe.method["name"]})}, drop=(partial,))
+    return StageOutput(facts, {scores_file: (tensors, {"method": context.recipe.method["name"]})}, drop=(partial,))
 
 
 def cautioned(context: RunContext) -> None:

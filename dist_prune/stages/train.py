@@ -30,31 +30,34 @@ def run(context: RunContext) -> StageOutput:
 
 def _load(context: RunContext, model: nn.Module) -> None:
     """The checkpoint's weights; where a training follows, a head of other classes stays new."""
-    place, spec = context.networks.checkpoint, context.recipe.backbone
-    assert place is not None
+    checkpoint, spec = context.networks.checkpoint, context.recipe.backbone
+    assert checkpoint is not None
     if spec.pretrained:
         _say(context, "backbone.checkpoint names the weights: timm's own (backbone.pretrained) are not fetched")
     classes, learns = len(context.images.classes), context.recipe.train.epochs > 0
-    why = load_checkpoint(model, place, spec, classes, learns, lambda text: _say(context, text))
-    if why:
-        _new_head(context, ", ".join(sorted({name.rpartition(".")[0] for name in classifier_names(model)})), why)
+    mismatch = load_checkpoint(model, checkpoint, spec, classes, learns, lambda text: _say(context, text))
+    if mismatch:
+        _new_head(context, ", ".join(sorted({name.rpartition(".")[0] for name in classifier_names(model)})), mismatch)
     else:
-        _may_be_mixed_up(context, place.name)
+        _may_be_mixed_up(context, checkpoint.name)
 
 
 def _fetched(context: RunContext, model: nn.Module) -> None:
     """timm's weights are in the network already; PruneError where its head is random and no training follows."""
     classes = len(context.images.classes)
     config = getattr(model, "pretrained_cfg", None) or {}
-    count, colours = config.get("num_classes"), (config.get("input_size") or (3,))[0]
+    count, weight_channels = config.get("num_classes"), (config.get("input_size") or (3,))[0]
     if count != classes and context.recipe.train.epochs == 0:
         raise PruneError(
             f"backbone.pretrained: timm's weights have {count} classes, the data has {classes}: the head would be "
             "random. Set train.epochs to train it."
         )
-    wanted = context.images.in_channels
-    if colours != wanted:
-        _say(context, f"timm's weights are for {colours} channels: it fits those of the first layer to {wanted}")
+    in_channels = context.images.in_channels
+    if weight_channels != in_channels:
+        _say(
+            context,
+            f"timm's weights are for {weight_channels} channels: it fits those of the first layer to {in_channels}",
+        )
     if count == classes:
         _may_be_mixed_up(context, "fetched by timm")
     else:

@@ -40,14 +40,14 @@ def run_training(
     environment, seed = context.environment, context.recipe.seed
     loader = context.images.loader(True)
     train, _ = context.images.training_split(settings)
-    judge = selection_metric(context, settings)
-    before = (context.round - 1) * context.recipe.schedule.finetune_epochs
-    loop = Loop(settings, loader, environment, context.tracker, seed + rerun, name, train, first=before)
+    metric = selection_metric(context, settings)
+    first_epoch = (context.round - 1) * context.recipe.schedule.finetune_epochs
+    loop = Loop(settings, loader, environment, context.tracker, seed + rerun, name, train, first=first_epoch)
     folder = context.run_dir / f"{name}_checkpoints" / (str(rerun) if rerun else "")
     checkpoints = CheckpointManager(folder, context.stage_fingerprint, settings.keep_checkpoints, context.tracker.info)
-    judged = "holdout" if settings.selection == "holdout" else "test"
+    split = "holdout" if settings.selection == "holdout" else "test"
     trainer = Trainer(
-        model, loop, judge, judged, checkpoints, len(context.images.classes), teacher, masks or {}, carried=carried,
+        model, loop, metric, split, checkpoints, len(context.images.classes), teacher, masks or {}, carried=carried,
         leaves=leaves,
     )  # fmt: skip
     if settings.sparsity != "none":
