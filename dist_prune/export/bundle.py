@@ -58,10 +58,17 @@ def manifest_json(
     """
     dense = dense if dense is not None else _built(backbone)
     body = {
-        "format": FORMAT, "backbone": dict(backbone), "plan": json.loads(plan.to_json()), "image": dict(image),
-        "classes": list(classes), "figures": dict(figures), "origin": dict(origin or {}),
-        "weights_digest": weights_digest(weights), "versions": versions(), "signature": signature(dense),
-    }  # fmt: skip
+        "format": FORMAT,
+        "backbone": dict(backbone),
+        "plan": json.loads(plan.to_json()),
+        "image": dict(image),
+        "classes": list(classes),
+        "figures": dict(figures),
+        "origin": dict(origin or {}),
+        "weights_digest": weights_digest(weights),
+        "versions": versions(),
+        "signature": signature(dense),
+    }
     return safe_parsing.strict_json(body)
 
 

@@ -117,6 +117,5 @@ def _pairs(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
         for hook in hooks:
             hook.remove()
     return [
-        (conv, norm) for conv, norm, tensor in candidates
-        if calls[conv] == calls[norm] == 1 and uses.of[tensor] == 1
-    ]  # fmt: skip
+        (conv, norm) for conv, norm, tensor in candidates if calls[conv] == calls[norm] == 1 and uses.of[tensor] == 1
+    ]

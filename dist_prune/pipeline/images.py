@@ -50,9 +50,15 @@ class RunImages:
         for train in (True, False):
             description = f"{'training' if train else 'evaluation'} images"
             split = open_split(
-                data.backend, data.source, data.root, data.train_split if train else data.eval_split, train,
-                self.tracker.info, lambda source, train=train: self._resized_side(source, train), data.layout,
-            )  # fmt: skip
+                data.backend,
+                data.source,
+                data.root,
+                data.train_split if train else data.eval_split,
+                train,
+                self.tracker.info,
+                lambda source, train=train: self._resized_side(source, train),
+                data.layout,
+            )
             unrenumbered[train] = select_classes(split.source, data.classes)
             splits[train] = replace(split, source=renumber(unrenumbered[train], data.class_order, data.class_map))
             check(splits[train].source, f"the {description} of {data.source}")
@@ -100,11 +106,22 @@ class RunImages:
         if data.padding is not None and data.padding > size:
             raise PruneError(f"data.padding: {data.padding} pixels around images of side {size}; at most {size}")
         return TransformConfig(
-            size, data.mean or tuple(config["mean"]), data.std or tuple(config["std"]),
-            data.crop or config["crop_pct"], data.interpolation or config["interpolation"], data.augment,
-            data.crop_mode or config["crop_mode"], data.exif, data.crop_scale, data.crop_ratio, data.auto_augment,
-            data.random_erasing, data.random_erasing_mode, tuple(sorted(data.resize_schedule.items())), data.padding,
-        )  # fmt: skip
+            size,
+            data.mean or tuple(config["mean"]),
+            data.std or tuple(config["std"]),
+            data.crop or config["crop_pct"],
+            data.interpolation or config["interpolation"],
+            data.augment,
+            data.crop_mode or config["crop_mode"],
+            data.exif,
+            data.crop_scale,
+            data.crop_ratio,
+            data.auto_augment,
+            data.random_erasing,
+            data.random_erasing_mode,
+            tuple(sorted(data.resize_schedule.items())),
+            data.padding,
+        )
 
     def _resized_side(self, source: ImageSource, train: bool) -> int:
         """The side in pixels that the recipe resizes shorter sides to before it crops, the largest of a schedule."""
@@ -123,9 +140,14 @@ class RunImages:
         if train not in self._loaders:
             split, data = self.splits[train], self.recipe.data
             self._loaders[train] = ImageLoader(
-                split.source, self.transform, self.environment.device, data.workers, backend=split.backend,
-                on_error=data.on_error, skipped=self.unreadable[train],
-            )  # fmt: skip
+                split.source,
+                self.transform,
+                self.environment.device,
+                data.workers,
+                backend=split.backend,
+                on_error=data.on_error,
+                skipped=self.unreadable[train],
+            )
         return self._loaders[train]
 
     def close_loaders(self) -> None:
@@ -145,9 +167,10 @@ class RunImages:
         recipe, loader = self.recipe, self.loader(True)
         ids = np.arange(min(len(loader), recipe.train.images or len(loader)))
         learning = [
-            name for name, section in (("train", recipe.train), ("finetune", recipe.finetune))
+            name
+            for name, section in (("train", recipe.train), ("finetune", recipe.finetune))
             if section.epochs and (section.selection != "holdout" or section.holdout < recipe.train.holdout)
-        ]  # fmt: skip
+        ]
         return holdout_split(ids, recipe.train.holdout, recipe.seed)[1], learning
 
     def for_scoring(self, ids: np.ndarray, method: Method) -> tuple[ImageLoader, np.ndarray]:

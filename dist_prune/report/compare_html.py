@@ -72,9 +72,14 @@ def _scatter(axes: Any, rows: Rows, x: str, y: str, colours: dict[str, str]) -> 
             axes.plot(0.015, row[y], "<", color=GREY, transform=edge_transform, clip_on=False, gid=f"doubtful {x}")
             continue
         axes.errorbar(
-            row[x], row[y], yerr=row["top1_std"] or 0, fmt="o", color=colours[name], capsize=3,
+            row[x],
+            row[y],
+            yerr=row["top1_std"] or 0,
+            fmt="o",
+            color=colours[name],
+            capsize=3,
             label="" if name in labelled else name,
-        )  # fmt: skip
+        )
         labelled.add(name)
 
 

@@ -14,9 +14,12 @@ from dist_prune.report import figures, tables
 @cache
 def _environment() -> Environment:
     return Environment(
-        loader=PackageLoader("dist_prune.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("dist_prune.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def render(template: str, **values: Any) -> str:

@@ -21,9 +21,14 @@ def render_ratio_curves(name: str, method: str, body: Mapping[str, Any], suggest
         suggestion: the keep ratios to use, as words for a command line.
     """
     return render(
-        "ratio_curves.html.j2", name=name, method=method, body=body, suggestion=suggestion,
-        lines=svg(lines_figure(body)), map=svg(map_figure(body)),
-    )  # fmt: skip
+        "ratio_curves.html.j2",
+        name=name,
+        method=method,
+        body=body,
+        suggestion=suggestion,
+        lines=svg(lines_figure(body)),
+        map=svg(map_figure(body)),
+    )
 
 
 def lines_figure(body: Mapping[str, Any]) -> Figure:
@@ -35,10 +40,15 @@ def lines_figure(body: Mapping[str, Any]) -> Figure:
         for rank, group in reversed(list(enumerate(groups))):
             named = rank < NAMED
             axes.plot(
-                [1.0, *(point["ratio"] for point in group["points"])], [dense, *(p[key] for p in group["points"])],
-                marker="o", markersize=3, linewidth=1.2 if named else 0.8, color=f"C{rank}" if named else "#c3cad2",
-                label=group["group"] if named else None, zorder=3 if named else 1,
-            )  # fmt: skip
+                [1.0, *(point["ratio"] for point in group["points"])],
+                [dense, *(p[key] for p in group["points"])],
+                marker="o",
+                markersize=3,
+                linewidth=1.2 if named else 0.8,
+                color=f"C{rank}" if named else "#c3cad2",
+                label=group["group"] if named else None,
+                zorder=3 if named else 1,
+            )
         axes.axhline(dense, color=INK, linewidth=0.9, linestyle="--", label="dense")
         axes.set(xlabel="share of the group's channels kept", ylabel=label)
         axes.invert_xaxis()
@@ -46,9 +56,14 @@ def lines_figure(body: Mapping[str, Any]) -> Figure:
     order = [labels.index("dense"), *(labels.index(group["group"]) for group in groups[:NAMED])]
     unnamed = len(groups) - NAMED
     figure.legend(
-        [handles[i] for i in order], [labels[i] for i in order], loc="outside right upper", frameon=False, fontsize=7,
-        title="most sensitive first" + (f",\n{unnamed} more in grey" if unnamed > 0 else ""), title_fontsize=7,
-    )  # fmt: skip
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="outside right upper",
+        frameon=False,
+        fontsize=7,
+        title="most sensitive first" + (f",\n{unnamed} more in grey" if unnamed > 0 else ""),
+        title_fontsize=7,
+    )
     return figure
 
 

@@ -62,7 +62,18 @@ def scoring_context(
     record_key = recipe.score.record
     record = Path(record_key).expanduser() if record_key else context.path(round_path(context.round, RECORD))
     return DistributedScoringContext(
-        model, graph, loader, ids, context.environment, context.tracker, recipe.score.micro_batch, recipe.seed,
-        partial, context.stage_fingerprint, recipe.score.save_every,
-        record=None if other else record, lineage=context.measurement_fingerprint, augmented=method.augmented,
-    )  # fmt: skip
+        model,
+        graph,
+        loader,
+        ids,
+        context.environment,
+        context.tracker,
+        recipe.score.micro_batch,
+        recipe.seed,
+        partial,
+        context.stage_fingerprint,
+        recipe.score.save_every,
+        record=None if other else record,
+        lineage=context.measurement_fingerprint,
+        augmented=method.augmented,
+    )

@@ -50,9 +50,14 @@ def run(context: RunContext) -> StageOutput:
         model = copy.deepcopy(dense)
         surgeon.apply_plan(model, graph, plan)
         figures = evaluate(
-            model.to(context.environment.device), loader, context.recipe.evaluate.batch, context.environment.comm,
-            context.tracker, f"evaluate {name}", ids,
-        )  # fmt: skip
+            model.to(context.environment.device),
+            loader,
+            context.recipe.evaluate.batch,
+            context.environment.comm,
+            context.tracker,
+            f"evaluate {name}",
+            ids,
+        )
         shares = {cost.name: cost.share(graph, plan.counts) for cost in report_costs()}
         table.append({"method": name, "top1": figures["top1"], **shares})
     for row in table:

@@ -29,9 +29,13 @@ def run(context: RunContext) -> StageOutput:
     for name, model in models.items():
         counts = {} if name == "dense" else plan.counts
         figures: dict[str, Any] = evaluate(
-            model.to(context.environment.device), test, recipe.evaluate.batch, context.environment.comm,
-            context.tracker, f"evaluate {name}",
-        )  # fmt: skip
+            model.to(context.environment.device),
+            test,
+            recipe.evaluate.batch,
+            context.environment.comm,
+            context.tracker,
+            f"evaluate {name}",
+        )
         if figures["loss"] != figures["loss"]:
             context.tracker.info(f"  the {name} network's outputs are not finite on some images: its loss is none")
             context.events.append({"stage": "evaluate", "event": "not finite", "network": name})
@@ -39,7 +43,7 @@ def run(context: RunContext) -> StageOutput:
         metrics[name] = figures | {
             **{cost.name: cost.of(graph, counts) for cost in COSTS.values() if cost.figure},
             "size_bytes": context.path(files.get(name, DENSE)).stat().st_size,
-        }  # fmt: skip
+        }
         _proved(name, model, metrics[name]["params"])
         if plan.blocks:
             weights = model.state_dict()
@@ -89,9 +93,13 @@ def rounds(context: RunContext, last: Mapping[str, Any]) -> list[dict[str, Any]]
             if number < context.round:
                 model = context.networks.load_pruned(round_path(number, file), number).to(context.environment.device)
                 figures_of_network = evaluate(
-                    model, context.images.loader(False), recipe.evaluate.batch, context.environment.comm,
-                    context.tracker, f"evaluate {name}, round {number}",
-                )  # fmt: skip
+                    model,
+                    context.images.loader(False),
+                    recipe.evaluate.batch,
+                    context.environment.comm,
+                    context.tracker,
+                    f"evaluate {name}, round {number}",
+                )
             figures |= {f"{name}_{key}": figures_of_network[key] for key in ("top1", "top5")}
         target_key, schedule = recipe.target.asked(), recipe.schedule
         target = share_after_round(target_key[1], number, schedule.rounds, schedule.spacing) if target_key else None

@@ -17,12 +17,19 @@ def run(context: RunContext) -> StageOutput:
     figures = {name: {k: v for k, v in metrics[name].items() if k != "latency"} for name in KINDS}
     image = {k: v for k, v in asdict(images.transform).items() if k != "augment"}
     backbone = {
-        "name": spec.name, "kwargs": spec.kwargs, "num_classes": len(images.classes), "in_chans": images.in_channels,
-    }  # fmt: skip
+        "name": spec.name,
+        "kwargs": spec.kwargs,
+        "num_classes": len(images.classes),
+        "in_chans": images.in_channels,
+    }
     origin = {
-        "recipe": recipe.name, "method": recipe.method["name"], "paper": context.method.paper, "seed": recipe.seed,
-        "data": recipe.data.source, "finetune_epochs": recipe.finetune.epochs,
-    }  # fmt: skip
+        "recipe": recipe.name,
+        "method": recipe.method["name"],
+        "paper": context.method.paper,
+        "seed": recipe.seed,
+        "data": recipe.data.source,
+        "finetune_epochs": recipe.finetune.epochs,
+    }
     text = manifest_json(backbone, plan, image, images.classes, weights, figures, origin, context.networks.create())
     manifest_file, weights_file = BUNDLE
     return StageOutput({}, {weights_file: (weights, {"plan": plan.fingerprint})}, {manifest_file: text})

@@ -113,9 +113,15 @@ def information(context: RunContext, model: nn.Module, orders: Mapping[str, Sequ
     spec, ids = context.recipe.information, _ids(context)
     loader = replace(context.images.loader(False), transform=replace(context.images.transform, schedule=()))
     scoring = DistributedScoringContext(
-        model, context.networks.graph, loader, ids, context.environment, context.tracker,
-        context.recipe.score.micro_batch, context.recipe.seed,
-    )  # fmt: skip
+        model,
+        context.networks.graph,
+        loader,
+        ids,
+        context.environment,
+        context.tracker,
+        context.recipe.score.micro_batch,
+        context.recipe.seed,
+    )
     plane = InformationPlane(spec.batch, spec.alpha, spec.sigma_method, spec.sigma_x, spec.sigma_y)
     if len(ids) < 2:
         raise PruneError("information.images: entropies need at least 2 images")

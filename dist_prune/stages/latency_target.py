@@ -51,18 +51,29 @@ def search_latency(
 
     floors = {group.name: list(range(context.selection.width(group, 1))) for group in graph.free}
     search = LatencySearch(
-        graph, table, recipe.target.latency, recipe.target.latency_tolerance, Plan.keeping(graph, floors), choose,
-        measure, lambda text: context.tracker.info(f"  {text}"),
-    )  # fmt: skip
+        graph,
+        table,
+        recipe.target.latency,
+        recipe.target.latency_tolerance,
+        Plan.keeping(graph, floors),
+        choose,
+        measure,
+        lambda text: context.tracker.info(f"  {text}"),
+    )
     result = search.run()
     return result.plan, {
-        "predicted": result.predicted, "measured": result.measured, "reliable": result.reliable,
+        "predicted": result.predicted,
+        "measured": result.measured,
+        "reliable": result.reliable,
         "smallest": min(trial.measured for trial in search.tried.values()),
         "tried": [[trial.predicted, trial.measured] for trial in search.tried.values()],
-        "batch": recipe.target.latency_batch, "device": str(context.environment.device), "threads": _threads(context),
-        "repeats": recipe.report.latency_repeats, "times": times,
+        "batch": recipe.target.latency_batch,
+        "device": str(context.environment.device),
+        "threads": _threads(context),
+        "repeats": recipe.report.latency_repeats,
+        "times": times,
         "bend": [*search.raw_shares_for(result.raw), (1.0, 1.0)],
-    }  # fmt: skip
+    }
 
 
 def with_times(graph: DependencyGraph, timed: Mapping[str, Any]) -> DependencyGraph:
@@ -109,11 +120,18 @@ def _table(context: RunContext, model: nn.Module, graph: DependencyGraph) -> dic
     request, file = context.selection, context.run_dir / TABLE
     widths = {group.name: measured_widths(group, request) for group in graph.free}
     recipe = context.recipe
-    key = digest(canonical({
-        "backbone": [recipe.backbone.name, recipe.backbone.kwargs, list(graph.example)], "widths": widths,
-        "batch": recipe.target.latency_batch, "device": str(context.environment.device), "threads": _threads(context),
-        "repeats": recipe.report.latency_repeats,
-    }))  # fmt: skip
+    key = digest(
+        canonical(
+            {
+                "backbone": [recipe.backbone.name, recipe.backbone.kwargs, list(graph.example)],
+                "widths": widths,
+                "batch": recipe.target.latency_batch,
+                "device": str(context.environment.device),
+                "threads": _threads(context),
+                "repeats": recipe.report.latency_repeats,
+            }
+        )
+    )
     body = read_json(file)
     if body.get("key") == key and body.get("digest") == digest(canonical(body.get("times"))):
         return body["times"]
@@ -144,9 +162,12 @@ def monotone(points: list[list[float]]) -> list[list[float]]:
 
 
 def _time(
-    context: RunContext, model: nn.Module, graph: DependencyGraph, cuts: Mapping[str, Mapping[str, tuple[int, ...]]],
+    context: RunContext,
+    model: nn.Module,
+    graph: DependencyGraph,
+    cuts: Mapping[str, Mapping[str, tuple[int, ...]]],
     rounds: int = ROUNDS,
-) -> dict[str, tuple[float, bool]]:  # fmt: skip
+) -> dict[str, tuple[float, bool]]:
     """Share of the dense time of some cut networks, and whether it is reliable; they take turns with the dense one."""
     if not cuts:
         return {}

@@ -43,10 +43,13 @@ def run(context: RunContext) -> StageOutput:
         f"\nTensorBoard  tensorboard --logdir {context.run_dir / 'tensorboard'}"
     )
     text = yaml.safe_dump(body["recipe"], sort_keys=False)
-    return StageOutput({}, texts={
-        "report.json": strict_json(body),
-        "report.html": html.render_report(body, histories, text, similarity_maps, curves, planes(context)),
-    })  # fmt: skip
+    return StageOutput(
+        {},
+        texts={
+            "report.json": strict_json(body),
+            "report.html": html.render_report(body, histories, text, similarity_maps, curves, planes(context)),
+        },
+    )
 
 
 def planes(context: RunContext) -> list[dict[str, str]]:
@@ -74,11 +77,15 @@ def report_body(context: RunContext) -> dict[str, Any]:
     metrics = json.loads((context.run_dir / "metrics.json").read_text())
     groups = [
         {
-            "name": group.name, "layers": list(group.layers), "width": group.width, "unit": group.unit,
-            "kept": plan.counts[group.name], "reason": plan.reasons.get(group.name, ""),
+            "name": group.name,
+            "layers": list(group.layers),
+            "width": group.width,
+            "unit": group.unit,
+            "kept": plan.counts[group.name],
+            "reason": plan.reasons.get(group.name, ""),
         }
         for group in graph.groups
-    ]  # fmt: skip
+    ]
     target = context.recipe.target.asked()
     environment = json.loads((context.run_dir / "environment.json").read_text())
     stages, rounds = stage_labels(context), context.recipe.schedule.rounds

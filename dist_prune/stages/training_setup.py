@@ -47,9 +47,17 @@ def run_training(
     checkpoints = CheckpointManager(folder, context.stage_fingerprint, settings.keep_checkpoints, context.tracker.info)
     split = "holdout" if settings.selection == "holdout" else "test"
     trainer = Trainer(
-        model, loop, metric, split, checkpoints, len(context.images.classes), teacher, masks or {}, carried=carried,
+        model,
+        loop,
+        metric,
+        split,
+        checkpoints,
+        len(context.images.classes),
+        teacher,
+        masks or {},
+        carried=carried,
         leaves=leaves,
-    )  # fmt: skip
+    )
     if settings.sparsity != "none":
         graph = trace_groups(copy.deepcopy(model).cpu().eval(), context.images.example_input)
         trainer.penalty = sparsity_gradient(settings.sparsity, model, graph, settings.sparsity_weight)
