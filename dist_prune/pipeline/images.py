@@ -1,4 +1,4 @@
-"""The images of a run: its splits, how they are transformed and loaded, which of them train, validate and calibrate."""
+"""The images of a run: splits, transforms, loaders, and the ids that train, validate and calibrate."""
 
 import math
 from dataclasses import asdict, dataclass, field, replace
@@ -28,13 +28,16 @@ from dist_prune.training.tracking import Tracker
 
 @dataclass
 class RunImages:
-    """Training and evaluation images of one run. Splits are keyed by "is it the training split".
+    """Training and evaluation images of one run.
+
+    Splits are keyed by a bool: True for the training split, False for the evaluation split. Ids are sample ids of a
+    split, int64 and ascending unless said otherwise.
 
     Attributes:
-        recipe: the validated recipe.
-        environment: the device and the processes of this run.
-        tracker: the log.
-        unreadable: split -> sample id -> why this rank left it out, in the running stage.
+        recipe: The validated recipe.
+        environment: The device and the processes of this run.
+        tracker: The log.
+        unreadable: Split -> sample id -> the reason why this rank left the image out, in the running stage.
     """
 
     recipe: Recipe
@@ -45,8 +48,14 @@ class RunImages:
 
     @cached_property
     def splits(self) -> dict[bool, OpenSplit]:
-        """The training and the evaluation split."""
-        data, splits, unrenumbered = self.recipe.data, {}, {}
+        """The training and the evaluation split, opened when first read.
+
+        Raises:
+            PruneError: Data are missing or malformed, or the splits differ in their classes.
+        """
+        data = self.recipe.data
+        splits: dict[bool, OpenSplit] = {}
+        unrenumbered: dict[bool, ImageSource] = {}
         for train in (True, False):
             description = f"{'training' if train else 'evaluation'} images"
             split = open_split(
@@ -75,17 +84,17 @@ class RunImages:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes in the order of their numbers."""
+        """Class names in the order of their numbers."""
         return self.splits[True].source.classes
 
     @property
     def in_channels(self) -> int:
-        """Colours of an image."""
+        """Number of input channels of an image."""
         return self.splits[True].source.in_chans
 
     @cached_property
     def transform(self) -> TransformConfig:
-        """How images are transformed: the model's own figures, overridden by the recipe's."""
+        """The transform configuration: the backbone's own values, overridden by the recipe's."""
         return self._transform_of(self.splits[True].source)
 
     def _transform_of(self, source: ImageSource) -> TransformConfig:
@@ -131,12 +140,12 @@ class RunImages:
 
     @property
     def example_input(self) -> Tensor:
-        """One input of the network's size, (1, C, H, W) float32."""
+        """One input of the network's size, (1, C, H, W) float32, the same noise in every run."""
         size = self.transform.size
         return torch.randn((1, self.in_channels, size, size), generator=torch.Generator().manual_seed(0))
 
     def loader(self, train: bool) -> ImageLoader:
-        """The training or the evaluation images: one loader for a whole stage, so that its workers stay."""
+        """The loader of the training or of the evaluation images; the same one, with its workers, for a whole stage."""
         if train not in self._loaders:
             split, data = self.splits[train], self.recipe.data
             self._loaders[train] = ImageLoader(
@@ -151,19 +160,31 @@ class RunImages:
         return self._loaders[train]
 
     def close_loaders(self) -> None:
-        """Stop the loaders' workers, at the end of a stage."""
+        """Stop the loaders' workers at the end of a stage."""
         for loader in self._loaders.values():
             loader.close()
         self._loaders.clear()
 
     def training_split(self, settings: Training) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of the images that a training learns from, and of those held out to select its epoch; int64, (n,)."""
+        """Split the training images for one training.
+
+        Args:
+            settings: The recipe's section of the training.
+
+        Returns:
+            Ids of the images to learn from, and ids of those held out to select the epoch (none if the test images
+            select it); each (n,) int64.
+        """
         count = len(self.splits[True].source.labels)
         share = settings.holdout if settings.selection == "holdout" else 0.0
         return holdout_split(np.arange(min(count, settings.images or count)), share, self.recipe.seed)
 
     def holdout(self) -> tuple[np.ndarray, list[str]]:
-        """Ids of the training images that ``train.holdout`` holds out; the trainings that learn from some of them."""
+        """The training images that ``train.holdout`` holds out.
+
+        Returns:
+            Their ids, (n,) int64; and the names of the trainings that learn from some of them nevertheless.
+        """
         recipe, loader = self.recipe, self.loader(True)
         ids = np.arange(min(len(loader), recipe.train.images or len(loader)))
         learning = [
@@ -174,15 +195,30 @@ class RunImages:
         return holdout_split(ids, recipe.train.holdout, recipe.seed)[1], learning
 
     def for_scoring(self, ids: np.ndarray, method: Method) -> tuple[ImageLoader, np.ndarray]:
-        """The images as a method transforms them (no schedule of sizes), and those of ``ids`` that can be read."""
+        """The images for a method's scoring, without the schedule of image sizes.
+
+        Args:
+            ids: (n,) ids of the split that the method calibrates on.
+            method: The method that scores.
+
+        Returns:
+            The loader, and those of ``ids`` that can be read.
+        """
         loader = self.loader(method.calibration_split != "test")
         return self.readable(replace(loader, transform=replace(self.transform, schedule=())), ids)
 
     def readable(self, loader: ImageLoader, ids: np.ndarray) -> tuple[ImageLoader, np.ndarray]:
-        """A loader that insists on its images, and those of ``ids`` that can be read.
+        """Restrict ids to the images that can be read. All ranks call it.
 
-        With ``data.on_error: skip`` all of them are read once before, and unreadable ones are taken out on every rank:
-        statistics are addressed by image, so all ranks have to know before which images are scored.
+        With ``data.on_error: skip`` all images are read once, and unreadable ones are removed on every rank: statistics
+        are addressed by image, so all ranks have to know beforehand which images are scored.
+
+        Args:
+            loader: A loader of the split.
+            ids: (n,) ids.
+
+        Returns:
+            A loader that raises at an unreadable image, and the ids that can be read.
         """
         if not loader.skips:
             return loader, ids
@@ -200,7 +236,11 @@ class RunImages:
         return replace(loader, exact=True), ids[~np.isin(ids, sorted(unreadable))]
 
     def take_unreadable(self) -> list[dict[str, Any]]:
-        """The images that any rank left out in the stage that ends here, for its ledger line; forgets them."""
+        """Return and clear the images that any rank left out in the running stage. All ranks call it.
+
+        Returns:
+            A dict per image, for the ledger: ``images`` (training or evaluation), ``id``, ``file``, ``why``.
+        """
         if self.recipe.data.on_error == "fail":
             return []
         skipped = []
@@ -214,7 +254,7 @@ class RunImages:
         return skipped
 
     def description(self) -> dict[str, Any]:
-        """For the report: which backend served the images, and how they were transformed."""
+        """The images' backend and transforms, for the report."""
         body = asdict(self.transform)
         evaluation_keys = ("size", "mean", "std", "crop", "crop_mode", "interpolation", "exif")
         training = {key: value for key, value in body.items() if key not in evaluation_keys}

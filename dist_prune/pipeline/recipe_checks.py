@@ -1,6 +1,6 @@
-"""What ``dist-prune check`` and a run's first seconds say alike: files that are not here, keys that contradict.
+"""Checks that ``dist-prune check`` and the start of a run share: missing files and contradicting keys.
 
-A run hears it before any work, on every machine; ``check`` says the same words, so that what it passes is what runs.
+Both report the same texts, so a recipe that passes ``check`` passes at the start of a run.
 """
 
 from collections.abc import Callable, Container, Iterator
@@ -26,7 +26,15 @@ ASSUME = "dist-prune check --assume RECIPE leaves out what is only on another ma
 
 
 def missing_files(recipe: Recipe, done: Container[str] = ()) -> list[str]:
-    """A line for each file or folder that the recipe needs and that is not here; ``done`` names finished stages."""
+    """Find the files that the recipe needs and that are missing here.
+
+    Args:
+        recipe: The validated recipe.
+        done: Names of finished stages ("train", "score"), whose input files are no longer needed.
+
+    Returns:
+        A line for each missing file or folder.
+    """
     missing: list[str] = []
     backbone = recipe.backbone
     if "train" not in done:
@@ -46,10 +54,17 @@ def missing_files(recipe: Recipe, done: Container[str] = ()) -> list[str]:
 
 
 def missing_image_folders(data: Data) -> list[str]:
-    """A line where a split of the recipe's images is not here. Folders are looked at, not gone through."""
+    """Find the splits of the recipe's images that are missing here. Folders are not scanned for images.
+
+    Args:
+        data: The recipe's ``data`` section.
+
+    Returns:
+        A line for each missing split.
+    """
     if data.source != "imagefolder":
         path = Path(data.root).expanduser() if data.root else None
-        opened = data.source in KNOWN or path is None or not path.exists()  # the preview reads an .npz itself
+        opened = data.source in KNOWN or path is None or not path.exists()  # an .npz is read by the check verb itself
         splits = (True, False) if opened else ()
         return _failing(lambda: [open_source(data.source, data.root, "", train) for train in splits])
     missing: list[str] = []
@@ -66,7 +81,14 @@ def missing_image_folders(data: Data) -> list[str]:
 
 
 def finished_scores(other: Path) -> dict[str, Any]:
-    """The ledger's line of another run's scores (score.from); PruneError where there are none, unchanged."""
+    """The ledger's line of another run's scores (``score.from``).
+
+    Args:
+        other: The other run directory.
+
+    Raises:
+        PruneError: It has no finished scores, or their file was altered.
+    """
     line = Ledger(other).complete("score")
     if line is None:
         raise PruneError(
@@ -77,7 +99,7 @@ def finished_scores(other: Path) -> dict[str, Any]:
 
 
 def training_sections(recipe: Recipe) -> Iterator[tuple[Training, str]]:
-    """The sections of the recipe that train something, by name."""
+    """The recipe's sections that train for at least one epoch, with their names."""
     if recipe.train.epochs:
         yield recipe.train, "train"
     if recipe.finetune.epochs or (recipe.schedule.rounds > 1 and recipe.between.epochs):
@@ -85,10 +107,16 @@ def training_sections(recipe: Recipe) -> Iterator[tuple[Training, str]]:
 
 
 def contradictions(recipe: Recipe, method: Method, model: nn.Module, classes: int | None) -> list[str]:
-    """A line for each thing that a run on one process would refuse whatever the images are.
+    """Find what a run on one process would refuse whatever its images are.
 
-    ``classes``: of the data, or None where nobody knows; then a checkpoint's head is not looked at. ``model`` gets the
-    checkpoint's weights.
+    Args:
+        recipe: The validated recipe.
+        method: The recipe's method.
+        model: The dense backbone. It gets the checkpoint's weights if there is a checkpoint.
+        classes: Number of classes of the data, or None if it is unknown; then a checkpoint's head is not checked.
+
+    Returns:
+        A line for each problem.
     """
     problems = _failing(check_rounds, recipe, method, False)
     checkpoint = Path(recipe.backbone.checkpoint).expanduser() if recipe.backbone.checkpoint else None
@@ -101,7 +129,16 @@ def contradictions(recipe: Recipe, method: Method, model: nn.Module, classes: in
 
 
 def check_rounds(recipe: Recipe, method: Method, zero: bool) -> None:
-    """PruneError where the recipe asks for rounds that make no sense; ``zero``: DeepSpeed shards the optimizer."""
+    """Check the recipe's ``schedule`` section.
+
+    Args:
+        recipe: The validated recipe.
+        method: The recipe's method.
+        zero: Whether DeepSpeed shards the optimizer (ZeRO).
+
+    Raises:
+        PruneError: The recipe asks for rounds that make no sense or are not offered.
+    """
     schedule = recipe.schedule
     if schedule.rounds == 1:
         if schedule.carry_optimizer:
@@ -115,7 +152,7 @@ def check_rounds(recipe: Recipe, method: Method, zero: bool) -> None:
     target = recipe.target.asked()
     if target and cost.COSTS[target[0]].measured:
         raise PruneError(
-            f"{key} target.{target[0]} are not offered: a time is searched for by measuring cuts of the dense network. "
+            f"{key} target.{target[0]} are not offered: a time is searched for by measuring cut dense networks. "
             f"Set {cost.target_keys()}, or one round"
         )
     if schedule.carry_optimizer and schedule.finetune_epochs == 0:
@@ -124,8 +161,8 @@ def check_rounds(recipe: Recipe, method: Method, zero: bool) -> None:
         optimizer_state.check(recipe.finetune)
     if schedule.carry_optimizer and zero:
         raise PruneError(
-            "schedule.carry_optimizer: DeepSpeed shards the optimizer's state, which is not cut along; launch without "
-            "DeepSpeed, or leave it out (every finetuning then starts its optimizer anew)"
+            "schedule.carry_optimizer: DeepSpeed shards the optimizer's state, which cannot be pruned; launch without "
+            "DeepSpeed, or leave it out (every finetuning then starts with a new optimizer)"
         )
 
 

@@ -1,9 +1,9 @@
-"""The acts of a run, in order, and the artifacts that pass between them.
+"""Runs the stages of a run and writes their artifacts.
 
     dense.safetensors -> ( score -> select -> prune ) x rounds -> finetune -> evaluate -> export -> report
 
-A stage is a function from artifacts to artifacts (``run`` in the file of its name). It returns what it made and never
-asks which rank it is; ``run_stage`` writes, on the first rank, and keeps the ledger.
+A stage is a function from artifacts to artifacts: ``run`` in its file of ``dist_prune/stages``. It returns a
+``StageOutput`` and never asks for its rank. ``run_stage`` writes the output on the first rank and keeps the ledger.
 """
 
 import importlib
@@ -22,23 +22,33 @@ from dist_prune.distributed.environment import describe_environment
 from dist_prune.errors import PruneError
 from dist_prune.fileio import canonical, digest, file_digest, write_atomic
 from dist_prune.pipeline import external_inputs
-from dist_prune.pipeline.artifact_store import made_once
+from dist_prune.pipeline.artifact_store import make_or_take
 from dist_prune.pipeline.context import RunContext, StageOutput
 from dist_prune.pipeline.git import commit_of
 from dist_prune.pipeline.ledger import CHECKPOINT_KEYS, pick
 from dist_prune.pipeline.stage_graph import ORDER, SHARED, Stage, stages_of
 from dist_prune.pruning.plan.files import manifest_of
 
-# The file of a stage where it is not named as the stage is in ledgers.
+# Stage name in ledgers -> file in dist_prune/stages, if the names differ.
 MODULES = {"many": "compare_criteria", "curves": "information_curves"}
 
 __all__ = ["ORDER", "Stage", "fingerprint", "run_stage", "stages_of"]
 
 
 def fingerprint(stage: Stage, context: RunContext, growing: bool = True) -> str:
-    """What the stage's result is decided by: recipe fields, digests of the inputs, identity of data and checkpoint.
+    """Digest of everything that decides a stage's result: recipe fields, inputs, identity of images and checkpoint.
 
-    ``growing=False`` leaves out how much is measured: what single measurements belong to.
+    Args:
+        stage: The stage; its input artifacts exist.
+        context: The run.
+        growing: Whether the options that only say how much is measured are included. The fingerprint without them is
+            the one that single recorded measurements belong to.
+
+    Returns:
+        A sha256 in hexadecimal.
+
+    Raises:
+        PruneError: The images or the checkpoint are not those that an earlier run of the stage read.
     """
     tree = context.recipe.resolved()
     fields = pick(tree, stage.reads)
@@ -68,7 +78,18 @@ def fingerprint(stage: Stage, context: RunContext, growing: bool = True) -> str:
 
 
 def run_stage(stage: Stage, context: RunContext) -> dict[str, Any]:
-    """Do a stage, or skip it because the ledger says it is done; returns the ledger's line."""
+    """Run a stage, or skip it if the ledger proves that it is done. All ranks call it.
+
+    Args:
+        stage: The stage to run; the stages before it are done.
+        context: The run. Its events grow by those of the stage.
+
+    Returns:
+        The stage's line of the ledger.
+
+    Raises:
+        PruneError: The stage cannot do what the recipe asks for, or the device is out of memory.
+    """
     comm = context.environment.comm
     if stage.name == "many" and not context.recipe.score.compare:
         return {"stage": "many", "facts": {}}
@@ -86,8 +107,8 @@ def run_stage(stage: Stage, context: RunContext) -> dict[str, Any]:
         context.measurement_fingerprint = comm.broadcast_object(measured) or ""
     if not stage.always:
         comm.run_on_main(lambda: _begin(stage, context))
-    facts, drop = _make(stage, context)
-    for event in context.events[events_before:]:  # an act knows its own name, not which round it is
+    facts, drop = _make_outputs(stage, context)
+    for event in context.events[events_before:]:  # a stage knows its name, not its label
         event["stage"] = stage.label if event["stage"] == stage.name else event["stage"]
     line = {
         "stage": stage.label,
@@ -105,8 +126,8 @@ def run_stage(stage: Stage, context: RunContext) -> dict[str, Any]:
     return line
 
 
-def _make(stage: Stage, context: RunContext) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Do the act and write its artifacts, or take those of another task; (facts, what may go afterwards)."""
+def _make_outputs(stage: Stage, context: RunContext) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Run the stage and write its artifacts, or take those of another task; (facts, files that may be deleted)."""
     comm, drop = context.environment.comm, SHARED.get(stage.label, ())
 
     def make() -> dict[str, Any]:
@@ -127,7 +148,7 @@ def _make(stage: Stage, context: RunContext) -> tuple[dict[str, Any], tuple[str,
     if store is None or stage.label not in SHARED or elsewhere:
         return make(), drop
     key = f"{stage.name}-{context.stage_fingerprint[:32]}"
-    facts, other = made_once(store, key, stage.outputs, comm, make, context.run_dir, context.tracker.info)
+    facts, other = make_or_take(store, key, stage.outputs, comm, make, context.run_dir, context.tracker.info)
     if other:
         context.tracker.info(f"  taken from {other}")
         context.events.append({"stage": stage.label, "event": "taken", "from": other})
@@ -135,17 +156,17 @@ def _make(stage: Stage, context: RunContext) -> tuple[dict[str, Any], tuple[str,
 
 
 def _unreadable(stage: Stage, context: RunContext) -> dict[str, Any]:
-    """The fact of the images that the stage left out; notes an event for each split that lost some."""
+    """The fact that lists the images left out by the stage; adds an event for each split that lost some."""
     skipped = context.images.take_unreadable()
     for split in dict.fromkeys(image["images"] for image in skipped):
         count = sum(image["images"] == split for image in skipped)
-        event = f"{count} {split} image(s) could not be read, left out"
+        event = f"{count} {split} image(s) could not be read and were left out"
         context.events.append({"stage": stage.label, "event": event})
     return {"skipped_images": skipped} if skipped else {}
 
 
 def _out_of_memory(stage: Stage, context: RunContext, error: torch.OutOfMemoryError) -> str:
-    """Which key to lower, beside what torch says of the memory."""
+    """The error text: the key to lower, and torch's own message."""
     recipe = context.recipe
     section = "between" if stage.between else stage.name
     training = f"lower {section}.batch, or raise {section}.accumulate (now {{}}), which leaves the batch as it is"
@@ -162,7 +183,7 @@ def _out_of_memory(stage: Stage, context: RunContext, error: torch.OutOfMemoryEr
 
 
 def _begin(stage: Stage, context: RunContext) -> None:
-    """environment.json tells of the last process that made something, not of one that found everything done."""
+    """Write environment.json, which describes the last run that made something, and note the stage's start."""
     body = describe_environment(context.environment) | {"commit": commit_of(Path(__file__))}
     write_atomic(context.run_dir / "environment.json", json.dumps(body, indent=1))
     external_inputs.record_start(stage.label, context, external_inputs.digests(context, stage.name))
@@ -176,7 +197,7 @@ def _write(context: RunContext, output: StageOutput) -> None:
 
 
 def _drop(context: RunContext, names: Iterable[str]) -> None:
-    """What was kept to resume goes only when the stage is on record."""
+    """Delete what the stage needed to resume; only after the stage is in the ledger."""
     for name in names:
         shutil.rmtree(context.run_dir / name, ignore_errors=True)
 
@@ -200,7 +221,7 @@ def _headline(stage: Stage, context: RunContext) -> str:
         "evaluate": "dense, pruned and finetuned: accuracy, cost, time",
         "curves": "every number of kept filters, group by group"
         if recipe.information.curves != "none"
-        else "none asked for (information.curves)",
+        else "none requested (information.curves)",
         "export": "the bundle",
         "report": "report.json and report.html",
     }[stage.name]
