@@ -1,4 +1,4 @@
-"""What each channel group alone can lose: accuracy and loss at several keep ratios of one group, nothing finetuned."""
+"""Ratio curves: accuracy and loss at several keep ratios of one channel group at a time, nothing finetuned."""
 
 import csv
 import io
@@ -30,13 +30,19 @@ from dist_prune.training.evaluation import losses, mean_loss, num_correct
 
 RECORD = "ratio_curves.jsonl"
 HEAD = ("group", "width", "keep_ratio", "kept", "macs", "top1", "loss")
-MEMORY = 2**30  # bytes of images, and as many of what the network makes of them before the group, that a rank keeps
+MEMORY = 2**30  # bytes of images that a rank caches, and as many of activations before the group
 Split = Literal["held_out", "test"]
 
 
 @dataclass(frozen=True)
 class RatioRequest:
-    """``ratios`` to keep of each group; ``images`` of a split, drawn by the recipe's seed (None: all)."""
+    """Request for ratio curves.
+
+    Attributes:
+        ratios: Shares of a group's channels to keep, each in (0, 1).
+        images: Number of images, drawn by the recipe's seed; None for all.
+        split: The images: training images that are held out, or the test images.
+    """
 
     ratios: tuple[float, ...] = (0.9, 0.7, 0.5, 0.3, 0.1)
     images: int | None = 1000
@@ -45,7 +51,15 @@ class RatioRequest:
 
 @dataclass(frozen=True)
 class RatioPoint:
-    """One group cut to ``kept`` channels, the others whole: top-1 in percent, mean cross-entropy, share of the MACs."""
+    """The network with one group cut and the others dense.
+
+    Attributes:
+        ratio: Requested share of the group's channels.
+        kept: Channels of the group that are kept.
+        macs: Share of the dense network's MACs.
+        top1: Top-1 in percent.
+        loss: Mean cross-entropy; nan if a logit is not finite.
+    """
 
     ratio: float
     kept: int
@@ -56,35 +70,51 @@ class RatioPoint:
 
 @dataclass(frozen=True)
 class RatioCurve:
-    """A group's points, by falling ratio."""
+    """The points of one group.
+
+    Attributes:
+        group: Name of the group.
+        width: Its number of channels.
+        points: Its points by falling ratio.
+    """
 
     group: str
     width: int
     points: tuple[RatioPoint, ...]
 
     def drop(self, dense: RatioPoint) -> float:
-        """Points of top-1 that it loses, the mean over its ratios."""
+        """Points of top-1 that the group loses against the dense network, as the mean over its ratios."""
         return sum(dense.top1 - point.top1 for point in self.points) / len(self.points)
 
     def rise(self, dense: RatioPoint) -> float:
-        """What the loss gains, the mean over its ratios; nan where one is not finite."""
+        """Increase of the loss against the dense network, as the mean over its ratios; nan if one is not finite."""
         return sum(point.loss - dense.loss for point in self.points) / len(self.points)
 
 
 @dataclass(frozen=True)
 class RatioCurves:
-    """The most sensitive group first."""
+    """The ratio curves of a network.
+
+    Attributes:
+        dense: The dense network.
+        lines: A curve per group, in the order of the graph.
+        images: Number of images that were measured.
+        where: Description of the images.
+        split: Their split.
+        whole: Recipe keys that keep the groups dense that ``select.keep_ratios`` does not name; None if the method
+            takes no keep ratios.
+    """
 
     dense: RatioPoint
     lines: tuple[RatioCurve, ...]
     images: int
     where: str
     split: Split = "held_out"
-    whole: str | None = None  # recipe keys by which groups that select.keep_ratios does not name stay whole; None: none
+    whole: str | None = None
 
     @cached_property
     def ordered(self) -> tuple[RatioCurve, ...]:
-        """Lines by falling mean drop of top-1; of equals, the larger rise of the loss comes first."""
+        """Curves by falling mean drop of top-1, the most sensitive group first; ties by falling rise of the loss."""
 
         def key(line: RatioCurve) -> tuple[float, float]:
             rise = line.rise(self.dense)
@@ -93,8 +123,15 @@ class RatioCurves:
         return tuple(sorted(self.lines, key=key))
 
     def suggestion(self, max_drop: float) -> dict[str, float]:
-        """Group -> the smallest of the ratios down to which it loses at most ``most`` points; those that lose more at
-        every ratio are left out."""
+        """Suggest a keep ratio for each group.
+
+        Args:
+            max_drop: Points of top-1 that a group may lose.
+
+        Returns:
+            Group -> the smallest ratio down to which it loses at most ``max_drop``. Groups that lose more at every
+            ratio are left out.
+        """
         ratios = {}
         for line in self.ordered:
             ratio = None
@@ -107,7 +144,7 @@ class RatioCurves:
         return ratios
 
     def csv(self) -> str:
-        """The CSV file: the dense network, then the groups, most sensitive first."""
+        """The CSV file's text: the dense network, then the groups, most sensitive first."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(HEAD)
@@ -122,7 +159,15 @@ def _cells(point: RatioPoint) -> list[Any]:
 
 
 def check(recipe: Recipe, method: Method) -> None:
-    """PruneError where a recipe ranks no channels: a plan is replayed, or blocks of weights are masked."""
+    """Check that a recipe ranks channels.
+
+    Args:
+        recipe: The validated recipe.
+        method: Its method.
+
+    Raises:
+        PruneError: The recipe replays a plan, or its method masks blocks of weights.
+    """
     if recipe.select.plan:
         raise PruneError("ratio-curves: select.plan replays a plan, so no criterion ranks channels; leave it out")
     if not getattr(method, "structured", True):
@@ -133,9 +178,13 @@ def check(recipe: Recipe, method: Method) -> None:
 
 
 def measure(context: RunContext, request: RatioRequest) -> RatioCurves:
-    """Every free group at every ratio, jobs dealt over ranks; what is on record is not done again.
+    """Measure every free group at every ratio. All ranks call it and share the jobs; recorded results are reused.
 
-    ``check`` says before any work whether the recipe ranks channels at all.
+    Call ``check`` before any work.
+
+    Args:
+        context: The run; its current round is scored.
+        request: Ratios and images.
     """
     comm, graph = context.environment.comm, context.selection_graph()
     scores = context.read_tensors(round_path(context.round, SCORES))
@@ -183,15 +232,20 @@ def measure(context: RunContext, request: RatioRequest) -> RatioCurves:
     )
 
 
-def ranking(request: SelectionRequest, ratios: Mapping[str, float]) -> SelectionRequest:
-    """The request's floors and rounding, with these groups at their ratio and the others whole."""
+def with_keep_ratios(request: SelectionRequest, ratios: Mapping[str, float]) -> SelectionRequest:
+    """The request with its floors and rounding, some groups at a keep ratio and the others dense.
+
+    Args:
+        request: The recipe's selection.
+        ratios: Group -> share of its channels to keep.
+    """
     return replace(request, threshold=None, target=None, counts=None, keep_ratio=1.0, keep_ratios=dict(ratios))
 
 
 def _whole(method: Method, graph: DependencyGraph, request: SelectionRequest, ratio: float) -> str | None:
-    """The words that ask for what was measured beside ``select.keep_ratios``; None of a method without ratios."""
+    """The recipe keys that, beside ``select.keep_ratios``, select what was measured; None if the method takes none."""
     try:
-        method.check(graph, ranking(request, {graph.free[0].name: ratio}))
+        method.check(graph, with_keep_ratios(request, {graph.free[0].name: ratio}))
     except PruneError:
         return None
     selection_keys = {"threshold": request.threshold, "counts": request.counts}
@@ -209,12 +263,20 @@ def removed_channels(
     ratio: float,
     request: SelectionRequest,
 ) -> tuple[int, ...]:
-    """The channels of one group that go where it alone keeps this share of them, within the request's floors and steps.
+    """The channels that are removed from one group if it alone is pruned.
 
-    A method that ranks is asked by ``select.keep_ratios``; one whose counts fall out of a threshold (graph) by a target
-    for this group's channels: it may keep fewer than asked for.
+    A method that ranks channels gets ``select.keep_ratios``. A method whose counts result from a threshold (graph) gets
+    a target for this group's channels, and may keep fewer.
+
+    Args:
+        method: The recipe's method.
+        scores: Its scores.
+        graph: The dependency graph.
+        name: The group.
+        ratio: Share of its channels to keep.
+        request: The recipe's selection, whose floors and rounding apply.
     """
-    alone = ranking(request, {name: ratio})
+    alone = with_keep_ratios(request, {name: ratio})
     width = graph.group(name).width
     share = max(1, round(width * ratio)) / width
     try:
@@ -227,7 +289,16 @@ def removed_channels(
 
 
 def count_metrics(logits: Tensor, labels: Tensor) -> Tensor:
-    """(m, n, classes) -> (m, 4): images that are right, loss in integer units, images, losses that are not finite."""
+    """Integer counts that add up to accuracy and loss.
+
+    Args:
+        logits: (m, n, classes) of m masked networks on n images.
+        labels: (n,) int64.
+
+    Returns:
+        (m, 4) int64: correct images, loss in integer units (see ``losses``), images, images with a loss that is not
+        finite.
+    """
     loss_parts = [torch.stack(losses(row.float(), labels)) for row in logits]
     loss = torch.stack(loss_parts)
     count = torch.full_like(loss[:, 0], len(labels))
@@ -235,7 +306,18 @@ def count_metrics(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def evaluation_images(context: RunContext, request: RatioRequest) -> tuple[ImageLoader, np.ndarray, str]:
-    """The images that judge: feed, ids (ascending), and in words what they are and what that is worth."""
+    """The images to measure on.
+
+    Args:
+        context: The run.
+        request: Number and split of the images.
+
+    Returns:
+        Their loader, their ids (ascending, (n,) int64), and a description with its caveats.
+
+    Raises:
+        PruneError: None of the images can be read.
+    """
     if request.split == "test":
         loader, pool, where = context.images.loader(False), np.arange(len(context.images.loader(False))), "test images"
         where += ", which then chose: figures of a network that is cut by these curves are too good on them"
@@ -259,7 +341,15 @@ def evaluation_images(context: RunContext, request: RatioRequest) -> tuple[Image
 
 
 def cached_images(loader: ImageLoader, lists: Sequence[np.ndarray]) -> Batches:
-    """The images in micro-batches, from any of them on; as many as the memory allows are read once."""
+    """Read images in micro-batches, and keep as many as ``MEMORY`` allows for the next pass.
+
+    Args:
+        loader: The loader of the images.
+        lists: The ids of each micro-batch.
+
+    Returns:
+        A function from the number of a micro-batch to (images, labels) of it and all that follow.
+    """
     cached: list[tuple[Tensor, Tensor]] = []
     size = 0
 
@@ -281,7 +371,7 @@ def _job(name: str, removed: tuple[int, ...]) -> tuple[str, str]:
 
 
 def _identity(context: RunContext, loader: ImageLoader, ids: np.ndarray) -> str:
-    """What a measurement on record belongs to, beside the channels that are gone."""
+    """Digest of everything that decides a recorded measurement, beside the removed channels."""
     recipe = context.recipe
     weights = round_path(context.round, SCORES) if context.method.trains_weights else DENSE
     return digest(

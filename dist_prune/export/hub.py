@@ -1,4 +1,4 @@
-"""Bundles on the Hugging Face hub, and the model card that goes with them. The only door to huggingface_hub."""
+"""Bundles on the Hugging Face hub, and their model card. The only module that uses huggingface_hub."""
 
 import re
 import shutil
@@ -20,10 +20,17 @@ def is_hub_name(text: str) -> bool:
 
 
 def fetch(name: str, files: Sequence[str]) -> Path:
-    """The folder of a hub repository's files: from the local cache, or downloaded (those files and no others).
+    """Get files of a hub repository from the local cache, or download them (no other files).
+
+    Args:
+        name: ``owner/name`` of the repository.
+        files: Names of its files.
+
+    Returns:
+        The folder that contains the files.
 
     Raises:
-        PruneError: no such repository, no access, no network, or a repository without these files.
+        PruneError: There is no such repository, no access, no network, or the repository lacks one of the files.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -44,14 +51,20 @@ def fetch(name: str, files: Sequence[str]) -> Path:
 
 
 def push(folder: Path, destination: str, files: Sequence[str], text: str, private: bool = False) -> str:
-    """Copy a bundle, with its model card, to a hub repository or to a folder; where it is now.
+    """Copy a bundle and its model card to a hub repository or to a folder.
 
     Args:
-        folder: the bundle.
+        folder: The bundle.
         destination: ``owner/name`` on the hub, or the path of a folder (with a leading ``./`` or ``/``).
-        files: names of the files that go.
-        text: the model card.
-        private: make a new repository private.
+        files: Names of the files to copy.
+        text: The model card.
+        private: Whether a new repository is private.
+
+    Returns:
+        The address of the commit, or the folder.
+
+    Raises:
+        PruneError: The destination is a file, or the hub refuses the upload.
     """
     if not is_hub_name(destination):
         folder_path = Path(destination)
@@ -82,8 +95,8 @@ def model_card(body: Mapping[str, Any], latency: Mapping[str, Any] | None = None
     """The model card of a bundle, in Markdown with the hub's header.
 
     Args:
-        body: of ``bundle.json``.
-        latency: network -> batch -> measured times of ``report.json``, where the run is at hand.
+        body: The body of ``bundle.json``.
+        latency: Network -> batch -> measured times, from the run's ``report.json``; None if there is none.
     """
     spec, image, figures, origin = body["backbone"], body["image"], body["figures"], body.get("origin", {})
     header = ["---", "library_name: dist_prune", "pipeline_tag: image-classification"]
@@ -128,7 +141,14 @@ def _ms(figures: Mapping[str, Any]) -> str:
 
 
 def report_of(folder: Path) -> dict[str, Any] | None:
-    """Measured times of the run that a bundle lies in, or None."""
+    """The measured times of the run that a bundle belongs to.
+
+    Args:
+        folder: The bundle, in its run directory.
+
+    Returns:
+        Network -> batch -> measured times; None if there is no readable report.json.
+    """
     file = folder.parent / "report.json"
     try:
         body = safe_parsing.read_json(file)

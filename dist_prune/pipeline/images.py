@@ -115,21 +115,21 @@ class RunImages:
         if data.padding is not None and data.padding > size:
             raise PruneError(f"data.padding: {data.padding} pixels around images of side {size}; at most {size}")
         return TransformConfig(
-            size,
-            data.mean or tuple(config["mean"]),
-            data.std or tuple(config["std"]),
-            data.crop or config["crop_pct"],
-            data.interpolation or config["interpolation"],
-            data.augment,
-            data.crop_mode or config["crop_mode"],
-            data.exif,
-            data.crop_scale,
-            data.crop_ratio,
-            data.auto_augment,
-            data.random_erasing,
-            data.random_erasing_mode,
-            tuple(sorted(data.resize_schedule.items())),
-            data.padding,
+            size=size,
+            mean=data.mean or tuple(config["mean"]),
+            std=data.std or tuple(config["std"]),
+            crop=data.crop or config["crop_pct"],
+            interpolation=data.interpolation or config["interpolation"],
+            augment=data.augment,
+            crop_mode=data.crop_mode or config["crop_mode"],
+            exif=data.exif,
+            scale=data.crop_scale,
+            ratio=data.crop_ratio,
+            auto_augment=data.auto_augment,
+            erasing=data.random_erasing,
+            erasing_mode=data.random_erasing_mode,
+            schedule=tuple(sorted(data.resize_schedule.items())),
+            padding=data.padding,
         )
 
     def _resized_side(self, source: ImageSource, train: bool) -> int:

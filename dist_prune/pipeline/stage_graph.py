@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.stage_keys import keys_read_by
 
-DENSE, PRUNED, FINETUNED = "dense.safetensors", "pruned.safetensors", "finetuned.safetensors"
+DENSE = "dense.safetensors"
+PRUNED = "pruned.safetensors"
+FINETUNED = "finetuned.safetensors"
 OPTIMIZER_STATE, OPTIMIZER_CARRIED = "optimizer_state.safetensors", "optimizer_carried.safetensors"
 METRICS, CURVES = "metrics.json", "curves.csv"
 BUNDLE = ("export/bundle.json", "export/model.safetensors")

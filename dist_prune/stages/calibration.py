@@ -1,4 +1,4 @@
-"""The bench of a run: the network that a round scores, and the calibration images that the recipe draws."""
+"""The scoring context of a round: the network that is scored, and the calibration images that the recipe draws."""
 
 from pathlib import Path
 
@@ -13,13 +13,23 @@ from dist_prune.pipeline.stage_graph import round_path
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.scoring.context import DistributedScoringContext
 
-SCORES, RECORD = "scores.safetensors", "measured.jsonl"  # of a round
+SCORES, RECORD = "scores.safetensors", "measured.jsonl"  # artifacts of a round
 
 
 def calibration_pool(context: RunContext, method: Method) -> np.ndarray:
-    """The images that calibration draws from; notes an event where images should be held out and are trained on."""
+    """The images that the calibration set is drawn from.
+
+    Adds an event if the test images rank channels, or if images that should be held out are trained on.
+
+    Args:
+        context: The run.
+        method: The method that scores; its ``calibration_split`` decides the images.
+
+    Returns:
+        (n,) int64 ids of the split, ascending.
+    """
     if method.calibration_split == "test":
-        event = "channels are ranked by the test images: figures of the network on them are too good"
+        event = "channels are ranked by the test images: the network's figures on them are too good"
         context.tracker.info(f"  warning: {event}")
         context.events.append({"stage": "score", "event": event})
     if method.calibration_split != "held_out":
@@ -32,7 +42,11 @@ def calibration_pool(context: RunContext, method: Method) -> np.ndarray:
 
 
 def starting_network(context: RunContext) -> nn.Module:
-    """The network that surgery starts from: what the round before left, or what the method trained while it scored."""
+    """The network that surgery starts from.
+
+    It is the dense network or the one that the previous round finetuned, with the weights that the method trained while
+    it scored, if it trains weights.
+    """
     model = context.networks.load_round_input(context.round)
     if context.method.trains_weights and not context.recipe.select.plan:
         scores = context.read_tensors(round_path(context.round, SCORES))
@@ -43,8 +57,18 @@ def starting_network(context: RunContext) -> nn.Module:
 def scoring_context(
     context: RunContext, graph: DependencyGraph, partial: Path, other: Method | None = None
 ) -> DistributedScoringContext:
-    """``partial``: the folder of what a stopped process had seen. ``other``: a method to look at its images by, instead
-    of the recipe's; its single measurements are not put on record."""
+    """The scoring context of the current round, over the calibration images that the recipe draws.
+
+    Args:
+        context: The run.
+        graph: Dependency graph of the network that the round scores.
+        partial: Folder of the statistics that a stopped process had collected.
+        other: A method that decides the calibration images instead of the recipe's. Its single measurements are not
+            recorded.
+
+    Raises:
+        PruneError: None of the calibration images can be read.
+    """
     method = other or context.method
     recipe, labels = context.recipe, context.images.loader(method.calibration_split != "test").source.labels
     model = context.networks.load_round_input(context.round).to(context.environment.device)

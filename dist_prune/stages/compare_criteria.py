@@ -1,7 +1,10 @@
-"""Several criteria on the same images, at the same target: what they keep, and what is left of the accuracy.
+"""Stage ``many``, after ``train`` and before ``score``: compare several criteria at the same target.
 
-Accuracy is measured on training images that ``train.holdout`` holds out, less those that a criterion was measured on:
-test images that chose a criterion would be no test of what it made.
+    dense.safetensors -> criteria.json, criteria.safetensors
+
+Each criterion of ``score.compare`` is scored and selects a plan. The stage reports what the plans keep and the accuracy
+of the pruned networks without finetuning. Accuracy is measured on training images that ``train.holdout`` holds out,
+less those that a criterion was scored on: test images that choose a criterion no longer test its network.
 """
 
 import copy
@@ -31,13 +34,13 @@ PARTIAL = "many_partial"
 
 
 def run(context: RunContext) -> StageOutput:
-    """dense.safetensors -> criteria.json, criteria.safetensors"""
+    """Compare the criteria of ``score.compare``; facts: the table, and the images it was measured on."""
     criteria = {name: build_criterion(context, name) for name in context.recipe.score.compare}
     graph = trace_groups(context.networks.create().eval(), context.images.example_input)
     scores, used = score_criteria(context, graph, criteria)
     loader, ids, where = comparison_images(context, used)
     context.tracker.info(f"  score.compare: top-1 on {len(ids)} {where}")
-    context.events.append({"stage": "many", "event": f"top-1 of score.compare is that on {len(ids)} {where}"})
+    context.events.append({"stage": "many", "event": f"top-1 of score.compare is measured on {len(ids)} {where}"})
     dense = context.networks.load_dense().eval()
     plans, table = {}, []
     for name, method in criteria.items():
@@ -83,8 +86,16 @@ def run(context: RunContext) -> StageOutput:
 def score_criteria(
     context: RunContext, graph: DependencyGraph, criteria: Mapping[str, Method]
 ) -> tuple[dict[str, Scores], np.ndarray]:
-    """The scores of each method, one pass over the images for all that look at the same ones in the same way; ids of
-    the training images that a method held out from training was measured on."""
+    """Score each criterion, in one joint pass for all that use the same images in the same way.
+
+    Args:
+        context: The run.
+        graph: Dependency graph of the dense network.
+        criteria: Name -> method.
+
+    Returns:
+        Name -> scores; and the ids of the held-out training images that criteria were scored on, (n,) int64.
+    """
     names_by_images: dict[tuple[str, bool], list[str]] = {}
     for name, method in criteria.items():
         names_by_images.setdefault((method.calibration_split, method.augmented), []).append(name)
@@ -99,7 +110,18 @@ def score_criteria(
 
 
 def comparison_images(context: RunContext, used: np.ndarray) -> tuple[ImageLoader, np.ndarray, str]:
-    """The images on which criteria are compared: feed, ids (ascending), and in words what they are and are worth."""
+    """The images on which criteria are compared.
+
+    Args:
+        context: The run.
+        used: Ids of the held-out images that criteria were scored on; they are avoided if others are left.
+
+    Returns:
+        Their loader, their ids (ascending, (n,) int64), and a description with its caveats.
+
+    Raises:
+        PruneError: None of the images can be read.
+    """
     loader, (holdout, learning) = context.images.loader(True), context.images.holdout()
     unused = np.setdiff1d(holdout, used)
     where = "training images that train.holdout holds out"
@@ -122,7 +144,7 @@ def comparison_images(context: RunContext, used: np.ndarray) -> tuple[ImageLoade
 
 
 def kept_overlap(plan: Plan, other: Plan) -> float:
-    """Channels that both keep, as a share of those that either keeps, over the groups that either cuts."""
+    """Jaccard index of the channels that two plans keep, over the groups that either of them cuts; 1 if none does."""
     shared = union = 0
     for group in {*plan.removed, *other.removed}:
         kept, other_kept = set(plan.kept(group)), set(other.kept(group))
@@ -131,6 +153,10 @@ def kept_overlap(plan: Plan, other: Plan) -> float:
 
 
 def summary_line(row: dict[str, Any]) -> str:
-    """A line for the terminal."""
+    """A row of the comparison as a line for the terminal.
+
+    Args:
+        row: ``method``, ``top1`` in percent, ``macs`` as a share of the dense network's, ``overlap`` (name -> share).
+    """
     shared = ", ".join(f"{name} {share:.2f}" for name, share in row["overlap"].items() if name != row["method"])
-    return f"{row['method']:16} top-1 {row['top1']:6.2f} %  macs {row['macs']:.3f}  keeps in common: {shared}"
+    return f"{row['method']:16} top-1 {row['top1']:6.2f} %  macs {row['macs']:.3f}  kept in common: {shared}"

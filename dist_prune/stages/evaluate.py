@@ -1,4 +1,9 @@
-"""Dense, pruned and finetuned, side by side: accuracy, cost, file size, measured time."""
+"""Stage ``evaluate``, after ``finetune``: accuracy, cost, file size and measured time of the three networks.
+
+    dense.safetensors, round_N/pruned.safetensors, finetuned.safetensors, plan.json -> metrics.json
+
+In rounds it also evaluates the pruned and finetuned networks of every round.
+"""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +24,11 @@ from dist_prune.training.latency import measure_latency
 
 
 def run(context: RunContext) -> StageOutput:
-    """dense, pruned and finetuned weights -> metrics.json"""
+    """Evaluate the dense, the pruned and the finetuned network on the test images.
+
+    Raises:
+        PruneError: A network contradicts its plan: its number of parameters, or masked weights that are not zero.
+    """
     recipe, networks, test = context.recipe, context.networks, context.images.loader(False)
     graph, plan = networks.graph, networks.plan(context.round)
     files = {"pruned": round_path(context.round, PRUNED), "finetuned": FINETUNED}
@@ -44,7 +53,7 @@ def run(context: RunContext) -> StageOutput:
             **{cost.name: cost.of(graph, counts) for cost in COSTS.values() if cost.figure},
             "size_bytes": context.path(files.get(name, DENSE)).stat().st_size,
         }
-        _proved(name, model, metrics[name]["params"])
+        _check_params(name, model, metrics[name]["params"])
         if plan.blocks:
             weights = model.state_dict()
             violations = mask_violations(weights, {} if name == "dense" else weight_masks(plan, graph, weights))
@@ -61,7 +70,7 @@ def run(context: RunContext) -> StageOutput:
 
 
 def _times(context: RunContext, models: Mapping[str, nn.Module]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Network -> batch -> measured time, by the first rank; what is not reliable is said and becomes an event."""
+    """Network -> batch -> measured time, by the first rank; unreliable times are logged and become an event."""
     report, shape = context.recipe.report, tuple(context.images.example_input.shape[1:])
     device, comm = context.environment.device, context.environment.comm
     times = comm.run_on_main(
@@ -76,14 +85,22 @@ def _times(context: RunContext, models: Mapping[str, nn.Module]) -> dict[str, di
             message = f"at batch {batch} after {latencies['dense'][batch]['rounds']} rounds: " + "; ".join(
                 f"{name}: {reason}" for name, reason in doubts.items()
             )
-            context.tracker.info(f"  measured times are not reliable {message}. Other work had the machine")
+            context.tracker.info(f"  measured times are not reliable {message}. Other work used the machine")
             context.events.append({"stage": "evaluate", "event": "times not reliable", "why": message})
     return latencies
 
 
 def rounds(context: RunContext, last: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A line a round: what it was asked for and what is left (shares of the dense network), accuracy after cutting and
-    after its finetuning. ``last``: the figures of the last round's networks."""
+    """The figures of each round.
+
+    Args:
+        context: The run.
+        last: ``pruned`` and ``finetuned`` -> figures of the last round's networks, which are not measured again.
+
+    Returns:
+        A dict per round: ``round``, ``target`` and the remaining costs as shares of the dense network, top-1 and top-5
+        after pruning and after finetuning in percent, ``epochs`` of finetuning.
+    """
     recipe, lines = context.recipe, []
     graph = context.selection_graph()
     for number in range(1, context.round + 1):
@@ -109,7 +126,7 @@ def rounds(context: RunContext, last: Mapping[str, Any]) -> list[dict[str, Any]]
     return lines
 
 
-def _proved(name: str, model: nn.Module, params: int) -> None:
+def _check_params(name: str, model: nn.Module, params: int) -> None:
     counted = sum(parameter.numel() for parameter in model.parameters())
     if counted != params:
         raise PruneError(f"the {name} network has {counted} parameters, arithmetic says {params}: please report this")

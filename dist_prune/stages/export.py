@@ -1,4 +1,7 @@
-"""The result as a folder that loads anywhere: see dist_prune.load."""
+"""Stage ``export``, after ``evaluate``: the bundle, a folder that ``dist_prune.load`` loads anywhere.
+
+finetuned.safetensors, plan.json, metrics.json -> export/bundle.json, export/model.safetensors
+"""
 
 import json
 from dataclasses import asdict
@@ -10,8 +13,9 @@ from dist_prune.report.tables import KINDS
 
 
 def run(context: RunContext) -> StageOutput:
-    """finetuned.safetensors, plan.json, metrics.json -> export/"""
-    recipe, images, spec = context.recipe, context.images, context.recipe.backbone
+    """Make the bundle of the finetuned network."""
+    recipe, images = context.recipe, context.images
+    spec = recipe.backbone
     weights, plan = context.read_tensors(FINETUNED), context.networks.plan(context.round)
     metrics = json.loads(context.path(METRICS).read_text())
     figures = {name: {k: v for k, v in metrics[name].items() if k != "latency"} for name in KINDS}

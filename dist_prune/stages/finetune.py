@@ -1,5 +1,11 @@
-"""Train the small network again, between two rounds or after the last one; where the recipe asks for reruns, several
-times by other seeds."""
+"""Stage ``finetune``, after ``prune``: train the pruned network, between two rounds or after the last one.
+
+    after the last round:  dense.safetensors, round_N/pruned.safetensors, plan.json -> finetuned.safetensors
+    between two rounds:    the same -> round_N/finetuned.safetensors, and round_N/optimizer_state.safetensors with
+                           ``schedule.carry_optimizer``
+
+With ``reruns`` the last finetuning runs several times with other seeds; the weights of the first one are kept.
+"""
 
 import statistics
 from dataclasses import replace
@@ -20,24 +26,23 @@ from dist_prune.training.trainer import Trainer
 
 
 def run(context: RunContext) -> StageOutput:
-    """round_N/pruned.safetensors -> finetuned.safetensors; before the last round round_N/finetuned.safetensors, and
-    optimizer_state.safetensors if the optimizer's state goes on"""
+    """Finetune the pruned network; facts: the history of epochs, and the accuracies of reruns."""
     if context.round < context.recipe.schedule.rounds:
-        return _between(context)
+        return _finetune_between_rounds(context)
     settings, reruns = context.recipe.finetune, context.recipe.reruns
     meta = {"plan": context.networks.plan(context.round).fingerprint}
     if settings.only_if_drop is not None and settings.epochs:
         drop = _drop(context)
         if drop <= settings.only_if_drop:
             context.tracker.info(
-                f"  cutting cost {drop:.2f} points of top-1, at most {settings.only_if_drop:g}: left as it is"
+                f"  pruning cost {drop:.2f} points of top-1, at most {settings.only_if_drop:g}: left as it is"
             )
             context.events.append({"stage": "finetune", "event": "not needed", "drop": drop})
             facts = {"history": [], "selection": settings.selection}
             return StageOutput(facts, {FINETUNED: (context.read_tensors(round_path(context.round, PRUNED)), meta)})
     accuracies, state, history = [], {}, []
     for rerun in range(reruns):
-        model, trainer = _tuned(context, settings, "finetune", rerun)
+        model, trainer = _finetune(context, settings, "finetune", rerun)
         if rerun == 0:
             state, history = {n: tensor.cpu().clone() for n, tensor in model.state_dict().items()}, trainer.history
         if reruns > 1:
@@ -51,21 +56,21 @@ def run(context: RunContext) -> StageOutput:
 
 
 def _drop(context: RunContext) -> float:
-    """Points of top-1 that cutting cost, on the images by which epochs are chosen (held out, or the test images)."""
+    """Points of top-1 that pruning cost, on the images that select epochs (held out, or the test images)."""
     metric = selection_metric(context, context.recipe.finetune)
-    models = context.networks.load_dense(), _pruned(context)
+    models = context.networks.load_dense(), _load_pruned(context)
     dense, pruned = (metric(model.to(context.environment.device))["top1"] for model in models)
     return dense - pruned
 
 
-def _pruned(context: RunContext) -> nn.Module:
+def _load_pruned(context: RunContext) -> nn.Module:
     return context.networks.load_pruned(round_path(context.round, PRUNED), context.round)
 
 
-def _between(context: RunContext) -> StageOutput:
-    """One finetuning by the recipe's finetune section, for as many epochs as lie between two rounds."""
+def _finetune_between_rounds(context: RunContext) -> StageOutput:
+    """One finetuning by the recipe's finetune section, for ``schedule.finetune_epochs``."""
     settings, name = context.recipe.between, round_path(context.round, "finetune")
-    model, trainer = _tuned(context, settings, name, leaves=context.recipe.schedule.carry_optimizer)
+    model, trainer = _finetune(context, settings, name, leaves=context.recipe.schedule.carry_optimizer)
     meta = {"plan": context.networks.plan(context.round).fingerprint}
     tensors: Tensors = {round_path(context.round, FINETUNED): (model.state_dict(), meta)}
     if trainer.left is not None:
@@ -74,11 +79,11 @@ def _between(context: RunContext) -> StageOutput:
     return StageOutput(facts, tensors, drop=(f"{name}_checkpoints",))
 
 
-def _tuned(
+def _finetune(
     context: RunContext, settings: Training, name: str, rerun: int = 0, leaves: bool = False
 ) -> tuple[nn.Module, Trainer]:
-    """The small network, finetuned by the recipe's seed + ``rerun``, its masked weights at exact zeros."""
-    model, carried = _pruned(context), None
+    """The pruned network, finetuned with the recipe's seed + ``rerun``; its masked weights stay exact zeros."""
+    model, carried = _load_pruned(context), None
     if context.recipe.schedule.carry_optimizer and context.round > 1 and settings.epochs:
         carried = CarriedOptimizerState.from_file(context.path(round_path(context.round, OPTIMIZER_CARRIED)))
         model.load_state_dict(carried.tables.get("model", model.state_dict()))
@@ -89,7 +94,7 @@ def _tuned(
         positions = calibration_ids(labels, settings.recalibrate_bn, recipe.seed, recipe.score.balance)
         loader, ids = context.images.for_scoring(trained_on[positions], context.method)
         recalibrate_bn(model, loader, ids, context.recipe.score.micro_batch, context.environment.comm)
-        if carried is not None and "ema" in carried.tables:  # averages go on from the new statistics, not the old ones
+        if carried is not None and "ema" in carried.tables:  # averages resume from the new statistics, not the old ones
             new = model.state_dict()
             ema = carried.tables["ema"]
             ema = {key: new[key].detach().cpu().clone() if "running_" in key else old for key, old in ema.items()}

@@ -1,4 +1,10 @@
-"""What every number of kept filters of a group gives before any finetuning: top-1 and the information plane."""
+"""Stage ``curves``, after ``evaluate``: top-1 and the information plane for every number of kept filters of a group.
+
+    dense.safetensors, round_1/scores.safetensors -> curves.csv
+
+One group is cut at a time, by the order in which the method eliminates its filters; nothing is finetuned. Without
+``information.curves`` the file has a header only.
+"""
 
 import csv
 import io
@@ -27,7 +33,11 @@ HEAD = ("group", "width", "kept", "deleted", "top1", *COLUMNS)
 
 
 def run(context: RunContext) -> StageOutput:
-    """dense.safetensors, round_1/scores.safetensors -> curves.csv"""
+    """Measure the curves that ``information.curves`` requests; facts: the numbers of groups and lines.
+
+    Raises:
+        PruneError: The method ranks no group that ``information.layers`` names.
+    """
     spec = context.recipe.information
     if spec.curves == "none" or context.recipe.select.plan:
         return StageOutput({}, texts={"curves.csv": text([])})
@@ -37,7 +47,7 @@ def run(context: RunContext) -> StageOutput:
             f"information.curves: the method {context.recipe.method['name']} ranks no group that information.layers "
             "names"
         )
-    event = "curves.csv is measured on test images: a number of channels chosen by it is chosen by them"
+    event = "curves.csv is measured on test images: a number of channels chosen by it is selected on them"
     context.tracker.info(f"  {event}")
     context.events.append({"stage": "curves", "event": event})
     model = context.networks.load_dense().to(context.environment.device)
@@ -54,7 +64,7 @@ def run(context: RunContext) -> StageOutput:
 
 
 def text(lines: Sequence[Sequence[object]]) -> str:
-    """The CSV file."""
+    """The CSV file's text; ``lines`` are rows of as many cells as ``HEAD`` has columns."""
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows([HEAD, *lines])
     return file.getvalue()
@@ -74,7 +84,16 @@ def _ids(context: RunContext) -> np.ndarray:
 
 @torch.no_grad()
 def accuracy(context: RunContext, model: nn.Module, orders: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:
-    """Group -> top-1 in percent with its last 1, 2, ... filters; the same for every number of ranks."""
+    """Top-1 with every number of kept filters of each group. All ranks call it; their number does not matter.
+
+    Args:
+        context: The run.
+        model: The dense network on the run's device.
+        orders: Group -> its filters in the order of elimination.
+
+    Returns:
+        Group -> top-1 in percent on the test images with its last 1, 2, ..., C filters.
+    """
     spec, comm, ids = context.recipe.information, context.environment.comm, _ids(context)
     masks_of_group = {}
     for name, order in orders.items():
@@ -105,11 +124,23 @@ def accuracy(context: RunContext, model: nn.Module, orders: Mapping[str, Sequenc
             "the curves of accuracy",
         )
     top1 = (100 * torch.tensor(counts) / images).split(widths)
-    return {name: batch.tolist() for name, batch in zip(orders, top1, strict=True)}
+    return {name: accuracies.tolist() for name, accuracies in zip(orders, top1, strict=True)}
 
 
 def information(context: RunContext, model: nn.Module, orders: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """Group -> (K, 5): the information plane with its last 1, 2, ... filters; groups are dealt over ranks."""
+    """The information plane with every number of kept filters of each group; jobs are distributed over the ranks.
+
+    Args:
+        context: The run.
+        model: The dense network on the run's device.
+        orders: Group -> its filters in the order of elimination.
+
+    Returns:
+        Group -> (C, len(COLUMNS)) figures with its last 1, 2, ..., C filters (see ``InformationPlane``).
+
+    Raises:
+        PruneError: Fewer than 2 images.
+    """
     spec, ids = context.recipe.information, _ids(context)
     loader = replace(context.images.loader(False), transform=replace(context.images.transform, schedule=()))
     scoring = DistributedScoringContext(
@@ -131,7 +162,7 @@ def information(context: RunContext, model: nn.Module, orders: Mapping[str, Sequ
     out: dict[str, Tensor] = {}
     names = list(orders)
     for name in names:
-        point, maps = _last_tap(scoring, name)
+        point, maps = _last_reading(scoring, name)
         pixels, labels = images[order], scoring.labels[order]
         activations = point.take(maps)[order]
         chunks = [
@@ -145,8 +176,8 @@ def information(context: RunContext, model: nn.Module, orders: Mapping[str, Sequ
     return out
 
 
-def _last_tap(scoring: DistributedScoringContext, name: str) -> tuple[ChannelPoint, Tensor]:
-    """Where a group's channels are read last: the output of the last block of a residual stream; (images, C, d)."""
+def _last_reading(scoring: DistributedScoringContext, name: str) -> tuple[ChannelPoint, Tensor]:
+    """The point at which a group's channels are read last (the last block of a residual stream); maps (n, C, d)."""
     points_of_inputs = group_inputs(scoring.graph, scoring.graph.group(name))
     points = [point.point for point in points_of_inputs]
     shapes = {site: tuple(t["shape"].tolist()) for site, t in scoring.collect(points, ActivationCensus()).items()}

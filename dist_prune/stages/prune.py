@@ -1,4 +1,10 @@
-"""Cut a round's channels out of the network that it starts from, for real; the optimizer's state along with it."""
+"""Stage ``prune``, after ``select`` in each round: remove the plan's channels from the network.
+
+    dense.safetensors (round 1) or round_{N-1}/finetuned.safetensors, round_N/scores.safetensors, round_N/plan.json
+    -> round_N/pruned.safetensors, and round_N/optimizer_carried.safetensors with ``schedule.carry_optimizer``
+
+The carried optimizer state is pruned along. A bundle that ``select.plan`` names contributes its own weights.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -16,13 +22,12 @@ from dist_prune.training.optimizer_state import CarriedOptimizerState
 
 
 def run(context: RunContext) -> StageOutput:
-    """dense (or what the round before left), scores, plan -> round_N/pruned.safetensors, and
-    optimizer_carried.safetensors if a state goes on; of a bundle that is replayed, its own weights"""
+    """Apply the round's plan to the network that the round starts from."""
     pruned = round_path(context.round, PRUNED)
     plan, plan_path = context.networks.plan(context.round), Path(context.recipe.select.plan or "").expanduser()
     if context.recipe.select.plan and plan_path.is_dir():
         weights = bundle.load(plan_path).state_dict()
-        context.tracker.info(f"  {plan_path} is a bundle: its weights are taken, nothing is cut here")
+        context.tracker.info(f"  {plan_path} is a bundle: its weights are taken, nothing is pruned here")
         return StageOutput({}, {pruned: (weights, {"plan": plan.fingerprint})})
     model, cut = starting_network(context).eval(), plan
     graph = context.networks.round_graph(context.networks.graph, context.round)

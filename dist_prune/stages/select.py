@@ -1,4 +1,9 @@
-"""From scores to a plan: pure, the same on every rank."""
+"""Stage ``select``, after ``score`` in each round: from scores to a plan; pure, the same on every rank.
+
+    round_N/scores.safetensors, round_{N-1}/plan.json (N > 1) -> round_N/plan.json, round_N/cut.json (N > 1)
+
+``plan.json`` contains all rounds so far in dense coordinates, ``cut.json`` this round alone.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,15 +21,16 @@ from dist_prune.stages import latency_target
 
 
 def run(context: RunContext) -> StageOutput:
-    """round_N/scores.safetensors -> round_N/plan.json, in dense coordinates; from the second round on, cut.json"""
-    recipe, graph, texts = context.recipe, context.networks.graph, {}
+    """Select the channels to keep; facts: the achieved shares, the plan's fingerprint, a missed target, the table."""
+    recipe, graph = context.recipe, context.networks.graph
+    texts: dict[str, str] = {}
     latency, method_table = {}, []
     if recipe.select.plan:
         cut = context.networks.replayed_plan(context.selection)
         context.events.append({"stage": "select", "event": "replayed", "plan": recipe.select.plan})
     else:
         graph = context.selection_graph()
-        cut, latency, method_table = _chosen(context, context.networks.round_graph(graph, context.round))
+        cut, latency, method_table = _select(context, context.networks.round_graph(graph, context.round))
     plan = cut
     if context.round > 1:
         plan = context.networks.plan(context.round - 1).then(cut)
@@ -45,7 +51,7 @@ def run(context: RunContext) -> StageOutput:
         shares["latency"] = latency["measured"]
         facts["latency"] = latency
     reason = (
-        (latency_target.miss_reason(context, latency) if latency else _missed(context, graph, shares))
+        (latency_target.miss_reason(context, latency) if latency else _miss_reason(context, graph, shares))
         if context.round == recipe.schedule.rounds
         else ""
     )
@@ -59,8 +65,8 @@ def run(context: RunContext) -> StageOutput:
     return StageOutput(facts, texts={round_path(context.round, "plan.json"): plan.to_json(), **texts})
 
 
-def _chosen(context: RunContext, graph: DependencyGraph) -> tuple[Plan, dict[str, Any], list[dict[str, Any]]]:
-    """What this round cuts of the network with these ``graph``; a latency target's times; the method's table."""
+def _select(context: RunContext, graph: DependencyGraph) -> tuple[Plan, dict[str, Any], list[dict[str, Any]]]:
+    """The round's plan for the network of ``graph``; a latency target's times; the method's table."""
     scores = context.read_tensors(round_path(context.round, "scores.safetensors"))
     request = context.round_selection(graph)
 
@@ -85,8 +91,8 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else "-" if value is None else f"{value:.6g}"
 
 
-def _missed(context: RunContext, graph: DependencyGraph, shares: Mapping[str, float]) -> str:
-    """Why the network is further from its target than the recipe tolerates; empty where it is not."""
+def _miss_reason(context: RunContext, graph: DependencyGraph, shares: Mapping[str, float]) -> str:
+    """Why the network is further from its target than the recipe tolerates; empty if it is not."""
     cost, target_pair = context.selection.cost, context.selection.target
     if cost is None or target_pair is None or cost.measured:
         return ""
@@ -103,7 +109,7 @@ def _missed(context: RunContext, graph: DependencyGraph, shares: Mapping[str, fl
     )
     return (
         f"target.{quantity}: {share:.4g} was asked for, {shares[quantity]:.4g} is left, {deviation:+.1%}, more than "
-        f"target.{cost.tolerance} {tolerance:.1%}: {reason}, and no network in between respects it, select.min_channels, "
-        "select.max_ratio and what the method does with them. Lower select.round_to, move the target, or raise the "
-        "tolerance."
+        f"target.{cost.tolerance} {tolerance:.1%}: {reason}, and no network in between respects it, "
+        "select.min_channels, select.max_ratio and what the method does with them. Lower select.round_to, move the "
+        "target, or raise the tolerance."
     )
