@@ -12,7 +12,7 @@ Pair = Annotated[list[Number], Field(min_length=2, max_length=2)]
 
 
 class Strict(BaseModel):
-    """Base of the schema: types are those of JSON and are not converted; unknown fields of later versions are ignored."""
+    """Base of the schema: JSON types without conversion; fields that a later version adds are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 

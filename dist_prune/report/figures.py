@@ -1,4 +1,4 @@
-"""Figures: the style that they share, how they become text of a page, and those of a run's report."""
+"""Figures of reports: their common style, their embedding in pages, and the plots of a run's report."""
 
 import base64
 import io
@@ -12,8 +12,11 @@ from PIL import Image
 
 from dist_prune.pruning.figure_data import Curve, SimilarityMap
 
-INK, GREY, PALE = "#1d2733", "#9aa5b1", "#e3e8ee"  # those of templates/report.css
-# of clusters in the order of their size, then again from the first; grey for channels in no cluster
+# Colours of templates/report.css.
+INK = "#1d2733"
+GREY = "#9aa5b1"
+PALE = "#e3e8ee"
+# Colours of clusters in the order of their number, repeated if there are more clusters.
 _CLUSTERS = np.array(
     [
         [31, 119, 180], [255, 127, 14], [44, 160, 44], [214, 39, 40], [148, 103, 189], [140, 86, 75], [227, 119, 194],
@@ -34,17 +37,17 @@ _PLANE = {
 def subplots(
     width: float, height: float, nrows: int = 1, ncols: int = 1, spines: Collection[str] = ("left", "bottom")
 ) -> tuple[Figure, np.ndarray]:
-    """An empty figure in the style of all pages.
+    """Create an empty figure in the style of all pages.
 
     Args:
-        width: inches.
-        height: inches.
-        nrows: rows of axes.
-        ncols: columns of axes.
-        spines: the sides of the axes that get a line.
+        width: Width in inches.
+        height: Height in inches.
+        nrows: Rows of axes.
+        ncols: Columns of axes.
+        spines: Sides of the axes that get a line.
 
     Returns:
-        the figure, and its axes as an array (nrows, ncols) of objects.
+        The figure, and its axes as an object array (nrows, ncols).
     """
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(nrows, ncols, squeeze=False)
@@ -55,29 +58,29 @@ def subplots(
 
 
 def svg(figure: Figure) -> str:
-    """A figure as an SVG element, without the declarations that a file of its own begins with."""
+    """A figure as an SVG element, without the XML declarations of an SVG file."""
     text = io.StringIO()
     figure.savefig(text, format="svg")
     return _DECLARATIONS.sub("", text.getvalue())
 
 
 def png(pixels: np.ndarray) -> str:
-    """Pixels (H, W, 3) in uint8 as a PNG file in base64, for a ``data:`` address."""
+    """Pixels (H, W, 3) uint8 as a PNG file in base64, for a ``data:`` address."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
 
 
 def similarity_image(similarity_map: SimilarityMap, side: int = 128) -> np.ndarray:
-    """The similarity matrix of a group's channels, clusters side by side.
+    """Draw the similarity matrix of a group's channels, clusters side by side.
 
     Args:
-        similarity_map: similarities, clusters and kept channels of C channels.
-        side: the largest number of cells along a side; a cell is the mean of its channels.
+        similarity_map: Similarities, clusters and kept channels of C channels.
+        side: Largest number of cells along a side; a cell is the mean of its channels.
 
     Returns:
-        (h, w, 3) uint8, h = min(C, side). Dark cells are alike. To their left are the clusters' colours and, dark, the
-        channels that stay.
+        (h, w, 3) uint8, h = min(C, side). Dark cells are similar. To their left are the clusters' colours and, dark,
+        the channels that are kept.
     """
     order = np.lexsort(
         (~similarity_map.kept, np.where(similarity_map.parts < 0, len(similarity_map.parts), similarity_map.parts))
@@ -99,7 +102,12 @@ def similarity_image(similarity_map: SimilarityMap, side: int = 128) -> np.ndarr
 
 
 def groups_figure(groups: Sequence[Mapping[str, Any]], width: float = 10) -> Figure:
-    """A bar per group: kept of total; protected groups are grey. ``width`` in inches."""
+    """Plot a bar per group with its kept and removed channels; groups that nothing was cut from are grey.
+
+    Args:
+        groups: The groups of report.json: ``name``, ``width``, ``kept``, ``reason``.
+        width: Width in inches.
+    """
     figure, panels = subplots(width, max(2.2, min(0.2 * len(groups) + 1.1, 40)))
     axes = panels[0, 0]
     positions = range(len(groups))
@@ -117,7 +125,12 @@ def groups_figure(groups: Sequence[Mapping[str, Any]], width: float = 10) -> Fig
 
 
 def curve_figure(lines: Sequence[Mapping[str, float]]) -> Figure:
-    """Loss and top-1 over epochs."""
+    """Plot loss and top-1 over epochs.
+
+    Args:
+        lines: The history of a training: ``epoch`` and ``loss``, and ``<split>_top1`` and ``<split>_loss`` for the
+            epochs that were evaluated.
+    """
     figure, panels = subplots(10, 3, ncols=2)
     loss_axes, accuracy_axes = panels[0]
     epochs = [line["epoch"] for line in lines]
@@ -141,7 +154,11 @@ def curve_figure(lines: Sequence[Mapping[str, float]]) -> Figure:
 
 
 def method_figures(lines: Sequence[Curve]) -> list[tuple[str, Figure]]:
-    """(what the y axis shows, the method's curves of one pair of axes)."""
+    """Plot the method's curves, one figure for each pair of axis labels.
+
+    Returns:
+        (label of the y axis, figure) pairs.
+    """
     titled = []
     for labels in dict.fromkeys(line.axes for line in lines):
         figure, panels = subplots(10, 3.4)
@@ -157,7 +174,11 @@ def method_figures(lines: Sequence[Curve]) -> list[tuple[str, Figure]]:
 
 
 def plane_figure(lines: Sequence[Mapping[str, str]]) -> Figure:
-    """Top-1 and information against the share of kept filters: a line per group, a panel per figure that is there."""
+    """Plot top-1 and information against the share of kept filters: a line per group, axes per measured column.
+
+    Args:
+        lines: The lines of curves.csv.
+    """
     columns = [key for key in _PLANE if any(line[key] for line in lines)]
     figure, panels = subplots(10, 3.2 * -(-len(columns) // 2), -(-len(columns) // 2), min(2, len(columns)))
     for axes, key in zip(panels.flat, columns, strict=False):

@@ -1,4 +1,4 @@
-"""The page of ``dist-prune ratio-curves``: curves, accuracy lost as a map, the table."""
+"""The page of ``dist-prune ratio-curves``: the curves, a heat map of the accuracy lost, the table."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,17 +8,17 @@ from matplotlib.figure import Figure
 from dist_prune.report.figures import INK, subplots, svg
 from dist_prune.report.html import render
 
-NAMED = 10  # groups that the plot of lines names; the others are grey
+NAMED = 10  # number of groups with a colour and a name in the plot; the others are grey
 
 
 def render_ratio_curves(name: str, method: str, body: Mapping[str, Any], suggestion: str) -> str:
-    """One page.
+    """The page as HTML.
 
     Args:
-        name: the recipe's.
-        method: the criterion's name.
-        body: what ratio_curves.json holds.
-        suggestion: the keep ratios to use, as words for a command line.
+        name: Name of the recipe.
+        method: Name of the method.
+        body: The body of ratio_curves.json.
+        suggestion: The suggested keep ratios, as ``key=value`` for a command line.
     """
     return render(
         "ratio_curves.html.j2",
@@ -32,7 +32,11 @@ def render_ratio_curves(name: str, method: str, body: Mapping[str, Any], suggest
 
 
 def lines_figure(body: Mapping[str, Any]) -> Figure:
-    """Top-1 and loss against the keep ratio: a line per group, the most sensitive named, the dense network's dashed."""
+    """Plot top-1 and loss against the keep ratio: a line per group, the most sensitive ones named, dense dashed.
+
+    Args:
+        body: The body of ratio_curves.json.
+    """
     figure, panels = subplots(10, 4, ncols=2)
     groups = body["groups"]
     for axes, key, label in zip(panels[0], ("top1", "loss"), ("top-1 %", "cross-entropy"), strict=True):
@@ -68,7 +72,11 @@ def lines_figure(body: Mapping[str, Any]) -> Figure:
 
 
 def map_figure(body: Mapping[str, Any]) -> Figure:
-    """A row per group, most sensitive first, a column per ratio; the darker, the more points of top-1 are lost."""
+    """Plot the points of top-1 lost as a heat map: a row per group, most sensitive first, and a column per ratio.
+
+    Args:
+        body: The body of ratio_curves.json.
+    """
     groups = body["groups"]
     drops = [[body["dense"]["top1"] - point["top1"] for point in group["points"]] for group in groups]
     figure, panels = subplots(7, max(1.6, 0.22 * len(drops) + 0.9), spines=())

@@ -1,4 +1,4 @@
-"""The result of a run as rows of text: for the terminal, and for the report page."""
+"""The result of a run as rows of text, for the terminal and for the report page."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,11 +8,18 @@ from dist_prune.pruning.selection.cost import report_costs
 from dist_prune.training.timing_noise import speedup_text
 
 KINDS = ("dense", "pruned", "finetuned")
-REDUCED = ("sum", "max", "min", "rows", "gradients")  # collectives whose payload is reduced; others are copied
+REDUCED = ("sum", "max", "min", "rows", "gradients")  # collectives that reduce their payload; the others copy it
 
 
 def metric_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """(label, one cell each for dense, pruned, finetuned)."""
+    """The rows of the table of figures.
+
+    Args:
+        body: The body of report.json.
+
+    Returns:
+        (label, cells for dense, pruned, finetuned) of each row.
+    """
     rows = [
         ("top-1 %", [f"{body[k]['top1']:.2f}" for k in KINDS]),
         ("top-5 %", [f"{body[k]['top5']:.2f}" for k in KINDS]),
@@ -35,7 +42,7 @@ def metric_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def _sparse_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """What block masks change: weights left, files of sparse matrices, MACs of weights that no mask holds at zero."""
+    """Rows of a network with block masks: weights pruned, sizes of sparse files, MACs of weights that are not masked."""
     sparse = [body[k]["sparse"] for k in KINDS]
     return [
         ("weights pruned %", [f"{s['pruned_percent']:.2f}" for s in sparse]),
@@ -52,7 +59,14 @@ def event_text(event: Mapping[str, Any]) -> str:
 
 
 def records(lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]] | None:
-    """Heads and cells of the rounds, or of the method's table; a line may lack what others have. None for no line."""
+    """Turn dicts into a table.
+
+    Args:
+        lines: The rounds of report.json, or rows of the method's table. A line may lack keys that others have.
+
+    Returns:
+        Column heads, and rows of cells; None if there are no lines.
+    """
     names = list(dict.fromkeys(name for line in lines for name in line))
     return (names, [[_cell(line.get(name)) for name in names] for line in lines]) if lines else None
 
@@ -62,7 +76,14 @@ def _cell(value: Any) -> str:
 
 
 def criteria(lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]] | None:
-    """Heads and cells of the criteria compared: top-1 after surgery, size, and what each two keep in common."""
+    """The table of compared criteria: top-1 after pruning, costs, and the overlap of the channels kept.
+
+    Args:
+        lines: The table ``many`` of report.json.
+
+    Returns:
+        Column heads, and rows of cells; None if there are no lines.
+    """
     if not lines:
         return None
     costs = [cost for cost in report_costs() if cost.name in lines[0]]
@@ -75,7 +96,11 @@ def criteria(lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[s
 
 
 def communication(body: Mapping[str, Any]) -> list[list[str]]:
-    """Stage, collective, calls and bytes, a line for each collective of each stage."""
+    """Rows of stage, collective, calls and bytes: one for each collective of each stage.
+
+    Args:
+        body: The body of report.json.
+    """
     return [
         [stage, word, f"{count['calls']:,}", f"{count['bytes']:,}"]
         for stage, words in (body.get("communication") or {}).items()
@@ -84,7 +109,7 @@ def communication(body: Mapping[str, Any]) -> list[list[str]]:
 
 
 def warning_events(body: Mapping[str, Any]) -> list[str]:
-    """What nobody must miss: events that begin so."""
+    """The texts of the events that begin with WARNING, which the page shows at its top."""
     return [str(event["event"]) for event in body.get("events", []) if str(event["event"]).startswith("WARNING")]
 
 
@@ -98,7 +123,11 @@ def _against(value: float, dense: float, unit: float) -> str:
 
 
 def table(body: Mapping[str, Any]) -> str:
-    """The result for a terminal."""
+    """The result of a run as a table for the terminal.
+
+    Args:
+        body: The body of report.json.
+    """
     lines = [("", list(KINDS)), *metric_rows(body)]
     widths = [max(len(line[0]) for line in lines)] + [max(len(cells[i]) for _, cells in lines) for i in range(3)]
     text = [
@@ -110,20 +139,24 @@ def table(body: Mapping[str, Any]) -> str:
 
 
 def _rounds(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line of text a round."""
+    """A line of text for each round."""
 
     def kept(line: Mapping[str, Any]) -> str:
         return ", ".join(f"{line[cost.name]:.1%} of the {cost.name}" for cost in report_costs() if cost.name in line)
 
     return [
         f"round {line['round']}: {kept(line)}"
-        f", top-1 {line['pruned_top1']:.2f} % cut, {line['finetuned_top1']:.2f} % after {line['epochs']} epochs"
+        f", top-1 {line['pruned_top1']:.2f} % pruned, {line['finetuned_top1']:.2f} % after {line['epochs']} epochs"
         for line in lines
     ]
 
 
 def traffic_text(body: Mapping[str, Any]) -> str:
-    """Bytes that each rank handed to collectives, stage by stage; nothing for a single process."""
+    """Bytes that each rank passed to collectives, by stage; empty for a single process.
+
+    Args:
+        body: The body of report.json.
+    """
     per_stage = []
     for stage, words in (body.get("communication") or {}).items():
         reduced = sum(count["bytes"] for word, count in words.items() if word in REDUCED)
@@ -142,7 +175,11 @@ def _size(count: int) -> str:
 
 
 def target_text(body: Mapping[str, Any]) -> str:
-    """Asked and achieved in one line."""
+    """The requested and the achieved shares in one line.
+
+    Args:
+        body: The body of report.json.
+    """
     achieved = ", ".join(f"{share:.1%} of the {name}" for name, share in body["achieved"].items())
     requested = ", ".join(f"{share:.1%} of the {name}" for name, share in body["target"].items())
     test_selection = "".join(f"; {peek.upper()}" for peek in selected_on_test(body["recipe"]))
