@@ -319,8 +319,9 @@ def evaluation_images(context: RunContext, request: RatioRequest) -> tuple[Image
         PruneError: None of the images can be read.
     """
     if request.split == "test":
-        loader, pool, where = context.images.loader(False), np.arange(len(context.images.loader(False))), "test images"
-        where += ", which then chose: figures of a network that is cut by these curves are too good on them"
+        loader = context.images.loader(False)
+        pool = np.arange(len(loader))
+        where = "test images, which then chose: the figures on them of a network cut by these curves are too good"
     else:
         loader = context.images.loader(True)
         pool, learning = context.images.holdout()

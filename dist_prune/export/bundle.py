@@ -152,8 +152,8 @@ def load(folder_or_hub_id: str | Path, *, fold: bool = False) -> nn.Module:
         PruneError: There is no bundle, its format is unknown, its files were altered or cut short, or the network gives
             other outputs once folded.
     """
-    found = read_bundle(folder_or_hub_id)
-    return fuse(found.small(), found.shape) if fold else found.small()
+    bundle = read_bundle(folder_or_hub_id)
+    return fuse(bundle.small(), bundle.shape) if fold else bundle.small()
 
 
 def _build_dense(backbone: Mapping[str, Any]) -> nn.Module:

@@ -98,7 +98,8 @@ def model_card(body: Mapping[str, Any], latency: Mapping[str, Any] | None = None
         body: The body of ``bundle.json``.
         latency: Network -> batch -> measured times, from the run's ``report.json``; None if there is none.
     """
-    spec, image, figures, origin = body["backbone"], body["image"], body["figures"], body.get("origin", {})
+    spec, image = body["backbone"], body["image"]
+    figures, origin = body["figures"], body.get("origin", {})
     header = ["---", "library_name: dist_prune", "pipeline_tag: image-classification"]
     header += ["tags: [structured-pruning, dist_prune]", "---"]
     lines = [f"# {spec['name']}, pruned by {origin.get('method', 'dist_prune')}", ""]

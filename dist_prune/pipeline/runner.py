@@ -100,7 +100,9 @@ def run_stage(stage: Stage, context: RunContext) -> dict[str, Any]:
         context.events.append({"stage": stage.label, "event": "skipped"})
         return done
     context.tracker.info(f"{stage.label}: {_headline(stage, context)}")
-    start, events_before, traffic_before = time.perf_counter(), len(context.events), dict(comm.volume)
+    start = time.perf_counter()
+    events_before = len(context.events)
+    traffic_before = dict(comm.volume)
     context.stage_fingerprint, context.round = identity, stage.round
     if stage.name == "score":
         measured = comm.run_on_main(lambda: fingerprint(stage, context, growing=False))

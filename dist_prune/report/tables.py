@@ -1,6 +1,7 @@
 """The result of a run as rows of text, for the terminal and for the report page."""
 
 from collections.abc import Mapping, Sequence
+from string import Formatter
 from typing import Any
 
 from dist_prune.config.recipe import selected_on_test
@@ -9,6 +10,21 @@ from dist_prune.training.timing_noise import speedup_text
 
 KINDS = ("dense", "pruned", "finetuned")
 REDUCED = ("sum", "max", "min", "rows", "gradients")  # collectives that reduce their payload; the others copy it
+
+
+# Event -> its text in the report; the fields are the event's own. All other events are sentences already.
+EVENT_TEXTS = {
+    "skipped": "done in an earlier start, skipped",
+    "resumed": "resumed after an interruption",
+    "taken": "taken from {from}",
+    "replayed": "the plan {plan} is replayed",
+    "new weights": "re-initialised after pruning, as the released code does: {layers}",
+    "nothing removed": "the plan removes nothing",
+    "not needed": "not finetuned, pruning cost only {drop} points of top-1",
+    "not finite": "some outputs of the {network} network are not finite",
+    "target missed": "target missed: {why}",
+    "times not reliable": "measured times are not reliable {why}",
+}
 
 
 def metric_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
@@ -42,7 +58,7 @@ def metric_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def _sparse_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """Rows of a network with block masks: weights pruned, sizes of sparse files, MACs of weights that are not masked."""
+    """Rows for block masks: weights pruned, sizes of sparse files, MACs of weights that are not masked."""
     sparse = [body[k]["sparse"] for k in KINDS]
     return [
         ("weights pruned %", [f"{s['pruned_percent']:.2f}" for s in sparse]),
@@ -53,9 +69,24 @@ def _sparse_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def event_text(event: Mapping[str, Any]) -> str:
-    """An event of a stage in one line."""
-    details = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("stage", "event"))
-    return f"{event['stage']}: {event['event']}" + (f" ({details})" if details else "")
+    """An event of a stage in one line of plain English, with its other details in parentheses.
+
+    Args:
+        event: ``stage`` (label), ``event`` (a key of ``EVENT_TEXTS``, or a sentence), and details.
+    """
+    template = EVENT_TEXTS.get(event["event"], "")
+    values = {key: _detail(value) for key, value in event.items()}
+    used = {key for _, key, _, _ in Formatter().parse(template) if key}
+    if not template or not used <= values.keys():
+        template, used = "{event}", {"event"}
+    details = ", ".join(f"{key} {value}" for key, value in values.items() if key not in {"stage", "event", *used})
+    return f"{values['stage']}: {template.format_map(values)}" + (f" ({details})" if details else "")
+
+
+def _detail(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def records(lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]] | None:

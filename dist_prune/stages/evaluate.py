@@ -29,7 +29,8 @@ def run(context: RunContext) -> StageOutput:
     Raises:
         PruneError: A network contradicts its plan: its number of parameters, or masked weights that are not zero.
     """
-    recipe, networks, test = context.recipe, context.networks, context.images.loader(False)
+    recipe, networks = context.recipe, context.networks
+    test_loader = context.images.loader(False)
     graph, plan = networks.graph, networks.plan(context.round)
     files = {"pruned": round_path(context.round, PRUNED), "finetuned": FINETUNED}
     models = {"dense": networks.load_dense()}
@@ -39,7 +40,7 @@ def run(context: RunContext) -> StageOutput:
         counts = {} if name == "dense" else plan.counts
         figures: dict[str, Any] = evaluate(
             model.to(context.environment.device),
-            test,
+            test_loader,
             recipe.evaluate.batch,
             context.environment.comm,
             context.tracker,

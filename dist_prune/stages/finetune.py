@@ -40,7 +40,9 @@ def run(context: RunContext) -> StageOutput:
             context.events.append({"stage": "finetune", "event": "not needed", "drop": drop})
             facts = {"history": [], "selection": settings.selection}
             return StageOutput(facts, {FINETUNED: (context.read_tensors(round_path(context.round, PRUNED)), meta)})
-    accuracies, state, history = [], {}, []
+    accuracies: list[float] = []
+    state: dict[str, Tensor] = {}
+    history: list[dict[str, float]] = []
     for rerun in range(reruns):
         model, trainer = _finetune(context, settings, "finetune", rerun)
         if rerun == 0:

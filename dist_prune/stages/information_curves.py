@@ -77,7 +77,7 @@ def _orders(context: RunContext) -> dict[str, list[int]]:
     return {name: list(order) for name, order in orders.items()}
 
 
-def _ids(context: RunContext) -> np.ndarray:
+def _image_ids(context: RunContext) -> np.ndarray:
     count = len(context.images.loader(False))
     return np.arange(min(count, context.recipe.information.images or count))
 
@@ -94,7 +94,8 @@ def accuracy(context: RunContext, model: nn.Module, orders: Mapping[str, Sequenc
     Returns:
         Group -> top-1 in percent on the test images with its last 1, 2, ..., C filters.
     """
-    spec, comm, ids = context.recipe.information, context.environment.comm, _ids(context)
+    spec, ids = context.recipe.information, _image_ids(context)
+    comm = context.environment.comm
     masks_of_group = {}
     for name, order in orders.items():
         masks_of_group[name] = torch.zeros((len(order), len(order)), dtype=torch.bool)
@@ -141,7 +142,7 @@ def information(context: RunContext, model: nn.Module, orders: Mapping[str, Sequ
     Raises:
         PruneError: Fewer than 2 images.
     """
-    spec, ids = context.recipe.information, _ids(context)
+    spec, ids = context.recipe.information, _image_ids(context)
     loader = replace(context.images.loader(False), transform=replace(context.images.transform, schedule=()))
     scoring = DistributedScoringContext(
         model,
@@ -178,9 +179,10 @@ def information(context: RunContext, model: nn.Module, orders: Mapping[str, Sequ
 
 def _last_reading(scoring: DistributedScoringContext, name: str) -> tuple[ChannelPoint, Tensor]:
     """The point at which a group's channels are read last (the last block of a residual stream); maps (n, C, d)."""
-    points_of_inputs = group_inputs(scoring.graph, scoring.graph.group(name))
-    points = [point.point for point in points_of_inputs]
-    shapes = {site: tuple(t["shape"].tolist()) for site, t in scoring.collect(points, ActivationCensus()).items()}
-    maps = [tables["maps"] for tables in scoring.collect(points, Activations(shapes)).values()]
+    channel_points = group_inputs(scoring.graph, scoring.graph.group(name))
+    hook_points = [channel_point.point for channel_point in channel_points]
+    census = scoring.collect(hook_points, ActivationCensus())
+    shapes = {point: tuple(state["shape"].tolist()) for point, state in census.items()}
+    maps = [tables["maps"] for tables in scoring.collect(hook_points, Activations(shapes)).values()]
     last = distinct(maps)[-1]
-    return points_of_inputs[last], maps[last]
+    return channel_points[last], maps[last]

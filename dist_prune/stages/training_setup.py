@@ -83,7 +83,8 @@ def selection_metric(context: RunContext, settings: Training) -> Callable[[nn.Mo
     Returns:
         A function from a network on the run's device to its figures. All ranks call it.
     """
-    images, batch, comm = context.images, context.recipe.evaluate.batch, context.environment.comm
+    images, comm = context.images, context.environment.comm
+    batch = context.recipe.evaluate.batch
     if settings.selection != "holdout":
         return lambda network: evaluate(network, images.loader(False), batch, comm, context.tracker, "test images")
     _, held = images.training_split(settings)
