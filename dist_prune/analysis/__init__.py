@@ -1,1 +1,1 @@
-"""What is looked at beside a run."""
+"""Analyses of a run that are no stages of it."""

@@ -1,4 +1,4 @@
-"""What each channel group alone can lose: accuracy and loss at several keep ratios of one group, nothing finetuned."""
+"""Ratio curves: accuracy and loss at several keep ratios of one channel group at a time, nothing finetuned."""
 
 import csv
 import io
@@ -30,13 +30,19 @@ from dist_prune.training.evaluation import losses, mean_loss, num_correct
 
 RECORD = "ratio_curves.jsonl"
 HEAD = ("group", "width", "keep_ratio", "kept", "macs", "top1", "loss")
-MEMORY = 2**30  # bytes of images, and as many of what the network makes of them before the group, that a rank keeps
+MEMORY = 2**30  # bytes of images that a rank caches, and as many of activations before the group
 Split = Literal["held_out", "test"]
 
 
 @dataclass(frozen=True)
 class RatioRequest:
-    """``ratios`` to keep of each group; ``images`` of a split, drawn by the recipe's seed (None: all)."""
+    """Request for ratio curves.
+
+    Attributes:
+        ratios: Shares of a group's channels to keep, each in (0, 1).
+        images: Number of images, drawn by the recipe's seed; None for all.
+        split: The images: training images that are held out, or the test images.
+    """
 
     ratios: tuple[float, ...] = (0.9, 0.7, 0.5, 0.3, 0.1)
     images: int | None = 1000
@@ -45,7 +51,15 @@ class RatioRequest:
 
 @dataclass(frozen=True)
 class RatioPoint:
-    """One group cut to ``kept`` channels, the others whole: top-1 in percent, mean cross-entropy, share of the MACs."""
+    """The network with one group cut and the others dense.
+
+    Attributes:
+        ratio: Requested share of the group's channels.
+        kept: Channels of the group that are kept.
+        macs: Share of the dense network's MACs.
+        top1: Top-1 in percent.
+        loss: Mean cross-entropy; nan if a logit is not finite.
+    """
 
     ratio: float
     kept: int
@@ -56,35 +70,51 @@ class RatioPoint:
 
 @dataclass(frozen=True)
 class RatioCurve:
-    """A group's points, by falling ratio."""
+    """The points of one group.
+
+    Attributes:
+        group: Name of the group.
+        width: Its number of channels.
+        points: Its points by falling ratio.
+    """
 
     group: str
     width: int
     points: tuple[RatioPoint, ...]
 
     def drop(self, dense: RatioPoint) -> float:
-        """Points of top-1 that it loses, the mean over its ratios."""
+        """Points of top-1 that the group loses against the dense network, as the mean over its ratios."""
         return sum(dense.top1 - point.top1 for point in self.points) / len(self.points)
 
     def rise(self, dense: RatioPoint) -> float:
-        """What the loss gains, the mean over its ratios; nan where one is not finite."""
+        """Increase of the loss against the dense network, as the mean over its ratios; nan if one is not finite."""
         return sum(point.loss - dense.loss for point in self.points) / len(self.points)
 
 
 @dataclass(frozen=True)
 class RatioCurves:
-    """The most sensitive group first."""
+    """The ratio curves of a network.
+
+    Attributes:
+        dense: The dense network.
+        lines: A curve per group, in the order of the graph.
+        images: Number of images that were measured.
+        where: Description of the images.
+        split: Their split.
+        whole: Recipe keys that keep the groups dense that ``select.keep_ratios`` does not name; None if the method
+            takes no keep ratios.
+    """
 
     dense: RatioPoint
     lines: tuple[RatioCurve, ...]
     images: int
     where: str
     split: Split = "held_out"
-    whole: str | None = None  # recipe keys by which groups that select.keep_ratios does not name stay whole; None: none
+    whole: str | None = None
 
     @cached_property
     def ordered(self) -> tuple[RatioCurve, ...]:
-        """Lines by falling mean drop of top-1; of equals, the larger rise of the loss comes first."""
+        """Curves by falling mean drop of top-1, the most sensitive group first; ties by falling rise of the loss."""
 
         def key(line: RatioCurve) -> tuple[float, float]:
             rise = line.rise(self.dense)
@@ -92,22 +122,29 @@ class RatioCurves:
 
         return tuple(sorted(self.lines, key=key))
 
-    def suggestion(self, most: float) -> dict[str, float]:
-        """Group -> the smallest of the ratios down to which it loses at most ``most`` points; those that lose more at
-        every ratio are left out."""
-        out = {}
+    def suggestion(self, max_drop: float) -> dict[str, float]:
+        """Suggest a keep ratio for each group.
+
+        Args:
+            max_drop: Points of top-1 that a group may lose.
+
+        Returns:
+            Group -> the smallest ratio down to which it loses at most ``max_drop``. Groups that lose more at every
+            ratio are left out.
+        """
+        ratios = {}
         for line in self.ordered:
-            fits = None
+            ratio = None
             for point in line.points:
-                if self.dense.top1 - point.top1 > most:
+                if self.dense.top1 - point.top1 > max_drop:
                     break
-                fits = point.ratio
-            if fits is not None:
-                out[line.group] = fits
-        return out
+                ratio = point.ratio
+            if ratio is not None:
+                ratios[line.group] = ratio
+        return ratios
 
     def csv(self) -> str:
-        """The CSV file: the dense network, then the groups, most sensitive first."""
+        """The CSV file's text: the dense network, then the groups, most sensitive first."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(HEAD)
@@ -122,7 +159,15 @@ def _cells(point: RatioPoint) -> list[Any]:
 
 
 def check(recipe: Recipe, method: Method) -> None:
-    """PruneError where a recipe ranks no channels: a plan is replayed, or blocks of weights are masked."""
+    """Check that a recipe ranks channels.
+
+    Args:
+        recipe: The validated recipe.
+        method: Its method.
+
+    Raises:
+        PruneError: The recipe replays a plan, or its method masks blocks of weights.
+    """
     if recipe.select.plan:
         raise PruneError("ratio-curves: select.plan replays a plan, so no criterion ranks channels; leave it out")
     if not getattr(method, "structured", True):
@@ -132,10 +177,14 @@ def check(recipe: Recipe, method: Method) -> None:
         )
 
 
-def measure(context: RunContext, asked: RatioRequest) -> RatioCurves:
-    """Every free group at every ratio, jobs dealt over ranks; what is on record is not done again.
+def measure(context: RunContext, request: RatioRequest) -> RatioCurves:
+    """Measure every free group at every ratio. All ranks call it and share the jobs; recorded results are reused.
 
-    ``check`` says before any work whether the recipe ranks channels at all.
+    Call ``check`` before any work.
+
+    Args:
+        context: The run; its current round is scored.
+        request: Ratios and images.
     """
     comm, graph = context.environment.comm, context.selection_graph()
     scores = context.read_tensors(round_path(context.round, SCORES))
@@ -143,54 +192,67 @@ def measure(context: RunContext, asked: RatioRequest) -> RatioCurves:
         cuts = {
             (group.name, ratio): removed_channels(context.method, scores, graph, group.name, ratio, context.selection)
             for group in graph.free
-            for ratio in sorted(asked.ratios, reverse=True)
+            for ratio in sorted(request.ratios, reverse=True)
         }
-    loader, ids, where = evaluation_images(context, asked)
+    loader, ids, where = evaluation_images(context, request)
     model = starting_network(context).to(context.environment.device)
-    games = MaskedAccuracyCache(model, graph, cached_images(loader, micro_batches(ids, context.recipe.evaluate.batch)))
+    accuracies = MaskedAccuracyCache(
+        model, graph, cached_images(loader, micro_batches(ids, context.recipe.evaluate.batch))
+    )
     dense_job = (graph.free[0].name, ())
-    jobs = {_job(*cut): cut for cut in dict.fromkeys([dense_job, *((name, gone) for (name, _), gone in cuts.items())])}
+    jobs = {
+        _job(*cut): cut for cut in dict.fromkeys([dense_job, *((name, removed) for (name, _), removed in cuts.items())])
+    }
 
     def run(job: tuple[str, str]) -> list[int]:
-        name, gone = jobs[job]
-        off = torch.zeros((1, graph.group(name).width), dtype=torch.bool)
-        off[0, list(gone)] = True
-        return games.for_group(name, "consumed", MEMORY).evaluate(off, count_metrics)[0].tolist()
+        name, removed = jobs[job]
+        masked = torch.zeros((1, graph.group(name).width), dtype=torch.bool)
+        masked[0, list(removed)] = True
+        return accuracies.for_group(name, "consumed", MEMORY).evaluate(masked, count_metrics)[0].tolist()
 
     identity = comm.broadcast_object(comm.run_on_main(lambda: _identity(context, loader, ids))) or ""
     record = ResultCache(context.run_dir / RECORD, identity, comm)
     results = map_cached(list(jobs), run, comm, record, context.tracker.info, "ratio curves")
-    of = dict(zip(jobs, results, strict=True))
+    counts = dict(zip(jobs, results, strict=True))
     dense = macs(graph)
 
-    def point(name: str, ratio: float, gone: tuple[int, ...]) -> RatioPoint:
-        correct, units, images, strange = of[_job(name, gone) if gone else _job(*dense_job)]
-        kept = graph.group(name).width - len(gone)
+    def point(name: str, ratio: float, removed: tuple[int, ...]) -> RatioPoint:
+        correct, loss_units, images, not_finite = counts[_job(name, removed) if removed else _job(*dense_job)]
+        kept = graph.group(name).width - len(removed)
         share = macs(graph, {name: kept}) / dense
-        return RatioPoint(ratio, kept, share, 100 * correct / images, mean_loss(units, strange, images))
+        return RatioPoint(ratio, kept, share, 100 * correct / images, mean_loss(loss_units, not_finite, images))
 
     lines = []
     for group in graph.free:
-        own = [(ratio, gone) for (name, ratio), gone in cuts.items() if name == group.name]
-        lines.append(RatioCurve(group.name, group.width, tuple(point(group.name, *cut) for cut in own)))
-    whole = _whole(context.method, graph, context.selection, asked.ratios[0])
-    return RatioCurves(point(dense_job[0], 1.0, ()), tuple(lines), of[_job(*dense_job)][2], where, asked.split, whole)
+        group_cuts = [(ratio, removed) for (name, ratio), removed in cuts.items() if name == group.name]
+        lines.append(RatioCurve(group.name, group.width, tuple(point(group.name, *cut) for cut in group_cuts)))
+    unlisted_keys = _whole(context.method, graph, context.selection, request.ratios[0])
+    return RatioCurves(
+        point(dense_job[0], 1.0, ()), tuple(lines), counts[_job(*dense_job)][2], where, request.split, unlisted_keys
+    )
 
 
-def ranking(request: SelectionRequest, ratios: Mapping[str, float]) -> SelectionRequest:
-    """The request's floors and rounding, with these groups at their ratio and the others whole."""
+def with_keep_ratios(request: SelectionRequest, ratios: Mapping[str, float]) -> SelectionRequest:
+    """The request with its floors and rounding, some groups at a keep ratio and the others dense.
+
+    Args:
+        request: The recipe's selection.
+        ratios: Group -> share of its channels to keep.
+    """
     return replace(request, threshold=None, target=None, counts=None, keep_ratio=1.0, keep_ratios=dict(ratios))
 
 
 def _whole(method: Method, graph: DependencyGraph, request: SelectionRequest, ratio: float) -> str | None:
-    """The words that ask for what was measured beside ``select.keep_ratios``; None of a method without ratios."""
+    """The recipe keys that, beside ``select.keep_ratios``, select what was measured; None if the method takes none."""
     try:
-        method.check(graph, ranking(request, {graph.free[0].name: ratio}))
+        method.check(graph, with_keep_ratios(request, {graph.free[0].name: ratio}))
     except PruneError:
         return None
-    others = {"threshold": request.threshold, "counts": request.counts}
-    words = [f"select.{key}=" for key, value in others.items() if value is not None]
-    return " ".join(["select.keep_ratio=1", *words, *([f"target.{request.target[0]}="] if request.target else [])])
+    selection_keys = {"threshold": request.threshold, "counts": request.counts}
+    assignments = [f"select.{key}=" for key, value in selection_keys.items() if value is not None]
+    return " ".join(
+        ["select.keep_ratio=1", *assignments, *([f"target.{request.target[0]}="] if request.target else [])]
+    )
 
 
 def removed_channels(
@@ -201,49 +263,78 @@ def removed_channels(
     ratio: float,
     request: SelectionRequest,
 ) -> tuple[int, ...]:
-    """The channels of one group that go where it alone keeps this share of them, within the request's floors and steps.
+    """The channels that are removed from one group if it alone is pruned.
 
-    A method that ranks is asked by ``select.keep_ratios``; one whose counts fall out of a threshold (graph) by a target
-    for this group's channels: it may keep fewer than asked for.
+    A method that ranks channels gets ``select.keep_ratios``. A method whose counts result from a threshold (graph) gets
+    a target for this group's channels, and may keep fewer.
+
+    Args:
+        method: The recipe's method.
+        scores: Its scores.
+        graph: The dependency graph.
+        name: The group.
+        ratio: Share of its channels to keep.
+        request: The recipe's selection, whose floors and rounding apply.
     """
-    alone = ranking(request, {name: ratio})
+    alone = with_keep_ratios(request, {name: ratio})
     width = graph.group(name).width
     share = max(1, round(width * ratio)) / width
     try:
         method.check(graph, alone)
         return method.select(scores, graph, alone).removed.get(name, ())
     except PruneError:
-        only = graph.restrict_to([name])
-        asked = replace(alone, keep_ratio=None, keep_ratios={}, target=("channels", share))
-        return method.select(scores, only, asked).removed.get(name, ())
+        only_graph = graph.restrict_to([name])
+        only_request = replace(alone, keep_ratio=None, keep_ratios={}, target=("channels", share))
+        return method.select(scores, only_graph, only_request).removed.get(name, ())
 
 
 def count_metrics(logits: Tensor, labels: Tensor) -> Tensor:
-    """(m, n, classes) -> (m, 4): images that are right, loss in integer units, images, losses that are not finite."""
-    parts = [torch.stack(losses(row.float(), labels)) for row in logits]
-    loss = torch.stack(parts)
+    """Integer counts that add up to accuracy and loss.
+
+    Args:
+        logits: (m, n, classes) of m masked networks on n images.
+        labels: (n,) int64.
+
+    Returns:
+        (m, 4) int64: correct images, loss in integer units (see ``losses``), images, images with a loss that is not
+        finite.
+    """
+    loss_parts = [torch.stack(losses(row.float(), labels)) for row in logits]
+    loss = torch.stack(loss_parts)
     count = torch.full_like(loss[:, 0], len(labels))
     return torch.stack([num_correct(logits, labels), loss[:, 0], count, loss[:, 1]], 1)
 
 
-def evaluation_images(context: RunContext, asked: RatioRequest) -> tuple[ImageLoader, np.ndarray, str]:
-    """The images that judge: feed, ids (ascending), and in words what they are and what that is worth."""
-    if asked.split == "test":
-        loader, pool, where = context.images.loader(False), np.arange(len(context.images.loader(False))), "test images"
-        where += ", which then chose: figures of a network that is cut by these curves are too good on them"
+def evaluation_images(context: RunContext, request: RatioRequest) -> tuple[ImageLoader, np.ndarray, str]:
+    """The images to measure on.
+
+    Args:
+        context: The run.
+        request: Number and split of the images.
+
+    Returns:
+        Their loader, their ids (ascending, (n,) int64), and a description with its caveats.
+
+    Raises:
+        PruneError: None of the images can be read.
+    """
+    if request.split == "test":
+        loader = context.images.loader(False)
+        pool = np.arange(len(loader))
+        where = "test images, which then chose: the figures on them of a network cut by these curves are too good"
     else:
         loader = context.images.loader(True)
-        pool, seen = context.images.holdout()
+        pool, learning = context.images.holdout()
         where = "training images that train.holdout holds out"
         if context.networks.checkpoint is not None:
             where += (
                 "; backbone.checkpoint may have been trained on them (then they are easy, and --split test says more)"
             )
-        if "train" in seen:
+        if "train" in learning:
             where += "; the dense network was trained on them (train.selection is not holdout)"
-    chosen = "all" if asked.images is None else asked.images
+    count = "all" if request.images is None else request.images
     loader, ids = context.images.readable(
-        loader, pool[calibration_ids(loader.source.labels[pool], chosen, context.recipe.seed)]
+        loader, pool[calibration_ids(loader.source.labels[pool], count, context.recipe.seed)]
     )
     if not len(ids):
         raise PruneError(f"ratio-curves: none of the {where} can be read")
@@ -251,29 +342,37 @@ def evaluation_images(context: RunContext, asked: RatioRequest) -> tuple[ImageLo
 
 
 def cached_images(loader: ImageLoader, lists: Sequence[np.ndarray]) -> Batches:
-    """The images in micro-batches, from any of them on; as many as the memory allows are read once."""
-    kept: list[tuple[Tensor, Tensor]] = []
+    """Read images in micro-batches, and keep as many as ``MEMORY`` allows for the next pass.
+
+    Args:
+        loader: The loader of the images.
+        lists: The ids of each micro-batch.
+
+    Returns:
+        A function from the number of a micro-batch to (images, labels) of it and all that follow.
+    """
+    cached: list[tuple[Tensor, Tensor]] = []
     size = 0
 
     def batches(start: int) -> Iterator[tuple[Tensor, Tensor]]:
         nonlocal size
-        yield from kept[start:]
-        first = max(start, len(kept))
-        for number, found in enumerate(loader.batches(lists[first:]) if first < len(lists) else (), first):
-            size += found.images.numel() * found.images.element_size() * (number == len(kept))
-            if number == len(kept) and size <= MEMORY:
-                kept.append((found.images, found.labels))
-            yield found.images, found.labels
+        yield from cached[start:]
+        first = max(start, len(cached))
+        for number, batch in enumerate(loader.batches(lists[first:]) if first < len(lists) else (), first):
+            size += batch.images.numel() * batch.images.element_size() * (number == len(cached))
+            if number == len(cached) and size <= MEMORY:
+                cached.append((batch.images, batch.labels))
+            yield batch.images, batch.labels
 
     return batches
 
 
-def _job(name: str, gone: tuple[int, ...]) -> tuple[str, str]:
-    return name, digest(canonical(list(gone)))[:32] if gone else "whole"
+def _job(name: str, removed: tuple[int, ...]) -> tuple[str, str]:
+    return name, digest(canonical(list(removed)))[:32] if removed else "whole"
 
 
 def _identity(context: RunContext, loader: ImageLoader, ids: np.ndarray) -> str:
-    """What a measurement on record belongs to, beside the channels that are gone."""
+    """Digest of everything that decides a recorded measurement, beside the removed channels."""
     recipe = context.recipe
     weights = round_path(context.round, SCORES) if context.method.trains_weights else DENSE
     return digest(

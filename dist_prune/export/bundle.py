@@ -1,8 +1,8 @@
-"""A pruned network as a folder: weights, plan and what its images look like. Loading traces and unpickles nothing.
+"""Bundles: a pruned network as a folder of weights, plan and image format. Loading neither traces nor unpickles.
 
-``bundle.json`` names the backbone and its arguments, the plan, the input, the classes, where it comes from, the
-versions it was made with, the dense network's signature (every tensor's name and shape) and the figures measured;
-``model.safetensors`` holds the small network's weights.
+``bundle.json`` contains the backbone and its arguments, the plan, the image format, the classes, the origin, the
+versions of the packages, the dense network's signature (the name and shape of every tensor) and the measured figures.
+``model.safetensors`` contains the pruned network's weights.
 """
 
 import hashlib
@@ -28,9 +28,10 @@ from dist_prune.pruning.surgery.rebuild import rebuild
 
 FORMAT = 1
 MANIFEST, WEIGHTS = "bundle.json", "model.safetensors"
-LARGEST_TRIED = 1024  # side of an image that a network is tried on as it is loaded
-MOST_DENSE, MOST_TIMES = 250_000_000, 1000  # values of a dense network that may be built for however little is left
-MAKERS = ("timm", "torch", "dist-prune")  # whose versions a bundle tells
+LARGEST_TRIED = 1024  # largest side of an image that a network is tried on when it is loaded
+MOST_DENSE = 250_000_000  # values of a dense network that are built however few values the pruned one has
+MOST_TIMES = 1000  # larger dense networks are built if they have at most so many times the pruned one's values
+MAKERS = ("timm", "torch", "dist-prune")  # packages whose versions a bundle records
 
 
 def manifest_json(
@@ -46,54 +47,71 @@ def manifest_json(
     """The text of ``bundle.json``.
 
     Args:
-        backbone: ``name``, ``kwargs``, ``num_classes``, ``in_chans``.
-        plan: what was cut, in dense coordinates.
-        image: ``size``, ``mean``, ``std``, ``crop``, ``interpolation`` of the evaluation look.
-        classes: class names, in the order of the logits.
-        weights: the small network's state dict.
-        figures: accuracies and costs for a reader.
-        origin: recipe, method, paper, seed and data, for a reader.
-        dense: the network before it was cut, with any weights: its signature lets a reader with another timm see
-            whether the same name still means the same network. Default: built from ``backbone``.
+        backbone: ``name``, ``kwargs``, ``num_classes``, ``in_chans`` of the dense network.
+        plan: The removed channels, in dense coordinates.
+        image: The evaluation transform: ``size`` and optionally the other fields of ``manifest.Image``.
+        classes: Class names in the order of the logits.
+        weights: State dict of the pruned network.
+        figures: Network (``dense`` ...) -> accuracies and costs, for a reader.
+        origin: Recipe, method, paper, seed and data, for a reader (see ``manifest.Origin``).
+        dense: The dense network with any weights. Its signature tells whether the same name means the same network in
+            another version of timm. None: it is built from ``backbone``.
     """
-    dense = dense if dense is not None else _built(backbone)
+    dense = dense if dense is not None else _build_dense(backbone)
     body = {
-        "format": FORMAT, "backbone": dict(backbone), "plan": json.loads(plan.to_json()), "image": dict(image),
-        "classes": list(classes), "figures": dict(figures), "origin": dict(origin or {}),
-        "weights_digest": weights_digest(weights), "versions": versions(), "signature": signature(dense),
-    }  # fmt: skip
+        "format": FORMAT,
+        "backbone": dict(backbone),
+        "plan": json.loads(plan.to_json()),
+        "image": dict(image),
+        "classes": list(classes),
+        "figures": dict(figures),
+        "origin": dict(origin or {}),
+        "weights_digest": weights_digest(weights),
+        "versions": versions(),
+        "signature": signature(dense),
+    }
     return safe_parsing.strict_json(body)
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a bundle's files hold: ``body`` of bundle.json, ``plan``, and the small network's ``weights``."""
+    """The content of a bundle's files.
+
+    Attributes:
+        body: The body of bundle.json (see ``manifest.Manifest``).
+        plan: The removed channels, in dense coordinates.
+        weights: State dict of the pruned network.
+    """
 
     body: dict[str, Any]
     plan: Plan
     weights: dict[str, Tensor]
 
     def dense(self) -> nn.Module:
-        """The network before it was cut, with fresh weights (a bundle has none for it), in evaluation mode.
+        """The dense network with random weights (a bundle has none for it), in evaluation mode.
 
         Raises:
-            PruneError: the installed timm makes another network of that name than the one the bundle was made with.
+            PruneError: The installed timm creates another network of that name than the bundle was made with.
         """
         try:
-            found = _built(self.body["backbone"])
+            dense = _build_dense(self.body["backbone"])
         except PruneError as error:
             raise _with_version(self.body, error) from error
         if self.body.get("signature") is not None:  # bundles of older versions have none
-            _same(self.body, found)
-        return found.eval()
+            _check_signature(self.body, dense)
+        return dense.eval()
 
     def small(self) -> nn.Module:
-        """The pruned network with its weights, in evaluation mode."""
+        """The pruned network with its weights, in evaluation mode.
+
+        Raises:
+            PruneError: The bundle's parts do not fit one another, or see ``dense``.
+        """
         dense = self.dense()
         try:
             model = rebuild(dense, self.plan, self.weights).eval()
             if self.shape[1] <= LARGEST_TRIED:
-                self._answers(model)
+                self._check_output_shape(model)
         except PruneError:
             raise
         except Exception as error:  # widths that each fit their layer, and not one another
@@ -101,11 +119,16 @@ class Bundle:
         return model
 
     @torch.no_grad()
-    def _answers(self, model: nn.Module) -> None:
-        """PruneError unless an image of zeros gets one number for each class."""
-        found, wanted = tuple(model(torch.zeros(1, *self.shape)).shape), (1, self.body["backbone"]["num_classes"])
-        if found != wanted:
-            raise PruneError(f"the bundle's parts do not fit one another: the network answers {found}, not {wanted}")
+    def _check_output_shape(self, model: nn.Module) -> None:
+        """PruneError unless an image of zeros gets one logit for each class."""
+        shape, expected_shape = (
+            tuple(model(torch.zeros(1, *self.shape)).shape),
+            (1, self.body["backbone"]["num_classes"]),
+        )
+        if shape != expected_shape:
+            raise PruneError(
+                f"the bundle's parts do not fit one another: the network answers {shape}, not {expected_shape}"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -115,35 +138,38 @@ class Bundle:
 
 
 def load(folder_or_hub_id: str | Path, *, fold: bool = False) -> nn.Module:
-    """The pruned network of an export folder, in evaluation mode, with its weights.
+    """Load the pruned network of a bundle.
 
     Args:
-        folder_or_hub_id: a run's ``export`` folder, or ``owner/name`` of a Hugging Face repository.
-        fold: batch norms are folded into the convolutions before them. The same answers to float rounding, faster;
-            to serve it, not to train it on.
+        folder_or_hub_id: A run directory, its ``export`` folder, or ``owner/name`` of a Hugging Face repository.
+        fold: Whether batch norms are folded into the convolutions before them. Outputs stay the same to float rounding
+            and are computed faster. Fold a network to serve it, not to train it further.
+
+    Returns:
+        The network with its weights, in evaluation mode on the CPU.
 
     Raises:
-        PruneError: no bundle there, a format this version does not read, files that were altered or cut short, or a
-            network that answers otherwise once folded.
+        PruneError: There is no bundle, its format is unknown, its files were altered or cut short, or the network gives
+            other outputs once folded.
     """
-    found = read_bundle(folder_or_hub_id)
-    return fuse(found.small(), found.shape) if fold else found.small()
+    bundle = read_bundle(folder_or_hub_id)
+    return fuse(bundle.small(), bundle.shape) if fold else bundle.small()
 
 
-def _built(backbone: Mapping[str, Any]) -> nn.Module:
+def _build_dense(backbone: Mapping[str, Any]) -> nn.Module:
     spec = backbone
     return models.create(spec["name"], spec["num_classes"], spec["in_chans"], False, spec["kwargs"])
 
 
 def versions() -> dict[str, str]:
-    """Package -> installed version, of those that decide what a backbone's name means."""
-    found = {}
+    """Package -> installed version, for the packages that decide which network a backbone's name means."""
+    installed = {}
     for name in MAKERS:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:  # run from a checkout
-            found[name] = "unknown"
-    return found
+            installed[name] = "unknown"
+    return installed
 
 
 def signature(model: nn.Module) -> dict[str, list[int]]:
@@ -151,100 +177,130 @@ def signature(model: nn.Module) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _same(body: Mapping[str, Any], built: nn.Module) -> None:
-    """PruneError where a bundle's dense network is not the one that was just built by the same name."""
-    then, now = body["signature"], signature(built)
-    other = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-    if not other:
+def _check_signature(body: Mapping[str, Any], built: nn.Module) -> None:
+    """PruneError if a bundle's dense network is not the one that was just built by the same name."""
+    recorded, built_signature = body["signature"], signature(built)
+    differing = [name for name in {**recorded, **built_signature} if recorded.get(name) != built_signature.get(name)]
+    if not differing:
         return
-    made, here = body.get("versions") or {}, versions()
-    changed = [f"{name} {made[name]} there, {here[name]} here" for name in made if made[name] != here.get(name)]
-    shown = "; ".join(f"{name}: {then.get(name, 'absent')} there, {now.get(name, 'absent')} here" for name in other[:3])
-    more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+    made_with, installed = body.get("versions") or {}, versions()
+    changed = [
+        f"{name} {made_with[name]} there, {installed[name]} here"
+        for name in made_with
+        if made_with[name] != installed.get(name)
+    ]
+    examples = "; ".join(
+        f"{name}: {recorded.get(name, 'absent')} there, {built_signature.get(name, 'absent')} here"
+        for name in differing[:3]
+    )
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
     raise PruneError(
-        f"{body['backbone']['name']} is another network here than where this bundle was made ({len(other)} tensors "
-        f"differ: {shown}{more}). Versions: {', '.join(changed) or 'the same, so the backbone was changed by hand'}. "
-        f"Install the bundle's: pip install {' '.join(f'{n}=={made[n]}' for n in ('timm', 'torch') if n in made)}"
+        f"{body['backbone']['name']} is another network here than where this bundle was made ({len(differing)} tensors "
+        f"differ: {examples}{more}). Versions: "
+        f"{', '.join(changed) or 'the same, so the backbone was changed by hand'}. Install the bundle's: pip install "
+        + " ".join(f"{name}=={made_with[name]}" for name in ("timm", "torch") if name in made_with)
     )
 
 
 def _with_version(body: Mapping[str, Any], error: PruneError) -> PruneError:
     """The same error, with the version of timm that knew the bundle's network."""
-    made = (body.get("versions") or {}).get("timm")
-    return PruneError(f"{error} The bundle was made with timm {made}." if made else str(error))
+    timm_version = (body.get("versions") or {}).get("timm")
+    return PruneError(f"{error} The bundle was made with timm {timm_version}." if timm_version else str(error))
 
 
 def fuse(model: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
-    """The same network, its batch norms folded (see ``fuse_bn``); watched on two images of noise."""
+    """Fold a network's batch norms in place (see ``fuse_bn``), with two images of noise.
+
+    Args:
+        model: A network in evaluation mode.
+        shape: (C, H, W) of its images.
+
+    Returns:
+        The same network.
+
+    Raises:
+        PruneError: The network gives other outputs once folded.
+    """
     fuse_bn(model, torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)))
     return model
 
 
 def read_bundle(folder_or_hub_id: str | Path) -> Bundle:
-    """The files of a bundle, checked against one another; see ``load``."""
+    """Read the files of a bundle and check them against one another.
+
+    Args:
+        folder_or_hub_id: See ``load``.
+
+    Raises:
+        PruneError: There is no bundle, its format is unknown, or its files were altered or do not fit one another.
+    """
     if trouble := path_trouble(str(folder_or_hub_id)):
         raise PruneError(f"no bundle there: {trouble}")
-    place = Path(folder_or_hub_id)
-    if not place.exists() and hub.is_hub_name(str(folder_or_hub_id)):
-        place = hub.fetch(str(folder_or_hub_id), (MANIFEST, WEIGHTS))
-    if (place / "export" / MANIFEST).is_file():  # a run directory
-        place = place / "export"
-    if not (place / MANIFEST).is_file() or not (place / WEIGHTS).is_file():
-        raise PruneError(f"{place} is no bundle: it has no {MANIFEST} and {WEIGHTS}. A run writes one to RUN/export.")
-    body = safe_parsing.read_json(place / MANIFEST)
+    folder = Path(folder_or_hub_id)
+    if not folder.exists() and hub.is_hub_name(str(folder_or_hub_id)):
+        folder = hub.fetch(str(folder_or_hub_id), (MANIFEST, WEIGHTS))
+    if (folder / "export" / MANIFEST).is_file():  # a run directory
+        folder = folder / "export"
+    if not (folder / MANIFEST).is_file() or not (folder / WEIGHTS).is_file():
+        raise PruneError(f"{folder} is no bundle: it has no {MANIFEST} and {WEIGHTS}. A run writes one to RUN/export.")
+    body = safe_parsing.read_json(folder / MANIFEST)
     if not isinstance(body, dict):
-        raise PruneError(f"{place / MANIFEST} is damaged: it holds no mapping")
+        raise PruneError(f"{folder / MANIFEST} is damaged: it holds no mapping")
     if body.get("format") != FORMAT:
-        raise PruneError(f"{place}: bundle format {shown(body.get('format'))}; this version reads format {FORMAT}")
-    manifests.check(body, str(place / MANIFEST))
+        raise PruneError(f"{folder}: bundle format {shown(body.get('format'))}; this version reads format {FORMAT}")
+    manifests.check(body, str(folder / MANIFEST))
     spec = body["backbone"]
     try:
         models.check(spec["name"], spec["kwargs"])
     except PruneError as error:
         raise _with_version(body, error) from error
     plan = Plan.from_dict(body["plan"])
-    weights, _ = tensor_files.read_tensors(place / WEIGHTS)
+    weights, _ = tensor_files.read_tensors(folder / WEIGHTS)
     if weights_digest(weights) != body["weights_digest"]:
-        raise PruneError(f"{place}: {WEIGHTS} is not the file that {MANIFEST} describes: it was altered or replaced")
-    _fits(body, plan, weights, str(place))
+        raise PruneError(f"{folder}: {WEIGHTS} is not the file that {MANIFEST} describes: it was altered or replaced")
+    _check_fit(body, plan, weights, str(folder))
     return Bundle(body, plan, weights)
 
 
-def _fits(body: Mapping[str, Any], plan: Plan, weights: Mapping[str, Tensor], where: str) -> None:
-    """PruneError where plan and weights are not those of this backbone, cut; before any of it is allocated."""
+def _check_fit(body: Mapping[str, Any], plan: Plan, weights: Mapping[str, Tensor], where: str) -> None:
+    """PruneError if plan and weights do not fit the backbone; checked before anything is allocated."""
     spec = body["backbone"]
     dense = models.state_shapes(spec["name"], spec["num_classes"], spec["in_chans"], spec["kwargs"])
     if dense is None:
         return
     for name, width in plan.widths.items():
-        found = dense.get(f"{name}.weight", (0,))[0]
-        if found < width or found % width:  # a unit is several outputs
-            raise PruneError(f"{where}: this network does not fit the plan: {name!r} has width {found}, not {width}")
-        left, here = plan.counts[name] * (found // width), weights.get(f"{name}.weight")
-        if here is not None and (not here.dim() or len(here) != left):
-            raise PruneError(f"{where}: {name!r} has the shape {tuple(here.shape)}, the plan leaves {left} channels")
-    wrong = dense.keys() ^ weights.keys()
-    if wrong:
-        raise PruneError(f"{where}: weights do not fit the network {spec['name']}: {', '.join(sorted(wrong)[:4])}")
+        outputs = dense.get(f"{name}.weight", (0,))[0]
+        if outputs < width or outputs % width:  # a unit is several outputs
+            raise PruneError(f"{where}: this network does not fit the plan: {name!r} has width {outputs}, not {width}")
+        kept_outputs, kernel = plan.counts[name] * (outputs // width), weights.get(f"{name}.weight")
+        if kernel is not None and (not kernel.dim() or len(kernel) != kept_outputs):
+            raise PruneError(
+                f"{where}: {name!r} has the shape {tuple(kernel.shape)}, the plan leaves {kept_outputs} channels"
+            )
+    unmatched = dense.keys() ^ weights.keys()
+    if unmatched:
+        raise PruneError(f"{where}: weights do not fit the network {spec['name']}: {', '.join(sorted(unmatched)[:4])}")
     for name, tensor in weights.items():
-        shape, whole = tuple(tensor.shape), dense[name]
+        shape, dense_shape = tuple(tensor.shape), dense[name]
         if not (tensor.is_floating_point() or tensor.dtype == torch.int64):
             raise PruneError(f"{where}: {name} holds {tensor.dtype}, which no weights or statistics are")
-        if len(shape) != len(whole) or any(not 1 <= a <= b for a, b in zip(shape, whole, strict=True)):
-            raise PruneError(f"{where}: {name} has the shape {shape}, which is no part of the dense network's {whole}")
-    values = sum(map(math.prod, dense.values()))
-    small = sum(tensor.numel() for tensor in weights.values())
-    if values > MOST_DENSE and values > MOST_TIMES * small:
+        if len(shape) != len(dense_shape) or any(not 1 <= a <= b for a, b in zip(shape, dense_shape, strict=True)):
+            raise PruneError(
+                f"{where}: {name} has the shape {shape}, which is no part of the dense network's {dense_shape}"
+            )
+    dense_values = sum(map(math.prod, dense.values()))
+    pruned_values = sum(tensor.numel() for tensor in weights.values())
+    if dense_values > MOST_DENSE and dense_values > MOST_TIMES * pruned_values:
         raise PruneError(
-            f"{where}: {spec['name']} has {values:,} values and the weights have {small:,}: nobody prunes so much, and "
-            "building the dense network would take the memory for nothing"
+            f"{where}: {spec['name']} has {dense_values:,} values and the weights have {pruned_values:,}: no pruning "
+            "removes so much, and building the dense network would take the memory for nothing"
         )
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and values, in the order of the names."""
-    whole = hashlib.sha256()
+    """The sha256 in hexadecimal over names, dtypes, shapes and values of tensors, in the order of the names."""
+    sha = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
-        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return whole.hexdigest()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()

@@ -1,7 +1,8 @@
-"""Batch norms folded into the convolutions before them: a network as it is served, not as it is trained.
+"""Folding of batch norms into the convolutions before them, to serve a network that is no longer trained.
 
-A batch norm in evaluation mode scales and shifts a channel, and so can the convolution's own weights. What is left
-reads and writes each feature map once less; a pruned network gains most, since its convolutions have become cheap.
+A batch norm in evaluation mode scales and shifts a channel, and the convolution's own weights can do the same. The
+folded network reads and writes each feature map once less. A pruned network gains most, since its convolutions are
+cheap.
 """
 
 from collections import Counter
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from dist_prune.errors import PruneError
 
 FOLDED = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-CLOSE = 1e-3  # of the largest logit: float32 rounds otherwise after folding
+CLOSE = 1e-3  # tolerance in units of the largest logit: float32 rounds differently after folding
 
 
 class _Uses(TorchFunctionMode):
@@ -37,60 +38,64 @@ class _Uses(TorchFunctionMode):
 
 @torch.no_grad()
 def fuse_bn(model: nn.Module, images: Tensor) -> int:
-    """Folds in place each batch norm whose only input is a convolution that nothing else reads; how many.
+    """Fold in place each batch norm whose only input is the output of a convolution that nothing else reads.
 
     Args:
-        model: in evaluation mode, a network that answers the same twice.
-        images: (N, C, H, W) of the network's input, to watch where tensors go, and to compare answers.
+        model: A deterministic network in evaluation mode.
+        images: (N, C, H, W) inputs, to trace where tensors go and to compare the outputs before and after.
+
+    Returns:
+        The number of batch norms folded.
 
     Raises:
-        PruneError: the network is in training mode, or answers otherwise once folded; it stays folded then, and is not
-            to be used (a convolution that changes its weights before it uses them does that).
+        PruneError: The network is in training mode; or its outputs differ once folded, as they do if a convolution
+            changes its weights before it uses them. The network stays folded then and must not be used.
     """
     if model.training:
         raise PruneError("batch norms can be folded in evaluation mode only; call model.eval() first")
     before = model(images)
-    pairs = _pairs(model, images)
+    pairs = _find_pairs(model, images)
     for conv_name, norm_name in pairs:
         conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
         model.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))  # type: ignore[type-var]
-        model.set_submodule(norm_name, _rest(norm))
+        model.set_submodule(norm_name, _without_normalisation(norm))
     after = model(images)
-    far = relative_difference(before, after)
-    if not far <= CLOSE:
+    difference = relative_difference(before, after)
+    if not difference <= CLOSE:
         raise PruneError(
-            f"with {len(pairs)} batch norms folded the network answers otherwise (logits differ by {far:.1e} of the "
-            "largest): it uses its convolutions in a way that folding does not see. Load it without folding."
+            f"with {len(pairs)} batch norms folded the network answers otherwise (logits differ by {difference:.1e} of "
+            "the largest): it uses its convolutions in a way that folding does not see. Load it without folding."
         )
     return len(pairs)
 
 
-def relative_difference(expected: Tensor, found: Tensor) -> float:
+def relative_difference(expected: Tensor, actual: Tensor) -> float:
     """The largest absolute difference of two tensors of logits, in units of the largest absolute ``expected`` logit.
 
     Args:
-        expected, found: (n, classes) floating-point logits of the same images.
+        expected: (n, classes) floating-point logits.
+        actual: (n, classes) floating-point logits of the same images.
     """
-    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    return float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
 
 
-def _rest(norm: nn.Module) -> nn.Module:
-    """What a norm does beside normalising: timm's BatchNormAct2d drops and activates."""
-    rest = [part for part in norm.children() if not isinstance(part, nn.Identity)]
-    return nn.Sequential(*rest) if rest else nn.Identity()
+def _without_normalisation(norm: nn.Module) -> nn.Module:
+    """The other modules of a norm: timm's BatchNormAct2d contains dropout and activation."""
+    remaining = [child for child in norm.children() if not isinstance(child, nn.Identity)]
+    return nn.Sequential(*remaining) if remaining else nn.Identity()
 
 
-def _pairs(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
-    """(convolution, batch norm) names, where the one's output goes to the other and nowhere else."""
-    made: dict[int, tuple[str, Tensor]] = {}  # the tensors are held, so that no number is given twice
+def _find_pairs(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
+    """Names of (convolution, batch norm) pairs whose first output goes to the second and nowhere else."""
+    conv_outputs: dict[int, tuple[str, Tensor]] = {}  # the tensors are kept alive, so that no id is used twice
     calls: Counter[str] = Counter()
     uses = _Uses()
-    found: list[tuple[str, str, int]] = []
+    candidates: list[tuple[str, str, int]] = []
 
     def left(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, __: Any, out: Tensor) -> None:
             calls[name] += 1
-            made[id(out)] = (name, out)
+            conv_outputs[id(out)] = (name, out)
             uses.of.pop(id(out), None)  # a tensor that is gone may have had this number
 
         return hook
@@ -99,8 +104,8 @@ def _pairs(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
             calls[name] += 1
             x = inputs[0] if inputs else next(iter(named.values()), None)
-            if id(x) in made:
-                found.append((made[id(x)][0], name, id(x)))
+            if id(x) in conv_outputs:
+                candidates.append((conv_outputs[id(x)][0], name, id(x)))
 
         return hook
 
@@ -117,6 +122,5 @@ def _pairs(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
         for hook in hooks:
             hook.remove()
     return [
-        (conv, norm) for conv, norm, tensor in found
-        if calls[conv] == calls[norm] == 1 and uses.of[tensor] == 1
-    ]  # fmt: skip
+        (conv, norm) for conv, norm, tensor in candidates if calls[conv] == calls[norm] == 1 and uses.of[tensor] == 1
+    ]

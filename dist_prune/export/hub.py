@@ -1,4 +1,4 @@
-"""Bundles on the Hugging Face hub, and the model card that goes with them. The only door to huggingface_hub."""
+"""Bundles on the Hugging Face hub, and their model card. The only module that uses huggingface_hub."""
 
 import re
 import shutil
@@ -20,17 +20,24 @@ def is_hub_name(text: str) -> bool:
 
 
 def fetch(name: str, files: Sequence[str]) -> Path:
-    """The folder of a hub repository's files: from the local cache, or downloaded (those files and no others).
+    """Get files of a hub repository from the local cache, or download them (no other files).
+
+    Args:
+        name: ``owner/name`` of the repository.
+        files: Names of its files.
+
+    Returns:
+        The folder that contains the files.
 
     Raises:
-        PruneError: no such repository, no access, no network, or a repository without these files.
+        PruneError: There is no such repository, no access, no network, or the repository lacks one of the files.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        places = [Path(hf_hub_download(name, file)) for file in files]
-        return places[0].parent
+        paths = [Path(hf_hub_download(name, file)) for file in files]
+        return paths[0].parent
     except LocalEntryNotFoundError as error:
         raise PruneError(
             f"{name!r} is no folder here, and as a hub repository it is not in the local cache and cannot be "
@@ -44,48 +51,55 @@ def fetch(name: str, files: Sequence[str]) -> Path:
 
 
 def push(folder: Path, destination: str, files: Sequence[str], text: str, private: bool = False) -> str:
-    """Copy a bundle, with its model card, to a hub repository or to a folder; where it is now.
+    """Copy a bundle and its model card to a hub repository or to a folder.
 
     Args:
-        folder: the bundle.
+        folder: The bundle.
         destination: ``owner/name`` on the hub, or the path of a folder (with a leading ``./`` or ``/``).
-        files: names of the files that go.
-        text: the model card.
-        private: make a new repository private.
+        files: Names of the files to copy.
+        text: The model card.
+        private: Whether a new repository is private.
+
+    Returns:
+        The address of the commit, or the folder.
+
+    Raises:
+        PruneError: The destination is a file, or the hub refuses the upload.
     """
     if not is_hub_name(destination):
-        place = Path(destination)
-        if place.exists() and not place.is_dir():
+        folder_path = Path(destination)
+        if folder_path.exists() and not folder_path.is_dir():
             raise PruneError(f"{destination} is a file; name a folder, or owner/name of a hub repository")
-        place.mkdir(parents=True, exist_ok=True)
+        folder_path.mkdir(parents=True, exist_ok=True)
         for name in files:
-            shutil.copyfile(folder / name, place / name)
-        (place / CARD).write_text(text)
-        return str(place)
+            shutil.copyfile(folder / name, folder_path / name)
+        (folder_path / CARD).write_text(text)
+        return str(folder_path)
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()
     try:
         api.create_repo(destination, private=private, exist_ok=True)
-        parts = [CommitOperationAdd(name, folder / name) for name in files]
-        parts.append(CommitOperationAdd(CARD, text.encode()))
-        done = api.create_commit(destination, parts, commit_message="A pruned network and its plan")
+        operations = [CommitOperationAdd(name, folder / name) for name in files]
+        operations.append(CommitOperationAdd(CARD, text.encode()))
+        commit = api.create_commit(destination, operations, commit_message="A pruned network and its plan")
     except Exception as error:  # refusals, names that the hub does not allow, whatever its HTTP library raises
         raise PruneError(
             f"{destination}: the hub refused the upload: {_line(error)}. 'hf auth login' (a token with write access) "
             "comes first; a folder of that name is written as ./" + destination
         ) from error
-    return done.commit_url
+    return commit.commit_url
 
 
 def model_card(body: Mapping[str, Any], latency: Mapping[str, Any] | None = None) -> str:
     """The model card of a bundle, in Markdown with the hub's header.
 
     Args:
-        body: of ``bundle.json``.
-        latency: network -> batch -> measured times of ``report.json``, where the run is at hand.
+        body: The body of ``bundle.json``.
+        latency: Network -> batch -> measured times, from the run's ``report.json``; None if there is none.
     """
-    spec, image, figures, origin = body["backbone"], body["image"], body["figures"], body.get("origin", {})
+    spec, image = body["backbone"], body["image"]
+    figures, origin = body["figures"], body.get("origin", {})
     header = ["---", "library_name: dist_prune", "pipeline_tag: image-classification"]
     header += ["tags: [structured-pruning, dist_prune]", "---"]
     lines = [f"# {spec['name']}, pruned by {origin.get('method', 'dist_prune')}", ""]
@@ -96,18 +110,22 @@ def model_card(body: Mapping[str, Any], latency: Mapping[str, Any] | None = None
         ]  # fmt: skip
     dense = figures.get("dense", {})
     lines += ["| | " + " | ".join(figures) + " |", "|---" * (len(figures) + 1) + "|"]
-    costs = [cost for cost in report_costs() if any(cost.name in part for part in figures.values())]
+    costs = [cost for cost in report_costs() if any(cost.name in network for network in figures.values())]
     rows = (("top-1", "top1", "{:.2f} %"), *((cost.unit, cost.name, "{:,}") for cost in costs))
-    for title, key, form in rows:
-        cells = [form.format(part[key]) if part.get(key) is not None else "-" for part in figures.values()]
+    for title, key, number_format in rows:
+        cells = [
+            number_format.format(network[key]) if network.get(key) is not None else "-" for network in figures.values()
+        ]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     for batch in (latency or {}).get("dense", {}):
         cells = [_ms(latency[name][batch]) if name in latency else "-" for name in figures]  # type: ignore[index]
-        how = latency["dense"][batch]  # type: ignore[index]
-        lines.append(f"| ms, batch {batch} ({how['device']}, {how['threads']} threads) | " + " | ".join(cells) + " |")
+        timing = latency["dense"][batch]  # type: ignore[index]
+        lines.append(
+            f"| ms, batch {batch} ({timing['device']}, {timing['threads']} threads) | " + " | ".join(cells) + " |"
+        )
     if dense.get("macs") and figures.get("finetuned", {}).get("macs"):
-        left = figures["finetuned"]["macs"] / dense["macs"]
-        lines += ["", f"{left:.1%} of the dense network's MACs are left."]
+        share = figures["finetuned"]["macs"] / dense["macs"]
+        lines += ["", f"{share:.1%} of the dense network's MACs are left."]
     side = image["size"]
     lines += [
         "", "```python", "import dist_prune, torch", "", "model = dist_prune.load(\"OWNER/NAME or a folder\")",
@@ -124,7 +142,14 @@ def _ms(figures: Mapping[str, Any]) -> str:
 
 
 def report_of(folder: Path) -> dict[str, Any] | None:
-    """Measured times of the run that a bundle lies in, or None."""
+    """The measured times of the run that a bundle belongs to.
+
+    Args:
+        folder: The bundle, in its run directory.
+
+    Returns:
+        Network -> batch -> measured times; None if there is no readable report.json.
+    """
     file = folder.parent / "report.json"
     try:
         body = safe_parsing.read_json(file)

@@ -1,4 +1,4 @@
-"""What bundle.json may hold: every field of a known type and a size that something can have. Knows no torch."""
+"""The schema of bundle.json: the types and plausible sizes of its fields. Imports no torch."""
 
 from typing import Annotated, Any, Literal
 
@@ -12,7 +12,7 @@ Pair = Annotated[list[Number], Field(min_length=2, max_length=2)]
 
 
 class Strict(BaseModel):
-    """Types as JSON has them, nothing converted; fields that a later version adds are left alone."""
+    """Base of the schema: JSON types without conversion; fields that a later version adds are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -27,7 +27,7 @@ class Backbone(Strict):
 
 
 class Image(Strict):
-    """The evaluation look; beside it, what training images looked like."""
+    """The evaluation transform, and the augmentation of the training images (see ``TransformConfig``)."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -49,7 +49,7 @@ class Image(Strict):
 
 
 class Figures(Strict):
-    """What was measured of one network; other figures may stand beside these."""
+    """The measured figures of one network: top-1 in percent, MACs, parameters. Other figures may be added."""
 
     top1: Number | None = None
     macs: int | None = None
@@ -57,7 +57,7 @@ class Figures(Strict):
 
 
 class Origin(Strict):
-    """Where it comes from, for a reader."""
+    """The origin of the network, for a reader."""
 
     recipe: Name
     method: Name
@@ -68,7 +68,7 @@ class Origin(Strict):
 
 
 class Manifest(Strict):
-    """The whole file."""
+    """The body of bundle.json."""
 
     backbone: Backbone
     plan: dict[str, Any]
@@ -94,7 +94,15 @@ class Manifest(Strict):
 
 
 def check(body: Any, where: str) -> None:
-    """PruneError with the fields of a bundle.json that are missing, of another type or of an absurd size."""
+    """Check the body of a bundle.json against the schema.
+
+    Args:
+        body: The parsed JSON.
+        where: Name of the file, for the error.
+
+    Raises:
+        PruneError: A line for each field that is missing, has another type or an implausible size (8 at most).
+    """
     try:
         Manifest.model_validate(body)
     except ValidationError as error:
@@ -103,4 +111,4 @@ def check(body: Any, where: str) -> None:
             + ("" if isinstance(item["input"], dict | BaseModel) else f" (got {shown(item['input'])})")
             for item in error.errors()[:8]
         ]
-        raise PruneError(f"{where} is damaged, or no bundle's:\n" + "\n".join(lines)) from error
+        raise PruneError(f"{where} is damaged, or belongs to no bundle:\n" + "\n".join(lines)) from error

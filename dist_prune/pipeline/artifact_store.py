@@ -1,10 +1,11 @@
-"""Tasks of one sweep that need the same artifact: one makes it, the others wait and take it.
+"""Artifacts that the tasks of one sweep share: one task makes an artifact, the others wait and take it.
 
-A shelf is a folder beside the run directories. ``<stage>-<fingerprint>/`` holds the files and the ledger's facts; it
-appears in one rename, and the first to put it there wins. Who makes it holds ``<stage>-<fingerprint>.holder.N``, made
-exclusively (whole on NFS, where file locks are not) and touched every few seconds. A holder whose file has not changed
-for ``patience`` seconds of a waiter's own clock is taken for dead: the waiter makes ``.holder.N+1``. A preempted holder
-leaves its file, so it goes on at once when it is requeued within that time; one that failed takes it away.
+The store is a folder beside the run directories. ``<stage>-<fingerprint>/`` contains the files and the ledger's facts;
+it appears in one rename, and the first task to publish it wins. The task that makes it owns the lease file
+``<stage>-<fingerprint>.holder.N``. That file is created exclusively, which is atomic on NFS where file locks are not,
+and is touched every few seconds. If it has not changed for ``patience`` seconds of a waiting task's own clock, the
+holder is assumed dead, and the waiting task creates ``.holder.N+1``. A preempted task leaves its lease file, so it
+resumes at once if it is requeued within that time. A task that failed removes its file.
 """
 
 import contextlib
@@ -28,24 +29,32 @@ POLL_S = 1.0
 
 @dataclass
 class ArtifactStore:
-    """Shared artifacts, as one task sees them.
+    """The shared artifacts of a sweep, as one of its tasks sees them.
 
     Attributes:
-        folder: where they lie, on a file system that all tasks see.
-        owner: this task's run directory.
-        patience: seconds without a heartbeat after which a holder is taken for dead.
+        folder: Folder of the artifacts, on a file system that all tasks share. It is created when it is needed.
+        owner: Run directory of this task. It identifies the task in lease files.
+        patience: Seconds without a heartbeat after which the holder of a lease is assumed dead.
     """
 
     folder: Path
     owner: Path
     patience: float
-    _seen: dict[str, tuple[int, float]] = field(default_factory=dict)  # holder file -> (its mtime, when first seen so)
+    _seen: dict[str, tuple[int, float]] = field(default_factory=dict)  # lease file -> (its mtime, when first seen so)
 
     def path(self, key: str) -> Path:
+        """The folder of a published artifact."""
         return self.folder / key
 
     def try_lease(self, key: str) -> "Lease | str":
-        """The right to make an artifact, or in words why not: it is there, or another task is at it."""
+        """Try to get the right to make an artifact.
+
+        Args:
+            key: ``<stage>-<fingerprint>`` of the artifact.
+
+        Returns:
+            The lease; or the text "there" if the artifact is published; or else the task that makes it, in words.
+        """
         if self.path(key).is_dir():
             return "there"
         latest = max(self._holders(key), default=None)
@@ -56,13 +65,13 @@ class ArtifactStore:
             note = read_json(file)
             if note.get("owner") == str(self.owner):  # this task, before it was preempted or killed
                 lease = Lease(file)
-            elif not self._dead(file):
+            elif not self._is_dead(file):
                 return f"{note.get('owner', 'another task')} on {note.get('host', 'another machine')}"
             else:
                 lease = self._claim(key, number + 1)
         if lease is None:
             return "another task"
-        if self.path(key).is_dir():  # put there between the two looks
+        if self.path(key).is_dir():  # published between the two checks
             lease.release()
             return "there"
         return lease
@@ -79,33 +88,43 @@ class ArtifactStore:
         return Lease(file)
 
     def _holders(self, key: str) -> list[tuple[int, Path]]:
-        found = self.folder.glob(f"{key}.holder.*")
-        return [(int(file.suffix[1:]), file) for file in found if file.suffix[1:].isdigit()]
+        files = self.folder.glob(f"{key}.holder.*")
+        return [(int(file.suffix[1:]), file) for file in files if file.suffix[1:].isdigit()]
 
-    def _dead(self, file: Path) -> bool:
+    def _is_dead(self, file: Path) -> bool:
         try:
             stamp = file.stat().st_mtime_ns
         except OSError:
-            return False  # released just now: the next look finds out
-        before, since = self._seen.get(str(file), (None, 0.0))
-        if stamp != before:
+            return False  # released just now: the next check finds out
+        last_stamp, since = self._seen.get(str(file), (None, 0.0))
+        if stamp != last_stamp:
             self._seen[str(file)] = (stamp, time.monotonic())
             return False
         return time.monotonic() - since > self.patience
 
     def publish(self, key: str, run: Path, names: Iterable[str], facts: dict[str, Any]) -> bool:
-        """Publish artifacts of ``run``; False where another task was faster: then its artifacts count."""
-        new = self.folder / f".{key}.{os.uname().nodename}.{os.getpid()}"
-        shutil.rmtree(new, ignore_errors=True)
+        """Publish artifacts of a run directory, in one rename, and end the leases on them.
+
+        Args:
+            key: ``<stage>-<fingerprint>`` of the artifact.
+            run: Run directory that contains the files.
+            names: The files, relative to ``run``.
+            facts: The stage's facts for the ledger.
+
+        Returns:
+            Whether they were published. False if another task was faster: then that task's artifacts count.
+        """
+        staging = self.folder / f".{key}.{os.uname().nodename}.{os.getpid()}"
+        shutil.rmtree(staging, ignore_errors=True)
         digests = {}
         for name in names:
             digests[name] = file_digest(run / name)
-            link(run / name, new / name)
-        write_atomic(new / "line.json", seal({"facts": facts, "outputs": digests, "run": str(run)}))
+            link(run / name, staging / name)
+        write_atomic(staging / "line.json", seal({"facts": facts, "outputs": digests, "run": str(run)}))
         try:
-            new.rename(self.path(key))
+            staging.rename(self.path(key))
         except OSError:
-            shutil.rmtree(new, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
             if not self.path(key).is_dir():
                 raise
             return False
@@ -114,30 +133,45 @@ class ArtifactStore:
         return True
 
     def take(self, key: str, run: Path) -> dict[str, Any]:
-        """Link the artifacts into ``run``; returns ``line.json``. PruneError where they were altered."""
-        place = self.path(key)
-        line = unseal(read_text(place / "line.json")) or {}
+        """Link published artifacts into a run directory.
+
+        Args:
+            key: ``<stage>-<fingerprint>`` of the artifact.
+            run: Run directory that gets the files.
+
+        Returns:
+            The body of ``line.json``: ``facts``, ``outputs`` (file -> sha256) and ``run`` (the directory of the maker).
+
+        Raises:
+            PruneError: A file is missing or was altered.
+        """
+        artifact = self.path(key)
+        line = unseal(read_text(artifact / "line.json")) or {}
         if not {"facts", "outputs", "run"} <= line.keys():
             line = {}
-        for name, wanted in line.get("outputs", {}).items():
-            if not (place / name).is_file() or file_digest(place / name) != wanted:
+        for name, expected in line.get("outputs", {}).items():
+            if not (artifact / name).is_file() or file_digest(artifact / name) != expected:
                 line = {}
                 break
-            link(place / name, run / name)
+            link(artifact / name, run / name)
         if not line:
-            raise PruneError(f"{place} is damaged or was altered; delete it, and the next task makes it anew")
+            raise PruneError(f"{artifact} is damaged or was altered; delete it, and the next task makes it again")
         return line
 
 
 @dataclass
 class Lease:
-    """The right to make an artifact; alive while its file is touched."""
+    """The right to make an artifact; it stays valid while its file is touched.
+
+    Attributes:
+        file: The lease file in the store.
+    """
 
     file: Path
 
     @contextlib.contextmanager
     def heartbeat(self):
-        """Touch the file in the background; given back where the work fails, kept where the task is preempted."""
+        """Touch the file in the background while the body runs; release it on failure, keep it on preemption."""
         done = threading.Event()
 
         def beat() -> None:
@@ -160,10 +194,11 @@ class Lease:
             thread.join()
 
     def release(self) -> None:
+        """Give the lease back: another task may make the artifact."""
         self.file.unlink(missing_ok=True)
 
 
-def made_once(
+def make_or_take(
     store: ArtifactStore,
     key: str,
     names: Iterable[str],
@@ -172,34 +207,38 @@ def made_once(
     run: Path,
     say: Callable[[str], None],
 ) -> tuple[dict[str, Any], str]:
-    """Make artifacts in ``run``, or wait for another task and take its. All ranks call it.
+    """Make artifacts in ``run``, or wait for another task and take its artifacts. All ranks call it.
 
     Args:
-        store: where tasks share.
-        key: what decides the artifacts.
-        names: the files, relative to ``run``.
-        comm: this task's processes.
-        make: makes and writes the files, returns the facts.
-        run: this task's run directory.
-        say: tells the user.
+        store: The artifact store of the sweep.
+        key: ``<stage>-<fingerprint>``, which decides the artifacts' content.
+        names: The files, relative to ``run``.
+        comm: The processes of this task.
+        make: Makes and writes the files; returns the facts.
+        run: Run directory of this task.
+        say: Takes a line for the user.
 
     Returns:
-        The facts, and the run directory that made them where it was another task's, else "".
+        The facts, and the run directory that they came from ("" if this task made them).
+
+    Raises:
+        PruneError: The artifacts of the other task are damaged.
+        PreemptedError: This task was preempted while it waited.
     """
-    waited = ""
+    announced = ""
     while True:
-        found = comm.run_on_main(lambda: store.try_lease(key))
-        answer = comm.broadcast_object(found if isinstance(found, str) else "mine")
-        if answer in ("mine", "there"):
+        lease = comm.run_on_main(lambda: store.try_lease(key))
+        holder = comm.broadcast_object(lease if isinstance(lease, str) else "mine")
+        if holder in ("mine", "there"):
             break
-        if answer != waited:
-            say(f"  {answer} is making it; waiting")
-            waited = answer
+        if holder != announced:
+            say(f"  {holder} is making it; waiting")
+            announced = holder
         if preemption.poll(comm)[0]:
-            raise preemption.preempted_error(f"while waiting for {answer}")
+            raise preemption.preempted_error(f"while waiting for {holder}")
         time.sleep(POLL_S)
-    if answer == "mine":
-        with found.heartbeat() if isinstance(found, Lease) else contextlib.nullcontext():
+    if holder == "mine":
+        with lease.heartbeat() if isinstance(lease, Lease) else contextlib.nullcontext():
             facts = make()
             first = comm.broadcast_object(comm.run_on_main(lambda: store.publish(key, run, names, facts)))
         if first:
@@ -209,7 +248,12 @@ def made_once(
 
 
 def link(source: Path, target: Path) -> None:
-    """One file under two names where the file system can, else a copy; artifacts are replaced, never written into."""
+    """Give a file a second name, by a hard link or else by a copy. Artifacts are replaced, never written into.
+
+    Args:
+        source: An existing file.
+        target: The second name. An existing file of that name is replaced.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What every stage is handed: the recipe, the processes, the run directory, and where the run has got to."""
+"""The context of a run, which every stage receives, and the output that every stage returns."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,13 +27,13 @@ Tensors = dict[str, tuple[Mapping[str, Tensor], Mapping[str, Any]]]  # file -> (
 
 @dataclass
 class StageOutput:
-    """What a stage hands back; the runner writes it.
+    """The output of a stage; the runner writes it on the first rank.
 
     Attributes:
-        facts: figures for the ledger and the report (plain JSON values).
-        tensors: file -> (named tensors, meta), written as safetensors.
-        texts: file -> text.
-        drop: files that are no longer needed once the rest is written.
+        facts: Figures for the ledger and the report (plain JSON values).
+        tensors: File -> (named tensors, metadata), written as safetensors. Files are relative to the run directory.
+        texts: File -> text, relative to the run directory.
+        drop: Folders that are deleted after the output is written and in the ledger, relative to the run directory.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
@@ -47,16 +47,17 @@ class RunContext:
     """One run of one recipe in one run directory.
 
     Attributes:
-        recipe: the validated recipe.
-        environment: the device and the processes of this run.
-        tracker: the log and the trackers (TensorBoard and others).
-        run_dir: the run directory.
-        method: the recipe's method with its options.
-        events: notes for the report, of all stages so far.
-        stage_fingerprint: fingerprint of the running stage.
-        round: the round that the running stage belongs to, from 1.
-        measurement_fingerprint: what single measurements of the score stage belong to.
-        artifact_store: where the tasks of a sweep share artifacts; None outside of sweeps.
+        recipe: The validated recipe.
+        environment: The device and the processes of this run.
+        tracker: The log and the trackers (TensorBoard and others).
+        run_dir: The run directory. It exists and belongs to this recipe.
+        method: The recipe's method with its options.
+        events: Events of all stages so far, for the report: dicts with ``stage``, ``event`` and details.
+        stage_fingerprint: Fingerprint of the running stage; the runner sets it.
+        round: Round that the running stage belongs to, counted from 1; the runner sets it.
+        measurement_fingerprint: Fingerprint that the single measurements of the score stage are recorded under; the
+            runner sets it.
+        artifact_store: Store in which the tasks of a sweep share artifacts; None outside of sweeps.
     """
 
     recipe: Recipe
@@ -90,7 +91,11 @@ class RunContext:
         return keeps_first_names(self.run_dir, (name for line in self.ledger.lines() for name in line["outputs"]))
 
     def artifact(self, name: str) -> str:
-        """The name of an artifact in this run directory, which may have been begun before artifacts were renamed."""
+        """The name of an artifact in this run directory, which may be older than a renaming of artifacts.
+
+        Args:
+            name: Today's name, relative to the run directory.
+        """
         return first_name(name) if self._keeps_first_names else name
 
     def path(self, name: str) -> Path:
@@ -98,19 +103,31 @@ class RunContext:
         return self.run_dir / self.artifact(name)
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
-        """The named tensors of an artifact; PruneError if the file is missing or damaged."""
+        """The named tensors of an artifact.
+
+        Raises:
+            PruneError: The file is missing or damaged.
+        """
         return tensor_files.read_tensors(self.path(name))[0]
 
     @cached_property
     def selection(self) -> SelectionRequest:
-        """What the recipe's select and target sections ask for."""
+        """The selection that the recipe's ``select`` and ``target`` sections request of the whole run."""
         return SelectionRequest.of(self.recipe)
 
     def selection_graph(self) -> DependencyGraph:
-        """The dense network's graph without the groups that the recipe excludes; PruneError if the method refuses."""
+        """The dense network's dependency graph, without the groups that the recipe excludes.
+
+        Raises:
+            PruneError: The method cannot prune this network as the recipe requests.
+        """
         return self.method.prepare(self.networks.graph, self.recipe.select.exclude, self.selection)
 
     def round_selection(self, graph: DependencyGraph) -> SelectionRequest:
-        """What the current round is asked for, of the ``graph`` that it prunes."""
+        """The selection that the current round requests.
+
+        Args:
+            graph: The dependency graph of the network that the round prunes.
+        """
         schedule = self.recipe.schedule
         return round_config(self.selection, graph, self.round, schedule.rounds, schedule.spacing)

@@ -8,7 +8,15 @@ from dist_prune.pruning.surgery.verified_trace import trace_groups
 
 
 def build_criterion(context: RunContext, name: str) -> Method:
-    """A method with its default options; the recipe's own method with the recipe's."""
+    """A criterion to compare: a method with default options, or the recipe's own method with the recipe's options.
+
+    Args:
+        context: The run.
+        name: The method's name.
+
+    Raises:
+        PruneError: There is no such method, or it trains weights while it scores.
+    """
     kind = methods.find(name)
     if name == context.recipe.method["name"]:
         return context.method
@@ -18,7 +26,11 @@ def build_criterion(context: RunContext, name: str) -> Method:
 
 
 def check_criteria(context: RunContext) -> None:
-    """PruneError where one of them cannot judge this network, or not do what the recipe asks for."""
+    """Check that every criterion of ``score.compare`` can score this network and do what the recipe asks for.
+
+    Raises:
+        PruneError: One of them cannot, or a name occurs twice.
+    """
     names = context.recipe.score.compare
     if len(set(names)) < len(names):
         raise PruneError(f"score.compare: each method once, got {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""What a stage reads from outside the run directory has to stay what it was: images, their form, a checkpoint."""
+"""Inputs of a stage from outside the run directory (images, their storage form, a checkpoint) must stay unchanged."""
 
 import json
 
@@ -6,7 +6,7 @@ from dist_prune.errors import PruneError
 from dist_prune.fileio import file_digest, read_json, write_atomic
 from dist_prune.pipeline.context import RunContext
 
-STARTED = "stage_started.json"  # of the stage at work, for one that is interrupted and has no line in the ledger
+STARTED = "stage_started.json"  # describes the running stage: an interrupted one has no line in the ledger
 KEYS = {
     "checkpoint": "backbone.checkpoint",
     "train": "data.root (training images)",
@@ -15,7 +15,16 @@ KEYS = {
 
 
 def digests(context: RunContext, stage: str) -> dict[str, str]:
-    """Digests of what a stage reads from outside the run directory: images and labels, the checkpoint file."""
+    """Digests of what a stage reads from outside the run directory: images and labels, the checkpoint file.
+
+    Args:
+        context: The run.
+        stage: The stage's name (not its label).
+
+    Returns:
+        ``train`` and ``eval`` -> identity of the split; ``checkpoint`` -> sha256 of the file, or "missing". Only those
+        that the stage reads.
+    """
     scored = (context.method.calibration_split != "test",)
     splits = {
         "train": (True, False), "many": (True, False), "finetune": (True, False), "score": scored,
@@ -29,33 +38,47 @@ def digests(context: RunContext, stage: str) -> dict[str, str]:
 
 
 def record_start(stage: str, context: RunContext, outside: dict[str, str]) -> None:
-    """Note what a stage starts from."""
+    """Record the external inputs that a stage starts with.
+
+    Args:
+        stage: The stage's label.
+        context: The run.
+        outside: See ``digests``.
+    """
     write_atomic(context.path(STARTED), json.dumps({"stage": stage, "outside": outside}))
 
 
 def check_unchanged(stage: str, context: RunContext, outside: dict[str, str]) -> None:
-    """PruneError where a stage was made from other images or another checkpoint than the recipe names now.
+    """Check that a stage was made from the images and the checkpoint that the recipe names now.
 
-    A stage that was only begun may start over with other images; but not without a word because a .beton, which keeps
-    the same images in another form, came or went in the meantime.
+    A stage that was started and not finished may start over with other images. It must not do so silently because a
+    .beton file, which stores the same images in another form, appeared or disappeared in the meantime.
+
+    Args:
+        stage: The stage's label.
+        context: The run.
+        outside: See ``digests``; those of today.
+
+    Raises:
+        PruneError: They have changed.
     """
     line = context.ledger.last(stage)
-    before = (line or _begun(stage, context)).get("outside", outside)
+    before = (line or _read_start(stage, context)).get("outside", outside)
     differing = [name for name in sorted(outside.keys() & before.keys()) if outside[name] != before[name]]
-    stored = [name for name in differing if _images(outside[name]) == _images(before[name])]
-    if stored:
-        # an identity with a colon is of images in a lossy .beton (beton.py)
-        came = any(":" in outside[name] for name in stored)
-        what = " and ".join({"train": "training", "eval": "evaluation"}[name] for name in stored)
+    repacked = [name for name in differing if _images(outside[name]) == _images(before[name])]
+    if repacked:
+        # the identity of images in a lossy .beton contains a colon (data/ffcv/backend.py)
+        lossy_now = any(":" in outside[name] for name in repacked)
+        splits = " and ".join({"train": "training", "eval": "evaluation"}[name] for name in repacked)
         raise PruneError(
-            f"data.backend: the {what} images are those that the stage {stage!r} of {context.run_dir} was "
-            f"{'made from' if line else 'begun with'}, but not their pixels: "
+            f"data.backend: the {splits} images are those that the stage {stage!r} of {context.run_dir} was "
+            f"{'made from' if line else 'started with'}, but not their pixels: "
             + (
                 "now a .beton serves them that keeps them as JPEG or shrunk. Write data.backend=torch (arrays: memory) "
-                "to go on as before"
-                if came
+                "to continue as before"
+                if lossy_now
                 else "a .beton served them then that kept them as JPEG or shrunk. Put it back and write "
-                "data.backend=ffcv to go on as before"
+                "data.backend=ffcv to continue as before"
             )
             + ", or name another --run-dir, or delete that one to start over."
         )
@@ -67,7 +90,7 @@ def check_unchanged(stage: str, context: RunContext, outside: dict[str, str]) ->
 
 
 def _key(name: str, context: RunContext) -> str:
-    """The keys that name what has changed; classes of other numbers are other content."""
+    """The recipe keys that name a changed input. Other class numbers count as other content."""
     mapped = context.recipe.data.class_map and name != "checkpoint"
     return KEYS[name] + (" or data.class_map" if mapped else "")
 
@@ -76,9 +99,9 @@ def _images(identity: str) -> str:
     return identity.split(":")[0]
 
 
-def _begun(stage: str, context: RunContext) -> dict:
-    """What the stage was begun with, where it is the one that was interrupted."""
-    found = read_json(context.path(STARTED))
-    outside = found.get("outside")
-    whole = isinstance(outside, dict) and all(isinstance(value, str) for value in outside.values())
-    return found if found.get("stage") == stage and whole else {}
+def _read_start(stage: str, context: RunContext) -> dict:
+    """The record of ``record_start`` if it is the stage's; else empty."""
+    note = read_json(context.path(STARTED))
+    outside = note.get("outside")
+    well_formed = isinstance(outside, dict) and all(isinstance(value, str) for value in outside.values())
+    return note if note.get("stage") == stage and well_formed else {}

@@ -1,4 +1,4 @@
-"""The images of a run: its splits, how they are transformed and loaded, which of them train, validate and calibrate."""
+"""The images of a run: splits, transforms, loaders, and the ids that train, validate and calibrate."""
 
 import math
 from dataclasses import asdict, dataclass, field, replace
@@ -28,13 +28,16 @@ from dist_prune.training.tracking import Tracker
 
 @dataclass
 class RunImages:
-    """Training and evaluation images of one run. Splits are keyed by "is it the training split".
+    """Training and evaluation images of one run.
+
+    Splits are keyed by a bool: True for the training split, False for the evaluation split. Ids are sample ids of a
+    split, int64 and ascending unless said otherwise.
 
     Attributes:
-        recipe: the validated recipe.
-        environment: the device and the processes of this run.
-        tracker: the log.
-        unreadable: split -> sample id -> why this rank left it out, in the running stage.
+        recipe: The validated recipe.
+        environment: The device and the processes of this run.
+        tracker: The log.
+        unreadable: Split -> sample id -> the reason why this rank left the image out, in the running stage.
     """
 
     recipe: Recipe
@@ -45,41 +48,53 @@ class RunImages:
 
     @cached_property
     def splits(self) -> dict[bool, OpenSplit]:
-        """The training and the evaluation split."""
-        data, out, plain = self.recipe.data, {}, {}
+        """The training and the evaluation split, opened when first read.
+
+        Raises:
+            PruneError: Data are missing or malformed, or the splits differ in their classes.
+        """
+        data = self.recipe.data
+        splits: dict[bool, OpenSplit] = {}
+        unrenumbered: dict[bool, ImageSource] = {}
         for train in (True, False):
-            what = f"{'training' if train else 'evaluation'} images"
+            description = f"{'training' if train else 'evaluation'} images"
             split = open_split(
-                data.backend, data.source, data.root, data.train_split if train else data.eval_split, train,
-                self.tracker.info, lambda source, train=train: self._resized_side(source, train), data.layout,
-            )  # fmt: skip
-            plain[train] = select_classes(split.source, data.classes)
-            out[train] = replace(split, source=renumber(plain[train], data.class_order, data.class_map))
-            check_labels(out[train].source, f"the {what} of {data.source}")
-            self.tracker.info(f"data: {what} come through the {split.backend} backend ({split.why})")
-        check_same_classes(plain[True], plain[False])
-        classes = out[True].source.classes
-        empty = len(classes) - len(np.unique(out[True].source.labels))
+                data.backend,
+                data.source,
+                data.root,
+                data.train_split if train else data.eval_split,
+                train,
+                self.tracker.info,
+                lambda source, train=train: self._resized_side(source, train),
+                data.layout,
+            )
+            unrenumbered[train] = select_classes(split.source, data.classes)
+            splits[train] = replace(split, source=renumber(unrenumbered[train], data.class_order, data.class_map))
+            check_labels(splits[train].source, f"the {description} of {data.source}")
+            self.tracker.info(f"data: {description} come through the {split.backend} backend ({split.why})")
+        check_same_classes(unrenumbered[True], unrenumbered[False])
+        classes = splits[True].source.classes
+        empty = len(classes) - len(np.unique(splits[True].source.labels))
         if data.source == "imagefolder":
-            said = describe_order(classes, empty, len(plain[True].classes), data.class_order, data.class_map)
-            self.tracker.info(f"data: {said}")
+            message = describe_order(classes, empty, len(unrenumbered[True].classes), data.class_order, data.class_map)
+            self.tracker.info(f"data: {message}")
         elif empty:
             self.tracker.info(f"data: {len(classes)} classes, {empty} of which have no training image")
-        return out
+        return splits
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes in the order of their numbers."""
+        """Class names in the order of their numbers."""
         return self.splits[True].source.classes
 
     @property
     def in_channels(self) -> int:
-        """Colours of an image."""
+        """Number of input channels of an image."""
         return self.splits[True].source.in_chans
 
     @cached_property
     def transform(self) -> TransformConfig:
-        """How images are transformed: the model's own figures, overridden by the recipe's."""
+        """The transform configuration: the backbone's own values, overridden by the recipe's."""
         return self._transform_of(self.splits[True].source)
 
     def _transform_of(self, source: ImageSource) -> TransformConfig:
@@ -100,11 +115,22 @@ class RunImages:
         if data.padding is not None and data.padding > size:
             raise PruneError(f"data.padding: {data.padding} pixels around images of side {size}; at most {size}")
         return TransformConfig(
-            size, data.mean or tuple(config["mean"]), data.std or tuple(config["std"]),
-            data.crop or config["crop_pct"], data.interpolation or config["interpolation"], data.augment,
-            data.crop_mode or config["crop_mode"], data.exif, data.crop_scale, data.crop_ratio, data.auto_augment,
-            data.random_erasing, data.random_erasing_mode, tuple(sorted(data.resize_schedule.items())), data.padding,
-        )  # fmt: skip
+            size=size,
+            mean=data.mean or tuple(config["mean"]),
+            std=data.std or tuple(config["std"]),
+            crop=data.crop or config["crop_pct"],
+            interpolation=data.interpolation or config["interpolation"],
+            augment=data.augment,
+            crop_mode=data.crop_mode or config["crop_mode"],
+            exif=data.exif,
+            scale=data.crop_scale,
+            ratio=data.crop_ratio,
+            auto_augment=data.auto_augment,
+            erasing=data.random_erasing,
+            erasing_mode=data.random_erasing_mode,
+            schedule=tuple(sorted(data.resize_schedule.items())),
+            padding=data.padding,
+        )
 
     def _resized_side(self, source: ImageSource, train: bool) -> int:
         """The side in pixels that the recipe resizes shorter sides to before it crops, the largest of a schedule."""
@@ -114,84 +140,127 @@ class RunImages:
 
     @property
     def example_input(self) -> Tensor:
-        """One input of the network's size, (1, C, H, W) float32."""
+        """One input of the network's size, (1, C, H, W) float32, the same noise in every run."""
         size = self.transform.size
         return torch.randn((1, self.in_channels, size, size), generator=torch.Generator().manual_seed(0))
 
     def loader(self, train: bool) -> ImageLoader:
-        """The training or the evaluation images: one loader for a whole stage, so that its workers stay."""
+        """The loader of the training or of the evaluation images; the same one, with its workers, for a whole stage."""
         if train not in self._loaders:
             split, data = self.splits[train], self.recipe.data
             self._loaders[train] = ImageLoader(
-                split.source, self.transform, self.environment.device, data.workers, backend=split.backend,
-                on_error=data.on_error, skipped=self.unreadable[train],
-            )  # fmt: skip
+                split.source,
+                self.transform,
+                self.environment.device,
+                data.workers,
+                backend=split.backend,
+                on_error=data.on_error,
+                skipped=self.unreadable[train],
+            )
         return self._loaders[train]
 
     def close_loaders(self) -> None:
-        """Stop the loaders' workers, at the end of a stage."""
+        """Stop the loaders' workers at the end of a stage."""
         for loader in self._loaders.values():
             loader.close()
         self._loaders.clear()
 
     def training_split(self, settings: Training) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of the images that a training learns from, and of those held out to select its epoch; int64, (n,)."""
+        """Split the training images for one training.
+
+        Args:
+            settings: The recipe's section of the training.
+
+        Returns:
+            Ids of the images to learn from, and ids of those held out to select the epoch (none if the test images
+            select it); each (n,) int64.
+        """
         count = len(self.splits[True].source.labels)
         share = settings.holdout if settings.selection == "holdout" else 0.0
         return holdout_split(np.arange(min(count, settings.images or count)), share, self.recipe.seed)
 
     def holdout(self) -> tuple[np.ndarray, list[str]]:
-        """Ids of the training images that ``train.holdout`` holds out; the trainings that learn from some of them."""
+        """The training images that ``train.holdout`` holds out.
+
+        Returns:
+            Their ids, (n,) int64; and the names of the trainings that learn from some of them nevertheless.
+        """
         recipe, loader = self.recipe, self.loader(True)
         ids = np.arange(min(len(loader), recipe.train.images or len(loader)))
-        seen = [
-            name for name, section in (("train", recipe.train), ("finetune", recipe.finetune))
+        learning = [
+            name
+            for name, section in (("train", recipe.train), ("finetune", recipe.finetune))
             if section.epochs and (section.selection != "holdout" or section.holdout < recipe.train.holdout)
-        ]  # fmt: skip
-        return holdout_split(ids, recipe.train.holdout, recipe.seed)[1], seen
+        ]
+        return holdout_split(ids, recipe.train.holdout, recipe.seed)[1], learning
 
     def for_scoring(self, ids: np.ndarray, method: Method) -> tuple[ImageLoader, np.ndarray]:
-        """The images as a method transforms them (no schedule of sizes), and those of ``ids`` that can be read."""
+        """The images for a method's scoring, without the schedule of image sizes.
+
+        Args:
+            ids: (n,) ids of the split that the method calibrates on.
+            method: The method that scores.
+
+        Returns:
+            The loader, and those of ``ids`` that can be read.
+        """
         loader = self.loader(method.calibration_split != "test")
         return self.readable(replace(loader, transform=replace(self.transform, schedule=())), ids)
 
     def readable(self, loader: ImageLoader, ids: np.ndarray) -> tuple[ImageLoader, np.ndarray]:
-        """A loader that insists on its images, and those of ``ids`` that can be read.
+        """Restrict ids to the images that can be read. All ranks call it.
 
-        With ``data.on_error: skip`` all of them are read once before, and unreadable ones are taken out on every rank:
-        statistics are addressed by image, so all ranks have to know before which images are scored.
+        With ``data.on_error: skip`` all images are read once, and unreadable ones are removed on every rank: statistics
+        are addressed by image, so all ranks have to know beforehand which images are scored.
+
+        Args:
+            loader: A loader of the split.
+            ids: (n,) ids.
+
+        Returns:
+            A loader that raises at an unreadable image, and the ids that can be read.
         """
         if not loader.skips:
             return loader, ids
-        comm, lists = self.environment.comm, micro_batches(ids, self.recipe.score.micro_batch)
-        batches = loader.batches(shard(lists, comm.rank, comm.world))
-        for _ in range(-(-len(lists) // comm.world)):
+        comm, batches_of_ids = self.environment.comm, micro_batches(ids, self.recipe.score.micro_batch)
+        batches = loader.batches(shard(batches_of_ids, comm.rank, comm.world))
+        for _ in range(-(-len(batches_of_ids) // comm.world)):
             if preemption.poll(comm)[0]:
                 raise preemption.preempted_error("while images were checked")
             next(batches, None)
-        bad = {sample for samples in comm.all_gather_object(sorted(loader.skipped)) for sample in samples}
-        if bad:
-            self.tracker.info(f"  {len(bad & set(ids.tolist()))} of {len(ids)} images cannot be read and are left out")
-        return replace(loader, exact=True), ids[~np.isin(ids, sorted(bad))]
+        unreadable = {sample for samples in comm.all_gather_object(sorted(loader.skipped)) for sample in samples}
+        if unreadable:
+            self.tracker.info(
+                f"  {len(unreadable & set(ids.tolist()))} of {len(ids)} images cannot be read and are left out"
+            )
+        return replace(loader, exact=True), ids[~np.isin(ids, sorted(unreadable))]
 
     def take_unreadable(self) -> list[dict[str, Any]]:
-        """The images that any rank left out in the stage that ends here, for its ledger line; forgets them."""
+        """Return and clear the images that any rank left out in the running stage. All ranks call it.
+
+        Returns:
+            A dict per image, for the ledger: ``images`` (training or evaluation), ``id``, ``file``, ``why``.
+        """
         if self.recipe.data.on_error == "fail":
             return []
-        out = []
-        for train, what in ((True, "training"), (False, "evaluation")):
+        skipped = []
+        for train, split in ((True, "training"), (False, "evaluation")):
             gathered = self.environment.comm.all_gather_object(dict(self.unreadable[train]))
             self.unreadable[train].clear()
-            reasons = {sample: why for one in gathered for sample, why in one.items()}
+            reasons = {sample: why for by_id in gathered for sample, why in by_id.items()}
             source = self.splits[train].source
             for sample, why in sorted(reasons.items()):
-                out.append({"images": what, "id": sample, "file": source.location(sample), "why": why})
-        return out
+                skipped.append({"images": split, "id": sample, "file": source.location(sample), "why": why})
+        return skipped
 
     def description(self) -> dict[str, Any]:
-        """For the report: which backend served the images, and how they were transformed."""
+        """The images' backend and transforms, for the report."""
         body = asdict(self.transform)
-        shown = ("size", "mean", "std", "crop", "crop_mode", "interpolation", "exif")
-        training = {key: value for key, value in body.items() if key not in shown}
+        evaluation_keys = ("size", "mean", "std", "crop", "crop_mode", "interpolation", "exif")
+        training = {key: value for key, value in body.items() if key not in evaluation_keys}
         backends_used = {name: self.splits[name == "train"].backend for name in ("train", "eval")}
-        return {"backend": backends_used, "eval_transform": {key: body[key] for key in shown}, "training": training}
+        return {
+            "backend": backends_used,
+            "eval_transform": {key: body[key] for key in evaluation_keys},
+            "training": training,
+        }

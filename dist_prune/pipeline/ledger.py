@@ -1,8 +1,8 @@
-"""The run directory: what is done, from which inputs, with what result. Knows no torch.
+"""The ledger of a run directory: finished stages, their inputs and results. Imports no torch.
 
-``ledger.jsonl`` grows by one line per finished stage. A stage is skipped when the ledger has a line with the same
-fingerprint (the recipe fields it reads and the digests of its inputs) and the outputs of that line are still there,
-unchanged.
+``ledger.jsonl`` grows by one line per finished stage. A stage is skipped if the ledger has a line with the same
+fingerprint (of the recipe fields that it reads and the digests of its inputs) and the outputs of that line are present
+and unchanged.
 """
 
 import contextlib
@@ -33,18 +33,26 @@ from dist_prune.fileio import (
 
 
 def pick(tree: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
-    """The values of dotted ``fields`` in a resolved recipe; ``a`` takes the whole section."""
+    """The values of some keys of a recipe.
+
+    Args:
+        tree: The resolved recipe, as nested mappings.
+        fields: Dotted keys, or names of whole sections.
+
+    Returns:
+        Key -> value; None for a key that the recipe lacks.
+    """
     out = {}
     for field in fields:
-        node: Any = tree
+        value: Any = tree
         for step in field.split("."):
-            node = node.get(step) if isinstance(node, Mapping) else None
-        out[field] = node
+            value = value.get(step) if isinstance(value, Mapping) else None
+        out[field] = value
     return out
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{'a': {'b': 1}}`` -> ``{'a.b': 1}``."""
+    """Flatten nested mappings to dotted keys: ``{'a': {'b': 1}}`` -> ``{'a.b': 1}``."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
@@ -56,7 +64,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def lock_run_directory(folder: Path) -> Iterator[None]:
-    """One run at a time in a run directory; PruneError where another process works there."""
+    """Hold the lock of a run directory while the body runs, so that one run at a time uses it.
+
+    Args:
+        folder: The run directory; it is created if it is missing.
+
+    Raises:
+        PruneError: Another process runs there, or the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open_append(folder / ".lock")
@@ -66,7 +81,7 @@ def lock_run_directory(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if isinstance(error, BlockingIOError):  # any other: a file system without locks, go on without one
+            if isinstance(error, BlockingIOError):  # any other error: a file system without locks; run without one
                 raise PruneError(
                     f"another process is running in {folder}; wait for it, or name another --run-dir"
                 ) from error
@@ -75,16 +90,26 @@ def lock_run_directory(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The append-only record of one run directory."""
+    """The append-only record of the finished stages of one run directory.
+
+    Attributes:
+        folder: The run directory. Outputs are named relative to it.
+    """
 
     folder: Path
 
     @property
     def file(self) -> Path:
+        """The ledger's file, which need not exist."""
         return self.folder / "ledger.jsonl"
 
     def lines(self) -> list[dict[str, Any]]:
-        """Every line that was written whole; a line cut off by a crash is left out."""
+        """Every complete line, oldest first. A line that a crash cut off, or that was altered, is left out.
+
+        Returns:
+            Dicts with ``stage`` (label), ``fingerprint`` and ``outputs`` (file -> sha256), and normally with ``facts``,
+            ``events``, ``outside``, ``world_size``, ``seconds`` and ``at`` (seconds since 1970).
+        """
         out = []
         for text in read_text(self.file).splitlines():
             line = unseal(text)
@@ -93,35 +118,47 @@ class Ledger:
         return out
 
     def last(self, stage: str) -> dict[str, Any] | None:
-        """The newest line of a stage."""
+        """The newest line of a stage, or None.
+
+        Args:
+            stage: The stage's label.
+        """
         return next((line for line in reversed(self.lines()) if line["stage"] == stage), None)
 
     def done(self, stage: str, fingerprint: str) -> dict[str, Any] | None:
-        """The line that proves this stage is done, or None: same fingerprint, every output present and unchanged."""
+        """The line that proves that a stage is done, or None.
+
+        Args:
+            stage: The stage's label.
+            fingerprint: The fingerprint that the newest line of the stage must have.
+
+        Returns:
+            The line, if it has this fingerprint and every output of it is present and unchanged.
+        """
         line = self.last(stage)
         if line is None or line["fingerprint"] != fingerprint:
             return None
-        for name, wanted in line["outputs"].items():
+        for name, expected in line["outputs"].items():
             path = self.folder / name
             try:
-                if not path.is_file() or file_digest(path) != wanted:
+                if not path.is_file() or file_digest(path) != expected:
                     return None
             except OSError:  # unreadable: as good as not there
                 return None
         return line
 
     def complete(self, stage: str) -> dict[str, Any] | None:
-        """The newest line of a stage, where every output of it is present and unchanged."""
+        """The newest line of a stage if every output of it is present and unchanged, else None."""
         line = self.last(stage)
         return self.done(stage, line["fingerprint"]) if line is not None else None
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Add a finished stage."""
+        """Add the line of a finished stage, sealed with its digest and dated."""
         append_lines(self.file, [seal({**line, "at": round(time.time(), 3)})])
 
 
 def _well_formed(line: Mapping[str, Any]) -> bool:
-    """Whether a line of the ledger has the fields that are read of it, of their types."""
+    """Whether a line has the fields that its readers need, with their types."""
     outputs = line.get("outputs")
     return (
         isinstance(line.get("stage"), str)
@@ -133,10 +170,10 @@ def _well_formed(line: Mapping[str, Any]) -> bool:
     )
 
 
-# Keys of a training that decide how it is kept safe, not what it ends in.
+# Keys of a training that decide how it is checkpointed, not its result.
 CHECKPOINT_KEYS = ("save_every_steps", "checkpoint_every_minutes", "keep_checkpoints", "skip_nonfinite")
-# Keys that name a place or a way of running, not what is computed: a run may go on with other values, as long as images
-# and checkpoint are those that it read before (stages compare their digests).
+# Keys that name a location or a way of running, not what is computed. A run may resume with other values, as long as
+# images and checkpoint are those that it read before (stages compare their digests).
 NON_IDENTITY_KEYS = (
     "data.root",
     "data.class_map",
@@ -156,66 +193,67 @@ IDENTITY_KEYS = ("backbone", "data", "train", "score", "seed", "method.name")
 def bind_recipe(
     folder: Path, recipe: Mapping[str, Any], score_options: Iterable[str] = (), filled: Mapping[str, Any] | None = None
 ) -> str:
-    """Bind a run directory to a recipe, or go on with one that fits.
+    """Bind a run directory to a recipe: write recipe.yaml, or check that the recipe fits the one that is there.
 
     Args:
-        folder: the run directory (made when missing).
-        recipe: the resolved recipe, ``${VARIABLES}`` as they were written.
-        filled: the same with their values, of which a digest is kept (not of places, which may change).
-        score_options: the method's options that scoring reads (they are fixed as well).
+        folder: The run directory; it is created if it is missing.
+        recipe: The resolved recipe as nested mappings, with ``${VARIABLES}`` as they were written.
+        score_options: The method's options that scoring reads; they are fixed as well.
+        filled: The same recipe with the variables' values. Digests of them are kept (not of locations, which may
+            change). None: ``recipe`` has no variables.
 
     Returns:
-        A sentence for the log when keys changed that only later stages read, else an empty string.
+        A sentence for the log if keys changed that only later stages read, else an empty string.
 
     Raises:
-        PruneError: the directory belongs to a recipe with other backbone, data, training or score keys.
+        PruneError: The directory belongs to a recipe with other backbone, data, training or score keys.
     """
     if folder.exists() and not folder.is_dir():
-        raise PruneError(f"--run-dir: {folder} is a file; name a folder (it is made where it is missing)")
+        raise PruneError(f"--run-dir: {folder} is a file; name a folder (it is created if it is missing)")
     path = folder / "recipe.yaml"
     name = dict(recipe).get("method", {}).get("name", "")
-    said, now, full = (
-        "",
-        drop_added_defaults(flatten(recipe), name),
-        drop_added_defaults(flatten(filled or recipe), name),
-    )
+    message = ""
+    current = drop_added_defaults(flatten(recipe), name)
+    filled_in = drop_added_defaults(flatten(filled or recipe), name)
     values = {
-        key: _mark(key, full.get(key))
-        for key, text in now.items()
-        if text != full.get(key) and not _under(key, NON_IDENTITY_KEYS)
+        key: _value_digest(key, filled_in.get(key))
+        for key, text in current.items()
+        if text != filled_in.get(key) and not _in_sections(key, NON_IDENTITY_KEYS)
     }
     if path.exists() and Ledger(folder).lines():  # nothing is bound before a stage has finished
         try:
-            before = drop_added_defaults(rename_old_keys(flatten(safe_parsing.read_yaml(path))), name)
+            previous = drop_added_defaults(rename_old_keys(flatten(safe_parsing.read_yaml(path))), name)
             digests = rename_old_keys(dict(re.findall(r"^# (\S+) sha256:(\w+)$", path.read_text(), re.M)))
         except (PruneError, AttributeError) as error:
-            raise PruneError(f"{path} is damaged, so nobody knows what {folder} holds: {error}") from error
+            raise PruneError(f"{path} is damaged, so the content of {folder} is unknown: {error}") from error
         fixed = (*IDENTITY_KEYS, *(f"method.{option}" for option in score_options))
-        refused, later = [], []
-        for key in sorted(before.keys() | now.keys()):
-            old, new = before.get(key), now.get(key)
-            there = digests.get(key)  # of a value that the environment filled in
-            same = there == _mark(key, full.get(key)) if there else old in (new, full.get(key))
-            if same or _under(key, NON_IDENTITY_KEYS) or key == "name":
+        refused, changed = [], []
+        for key in sorted(previous.keys() | current.keys()):
+            old, new = previous.get(key), current.get(key)
+            recorded = digests.get(key)  # of a value that the environment filled in
+            unchanged = (
+                recorded == _value_digest(key, filled_in.get(key)) if recorded else old in (new, filled_in.get(key))
+            )
+            if unchanged or _in_sections(key, NON_IDENTITY_KEYS) or key == "name":
                 continue
-            why = f"{shown(old)} there, {shown(new)} here" if old != new else f"{shown(new)} has another value here"
-            (refused if _under(key, fixed) else later).append(f"{key}: {why}")
+            change = f"{shown(old)} there, {shown(new)} here" if old != new else f"{shown(new)} has another value here"
+            (refused if _in_sections(key, fixed) else changed).append(f"{key}: {change}")
         if refused:
             raise PruneError(
                 f"the run directory {folder} belongs to another recipe:\n"
                 + "\n".join(f"  - {line}" for line in refused)
                 + "\nName another --run-dir, or delete that one to start over."
             )
-        if later:
-            said = f"{folder} goes on from its scores; changed since: " + "; ".join(later)
+        if changed:
+            message = f"{folder} continues from its scores; changed since: " + "; ".join(changed)
     notes = "".join(f"# {key} sha256:{value}\n" for key, value in values.items())
     write_atomic(path, yaml.safe_dump(dict(recipe), sort_keys=False) + notes)
-    return said
+    return message
 
 
-def _mark(key: str, value: Any) -> str:
+def _value_digest(key: str, value: Any) -> str:
     return digest(canonical([OLD_NAMES.get(key, key), value]))[:16]
 
 
-def _under(key: str, sections: Iterable[str]) -> bool:
+def _in_sections(key: str, sections: Iterable[str]) -> bool:
     return any(key == section or key.startswith(section + ".") for section in sections)

@@ -1,4 +1,4 @@
-"""The networks of a run: created, or loaded from its artifacts; the dependency graph; plans of the rounds."""
+"""The networks of a run, created or loaded from its artifacts; its dependency graph; the plans of its rounds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ class RunNetworks:
     """Dense, pruned and finetuned networks of one run. Rounds are counted from 1; plans are in dense coordinates.
 
     Attributes:
-        recipe: the validated recipe.
-        method: the recipe's method; it says which groups it can prune.
-        images: they decide the numbers of classes and input channels, and the input's size.
-        path: name of an artifact -> its file.
+        recipe: The validated recipe.
+        method: The recipe's method, which restricts the graph to the groups that it can prune.
+        images: The images of the run, which decide the numbers of classes and input channels and the input's size.
+        path: Maps the name of an artifact to its file.
     """
 
     recipe: Recipe
@@ -42,32 +42,45 @@ class RunNetworks:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The recipe's checkpoint file of the dense network."""
+        """The recipe's checkpoint file of the dense network, which may be missing; None if it names none."""
         file = self.recipe.backbone.checkpoint
         return Path(file).expanduser() if file else None
 
     def create(self, pretrained: bool = False) -> nn.Module:
-        """The dense backbone with arbitrary weights, to be filled or traced; ``pretrained``: with timm's weights."""
+        """Create the dense backbone, to be filled or traced.
+
+        Args:
+            pretrained: Whether it gets timm's pretrained weights; otherwise its weights are arbitrary.
+        """
         backbone, images = self.recipe.backbone, self.images
         return models.create(backbone.name, len(images.classes), images.in_channels, pretrained, backbone.kwargs)
 
     def create_initial(self) -> nn.Module:
-        """The dense backbone with weights from the recipe's seed, or timm's if asked for and no file names others."""
+        """Create the dense backbone that training starts from.
+
+        Its weights are drawn from the recipe's seed; or they are timm's, if ``backbone.pretrained`` is set and
+        ``backbone.checkpoint`` is not.
+        """
         torch.manual_seed(self.recipe.seed)
         return self.create(self.recipe.backbone.pretrained and not self.recipe.backbone.checkpoint)
 
     def load_dense(self) -> nn.Module:
-        """The backbone with the dense weights of this run."""
+        """The backbone with the dense weights of this run (dense.safetensors)."""
         model = self.create()
         model.load_state_dict(tensor_files.read_tensors(self.path(DENSE))[0])
         return model
 
     def load_pruned(self, name: str, number: int) -> nn.Module:
-        """The network that round ``number`` left, with the weights of the artifact ``name``."""
+        """The network after a round.
+
+        Args:
+            name: Artifact that contains the weights.
+            number: The round, counted from 1; its plan is done.
+        """
         return rebuild(self.create(), self.plan(number), tensor_files.read_tensors(self.path(name))[0])
 
     def load_round_input(self, number: int) -> nn.Module:
-        """The network that round ``number`` scores and prunes."""
+        """The network that round ``number`` scores and prunes: dense, or the finetuned one of the previous round."""
         if number == 1:
             return self.load_dense()
         return self.load_pruned(round_path(number - 1, FINETUNED), number - 1)
@@ -78,15 +91,27 @@ class RunNetworks:
         return self.method.prunable(trace_groups(self.create().eval(), self.images.example_input))
 
     def round_graph(self, graph: DependencyGraph, number: int) -> DependencyGraph:
-        """What the rounds before ``number`` have left of the dense network's ``graph``."""
+        """The dependency graph of the network that a round starts from.
+
+        Args:
+            graph: A dependency graph of the dense network.
+            number: The round, counted from 1.
+        """
         return graph if number == 1 else graph_after(graph, self.plan(number - 1))
 
     def plan(self, number: int) -> Plan:
-        """What rounds 1 to ``number`` remove."""
+        """The plan of everything that rounds 1 to ``number`` remove, in dense coordinates."""
         return Plan.from_json(self.path(round_path(number, "plan.json")).read_text())
 
     def replayed_plan(self, selection: SelectionRequest) -> Plan:
-        """The plan that ``select.plan`` names; PruneError if another key asks for something beside it."""
+        """The plan that ``select.plan`` names.
+
+        Args:
+            selection: The selection that the recipe requests otherwise, which has to be empty.
+
+        Raises:
+            PruneError: Another key requests a selection as well, or the plan is missing or does not fit the network.
+        """
         section = self.recipe.select
         values = {
             "select.threshold": selection.threshold, "select.keep_ratio": selection.keep_ratio,
@@ -95,10 +120,10 @@ class RunNetworks:
             "select.min_channels": section.min_channels > 1, "select.include": section.include,
             "select.keep_ratios": section.keep_ratios, "select.max_ratio": section.max_ratio,
         }  # fmt: skip
-        others = [key for key, value in values.items() if value not in (None, (), False, {})]
-        if others:
+        conflicting = [key for key, value in values.items() if value not in (None, (), False, {})]
+        if conflicting:
             raise PruneError(
-                f"select.plan: a plan that is replayed leaves nothing to choose; leave out {' and '.join(others)} "
-                "(on the command line: key= with nothing behind it)"
+                f"select.plan: a plan that is replayed leaves nothing to choose; leave out {' and '.join(conflicting)} "
+                "(on the command line: key= with nothing after it)"
             )
         return files.read_plan(Path(str(section.plan)).expanduser(), self.graph)

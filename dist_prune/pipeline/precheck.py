@@ -1,4 +1,4 @@
-"""What can be found out before any work is found out before any work: all of it at once."""
+"""Checks before a run starts. All problems of a recipe, this machine and these images are reported at once."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,14 @@ from dist_prune.training import acceleration, latency, optim
 
 
 def precheck(context: RunContext) -> None:
-    """PruneError with everything that is wrong with a recipe on this machine and these images."""
+    """Check the recipe against this machine and these images before any work. All ranks call it.
+
+    Args:
+        context: The run.
+
+    Raises:
+        PruneError: A line for each problem.
+    """
     recipe, environment = context.recipe, context.environment
     problems: list[str] = []
 
@@ -35,7 +42,7 @@ def precheck(context: RunContext) -> None:
     attempt(_many, context)
     for settings, name in trainings:
         attempt(acceleration.check, settings, environment, name, recipe.cluster.deterministic)
-    # one rank looks through folders, the others take its index
+    # one rank scans the folders, the others take its index
     if attempt(environment.comm.run_on_main, lambda: context.images.splits) and attempt(_network, context):
         attempt(criteria.check_criteria, context)
         attempt(_timing, context)
@@ -46,7 +53,7 @@ def precheck(context: RunContext) -> None:
 
 
 def _timing(context: RunContext) -> None:
-    """PruneError where the report's times cannot be measured: too many threads, batches that fit no memory."""
+    """PruneError if the report's times cannot be measured: too many threads, or batches that exceed the memory."""
     spec = context.recipe.report
     sizes = [*spec.latency_batches, *([context.recipe.target.latency_batch] if context.recipe.target.latency else [])]
     shape = (context.images.in_channels, context.images.transform.size, context.images.transform.size)
@@ -54,7 +61,7 @@ def _timing(context: RunContext) -> None:
 
 
 def _many(context: RunContext) -> None:
-    """PruneError where criteria are to be compared at a target that has to be measured for each of them."""
+    """PruneError if ``score.compare`` is combined with a target that has to be measured for each criterion."""
     cost = context.selection.cost
     if context.recipe.score.compare and cost is not None and cost.measured:
         raise PruneError(
@@ -64,7 +71,7 @@ def _many(context: RunContext) -> None:
 
 
 def _network(context: RunContext) -> None:
-    """PruneError where there is no such network, or the method cannot do with it what the recipe asks for."""
+    """PruneError if there is no such network, or the method cannot do with it what the recipe asks for."""
     _sizes(context)
     check_logits(context.networks.create(), context.images.example_input, context.recipe.backbone.name)
     if context.recipe.select.plan:
@@ -80,14 +87,14 @@ def _network(context: RunContext) -> None:
 
 
 def _training(context: RunContext, settings: Training, name: str) -> None:
-    """PruneError where a training's batches are too small, or its optimizer is none (surgery renames nothing)."""
+    """PruneError if a training's batches are too small or its optimizer is invalid (surgery renames no parameter)."""
     learned, _ = context.images.training_split(settings)
     sampling.check_batch_size(settings.batch, len(learned), context.environment.comm.world, name)
     optim.check(context.networks.create(), settings, name)
 
 
 def _sizes(context: RunContext) -> None:
-    """PruneError where the network cannot take the images of the recipe's schedule."""
+    """PruneError if the network cannot take the image sizes of the recipe's schedule."""
     context.images.loader(True)  # refuses what the backend cannot do
     for size in sorted(set(context.recipe.data.resize_schedule.values())):
         try:

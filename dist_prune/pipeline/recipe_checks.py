@@ -1,6 +1,6 @@
-"""What ``dist-prune check`` and a run's first seconds say alike: files that are not here, keys that contradict.
+"""Checks that ``dist-prune check`` and the start of a run share: missing files and contradicting keys.
 
-A run hears it before any work, on every machine; ``check`` says the same words, so that what it passes is what runs.
+Both report the same texts, so a recipe that passes ``check`` passes at the start of a run.
 """
 
 from collections.abc import Callable, Container, Iterator
@@ -26,45 +26,69 @@ ASSUME = "dist-prune check --assume RECIPE leaves out what is only on another ma
 
 
 def missing_files(recipe: Recipe, done: Container[str] = ()) -> list[str]:
-    """A line for each file or folder that the recipe needs and that is not here; ``done`` names finished stages."""
-    out: list[str] = []
+    """Find the files that the recipe needs and that are missing here.
+
+    Args:
+        recipe: The validated recipe.
+        done: Names of finished stages ("train", "score"), whose input files are no longer needed.
+
+    Returns:
+        A line for each missing file or folder.
+    """
+    missing: list[str] = []
     backbone = recipe.backbone
     if "train" not in done:
         if backbone.checkpoint and not Path(backbone.checkpoint).expanduser().is_file():
-            out.append(f"backbone.checkpoint: there is no file {Path(backbone.checkpoint).expanduser()}")
+            missing.append(f"backbone.checkpoint: there is no file {Path(backbone.checkpoint).expanduser()}")
         if not backbone.checkpoint and not backbone.pretrained and recipe.train.epochs == 0:
-            out.append(
+            missing.append(
                 "there is no dense network: set backbone.checkpoint=FILE, or train.epochs to train one, "
                 "or backbone.pretrained=true to let timm fetch its weights"
             )
     if recipe.score.from_ and not recipe.select.plan and "score" not in done:
-        out += _failing(finished_scores, Path(recipe.score.from_))
+        missing += _failing(finished_scores, Path(recipe.score.from_))
     if recipe.select.plan:
-        place = files.manifest_of(Path(recipe.select.plan).expanduser())
-        out += [] if place.is_file() else [f"select.plan: there is no plan file {place}"]
-    return out
+        plan_file = files.manifest_of(Path(recipe.select.plan).expanduser())
+        missing += [] if plan_file.is_file() else [f"select.plan: there is no plan file {plan_file}"]
+    return missing
 
 
 def missing_image_folders(data: Data) -> list[str]:
-    """A line where a split of the recipe's images is not here. Folders are looked at, not gone through."""
+    """Find the splits of the recipe's images that are missing here. Folders are not scanned for images.
+
+    Args:
+        data: The recipe's ``data`` section.
+
+    Returns:
+        A line for each missing split.
+    """
     if data.source != "imagefolder":
         path = Path(data.root).expanduser() if data.root else None
-        looked = data.source in KNOWN or path is None or not path.exists()  # the preview reads an .npz itself
-        splits = (True, False) if looked else ()
+        opened = data.source in KNOWN or path is None or not path.exists()  # an .npz is read by the check verb itself
+        splits = (True, False) if opened else ()
         return _failing(lambda: [open_source(data.source, data.root, "", train) for train in splits])
-    out: list[str] = []
+    missing: list[str] = []
     for split, train in ((data.train_split, True), (data.eval_split, False)):
         beton = beton_path(data.source, data.root, split, train)
         if data.root is None or not (Path(data.root).expanduser() / split).is_dir():
             if beton is None or not beton.is_file() or data.backend not in ("auto", "ffcv"):
-                out += _failing(open_source, data.source, data.root, split, train)
+                missing += _failing(open_source, data.source, data.root, split, train)
         elif not any(entry.is_dir() for entry in (Path(data.root).expanduser() / split).iterdir()):
-            out.append(f"data.root: {Path(data.root).expanduser() / split} has no folders; there is one for each class")
-    return list(dict.fromkeys(out))
+            missing.append(
+                f"data.root: {Path(data.root).expanduser() / split} has no folders; there is one for each class"
+            )
+    return list(dict.fromkeys(missing))
 
 
 def finished_scores(other: Path) -> dict[str, Any]:
-    """The ledger's line of another run's scores (score.from); PruneError where there are none, unchanged."""
+    """The ledger's line of another run's scores (``score.from``).
+
+    Args:
+        other: The other run directory.
+
+    Raises:
+        PruneError: It has no finished scores, or their file was altered.
+    """
     line = Ledger(other).complete("score")
     if line is None:
         raise PruneError(
@@ -75,7 +99,7 @@ def finished_scores(other: Path) -> dict[str, Any]:
 
 
 def training_sections(recipe: Recipe) -> Iterator[tuple[Training, str]]:
-    """The sections of the recipe that train something, by name."""
+    """The recipe's sections that train for at least one epoch, with their names."""
     if recipe.train.epochs:
         yield recipe.train, "train"
     if recipe.finetune.epochs or (recipe.schedule.rounds > 1 and recipe.between.epochs):
@@ -83,23 +107,38 @@ def training_sections(recipe: Recipe) -> Iterator[tuple[Training, str]]:
 
 
 def contradictions(recipe: Recipe, method: Method, model: nn.Module, classes: int | None) -> list[str]:
-    """A line for each thing that a run on one process would refuse whatever the images are.
+    """Find what a run on one process would refuse whatever its images are.
 
-    ``classes``: of the data, or None where nobody knows; then a checkpoint's head is not looked at. ``model`` gets the
-    checkpoint's weights.
+    Args:
+        recipe: The validated recipe.
+        method: The recipe's method.
+        model: The dense backbone. It gets the checkpoint's weights if there is a checkpoint.
+        classes: Number of classes of the data, or None if it is unknown; then a checkpoint's head is not checked.
+
+    Returns:
+        A line for each problem.
     """
-    out = _failing(check_rounds, recipe, method, False)
-    place = Path(recipe.backbone.checkpoint).expanduser() if recipe.backbone.checkpoint else None
-    if place is not None and place.is_file():
-        asked = (model, place, recipe.backbone, classes or 0, classes is None or recipe.train.epochs > 0)
-        out += _failing(load_checkpoint, *asked, lambda text: None)
+    problems = _failing(check_rounds, recipe, method, False)
+    checkpoint = Path(recipe.backbone.checkpoint).expanduser() if recipe.backbone.checkpoint else None
+    if checkpoint is not None and checkpoint.is_file():
+        arguments = (model, checkpoint, recipe.backbone, classes or 0, classes is None or recipe.train.epochs > 0)
+        problems += _failing(load_checkpoint, *arguments, lambda text: None)
     for settings, name in training_sections(recipe):
-        out += _failing(optim.check, model, settings, name)
-    return out
+        problems += _failing(optim.check, model, settings, name)
+    return problems
 
 
 def check_rounds(recipe: Recipe, method: Method, zero: bool) -> None:
-    """PruneError where the recipe asks for rounds that make no sense; ``zero``: DeepSpeed shards the optimizer."""
+    """Check the recipe's ``schedule`` section.
+
+    Args:
+        recipe: The validated recipe.
+        method: The recipe's method.
+        zero: Whether DeepSpeed shards the optimizer (ZeRO).
+
+    Raises:
+        PruneError: The recipe asks for rounds that make no sense or are not offered.
+    """
     schedule = recipe.schedule
     if schedule.rounds == 1:
         if schedule.carry_optimizer:
@@ -110,10 +149,10 @@ def check_rounds(recipe: Recipe, method: Method, zero: bool) -> None:
         raise PruneError(f"{key} {recipe.method['name']} make no sense: {method.why_one_shot}. Set it to 1")
     if recipe.select.plan:
         raise PruneError(f"{key} a plan that is replayed (select.plan) make no sense: nothing is scored. Set it to 1")
-    asked = recipe.target.asked()
-    if asked and cost.COSTS[asked[0]].measured:
+    target = recipe.target.asked()
+    if target and cost.COSTS[target[0]].measured:
         raise PruneError(
-            f"{key} target.{asked[0]} are not offered: a time is searched for by measuring cuts of the dense network. "
+            f"{key} target.{target[0]} are not offered: a time is searched for by measuring cut dense networks. "
             f"Set {cost.target_keys()}, or one round"
         )
     if schedule.carry_optimizer and schedule.finetune_epochs == 0:
@@ -122,8 +161,8 @@ def check_rounds(recipe: Recipe, method: Method, zero: bool) -> None:
         optimizer_state.check(recipe.finetune)
     if schedule.carry_optimizer and zero:
         raise PruneError(
-            "schedule.carry_optimizer: DeepSpeed shards the optimizer's state, which is not cut along; launch without "
-            "DeepSpeed, or leave it out (every finetuning then starts its optimizer anew)"
+            "schedule.carry_optimizer: DeepSpeed shards the optimizer's state, which cannot be pruned; launch without "
+            "DeepSpeed, or leave it out (every finetuning then starts with a new optimizer)"
         )
 
 

@@ -1,8 +1,10 @@
-"""The acts of a run in their order, what each reads, and the files between them. Rounds repeat score, select, prune.
+"""The stages of a run in their order, with the artifacts and recipe keys that each reads.
 
-    dense.safetensors -> ( score -> select -> prune ) x rounds -> finetune -> evaluate -> export -> report
+    train -> [many] -> ( score -> select -> prune [-> finetune] ) x rounds -> finetune -> evaluate -> curves -> export
+    -> report
 
-Between two rounds the network is finetuned for ``schedule.finetune_epochs``.
+``many`` compares criteria (``score.compare``). Between two rounds the network is finetuned for
+``schedule.finetune_epochs``. The module of each stage in ``dist_prune/stages`` names its artifacts.
 """
 
 from collections.abc import Iterator
@@ -11,7 +13,9 @@ from dataclasses import dataclass, replace
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.stage_keys import keys_read_by
 
-DENSE, PRUNED, FINETUNED = "dense.safetensors", "pruned.safetensors", "finetuned.safetensors"
+DENSE = "dense.safetensors"
+PRUNED = "pruned.safetensors"
+FINETUNED = "finetuned.safetensors"
 OPTIMIZER_STATE, OPTIMIZER_CARRIED = "optimizer_state.safetensors", "optimizer_carried.safetensors"
 METRICS, CURVES = "metrics.json", "curves.csv"
 BUNDLE = ("export/bundle.json", "export/model.safetensors")
@@ -19,11 +23,20 @@ REPORT = ("report.json", "report.html")
 
 
 def round_path(number: int, file: str) -> str:
-    """An artifact of a round (and a stage's name in the ledger).
+    """The name of a round's artifact, or a stage's label in the ledger.
 
-    ``scores``; ``plan.json``: of all rounds so far, in dense coordinates; ``cut.json``: what this round cuts of the
-    network before it; ``pruned``: the network that is left; ``optimizer_carried``: the optimizer's state after the cut;
-    ``finetuned``: the network that the next round starts from; ``optimizer_state``: that of its finetuning.
+    The artifacts of a round are:
+        scores.safetensors: the method's scores.
+        plan.json: the plan of all rounds so far, in dense coordinates.
+        cut.json: the plan of this round alone, in coordinates of the network that it starts from (from round 2 on).
+        pruned.safetensors: the weights of the pruned network.
+        optimizer_carried.safetensors: the optimizer's state after pruning (with ``schedule.carry_optimizer``).
+        finetuned.safetensors: the weights that the next round starts from.
+        optimizer_state.safetensors: the optimizer's state after that finetuning (with ``schedule.carry_optimizer``).
+
+    Args:
+        number: The round, counted from 1.
+        file: Name of the artifact or of the stage.
     """
     return f"round_{number}/{file}"
 
@@ -34,16 +47,17 @@ def _reads(*readers: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Stage:
-    """One act.
+    """One stage of a run: which artifacts it reads and writes, and which recipe keys decide its result.
 
     Attributes:
-        name: its file in this folder.
-        inputs: artifacts it starts from.
-        outputs: artifacts it makes.
-        always: run it in every run, finished or not (reports are cheap and tell what happened).
-        round: the round it belongs to; what follows the rounds belongs to the last one.
-        label: its name in the ledger: those of the first round and after the last have no round in it.
-        reads: the recipe keys that decide its result (and nothing else does, beside the inputs), as declared on them.
+        name: Name of the stage: the file in ``dist_prune/stages`` (see ``runner.MODULES`` for two exceptions).
+        inputs: Artifacts that it reads, relative to the run directory.
+        outputs: Artifacts that it writes.
+        always: Whether it runs even if it is done (the report is cheap and describes this run).
+        round: Round that it belongs to, counted from 1; stages after the rounds belong to the last one.
+        label: Name in the ledger, ``name`` by default; in rounds from the second on, ``round_N/name``. A finetuning
+            between rounds has the round in its label too.
+        reads: Recipe keys that decide its result, beside the inputs; by default those that declare to be read by it.
     """
 
     name: str
@@ -60,7 +74,7 @@ class Stage:
 
     @property
     def between(self) -> bool:
-        """Whether it is a finetuning between two rounds."""
+        """Whether it is the finetuning between two rounds."""
         return self.name == "finetune" and self.label != self.name
 
 
@@ -78,12 +92,17 @@ ORDER = (
     Stage("export", (FINETUNED, PLAN, METRICS), BUNDLE),
     Stage("report", (PLAN, METRICS, CURVES), REPORT, always=True),
 )
-# what tasks of a sweep make once for all, and what each keeps meanwhile to resume
+# Stages that the tasks of a sweep share, each with the folders that a task needs only to resume it.
 SHARED = {"train": ("train_checkpoints",), "score": ("round_1/partial",)}
 
 
 def stages_of(rounds: int, carry: bool = False) -> tuple[Stage, ...]:
-    """The stages of a run; one shot is ``ORDER``. ``carry``: the optimizer's state goes through the rounds."""
+    """The stages of a run in their order.
+
+    Args:
+        rounds: ``schedule.rounds``, at least 1. One round gives ``ORDER``.
+        carry: ``schedule.carry_optimizer``: whether the optimizer's state is carried through the rounds.
+    """
     return ORDER if rounds == 1 else tuple(_rounds(rounds, carry))
 
 
@@ -123,6 +142,6 @@ def _round(number: int, last: bool, carry: bool) -> Iterator[Stage]:
         label = name if first else round_path(number, name)
         yield Stage(name, inputs, outputs, round=number, label=label, reads=_reads(name, f"{name}_in_rounds"))
     if not last:
-        made = (round_path(number, FINETUNED), *((round_path(number, OPTIMIZER_STATE),) if carry else ()))
+        outputs_kept = (round_path(number, FINETUNED), *((round_path(number, OPTIMIZER_STATE),) if carry else ()))
         label, reads = round_path(number, "finetune"), _reads("finetune_between")
-        yield Stage("finetune", (DENSE, pruned, plan, *carried), made, round=number, label=label, reads=reads)
+        yield Stage("finetune", (DENSE, pruned, plan, *carried), outputs_kept, round=number, label=label, reads=reads)

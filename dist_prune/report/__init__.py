@@ -1,1 +1,1 @@
-"""What a person sees of runs: tables as text, figures, and self-contained HTML pages."""
+"""Reports of runs for readers: tables as text, figures, and self-contained HTML pages."""

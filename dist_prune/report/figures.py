@@ -1,4 +1,4 @@
-"""Figures: the style that they share, how they become text of a page, and those of a run's report."""
+"""Figures of reports: their common style, their embedding in pages, and the plots of a run's report."""
 
 import base64
 import io
@@ -12,8 +12,11 @@ from PIL import Image
 
 from dist_prune.pruning.figure_data import Curve, SimilarityMap
 
-INK, GREY, PALE = "#1d2733", "#9aa5b1", "#e3e8ee"  # those of templates/report.css
-# of clusters in the order of their size, then again from the first; grey for channels in no cluster
+# Colours of templates/report.css.
+INK = "#1d2733"
+GREY = "#9aa5b1"
+PALE = "#e3e8ee"
+# Colours of clusters in the order of their number, repeated if there are more clusters.
 _CLUSTERS = np.array(
     [
         [31, 119, 180], [255, 127, 14], [44, 160, 44], [214, 39, 40], [148, 103, 189], [140, 86, 75], [227, 119, 194],
@@ -34,17 +37,17 @@ _PLANE = {
 def subplots(
     width: float, height: float, nrows: int = 1, ncols: int = 1, spines: Collection[str] = ("left", "bottom")
 ) -> tuple[Figure, np.ndarray]:
-    """An empty figure in the style of all pages.
+    """Create an empty figure in the style of all pages.
 
     Args:
-        width: inches.
-        height: inches.
-        nrows: rows of axes.
-        ncols: columns of axes.
-        spines: the sides of the axes that get a line.
+        width: Width in inches.
+        height: Height in inches.
+        nrows: Rows of axes.
+        ncols: Columns of axes.
+        spines: Sides of the axes that get a line.
 
     Returns:
-        the figure, and its axes as an array (nrows, ncols) of objects.
+        The figure, and its axes as an object array (nrows, ncols).
     """
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(nrows, ncols, squeeze=False)
@@ -55,29 +58,29 @@ def subplots(
 
 
 def svg(figure: Figure) -> str:
-    """A figure as an SVG element, without the declarations that a file of its own begins with."""
+    """A figure as an SVG element, without the XML declarations of an SVG file."""
     text = io.StringIO()
     figure.savefig(text, format="svg")
     return _DECLARATIONS.sub("", text.getvalue())
 
 
 def png(pixels: np.ndarray) -> str:
-    """Pixels (H, W, 3) in uint8 as a PNG file in base64, for a ``data:`` address."""
+    """Pixels (H, W, 3) uint8 as a PNG file in base64, for a ``data:`` address."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
 
 
 def similarity_image(similarity_map: SimilarityMap, side: int = 128) -> np.ndarray:
-    """The similarity matrix of a group's channels, clusters side by side.
+    """Draw the similarity matrix of a group's channels, clusters side by side.
 
     Args:
-        similarity_map: similarities, clusters and kept channels of C channels.
-        side: the largest number of cells along a side; a cell is the mean of its channels.
+        similarity_map: Similarities, clusters and kept channels of C channels.
+        side: Largest number of cells along a side; a cell is the mean of its channels.
 
     Returns:
-        (h, w, 3) uint8, h = min(C, side). Dark cells are alike. To their left are the clusters' colours and, dark, the
-        channels that stay.
+        (h, w, 3) uint8, h = min(C, side). Dark cells are similar. To their left are the clusters' colours and, dark,
+        the channels that are kept.
     """
     of = similarity_map.clusters
     order = np.lexsort((~similarity_map.kept, np.where(of < 0, len(of), of)))
@@ -91,24 +94,29 @@ def similarity_image(similarity_map: SimilarityMap, side: int = 128) -> np.ndarr
     clusters = similarity_map.clusters[order[starts]]  # a cell has the colour of its first channel
     colour = np.where(clusters[:, None] < 0, _ALONE, _CLUSTERS[clusters % len(_CLUSTERS)])
     share = np.add.reduceat(similarity_map.kept[order].astype(float), starts) / counts
-    stays = np.repeat((255 - 220 * share).astype(np.uint8)[:, None], 3, axis=1)
+    kept_strip = np.repeat((255 - 220 * share).astype(np.uint8)[:, None], 3, axis=1)
     width = max(2, cells // 16)
-    strips = [np.repeat(strip[:, None], width, axis=1) for strip in (colour, stays)]
+    strips = [np.repeat(strip[:, None], width, axis=1) for strip in (colour, kept_strip)]
     return np.concatenate([*strips, inner], axis=1)
 
 
 def groups_figure(groups: Sequence[Mapping[str, Any]], width: float = 10) -> Figure:
-    """A bar per group: kept of total; protected groups are grey. ``width`` in inches."""
+    """Plot a bar per group with its kept and removed channels; groups that nothing was cut from are grey.
+
+    Args:
+        groups: The groups of report.json: ``name``, ``width``, ``kept``, ``reason``.
+        width: Width in inches.
+    """
     figure, panels = subplots(width, max(2.2, min(0.2 * len(groups) + 1.1, 40)))
     axes = panels[0, 0]
-    places = range(len(groups))
+    positions = range(len(groups))
     widths, kept = [g["width"] for g in groups], [g["kept"] for g in groups]
     colours = [GREY if g["reason"] else "#1f77b4" for g in groups]
-    axes.barh(places, widths, color=PALE)
-    axes.barh(places, kept, color=colours)
-    for place, (all_, left) in enumerate(zip(widths, kept, strict=True)):
-        axes.text(all_, place, f" {left}/{all_}", va="center", fontsize=7)
-    axes.set_yticks(list(places), [g["name"] for g in groups], fontsize=7)
+    axes.barh(positions, widths, color=PALE)
+    axes.barh(positions, kept, color=colours)
+    for position, (width_total, kept_count) in enumerate(zip(widths, kept, strict=True)):
+        axes.text(width_total, position, f" {kept_count}/{width_total}", va="center", fontsize=7)
+    axes.set_yticks(list(positions), [g["name"] for g in groups], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("channels (blue: kept, grey: kept whole, light: removed)")
     axes.margins(x=0.08, y=0.01)
@@ -116,50 +124,67 @@ def groups_figure(groups: Sequence[Mapping[str, Any]], width: float = 10) -> Fig
 
 
 def curve_figure(lines: Sequence[Mapping[str, float]]) -> Figure:
-    """Loss and top-1 over epochs."""
+    """Plot loss and top-1 over epochs.
+
+    Args:
+        lines: The history of a training: ``epoch`` and ``loss``, and ``<split>_top1`` and ``<split>_loss`` for the
+            epochs that were evaluated.
+    """
     figure, panels = subplots(10, 3, ncols=2)
-    left, right = panels[0]
+    loss_axes, accuracy_axes = panels[0]
     epochs = [line["epoch"] for line in lines]
-    left.plot(epochs, [line["loss"] for line in lines], marker="o", markersize=3, label="training images")
-    judged = next((k.removesuffix("_top1") for line in lines for k in line if k.endswith("_top1")), "test")
-    tested = [line for line in lines if f"{judged}_top1" in line]
-    at = [line["epoch"] for line in tested]
-    left.plot(at, [line[f"{judged}_loss"] for line in tested], marker="o", markersize=3, label=f"{judged} images")
-    right.plot(at, [line[f"{judged}_top1"] for line in tested], marker="o", markersize=3, color="#ff7f0e")
-    left.set_ylabel("cross-entropy")
-    right.set_ylabel(f"{judged} top-1 %")
-    left.legend(frameon=False)
-    for axes in (left, right):
+    loss_axes.plot(epochs, [line["loss"] for line in lines], marker="o", markersize=3, label="training images")
+    split = next((k.removesuffix("_top1") for line in lines for k in line if k.endswith("_top1")), "test")
+    tested = [line for line in lines if f"{split}_top1" in line]
+    tested_epochs = [line["epoch"] for line in tested]
+    loss_axes.plot(
+        tested_epochs, [line[f"{split}_loss"] for line in tested], marker="o", markersize=3, label=f"{split} images"
+    )
+    accuracy_axes.plot(
+        tested_epochs, [line[f"{split}_top1"] for line in tested], marker="o", markersize=3, color="#ff7f0e"
+    )
+    loss_axes.set_ylabel("cross-entropy")
+    accuracy_axes.set_ylabel(f"{split} top-1 %")
+    loss_axes.legend(frameon=False)
+    for axes in (loss_axes, accuracy_axes):
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
 def method_figures(lines: Sequence[Curve]) -> list[tuple[str, Figure]]:
-    """(what the y axis shows, the method's curves of one pair of axes)."""
-    out = []
+    """Plot the method's curves, one figure for each pair of axis labels.
+
+    Returns:
+        (label of the y axis, figure) pairs.
+    """
+    titled = []
     for labels in dict.fromkeys(line.axes for line in lines):
         figure, panels = subplots(10, 3.4)
         axes = panels[0, 0]
-        chosen = [line for line in lines if line.axes == labels]
-        for line in chosen:
+        same_axes = [line for line in lines if line.axes == labels]
+        for line in same_axes:
             axes.plot(line.x, line.y, marker="o", markersize=3, linewidth=1, label=line.group)
         axes.set(xlabel=labels[0], ylabel=labels[1])
-        if len(chosen) <= 16:
+        if len(same_axes) <= 16:
             axes.legend(frameon=False, fontsize=7, ncols=2)
-        out.append((labels[1], figure))
-    return out
+        titled.append((labels[1], figure))
+    return titled
 
 
 def plane_figure(lines: Sequence[Mapping[str, str]]) -> Figure:
-    """Top-1 and information against the share of kept filters: a line per group, a panel per figure that is there."""
-    there = [key for key in _PLANE if any(line[key] for line in lines)]
-    figure, panels = subplots(10, 3.2 * -(-len(there) // 2), -(-len(there) // 2), min(2, len(there)))
-    for axes, key in zip(panels.flat, there, strict=False):
+    """Plot top-1 and information against the share of kept filters: a line per group, axes per measured column.
+
+    Args:
+        lines: The lines of curves.csv.
+    """
+    columns = [key for key in _PLANE if any(line[key] for line in lines)]
+    figure, panels = subplots(10, 3.2 * -(-len(columns) // 2), -(-len(columns) // 2), min(2, len(columns)))
+    for axes, key in zip(panels.flat, columns, strict=False):
         for group in dict.fromkeys(line["group"] for line in lines):
-            own = [line for line in lines if line["group"] == group and line[key]]
-            shares = [int(line["kept"]) / int(line["width"]) for line in own]
-            axes.plot(shares, [float(line[key]) for line in own], marker=".", markersize=3, label=group)
+            group_lines = [line for line in lines if line["group"] == group and line[key]]
+            shares = [int(line["kept"]) / int(line["width"]) for line in group_lines]
+            axes.plot(shares, [float(line[key]) for line in group_lines], marker=".", markersize=3, label=group)
         axes.set(xlabel="share of the filters kept", ylabel=_PLANE[key])
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7)
     return figure

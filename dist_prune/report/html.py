@@ -1,4 +1,4 @@
-"""The report page, and how every page is made: one self-contained HTML file of a template that escapes all values."""
+"""Rendering of self-contained HTML pages from templates that escape all values, and the report page of a run."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -14,23 +14,26 @@ from dist_prune.report import figures, tables
 @cache
 def _environment() -> Environment:
     return Environment(
-        loader=PackageLoader("dist_prune.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("dist_prune.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def render(template: str, **values: Any) -> str:
     """A page from a template.
 
     Args:
-        template: a file name in ``templates/``.
-        values: what the template names. It escapes them, except SVG elements, which it marks as safe.
+        template: File name in ``templates/``.
+        values: The values that the template uses. It escapes them, except SVG elements, which it marks as safe.
 
     Returns:
-        the page, with its stylesheet inside.
+        The page as HTML, with its stylesheet inside.
 
     Raises:
-        jinja2.UndefinedError: the template names a value that is not there.
+        jinja2.UndefinedError: The template uses a value that is missing.
     """
     return _environment().get_template(template).render(values)
 
@@ -43,15 +46,16 @@ def render_report(
     curves: Sequence[Curve] = (),
     planes: Sequence[Mapping[str, str]] = (),
 ) -> str:
-    """The report page.
+    """The report page of a run, as HTML.
 
     Args:
-        body: what report.json holds.
-        histories: name of a training -> its epochs.
-        recipe: the recipe as YAML.
-        similarity_maps: the method's similarity matrices.
-        curves: the method's curves.
-        planes: the lines of curves.csv.
+        body: The body of report.json.
+        histories: Name of a training -> its epochs (``epoch``, ``loss``, and ``top1`` and ``loss`` of the images that
+            select an epoch).
+        recipe: The recipe as YAML.
+        similarity_maps: The method's similarity matrices.
+        curves: The method's curves.
+        planes: The lines of curves.csv.
     """
     trainings = [(name, figures.curve_figure(epochs)) for name, epochs in histories.items() if epochs]
     if planes:
@@ -63,12 +67,12 @@ def render_report(
         recipe=recipe,
         metrics=(["", *tables.KINDS], [[label, *cells] for label, cells in tables.metric_rows(body)]),
         warnings=tables.warning_events(body),
-        aim=tables.target_text(body),
+        target=tables.target_text(body),
         timing=next(iter(body["dense"]["latency"].values())),
         groups=figures.svg(figures.groups_figure(body["plan"]["groups"])),
         trainings=_svgs(trainings),
         rounds=tables.records(body.get("rounds", [])),
-        portraits=[
+        similarity_maps=[
             (similarity_map, figures.png(figures.similarity_image(similarity_map)))
             for similarity_map in similarity_maps
         ],
@@ -78,7 +82,7 @@ def render_report(
         seconds=", ".join(f"{name} {value:.1f} s" for name, value in body["timings"].items()),
         events="; ".join(map(tables.event_text, body["events"])) or "none",
         communication=tables.communication(body),
-        said=tables.traffic_text(body),
+        traffic=tables.traffic_text(body),
         expanded="; ".join(f"{key} ({', '.join(names)})" for key, names in body.get("expanded", {}).items()),
     )
 

@@ -1,6 +1,7 @@
-"""The result of a run as rows of text: for the terminal, and for the report page."""
+"""The result of a run as rows of text, for the terminal and for the report page."""
 
 from collections.abc import Mapping, Sequence
+from string import Formatter
 from typing import Any
 
 from dist_prune.config.recipe import selected_on_test
@@ -8,51 +9,95 @@ from dist_prune.pruning.selection.cost import report_costs
 from dist_prune.training.timing_noise import speedup_text
 
 KINDS = ("dense", "pruned", "finetuned")
-REDUCED = ("sum", "max", "min", "rows", "gradients")  # collectives whose payload is reduced; others are copied
+REDUCED = ("sum", "max", "min", "rows", "gradients")  # collectives that reduce their payload; the others copy it
+
+
+# Event -> its text in the report; the fields are the event's own. All other events are sentences already.
+EVENT_TEXTS = {
+    "skipped": "done in an earlier start, skipped",
+    "resumed": "resumed after an interruption",
+    "taken": "taken from {from}",
+    "replayed": "the plan {plan} is replayed",
+    "new weights": "re-initialised after pruning, as the released code does: {layers}",
+    "nothing removed": "the plan removes nothing",
+    "not needed": "not finetuned, pruning cost only {drop} points of top-1",
+    "not finite": "some outputs of the {network} network are not finite",
+    "target missed": "target missed: {why}",
+    "times not reliable": "measured times are not reliable {why}",
+}
 
 
 def metric_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """(label, one cell each for dense, pruned, finetuned)."""
-    out = [
+    """The rows of the table of figures.
+
+    Args:
+        body: The body of report.json.
+
+    Returns:
+        (label, cells for dense, pruned, finetuned) of each row.
+    """
+    rows = [
         ("top-1 %", [f"{body[k]['top1']:.2f}" for k in KINDS]),
         ("top-5 %", [f"{body[k]['top5']:.2f}" for k in KINDS]),
     ]
-    out.append(("loss", [_loss(body[k]["loss"]) for k in KINDS]))
+    rows.append(("loss", [_loss(body[k]["loss"]) for k in KINDS]))
     for key, unit, label in (
         *((cost.name, cost.divisor, cost.label) for cost in report_costs() if cost.name in body["dense"]),
         ("size_bytes", 1e3, "file (kB)"),
     ):
         dense = body["dense"][key]
-        out.append((label, [_against(body[k][key], dense, unit) for k in KINDS]))
+        rows.append((label, [_against(body[k][key], dense, unit) for k in KINDS]))
     if "sparse" in body["dense"]:
-        out += _sparse_rows(body)
+        rows += _sparse_rows(body)
     for batch, first in body["dense"]["latency"].items():
         times = [body[k]["latency"][batch] for k in KINDS]
-        out.append((f"ms, batch {batch}", [f"{t['ms']:.2f}" for t in times]))
-        out.append((f"speed-up, batch {batch}", ["", *(speedup_text(first, t) for t in times[1:])]))
-        out.append((f"images/s, batch {batch}", [f"{t['images_per_s']:.0f}" for t in times]))
-    return out
+        rows.append((f"ms, batch {batch}", [f"{t['ms']:.2f}" for t in times]))
+        rows.append((f"speed-up, batch {batch}", ["", *(speedup_text(first, t) for t in times[1:])]))
+        rows.append((f"images/s, batch {batch}", [f"{t['images_per_s']:.0f}" for t in times]))
+    return rows
 
 
 def _sparse_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """What block masks change: weights left, files of sparse matrices, MACs of weights that no mask holds at zero."""
-    found = [body[k]["sparse"] for k in KINDS]
+    """Rows for block masks: weights pruned, sizes of sparse files, MACs of weights that are not masked."""
+    sparse = [body[k]["sparse"] for k in KINDS]
     return [
-        ("weights pruned %", [f"{s['pruned_percent']:.2f}" for s in found]),
-        ("CSR file (MiB)", [f"{s['csr_bytes'] / 2**20:.3f}" for s in found]),
-        ("dense weights (MiB)", [f"{s['dense_bytes'] / 2**20:.3f}" for s in found]),
-        ("MACs not on masked zeros (M)", [_against(s["masked_macs"], found[0]["masked_macs"], 1e6) for s in found]),
+        ("weights pruned %", [f"{s['pruned_percent']:.2f}" for s in sparse]),
+        ("CSR file (MiB)", [f"{s['csr_bytes'] / 2**20:.3f}" for s in sparse]),
+        ("dense weights (MiB)", [f"{s['dense_bytes'] / 2**20:.3f}" for s in sparse]),
+        ("MACs not on masked zeros (M)", [_against(s["masked_macs"], sparse[0]["masked_macs"], 1e6) for s in sparse]),
     ]
 
 
 def event_text(event: Mapping[str, Any]) -> str:
-    """An event of a stage in one line."""
-    more = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("stage", "event"))
-    return f"{event['stage']}: {event['event']}" + (f" ({more})" if more else "")
+    """An event of a stage in one line of plain English, with its other details in parentheses.
+
+    Args:
+        event: ``stage`` (label), ``event`` (a key of ``EVENT_TEXTS``, or a sentence), and details.
+    """
+    template = EVENT_TEXTS.get(event["event"], "")
+    values = {key: _detail(value) for key, value in event.items()}
+    used = {key for _, key, _, _ in Formatter().parse(template) if key}
+    if not template or not used <= values.keys():
+        template, used = "{event}", {"event"}
+    details = ", ".join(f"{key} {value}" for key, value in values.items() if key not in {"stage", "event", *used})
+    return f"{values['stage']}: {template.format_map(values)}" + (f" ({details})" if details else "")
+
+
+def _detail(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def records(lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]] | None:
-    """Heads and cells of the rounds, or of the method's table; a line may lack what others have. None for no line."""
+    """Turn dicts into a table.
+
+    Args:
+        lines: The rounds of report.json, or rows of the method's table. A line may lack keys that others have.
+
+    Returns:
+        Column heads, and rows of cells; None if there are no lines.
+    """
     names = list(dict.fromkeys(name for line in lines for name in line))
     return (names, [[_cell(line.get(name)) for name in names] for line in lines]) if lines else None
 
@@ -62,7 +107,14 @@ def _cell(value: Any) -> str:
 
 
 def criteria(lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]] | None:
-    """Heads and cells of the criteria compared: top-1 after surgery, size, and what each two keep in common."""
+    """The table of compared criteria: top-1 after pruning, costs, and the overlap of the channels kept.
+
+    Args:
+        lines: The table ``many`` of report.json.
+
+    Returns:
+        Column heads, and rows of cells; None if there are no lines.
+    """
     if not lines:
         return None
     costs = [cost for cost in report_costs() if cost.name in lines[0]]
@@ -75,7 +127,11 @@ def criteria(lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[s
 
 
 def communication(body: Mapping[str, Any]) -> list[list[str]]:
-    """Stage, collective, calls and bytes, a line for each collective of each stage."""
+    """Rows of stage, collective, calls and bytes: one for each collective of each stage.
+
+    Args:
+        body: The body of report.json.
+    """
     return [
         [stage, word, f"{count['calls']:,}", f"{count['bytes']:,}"]
         for stage, words in (body.get("communication") or {}).items()
@@ -84,7 +140,7 @@ def communication(body: Mapping[str, Any]) -> list[list[str]]:
 
 
 def warning_events(body: Mapping[str, Any]) -> list[str]:
-    """What nobody must miss: events that begin so."""
+    """The texts of the events that begin with WARNING, which the page shows at its top."""
     return [str(event["event"]) for event in body.get("events", []) if str(event["event"]).startswith("WARNING")]
 
 
@@ -98,7 +154,11 @@ def _against(value: float, dense: float, unit: float) -> str:
 
 
 def table(body: Mapping[str, Any]) -> str:
-    """The result for a terminal."""
+    """The result of a run as a table for the terminal.
+
+    Args:
+        body: The body of report.json.
+    """
     lines = [("", list(KINDS)), *metric_rows(body)]
     widths = [max(len(line[0]) for line in lines)] + [max(len(cells[i]) for _, cells in lines) for i in range(3)]
     text = [
@@ -110,28 +170,32 @@ def table(body: Mapping[str, Any]) -> str:
 
 
 def _rounds(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line of text a round."""
+    """A line of text for each round."""
 
     def kept(line: Mapping[str, Any]) -> str:
         return ", ".join(f"{line[cost.name]:.1%} of the {cost.name}" for cost in report_costs() if cost.name in line)
 
     return [
         f"round {line['round']}: {kept(line)}"
-        f", top-1 {line['pruned_top1']:.2f} % cut, {line['finetuned_top1']:.2f} % after {line['epochs']} epochs"
+        f", top-1 {line['pruned_top1']:.2f} % pruned, {line['finetuned_top1']:.2f} % after {line['epochs']} epochs"
         for line in lines
     ]
 
 
 def traffic_text(body: Mapping[str, Any]) -> str:
-    """Bytes that each rank handed to collectives, stage by stage; nothing for a single process."""
-    parts = []
+    """Bytes that each rank passed to collectives, by stage; empty for a single process.
+
+    Args:
+        body: The body of report.json.
+    """
+    per_stage = []
     for stage, words in (body.get("communication") or {}).items():
         reduced = sum(count["bytes"] for word, count in words.items() if word in REDUCED)
         rest = sum(count["bytes"] for word, count in words.items() if word not in REDUCED)
         if reduced + rest >= 1000:
-            parts.append(f"{stage} {_size(reduced)} + {_size(rest)}")
-    who = f"{body['recipe']['method']['name']} on {body['recipe']['backbone']['name']}"
-    return f"communication of each rank ({who}), all-reduced + other: {', '.join(parts)}" if parts else ""
+            per_stage.append(f"{stage} {_size(reduced)} + {_size(rest)}")
+    run = f"{body['recipe']['method']['name']} on {body['recipe']['backbone']['name']}"
+    return f"communication of each rank ({run}), all-reduced + other: {', '.join(per_stage)}" if per_stage else ""
 
 
 def _size(count: int) -> str:
@@ -142,12 +206,22 @@ def _size(count: int) -> str:
 
 
 def target_text(body: Mapping[str, Any]) -> str:
-    """Asked and achieved in one line."""
+    """The requested and the achieved shares in one line.
+
+    Args:
+        body: The body of report.json.
+    """
     achieved = ", ".join(f"{share:.1%} of the {name}" for name, share in body["achieved"].items())
-    asked = ", ".join(f"{share:.1%} of the {name}" for name, share in body["target"].items())
-    marked = "".join(f"; {peek.upper()}" for peek in selected_on_test(body["recipe"]))
-    blocks = "; masked blocks of weights save MACs on paper only: they run as slow as dense ones"
+    requested = ", ".join(f"{share:.1%} of the {name}" for name, share in body["target"].items())
+    test_selection = "".join(f"; {peek.upper()}" for peek in selected_on_test(body["recipe"]))
+    block_note = "; masked blocks of weights save MACs on paper only: they run as slow as dense ones"
     runs = body.get("reruns")
-    spread = f"; {len(runs['top1'])} finetunings: {runs['mean']:.2f} ± {runs['std']:.2f} %" if runs else ""
-    masked = blocks if "sparse" in body["dense"] else ""
-    return f"kept: {achieved}" + (f" (asked: at most {asked})" if asked else "") + masked + spread + marked
+    rerun_text = f"; {len(runs['top1'])} finetunings: {runs['mean']:.2f} ± {runs['std']:.2f} %" if runs else ""
+    block_text = block_note if "sparse" in body["dense"] else ""
+    return (
+        f"kept: {achieved}"
+        + (f" (asked: at most {requested})" if requested else "")
+        + block_text
+        + rerun_text
+        + test_selection
+    )

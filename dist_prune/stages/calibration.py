@@ -1,4 +1,4 @@
-"""The bench of a run: the network that a round scores, and the calibration images that the recipe draws."""
+"""The scoring context of a round: the network that is scored, and the calibration images that the recipe draws."""
 
 from pathlib import Path
 
@@ -13,26 +13,40 @@ from dist_prune.pipeline.stage_graph import round_path
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.scoring.context import DistributedScoringContext
 
-SCORES, RECORD = "scores.safetensors", "measured.jsonl"  # of a round
+SCORES, RECORD = "scores.safetensors", "measured.jsonl"  # artifacts of a round
 
 
 def calibration_pool(context: RunContext, method: Method) -> np.ndarray:
-    """The images that calibration draws from; notes an event where images should be held out and are trained on."""
+    """The images that the calibration set is drawn from.
+
+    Adds an event if the test images rank channels, or if images that should be held out are trained on.
+
+    Args:
+        context: The run.
+        method: The method that scores; its ``calibration_split`` decides the images.
+
+    Returns:
+        (n,) int64 ids of the split, ascending.
+    """
     if method.calibration_split == "test":
-        event = "channels are ranked by the test images: figures of the network on them are too good"
+        event = "channels are ranked by the test images: the network's figures on them are too good"
         context.tracker.info(f"  warning: {event}")
         context.events.append({"stage": "score", "event": event})
     if method.calibration_split != "held_out":
         return np.arange(len(context.images.loader(method.calibration_split == "train")))
-    held, seen = context.images.holdout()
-    if seen:
-        event = f"the held-out images of scoring are trained on ({' and '.join(seen)}: selection is not holdout)"
+    held, learning = context.images.holdout()
+    if learning:
+        event = f"the held-out images of scoring are trained on ({' and '.join(learning)}: selection is not holdout)"
         context.events.append({"stage": "score", "event": event})
     return held
 
 
 def starting_network(context: RunContext) -> nn.Module:
-    """The network that surgery starts from: what the round before left, or what the method trained while it scored."""
+    """The network that surgery starts from.
+
+    It is the dense network or the one that the previous round finetuned, with the weights that the method trained while
+    it scored, if it trains weights.
+    """
     model = context.networks.load_round_input(context.round)
     if context.method.trains_weights and not context.recipe.select.plan:
         scores = context.read_tensors(round_path(context.round, SCORES))
@@ -43,13 +57,23 @@ def starting_network(context: RunContext) -> nn.Module:
 def scoring_context(
     context: RunContext, graph: DependencyGraph, partial: Path, other: Method | None = None
 ) -> DistributedScoringContext:
-    """``partial``: the folder of what a stopped process had seen. ``other``: a method to look at its images by, instead
-    of the recipe's; its single measurements are not put on record."""
+    """The scoring context of the current round, over the calibration images that the recipe draws.
+
+    Args:
+        context: The run.
+        graph: Dependency graph of the network that the round scores.
+        partial: Folder of the statistics that a stopped process had collected.
+        other: A method that decides the calibration images instead of the recipe's. Its single measurements are not
+            recorded.
+
+    Raises:
+        PruneError: None of the calibration images can be read.
+    """
     method = other or context.method
     recipe, labels = context.recipe, context.images.loader(method.calibration_split != "test").source.labels
     model = context.networks.load_round_input(context.round).to(context.environment.device)
-    drawn = calibration_pool(context, method)
-    ids = drawn[calibration_ids(labels[drawn], recipe.score.images, recipe.seed, recipe.score.balance)]
+    pool = calibration_pool(context, method)
+    ids = pool[calibration_ids(labels[pool], recipe.score.images, recipe.seed, recipe.score.balance)]
     if isinstance(recipe.score.images, int) and len(ids) < recipe.score.images:
         context.tracker.info(
             f"  score.images asks for {recipe.score.images} images; there are {len(ids)}, all are used"
@@ -59,10 +83,21 @@ def scoring_context(
         raise PruneError(
             f"score.images: none of the calibration images can be read ({next(iter(loader.skipped.values()))})"
         )
-    kept = recipe.score.record
-    record = Path(kept).expanduser() if kept else context.path(round_path(context.round, RECORD))
+    record_key = recipe.score.record
+    record = Path(record_key).expanduser() if record_key else context.path(round_path(context.round, RECORD))
     return DistributedScoringContext(
-        model, graph, loader, ids, context.environment, context.tracker, recipe.score.micro_batch, recipe.seed,
-        partial, context.stage_fingerprint, recipe.score.save_every,
-        record=None if other else record, lineage=context.measurement_fingerprint, augmented=method.augmented,
-    )  # fmt: skip
+        model,
+        graph,
+        loader,
+        ids,
+        context.environment,
+        context.tracker,
+        recipe.score.micro_batch,
+        recipe.seed,
+        partial,
+        context.stage_fingerprint,
+        recipe.score.save_every,
+        record=None if other else record,
+        lineage=context.measurement_fingerprint,
+        augmented=method.augmented,
+    )

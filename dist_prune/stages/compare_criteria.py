@@ -1,7 +1,10 @@
-"""Several criteria on the same images, at the same target: what they keep, and what is left of the accuracy.
+"""Stage ``many``, after ``train`` and before ``score``: compare several criteria at the same target.
 
-Accuracy is measured on training images that ``train.holdout`` holds out, less those that a criterion was measured on:
-test images that chose a criterion would be no test of what it made.
+    dense.safetensors -> criteria.json, criteria.safetensors
+
+Each criterion of ``score.compare`` is scored and selects a plan. The stage reports what the plans keep and the accuracy
+of the pruned networks without finetuning. Accuracy is measured on training images that ``train.holdout`` holds out,
+less those that a criterion was scored on: test images that choose a criterion no longer test its network.
 """
 
 import copy
@@ -31,16 +34,16 @@ PARTIAL = "many_partial"
 
 
 def run(context: RunContext) -> StageOutput:
-    """dense.safetensors -> criteria.json, criteria.safetensors"""
-    chosen = {name: build_criterion(context, name) for name in context.recipe.score.compare}
+    """Compare the criteria of ``score.compare``; facts: the table, and the images it was measured on."""
+    criteria = {name: build_criterion(context, name) for name in context.recipe.score.compare}
     graph = trace_groups(context.networks.create().eval(), context.images.example_input)
-    scores, used = score_criteria(context, graph, chosen)
+    scores, used = score_criteria(context, graph, criteria)
     loader, ids, where = comparison_images(context, used)
     context.tracker.info(f"  score.compare: top-1 on {len(ids)} {where}")
-    context.events.append({"stage": "many", "event": f"top-1 of score.compare is that on {len(ids)} {where}"})
+    context.events.append({"stage": "many", "event": f"top-1 of score.compare is measured on {len(ids)} {where}"})
     dense = context.networks.load_dense().eval()
     plans, table = {}, []
-    for name, method in chosen.items():
+    for name, method in criteria.items():
         graph = method.prepare(method.prunable(graph), context.recipe.select.exclude, context.selection)
         with torch.no_grad():
             plans[name] = plan = method.select(scores[name], graph, context.selection)
@@ -50,15 +53,24 @@ def run(context: RunContext) -> StageOutput:
         model = copy.deepcopy(dense)
         surgeon.apply_plan(model, graph, plan)
         figures = evaluate(
-            model.to(context.environment.device), loader, context.recipe.evaluate.batch, context.environment.comm,
-            context.tracker, f"evaluate {name}", ids,
-        )  # fmt: skip
+            model.to(context.environment.device),
+            loader,
+            context.recipe.evaluate.batch,
+            context.environment.comm,
+            context.tracker,
+            f"evaluate {name}",
+            ids,
+        )
         shares = {cost.name: cost.share(graph, plan.counts) for cost in report_costs()}
         table.append({"method": name, "top1": figures["top1"], **shares})
     for row in table:
-        row["overlap"] = {name: kept_overlap(plans[row["method"]], plans[name]) for name in chosen}
+        row["overlap"] = {name: kept_overlap(plans[row["method"]], plans[name]) for name in criteria}
         context.tracker.info("  " + summary_line(row))
-    tensors = {f"{name}/{key}": tensor for name, own in scores.items() for key, tensor in own.items()}
+    tensors = {
+        f"{name}/{key}": tensor
+        for name, tensors_of_criterion in scores.items()
+        for key, tensor in tensors_of_criterion.items()
+    }
     text = json.dumps(
         {
             "table": table,
@@ -72,53 +84,79 @@ def run(context: RunContext) -> StageOutput:
 
 
 def score_criteria(
-    context: RunContext, graph: DependencyGraph, chosen: Mapping[str, Method]
+    context: RunContext, graph: DependencyGraph, criteria: Mapping[str, Method]
 ) -> tuple[dict[str, Scores], np.ndarray]:
-    """The scores of each method, one pass over the images for all that look at the same ones in the same way; ids of
-    the training images that a method held out from training was measured on."""
-    looks: dict[tuple[str, bool], list[str]] = {}
-    for name, method in chosen.items():
-        looks.setdefault((method.calibration_split, method.augmented), []).append(name)
-    found: dict[str, Scores] = {}
+    """Score each criterion, in one joint pass for all that use the same images in the same way.
+
+    Args:
+        context: The run.
+        graph: Dependency graph of the dense network.
+        criteria: Name -> method.
+
+    Returns:
+        Name -> scores; and the ids of the held-out training images that criteria were scored on, (n,) int64.
+    """
+    names_by_images: dict[tuple[str, bool], list[str]] = {}
+    for name, method in criteria.items():
+        names_by_images.setdefault((method.calibration_split, method.augmented), []).append(name)
+    scores: dict[str, Scores] = {}
     used = np.zeros(0, dtype=np.int64)
-    for (sees, augmented), names in looks.items():
-        partial = context.run_dir / PARTIAL / (f"{sees}_augmented" if augmented else sees)
-        scoring = scoring_context(context, graph, partial, chosen[names[0]])
-        found |= score_many(scoring, {name: chosen[name] for name in names})
-        used = np.union1d(used, scoring.ids) if sees == "held_out" else used
-    return {name: found[name] for name in chosen}, used
+    for (split, augmented), names in names_by_images.items():
+        partial = context.run_dir / PARTIAL / (f"{split}_augmented" if augmented else split)
+        scoring = scoring_context(context, graph, partial, criteria[names[0]])
+        scores |= score_many(scoring, {name: criteria[name] for name in names})
+        used = np.union1d(used, scoring.ids) if split == "held_out" else used
+    return {name: scores[name] for name in criteria}, used
 
 
 def comparison_images(context: RunContext, used: np.ndarray) -> tuple[ImageLoader, np.ndarray, str]:
-    """The images on which criteria are compared: feed, ids (ascending), and in words what they are and are worth."""
-    loader, (held, seen) = context.images.loader(True), context.images.holdout()
-    left = np.setdiff1d(held, used)
+    """The images on which criteria are compared.
+
+    Args:
+        context: The run.
+        used: Ids of the held-out images that criteria were scored on; they are avoided if others are left.
+
+    Returns:
+        Their loader, their ids (ascending, (n,) int64), and a description with its caveats.
+
+    Raises:
+        PruneError: None of the images can be read.
+    """
+    loader, (holdout, learning) = context.images.loader(True), context.images.holdout()
+    unused = np.setdiff1d(holdout, used)
     where = "training images that train.holdout holds out"
-    if not len(left):
-        left, where = held, f"{where}, on which some of the criteria were measured as well (score.images takes all)"
+    if not len(unused):
+        unused, where = (
+            holdout,
+            f"{where}, on which some of the criteria were measured as well (score.images takes all)",
+        )
     if context.networks.checkpoint is not None:
         where += "; backbone.checkpoint may have been trained on them"
-    elif "train" in seen:
+    elif "train" in learning:
         where += "; the dense network was trained on them (train.selection is not holdout)"
-    most = len(context.images.loader(False))
+    limit = len(context.images.loader(False))
     loader, ids = context.images.readable(
-        loader, left[calibration_ids(loader.source.labels[left], most, context.recipe.seed)]
+        loader, unused[calibration_ids(loader.source.labels[unused], limit, context.recipe.seed)]
     )
     if not len(ids):
         raise PruneError(f"score.compare: none of the {where} can be read")
     return loader, ids, where
 
 
-def kept_overlap(one: Plan, other: Plan) -> float:
-    """Channels that both keep, as a share of those that either keeps, over the groups that either cuts."""
-    both = either = 0
-    for group in {*one.removed, *other.removed}:
-        a, b = set(one.kept(group)), set(other.kept(group))
-        both, either = both + len(a & b), either + len(a | b)
-    return both / either if either else 1.0
+def kept_overlap(plan: Plan, other: Plan) -> float:
+    """Jaccard index of the channels that two plans keep, over the groups that either of them cuts; 1 if none does."""
+    shared = union = 0
+    for group in {*plan.removed, *other.removed}:
+        kept, other_kept = set(plan.kept(group)), set(other.kept(group))
+        shared, union = shared + len(kept & other_kept), union + len(kept | other_kept)
+    return shared / union if union else 1.0
 
 
 def summary_line(row: dict[str, Any]) -> str:
-    """A line for the terminal."""
+    """A row of the comparison as a line for the terminal.
+
+    Args:
+        row: ``method``, ``top1`` in percent, ``macs`` as a share of the dense network's, ``overlap`` (name -> share).
+    """
     shared = ", ".join(f"{name} {share:.2f}" for name, share in row["overlap"].items() if name != row["method"])
-    return f"{row['method']:16} top-1 {row['top1']:6.2f} %  macs {row['macs']:.3f}  keeps in common: {shared}"
+    return f"{row['method']:16} top-1 {row['top1']:6.2f} %  macs {row['macs']:.3f}  kept in common: {shared}"

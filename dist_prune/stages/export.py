@@ -1,4 +1,7 @@
-"""The result as a folder that loads anywhere: see dist_prune.load."""
+"""Stage ``export``, after ``evaluate``: the bundle, a folder that ``dist_prune.load`` loads anywhere.
+
+finetuned.safetensors, plan.json, metrics.json -> export/bundle.json, export/model.safetensors
+"""
 
 import json
 from dataclasses import asdict
@@ -10,19 +13,27 @@ from dist_prune.report.tables import KINDS
 
 
 def run(context: RunContext) -> StageOutput:
-    """finetuned.safetensors, plan.json, metrics.json -> export/"""
-    recipe, images, spec = context.recipe, context.images, context.recipe.backbone
+    """Make the bundle of the finetuned network."""
+    recipe, images = context.recipe, context.images
+    spec = recipe.backbone
     weights, plan = context.read_tensors(FINETUNED), context.networks.plan(context.round)
     metrics = json.loads(context.path(METRICS).read_text())
     figures = {name: {k: v for k, v in metrics[name].items() if k != "latency"} for name in KINDS}
     image = {k: v for k, v in asdict(images.transform).items() if k != "augment"}
     backbone = {
-        "name": spec.name, "kwargs": spec.kwargs, "num_classes": len(images.classes), "in_chans": images.in_channels,
-    }  # fmt: skip
+        "name": spec.name,
+        "kwargs": spec.kwargs,
+        "num_classes": len(images.classes),
+        "in_chans": images.in_channels,
+    }
     origin = {
-        "recipe": recipe.name, "method": recipe.method["name"], "paper": context.method.paper, "seed": recipe.seed,
-        "data": recipe.data.source, "finetune_epochs": recipe.finetune.epochs,
-    }  # fmt: skip
+        "recipe": recipe.name,
+        "method": recipe.method["name"],
+        "paper": context.method.paper,
+        "seed": recipe.seed,
+        "data": recipe.data.source,
+        "finetune_epochs": recipe.finetune.epochs,
+    }
     text = manifest_json(backbone, plan, image, images.classes, weights, figures, origin, context.networks.create())
     manifest_file, weights_file = BUNDLE
     return StageOutput({}, {weights_file: (weights, {"plan": plan.fingerprint})}, {manifest_file: text})

@@ -1,5 +1,11 @@
-"""Train the small network again, between two rounds or after the last one; where the recipe asks for reruns, several
-times by other seeds."""
+"""Stage ``finetune``, after ``prune``: train the pruned network, between two rounds or after the last one.
+
+    after the last round:  dense.safetensors, round_N/pruned.safetensors, plan.json -> finetuned.safetensors
+    between two rounds:    the same -> round_N/finetuned.safetensors, and round_N/optimizer_state.safetensors with
+                           ``schedule.carry_optimizer``
+
+With ``reruns`` the last finetuning runs several times with other seeds; the weights of the first one are kept.
+"""
 
 import statistics
 from dataclasses import replace
@@ -20,52 +26,53 @@ from dist_prune.training.trainer import Trainer
 
 
 def run(context: RunContext) -> StageOutput:
-    """round_N/pruned.safetensors -> finetuned.safetensors; before the last round round_N/finetuned.safetensors, and
-    optimizer_state.safetensors if the optimizer's state goes on"""
+    """Finetune the pruned network; facts: the history of epochs, and the accuracies of reruns."""
     if context.round < context.recipe.schedule.rounds:
-        return _between(context)
+        return _finetune_between_rounds(context)
     settings, reruns = context.recipe.finetune, context.recipe.reruns
     meta = {"plan": context.networks.plan(context.round).fingerprint}
     if settings.only_if_drop is not None and settings.epochs:
         drop = _drop(context)
         if drop <= settings.only_if_drop:
             context.tracker.info(
-                f"  cutting cost {drop:.2f} points of top-1, at most {settings.only_if_drop:g}: left as it is"
+                f"  pruning cost {drop:.2f} points of top-1, at most {settings.only_if_drop:g}: left as it is"
             )
             context.events.append({"stage": "finetune", "event": "not needed", "drop": drop})
             facts = {"history": [], "selection": settings.selection}
             return StageOutput(facts, {FINETUNED: (context.read_tensors(round_path(context.round, PRUNED)), meta)})
-    tops, kept, first = [], {}, []
+    accuracies: list[float] = []
+    state: dict[str, Tensor] = {}
+    history: list[dict[str, float]] = []
     for rerun in range(reruns):
-        model, trainer = _tuned(context, settings, "finetune", rerun)
+        model, trainer = _finetune(context, settings, "finetune", rerun)
         if rerun == 0:
-            kept, first = {n: tensor.cpu().clone() for n, tensor in model.state_dict().items()}, trainer.history
+            state, history = {n: tensor.cpu().clone() for n, tensor in model.state_dict().items()}, trainer.history
         if reruns > 1:
-            tops.append(_top1(context, model))
-            context.tracker.info(f"  rerun {rerun + 1} of {reruns}: {tops[-1]:.2f} % on the test images")
-    facts: dict[str, Any] = {"history": first, "selection": settings.selection}
-    if tops:
-        spread = statistics.stdev(tops)
-        facts["reruns"] = {"top1": tops, "mean": statistics.mean(tops), "std": spread}
-    return StageOutput(facts, {FINETUNED: (kept, meta)}, drop=("finetune_checkpoints",))
+            accuracies.append(_top1(context, model))
+            context.tracker.info(f"  rerun {rerun + 1} of {reruns}: {accuracies[-1]:.2f} % on the test images")
+    facts: dict[str, Any] = {"history": history, "selection": settings.selection}
+    if accuracies:
+        spread = statistics.stdev(accuracies)
+        facts["reruns"] = {"top1": accuracies, "mean": statistics.mean(accuracies), "std": spread}
+    return StageOutput(facts, {FINETUNED: (state, meta)}, drop=("finetune_checkpoints",))
 
 
 def _drop(context: RunContext) -> float:
-    """Points of top-1 that cutting cost, on the images by which epochs are chosen (held out, or the test images)."""
-    judge = selection_metric(context, context.recipe.finetune)
-    models = context.networks.load_dense(), _pruned(context)
-    dense, pruned = (judge(model.to(context.environment.device))["top1"] for model in models)
+    """Points of top-1 that pruning cost, on the images that select epochs (held out, or the test images)."""
+    metric = selection_metric(context, context.recipe.finetune)
+    models = context.networks.load_dense(), _load_pruned(context)
+    dense, pruned = (metric(model.to(context.environment.device))["top1"] for model in models)
     return dense - pruned
 
 
-def _pruned(context: RunContext) -> nn.Module:
+def _load_pruned(context: RunContext) -> nn.Module:
     return context.networks.load_pruned(round_path(context.round, PRUNED), context.round)
 
 
-def _between(context: RunContext) -> StageOutput:
-    """One finetuning by the recipe's finetune section, for as many epochs as lie between two rounds."""
+def _finetune_between_rounds(context: RunContext) -> StageOutput:
+    """One finetuning by the recipe's finetune section, for ``schedule.finetune_epochs``."""
     settings, name = context.recipe.between, round_path(context.round, "finetune")
-    model, trainer = _tuned(context, settings, name, leaves=context.recipe.schedule.carry_optimizer)
+    model, trainer = _finetune(context, settings, name, leaves=context.recipe.schedule.carry_optimizer)
     meta = {"plan": context.networks.plan(context.round).fingerprint}
     tensors: Tensors = {round_path(context.round, FINETUNED): (model.state_dict(), meta)}
     if trainer.final_state is not None:
@@ -74,11 +81,11 @@ def _between(context: RunContext) -> StageOutput:
     return StageOutput(facts, tensors, drop=(f"{name}_checkpoints",))
 
 
-def _tuned(
+def _finetune(
     context: RunContext, settings: Training, name: str, rerun: int = 0, leaves: bool = False
 ) -> tuple[nn.Module, Trainer]:
-    """The small network, finetuned by the recipe's seed + ``rerun``, its masked weights at exact zeros."""
-    model, carried = _pruned(context), None
+    """The pruned network, finetuned with the recipe's seed + ``rerun``; its masked weights stay exact zeros."""
+    model, carried = _load_pruned(context), None
     if context.recipe.schedule.carry_optimizer and context.round > 1 and settings.epochs:
         carried = CarriedOptimizerState.from_file(context.path(round_path(context.round, OPTIMIZER_CARRIED)))
         model.load_state_dict(carried.tables.get("model", model.state_dict()))
@@ -86,10 +93,10 @@ def _tuned(
     if settings.recalibrate_bn:
         recipe, (trained_on, _) = context.recipe, context.images.training_split(settings)
         labels = context.images.loader(True).source.labels[trained_on]
-        chosen = calibration_ids(labels, settings.recalibrate_bn, recipe.seed, recipe.score.balance)
-        loader, ids = context.images.for_scoring(trained_on[chosen], context.method)
+        positions = calibration_ids(labels, settings.recalibrate_bn, recipe.seed, recipe.score.balance)
+        loader, ids = context.images.for_scoring(trained_on[positions], context.method)
         recalibrate_bn(model, loader, ids, context.recipe.score.micro_batch, context.environment.comm)
-        if carried is not None and "ema" in carried.tables:  # averages go on from the new statistics, not the old ones
+        if carried is not None and "ema" in carried.tables:  # averages resume from the new statistics, not the old ones
             new = model.state_dict()
             ema = carried.tables["ema"]
             ema = {key: new[key].detach().cpu().clone() if "running_" in key else old for key, old in ema.items()}

@@ -1,4 +1,10 @@
-"""What every number of kept filters of a group gives before any finetuning: top-1 and the information plane."""
+"""Stage ``curves``, after ``evaluate``: top-1 and the information plane for every number of kept filters of a group.
+
+    dense.safetensors, round_1/scores.safetensors -> curves.csv
+
+One group is cut at a time, by the order in which the method eliminates its filters; nothing is finetuned. Without
+``information.curves`` the file has a header only.
+"""
 
 import csv
 import io
@@ -27,7 +33,11 @@ HEAD = ("group", "width", "kept", "deleted", "top1", *COLUMNS)
 
 
 def run(context: RunContext) -> StageOutput:
-    """dense.safetensors, round_1/scores.safetensors -> curves.csv"""
+    """Measure the curves that ``information.curves`` requests; facts: the numbers of groups and lines.
+
+    Raises:
+        PruneError: The method ranks no group that ``information.layers`` names.
+    """
     spec = context.recipe.information
     if spec.curves == "none" or context.recipe.select.plan:
         return StageOutput({}, texts={"curves.csv": text([])})
@@ -37,7 +47,7 @@ def run(context: RunContext) -> StageOutput:
             f"information.curves: the method {context.recipe.method['name']} ranks no group that information.layers "
             "names"
         )
-    event = "curves.csv is measured on test images: a number of channels chosen by it is chosen by them"
+    event = "curves.csv is measured on test images: a number of channels chosen by it is selected on them"
     context.tracker.info(f"  {event}")
     context.events.append({"stage": "curves", "event": event})
     model = context.networks.load_dense().to(context.environment.device)
@@ -54,7 +64,7 @@ def run(context: RunContext) -> StageOutput:
 
 
 def text(lines: Sequence[Sequence[object]]) -> str:
-    """The CSV file."""
+    """The CSV file's text; ``lines`` are rows of as many cells as ``HEAD`` has columns."""
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows([HEAD, *lines])
     return file.getvalue()
@@ -63,33 +73,43 @@ def text(lines: Sequence[Sequence[object]]) -> str:
 def _orders(context: RunContext) -> dict[str, list[int]]:
     graph = context.selection_graph()
     with torch.no_grad():
-        found = context.method.orders(context.read_tensors(SCORES), graph, context.selection)
-    return {name: list(order) for name, order in found.items()}
+        orders = context.method.orders(context.read_tensors(SCORES), graph, context.selection)
+    return {name: list(order) for name, order in orders.items()}
 
 
-def _ids(context: RunContext) -> np.ndarray:
-    whole = len(context.images.loader(False))
-    return np.arange(min(whole, context.recipe.information.images or whole))
+def _image_ids(context: RunContext) -> np.ndarray:
+    count = len(context.images.loader(False))
+    return np.arange(min(count, context.recipe.information.images or count))
 
 
 @torch.no_grad()
 def accuracy(context: RunContext, model: nn.Module, orders: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:
-    """Group -> top-1 in percent with its last 1, 2, ... filters; the same for every number of ranks."""
-    spec, comm, ids = context.recipe.information, context.environment.comm, _ids(context)
-    stays = {}
-    for name, order in orders.items():
-        stays[name] = torch.zeros((len(order), len(order)), dtype=torch.bool)
-        for kept in range(1, len(order) + 1):
-            stays[name][kept - 1, list(order[len(order) - kept :])] = True
+    """Top-1 with every number of kept filters of each group. All ranks call it; their number does not matter.
 
-    def count(part: Batch) -> Tensor:
+    Args:
+        context: The run.
+        model: The dense network on the run's device.
+        orders: Group -> its filters in the order of elimination.
+
+    Returns:
+        Group -> top-1 in percent on the test images with its last 1, 2, ..., C filters.
+    """
+    spec, ids = context.recipe.information, _image_ids(context)
+    comm = context.environment.comm
+    masks_of_group = {}
+    for name, order in orders.items():
+        masks_of_group[name] = torch.zeros((len(order), len(order)), dtype=torch.bool)
+        for kept in range(1, len(order) + 1):
+            masks_of_group[name][kept - 1, list(order[len(order) - kept :])] = True
+
+    def count(batch: Batch) -> Tensor:
         correct = []
-        for name, rows in stays.items():
-            points = gate_points(context.networks.graph, name)
-            for some in rows.split(spec.masks):
-                with gate(model, points, {name: some}):
-                    logits = model(part.images.repeat(len(some), 1, 1, 1))
-                correct.append(num_correct(logits.view(len(some), len(part.labels), -1), part.labels))
+        for name, masks in masks_of_group.items():
+            gates = gate_points(context.networks.graph, name)
+            for chunk in masks.split(spec.masks):
+                with gate(model, gates, {name: chunk}):
+                    logits = model(batch.images.repeat(len(chunk), 1, 1, 1))
+                correct.append(num_correct(logits.view(len(chunk), len(batch.labels), -1), batch.labels))
         return torch.cat(correct)
 
     widths = [len(order) for order in orders.values()]
@@ -105,17 +125,35 @@ def accuracy(context: RunContext, model: nn.Module, orders: Mapping[str, Sequenc
             "the curves of accuracy",
         )
     top1 = (100 * torch.tensor(counts) / images).split(widths)
-    return {name: part.tolist() for name, part in zip(orders, top1, strict=True)}
+    return {name: accuracies.tolist() for name, accuracies in zip(orders, top1, strict=True)}
 
 
 def information(context: RunContext, model: nn.Module, orders: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """Group -> (K, 5): the information plane with its last 1, 2, ... filters; groups are dealt over ranks."""
-    spec, ids = context.recipe.information, _ids(context)
+    """The information plane with every number of kept filters of each group; jobs are distributed over the ranks.
+
+    Args:
+        context: The run.
+        model: The dense network on the run's device.
+        orders: Group -> its filters in the order of elimination.
+
+    Returns:
+        Group -> (C, len(COLUMNS)) figures with its last 1, 2, ..., C filters (see ``InformationPlane``).
+
+    Raises:
+        PruneError: Fewer than 2 images.
+    """
+    spec, ids = context.recipe.information, _image_ids(context)
     loader = replace(context.images.loader(False), transform=replace(context.images.transform, schedule=()))
     scoring = DistributedScoringContext(
-        model, context.networks.graph, loader, ids, context.environment, context.tracker,
-        context.recipe.score.micro_batch, context.recipe.seed,
-    )  # fmt: skip
+        model,
+        context.networks.graph,
+        loader,
+        ids,
+        context.environment,
+        context.tracker,
+        context.recipe.score.micro_batch,
+        context.recipe.seed,
+    )
     plane = InformationPlane(spec.batch, spec.alpha, spec.sigma_method, spec.sigma_x, spec.sigma_y)
     if len(ids) < 2:
         raise PruneError("information.images: entropies need at least 2 images")
@@ -125,25 +163,26 @@ def information(context: RunContext, model: nn.Module, orders: Mapping[str, Sequ
     out: dict[str, Tensor] = {}
     names = list(orders)
     for name in names:
-        tap, maps = _last_tap(scoring, name)
+        point, maps = _last_reading(scoring, name)
         pixels, labels = images[order], scoring.labels[order]
-        taken = tap.take(maps)[order]
+        activations = point.take(maps)[order]
         chunks = [
             list(range(start, min(start + 16, len(orders[name]) + 1))) for start in range(1, len(orders[name]) + 1, 16)
         ]
 
-        def run(counts: list[int], name: str = name, taken: Tensor = taken) -> Tensor:
-            return plane.curve(pixels, labels, taken, orders[name], counts)  # noqa: B023 - called before they change
+        def run(counts: list[int], name: str = name, activations: Tensor = activations) -> Tensor:
+            return plane.curve(pixels, labels, activations, orders[name], counts)  # noqa: B023 - called before they change
 
         out[name] = torch.cat(scoring.map_jobs(chunks, run))
     return out
 
 
-def _last_tap(scoring: DistributedScoringContext, name: str) -> tuple[ChannelPoint, Tensor]:
-    """Where a group's channels are read last: the output of the last block of a residual stream; (images, C, d)."""
-    taps = group_inputs(scoring.graph, scoring.graph.group(name))
-    points = [tap.point for tap in taps]
-    shapes = {site: tuple(t["shape"].tolist()) for site, t in scoring.collect(points, ActivationCensus()).items()}
-    maps = [tables["maps"] for tables in scoring.collect(points, Activations(shapes)).values()]
+def _last_reading(scoring: DistributedScoringContext, name: str) -> tuple[ChannelPoint, Tensor]:
+    """The point at which a group's channels are read last (the last block of a residual stream); maps (n, C, d)."""
+    channel_points = group_inputs(scoring.graph, scoring.graph.group(name))
+    hook_points = [channel_point.point for channel_point in channel_points]
+    census = scoring.collect(hook_points, ActivationCensus())
+    shapes = {point: tuple(state["shape"].tolist()) for point, state in census.items()}
+    maps = [tables["maps"] for tables in scoring.collect(hook_points, Activations(shapes)).values()]
     last = distinct(maps)[-1]
-    return taps[last], maps[last]
+    return channel_points[last], maps[last]

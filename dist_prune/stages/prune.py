@@ -1,4 +1,10 @@
-"""Cut a round's channels out of the network that it starts from, for real; the optimizer's state along with it."""
+"""Stage ``prune``, after ``select`` in each round: remove the plan's channels from the network.
+
+    dense.safetensors (round 1) or round_{N-1}/finetuned.safetensors, round_N/scores.safetensors, round_N/plan.json
+    -> round_N/pruned.safetensors, and round_N/optimizer_carried.safetensors with ``schedule.carry_optimizer``
+
+The carried optimizer state is pruned along. A bundle that ``select.plan`` names contributes its own weights.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -16,13 +22,12 @@ from dist_prune.training.optimizer_state import CarriedOptimizerState
 
 
 def run(context: RunContext) -> StageOutput:
-    """dense (or what the round before left), scores, plan -> round_N/pruned.safetensors, and
-    optimizer_carried.safetensors if a state goes on; of a bundle that is replayed, its own weights"""
+    """Apply the round's plan to the network that the round starts from."""
     pruned = round_path(context.round, PRUNED)
-    plan, place = context.networks.plan(context.round), Path(context.recipe.select.plan or "").expanduser()
-    if context.recipe.select.plan and place.is_dir():
-        weights = bundle.load(place).state_dict()
-        context.tracker.info(f"  {place} is a bundle: its weights are taken, nothing is cut here")
+    plan, plan_path = context.networks.plan(context.round), Path(context.recipe.select.plan or "").expanduser()
+    if context.recipe.select.plan and plan_path.is_dir():
+        weights = bundle.load(plan_path).state_dict()
+        context.tracker.info(f"  {plan_path} is a bundle: its weights are taken, nothing is pruned here")
         return StageOutput({}, {pruned: (weights, {"plan": plan.fingerprint})})
     model, cut = starting_network(context).eval(), plan
     graph = context.networks.round_graph(context.networks.graph, context.round)
@@ -34,11 +39,11 @@ def run(context: RunContext) -> StageOutput:
         carried = carried.prune(partial(surgeon.prune_tensors_like, model, graph, cut))
         tensors[round_path(context.round, OPTIMIZER_CARRIED)] = carried.to_file()
     surgeon.apply_plan(model, graph, cut)
-    fresh = context.method.layers_to_reinit(context.networks.graph)
-    if fresh:
-        reinitialise(model, fresh, context.recipe.seed)
-        context.tracker.info(f"  new weights, as the released code does: {', '.join(fresh)}")
-        context.events.append({"stage": "prune", "event": "new weights", "layers": list(fresh)})
+    layers = context.method.layers_to_reinit(context.networks.graph)
+    if layers:
+        reinitialise(model, layers, context.recipe.seed)
+        context.tracker.info(f"  new weights, as the released code does: {', '.join(layers)}")
+        context.events.append({"stage": "prune", "event": "new weights", "layers": list(layers)})
     with torch.no_grad():
         model(context.images.example_input)
     return StageOutput({}, {pruned: (model.state_dict(), {"plan": plan.fingerprint}), **tensors})

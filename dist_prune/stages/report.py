@@ -1,4 +1,9 @@
-"""report.json for machines, report.html for people, figures for TensorBoard."""
+"""Stage ``report``, the last one: report.json for programs, report.html for readers, figures for TensorBoard.
+
+    plan.json, metrics.json, curves.csv, the ledger -> report.json, report.html
+
+It runs in every run, even if all other stages are done.
+"""
 
 import csv
 import json
@@ -16,25 +21,18 @@ from dist_prune.report import figures, html, tables
 from dist_prune.safe_parsing import strict_json
 from dist_prune.stages import latency_target
 
-TELLING = (
-    "score",
-    "method",
-    "select",
-    "target",
-    "schedule",
-    "finetune",
-    "reruns",
-)  # sections; the rest is the same in a sweep
+# Sections whose keys tell the runs of a sweep apart; the others are the same in it.
+TELLING = ("score", "method", "select", "target", "schedule", "finetune", "reruns")
 ALWAYS = ("seed", "backbone.name", "method.name", "finetune.epochs", "finetune.lr", "score.images", "select.threshold")
 MORE = (("select", "table"), ("finetune", "reruns"))  # facts that only some runs have
 
 
 def run(context: RunContext) -> StageOutput:
-    """metrics.json, plan.json and the ledger -> report.json, report.html"""
+    """Make the report and print its table; facts: none."""
     body = report_body(context)
     histories = {name: _fact(context, name, "history") or [] for name in stage_labels(context) if _trains(name)}
-    shown, lines = pictures(context)
-    _tensorboard(context, body, shown)
+    similarity_maps, curves = pictures(context)
+    _tensorboard(context, body, similarity_maps)
     context.tracker.info("\n" + tables.table(body))
     folder = context.run_dir.resolve()
     context.tracker.info(
@@ -43,43 +41,52 @@ def run(context: RunContext) -> StageOutput:
         f"\nTensorBoard  tensorboard --logdir {context.run_dir / 'tensorboard'}"
     )
     text = yaml.safe_dump(body["recipe"], sort_keys=False)
-    return StageOutput({}, texts={
-        "report.json": strict_json(body),
-        "report.html": html.render_report(body, histories, text, shown, lines, planes(context)),
-    })  # fmt: skip
+    return StageOutput(
+        {},
+        texts={
+            "report.json": strict_json(body),
+            "report.html": html.render_report(body, histories, text, similarity_maps, curves, planes(context)),
+        },
+    )
 
 
 def planes(context: RunContext) -> list[dict[str, str]]:
-    """The lines of curves.csv; none if no curves were asked for."""
+    """The lines of curves.csv as dicts; none if no curves were requested."""
     return list(csv.DictReader((context.run_dir / "curves.csv").read_text().splitlines()))
 
 
 def pictures(context: RunContext) -> tuple[list[SimilarityMap], list[Curve]]:
-    """The method's pictures of its groups and its curves; none where a plan was replayed, which has no scores."""
+    """The method's similarity matrices and curves; none if a plan was replayed, which has no scores."""
     if context.recipe.select.plan:
         return [], []
     graph = context.selection_graph()
     cost = context.selection.cost
-    if cost is not None and cost.measured:  # one round; its methods ask again for the network within the time
+    if (
+        cost is not None and cost.measured
+    ):  # such a run has one round; the method selects again within the measured time
         graph = latency_target.with_times(graph, _fact(context, "select", "latency"))
-    spec = context.recipe.schedule  # the dense network's scores and what the first round is asked for
+    spec = context.recipe.schedule  # with the dense network's scores and the first round's selection
     first = round_config(context.selection, graph, 1, spec.rounds, spec.spacing)
-    asked = (context.read_tensors("round_1/scores.safetensors"), graph, first)
-    return list(context.method.similarity_maps(*asked)), list(context.method.curves(*asked))
+    arguments = (context.read_tensors("round_1/scores.safetensors"), graph, first)
+    return list(context.method.similarity_maps(*arguments)), list(context.method.curves(*arguments))
 
 
 def report_body(context: RunContext) -> dict[str, Any]:
-    """The body of report.json."""
+    """The body of report.json (docs/runs.md describes its keys)."""
     plan, graph = context.networks.plan(context.round), context.networks.graph
     metrics = json.loads((context.run_dir / "metrics.json").read_text())
     groups = [
         {
-            "name": group.name, "layers": list(group.layers), "width": group.width, "unit": group.unit,
-            "kept": plan.counts[group.name], "reason": plan.reasons.get(group.name, ""),
+            "name": group.name,
+            "layers": list(group.layers),
+            "width": group.width,
+            "unit": group.unit,
+            "kept": plan.counts[group.name],
+            "reason": plan.reasons.get(group.name, ""),
         }
         for group in graph.groups
-    ]  # fmt: skip
-    asked = context.recipe.target.asked()
+    ]
+    target = context.recipe.target.asked()
     environment = json.loads((context.run_dir / "environment.json").read_text())
     stages, rounds = stage_labels(context), context.recipe.schedule.rounds
     lines = {name: context.ledger.last(name) for name in stages}
@@ -93,10 +100,12 @@ def report_body(context: RunContext) -> dict[str, Any]:
         "commit": environment.pop("commit"),
         "environment": environment,
         "images": context.images.description(),
-        "skipped_images": {name: found for name in stages if (found := _fact(context, name, "skipped_images"))},
+        "skipped_images": {
+            name: skipped_images for name in stages if (skipped_images := _fact(context, name, "skipped_images"))
+        },
         **{name: metrics[name] for name in ("dense", "pruned", "finetuned")},
         "plan": {"fingerprint": plan.fingerprint, "groups": groups},
-        "target": dict([asked]) if asked else {},
+        "target": dict([target]) if target else {},
         "achieved": _fact(context, "select" if rounds == 1 else round_path(rounds, "select"), "achieved"),
         **({"rounds": metrics["rounds"]} if rounds > 1 else {}),
         **{key: _fact(context, stage, key) for stage, key in MORE if _fact(context, stage, key)},
@@ -109,7 +118,7 @@ def report_body(context: RunContext) -> dict[str, Any]:
 
 
 def stage_labels(context: RunContext) -> list[str]:
-    """The stages of this run by their names in the ledger, without curves and report."""
+    """The labels of this run's stages in the ledger, in order, without curves and report."""
     spec = context.recipe.schedule
     return [s.label for s in stages_of(spec.rounds, spec.carry_optimizer) if s.name not in ("curves", "report")]
 
@@ -123,17 +132,19 @@ def _fact(context: RunContext, stage: str, name: str) -> Any:
     return line["facts"].get(name) if line else None
 
 
-def _tensorboard(context: RunContext, body: dict[str, Any], shown: list[SimilarityMap]) -> None:
-    """Kept channels and the groups' portraits as pictures, the plan as a table, the keys that say what this run was."""
-    groups, tuned = body["plan"]["groups"], body["finetuned"]
+def _tensorboard(context: RunContext, body: dict[str, Any], similarity_maps: list[SimilarityMap]) -> None:
+    """Log kept channels and similarity matrices as images, the plan as a table, and the distinguishing keys."""
+    groups, finetuned = body["plan"]["groups"], body["finetuned"]
     context.tracker.figure("plan/kept channels", figures.groups_figure(groups, width=5.5))
     lines = [f"| {g['name']} | {g['width']} | {g['kept']} | {g['reason'].replace('|', '/')} |" for g in groups]
     head = "| group | width | kept | why nothing was cut |\n| --- | --- | --- | --- |\n"
     context.tracker.text("plan/groups", f"{tables.target_text(body)}\n\n{head}" + "\n".join(lines))
-    for similarity_map in shown:
+    for similarity_map in similarity_maps:
         context.tracker.image(f"likeness/{similarity_map.group}", figures.similarity_image(similarity_map))
     sizes = [cost.name for cost in report_costs()]
-    metrics = {f"final/{key}": float(tuned[key]) for key in ("top1", "loss", *sizes) if tuned.get(key) is not None}
+    metrics = {
+        f"final/{key}": float(finetuned[key]) for key in ("top1", "loss", *sizes) if finetuned.get(key) is not None
+    }
     for line in body.get("rounds", []):
         values = {key: value for key, value in line.items() if key != "round" and value is not None}
         context.tracker.scalars({f"rounds/{key}": float(value) for key, value in values.items()}, line["round"])
@@ -141,8 +152,8 @@ def _tensorboard(context: RunContext, body: dict[str, Any], shown: list[Similari
 
 
 def distinguishing_keys(context: RunContext) -> dict[str, Any]:
-    """The keys that tell runs apart: those that differ from their defaults, and what runs are always asked for."""
-    given = flatten(context.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True))
-    keys = {key for key in given if key.split(".")[0] in TELLING} | {*ALWAYS}
-    whole = flatten(context.recipe.written())
-    return {key: whole[key] for key in sorted(keys) if whole.get(key) is not None}
+    """The recipe keys that tell runs apart: those that differ from their defaults, and those of ``ALWAYS``."""
+    changed = flatten(context.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+    keys = {key for key in changed if key.split(".")[0] in TELLING} | {*ALWAYS}
+    resolved = flatten(context.recipe.written())
+    return {key: resolved[key] for key in sorted(keys) if resolved.get(key) is not None}

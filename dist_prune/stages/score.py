@@ -1,4 +1,9 @@
-"""Score the network that a round starts from on the calibration images, on all ranks."""
+"""Stage ``score``, the first of each round: score channels on the calibration images, on all ranks.
+
+    dense.safetensors (round 1) or round_{N-1}/finetuned.safetensors -> round_N/scores.safetensors
+
+With ``score.from`` the scores of another run are taken; with ``select.plan`` nothing is scored.
+"""
 
 from pathlib import Path
 
@@ -15,14 +20,14 @@ SCORES = round_path(1, "scores.safetensors")
 
 
 def run(context: RunContext) -> StageOutput:
-    """dense.safetensors, or what the round before left -> round_N/scores.safetensors"""
-    place, partial = round_path(context.round, "scores.safetensors"), round_path(context.round, "partial")
+    """Score the network that the round starts from; facts: the number of calibration images."""
+    scores_file, partial = round_path(context.round, "scores.safetensors"), round_path(context.round, "partial")
     if context.recipe.select.plan:
         context.tracker.info("  select.plan names a plan: nothing is scored")
-        return StageOutput({"images": 0}, {place: ({"calibration_ids": torch.zeros(0, dtype=torch.int64)}, {})})
-    cautioned(context)
+        return StageOutput({"images": 0}, {scores_file: ({"calibration_ids": torch.zeros(0, dtype=torch.int64)}, {})})
+    add_cautions(context)
     if context.recipe.score.from_ and context.round == 1:
-        return _from(context, Path(context.recipe.score.from_))
+        return _take_scores(context, Path(context.recipe.score.from_))
     graph = context.networks.round_graph(context.networks.graph, context.round)
     scoring = scoring_context(context, graph, context.run_dir / partial)
     scores = context.method.score(scoring)
@@ -32,19 +37,19 @@ def run(context: RunContext) -> StageOutput:
         context.events.append({"stage": "score", "event": note})
     facts = {"images": scoring.images}
     tensors = {**scores, "calibration_ids": torch.from_numpy(scoring.ids)}
-    return StageOutput(facts, {place: (tensors, {"method": context.recipe.method["name"]})}, drop=(partial,))
+    return StageOutput(facts, {scores_file: (tensors, {"method": context.recipe.method["name"]})}, drop=(partial,))
 
 
-def cautioned(context: RunContext) -> None:
-    """Say, and note for the report, what is known to be badly chosen before any work: what ``check`` says too."""
+def add_cautions(context: RunContext) -> None:
+    """Log the method's cautions about badly chosen options, and add them to the events. ``check`` shows them too."""
     graph = context.networks.round_graph(context.selection_graph(), context.round)
     for text in context.method.cautions(graph):
         context.tracker.info(f"  warning: {text}")
         context.events.append({"stage": "score", "event": f"warning: {text}"})
 
 
-def _from(context: RunContext, other: Path) -> StageOutput:
-    """The scores of another run, where they are the ones this run would compute."""
+def _take_scores(context: RunContext, other: Path) -> StageOutput:
+    """The scores of another run, if they are the ones that this run would compute."""
     line = finished_scores(other)
     if line["fingerprint"] != context.stage_fingerprint:
         raise PruneError(

@@ -1,4 +1,7 @@
-"""The dense network: weights from elsewhere as they are, or trained here, from them or from nothing."""
+"""Stage ``train``, the first one: the dense network, loaded or trained.
+
+backbone.checkpoint, timm's weights or the seed's, and train.epochs -> dense.safetensors
+"""
 
 from torch import nn
 
@@ -11,13 +14,17 @@ from dist_prune.stages.training_setup import run_training
 
 
 def run(context: RunContext) -> StageOutput:
-    """-> dense.safetensors"""
+    """Load or train the dense network; facts: the history of epochs.
+
+    Raises:
+        PruneError: The recipe names no weights and no training, or weights that do not fit the network.
+    """
     recipe, spec = context.recipe, context.recipe.backbone
     model = context.networks.create_initial()
     if spec.checkpoint:
         _load(context, model)
     elif spec.pretrained:
-        _fetched(context, model)
+        _check_fetched(context, model)
     elif recipe.train.epochs == 0:
         raise PruneError(
             "there is no dense network: set backbone.checkpoint=FILE, or train.epochs to train one, "
@@ -29,34 +36,37 @@ def run(context: RunContext) -> StageOutput:
 
 
 def _load(context: RunContext, model: nn.Module) -> None:
-    """The checkpoint's weights; where a training follows, a head of other classes stays new."""
-    place, spec = context.networks.checkpoint, context.recipe.backbone
-    assert place is not None
+    """Load the checkpoint's weights; if a training follows, a head for other classes stays new."""
+    checkpoint, spec = context.networks.checkpoint, context.recipe.backbone
+    assert checkpoint is not None
     if spec.pretrained:
         _say(context, "backbone.checkpoint names the weights: timm's own (backbone.pretrained) are not fetched")
     classes, learns = len(context.images.classes), context.recipe.train.epochs > 0
-    why = load_checkpoint(model, place, spec, classes, learns, lambda text: _say(context, text))
-    if why:
-        _new_head(context, ", ".join(sorted({name.rpartition(".")[0] for name in classifier_names(model)})), why)
+    mismatch = load_checkpoint(model, checkpoint, spec, classes, learns, lambda text: _say(context, text))
+    if mismatch:
+        _new_head(context, ", ".join(sorted({name.rpartition(".")[0] for name in classifier_names(model)})), mismatch)
     else:
-        _may_be_mixed_up(context, place.name)
+        _warn_of_class_order(context, checkpoint.name)
 
 
-def _fetched(context: RunContext, model: nn.Module) -> None:
-    """timm's weights are in the network already; PruneError where its head is random and no training follows."""
+def _check_fetched(context: RunContext, model: nn.Module) -> None:
+    """PruneError if the head of a network with timm's weights is random and no training follows."""
     classes = len(context.images.classes)
     config = getattr(model, "pretrained_cfg", None) or {}
-    count, colours = config.get("num_classes"), (config.get("input_size") or (3,))[0]
+    count, weight_channels = config.get("num_classes"), (config.get("input_size") or (3,))[0]
     if count != classes and context.recipe.train.epochs == 0:
         raise PruneError(
             f"backbone.pretrained: timm's weights have {count} classes, the data has {classes}: the head would be "
             "random. Set train.epochs to train it."
         )
-    wanted = context.images.in_channels
-    if colours != wanted:
-        _say(context, f"timm's weights are for {colours} channels: it fits those of the first layer to {wanted}")
+    in_channels = context.images.in_channels
+    if weight_channels != in_channels:
+        _say(
+            context,
+            f"timm's weights are for {weight_channels} channels: it fits those of the first layer to {in_channels}",
+        )
     if count == classes:
-        _may_be_mixed_up(context, "fetched by timm")
+        _warn_of_class_order(context, "fetched by timm")
     else:
         where = ", ".join(sorted({name.rpartition(".")[0] for name in classifier_names(model)}))
         _new_head(context, where, f"that of timm's weights has {count} classes")
@@ -64,11 +74,11 @@ def _fetched(context: RunContext, model: nn.Module) -> None:
 
 def _new_head(context: RunContext, where: str, why: str) -> None:
     classes = len(context.images.classes)
-    _say(context, f"the head {where} is made anew for {classes} classes ({why}), and learns by train.epochs")
+    _say(context, f"the head {where} is re-initialised for {classes} classes ({why}) and trained by train.epochs")
 
 
-def _may_be_mixed_up(context: RunContext, weights: str) -> None:
-    """A head from elsewhere knows classes by their numbers alone."""
+def _warn_of_class_order(context: RunContext, weights: str) -> None:
+    """Warn if class numbers may differ from those that a loaded head was trained with."""
     data, source = context.recipe.data, context.images.splits[True].source
     text = (
         class_order_warning(source.classes, data.class_order, data.class_map, weights)
@@ -81,6 +91,6 @@ def _may_be_mixed_up(context: RunContext, weights: str) -> None:
 
 
 def _say(context: RunContext, text: str) -> None:
-    """To the user, and into the report."""
+    """Log a line and add it to the events."""
     context.tracker.info(f"  {text}")
     context.events.append({"stage": "train", "event": text})

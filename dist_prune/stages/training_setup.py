@@ -1,4 +1,4 @@
-"""A training run as the train and finetune acts need it: which images, which are judged, where the checkpoints lie."""
+"""The training of the train and finetune stages: its images, the images that select an epoch, its checkpoints."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -27,29 +27,43 @@ def run_training(
     carried: CarriedOptimizerState | None = None,
     leaves: bool = False,
 ) -> Trainer:
-    """Train ``model`` in place by the recipe's ``train`` or ``finetune`` section; the trainer with what it found.
+    """Train ``model`` in place by the recipe's ``train`` or ``finetune`` section. All ranks call it.
 
     Args:
-        teacher: the dense network to distil from, or None.
-        masks: parameter name -> bool mask; exact zeros where it is False.
-        name: of figures and checkpoints; of a training between rounds it begins with the round's folder.
-        rerun: added to the recipe's seed for order, augmentation and dropout; held-out images stay the same.
-        carried: the state that the finetuning of the round before left, or None.
-        leaves: whether this one's state is wanted (``left`` of the trainer).
+        context: The run.
+        model: The bare network on the run's device.
+        settings: The recipe's section of the training.
+        name: Name of figures and checkpoints: "train", "finetune" or "round_N/finetune".
+        teacher: The dense network to distil from, or None.
+        masks: Parameter name -> bool mask of its shape; weights stay exact zeros where it is False.
+        rerun: Number added to the recipe's seed for order, augmentation and dropout; held-out images stay the same.
+        carried: The optimizer state that the previous round's finetuning left, or None.
+        leaves: Whether the trainer has to keep its final optimizer state.
+
+    Returns:
+        The trainer after training, with its history and, if ``leaves``, its optimizer state.
     """
     environment, seed = context.environment, context.recipe.seed
     loader = context.images.loader(True)
     train, _ = context.images.training_split(settings)
-    judge = selection_metric(context, settings)
-    before = (context.round - 1) * context.recipe.schedule.finetune_epochs
-    loop = Loop(settings, loader, environment, context.tracker, seed + rerun, name, train, first_epoch=before)
+    metric = selection_metric(context, settings)
+    first_epoch = (context.round - 1) * context.recipe.schedule.finetune_epochs
+    loop = Loop(settings, loader, environment, context.tracker, seed + rerun, name, train, first_epoch=first_epoch)
     folder = context.run_dir / f"{name}_checkpoints" / (str(rerun) if rerun else "")
     checkpoints = CheckpointManager(folder, context.stage_fingerprint, settings.keep_checkpoints, context.tracker.info)
-    judged = "holdout" if settings.selection == "holdout" else "test"
+    split = "holdout" if settings.selection == "holdout" else "test"
     trainer = Trainer(
-        model, loop, judge, judged, checkpoints, len(context.images.classes), teacher, masks or {}, carried=carried,
+        model,
+        loop,
+        metric,
+        split,
+        checkpoints,
+        len(context.images.classes),
+        teacher,
+        masks or {},
+        carried=carried,
         keep_state=leaves,
-    )  # fmt: skip
+    )
     if settings.sparsity != "none":
         graph = trace_groups(copy.deepcopy(model).cpu().eval(), context.images.example_input)
         trainer.penalty = sparsity_gradient(settings.sparsity, model, graph, settings.sparsity_weight)
@@ -60,8 +74,17 @@ def run_training(
 
 
 def selection_metric(context: RunContext, settings: Training) -> Callable[[nn.Module], Mapping[str, float]]:
-    """Top-1 and loss of a network on the images that choose among epochs: held-out or the test images."""
-    images, batch, comm = context.images, context.recipe.evaluate.batch, context.environment.comm
+    """The metric that selects an epoch: top-1 and loss on the held-out images or on the test images.
+
+    Args:
+        context: The run.
+        settings: The recipe's section of the training; its ``selection`` decides the images.
+
+    Returns:
+        A function from a network on the run's device to its figures. All ranks call it.
+    """
+    images, comm = context.images, context.environment.comm
+    batch = context.recipe.evaluate.batch
     if settings.selection != "holdout":
         return lambda network: evaluate(network, images.loader(False), batch, comm, context.tracker, "test images")
     _, held = images.training_split(settings)

@@ -69,8 +69,8 @@ def test_a_replayed_plan_gives_the_same_network_unscored(first, tmp_path, capsys
     ]
     assert all(torch.equal(tensor, small[1][key]) for key, tensor in small[0].items())
     assert "nothing is scored" in capsys.readouterr().out
-    assert "Who is like whom" in (folder / "report.html").read_text()
-    assert "Who is like whom" not in (tmp_path / "again/report.html").read_text()
+    assert "Similarity of channels" in (folder / "report.html").read_text()
+    assert "Similarity of channels" not in (tmp_path / "again/report.html").read_text()
 
 
 def test_scores_are_made_when_the_plan_file_goes(first, tmp_path):

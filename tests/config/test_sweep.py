@@ -13,7 +13,7 @@ from dist_prune.distributed.communicator import Communicator
 from dist_prune.distributed.preemption import PreemptedError
 from dist_prune.errors import PruneError
 from dist_prune.methods import options_of
-from dist_prune.pipeline.artifact_store import ArtifactStore, Lease, made_once
+from dist_prune.pipeline.artifact_store import ArtifactStore, Lease, make_or_take
 from tests.support.launch import ROOT
 
 SWEEP = """
@@ -136,7 +136,7 @@ def make(folder: Path, text: str):
 
 def use(shelf: ArtifactStore, act=None):
     act = act or make(shelf.owner, shelf.owner.name)
-    return made_once(shelf, "score-1", ["scores"], Communicator(), act, shelf.owner, lambda text: None)
+    return make_or_take(shelf, "score-1", ["scores"], Communicator(), act, shelf.owner, lambda text: None)
 
 
 def test_one_makes_and_others_take(tmp_path):

@@ -161,7 +161,7 @@ def test_run_again_skips_and_other_select_keys_go_on(finished):
     assert {event["stage"] for event in report(folder)["events"]} == stages
     code, output = run(PYTHON, folder, *SMALL, "target.macs=0.8")
     assert code == 0, output
-    assert "goes on from its scores; changed since: target.macs: 0.55 there, 0.8 here" in output
+    assert "continues from its scores; changed since: target.macs: 0.55 there, 0.8 here" in output
     assert "score: done before, skipped" in output
     assert "select: channels to keep" in output
     assert report(folder)["plan"]["fingerprint"] != plan

@@ -42,7 +42,7 @@ def test_weights_of_ten_classes_learn_four_and_are_cut(folder, data, tmp_path):
         code, output = run(PYTHON, place, *words, *more, recipe="resnet18_folder_taylor", DATA=str(folder))
         assert code == 0, output
         top1[name] = report(place)["dense"]["top1"]
-        assert ("the head linear is made anew for 4 classes" in output) == (name == "weights")
+        assert ("the head linear is re-initialised for 4 classes" in output) == (name == "weights")
     assert top1["weights"] > 80, "ten of its classes it knew, these four among them"
     assert top1["nothing"] < 70, top1
     body = report(tmp_path / "weights")

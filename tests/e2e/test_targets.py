@@ -114,7 +114,7 @@ def test_a_method_that_draws_what_it_chose_knows_the_times_again(monkeypatch, tm
     missed, body = go(tmp_path / "run", "method.name=graph", "target.latency=0.6")
     assert missed == ""
     assert body["achieved"]["latency"] == pytest.approx(0.6, rel=0.05)
-    assert "Who is like whom" in (tmp_path / "run/report.html").read_text()
+    assert "Similarity of channels" in (tmp_path / "run/report.html").read_text()
 
 
 @pytest.mark.parametrize("name", ["entropy", "chip"])

@@ -90,7 +90,7 @@ def test_a_beton_of_the_same_pixels_changes_nothing(folder, tmp_path):
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_beton_of_other_pixels_is_refused_by_its_cause(folder, tmp_path, finished):
     """A finished stage, and one that was interrupted and would start over; in both directions."""
-    then = "made from" if finished else "begun with"
+    then = "made from" if finished else "started with"
     for first, second, said in (
         (None, "jpg", "now a .beton serves them .* Write data.backend=torch"),
         ("jpg", None, "a .beton served them then .* data.backend=ffcv"),

@@ -110,10 +110,10 @@ def test_a_page_has_one_stylesheet_and_asks_nobody(page):
 
 def test_a_section_without_content_is_left_out():
     sections = (
-        "Who is like whom",
+        "Similarity of channels",
         "The method's figures",
         "Criteria at the same target, nothing finetuned",
-        "What each rank said",
+        "Communication of each rank",
     )
     full, small = report_page("conv1"), render_report(facts_of_a_report("conv1"), {}, "name: x")
     assert [f"<h2>{name}</h2>" in full for name in sections] == [True] * 4

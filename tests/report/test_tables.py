@@ -1,4 +1,6 @@
-"""What a reader is told of measured times."""
+"""Texts of the report: measured times and events."""
+
+import pytest
 
 from dist_prune.report import tables
 
@@ -24,3 +26,18 @@ def test_a_time_that_is_not_reliable_gets_no_ratio():
     rows = dict(tables.metric_rows(body(reliable=False)))
     assert rows["ms, batch 1"] == ["4.00", "2.00", "2.00"]
     assert rows["speed-up, batch 1"] == ["", "2.00x", "not reliable"]
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        ({"stage": "score", "event": "taken", "from": "runs/a"}, "score: taken from runs/a"),
+        ({"stage": "train", "event": "resumed", "epoch": 2, "step": 4}, "(epoch 2, step 4)"),
+        ({"stage": "prune", "event": "new weights", "layers": ["fc1", "fc2"]}, "released code does: fc1, fc2"),
+        ({"stage": "finetune", "event": "not needed", "drop": 0.123456}, "only 0.1235 points of top-1"),
+        ({"stage": "score", "event": "12 {odd} images", "why": "{from}"}, "score: 12 {odd} images (why {from})"),
+        ({"stage": "score", "event": "taken"}, "score: taken"),  # an older ledger lacks the detail
+    ],
+)
+def test_events_are_sentences(event, text):
+    assert tables.event_text(event).endswith(text)

@@ -61,7 +61,7 @@ def test_a_checkpoint_of_1000_classes_on_10(tmp_path, capsys):
         assert not torch.allclose(found[name], fresh[name], atol=1e-3) or name.endswith("bias")
     assert found["linear.weight"].shape == (10, 64)
     assert torch.allclose(found["linear.weight"], fresh["linear.weight"], atol=1e-6)
-    said = "the head linear is made anew for 10 classes (that of elsewhere.pth has 1000 classes)"
+    said = "the head linear is re-initialised for 10 classes (that of elsewhere.pth has 1000 classes)"
     assert said in events(context)
     assert said in capsys.readouterr().out
 
@@ -84,7 +84,7 @@ def test_the_same_class_count_keeps_its_head(tmp_path):
     moved = weights_of(train.run(context))
     assert torch.allclose(moved["linear.weight"], given["linear.weight"], atol=1e-6)
     assert not torch.allclose(moved["bn1.running_mean"], given["bn1.running_mean"]), "it was trained"
-    assert "made anew" not in events(context)
+    assert "re-initialised" not in events(context)
     trained = weights_of(train.run(work_of(tmp_path / "c", f"backbone.checkpoint={file}", "train.epochs=1")))
     assert not torch.allclose(trained["conv1.weight"], given["conv1.weight"], atol=1e-3)
 
@@ -95,13 +95,13 @@ def test_a_body_without_a_head_can_only_be_trained(tmp_path):
         train.run(work_of(tmp_path / "a", f"backbone.checkpoint={file}", "train.epochs=0"))
     context = work_of(tmp_path / "b", f"backbone.checkpoint={file}", *STILL)
     train.run(context)
-    assert "the head linear is made anew for 10 classes (elsewhere.pth has none)" in events(context)
+    assert "the head linear is re-initialised for 10 classes (elsewhere.pth has none)" in events(context)
     skipping = work_of(
         tmp_path / "c", f"backbone.checkpoint={stored(tmp_path, 10)}", "backbone.checkpoint_skip=[linear.*]", *STILL
     )
     train.run(skipping)
     assert "left out of elsewhere.pth: linear.weight, linear.bias" in events(skipping)
-    assert "made anew" in events(skipping)
+    assert "re-initialised" in events(skipping)
 
 
 def test_nothing_but_the_head_may_be_missing(tmp_path):
@@ -150,7 +150,7 @@ def test_timms_weights_are_trained_with_a_new_head(tmp_path, pretrained):
     found = weights_of(train.run(context))
     assert torch.allclose(found["layer1.0.conv1.weight"], given["layer1.0.conv1.weight"], atol=1e-6)
     assert found["fc.weight"].shape[0] == 10
-    assert "the head fc is made anew for 10 classes (that of timm's weights has 1000 classes)" in events(context)
+    assert "the head fc is re-initialised for 10 classes (that of timm's weights has 1000 classes)" in events(context)
     assert "timm's weights are for 3 channels: it fits those of the first layer to 1" in events(context)
     with pytest.raises(PruneError, match=r"have 1000 classes, the data has 10: the head would be random"):
         train.run(work_of(tmp_path / "none", *words, "backbone.pretrained=true", "train.epochs=0"))
@@ -255,7 +255,8 @@ def test_real_weights_of_1000_classes_on_twelve(twelve, data, tmp_path):
     assert torch.allclose(found["conv_stem.weight"], given["features.0.0.weight"], atol=1e-5)
     assert torch.allclose(found["conv_head.weight"], given["features.18.0.weight"], atol=1e-5)
     assert found["classifier.weight"].shape == (12, 1280)
-    assert f"the head classifier is made anew for 12 classes (that of {file.name} has 1000 classes)" in events(context)
+    head = f"the head classifier is re-initialised for 12 classes (that of {file.name} has 1000 classes)"
+    assert head in events(context)
     assert "every batch norm of mobilenetv2_imagenet_rot180.safetensors has the variance 1" in events(context)
 
 
@@ -265,5 +266,5 @@ def test_a_new_head_cannot_be_mixed_up(twelve, tmp_path):
     torch.save(models.create("resnet8p_cifar", 1000, 3, kwargs={"img_size": 8}).state_dict(), tmp_path / "a.pth")
     context = work_of(tmp_path / "run", *words, f"backbone.checkpoint={tmp_path / 'a.pth'}", *STILL, "train.batch=24")
     train.run(context)
-    assert "made anew for 12 classes" in events(context)
+    assert "re-initialised for 12 classes" in events(context)
     assert "WARNING" not in events(context)
