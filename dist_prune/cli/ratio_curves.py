@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     from dist_prune.config.recipe import Recipe
     from dist_prune.distributed.environment import DistributedEnvironment
     from dist_prune.pipeline.context import RunContext
-    from dist_prune.run import launched, run
+    from dist_prune.run import execute, run
 
     ratios, images = _numbers(arguments)
 
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> Answer:
             print((folder / f"{_stem(arguments.split)}.json").read_text(), flush=True)
         return ""
 
-    return "", None, launched(choose, arguments.run_dir, begin)
+    return "", None, execute(choose, arguments.run_dir, begin)
 
 
 def _numbers(arguments: argparse.Namespace) -> tuple[tuple[float, ...], int | None]:

@@ -183,5 +183,5 @@ class Evaluate(Section):
         default=250,
         ge=1,
         le=BATCH,
-        description="number of images in one forward pass of an evaluation, on all ranks together",
+        description="number of images in one forward pass of an evaluation",
     )
