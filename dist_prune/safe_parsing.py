@@ -170,7 +170,7 @@ def _check_size(text: str, where: str) -> None:
     for event in yaml.parse(text, Loader=_LOADER):
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in {anchor for anchor, _ in open_collections}:
-                raise PruneError(f"{where} is not valid YAML: *{_short(event.anchor)} stands inside what it means")
+                raise PruneError(f"{where} is not valid YAML: *{_short(event.anchor)} is inside its own anchor")
             total += sizes.get(event.anchor, 1)
         elif isinstance(event, yaml.CollectionStartEvent):
             open_collections.append((event.anchor, total))
@@ -225,7 +225,7 @@ class _PlainLoader(_LOADER):
         for key in own:
             name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
             if name is not None and name in seen:
-                problem = f"the key {_short(key.value)} stands there twice"
+                problem = f"the key {_short(key.value)} occurs twice"
                 raise yaml.constructor.ConstructorError(
                     "while reading a mapping", node.start_mark, problem, key.start_mark
                 )

@@ -135,4 +135,4 @@ def _source(arguments: argparse.Namespace, folder: Path | None, train: bool) -> 
         split = data.train_split if train else data.eval_split
         opened = open_split(data.backend, data.source, data.root, split, train, layout=data.layout)
         return opened.source, opened.backend
-    raise PruneError("the bundle lies in no run directory, so its images are not known; name some with --images")
+    raise PruneError("the bundle is in no run directory, so its images are not known; name some with --images")

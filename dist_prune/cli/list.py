@@ -12,7 +12,7 @@ HELP = "list methods, recipes, backbones or recipe keys"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's command line."""
-    parser.add_argument("what", choices=("methods", "recipes", "backbones", "keys"))
+    parser.add_argument("what", choices=("methods", "recipes", "backbones", "keys"), help="the things to list")
     parser.add_argument("pattern", nargs="?", default="", help="a glob of backbones, or the method whose keys to list")
 
 

@@ -96,8 +96,8 @@ def main(words: list[str] | None = None) -> int:
     return code
 
 
-def _parse(words: list[str]) -> argparse.Namespace:
-    """Parse a command line; ``key=value`` and ``--json`` may stand anywhere after the verb."""
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``dist-prune`` with a sub-parser for each verb."""
     parser = argparse.ArgumentParser(
         prog="dist-prune",
         description="Distributed structured pruning of vision networks: everything before and after a run.",
@@ -109,6 +109,12 @@ def _parse(words: list[str]) -> argparse.Namespace:
         subparser = subparsers.add_parser(name, help=verb.HELP, description=f"{verb.HELP[0].upper()}{verb.HELP[1:]}.")
         verb.add_arguments(subparser)
         subparser.add_argument("--json", action="store_true", help="print the result as a JSON document")
+    return parser
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    """Parse a command line; ``key=value`` and ``--json`` may stand anywhere after the verb."""
+    parser = build_parser()
     words = sorted(words, key=lambda word: word == "--json")
     arguments, more = parser.parse_known_args(words)
     keys = getattr(arguments, "words", getattr(arguments, "overrides", None))

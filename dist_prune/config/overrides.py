@@ -29,7 +29,7 @@ def rename_keys(tree: dict[str, Any]) -> list[str]:
         tree: the recipe as plain values.
 
     Returns:
-        A line for each key that stands there under both names.
+        A line for each key that has both names.
     """
     problems = []
     for old, new in RENAMED.items():

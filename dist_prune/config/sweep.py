@@ -178,7 +178,7 @@ def _expand(entry: Any, where: str, problems: list[str]) -> Iterator[tuple[str, 
     for row in rows:
         twice = sorted(set(row) & set(grid))
         if twice:
-            problems.append(f"{where}: {', '.join(twice)} stands in grid and in list")
+            problems.append(f"{where}: {', '.join(twice)} {verb} in grid and in list")
             return
         for values in itertools.product(*grid.values()):
             yield entry["base"], {**row, **dict(zip(grid, values, strict=True))}
