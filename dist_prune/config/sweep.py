@@ -160,7 +160,8 @@ def _expand(entry: Any, where: str, problems: list[str]) -> Iterator[tuple[str, 
         problems.append(
             f"{where}.{str(key)[:60]}: unknown key.{nearest(str(key), KEYS)} Allowed here: {', '.join(KEYS)}."
         )
-    grid, rows = entry.get("grid") or {}, entry.get("list", [{}])
+    grid = entry.get("grid") or {}
+    rows = entry.get("list", [{}])
     if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
         problems.append(f"{where}.grid: write {{key: [value, ...]}}, for example {{target.macs: [0.5, 0.6]}}")
         return
@@ -176,9 +177,10 @@ def _expand(entry: Any, where: str, problems: list[str]) -> Iterator[tuple[str, 
         problems.append(f"{where}: {shown(number)} tasks; at most {MOST_TASKS:,} in a file. Split the sweep")
         return
     for row in rows:
-        twice = sorted(set(row) & set(grid))
-        if twice:
-            problems.append(f"{where}: {', '.join(twice)} {verb} in grid and in list")
+        duplicates = sorted(set(row) & set(grid))
+        if duplicates:
+            verb = "is" if len(duplicates) == 1 else "are"
+            problems.append(f"{where}: {', '.join(duplicates)} {verb} in grid and in list")
             return
         for values in itertools.product(*grid.values()):
             yield entry["base"], {**row, **dict(zip(grid, values, strict=True))}
