@@ -37,9 +37,8 @@ Loading = Annotated[T, ReadBy(_LOADING)]
 InputShape = Annotated[T, ReadBy((*_LOADING, "select"))]  # select traces the network
 Augmentation = Annotated[T, ReadBy(_LEARNING)]
 Seed = Annotated[T, ReadBy((*_LEARNING, "prune", "export"))]
-Calibration = Annotated[
-    T, ReadBy(("many", "score", "finetune", "finetune_between"))
-]  # batch norms are recalibrated on such images too
+# the finetunings recalibrate batch norms on such images
+Calibration = Annotated[T, ReadBy(("many", "score", "finetune", "finetune_between"))]
 MicroBatch = Annotated[T, ReadBy(("many", "score", "finetune", "finetune_between", "curves"))]
 External = Annotated[T, ReadBy(why_not="a path; the digest of the content is compared")]
 Operational = Annotated[T, ReadBy(why_not="it changes how work is done, not its result")]
