@@ -134,8 +134,8 @@ def write(context: Any, curves: Any, arguments: argparse.Namespace) -> None:
     for line in curves.ordered:
         for point in line.points:
             context.tracker.scalars({f"{stem}/{line.group}": point.top1}, round(100 * point.ratio))
-    context.tracker.say(as_text(curves, suggestion))
-    context.tracker.say(f"\ncurves       {page.resolve()}\ntable        {table.resolve()}")
+    context.tracker.info(as_text(curves, suggestion))
+    context.tracker.info(f"\ncurves       {page.resolve()}\ntable        {table.resolve()}")
 
 
 def as_text(curves: Any, suggestion: str) -> str:
