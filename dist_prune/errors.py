@@ -1,4 +1,4 @@
-"""What a person is told when something is wrong: what, where, what is allowed, what to do."""
+"""Errors for users: the key, its value, the allowed values, the nearest name, and the remedy."""
 
 import contextlib
 import difflib
@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 LONGEST_SHOWN = 200  # characters of a value that an error repeats
-MISSED = (
-    3  # exit code of a run that is finished, and whose network is not as large as its target asks (target.tolerance)
-)
+MISSED = 3  # exit code of a finished run whose network misses its target by more than target.tolerance
 
 
 class PruneError(ValueError):
     """An error whose text is written for the user; the command line prints it without a traceback.
 
-    A word of more than 200 characters is some value that was given (a path, a name): its beginning says enough.
+    A word of more than 200 characters (a path, a name) is cut to its beginning.
 
     Attributes:
         code: the exit code of a command that ends with it.
@@ -25,26 +23,34 @@ class PruneError(ValueError):
 
     code = 2
 
-    def __init__(self, *parts: Any):
-        super().__init__(*(_cut(part) if isinstance(part, str) else part for part in parts))
+    def __init__(self, *args: Any):
+        super().__init__(*(_shorten_words(arg) if isinstance(arg, str) else arg for arg in args))
 
 
-LONGEST_PATH, LONGEST_STEP = 4000, 255  # what Linux takes: characters of a path, bytes of one name in it
+LONGEST_PATH = 4000  # characters of a path on Linux
+LONGEST_STEP = 255  # bytes of one name in it
 
 
-def _cut(text: str) -> str:
+def _shorten_words(text: str) -> str:
     return re.sub(rf"\S{{{LONGEST_SHOWN + 1},}}", lambda word: f"{word[0][: LONGEST_SHOWN - 30]}...", text)
 
 
 def shown(value: Any) -> str:
-    """A value as an error repeats it: its ``repr``, at most 200 characters of it, its size where more is left out."""
+    """A value as an error repeats it.
+
+    Args:
+        value: a value of any type, also one that fails to be printed.
+
+    Returns:
+        Its ``repr``; the first 170 characters and its size if that is longer than 200.
+    """
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**50:
         return f"a whole number of about {int(math.log10(2) * value.bit_length()) + 1} digits"
     if isinstance(value, str | bytes):
         text = repr(value[: LONGEST_SHOWN + 1])
     else:
         text = "a value that cannot be written out"
-        with contextlib.suppress(ValueError, RecursionError):  # whole numbers of thousands of digits inside, depth
+        with contextlib.suppress(ValueError, RecursionError):  # it holds numbers of thousands of digits, or is too deep
             text = repr(value)
     if len(text) <= LONGEST_SHOWN:
         return text
@@ -53,32 +59,49 @@ def shown(value: Any) -> str:
 
 
 def path_trouble(text: str) -> str:
-    """Why a text cannot be the path of any file, or nothing: asking the system for it would raise, not answer."""
+    """Say why a text cannot be the path of any file; the system would raise instead of answering for it.
+
+    Returns:
+        A clause for an error, or an empty text if the text can be a path.
+    """
     if "\0" in text:
         return f"{shown(text)} holds a zero byte, which no path can"
     if len(text) > LONGEST_PATH:
         return f"{shown(text)} is too long for a path ({LONGEST_PATH:,} characters are the most)"
-    longest = max(Path(text).parts, key=lambda part: len(part.encode(errors="replace")), default="")
+    longest = max(Path(text).parts, key=lambda name: len(name.encode(errors="replace")), default="")
     if len(longest.encode(errors="replace")) > LONGEST_STEP:
         return f"{shown(longest)} is too long for the name of a file or folder ({LONGEST_STEP} bytes are the most)"
     return ""
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` where something allowed looks like ``name``, else an empty string."""
-    if len(name) > LONGEST_SHOWN:  # nothing is that long, and looking is slow
+    """Suggest the allowed name that looks most like ``name``.
+
+    Returns:
+        `` Did you mean 'x'?`` with a leading blank, or an empty text if none is similar.
+    """
+    if len(name) > LONGEST_SHOWN:  # no name is that long, and the search would be slow
         return ""
-    found = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
-    return f" Did you mean {found[0]!r}?" if found else ""
+    matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
 def abbreviate(names: Sequence[str], most: int = 8, separator: str = ", ") -> str:
-    """The first ``most`` names in one text, and how many more there are."""
+    """List the first ``most`` names in one text, and say how many more there are."""
     return separator.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:
-    """A sentence for an unknown name: what it is, the nearest one, all that are allowed."""
+    """The error for an unknown name.
+
+    Args:
+        kind: what the name should name, for example ``method``.
+        name: the unknown name.
+        allowed: all known names.
+
+    Returns:
+        A text with the name, the nearest known name, and the known names (24 at most).
+    """
     names = sorted(allowed)
     listed = ", ".join(names) if len(names) <= 24 else ", ".join(names[:24]) + f", ... ({len(names)} in all)"
     return f"unknown {kind} {shown(name)}.{nearest(name, names)} Allowed: {listed}."

@@ -1,4 +1,4 @@
-"""Files that survive a crash: atomic writes, appended lines with a digest, tolerant reads, JSON with one spelling."""
+"""Files that survive a crash: atomic writes, appended lines with digests, tolerant reads, canonical JSON."""
 
 import contextlib
 import errno
@@ -14,25 +14,28 @@ from dist_prune.errors import PruneError
 
 
 def canonical(value: Any) -> str:
-    """JSON with one spelling: sorted keys, no spaces."""
+    """Canonical JSON: sorted keys, no spaces, ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def digest(data: bytes | str) -> str:
-    """sha256 in hex."""
+    """The sha256 of bytes, or of a text in UTF-8, in hex."""
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's content in hex."""
+    """The sha256 of a file's content in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_text(path: Path) -> str:
-    """The text of a file of ours; "" where it is missing, unreadable, or something else (a folder, a link to itself).
+    """Read a text file that this package has written.
 
-    Bytes that are no UTF-8 become marks that nothing of ours is equal to. A FIFO or a device is not opened.
+    Bytes that are not UTF-8 become replacement characters. A FIFO or a device is not opened.
+
+    Returns:
+        The text; empty if the file is missing, unreadable, or not a regular file (a folder, a link to itself).
     """
     try:
         return path.read_text(errors="replace") if path.is_file() else ""
@@ -41,7 +44,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file of ours; {} where it is missing or damaged in any way."""
+    """The mapping in a JSON file that this package has written; {} if it is missing or damaged in any way."""
     try:
         body = json.loads(read_text(path))
     except (ValueError, RecursionError):
@@ -50,10 +53,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write under a temporary name, flush to the disk, rename: the old file stays whole until the new one is.
+    """Write a file under a temporary name, flush it to the disk and rename it, so that a crash leaves the old one.
+
+    Args:
+        path: the file; missing folders are made.
+        data: its content; a text is written as UTF-8.
 
     Raises:
-        PruneError: when the disk refuses (full, read-only, quota); the old file is untouched.
+        PruneError: if the disk refuses (full, read-only, quota); the old file is untouched.
     """
     raw = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -67,15 +74,19 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        kept = "the file from before is intact" if path.exists() else "nothing was left behind"
+        state = "the file from before is intact" if path.exists() else "nothing was left behind"
         raise PruneError(
-            f"could not write {path} ({len(raw):,} bytes): {error.strerror or error}; {kept}. "
+            f"could not write {path} ({len(raw):,} bytes): {error.strerror or error}; {state}. "
             "Free space or name another --run-dir, then run the same command again: finished stages are skipped."
         ) from error
 
 
 def open_new(path: Path) -> IO[bytes]:
-    """A file for writing that is made here, whatever lay there before: a planted link is removed, not followed."""
+    """Create a file for writing and replace whatever has its name; a link is removed, not followed.
+
+    Raises:
+        FileExistsError: if another process makes the name again and again.
+    """
     for _ in range(3):
         with contextlib.suppress(FileExistsError):
             return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o666), "wb")
@@ -84,7 +95,15 @@ def open_new(path: Path) -> IO[bytes]:
 
 
 def open_plain(path: Path, flags: int) -> IO[bytes]:
-    """A regular file, made where it is missing, unbuffered; OSError for a link, a FIFO, a device, a folder."""
+    """Open a regular file unbuffered, to read and write, and create it if it is missing.
+
+    Args:
+        path: the file.
+        flags: an access mode of ``os.open`` and its further flags, for example ``os.O_RDWR | os.O_APPEND``.
+
+    Raises:
+        OSError: for a link, a FIFO, a device or a folder.
+    """
     try:
         handle = os.open(path, os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | flags, 0o666)
     except OSError as error:
@@ -98,30 +117,40 @@ def open_plain(path: Path, flags: int) -> IO[bytes]:
 
 
 def open_append(path: Path) -> IO[bytes]:
-    """``open_plain`` to read and to append to."""
+    """Open a regular file unbuffered, to read and append (see ``open_plain``)."""
     return open_plain(path, os.O_RDWR | os.O_APPEND)
 
 
 def seal(line: Mapping[str, Any]) -> str:
-    """A line of JSON with its own digest in it."""
+    """A mapping as a line of canonical JSON that holds its own digest under ``sum``."""
     return canonical({**line, "sum": digest(canonical(dict(line)))[:16]})
 
 
 def unseal(text: str) -> dict[str, Any] | None:
-    """What ``sealed`` was given, or a line without a digest; None where it is no mapping, cut off or altered."""
+    """The mapping of a line of ``seal`` or of a line without a digest; None if it was cut off or altered."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):
         return None
     if not isinstance(line, dict):
         return None
-    found = line.pop("sum", None)
-    return line if found is None or found == digest(canonical(line))[:16] else None
+    expected = line.pop("sum", None)
+    return line if expected is None or expected == digest(canonical(line))[:16] else None
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Append whole lines and see them to the disk; a line that a crash cut off before is left behind on its own."""
-    text, size = "".join(line + "\n" for line in lines), -1
+    """Append whole lines and flush them to the disk.
+
+    A line that a crash cut off earlier stays as a line of its own.
+
+    Args:
+        path: the file; created if it is missing.
+        lines: texts without line ends.
+
+    Raises:
+        PruneError: if the disk refuses; then the file is as before.
+    """
+    text = "".join(line + "\n" for line in lines)
     try:
         with open_append(path) as file:
             size = os.fstat(file.fileno()).st_size

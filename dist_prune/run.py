@@ -1,9 +1,9 @@
-"""A recipe in, a finished run directory out.
+"""Run a recipe: from its file to a finished run directory.
 
     accelerate launch [--config_file launch/X.yaml] dist_prune/run.py --recipe NAME_OR_PATH
                       [--run-dir DIR] [--seed N] [key=value ...]
 
-torchrun and plain python start the same file. Killed anywhere, the same command goes on.
+torchrun and plain python start the same file. The same command resumes a run that was stopped anywhere.
 """
 
 import argparse
@@ -23,94 +23,111 @@ if __name__ == "__main__":  # launched by path: import the package from its pare
 
     from dist_prune.distributed import watchdog
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run listens there is nothing to save, and nothing to show
-    watchdog.start()  # the launcher may be gone before torch is imported
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # before the run installs its handlers there is nothing to save
+    watchdog.start()  # the launcher may end before torch is imported
 
 from dist_prune import methods
-from dist_prune.config import recipe, sweep
+from dist_prune.config import sweep
+from dist_prune.config.recipe import Recipe
 from dist_prune.distributed import error_summary, preemption, shared_folder
 from dist_prune.distributed.communicator import RankLostError, peer_failures, shutdown
 from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.distributed.preemption import PreemptedError
 from dist_prune.errors import MISSED, PruneError
 from dist_prune.fileio import canonical, read_json, write_atomic
-from dist_prune.pipeline import precheck as prechecks
 from dist_prune.pipeline import runner
 from dist_prune.pipeline.artifact_store import ArtifactStore
 from dist_prune.pipeline.context import RunContext
 from dist_prune.pipeline.ledger import bind_recipe, lock_run_directory
+from dist_prune.pipeline.precheck import precheck
 from dist_prune.pipeline.run_directory import clear_leftovers, run_directory
 from dist_prune.training import tracking
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, whose complaint a launcher would bury too."""
+    """A parser whose errors also join the launcher's summary, which would hide them otherwise."""
 
     def error(self, message: str):
+        """Record the message, print it and exit."""
         error_summary.record(f"{self.prog}: error: {message} (--help has the options)", _rank())
         super().error(message)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a recipe; 0 when it is finished, 3 when it is and the target was missed, 2 for an error that its text
-    explains, 1 for a bug."""
-    parser = Parser(prog="run.py", description="A recipe in, a finished run directory out.")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--recipe", help="a YAML file, or a name in recipes/")
-    what.add_argument("--sweep", help="a sweep file, or a name in recipes/sweeps; one --task of it is run")
-    parser.add_argument("--task", type=int, help="number of the sweep's task (default: $SLURM_ARRAY_TASK_ID)")
-    parser.add_argument("--run-dir", help="where the run lives (default: runs/<recipe's name>, runs/<sweep>/<task>)")
-    parser.add_argument("--seed", type=int, help="the recipe's seed key")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys, for example score.images=500")
-    given = parser.parse_intermixed_args(arguments)
-    overrides = given.overrides + ([f"seed={given.seed}"] if given.seed is not None else [])
-
-    def act(spec: recipe.Recipe, folder: Path, environment: DistributedEnvironment) -> str:
-        return run(spec, folder, environment, folder.parent / "shared" if given.sweep else None)
-
-    chosen = partial(sweep.choose_run, given.recipe, given.sweep, given.task, overrides, methods.options_of)
-    return launched(chosen, given.run_dir, act)
-
-
-def launched(
-    choose: Callable[[], tuple[recipe.Recipe, str | Path]], run_dir: str | None,
-    act: Callable[[recipe.Recipe, Path, DistributedEnvironment], str],
-) -> int:  # fmt: skip
-    """Join the other processes, ``act`` in the run directory that is locked meanwhile, leave together.
+    """Run a recipe.
 
     Args:
-        choose: reads the recipe and names the run directory that it has where ``run_dir`` is None.
-        act: the work, on all ranks; says why the target was missed, or nothing.
+        arguments: the command line without the program's name; None: that of this process.
 
-    Returns: the exit code (see ``main``).
+    Returns:
+        The exit code: 0 if the run is finished, 3 if it is finished and missed its target, 2 for an error that its text
+        explains, 75 if it was preempted and can be resumed, 1 for a bug.
+    """
+    parser = Parser(prog="run.py", description="Run a recipe: from its file to a finished run directory.")
+    choice = parser.add_mutually_exclusive_group(required=True)
+    choice.add_argument("--recipe", help="a YAML file, or a name in recipes/")
+    choice.add_argument("--sweep", help="a sweep file, or a name in recipes/sweeps; one --task of it is run")
+    parser.add_argument("--task", type=int, help="number of the sweep's task (default: $SLURM_ARRAY_TASK_ID)")
+    parser.add_argument("--run-dir", help="the run directory (default: runs/<recipe's name> or runs/<sweep>/<task>)")
+    parser.add_argument("--seed", type=int, help="value of the recipe's seed key")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys, for example score.images=500")
+    options = parser.parse_intermixed_args(arguments)
+    overrides = options.overrides + ([f"seed={options.seed}"] if options.seed is not None else [])
+
+    def run_stages(recipe: Recipe, run_dir: Path, environment: DistributedEnvironment) -> str:
+        return run(recipe, run_dir, environment, run_dir.parent / "shared" if options.sweep else None)
+
+    choose = partial(sweep.choose_run, options.recipe, options.sweep, options.task, overrides, methods.options_of)
+    return execute(choose, options.run_dir, run_stages)
+
+
+def execute(
+    choose: Callable[[], tuple[Recipe, str | Path]],
+    run_dir: str | None,
+    work: Callable[[Recipe, Path, DistributedEnvironment], str],
+) -> int:
+    """Join the other processes, work in the locked run directory, and leave together.
+
+    Args:
+        choose: reads the recipe, and names its default run directory.
+        run_dir: the run directory; None: the default one.
+        work: called on all ranks; returns why the target was missed, or an empty text.
+
+    Returns:
+        The exit code (see ``main``).
     """
     environment: DistributedEnvironment | None = None
-    spec: recipe.Recipe | None = None
+    recipe: Recipe | None = None
     started = time.time()
     error_summary.clear()
     try:
-        spec, place = choose()
-        folder = run_directory(run_dir, place)
+        recipe, default_dir = choose()
+        folder = run_directory(run_dir, default_dir)
         preemption.install_handlers()
-        c = spec.cluster
-        environment = DistributedEnvironment.start(c.timeout_s, c.tf32, c.deterministic, c.join_timeout_s)
-        with contextlib.ExitStack() as held:
-            environment.comm.run_on_main(lambda: held.enter_context(lock_run_directory(folder)))
+        cluster = recipe.cluster
+        environment = DistributedEnvironment.start(
+            cluster.timeout_s, cluster.tf32, cluster.deterministic, cluster.join_timeout_s
+        )
+        with contextlib.ExitStack() as locks:
+            environment.comm.run_on_main(lambda: locks.enter_context(lock_run_directory(folder)))
             try:
-                missed = act(spec, folder, environment)
+                missed = work(recipe, folder, environment)
             except PreemptedError:
-                with contextlib.suppress(PruneError):  # a launcher ends all with the first that leaves: let all save
+                # all ranks save first: a launcher ends all processes when one leaves
+                with contextlib.suppress(PruneError):
                     environment.comm.barrier()
                 raise
         shutdown(environment.comm)
     except PruneError as error:
         return _stop(error, environment, started)
     except KeyboardInterrupt:
-        return _stop(PruneError("interrupted; the same command goes on from here"), environment, started)
+        return _stop(PruneError("interrupted; the same command resumes from here"), environment, started)
     except Exception as error:
-        if "deterministic" in str(error) and spec is not None and spec.cluster.deterministic:
+        if "deterministic" in str(error) and recipe is not None and recipe.cluster.deterministic:
             reason = str(error).splitlines()[0]
-            return _stop(PruneError(f"cluster.deterministic: {reason} Set it to false to go on."), environment, started)
+            return _stop(
+                PruneError(f"cluster.deterministic: {reason} Set it to false to continue."), environment, started
+            )
         traceback.print_exc()
         return _stop(error, environment, started)
     if missed:
@@ -121,36 +138,51 @@ def launched(
 
 
 def run(
-    spec: recipe.Recipe, folder: Path, environment: DistributedEnvironment, shared: Path | None = None, until: str = "",
+    recipe: Recipe,
+    folder: Path,
+    environment: DistributedEnvironment,
+    shared: Path | None = None,
+    until: str = "",
     then: Callable[[RunContext], None] = lambda context: None,
-) -> str:  # fmt: skip
-    """All stages of a recipe, on all ranks; tasks of a sweep make the same things once, in ``shared``.
+) -> str:
+    """Run the stages of a recipe, on all ranks.
 
-    ``until`` names the last stage to do, instead of all; ``then`` is done behind it.
+    Args:
+        recipe: the recipe.
+        folder: the run directory, locked by the caller.
+        environment: the processes of the run.
+        shared: folder of the artifacts that tasks of a sweep share; None: the run shares none.
+        until: name of the last stage; empty: all stages.
+        then: called with the run's context after the last stage.
 
-    Returns: why the target was missed by more than its tolerance, or an empty string.
+    Returns:
+        Why the target was missed by more than its tolerance, or an empty text.
+
+    Raises:
+        PruneError: if the recipe, its inputs or the run directory are refused, or a stage fails for such a reason.
+        PreemptedError: if the run was asked to stop, and has saved its state.
     """
     comm = environment.comm
-    method = methods.build(spec.method)
-    for name in spec.score.compare:
+    method = methods.build(recipe.method)
+    for name in recipe.score.compare:
         methods.find(name)  # refuses unknown ones before any work
     fixed = [name for name in method.Options.score_options() if name not in method.Options.refinable_options()]
-    tracking.check(spec.report.trackers)
-    changed = comm.run_on_main(lambda: bind_recipe(folder, spec.written(), fixed, spec.resolved()))
+    tracking.check(recipe.report.trackers)
+    changed = comm.run_on_main(lambda: bind_recipe(folder, recipe.written(), fixed, recipe.resolved()))
     shared_folder.check_shared_folder(folder, comm)
     environment.claimed = folder
     comm.run_on_main(lambda: clear_leftovers(folder))
-    tracker = tracking.Tracker(comm.is_main, spec.report.trackers, folder, spec.name)
+    tracker = tracking.Tracker(comm.is_main, recipe.report.trackers, folder, recipe.name)
     comm.run_on_main(lambda: shutil.rmtree(folder / "errors", ignore_errors=True))
-    tracker.info(f"{spec.name}: {comm.world} process(es) on {environment.device}, results in {folder}")
+    tracker.info(f"{recipe.name}: {comm.world} process(es) on {environment.device}, results in {folder}")
     if changed:
         tracker.info(changed)
-    context = RunContext(spec, environment, tracker, folder, method)
+    context = RunContext(recipe, environment, tracker, folder, method)
     if shared is not None:
-        context.artifact_store = ArtifactStore(shared.resolve(), folder.resolve(), spec.cluster.holder_timeout_s)
-    prechecks.precheck(context)
+        context.artifact_store = ArtifactStore(shared.resolve(), folder.resolve(), recipe.cluster.holder_timeout_s)
+    precheck(context)
     missed = ""
-    for stage in runner.stages_of(spec.schedule.rounds, spec.schedule.carry_optimizer):
+    for stage in runner.stages_of(recipe.schedule.rounds, recipe.schedule.carry_optimizer):
         with peer_failures(comm):
             missed = runner.run_stage(stage, context)["facts"].get("missed", missed)
         if stage.name == until:
@@ -162,17 +194,26 @@ def run(
 
 
 def _stop(error: Exception, environment: DistributedEnvironment | None, started: float) -> int:
-    """Say what went wrong, on this rank and for the others, and leave without waiting for anyone."""
-    folder = environment.claimed if environment is not None else None  # a run directory of others stays as it is
+    """Report an error on this rank and to the others, and leave without waiting for them.
+
+    Args:
+        error: the error that ended the run.
+        environment: the processes of the run, if they have joined.
+        started: time of this rank's start, in seconds since the epoch.
+
+    Returns:
+        The exit code. In a run of several processes it does not return.
+    """
+    folder = environment.claimed if environment is not None else None  # another run's directory stays as it is
     rank = _rank()
     code = preemption.EXIT_CODE if isinstance(error, PreemptedError) else 2 if isinstance(error, PruneError) else 1
     text = str(error) if isinstance(error, PruneError) else f"{type(error).__name__}: {error}"
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     if isinstance(error, RankLostError) and folder is not None:
-        text += _cause(folder, rank, started)
+        text += _error_of_failed_rank(folder, rank, started)
     elif folder is not None and folder.is_dir():
         note = {"rank": rank, "code": code, "error": text, "at": time.time()}
-        with contextlib.suppress(PruneError):  # the disk may be the trouble: what is said below has to do
+        with contextlib.suppress(PruneError):  # the disk may be the cause; the lines below remain
             write_atomic(folder / "errors" / f"rank_{rank}.json", canonical(note))
     print(f"error{'' if alone else f' on rank {rank}'}: {text}", file=sys.stderr, flush=True)
     error_summary.record(f"error: {text}", rank, cause=not isinstance(error, RankLostError))
@@ -186,8 +227,8 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _cause(folder: Path, rank: int, started: float) -> str:
-    """What the rank that failed wrote down, if it did so within a few seconds."""
+def _error_of_failed_rank(folder: Path, rank: int, started: float) -> str:
+    """The error that the failed rank recorded, if it did so within five seconds; else an empty text."""
     for _ in range(20):
         for file in sorted(folder.glob("errors/rank_*.json")):
             note = read_json(file)

@@ -1,31 +1,79 @@
-"""What a recipe would cut, before images are gone through: groups, who is protected and why, the reachable sizes."""
+"""``dist-prune check``: what a run would refuse, and a recipe's channel groups with the sizes that can be reached."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dist_prune import models
+from dist_prune import methods
+from dist_prune.cli.verb import Answer, add_recipe
+from dist_prune.config import loading
+from dist_prune.config.data import Data
 from dist_prune.config.recipe import Recipe
 from dist_prune.data.class_order import class_order_warning, describe_order, read_class_map, sort_classes
 from dist_prune.data.datasets import KNOWN, check_normalisation, class_folders, npz_shape
+from dist_prune.errors import PruneError
 from dist_prune.methods.base import Method
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.selection.cost import COSTS, counted_costs
 from dist_prune.pruning.selection.ranking import SelectionRequest, reachable
 from dist_prune.pruning.surgery.verified_trace import check_logits, trace_groups
 
+HELP = "check a recipe: what a run would refuse, and its channel groups"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's command line."""
+    add_recipe(parser)
+    parser.add_argument(
+        "--assume", action="store_true", help="assume that data, checkpoints and scores are on another machine"
+    )
+
+
+def run(arguments: argparse.Namespace) -> Answer:
+    """Read the recipe, trace its network, and check both as a run does before its work.
+
+    Raises:
+        PruneError: with everything that a run would refuse.
+    """
+    from dist_prune import models
+    from dist_prune.pipeline import recipe_checks
+
+    try:
+        need_environment = not arguments.assume
+        recipe = loading.load(arguments.recipe, arguments.overrides, methods.options_of, need_environment)
+    except loading.UnsetError as error:
+        raise PruneError(f"{error}\n{recipe_checks.ASSUME}") from error
+    method = methods.build(recipe.method)
+    absent = [*recipe_checks.missing_files(recipe), *recipe_checks.missing_image_folders(recipe.data)]
+    if absent and not arguments.assume:
+        raise PruneError("\n".join([*absent, recipe_checks.ASSUME]))
+    body = preview(recipe, method)
+    model = models.create(recipe.backbone.name, body["classes"], body["input"][0], False, recipe.backbone.kwargs)
+    problems = recipe_checks.contradictions(recipe, method, model, None if body["assumed"] else body["classes"])
+    if problems:
+        raise PruneError("\n".join(problems))
+    body["not_here"] = absent
+    return "\n".join([*(f"assumed to be there where it runs: {line}" for line in absent), as_text(body)]), body, 0
+
 
 def trace_backbone(recipe: Recipe, method: Method) -> tuple[DependencyGraph, int, str]:
-    """The channels of the recipe's backbone, built on the CPU, that the method can judge; classes; what was assumed.
+    """Build a recipe's backbone on the CPU and trace its channel groups.
 
-    Classes and channels of the data come from the data set's definition; an image folder or an .npz that is there is
-    asked, otherwise 1,000 classes (image folder) or 10 (npz) are assumed, and said.
+    Classes and channels of the data come from the data set's definition. An image folder or an .npz file is read if it
+    is on this machine; otherwise 1,000 classes (image folder) or 10 classes (npz) are assumed.
+
+    Returns:
+        The dependency graph with the groups that the method can score, the number of classes, and what was assumed
+        (an empty text if nothing).
     """
-    classes, in_chans, side, assumed = _shape(recipe)
+    from dist_prune import models  # timm takes seconds to import
+
+    classes, in_chans, native_side, assumed = _image_shape(recipe.data)
     model = models.create(recipe.backbone.name, classes, in_chans, False, recipe.backbone.kwargs).eval()
     config = models.image_config(model, in_chans)
-    size = recipe.data.image_size or side or config["input_size"][1]
+    size = recipe.data.image_size or native_side or config["input_size"][1]
     check_normalisation(recipe.data.mean, recipe.data.std, in_chans)
     example = torch.randn(1, in_chans, size, size)
     graph = trace_groups(model, example)
@@ -34,7 +82,12 @@ def trace_backbone(recipe: Recipe, method: Method) -> tuple[DependencyGraph, int
 
 
 def preview(recipe: Recipe, method: Method) -> dict[str, Any]:
-    """The channel groups of a recipe's backbone: who leads, who follows, who is left alone and why."""
+    """Describe the channel groups of a recipe's backbone and the sizes that pruning can reach.
+
+    Returns:
+        JSON-ready values: the recipe, input shape, classes, notes, dense costs, reachable shares and amounts of each
+        counted cost, and for each group its name, width, unit, layers, producers and why it is protected.
+    """
     graph, classes, assumed = trace_backbone(recipe, method)
     request = SelectionRequest.of(recipe)
     if not recipe.select.plan:
@@ -50,57 +103,61 @@ def preview(recipe: Recipe, method: Method) -> dict[str, Any]:
         }
         for group in graph.groups
     ]
+    shares = {cost.name: list(reachable(graph, request, cost.name)) for cost in counted_costs()}
     return {
         "recipe": recipe.written(),
         "input": list(graph.example),
         "classes": classes,
         "assumed": assumed,
         "notes": _notes(recipe),
-        "dense": {c.name: c.of(graph) for c in COSTS.values() if c.figure and c.summary},
-        "reachable": {c.name: list(reachable(graph, request, c.name)) for c in counted_costs()},
-        "range": {c.name: [round(s * c.of(graph)) for s in reachable(graph, request, c.name)] for c in counted_costs()},
+        "dense": {cost.name: cost.of(graph) for cost in COSTS.values() if cost.figure and cost.summary},
+        "reachable": shares,
+        "range": {cost.name: [round(s * cost.of(graph)) for s in shares[cost.name]] for cost in counted_costs()},
         "groups": groups,
         "warnings": [] if recipe.select.plan else list(method.cautions(graph)),
     }
 
 
 def _notes(recipe: Recipe) -> list[str]:
-    """Where the dense weights come from, and who numbers the classes of an image folder that is here."""
-    data, epochs, out = recipe.data, recipe.train.epochs, []
+    """The origin of the dense weights, and how the classes of an image folder on this machine are numbered."""
+    from dist_prune import models
+
+    data, epochs = recipe.data, recipe.train.epochs
+    notes = []
     weights = recipe.backbone.checkpoint or ("fetched by timm" if recipe.backbone.pretrained else "")
     if weights:
-        used = f"is trained from them for {epochs} epochs, a head of other classes made anew" if epochs else "has them"
-        out.append(f"weights: {weights}; the dense network {used}")
-    folders = data.source == "imagefolder"
-    found, left = class_folders(data.root, data.train_split, data.eval_split) if folders else ((), "")
-    if found:
-        classes = read_class_map(Path(data.class_map)) if data.class_map else sort_classes(found, data.class_order)
-        out.append(describe_order(classes, 0, len(found), data.class_order, data.class_map) + left)
-        kept = recipe.backbone.checkpoint or models.pretrained_classes(recipe.backbone.name) == len(classes)
-        mixed = class_order_warning(found, data.class_order, data.class_map, weights) if weights and kept else ""
-        out += [mixed] if mixed else []
-    return out
+        use = f"is trained from them for {epochs} epochs, a head of other classes made anew" if epochs else "has them"
+        notes.append(f"weights: {weights}; the dense network {use}")
+    is_folder = data.source == "imagefolder"
+    folders, left_out = class_folders(data.root, data.train_split, data.eval_split) if is_folder else ((), "")
+    if folders:
+        classes = read_class_map(Path(data.class_map)) if data.class_map else sort_classes(folders, data.class_order)
+        notes.append(describe_order(classes, 0, len(folders), data.class_order, data.class_map) + left_out)
+        head_kept = recipe.backbone.checkpoint or models.pretrained_classes(recipe.backbone.name) == len(classes)
+        doubt = class_order_warning(folders, data.class_order, data.class_map, weights) if weights and head_kept else ""
+        notes += [doubt] if doubt else []
+    return notes
 
 
-def _shape(recipe: Recipe) -> tuple[int, int, int | None, str]:
+def _image_shape(data: Data) -> tuple[int, int, int | None, str]:
     """(classes, channels, native side or None, what was assumed)."""
-    data = recipe.data
     if data.source in KNOWN:
-        classes, colours, side = KNOWN[data.source]
-        return len(data.classes or ()) or classes, colours, side, ""
+        classes, in_chans, side = KNOWN[data.source]
+        return len(data.classes or ()) or classes, in_chans, side, ""
     if data.source == "imagefolder":
-        found, _ = class_folders(data.root, data.train_split, data.eval_split)
-        count = len(read_class_map(Path(data.class_map))) if found and data.class_map else len(found)
-        return (count, 3, None, "") if found else (1000, 3, None, "1,000 classes: the image folder is not here")
-    found = npz_shape(data.root, data.layout, data.image_size)
-    return (*found, "") if found else (10, 3, 32, "10 classes of 3x32x32 images: the .npz file is not here")
+        folders, _ = class_folders(data.root, data.train_split, data.eval_split)
+        if not folders:
+            return 1000, 3, None, "1,000 classes: the image folder is not here"
+        return len(read_class_map(Path(data.class_map))) if data.class_map else len(folders), 3, None, ""
+    shape = npz_shape(data.root, data.layout, data.image_size)
+    return (*shape, "") if shape else (10, 3, 32, "10 classes of 3x32x32 images: the .npz file is not here")
 
 
 def as_text(body: dict[str, Any]) -> str:
-    """The preview for a terminal."""
-    spec, dense = body["recipe"], body["dense"]
+    """The result of ``preview`` for a terminal."""
+    recipe, dense = body["recipe"], body["dense"]
     lines = [
-        f"{spec['name']}: {spec['backbone']['name']}, method {spec['method']['name']}, "
+        f"{recipe['name']}: {recipe['backbone']['name']}, method {recipe['method']['name']}, "
         f"input {'x'.join(map(str, body['input']))}, {body['classes']} classes",
         f"dense: {dense['macs'] / 1e6:,.2f} M MACs ({dense['thop'] / 1e6:,.2f} M by thop), {dense['params']:,} params"
         + "".join(f", {n:,} {COSTS[name].unit}" for name, n in dense.items() if name not in ("macs", "thop", "params")),
@@ -111,16 +168,17 @@ def as_text(body: dict[str, Any]) -> str:
     ]
     for group in body["groups"]:
         followers = [layer for layer in group["layers"] if layer != group["name"]]
-        shown = ", ".join(followers[:4]) + (f", ... {len(followers)} in all" if len(followers) > 4 else "")
+        listed = ", ".join(followers[:4]) + (f", ... {len(followers)} in all" if len(followers) > 4 else "")
         units = "" if group["unit"] == "channel" else f"({group['unit']}s) "
-        lines.append(f"{group['name']:40} {group['width']:6}  {units}{shown}")
+        lines.append(f"{group['name']:40} {group['width']:6}  {units}{listed}")
         if group["protected"]:
             lines.append(f"{'':47}  PROTECTED: {group['protected']}")
     free = sum(not group["protected"] for group in body["groups"])
     ranges = ", ".join(
-        f"{q} {low:,} to {high:,} ({body['reachable'][q][0]:.1%} to 100 %)" for q, (low, high) in body["range"].items()
+        f"{cost} {low:,} to {high:,} ({body['reachable'][cost][0]:.1%} to 100 %)"
+        for cost, (low, high) in body["range"].items()
     )
-    said = [f"warning: {text}" for text in body["warnings"]]
+    warnings = [f"warning: {text}" for text in body["warnings"]]
     return "\n".join(
-        [*lines, "", *said, f"{free} of {len(body['groups'])} groups are free; what can be left: {ranges}"]
+        [*lines, "", *warnings, f"{free} of {len(body['groups'])} groups are free; what can be left: {ranges}"]
     )

@@ -1,58 +1,70 @@
-"""``dist-prune plan``: plans in and out of files, among them pruning information in the form {layer: {saved_idxs,
-mask_num}} that the redundancy-graph authors exchange."""
+"""``dist-prune plan``: read a plan from a run or a file, summarise it, write it to files.
+
+A file is a plan.json, or pruning information in the form {layer: {saved_idxs, mask_num}} that the authors of the
+redundancy-graph method exchange.
+"""
 
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from dist_prune import methods
+from dist_prune.cli.verb import Answer, add_overrides
 from dist_prune.config import loading
 from dist_prune.errors import PruneError
 
+HELP = "show the plan of a run or of a file, and convert it"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's command line."""
-    parser.add_argument("source", help="a recipe (with --from-json), or a run directory whose plan is meant")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--from-json", metavar="FILE", help="pruning information or a plan.json, for that network")
+    """Declare the verb's command line."""
+    parser.add_argument("source", help="a run directory with a plan, or a recipe (with --from-json)")
+    add_overrides(parser)
+    parser.add_argument(
+        "--from-json", metavar="FILE", help="pruning information or a plan.json for the source's network"
+    )
     parser.add_argument("--to-json", metavar="FILE", help="write the plan as pruning information")
     parser.add_argument("--out", metavar="FILE", help="write the plan as plan.json; select.plan=FILE replays either")
 
 
-def run(given: argparse.Namespace) -> tuple[str, Any, int]:
-    """Read a plan, say what it leaves of the network, write it in the forms asked for."""
+def run(arguments: argparse.Namespace) -> Answer:
+    """Read a plan, say what it leaves of the network, and write it in the forms asked for.
+
+    Raises:
+        PruneError: if there is no plan, or it does not fit the network.
+    """
     from dist_prune.cli.check import trace_backbone
     from dist_prune.fileio import write_atomic
     from dist_prune.pruning.plan import files
     from dist_prune.pruning.plan.saved_idxs import to_saved_idxs
     from dist_prune.pruning.selection import plan_summary
 
-    run = Path(given.source)
-    in_run = (run / "recipe.yaml").is_file()
-    recipe = str(run / "recipe.yaml") if in_run else given.source
-    spec = loading.load(recipe, given.overrides, methods.options_of, need_environment=False) if in_run else None
-    name = f"round_{spec.schedule.rounds if spec else 1}/plan.json"
-    file = Path(given.from_json) if given.from_json else run / name
-    if not given.from_json and not file.is_file():
+    run_dir = Path(arguments.source)
+    is_run = (run_dir / "recipe.yaml").is_file()
+    recipe_file = str(run_dir / "recipe.yaml") if is_run else arguments.source
+
+    def load_recipe():
+        return loading.load(recipe_file, arguments.overrides, methods.options_of, need_environment=False)
+
+    recipe = load_recipe() if is_run else None
+    name = f"round_{recipe.schedule.rounds if recipe else 1}/plan.json"
+    file = Path(arguments.from_json) if arguments.from_json else run_dir / name
+    if not arguments.from_json and not file.is_file():
         raise PruneError(
-            f"{given.source} is no run directory with a plan ({name}). For a recipe, name the plan's file: "
-            f"dist-prune plan {given.source} --from-json FILE"
+            f"{arguments.source} is no run directory with a plan ({name}). For a recipe, name the plan's file: "
+            f"dist-prune plan {arguments.source} --from-json FILE"
         )
-    spec = spec or loading.load(recipe, given.overrides, methods.options_of, need_environment=False)
-    method = methods.build(spec.method)
-    graph, classes, assumed = trace_backbone(spec, method)
+    recipe = recipe or load_recipe()
+    graph, classes, assumed = trace_backbone(recipe, methods.build(recipe.method))
     plan = files.read_plan(file, graph)
-    body = plan_summary.summarize_plan(plan, graph) | {
-        "backbone": spec.backbone.name,
-        "classes": classes,
-        "assumed": assumed,
-    }
-    text = f"{spec.backbone.name}, {classes} classes" + (f" (assumed {assumed})" if assumed else "")
+    backbone = recipe.backbone.name
+    body = plan_summary.summarize_plan(plan, graph) | {"backbone": backbone, "classes": classes, "assumed": assumed}
+    text = f"{backbone}, {classes} classes" + (f" (assumed {assumed})" if assumed else "")
     text += "\n" + plan_summary.as_text(body)
-    written = {given.to_json: lambda: json.dumps(to_saved_idxs(plan, graph)), given.out: plan.to_json}
-    for place, content in written.items():
-        if place:
-            write_atomic(Path(place), content())
-            text += f"\nwrote {place}"
+    if arguments.to_json:
+        write_atomic(Path(arguments.to_json), json.dumps(to_saved_idxs(plan, graph)))
+        text += f"\nwrote {arguments.to_json}"
+    if arguments.out:
+        write_atomic(Path(arguments.out), plan.to_json())
+        text += f"\nwrote {arguments.out}"
     return text, body, 0

@@ -1,6 +1,7 @@
-"""``dist-prune ratio-curves``: what each channel group alone can lose, as a plot and as CSV.
+"""``dist-prune ratio-curves``: accuracy of each channel group pruned alone, as a plot and as CSV.
 
-One process, or many: ``torchrun --nproc_per_node 2 -m dist_prune.cli ratio-curves RECIPE`` (or accelerate launch -m).
+It runs in one process or in many: ``torchrun --nproc_per_node 2 -m dist_prune.cli ratio-curves RECIPE`` (or
+``accelerate launch -m``).
 """
 
 import argparse
@@ -13,129 +14,161 @@ from pathlib import Path
 from typing import Any
 
 from dist_prune import methods
+from dist_prune.cli.verb import Answer, add_recipe
 from dist_prune.config import loading
 from dist_prune.errors import PruneError, shown
 
+HELP = "measure the accuracy after pruning each channel group alone, nothing finetuned"
 RATIOS = "0.9,0.7,0.5,0.3,0.1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's command line."""
-    parser.add_argument("recipe", help="a YAML file, or a name in recipes/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--run-dir", help="where dense weights, scores and curves are kept (default: runs/<its name>)")
+    """Declare the verb's command line."""
+    add_recipe(parser)
+    parser.add_argument("--run-dir", help="folder for dense weights, scores and curves (default: runs/<recipe's name>)")
     parser.add_argument("--ratios", default=RATIOS, metavar="A,B,C", help=f"shares to keep (default: {RATIOS})")
     parser.add_argument(
-        "--images", default="1000", metavar="N", help="images drawn by the seed, or all (default: 1000)"
+        "--images", default="1000", metavar="N", help="number of images, drawn by the seed, or all (default: 1000)"
     )
     parser.add_argument(
-        "--split", choices=("held-out", "test"), default="held-out",
-        help="what judges: training images that train.holdout holds out (default), or test images, which is marked",
-    )  # fmt: skip
+        "--split",
+        choices=("held-out", "test"),
+        default="held-out",
+        help="images to measure on: training images that train.holdout holds out (default), or test images; results "
+        "on test images are marked",
+    )
     parser.add_argument(
-        "--max-drop", type=float, default=1.0, metavar="POINTS",
-        help="suggest for each group the smallest ratio that costs at most so many points of top-1 (default: 1)",
-    )  # fmt: skip
+        "--max-drop",
+        type=float,
+        default=1.0,
+        metavar="POINTS",
+        help="largest loss of top-1 in points at which a ratio is suggested for a group (default: 1)",
+    )
 
 
-def run(given: argparse.Namespace) -> tuple[str, Any, int]:
-    """Train or load the dense network, score, measure every group at every ratio; the first process says the result."""
+def run(arguments: argparse.Namespace) -> Answer:
+    """Train or load the dense network, score, and measure every group at every ratio.
+
+    Returns:
+        No text and no values (the first process prints the result itself), and the exit code.
+
+    Raises:
+        PruneError: if an option is out of range.
+    """
     from dist_prune.analysis.ratio_curves import check
     from dist_prune.config.recipe import Recipe
     from dist_prune.distributed.environment import DistributedEnvironment
     from dist_prune.pipeline.context import RunContext
-    from dist_prune.run import launched, run
+    from dist_prune.run import execute, run
 
-    ratios, images = _numbers(given)
+    ratios, images = _numbers(arguments)
 
     def choose() -> tuple[Recipe, Path]:
-        recipe = loading.load(given.recipe, given.overrides, methods.options_of)
+        recipe = loading.load(arguments.recipe, arguments.overrides, methods.options_of)
         check(recipe, methods.build(recipe.method))
         return recipe, Path(os.environ.get("DIST_PRUNE_RUNS", "runs")) / recipe.name
 
     def then(context: RunContext) -> None:
         from dist_prune.analysis.ratio_curves import RatioRequest, measure
 
-        asked = RatioRequest(ratios, images, "test" if given.split == "test" else "held_out")
-        found = measure(context, asked)
+        request = RatioRequest(ratios, images, "test" if arguments.split == "test" else "held_out")
+        curves = measure(context, request)
         context.images.close_loaders()
-        context.environment.comm.run_on_main(lambda: write(context, found, given))
+        context.environment.comm.run_on_main(lambda: write(context, curves, arguments))
 
     def begin(recipe: Recipe, folder: Path, environment: DistributedEnvironment) -> str:
-        # --json: what is said meanwhile goes to stderr, the result alone to stdout
-        with contextlib.redirect_stdout(sys.stderr) if given.json else contextlib.nullcontext():
+        # --json: messages go to stderr, the result alone to stdout
+        with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
             run(recipe, folder, environment, until="score", then=then)
-        if given.json and environment.comm.is_main:
-            print((folder / f"{_stem(given.split)}.json").read_text(), flush=True)
+        if arguments.json and environment.comm.is_main:
+            print((folder / f"{_stem(arguments.split)}.json").read_text(), flush=True)
         return ""
 
-    return "", None, launched(choose, given.run_dir, begin)
+    return "", None, execute(choose, arguments.run_dir, begin)
 
 
-def _numbers(given: argparse.Namespace) -> tuple[tuple[float, ...], int | None]:
-    """--ratios and --images; PruneError where they are none."""
+def _numbers(arguments: argparse.Namespace) -> tuple[tuple[float, ...], int | None]:
+    """The values of --ratios and --images (None: all)."""
     try:
-        ratios = tuple(dict.fromkeys(float(word) for word in given.ratios.split(",") if word.strip()))
+        ratios = tuple(dict.fromkeys(float(word) for word in arguments.ratios.split(",") if word.strip()))
     except ValueError as error:
-        raise PruneError(f"--ratios: numbers with commas between them, got {shown(given.ratios)}") from error
+        raise PruneError(f"--ratios: numbers with commas between them, got {shown(arguments.ratios)}") from error
     if not ratios or not all(0 < ratio < 1 for ratio in ratios):
-        raise PruneError(f"--ratios: shares of the channels to keep, above 0 and below 1, got {shown(given.ratios)}")
-    if given.images != "all" and (not given.images.isdigit() or int(given.images) < 1):
-        raise PruneError(f"--images: a positive number or 'all', got {shown(given.images)}")
-    if given.max_drop < 0:
-        raise PruneError(f"--max-drop: points of top-1, at least 0, got {given.max_drop}")
-    return ratios, None if given.images == "all" else int(given.images)
+        raise PruneError(
+            f"--ratios: shares of the channels to keep, above 0 and below 1, got {shown(arguments.ratios)}"
+        )
+    if arguments.images != "all" and (not arguments.images.isdigit() or int(arguments.images) < 1):
+        raise PruneError(f"--images: a positive number or 'all', got {shown(arguments.images)}")
+    if arguments.max_drop < 0:
+        raise PruneError(f"--max-drop: points of top-1, at least 0, got {arguments.max_drop}")
+    return ratios, None if arguments.images == "all" else int(arguments.images)
 
 
-def write(context: Any, found: Any, given: argparse.Namespace) -> None:
-    """The files of the run directory, TensorBoard's figures, and what the terminal shows."""
+def write(context: Any, curves: Any, arguments: argparse.Namespace) -> None:
+    """Write the files of the run directory and TensorBoard's figures, and print the result.
+
+    Args:
+        context: the run's ``RunContext``.
+        curves: the ``RatioCurves`` that were measured.
+        arguments: the verb's parsed command line.
+    """
     from dist_prune.fileio import write_atomic
     from dist_prune.report.ratio_curves_html import lines_figure, render_ratio_curves
 
-    keep = found.suggestion(given.max_drop)
+    keep_ratios = curves.suggestion(arguments.max_drop)
     body = {
-        "dense": asdict(found.dense), "images": found.images, "where": found.where, "max_drop": given.max_drop,
-        "keep_ratios": keep, "groups": [asdict(line) for line in found.ordered],
-    }  # fmt: skip
-    stem = _stem(given.split)
+        "dense": asdict(curves.dense),
+        "images": curves.images,
+        "where": curves.where,
+        "max_drop": arguments.max_drop,
+        "keep_ratios": keep_ratios,
+        "groups": [asdict(line) for line in curves.ordered],
+    }
+    stem = _stem(arguments.split)
     page, table = context.run_dir / f"{stem}.html", context.run_dir / f"{stem}.csv"
     write_atomic(context.run_dir / f"{stem}.json", json.dumps(body, indent=1))
-    write_atomic(table, found.csv())
-    suggestion = suggestion_text(keep, given.max_drop, found.whole)
+    write_atomic(table, curves.csv())
+    suggestion = suggestion_text(keep_ratios, arguments.max_drop, curves.whole)
     write_atomic(page, render_ratio_curves(context.recipe.name, context.recipe.method["name"], body, suggestion))
     context.tracker.figure(stem.replace("_", " "), lines_figure(body))
-    for line in found.ordered:
+    for line in curves.ordered:
         for point in line.points:
             context.tracker.scalars({f"{stem}/{line.group}": point.top1}, round(100 * point.ratio))
-    context.tracker.info(as_text(found, suggestion))
+    context.tracker.info(as_text(curves, suggestion))
     context.tracker.info(f"\ncurves       {page.resolve()}\ntable        {table.resolve()}")
 
 
-def as_text(found: Any, suggestion: str) -> str:
-    """Top-1 of every group at every ratio, most sensitive first, and the suggestion."""
-    ratios = [point.ratio for point in found.ordered[0].points]
-    wide = max(5, *(len(line.group) for line in found.ordered))
+def as_text(curves: Any, suggestion: str) -> str:
+    """Top-1 of every group at every ratio, most sensitive group first, and the suggestion."""
+    ratios = [point.ratio for point in curves.ordered[0].points]
+    width = max(5, *(len(line.group) for line in curves.ordered))
     lines = [
-        f"dense: top-1 {found.dense.top1:.2f} %, loss {found.dense.loss:.4f}, on {found.images} {found.where}",
-        f"{'group':{wide}}  width  " + "  ".join(f"{ratio:>6g}" for ratio in ratios),
+        f"dense: top-1 {curves.dense.top1:.2f} %, loss {curves.dense.loss:.4f}, on {curves.images} {curves.where}",
+        f"{'group':{width}}  width  " + "  ".join(f"{ratio:>6g}" for ratio in ratios),
     ]
-    for line in found.ordered:
-        lines.append(f"{line.group:{wide}}  {line.width:5}  " + "  ".join(f"{p.top1:6.2f}" for p in line.points))
+    for line in curves.ordered:
+        lines.append(f"{line.group:{width}}  {line.width:5}  " + "  ".join(f"{p.top1:6.2f}" for p in line.points))
     return "\n".join([*lines, "", suggestion])
 
 
-def suggestion_text(keep: dict[str, float], most: float, whole: str | None) -> str:
-    """The suggestion as words for a command line; ``whole``: those that leave the other groups whole."""
-    if not keep:
-        return f"every group alone loses more than {most:g} point(s) of top-1 at every ratio"
-    words = ", ".join(f"{name}: {ratio:g}" for name, ratio in keep.items())
+def suggestion_text(keep_ratios: dict[str, float], max_drop: float, whole: str | None) -> str:
+    """The suggestion as text, with ``key=value`` words for a command line.
+
+    Args:
+        keep_ratios: layer name of a group -> the suggested share of its channels.
+        max_drop: points of top-1 that a group alone may lose.
+        whole: words for the command line that leave the other groups whole; None if the method has none.
+    """
+    if not keep_ratios:
+        return f"every group alone loses more than {max_drop:g} point(s) of top-1 at every ratio"
+    words = ", ".join(f"{name}: {ratio:g}" for name, ratio in keep_ratios.items())
     return (
-        f"each of these groups alone loses at most {most:g} point(s), nothing finetuned (together they lose more):\n"
-        f"  'select.keep_ratios={{{words}}}'"
+        f"each of these groups alone loses at most {max_drop:g} point(s), nothing finetuned (together they lose more):"
+        f"\n  'select.keep_ratios={{{words}}}'"
         + (f" {whole}" if whole else "\n(this method has no keep ratio: the other groups are cut as the recipe asks)")
     )
 
 
 def _stem(split: str) -> str:
-    """Figures of test images have files of their own."""
+    """The stem of the files' names; figures of test images have files of their own."""
     return "ratio_curves_test" if split == "test" else "ratio_curves"

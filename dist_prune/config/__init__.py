@@ -1,1 +1,1 @@
-"""What a recipe may say, and how it is read from files and the command line. Knows no torch."""
+"""Recipes: their sections and keys, read from files and the command line. Imports no torch."""

@@ -1,4 +1,4 @@
-"""The section of a recipe that says how processes work together: Cluster."""
+"""The recipe section on how processes work together: Cluster."""
 
 from pydantic import Field
 
@@ -6,22 +6,26 @@ from dist_prune.config.section import LONG, Section
 
 
 class Cluster(Section):
-    """How processes wait for one another."""
+    """Numerics of the devices, and how long processes wait for one another."""
 
-    tf32: bool = Field(default=False, description="let GPUs round float32 products to TF32")
+    tf32: bool = Field(default=False, description="TF32 rounding of float32 products on GPUs")
     deterministic: bool = Field(
-        default=False, description="the same bits in every run on this machine; what cannot promise that is refused"
+        default=False,
+        description="same bits in every run on this machine; an operation that cannot guarantee them ends the run",
     )
     timeout_s: int = Field(
-        default=1800, ge=10, le=LONG, description="a collective that takes longer than this ends the run"
+        default=1800, ge=10, le=LONG, description="seconds that a collective may take; a longer one ends the run"
     )
     join_timeout_s: int = Field(
         default=600,
         ge=5,
         le=LONG,
-        description="processes that have not all come together after so long are named, the run ends",
+        description="seconds in which all processes have to join; then the missing ones are named and the run ends",
     )
     holder_timeout_s: int = Field(
-        default=600, ge=15, le=LONG,
-        description="sweeps: a task that makes what others wait for is given up after so long without a sign of life",
-    )  # fmt: skip
+        default=600,
+        ge=15,
+        le=LONG,
+        description="sweeps: seconds without a sign of life after which other tasks stop waiting for the task that "
+        "makes a shared artifact, and make it themselves",
+    )

@@ -1,4 +1,4 @@
-"""Read a recipe file, apply overrides, say everything that is wrong at once. Knows no torch."""
+"""Load a recipe: read its file, apply overrides, validate it, and report all errors at once."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from dist_prune import safe_parsing
-from dist_prune.config.overrides import OptionsOf, apply_overrides, rename_keys, take_back
+from dist_prune.config.overrides import OptionsOf, apply_overrides, remove_nulls, rename_keys
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.recipe_files import find, known_recipes
 from dist_prune.errors import PruneError, nearest, shown
@@ -19,7 +19,7 @@ __all__ = ["OptionsOf", "UnsetError", "find", "known_recipes", "load", "parse", 
 
 
 class UnsetError(PruneError):
-    """A recipe that names an environment variable which is not set, and perhaps more that is wrong."""
+    """A recipe names an environment variable that is not set; it may have other errors too."""
 
 
 def load(
@@ -33,11 +33,12 @@ def load(
     Args:
         name_or_path: a YAML file, or a bare name in ``recipes/``.
         overrides: ``a.b=value`` texts; the value is read as YAML.
-        options_of: method name -> its options model, so that the method's errors join the list.
-        need_environment: whether an unset ``${VARIABLE}`` is an error (a look at a recipe needs no data).
+        options_of: method name -> the model of its options, to validate them too; None: they are not validated.
+        need_environment: whether an unset ``${VARIABLE}`` is an error; showing a recipe needs no data.
 
     Raises:
-        PruneError: with one line for each thing that is wrong.
+        UnsetError: if a variable is not set; with a line for each error of the recipe.
+        PruneError: for all other errors; with a line for each.
     """
     path = find(name_or_path)
     tree = safe_parsing.read_yaml(path)
@@ -45,13 +46,13 @@ def load(
         raise PruneError(f"{path}: a recipe is a mapping of sections (backbone, data, method, ...)")
     tree.setdefault("name", path.stem)
     problems = rename_keys(tree)
-    found, nulls = apply_overrides(tree, overrides or [])
-    problems += [*found, *rename_keys(tree)]
-    take_back(tree, nulls, options_of)
+    complaints, nulls = apply_overrides(tree, overrides or [])
+    problems += [*complaints, *rename_keys(tree)]
+    remove_nulls(tree, nulls, options_of)
     written: dict[str, str] = {}
-    tree, unset = _expand(tree, written)
+    tree, unset = _fill_variables(tree, written)
     if unset and need_environment:
-        problems += [_unset(key, name, tree) for key, name in unset]
+        problems += [_unset_text(key, name, tree) for key, name in unset]
         kind = UnsetError
     else:
         kind = PruneError
@@ -59,19 +60,33 @@ def load(
 
 
 def parse(
-    tree: Mapping[str, Any], options_of: OptionsOf | None, where: str, problems: list[str],
+    tree: Mapping[str, Any],
+    options_of: OptionsOf | None,
+    where: str,
+    problems: list[str],
     kind: type[PruneError] = PruneError,
-) -> Recipe:  # fmt: skip
-    """Validate a tree of plain values; ``problems`` found before join the one list of errors, raised as ``kind``."""
+) -> Recipe:
+    """Validate a recipe of plain values.
+
+    Args:
+        tree: section or key -> value.
+        options_of: method name -> the model of its options; None: they are not validated.
+        where: the recipe's name in errors.
+        problems: errors that were found before; they join the list.
+        kind: class of the error that is raised.
+
+    Raises:
+        PruneError: with a line for each error.
+    """
     tree = {key: value for key, value in tree.items() if value is not None}  # an empty section has its defaults
     recipe, method = None, tree.get("method")
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        problems += [_sentence(item, Recipe) for item in error.errors()]
+        problems += [_error_text(item, Recipe) for item in error.errors()]
     if isinstance(method, dict) and options_of is not None:
-        filled, found = _options(method, options_of)
-        problems += found
+        filled, complaints = _validate_options(method, options_of)
+        problems += complaints
         if recipe is not None:
             recipe = recipe.model_copy(update={"method": filled})
     if problems or recipe is None:
@@ -80,7 +95,7 @@ def parse(
     return recipe
 
 
-def _options(method: dict[str, Any], options_of: OptionsOf) -> tuple[dict[str, Any], list[str]]:
+def _validate_options(method: dict[str, Any], options_of: OptionsOf) -> tuple[dict[str, Any], list[str]]:
     name = method.get("name")
     if not isinstance(name, str):
         return method, ["method.name: missing; name the paper's method, see 'dist-prune list methods'"]
@@ -89,39 +104,45 @@ def _options(method: dict[str, Any], options_of: OptionsOf) -> tuple[dict[str, A
     except PruneError as error:
         return method, [f"method.name: {error}"]
     try:
-        given = {key: value for key, value in method.items() if key != "name"}
-        return {"name": name, **model.model_validate(given).model_dump(mode="json")}, []
+        options = {key: value for key, value in method.items() if key != "name"}
+        return {"name": name, **model.model_validate(options).model_dump(mode="json")}, []
     except ValidationError as error:
-        return method, [_sentence(item, model, "method.") for item in error.errors()]
+        return method, [_error_text(item, model, "method.") for item in error.errors()]
 
 
-def _expand(value: Any, written: dict[str, str], where: str = "") -> tuple[Any, list[tuple[str, str]]]:
-    """Fill ``${VARIABLE}`` from the environment in every text; (key, variable) of those that are not set.
+def _fill_variables(value: Any, written: dict[str, str], where: str = "") -> tuple[Any, list[tuple[str, str]]]:
+    """Fill ``${VARIABLE}`` from the environment into every text.
 
-    ``written`` gets key -> the text before.
+    Args:
+        value: plain values.
+        written: gets dotted key -> the text before; changed in place.
+        where: dotted key of ``value``.
+
+    Returns:
+        The filled values, and (key, variable) of each variable that is not set.
     """
     unset: list[tuple[str, str]] = []
     if isinstance(value, dict):
-        out = {}
+        filled = {}
         for key, inner in value.items():
-            out[key], found = _expand(inner, written, f"{where}.{key}" if where else str(key))
-            unset += found
-        return out, unset
+            filled[key], more = _fill_variables(inner, written, f"{where}.{key}" if where else str(key))
+            unset += more
+        return filled, unset
     if isinstance(value, list):
-        pairs = [_expand(inner, written, f"{where}.{place}") for place, inner in enumerate(value)]
-        return [item for item, _ in pairs], [pair for _, found in pairs for pair in found]
+        pairs = [_fill_variables(inner, written, f"{where}.{index}") for index, inner in enumerate(value)]
+        return [item for item, _ in pairs], [pair for _, more in pairs for pair in more]
     if isinstance(value, str):
         names = re.findall(r"\$\{(\w+)\}", value)
         missing = [name for name in dict.fromkeys(names) if name not in os.environ]
         unset += [(where, name) for name in missing]
         if len(missing) < len(set(names)):
             written[where] = value
-            value = re.sub(r"\$\{(\w+)\}", lambda found: os.environ.get(found[1], found[0]), value)
+            value = re.sub(r"\$\{(\w+)\}", lambda match: os.environ.get(match[1], match[0]), value)
     return value, unset
 
 
-def _unset(key: str, name: str, tree: Mapping[str, Any]) -> str:
-    """What to do about a variable that is not set, and for images: what has to lie where it points."""
+def _unset_text(key: str, name: str, tree: Mapping[str, Any]) -> str:
+    """The error for a variable that is not set; for images, with the files that the recipe expects."""
     start = f"{key}: the environment variable {name} is not set; "
     data = tree.get("data")
     if key != "data.root" or not isinstance(data, dict):
@@ -135,14 +156,16 @@ def _unset(key: str, name: str, tree: Mapping[str, Any]) -> str:
             f"{start}the recipe expects {splits}. export {name}=FOLDER, or write data.root=FOLDER for an existing "
             f"folder with {both} in it"
         )
-    what = "the .npz file (x_train, y_train, x_test, y_test)" if data.get("source") == "npz" else (
-        f"the folder of torchvision's {data.get('source')}")  # fmt: skip
+    content = f"the folder of torchvision's {data.get('source')}"
+    if data.get("source") == "npz":
+        content = "the .npz file (x_train, y_train, x_test, y_test)"
     return (
-        f"{start}the recipe expects {root}, {what}. export {name}=FOLDER, or write data.root=PATH for an existing one"
+        f"{start}the recipe expects {root}, {content}. "
+        f"export {name}=FOLDER, or write data.root=PATH for an existing one"
     )
 
 
-def _sentence(error: Any, model: type[BaseModel], prefix: str = "") -> str:
+def _error_text(error: Any, model: type[BaseModel], prefix: str = "") -> str:
     """One readable line for one pydantic error."""
     path = [str(step)[:80] for step in error["loc"]]
     key = (prefix + ".".join(path)).rstrip(".")
@@ -153,15 +176,15 @@ def _sentence(error: Any, model: type[BaseModel], prefix: str = "") -> str:
     if error["type"] == "missing":
         return f"{key}: missing, and it has no default"
     message = error["msg"].removeprefix("Value error, ")
-    given = error.get("input")
+    value = error.get("input")
     hint = ""
-    if error["type"] in ("model_type", "dict_type") and isinstance(given, str):
-        hint = f" Write {key}.name={given[:80]}." if key in ("method", "backbone") else ""
+    if error["type"] in ("model_type", "dict_type") and isinstance(value, str):
+        hint = f" Write {key}.name={value[:80]}." if key in ("method", "backbone") else ""
     if error["type"] == "tuple_type":
-        hint = f" Write a list, for example {key}=[{shown(given)}]."
-    if error["type"] == "literal_error" and isinstance(given, str):
-        hint = nearest(given, re.findall(r"'([^']+)'", message)) or ""
-    got = "" if isinstance(given, dict | BaseModel) else f" (got {shown(given)})"
+        hint = f" Write a list, for example {key}=[{shown(value)}]."
+    if error["type"] == "literal_error" and isinstance(value, str):
+        hint = nearest(value, re.findall(r"'([^']+)'", message)) or ""
+    got = "" if isinstance(value, dict | BaseModel) else f" (got {shown(value)})"
     return f"{key}: {message if len(message) < 600 else message[:570] + ' ...'}{got}.{hint}"
 
 
@@ -176,14 +199,19 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
 
 
 def reference(model: type[BaseModel] = Recipe, prefix: str = "") -> str:
-    """Every key of a recipe, or of a method's options, as a Markdown table (``dist-prune list keys [METHOD]``)."""
+    """Every key of a recipe, or of a method's options, as a Markdown table (``dist-prune list keys [METHOD]``).
+
+    Args:
+        model: the recipe's model, or that of a method's options.
+        prefix: start of every key, for example ``method.``.
+    """
     rows = ["| key | default | what |", "|---|---|---|"]
     for key, field in _keys(model, prefix):
         default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
         kind = re.sub(r"typing\.|Annotated\[|, BeforeValidator.*|, FieldInfo.*", "", str(field.annotation))
         choices = ", ".join(re.findall(r"'([^']+)'", kind)) if "Literal" in kind else ""
-        what = "; ".join(part for part in (field.description or "", choices) if part)
-        rows.append(f"| `{key}` | {default} | {what} |")
+        caption = "; ".join(filter(None, (field.description, choices)))
+        rows.append(f"| `{key}` | {default} | {caption} |")
     return "\n".join(rows)
 
 
@@ -195,5 +223,5 @@ def _keys(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]
                 yield from _keys(kind, f"{prefix}{name}.")
         else:
             yield prefix + (field.alias or name), field
-    for name, what in getattr(model, "costs", {}).items():
-        yield prefix + name, FieldInfo(annotation=float, default=None, description=what)
+    for name, caption in getattr(model, "costs", {}).items():
+        yield prefix + name, FieldInfo(annotation=float, default=None, description=caption)

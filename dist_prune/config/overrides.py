@@ -1,4 +1,4 @@
-"""``key=value`` texts over a recipe's tree: set a key, take one back, another method on a recipe. Knows no torch."""
+"""``key=value`` overrides of a recipe: set a key, return one to its default, replace the method."""
 
 import json
 import os
@@ -15,45 +15,60 @@ from dist_prune.config.recipe import Recipe
 from dist_prune.errors import PruneError, shown
 
 OptionsOf = Callable[[str], type[BaseModel]]
-DEEPEST_KEY = 12  # parts of a dotted key
-SCALES = ("threshold", "index")  # select's keys whose values are on the scale of one method
-_told: set[str] = set()  # lines that this process has said
+DEEPEST_KEY = 12  # steps of a dotted key
+SCALES = ("threshold", "index")  # keys of select whose values are on the scale of one method
+_printed: set[str] = set()  # lines that this process has printed
 
 
 def rename_keys(tree: dict[str, Any]) -> list[str]:
-    """Give a recipe's keys of older versions their present names, in place; what is wrong with them.
+    """Give a recipe's old keys their present names, in place.
 
-    A line says so, unless the value is the default, as in the resolved recipe of an older run.
+    A line is printed for each, unless its value is the default, as in the resolved recipe of an older run.
+
+    Args:
+        tree: the recipe as plain values.
+
+    Returns:
+        A line for each key that has both names.
     """
     problems = []
     for old, new in RENAMED.items():
-        section, (before, now) = old.partition(".")[0], (key.partition(".")[2] for key in (old, new))
+        section, _, old_leaf = old.partition(".")
+        new_leaf = new.partition(".")[2]
         inner = tree.get(section)
-        if not isinstance(inner, dict) or before not in inner:
+        if not isinstance(inner, dict) or old_leaf not in inner:
             continue
-        if now in inner:
+        if new_leaf in inner:
             problems.append(f"{old}: it is called {new} now, and both are given; leave {old} out")
-        value = inner.pop(before)
-        inner.setdefault(now, value)
-        field = _field(Recipe, [section, now])
+        value = inner.pop(old_leaf)
+        inner.setdefault(new_leaf, value)
+        field = _field(Recipe, [section, new_leaf])
         default = field.get_default() if isinstance(field, FieldInfo) else None
         if value != (list(default) if isinstance(default, tuple) else default):
-            _deprecated(old)
+            _warn_renamed(old)
     return problems
 
 
-def _deprecated(old: str) -> None:
+def _warn_renamed(old: str) -> None:
     notify(f"{old} is called {RENAMED[old]} now; the old name is still read")
 
 
 def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> tuple[list[str], list[list[str]]]:
-    """Set ``key=value`` texts in the tree; (what is wrong with them, the keys that were set to null)."""
+    """Set ``key=value`` texts in a recipe, in place.
+
+    Args:
+        tree: the recipe as plain values.
+        overrides: ``a.b=value`` texts; the value is read as YAML.
+
+    Returns:
+        A line for each text that is wrong, and the paths of the keys that were set to null.
+    """
     problems, parsed = [], []
     keys = {text.partition("=")[0] for text in overrides}
     for text in overrides:
         key, equals, value = text.partition("=")
         if key in RENAMED:
-            _deprecated(key)
+            _warn_renamed(key)
             if RENAMED[key] in keys:
                 problems.append(f"{key}: it is called {RENAMED[key]} now, and both are given; leave {key} out")
             key = RENAMED[key]
@@ -63,10 +78,10 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> tuple[list[st
         elif len(path) > DEEPEST_KEY:
             problems.append(f"override {shown(text)}: no key has more than a few parts")
         else:
-            found, wrong = _value(key, value)
-            problems += wrong
-            if not wrong:
-                parsed.append((path, found))
+            parsed_value, complaints = _parse_value(key, value)
+            problems += complaints
+            if not complaints:
+                parsed.append((path, parsed_value))
     name = next((value for path, value in reversed(parsed) if path == ["method", "name"]), None)
     if isinstance(name, str):
         _change_method(tree, name, [path for path, _ in parsed])
@@ -80,8 +95,8 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> tuple[list[st
     return problems, [path for path, value in parsed if value is None]
 
 
-def _value(key: str, text: str) -> tuple[Any, list[str]]:
-    """What stands behind ``key=``: YAML, a text as it is where it is none; what is wrong with it."""
+def _parse_value(key: str, text: str) -> tuple[Any, list[str]]:
+    """The value after ``key=``, read as YAML, or the text itself if it is not YAML; complaints about it."""
     if not text:
         return None, []
     try:
@@ -92,12 +107,14 @@ def _value(key: str, text: str) -> tuple[Any, list[str]]:
         return None, [str(error)]
 
 
-def _change_method(tree: dict[str, Any], name: str, given: list[list[str]]) -> None:
-    """Another method on a recipe: the options of its own method go, and what is on that method's scale; say which."""
+def _change_method(tree: dict[str, Any], name: str, overridden: list[list[str]]) -> None:
+    """Replace the method: drop the options of the old one and values on its scale, and print which."""
     method, select = tree.get("method"), tree.get("select")
     if not isinstance(method, dict) or method.get("name") in (None, name):
         return
-    own = {f"method.{key}": value for key, value in method.items() if key != "name" and ["method", key] not in given}
+    own = {
+        f"method.{key}": value for key, value in method.items() if key != "name" and ["method", key] not in overridden
+    }
     tree["method"] = {"name": name}
     if isinstance(select, dict):
         own |= {f"select.{key}": select[key] for key in SCALES if select.get(key) is not None}
@@ -107,8 +124,14 @@ def _change_method(tree: dict[str, Any], name: str, given: list[list[str]]) -> N
         notify(f"method.name={name[:80]}: the recipe's keys for {method['name']} are left out: {keys[:1000]}")
 
 
-def take_back(tree: dict[str, Any], nulls: list[list[str]], options_of: OptionsOf | None) -> None:
-    """``key=`` or ``key=null`` takes a recipe's key back, but for keys that have null among their own values."""
+def remove_nulls(tree: dict[str, Any], nulls: list[list[str]], options_of: OptionsOf | None) -> None:
+    """Remove keys that were set to null, so that they have their defaults; keys with null among their values stay.
+
+    Args:
+        tree: the recipe as plain values; changed in place.
+        nulls: paths of the keys that overrides set to null.
+        options_of: method name -> the model of its options; None: keys of methods stay.
+    """
     for path in nulls:
         if len(path) < 2:
             continue  # an empty section has its defaults
@@ -121,7 +144,7 @@ def take_back(tree: dict[str, Any], nulls: list[list[str]], options_of: OptionsO
         elif isinstance(method, dict) and isinstance(method.get("name"), str) and options_of is not None:
             try:
                 field = _field(options_of(method["name"]), path[1:])
-            except PruneError:  # an unknown method: said with the rest
+            except PruneError:  # an unknown method is reported with the other errors
                 continue
         else:
             continue
@@ -132,7 +155,7 @@ def take_back(tree: dict[str, Any], nulls: list[list[str]], options_of: OptionsO
 
 
 def _field(model: type[BaseModel], path: list[str]) -> FieldInfo | bool:
-    """The field at a path; True where it lies inside a mapping, False where there is none."""
+    """The field at a path; True if the path leads into a mapping, False if there is none."""
     field: FieldInfo | None = None
     for step in path:
         if field is not None:
@@ -147,7 +170,7 @@ def _field(model: type[BaseModel], path: list[str]) -> FieldInfo | bool:
 
 
 def notify(text: str) -> None:
-    """A line for the person, on the first process, once."""
-    if os.environ.get("RANK", "0") == "0" and text not in _told:
-        _told.add(text)
+    """Print a line to stderr, on the first process, once."""
+    if os.environ.get("RANK", "0") == "0" and text not in _printed:
+        _printed.add(text)
         print(text, file=sys.stderr, flush=True)

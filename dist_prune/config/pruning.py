@@ -1,4 +1,4 @@
-"""The sections of a recipe that say what is scored and cut, and how much: Score, Select, Target, Schedule."""
+"""The recipe sections on scores, their selection and the rounds of pruning: Score, Select, Schedule."""
 
 from typing import Annotated, Any, Literal
 
@@ -15,31 +15,31 @@ def _count_or_all(value: Any) -> Any:
 
 
 class Score(Section):
-    """Which images are used to score, and how they are dealt out."""
+    """The calibration images of the scores, and the origin of the scores."""
 
     images: Annotated[
         Annotated[int, Field(ge=1, le=MANY)] | Literal["all"],
         BeforeValidator(_count_or_all),
         ReadBy(("many", "score")),
-    ] = Field(default=1000, description="calibration images drawn from the training images, or all")
-    micro_batch: MicroBatch[int] = Field(
-        default=50, ge=1, le=BATCH, description="images that go through the network together"
-    )
+    ] = Field(default=1000, description="number of calibration images drawn from the training images, or all")
+    micro_batch: MicroBatch[int] = Field(default=50, ge=1, le=BATCH, description="number of images in one forward pass")
     balance: Calibration[Literal["uniform", "class"]] = Field(
-        default="uniform", description="draw from all training images alike, or the same number of each class"
+        default="uniform",
+        description="drawing of the calibration images: uniform from all training images, or the same number of each "
+        "class",
     )
     from_: External[PathText | None] = Field(
-        default=None, alias="from", description="run directory whose scores are used instead"
+        default=None, alias="from", description="run directory whose scores are used; default: the run computes its own"
     )
     compare: Annotated[tuple[str, ...], ReadBy(("many",))] = Field(
-        default=(), description="methods that are scored in one pass and compared at the recipe's target"
+        default=(), description="names of methods scored in one pass and compared at the recipe's target"
     )
     save_every: Operational[int] = Field(
-        default=100, ge=1, le=MANY, description="micro-batches per rank between two saves of a partial score"
+        default=100, ge=1, le=MANY, description="number of micro-batches per rank between two saves of a partial score"
     )
     record: Operational[PathText | None] = Field(
         default=None,
-        description="file of single measurements (shapley), read and added to; default: in the run directory",
+        description="shapley: file of single measurements, read and extended; default: a file in the run directory",
     )
 
 
@@ -48,68 +48,77 @@ Ratio = Annotated[float, Field(ge=0, le=1)]
 
 
 class Select(Section):
-    """How scores become a plan."""
+    """How the pruning plan follows from the scores."""
 
     threshold: float | None = Field(
-        default=None, ge=0, le=1, description="the similarity threshold of methods that have one"
+        default=None, ge=0, le=1, description="similarity threshold, for methods that have one"
     )
     keep_ratio: float | None = Field(
-        default=None, gt=0, le=1, description="share of the channels that ranking methods keep"
+        default=None, gt=0, le=1, description="share of the channels that are kept, for ranking methods"
     )
     counts: dict[str, Count] | tuple[Count, ...] | None = Field(
         default=None,
-        description="channels that ranking methods keep: glob of layer names -> number (the first that fits; others "
-        "stay whole), or a list, one for each free group in order",
+        description="numbers of channels that are kept, for ranking methods: glob of layer names -> number (the first "
+        "match counts; other groups stay whole), or a list with one number for each free group in order",
     )
-    scope: Literal["local", "global"] = Field(default="local", description="rank within each group or over all groups")
+    scope: Literal["local", "global"] = Field(
+        default="local", description="range of the ranking: local within each group, global over all groups"
+    )
     min_channels: int = Field(
         default=1,
         ge=1,
         le=LONG,
-        description="no group gets narrower than this; of whole units (heads, conv groups) one may be left",
+        description="smallest number of channels of a group; of whole units (heads, conv groups) one may be left",
     )
     round_to: int = Field(
-        default=0, ge=0, le=LONG,
-        description="kept channels are a multiple of this (where the group is wider); 0: 8 for targets of MACs and "
-        "latency in groups of 64 channels and more, else 1",
-    )  # fmt: skip
+        default=0,
+        ge=0,
+        le=LONG,
+        description="divisor of the number of kept channels, in groups wider than it; 0: 8 for targets of MACs and "
+        "latency in groups of 64 channels or more, else 1",
+    )
     max_ratio: Ratio | dict[str, Ratio] | None = Field(
-        default=None, description="largest share of a group's channels that may go; or glob of layer names -> share"
+        default=None, description="largest share of a group's channels that is removed, or glob of layer names -> share"
     )
     keep_ratios: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
         default_factory=dict,
-        description="glob of layer names -> share of the channels that these groups keep, whatever the rest does",
+        description="glob of layer names -> share of the channels that these groups keep, independent of the other "
+        "groups",
     )
     include: tuple[str, ...] = Field(
-        default=(), description="globs of layer names: only their groups are cut; default: all"
+        default=(), description="globs of layer names whose groups alone are pruned; default: all"
     )
-    exclude: tuple[str, ...] = Field(default=(), description="globs of layer names whose groups are left alone")
+    exclude: tuple[str, ...] = Field(default=(), description="globs of layer names whose groups are not pruned")
     index: int | None = Field(
-        default=None, ge=1, le=LONG, description="which value of the method's grid is taken, from 1"
+        default=None, ge=1, le=LONG, description="position in the method's grid of values, from 1"
     )
     plan: PathText | None = Field(
         default=None,
-        description="a plan.json, or {layer: {saved_idxs, mask_num}}, that is replayed unscored; a bundle's folder, "
-        "whose weights are finetuned",
+        description="plan to replay without scores: a plan.json, a file {layer: {saved_idxs, mask_num}}, or the "
+        "folder of "
+        "a bundle, whose weights are then finetuned",
     )
 
 
 class Schedule(Section):
-    """One shot, or rounds: score, cut and finetune by turns. The last round's finetune is the recipe's."""
+    """Pruning in one shot or in rounds of scoring, pruning and finetuning; ``finetune`` follows the last round."""
 
     rounds: Annotated[int, ReadBy(("select_in_rounds",))] = Field(
-        default=1, ge=1, le=1000, description="how often the network is scored and cut; 1: one shot"
+        default=1, ge=1, le=1000, description="number of rounds of scoring and pruning; 1: one shot"
     )
     spacing: Annotated[Literal["geometric", "linear"], ReadBy(("select_in_rounds",))] = Field(
         default="geometric",
-        description="how target, keep ratios and counts go down over the rounds: by equal factors, or in equal steps; "
-        "a threshold is applied anew in each",
+        description="decrease of target, keep ratios and counts over the rounds: by equal factors (geometric) or in "
+        "equal steps (linear); a threshold is applied anew in each round",
     )
     finetune_epochs: Annotated[int, ReadBy(("finetune_between",))] = Field(
-        default=1, ge=0, le=LONG, description="epochs of finetuning between two rounds, by the other keys of finetune"
+        default=1,
+        ge=0,
+        le=LONG,
+        description="epochs of finetuning between two rounds; the other keys of finetune apply to it",
     )
     carry_optimizer: Annotated[bool, ReadBy(("finetune_between",))] = Field(
         default=False,
-        description="the optimizer's state and averaged weights of the kept epoch go on in the next round's "
-        "finetuning, cut as the weights are",
+        description="continuation of the kept epoch's optimizer state and averaged weights in the next round's "
+        "finetuning, pruned like the weights",
     )

@@ -1,4 +1,4 @@
-"""The whole recipe: typed, strict. Knows no torch. (loading.py reads files and says what is wrong in them.)"""
+"""The whole recipe as a typed, strict model; ``loading.py`` reads it from files."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from dist_prune.config.target import Target
 from dist_prune.config.training import Evaluate, Training
 
 
-def _folder_name(value: str) -> str:
+def _check_folder_name(value: str) -> str:
     if not value.strip("."):
         raise ValueError("it names the run's folder, so it cannot be dots alone")
     return value
@@ -25,22 +25,24 @@ def _folder_name(value: str) -> str:
 FINETUNE_LR = 0.01
 
 
-def _finetuned(section: Any) -> Any:
-    """A finetuning without a rate has its own default, also where the section says other things."""
+def _fill_finetune_lr(section: Any) -> Any:
+    """Fill in the default learning rate of a finetuning that names none."""
     return {"lr": FINETUNE_LR, **section} if isinstance(section, dict) else section
 
 
 class Recipe(Section):
-    """Everything one run does. ``method`` is the paper's name and its options."""
+    """All keys of one run. ``method`` holds the name of the paper's method and its options."""
 
-    name: Annotated[str, AfterValidator(_folder_name), ReadBy(("export",))] = Field(
-        pattern=r"^[\w.-]+$", max_length=200, description="of the run, runs/<name>; left out: the file's name"
+    name: Annotated[str, AfterValidator(_check_folder_name), ReadBy(("export",))] = Field(
+        pattern=r"^[\w.-]+$",
+        max_length=200,
+        description="name of the run, whose folder is runs/<name>; default: the file's name",
     )
     seed: Seed[int] = Field(
         default=0,
         ge=0,
         le=2**63 - 1,
-        description="of weights, orders, augmentation, calibration images and random methods",
+        description="seed of initial weights, image orders, augmentation, calibration images and random methods",
     )
     backbone: Backbone
     data: Data
@@ -48,18 +50,18 @@ class Recipe(Section):
     score: Score = Score()
     method: Annotated[
         dict[str, Any], ReadBy(("many", "select"), {"name": ("export",), "fidelity": ("prune",), "quirks": ("prune",)})
-    ] = Field(description="name, and the method's own keys (below)")
+    ] = Field(description="name of the method, and its own keys (below)")
     select: Annotated[Select, ReadBy(("many", "select"))] = Select()
     target: Annotated[Target, ReadBy(("many", "select", "evaluate_in_rounds"))] = Target()
     schedule: Annotated[Schedule, ReadBy(("finetune_in_rounds", "evaluate_in_rounds"))] = Schedule()
     finetune: Annotated[
-        Training, BeforeValidator(_finetuned), ReadBy(("finetune", "finetune_between"), {"epochs": ("export",)})
+        Training, BeforeValidator(_fill_finetune_lr), ReadBy(("finetune", "finetune_between"), {"epochs": ("export",)})
     ] = Training(lr=FINETUNE_LR)
     reruns: Annotated[int, ReadBy(("finetune",))] = Field(
         default=1,
         ge=1,
         le=1000,
-        description="finetunings of the same pruned network by as many seeds; the first is kept",
+        description="number of finetunings of the same pruned network, each with its own seed; the first is kept",
     )
     evaluate: Annotated[Evaluate, ReadBy(("many", "evaluate", "curves"))] = Evaluate()
     information: Annotated[Information, ReadBy(("curves",))] = Information()
@@ -68,12 +70,12 @@ class Recipe(Section):
 
     @property
     def between(self) -> Training:
-        """The training between two rounds: once, whatever cutting cost."""
+        """The finetuning between two rounds; it is never skipped by ``only_if_drop``."""
         body = self.finetune.model_dump() | {"epochs": self.schedule.finetune_epochs, "only_if_drop": None}
         return Training.model_validate(body)
 
     @model_validator(mode="after")
-    def _between(self):
+    def _check_between(self):
         if self.schedule.rounds > 1:
             try:
                 _ = self.between
@@ -85,54 +87,65 @@ class Recipe(Section):
     _written: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def with_written(self, texts: Mapping[str, str]) -> "Recipe":
-        """The same recipe, which knows how its values were written before ``${VARIABLES}`` were filled in."""
-        out = self.model_copy()
-        out._written = dict(texts)
-        return out
+        """A copy that remembers its values before ``${VARIABLES}`` were filled in.
+
+        Args:
+            texts: dotted key -> the text as it was written.
+        """
+        recipe = self.model_copy()
+        recipe._written = dict(texts)
+        return recipe
 
     def written(self) -> dict[str, Any]:
-        """``resolved()`` with ``${VARIABLES}`` as they were written: what may be kept in files and shown.
+        """``resolved()`` with ``${VARIABLES}`` as they were written, for files and reports.
 
-        ``name`` alone stands there filled in: it is the run's folder.
+        Only ``name`` is filled in, because it is the run's folder.
         """
         tree = self.resolved()
         for key, text in self._written.items():
             node: Any = tree
             *parents, leaf = key.split(".")
             for step in parents:
-                node = _inside(node, step)
-            if key != "name" and _inside(node, leaf) is not None:
+                node = _entry(node, step)
+            if key != "name" and _entry(node, leaf) is not None:
                 node[int(leaf) if isinstance(node, list) else leaf] = text
         return tree
 
     @property
     def expanded(self) -> dict[str, list[str]]:
-        """Dotted key -> the environment's variables that were filled in there."""
+        """Dotted key -> names of the environment's variables that were filled in."""
         return {key: sorted(set(re.findall(r"\$\{(\w+)\}", text))) for key, text in self._written.items()}
 
     def resolved(self) -> dict[str, Any]:
-        """Plain, JSON-ready values of every key, defaults filled in."""
+        """JSON-ready values of every key, with defaults filled in."""
         return self.model_dump(mode="json", by_alias=True)
 
 
-def _inside(node: Any, step: str) -> Any:
-    """A value of a mapping or a list, None where there is none."""
+def _entry(node: Any, step: str) -> Any:
+    """An entry of a mapping or a list, or None."""
     if isinstance(node, list):
         return node[int(step)] if step.isdigit() and int(step) < len(node) else None
     return node.get(step) if isinstance(node, dict) else None
 
 
 def selected_on_test(tree: Mapping[str, Any]) -> list[str]:
-    """What the test images decided in a resolved recipe: its figures on them are too good."""
-    out = []
+    """The choices that a recipe makes by test images, which make its figures on them too good.
+
+    Args:
+        tree: a resolved recipe.
+
+    Returns:
+        A line for each choice.
+    """
+    lines = []
     for name in ("train", "finetune"):
-        spec = tree[name]
-        if not spec["epochs"]:
+        training = tree[name]
+        if not training["epochs"]:
             continue
-        if spec["selection"] == "test":
-            out.append(f"{name}: the kept epoch was selected on the test images")
-        elif spec["selection"] == "last" and spec["patience"]:  # without held-out images there are no others
-            out.append(f"{name}: the last epoch was chosen on the test images (patience)")
+        if training["selection"] == "test":
+            lines.append(f"{name}: the kept epoch was selected on the test images")
+        elif training["selection"] == "last" and training["patience"]:  # without held-out images there are no others
+            lines.append(f"{name}: the last epoch was chosen on the test images (patience)")
     if "test_images" in tree["method"].get("quirks", ()) and not tree["select"]["plan"]:
-        out.append("method: channels were ranked by the test images (quirk test_images)")
-    return out
+        lines.append("method: channels were ranked by the test images (quirk test_images)")
+    return lines

@@ -1,4 +1,4 @@
-"""Where recipes lie, and which one a name means: aliases, and suggestions by a name's words. Knows no torch."""
+"""Recipe files: their folders, the file of a name, aliases, and suggestions for unknown names."""
 
 import difflib
 import re
@@ -7,52 +7,60 @@ from pathlib import Path
 
 from dist_prune.errors import PruneError, path_trouble, shown
 
-LEFT_OUT = "imagenet"  # the data set that recipe names leave out; a name that says it is the same recipe
+LEFT_OUT = "imagenet"  # the data set that recipe names leave out; a name with it means the same recipe
 SWEEPS = "sweeps"  # the folder of sweep files among those of recipes
 ENDINGS = (".yaml", ".yml")
-ALIKE = 0.75  # words with this share of common letters are taken for the same one, misspelt
-SHOWN = 4
+ALIKE = 0.75  # words with this share of common letters count as the same word, misspelt
+SHOWN = 4  # suggestions that an error lists
 
 
 def recipe_folders() -> list[Path]:
-    """Where a bare recipe name is looked for, in order."""
+    """The folders that are searched for a bare recipe name, in order."""
     here = Path(__file__).resolve().parents[1]
     return [Path("recipes"), here.parent / "recipes", here / "recipes"]
 
 
 def known_recipes(below: str = "") -> dict[str, Path]:
-    """Every name that can be written bare, and its file; ``below`` is ``sweeps`` for those."""
+    """Every bare name and its file.
+
+    Args:
+        below: sub-folder of the recipe folders; ``sweeps`` for sweep files.
+    """
     return {name: files[0] for name, files in _by_name(below).items()}
 
 
 def _by_name(below: str) -> dict[str, list[Path]]:
-    """Bare name -> its files in the first recipe folder that has any. Recipes lie there or in folders, one a paper."""
-    out: dict[str, list[Path]] = {}
+    """Bare name -> its files in the first recipe folder that has any, there or in a sub-folder of a paper."""
+    by_name: dict[str, list[Path]] = {}
     for folder in recipe_folders():
         files: dict[str, list[Path]] = {}
         inner = [] if below else [file for file in folder.glob("*/*.yaml") if file.parent.name != SWEEPS]
         for file in sorted([*(folder / below).glob("*.yaml"), *inner]):
             files.setdefault(file.stem, []).append(file)
-        out = files | out
-    return out
+        by_name = files | by_name
+    return by_name
 
 
 def stem_of(name_or_path: str) -> str:
-    """The name without folders and without its ending; other dots belong to it."""
+    """A recipe's name without folders and without ``.yaml``; other dots belong to it."""
     path = Path(name_or_path)
     return path.stem if path.suffix in ENDINGS else path.name
 
 
 def resolve_alias(stem: str) -> str:
-    """The name that an alias stands for: ImageNet is left out of recipe names."""
+    """The recipe name of an alias: recipe names leave ImageNet out."""
     return "_".join(word for word in stem.split("_") if word != LEFT_OUT)
 
 
 def find(name_or_path: str, below: str = "") -> Path:
     """The file of a path or of a bare name, with or without ``.yaml``.
 
+    Args:
+        name_or_path: the path or the name.
+        below: sub-folder of the recipe folders; ``sweeps`` for sweep files.
+
     Raises:
-        PruneError: there is none; with the recipes whose words are nearest, or how to write one.
+        PruneError: if there is none; its text names the most similar recipes, or how to write one.
     """
     trouble = path_trouble(name_or_path)
     if trouble:
@@ -61,7 +69,7 @@ def find(name_or_path: str, below: str = "") -> Path:
     if path.is_file():
         return path
     stem = stem_of(name_or_path)
-    # a path right in a recipe folder is that of a recipe before recipes lay in folders
+    # recipes were directly in a recipe folder before papers had sub-folders
     if len(path.parts) == 1 or path.parent.resolve() in [(folder / below).resolve() for folder in recipe_folders()]:
         files = _by_name(below)
         name = stem if stem in files else resolve_alias(stem)
@@ -79,84 +87,95 @@ def find(name_or_path: str, below: str = "") -> Path:
 
 
 def suggestions(name: str, files: Mapping[str, Path]) -> tuple[list[str], list[str]]:
-    """(recipes that share most of the name's words, best first; words of the name that no recipe has).
+    """Find the recipes whose words are most like those of a name.
 
-    A word that few recipes have says more than one that many have: backbone and method before "cifar10". Words are the
-    parts of the recipe's name, and what its file says of its data: source and folder.
+    The words of a recipe are those of its name, and the source and folder of its data. Rare words weigh more than
+    frequent ones: backbone and method more than "cifar10".
+
+    Args:
+        name: a recipe name without ending.
+        files: recipe name -> file.
+
+    Returns:
+        Names of recipes, best first, and the words of the name that no recipe has.
     """
-    words = {recipe: [*_words(recipe), *_told(file)] for recipe, file in files.items()}
-    spread: dict[str, int] = {}
-    for held in words.values():
-        for word in set(held):
-            spread[word] = spread.get(word, 0) + 1
-    asked, strange = _words(name), []
-    score = dict.fromkeys(files, 0.0)
-    for place, word in enumerate(asked):
-        likeness = {other: _alike(word, other) for other in spread}
-        best = max(likeness.values(), default=0)
+    words_of = {recipe: [*_words(recipe), *_data_words(file)] for recipe, file in files.items()}
+    frequency: dict[str, int] = {}
+    for words in words_of.values():
+        for word in set(words):
+            frequency[word] = frequency.get(word, 0) + 1
+    unknown = []
+    scores = dict.fromkeys(files, 0.0)
+    for position, word in enumerate(_words(name)):
+        similarity = {other: _similarity(word, other) for other in frequency}
+        best = max(similarity.values(), default=0)
         if best < ALIKE:
-            strange.append(word)
+            unknown.append(word)
             continue
-        least = 1.0 if best == 1.0 else ALIKE  # a misspelling only where nothing has the word itself
-        for recipe, held in words.items():
-            found = max((likeness[other], 1 / spread[other]) for other in held)
-            if found[0] >= least:
-                first = 0.5 if place == 0 and _alike(word, held[0]) >= least else 0  # its backbone
-                score[recipe] += found[0] + found[1] + first
-    order = sorted((r for r in files if score[r] > 0), key=lambda r: (-score[r], len(_words(r)), r))
+        least = 1.0 if best == 1.0 else ALIKE  # misspellings count only if no recipe has the word itself
+        for recipe, words in words_of.items():
+            likeness, rarity = max((similarity[other], 1 / frequency[other]) for other in words)
+            if likeness >= least:
+                is_backbone = position == 0 and _similarity(word, words[0]) >= least
+                scores[recipe] += likeness + rarity + (0.5 if is_backbone else 0)
+    order = sorted((r for r in files if scores[r] > 0), key=lambda r: (-scores[r], len(_words(r)), r))
     if not order:
-        whole = difflib.get_close_matches(name, list(files), n=1, cutoff=0.6)
-        return whole, [] if whole else strange
-    floor = score[order[0]] * 0.6
-    return [recipe for recipe in order if score[recipe] >= floor], strange
+        close = difflib.get_close_matches(name, list(files), n=1, cutoff=0.6)
+        return close, [] if close else unknown
+    floor = scores[order[0]] * 0.6
+    return [recipe for recipe in order if scores[recipe] >= floor], unknown
 
 
-def _no_recipe(given: str, files: Mapping[str, Path]) -> str:
-    stem = stem_of(given)
-    close, strange = suggestions(stem, files)
-    own = "'dist-prune list recipes' shows all; how to write one: docs/recipes.md"
+def _no_recipe(name: str, files: Mapping[str, Path]) -> str:
+    """The error for a recipe name without a file."""
+    stem = stem_of(name)
+    close, unknown = suggestions(stem, files)
+    advice = "'dist-prune list recipes' shows all; how to write one: docs/recipes.md"
     if not close:
-        what = f"none of the {len(files)} recipes has a word like it" if files else "there are no recipes here"
-        return f"no recipe file at {shown(given)}: {what}. {own} (any network of timm: 'dist-prune list backbones')."
-    best = [repr(name) for name in close[:SHOWN]]
+        reason = f"none of the {len(files)} recipes has a word like it" if files else "there are no recipes here"
+        return (
+            f"no recipe file at {shown(name)}: {reason}. {advice} (any network of timm: 'dist-prune list backbones')."
+        )
+    best = [repr(recipe) for recipe in close[:SHOWN]]
     more = f" ({len(close)} like it)" if len(close) > SHOWN else ""
     hint = f"Did you mean {' or '.join([', '.join(best[:-1]), best[-1]] if len(best) > 1 else best)}?{more}"
-    if strange:
-        hint += f" No recipe has {' or '.join(map(shown, strange))} in its name."
-    elif not _covers(stem, close[0], files):
+    if unknown:
+        hint += f" No recipe has {' or '.join(map(shown, unknown))} in its name."
+    elif not _has_all_words(stem, close[0], files):
         hint += " No recipe has all of these words."
-    swap = " Another method on a recipe's network and data: method.name=NAME behind it."
-    return f"no recipe file at {shown(given)}. {hint}{swap if len(_words(stem)) > 1 else ''} {own}."
+    swap = " For another method on a recipe's network and data, add method.name=NAME to it."
+    return f"no recipe file at {shown(name)}. {hint}{swap if len(_words(stem)) > 1 else ''} {advice}."
 
 
-def _no_sweep(given: str, files: Mapping[str, Path]) -> str:
-    close, _ = suggestions(stem_of(given), files)
+def _no_sweep(name: str, files: Mapping[str, Path]) -> str:
+    """The error for a sweep name without a file."""
+    close, _ = suggestions(stem_of(name), files)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"no sweep file at {shown(given)}.{hint} In recipes/sweeps: {', '.join(sorted(files)) or 'none'}"
+    return f"no sweep file at {shown(name)}.{hint} In recipes/sweeps: {', '.join(sorted(files)) or 'none'}"
 
 
-def _covers(name: str, recipe: str, files: Mapping[str, Path]) -> bool:
-    held = [*_words(recipe), *_told(files[recipe])]
-    return all(max(_alike(word, other) for other in held) >= ALIKE for word in _words(name))
+def _has_all_words(name: str, recipe: str, files: Mapping[str, Path]) -> bool:
+    words = [*_words(recipe), *_data_words(files[recipe])]
+    return all(max(_similarity(word, other) for other in words) >= ALIKE for word in _words(name))
 
 
 def _words(name: str) -> list[str]:
     return [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word] or [name.lower()]
 
 
-def _told(file: Path) -> list[str]:
-    """What a recipe's file says of its data, without reading it as YAML: it may be broken."""
+def _data_words(file: Path) -> list[str]:
+    """Source and folder of a recipe's data, without reading the file as YAML, which may be broken."""
     try:
         text = file.read_text()
     except (OSError, UnicodeDecodeError):
         return []
     source = re.search(r"\bsource: *(\w+)", text)
     folder = re.search(r"\broot: *[\"']?\S*?/(\w+)[\"'}\s]", text)
-    return [found.group(1).lower() for found in (source, folder) if found]
+    return [match.group(1).lower() for match in (source, folder) if match]
 
 
-def _alike(word: str, other: str) -> float:
-    """1 for the same word. Numbers are names, not spelling: resnet50 is not resnet56, and l1 is not l2."""
+def _similarity(word: str, other: str) -> float:
+    """Share of common letters, 1 for the same word; 0 for other numbers: resnet50 is not resnet56, and l1 is not l2."""
     if word == other:
         return 1.0
     if _digits(word) != _digits(other) or min(len(word), len(other)) < 4:

@@ -1,4 +1,4 @@
-"""What every section of a recipe is made of: the base class, bounds of numbers, paths. Knows no torch."""
+"""The base class of recipe sections, bounds of numbers, and the type of paths."""
 
 from typing import Annotated
 
@@ -6,21 +6,21 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from dist_prune.errors import path_trouble
 
-MANY = 10**9  # images, steps: more than any run has
-BATCH = 65536  # images that go through a network together
-LONG = 10**6  # epochs, minutes
+MANY = 10**9  # largest number of images and of steps
+BATCH = 65536  # largest number of images in one forward pass
+LONG = 10**6  # largest number of epochs, minutes or channels
 
 
 class Section(BaseModel):
-    """A section of a recipe: unknown keys are errors, numbers are finite, values do not change after loading."""
+    """A section of a recipe: it refuses unknown keys and infinite numbers, and is frozen after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
-def _path(value: str) -> str:
+def _check_path(value: str) -> str:
     if trouble := path_trouble(value):
         raise ValueError(trouble)
     return value
 
 
-PathText = Annotated[str, AfterValidator(_path)]
+PathText = Annotated[str, AfterValidator(_check_path)]

@@ -1,4 +1,4 @@
-"""The ``target`` section of a recipe: a share of one cost of the dense network. Knows no torch and counts nothing."""
+"""The recipe section on the size of the pruned network: Target. It counts nothing itself."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -7,47 +7,52 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from dist_prune.config.section import BATCH, Section
 
-SETTINGS = ("latency_batch", "tolerance", "latency_tolerance")  # keys of ``target`` that are no costs
+SETTINGS = ("latency_batch", "tolerance", "latency_tolerance")  # keys of ``target`` that name no cost
 
 
 class Target(Section):
-    """The size asked for, as the share of the dense network that is kept; at most one of them.
+    """The size of the pruned network as a share of one cost of the dense network; at most one cost.
 
-    The fields are what every run directory has. Other registered costs (pruning/selection/cost.py) are keys as well,
-    which a recipe has only if it names one.
+    The fields are in every resolved recipe. Other registered costs (pruning/selection/cost.py) are keys as well, which
+    a resolved recipe has only if it sets them.
     """
 
     model_config = ConfigDict(extra="allow")
-    costs: ClassVar[dict[str, str]] = {}  # names of registered costs that are no field -> what they are
+    costs: ClassVar[dict[str, str]] = {}  # names of registered costs that have no field -> description
     __pydantic_extra__: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(init=False)  # type: ignore[assignment]
     macs: float | None = Field(default=None, gt=0, le=1, description="share of the dense multiply-accumulates to keep")
     params: float | None = Field(default=None, gt=0, le=1, description="share of the dense parameters to keep")
     channels: float | None = Field(default=None, gt=0, le=1, description="share of the dense channels to keep")
     latency: float | None = Field(
-        default=None, gt=0, le=1, description="time of a forward pass on this device, as a share of the dense one's"
+        default=None, gt=0, le=1, description="share of the dense network's time of a forward pass, on this device"
     )
-    latency_batch: int = Field(default=1, ge=1, le=BATCH, description="images of that forward pass")
+    latency_batch: int = Field(default=1, ge=1, le=BATCH, description="number of images of that forward pass")
     tolerance: float | None = Field(
-        default=0.01, gt=0, le=100,
-        description="a network that misses target.macs, target.params or target.channels by more than this share of it "
-        "ends the run with code 3, after the report; null: no network is refused",
-    )  # fmt: skip
+        default=0.01,
+        gt=0,
+        le=100,
+        description="largest miss of target.macs, target.params or target.channels, as a share of it; a larger one "
+        "ends "
+        "the run with exit code 3, after the report; null: any miss is accepted",
+    )
     latency_tolerance: float | None = Field(
-        default=0.05, gt=0, le=100,
-        description="the same for target.latency, whose times scatter; also where its search stops",
-    )  # fmt: skip
+        default=0.05,
+        gt=0,
+        le=100,
+        description="largest miss of target.latency, whose times scatter; also the precision at which its search stops",
+    )
 
     @model_validator(mode="after")
-    def _one(self):
-        given = [name for name, _ in self._shares()]
-        if len(given) > 1:
-            raise ValueError(f"one target at a time, got {' and '.join(given)}")
+    def _check_one_cost(self):
+        costs = [name for name, _ in self._shares()]
+        if len(costs) > 1:
+            raise ValueError(f"one target at a time, got {' and '.join(costs)}")
         return self
 
     @model_validator(mode="wrap")
     @classmethod
-    def _known(cls, section: Any, handler: ValidatorFunctionWrapHandler):
-        """Unknown keys are errors, named together with everything else that is wrong."""
+    def _check_keys(cls, section: Any, handler: ValidatorFunctionWrapHandler):
+        """Refuse unknown keys, in one list with everything else that is wrong."""
         if not isinstance(section, dict):
             return handler(section)
         odd = [key for key in section if key not in cls.model_fields and key not in cls.costs]
@@ -70,9 +75,9 @@ class Target(Section):
         raise ValidationError.from_exception_data(cls.__name__, wrong)
 
     def _shares(self) -> list[tuple[str, float]]:
-        """(cost, share) of each target that is set."""
+        """(cost, share) of each cost that is set."""
         return [(name, value) for name, value in self if name not in SETTINGS and value is not None]
 
     def asked(self) -> tuple[str, float] | None:
-        """The name of the cost and the share asked for, or None."""
+        """The name of the cost and the share to keep; None if no target is set."""
         return next(iter(self._shares()), None)

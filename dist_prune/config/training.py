@@ -1,4 +1,4 @@
-"""The sections of a recipe that say how a network is trained and evaluated: Training, Evaluate."""
+"""The recipe sections on training and evaluation: Training, Evaluate."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,109 +9,160 @@ from dist_prune.config.section import BATCH, LONG, MANY, Section
 
 
 class Training(Section):
-    """One training run: dense training and finetuning share it."""
+    """The keys of one training run; dense training (``train``) and finetuning (``finetune``) share them."""
 
-    epochs: int = Field(default=0, ge=0, le=LONG, description="passes over the training images; 0: no training")
-    batch: int = Field(default=128, ge=1, le=LONG, description="global batch, whatever the number of processes")
-    images: int | None = Field(default=None, ge=1, le=MANY, description="train on the first N images only (studies)")
-    optimizer: str = Field(default="sgd", max_length=100, description="timm's name; sgd follows the nesterov key")
+    epochs: int = Field(
+        default=0, ge=0, le=LONG, description="number of passes over the training images; 0: no training"
+    )
+    batch: int = Field(
+        default=128, ge=1, le=LONG, description="global batch size, independent of the number of processes"
+    )
+    images: int | None = Field(
+        default=None, ge=1, le=MANY, description="number of training images, from the first; default: all"
+    )
+    optimizer: str = Field(
+        default="sgd", max_length=100, description="timm's name of the optimizer; sgd follows the nesterov key"
+    )
     optimizer_kwargs: dict[str, Any] = Field(default_factory=dict, description="further arguments of the optimizer")
     lr: float = Field(default=0.1, gt=0, le=10**6, description="learning rate before any decay")
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    nesterov: bool = False
-    weight_decay: float = Field(default=5e-4, ge=0, le=1000)
-    decay_norm_bias: bool = Field(default=False, description="weight decay on norms and biases too (papers' SGD)")
-    schedule: Literal["constant", "step", "multistep", "cosine", "linear", "onecycle"] = "cosine"
-    step_size: int = Field(default=30, ge=1, le=LONG, description="step: epochs between two decays")
-    milestones: tuple[Annotated[int, Field(ge=0, le=LONG)], ...] = Field(
-        default=(), description="multistep: epochs at which the rate decays"
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of the optimizer")
+    nesterov: bool = Field(default=False, description="Nesterov's form of the momentum, for sgd")
+    weight_decay: float = Field(default=5e-4, ge=0, le=1000, description="weight decay of the optimizer")
+    decay_norm_bias: bool = Field(
+        default=False, description="weight decay also on normalisation layers and biases, as in the papers' SGD"
     )
-    gamma: float = Field(default=0.1, gt=0, le=1, description="step and multistep: the factor of a decay")
-    min_lr: float = Field(default=0, ge=0, le=10**6, description="learning rate at the end of cosine, linear, onecycle")
-    warmup_epochs: float = Field(default=0, ge=0, le=LONG, description="epochs from warmup_lr up to lr")
+    schedule: Literal["constant", "step", "multistep", "cosine", "linear", "onecycle"] = Field(
+        default="cosine", description="schedule of the learning rate"
+    )
+    step_size: int = Field(default=30, ge=1, le=LONG, description="step: number of epochs between two decays")
+    milestones: tuple[Annotated[int, Field(ge=0, le=LONG)], ...] = Field(
+        default=(), description="multistep: epochs at which the learning rate decays"
+    )
+    gamma: float = Field(default=0.1, gt=0, le=1, description="step, multistep: factor of each decay")
+    min_lr: float = Field(default=0, ge=0, le=10**6, description="cosine, linear, onecycle: learning rate at the end")
+    warmup_epochs: float = Field(
+        default=0, ge=0, le=LONG, description="number of epochs of the warm-up from warmup_lr to lr"
+    )
     warmup_lr: float = Field(default=1e-5, ge=0, le=10**6, description="learning rate at the start of the warm-up")
     layer_decay: float | None = Field(
-        default=None, gt=0, le=1, description="learning rate of each earlier layer, as a share of the next one's"
+        default=None,
+        gt=0,
+        le=1,
+        description="learning rate of each layer, as a share of that of the next layer; default: the same for all",
     )
     lr_scales: dict[str, Annotated[float, Field(ge=0, le=10**6)]] = Field(
-        default_factory=dict, description="glob of parameter names: factor of their learning rate, the first that fits"
+        default_factory=dict,
+        description="glob of parameter names -> factor of their learning rate; the first match counts",
     )
-    label_smoothing: float = Field(default=0, ge=0, lt=1)
-    mixup: float = Field(default=0, ge=0, le=1000, description="alpha; 0 is off")
-    cutmix: float = Field(default=0, ge=0, le=1000, description="alpha; 0 is off")
-    mix_prob: float = Field(default=1, ge=0, le=1, description="share of the batches that are mixed")
+    label_smoothing: float = Field(default=0, ge=0, lt=1, description="label smoothing of the loss")
+    mixup: float = Field(default=0, ge=0, le=1000, description="alpha of mixup; 0: off")
+    cutmix: float = Field(default=0, ge=0, le=1000, description="alpha of CutMix; 0: off")
+    mix_prob: float = Field(default=1, ge=0, le=1, description="share of the batches that mixup or CutMix mixes")
     distill: float = Field(
-        default=0, ge=0, le=1, description="finetune: weight of the dense network's soft labels (bf16 on GPUs)"
+        default=0,
+        ge=0,
+        le=1,
+        description="finetune: weight of the distillation loss towards the dense network's outputs (bf16 on GPUs); 0: "
+        "off",
     )
-    distill_temperature: float = Field(default=4, gt=0, le=1000)
-    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the averaged weights that are evaluated")
-    clip_grad: float | None = Field(default=None, gt=0, le=MANY, description="largest norm of the gradient")
+    distill_temperature: float = Field(default=4, gt=0, le=1000, description="temperature of the distillation")
+    ema: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="decay of the averaged weights, which are evaluated instead of the raw ones; default: no averaging",
+    )
+    clip_grad: float | None = Field(
+        default=None, gt=0, le=MANY, description="largest norm of the gradient; default: no clipping"
+    )
     accumulate: int = Field(
-        default=1, ge=1, le=LONG,
-        description="forward passes per update, of two images at least; the batch stays the global batch",
-    )  # fmt: skip
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+        default=1,
+        ge=1,
+        le=LONG,
+        description="number of forward passes per update, each of at least two images; batch stays the global batch "
+        "size of the update",
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="number format of the forward pass")
     sparsity: Literal["none", "bn_scale", "group_norm"] = Field(
         default="none",
-        description="make channels small while training: the batch norms' scales (network slimming), or all weights of "
-        "a channel (DepGraph's sparse learning)",
+        description="sparsity term that shrinks channels during training: on the scales of batch norms (bn_scale, "
+        "network "
+        "slimming) or on all weights of a channel (group_norm, DepGraph's sparse learning)",
     )
     sparsity_weight: float = Field(
         default=1e-4,
         gt=0,
         le=1000,
-        description="of the term that sparsity adds to gradients; slimming: 1e-4 VGG, 1e-5 ResNet",
+        description="weight of the sparsity term added to the gradients; network slimming: 1e-4 for VGG, 1e-5 for "
+        "ResNet",
     )
-    channels_last: bool = Field(default=False, description="weights and images in NHWC memory order")
+    channels_last: bool = Field(default=False, description="NHWC memory order of weights and images")
     compile: bool | Literal["reduce-overhead", "max-autotune"] = Field(
         default=False,
-        description="torch.compile the network (the first steps take minutes); reduce-overhead: by CUDA graphs, for "
-        "small networks on GPUs",
+        description="compilation of the network by torch.compile (the first steps take minutes); reduce-overhead: with "
+        "CUDA graphs, for small networks on GPUs; max-autotune: with kernels chosen by timing",
     )
-    sync_bn: bool = Field(default=False, description="batch norms see the batches of all ranks (GPUs)")
+    sync_bn: bool = Field(default=False, description="batch-norm statistics over the batches of all ranks (GPUs)")
     recalibrate_bn: int = Field(
-        default=0, ge=0, le=MANY,
-        description="finetune: new batch-norm statistics first, from so many of its images (see score.balance)",
-    )  # fmt: skip
+        default=0,
+        ge=0,
+        le=MANY,
+        description="finetune: number of training images from which batch-norm statistics are recomputed before it, "
+        "drawn "
+        "as by score.balance; 0: none",
+    )
     selection: Literal["holdout", "last", "test"] = Field(
         default="holdout",
-        description="which epoch is kept: the best on held-out training images, the last, the best on test",
+        description="epoch that is kept: the best on held-out training images (holdout), the last, or the best on "
+        "test images (test)",
     )
     holdout: float = Field(default=0.1, gt=0, lt=0.9, description="share of the training images held out for selection")
     patience: int | None = Field(
-        default=None, ge=1, le=LONG, description="stop after so many evaluations without a better one"
+        default=None,
+        ge=1,
+        le=LONG,
+        description="number of evaluations without an improvement after which training stops; default: it does not "
+        "stop early",
     )
     only_if_drop: float | None = Field(
-        default=None, ge=0, le=100, description="finetune: only where cutting cost more than so many points of top-1"
+        default=None,
+        ge=0,
+        le=100,
+        description="finetune: loss of top-1 by pruning, in points, up to which finetuning is skipped; default: never "
+        "skipped",
     )
-    evaluate_every: int = Field(default=1, ge=1, le=LONG, description="epochs between two evaluations")
+    evaluate_every: int = Field(default=1, ge=1, le=LONG, description="number of epochs between two evaluations")
     save_every_steps: int | None = Field(
-        default=None, ge=1, le=MANY, description="checkpoint after so many steps as well"
+        default=None,
+        ge=1,
+        le=MANY,
+        description="number of steps between two checkpoints within an epoch; default: none by steps",
     )
     checkpoint_every_minutes: float = Field(
-        default=10, gt=0, le=LONG, description="checkpoint after so many minutes as well"
+        default=10, gt=0, le=LONG, description="number of minutes between two checkpoints within an epoch"
     )
-    keep_checkpoints: int = Field(default=2, ge=1, le=LONG, description="newest checkpoints that stay")
+    keep_checkpoints: int = Field(default=2, ge=1, le=LONG, description="number of newest checkpoints that are kept")
 
     def __repr_args__(self):
-        """Under the keys' old names: checkpoints of a fit that was stopped are found by a digest of this text."""
+        """Write keys under their old names: a stopped training's checkpoints are found by a digest of this text."""
         for name, value in super().__repr_args__():
             yield OLD_NAMES.get(f"train.{name}", f"train.{name}").removeprefix("train."), value
 
     @model_validator(mode="after")
-    def _nesterov(self):
+    def _check_nesterov(self):
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
         return self
 
     @model_validator(mode="after")
-    def _warmup(self):
-        """Every schedule climbs to lr first: a climb that is longer than the training never gets there."""
-        cycle = self.schedule == "onecycle"  # it has to fall as well
+    def _check_warmup(self):
+        """Refuse a warm-up that is longer than the training, which would never reach lr."""
+        cycle = self.schedule == "onecycle"  # its learning rate has to fall as well
         if 0 < self.epochs < self.warmup_epochs or (cycle and 0 < self.epochs == self.warmup_epochs):
             raise ValueError(
-                f"schedule {self.schedule} climbs to lr for warmup_epochs ({self.warmup_epochs:g}) and has the rest of "
-                f"the {self.epochs} epochs for itself, so warmup_epochs has to be smaller "
+                f"schedule {self.schedule} climbs to lr for warmup_epochs ({self.warmup_epochs:g}) and uses the "
+                f"rest of "
+                f"the {self.epochs} epochs, so warmup_epochs has to be smaller "
                 f"({'0: three tenths of them' if cycle else '0: no warm-up'})"
             )
         return self
@@ -120,9 +171,17 @@ class Training(Section):
         default=0,
         ge=0,
         le=MANY,
-        description="updates with a loss that is not finite to skip, in all epochs, before stopping",
+        description="number of updates with a loss that is not finite that are skipped, in all epochs, before the run "
+        "ends",
     )
 
 
 class Evaluate(Section):
-    batch: int = Field(default=250, ge=1, le=BATCH, description="images per step of an evaluation")
+    """Evaluation of a network."""
+
+    batch: int = Field(
+        default=250,
+        ge=1,
+        le=BATCH,
+        description="number of images in one forward pass of an evaluation",
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_prune.cli.compare import collect, paper_points
+from dist_prune.cli.comparison import collect, paper_points
 from dist_prune.cli.main import main
 from dist_prune.errors import PruneError
 from dist_prune.report.tables import target_text

@@ -21,7 +21,7 @@ NEW = tuple(f"{RENAMED[key]}={value}" for key, value in (word.split("=") for wor
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet(monkeypatch):
-    monkeypatch.setattr(overrides, "_told", set())
+    monkeypatch.setattr(overrides, "_printed", set())
 
 
 def load(*words: str, recipe: str = "quickstart") -> Recipe:

@@ -118,11 +118,11 @@ def test_damaged_recipes_are_taken_or_refused_in_a_sentence(tmp_path):
         ("seed: 2001-99-99", "seed: Input should be a valid integer"),
         ("seed: " + "9" * 5000, "is no int"),
         ("seed: 0x" + "f" * 5000, "a whole number of about 6021 digits is too large"),
-        ("select: &x {threshold: *x}", "*x stands inside what it means"),
+        ("select: &x {threshold: *x}", "*x is inside its own anchor"),
         ("select: " + "[" * 3000 + "]" * 3000, "nested deeper than"),
         ("select: " + "{a: " * 3000 + "1" + "}" * 3000, "nested deeper than"),
         (LAUGHS, "holds more than"),
-        ("seed: 1\nseed: 2", "the key seed stands there twice"),
+        ("seed: 1\nseed: 2", "the key seed occurs twice"),
         ("finetune: {lr: .nan}", "finetune.lr: nan is no number"),
         ("finetune: {lr: .inf}", "finetune.lr: inf is no number"),
         ("finetune: {lr: 1e309}", "finetune.lr: Input should be a finite number"),
@@ -139,7 +139,7 @@ def test_damaged_recipes_are_taken_or_refused_in_a_sentence(tmp_path):
         ("report: {latency_batches: [10000000]}", "report.latency_batches.0: Input should be less than or equal to"),
         ("cluster: {timeout_s: 1.0e+14}", "cluster.timeout_s: Input should be less than or equal to 1000000"),
         ("cluster: {timeout_s: 100000000000000}", "cluster.timeout_s: Input should be less than or equal to 1000000"),
-        ("method: {name: entropy, bin_range: [1, 0]}\nseed: 0", "stands there twice"),
+        ("method: {name: entropy, bin_range: [1, 0]}\nseed: 0", "occurs twice"),
     ],
     ids=lambda text: text[:30],
 )  # fmt: skip
@@ -156,7 +156,7 @@ def test_the_same_on_the_command_line(tmp_path, capsys):
     for word, said in (
         ("seed=!!int x", "'x' is no int"), ("train.lr=.nan", "nan is no number"), ("a." * 3000 + "b=1", "a few parts"),
         ("seed=" + "9" * 5000, "is no int"), ("data.root=/" + "b" * 5000, "too long for a path"),
-        ("data.root=" + "b" * 300, "too long for the name"), ("target=&x [*x]", "stands inside"),
+        ("data.root=" + "b" * 300, "too long for the name"), ("target=&x [*x]", "is inside its own anchor"),
     ):  # fmt: skip
         with pytest.raises(PruneError) as error:
             loading.load(str(tmp_path / "x.yaml"), [word], methods.options_of)
@@ -183,7 +183,7 @@ def test_a_file_that_is_no_text(tmp_path):
          "10000000000 tasks; at most 2,000"),
         ("{base: " + "q" * 5000 + "}", "too long for a path"),
         ("{base: quickstart, grid: {seed: [!!int x]}}", "'x' is no int"),
-        ("{base: quickstart, grid: &x {seed: [*x]}}", "stands inside"),
+        ("{base: quickstart, grid: &x {seed: [*x]}}", "is inside its own anchor"),
     ],
     ids=lambda text: text[:40],
 )  # fmt: skip

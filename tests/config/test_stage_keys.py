@@ -30,9 +30,9 @@ def declarations(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterato
 @pytest.mark.parametrize(("rounds", "name"), [(1, "one shot"), (3, "three rounds")])
 @pytest.mark.parametrize("carry", [False, True])
 def test_stages_read_the_keys_that_their_fingerprints_were_made_of(rounds, name, carry):
-    """Keys that were renamed are hashed under the names that they had first."""
-    found = {s.label: sorted(OLD_NAMES.get(key, key) for key in s.reads) for s in stages_of(rounds, carry)}
-    assert found == {label: sorted(keys.split()) for label, keys in GOLDEN[name].items()}
+    # fingerprints are hashed under a key's old name
+    reads = {stage.label: sorted(OLD_NAMES.get(key, key) for key in stage.reads) for stage in stages_of(rounds, carry)}
+    assert reads == {label: sorted(keys.split()) for label, keys in GOLDEN[name].items()}
 
 
 def test_scores_read_the_options_that_their_fingerprints_were_made_of():

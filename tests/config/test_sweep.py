@@ -53,7 +53,7 @@ def test_a_sweep_expands_in_one_order(tmp_path):
         ("tasks: [{base: quickstart, grid: {sede: [1]}}]", "task 0 .*sede: unknown key. Did you mean 'seed'"),
         ("tasks: [{base: quickstart, grid: {method.combin: [sum]}}]", "method.combin: unknown key"),
         ("tasks: [{base: quickstart, grid: {seed: [1, 1]}}]", "tasks 0 and 1 are the same run"),
-        ("tasks: [{base: quickstart, grid: {seed: [1]}, list: [{seed: 2}]}]", "seed stands in grid and in list"),
+        ("tasks: [{base: quickstart, grid: {seed: [1]}, list: [{seed: 2}]}]", "seed is in grid and in list"),
     ],
 )
 def test_a_wrong_sweep_is_refused(tmp_path, text, said):

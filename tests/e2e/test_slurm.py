@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dist_prune.cli.compare import collect
+from dist_prune.cli.comparison import collect
 from dist_prune.pipeline.ledger import Ledger
 from tests.support.cluster import Cluster, cluster
 from tests.support.launch import PYTHON, ROOT, SMALL, TORCHRUN, report, run

@@ -8,7 +8,8 @@ import yaml
 
 from dist_prune import methods
 from dist_prune.cli import main as cli
-from dist_prune.cli.compare import collect, markdown
+from dist_prune.cli.compare import markdown
+from dist_prune.cli.comparison import collect
 from dist_prune.config import loading
 from dist_prune.distributed import shared_folder
 from dist_prune.errors import PruneError

@@ -1,0 +1,260 @@
+"""The runs that ``dist-prune compare`` compares: their reports, averaged over seeds, and their papers' points."""
+
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_prune import safe_parsing
+from dist_prune.config import loading
+from dist_prune.config.compatibility import rename_old_keys
+from dist_prune.config.recipe import selected_on_test
+from dist_prune.errors import PruneError, shown
+from dist_prune.fileio import canonical
+from dist_prune.pipeline.ledger import flatten
+from dist_prune.pruning.selection.cost import report_costs
+from dist_prune.training.timing_noise import DOUBTFUL, is_reliable
+
+# A row of the table in a recipe's header: point, top-1 drop (/ top-5 drop), change of FLOPs and of parameters (- if the
+# paper does not give it). Columns are two blanks apart.
+PAPER_ROW = re.compile(
+    r"^#\s+(\S+(?: \S+)*)\s{2,}(-?[\d.]+)(?:\s*/\s*-?[\d.]+)?\s+(?:(-[\d.]+) %|-)\s+(?:(-[\d.]+) %|-)(?:\s|$)"
+)
+PAPER_HEAD = re.compile(r"^#\s+(\S+(?: \S+)*)\s{2,}top-1\S* drop\s+FLOPs\s+parameters")
+COLUMNS = {
+    "run": "run",
+    "seeds": "seeds",
+    "backbone": "backbone",
+    "method": "method",
+    "dense_top1": "dense top-1 %",
+    "pruned_top1": "pruned top-1 %",
+    "top1": "top-1 %",
+    "top1_std": "std",
+    "change": "change, points",
+}
+TIMES = {"ms": "ms", "speedup": "speed-up", "timed": "measured times", "marked": ""}
+
+
+def columns() -> dict[str, str]:
+    """Key of a row -> head of its column: accuracy, an amount and a share of each cost, measured times."""
+    costs = {}
+    for cost in report_costs():
+        costs[cost.name] = cost.label
+        costs[f"{cost.name}_share"] = f"{cost.title} kept"
+    return COLUMNS | costs | TIMES
+
+
+def format_cell(key: str, value: Any) -> str:
+    """The text of a value of a row; ``key`` is its column."""
+    if value is None or value == "":
+        return ""
+    if key.endswith("_share"):
+        return f"{value:.1%}"
+    digits = {"speedup": "{:.2f}x", "change": "{:+.2f}", "ms": "{:.3f}"}
+    return digits.get(key, "{:.2f}").format(value) if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs of some folders.
+
+    Attributes:
+        rows: a mapping per recipe with the means over its finished seeds; keys as in ``columns``.
+        papers: points of the papers whose recipes were run (see ``paper_points``), each with its ``recipe``.
+        unfinished: ``run`` and ``why`` of each run without a usable report.
+        batch: the batch size whose latency is compared.
+    """
+
+    rows: list[dict[str, Any]]
+    papers: list[dict[str, Any]]
+    unfinished: list[dict[str, str]]
+    batch: str
+
+
+def collect(paths: Sequence[Path], batch: str | None = None) -> Comparison:
+    """Read the runs' reports and average over the seeds of each recipe.
+
+    Args:
+        paths: run directories, or folders that hold some.
+        batch: the batch size whose latency is compared; None: the largest that all runs have.
+
+    Raises:
+        PruneError: if there is no run, or a run was not timed at that batch size.
+    """
+    run_dirs = sorted({run_dir for path in paths for run_dir in _run_dirs(path)})
+    if not run_dirs:
+        raise PruneError(f"no run directory (a folder with a recipe.yaml) in {', '.join(map(str, paths))}")
+    reports, unfinished = [], []
+    for run_dir in run_dirs:
+        why = _why_superseded(run_dir)
+        if not why and not (run_dir / "report.json").exists():
+            why = _why_unfinished(run_dir)
+        if not why:
+            try:
+                reports.append(_read_report(run_dir))
+            except PruneError as error:
+                why = str(error)
+        if why:
+            unfinished.append({"run": run_dir.name, "why": why})
+    batch = _common_batch(reports, batch)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for report in reports:
+        keys = {key: value for key, value in report["recipe"].items() if key not in ("seed", "name", "cluster")}
+        keys = rename_old_keys(flatten(keys))  # a run of an older version is a seed of the same recipe
+        groups.setdefault(canonical(keys), []).append(report)
+    rows = [_row(group, batch) for group in groups.values()]
+    if len({place for row in rows for place in row["places"]}) > 1:  # each row names the machine of its times
+        for row in rows:
+            row["timed"] = "; ".join(filter(None, [row["timed"], *row["places"]]))
+    names = [row["run"] for row in rows]
+    for row, group in zip(rows, groups.values(), strict=True):
+        if names.count(row["run"]) > 1:  # one recipe with other keys: the run directories distinguish the rows
+            row["run"] += f" ({group[0]['folder']})"
+    return Comparison(sorted(rows, key=lambda row: row["run"]), _papers(reports), unfinished, batch)
+
+
+def _common_batch(reports: Sequence[Mapping[str, Any]], batch: str | None) -> str:
+    """The batch size to compare: ``batch``, or the largest at which all runs were timed."""
+    timed = [set(report["dense"]["latency"]) for report in reports]
+    common = set.intersection(*timed) if timed else set()
+    if reports and (not common or (batch is not None and batch not in common)):
+        raise PruneError(
+            f"no latency at batch {batch or 'of any one size'} in all runs; all have "
+            f"{', '.join(sorted(common)) or 'none'} (the recipes' report.latency_batches)"
+        )
+    return batch or max(common, key=int, default="1")
+
+
+def _read_report(run_dir: Path) -> dict[str, Any]:
+    """A finished run's report; PruneError if it cannot be read or lacks a value of the table's rows."""
+    try:
+        body = {**safe_parsing.read_json(run_dir / "report.json"), "folder": run_dir.name}
+        rows = [_row([body], str(int(batch))) for batch in body["dense"]["latency"]]
+        _ = canonical(body["recipe"]), [format_cell(key, row[key]) for row in rows for key in columns()]
+        if not rows:
+            raise PruneError("it has no latency")
+    except Exception as error:  # values of other types make a row fail in many ways
+        cause = str(error) if isinstance(error, PruneError) else f"{type(error).__name__}: {shown(error)}"
+        raise PruneError(f"report.json is unreadable ({cause}); run the recipe again to write it anew") from error
+    return body
+
+
+def _run_dirs(path: Path) -> list[Path]:
+    """The path itself if it is a run directory, else the run directories in it."""
+    if (path / "recipe.yaml").is_file() or (path / "errors").is_dir():
+        return [path]
+    if not path.is_dir():
+        raise PruneError(f"there is no folder {path}")
+    return sorted({file.parent for pattern in ("*/recipe.yaml", "*/errors") for file in path.glob(pattern)})
+
+
+def _why_superseded(run_dir: Path) -> str:
+    """Why an existing report is not of the last start: it failed, or is under way; else an empty text."""
+    if not (run_dir / "report.json").is_file():
+        return ""
+    why = _why_unfinished(run_dir)
+    # every start clears the errors, and the report is the last stage
+    failed = any(run_dir.glob("errors/rank_*.json"))
+    under_way = why.startswith("not finished") and not why.endswith(" report")
+    return f"{why} (its report is of an earlier start)" if failed or under_way else ""
+
+
+def _why_unfinished(run_dir: Path) -> str:
+    """Why a run has no report: the errors of its ranks, or the last finished stage."""
+    errors = []
+    for file in sorted(run_dir.glob("errors/rank_*.json")):
+        try:
+            note = safe_parsing.read_json(file)
+            errors.append(f"rank {note['rank']}: {note['error']}")
+        except (PruneError, KeyError, TypeError):
+            errors.append(f"{file} is damaged")
+    if errors:
+        return "; ".join(dict.fromkeys(errors))
+    try:
+        last = json.loads((run_dir / "ledger.jsonl").read_text().splitlines()[-1])["stage"]
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError):
+        return "no stage finished"
+    return f"not finished; the last finished stage is {last}"
+
+
+def _row(group: Sequence[Mapping[str, Any]], batch: str) -> dict[str, Any]:
+    """A row of the table: means over the seeds of one recipe, and the sample standard deviation of top-1."""
+
+    def mean(value: Any) -> float:
+        return statistics.fmean(value(report) for report in group)
+
+    first = group[0]
+    top1 = [report["finetuned"]["top1"] for report in group]
+    ms = {kind: mean(lambda r, kind=kind: r[kind]["latency"][batch]["ms"]) for kind in ("dense", "finetuned")}
+    timed = all(is_reliable(report[kind]["latency"][batch]) for report in group for kind in ms)
+    sizes: dict[str, float | None] = {}
+    for cost in report_costs():
+        known = all(cost.name in report["dense"] for report in group)  # a report may be older than a cost
+        left = mean(lambda r, key=cost.name: r["finetuned"][key]) if known else None
+        share = None if left is None else left / mean(lambda r, key=cost.name: r["dense"][key])
+        sizes |= {cost.name: None if left is None else left / cost.divisor, f"{cost.name}_share": share}
+    dense = mean(lambda r: r["dense"]["top1"])
+    return {
+        "run": re.sub(r"-seed_\d+", "", first["name"]),
+        "seeds": len(group),
+        "backbone": first["recipe"]["backbone"]["name"],
+        "method": first["recipe"]["method"]["name"],
+        "dense_top1": dense,
+        "pruned_top1": mean(lambda r: r["pruned"]["top1"]),
+        "top1": statistics.fmean(top1),
+        "top1_std": statistics.stdev(top1) if len(top1) > 1 else None,
+        "change": statistics.fmean(top1) - dense,
+        **sizes,
+        "ms": ms["finetuned"],
+        "dense_ms": ms["dense"],
+        "speedup": ms["dense"] / ms["finetuned"] if timed else None,
+        "reliable": timed,
+        "timed": "" if timed else DOUBTFUL,
+        "places": sorted({_timing_device(r, batch) for r in group}),
+        "marked": "; ".join(selected_on_test(first["recipe"])),
+    }
+
+
+def _timing_device(report: Mapping[str, Any], batch: str) -> str:
+    """The device of a run's times: they cannot be compared with those of another device or thread count."""
+    latency, environment = report["finetuned"]["latency"][batch], report.get("environment") or {}
+    on_cpu = str(latency.get("device", "cpu")).startswith("cpu")
+    device = environment.get("processor" if on_cpu else "gpu") or latency.get("device", "cpu")
+    return f"{device}, {latency.get('threads')} thread(s)" if on_cpu else str(device)
+
+
+def _papers(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the tables in the headers of the recipes that the runs come from."""
+    points = []
+    for stem in sorted({report["name"].split("-")[0] for report in reports}):
+        try:
+            file = loading.find(stem)
+        except PruneError:
+            continue  # the recipe is not here any more, or was never in recipes/
+        points += [{"recipe": stem, **point} for point in paper_points(file.read_text())]
+    return points
+
+
+def paper_points(header: str) -> list[dict[str, Any]]:
+    """Read the table ``QUANTITY  top-1 drop  FLOPs  parameters`` of a recipe's header.
+
+    Args:
+        header: the text of the recipe's file.
+
+    Returns:
+        A mapping per row: ``point`` ("QUANTITY VALUE", for example "threshold 0.7"), ``change`` of top-1 in points,
+        ``macs_share`` and ``params_share`` that are kept (None if the paper does not give them).
+    """
+    points, quantity = [], ""
+    for line in header.splitlines():
+        head, row = PAPER_HEAD.match(line), PAPER_ROW.match(line) if quantity else None
+        quantity = head[1] if head else quantity if row else ""
+        if row:
+            macs, params = (None if change is None else 1 + float(change) / 100 for change in row.groups()[2:])
+            points.append(
+                {"point": f"{quantity} {row[1]}", "change": -float(row[2]), "macs_share": macs, "params_share": params}
+            )
+    return points

@@ -1,0 +1,84 @@
+"""``dist-prune make-ffcv``: one split of a data set as an FFCV file with a sidecar."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dist_prune import methods
+from dist_prune.cli.verb import Answer
+from dist_prune.config import loading
+from dist_prune.errors import PruneError
+
+HELP = "write one split of a data set as an FFCV file"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's command line."""
+    parser.add_argument("--source", required=True, help="an image folder, an .npz file, or a recipe")
+    parser.add_argument(
+        "--split", choices=("train", "eval"), default="train", help="the split of a source with both (default: train)"
+    )
+    parser.add_argument(
+        "--out", help="the .beton file to write (default: beside the data, where data.backend=auto finds it)"
+    )
+    parser.add_argument(
+        "--max-resolution", type=int, default=256, help="longest side in pixels; larger images shrink (default: 256)"
+    )
+    parser.add_argument("--quality", type=int, default=90, help="JPEG quality, 1 to 100 (default: 90)")
+    parser.add_argument(
+        "--write-mode", choices=("jpg", "raw", "proportion"), default="jpg", help="how pixels are stored (default: jpg)"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="number of encoding processes (default: one per core)")
+
+
+def run(arguments: argparse.Namespace) -> Answer:
+    """Encode the images of one split.
+
+    Raises:
+        PruneError: if FFCV is missing, the source has no such images, or the output is not named ``.beton``.
+    """
+    from dist_prune.data.datasets import check_labels, open_source
+    from dist_prune.data.ffcv.backend import import_loader
+    from dist_prune.data.open_split import beton_path
+    from dist_prune.distributed.cpu_count import cores
+
+    import_loader()
+    from dist_prune.data.ffcv.encoder import Settings
+    from dist_prune.data.ffcv.writer import write_beton
+
+    source, root, split, layout = _origin(arguments)
+    train = arguments.split == "train"
+    out = Path(arguments.out) if arguments.out else beton_path(source, root, split, train)
+    if out is None or out.suffix != ".beton":
+        raise PruneError(f"--out: {out or source} must be a path that ends in .beton")
+    settings = Settings(arguments.max_resolution, arguments.quality, arguments.write_mode)
+    images = open_source(source, root, split, train, _print_note, layout)
+    check_labels(images, f"the images of {arguments.source}")
+    origin = {"kind": source, "root": root, "split": split}
+    facts = write_beton(images, origin, out, settings, arguments.workers or cores(), _print_note, _progress_bar)
+    text = f"{out}: {facts['count']:,} images of {len(facts['classes'])} classes, {facts['bytes'] / 2**20:,.1f} MiB"
+    return text, facts | {"file": str(out)}, 0
+
+
+def _print_note(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _progress_bar(done: int, count: int) -> tqdm:
+    return tqdm(total=count, initial=done, desc="images", unit="", smoothing=0.1)
+
+
+def _origin(arguments: argparse.Namespace) -> tuple[str, str | None, str, str | None]:
+    """data.source, data.root, the name of the split that ``--source`` means, and data.layout."""
+    path = Path(arguments.source).expanduser()
+    if path.is_dir():
+        split = "train" if arguments.split == "train" else "val"
+        if (path / split).is_dir():
+            return "imagefolder", str(path), split, None
+        return "imagefolder", str(path.parent), path.name, None
+    if path.suffix == ".npz":
+        return "npz", str(path), arguments.split, None
+    data = loading.load(arguments.source, [], methods.options_of).data
+    return data.source, data.root, data.train_split if arguments.split == "train" else data.eval_split, data.layout
