@@ -25,7 +25,7 @@ from dist_prune.methods.base import MethodOptions
 from dist_prune.pipeline import runner
 from tests.contracts import test_laws as laws
 from tests.support.launch import SMALL, report, run
-from tests.test_layers import ALLOWED, imports_of, room_of
+from tests.test_layers import ALLOWED, INSIDE_PRUNING, imports_of, room_of
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -47,27 +47,87 @@ def keys() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+# The folders of the package in the order in which a run meets them.
+FLOW = (
+    ".",
+    "cli",
+    "config",
+    "pipeline",
+    "stages",
+    "data",
+    "data/ffcv",
+    "models",
+    "distributed",
+    "training",
+    "pruning",
+    "pruning/graph",
+    "pruning/hooks",
+    "pruning/plan",
+    "pruning/selection",
+    "pruning/surgery",
+    "pruning/information",
+    "methods",
+    "methods/graph",
+    "methods/mint",
+    "methods/sensitivity",
+    "methods/entropy",
+    "methods/dirichlet",
+    "methods/shapley",
+    "scoring",
+    "export",
+    "report",
+    "analysis",
+)
+
+
+def rooms() -> str:
+    """Who may import whom, as tests/test_layers.py holds it: from the lowest room to the highest."""
+    parts = ["## Who may import whom"]
+    for title, allowed in (("room", ALLOWED), ("room of `pruning/`", INSIDE_PRUNING)):
+        lines = [f"| {title} | may import |\n|---|---|"]
+        for room, others in allowed.items():
+            below = " ".join(f"`{other}`" for other in allowed if other in others)
+            lines.append(f"| `{room}` | {below or 'none of the others'} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
 def files() -> str:
     """Every file of the package with the first sentences of its docstring, a table for each folder."""
-    package, order = ROOT / "dist_prune", [stage.name for stage in runner.ORDER]
+    package = ROOT / "dist_prune"
+    stages = [runner.MODULES.get(stage.name, stage.name) for stage in runner.ORDER]
+    folders = {str(file.parent.relative_to(package)) for file in package.rglob("*.py")}
     parts = []
-    for folder in sorted({file.parent for file in package.rglob("*.py")}):
-        found = sorted(folder.glob("*.py"), key=lambda f: f"{order.index(f.stem):02}" if f.stem in order else f.stem)
-        parts += [f"## {folder.relative_to(ROOT)}", "| file | what |\n|---|---|"]
-        for file in found:
+    for folder in sorted(folders, key=lambda name: (FLOW.index(name) if name in FLOW else len(FLOW), name)):
+        modules = sorted((package / folder).glob("*.py"))
+        if folder == "stages":
+            modules.sort(key=lambda file: (stages.index(file.stem) if file.stem in stages else -1, file.stem))
+        lines = ["| file | content |\n|---|---|"]
+        for file in modules:
             first = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n\n")[0]
             caption = " ".join(first.split()).replace("|", "\\|").replace("``", "`")
-            parts[-1] += f"\n| `{file.name}` | {caption} |"
+            lines.append(f"| `{file.name}` | {caption} |")
+        parts += [f"## {(Path('dist_prune') / folder).as_posix()}", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 
-GENERATED = {ROOT / "docs" / "recipes.md": keys, ROOT / "docs" / "house.md": files}
+def architecture() -> str:
+    """The generated part of docs/architecture.md."""
+    return f"{rooms()}\n\n{files()}"
+
+
+GENERATED = {ROOT / "docs" / "recipes.md": keys, ROOT / "docs" / "architecture.md": architecture}
 
 
 def renewed(page: Path) -> str:
     """The page with its generated part as it should be."""
     head, rest = page.read_text().split(MARKS[0])
     return f"{head}{MARKS[0]}\n\n{GENERATED[page]()}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
+
+
+def test_every_folder_has_its_place_in_the_flow():
+    package = ROOT / "dist_prune"
+    assert {str(file.parent.relative_to(package)) for file in package.rglob("*.py")} == set(FLOW)
 
 
 @pytest.mark.parametrize("page", GENERATED, ids=lambda page: page.name)
