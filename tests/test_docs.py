@@ -33,6 +33,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *DOCS, *(ROOT / "slurm").glob("*.md")])
 MARKS = ("<!-- generated -->", "<!-- /generated -->")
 PAPERS = ROOT / "dist_prune" / "methods"
 OWN = [name for name in methods.list_names() if (PAPERS / f"{name}.py").is_file() or (PAPERS / name).is_dir()]
+HISTORY = {"CHANGELOG", "LOG", "RESULTS"}  # they name files as they were
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -163,6 +164,23 @@ def test_links_lead_somewhere(page):
             assert anchor in {slug(line.lstrip("#")) for line in file.read_text().splitlines() if line[:1] == "#"}, (
                 target
             )
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p.stem not in HISTORY], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_named_files_exist(page):
+    """Paths in backticks that name a folder are files of the package or of the repository."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    for path in re.findall(r"`((?:[\w.]+/)+[\w.]+\.py)[`:]", text):
+        if "mean_activation" not in path:  # the example's own
+            assert (ROOT / path).is_file() or (ROOT / "dist_prune" / path).is_file(), f"{page.name}: {path}"
+
+
+def test_the_glossary_has_every_term_once_in_order():
+    rows = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs" / "glossary.md").read_text(), re.M)[2:]
+    assert len(rows) >= 30
+    assert rows == sorted(set(rows))
 
 
 def test_the_readme_names_every_document_and_every_method():
