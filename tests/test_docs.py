@@ -1,4 +1,4 @@
-"""The documents: links lead somewhere, commands are typed right, tables are the code's, the example works.
+"""The documents: links resolve, commands are valid, tables match the code, the example works.
 
 ``python -m tests.test_docs`` writes the generated tables of docs/.
 """
@@ -120,8 +120,8 @@ def architecture() -> str:
 GENERATED = {ROOT / "docs" / "recipes.md": keys, ROOT / "docs" / "architecture.md": architecture}
 
 
-def renewed(page: Path) -> str:
-    """The page with its generated part as it should be."""
+def regenerate(page: Path) -> str:
+    """The page with its generated part written anew."""
     head, rest = page.read_text().split(MARKS[0])
     return f"{head}{MARKS[0]}\n\n{GENERATED[page]()}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
 
@@ -132,16 +132,16 @@ def test_every_folder_has_its_place_in_the_flow():
 
 
 @pytest.mark.parametrize("page", GENERATED, ids=lambda page: page.name)
-def test_generated_parts_are_the_code_s(page):
-    assert page.read_text() == renewed(page), "write it anew: python -m tests.test_docs"
+def test_generated_parts_match_the_code(page):
+    assert page.read_text() == regenerate(page), "write it anew: python -m tests.test_docs"
 
 
 def test_the_recipe_and_the_sweep_of_the_reference_load(tmp_path):
     text = (ROOT / "docs" / "recipes.md").read_text()
     recipe, sweep = (re.search(rf"^    {word}:.*?\n\n", text, re.M | re.S) for word in ("name", "tasks"))
     assert recipe and sweep
-    for name, found, load in (("mine", recipe, loading.load), ("several", sweep, sweeps.load_sweep)):
-        (tmp_path / f"{name}.yaml").write_text(textwrap.dedent(found[0]))
+    for name, example, load in (("mine", recipe, loading.load), ("several", sweep, sweeps.load_sweep)):
+        (tmp_path / f"{name}.yaml").write_text(textwrap.dedent(example[0]))
         load(str(tmp_path / f"{name}.yaml"), options_of=methods.options_of, need_environment=False)
 
 
@@ -191,14 +191,14 @@ def test_the_readme_names_every_document_and_every_method():
 
 
 @pytest.mark.parametrize("words", [("--methods", "l1", "seed=1"), ("seed=1", "--methods", "l1")])
-def test_keys_stand_before_or_behind_options(words, capsys):
+def test_keys_come_before_or_after_options(words, capsys):
     assert main(["score-many", "quickstart", *words]) == 2
-    assert "two or more" in capsys.readouterr().err, "read as it was meant, and refused for its one method"
+    assert "two or more" in capsys.readouterr().err, "parsed correctly, and refused for its one method"
     with pytest.raises(SystemExit):
         main(["score-many", "quickstart", *words, "--nodes", "2"])
 
 
-def test_measured_figures_stand_in_the_results():
+def test_measured_figures_are_in_the_results():
     section = (ROOT / "README.md").read_text().partition("## Measured\n")[2].partition("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("|")]
     figures = re.findall(r"\d+\.\d+", "\n".join(rows))
@@ -208,7 +208,7 @@ def test_measured_figures_stand_in_the_results():
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The words of every command in an indented line; without comments, and brackets of what may be left out."""
+    """The words of every command in an indented line; without comments and the brackets of optional words."""
     for line in page.read_text().replace("\\\n", " ").splitlines():
         if re.match(r"    (dist-prune|accelerate launch|torchrun|python) ", line):
             line = re.sub(r"\[(-.*?|\w+=\w+.*?)\](?=\s|$)", r"\1", re.sub(r"\s# .*", "", line))
@@ -219,8 +219,8 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if any(commands(p))], ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_are_typed_right(page, capsys):
-    """Verbs and options are there, recipes and sweeps load with the keys behind them, launch files exist."""
+def test_commands_are_valid(page, capsys):
+    """Verbs and options exist, recipes and sweeps load with their keys, launch files exist."""
     for words in commands(page):
         if words[0] == "dist-prune":
             with pytest.raises(SystemExit) as ended:
@@ -228,12 +228,12 @@ def test_commands_are_typed_right(page, capsys):
             assert ended.value.code == 0, words
             known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
             assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, words
-        given = dict(itertools.pairwise(words))
-        if (recipe := given.get("--recipe", "RECIPE")) != recipe.upper() and "/" not in recipe:
+        following = dict(itertools.pairwise(words))
+        if (recipe := following.get("--recipe", "RECIPE")) != recipe.upper() and "/" not in recipe:
             keys = [word for word in words[words.index("--recipe") :] if re.match(r"[\w.]+=", word)]
             loading.load(recipe, keys, methods.options_of, need_environment=False)
         for option, load in (("--sweep", sweeps.load_sweep), ("--array", sweeps.load_sweep), ("--config_file", None)):
-            name = given.get(option, "")
+            name = following.get(option, "")
             if name and name != name.upper():
                 assert (ROOT / name).is_file() if load is None else load(name, need_environment=False).tasks, words
 
@@ -246,33 +246,33 @@ def example(tmp_path_factory):
     """The folder of the three files in docs/adding-a-paper.md: the method, its test, its recipe."""
     folder = tmp_path_factory.mktemp("example")
     text = (ROOT / "docs" / "adding-a-paper.md").read_text()
-    found = re.findall(r"^```\w+\n(.*?)^```$", text, re.M | re.S)
-    for file, content in zip((f"{NAME}.py", f"test_{NAME}.py", f"digits_{NAME}.yaml"), found, strict=True):
+    blocks = re.findall(r"^```\w+\n(.*?)^```$", text, re.M | re.S)
+    for file, content in zip((f"{NAME}.py", f"test_{NAME}.py", f"digits_{NAME}.yaml"), blocks, strict=True):
         (folder / file).write_text(content)
     return folder
 
 
-def beside_the_others(_ranks: Communicator, folder: str) -> None:
-    """A method's file in ``folder`` is found as if it lay in dist_prune/methods."""
+def install_example(_ranks: Communicator, folder: str) -> None:
+    """A method's file in ``folder`` is found as if it were in dist_prune/methods."""
     methods.__path__.append(folder)
 
 
-def gone_again(_ranks: Communicator, folder: str) -> None:
+def remove_example(_ranks: Communicator, folder: str) -> None:
     methods.__path__.remove(folder)
     sys.modules.pop(f"{methods.__name__}.{NAME}", None)
 
 
 @pytest.fixture
 def installed(example, pool):
-    """The method is there, in this process and on all ranks."""
-    pool.run(3, beside_the_others, str(example))
-    beside_the_others(Communicator(), str(example))
+    """The example's method is installed in this process and on all ranks."""
+    pool.run(3, install_example, str(example))
+    install_example(Communicator(), str(example))
     yield NAME
-    gone_again(Communicator(), str(example))
-    pool.run(3, gone_again, str(example))
+    remove_example(Communicator(), str(example))
+    pool.run(3, remove_example, str(example))
 
 
-def test_the_example_of_a_paper_passes_the_laws(example, installed, pool, tmp_path):
+def test_the_example_of_a_paper_passes_the_contract_tests(example, installed, pool, tmp_path):
     rooms = {room_of(module) for module in imports_of(example / f"{NAME}.py")} - {None}
     assert rooms <= ALLOWED["methods"] | {"methods"}
     runpy.run_path(str(example / f"test_{NAME}.py"))[f"test_means_of_{NAME}"]()
@@ -290,11 +290,11 @@ def test_the_example_of_a_paper_passes_the_laws(example, installed, pool, tmp_pa
 def test_the_recipe_of_the_example_runs(example, tmp_path):
     head = f"import sys; from dist_prune import methods, run; methods.__path__.append({str(example)!r}); "
     words = ("--recipe", str(example / f"digits_{NAME}.yaml"), "--run-dir", str(tmp_path / "run"), *SMALL)
-    code, said = run((sys.executable, "-c", head + "sys.exit(run.main(sys.argv[1:]))"), None, *words)
-    assert code == 0, said
+    code, output = run((sys.executable, "-c", head + "sys.exit(run.main(sys.argv[1:]))"), None, *words)
+    assert code == 0, output
     assert 0.3 < report(tmp_path / "run")["achieved"]["macs"] <= 0.55
 
 
 if __name__ == "__main__":
     for file in GENERATED:
-        file.write_text(renewed(file))
+        file.write_text(regenerate(file))
