@@ -183,6 +183,14 @@ def test_the_glossary_has_every_term_once_in_order():
     assert rows == sorted(set(rows))
 
 
+def test_the_tree_of_the_readme_has_every_folder():
+    tree = (ROOT / "README.md").read_text().partition("## The code\n")[2].partition("\n## ")[0]
+    top = set(re.findall(r"^    (\w+)/ ", tree, re.M))
+    assert top >= {"dist_prune", "recipes", "tests", "docs"}
+    assert all((ROOT / name).is_dir() for name in top)
+    assert set(re.findall(r"^      (\w+)/ ", tree, re.M)) == {room.split("/")[0] for room in FLOW} - {"."}
+
+
 def test_the_readme_names_every_document_and_every_method():
     text = (ROOT / "README.md").read_text()
     assert not [file.name for file in DOCS if f"](docs/{file.name})" not in text]
