@@ -21,7 +21,7 @@ from dist_prune.cli.main import main
 from dist_prune.config import loading
 from dist_prune.config import sweep as sweeps
 from dist_prune.distributed.communicator import Communicator
-from dist_prune.methods.base import MethodOptions
+from dist_prune.methods.base import Method, MethodOptions, ScoringContext
 from dist_prune.pipeline import runner
 from tests.contracts import test_laws as laws
 from tests.support.launch import SMALL, report, run
@@ -189,6 +189,15 @@ def test_the_tree_of_the_readme_has_every_folder():
     assert top >= {"dist_prune", "recipes", "tests", "docs"}
     assert all((ROOT / name).is_dir() for name in top)
     assert set(re.findall(r"^      (\w+)/ ", tree, re.M)) == {room.split("/")[0] for room in FLOW} - {"."}
+
+
+def test_the_functions_of_the_scoring_context_are_named_right():
+    section = (ROOT / "docs" / "adding-a-paper.md").read_text().partition("## 3.")[2].partition("\n## ")[0]
+    tables = [re.findall(r"^\| (`.*?) \|", table, re.M) for table in section.split("Optional parts of a method:")]
+    for lines, owner in zip(tables, (ScoringContext, Method), strict=True):
+        names = {name for line in lines for name in re.findall(r"`(\w+)", line)}
+        assert len(names) >= 8
+        assert names <= {*dir(owner), *getattr(owner, "__annotations__", {})}
 
 
 def test_the_readme_names_every_document_and_every_method():
