@@ -74,7 +74,7 @@ def test_a_recipe_of_a_first_release_says_what_that_is(file):
     assert [int(number) for number in epochs.groups()] == [spec.finetune.epochs, *spec.finetune.milestones]
     assert f"(recipe {file.stem.removesuffix('_v1')})" in head
     quirks = spec.method["quirks"]
-    assert ("linear layers are drawn anew" in head) == ("fresh_classifier" in quirks)
+    assert ("linear layers are re-initialised" in head) == ("fresh_classifier" in quirks)
     assert ("the hidden linear layer is cut like" in head) == ("narrow_classifier" in quirks)
 
 
