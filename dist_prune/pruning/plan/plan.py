@@ -24,12 +24,14 @@ class Plan:
         widths: group -> dense width, for every group of the network.
         reasons: group -> why nothing was cut there. For reports; not part of the fingerprint.
         blocks: layer -> blocks of its weight that are zero and stay so in training; layers without are absent.
+        graph: of the dense network, if the plan was made in this process by ``dist_prune.select``; never written.
     """
 
     removed: Mapping[str, tuple[int, ...]]
     widths: Mapping[str, int]
     reasons: Mapping[str, str] = field(default_factory=dict)
     blocks: Mapping[str, WeightBlocks] = field(default_factory=dict)
+    graph: DependencyGraph | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         for group, gone in self.removed.items():
