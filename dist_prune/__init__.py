@@ -1,7 +1,7 @@
 """dist_prune: distributed structured pruning of vision networks, one recipe a paper.
 
-``trace``, ``score``, ``select``, ``prune``, ``carry`` and ``load`` are the library (see ``dist_prune.api``); a recipe runs
-all of it: ``dist_prune/run.py``. Importing the package imports no torch: names are resolved when they are first used.
+``trace``, ``score``, ``select``, ``prune``, ``carry`` and ``load`` are the library (``dist_prune.api``); a recipe is run by
+``dist_prune/run.py``. Importing the package imports no torch: names are resolved when they are first used.
 """
 
 from importlib import import_module

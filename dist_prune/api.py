@@ -14,6 +14,7 @@ calls them alike.
 
 import copy
 import hashlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -266,7 +267,8 @@ def carry(
                         f"{tuple(parameter.shape)}: it cannot be cut along"
                     )
         groups.append({**group, "params": own})
-    made = type(optimizer)(groups, **optimizer.defaults)
+    accepted = inspect.signature(type(optimizer)).parameters
+    made = type(optimizer)(groups, **{key: value for key, value in optimizer.defaults.items() if key in accepted})
     for name, values in single.items():
         made.state[after[name]].update(values)
     for key, table in tables.items():
