@@ -1,6 +1,6 @@
 """dist_prune: distributed structured pruning of vision networks, one recipe a paper.
 
-``trace``, ``score``, ``select``, ``prune``, ``carry`` and ``load`` are the library (``dist_prune.api``); a recipe is run by
+The library is ``trace``, ``score``, ``select``, ``prune``, ``carry`` and ``load`` (see ``dist_prune.api``). Recipes run by
 ``dist_prune/run.py``. Importing the package imports no torch: names are resolved when they are first used.
 """
 
