@@ -107,8 +107,8 @@ def write(context: Any, found: Any, given: argparse.Namespace) -> None:
     for line in found.ordered:
         for point in line.points:
             context.tracker.scalars({f"{stem}/{line.group}": point.top1}, round(100 * point.ratio))
-    context.tracker.say(as_text(found, suggestion))
-    context.tracker.say(f"\ncurves       {page.resolve()}\ntable        {table.resolve()}")
+    context.tracker.info(as_text(found, suggestion))
+    context.tracker.info(f"\ncurves       {page.resolve()}\ntable        {table.resolve()}")
 
 
 def as_text(found: Any, suggestion: str) -> str:

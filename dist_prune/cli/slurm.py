@@ -113,7 +113,7 @@ def _absolute(recipe: str) -> str:
 
 
 def _template() -> Path:
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     for folder in (here.parent / "slurm", here / "slurm"):
         if (folder / "run.sbatch").is_file():
             return folder / "run.sbatch"

@@ -62,12 +62,12 @@ class _ReplayContext:
 
     def __init__(self, bench: DistributedScoringContext, graph: DependencyGraph, answers: Sequence[Tables]):
         self._bench, self._answers = bench, iter(answers)
-        self.graph, self.points = graph, graph.hook_points
+        self.graph, self.sites = graph, graph.hook_points
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bench, name)
 
-    def observe(
+    def collect(
         self, points: Sequence[HookPoint], statistic: Statistic, backward: bool = False, **view: bool
     ) -> Tables:
         found = next(self._answers, None)

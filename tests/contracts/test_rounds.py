@@ -22,7 +22,7 @@ def two_rounds(ranks: Communicator, name: str) -> tuple[str, float]:
     first.graph = dense
     plan = method.select(method.score(first), dense, round_config(HALF, dense, 1, 2, "geometric"))
     left = graph_after(dense, plan)
-    again = replace(tiny.bench(tiny.cut(tiny.network(), dense, plan), ranks, images=3 * tiny.MICRO), channels=left)
+    again = replace(tiny.bench(tiny.cut(tiny.network(), dense, plan), ranks, images=3 * tiny.MICRO), graph=left)
     cut = method.select(method.score(again), left, round_config(HALF, left, 2, 2, "geometric"))
     whole: Plan = plan.then(cut)
     return whole.fingerprint, cost_share(dense, "macs", whole.counts)

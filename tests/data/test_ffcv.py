@@ -153,7 +153,7 @@ def test_windows_are_those_that_the_other_backends_draw():
     sides = np.random.default_rng(0).integers(1, 500, (4000, 2))
     chances = window_uniforms((3, 1), ids)
     for scale, ratio in (((0.08, 1.0), (3 / 4, 4 / 3)), ((0.9, 1.0), (1.9, 2.0))):
-        found = resample.drawn(sides, np.array(chances), scale, ratio, 224)
+        found = resample.random_windows(sides, np.array(chances), scale, ratio, 224)
         for row, (height, width), chance in zip(found, sides.tolist(), chances, strict=True):
             assert tuple(row[:4]) == crop_window(height, width, chance, scale, ratio)
             assert tuple(row[4:]) == (224, 224, 0, 0, chance[-1] < 0.5)

@@ -164,7 +164,7 @@ def test_figures_are_exact_over_ranks_without_them(folder, world, pool):
 
 
 def test_a_worker_that_dies_is_no_hang(folder, monkeypatch):
-    import dist_prune.runtime.data.files as files
+    import dist_prune.data.file_backend as files
 
     monkeypatch.setattr(files, "read_image", lambda path, exif: os._exit(9))
     began = time.monotonic()
@@ -174,7 +174,7 @@ def test_a_worker_that_dies_is_no_hang(folder, monkeypatch):
 
 
 def test_a_worker_that_delivers_nothing_is_no_hang(folder, monkeypatch):
-    import dist_prune.runtime.data.files as files
+    import dist_prune.data.file_backend as files
 
     monkeypatch.setattr(files, "STUCK_S", 2)
     monkeypatch.setattr(files, "read_image", lambda path, exif: time.sleep(60))
@@ -207,10 +207,10 @@ def test_workers_stay_for_the_next_epoch_and_nothing_is_left_behind(folder):
 LEFT = """
 import sys, torch
 from dist_prune.data.sampling import micro_batches
-from dist_prune.data.loader import Feed, Look
+from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.data.datasets import open_source
 source = open_source("imagefolder", sys.argv[1], "train", True)
-feed = Feed(source, Look(16, (0.5,) * 3, (0.5,) * 3), torch.device("cpu"), 1, on_error="skip")
+feed = ImageLoader(source, TransformConfig(16, (0.5,) * 3, (0.5,) * 3), torch.device("cpu"), 1, on_error="skip")
 lists = micro_batches(source.labels * 0, 1)
 list(feed.batches(lists))
 half_way = feed.batches(lists)

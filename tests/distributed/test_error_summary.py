@@ -83,9 +83,10 @@ def test_a_launcher_that_starts_the_processes_again_and_succeeds_ends_without_a_
     """torchrun restarts what failed: the writer of the first attempt must not tell of it at the end."""
     script = tmp_path / "work.py"
     script.write_text(
-        "import os, sys\nfrom dist_prune import lastword\nlastword.forget()\n"
+        "import os, sys\nfrom dist_prune.distributed import error_summary\nerror_summary.clear()\n"
         "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
-        "    lastword.say('error: first attempt', int(os.environ['RANK']))\n    os._exit(2)\nprint('well done')\n"
+        "    error_summary.record('error: first attempt', int(os.environ['RANK']))\n    os._exit(2)\n"
+        "print('well done')\n"
     )
     command = [*TORCHRUN[:-1], "--max-restarts", "1", str(script)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -186,7 +186,7 @@ def test_rounds_that_make_no_sense_are_refused_before_any_work(tmp_path, words, 
 class Sharded(DistributedEnvironment):
     """As under DeepSpeed's ZeRO-2."""
 
-    zero = property(lambda self: 2)  # type: ignore[assignment]
+    zero_stage = property(lambda self: 2)  # type: ignore[assignment]
 
 
 def test_no_state_is_carried_under_deepspeed(tmp_path):

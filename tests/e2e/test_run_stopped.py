@@ -128,7 +128,7 @@ def test_two_real_ranks_train_as_one(tmp_path):
 
 DYING = """
 import os, signal, time
-from dist_prune.methods import method
+from dist_prune.methods import base
 from dist_prune.pruning.hooks.statistics import State, Statistic
 class Count(Statistic):
     def states(self, site):
@@ -138,7 +138,7 @@ class Count(Statistic):
             time.sleep(1)
             {ACT}
         tables["n"] += len(maps)
-class Foreign(method.Method):
+class Foreign(base.Method):
     paper = "a method that fails at one image, on whichever rank that image is"
     def score(self, bench):
         bench.collect(bench.sites, Count())

@@ -61,7 +61,8 @@ def listens(process: int) -> bool:
 
 def test_a_second_ctrl_c_is_heard_also_where_the_main_thread_is_busy():
     """One press may arrive twice, from the terminal and from a launcher: only a later one counts."""
-    code = "import ctypes\nfrom dist_prune.runtime import stopping\nstopping.listen()\nprint('on', flush=True)\n"
+    code = "import ctypes\nfrom dist_prune.distributed import preemption\npreemption.install_handlers()\n"
+    code += "print('on', flush=True)\n"
     code += "while True: ctypes.CDLL(None).sleep(60)\n"
     process = subprocess.Popen(
         [PYTHON[0], "-c", code], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -66,7 +66,7 @@ def clock(monkeypatch, fixed: float, good=lambda models: True) -> list[int]:
             for name, ms in times.items()
         }
 
-    monkeypatch.setattr(latency_target, "latency", latency)
+    monkeypatch.setattr(latency_target, "measure_latency", latency)
     return asked
 
 

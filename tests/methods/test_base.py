@@ -141,10 +141,10 @@ def test_as_released_says_which_quirks_it_stands_for():
 
 
 PAPER = """
-from dist_prune.methods import method
+from dist_prune.methods import base
 from dist_prune.methods.{name}.machinery import squares
 
-class Paper(method.WeightRanking):
+class Paper(base.WeightRanking):
     paper = "a paper in a folder"
 
     def filter_scores(self, filters):

@@ -45,7 +45,7 @@ def small_bench(ranks=None, exclude=INNER, model=None, **more):
 
 def orders(bench, **options) -> dict:
     chosen = method(**options)
-    return dict(chosen.orders(chosen.score(bench), bench.channels, SelectionRequest()))
+    return dict(chosen.orders(chosen.score(bench), bench.graph, SelectionRequest()))
 
 
 # options
@@ -238,7 +238,7 @@ def test_stopped_inside_an_elimination(parallel, tmp_path, monkeypatch):
     legs = backward_elimination.Elimination.advance
     monkeypatch.setattr(
         backward_elimination.Elimination,
-        "go_on",
+        "advance",
         lambda self, panel, alone, course, steps=5: legs(self, panel, alone, course, 5),
     )
     options = {**FAST, "parallel": parallel}

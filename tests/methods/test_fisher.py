@@ -17,9 +17,9 @@ from tests.support import tiny
 
 def by_masks(bench, group: str) -> torch.Tensor:
     """(n, C): the gradient of each image's loss for a mask of ones on the group's channels."""
-    points, rows = gate_points(bench.channels, group), []
-    for batch in bench.feed.batches([bench.ids[i : i + 1] for i in range(bench.images)]):
-        mask = torch.ones(bench.channels.group(group).width, dtype=torch.float64, requires_grad=True)
+    points, rows = gate_points(bench.graph, group), []
+    for batch in bench.loader.batches([bench.ids[i : i + 1] for i in range(bench.images)]):
+        mask = torch.ones(bench.graph.group(group).width, dtype=torch.float64, requires_grad=True)
         with gate(bench.model, points, {group: mask}):
             loss = functional.cross_entropy(bench.model(batch.images), batch.labels)
         rows.append(torch.autograd.grad(loss, [mask])[0])

@@ -47,7 +47,7 @@ def maps_at(bench, layer: str) -> np.ndarray:
     seen = []
     handle = bench.model.get_submodule(layer).register_forward_pre_hook(lambda module, x: seen.append(x[0].clone()))
     with torch.no_grad():
-        (part,) = bench.feed.batches([bench.ids])
+        (part,) = bench.loader.batches([bench.ids])
         bench.model(part.images)
     handle.remove()
     return seen[0].flatten(2).float().double().numpy()

@@ -236,7 +236,7 @@ def test_the_pool_is_what_the_programs_score():
     channels = found.prunable(trace_groups(model.eval(), torch.zeros(1, 3, 32, 32)))
 
     class Bench:
-        def network(self):
+        def clone_model(self):
             return copy.deepcopy(model)
 
     def pooled(**more) -> int:
@@ -276,7 +276,7 @@ def test_the_wide_pad_reaches_the_training_images():
     plain = type(bench.loader).batches
 
     def batches(self, dealt, augment=None):
-        pads.append((augment is not None, self.look.padding))
+        pads.append((augment is not None, self.transform.padding))
         return plain(self, dealt, augment)
 
     type(bench.loader).batches = batches

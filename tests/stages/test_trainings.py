@@ -124,7 +124,7 @@ def test_batch_norms_are_recalibrated_on_images_of_every_class(tmp_path, monkeyp
         seen.append(ids)
         return real(model, feed, ids, micro_batch, ranks)
 
-    monkeypatch.setattr(finetune, "recalibrate", noted)
+    monkeypatch.setattr(finetune, "recalibrate_bn", noted)
     made = finetune.run(context)
     assert np.bincount(labels[seen[0]]).tolist() == [4] * 10
     assert set(seen[0].tolist()) <= set(context.images.training_split(context.recipe.finetune)[0].tolist())

@@ -156,7 +156,7 @@ def test_timed_passes_do_not_wait_for_memory():
     """In a fresh process the activations of a pass are page faults, over and over, of the larger network above all."""
     code = """
         import resource, torch
-        from dist_prune.training.latency import latency
+        from dist_prune.training.latency import measure_latency as latency
         seen = []
         def timer(model, x, device):
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

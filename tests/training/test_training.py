@@ -368,7 +368,7 @@ def test_an_update_is_on_its_way_before_the_loss_is_read_unless_it_may_be_spared
         begun[0] += 1
         return backward(*arguments)
 
-    monkeypatch.setattr("dist_prune.training.loop.Figures", Watched)
+    monkeypatch.setattr("dist_prune.training.loop.StepFigures", Watched)
     found.loop._backward = counted  # type: ignore[method-assign]
     found.run()
     ahead = 1 if moved else 0

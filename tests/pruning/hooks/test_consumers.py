@@ -36,7 +36,7 @@ def network():
 
 def test_the_layers_that_read_a_group(network):
     _, channels, _ = network
-    named = lambda points: [point.site.name for point in points]  # noqa: E731
+    named = lambda points: [point.point.name for point in points]  # noqa: E731
     stem, side, mix = (channels.group(name) for name in ("stem", "side", "mix"))
     assert named(consumers(channels, stem)) == named(consumers(channels, side)) == ["mix:in"]
     assert named(consumers(channels, mix)) == ["head:in"], "a depthwise layer and a pool pass channels on"
