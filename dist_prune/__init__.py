@@ -1,15 +1,24 @@
 """dist_prune: distributed structured pruning of vision networks, one recipe a paper.
 
-The library is ``trace``, ``score``, ``select``, ``prune``, ``carry`` and ``load`` (see ``dist_prune.api``). Recipes run by
-``dist_prune/run.py``. Importing the package imports no torch: names are resolved when they are first used.
+The library is ``trace``, ``score``, ``select``, ``prune``, ``carry``, ``save`` and ``load``; ``dist_prune/run.py`` runs
+recipes. Importing the package imports no torch: names are resolved when they are first used.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers: at run time names are resolved by __getattr__
+    from dist_prune.api import Scores, carry, prune, prune_, save, score, select, trace
+    from dist_prune.errors import PruneError
+    from dist_prune.export.bundle import load
+    from dist_prune.methods.base import Method
+    from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph
+    from dist_prune.pruning.hooks.statistics import Statistic
+    from dist_prune.pruning.plan.plan import Plan
 
 __version__ = "0.1.0"
 _HOME = {
-    **dict.fromkeys(("trace", "score", "select", "prune", "prune_", "carry", "Scores"), "dist_prune.api"),
+    **dict.fromkeys(("trace", "score", "select", "prune", "prune_", "carry", "save", "Scores"), "dist_prune.api"),
     "load": "dist_prune.export.bundle",
     "Method": "dist_prune.methods.base",
     "Statistic": "dist_prune.pruning.hooks.statistics",
@@ -18,7 +27,7 @@ _HOME = {
     "ChannelGroup": "dist_prune.pruning.graph.groups",
     "PruneError": "dist_prune.errors",
 }
-__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
     "ChannelGroup",
     "DependencyGraph",
     "Method",
@@ -31,6 +40,7 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "load",
     "prune",
     "prune_",
+    "save",
     "score",
     "select",
     "trace",

@@ -18,22 +18,27 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dist_prune import methods
+from dist_prune import methods, models
 from dist_prune.config.pruning import Select
 from dist_prune.config.target import Target
 from dist_prune.data.sample_loader import SampleLoader
 from dist_prune.data.sampling import calibration_ids
+from dist_prune.distributed import tensor_files
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.errors import PruneError
+from dist_prune.export import bundle
+from dist_prune.fileio import write_atomic
 from dist_prune.methods.base import TRAINED, Method
-from dist_prune.pruning.graph.groups import DependencyGraph, HookPoint
+from dist_prune.pruning.eval_mode import evaluation_mode
+from dist_prune.pruning.graph.groups import DependencyGraph, HookPoint, TracedNetwork
 from dist_prune.pruning.hooks.statistics import Statistic
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.selection.ranking import SelectionRequest
@@ -78,7 +83,16 @@ def trace(model: nn.Module, example: Tensor | Sequence[int]) -> DependencyGraph:
     if example.dim() == 3:
         example = example[None]
     with _gradients():
-        return trace_groups(bare, example[:1].detach().clone().to(weight.device, weight.dtype))
+        graph = trace_groups(bare, example[:1].detach().clone().to(weight.device, weight.dtype))
+    config = getattr(bare, "pretrained_cfg", None)
+    return replace(
+        graph,
+        network=TracedNetwork(
+            f"{type(bare).__module__}:{type(bare).__qualname__}",
+            str(config.get("architecture") or "") if isinstance(config, Mapping) else "",
+            {name: tuple(tensor.shape) for name, tensor in bare.state_dict().items()},
+        ),
+    )
 
 
 def score(
@@ -275,6 +289,72 @@ def carry(
         for name, tensor in prune_tensors_like(before, _graph_of(plan, graph), plan, table).items():
             made.state[after[name]][key] = tensor.clone()
     return made
+
+
+def save(
+    model: nn.Module,
+    plan: Plan,
+    folder: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    figures: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a pruned classifier as a bundle: safetensors and JSON, nothing pickled.
+
+    ``dist_prune.load(folder)`` reads it if the dense network is one that timm builds by name. Another one is loaded by
+    ``dist_prune.load(folder, model=make)``: a bundle notes the path of the class, and never runs it.
+
+    Args:
+        model: of ``prune``, perhaps finetuned since.
+        plan: of ``select``.
+        folder: made if it is missing; files of an earlier bundle are replaced.
+        classes: names in the order of the logits; default ``0``, ``1``, ...
+        mean, std: of the normalisation of the images; default 0 and 1, or timm's of the network.
+        figures: measured numbers for a reader: ``{"pruned": {"top1": 91.2}}``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        PruneError: the plan was read from a file, or the network gives something else than logits (n, classes).
+    """
+    bare, graph = unwrap(model), _graph_of(plan, None)
+    if graph.network is None:
+        raise PruneError("the plan's graph was not traced by dist_prune.trace, so the dense network is not known")
+    weight = next(bare.parameters())
+    with torch.no_grad(), evaluation_mode(bare):
+        logits = bare(torch.zeros(1, *graph.example, device=weight.device, dtype=weight.dtype))
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        raise PruneError(
+            "a bundle holds a classifier, whose output is one tensor (n, classes); save this by its state dict"
+        )
+    backbone, dense = bundle.backbone_of(graph.network, logits.shape[1], graph.example[0])
+    config = models.image_config(dense, graph.example[0]) if dense is not None else {}
+    image = {
+        "size": graph.example[1],
+        "mean": list(mean if mean is not None else config.get("mean", [0.0] * graph.example[0])),
+        "std": list(std if std is not None else config.get("std", [1.0] * graph.example[0])),
+    }
+    names = tuple(map(str, classes if classes is not None else range(logits.shape[1])))
+    if len(names) != logits.shape[1]:
+        raise PruneError(f"classes: {len(names)} names for {logits.shape[1]} logits")
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in bare.state_dict().items()}
+    text = bundle.manifest_json(
+        backbone,
+        plan,
+        image,
+        names,
+        weights,
+        figures or {},
+        dense_signature={k: list(v) for k, v in graph.network.signature.items()},
+    )
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    tensor_files.save_tensors(place / bundle.WEIGHTS, weights, {"plan": plan.fingerprint})
+    write_atomic(place / bundle.MANIFEST, text)
+    return place
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -1,17 +1,20 @@
 """The library: any network, any loader, the same plan on any number of ranks."""
 
 import copy
+import json
 import math
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, TensorDataset
 
+import dist_prune
 from dist_prune import api as dp
 from dist_prune.data.sample_loader import SampleLoader, split_batch
 from dist_prune.distributed.communicator import Communicator
@@ -299,3 +302,40 @@ def test_ids_are_positions_in_the_data_set():
     assert batch.ids.tolist() == [9, 3]
     assert loader.labels[[3, 5, 9]].tolist() == dataset().tensors[1][[3, 5, 9]].tolist()
     assert loader.labels[4] == -1
+
+
+def test_a_bundle_of_a_network_that_timm_does_not_know(tmp_path):
+    model, images = network(), torch.randn(3, 3, SIDE, SIDE)
+    graph = dp.trace(model, (3, SIDE, SIDE))
+    plan = dp.select(dp.score(model, graph, "l1"), graph, target={"macs": 0.5})
+    small = dp.prune(model, plan)
+    folder = dp.save(small, plan, tmp_path / "bundle", classes=list("abcde"), figures={"pruned": {"top1": 20.0}})
+    assert {file.name for file in folder.iterdir()} == {"bundle.json", "model.safetensors"}
+    assert torch.equal(dist_prune.load(folder, model=Twice)(images), small(images))
+    with pytest.raises(PruneError, match=r"made by tests.test_api:Twice, .* model=Twice"):
+        dist_prune.load(folder)
+    with pytest.raises(PruneError, match="another network"):
+        dist_prune.load(folder, model=lambda: torchvision.models.resnet18(weights=None))
+    body = json.loads((folder / "bundle.json").read_text())
+    assert (body["classes"], body["backbone"]["num_classes"]) == (list("abcde"), CLASSES)
+    with pytest.raises(PruneError, match="2 names for 5 logits"):
+        dp.save(small, plan, tmp_path, classes=["a", "b"])
+
+
+def test_a_bundle_of_timm_s_network_loads_anywhere(tmp_path):
+    model = timm.create_model("resnet18", num_classes=4).eval()
+    graph = dp.trace(model, (3, 32, 32))
+    plan = dp.select(dp.score(model, graph, "l1"), graph, target={"macs": 0.5}, round_to=8)
+    small = dp.prune(model, plan)
+    folder = dp.save(small, plan, tmp_path / "bundle")
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(dist_prune.load(folder)(images), small(images))
+    assert json.loads((folder / "bundle.json").read_text())["image"]["mean"] == pytest.approx([0.485, 0.456, 0.406])
+
+
+def test_what_is_no_classifier_is_not_saved(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    graph = dp.trace(model, (3, 9, 9))
+    plan = dp.select(dp.score(model, graph, "l1"), graph, target={"channels": 0.5})
+    with pytest.raises(PruneError, match="a bundle holds a classifier"):
+        dp.save(dp.prune(model, plan), plan, tmp_path)

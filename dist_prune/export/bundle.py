@@ -8,7 +8,7 @@ versions it was made with, the dense network's signature (every tensor's name an
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +23,7 @@ from dist_prune.errors import PruneError, path_trouble, shown
 from dist_prune.export import hub
 from dist_prune.export import manifest as manifests
 from dist_prune.export.fuse_bn import fuse_bn
+from dist_prune.pruning.graph.groups import TracedNetwork
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.surgery.rebuild import rebuild
 
@@ -42,6 +43,7 @@ def manifest_json(
     figures: Mapping[str, Any],
     origin: Mapping[str, Any] | None = None,
     dense: nn.Module | None = None,
+    dense_signature: Mapping[str, list[int]] | None = None,
 ) -> str:
     """The text of ``bundle.json``.
 
@@ -55,12 +57,14 @@ def manifest_json(
         origin: recipe, method, paper, seed and data, for a reader.
         dense: the network before it was cut, with any weights: its signature lets a reader with another timm see
             whether the same name still means the same network. Default: built from ``backbone``.
+        dense_signature: the signature itself, in the place of ``dense``.
     """
-    dense = dense if dense is not None else _built(backbone)
+    if dense_signature is None:
+        dense_signature = signature(dense if dense is not None else _built(backbone))
     body = {
         "format": FORMAT, "backbone": dict(backbone), "plan": json.loads(plan.to_json()), "image": dict(image),
         "classes": list(classes), "figures": dict(figures), "origin": dict(origin or {}),
-        "weights_digest": weights_digest(weights), "versions": versions(), "signature": signature(dense),
+        "weights_digest": weights_digest(weights), "versions": versions(), "signature": dict(dense_signature),
     }  # fmt: skip
     return safe_parsing.strict_json(body)
 
@@ -73,23 +77,33 @@ class Bundle:
     plan: Plan
     weights: dict[str, Tensor]
 
-    def dense(self) -> nn.Module:
+    def dense(self, make: Callable[[], nn.Module] | None = None) -> nn.Module:
         """The network before it was cut, with fresh weights (a bundle has none for it), in evaluation mode.
 
+        Args:
+            make: makes it, if it is no network that timm builds by name.
+
         Raises:
-            PruneError: the installed timm makes another network of that name than the one the bundle was made with.
+            PruneError: the network is not the one that the bundle was made with, or ``make`` is missing. A bundle never
+                imports or runs what its file names.
         """
+        name = self.body["backbone"]["name"]
+        if make is None and is_external(name):
+            raise PruneError(
+                f"this bundle's network is made by {name}, which is not run because a file says so. Import it and give "
+                f"it: dist_prune.load(folder, model={name.rpartition(':')[2]})"
+            )
         try:
-            found = _built(self.body["backbone"])
+            found = make() if make is not None else _built(self.body["backbone"])
         except PruneError as error:
             raise _with_version(self.body, error) from error
         if self.body.get("signature") is not None:  # bundles of older versions have none
             _same(self.body, found)
         return found.eval()
 
-    def small(self) -> nn.Module:
-        """The pruned network with its weights, in evaluation mode."""
-        dense = self.dense()
+    def small(self, make: Callable[[], nn.Module] | None = None) -> nn.Module:
+        """The pruned network with its weights, in evaluation mode; ``make``: see ``dense``."""
+        dense = self.dense(make)
         try:
             model = rebuild(dense, self.plan, self.weights).eval()
             if self.shape[1] <= LARGEST_TRIED:
@@ -114,20 +128,50 @@ class Bundle:
         return self.body["backbone"]["in_chans"], size, size
 
 
-def load(folder_or_hub_id: str | Path, *, fold: bool = False) -> nn.Module:
+def load(
+    folder_or_hub_id: str | Path, *, fold: bool = False, model: Callable[[], nn.Module] | None = None
+) -> nn.Module:
     """The pruned network of an export folder, in evaluation mode, with its weights.
 
     Args:
         folder_or_hub_id: a run's ``export`` folder, or ``owner/name`` of a Hugging Face repository.
         fold: batch norms are folded into the convolutions before them. The same answers to float rounding, faster;
             to serve it, not to train it on.
+        model: makes the dense network (a class or a function without arguments), if timm does not build it by name.
 
     Raises:
         PruneError: no bundle there, a format this version does not read, files that were altered or cut short, or a
             network that answers otherwise once folded.
     """
     found = read_bundle(folder_or_hub_id)
-    return fuse(found.small(), found.shape) if fold else found.small()
+    return fuse(found.small(model), found.shape) if fold else found.small(model)
+
+
+def is_external(name: str) -> bool:
+    """Whether a backbone's name is ``package.module:Name`` of a network that is not timm's."""
+    return ":" in name
+
+
+def backbone_of(network: TracedNetwork, classes: int, in_chans: int) -> tuple[dict[str, Any], nn.Module | None]:
+    """How a bundle names the dense network that was traced.
+
+    Args:
+        network: of the graph.
+        classes, in_chans: of its logits and images.
+
+    Returns:
+        ``name``, ``kwargs``, ``num_classes``, ``in_chans``, and the network as timm builds it by that name, or None if
+        timm's is another one: then the name is the path of its class.
+    """
+    shape = {"kwargs": {}, "num_classes": classes, "in_chans": in_chans}
+    if network.architecture:
+        try:
+            dense = models.create(network.architecture, classes, in_chans, False, {})
+        except PruneError:
+            dense = None
+        if dense is not None and signature(dense) == {name: list(sizes) for name, sizes in network.signature.items()}:
+            return {"name": network.architecture, **shape}, dense
+    return {"name": network.maker, **shape}, None
 
 
 def _built(backbone: Mapping[str, Any]) -> nn.Module:
@@ -199,7 +243,8 @@ def read_bundle(folder_or_hub_id: str | Path) -> Bundle:
     manifests.check(body, str(place / MANIFEST))
     spec = body["backbone"]
     try:
-        models.check(spec["name"], spec["kwargs"])
+        if not is_external(spec["name"]):
+            models.check(spec["name"], spec["kwargs"])
     except PruneError as error:
         raise _with_version(body, error) from error
     plan = Plan.from_dict(body["plan"])
@@ -213,7 +258,10 @@ def read_bundle(folder_or_hub_id: str | Path) -> Bundle:
 def _fits(body: Mapping[str, Any], plan: Plan, weights: Mapping[str, Tensor], where: str) -> None:
     """PruneError where plan and weights are not those of this backbone, cut; before any of it is allocated."""
     spec = body["backbone"]
-    dense = models.state_shapes(spec["name"], spec["num_classes"], spec["in_chans"], spec["kwargs"])
+    if is_external(spec["name"]):
+        dense = {name: tuple(sizes) for name, sizes in (body.get("signature") or {}).items()}
+    else:
+        dense = models.state_shapes(spec["name"], spec["num_classes"], spec["in_chans"], spec["kwargs"])
     if dense is None:
         return
     for name, width in plan.widths.items():

@@ -1,7 +1,7 @@
 """What can be cut of a network: its layers, its channel groups and the sites where they are observed."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Literal
@@ -134,6 +134,21 @@ class LatencyTable:
 
 
 @dataclass(frozen=True)
+class TracedNetwork:
+    """The dense network that a graph was traced on, as a bundle describes it.
+
+    Attributes:
+        maker: ``package.module:Name`` of its class.
+        architecture: timm's name of it, or empty.
+        signature: name -> shape of every parameter and buffer that is saved.
+    """
+
+    maker: str
+    architecture: str
+    signature: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
 class DependencyGraph:
     """All of a network's layers and groups, as traced on one example input."""
 
@@ -143,6 +158,7 @@ class DependencyGraph:
     example: tuple[int, ...]  # (C, H, W) of the input
     latency: LatencyTable | None = None  # measured times, where a target asks for them
     origin: "DependencyGraph | None" = None  # of the dense network, where earlier rounds have cut this one (narrow.py)
+    network: TracedNetwork | None = field(default=None, compare=False, repr=False)  # known to the library alone
 
     @property
     def free(self) -> tuple[ChannelGroup, ...]:
