@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import os
+import re
 import subprocess
 import sys
 
@@ -339,3 +341,29 @@ def test_what_is_no_classifier_is_not_saved(tmp_path):
     plan = dp.select(dp.score(model, graph, "l1"), graph, target={"channels": 0.5})
     with pytest.raises(PruneError, match="a bundle holds a classifier"):
         dp.save(dp.prune(model, plan), plan, tmp_path)
+
+
+def test_the_page_s_lines_run(tmp_path, monkeypatch):
+    text = (ROOT / "docs/library.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(block, "docs/library.md", "exec"), names)
+    images = torch.zeros(1, 3, 64, 64)
+    assert torch.equal(names["again"](images), names["small"](images))  # type: ignore[operator]
+
+
+def test_the_example_runs(tmp_path):
+    words = [sys.executable, "examples/plain_pytorch.py", "--epochs", "1", "--out", str(tmp_path / "pruned")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "finetuned" in found.stdout
+    assert (tmp_path / "pruned/bundle.json").is_file()
+
+
+def test_a_graph_prints_its_groups():
+    text = str(dp.trace(network(), (3, SIDE, SIDE)))
+    assert "4 channel groups" in text
+    assert re.search(r"^stem\.0 +8 .*second", text, re.M)
+    assert "head" in text

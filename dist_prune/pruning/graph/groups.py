@@ -160,6 +160,16 @@ class DependencyGraph:
     origin: "DependencyGraph | None" = None  # of the dense network, where earlier rounds have cut this one (narrow.py)
     network: TracedNetwork | None = field(default=None, compare=False, repr=False)  # known to the library alone
 
+    def __str__(self) -> str:
+        """The groups as a table: name, channels, layers that change with them, and why a group is protected."""
+        lines = [f"{len(self.groups)} channel groups, {len(self.free)} of them free to be pruned"]
+        name_width = max((len(group.name) for group in self.groups), default=0)
+        for group in self.groups:
+            layers = ", ".join(name for name in group.layers if name != group.name)
+            why = f"  protected: {group.protected}" if group.protected else ""
+            lines.append(f"{group.name:<{name_width}}  {group.width:>5}  {layers}{why}")
+        return "\n".join(lines)
+
     @property
     def free(self) -> tuple[ChannelGroup, ...]:
         """The groups that may be cut."""
