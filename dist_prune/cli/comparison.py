@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_prune import safe_parsing
-from dist_prune.config import loading
+from dist_prune.config import loading, safe_parsing
 from dist_prune.config.compatibility import rename_old_keys
 from dist_prune.config.recipe import selected_on_test
 from dist_prune.errors import PruneError, shown

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from dist_prune import safe_parsing
 from dist_prune.cli.verb import Answer
+from dist_prune.config import safe_parsing
 from dist_prune.errors import PruneError, shown
 
 HELP = "show the result of a finished run"

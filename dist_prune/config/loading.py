@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from dist_prune import safe_parsing
+from dist_prune.config import safe_parsing
 from dist_prune.config.overrides import OptionsOf, apply_overrides, remove_nulls, rename_keys
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.recipe_files import find, known_recipes

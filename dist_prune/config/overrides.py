@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from dist_prune import safe_parsing
+from dist_prune.config import safe_parsing
 from dist_prune.config.compatibility import RENAMED
 from dist_prune.config.recipe import Recipe
 from dist_prune.errors import PruneError, shown

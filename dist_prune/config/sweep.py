@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_prune import safe_parsing
-from dist_prune.config import loading, recipe_files
+from dist_prune.config import loading, recipe_files, safe_parsing
 from dist_prune.config.recipe import Recipe
 from dist_prune.errors import PruneError, nearest, shown
 from dist_prune.fileio import canonical, digest

@@ -8,7 +8,7 @@ versions of the packages, the dense network's signature (the name and shape of e
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +23,7 @@ from dist_prune.errors import PruneError, path_trouble, shown
 from dist_prune.export import hub
 from dist_prune.export import manifest as manifests
 from dist_prune.export.fuse_bn import fuse_bn
+from dist_prune.pruning.graph.groups import TracedNetwork
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.surgery.rebuild import rebuild
 
@@ -43,6 +44,7 @@ def manifest_json(
     figures: Mapping[str, Any],
     origin: Mapping[str, Any] | None = None,
     dense: nn.Module | None = None,
+    dense_signature: Mapping[str, list[int]] | None = None,
 ) -> str:
     """The text of ``bundle.json``.
 
@@ -56,8 +58,10 @@ def manifest_json(
         origin: Recipe, method, paper, seed and data, for a reader (see ``manifest.Origin``).
         dense: The dense network with any weights. Its signature tells whether the same name means the same network in
             another version of timm. None: it is built from ``backbone``.
+        dense_signature: The signature itself, instead of ``dense``.
     """
-    dense = dense if dense is not None else _build_dense(backbone)
+    if dense_signature is None:
+        dense_signature = signature(dense if dense is not None else _build_dense(backbone))
     body = {
         "format": FORMAT,
         "backbone": dict(backbone),
@@ -68,7 +72,7 @@ def manifest_json(
         "origin": dict(origin or {}),
         "weights_digest": weights_digest(weights),
         "versions": versions(),
-        "signature": signature(dense),
+        "signature": dict(dense_signature),
     }
     return safe_parsing.strict_json(body)
 
@@ -87,27 +91,40 @@ class Bundle:
     plan: Plan
     weights: dict[str, Tensor]
 
-    def dense(self) -> nn.Module:
+    def dense(self, make: Callable[[], nn.Module] | None = None) -> nn.Module:
         """The dense network with random weights (a bundle has none for it), in evaluation mode.
 
+        Args:
+            make: makes it, if it is no network that timm builds by name.
+
         Raises:
-            PruneError: The installed timm creates another network of that name than the bundle was made with.
+            PruneError: The network is another one than the bundle was made with, or ``make`` is missing. A bundle never
+                imports or runs what its file names.
         """
+        name = self.body["backbone"]["name"]
+        if make is None and is_external(name):
+            raise PruneError(
+                f"this bundle's network is made by {name}, which is not run because a file says so. Import it and give "
+                f"it: dist_prune.load(folder, model={name.rpartition(':')[2]})"
+            )
         try:
-            dense = _build_dense(self.body["backbone"])
+            dense = make() if make is not None else _build_dense(self.body["backbone"])
         except PruneError as error:
             raise _with_version(self.body, error) from error
         if self.body.get("signature") is not None:  # bundles of older versions have none
             _check_signature(self.body, dense)
         return dense.eval()
 
-    def small(self) -> nn.Module:
+    def small(self, make: Callable[[], nn.Module] | None = None) -> nn.Module:
         """The pruned network with its weights, in evaluation mode.
+
+        Args:
+            make: See ``dense``.
 
         Raises:
             PruneError: The bundle's parts do not fit one another, or see ``dense``.
         """
-        dense = self.dense()
+        dense = self.dense(make)
         try:
             model = rebuild(dense, self.plan, self.weights).eval()
             if self.shape[1] <= LARGEST_TRIED:
@@ -137,13 +154,16 @@ class Bundle:
         return self.body["backbone"]["in_chans"], size, size
 
 
-def load(folder_or_hub_id: str | Path, *, fold: bool = False) -> nn.Module:
+def load(
+    folder_or_hub_id: str | Path, *, fold: bool = False, model: Callable[[], nn.Module] | None = None
+) -> nn.Module:
     """Load the pruned network of a bundle.
 
     Args:
         folder_or_hub_id: A run directory, its ``export`` folder, or ``owner/name`` of a Hugging Face repository.
         fold: Whether batch norms are folded into the convolutions before them. Outputs stay the same to float rounding
             and are computed faster. Fold a network to serve it, not to train it further.
+        model: Creates the dense network (a class or a function without arguments), if timm does not create it by name.
 
     Returns:
         The network with its weights, in evaluation mode on the CPU.
@@ -153,7 +173,34 @@ def load(folder_or_hub_id: str | Path, *, fold: bool = False) -> nn.Module:
             other outputs once folded.
     """
     bundle = read_bundle(folder_or_hub_id)
-    return fuse(bundle.small(), bundle.shape) if fold else bundle.small()
+    return fuse(bundle.small(model), bundle.shape) if fold else bundle.small(model)
+
+
+def is_external(name: str) -> bool:
+    """Whether a backbone's name is ``package.module:Name`` of a network that is not timm's."""
+    return ":" in name
+
+
+def backbone_of(network: TracedNetwork, classes: int, in_chans: int) -> tuple[dict[str, Any], nn.Module | None]:
+    """How a bundle names the dense network that was traced.
+
+    Args:
+        network: of the graph.
+        classes, in_chans: of its logits and images.
+
+    Returns:
+        ``name``, ``kwargs``, ``num_classes``, ``in_chans``, and the network as timm builds it by that name, or None if
+        timm's is another one: then the name is the path of its class.
+    """
+    shape = {"kwargs": {}, "num_classes": classes, "in_chans": in_chans}
+    if network.architecture:
+        try:
+            dense = models.create(network.architecture, classes, in_chans, False, {})
+        except PruneError:
+            dense = None
+        if dense is not None and signature(dense) == {name: list(sizes) for name, sizes in network.signature.items()}:
+            return {"name": network.architecture, **shape}, dense
+    return {"name": network.maker, **shape}, None
 
 
 def _build_dense(backbone: Mapping[str, Any]) -> nn.Module:
@@ -251,7 +298,8 @@ def read_bundle(folder_or_hub_id: str | Path) -> Bundle:
     manifests.check(body, str(folder / MANIFEST))
     spec = body["backbone"]
     try:
-        models.check(spec["name"], spec["kwargs"])
+        if not is_external(spec["name"]):
+            models.check(spec["name"], spec["kwargs"])
     except PruneError as error:
         raise _with_version(body, error) from error
     plan = Plan.from_dict(body["plan"])
@@ -265,7 +313,10 @@ def read_bundle(folder_or_hub_id: str | Path) -> Bundle:
 def _check_fit(body: Mapping[str, Any], plan: Plan, weights: Mapping[str, Tensor], where: str) -> None:
     """PruneError if plan and weights do not fit the backbone; checked before anything is allocated."""
     spec = body["backbone"]
-    dense = models.state_shapes(spec["name"], spec["num_classes"], spec["in_chans"], spec["kwargs"])
+    if is_external(spec["name"]):
+        dense = {name: tuple(sizes) for name, sizes in (body.get("signature") or {}).items()}
+    else:
+        dense = models.state_shapes(spec["name"], spec["num_classes"], spec["in_chans"], spec["kwargs"])
     if dense is None:
         return
     for name, width in plan.widths.items():

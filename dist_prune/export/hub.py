@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dist_prune import safe_parsing
+from dist_prune.config import safe_parsing
 from dist_prune.errors import PruneError
 from dist_prune.pruning.selection.cost import report_costs
 from dist_prune.training.timing_noise import DOUBTFUL, is_reliable

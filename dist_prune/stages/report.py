@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from dist_prune.config.safe_parsing import strict_json
 from dist_prune.pipeline.context import RunContext, StageOutput
 from dist_prune.pipeline.ledger import flatten
 from dist_prune.pipeline.stage_graph import round_path, stages_of
@@ -18,7 +19,6 @@ from dist_prune.pruning.figure_data import Curve, SimilarityMap
 from dist_prune.pruning.selection.cost import report_costs
 from dist_prune.pruning.selection.schedule import round_config
 from dist_prune.report import figures, html, tables
-from dist_prune.safe_parsing import strict_json
 from dist_prune.stages import latency_target
 
 # Sections whose keys tell the runs of a sweep apart; the others are the same in it.

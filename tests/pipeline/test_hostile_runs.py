@@ -11,12 +11,12 @@ from dist_prune.cli import main as cli
 from dist_prune.cli.compare import markdown
 from dist_prune.cli.comparison import collect
 from dist_prune.config import loading
+from dist_prune.config.safe_parsing import strict_json
 from dist_prune.distributed import shared_folder
 from dist_prune.errors import PruneError
 from dist_prune.pipeline.ledger import bind_recipe
 from dist_prune.pipeline.run_directory import clear_leftovers, run_directory
 from dist_prune.run import main
-from dist_prune.safe_parsing import strict_json
 from tests.support.launch import SMALL
 
 QUICK = (*SMALL, "train.epochs=1", "finetune.epochs=1", "reruns=2", "report.latency_batches=[1]", "report.trackers=[]")

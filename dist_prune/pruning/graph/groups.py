@@ -4,7 +4,7 @@ Widths and indices refer to the network that was traced. ``plan.after_pruning`` 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Literal
@@ -189,6 +189,21 @@ class LatencyTable:
 
 
 @dataclass(frozen=True)
+class TracedNetwork:
+    """The dense network that a graph was traced on, as a bundle describes it.
+
+    Attributes:
+        maker: ``package.module:Name`` of its class.
+        architecture: timm's name of it, or empty.
+        signature: name -> shape of every parameter and buffer that is saved.
+    """
+
+    maker: str
+    architecture: str
+    signature: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
 class DependencyGraph:
     """All layers and channel groups of a network, as traced on one example image. Immutable, holds no tensors.
 
@@ -207,6 +222,17 @@ class DependencyGraph:
     example: tuple[int, ...]
     latency: LatencyTable | None = None
     origin: "DependencyGraph | None" = None
+    network: TracedNetwork | None = field(default=None, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        """The groups as a table: name, channels, layers that change with them, and why a group is protected."""
+        lines = [f"{len(self.groups)} channel groups, {len(self.free)} of them free to be pruned"]
+        name_width = max((len(group.name) for group in self.groups), default=0)
+        for group in self.groups:
+            layers = ", ".join(name for name in group.layers if name != group.name)
+            why = f"  protected: {group.protected}" if group.protected else ""
+            lines.append(f"{group.name:<{name_width}}  {group.width:>5}  {layers}{why}")
+        return "\n".join(lines)
 
     @property
     def free(self) -> tuple[ChannelGroup, ...]:

@@ -5,7 +5,7 @@ A file is a run's ``plan.json``, a bundle, or pruning information in the format 
 
 from pathlib import Path
 
-from dist_prune import safe_parsing
+from dist_prune.config import safe_parsing
 from dist_prune.errors import PruneError
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.plan.plan import Plan

@@ -30,6 +30,7 @@ class Plan:
         widths: group -> dense width, for every group of the network, protected ones included.
         reasons: group -> why nothing was removed there. For reports; not part of the fingerprint.
         blocks: layer -> blocks of its weight that are zero and stay zero in training; layers without blocks are absent.
+        graph: of the dense network, if ``dist_prune.select`` made the plan in this process; never written.
 
     Raises:
         PruneError: a group is unknown, its channels are not ascending or out of range, or none would be kept.
@@ -39,6 +40,7 @@ class Plan:
     widths: Mapping[str, int]
     reasons: Mapping[str, str] = field(default_factory=dict)
     blocks: Mapping[str, WeightBlocks] = field(default_factory=dict)
+    graph: DependencyGraph | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         for group, gone in self.removed.items():

@@ -30,6 +30,7 @@ def apply_plan(model: nn.Module, graph: DependencyGraph, plan: Plan) -> None:
     if {g.name: g.width for g in graph.groups} != dict(plan.widths):
         raise PruneError("the plan belongs to another network: its groups or their dense widths differ from this one's")
     zero_blocks(model, graph, plan)
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     cuts: dict[tuple[str, str], set[int]] = {}
     for name, channels in plan.removed.items():
         for coupling in graph.group(name).couplings:
@@ -37,6 +38,8 @@ def apply_plan(model: nn.Module, graph: DependencyGraph, plan: Plan) -> None:
     for (name, side), positions in cuts.items():
         _cut_layer(model.get_submodule(name), graph.layers[name], side, sorted(positions))
     head_surgery.update_counts(model)
+    for name in frozen:  # torch-pruning makes new parameters, which all want gradients
+        model.get_parameter(name).requires_grad_(False)
 
 
 def prune_tensors_like(

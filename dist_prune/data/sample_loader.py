@@ -1,0 +1,215 @@
+"""Images of a user's own loader, addressed by sample id: a DataLoader, a Dataset, or a list of batches.
+
+Scores are merged by sample id. So what counts is which images there are, not which rank or which batch has them:
+samplers that shard, shuffle or pad all give the same images.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, WeightedRandomSampler, default_collate
+
+from dist_prune.data.augment import AugmentKey
+from dist_prune.data.loader import Batch
+from dist_prune.distributed.communicator import Communicator
+from dist_prune.errors import PruneError
+
+IMAGE_KEYS = ("images", "image", "pixel_values", "inputs", "x")  # of batches that are mappings
+LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+
+
+def split_batch(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """The images and labels of a user's batch.
+
+    Args:
+        batch: a tensor of images; a tuple or list (images, labels, ...); or a mapping with one of ``IMAGE_KEYS`` and
+            perhaps one of ``LABEL_KEYS``.
+
+    Returns:
+        Images (n, C, H, W) float, and labels (n,) int64 or None.
+
+    Raises:
+        PruneError: the batch has another form.
+    """
+    images, labels = batch, None
+    if isinstance(batch, Mapping):
+        images = next((batch[key] for key in IMAGE_KEYS if key in batch), None)
+        labels = next((batch[key] for key in LABEL_KEYS if key in batch), None)
+    elif isinstance(batch, tuple | list):
+        images, labels = (*batch, None)[:2] if batch else (None, None)
+    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+        form = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        keys = f" with the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else ""
+        raise PruneError(
+            f"the loader gives a {type(batch).__name__}{keys} whose images are {form}. A batch is (images, labels) "
+            f"with images as a float tensor (n, C, H, W), or a mapping with one of {', '.join(IMAGE_KEYS)}"
+        )
+    if labels is None:
+        return images, None
+    labels = torch.as_tensor(labels)
+    if labels.shape != (len(images),) or labels.is_floating_point():
+        raise PruneError(
+            f"the loader's labels are {labels.dtype} {tuple(labels.shape)} for {len(images)} images; expected are "
+            f"class numbers, int64 ({len(images)},)"
+        )
+    return images, labels.long()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a scoring context asks of the images beside their pixels."""
+
+    loader: "SampleLoader"
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.loader.labels.numpy()
+
+
+class SampleLoader:
+    """Loads the images of a user's loader in any order.
+
+    Attributes:
+        ids: (n,) int64 ids of all images, ascending: positions in the data set, or in the list of batches.
+        device: where batches go.
+        dtype: of the images of a batch.
+        skips: False; an image that cannot be read raises its own error.
+    """
+
+    skips = False
+
+    def __init__(self, images: Any, comm: Communicator, device: torch.device, dtype: torch.dtype):
+        """Find out which images there are. All ranks call it.
+
+        Args:
+            images: a DataLoader over a map-style data set; such a data set; or a list, or another iterable, of batches
+                that every rank has whole. See ``split_batch`` for the forms of a batch.
+            comm: all processes.
+            device, dtype: what the batches are converted to.
+
+        Raises:
+            PruneError: the loader cannot be addressed by sample, draws with replacement, is empty, or differs between
+                ranks.
+        """
+        self.device, self.dtype = device, dtype
+        self._labels: Tensor | None = None
+        self._loader: DataLoader[Any] | None = None
+        self._held: tuple[Tensor, Tensor | None] | None = None
+        if isinstance(images, Dataset) and not isinstance(images, IterableDataset):
+            images = DataLoader(images, batch_size=50)
+        if isinstance(images, DataLoader) and not isinstance(images.dataset, IterableDataset):
+            self._loader = images
+            self.ids = _sampled(images, comm)
+        else:
+            self._held = _concatenated(images, comm)
+            self.ids = np.arange(len(self._held[0]))
+        if not len(self.ids):
+            raise PruneError("the loader gives no image")
+
+    @property
+    def source(self) -> _Source:
+        return _Source(self)
+
+    def __len__(self) -> int:
+        """Ids are below this number."""
+        return int(self.ids[-1]) + 1
+
+    @property
+    def labels(self) -> Tensor:
+        """(len(self),) int64 class numbers on the CPU, -1 at ids that are not among ``ids``. The first use may load
+        every image once.
+
+        Raises:
+            PruneError: the loader has no labels.
+        """
+        if self._labels is None:
+            found = torch.full((len(self),), -1, dtype=torch.int64)
+            for start in range(0, len(self.ids), 50):
+                batch = next(self.batches([self.ids[start : start + 50]]))
+                found[batch.ids] = batch.labels.cpu()
+            self._labels = found
+        return self._labels
+
+    def batches(self, lists: Iterable[np.ndarray], augment: AugmentKey | None = None) -> Iterator[Batch]:
+        """Load one batch for each list of ids.
+
+        Args:
+            lists: (n,) int64 sample ids of each batch.
+            augment: ignored: the images are transformed by the user's data set.
+
+        Yields:
+            The batches in the order of the lists.
+
+        Raises:
+            PruneError: a batch has another form than ``split_batch`` reads, or no labels.
+        """
+        orders = [np.ascontiguousarray(ids) for ids in lists]
+        for ids, batch in zip(orders, self._raw(orders), strict=True):
+            images, labels = split_batch(batch)
+            if labels is None:
+                labels = torch.full((len(images),), -1, dtype=torch.int64)
+            yield Batch(
+                images.to(self.device, self.dtype, non_blocking=True),
+                labels.to(self.device, non_blocking=True),
+                torch.from_numpy(ids),
+            )
+
+    def _raw(self, orders: Sequence[np.ndarray]) -> Iterator[Any]:
+        if self._held is not None:
+            images, labels = self._held
+            for ids in orders:
+                index = torch.from_numpy(ids)
+                yield images[index], None if labels is None else labels[index]
+            return
+        assert self._loader is not None
+        yield from DataLoader(
+            self._loader.dataset,
+            batch_sampler=[ids.tolist() for ids in orders],  # type: ignore[arg-type]
+            num_workers=self._loader.num_workers,
+            collate_fn=self._loader.collate_fn or default_collate,
+            worker_init_fn=self._loader.worker_init_fn,
+        )
+
+
+def _sampled(loader: DataLoader[Any], comm: Communicator) -> np.ndarray:
+    """Ids of the images that the samplers of all ranks name, ascending, each once: shards unite, pads are dropped."""
+    sampler = getattr(loader, "sampler", None)
+    if isinstance(sampler, WeightedRandomSampler) or (isinstance(sampler, RandomSampler) and sampler.replacement):
+        raise PruneError(
+            f"the loader's {type(sampler).__name__} draws images with replacement, so which images are scored would "
+            "depend on chance. Give a loader without a sampler, or the data set itself"
+        )
+    if not isinstance(loader.dataset, Sized):
+        raise PruneError(f"the loader's {type(loader.dataset).__name__} has no length, so its images have no ids")
+    batches = loader.batch_sampler if loader.batch_sampler is not None else [[i] for i in sampler or ()]
+    with torch.random.fork_rng(devices=[]):  # a shuffling sampler draws from torch's generator
+        mine = sorted({int(i) for batch in batches for i in batch})
+    found = sorted({i for ids in comm.all_gather_object(mine) for i in ids})
+    return np.array(found, dtype=np.int64)
+
+
+def _concatenated(batches: Iterable[Any], comm: Communicator) -> tuple[Tensor, Tensor | None]:
+    """The images and labels of an iterable of batches, in its order; the same on every rank."""
+    pairs = [split_batch(batch) for batch in batches]
+    if not pairs:
+        raise PruneError("the loader gives no image")
+    if len({tuple(images.shape[1:]) for images, _ in pairs}) != 1:
+        raise PruneError("the loader's images have several sizes; one network sees one size")
+    if len({labels is None for _, labels in pairs}) != 1:
+        raise PruneError("some of the loader's batches have labels and some have none")
+    images = torch.cat([images.detach().cpu() for images, _ in pairs])
+    labels = None if pairs[0][1] is None else torch.cat([labels.cpu() for _, labels in pairs if labels is not None])
+    whole = hashlib.sha256(images.contiguous().view(torch.uint8).numpy().tobytes())
+    whole.update(b"" if labels is None else labels.numpy().tobytes())
+    if len(set(comm.all_gather_object(whole.hexdigest()))) != 1:
+        raise PruneError(
+            "the iterable gives other images on other ranks. Images of a list or a generator have no ids, so shards "
+            "cannot be put together: give every rank the whole list, or a DataLoader over a map-style data set, whose "
+            "sampler may shard"
+        )
+    return images, labels
