@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_prune import models, safe_parsing
+from dist_prune import models
+from dist_prune.config import safe_parsing
 from dist_prune.distributed import tensor_files
 from dist_prune.errors import PruneError, path_trouble, shown
 from dist_prune.export import hub

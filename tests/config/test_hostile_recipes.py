@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from dist_prune import methods, safe_parsing
+from dist_prune import methods
 from dist_prune.cli.main import main as cli_main
-from dist_prune.config import loading, sweep
+from dist_prune.config import loading, safe_parsing, sweep
 from dist_prune.config.recipe import Recipe
 from dist_prune.errors import LONGEST_SHOWN, PruneError, shown
 from tests.test_layers import ROOT
