@@ -249,7 +249,8 @@ def carry(
         optimizer: of the dense network: its class, its groups and its state (momentum, moments, steps) are taken over.
         dense: the network before pruning (``prune`` leaves it whole; ``prune_`` does not).
         small: the network of ``prune(dense, plan, graph)``.
-        plan, graph: as for ``prune``.
+        plan: of ``select``.
+        graph: of ``trace``; a plan of ``select`` knows it.
 
     Returns:
         A new optimizer of the same class.
@@ -311,7 +312,8 @@ def save(
         plan: of ``select``.
         folder: made if it is missing; files of an earlier bundle are replaced.
         classes: names in the order of the logits; default ``0``, ``1``, ...
-        mean, std: of the normalisation of the images; default 0 and 1, or timm's of the network.
+        mean: of the normalisation, one number a channel; default 0, or timm's of the network.
+        std: the same; default 1, or timm's of the network.
         figures: measured numbers for a reader: ``{"pruned": {"top1": 91.2}}``.
 
     Returns:

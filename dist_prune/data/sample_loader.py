@@ -90,7 +90,8 @@ class SampleLoader:
             images: a DataLoader over a map-style data set; such a data set; or a list, or another iterable, of batches
                 that every rank has whole. See ``split_batch`` for the forms of a batch.
             comm: all processes.
-            device, dtype: what the batches are converted to.
+            device: where batches go.
+            dtype: of the images of a batch.
 
         Raises:
             PruneError: the loader cannot be addressed by sample, draws with replacement, is empty, or differs between
@@ -121,8 +122,9 @@ class SampleLoader:
 
     @property
     def labels(self) -> Tensor:
-        """(len(self),) int64 class numbers on the CPU, -1 at ids that are not among ``ids``. The first use may load
-        every image once.
+        """(len(self),) int64 class numbers on the CPU, -1 at ids that are not among ``ids``.
+
+        The first use may load every image once.
 
         Raises:
             PruneError: the loader has no labels.

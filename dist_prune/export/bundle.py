@@ -187,7 +187,8 @@ def backbone_of(network: TracedNetwork, classes: int, in_chans: int) -> tuple[di
 
     Args:
         network: of the graph.
-        classes, in_chans: of its logits and images.
+        classes: number of its logits.
+        in_chans: channels of its images.
 
     Returns:
         ``name``, ``kwargs``, ``num_classes``, ``in_chans``, and the network as timm builds it by that name, or None if
