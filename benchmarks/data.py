@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from dist_prune import methods, models
-from dist_prune.data import folder_index
+from dist_prune.data import folder_index, folder_scan
 from dist_prune.data.datasets import ArraySource, open_source
 from dist_prune.data.loader import Batch, ImageLoader, TransformConfig
 from dist_prune.data.sampling import micro_batches
@@ -234,9 +234,7 @@ def scoring_rank(count: int, folder: str) -> None:
 def scoring(count: int) -> dict[str, Any]:
     """The JPEG tree repeated (by links) to ``count`` entries, scored on two ranks with one loader worker each."""
     originals = sorted((data() / "imagenet_1000" / "val").rglob("*.JPEG")) or sorted(
-        file
-        for file in (data() / "imagenet_1000" / "val").rglob("*")
-        if file.suffix.lower() in folder_index.IMAGE_FILES
+        file for file in (data() / "imagenet_1000" / "val").rglob("*") if file.suffix.lower() in folder_scan.IMAGE_FILES
     )
     with tempfile.TemporaryDirectory() as folder:
         for number in range(count):

@@ -131,16 +131,16 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ): "resizing to the size that images have changes no pixel",
     (
         "data/loader.py",
-        "for wanted, (ids, pixels) in zip",
+        "for requested, (ids, pixels) in zip",
         "-> False",
     ): "a supplier that is right yields one batch for each list",
     ("data/loader.py", "yield Batch(", "-> False"): "when a copy ends, not what it holds",
     (
         "training/loop.py",
-        "for images, labels, ids in zip(*cut",
+        "for images, labels, ids in zip(*tensors",
         "-> False",
     ): "three cuts of one length have as many pieces",
-    ("training/bn_recalibration.py", "at, handles = [0], []", "0 -> 1"): "set before any forward pass",
+    ("training/bn_recalibration.py", "row, handles = [0], []", "0 -> 1"): "set before any forward pass",
     (
         "pruning/selection/ranking.py",
         "elif lacking < 0",
@@ -154,12 +154,16 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("pruning/hooks/curvature.py", "return (2 * signs - 1).to(", "-> False"): "when a copy ends, not what it holds",
     (
         "methods/graph/method.py",
-        "if best_share <= left <= share",
+        "if best_share <= kept_share <= share",
         "LtE -> Lt",
     ): "of two thresholds with equal shares either keeps the same counts",
     ("methods/graph/method.py", "if height * width <= 64", "64 -> 65"): "two forms of one product; the faster is taken",
     ("methods/graph/method.py", "if height * width <= 64", "Mult -> Div"): "the same two forms",
-    ("methods/group_norm.py", "weight = bench.weight(Site(", "-> True"): "nobody asks a weight's site whether it leads",
+    (
+        "methods/group_norm.py",
+        "weight = context.weight(HookPoint(",
+        "-> True",
+    ): "nobody asks a weight's site whether it leads",
 }
 COMPARE = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
 BINARY = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,

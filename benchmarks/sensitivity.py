@@ -36,20 +36,20 @@ THREADS = int(os.environ["OMP_NUM_THREADS"])
 
 
 class Alone:
-    """What a round asks of a bench when there is one process and no data."""
+    """What a round asks of a scoring context when there is one process and no data."""
 
     def __init__(self, model: nn.Module):
         self.model = model
 
-    def network(self) -> nn.Module:
+    def clone_model(self) -> nn.Module:
         import copy
 
         return copy.deepcopy(self.model)
 
-    def sum(self, tensors: Any) -> None:
+    def all_reduce_sum_(self, tensors: Any) -> None:
         """One process."""
 
-    def draw(self, *name: Any) -> torch.Generator:
+    def generator(self, *name: Any) -> torch.Generator:
         return seeded_generator(0, *name)
 
 

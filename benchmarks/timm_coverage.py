@@ -68,13 +68,13 @@ def attempt(name: str) -> dict[str, Any]:
     found: dict[str, Any] = {"stage": "create"}
 
     class Weights:
-        """All that l1 asks of a bench."""
+        """All that l1 asks of a scoring context."""
 
-        def __init__(self, model: torch.nn.Module, channels: Any):
-            self.model, self.sites = model, channels.sites
+        def __init__(self, model: torch.nn.Module, graph: Any):
+            self.model, self.hook_points = model, graph.hook_points
 
-        def weight(self, site: Any) -> torch.Tensor:
-            return fold_units(site.at_weight, self.model.get_submodule(site.layer).weight.detach())  # type: ignore[arg-type]
+        def weight(self, point: Any) -> torch.Tensor:
+            return fold_units(point.at_weight, self.model.get_submodule(point.layer).weight.detach())  # type: ignore[arg-type]
 
     try:
         model = models.create(name, 10, 3).eval()

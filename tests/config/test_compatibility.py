@@ -98,8 +98,10 @@ def test_a_run_directory_of_an_older_version_is_bound_to_the_same_recipe(tmp_pat
     bind_recipe(tmp_path, spec.written(), (), spec.resolved())
     path = tmp_path / "recipe.yaml"
     notes = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("# "))
-    assert ledger._mark("score.compare", ["l1", "taylor"]) in notes
-    assert ledger._mark("score.compare", 1) == ledger._mark("score.many", 1), "as the older version marked it"
+    assert ledger._value_digest("score.compare", ["l1", "taylor"]) in notes
+    assert ledger._value_digest("score.compare", 1) == ledger._value_digest("score.many", 1), (
+        "as the older version marked it"
+    )
     text = yaml.safe_dump(older(spec.written()), sort_keys=False) + notes.replace("score.compare", "score.many")
     Ledger(tmp_path).append({"stage": "train", "fingerprint": "x", "outputs": {}})
     for words, refused in (
