@@ -37,7 +37,7 @@ from dist_prune.pruning.selection import cost
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.pruning.surgery import surgeon
 from dist_prune.pruning.surgery.verified_trace import trace_groups
-from dist_prune.scoring.observation import layer_weight
+from dist_prune.scoring.statistic_collection import layer_weight
 from dist_prune.training.latency import measure_latency
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,8 +26,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from dist_prune import methods, models
-from dist_prune.config.pruning import Select
-from dist_prune.config.target import Target
+from dist_prune.config.pruning import Select, Target
 from dist_prune.data.sample_loader import SampleLoader
 from dist_prune.data.sampling import calibration_ids
 from dist_prune.distributed import tensor_files

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_prune.config import loading, safe_parsing
-from dist_prune.config.compatibility import rename_old_keys
+from dist_prune.config.earlier_versions import rename_old_keys
 from dist_prune.config.recipe import selected_on_test
 from dist_prune.errors import PruneError, shown
 from dist_prune.fileio import canonical

@@ -10,9 +10,9 @@ from typing import Any
 from dist_prune import methods
 from dist_prune.cli.verb import Answer, add_recipe
 from dist_prune.config import loading
-from dist_prune.config.compatibility import artifact
 from dist_prune.errors import PruneError, shown
 from dist_prune.methods.base import RankingMethod
+from dist_prune.pipeline.earlier_artifact_names import artifact
 from dist_prune.pipeline.run_directory import run_directory
 from dist_prune.pruning.selection.cost import report_costs
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from dist_prune.config import safe_parsing
-from dist_prune.config.compatibility import RENAMED
+from dist_prune.config.earlier_versions import RENAMED
 from dist_prune.config.recipe import Recipe
 from dist_prune.errors import PruneError, shown
 

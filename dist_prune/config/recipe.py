@@ -8,11 +8,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, Valida
 
 from dist_prune.config.cluster import Cluster
 from dist_prune.config.data import Backbone, Data
-from dist_prune.config.pruning import Schedule, Score, Select
+from dist_prune.config.pruning import Schedule, Score, Select, Target
 from dist_prune.config.report import Information, Report
 from dist_prune.config.section import Section
 from dist_prune.config.stage_keys import Operational, ReadBy, Seed
-from dist_prune.config.target import Target
 from dist_prune.config.training import Evaluate, Training
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dist_prune.config.compatibility import OLD_NAMES
+from dist_prune.config.earlier_versions import OLD_NAMES
 from dist_prune.config.section import BATCH, LONG, MANY, Section
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from dist_prune.config.compatibility import first_name, keeps_first_names
 from dist_prune.config.recipe import Recipe
 from dist_prune.distributed import tensor_files
 from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.methods.base import Method
 from dist_prune.pipeline.artifact_store import ArtifactStore
+from dist_prune.pipeline.earlier_artifact_names import first_name, keeps_first_names
 from dist_prune.pipeline.images import RunImages
 from dist_prune.pipeline.ledger import Ledger
 from dist_prune.pipeline.networks import RunNetworks

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from dist_prune.config import safe_parsing
-from dist_prune.config.compatibility import OLD_NAMES, drop_added_defaults, rename_old_keys
+from dist_prune.config.earlier_versions import OLD_NAMES, drop_added_defaults, rename_old_keys
 from dist_prune.errors import PruneError, shown
 from dist_prune.fileio import (
     append_lines,

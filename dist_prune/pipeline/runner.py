@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dist_prune.config.compatibility import fingerprint_fields, first_name
+from dist_prune.config.earlier_versions import fingerprint_fields
 from dist_prune.distributed import tensor_files
 from dist_prune.distributed.environment import describe_environment
 from dist_prune.errors import PruneError
@@ -24,6 +24,7 @@ from dist_prune.fileio import canonical, digest, file_digest, write_atomic
 from dist_prune.pipeline import external_inputs
 from dist_prune.pipeline.artifact_store import make_or_take
 from dist_prune.pipeline.context import RunContext, StageOutput
+from dist_prune.pipeline.earlier_artifact_names import first_name
 from dist_prune.pipeline.git import commit_of
 from dist_prune.pipeline.ledger import CHECKPOINT_KEYS, pick
 from dist_prune.pipeline.stage_graph import ORDER, SHARED, Stage, stages_of

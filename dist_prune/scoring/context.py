@@ -27,8 +27,8 @@ from dist_prune.pruning.hooks.gating import Where
 from dist_prune.pruning.hooks.masked_accuracy import MaskedAccuracyCache
 from dist_prune.pruning.hooks.statistics import Statistic
 from dist_prune.pruning.rng import seeded_generator
-from dist_prune.scoring.observation import Observation, layer_weight
 from dist_prune.scoring.parameter_training import train_free_parameters, training_settings
+from dist_prune.scoring.statistic_collection import Observation, layer_weight
 from dist_prune.training.bn_recalibration import batch_statistics
 from dist_prune.training.checkpoints import CheckpointManager
 from dist_prune.training.evaluation import num_correct

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from dist_prune.config.compatibility import first_class_name
 from dist_prune.pruning.graph.groups import DependencyGraph, HookPoint
 from dist_prune.pruning.hooks.statistics import State, Statistic
 from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.scoring.statistic_collection import first_class_name
 
 Tables = dict[str, dict[str, Tensor]]  # hook point name -> state name -> merged table
 Scores = dict[str, Tensor]

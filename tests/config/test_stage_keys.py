@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from dist_prune import methods
-from dist_prune.config.compatibility import OLD_NAMES
+from dist_prune.config.earlier_versions import OLD_NAMES
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.stage_keys import ReadBy, declared
 from dist_prune.pipeline.ledger import NON_IDENTITY_KEYS

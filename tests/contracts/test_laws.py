@@ -17,7 +17,7 @@ from dist_prune.pruning.selection.ranking import SelectionRequest, reachable
 from dist_prune.pruning.surgery.rebuild import rebuild
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 from dist_prune.scoring.context import DistributedScoringContext
-from dist_prune.scoring.observation import collect_batch
+from dist_prune.scoring.statistic_collection import collect_batch
 from tests.support import tiny
 from tests.support.pool import Pool
 

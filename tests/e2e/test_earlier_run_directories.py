@@ -9,9 +9,9 @@ import pytest
 import dist_prune
 from dist_prune import methods
 from dist_prune.config import loading
-from dist_prune.config.compatibility import FIRST_NAMES, first_name
 from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.fileio import append_lines, file_digest, seal
+from dist_prune.pipeline.earlier_artifact_names import FIRST_NAMES, first_name
 from dist_prune.pipeline.ledger import Ledger
 from dist_prune.pipeline.runner import ORDER
 from dist_prune.pipeline.stage_graph import SHARED

@@ -8,7 +8,7 @@ import pytest
 from dist_prune import methods
 from dist_prune.cli import check, compare
 from dist_prune.config import loading
-from dist_prune.config.target import SETTINGS, Target
+from dist_prune.config.pruning import SETTINGS, Target
 from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.errors import PruneError
 from dist_prune.export.hub import model_card

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from dist_prune.config.target import SETTINGS, Target
+from dist_prune.config.pruning import SETTINGS, Target
 from dist_prune.errors import PruneError
 from dist_prune.pruning.graph.groups import DependencyGraph, LatencyTable, Layer
 

@@ -8,13 +8,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dist_prune.config.compatibility import first_class_name
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.distributed.resumable_state import ResumableState, identity_of
 from dist_prune.pruning.graph.groups import HookPoint
 from dist_prune.pruning.graph.head_groups import fold_units
 from dist_prune.pruning.hooks.capture import capture_outputs
 from dist_prune.pruning.hooks.statistics import Accumulator, Statistic, gradients
+
+# Present name of a class -> its first name: partial scores are recognised by the name of their statistic.
+FIRST_CLASS_NAMES = {
+    "ZeroCounts": "Zeros",
+    "MapRanks": "Ranks",
+    "ActivationCensus": "Census",
+    "SquaredChange": "Squares",
+    "FirstOrderChange": "Products",
+    "JointStatistic": "Several",
+}
+
+
+def first_class_name(value: object) -> str:
+    """The first name of the class of ``value``."""
+    name = type(value).__name__
+    return FIRST_CLASS_NAMES.get(name, name)
 
 
 def layer_weight(model: nn.Module, point: HookPoint) -> nn.Parameter:

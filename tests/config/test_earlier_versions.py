@@ -7,11 +7,12 @@ import yaml
 
 from dist_prune import methods
 from dist_prune.config import loading, overrides
-from dist_prune.config.compatibility import OLD_NAMES, RENAMED, artifact
+from dist_prune.config.earlier_versions import OLD_NAMES, RENAMED
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.training import Training
 from dist_prune.errors import PruneError
 from dist_prune.pipeline import ledger, runner
+from dist_prune.pipeline.earlier_artifact_names import artifact
 from dist_prune.pipeline.ledger import Ledger, bind_recipe
 from tests.stages.test_trainings import work_of
 

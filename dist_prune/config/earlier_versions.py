@@ -1,7 +1,6 @@
-"""Run directories of earlier versions: keys that they lack, and old names of keys, files and classes."""
+"""Recipes of earlier versions: old names of keys, and keys that came later."""
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 # Old name of a key -> present name. Recipes with the old names are read; fingerprints are hashed under them.
@@ -61,55 +60,3 @@ def fingerprint_fields(fields: Mapping[str, Any], method: str) -> dict[str, Any]
         method: the recipe's method.
     """
     return {OLD_NAMES.get(key, key): value for key, value in drop_added_defaults(fields, method).items()}
-
-
-# Present name of an artifact -> its first name. Fingerprints are made of first names.
-FIRST_NAMES = {
-    "pruned.safetensors": "small.safetensors",
-    "finetuned.safetensors": "tuned.safetensors",
-    "optimizer_state.safetensors": "state.safetensors",
-    "optimizer_carried.safetensors": "carried.safetensors",
-    "stage_started.json": "begun.json",
-    "criteria.json": "many.json",
-    "criteria.safetensors": "many.safetensors",
-}
-
-
-def first_name(artifact: str) -> str:
-    """The first name of an artifact, for example of ``round_1/pruned.safetensors``."""
-    folder, slash, file = artifact.rpartition("/")
-    return folder + slash + FIRST_NAMES.get(file, file)
-
-
-def keeps_first_names(run_dir: Path, outputs: Iterable[str]) -> bool:
-    """Whether a run directory was begun under first names; it keeps them to its end.
-
-    Args:
-        run_dir: the run directory. Under first names, a run wrote ``begun.json`` before any other file.
-        outputs: the artifacts that its ledger names.
-    """
-    first = FIRST_NAMES.values()
-    return (run_dir / "begun.json").exists() or any(name.rpartition("/")[2] in first for name in outputs)
-
-
-def artifact(folder: Path, name: str) -> Path:
-    """The path of a run directory's file, under its first name if an earlier version wrote it."""
-    old = folder / first_name(name)
-    return old if old.is_file() and not (folder / name).exists() else folder / name
-
-
-# Present name of a class -> its first name: partial scores are recognised by the name of their statistic.
-FIRST_CLASS_NAMES = {
-    "ZeroCounts": "Zeros",
-    "MapRanks": "Ranks",
-    "ActivationCensus": "Census",
-    "SquaredChange": "Squares",
-    "FirstOrderChange": "Products",
-    "JointStatistic": "Several",
-}
-
-
-def first_class_name(value: object) -> str:
-    """The first name of the class of ``value``."""
-    name = type(value).__name__
-    return FIRST_CLASS_NAMES.get(name, name)
