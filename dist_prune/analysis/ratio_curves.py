@@ -321,7 +321,7 @@ def evaluation_images(context: RunContext, request: RatioRequest) -> tuple[Image
     if request.split == "test":
         loader = context.images.loader(False)
         pool = np.arange(len(loader))
-        where = "test images, which then chose: the figures on them of a network cut by these curves are too good"
+        where = "test images, which then chose: the figures of a network cut by these curves on them are too good"
     else:
         loader = context.images.loader(True)
         pool, learning = context.images.holdout()

@@ -8,6 +8,7 @@ versions of the packages, the dense network's signature (the name and shape of e
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -179,7 +180,7 @@ def load(
 
 def is_external(name: str) -> bool:
     """Whether a backbone's name is ``package.module:Name`` of a network that is not timm's."""
-    return ":" in name
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.<>]*", name) is not None
 
 
 def backbone_of(network: TracedNetwork, classes: int, in_chans: int) -> tuple[dict[str, Any], nn.Module | None]:

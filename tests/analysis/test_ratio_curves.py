@@ -200,7 +200,7 @@ def test_the_verb(folder, alone, capsys):
     assert page.count("<svg") == 2 and "training images that train.holdout holds out" in page
     assert main([*words, "--split", "test", *WORDS]) == 0
     said = capsys.readouterr().out
-    assert "too good on them" in said and "too good on them" in (place / "ratio_curves_test.html").read_text()
+    assert "are too good" in said and "are too good" in (place / "ratio_curves_test.html").read_text()
     for wrong, why in (
         (["--ratios", "0.8,1.5"], "above 0 and below 1"), (["--images", "none"], "a positive number or 'all'"),
         (["--max-drop", "-1"], "at least 0"),

@@ -113,7 +113,7 @@ def test_two_real_ranks_train_as_one(tmp_path):
     sums = []
     for launcher in (PYTHON[:1], TORCHRUN[:-1]):
         done = subprocess.run(
-            [*launcher, str(ROOT / "tests" / "train_once.py")], env=environment(PYTHONPATH=str(ROOT)), cwd=ROOT,
+            [*launcher, str(ROOT / "tests/support/train_once.py")], env=environment(PYTHONPATH=str(ROOT)), cwd=ROOT,
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]

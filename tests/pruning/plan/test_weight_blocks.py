@@ -99,7 +99,7 @@ def test_two_plans_with_blocks_are_one_composed_plan():
     assert torch.equal(twice(tiny.example()), direct(tiny.example()))
     for name, parameter in twice.named_parameters():
         assert torch.equal(parameter, direct.get_parameter(name)), name
-    with pytest.raises(PruneError, match="needs the channels"):
+    with pytest.raises(PruneError, match="needs the dependency graph"):
         first.then(second)
 
 
