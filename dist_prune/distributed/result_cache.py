@@ -22,7 +22,9 @@ class ResultCache:
     """
 
     def __init__(self, file: Path | None, identity: str, comm: Communicator):
-        self.file, self.identity, self.comm = file, identity, comm
+        self.file = file
+        self.identity = identity
+        self.comm = comm
         self._known: dict[str, Any] = comm.broadcast_object(comm.run_on_main(self._read)) or {}
 
     def _read(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
-class Backbone(Strict):
+class DenseNetwork(Strict):
     """The dense network."""
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
@@ -70,7 +70,7 @@ class Origin(Strict):
 class Manifest(Strict):
     """The body of bundle.json."""
 
-    backbone: Backbone
+    backbone: DenseNetwork
     plan: dict[str, Any]
     image: Image
     classes: list[Name] = Field(max_length=10**6)

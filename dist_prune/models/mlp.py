@@ -21,7 +21,9 @@ class Mlp(nn.Module):
 
     def __init__(self, num_classes: int = 10, in_chans: int = 1, img_size: int = 28, drop_rate: float = 0.2):
         super().__init__()
-        self.num_classes, self.num_features, self.drop_rate = num_classes, HIDDEN[-1], drop_rate
+        self.num_classes = num_classes
+        self.num_features = HIDDEN[-1]
+        self.drop_rate = drop_rate
         self.fc1 = nn.Linear(in_chans * img_size**2, HIDDEN[0])
         self.fc2 = nn.Linear(HIDDEN[0], HIDDEN[1])
         self.fc3 = nn.Linear(HIDDEN[1], num_classes)

@@ -65,7 +65,9 @@ def count_images(
     """
     lists = micro_batches(ids, batch)
     own = shard(lists, comm.rank, comm.world)
-    batches, rounds, images = loader.batches(own), -(-len(lists) // comm.world), 0
+    batches = loader.batches(own)
+    rounds = -(-len(lists) // comm.world)
+    images = 0
     sums = torch.zeros(length, dtype=torch.int64, device=loader.device)  # read once, after the last batch
     for round_number in tracker.bar(range(rounds), rounds, what):
         if preemption.poll(comm)[0]:

@@ -74,7 +74,10 @@ def fit_model(
         PreemptedError: on every rank, after one of them was asked to stop; the state is saved.
         PruneError: DeepSpeed shards the weights, or the loss is not finite.
     """
-    environment, tracker, seed, loader = host.environment, host.tracker, host.seed, host.loader
+    environment = host.environment
+    tracker = host.tracker
+    seed = host.seed
+    loader = host.loader
     if padding is not None:
         loader = replace(loader, transform=replace(loader.transform, padding=padding))
     if environment.zero_stage:

@@ -63,7 +63,9 @@ def fit_parameters(
                 for i, parameter in enumerate(flat_parameters):
                     parameter.copy_(tensors.pop(f"parameter/{i}"))
             engine.load_state({name.removeprefix("optimizer/"): t for name, t in tensors.items()}, meta["optimizer"])
-            history, epoch, begin = meta["history"], meta["epoch"], Progress(**meta["progress"])
+            history = meta["history"]
+            epoch = meta["epoch"]
+            begin = Progress(**meta["progress"])
             watch(epoch * loop.steps_per_epoch + begin.step - 1)
     while epoch < loop.settings.epochs:
         history.append({"epoch": epoch + 1, **loop.run_epoch(epoch, losses_of, engine, schedule, watch, begin)})

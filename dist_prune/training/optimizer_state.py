@@ -53,7 +53,9 @@ class CarriedOptimizerState:
         Raises:
             PruneError: a state of the optimizer is neither of its parameter's shape nor a single number.
         """
-        names, tables, numbers = _names(model, optimizer), {}, {}
+        names = _names(model, optimizer)
+        tables = {}
+        numbers = {}
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         for entry, tensor in packed[0].items():
             number, _, key = entry.partition(".")

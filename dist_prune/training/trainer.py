@@ -81,7 +81,9 @@ class Trainer:
             PreemptedError: on every rank, after one of them was asked to stop; the state is saved.
             PruneError: the batch is too small for the ranks, or the loss is not finite.
         """
-        loop, settings, environment = self.loop, self.loop.settings, self.loop.environment
+        loop = self.loop
+        settings = self.loop.settings
+        environment = self.loop.environment
         if settings.epochs == 0:
             return []
         sampling.check_batch_size(settings.batch, loop.images_per_epoch, environment.comm.world, loop.name)
@@ -104,7 +106,9 @@ class Trainer:
         epoch, begin = self._resume(checkpoint)
         self._apply_masks()
         losses = self._make_losses()
-        loop.save, loop.after, loop.last_good = self._save, self._after, self._last_good
+        loop.save = self._save
+        loop.after = self._after
+        loop.last_good = self._last_good
         try:
             while not self._finished(epoch):
                 self.engine.forward.train()
@@ -292,7 +296,9 @@ class Trainer:
         self.model.load_state_dict(sections["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(sections["ema"])
-        self.best, self.best_top1, self.history = sections.get("best"), meta["best_top1"], meta["history"]
+        self.best = sections.get("best")
+        self.best_top1 = meta["best_top1"]
+        self.history = meta["history"]
         self.updates = meta["updates"]
         if "left" in meta:
             self.final_state = CarriedOptimizerState.from_tensors(sections.get("left", {}), meta["left"])

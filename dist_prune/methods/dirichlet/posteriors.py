@@ -125,7 +125,9 @@ class LogisticNormal:
         It is the divergence between the normal distributions of the logits. That of the distributions on the simplex
         differs by the logits' common shift. The log-determinant follows from the matrix determinant lemma.
         """
-        d, u, tau = self.diagonal, self.factor, self.variance
+        d = self.diagonal
+        u = self.factor
+        tau = self.variance
         small = torch.eye(len(u), dtype=u.dtype) + (u / d) @ u.T
         log_det = d.log().sum() + torch.linalg.slogdet(small)[1]
         trace = d.sum() + (u**2).sum() + (self.mu**2).sum()

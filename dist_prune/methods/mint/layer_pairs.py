@@ -61,7 +61,9 @@ def layer_pairs(
     Raises:
         PruneError: an exact number of groups does not divide the width.
     """
-    pairs, entering, leaving = [], _points_by_layer(graph, consumers), _points_by_layer(graph, producers)
+    pairs = []
+    entering = _points_by_layer(graph, consumers)
+    leaving = _points_by_layer(graph, producers)
     for name, layer in graph.layers.items():
         feeding = entering.get(name, [])
         if layer.kind not in ("conv", "linear") or layer.groups != 1 or not feeding or not is_scored(name):

@@ -67,7 +67,9 @@ class ConditionalDependence:
     def __post_init__(self):
         n = len(self.parent)
         c, a = split_sizes(n)
-        self.a, self.b, self.c = np.arange(a), np.arange(a, n - c), np.arange(n - c, n)
+        self.a = np.arange(a)
+        self.b = np.arange(a, n - c)
+        self.c = np.arange(n - c, n)
         self.pool = np.concatenate([self.c, self.a])  # C first: points below |C| are C's
         self.child = np.ascontiguousarray(self.child[self.pool])
 

@@ -67,7 +67,9 @@ def replace_with_heads(
     """
     heads = {}
     for name, module, kind in attentions(model):
-        qkv, proj, count = f"{name}.qkv", f"{name}.proj", module.num_heads
+        qkv = f"{name}.qkv"
+        proj = f"{name}.proj"
+        count = module.num_heads
         if qkv not in layers or proj not in layers:
             continue
         width = layers[proj].width_in

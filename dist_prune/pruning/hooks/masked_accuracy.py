@@ -84,7 +84,9 @@ class MaskedAccuracy:
 
     def _fill_cache(self) -> None:
         """Cache the head's outputs of as many micro-batches as fit in the memory."""
-        cache, used, self._all_cached = [], 0, True
+        cache = []
+        used = 0
+        self._all_cached = True
         for number, (images, labels) in enumerate(self.batches(0)):
             if number == 0:
                 self.split.verify(images)
