@@ -71,8 +71,10 @@ class Select(Section):
         description="numbers of channels that are kept, for ranking methods: glob of layer names -> number (the first "
         "match counts; other groups stay whole), or a list with one number for each free group in order",
     )
-    scope: Literal["local", "global"] = Field(
-        default="local", description="range of the ranking: local within each group, global over all groups"
+    scope: Literal["local", "global", "isomorphic"] = Field(
+        default="local",
+        description="range of the ranking: local within each group, global over all groups, isomorphic over the "
+        "groups of equal structure (layer types and kernels, whatever their widths)",
     )
     min_channels: int = Field(
         default=1,

@@ -4,13 +4,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from dist_prune.errors import PruneError, unknown
 from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph
 from dist_prune.pruning.selection.cost import COSTS, Cost, target_keys
+from dist_prune.pruning.selection.removal_order import Removal, Scope, removal_order
 from dist_prune.pruning.selection.tie_breaking import all_tied, ascending_order, check_finite
 
 Kept = dict[str, list[int]]
@@ -28,7 +29,8 @@ class SelectionRequest:
         threshold: similarity threshold, in [0, 1], of methods that have one; rankings have none.
         keep_ratio: share of channels to keep, in (0, 1].
         counts: number of kept channels: glob of layer names -> number, or one number for each free group in order.
-        scope: ``local`` removes the same share of every group; ``global`` ranks the channels of all groups together.
+        scope: ``local`` removes the same share of every group; ``global`` ranks the channels of all groups together;
+            ``isomorphic`` ranks those of groups of equal structure together, and removes the same share of each set.
         min_channels: fewest channels that a group of single channels keeps.
         round_to: kept channels are a multiple of it; 0: of the step of the target's cost in wide groups, else of 1.
         target: (name of a cost, share of the dense network's amount that is kept at most).
@@ -42,7 +44,7 @@ class SelectionRequest:
     threshold: float | None = None
     keep_ratio: float | None = None
     counts: Mapping[str, int] | Sequence[int] | None = None
-    scope: Literal["local", "global"] = "local"
+    scope: Scope = "local"
     min_channels: int = 1
     round_to: int = 1
     target: tuple[str, float] | None = None
@@ -220,7 +222,8 @@ def select_by_score(
 ) -> Kept:
     """Keep the channels with the largest scores.
 
-    With the scope ``local`` the same share of every group is removed; with ``global`` all channels are ranked together.
+    With the scope ``local`` the same share of every group is removed; with ``global`` all channels are ranked together;
+    with ``isomorphic`` the same share of every set of groups of equal structure is removed (see ``removal_order``).
     Of equal scores the smaller index is removed first; if all scores of a group are equal, the seed decides. With a
     target, channels are removed one by one in that order until the network is no larger than the target; then whole
     steps of rounding are restored if they fit.
@@ -229,7 +232,7 @@ def select_by_score(
         graph: dependency graph of the network that is pruned.
         scores: free group -> (C,) finite scores; larger scores are kept.
         request: exactly one of target, keep ratio and counts, with floors and rounding.
-        normalise: divide the scores of each group by the mean of their absolute values before a ``global`` ranking.
+        normalise: divide the scores of each group by the mean of their absolute values before they are compared.
 
     Returns:
         Free group -> kept channels, ascending.
@@ -243,7 +246,7 @@ def select_by_score(
     if request.counts is not None:
         explicit = explicit_counts(graph, request)
         return top_k(graph, scores, {g.name: explicit.get(g.name, g.width) for g in graph.free}, request.seed)
-    order = _removal_order(graph, scores, request, normalise)
+    order = removal_order(graph, scores, request.scope, normalise)
     total, gone = sum(g.dense for g in (graph.origin or graph).free), sum(g.gone for g in graph.groups)
     if request.target is not None:
         quantity, share = request.target
@@ -252,7 +255,7 @@ def select_by_score(
         )
     elif request.keep_ratio is None:
         raise PruneError(f"this method ranks channels: set {target_keys('select.keep_ratio')}")
-    elif request.scope == "local":
+    elif request.scope != "global":
         prefix = sum(1 for priority, _, _ in order if priority <= 1 - request.keep_ratio + 1e-9)
     else:
         prefix = max(0, int((1 - request.keep_ratio) * total + 1e-9) - gone)
@@ -287,28 +290,7 @@ def first_true(holds: Callable[[int], bool], last: int) -> int:
     return low
 
 
-def _removal_order(
-    graph: DependencyGraph, scores: Mapping[str, Tensor], request: SelectionRequest, normalise: bool
-) -> list[tuple[float, int, int]]:
-    """Return (priority, group number, rank in its group) of all channels, in the order of their removal.
-
-    Groups whose scores are all equal, and equal to one another's, lose the same shares: none is emptied first.
-    """
-    order = []
-    for number, group in enumerate(graph.free):
-        values = sorted(float(value) for value in scores[group.name])
-        mean = (sum(map(abs, values)) / len(values) or 1.0) if normalise else 1.0
-        tied = all_tied(scores[group.name])
-        for rank, value in enumerate(values):
-            share = (group.gone + rank + 1) / group.dense
-            priority = share if request.scope == "local" else value / mean
-            order.append((priority, share if tied else 0.0, number, rank))
-    return [(priority, number, rank) for priority, _, number, rank in sorted(order)]
-
-
-def _counts_after(
-    graph: DependencyGraph, gone: list[tuple[float, int, int]], request: SelectionRequest
-) -> dict[str, int]:
+def _counts_after(graph: DependencyGraph, gone: Sequence[Removal], request: SelectionRequest) -> dict[str, int]:
     cut = [0] * len(graph.free)
     for _, number, _ in gone:
         cut[number] += 1
@@ -316,7 +298,7 @@ def _counts_after(
 
 
 def _restore_steps(
-    graph: DependencyGraph, counts: dict[str, int], gone: list[tuple[float, int, int]], request: SelectionRequest
+    graph: DependencyGraph, counts: dict[str, int], gone: Sequence[Removal], request: SelectionRequest
 ) -> dict[str, int]:
     """Restore whole steps of rounding, the last removed first, as long as the network stays within the target.
 

@@ -4,19 +4,20 @@ import random
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning.selection import tie_breaking
 from dist_prune.pruning.selection.ranking import (
     SelectionRequest,
-    _removal_order,
     check_target,
     cost_share,
     counts_of,
     reachable,
     select_by_score,
 )
+from dist_prune.pruning.selection.removal_order import removal_order, structure
 from dist_prune.pruning.selection.tie_breaking import orders_of
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 from tests.support import tiny
@@ -33,7 +34,9 @@ def test_constraints_hold(seed):
     rng = random.Random(seed)
     quantity = rng.choice(["macs", "params", "channels"])
     plain = SelectionRequest(
-        scope=rng.choice(["local", "global"]), min_channels=rng.choice([1, 3, 20]), round_to=rng.choice([1, 4, 8])
+        scope=rng.choice(["local", "global", "isomorphic"]),
+        min_channels=rng.choice([1, 3, 20]),
+        round_to=rng.choice([1, 4, 8]),
     )
     low, high = reachable(CHANNELS, plain, quantity)
     share = low + rng.random() * (high - low)
@@ -122,7 +125,7 @@ def test_global_ranking_compares_each_group_s_scores_with_their_mean(normalise):
     """By hand: what goes first over groups of different widths and scales."""
     scales = [10.0**number for number in range(len(CHANNELS.free))]
     scores = {group.name: scale * SCORES[group.name] for group, scale in zip(CHANNELS.free, scales, strict=True)}
-    found = _removal_order(CHANNELS, scores, SelectionRequest(scope="global"), normalise)
+    found = removal_order(CHANNELS, scores, "global", normalise)
     by_hand = []
     for number, group in enumerate(CHANNELS.free):
         values = scores[group.name].double()
@@ -130,6 +133,43 @@ def test_global_ranking_compares_each_group_s_scores_with_their_mean(normalise):
         by_hand += [(float(value) / mean, number, rank) for rank, value in enumerate(values.sort().values)]
     assert [(number, rank) for _, number, rank in found] == [(number, rank) for _, number, rank in sorted(by_hand)]
     assert [first for first, _, _ in found] == pytest.approx([first for first, _, _ in sorted(by_hand)], rel=1e-6)
+
+
+def test_groups_of_equal_structure_compete_and_others_do_not():
+    """By hand: within each set the channels are ranked by score; sets lose equal shares."""
+    sets = {}
+    for number, group in enumerate(CHANNELS.free):
+        sets.setdefault(structure(CHANNELS, group), []).append(number)
+    assert 1 < len(sets) < len(CHANNELS.free), "some compete, not all"
+    by_hand = []
+    for numbers in sets.values():
+        pairs = []
+        for number in numbers:
+            values = SCORES[CHANNELS.free[number].name].double()
+            pairs += [(float(v) / float(values.mean()), number, r) for r, v in enumerate(values.sort().values)]
+        by_hand += [((i + 1) / len(pairs), number, rank) for i, (_, number, rank) in enumerate(sorted(pairs))]
+    order = removal_order(CHANNELS, SCORES, "isomorphic")
+    assert [pair for _, *pair in order] == [pair for _, *pair in sorted(by_hand)]
+    assert [share for share, _, _ in order] == pytest.approx([share for share, _, _ in sorted(by_hand)])
+    kept = counts_of(select_by_score(CHANNELS, SCORES, SelectionRequest(keep_ratio=0.5, scope="isomorphic")))
+    for numbers in sets.values():
+        groups = [CHANNELS.free[number] for number in numbers]
+        left = sum(kept[group.name] for group in groups)
+        assert left == pytest.approx(sum(group.width for group in groups) / 2, abs=1)
+
+
+def test_structure_is_that_of_the_layers_not_of_the_widths():
+    """MLPs of all stages of a ConvNeXt compete with one another, and so do a ViT's; heads compete with heads."""
+    wide = trace_groups(timm.create_model("convnext_atto", num_classes=10).eval(), torch.zeros(1, 3, 64, 64))
+    mlps = [group for group in wide.free if ".mlp.fc1" in group.name]
+    assert len(mlps) == 12 and len({structure(wide, group) for group in mlps}) == 1
+    assert len({group.width for group in mlps}) == 4
+    vit = trace_groups(
+        timm.create_model("vit_tiny_patch16_224", depth=3, img_size=32, num_classes=10).eval(),
+        torch.zeros(1, 3, 32, 32),
+    )
+    kinds = {structure(vit, group) for group in vit.free}
+    assert len(vit.free) == 6 and len(kinds) == 2 and {group.unit for group in vit.free} == {"channel", "head"}
 
 
 def test_whole_units_go_one_by_one():

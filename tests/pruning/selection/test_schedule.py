@@ -114,6 +114,7 @@ def test_a_depthwise_layer_with_one_channel_left_is_still_that_layer():
     [
         SelectionRequest(target=("macs", 0.5), scope="global"),
         SelectionRequest(target=("params", 0.3), scope="local"),
+        SelectionRequest(target=("macs", 0.5), scope="isomorphic"),
         SelectionRequest(target=("channels", 0.4), scope="global"),
         SelectionRequest(keep_ratio=0.45),
         SelectionRequest(keep_ratio=0.45, scope="global"),
