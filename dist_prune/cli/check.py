@@ -12,7 +12,7 @@ from dist_prune.config import loading
 from dist_prune.config.data import Data
 from dist_prune.config.recipe import Recipe
 from dist_prune.data.class_order import class_order_warning, describe_order, read_class_map, sort_classes
-from dist_prune.data.datasets import KNOWN, check_normalisation, class_folders, npz_shape
+from dist_prune.data.datasets import KNOWN, check_normalisation, class_folders, npz_shape, open_source
 from dist_prune.errors import PruneError
 from dist_prune.methods.base import Method
 from dist_prune.pruning.graph.groups import DependencyGraph
@@ -128,8 +128,7 @@ def _notes(recipe: Recipe) -> list[str]:
     if weights:
         use = f"is trained from them for {epochs} epochs, a head of other classes made anew" if epochs else "has them"
         notes.append(f"weights: {weights}; the dense network {use}")
-    is_folder = data.source == "imagefolder"
-    folders, left_out = class_folders(data.root, data.train_split, data.eval_split) if is_folder else ((), "")
+    folders, left_out = _class_names(data)
     if folders:
         classes = read_class_map(Path(data.class_map)) if data.class_map else sort_classes(folders, data.class_order)
         notes.append(describe_order(classes, 0, len(folders), data.class_order, data.class_map) + left_out)
@@ -137,6 +136,18 @@ def _notes(recipe: Recipe) -> list[str]:
         doubt = class_order_warning(folders, data.class_order, data.class_map, weights) if weights and head_kept else ""
         notes += [doubt] if doubt else []
     return notes
+
+
+def _class_names(data: Data) -> tuple[tuple[str, ...], str]:
+    """The classes of folders or tar shards that are here, in text order, and a text about files left out."""
+    if data.source == "imagefolder":
+        return class_folders(data.root, data.train_split, data.eval_split)
+    from dist_prune.pipeline import recipe_checks
+
+    if data.source in ("tar", "parquet") and not recipe_checks.missing_image_folders(data):
+        source = open_source(data.source, data.root, data.train_split, True)
+        return (() if getattr(source, "numbered", False) else source.classes), ""
+    return (), ""
 
 
 def _image_shape(data: Data) -> tuple[int, int, int | None, str]:
@@ -149,6 +160,13 @@ def _image_shape(data: Data) -> tuple[int, int, int | None, str]:
         if not folders:
             return 1000, 3, None, "1,000 classes: the image folder is not here"
         return len(read_class_map(Path(data.class_map))) if data.class_map else len(folders), 3, None, ""
+    if data.source in ("tar", "parquet"):
+        from dist_prune.pipeline import recipe_checks
+
+        if recipe_checks.missing_image_folders(data):
+            return 1000, 3, None, "1,000 classes: the images are not here"
+        classes = open_source(data.source, data.root, data.train_split, True).classes
+        return len(read_class_map(Path(data.class_map))) if data.class_map else len(classes), 3, None, ""
     shape = npz_shape(data.root, data.layout, data.image_size)
     return (*shape, "") if shape else (10, 3, 32, "10 classes of 3x32x32 images: the .npz file is not here")
 

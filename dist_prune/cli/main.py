@@ -15,6 +15,7 @@ from dist_prune.cli import (
     latency,
     launch,
     make_ffcv,
+    pack,
     plan,
     push,
     ratio_curves,
@@ -43,6 +44,7 @@ VERBS: dict[str, Verb] = {
     "push": push,
     "import-checkpoint": import_checkpoint,
     "make-ffcv": make_ffcv,
+    "pack": pack,
     "doctor": doctor,
 }
 PATH_ARGUMENTS = (

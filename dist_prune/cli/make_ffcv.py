@@ -16,13 +16,20 @@ HELP = "write one split of a data set as an FFCV file"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's command line."""
-    parser.add_argument("--source", required=True, help="an image folder, an .npz file, or a recipe")
+    parser.add_argument(
+        "--source", required=True, help="an image folder, an .npz file, a recipe, parquet:PATTERN or tar:PATTERN"
+    )
     parser.add_argument(
         "--split", choices=("train", "eval"), default="train", help="the split of a source with both (default: train)"
     )
     parser.add_argument(
         "--out", help="the .beton file to write (default: beside the data, where data.backend=auto finds it)"
     )
+    add_encoding(parser)
+
+
+def add_encoding(parser: argparse.ArgumentParser) -> None:
+    """Declare how images are stored."""
     parser.add_argument(
         "--max-resolution", type=int, default=256, help="longest side in pixels; larger images shrink (default: 256)"
     )
@@ -48,30 +55,35 @@ def run(arguments: argparse.Namespace) -> Answer:
     from dist_prune.data.ffcv.encoder import Settings
     from dist_prune.data.ffcv.writer import write_beton
 
-    source, root, split, layout = _origin(arguments)
+    source, root, split, layout = origin(arguments)
     train = arguments.split == "train"
     out = Path(arguments.out) if arguments.out else beton_path(source, root, split, train)
     if out is None or out.suffix != ".beton":
         raise PruneError(f"--out: {out or source} must be a path that ends in .beton")
     settings = Settings(arguments.max_resolution, arguments.quality, arguments.write_mode)
-    images = open_source(source, root, split, train, _print_note, layout)
+    images = open_source(source, root, split, train, print_note, layout)
     check_labels(images, f"the images of {arguments.source}")
-    origin = {"kind": source, "root": root, "split": split}
-    facts = write_beton(images, origin, out, settings, arguments.workers or cores(), _print_note, _progress_bar)
+    stored = {"kind": source, "root": root, "split": split}
+    facts = write_beton(images, stored, out, settings, arguments.workers or cores(), print_note, progress_bar)
     text = f"{out}: {facts['count']:,} images of {len(facts['classes'])} classes, {facts['bytes'] / 2**20:,.1f} MiB"
     return text, facts | {"file": str(out)}, 0
 
 
-def _print_note(text: str) -> None:
+def print_note(text: str) -> None:
+    """Print a line beside the progress bar."""
     print(text, file=sys.stderr)
 
 
-def _progress_bar(done: int, count: int) -> tqdm:
+def progress_bar(done: int, count: int) -> tqdm:
+    """A bar over all images, some of which are done."""
     return tqdm(total=count, initial=done, desc="images", unit="", smoothing=0.1)
 
 
-def _origin(arguments: argparse.Namespace) -> tuple[str, str | None, str, str | None]:
+def origin(arguments: argparse.Namespace) -> tuple[str, str | None, str, str | None]:
     """data.source, data.root, the name of the split that ``--source`` means, and data.layout."""
+    kind, _, pattern = arguments.source.partition(":")
+    if kind in ("parquet", "tar") and pattern:
+        return kind, pattern, "train" if arguments.split == "train" else "val", None
     path = Path(arguments.source).expanduser()
     if path.is_dir():
         split = "train" if arguments.split == "train" else "val"

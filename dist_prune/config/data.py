@@ -62,19 +62,25 @@ class Backbone(Section):
 class Data(Section):
     """The data set, and how its images are loaded and augmented."""
 
-    source: InputShape[Literal["digits", "npz", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagefolder"]] = (
-        Field(
-            description="data set: scikit-learn's digits, arrays of an .npz file, one of torchvision's, or folders of "
-            "images"
-        )
+    source: InputShape[
+        Literal["digits", "npz", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagefolder", "tar", "parquet"]
+    ] = Field(
+        description="data set: scikit-learn's digits, arrays of an .npz file, one of torchvision's, folders of "
+        "images, or tar shards or parquet files of them"
     )
     root: External[PathText | None] = Field(
-        default=None, description="file or folder of the data; ${VARIABLES} of the environment are filled in"
+        default=None,
+        description="file or folder of the data, for tar and parquet also a pattern with {train,val}, {0000..1023} "
+        "and *; ${VARIABLES} of the environment are filled in",
     )
     train_split: Loading[PathText] = Field(
-        default="train", description="imagefolder: sub-folder of the training images"
+        default="train",
+        description="imagefolder: sub-folder of the training images; tar, parquet: their part of the names",
     )
-    eval_split: Loading[PathText] = Field(default="val", description="imagefolder: sub-folder of the evaluation images")
+    eval_split: Loading[PathText] = Field(
+        default="val",
+        description="imagefolder: sub-folder of the evaluation images; tar, parquet: their part of the names",
+    )
     classes: Loading[tuple[Annotated[int, Field(ge=0, le=LONG)], ...] | None] = Field(
         default=None, description="arrays: classes whose images are used, renumbered from 0 in this order; default: all"
     )
@@ -177,12 +183,12 @@ class Data(Section):
     @model_validator(mode="after")
     def _check_source_keys(self):
         folders = "folders of images: labels of arrays are numbers already (see data.classes)"
-        for key, source, owner in (
-            ("class_order", "imagefolder", folders),
-            ("class_map", "imagefolder", folders),
-            ("layout", "npz", "the arrays of an .npz file"),
+        for key, sources, owner in (
+            ("class_order", ("imagefolder", "tar", "parquet"), folders),
+            ("class_map", ("imagefolder", "tar", "parquet"), folders),
+            ("layout", ("npz",), "the arrays of an .npz file"),
         ):
-            if getattr(self, key) is not None and self.source != source:
+            if getattr(self, key) is not None and self.source not in sources:
                 raise ValueError(f"data.{key} is for {owner}; data.source is {self.source}. Leave it out")
         if self.class_map and self.class_order:
             raise ValueError("data.class_map gives the order of the classes: leave data.class_order out")

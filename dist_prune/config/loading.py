@@ -157,6 +157,8 @@ def _unset_text(key: str, name: str, tree: Mapping[str, Any]) -> str:
             f"folder with {both} in it"
         )
     content = f"the folder of torchvision's {data.get('source')}"
+    if data.get("source") in ("tar", "parquet"):
+        content = f"the {data['source']} files of both splits"
     if data.get("source") == "npz":
         content = "the .npz file (x_train, y_train, x_test, y_test)"
     return (

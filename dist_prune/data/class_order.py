@@ -89,7 +89,7 @@ def renumber(source: Any, order: str | None, class_map: str | None) -> Any:
     """Put the classes of a source of image files into the order that the recipe asks for.
 
     Args:
-        source: a ``FolderSource`` or ``FfcvSource`` in text order. The recipe refuses both keys for arrays.
+        source: of image files, in text order. The recipe refuses both keys for arrays.
         order: ``text``, ``natural`` or None, which means ``text``.
         class_map: file of class names in the order of their numbers; it may list more classes than there are folders.
 
@@ -101,6 +101,8 @@ def renumber(source: Any, order: str | None, class_map: str | None) -> Any:
     """
     if order is None and class_map is None:
         return source
+    if getattr(source, "numbered", False):
+        return _name_numbers(source, order, class_map)
     classes = read_class_map(Path(class_map)) if class_map else sort_classes(source.classes, order)
     number = {name: index for index, name in enumerate(classes)}
     if missing := [name for name in source.classes if name not in number]:
@@ -112,6 +114,20 @@ def renumber(source: Any, order: str | None, class_map: str | None) -> Any:
     labels = np.array([number[name] for name in source.classes], dtype=np.int64)[source.labels]
     digest = hashlib.sha256("\0".join(classes).encode(errors="surrogateescape")).hexdigest()
     return replace(source, labels=labels, classes=tuple(classes), numbering=digest)
+
+
+def _name_numbers(source: Any, order: str | None, class_map: str | None) -> Any:
+    """Give the numbers of a source that holds numbers the names of a class map."""
+    if class_map is None:
+        raise PruneError(f"data.class_order: {order!r}, but these images have class numbers already: leave it out")
+    classes = read_class_map(Path(class_map))
+    if len(source.classes) > len(classes):
+        raise PruneError(
+            f"data.class_map: {class_map} lists {len(classes)} classes, and there are images of class number "
+            f"{len(source.classes) - 1}"
+        )
+    digest = hashlib.sha256("\0".join(classes).encode(errors="surrogateescape")).hexdigest()
+    return replace(source, classes=tuple(classes), numbering=digest)
 
 
 def renumbered_identity(digest: str, numbering: str) -> str:

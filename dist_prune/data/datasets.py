@@ -13,7 +13,9 @@ import numpy as np
 from dist_prune.data import array_files, folder_layout, folder_scan
 from dist_prune.data.class_order import renumbered_identity
 from dist_prune.data.folder_index import Names, load_or_scan
+from dist_prune.data.parquet_files import open_parquet
 from dist_prune.data.random_access import ImageSource, RandomAccessSource, Say, SplitSpec
+from dist_prune.data.tar_shards import open_tar
 from dist_prune.errors import PruneError
 
 # source -> (classes, channels, side in pixels), for data sets of which every copy is the same
@@ -339,6 +341,8 @@ OPENERS: dict[str, Callable[[SplitSpec], RandomAccessSource]] = {
     "digits": _open_digits,
     "npz": _open_npz,
     "imagefolder": _open_folder,
+    "tar": open_tar,
+    "parquet": open_parquet,
     "cifar10": _open_torchvision,
     "cifar100": _open_torchvision,
     "mnist": _open_torchvision,

@@ -123,14 +123,16 @@ def create_backend(
 def beton_path(source: str, root: str | None, split: str, train: bool) -> Path | None:
     """Path of the .beton of a split, beside its folder or file; None without a root.
 
-    ``ROOT/train.beton`` for ROOT/train, ``x.train.beton`` and ``x.test.beton`` for x.npz, ``ROOT/cifar10.train.beton``
-    for torchvision's data sets.
+    ``ROOT/train.beton`` for ROOT/train and for tar or parquet files in ROOT, ``x.train.beton`` and ``x.test.beton``
+    for x.npz, ``ROOT/cifar10.train.beton`` for torchvision's data sets.
     """
     if root is None:
         return None
     path, suffix = Path(root).expanduser(), "train" if train else "test"
     if source == "imagefolder":
         return path / f"{split}.beton"
+    if source in ("tar", "parquet"):  # a pattern names files, which lie in its folder
+        return (path if path.is_dir() else path.parent) / f"{split}.beton"
     return path.with_suffix(f".{suffix}.beton") if source == "npz" else path / f"{source}.{suffix}.beton"
 
 

@@ -72,10 +72,12 @@ class RunImages:
             splits[train] = replace(split, source=renumber(unrenumbered[train], data.class_order, data.class_map))
             check_labels(splits[train].source, f"the {description} of {data.source}")
             self.tracker.info(f"data: {description} come through the {split.backend} backend ({split.why})")
-        check_same_classes(unrenumbered[True], unrenumbered[False])
+        numbered = getattr(unrenumbered[True], "numbered", False)
+        named = {train: split.source for train, split in splits.items()} if numbered else unrenumbered
+        check_same_classes(named[True], named[False])
         classes = splits[True].source.classes
         empty = len(classes) - len(np.unique(splits[True].source.labels))
-        if data.source == "imagefolder":
+        if data.source == "imagefolder" or (data.source in ("tar", "parquet") and not numbered):
             message = describe_order(classes, empty, len(unrenumbered[True].classes), data.class_order, data.class_map)
             self.tracker.info(f"data: {message}")
         elif empty:

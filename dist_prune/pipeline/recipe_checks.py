@@ -65,8 +65,9 @@ def missing_image_folders(data: Data) -> list[str]:
     if data.source != "imagefolder":
         path = Path(data.root).expanduser() if data.root else None
         opened = data.source in KNOWN or path is None or not path.exists()  # an .npz is read by the check verb itself
-        splits = (True, False) if opened else ()
-        return _failing(lambda: [open_source(data.source, data.root, "", train) for train in splits])
+        opened = opened or data.source in ("tar", "parquet")  # its root is a pattern
+        splits = {True: data.train_split, False: data.eval_split} if opened else {}
+        return _failing(lambda: [open_source(data.source, data.root, name, train) for train, name in splits.items()])
     missing: list[str] = []
     for split, train in ((data.train_split, True), (data.eval_split, False)):
         beton = beton_path(data.source, data.root, split, train)

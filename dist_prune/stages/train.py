@@ -82,7 +82,7 @@ def _warn_of_class_order(context: RunContext, weights: str) -> None:
     data, source = context.recipe.data, context.images.splits[True].source
     text = (
         class_order_warning(source.classes, data.class_order, data.class_map, weights)
-        if source.fixed_size is None
+        if source.fixed_size is None and not getattr(source, "numbered", False)
         else ""
     )
     if text:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from dist_prune import methods
+from dist_prune.cli.main import main
 from dist_prune.config import loading
 from dist_prune.data.datasets import ArraySource, open_source
 from dist_prune.distributed import tensor_files
@@ -165,3 +166,42 @@ def test_no_loader_worker_outlives_its_run(digits, tmp_path, number):
         assert time.monotonic() < left, "a worker is still at work 2 s later"
         time.sleep(0.05)
     process.communicate(timeout=90)
+
+
+@pytest.mark.slow
+def test_one_plan_from_a_folder_tar_shards_and_memory(tmp_path):
+    """The same images under the same ids: weights, scores and plans do not know what they were read from."""
+    arrays = {}
+    for split, train, count in (("train", True, 200), ("val", False, 100)):
+        source = open_source("digits", None, "", train)
+        assert isinstance(source, ArraySource)
+        order = np.argsort(source.labels[:count], kind="stable")
+        images = source.images[:count][order].repeat(3, axis=3)
+        suffix = "train" if train else "test"
+        arrays |= {f"x_{suffix}": images, f"y_{suffix}": source.labels[:count][order]}
+        for number, (image, label) in enumerate(zip(images, source.labels[:count][order], strict=True)):
+            file = tmp_path / "folder" / split / str(label) / f"{number:03}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(file)
+        argument = "train" if train else "eval"
+        packed = ("--split", argument, "--out", str(tmp_path / "tar"), "--name", "digits")
+        assert main(["pack", "--source", str(tmp_path / "folder"), *packed]) == 0
+    np.savez(tmp_path / "digits.npz", **arrays)
+    plain = (*WORDS, "data.on_error=fail", "finetune.epochs=0", "data.augment=none")
+    files = ("data.source=imagefolder", f"data.root={tmp_path / 'folder'}")
+    shards = ("data.source=tar", f"data.root={tmp_path / 'tar'}/digits-{{split}}-*.tar")
+    array = tuple(word for word in plain if not word.startswith(("data.source", "data.crop")))
+    npz = (*array, "data.source=npz", f"data.root={tmp_path / 'digits.npz'}")
+    runs = (
+        (PYTHON, "folder", (*plain, *files)), (PYTHON, "shards", (*plain, *shards)),
+        (TORCHRUN, "two", (*plain, *shards)), (PYTHON, "memory", npz),
+    )  # fmt: skip
+    plans = {}
+    for launcher, name, words in runs:
+        trained = tmp_path / "run_folder" / "dense.safetensors"
+        dense = ("train.epochs=0", f"backbone.checkpoint={trained}") if trained.exists() else ()
+        code, output = run(launcher, tmp_path / f"run_{name}", *words, *dense)
+        assert code == 0, output
+        plans[name] = report(tmp_path / f"run_{name}")["plan"]
+    found = {name: plan["fingerprint"] for name, plan in plans.items()}
+    assert len(set(found.values())) == 1, found

@@ -1,0 +1,171 @@
+"""Images in parquet files, as Hugging Face's datasets write them: a column of ``{bytes, path}`` and a column of labels.
+
+An image is stored in a row group with hundreds of others, and reading one of them means reading all of the group. So
+images in the order of the files are quick, and images in random order are slow: ``dist-prune pack`` makes tar shards.
+"""
+
+import hashlib
+import json
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dist_prune.data.class_order import renumbered_identity
+from dist_prune.data.random_access import SplitSpec
+from dist_prune.data.shard_names import shard_paths
+from dist_prune.errors import PruneError
+
+if TYPE_CHECKING:
+    from pyarrow import parquet
+
+GROUPS_KEPT = 2  # row groups in memory per process
+IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "jpg", "png", "webp"), ("label", "labels", "cls", "fine_label", "class")
+_groups: OrderedDict[tuple[str, int], list[Any]] = OrderedDict()  # (path, row group) -> its images
+
+
+@dataclass(frozen=True)
+class ParquetSource:
+    """Image files in the rows of one split's parquet files. Sample ids are the order of the files and of their rows.
+
+    Attributes:
+        files: paths of the parquet files.
+        column: name of the column of images.
+        group_file: (groups,) number of the file of each row group.
+        group_number: (groups,) number of the row group in its file.
+        group_ends: (groups,) first sample id after each row group.
+        labels: (n,) int64 class numbers.
+        classes: class names in the order of their numbers.
+        digest: of sizes of the files' columns, labels and classes.
+        numbered: whether the files name no classes, so that class names are their numbers.
+        numbering: see ``class_order.renumber``.
+    """
+
+    files: tuple[str, ...]
+    column: str
+    group_file: np.ndarray
+    group_number: np.ndarray
+    group_ends: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    digest: str
+    numbered: bool
+    numbering: str = ""
+    in_chans = 3
+    fixed_size = None
+    images = None
+    backends = ("torch",)
+
+    @property
+    def identity(self) -> str:
+        """Digest of the stored sizes, labels and classes. The images are not read."""
+        return renumbered_identity(self.digest, self.numbering)
+
+    @property
+    def note(self) -> str:
+        """How the images are read, for the log."""
+        return (
+            f"{len(self.labels):,} images in {len(self.files)} parquet files, {len(self.group_ends)} row groups; a "
+            "random image costs a row group: 'dist-prune pack' makes shards for training"
+        )
+
+    def location(self, sample: int) -> str:
+        """File and row of a sample, for messages."""
+        group, row = self._place(sample)
+        return f"{self.files[self.group_file[group]]}: row group {self.group_number[group]}, row {row}"
+
+    def fetch(self, sample: int) -> bytes:
+        """The bytes of the sample's image file.
+
+        Raises:
+            ValueError: the row holds no bytes.
+            OSError: the file cannot be read.
+        """
+        group, row = self._place(sample)
+        key = (self.files[self.group_file[group]], int(self.group_number[group]))
+        if key not in _groups:
+            while len(_groups) >= GROUPS_KEPT:
+                _groups.popitem(last=False)
+            _groups[key] = _open(key[0]).read_row_group(key[1], columns=[self.column])[self.column].to_pylist()
+        _groups.move_to_end(key)
+        stored = _groups[key][row]
+        content = stored.get("bytes") if isinstance(stored, dict) else stored
+        if not isinstance(content, bytes) or not content:
+            raise ValueError("the row holds no bytes of an image, only a path" if stored else "the row is empty")
+        return content
+
+    def _place(self, sample: int) -> tuple[int, int]:
+        group = int(np.searchsorted(self.group_ends, sample, side="right"))
+        return group, sample - (int(self.group_ends[group - 1]) if group else 0)
+
+
+def open_parquet(spec: SplitSpec) -> ParquetSource:
+    """Open the parquet files of one split. The labels are read, the images are not.
+
+    Raises:
+        PruneError: pyarrow is missing, a file is damaged, or it has no columns of images and labels.
+    """
+    if spec.root is None:
+        raise PruneError(
+            "data.root: 'parquet' needs its files; write data.root='/data/imagenet/data/{split}-*.parquet'"
+        )
+    paths = shard_paths(spec.root, spec.split, spec.train, ".parquet")
+    labels, file_of, number_of, ends, names, column = [], [], [], [], None, ""
+    whole = hashlib.sha256()
+    for index, path in enumerate(paths):
+        file = _open(str(path))
+        columns = file.schema_arrow.names
+        column, label = _column(path, columns, IMAGE_COLUMNS), _column(path, columns, LABEL_COLUMNS)
+        names = names or _class_names(file, label)
+        values = file.read(columns=[label])[label].to_numpy()
+        if values.dtype.kind not in "iu":
+            raise PruneError(f"data.root: the column {label!r} of {path} holds {values.dtype}, not class numbers")
+        labels.append(values.astype(np.int64))
+        for group in range(file.metadata.num_row_groups):
+            rows = file.metadata.row_group(group)
+            file_of.append(index)
+            number_of.append(group)
+            ends.append((ends[-1] if ends else 0) + rows.num_rows)
+            whole.update(np.array([rows.num_rows, rows.total_byte_size], dtype=np.int64).tobytes())
+    numbers = np.concatenate(labels)
+    if len(numbers) and int(numbers.min()) < 0:
+        raise PruneError(
+            f"data.root: {paths[0]} has labels of -1, as Hugging Face marks test images whose classes are not published"
+        )
+    classes = names or tuple(map(str, range(int(numbers.max(initial=0)) + 1)))
+    whole.update(numbers.tobytes() + "\0".join(classes).encode())
+    return ParquetSource(
+        tuple(map(str, paths)), column, np.array(file_of), np.array(number_of), np.array(ends, dtype=np.int64),
+        numbers, classes, whole.hexdigest(), names is None,
+    )  # fmt: skip
+
+
+def _open(path: str) -> "parquet.ParquetFile":
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise PruneError("data.source: 'parquet' needs pyarrow: pip install 'dist-prune[parquet]'") from error
+    try:
+        return parquet.ParquetFile(path)
+    except (OSError, ArrowException) as error:
+        raise PruneError(f"data.root: {path} cannot be read as a parquet file: {error}") from error
+
+
+def _column(path: Path, columns: list[str], known: tuple[str, ...]) -> str:
+    found = next((name for name in known if name in columns), None)
+    if found is None:
+        raise PruneError(f"data.root: {path} has the columns {', '.join(columns)}, and none of {', '.join(known)}")
+    return found
+
+
+def _class_names(file: "parquet.ParquetFile", label: str) -> tuple[str, ...] | None:
+    """Class names of Hugging Face's metadata; None if the file has none."""
+    try:
+        text = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+        feature = json.loads(text).get("info", {}).get("features", {}).get(label, {})
+        names = feature.get("names") or None
+    except (ValueError, AttributeError):
+        return None
+    return tuple(map(str, names)) if isinstance(names, list) else None

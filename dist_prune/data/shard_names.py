@@ -1,0 +1,108 @@
+"""The shard files that a recipe's ``data.root`` names: a folder, a pattern with braces and wildcards, or one file."""
+
+import glob
+import re
+from pathlib import Path
+
+from dist_prune.errors import PruneError, abbreviate
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
+MOST = 1_000_000  # shards of one pattern
+
+
+def shard_paths(root: str, split: str, train: bool, suffix: str) -> list[Path]:
+    """Find the shards of one split, in the order of their names.
+
+    Args:
+        root: the recipe's ``data.root``. A folder: its files with the split's name in theirs, or those in the
+            sub-folder of that name. Else a path in which ``{split}`` stands for the split's name, ``{train,val}`` for
+            one name per split (the split's own name if it is there, else the first one for training and the second one
+            for evaluation), ``{0000..1023}`` for numbers of equal length, and ``*``, ``?`` and ``[...]`` for names.
+        split: the recipe's ``data.train_split`` or ``data.eval_split``.
+        train: whether it is the training split.
+        suffix: of the shards' names, for example ``.tar``.
+
+    Returns:
+        Paths of files that exist, each once.
+
+    Raises:
+        PruneError: no file matches, a numbered shard is missing, or both splits would be the same files.
+    """
+    key = "data.train_split" if train else "data.eval_split"
+    path = Path(root).expanduser()
+    if path.is_dir():
+        return _in_folder(path, split, key, suffix)
+    if not any(mark in root for mark in "{*?["):
+        if not path.exists():
+            raise PruneError(f"data.root: there is no {path}. {_forms(suffix)}")
+        raise PruneError(f"data.root: {path} is one file for both splits: name one for each, {_forms(suffix)}")
+    pattern, separates = _of_split(str(path), split, train)
+    if not separates:
+        raise PruneError(f"data.root: {root!r} names the same files for training and evaluation. {_forms(suffix)}")
+    paths = [Path(name) for expanded in _numbers(pattern) for name in _matches(expanded)]
+    if not paths:
+        raise PruneError(f"data.root: no file is called {pattern}. {_forms(suffix)}")
+    return _check(list(dict.fromkeys(paths)), suffix)
+
+
+def _in_folder(folder: Path, split: str, key: str, suffix: str) -> list[Path]:
+    inner = folder / split
+    named = sorted(inner.glob(f"*{suffix}")) if inner.is_dir() else sorted(folder.glob(f"*{split}*{suffix}"))
+    if not named:
+        others = [path.name for path in sorted(folder.glob(f"*{suffix}*"))]
+        listed = f" It holds {abbreviate(others, 4)}: {key}= names another split." if others else ""
+        raise PruneError(f"data.root: {folder} has no *{split}*{suffix} and no {split}/*{suffix}.{listed}")
+    return _check(named, suffix)
+
+
+def _of_split(pattern: str, split: str, train: bool) -> tuple[str, bool]:
+    """Fill in the split; and whether the pattern has a place for it."""
+    separates = "{split}" in pattern
+    pattern = pattern.replace("{split}", split)
+    while choice := _CHOICE.search(pattern):
+        names = choice[1].split(",")
+        if split not in names and len(names) != 2:
+            raise PruneError(f"data.root: {{{choice[1]}}} has no {split!r}; write {{TRAIN,EVALUATION}}")
+        name = split if split in names else names[0 if train else 1]
+        pattern, separates = pattern[: choice.start()] + name + pattern[choice.end() :], True
+    return pattern, separates
+
+
+def _numbers(pattern: str) -> list[str]:
+    """Write out the first range of numbers, and those after it."""
+    match = _RANGE.search(pattern)
+    if match is None:
+        return [pattern]
+    first, last = int(match[1]), int(match[2])
+    if len(match[1]) != len(match[2]) or last < first or last - first >= MOST:
+        raise PruneError(f"data.root: {match[0]} is no range of numbers of equal length, for example {{0000..1023}}")
+    width, before, after = len(match[1]), pattern[: match.start()], pattern[match.end() :]
+    return [name for number in range(first, last + 1) for name in _numbers(f"{before}{number:0{width}}{after}")]
+
+
+def _matches(pattern: str) -> list[str]:
+    if any(mark in pattern for mark in "*?["):
+        return sorted(glob.glob(pattern))
+    if not Path(pattern).exists():
+        raise PruneError(f"data.root: the shard {pattern} is missing")
+    return [pattern]
+
+
+def _check(paths: list[Path], suffix: str) -> list[Path]:
+    for path in paths:
+        if path.suffix.lower() in (".gz", ".tgz", ".bz2", ".xz", ".zst"):
+            raise PruneError(
+                f"data.root: {path} is compressed, so no image in it can be read without all before it: unpack it "
+                f"(gunzip {path.name}); images are compressed already and hardly grow"
+            )
+        if not path.is_file():
+            raise PruneError(f"data.root: {path} is no regular file")
+    return paths
+
+
+def _forms(suffix: str) -> str:
+    return (
+        f"A folder with train*{suffix} and val*{suffix}, or a pattern such as "
+        f"/data/imagenet-{{train,val}}-*{suffix} or /data/imagenet-{{split}}-{{0000..0063}}{suffix}"
+    )
