@@ -63,7 +63,9 @@ class Data(Section):
     """The data set, and how its images are loaded and augmented."""
 
     source: InputShape[
-        Literal["digits", "npz", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagefolder", "tar", "parquet"]
+        Literal[
+            "digits", "npz", "cifar10", "cifar100", "mnist", "fashion_mnist", "svhn", "imagefolder", "tar", "parquet"
+        ]
     ] = Field(
         description="data set: scikit-learn's digits, arrays of an .npz file, one of torchvision's, folders of "
         "images, or tar shards or parquet files of them"

@@ -13,6 +13,7 @@ import numpy as np
 from dist_prune.data import array_files, folder_layout, folder_scan
 from dist_prune.data.class_order import renumbered_identity
 from dist_prune.data.folder_index import Names, load_or_scan
+from dist_prune.data.listed_layouts import find_listing
 from dist_prune.data.parquet_files import open_parquet
 from dist_prune.data.random_access import ImageSource, RandomAccessSource, Say, SplitSpec
 from dist_prune.data.tar_shards import open_tar
@@ -25,6 +26,7 @@ KNOWN = {
     "cifar100": (100, 3, 32),
     "mnist": (10, 1, 28),
     "fashion_mnist": (10, 1, 28),
+    "svhn": (10, 3, 32),
 }
 
 
@@ -244,6 +246,10 @@ def class_folders(root: str | None, train_split: str, eval_split: str) -> tuple[
     classes = {}
     left_out = Counter[str]()
     for split, key in ((train_split, "data.train_split"), (eval_split, "data.eval_split")):
+        listing = find_listing(folder, split, key == "data.train_split") if root else None
+        if listing is not None:
+            classes[key] = listing.classes
+            continue
         if not root or not (folder / split).is_dir():
             continue
         names, others = folder_scan.class_folders(folder / split)
@@ -327,9 +333,25 @@ def _open_torchvision(spec: SplitSpec) -> ArraySource:
     return ArraySource(images, np.asarray(dataset.targets, dtype=np.int64), tuple(map(str, dataset.classes)))
 
 
+def _open_svhn(spec: SplitSpec) -> ArraySource:
+    from torchvision.datasets import SVHN
+
+    path = spec.path(_expected_form("svhn"))
+    try:
+        dataset = SVHN(str(path), split="train" if spec.train else "test", download=False)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise PruneError(f"data.root: no svhn in {path} ({error}). {_expected_form('svhn')}") from error
+    images = np.ascontiguousarray(dataset.data.transpose(0, 2, 3, 1))
+    return ArraySource(images, dataset.labels.astype(np.int64), tuple(map(str, range(10))))
+
+
 def _open_folder(spec: SplitSpec) -> FolderSource:
     root, key = spec.path(_expected_form("imagefolder")), "data.train_split" if spec.train else "data.eval_split"
     path = root / spec.split
+    if listing := find_listing(root, spec.split, spec.train):
+        index = listing.index()
+        note = f"{len(index.names):,} images by {listing.form}{folder_scan.left_out_text(index.left_out)}"
+        return FolderSource(Paths(listing.base, index.names), index.labels, index.classes, index.digest, note)
     if not path.is_dir():
         raise folder_layout.missing_split_error(root, spec.split, key, _expected_form("imagefolder"))
     folder_layout.check_class_count(root, spec.split, key, folder_scan.class_folders(path)[0])
@@ -347,4 +369,5 @@ OPENERS: dict[str, Callable[[SplitSpec], RandomAccessSource]] = {
     "cifar100": _open_torchvision,
     "mnist": _open_torchvision,
     "fashion_mnist": _open_torchvision,
+    "svhn": _open_svhn,
 }

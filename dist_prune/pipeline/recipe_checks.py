@@ -13,6 +13,7 @@ from dist_prune.config.data import Data
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.training import Training
 from dist_prune.data.datasets import KNOWN, open_source
+from dist_prune.data.listed_layouts import find_listing
 from dist_prune.data.open_split import beton_path
 from dist_prune.errors import PruneError
 from dist_prune.methods.base import Method
@@ -69,7 +70,11 @@ def missing_image_folders(data: Data) -> list[str]:
         splits = {True: data.train_split, False: data.eval_split} if opened else {}
         return _failing(lambda: [open_source(data.source, data.root, name, train) for train, name in splits.items()])
     missing: list[str] = []
+    root = Path(data.root).expanduser() if data.root else Path()
     for split, train in ((data.train_split, True), (data.eval_split, False)):
+        if data.root is not None and (broken := _listing_errors(root, split, train)) is not None:
+            missing += broken
+            continue
         beton = beton_path(data.source, data.root, split, train)
         if data.root is None or not (Path(data.root).expanduser() / split).is_dir():
             if beton is None or not beton.is_file() or data.backend not in ("auto", "ffcv"):
@@ -79,6 +84,14 @@ def missing_image_folders(data: Data) -> list[str]:
                 f"data.root: {Path(data.root).expanduser() / split} has no folders; there is one for each class"
             )
     return list(dict.fromkeys(missing))
+
+
+def _listing_errors(root: Path, split: str, train: bool) -> list[str] | None:
+    """The errors of the file that lists a split's images; None if there is no such file."""
+    try:
+        return None if find_listing(root, split, train) is None else []
+    except PruneError as error:
+        return [str(error)]
 
 
 def finished_scores(other: Path) -> dict[str, Any]:
