@@ -59,13 +59,14 @@ class Scores(dict[str, Tensor]):
         self.method = method
 
 
-def trace(model: nn.Module, example: Tensor | Sequence[int]) -> DependencyGraph:
+def trace(model: nn.Module, example: Tensor | Sequence[int], *, protect: Sequence[str] = ()) -> DependencyGraph:
     """Find the channel groups of a network, and prove each by trial cuts.
 
     Args:
         model: any network of convolutions, linear layers, norms and attention that torch can trace. A wrapper
             (DistributedDataParallel, torch.compile, accelerate) is looked through. The network is not changed.
         example: images (n, C, H, W) float, of which one is used, or the shape (C, H, W).
+        protect: globs of layers whose outputs keep their width.
 
     Returns:
         The graph. ``print(graph)`` lists its groups, and why some are protected.
@@ -82,7 +83,7 @@ def trace(model: nn.Module, example: Tensor | Sequence[int]) -> DependencyGraph:
     if example.dim() == 3:
         example = example[None]
     with _gradients():
-        graph = trace_groups(bare, example[:1].detach().clone().to(weight.device, weight.dtype))
+        graph = trace_groups(bare, example[:1].detach().clone().to(weight.device, weight.dtype), protect)
     config = getattr(bare, "pretrained_cfg", None)
     return replace(
         graph,

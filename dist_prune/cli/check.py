@@ -76,7 +76,7 @@ def trace_backbone(recipe: Recipe, method: Method) -> tuple[DependencyGraph, int
     size = recipe.data.image_size or native_side or config["input_size"][1]
     check_normalisation(recipe.data.mean, recipe.data.std, in_chans)
     example = torch.randn(1, in_chans, size, size)
-    graph = trace_groups(model, example)
+    graph = trace_groups(model, example, recipe.backbone.protect)
     check_logits(model, example, recipe.backbone.name)
     return method.prunable(graph), classes, assumed
 

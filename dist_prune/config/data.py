@@ -21,11 +21,13 @@ Span = Annotated[tuple[Edge, Edge], AfterValidator(_check_rising)]
 
 
 class Backbone(Section):
-    """The network, by a name in timm's registry, which includes this package's CIFAR networks."""
+    """The network, by name: of timm's registry, a folder, torchvision, transformers, or a module of the user's."""
 
     name: Network[str] = Field(
         max_length=200,
-        description="name in timm's registry; dist-prune list backbones also lists this package's networks",
+        description="name in timm's registry (dist-prune list backbones), hf-hub:OWNER/NAME, local-dir:FOLDER, "
+        "torchvision:NAME, transformers:FOLDER_OR_NAME, package.module:callable or ./file.py:callable (the last two "
+        "run code)",
     )
     checkpoint: External[PathText | None] = Field(
         default=None,
@@ -43,10 +45,14 @@ class Backbone(Section):
     )
     pretrained: Network[bool] = Field(
         default=False,
-        description="timm's pretrained weights, fetched by timm; they are used like those of backbone.checkpoint",
+        description="published weights of the network, fetched by timm, torchvision or transformers; used like "
+        "those of backbone.checkpoint",
     )
     kwargs: Network[dict[str, Any]] = Field(
         default_factory=dict, description="further arguments of the network's class: numbers, words, or lists of them"
+    )
+    protect: Network[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...]] = Field(
+        default=(), description="globs of layers whose outputs keep their width"
     )
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ OLD_NAMES = {new: old for old, new in RENAMED.items()}
 ADDED: dict[str, Any] = {
     "backbone.checkpoint_key": "auto",
     "backbone.checkpoint_skip": [],
+    "backbone.protect": [],
     "data.class_map": None,
     "data.class_order": None,
     "data.layout": None,

@@ -8,9 +8,9 @@ versions of the packages, the dense network's signature (the name and shape of e
 import hashlib
 import json
 import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -93,22 +93,27 @@ class Bundle:
     plan: Plan
     weights: dict[str, Tensor]
 
-    def dense(self, make: Callable[[], nn.Module] | None = None) -> nn.Module:
+    def dense(self, make: Callable[[], nn.Module] | None = None, allow: Collection[str] = ()) -> nn.Module:
         """The dense network with random weights (a bundle has none for it), in evaluation mode.
 
         Args:
-            make: makes it, if it is no network that timm builds by name.
+            make: makes it, if it is no network that a library builds by name.
+            allow: names ``package.module:callable`` that may be imported because a bundle names them.
 
         Raises:
             PruneError: The network is another one than the bundle was made with, or ``make`` is missing. A bundle never
                 imports or runs what its file names.
         """
-        name = self.body["backbone"]["name"]
-        if make is None and is_external(name):
-            raise PruneError(
-                f"this bundle's network is made by {name}, which is not run because a file says so. Import it and give "
-                f"it: dist_prune.load(folder, model={name.rpartition(':')[2]})"
-            )
+        spec = self.body["backbone"]
+        name = spec["name"]
+        if make is None and models.is_code(name):
+            if name not in allow:
+                raise PruneError(
+                    f"this bundle's network is made by {name}, which is not run because a file says so. Import it and "
+                    f"give it: dist_prune.load(folder, model={name.rpartition(':')[2]}); or allow its import: "
+                    f"dist_prune.load(folder, allow=[{name!r}])"
+                )
+            make = partial(_build_dense, spec)
         try:
             dense = make() if make is not None else _build_dense(self.body["backbone"])
         except PruneError as error:
@@ -117,16 +122,17 @@ class Bundle:
             _check_signature(self.body, dense)
         return dense.eval()
 
-    def small(self, make: Callable[[], nn.Module] | None = None) -> nn.Module:
+    def small(self, make: Callable[[], nn.Module] | None = None, allow: Collection[str] = ()) -> nn.Module:
         """The pruned network with its weights, in evaluation mode.
 
         Args:
             make: See ``dense``.
+            allow: See ``dense``.
 
         Raises:
             PruneError: The bundle's parts do not fit one another, or see ``dense``.
         """
-        dense = self.dense(make)
+        dense = self.dense(make, allow)
         try:
             model = rebuild(dense, self.plan, self.weights).eval()
             if self.shape[1] <= LARGEST_TRIED:
@@ -157,7 +163,11 @@ class Bundle:
 
 
 def load(
-    folder_or_hub_id: str | Path, *, fold: bool = False, model: Callable[[], nn.Module] | None = None
+    folder_or_hub_id: str | Path,
+    *,
+    fold: bool = False,
+    model: Callable[[], nn.Module] | None = None,
+    allow: Collection[str] = (),
 ) -> nn.Module:
     """Load the pruned network of a bundle.
 
@@ -165,7 +175,9 @@ def load(
         folder_or_hub_id: A run directory, its ``export`` folder, or ``owner/name`` of a Hugging Face repository.
         fold: Whether batch norms are folded into the convolutions before them. Outputs stay the same to float rounding
             and are computed faster. Fold a network to serve it, not to train it further.
-        model: Creates the dense network (a class or a function without arguments), if timm does not create it by name.
+        model: Creates the dense network (a class or a function without arguments), if no library creates it by name.
+        allow: Names ``package.module:callable`` of your own networks that may be imported if the bundle names them. A
+            bundle never decides by itself that code runs.
 
     Returns:
         The network with its weights, in evaluation mode on the CPU.
@@ -175,12 +187,8 @@ def load(
             other outputs once folded.
     """
     bundle = read_bundle(folder_or_hub_id)
-    return fuse(bundle.small(model), bundle.shape) if fold else bundle.small(model)
-
-
-def is_external(name: str) -> bool:
-    """Whether a backbone's name is ``package.module:Name`` of a network that is not timm's."""
-    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.<>]*", name) is not None
+    network = bundle.small(model, allow)
+    return fuse(network, bundle.shape) if fold else network
 
 
 def backbone_of(network: TracedNetwork, classes: int, in_chans: int) -> tuple[dict[str, Any], nn.Module | None]:
@@ -301,7 +309,8 @@ def read_bundle(folder_or_hub_id: str | Path) -> Bundle:
     manifests.check(body, str(folder / MANIFEST))
     spec = body["backbone"]
     try:
-        if not is_external(spec["name"]):
+        models.check_portable(spec["name"])
+        if not models.is_code(spec["name"]):
             models.check(spec["name"], spec["kwargs"])
     except PruneError as error:
         raise _with_version(body, error) from error
@@ -316,7 +325,7 @@ def read_bundle(folder_or_hub_id: str | Path) -> Bundle:
 def _check_fit(body: Mapping[str, Any], plan: Plan, weights: Mapping[str, Tensor], where: str) -> None:
     """PruneError if plan and weights do not fit the backbone; checked before anything is allocated."""
     spec = body["backbone"]
-    if is_external(spec["name"]):
+    if models.is_code(spec["name"]):
         dense = {name: tuple(sizes) for name, sizes in (body.get("signature") or {}).items()}
     else:
         dense = models.state_shapes(spec["name"], spec["num_classes"], spec["in_chans"], spec["kwargs"])

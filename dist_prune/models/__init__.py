@@ -1,14 +1,16 @@
-"""Networks of timm and of this package by name, and the preparation of their images."""
+"""Networks by name, and the preparation of their images. ``sources.py`` lists the forms of names."""
 
 import math
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import timm
 from timm.data.config import resolve_data_config
 from torch import nn
 
-from dist_prune.errors import PruneError, nearest, shown
+from dist_prune.errors import PruneError, shown
 from dist_prune.models import (
     densenet_cifar,
     googlenet_cifar,
@@ -16,16 +18,22 @@ from dist_prune.models import (
     lenet_tanh,
     mlp,
     mobilenet_cifar,
-    model_kwargs,
     resnet_cifar,
+    sources,
     vgg_cifar,
     vgg_fc,
     wide_resnet_cifar,
 )
 from dist_prune.models.meta_shapes import meta_shapes
+from dist_prune.models.sources import NetworkSource, check_portable, is_code
+from dist_prune.models.timm_networks import SavedTimmNetwork, TimmNetwork
+from dist_prune.models.user_networks import UserNetwork
 
 LARGE = 500_000_000  # largest number of values of a network with arguments, or four times that without them
-__all__ = ["check", "create", "image_config", "list_names", "pretrained_classes", "state_shapes"]
+__all__ = [
+    "check", "check_portable", "create", "image_config", "is_code", "list_names", "portable", "pretrained_classes",
+    "source_files", "source_of", "state_shapes",
+]  # fmt: skip
 _OWN = (  # registered by their import
     densenet_cifar, googlenet_cifar, lenet, lenet_tanh, mlp, mobilenet_cifar, resnet_cifar, vgg_cifar,
     vgg_fc, wide_resnet_cifar,
@@ -33,12 +41,52 @@ _OWN = (  # registered by their import
 
 
 def list_names(pattern: str = "") -> list[str]:
-    """The names of all backbones, those of timm and of this package.
+    """The names of all backbones, those of timm and of this package; ``torchvision:*`` lists torchvision's.
 
     Args:
         pattern: glob of names; "" for all.
     """
+    if pattern.startswith(f"{sources.TORCHVISION}:"):
+        from dist_prune.models import torchvision_networks
+
+        names = (f"{sources.TORCHVISION}:{name}" for name in torchvision_networks.list_names())
+        return [name for name in names if fnmatchcase(name, pattern) or name.startswith(pattern)]
     return timm.list_models(pattern or "*")
+
+
+def source_of(name: str) -> NetworkSource:
+    """What a backbone's name leads to; nothing is built, read or imported yet.
+
+    Args:
+        name: of the backbone, see ``sources.py``.
+    """
+    prefix = sources.prefix_of(name) if isinstance(name, str) else ""
+    if prefix in (sources.HUB, sources.LOCAL):
+        return SavedTimmNetwork(name)
+    if prefix == sources.TORCHVISION:
+        from dist_prune.models.torchvision_networks import TorchvisionNetwork
+
+        return TorchvisionNetwork(name.partition(":")[2])
+    if prefix == sources.TRANSFORMERS:
+        from dist_prune.models.transformers_networks import TransformersNetwork
+
+        return TransformersNetwork(name.partition(":")[2])
+    return UserNetwork(name) if prefix == "code" else TimmNetwork(name)
+
+
+def portable(name: str, kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and arguments under which another machine builds the same dense network.
+
+    Args:
+        name: of the backbone.
+        kwargs: arguments of the network's class.
+    """
+    return source_of(name).portable(kwargs)
+
+
+def source_files(name: str) -> list[Path]:
+    """Files on this machine that decide a backbone's network or its weights."""
+    return source_of(name).files()
 
 
 def create(
@@ -47,10 +95,10 @@ def create(
     """Build a network.
 
     Args:
-        name: of the backbone, for timm.
+        name: of the backbone, see ``sources.py``.
         classes: number of outputs.
         in_chans: channels of the images.
-        pretrained: whether timm fetches its pretrained weights.
+        pretrained: whether it gets its published weights.
         kwargs: arguments of the network's class (see model_kwargs.py); files, URLs and configs are refused before
             anything is built.
 
@@ -62,28 +110,22 @@ def create(
             fetched.
     """
     check(name, kwargs or {})
-    if kwargs:  # without arguments the sizes are known to be sensible
+    if kwargs and not is_code(name):  # without arguments the sizes are known to be sensible; users know their own
         state_shapes(name, classes, in_chans, kwargs)
-    return _build(name, classes, in_chans, pretrained, kwargs or {})
+    return source_of(name).build(classes, in_chans, pretrained, kwargs or {})
 
 
 def check(name: str, kwargs: Mapping[str, Any]) -> None:
     """Check name and arguments of a network without building it.
 
     Args:
-        name: of the backbone, for timm.
+        name: of the backbone, see ``sources.py``.
         kwargs: arguments of the network's class.
 
     Raises:
         PruneError: unknown name, or arguments that are not those of its class.
     """
-    if not isinstance(name, str) or not timm.is_model(name):
-        known = timm.list_models("*")
-        raise PruneError(
-            f"backbone.name: unknown backbone {shown(name)}.{nearest(str(name), known)} "
-            f"'dist-prune list backbones' shows all {len(known)}."
-        )
-    model_kwargs.check(name, kwargs)
+    source_of(name).check(kwargs)
 
 
 def state_shapes(
@@ -92,7 +134,7 @@ def state_shapes(
     """Compute the shapes of a network's parameters and buffers without allocating them.
 
     Args:
-        name: of the backbone, for timm.
+        name: of the backbone, see ``sources.py``.
         classes: number of outputs.
         in_chans: channels of the images.
         kwargs: arguments of the network's class.
@@ -104,35 +146,17 @@ def state_shapes(
         PruneError: as ``create``, or the network is absurdly large.
     """
     check(name, kwargs or {})
-    shapes = meta_shapes(lambda: _build(name, classes, in_chans, False, kwargs or {}))
+    shapes = meta_shapes(lambda: source_of(name).build(classes, in_chans, False, kwargs or {}))
     if kwargs and shapes is not None and (values := sum(map(math.prod, shapes.values()))) > LARGE:
-        plain = meta_shapes(lambda: _build(name, classes, in_chans, False, {})) or {}
+        plain = meta_shapes(lambda: source_of(name).build(classes, in_chans, False, {})) or {}
         if values > 4 * sum(map(math.prod, plain.values())):
             raise PruneError(f"backbone.kwargs: {shown(dict(kwargs))} would make {name} a network of {values:,} values")
     return shapes
 
 
-def _build(name: str, classes: int, in_chans: int, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
-    try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=classes, in_chans=in_chans, **dict(kwargs))
-    except (PruneError, NotImplementedError):
-        raise
-    except Exception as error:  # constructors raise errors of any class for values that they do not expect
-        if "meta" in str(error).lower():
-            raise
-        reason = shown(str(error))[1:-1]
-        if pretrained and isinstance(error, OSError):
-            raise PruneError(
-                f"backbone.pretrained: timm could not fetch the weights of {name!r}: {reason} Run the command once "
-                "where there is a network (timm keeps them in $HF_HOME), or name a file: backbone.checkpoint=FILE"
-            ) from error
-        raise PruneError(f"backbone {name!r} could not be built with {shown(dict(kwargs))}: {reason}") from error
-
-
 def pretrained_classes(name: str) -> int | None:
-    """The number of classes of timm's pretrained weights; None if a network has no such weights."""
-    config = timm.get_pretrained_cfg(name)
-    return config.num_classes if config is not None and config.has_weights else None
+    """The number of classes of a backbone's pretrained weights; None if it has none, or if that is not known."""
+    return source_of(name).pretrained_classes()
 
 
 def image_config(model: nn.Module, in_chans: int) -> dict[str, Any]:

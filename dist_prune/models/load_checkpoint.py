@@ -1,6 +1,7 @@
 """Weights of the dense network from a user's checkpoint, also if its head has another number of classes."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -8,6 +9,7 @@ from torch import nn
 from dist_prune.config.data import Backbone
 from dist_prune.distributed import tensor_files
 from dist_prune.errors import PruneError
+from dist_prune.models.torchvision_networks import last_linear
 from dist_prune.models.torchvision_weights import translate_names
 
 
@@ -60,7 +62,9 @@ def load_checkpoint(
 def classifier_names(model: nn.Module) -> tuple[str, ...]:
     """The names of the classifier's tensors in a network's state dict; distilled networks have several classifiers."""
     get_classifier = getattr(model, "get_classifier", None)
-    classifier = get_classifier() if callable(get_classifier) else None
+    if not callable(get_classifier):  # a user's own network: its last linear layer
+        get_classifier = partial(last_linear, model)
+    classifier = get_classifier()
     heads = classifier if isinstance(classifier, tuple | list) else (classifier,)
     names = [name for name, module in model.named_modules() if any(module is head for head in heads)]
     return tuple(entry for entry in model.state_dict() if any(entry.startswith(f"{name}.") for name in names))

@@ -58,9 +58,21 @@ def check(name: str, kwargs: Mapping[str, Any]) -> None:
     """
     if not isinstance(kwargs, Mapping):
         raise PruneError(f"backbone.kwargs: a mapping of arguments, not {shown(kwargs)}")
-    if not kwargs:
-        return
-    known = allowed(name)
+    if kwargs:
+        check_values(kwargs, allowed(name), name)
+
+
+def check_values(kwargs: Mapping[str, Any], known: set[str], name: str) -> None:
+    """Check arguments against the names that a network takes.
+
+    Args:
+        kwargs: argument -> value.
+        known: names of the arguments that may be set.
+        name: of the network, for the error.
+
+    Raises:
+        PruneError: the network takes no such argument, or a value is not plain and small.
+    """
     for key, value in kwargs.items():
         if key not in known:
             few = ", ".join(sorted(known)) or "none"

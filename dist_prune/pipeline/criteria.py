@@ -36,7 +36,9 @@ def check_criteria(context: RunContext) -> None:
         raise PruneError(f"score.compare: each method once, got {', '.join(names)}")
     if not names:
         return
-    graph = trace_groups(context.networks.create().eval(), context.images.example_input)
+    graph = trace_groups(
+        context.networks.create().eval(), context.images.example_input, context.recipe.backbone.protect
+    )
     for name in names:
         method = build_criterion(context, name)
         try:

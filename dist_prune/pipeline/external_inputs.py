@@ -2,8 +2,9 @@
 
 import json
 
+from dist_prune import models
 from dist_prune.errors import PruneError
-from dist_prune.fileio import file_digest, read_json, write_atomic
+from dist_prune.fileio import digest, file_digest, read_json, write_atomic
 from dist_prune.pipeline.context import RunContext
 
 STARTED = "stage_started.json"  # describes the running stage: an interrupted one has no line in the ledger
@@ -11,7 +12,9 @@ KEYS = {
     "checkpoint": "backbone.checkpoint",
     "train": "data.root (training images)",
     "eval": "data.root (test images)",
+    "network": "backbone.name (the content of its files)",
 }
+_BUILDING = ("train", "many", "score", "select", "prune", "finetune", "evaluate", "curves", "export")
 
 
 def digests(context: RunContext, stage: str) -> dict[str, str]:
@@ -22,8 +25,8 @@ def digests(context: RunContext, stage: str) -> dict[str, str]:
         stage: The stage's name (not its label).
 
     Returns:
-        ``train`` and ``eval`` -> identity of the split; ``checkpoint`` -> sha256 of the file, or "missing". Only those
-        that the stage reads.
+        ``train`` and ``eval`` -> identity of the split; ``checkpoint`` -> sha256 of the file, or "missing";
+        ``network`` -> digest of the files that ``backbone.name`` leads to. Only those that the stage reads.
     """
     scored = (context.method.calibration_split != "test",)
     splits = {
@@ -34,6 +37,12 @@ def digests(context: RunContext, stage: str) -> dict[str, str]:
     file = context.networks.checkpoint
     if stage == "train" and file is not None:
         out["checkpoint"] = file_digest(file) if file.is_file() else "missing"
+    if stage in _BUILDING:
+        files = models.source_files(context.recipe.backbone.name)
+        if stage != "train":  # later ones read the weights of this run
+            files = [path for path in files if path.suffix != ".safetensors"]
+        content = "".join(file_digest(path) for path in files)
+        out |= {"network": digest(content)} if files else {}
     return out
 
 
@@ -91,7 +100,7 @@ def check_unchanged(stage: str, context: RunContext, outside: dict[str, str]) ->
 
 def _key(name: str, context: RunContext) -> str:
     """The recipe keys that name a changed input. Other class numbers count as other content."""
-    mapped = context.recipe.data.class_map and name != "checkpoint"
+    mapped = context.recipe.data.class_map and name in ("train", "eval")
     return KEYS[name] + (" or data.class_map" if mapped else "")
 
 

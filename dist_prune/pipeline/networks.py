@@ -88,7 +88,9 @@ class RunNetworks:
     @cached_property
     def graph(self) -> DependencyGraph:
         """The dependency graph of the dense backbone: the layers and groups that the method can prune."""
-        return self.method.prunable(trace_groups(self.create().eval(), self.images.example_input))
+        return self.method.prunable(
+            trace_groups(self.create().eval(), self.images.example_input, self.recipe.backbone.protect)
+        )
 
     def round_graph(self, graph: DependencyGraph, number: int) -> DependencyGraph:
         """The dependency graph of the network that a round starts from.

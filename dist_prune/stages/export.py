@@ -6,6 +6,7 @@ finetuned.safetensors, plan.json, metrics.json -> export/bundle.json, export/mod
 import json
 from dataclasses import asdict
 
+from dist_prune import models
 from dist_prune.export.bundle import manifest_json
 from dist_prune.pipeline.context import RunContext, StageOutput
 from dist_prune.pipeline.stage_graph import BUNDLE, FINETUNED, METRICS
@@ -20,9 +21,10 @@ def run(context: RunContext) -> StageOutput:
     metrics = json.loads(context.path(METRICS).read_text())
     figures = {name: {k: v for k, v in metrics[name].items() if k != "latency"} for name in KINDS}
     image = {k: v for k, v in asdict(images.transform).items() if k != "augment"}
+    name, kwargs = models.portable(spec.name, spec.kwargs)
     backbone = {
-        "name": spec.name,
-        "kwargs": spec.kwargs,
+        "name": name,
+        "kwargs": kwargs,
         "num_classes": len(images.classes),
         "in_chans": images.in_channels,
     }

@@ -40,7 +40,7 @@ def _load(context: RunContext, model: nn.Module) -> None:
     checkpoint, spec = context.networks.checkpoint, context.recipe.backbone
     assert checkpoint is not None
     if spec.pretrained:
-        _say(context, "backbone.checkpoint names the weights: timm's own (backbone.pretrained) are not fetched")
+        _say(context, "backbone.checkpoint names the weights: the published ones (backbone.pretrained) are not fetched")
     classes, learns = len(context.images.classes), context.recipe.train.epochs > 0
     mismatch = load_checkpoint(model, checkpoint, spec, classes, learns, lambda text: _say(context, text))
     if mismatch:
@@ -53,23 +53,25 @@ def _check_fetched(context: RunContext, model: nn.Module) -> None:
     """PruneError if the head of a network with timm's weights is random and no training follows."""
     classes = len(context.images.classes)
     config = getattr(model, "pretrained_cfg", None) or {}
+    if not config:  # a user's own network: its callable knows what its weights are
+        return
     count, weight_channels = config.get("num_classes"), (config.get("input_size") or (3,))[0]
     if count != classes and context.recipe.train.epochs == 0:
         raise PruneError(
-            f"backbone.pretrained: timm's weights have {count} classes, the data has {classes}: the head would be "
+            f"backbone.pretrained: the weights have {count} classes, the data has {classes}: the head would be "
             "random. Set train.epochs to train it."
         )
     in_channels = context.images.in_channels
     if weight_channels != in_channels:
         _say(
             context,
-            f"timm's weights are for {weight_channels} channels: it fits those of the first layer to {in_channels}",
+            f"the weights are for {weight_channels} channels: timm fits those of the first layer to {in_channels}",
         )
     if count == classes:
-        _warn_of_class_order(context, "fetched by timm")
+        _warn_of_class_order(context, "fetched by name")
     else:
         where = ", ".join(sorted({name.rpartition(".")[0] for name in classifier_names(model)}))
-        _new_head(context, where, f"that of timm's weights has {count} classes")
+        _new_head(context, where, f"that of the published weights has {count} classes")
 
 
 def _new_head(context: RunContext, where: str, why: str) -> None:

@@ -11,6 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from dist_prune.errors import PruneError, nearest
+
 Side = Literal["out", "in"]
 HookKind = Literal["out", "in", "weight"]
 Kind = Literal["conv", "linear", "norm", "pool", "table"]  # table: one column per attention head
@@ -284,6 +286,32 @@ class DependencyGraph:
             return replace(group, excluded=True, protected=group.protected or f"excluded by select.exclude {match!r}")
 
         return replace(self, groups=tuple(protect(group) for group in self.groups))
+
+    def protect(self, globs: Iterable[str]) -> "DependencyGraph":
+        """Return a copy with every group protected that changes the outputs of a layer matching one of ``globs``.
+
+        Args:
+            globs: of module paths, convolutions, linear layers, norms and pools alike (``backbone.protect``).
+
+        Raises:
+            PruneError: a glob matches no layer.
+        """
+        patterns = tuple(globs)
+        for glob in patterns:
+            if not any(fnmatchcase(name, glob) for name in self.layers):
+                raise PruneError(
+                    f"backbone.protect: no layer is called {glob!r}.{nearest(glob, self.layers)} "
+                    "'dist-prune check' and print(graph) list the layers"
+                )
+
+        def protect(group: ChannelGroup) -> ChannelGroup:
+            outputs = {coupling.layer for coupling in group.couplings if coupling.side == "out"}
+            match = next((p for p in patterns if any(fnmatchcase(name, p) for name in outputs)), None)
+            if match is None or group.protected:
+                return group
+            return replace(group, protected=f"named by backbone.protect {match!r}")
+
+        return replace(self, groups=tuple(protect(group) for group in self.groups)) if patterns else self
 
     def restrict_to(self, globs: Iterable[str]) -> "DependencyGraph":
         """Return a copy with every group protected that no glob matches at a producer (no globs: no change)."""
