@@ -17,6 +17,7 @@ ADDED: dict[str, Any] = {
     "backbone.checkpoint_skip": [],
     "data.class_map": None,
     "data.class_order": None,
+    "data.kwargs": {},
     "data.layout": None,
     "target.latency_tolerance": 0.05,
 }

@@ -8,6 +8,7 @@ import timm
 from timm.data.config import resolve_data_config
 from torch import nn
 
+from dist_prune import plugins
 from dist_prune.errors import PruneError, nearest, shown
 from dist_prune.models import (
     densenet_cifar,
@@ -17,6 +18,7 @@ from dist_prune.models import (
     mlp,
     mobilenet_cifar,
     model_kwargs,
+    plugin_networks,
     resnet_cifar,
     vgg_cifar,
     vgg_fc,
@@ -33,11 +35,12 @@ _OWN = (  # registered by their import
 
 
 def list_names(pattern: str = "") -> list[str]:
-    """The names of all backbones, those of timm and of this package.
+    """The names of all backbones, those of timm, of this package and of other packages' entry points.
 
     Args:
         pattern: glob of names; "" for all.
     """
+    plugin_networks.list_names()
     return timm.list_models(pattern or "*")
 
 
@@ -77,13 +80,21 @@ def check(name: str, kwargs: Mapping[str, Any]) -> None:
     Raises:
         PruneError: unknown name, or arguments that are not those of its class.
     """
+    if isinstance(name, str):
+        plugin_networks.make_known(name)
     if not isinstance(name, str) or not timm.is_model(name):
-        known = timm.list_models("*")
+        known = list_names()
         raise PruneError(
             f"backbone.name: unknown backbone {shown(name)}.{nearest(str(name), known)} "
-            f"'dist-prune list backbones' shows all {len(known)}."
+            f"'dist-prune list backbones' shows all {len(known)}." + _broken()
         )
     model_kwargs.check(name, kwargs)
+
+
+def _broken() -> str:
+    """What cannot be used among other packages' backbones: the name may be one of theirs."""
+    text = plugins.warning(plugins.unusable("backbone"))
+    return f"\n{text}" if text else ""
 
 
 def state_shapes(

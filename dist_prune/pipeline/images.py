@@ -14,7 +14,14 @@ from dist_prune.config.recipe import Recipe
 from dist_prune.config.training import Training
 from dist_prune.data.array_files import check_sides
 from dist_prune.data.class_order import describe_order, renumber
-from dist_prune.data.datasets import check_labels, check_normalisation, check_same_classes, select_classes
+from dist_prune.data.datasets import (
+    DatasetKeys,
+    check_labels,
+    check_normalisation,
+    check_same_classes,
+    check_same_form,
+    select_classes,
+)
 from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.data.open_split import OpenSplit, open_split
 from dist_prune.data.random_access import ImageSource
@@ -67,12 +74,14 @@ class RunImages:
                 self.tracker.info,
                 lambda source, train=train: self._resized_side(source, train),
                 data.layout,
+                DatasetKeys.of(data),
             )
             unrenumbered[train] = select_classes(split.source, data.classes)
             splits[train] = replace(split, source=renumber(unrenumbered[train], data.class_order, data.class_map))
             check_labels(splits[train].source, f"the {description} of {data.source}")
             self.tracker.info(f"data: {description} come through the {split.backend} backend ({split.why})")
         check_same_classes(unrenumbered[True], unrenumbered[False])
+        check_same_form(unrenumbered[True], unrenumbered[False], data.image_size)
         classes = splits[True].source.classes
         empty = len(classes) - len(np.unique(splits[True].source.labels))
         if data.source == "imagefolder":
