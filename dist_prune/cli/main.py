@@ -58,6 +58,7 @@ PATH_ARGUMENTS = (
     "runs",
     "source",
     "sweep",
+    "to",
     "to_json",
 )
 
