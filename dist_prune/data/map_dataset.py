@@ -176,12 +176,13 @@ def _make(spec: SplitSpec) -> Any:
 
 def _keywords(factory: Callable[..., Any], spec: SplitSpec) -> dict[str, Any]:
     """``data.kwargs``, and of root, train and split what the class or function takes."""
-    takes = _parameters(factory)
+    own, takes = _parameters(factory)
     keywords = dict(spec.kwargs)
     told_apart = False
-    for name, value in (("train", spec.train), ("split", spec.split)):
-        if name in takes and name not in keywords:
-            keywords[name], told_apart = value, True
+    for named in (own, takes):  # a class that names split may set its base's train itself
+        for name, value in (("train", spec.train), ("split", spec.split)) if not told_apart else ():
+            if name in named and name not in keywords:
+                keywords[name], told_apart = value, True
     if spec.root is not None:
         if "root" not in takes:
             raise PruneError(f"data.root: {spec.source} takes no root; leave it out, or give the path by data.kwargs")
@@ -203,8 +204,9 @@ def _keywords(factory: Callable[..., Any], spec: SplitSpec) -> dict[str, Any]:
     return keywords
 
 
-def _parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The named parameters of a class or function; with ``**kwargs``, also those of the class's bases."""
+def _parameters(factory: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], dict[str, inspect.Parameter]]:
+    """The named parameters of a class or function; and with those of the class's bases, if it takes ``**kwargs``."""
+    own: dict[str, inspect.Parameter] | None = None
     found: dict[str, inspect.Parameter] = {}
     for each in factory.__mro__[:-1] if isinstance(factory, type) else (factory,):
         try:
@@ -213,9 +215,10 @@ def _parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
             break
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         found = {p.name: p for p in named} | found
+        own = dict(found) if own is None else own
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    return found
+    return own or {}, found
 
 
 def _item(dataset: Any, sample: int, spec: SplitSpec) -> tuple[np.ndarray, int, bool]:
