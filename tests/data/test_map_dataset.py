@@ -149,7 +149,7 @@ def test_images_that_do_not_fit_into_memory_are_read_one_by_one_and_are_the_same
         ("Arrays", {"form": "planes"}, r"image 1 has 1 channel\(s\), image 0 has 3"),
         ("Arrays", {"form": "fails"}, r"\[0\] is a float|ZeroDivisionError"),
         ("Arrays", {"colour": 1}, r"fails: TypeError: .*colour"),
-        ("Named", {"classes": ["a", "b"]}, r"\[9\] has the label 9, but its classes are 2 \(numbers 0 to 1\)"),
+        ("Named", {"classes": ["a", "b"]}, r"\[7\] has the label 9, but its classes are 2 \(numbers 0 to 1\)"),
         ("Stream", {}, r"IterableDataset|no __len__"),
         ("Empty", {}, r"has no images"),
         ("no_dataset", {}, r"\[0\] fails: KeyError"),
