@@ -10,6 +10,7 @@ Their names are known without importing the package. An object is imported when 
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -68,11 +69,20 @@ def group_of(kind: Kind) -> str:
 
 def installed(kind: Kind) -> tuple[Plugin, ...]:
     """The entry points of a kind, sorted by name and package; nothing is imported."""
-    return _read(kind, tuple(sys.path))
+    return _read(kind, tuple((place, _written_ns(place)) for place in sys.path))
+
+
+def _written_ns(place: str) -> int:
+    """When something was last installed in a folder; 0 if it is none."""
+    try:
+        return os.stat(place or ".").st_mtime_ns
+    except OSError:
+        return 0
 
 
 @cache
-def _read(kind: Kind, path: tuple[str, ...]) -> tuple[Plugin, ...]:
+def _read(kind: Kind, places: tuple[tuple[str, int], ...]) -> tuple[Plugin, ...]:
+    """The entry points that the folders of ``sys.path`` have; read again if something was installed in one since."""
     found = []
     for point in entry_points(group=group_of(kind)):
         dist = point.dist
