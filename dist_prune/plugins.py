@@ -169,7 +169,8 @@ def unusable(kind: Kind | None = None) -> list[str]:
 
 def why_unusable(kind: Kind, name: str) -> str:
     """The line of ``unusable`` for a name; empty if there is none."""
-    return next((why for plugin, why in _UNUSABLE.items() if (plugin.kind, plugin.name) == (kind, name)), "")
+    same = (plugin for plugin in installed(kind) if plugin.name == name)
+    return next((_UNUSABLE[plugin] for plugin in same if plugin in _UNUSABLE), "")
 
 
 def warning(lines: Iterable[str]) -> str:

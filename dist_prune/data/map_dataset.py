@@ -240,11 +240,12 @@ def _item(dataset: Any, sample: int, spec: SplitSpec) -> tuple[np.ndarray, int, 
 
 
 def _label(value: Any) -> int:
-    single = getattr(value, "shape", ()) in ((), torch.Size([])) and not isinstance(value, bool | np.bool_ | str)
-    whole = value.item() if single and hasattr(value, "item") else value
-    if not single or not isinstance(whole, int) or isinstance(whole, bool) or not 0 <= whole < 2**62:
+    label: Any = value
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic) and value.ndim == 0:
+        label = value.item()
+    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < 2**62:
         raise ValueError(f"its label is {shown(value)}; labels are class numbers from 0 on")
-    return whole
+    return label
 
 
 def to_pixels(image: Any) -> tuple[np.ndarray, bool]:
@@ -260,7 +261,7 @@ def to_pixels(image: Any) -> tuple[np.ndarray, bool]:
     Raises:
         ValueError: the image has another form.
     """
-    inexact = False
+    inexact, pixels = False, image
     if isinstance(image, Image.Image):
         pixels = np.asarray(_eight_bits(image))
     elif isinstance(image, torch.Tensor):
@@ -269,15 +270,15 @@ def to_pixels(image: Any) -> tuple[np.ndarray, bool]:
             values, inexact = _levels(values)
         pixels = (values[None] if values.dim() == 2 else values).numpy()
         pixels = pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels
-    else:
-        pixels = image
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
         form = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else f"a {type(image).__name__}"
         raise ValueError(f"its image is {form}; it must be {FORM}")
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.shape[2] not in CHANNELS or not pixels.size:
-        order = "(channels, height, width)" if isinstance(image, torch.Tensor) else "(height, width, channels)"
-        raise ValueError(f"its image is {tuple(image.shape)}; that is no {order} with 1 to 4 channels")
+        is_tensor = isinstance(image, torch.Tensor)
+        order = "(channels, height, width)" if is_tensor else "(height, width, channels)"
+        shape = tuple(image.shape) if is_tensor else pixels.shape
+        raise ValueError(f"its image is {shape}; that is no {order} with 1 to 4 channels")
     return pixels, inexact
 
 

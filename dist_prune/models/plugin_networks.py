@@ -5,11 +5,13 @@ backbone; or a module whose import registers networks with timm, under any name.
 """
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import timm
 from timm.models import register_model
+from torch import nn
 
 from dist_prune import plugins
 from dist_prune.errors import PruneError
@@ -82,7 +84,8 @@ def _register(plugin: plugins.Plugin) -> None:
         )
     given = getattr(make, "default_cfg", None)
     config = {key: given[key] for key in CONFIG_KEYS if key in given} if isinstance(given, dict) else {}
-    register(plugin.name, make, "", "", __name__, **config)
+    network: Callable[..., nn.Module] = make
+    register(plugin.name, network, "", "", __name__, **config)
     _REGISTERED.add(plugin)
 
 

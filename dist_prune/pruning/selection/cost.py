@@ -10,7 +10,7 @@ norm, average pools; layers of a type that thop does not know by its exact class
 element of a batch norm, adaptive average pools (other pools nothing); layers of any class.
 """
 
-from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -92,49 +92,47 @@ class Cost:
         return self.title + (f" ({self.prefix})" if self.prefix else "")
 
 
-class _Costs(dict[str, Cost]):
+class _Costs(MutableMapping[str, Cost]):
     """Name -> cost; those of other packages join when it is first read, in the order of their names."""
 
-    joined = False
+    def __init__(self) -> None:
+        self.known: dict[str, Cost] = {}
+        self.joined = False
 
-    def _join(self) -> "_Costs":
+    def _all(self) -> dict[str, Cost]:
         if not self.joined:
             self.joined = True  # first: a package may read the table while it is imported
             plugins.load_all("cost", _register_plugin)
-        return self
+        return self.known
 
     def __getitem__(self, name: str) -> Cost:
-        return super(_Costs, self._join()).__getitem__(name)
+        known = self._all()
+        if name not in known and (why := plugins.why_unusable("cost", name)):
+            raise PruneError(why)
+        return known[name]
 
-    def __missing__(self, name: str) -> Cost:
-        why = plugins.why_unusable("cost", name)
-        raise PruneError(why) if why else KeyError(name)
+    def __setitem__(self, name: str, cost: Cost) -> None:
+        self.known[name] = cost
+
+    def __delitem__(self, name: str) -> None:
+        del self.known[name]
 
     def __contains__(self, name: object) -> bool:
-        return super(_Costs, self._join()).__contains__(name)
+        return name in self._all()
 
     def __iter__(self) -> Iterator[str]:
-        return super(_Costs, self._join()).__iter__()
+        return iter(self._all())
 
     def __len__(self) -> int:
-        return super(_Costs, self._join()).__len__()
-
-    def keys(self) -> KeysView[str]:
-        return super(_Costs, self._join()).keys()
-
-    def values(self) -> ValuesView[Cost]:
-        return super(_Costs, self._join()).values()
-
-    def items(self) -> ItemsView[str, Cost]:
-        return super(_Costs, self._join()).items()
+        return len(self._all())
 
 
-COSTS: dict[str, Cost] = _Costs()
+COSTS = _Costs()
 
 
 def _register_plugin(plugin: plugins.Plugin, cost: Any) -> None:
     """Add the cost of another package."""
-    own = "dist_prune/pruning/selection/cost.py" if dict.__contains__(COSTS, plugin.name) else ""
+    own = "dist_prune/pruning/selection/cost.py" if plugin.name in COSTS.known else ""
     plugins.find("cost", plugin.name, own or ("a key of target" if plugin.name in SETTINGS else ""))
     if not isinstance(cost, Cost) or cost.name != plugin.name:
         kind = f"a cost named {cost.name!r}" if isinstance(cost, Cost) else f"a {type(cost).__name__}"
@@ -161,7 +159,7 @@ def register(cost: Cost) -> None:
     Raises:
         PruneError: another cost or another key of that section has the name.
     """
-    if dict.__contains__(COSTS, cost.name) or cost.name in SETTINGS:
+    if cost.name in COSTS.known or cost.name in SETTINGS:
         taken = ", ".join([*COSTS, *SETTINGS])
         raise PruneError(f"{cost.name!r} is no name for another cost. Taken are {taken}; choose one that is not")
     COSTS[cost.name] = cost
