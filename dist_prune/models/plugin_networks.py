@@ -7,7 +7,7 @@ backbone; or a module whose import registers networks with timm, under any name.
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import cast
 
 import timm
 from timm.models import register_model
@@ -77,15 +77,14 @@ def _own(name: str) -> str:
 def _register(plugin: plugins.Plugin) -> None:
     if plugin in _REGISTERED:
         return
-    make: Any = plugins.load(plugin)
+    make = plugins.load(plugin)
     if not callable(make):
         raise PruneError(
             f"{plugin} is a {type(make).__name__}; a backbone is a class or a function that makes a network"
         )
     given = getattr(make, "default_cfg", None)
     config = {key: given[key] for key in CONFIG_KEYS if key in given} if isinstance(given, dict) else {}
-    network: Callable[..., nn.Module] = make
-    register(plugin.name, network, "", "", __name__, **config)
+    register(plugin.name, cast(Callable[..., nn.Module], make), "", "", __name__, **config)
     _REGISTERED.add(plugin)
 
 
