@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # for editors and type checkers: at run time names are resolv
     from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph
     from dist_prune.pruning.hooks.statistics import Statistic
     from dist_prune.pruning.plan.plan import Plan
+    from dist_prune.pruning.selection.cost import Cost
 
 __version__ = "0.1.0"
 _MODULES = {
@@ -24,12 +25,14 @@ _MODULES = {
     "Method": "dist_prune.methods.base",
     "Statistic": "dist_prune.pruning.hooks.statistics",
     "Plan": "dist_prune.pruning.plan.plan",
+    "Cost": "dist_prune.pruning.selection.cost",
     "DependencyGraph": "dist_prune.pruning.graph.groups",
     "ChannelGroup": "dist_prune.pruning.graph.groups",
     "PruneError": "dist_prune.errors",
 }
 __all__ = [
     "ChannelGroup",
+    "Cost",
     "DependencyGraph",
     "Method",
     "Plan",

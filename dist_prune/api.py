@@ -32,6 +32,7 @@ from dist_prune.data.sampling import calibration_ids
 from dist_prune.distributed import tensor_files
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.distributed.environment import DistributedEnvironment
+from dist_prune.distributed.same_plugins import check_same_plugins
 from dist_prune.errors import PruneError
 from dist_prune.export import bundle
 from dist_prune.fileio import write_atomic
@@ -138,6 +139,7 @@ def score(
     weight = next(bare.parameters())
     comm = Communicator.of(group, weight.device)
     comm.connect(1800)
+    check_same_plugins(comm)
     _check_same_network(bare, graph, comm)
     ranked = paper.prunable(graph)
     if not ranked.free:

@@ -26,13 +26,14 @@ if __name__ == "__main__":  # launched by path: import the package from its pare
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # before the run installs its handlers there is nothing to save
     watchdog.start()  # the launcher may end before torch is imported
 
-from dist_prune import methods
+from dist_prune import methods, plugins
 from dist_prune.config import sweep
 from dist_prune.config.recipe import Recipe
 from dist_prune.distributed import error_summary, preemption, shared_folder
 from dist_prune.distributed.communicator import RankLostError, peer_failures, shutdown
 from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.distributed.preemption import PreemptedError
+from dist_prune.distributed.same_plugins import check_same_plugins
 from dist_prune.errors import MISSED, PruneError
 from dist_prune.fileio import canonical, read_json, write_atomic
 from dist_prune.pipeline import runner
@@ -163,6 +164,7 @@ def run(
         PreemptedError: if the run was asked to stop, and has saved its state.
     """
     comm = environment.comm
+    check_same_plugins(comm)
     method = methods.build(recipe.method)
     for name in recipe.score.compare:
         methods.find(name)  # refuses unknown ones before any work
@@ -181,6 +183,8 @@ def run(
     if shared is not None:
         context.artifact_store = ArtifactStore(shared.resolve(), folder.resolve(), recipe.cluster.holder_timeout_s)
     precheck(context)
+    if broken := plugins.warning(plugins.unusable()):
+        tracker.info(broken)
     missed = ""
     for stage in runner.stages_of(recipe.schedule.rounds, recipe.schedule.carry_optimizer):
         with peer_failures(comm):

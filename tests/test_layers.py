@@ -20,11 +20,14 @@ GIANTS = {
     "timm": {
         "models/__init__.py",
         "models/model_kwargs.py",
+        "models/plugin_networks.py",
         "models/registry.py",
         "training/optim.py",
         "training/loss.py",
         "training/trainer.py",
         "training/acceleration.py",
+        "models/timm_networks.py",  # networks by name, from folders and hubs
+        "models/torchvision_networks.py",  # its rule for the weights of a first convolution of other channels
         "data/timm_transforms.py",  # its evaluation transform and auto-augment policies
     },
     "ffcv": {"data/ffcv/loader.py"},
@@ -37,18 +40,23 @@ GIANTS = {
     "matplotlib": {"report/figures.py", "report/html.py", "report/compare_html.py", "report/ratio_curves_html.py"},
 }
 # room -> rooms it may import from (beside itself); a room is a folder or a file of the package
-BASE = {"errors", "fileio", "config"}
+BASE = {"errors", "fileio", "plugins", "config"}
 ENGINE = BASE | {"distributed", "data", "models", "training"}
 ALLOWED = {
     "errors": set(),
     "fileio": {"errors"},
-    "config": {"errors", "fileio"},
+    "plugins": {"errors", "fileio"},
+    "config": {"errors", "fileio", "plugins"},
     "distributed": BASE,
     "data": BASE | {"distributed"},
     "models": BASE | {"distributed"},
     "training": BASE | {"distributed", "data"},
-    "pruning": {"errors", "config"},  # config: parsing of plan files; a cost's name becomes a key of the target section
-    "methods": {"errors", "pruning"},
+    "pruning": {
+        "errors",
+        "plugins",
+        "config",
+    },  # config: parsing of plan files; a cost's name becomes a key of the target section
+    "methods": {"errors", "plugins", "pruning"},
     "scoring": ENGINE | {"pruning"},
     "report": BASE | {"pruning", "training"},
     "export": ENGINE | {"pruning"},

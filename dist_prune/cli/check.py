@@ -12,7 +12,15 @@ from dist_prune.config import loading
 from dist_prune.config.data import Data
 from dist_prune.config.recipe import Recipe
 from dist_prune.data.class_order import class_order_warning, describe_order, read_class_map, sort_classes
-from dist_prune.data.datasets import KNOWN, check_normalisation, class_folders, npz_shape, open_source
+from dist_prune.data.datasets import (
+    KNOWN,
+    OPENERS,
+    check_normalisation,
+    class_folders,
+    dataset_shape,
+    npz_shape,
+    open_source,
+)
 from dist_prune.errors import PruneError
 from dist_prune.methods.base import Method
 from dist_prune.pruning.graph.groups import DependencyGraph
@@ -167,6 +175,8 @@ def _image_shape(data: Data) -> tuple[int, int, int | None, str]:
             return 1000, 3, None, "1,000 classes: the images are not here"
         classes = open_source(data.source, data.root, data.train_split, True).classes
         return len(read_class_map(Path(data.class_map))) if data.class_map else len(classes), 3, None, ""
+    if data.source not in OPENERS:
+        return (*dataset_shape(data), "")
     shape = npz_shape(data.root, data.layout, data.image_size)
     return (*shape, "") if shape else (10, 3, 32, "10 classes of 3x32x32 images: the .npz file is not here")
 

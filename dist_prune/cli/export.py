@@ -113,7 +113,7 @@ def _source(arguments: argparse.Namespace, folder: Path | None, train: bool) -> 
     """The source of ``--images`` or of the bundle's run, and the backend that loads it."""
     import numpy as np
 
-    from dist_prune.data.datasets import FolderSource, open_source
+    from dist_prune.data.datasets import OPENERS, FolderSource, open_source
     from dist_prune.data.folder_scan import find_images, left_out_text
     from dist_prune.data.open_split import open_split
 
@@ -132,6 +132,11 @@ def _source(arguments: argparse.Namespace, folder: Path | None, train: bool) -> 
         return FolderSource(files, labels, ("any",), str(root)), "auto"  # type: ignore[arg-type]
     if folder is not None and (folder.parent / "recipe.yaml").is_file():
         data = loading.load(str(folder.parent / "recipe.yaml"), [], methods.options_of).data
+        if data.source not in OPENERS:  # beside a bundle from elsewhere the recipe may be anyone's
+            raise PruneError(
+                f"the run's images are the Dataset {data.source}, whose code export does not run; name images with "
+                "--images"
+            )
         split = data.train_split if train else data.eval_split
         opened = open_split(data.backend, data.source, data.root, split, train, layout=data.layout)
         return opened.source, opened.backend

@@ -1,36 +1,48 @@
-"""``dist-prune list``: the methods, recipes, backbones and recipe keys that there are."""
+"""``dist-prune list``: the methods, recipes, backbones, data sets, targets and recipe keys that there are."""
 
 import argparse
+import sys
+from collections.abc import Callable
 
-from dist_prune import methods
+from dist_prune import methods, plugins
 from dist_prune.cli.verb import Answer
 from dist_prune.config import loading
 from dist_prune.errors import PruneError
 
-HELP = "list methods, recipes, backbones or recipe keys"
+HELP = "list methods, recipes, backbones, data sets, targets or recipe keys"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's command line."""
-    parser.add_argument("what", choices=("methods", "recipes", "backbones", "keys"), help="the things to list")
+    parser.add_argument("what", choices=tuple(LISTS), help="the things to list")
     parser.add_argument("pattern", nargs="?", default="", help="a glob of backbones, or the method whose keys to list")
 
 
 def run(arguments: argparse.Namespace) -> Answer:
     """List what ``arguments.what`` names."""
-    lists = {"methods": _methods, "keys": _keys, "recipes": _recipes, "backbones": _backbones}
-    return lists[arguments.what](arguments.pattern)
+    text, body, code = LISTS[arguments.what](arguments.pattern)
+    if broken := plugins.warning(plugins.unusable()):
+        print(broken, file=sys.stderr)
+    return text, body, code
 
 
 def _methods(pattern: str) -> Answer:
     papers = {}
     for name in methods.list_names():
         try:
-            papers[name] = methods.find(name).paper
+            papers[name] = methods.find(name).paper + _origin("method", name)
         except PruneError as error:
             papers[name] = f"cannot be used: {error}"
+            for plugin in plugins.installed("method"):
+                if plugin.name == name:
+                    plugins.note_unusable(plugin, str(error))
     width = max(map(len, papers))
     return "\n".join(f"{name:{width}}  {paper}" for name, paper in papers.items()), papers, 0
+
+
+def _origin(kind: plugins.Kind, name: str) -> str:
+    """The package whose entry point has a name, as the end of a line; empty for dist_prune's own."""
+    return next((f"  [{plugin.package}]" for plugin in plugins.installed(kind) if plugin.name == name), "")
 
 
 def _keys(method: str) -> Answer:
@@ -47,4 +59,46 @@ def _backbones(pattern: str) -> Answer:
     from dist_prune import models  # timm takes seconds to import
 
     names = models.list_names(pattern)
-    return "\n".join(names), names, 0
+    of_others = models.plugin_networks.origins()
+    lines = [f"{name}  [{of_others[name].package}]" if name in of_others else name for name in names]
+    return "\n".join(lines), names, 0
+
+
+def _datasets(pattern: str) -> Answer:
+    from dist_prune.config.data import SOURCES, source_names
+
+    captions = dict(SOURCES)
+    for plugin in plugins.installed("dataset"):
+        if plugin.name in captions:
+            plugins.note_unusable(plugin, f"{plugin} has the name of a data set of dist_prune itself; rename it")
+        else:
+            captions[plugin.name] = f"{plugin.value}{_origin('dataset', plugin.name)}"
+    width = max(map(len, source_names()))
+    more = (
+        "package.module:Dataset or ./file.py:Dataset: any map-style Dataset of (image, label), docs/adding-a-dataset.md"
+    )
+    return "\n".join([*(f"{name:{width}}  {text}" for name, text in captions.items()), more]), captions, 0
+
+
+def _targets(pattern: str) -> Answer:
+    from dist_prune.config.pruning import Target
+    from dist_prune.pruning.selection.cost import COSTS
+
+    captions = {}
+    for cost in COSTS.values():
+        if cost.target:
+            field = Target.model_fields.get(cost.name)
+            text = field.description if field is not None else Target.costs.get(cost.name)
+            captions[cost.name] = f"{text}{_origin('cost', cost.name)}"
+    width = max(map(len, captions))
+    return "\n".join(f"{name:{width}}  {text}" for name, text in captions.items()), captions, 0
+
+
+LISTS: dict[str, Callable[[str], Answer]] = {
+    "methods": _methods,
+    "recipes": _recipes,
+    "backbones": _backbones,
+    "datasets": _datasets,
+    "targets": _targets,
+    "keys": _keys,
+}

@@ -60,6 +60,7 @@ PATH_ARGUMENTS = (
     "runs",
     "source",
     "sweep",
+    "to",
     "to_json",
 )
 

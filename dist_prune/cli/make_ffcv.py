@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     Raises:
         PruneError: if FFCV is missing, the source has no such images, or the output is not named ``.beton``.
     """
-    from dist_prune.data.datasets import check_labels, open_source
+    from dist_prune.data.datasets import OPENERS, check_labels, open_source
     from dist_prune.data.ffcv.backend import import_loader
     from dist_prune.data.open_split import beton_path
     from dist_prune.distributed.cpu_count import cores
@@ -56,6 +56,10 @@ def run(arguments: argparse.Namespace) -> Answer:
     from dist_prune.data.ffcv.writer import write_beton
 
     source, root, split, layout = origin(arguments)
+    if source not in OPENERS:
+        raise PruneError(
+            f"--source: {source} is a Dataset, whose images are read by its own code and not from a .beton"
+        )
     train = arguments.split == "train"
     out = Path(arguments.out) if arguments.out else beton_path(source, root, split, train)
     if out is None or out.suffix != ".beton":

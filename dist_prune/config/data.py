@@ -4,8 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from dist_prune import plugins
 from dist_prune.config.section import LONG, PathText, Section
 from dist_prune.config.stage_keys import Augmentation, External, InputShape, Loading, Network, Operational, ReadBy
+from dist_prune.errors import nearest
 
 SIDE = 16384  # pixels of an image's side
 
@@ -14,6 +16,38 @@ def _check_rising(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] > value[1]:
         raise ValueError(f"the first number must not be larger than the second, got {list(value)}")
     return value
+
+
+# data sets of this package -> what they are; a recipe may also name an entry point or a Dataset's import path
+SOURCES = {
+    "digits": "scikit-learn's 1,797 digits",
+    "npz": "arrays of an .npz file",
+    "cifar10": "torchvision's CIFAR10",
+    "cifar100": "torchvision's CIFAR100",
+    "mnist": "torchvision's MNIST",
+    "fashion_mnist": "torchvision's FashionMNIST",
+    "svhn": "torchvision's SVHN",
+    "imagefolder": "folders of images, one for each class",
+    "tar": "tar shards of images",
+    "parquet": "parquet files of images, as Hugging Face's datasets write them",
+}
+
+
+def source_names() -> list[str]:
+    """The names of all data sets: those of this package, then those of entry points."""
+    return list(dict.fromkeys([*SOURCES, *plugins.names("dataset")]))
+
+
+def _check_source(value: str) -> str:
+    if value in SOURCES or value in plugins.names("dataset"):
+        plugins.find("dataset", value, "dist_prune/data/datasets.py" if value in SOURCES else "")
+        return value
+    if plugins.names_code(value):
+        return value
+    raise ValueError(
+        f"no data set of this name.{nearest(value, source_names())} Allowed: {', '.join(source_names())}, or a "
+        "map-style Dataset as package.module:Dataset or ./file.py:Dataset"
+    )
 
 
 Edge = Annotated[float, Field(gt=0, le=1000)]
@@ -68,13 +102,15 @@ class Backbone(Section):
 class Data(Section):
     """The data set, and how its images are loaded and augmented."""
 
-    source: InputShape[
-        Literal[
-            "digits", "npz", "cifar10", "cifar100", "mnist", "fashion_mnist", "svhn", "imagefolder", "tar", "parquet"
-        ]
-    ] = Field(
-        description="data set: scikit-learn's digits, arrays of an .npz file, one of torchvision's, folders of "
-        "images, or tar shards or parquet files of them"
+    source: Annotated[InputShape[str], AfterValidator(_check_source)] = Field(
+        max_length=200,
+        description="data set: scikit-learn's digits, arrays of an .npz file, one of torchvision's, folders of images, "
+        "tar shards or parquet files of them, or a map-style Dataset: package.module:Dataset, ./file.py:Dataset, or "
+        "the name of an entry point; digits, npz, cifar10, cifar100, mnist, fashion_mnist, svhn, imagefolder, tar, "
+        "parquet",
+    )
+    kwargs: Loading[dict[str, Any]] = Field(
+        default_factory=dict, description="Dataset: further keyword arguments of its class or function"
     )
     root: External[PathText | None] = Field(
         default=None,
@@ -198,6 +234,10 @@ class Data(Section):
         ):
             if getattr(self, key) is not None and self.source not in sources:
                 raise ValueError(f"data.{key} is for {owner}; data.source is {self.source}. Leave it out")
+        if self.kwargs and self.source in SOURCES:
+            raise ValueError(
+                f"data.kwargs is for a Dataset (package.module:Dataset); data.source is {self.source}. Leave it out"
+            )
         if self.class_map and self.class_order:
             raise ValueError("data.class_map gives the order of the classes: leave data.class_order out")
         return self

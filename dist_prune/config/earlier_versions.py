@@ -18,6 +18,7 @@ ADDED: dict[str, Any] = {
     "backbone.protect": [],
     "data.class_map": None,
     "data.class_order": None,
+    "data.kwargs": {},
     "data.layout": None,
     "target.latency_tolerance": 0.05,
 }

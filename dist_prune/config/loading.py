@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from dist_prune.config import safe_parsing
 from dist_prune.config.overrides import OptionsOf, apply_overrides, remove_nulls, rename_keys
+from dist_prune.config.pruning import Target
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.recipe_files import find, known_recipes
 from dist_prune.errors import PruneError, nearest, shown
@@ -197,7 +198,7 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
         if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
             return []
         model = kind
-    return [*(field.alias or name for name, field in model.model_fields.items()), *getattr(model, "costs", ())]
+    return [*(field.alias or name for name, field in model.model_fields.items()), *_other_costs(model)]
 
 
 def reference(model: type[BaseModel] = Recipe, prefix: str = "") -> str:
@@ -225,5 +226,9 @@ def _keys(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]
                 yield from _keys(kind, f"{prefix}{name}.")
         else:
             yield prefix + (field.alias or name), field
-    for name, caption in getattr(model, "costs", {}).items():
+    for name, caption in _other_costs(model).items():
         yield prefix + name, FieldInfo(annotation=float, default=None, description=caption)
+
+
+def _other_costs(model: type[BaseModel]) -> dict[str, str]:
+    return model.other_costs() if issubclass(model, Target) else {}

@@ -12,8 +12,10 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from dist_prune import plugins
 from dist_prune.config.section import BATCH, LONG, MANY, PathText, Section
 from dist_prune.config.stage_keys import Calibration, External, MicroBatch, Operational, ReadBy
+from dist_prune.errors import PruneError
 
 SETTINGS = ("latency_batch", "tolerance", "latency_tolerance")  # keys of ``target`` that name no cost
 
@@ -157,8 +159,12 @@ class Target(Section):
         """Refuse unknown keys, in one list with everything else that is wrong."""
         if not isinstance(section, dict):
             return handler(section)
-        odd = [key for key in section if key not in cls.model_fields and key not in cls.costs]
-        known = {k: v for k, v in section.items() if k in cls.model_fields or (k in cls.costs and v is not None)}
+        costs = cls.other_costs()
+        odd = [key for key in section if key not in cls.model_fields and key not in costs]
+        known = {k: v for k, v in section.items() if k in cls.model_fields or (k in costs and v is not None)}
+        for key in known:
+            if known[key] is not None:
+                cls._check_plugin(key)
         wrong = [InitErrorDetails(type="extra_forbidden", loc=(str(key),), input=section[key]) for key in odd]
         try:
             made = handler(known)
@@ -175,6 +181,25 @@ class Target(Section):
                 for item in error.errors()
             ]  # fmt: skip
         raise ValidationError.from_exception_data(cls.__name__, wrong)
+
+    @classmethod
+    def other_costs(cls) -> dict[str, str]:
+        """Name -> description of the costs that have no field: registered ones, and those of installed packages."""
+        of_others = {
+            plugin.name: f"share to keep of the cost that {plugin.package} counts"
+            for plugin in plugins.installed("cost")
+        }
+        return {name: text for name, text in of_others.items() if name not in cls.model_fields} | cls.costs
+
+    @classmethod
+    def _check_plugin(cls, name: str) -> None:
+        """Raise a PruneError for a cost of another package that cannot be used."""
+        own = name in cls.model_fields and name not in cls.costs
+        plugin = plugins.find("cost", name, "a key of target" if own else "")
+        if plugin is not None:
+            plugins.load(plugin)
+        if why := plugins.why_unusable("cost", name):
+            raise PruneError(why)
 
     def _shares(self) -> list[tuple[str, float]]:
         """(cost, share) of each cost that is set."""

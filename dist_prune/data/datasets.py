@@ -2,18 +2,20 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dist_prune.config.data import Data
 from dist_prune.data import array_files, folder_layout, folder_scan
 from dist_prune.data.class_order import renumbered_identity
 from dist_prune.data.folder_index import Names, load_or_scan
 from dist_prune.data.listed_layouts import find_listing
+from dist_prune.data.map_dataset import open_dataset
 from dist_prune.data.parquet_files import open_parquet
 from dist_prune.data.random_access import ImageSource, RandomAccessSource, Say, SplitSpec
 from dist_prune.data.tar_shards import open_tar
@@ -125,23 +127,56 @@ class FolderSource:
         return self.paths[sample]
 
 
+@dataclass(frozen=True)
+class DatasetKeys:
+    """The recipe's keys for a Dataset beside those of every data source.
+
+    Attributes:
+        kwargs: ``data.kwargs``.
+        image_size: ``data.image_size``.
+        splits: ``data.train_split`` and ``data.eval_split``.
+    """
+
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    image_size: int | None = None
+    splits: tuple[str, str] | None = None
+
+    @classmethod
+    def of(cls, data: Data) -> "DatasetKeys":
+        """Those of a recipe's ``data`` section."""
+        return cls(data.kwargs, data.image_size, (data.train_split, data.eval_split))
+
+
 def open_source(
-    source: str, root: str | None, split: str, train: bool, say: Say = lambda text: None, layout: str | None = None
+    source: str,
+    root: str | None,
+    split: str,
+    train: bool,
+    say: Say = lambda text: None,
+    layout: str | None = None,
+    dataset: DatasetKeys | None = None,
 ) -> RandomAccessSource:
-    """Open the training or the evaluation split of a data set by its entry in ``OPENERS``.
+    """Open the training or the evaluation split of a data set by its entry in ``OPENERS``, or of a Dataset.
 
     Args:
-        source: the recipe's ``data.source``, a key of ``OPENERS``.
+        source: the recipe's ``data.source``: a key of ``OPENERS``, or a Dataset (see map_dataset.py). The latter runs
+            the code that it names, which a recipe may do and a bundle may not.
         root: the recipe's ``data.root``: a file or a folder.
         split: sub-folder name of an image folder.
         train: whether to open the training split.
         say: takes a line for the user before something that takes long.
         layout: the recipe's ``data.layout`` of an .npz file.
+        dataset: the recipe's keys for a Dataset.
 
     Raises:
         PruneError: missing or malformed data, with the expected form and place.
     """
-    return OPENERS[source](SplitSpec(source, root, split, train, say, layout))
+    spec = SplitSpec(source, root, split, train, say, layout)
+    if source in OPENERS:
+        return OPENERS[source](spec)
+    keys = dataset or DatasetKeys()
+    other = keys.splits[train] if keys.splits else ""
+    return open_dataset(replace(spec, kwargs=keys.kwargs, image_size=keys.image_size, other_split=other))
 
 
 def select_classes(source: ImageSource, classes: Sequence[int] | None) -> Any:
@@ -218,6 +253,30 @@ def check_same_classes(train: ImageSource, test: ImageSource) -> None:
     _check_same_names(train.classes, test.classes)
 
 
+def check_same_form(train: ImageSource, test: ImageSource, image_size: int | None) -> None:
+    """Check that the images of both splits fit one network.
+
+    Args:
+        train: the training split.
+        test: the evaluation split.
+        image_size: the recipe's ``data.image_size``, to which images of several sizes are resized.
+
+    Raises:
+        PruneError: the number of channels differs, or the size does and ``image_size`` is None.
+    """
+    if train.in_chans != test.in_chans:
+        raise PruneError(
+            f"the training images have {train.in_chans} channel(s), the evaluation images {test.in_chans}; one network "
+            "takes one number"
+        )
+    if train.fixed_size != test.fixed_size and image_size is None:
+        sizes = [" x ".join(map(str, source.fixed_size or ("any",))) for source in (train, test)]
+        raise PruneError(
+            f"data.image_size: the training images are {sizes[0]}, the evaluation images {sizes[1]}; write "
+            "data.image_size=SIDE to resize both"
+        )
+
+
 def _check_same_names(train: Sequence[str], test: Sequence[str]) -> None:
     if tuple(train) != tuple(test):
         missing, extra = sorted(set(train) - set(test))[:4], sorted(set(test) - set(train))[:4]
@@ -285,6 +344,31 @@ def npz_shape(root: str | None, layout: str | None, image_size: int | None) -> t
     check_labels(source, "the evaluation images of npz")
     array_files.check_sides(*source.fixed_size, image_size)
     return len(source.classes), source.in_chans, source.fixed_size[0]
+
+
+def dataset_shape(data: Data) -> tuple[int, int, int | None]:
+    """Open both splits of a Dataset, as a run would.
+
+    Args:
+        data: the recipe's ``data`` section.
+
+    Returns:
+        (classes, channels, side in pixels, or None if sizes differ).
+
+    Raises:
+        PruneError: a run would refuse it.
+    """
+    train, test = (
+        open_source(data.source, data.root, split, is_train, dataset=DatasetKeys.of(data))
+        for split, is_train in ((data.train_split, True), (data.eval_split, False))
+    )
+    for source, name in ((train, "training"), (test, "evaluation")):
+        check_labels(source, f"the {name} images of {data.source}")
+    check_same_classes(train, test)
+    check_same_form(train, test, data.image_size)
+    if train.fixed_size is not None:
+        array_files.check_sides(*train.fixed_size, data.image_size)
+    return len(data.classes or train.classes), train.in_chans, train.fixed_size[0] if train.fixed_size else None
 
 
 def _expected_form(source: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from dist_prune.data.datasets import open_source
+from dist_prune.data.datasets import OPENERS, DatasetKeys, open_source
 from dist_prune.data.ffcv.backend import FfcvBackend, open_beton
 from dist_prune.data.file_backend import FileBackend
 from dist_prune.data.memory_backend import MemoryBackend
@@ -46,6 +46,7 @@ def open_split(
     say: Say = lambda text: None,
     resized: Callable[[ImageSource], int] = lambda source: 0,
     layout: str | None = None,
+    dataset: DatasetKeys | None = None,
 ) -> OpenSplit:
     """Open the training or the evaluation split with the backend that the recipe asks for.
 
@@ -62,6 +63,7 @@ def open_split(
         say: takes a line for the user before something that takes long.
         resized: maps a source to the side in pixels that the recipe resizes shorter sides to before it crops.
         layout: the recipe's ``data.layout`` of an .npz file.
+        dataset: the recipe's keys for a Dataset.
 
     Returns:
         The split, its backend, and the reason for the choice.
@@ -75,9 +77,12 @@ def open_split(
         files_exist = not only_beton and root is not None and Path(root).expanduser().exists()
         why = "data.backend says so" if backend == "ffcv" else f"there is no {split} folder beside {path}"
         return _open_ffcv(
-            path, lambda: open_source(source, root, split, train, say, layout) if files_exist else None, why, resized
+            path,
+            lambda: open_source(source, root, split, train, say, layout, dataset) if files_exist else None,
+            why,
+            resized,
         )
-    original = open_source(source, root, split, train, say, layout)
+    original = open_source(source, root, split, train, say, layout, dataset)
     if original.images is None:
         if backend == "memory":
             raise PruneError(
@@ -121,12 +126,12 @@ def create_backend(
 
 
 def beton_path(source: str, root: str | None, split: str, train: bool) -> Path | None:
-    """Path of the .beton of a split, beside its folder or file; None without a root.
+    """Path of the .beton of a split, beside its folder or file; None without a root and for a Dataset.
 
     ``ROOT/train.beton`` for ROOT/train and for tar or parquet files in ROOT, ``x.train.beton`` and ``x.test.beton``
     for x.npz, ``ROOT/cifar10.train.beton`` for torchvision's data sets.
     """
-    if root is None:
+    if root is None or source not in OPENERS:
         return None
     path, suffix = Path(root).expanduser(), "train" if train else "test"
     if source == "imagefolder":

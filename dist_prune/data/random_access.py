@@ -10,15 +10,15 @@ arrays read one by one None        (H, W)          the same, read in the loader'
 image files            None        None            decoded to RGB, resized and cropped by timm's transforms
 =====================  ==========  ==============  ========================================================
 
-The rest of the package asks these members and never tests the class. A new form (tar shards, parquet, a torch
-``Dataset``) is one file with a class and a function ``SplitSpec -> RandomAccessSource``, a line in
-``datasets.OPENERS``, and its name in the recipe's ``data.source``.
+The rest of the package asks these members and never tests the class. A new form (tar shards, parquet) is
+one file with a class and a function ``SplitSpec -> RandomAccessSource``, a line in ``datasets.OPENERS``, and its name
+in ``config.data.SOURCES``. A torch ``Dataset`` needs none of this: ``data.source`` names it (map_dataset.py).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -131,6 +131,9 @@ class SplitSpec:
         train: whether it is the training split.
         say: takes a line for the user before something that takes long.
         layout: the recipe's ``data.layout``: the order of the axes of an .npz file's images.
+        kwargs: the recipe's ``data.kwargs``, for a Dataset's class or function.
+        image_size: the recipe's ``data.image_size``, without which images of a Dataset have to have one size.
+        other_split: ``split`` of the other one of the two splits.
     """
 
     source: str
@@ -139,6 +142,9 @@ class SplitSpec:
     train: bool
     say: Say = lambda text: None
     layout: str | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    image_size: int | None = None
+    other_split: str = ""
 
     def path(self, expected: str) -> Path:
         """``root`` as a path that exists.

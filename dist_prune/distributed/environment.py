@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
 
+from dist_prune import plugins
 from dist_prune.distributed import launcher_settings
 from dist_prune.distributed.communicator import Communicator, join_all
 from dist_prune.distributed.cpu_count import cores
@@ -253,6 +254,7 @@ def describe_environment(environment: DistributedEnvironment) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "overridden": list(environment.overridden),
         "packages": versions,
+        "plugins": plugins.describe(),
     }
 
 

@@ -1,52 +1,45 @@
 """The registry of methods: one file or one folder per paper, whose name is the method's name.
 
 A folder's ``__init__`` exports the method's class; its other files are imported by no other paper. Other packages add
-methods by the entry-point group ``dist_prune.methods``.
+methods by the entry-point group ``dist_prune.methods`` (see ``dist_prune/plugins.py``).
 """
 
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from pydantic import BaseModel
 
+from dist_prune import plugins
 from dist_prune.errors import PruneError, unknown
 from dist_prune.methods.base import Method
 
-GROUP = "dist_prune.methods"
 SHARED = ("base", "context", "options")  # modules that every paper may import; not methods
 
 
 def list_names() -> list[str]:
     """The names of all methods, sorted: those of this package, and those of other packages' entry points."""
-    own = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in SHARED]
-    return sorted({*own, *_entry_points()})
+    return sorted({*_own_names(), *plugins.names("method")})
 
 
 def find(name: str) -> type[Method]:
     """Find the class of a method.
 
     Args:
-        name: of the method; a name of another package's entry point goes before one of this package.
+        name: of the method.
 
     Raises:
-        PruneError: there is no method of that name (the nearest one is named), another package's cannot be imported,
-            or its module does not hold exactly one subclass of ``Method``.
+        PruneError: there is no method of that name (the nearest one is named), several packages have one, another
+            package's cannot be imported, or its module does not hold exactly one subclass of ``Method``.
     """
     if name not in list_names():
         raise PruneError(unknown("method", name, list_names()))
-    of_others = _entry_points()
-    if name in of_others:
-        try:
-            loaded = of_others[name].load()
-        except Exception as error:  # another package's code
-            raise PruneError(
-                f"method {name!r} of another package cannot be imported: {type(error).__name__}: {error}"
-            ) from error
+    plugin = plugins.find("method", name, f"dist_prune/methods/{name}" if name in _own_names() else "")
+    if plugin is not None:
+        loaded = plugins.load(plugin)
         if not (isinstance(loaded, type) and issubclass(loaded, Method)):
-            raise PruneError(f"the entry point {name!r} of {GROUP} is no subclass of dist_prune.methods.base.Method")
+            raise PruneError(f"{plugin} is no subclass of dist_prune.Method")
         return loaded
     module = importlib.import_module(f"{__name__}.{name}")
     classes = [
@@ -88,5 +81,5 @@ def options_of(name: str) -> type[BaseModel]:
     return find(name).Options
 
 
-def _entry_points() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
+def _own_names() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(__path__) if module.name not in SHARED]

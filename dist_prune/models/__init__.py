@@ -18,6 +18,7 @@ from dist_prune.models import (
     lenet_tanh,
     mlp,
     mobilenet_cifar,
+    plugin_networks,
     resnet_cifar,
     sources,
     vgg_cifar,
@@ -41,7 +42,7 @@ _OWN = (  # registered by their import
 
 
 def list_names(pattern: str = "") -> list[str]:
-    """The names of all backbones, those of timm and of this package; ``torchvision:*`` lists torchvision's.
+    """The names of all backbones: timm's, this package's, those of entry points; ``torchvision:*`` lists torchvision's.
 
     Args:
         pattern: glob of names; "" for all.
@@ -51,6 +52,7 @@ def list_names(pattern: str = "") -> list[str]:
 
         names = (f"{sources.TORCHVISION}:{name}" for name in torchvision_networks.list_names())
         return [name for name in names if fnmatchcase(name, pattern) or name.startswith(pattern)]
+    plugin_networks.list_names()
     return timm.list_models(pattern or "*")
 
 

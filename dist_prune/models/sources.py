@@ -23,7 +23,6 @@ from torch import nn
 from dist_prune.errors import PruneError, shown
 
 HUB, LOCAL, TORCHVISION, TRANSFORMERS = "hf-hub", "local-dir", "torchvision", "transformers"
-_CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.<>]*|\.{0,2}/[^:]+\.py:[A-Za-z_]\w*")
 
 
 class NetworkSource(Protocol):
@@ -59,7 +58,7 @@ def prefix_of(name: str) -> str:
     prefix = name.partition(":")[0]
     if prefix in (HUB, LOCAL, TORCHVISION, TRANSFORMERS):
         return prefix
-    return "code" if _CODE.fullmatch(name) else ""
+    return "code" if ":" in name else ""
 
 
 def is_code(name: str) -> bool:

@@ -9,8 +9,9 @@ import timm
 from timm.models import _hub
 from torch import nn
 
+from dist_prune import plugins
 from dist_prune.errors import PruneError, nearest, shown
-from dist_prune.models import model_kwargs
+from dist_prune.models import model_kwargs, plugin_networks
 from dist_prune.models.sources import LOCAL
 
 
@@ -25,11 +26,15 @@ class TimmNetwork:
         self.name = name
 
     def check(self, kwargs: Mapping[str, Any]) -> None:
+        if isinstance(self.name, str):
+            plugin_networks.make_known(self.name)
         if not isinstance(self.name, str) or not timm.is_model(self.name):
+            plugin_networks.list_names()
             known = timm.list_models("*")
+            broken = plugins.warning(plugins.unusable("backbone"))  # the name may be one of theirs
             raise PruneError(
                 f"backbone.name: unknown backbone {shown(self.name)}.{nearest(str(self.name), known)} "
-                f"'dist-prune list backbones' shows all {len(known)}."
+                f"'dist-prune list backbones' shows all {len(known)}." + (f"\n{broken}" if broken else "")
             )
         model_kwargs.check(self.name, kwargs)
 

@@ -4,18 +4,14 @@ Importing runs the user's code. A recipe is trusted as a script is. A bundle is 
 one.
 """
 
-import hashlib
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
+from dist_prune import plugins
 from dist_prune.errors import PruneError, nearest, shown
 
 
@@ -44,24 +40,10 @@ class UserNetwork:
         Raises:
             PruneError: the module cannot be imported, or has no such callable.
         """
-        module = _import_file(self.file) if self.file is not None else self._import()
-        found: Any = module
-        for part in self.attribute.split("."):
-            names = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
-            found = getattr(found, part, None)
-            if found is None:
-                raise PruneError(f"backbone.name: {self.place} has no {shown(self.attribute)}.{nearest(part, names)}")
+        found = plugins.import_object(self.name, "backbone.name")
         if not callable(found):
             raise PruneError(f"backbone.name: {self.name} is a {type(found).__name__}, not a class or a function")
         return found
-
-    def _import(self) -> ModuleType:
-        try:
-            return importlib.import_module(self.place)
-        except ImportError as error:
-            missing = error.name in (self.place, *self.place.split(".")[:1])
-            how = f". Install its package, or start with PYTHONPATH=FOLDER of {self.place}" if missing else ""
-            raise PruneError(f"backbone.name: {self.place} cannot be imported: {error}{how}") from error
 
     def check(self, kwargs: Mapping[str, Any]) -> None:
         taken = _parameters(self.make())
@@ -110,26 +92,3 @@ def _parameters(make: Callable[..., Any]) -> set[str] | None:
     except (TypeError, ValueError):
         return None
     return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else {p.name for p in parameters}
-
-
-def _import_file(path: Path) -> ModuleType:
-    """Import a file under a name of its own, once for each content."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise PruneError(
-            f"backbone.name: {path} cannot be read: {error} (the path is relative to the working folder)"
-        ) from error
-    name = f"dist_prune_user_{path.stem}_{hashlib.sha256(content).hexdigest()[:12]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # a path that ends in .py
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's code
-        del sys.modules[name]
-        raise PruneError(f"backbone.name: {path} raises {type(error).__name__} when it is imported: {error}") from error
-    return module

@@ -14,7 +14,14 @@ from dist_prune.config.recipe import Recipe
 from dist_prune.config.training import Training
 from dist_prune.data.array_files import check_sides
 from dist_prune.data.class_order import describe_order, renumber
-from dist_prune.data.datasets import check_labels, check_normalisation, check_same_classes, select_classes
+from dist_prune.data.datasets import (
+    DatasetKeys,
+    check_labels,
+    check_normalisation,
+    check_same_classes,
+    check_same_form,
+    select_classes,
+)
 from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.data.open_split import OpenSplit, open_split
 from dist_prune.data.random_access import ImageSource
@@ -67,6 +74,7 @@ class RunImages:
                 self.tracker.info,
                 lambda source, train=train: self._resized_side(source, train),
                 data.layout,
+                DatasetKeys.of(data),
             )
             unrenumbered[train] = select_classes(split.source, data.classes)
             splits[train] = replace(split, source=renumber(unrenumbered[train], data.class_order, data.class_map))
@@ -75,6 +83,7 @@ class RunImages:
         numbered = getattr(unrenumbered[True], "numbered", False)
         named = {train: split.source for train, split in splits.items()} if numbered else unrenumbered
         check_same_classes(named[True], named[False])
+        check_same_form(unrenumbered[True], unrenumbered[False], data.image_size)
         classes = splits[True].source.classes
         empty = len(classes) - len(np.unique(splits[True].source.labels))
         if data.source == "imagefolder" or (data.source in ("tar", "parquet") and not numbered):

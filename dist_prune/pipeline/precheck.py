@@ -7,6 +7,7 @@ import torch
 
 from dist_prune.config.training import Training
 from dist_prune.data import sampling
+from dist_prune.data.datasets import OPENERS
 from dist_prune.errors import PruneError
 from dist_prune.pipeline import criteria, recipe_checks
 from dist_prune.pipeline.context import RunContext
@@ -43,13 +44,29 @@ def precheck(context: RunContext) -> None:
     for settings, name in trainings:
         attempt(acceleration.check, settings, environment, name, recipe.cluster.deterministic)
     # one rank scans the folders, the others take its index
-    if attempt(environment.comm.run_on_main, lambda: context.images.splits) and attempt(_network, context):
+    if (
+        attempt(environment.comm.run_on_main, lambda: context.images.splits)
+        and attempt(_same_images, context)
+        and attempt(_network, context)
+    ):
         attempt(criteria.check_criteria, context)
         attempt(_timing, context)
         for training in trainings:
             attempt(_training, context, *training)
     if problems:
         raise PruneError("\n".join(problems))
+
+
+def _same_images(context: RunContext) -> None:
+    """PruneError if a Dataset, whose code every rank runs, gives other images on another rank."""
+    if context.recipe.data.source in OPENERS:
+        return
+    by_split = {train: split.source.identity for train, split in context.images.splits.items()}
+    if len({str(identities) for identities in context.environment.comm.all_gather_object(by_split)}) > 1:
+        raise PruneError(
+            f"data.source: {context.recipe.data.source} gives other images, or another order, on some ranks. Every "
+            "rank calls it alike: sort what it lists, draw nothing at random, and give all machines the same files"
+        )
 
 
 def _timing(context: RunContext) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from dist_prune.config.data import Data
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.training import Training
-from dist_prune.data.datasets import KNOWN, open_source
+from dist_prune.data.datasets import KNOWN, OPENERS, open_source
 from dist_prune.data.listed_layouts import find_listing
 from dist_prune.data.open_split import beton_path
 from dist_prune.errors import PruneError
@@ -63,6 +63,8 @@ def missing_image_folders(data: Data) -> list[str]:
     Returns:
         A line for each missing split.
     """
+    if data.source not in OPENERS:
+        return []  # a Dataset is opened by the check verb itself
     if data.source != "imagefolder":
         path = Path(data.root).expanduser() if data.root else None
         opened = data.source in KNOWN or path is None or not path.exists()  # an .npz is read by the check verb itself

@@ -171,7 +171,7 @@ def test_arguments_that_no_network_can_have(kwargs, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"backbone__name": "local-dir:/tmp"}, "unknown backbone"), ({"backbone__name": 5}, "backbone.name"),
+        ({"backbone__name": "local-dir:/tmp"}, "neither a path"), ({"backbone__name": 5}, "backbone.name"),
         ({"backbone__num_classes": 10**6, "classes": ["x"] * 10**6}, "the plan leaves 1000000 channels"),
         ({"backbone__num_classes": "10"}, "backbone.num_classes"), ({"backbone__in_chans": 0}, "backbone.in_chans"),
         ({"image__size": 2**40}, "image.size"), ({"image__mean": [None]}, "image.mean.0"),

@@ -209,7 +209,7 @@ REFUSED = [
     ("local-dir:/nowhere", {}, "cannot be read"),
     ("own_networks:Nett", {}, "own_networks has no 'Nett'. Did you mean 'Net'"),
     ("own_network:Net", {}, "own_network cannot be imported"),
-    ("./missing.py:Net", {}, "missing.py cannot be read"),
+    ("./missing.py:Net", {}, "there is no file"),
     ("own_networks:Net", {"widht": 3}, "takes no argument 'widht'. Did you mean 'width'"),
     ("own_networks:OWN", {}, "own_networks has no 'OWN'"),
     ("own_networks:wrong", {}, "made a int, not a torch.nn.Module"),
@@ -235,7 +235,7 @@ def test_pretrained_where_there_is_none(own, vit):
 
 def test_code_that_fails_when_it_is_imported(own):
     (own / "broken.py").write_text("raise RuntimeError('no GPU')")
-    with pytest.raises(PruneError, match="broken.py raises RuntimeError when it is imported: no GPU"):
+    with pytest.raises(PruneError, match="broken.py cannot be imported: RuntimeError: no GPU"):
         models.create("./broken.py:Net", 10, 3)
 
 

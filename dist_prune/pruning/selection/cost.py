@@ -1,7 +1,7 @@
 """Costs of a network, for targets and reports. Dense and pruned networks are counted by the same rule.
 
 Recipes, budgets, rounds, checks, reports and comparisons all read the table ``COSTS``; another cost is added by one
-``register(Cost(...))``. Counting is arithmetic on widths.
+``register(Cost(...))``, or by another package's entry point in ``dist_prune.costs``. Counting is arithmetic on widths.
 
 ``macs``: multiply-accumulates of convolutions and linear layers.
 ``thop``: the operations of thop 0.1.1: convolutions without bias, linear layers, 4 per element of an affine batch
@@ -10,13 +10,14 @@ norm, average pools; layers of a type that thop does not know by its exact class
 element of a batch norm, adaptive average pools (other pools nothing); layers of any class.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from dist_prune import plugins
 from dist_prune.config.pruning import SETTINGS, Target
 from dist_prune.errors import PruneError
 from dist_prune.pruning.graph.groups import DependencyGraph, LatencyTable, Layer
@@ -91,7 +92,65 @@ class Cost:
         return self.title + (f" ({self.prefix})" if self.prefix else "")
 
 
-COSTS: dict[str, Cost] = {}
+class _Costs(MutableMapping[str, Cost]):
+    """Name -> cost; those of other packages join when it is first read, in the order of their names."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Cost] = {}
+        self.joined = False
+
+    def _all(self) -> dict[str, Cost]:
+        if not self.joined:
+            self.joined = True  # first: a package may read the table while it is imported
+            plugins.load_all("cost", _register_plugin)
+        return self.known
+
+    def __getitem__(self, name: str) -> Cost:
+        known = self._all()
+        if name not in known and (why := plugins.why_unusable("cost", name)):
+            raise PruneError(why)
+        return known[name]
+
+    def __setitem__(self, name: str, cost: Cost) -> None:
+        self.known[name] = cost
+
+    def __delitem__(self, name: str) -> None:
+        del self.known[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._all()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+
+COSTS = _Costs()
+
+
+def _register_plugin(plugin: plugins.Plugin, cost: Any) -> None:
+    """Add the cost of another package."""
+    own = "dist_prune/pruning/selection/cost.py" if plugin.name in COSTS.known else ""
+    plugins.find("cost", plugin.name, own or ("a key of target" if plugin.name in SETTINGS else ""))
+    if not isinstance(cost, Cost) or cost.name != plugin.name:
+        kind = f"a cost named {cost.name!r}" if isinstance(cost, Cost) else f"a {type(cost).__name__}"
+        raise PruneError(f"{plugin} is {kind}, not a dist_prune.Cost named {plugin.name!r} like its entry point")
+    if cost.measured or not cost.target:
+        raise PruneError(f"{plugin} has measured=True or target=False, which costs of other packages cannot have")
+    register(replace(cost, count=partial(_count, plugin, cost.count)))
+
+
+def _count(
+    plugin: plugins.Plugin, rule: Callable[[DependencyGraph, Mapping[str, int]], float], graph: DependencyGraph,
+    kept: Mapping[str, int],
+) -> float:  # fmt: skip
+    """The amount by the rule of another package; a PruneError with its name if the rule fails."""
+    try:
+        return rule(graph, kept)
+    except Exception as error:
+        raise PruneError(f"{plugin} cannot count this network: {type(error).__name__}: {error}") from error
 
 
 def register(cost: Cost) -> None:
@@ -100,7 +159,7 @@ def register(cost: Cost) -> None:
     Raises:
         PruneError: another cost or another key of that section has the name.
     """
-    if cost.name in COSTS or cost.name in SETTINGS:
+    if cost.name in COSTS.known or cost.name in SETTINGS:
         taken = ", ".join([*COSTS, *SETTINGS])
         raise PruneError(f"{cost.name!r} is no name for another cost. Taken are {taken}; choose one that is not")
     COSTS[cost.name] = cost

@@ -1,0 +1,1 @@
+"""A network of a third party."""
