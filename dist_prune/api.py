@@ -39,7 +39,9 @@ from dist_prune.methods.base import TRAINED, Method
 from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph.groups import DependencyGraph, HookPoint, TracedNetwork
 from dist_prune.pruning.hooks.statistics import Statistic
+from dist_prune.pruning.network_output import logits_of, logits_only
 from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.selection.cost import counted_costs
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.pruning.surgery.surgeon import apply_plan, prune_tensors_like
 from dist_prune.pruning.surgery.verified_trace import trace_groups
@@ -152,7 +154,7 @@ def score(
         Tracker(verbose and comm.is_main), micro_batch, seed,
     )  # fmt: skip
     context.has_images = loader is not None
-    with _gradients():
+    with _gradients(), logits_only(bare):
         return Scores(paper.score(context), paper)
 
 
@@ -198,6 +200,21 @@ def select(
     method = scores.method
     ready = method.prepare(method.prunable(graph), section.exclude, request)
     return replace(method.select(scores, ready, request), graph=graph)
+
+
+def costs(graph: DependencyGraph, plan: Plan | None = None) -> dict[str, float]:
+    """Count what a network costs for one image, by the rules that targets use.
+
+    Args:
+        graph: of ``trace``.
+        plan: of ``select``; None for the dense network.
+
+    Returns:
+        Name of a cost -> amount: ``macs`` (multiply-accumulates of convolutions and linear layers), ``params``,
+        ``channels`` (of free groups), and every other counted cost that a target may name.
+    """
+    kept = plan.counts if plan is not None else {}
+    return {cost.name: cost.of(graph, kept) for cost in counted_costs()}
 
 
 def prune(
@@ -326,10 +343,11 @@ def save(
         raise PruneError("the plan's graph was not traced by dist_prune.trace, so the dense network is not known")
     weight = next(bare.parameters())
     with torch.no_grad(), evaluation_mode(bare):
-        logits = bare(torch.zeros(1, *graph.example, device=weight.device, dtype=weight.dtype))
+        logits = logits_of(bare(torch.zeros(1, *graph.example, device=weight.device, dtype=weight.dtype)))
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise PruneError(
-            "a bundle holds a classifier, whose output is one tensor (n, classes); save this by its state dict"
+            "a bundle holds a classifier, whose output is one tensor (n, classes), or has it as logits; save this by "
+            "its state dict"
         )
     backbone, dense = bundle.backbone_of(graph.network, logits.shape[1], graph.example[0])
     config = models.image_config(dense, graph.example[0]) if dense is not None else {}

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from dist_prune import api as dp
 from dist_prune.data.sample_loader import SampleLoader, split_batch
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
+from dist_prune.pruning.network_output import logits_of
 from dist_prune.pruning.plan.plan import Plan
 from tests.support.launch import ROOT
 
@@ -341,6 +343,59 @@ def test_what_is_no_classifier_is_not_saved(tmp_path):
     plan = dp.select(dp.score(model, graph, "l1"), graph, target={"channels": 0.5})
     with pytest.raises(PruneError, match="a bundle holds a classifier"):
         dp.save(dp.prune(model, plan), plan, tmp_path)
+
+
+class Named(nn.Module):
+    """A network whose output is an object or a mapping with ``logits``, as transformers' and torchvision's are."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.inner = network()
+        self.form = form
+
+    def forward(self, images):
+        return self.form(logits=self.inner(images), loss=None)
+
+
+@pytest.mark.parametrize("form", [dict, types.SimpleNamespace])
+@pytest.mark.parametrize("method", ["taylor", "shapley", "fisher"])
+def test_an_output_with_logits_is_that_of_a_classifier(form, method, tmp_path):
+    def plan_of(model: nn.Module) -> Plan:
+        graph = dp.trace(model, (3, SIDE, SIDE))
+        return dp.select(dp.score(model, graph, method, dataset(), micro_batch=5), graph, target={"macs": 0.5})
+
+    model, images = Named(form).eval(), torch.randn(2, 3, SIDE, SIDE)
+    plan = plan_of(model)
+    assert plan.fingerprint == plan_of(Named(lambda logits, loss: logits).eval()).fingerprint
+    assert isinstance(model(images), form)  # outside of scoring the output is whole
+    small = dp.prune(model, plan)
+    folder = dp.save(small, plan, tmp_path / "bundle")
+    expected = logits_of(small(images))
+    for fold in (False, True):
+        again = dist_prune.load(folder, model=lambda: Named(form), fold=fold)(images)
+        assert torch.allclose(logits_of(again), expected, atol=1e-5)
+
+
+def test_costs_are_those_of_the_networks():
+    model = network()
+    graph = dp.trace(model, (3, SIDE, SIDE))
+    plan = dp.select(dp.score(model, graph, "l1"), graph, target={"macs": 0.5})
+    small = dp.prune(model, plan)
+    assert dp.costs(graph)["params"] == sum(p.numel() for p in model.parameters())
+    assert dp.costs(graph, plan)["params"] == sum(p.numel() for p in small.parameters())
+    assert dp.costs(graph, plan) == dp.costs(dp.trace(small, (3, SIDE, SIDE)))
+    assert dp.costs(graph, plan)["macs"] <= 0.5 * dp.costs(graph)["macs"]
+
+
+def test_a_method_that_trains_evaluates_on_held_out_images():
+    """Images of a user's own loader have a shape, as those of a run's have."""
+    model = network()
+    graph = dp.trace(model, (3, SIDE, SIDE))
+    scores = dp.score(model, graph, "sensitivity", dataset(), epochs=1, holdout=0.3)
+    small = dp.prune(model, dp.select(scores, graph, target={"macs": 0.5}), scores=scores)
+    assert small(torch.zeros(1, 3, SIDE, SIDE)).shape == (1, CLASSES)
+    with pytest.raises(PruneError, match="leave out the quirk padding_32"):
+        dp.score(model, graph, "sensitivity", dataset(), epochs=1, quirks=["padding_32"])
 
 
 def test_the_page_s_lines_run(tmp_path, monkeypatch):
