@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -406,15 +405,6 @@ def test_the_page_s_lines_run(tmp_path, monkeypatch):
     exec(compile(block, "docs/library.md", "exec"), names)
     images = torch.zeros(1, 3, 64, 64)
     assert torch.equal(names["again"](images), names["small"](images))  # type: ignore[operator]
-
-
-def test_the_example_runs(tmp_path):
-    words = [sys.executable, "examples/plain_pytorch.py", "--epochs", "1", "--out", str(tmp_path / "pruned")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
-    assert found.returncode == 0, found.stderr
-    assert "finetuned" in found.stdout
-    assert (tmp_path / "pruned/bundle.json").is_file()
 
 
 def test_a_graph_prints_its_groups():
