@@ -24,7 +24,7 @@ CLAIMS = {
 # the same with fewer images: what two epochs reach, or the cut and the bundle alone
 QUICK = {
     ("plain_pytorch.py", *FEW): (0.5, 80),
-    ("lightning_module.py", *FEW): (0.5, 80),
+    ("lightning_module.py", *FEWER): (0.5, 0),
     ("lightning_module.py", "--callback", *FEW): (0.5, 80),
     ("huggingface_trainer.py", *FEW): (0.6, 60),
     ("huggingface_trainer.py", "--model", "vit", "--macs", "0.4", *FEWER): (0.4, 0),
