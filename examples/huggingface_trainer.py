@@ -4,9 +4,8 @@
     python examples/huggingface_trainer.py --model vit
 
 Batches are dicts (``pixel_values``, ``labels``), and the output's ``logits`` are the classifier's. In a ViT the hidden
-layer of every MLP is cut. Left whole, as the graph says: the residual stream, because it runs through the bare
-parameter of the position embeddings, and the queries, keys and values, which the attention reshapes into heads of a
-fixed width. So the ViT keeps a third of its MACs at least.
+layer of every MLP is cut, and whole heads of the attention. Left whole, as the graph says, is the residual stream: it
+runs through the position embeddings, a bare parameter, whose channels cannot be cut one by one.
 """
 
 import argparse
@@ -91,7 +90,7 @@ def main() -> None:
 
     graph = dp.trace(model, (3, 32, 32))
     for group in graph.groups:
-        print(f"{group.name}: {group.width} channels, {group.protected or 'free'}")
+        print(f"{group.name}: {group.width} {group.unit}s, {group.protected or 'free'}")
     scores = dp.score(model, graph, "taylor", dense.get_train_dataloader(), images=500)
     plan = dp.select(scores, graph, target={"macs": given.macs})
     small = dp.prune(model, plan)
