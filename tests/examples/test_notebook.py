@@ -2,11 +2,11 @@
 
 import ast
 
-import nbformat
-from nbclient import NotebookClient
+import pytest
 
 from tests.support.launch import ROOT
 
+nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
 FILE = ROOT / "examples" / "pruning.ipynb"
 
 
@@ -21,7 +21,7 @@ def test_the_notebook_runs_and_meets_its_target(monkeypatch, tmp_path):
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     book = nbformat.read(FILE, as_version=4)
     book.cells.append(nbformat.v4.new_code_cell("print(result)"))
-    NotebookClient(book, timeout=300, resources={"metadata": {"path": str(FILE.parent)}}).execute()
+    nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": str(FILE.parent)}}).execute()
     (printed,) = book.cells.pop().outputs
     result = ast.literal_eval(printed.text)
     assert 0.45 < result["macs"] <= 0.5
