@@ -14,12 +14,11 @@ NEEDS = {"lightning_module.py": "lightning", "huggingface_trainer.py": "transfor
 FEW, FEWER = ("--epochs", "2", "--images", "600"), ("--epochs", "1", "--images", "100")
 # words, share of the MACs that is kept, and the least accuracy after finetuning on the digits
 CLAIMS = {
-    ("plain_pytorch.py",): (0.5, 95),
     ("lightning_module.py",): (0.5, 95),
     ("lightning_module.py", "--callback"): (0.5, 95),
     ("huggingface_trainer.py",): (0.6, 90),
     ("huggingface_trainer.py", "--model", "vit"): (0.6, 50),
-    ("torchvision_reference.py",): (0.5, 90),
+    ("torchvision_reference.py", "--epochs", "2"): (0.5, 90),
     ("torchvision_reference.py", "--model", "mobilenet_v3_small", "--epochs", "6"): (0.5, 85),
     ("timm_train.py",): (0.5, 85),
 }
