@@ -39,7 +39,7 @@ from dist_prune.methods.base import TRAINED, Method
 from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph.groups import DependencyGraph, HookPoint, TracedNetwork
 from dist_prune.pruning.hooks.statistics import Statistic
-from dist_prune.pruning.network_output import logits_of, logits_only
+from dist_prune.pruning.network_output import logits_of, only_logits
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.selection.cost import counted_costs
 from dist_prune.pruning.selection.ranking import SelectionRequest
@@ -115,7 +115,8 @@ def score(
     ranks and statistics are merged exactly, so the scores do not depend on the number of ranks.
 
     Args:
-        model: the network that was traced, perhaps wrapped. It has its weights, modes and gradients afterwards.
+        model: the network that was traced, perhaps wrapped. It has its weights, modes and gradients afterwards. In
+            DistributedDataParallel all ranks take the buffers of the first, as in its next forward pass.
         graph: of ``trace``.
         method: the name of a method (``dist-prune list methods``), or a ``Method`` object.
         loader: a DataLoader, a map-style Dataset, or a list of batches (images (n, C, H, W) float, labels (n,) int).
@@ -139,6 +140,7 @@ def score(
     weight = next(bare.parameters())
     comm = Communicator.of(group, weight.device)
     comm.connect(1800)
+    _share_buffers(model, comm)
     _check_same_network(bare, graph, comm)
     ranked = paper.prunable(graph)
     if not ranked.free:
@@ -154,7 +156,7 @@ def score(
         Tracker(verbose and comm.is_main), micro_batch, seed,
     )  # fmt: skip
     context.has_images = loader is not None
-    with _gradients(), logits_only(bare):
+    with _gradients(), only_logits(bare):
         return Scores(paper.score(context), paper)
 
 
@@ -462,6 +464,15 @@ def _check_same_network(model: nn.Module, graph: DependencyGraph, comm: Communic
             "the network has other weights on other ranks, so there is no one plan: load the same checkpoint on every "
             "rank, or broadcast the first rank's weights"
         )
+
+
+@torch.no_grad()
+def _share_buffers(model: nn.Module, comm: Communicator) -> None:
+    """Share batch norm statistics, which DistributedDataParallel broadcasts before a forward pass and not after it."""
+    parallel = nn.parallel.DistributedDataParallel
+    if comm.world > 1 and any(isinstance(m, parallel) and m.broadcast_buffers for m in model.modules()):
+        for buffer in unwrap(model).buffers():
+            buffer.copy_(comm.broadcast(buffer))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, TensorDataset
 
 import dist_prune
@@ -123,6 +123,29 @@ def test_one_two_and_three_ranks_give_one_plan(pool, form):
     wanted = plan_with(dataset()).fingerprint
     for world in (2, 3):
         assert pool.run(world, on_a_rank, form) == [wanted] * world
+
+
+def trained_in_parallel(ranks: Communicator) -> tuple[str, Tensor]:
+    torch.manual_seed(0)
+    model = nn.parallel.DistributedDataParallel(Twice().train(), process_group=ranks.group)
+    images, _ = dataset().tensors
+    model(images[ranks.rank :: 2]).sum().backward()  # each rank's batch norms have seen their own images
+    graph = dp.trace(model, (3, SIDE, SIDE))
+    scores = dp.score(model, graph, "taylor", dataset(), micro_batch=5, group=ranks.group)
+    plan = dp.select(scores, graph, target={"macs": 0.5})
+    return plan.fingerprint, dp.prune(model, plan).stem[1].running_mean
+
+
+def test_batch_norms_of_a_parallel_network_are_the_first_rank_s(pool):
+    """DistributedDataParallel brings them together before a forward pass, so after the last step they differ."""
+    (plan, mean), (other, other_mean) = pool.run(2, trained_in_parallel)
+    assert plan == other
+    assert torch.equal(mean, other_mean)
+    torch.manual_seed(0)
+    alone = Twice().train()
+    alone(dataset().tensors[0][::2])
+    kept = [i for i, value in enumerate(alone.stem[1].running_mean) if value in mean]
+    assert torch.equal(alone.stem[1].running_mean[kept], mean)
 
 
 def refused_on_ranks(ranks: Communicator, what: str) -> str:
@@ -356,7 +379,7 @@ class Named(nn.Module):
         return self.form(logits=self.inner(images), loss=None)
 
 
-@pytest.mark.parametrize("form", [dict, types.SimpleNamespace])
+@pytest.mark.parametrize("form", [dict, types.SimpleNamespace, lambda logits, loss: (logits, loss)])
 @pytest.mark.parametrize("method", ["taylor", "shapley", "fisher"])
 def test_an_output_with_logits_is_that_of_a_classifier(form, method, tmp_path):
     def plan_of(model: nn.Module) -> Plan:
@@ -366,7 +389,7 @@ def test_an_output_with_logits_is_that_of_a_classifier(form, method, tmp_path):
     model, images = Named(form).eval(), torch.randn(2, 3, SIDE, SIDE)
     plan = plan_of(model)
     assert plan.fingerprint == plan_of(Named(lambda logits, loss: logits).eval()).fingerprint
-    assert isinstance(model(images), form)  # outside of scoring the output is whole
+    assert not isinstance(model(images), Tensor)  # outside of scoring the output is whole
     small = dp.prune(model, plan)
     folder = dp.save(small, plan, tmp_path / "bundle")
     expected = logits_of(small(images))

@@ -34,17 +34,22 @@ def logits_of(output: Any) -> Any:
 
     Args:
         output: what a network returned. An object or a mapping with a tensor ``logits`` (transformers' ModelOutput,
-            torchvision's outputs of Inception and GoogLeNet in training mode) is a classifier's output.
+            torchvision's outputs of Inception and GoogLeNet in training mode) is a classifier's output, and so is a
+            tuple whose first is a tensor.
 
     Returns:
-        The tensor ``logits``; any other output as it is.
+        The logits; any other output as it is.
     """
+    if isinstance(output, Tensor):
+        return output
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if not isinstance(found, Tensor) and isinstance(output, tuple | list) and output:
+        found = output[0]
     return found if isinstance(found, Tensor) else output
 
 
 @contextmanager
-def logits_only(model: nn.Module) -> Iterator[None]:
+def only_logits(model: nn.Module) -> Iterator[None]:
     """Let a network return its logits alone during a ``with`` block; copies made meanwhile do so for good.
 
     Args:
