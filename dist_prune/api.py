@@ -40,7 +40,9 @@ from dist_prune.methods.base import TRAINED, Method
 from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph.groups import DependencyGraph, HookPoint, TracedNetwork
 from dist_prune.pruning.hooks.statistics import Statistic
+from dist_prune.pruning.network_output import logits_of, only_logits
 from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.selection.cost import counted_costs
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.pruning.surgery.surgeon import apply_plan, prune_tensors_like
 from dist_prune.pruning.surgery.verified_trace import trace_groups
@@ -115,7 +117,8 @@ def score(
     ranks and statistics are merged exactly, so the scores do not depend on the number of ranks.
 
     Args:
-        model: the network that was traced, perhaps wrapped. It has its weights, modes and gradients afterwards.
+        model: the network that was traced, perhaps wrapped. It has its weights, modes and gradients afterwards. In
+            DistributedDataParallel all ranks take the buffers of the first, as in its next forward pass.
         graph: of ``trace``.
         method: the name of a method (``dist-prune list methods``), or a ``Method`` object.
         loader: a DataLoader, a map-style Dataset, or a list of batches (images (n, C, H, W) float, labels (n,) int).
@@ -140,6 +143,7 @@ def score(
     comm = Communicator.of(group, weight.device)
     comm.connect(1800)
     check_same_plugins(comm)
+    _share_buffers(model, comm)
     _check_same_network(bare, graph, comm)
     ranked = paper.prunable(graph)
     if not ranked.free:
@@ -155,7 +159,7 @@ def score(
         Tracker(verbose and comm.is_main), micro_batch, seed,
     )  # fmt: skip
     context.has_images = loader is not None
-    with _gradients():
+    with _gradients(), only_logits(bare):
         return Scores(paper.score(context), paper)
 
 
@@ -201,6 +205,21 @@ def select(
     method = scores.method
     ready = method.prepare(method.prunable(graph), section.exclude, request)
     return replace(method.select(scores, ready, request), graph=graph)
+
+
+def costs(graph: DependencyGraph, plan: Plan | None = None) -> dict[str, float]:
+    """Count what a network costs for one image, by the rules that targets use.
+
+    Args:
+        graph: of ``trace``.
+        plan: of ``select``; None for the dense network.
+
+    Returns:
+        Name of a cost -> amount: ``macs`` (multiply-accumulates of convolutions and linear layers), ``params``,
+        ``channels`` (of free groups), and every other counted cost that a target may name.
+    """
+    kept = plan.counts if plan is not None else {}
+    return {cost.name: cost.of(graph, kept) for cost in counted_costs()}
 
 
 def prune(
@@ -329,10 +348,11 @@ def save(
         raise PruneError("the plan's graph was not traced by dist_prune.trace, so the dense network is not known")
     weight = next(bare.parameters())
     with torch.no_grad(), evaluation_mode(bare):
-        logits = bare(torch.zeros(1, *graph.example, device=weight.device, dtype=weight.dtype))
+        logits = logits_of(bare(torch.zeros(1, *graph.example, device=weight.device, dtype=weight.dtype)))
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise PruneError(
-            "a bundle holds a classifier, whose output is one tensor (n, classes); save this by its state dict"
+            "a bundle holds a classifier, whose output is one tensor (n, classes), or has it as logits; save this by "
+            "its state dict"
         )
     backbone, dense = bundle.backbone_of(graph.network, logits.shape[1], graph.example[0])
     config = models.image_config(dense, graph.example[0]) if dense is not None else {}
@@ -447,6 +467,15 @@ def _check_same_network(model: nn.Module, graph: DependencyGraph, comm: Communic
             "the network has other weights on other ranks, so there is no one plan: load the same checkpoint on every "
             "rank, or broadcast the first rank's weights"
         )
+
+
+@torch.no_grad()
+def _share_buffers(model: nn.Module, comm: Communicator) -> None:
+    """Share batch norm statistics, which DistributedDataParallel broadcasts before a forward pass and not after it."""
+    parallel = nn.parallel.DistributedDataParallel
+    if comm.world > 1 and any(isinstance(m, parallel) and m.broadcast_buffers for m in model.modules()):
+        for buffer in unwrap(model).buffers():
+            buffer.copy_(comm.broadcast(buffer))
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from tests.test_layers import ALLOWED, INSIDE_PRUNING, imports_of, room_of
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS, *(ROOT / "slurm").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS, *(ROOT / "slurm").glob("*.md"), ROOT / "examples/README.md"])
 MARKS = ("<!-- generated -->", "<!-- /generated -->")
 PAPERS = ROOT / "dist_prune" / "methods"
 OWN = [name for name in methods.list_names() if (PAPERS / f"{name}.py").is_file() or (PAPERS / name).is_dir()]

@@ -88,6 +88,11 @@ class ImageLoader:
         return len(self.source.labels)
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image of a batch."""
+        return self.source.in_chans, self.transform.size, self.transform.size
+
+    @property
     def skips(self) -> bool:
         """Whether images that cannot be read may be left out."""
         return self._image_backend.skips

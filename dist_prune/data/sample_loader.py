@@ -121,6 +121,11 @@ class SampleLoader:
         return int(self.ids[-1]) + 1
 
     @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of the first image."""
+        return tuple(next(self.batches([self.ids[:1]])).images.shape[1:])
+
+    @property
     def labels(self) -> Tensor:
         """(len(self),) int64 class numbers on the CPU, -1 at ids that are not among ``ids``.
 

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from dist_prune.errors import PruneError
+from dist_prune.pruning.network_output import logits_of
 
 FOLDED = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CLOSE = 1e-3  # tolerance in units of the largest logit: float32 rounds differently after folding
@@ -53,13 +54,13 @@ def fuse_bn(model: nn.Module, images: Tensor) -> int:
     """
     if model.training:
         raise PruneError("batch norms can be folded in evaluation mode only; call model.eval() first")
-    before = model(images)
+    before = logits_of(model(images))
     pairs = _find_pairs(model, images)
     for conv_name, norm_name in pairs:
         conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
         model.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))  # type: ignore[type-var]
         model.set_submodule(norm_name, _without_normalisation(norm))
-    after = model(images)
+    after = logits_of(model(images))
     difference = relative_difference(before, after)
     if not difference <= CLOSE:
         raise PruneError(

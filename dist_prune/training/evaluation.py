@@ -118,9 +118,7 @@ def evaluate(
         PreemptedError: on every rank, if one of them was asked to stop.
     """
     model.eval()
-    empty = torch.zeros(
-        (1, loader.source.in_chans, *[loader.transform.size] * 2), dtype=loader.dtype, device=loader.device
-    )
+    empty = torch.zeros((1, *loader.image_shape), dtype=loader.dtype, device=loader.device)
 
     def count(part: Batch) -> Tensor:
         logits = model(part.images).float()

@@ -79,6 +79,11 @@ def fit_model(
     seed = host.seed
     loader = host.loader
     if padding is not None:
+        if not hasattr(loader, "transform"):
+            raise PruneError(
+                "the padding of training images is the data set's own in dist_prune.score: leave out the quirk "
+                "padding_32, or write a recipe"
+            )
         loader = replace(loader, transform=replace(loader.transform, padding=padding))
     if environment.zero_stage:
         raise PruneError("masks and weights that are learned together need whole weights: launch without DeepSpeed")

@@ -36,6 +36,16 @@ ATTENTION = {
     "timm.models.swin_transformer.WindowAttention": Fused(table="relative_position_bias_table"),
 }
 
+# Attention modules of transformers with layers q_proj, k_proj, v_proj, o_proj, which find the number of heads from the
+# layers' outputs and ``head_dim``: nothing else changes with the heads.
+SEPARATE = {
+    f"transformers.models.{module}.modeling_{module}.{name}Attention"
+    for module, name in {
+        "vit": "ViT", "deit": "DeiT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters",
+        "ijepa": "IJepa", "vit_msn": "ViTMSN",
+    }.items()
+}  # fmt: skip
+
 
 def attentions(model: nn.Module) -> Iterable[tuple[str, Any, Fused]]:
     """Yield (path, module, names of its parts) of the attention modules whose heads can be removed."""
@@ -82,9 +92,34 @@ def replace_with_heads(
         ]
         if kind.table:
             couplings.append(Coupling(name, "out", tuple(range(count)), tuple(range(count))))
-        why = "it has a single head" if count == 1 else ""
-        heads[qkv] = ChannelGroup(qkv, count, (qkv,), tuple(couplings), why, unit="head")
-    return [heads.get(group.name, group) if group.producers == (group.name,) else group for group in groups]
+        heads[qkv] = _head_group(count, (qkv,), couplings)
+    groups = [heads.get(group.name, group) if group.producers == (group.name,) else group for group in groups]
+    for group in _separate_heads(model, layers):
+        members = [other for other in groups if set(other.producers) <= set(group.producers)]
+        if {name for other in members for name in other.producers} == set(group.producers):
+            groups = [other for other in groups if other not in members] + [group]
+    return groups
+
+
+def _separate_heads(model: nn.Module, layers: Mapping[str, Layer]) -> Iterable[ChannelGroup]:
+    """Yield the group of heads of each attention module of ``SEPARATE`` whose layers are as wide as one another."""
+    for name, module in model.named_modules():
+        if f"{type(module).__module__}.{type(module).__qualname__}" not in SEPARATE:
+            continue
+        inputs, output = tuple(f"{name}.{part}_proj" for part in "qkv"), f"{name}.o_proj"
+        if not {*inputs, output} <= layers.keys():
+            continue
+        width, each = layers[output].width_in, int(module.head_dim)  # type: ignore[arg-type]
+        if any(layers[part].width_out != width for part in inputs) or width % each:
+            continue
+        positions, of = tuple(range(width)), tuple(position // each for position in range(width))
+        couplings = [Coupling(part, "out", positions, of) for part in inputs] + [Coupling(output, "in", positions, of)]
+        yield _head_group(width // each, inputs, couplings)
+
+
+def _head_group(count: int, producers: tuple[str, ...], couplings: Iterable[Coupling]) -> ChannelGroup:
+    why = "it has a single head" if count == 1 else ""
+    return ChannelGroup(producers[0], count, producers, tuple(couplings), why, unit="head")
 
 
 def merge_grouped_convs(

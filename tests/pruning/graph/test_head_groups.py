@@ -18,6 +18,7 @@ from dist_prune.pruning.plan.saved_idxs import to_saved_idxs
 from dist_prune.pruning.selection import cost
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.pruning.surgery.rebuild import rebuild
+from dist_prune.pruning.surgery.surgeon import apply_plan
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 from dist_prune.scoring.context import DistributedScoringContext
 from tests.support import tiny
@@ -193,3 +194,32 @@ def test_what_a_cut_res2net_leaves_can_be_cut_again():
     plan = Plan.from_kept(channels, {group.name: list(range(group.width // 2)) for group in channels.free})
     left = graph_after(channels, plan)
     assert {group.name: group.width for group in left.free} == {g.name: plan.counts[g.name] for g in channels.free}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["ViT", "DeiT", "Dinov2", "Dinov2WithRegisters", "IJepa", "ViTMSN"])
+def test_heads_of_transformers_are_cut_whole(name, attention):
+    """Queries, keys and values are three layers, and lose the same heads; a rebuilt network answers alike."""
+    transformers = pytest.importorskip("transformers", minversion="5")
+    config = getattr(transformers, f"{name}Config")(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, mlp_ratio=2, image_size=8,
+        patch_size=4, num_labels=10, attn_implementation=attention,
+    )  # fmt: skip
+    kind = getattr(transformers, f"{name}ForImageClassification")
+    torch.manual_seed(0)
+    model = kind(config).eval()
+    images = torch.randn(3, 3, 8, 8)
+    graph = trace_groups(model, images[:1])
+    heads = [group for group in graph.free if group.unit == "head"]
+    assert [group.width for group in heads] == [4, 4]
+    assert [len(group.producers) for group in heads] == [3, 3]
+    plan = Plan({heads[0].name: (1, 3), heads[1].name: (0,)}, {group.name: group.width for group in graph.groups})
+    with gate_off(model, graph, plan.removed), torch.no_grad():
+        expected = model(images).logits
+    small = copy.deepcopy(model)
+    apply_plan(small, graph, plan)
+    assert small.get_submodule(heads[0].name).out_features == 12
+    assert torch.allclose(small(images).logits, expected, atol=1e-5)
+    assert cost.params(graph, plan.counts) == sum(parameter.numel() for parameter in small.parameters())
+    again = rebuild(kind(config), plan, small.state_dict()).eval()
+    assert torch.equal(again(images).logits, small(images).logits)
