@@ -36,14 +36,14 @@ from dist_prune.errors import PruneError
 from dist_prune.export import bundle
 from dist_prune.fileio import write_atomic
 from dist_prune.methods.base import TRAINED, Method
+from dist_prune.models.wrappers import logits_of, only_logits, unwrap
 from dist_prune.pruning.eval_mode import evaluation_mode
-from dist_prune.pruning.graph.groups import DependencyGraph, HookPoint, TracedNetwork
-from dist_prune.pruning.hooks.statistics import Statistic
+from dist_prune.pruning.graph.groups import DependencyGraph, TracedNetwork
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.pruning.surgery.surgeon import apply_plan, prune_tensors_like
 from dist_prune.pruning.surgery.verified_trace import trace_groups
-from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.scoring.library_context import LibraryScoringContext
 from dist_prune.training.tracking import Tracker
 
 
@@ -82,6 +82,8 @@ def trace(model: nn.Module, example: Tensor | Sequence[int]) -> DependencyGraph:
     if example.dim() == 3:
         example = example[None]
     with _gradients():
+        if any(parameter.is_inference() for parameter in bare.parameters()):
+            bare = copy.deepcopy(bare)
         graph = trace_groups(bare, example[:1].detach().clone().to(weight.device, weight.dtype))
     config = getattr(bare, "pretrained_cfg", None)
     return replace(
@@ -135,6 +137,9 @@ def score(
     """
     bare, paper = unwrap(model), _method(method, options)
     weight = next(bare.parameters())
+    if any(parameter.is_inference() for parameter in bare.parameters()):
+        with torch.inference_mode(False):  # autograd refuses tensors that were made in inference mode; copies are plain
+            bare = copy.deepcopy(bare)
     comm = Communicator.of(group, weight.device)
     comm.connect(1800)
     _check_same_network(bare, graph, comm)
@@ -147,12 +152,12 @@ def score(
     ids = samples.ids
     if images is not None:
         ids = ids[calibration_ids(ids, images, seed)]
-    context = _Context(
+    context = LibraryScoringContext(
         bare, ranked, cast(Any, samples), ids, DistributedEnvironment(weight.device, comm),
         Tracker(verbose and comm.is_main), micro_batch, seed,
     )  # fmt: skip
     context.has_images = loader is not None
-    with _gradients():
+    with _gradients(), only_logits(bare):
         return Scores(paper.score(context), paper)
 
 
@@ -326,7 +331,7 @@ def save(
         raise PruneError("the plan's graph was not traced by dist_prune.trace, so the dense network is not known")
     weight = next(bare.parameters())
     with torch.no_grad(), evaluation_mode(bare):
-        logits = bare(torch.zeros(1, *graph.example, device=weight.device, dtype=weight.dtype))
+        logits = logits_of(bare(torch.zeros(1, *graph.example, device=weight.device, dtype=weight.dtype)))
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise PruneError(
             "a bundle holds a classifier, whose output is one tensor (n, classes); save this by its state dict"
@@ -356,53 +361,6 @@ def save(
     tensor_files.save_tensors(place / bundle.WEIGHTS, weights, {"plan": plan.fingerprint})
     write_atomic(place / bundle.MANIFEST, text)
     return place
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The bare network inside DistributedDataParallel, DataParallel, torch.compile or a prepared model."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        elif isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
-            model = compiled
-        else:
-            return model
-
-
-class _Context(DistributedScoringContext):
-    """A scoring context whose images may lack labels, or be absent."""
-
-    has_images = True
-
-    def collect(
-        self,
-        points: Sequence[HookPoint],
-        statistic: Statistic,
-        backward: bool = False,
-        *,
-        train_mode: bool = False,
-        augment: bool = False,
-    ) -> dict[str, dict[str, Tensor]]:
-        """See DistributedScoringContext; PruneError without images, or without labels for gradients of the loss."""
-        self._check_images()
-        if backward:
-            self._check_labels()
-        return super().collect(points, statistic, backward, train_mode=train_mode, augment=augment)
-
-    @property
-    def labels(self) -> Tensor:
-        self._check_images()
-        self._check_labels()
-        return super().labels
-
-    def _check_images(self) -> None:
-        if not self.has_images:
-            raise PruneError("this method looks at calibration images: give dist_prune.score a loader")
-
-    def _check_labels(self) -> None:
-        first = next(self.loader.batches([self.ids[:1]]))
-        if int(first.labels[0]) < 0:
-            raise PruneError("this method needs labels, and the loader gives images alone: give (images, labels)")
 
 
 def _graph_of(plan: Plan, graph: DependencyGraph | None) -> DependencyGraph:

@@ -25,6 +25,7 @@ from dist_prune.errors import PruneError, path_trouble, shown
 from dist_prune.export import hub
 from dist_prune.export import manifest as manifests
 from dist_prune.export.fuse_bn import fuse_bn
+from dist_prune.models.wrappers import logits_of
 from dist_prune.pruning.graph.groups import TracedNetwork
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.surgery.rebuild import rebuild
@@ -141,7 +142,7 @@ class Bundle:
     def _check_output_shape(self, model: nn.Module) -> None:
         """PruneError unless an image of zeros gets one logit for each class."""
         shape, expected_shape = (
-            tuple(model(torch.zeros(1, *self.shape)).shape),
+            tuple(logits_of(model(torch.zeros(1, *self.shape))).shape),
             (1, self.body["backbone"]["num_classes"]),
         )
         if shape != expected_shape:
