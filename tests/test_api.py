@@ -386,7 +386,7 @@ def test_what_is_no_classifier_is_not_saved(tmp_path):
 
 def test_the_page_s_lines_run(tmp_path, monkeypatch):
     text = (ROOT / "docs/library.md").read_text()
-    (block,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    block = re.findall(r"```python\n(.*?)```", text, re.S)[0]
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(block, "docs/library.md", "exec"), names)

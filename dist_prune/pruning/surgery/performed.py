@@ -63,7 +63,7 @@ def remember(
     """
     surgery = PerformedSurgery(skeleton, {id(p): name for p, name in names.items()}, graph, weakref.ref(small))
     for parameter in names:
-        _performed.setdefault(parameter, {})[plan.fingerprint] = surgery
+        _performed[parameter] = {**_of(parameter), plan.fingerprint: surgery}
 
 
 def find(parameters: Iterable[nn.Parameter], plan: Plan) -> PerformedSurgery | None:
@@ -78,8 +78,12 @@ def find(parameters: Iterable[nn.Parameter], plan: Plan) -> PerformedSurgery | N
     """
     found: PerformedSurgery | None = None
     for parameter in parameters:
-        surgery = _performed.get(parameter, {}).get(plan.fingerprint)
+        surgery = _of(parameter).get(plan.fingerprint)
         if surgery is None or (found is not None and surgery is not found):
             return None
         found = surgery
     return found if found is not None and found.small() is not None else None
+
+
+def _of(parameter: nn.Parameter) -> dict[str, PerformedSurgery]:
+    return _performed[parameter] if parameter in _performed else {}
