@@ -86,4 +86,4 @@ def find(parameters: Iterable[nn.Parameter], plan: Plan) -> PerformedSurgery | N
 
 
 def _of(parameter: nn.Parameter) -> dict[str, PerformedSurgery]:
-    return _performed[parameter] if parameter in _performed else {}
+    return _performed.get(parameter, {})
