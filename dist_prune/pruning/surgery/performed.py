@@ -86,4 +86,4 @@ def find(parameters: Iterable[nn.Parameter], plan: Plan) -> PerformedSurgery | N
 
 
 def _of(parameter: nn.Parameter) -> dict[str, PerformedSurgery]:
-    return _performed.get(parameter, {})
+    return _performed.get(parameter) or {}
