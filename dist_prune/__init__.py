@@ -12,9 +12,9 @@ if TYPE_CHECKING:  # for editors and type checkers: at run time names are resolv
     from dist_prune.api import Scores, carry, costs, prune, prune_, save, score, select, trace
     from dist_prune.errors import PruneError
     from dist_prune.export.bundle import load
-    from dist_prune.methods.base import Method
-    from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph
-    from dist_prune.pruning.hooks.statistics import Statistic
+    from dist_prune.methods.base import Method, RankingMethod, ScoringContext
+    from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph, HookPoint
+    from dist_prune.pruning.hooks.statistics import State, Statistic
     from dist_prune.pruning.plan.plan import Plan
     from dist_prune.pruning.selection.cost import Cost
 
@@ -24,22 +24,25 @@ _MODULES = {
         ("trace", "score", "select", "prune", "prune_", "carry", "costs", "save", "Scores"), "dist_prune.api"
     ),
     "load": "dist_prune.export.bundle",
-    "Method": "dist_prune.methods.base",
-    "Statistic": "dist_prune.pruning.hooks.statistics",
+    **dict.fromkeys(("Method", "RankingMethod", "ScoringContext"), "dist_prune.methods.base"),
+    **dict.fromkeys(("State", "Statistic"), "dist_prune.pruning.hooks.statistics"),
     "Plan": "dist_prune.pruning.plan.plan",
     "Cost": "dist_prune.pruning.selection.cost",
-    "DependencyGraph": "dist_prune.pruning.graph.groups",
-    "ChannelGroup": "dist_prune.pruning.graph.groups",
+    **dict.fromkeys(("ChannelGroup", "DependencyGraph", "HookPoint"), "dist_prune.pruning.graph.groups"),
     "PruneError": "dist_prune.errors",
 }
 __all__ = [
     "ChannelGroup",
     "Cost",
     "DependencyGraph",
+    "HookPoint",
     "Method",
     "Plan",
     "PruneError",
+    "RankingMethod",
     "Scores",
+    "ScoringContext",
+    "State",
     "Statistic",
     "__version__",
     "carry",
@@ -61,4 +64,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return sorted({*__all__, "__doc__", "__file__", "__name__", "__path__"})

@@ -14,12 +14,12 @@ calls them alike.
 
 import copy
 import hashlib
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import torch
 from pydantic import ValidationError
@@ -37,16 +37,18 @@ from dist_prune.errors import PruneError
 from dist_prune.export import bundle
 from dist_prune.fileio import write_atomic
 from dist_prune.methods.base import TRAINED, Method
+from dist_prune.models.wrappers import unwrap, unwrap_module
 from dist_prune.pruning.eval_mode import evaluation_mode
-from dist_prune.pruning.graph.groups import DependencyGraph, HookPoint, TracedNetwork
-from dist_prune.pruning.hooks.statistics import Statistic
+from dist_prune.pruning.graph.groups import DependencyGraph, TracedNetwork
 from dist_prune.pruning.network_output import logits_of, only_logits
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.selection.cost import counted_costs
 from dist_prune.pruning.selection.ranking import SelectionRequest
+from dist_prune.pruning.surgery import performed
 from dist_prune.pruning.surgery.surgeon import apply_plan, prune_tensors_like
 from dist_prune.pruning.surgery.verified_trace import trace_groups
-from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.scoring.library_context import LibraryScoringContext
+from dist_prune.training.optimizer_state import rebuild_optimizer
 from dist_prune.training.tracking import Tracker
 
 
@@ -86,6 +88,8 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, protect: Sequenc
     if example.dim() == 3:
         example = example[None]
     with _gradients():
+        if any(parameter.is_inference() for parameter in bare.parameters()):
+            bare = copy.deepcopy(bare)
         graph = trace_groups(bare, example[:1].detach().clone().to(weight.device, weight.dtype), protect)
     config = getattr(bare, "pretrained_cfg", None)
     return replace(
@@ -144,6 +148,9 @@ def score(
     comm.connect(1800)
     check_same_plugins(comm)
     _share_buffers(model, comm)
+    if any(parameter.is_inference() for parameter in bare.parameters()):
+        with torch.inference_mode(False):  # autograd refuses tensors that were made in inference mode; copies are plain
+            bare = copy.deepcopy(bare)
     _check_same_network(bare, graph, comm)
     ranked = paper.prunable(graph)
     if not ranked.free:
@@ -154,7 +161,7 @@ def score(
     ids = samples.ids
     if images is not None:
         ids = ids[calibration_ids(ids, images, seed)]
-    context = _Context(
+    context = LibraryScoringContext(
         bare, ranked, cast(Any, samples), ids, DistributedEnvironment(weight.device, comm),
         Tracker(verbose and comm.is_main), micro_batch, seed,
     )  # fmt: skip
@@ -239,7 +246,8 @@ def prune(
     Raises:
         PruneError: the plan belongs to another network.
     """
-    return prune_(copy.deepcopy(unwrap(model)), plan, graph, scores=scores)
+    bare = unwrap(model)
+    return _cut(bare, copy.deepcopy(bare), plan, graph, scores)
 
 
 def prune_(
@@ -250,25 +258,56 @@ def prune_(
     Optimizers and averaged weights of it hold the old tensors afterwards: make new ones, or see ``carry``.
     """
     bare = unwrap(model)
+    return _cut(bare, bare, plan, graph, scores, unwrap_module(model))
+
+
+def _cut(
+    dense: nn.Module,
+    target: nn.Module,
+    plan: Plan,
+    graph: DependencyGraph | None,
+    scores: Scores | None,
+    left: nn.Module | None = None,
+) -> nn.Module:
+    """Cut ``target``, which is ``dense`` or a copy of it, and note ``left`` (default: ``target``) for ``carry``."""
+    graph = _graph_of(plan, graph)
+    names = {parameter: name for name, parameter in dense.named_parameters()}
+    skeleton = performed.skeleton_of(dense)
     if scores is not None and scores.method.trains_weights:
-        bare.load_state_dict({n.removeprefix(TRAINED): t for n, t in scores.items() if n.startswith(TRAINED)})
-    apply_plan(bare, _graph_of(plan, graph), plan)
-    bare.zero_grad(set_to_none=True)
-    return bare
+        target.load_state_dict({n.removeprefix(TRAINED): t for n, t in scores.items() if n.startswith(TRAINED)})
+    apply_plan(target, graph, plan)
+    target.zero_grad(set_to_none=True)
+    left = target if left is None else left  # what the user holds; a view of it would be gone soon
+    performed.remember(names, skeleton, graph, plan, left)
+    return left
 
 
+@overload
+def carry(optimizer: torch.optim.Optimizer, plan: Plan, /) -> torch.optim.Optimizer: ...
+@overload
 def carry(
     optimizer: torch.optim.Optimizer,
     dense: nn.Module,
     small: nn.Module,
     plan: Plan,
     graph: DependencyGraph | None = None,
+) -> torch.optim.Optimizer: ...
+def carry(
+    optimizer: torch.optim.Optimizer,
+    dense: nn.Module | Plan,
+    small: nn.Module | None = None,
+    plan: Plan | None = None,
+    graph: DependencyGraph | None = None,
 ) -> torch.optim.Optimizer:
     """An optimizer of the small network with the dense one's state, cut along with the weights.
 
+    ``carry(optimizer, plan)`` after ``prune`` or ``prune_`` finds both networks itself.
+    ``carry(optimizer, dense, small, plan)`` names them, for networks that were cut elsewhere.
+
     Args:
         optimizer: of the dense network: its class, its groups and its state (momentum, moments, steps) are taken over.
-        dense: the network before pruning (``prune`` leaves it whole; ``prune_`` does not).
+            An optimizer that accelerate has prepared gives a bare one.
+        dense: the network before pruning (``prune`` leaves it whole; ``prune_`` does not), or the plan.
         small: the network of ``prune(dense, plan, graph)``.
         plan: of ``select``.
         graph: of ``trace``; a plan of ``select`` knows it.
@@ -278,39 +317,28 @@ def carry(
 
     Raises:
         PruneError: the optimizer holds a tensor that is neither a single number nor shaped as its parameter, or it
-            optimizes a parameter that is not of ``dense``.
+            optimizes a parameter that is not of the dense network, or that network was not cut by this plan.
     """
-    before, after = unwrap(dense), dict(unwrap(small).named_parameters())
-    names = {id(parameter): name for name, parameter in before.named_parameters()}
-    groups: list[dict[str, Any]] = []
-    tables: dict[str, dict[str, Tensor]] = {}
-    single: dict[str, dict[str, Any]] = {}
-    for group in optimizer.param_groups:
-        own = []
-        for parameter in group["params"]:
-            name = names.get(id(parameter))
-            if name is None:
-                raise PruneError("the optimizer holds a parameter that is not of the dense network")
-            own.append(after[name])
-            for key, value in optimizer.state[parameter].items():
-                if not isinstance(value, Tensor) or value.numel() == 1 != parameter.numel():
-                    single.setdefault(name, {})[key] = copy.deepcopy(value)
-                elif value.shape == parameter.shape:
-                    tables.setdefault(key, {})[name] = value
-                else:
-                    raise PruneError(
-                        f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for {name}, which is "
-                        f"{tuple(parameter.shape)}: it cannot be cut along"
-                    )
-        groups.append({**group, "params": own})
-    accepted = inspect.signature(type(optimizer)).parameters
-    made = type(optimizer)(groups, **{key: value for key, value in optimizer.defaults.items() if key in accepted})
-    for name, values in single.items():
-        made.state[after[name]].update(values)
-    for key, table in tables.items():
-        for name, tensor in prune_tensors_like(before, _graph_of(plan, graph), plan, table).items():
-            made.state[after[name]][key] = tensor.clone()
-    return made
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner  # accelerate's
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if isinstance(dense, Plan):
+        surgery = performed.find(parameters, dense)
+        if surgery is None or (left := surgery.small()) is None:
+            raise PruneError(
+                "no network of this optimizer was cut by this plan, or the small one is gone: call dist_prune.prune "
+                "first and keep what it returns, or name both: carry(optimizer, dense, small, plan)"
+            )
+        before, after, names, graph, plan = surgery.skeleton, left, surgery.names, surgery.graph, dense
+    elif small is None or plan is None:
+        raise PruneError("carry takes (optimizer, plan) or (optimizer, dense, small, plan)")
+    else:
+        before, after, graph = unwrap(dense), unwrap(small), _graph_of(plan, graph)
+        names = {id(parameter): name for name, parameter in before.named_parameters()}
+    if any(id(parameter) not in names for parameter in parameters):
+        raise PruneError("the optimizer holds a parameter that is not of the dense network")
+    shapes = {name: parameter.shape for name, parameter in before.named_parameters()}
+    return rebuild_optimizer(optimizer, names, shapes, after, partial(prune_tensors_like, before, graph, plan))
 
 
 def save(
@@ -379,53 +407,6 @@ def save(
     tensor_files.save_tensors(place / bundle.WEIGHTS, weights, {"plan": plan.fingerprint})
     write_atomic(place / bundle.MANIFEST, text)
     return place
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The bare network inside DistributedDataParallel, DataParallel, torch.compile or a prepared model."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        elif isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
-            model = compiled
-        else:
-            return model
-
-
-class _Context(DistributedScoringContext):
-    """A scoring context whose images may lack labels, or be absent."""
-
-    has_images = True
-
-    def collect(
-        self,
-        points: Sequence[HookPoint],
-        statistic: Statistic,
-        backward: bool = False,
-        *,
-        train_mode: bool = False,
-        augment: bool = False,
-    ) -> dict[str, dict[str, Tensor]]:
-        """See DistributedScoringContext; PruneError without images, or without labels for gradients of the loss."""
-        self._check_images()
-        if backward:
-            self._check_labels()
-        return super().collect(points, statistic, backward, train_mode=train_mode, augment=augment)
-
-    @property
-    def labels(self) -> Tensor:
-        self._check_images()
-        self._check_labels()
-        return super().labels
-
-    def _check_images(self) -> None:
-        if not self.has_images:
-            raise PruneError("this method looks at calibration images: give dist_prune.score a loader")
-
-    def _check_labels(self) -> None:
-        first = next(self.loader.batches([self.ids[:1]]))
-        if int(first.labels[0]) < 0:
-            raise PruneError("this method needs labels, and the loader gives images alone: give (images, labels)")
 
 
 def _graph_of(plan: Plan, graph: DependencyGraph | None) -> DependencyGraph:

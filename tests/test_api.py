@@ -267,37 +267,78 @@ def test_wrapped_half_and_frozen_networks(wrapped):
     assert all(p.requires_grad == (wrapped != "frozen") for p in small.parameters())
 
 
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
-def test_an_optimizer_is_carried_along(kind):
-    """Its state is cut as the weights are."""
-    model, data = network().train(), dataset()
+OPTIMIZERS = {
+    "sgd": lambda groups: torch.optim.SGD(groups, lr=0.01, momentum=0.9),
+    "nesterov": lambda groups: torch.optim.SGD(groups, lr=0.01, momentum=0.9, nesterov=True),
+    "adamw": lambda groups: torch.optim.AdamW(groups, lr=0.01, amsgrad=True),
+    "fused": lambda groups: torch.optim.AdamW(groups, lr=0.01, fused=True),
+    "foreach": lambda groups: torch.optim.Adam(groups, lr=0.01, foreach=True),
+    "rmsprop": lambda groups: torch.optim.RMSprop(groups, lr=0.01, momentum=0.9, centered=True),
+}
+
+
+def trained(make, named: bool = False):
+    """A network, its plan, and an optimizer of two groups after one step."""
+    model, (images, labels) = network().train(), dataset().tensors
     graph = dp.trace(model, (3, SIDE, SIDE))
     plan = dp.select(dp.score(model, graph, "l1"), graph, target={"macs": 0.6})
-    optimizer = kind([{"params": [model.head.weight], "lr": 0.5}, {"params": list(model.stem.parameters())}], lr=0.01)
-    if kind is torch.optim.SGD:
-        optimizer = kind(
-            [{"params": [model.head.weight], "lr": 0.5}, {"params": list(model.stem.parameters())}],
-            lr=0.01, momentum=0.9,
-        )  # fmt: skip
-    images, labels = data.tensors
+    stem = model.stem.named_parameters() if named else model.stem.parameters()
+    head = ("head.weight", model.head.weight) if named else model.head.weight
+    optimizer = make([{"params": [head], "lr": 0.5, "name": "head"}, {"params": list(stem)}])
     nn.functional.cross_entropy(model(images), labels).backward()
     optimizer.step()
+    return model, plan, optimizer
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_an_optimizer_is_carried_along(kind):
+    """Its state is cut as the weights are; the short call, the long one and the one after prune_ agree."""
+    model, plan, optimizer = trained(OPTIMIZERS[kind])
+    head, stem = model.head.weight, model.stem[0].weight
     small = dp.prune(model, plan)
-    carried = dp.carry(optimizer, model, small, plan)
-    assert [group["lr"] for group in carried.param_groups] == [0.5, 0.01]
-    key = "momentum_buffer" if kind is torch.optim.SGD else "exp_avg"
-    kept = plan.kept("stem.0")
-    assert torch.equal(
-        carried.state[small.stem[0].weight][key],
-        optimizer.state[model.stem[0].weight][key][kept],  # type: ignore[index]
-    )
-    assert torch.equal(
-        carried.state[small.head.weight][key], optimizer.state[model.head.weight][key][:, plan.kept("wide")]
-    )
+    both = [dp.carry(optimizer, plan), dp.carry(optimizer, model, small, plan)]
+    dense_states = {name: dict(optimizer.state[tensor]) for name, tensor in (("head", head), ("stem", stem))}
+    dp.prune_(model, plan)
+    after = dp.carry(optimizer, plan)
+    pairs = [(carried, small) for carried in both] + [(after, model)]
+    for carried, left in pairs:
+        assert type(carried) is type(optimizer)
+        assert [group["lr"] for group in carried.param_groups] == [0.5, 0.01]
+        assert carried.param_groups[0]["name"] == "head"
+        kept = {"stem": plan.kept("stem.0"), "head": plan.kept("wide")}
+        for key, value in dense_states["stem"].items():
+            wanted = value[kept["stem"]] if value.dim() else value
+            assert torch.equal(carried.state[left.stem[0].weight][key], wanted), key
+        for key, value in dense_states["head"].items():
+            wanted = value[:, kept["head"]] if value.dim() else value
+            assert torch.equal(carried.state[left.head.weight][key], wanted), key
+    images, labels = dataset().tensors
     nn.functional.cross_entropy(small(images), labels).backward()
-    carried.step()
+    both[0].step()
+    assert all(torch.isfinite(parameter).all() for parameter in small.parameters())
+
+
+def test_an_optimizer_of_named_parameters_keeps_its_names():
+    model, plan, optimizer = trained(OPTIMIZERS["adamw"], named=True)
+    dp.prune_(model, plan)
+    carried = dp.carry(optimizer, plan)
+    assert carried.param_groups[0]["param_names"] == ["head.weight"]
+
+
+def test_what_cannot_be_carried_is_refused():
+    model, plan, optimizer = trained(OPTIMIZERS["sgd"])
+    with pytest.raises(PruneError, match="no network of this optimizer was cut by this plan"):
+        dp.carry(optimizer, plan)
+    dp.prune(model, plan)  # gone at once
+    with pytest.raises(PruneError, match="keep what it returns"):
+        dp.carry(optimizer, plan)
+    small = dp.prune(model, plan)
     with pytest.raises(PruneError, match="not of the dense network"):
         dp.carry(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1), model, small, plan)
+    model, plan, optimizer = trained(lambda groups: torch.optim.Adafactor(groups, lr=0.01))
+    small = dp.prune(model, plan)
+    with pytest.raises(PruneError, match="Adafactor keeps 'row_var'"):
+        dp.carry(optimizer, plan)
 
 
 def test_a_torchvision_network_on_real_weights_of_any_size():
@@ -422,7 +463,7 @@ def test_a_method_that_trains_evaluates_on_held_out_images():
 
 def test_the_page_s_lines_run(tmp_path, monkeypatch):
     text = (ROOT / "docs/library.md").read_text()
-    (block,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    block = re.findall(r"```python\n(.*?)```", text, re.S)[0]
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(block, "docs/library.md", "exec"), names)

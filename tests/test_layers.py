@@ -65,6 +65,7 @@ ALLOWED = {
     "analysis": ENGINE | {"pruning", "methods", "scoring", "report", "pipeline", "stages"},
     "run": ENGINE | {"methods", "pipeline"},
     "api": ENGINE | {"pruning", "methods", "scoring", "export"},
+    "__main__": {"cli"},
     "cli": ENGINE | {"pruning", "methods", "report", "export", "pipeline", "analysis", "run"},
 }
 # the same within pruning/

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 
+from dist_prune import __version__
 from dist_prune.cli import (
     check,
     compare,
@@ -107,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Recipes are run by 'accelerate launch dist_prune/run.py --recipe NAME'. "
         "'dist-prune VERB --help' describes a verb.",
     )
+    parser.add_argument("--version", action="version", version=f"dist-prune {__version__}")
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
         subparser = subparsers.add_parser(name, help=verb.HELP, description=f"{verb.HELP[0].upper()}{verb.HELP[1:]}.")

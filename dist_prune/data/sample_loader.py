@@ -5,6 +5,7 @@ samplers that shard, shuffle or pad all give the same images.
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, WeightedRandomSampler, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    WeightedRandomSampler,
+    default_collate,
+)
+from torch.utils.data._utils.collate import default_convert
 
 from dist_prune.data.augment import AugmentKey
 from dist_prune.data.loader import Batch
@@ -99,11 +110,12 @@ class SampleLoader:
         """
         self.device, self.dtype = device, dtype
         self._labels: Tensor | None = None
+        self._classes: int | None = None
         self._loader: DataLoader[Any] | None = None
         self._held: tuple[Tensor, Tensor | None] | None = None
-        if isinstance(images, Dataset) and not isinstance(images, IterableDataset):
+        if isinstance(images, Dataset):
             images = DataLoader(images, batch_size=50)
-        if isinstance(images, DataLoader) and not isinstance(images.dataset, IterableDataset):
+        if isinstance(images, DataLoader) and _has_ids(images):
             self._loader = images
             self.ids = _sampled(images, comm)
         else:
@@ -111,6 +123,19 @@ class SampleLoader:
             self.ids = np.arange(len(self._held[0]))
         if not len(self.ids):
             raise PruneError("the loader gives no image")
+
+    def require_labels(self, classes: int) -> None:
+        """Refuse from now on batches without labels, and labels that are no class of the network.
+
+        Args:
+            classes: number of the network's logits.
+
+        Raises:
+            PruneError: the first image has no label, or one that is no class.
+        """
+        if self._classes is None:
+            self._classes = classes
+            next(self.batches([self.ids[:1]]))
 
     @property
     def source(self) -> _Source:
@@ -158,6 +183,8 @@ class SampleLoader:
         orders = [np.ascontiguousarray(ids) for ids in lists]
         for ids, batch in zip(orders, self._raw(orders), strict=True):
             images, labels = split_batch(batch)
+            if self._classes is not None:
+                _check_labels(labels, self._classes)
             if labels is None:
                 labels = torch.full((len(images),), -1, dtype=torch.int64)
             yield Batch(
@@ -178,31 +205,91 @@ class SampleLoader:
             self._loader.dataset,
             batch_sampler=[ids.tolist() for ids in orders],  # type: ignore[arg-type]
             num_workers=self._loader.num_workers,
-            collate_fn=self._loader.collate_fn or default_collate,
+            # a loader with batch_size=None does not collate
+            collate_fn=default_collate if self._loader.collate_fn is default_convert else self._loader.collate_fn,
             worker_init_fn=self._loader.worker_init_fn,
         )
 
 
+def _has_ids(loader: DataLoader[Any]) -> bool:
+    """Whether a loader's images are items of a map-style data set, one each."""
+    if isinstance(loader.dataset, IterableDataset):
+        return False
+    if loader.batch_sampler is not None or not isinstance(loader.dataset, Sized) or not len(loader.dataset):
+        return True
+    try:  # batch_size=None: an item may be a whole batch
+        split_batch(loader.collate_fn(loader.dataset[0]))
+    except PruneError:
+        return True
+    return False
+
+
+def _check_labels(labels: Tensor | None, classes: int) -> None:
+    """PruneError unless there are labels from 0 to ``classes - 1``."""
+    if labels is None:
+        raise PruneError("this method needs labels, and the loader gives images alone: give (images, labels)")
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise PruneError(
+            f"the loader's labels contain {int(wrong[0])}; the network has {classes} classes, so labels are 0 to "
+            f"{classes - 1}"
+        )
+
+
 def _sampled(loader: DataLoader[Any], comm: Communicator) -> np.ndarray:
-    """Ids of the images that the samplers of all ranks name, ascending, each once: shards unite, pads are dropped."""
-    sampler = getattr(loader, "sampler", None)
+    """Ids of the images that the samplers of all ranks name, ascending, each once: shards unite, pads are dropped.
+
+    Samplers are asked for images, not for batches: an incomplete last batch that ``drop_last`` leaves out would be
+    another one at each shuffle, and on each number of ranks.
+    """
+    if not isinstance(loader.dataset, Sized):
+        raise PruneError(f"the loader's {type(loader.dataset).__name__} has no length, so its images have no ids")
+    batches: Any = loader.batch_sampler
+    while isinstance(getattr(batches, "batch_sampler", None), Iterable):  # accelerate's shard of the whole
+        batches = batches.batch_sampler
+    sampler: Any = batches.sampler if isinstance(batches, BatchSampler) else getattr(loader, "sampler", None)
     if isinstance(sampler, WeightedRandomSampler) or (isinstance(sampler, RandomSampler) and sampler.replacement):
         raise PruneError(
             f"the loader's {type(sampler).__name__} draws images with replacement, so which images are scored would "
             "depend on chance. Give a loader without a sampler, or the data set itself"
         )
-    if not isinstance(loader.dataset, Sized):
-        raise PruneError(f"the loader's {type(loader.dataset).__name__} has no length, so its images have no ids")
-    batches = loader.batch_sampler if loader.batch_sampler is not None else [[i] for i in sampler or ()]
-    with torch.random.fork_rng(devices=[]):  # a shuffling sampler draws from torch's generator
-        mine = sorted({int(i) for batch in batches for i in batch})
+    if isinstance(sampler, RandomSampler) and sampler.num_samples < len(loader.dataset):
+        raise PruneError(
+            f"the loader's RandomSampler draws {sampler.num_samples} of {len(loader.dataset)} images, so which images "
+            "are scored would depend on chance. Give the data set itself, and images=N draws N of them by the seed"
+        )
+    if isinstance(sampler, DistributedSampler):  # shuffles of several ranks need not fit one another
+        mine = list(range(len(loader.dataset)))
+    else:
+        with torch.random.fork_rng(devices=[]):  # a shuffling sampler draws from torch's generator
+            named = sampler if batches is None or isinstance(batches, BatchSampler) else itertools.chain(*batches)
+            mine = sorted({int(i) for i in named or ()})
     found = sorted({i for ids in comm.all_gather_object(mine) for i in ids})
     return np.array(found, dtype=np.int64)
 
 
+def _whole(images: Any) -> Iterable[Any]:
+    """The batches of an iterable; of a loader over an iterable data set, those of its whole data set.
+
+    Raises:
+        PruneError: it cannot be iterated.
+    """
+    if isinstance(images, DataLoader) and isinstance(images.dataset, IterableDataset):
+        dataset = images.dataset
+        while type(dataset).__name__ == "IterableDatasetShard":  # accelerate's part of one rank
+            dataset = dataset.dataset  # type: ignore[attr-defined]
+        # in this process: each worker would go through the whole data set
+        return DataLoader(dataset, batch_size=images.batch_size, collate_fn=images.collate_fn)
+    if isinstance(images, str | bytes) or not isinstance(images, Iterable):
+        raise PruneError(
+            f"the loader is {images!r}; expected is a DataLoader, a Dataset, or an iterable of batches (images, labels)"
+        )
+    return images
+
+
 def _concatenated(batches: Iterable[Any], comm: Communicator) -> tuple[Tensor, Tensor | None]:
     """The images and labels of an iterable of batches, in its order; the same on every rank."""
-    pairs = [split_batch(batch) for batch in batches]
+    pairs = [split_batch(batch) for batch in _whole(batches)]
     if not pairs:
         raise PruneError("the loader gives no image")
     if len({tuple(images.shape[1:]) for images, _ in pairs}) != 1:

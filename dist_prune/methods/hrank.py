@@ -77,6 +77,7 @@ def map_rank(maps: Tensor) -> Tensor:
     Returns:
         (...) int64.
     """
-    values = torch.linalg.svdvals(maps)
+    exact = torch.float64 if maps.dtype == torch.float64 else torch.float32  # torch has no svd of half floats
+    values = torch.linalg.svdvals(maps.to(exact))
     limit = torch.finfo(maps.dtype).eps * max(maps.shape[-2:]) * values.amax(-1, keepdim=True)
     return (values > limit).sum(-1)

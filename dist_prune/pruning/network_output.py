@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dist_prune.errors import PruneError
+
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
     """Yield every tensor of a network's output in order.
@@ -64,3 +66,22 @@ def only_logits(model: nn.Module) -> Iterator[None]:
 
 def _logits(_module: nn.Module, _inputs: Any, output: Any) -> Any:
     return logits_of(output)
+
+
+def num_logits(output: Any) -> int:
+    """The number of classes of a network's output.
+
+    Args:
+        output: of the network.
+
+    Raises:
+        PruneError: it is no tensor (n, classes).
+    """
+    logits = logits_of(output)
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        form = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise PruneError(
+            f"the network gives {form}, and labels need logits (n, classes). Choose a method that needs no labels "
+            "(dist-prune list methods), or give a network that ends in logits"
+        )
+    return logits.shape[1]

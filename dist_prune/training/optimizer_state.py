@@ -1,5 +1,6 @@
 """Optimizer state and averaged weights that are carried from one training to the next, across pruning."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,26 +54,49 @@ class CarriedOptimizerState:
         Raises:
             PruneError: a state of the optimizer is neither of its parameter's shape nor a single number.
         """
-        names = _names(model, optimizer)
-        tables = {}
-        numbers = {}
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        for entry, tensor in packed[0].items():
+        state = cls.of_optimizer(optimizer, names, shapes, packed)
+        tables = dict(state.tables)
+        if averaged is not None:  # without averages the final weights are the model's own
+            tables["model"] = {name: _copy(tensor) for name, tensor in model.state_dict().items()}
+            tables["ema"] = {name: _copy(tensor) for name, tensor in averaged.state_dict().items()}
+        return replace(state, tables=tables, plain={**state.plain, "updates": updates})
+
+    @classmethod
+    def of_optimizer(
+        cls,
+        optimizer: torch.optim.Optimizer,
+        names: Mapping[int, str],
+        shapes: Mapping[str, torch.Size],
+        packed: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None = None,
+    ) -> "CarriedOptimizerState":
+        """Copy the state of an optimizer to the CPU.
+
+        Args:
+            optimizer: any optimizer of torch's form.
+            names: id of each of its parameters -> name.
+            shapes: name -> shape.
+            packed: the state as ``TrainEngine.state`` or ``pack_optimizer`` returns it; None: the optimizer's own.
+
+        Raises:
+            PruneError: a state is neither of its parameter's shape nor a single number.
+        """
+        order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+        tensors, plain = tensor_files.pack_optimizer(optimizer) if packed is None else packed
+        tables: dict[str, dict[str, Tensor]] = {}
+        numbers = {}
+        for entry, tensor in tensors.items():
             number, _, key = entry.partition(".")
-            name = names[int(number)]
+            name = order[int(number)]
             if tensor.shape == shapes[name] and tensor.is_floating_point():
                 tables.setdefault(OPTIMIZER + key, {})[name] = _copy(tensor)
             elif tensor.numel() == 1:
                 numbers[f"{key}/{name}"] = _copy(tensor)
             else:
                 raise _cannot_prune_error(optimizer, key, tensor, name, shapes[name])
-        if averaged is not None:  # without averages the final weights are the model's own
-            tables["model"] = {name: _copy(tensor) for name, tensor in model.state_dict().items()}
-            tables["ema"] = {name: _copy(tensor) for name, tensor in averaged.state_dict().items()}
-        plain_state = {
-            f"{k.partition('.')[2]}/{names[int(k.partition('.')[0])]}": v for k, v in packed[1]["state"].items()
-        }
-        return cls(tables, numbers, {**packed[1], "state": plain_state, "updates": updates})
+        plain_state = {f"{k.partition('.')[2]}/{order[int(k.partition('.')[0])]}": v for k, v in plain["state"].items()}
+        return cls(tables, numbers, {**plain, "state": plain_state})
 
     def for_optimizer(
         self, model: nn.Module, optimizer: torch.optim.Optimizer
@@ -176,7 +200,45 @@ def _cannot_prune_error(
     optimizer: torch.optim.Optimizer, key: str, tensor: Tensor, name: str, shape: torch.Size
 ) -> PruneError:
     return PruneError(
-        f"schedule.carry_optimizer: {type(optimizer).__name__} keeps {key!r} of shape {tuple(tensor.shape)} "
-        f"for {name}, which is {tuple(shape)}: it cannot be cut along. Choose another finetune.optimizer "
-        "(sgd, adamw), or leave carry_optimizer out."
+        f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(tensor.shape)} for {name}, which is "
+        f"{tuple(shape)}: "
+        "it cannot be cut along. Choose another optimizer (in a recipe finetune.optimizer: sgd, adamw), or leave its "
+        "state behind (no schedule.carry_optimizer)."
     )
+
+
+def rebuild_optimizer(
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[int, str],
+    shapes: Mapping[str, torch.Size],
+    small: nn.Module,
+    prune_tensors: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+) -> torch.optim.Optimizer:
+    """A new optimizer of a pruned network with the state of the dense network's, cut along with the weights.
+
+    Args:
+        optimizer: of the dense network.
+        names: id of each of its parameters -> name.
+        shapes: name -> dense shape.
+        small: the pruned network.
+        prune_tensors: as in ``CarriedOptimizerState.prune``.
+
+    Returns:
+        An optimizer of the same class, with the same groups.
+
+    Raises:
+        PruneError: a state is neither of its parameter's shape nor a single number.
+    """
+    state = CarriedOptimizerState.of_optimizer(optimizer, names, shapes).prune(prune_tensors)
+    after = dict(small.named_parameters())
+    groups: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        own: list[Any] = [after[names[id(parameter)]] for parameter in group["params"]]
+        kept = {key: value for key, value in group.items() if key != "param_names"}
+        if "param_names" in group:  # an optimizer that was made of named parameters
+            own = list(zip(group["param_names"], own, strict=True))
+        groups.append({**kept, "params": own})
+    accepted = inspect.signature(type(optimizer)).parameters
+    made = type(optimizer)(groups, **{key: value for key, value in optimizer.defaults.items() if key in accepted})
+    tensor_files.unpack_optimizer(made, *state.for_optimizer(small, made))
+    return made

@@ -1,0 +1,100 @@
+"""The scoring context of the library: a user's own images, which may lack labels or be absent."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from dist_prune.data.sample_loader import SampleLoader
+from dist_prune.errors import PruneError
+from dist_prune.pruning.eval_mode import evaluation_mode
+from dist_prune.pruning.graph.groups import HookPoint
+from dist_prune.pruning.hooks.gating import Where
+from dist_prune.pruning.hooks.statistics import Statistic
+from dist_prune.pruning.network_output import num_logits
+from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.training.fit_model import Loss
+
+
+@dataclass
+class LibraryScoringContext(DistributedScoringContext):
+    """A scoring context over a ``SampleLoader``: what is missing is refused when a method asks for it.
+
+    Attributes:
+        has_images: whether the user gave images.
+    """
+
+    has_images: bool = True
+
+    def collect(
+        self,
+        points: Sequence[HookPoint],
+        statistic: Statistic,
+        backward: bool = False,
+        *,
+        train_mode: bool = False,
+        augment: bool = False,
+    ) -> dict[str, dict[str, Tensor]]:
+        """See DistributedScoringContext; PruneError without images, or without labels for gradients of the loss."""
+        self._need_images()
+        if backward:
+            self._need_labels()
+        return super().collect(points, statistic, backward, train_mode=train_mode, augment=augment)
+
+    def count_correct(self, group: str, off: Tensor, *, where: Where = "consumed", memory_mb: int = 1024) -> list[int]:
+        """See DistributedScoringContext; PruneError without images or labels."""
+        self._need_labels()
+        return super().count_correct(group, off, where=where, memory_mb=memory_mb)
+
+    def train_parameters(
+        self,
+        parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]],
+        loss: Loss,
+        epochs: int,
+        lr: float,
+        batch: int,
+        watch: Callable[[int], Any] = lambda step: None,
+        **training: Any,
+    ) -> list[dict[str, float]]:
+        """See DistributedScoringContext; PruneError without images or labels."""
+        self._need_labels()
+        return super().train_parameters(parameters, loss, epochs, lr, batch, watch, **training)
+
+    def train_model(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        epochs: int,
+        lr: float,
+        batch: int,
+        watch: Callable[[int], Any] = lambda step: None,
+        **training: Any,
+    ) -> list[dict[str, float]]:
+        """See DistributedScoringContext; PruneError without images or labels."""
+        self._need_labels()
+        return super().train_model(model, loss, epochs, lr, batch, watch, **training)
+
+    @property
+    def labels(self) -> Tensor:
+        """See DistributedScoringContext; PruneError without images or labels."""
+        self._need_labels()
+        return super().labels
+
+    def _need_images(self) -> None:
+        if not self.has_images:
+            raise PruneError("this method looks at calibration images: give dist_prune.score a loader")
+        images = next(self.loader.batches([self.ids[:1]])).images
+        if images.shape[1] != self.graph.example[0]:
+            raise PruneError(
+                f"the loader's images have {images.shape[1]} channels; the network was traced with "
+                f"{self.graph.example[0]}"
+            )
+
+    def _need_labels(self) -> None:
+        self._need_images()
+        weight = next(self.model.parameters())
+        with torch.no_grad(), evaluation_mode(self.model):
+            output = self.model(torch.zeros(1, *self.graph.example, device=weight.device, dtype=weight.dtype))
+        cast(SampleLoader, self.loader).require_labels(num_logits(output))
