@@ -48,7 +48,7 @@ ALLOWED = {
     "models": BASE | {"distributed"},
     "training": BASE | {"distributed", "data"},
     "pruning": {"errors", "config"},  # config: parsing of plan files; a cost's name becomes a key of the target section
-    "methods": {"errors", "pruning"},
+    "methods": {"errors", "pruning", "config"},  # config: names of methods elsewhere, without torch
     "scoring": ENGINE | {"pruning"},
     "report": BASE | {"pruning", "training"},
     "export": ENGINE | {"pruning"},
@@ -57,7 +57,7 @@ ALLOWED = {
     "analysis": ENGINE | {"pruning", "methods", "scoring", "report", "pipeline", "stages"},
     "run": ENGINE | {"methods", "pipeline"},
     "api": ENGINE | {"pruning", "methods", "scoring", "export"},
-    "cli": ENGINE | {"pruning", "methods", "report", "export", "pipeline", "analysis", "run"},
+    "cli": ENGINE | {"pruning", "methods", "report", "export", "pipeline", "analysis", "run", "api"},
 }
 # the same within pruning/
 INSIDE_PRUNING = {

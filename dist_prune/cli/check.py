@@ -123,7 +123,7 @@ def _notes(recipe: Recipe) -> list[str]:
     from dist_prune import models
 
     data, epochs = recipe.data, recipe.train.epochs
-    notes = []
+    notes = [recipe.choice] if recipe.choice else []
     weights = recipe.backbone.checkpoint or ("fetched by timm" if recipe.backbone.pretrained else "")
     if weights:
         use = f"is trained from them for {epochs} epochs, a head of other classes made anew" if epochs else "has them"

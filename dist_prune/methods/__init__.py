@@ -12,11 +12,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from dist_prune.errors import PruneError, unknown
+from dist_prune.config.familiar_names import canonical_method, method_suggestion
+from dist_prune.errors import PruneError, shown, unknown
 from dist_prune.methods.base import Method
 
 GROUP = "dist_prune.methods"
-SHARED = ("base", "context", "options")  # modules that every paper may import; not methods
+SHARED = ("base", "context", "needs", "options")  # modules that every paper may import; not methods
 
 
 def list_names() -> list[str]:
@@ -29,13 +30,17 @@ def find(name: str) -> type[Method]:
     """Find the class of a method.
 
     Args:
-        name: of the method; a name of another package's entry point goes before one of this package.
+        name: of the method, or one that other libraries have for it (config/familiar_names.py); a name of another
+            package's entry point goes before one of this package.
 
     Raises:
         PruneError: there is no method of that name (the nearest one is named), another package's cannot be imported,
             or its module does not hold exactly one subclass of ``Method``.
     """
+    name = canonical_method(name)
     if name not in list_names():
+        if suggestion := method_suggestion(name):
+            raise PruneError(f"unknown method {shown(name)}.{suggestion} 'dist-prune list methods' lists all.")
         raise PruneError(unknown("method", name, list_names()))
     of_others = _entry_points()
     if name in of_others:
