@@ -52,7 +52,7 @@ ALLOWED = {
     "scoring": ENGINE | {"pruning"},
     "report": BASE | {"pruning", "training"},
     "export": ENGINE | {"pruning"},
-    "pipeline": ENGINE | {"pruning", "methods"},
+    "pipeline": ENGINE | {"pruning", "methods", "export"},
     "stages": ENGINE | {"pruning", "methods", "scoring", "report", "export", "pipeline"},
     "analysis": ENGINE | {"pruning", "methods", "scoring", "report", "pipeline", "stages"},
     "run": ENGINE | {"methods", "pipeline"},

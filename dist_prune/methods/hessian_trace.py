@@ -39,7 +39,7 @@ class HessianTrace(base.RankingMethod):
     """Filters of small norm and small curvature go first; coupled filters add up."""
 
     paper = "Yu et al., Hessian-Aware Pruning and Optimal Neural Implant, WACV 2022"
-    needs = Needs(labels=True, gradients=True, forward=10, backward=20, note="10 random vectors")
+    needs = Needs(labels=True, gradients=True, backward=2, note="for each of method.probes")
     Options = Options
     equivariant = False  # the random signs belong to positions
 

@@ -8,6 +8,7 @@ from dist_prune.pipeline.context import RunContext
 
 STARTED = "stage_started.json"  # describes the running stage: an interrupted one has no line in the ledger
 KEYS = {
+    "bundle": "backbone.bundle",
     "checkpoint": "backbone.checkpoint",
     "train": "data.root (training images)",
     "eval": "data.root (test images)",
@@ -34,6 +35,8 @@ def digests(context: RunContext, stage: str) -> dict[str, str]:
     file = context.networks.checkpoint
     if stage == "train" and file is not None:
         out["checkpoint"] = file_digest(file) if file.is_file() else "missing"
+    if stage == "train" and context.networks.start is not None:
+        out["bundle"] = context.networks.start.digest()
     return out
 
 
@@ -91,7 +94,7 @@ def check_unchanged(stage: str, context: RunContext, outside: dict[str, str]) ->
 
 def _key(name: str, context: RunContext) -> str:
     """The recipe keys that name a changed input. Other class numbers count as other content."""
-    mapped = context.recipe.data.class_map and name != "checkpoint"
+    mapped = context.recipe.data.class_map and name not in ("bundle", "checkpoint")
     return KEYS[name] + (" or data.class_map" if mapped else "")
 
 
