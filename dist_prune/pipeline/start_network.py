@@ -1,4 +1,4 @@
-"""The network that a run starts from if ``backbone.bundle`` names one: pruned shapes, its weights, maybe another head."""
+"""The pruned network that a run starts from if ``backbone.bundle`` names one, perhaps with another head."""
 
 import copy
 import hashlib
