@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import tempfile
@@ -19,8 +18,6 @@ from dist_prune.config.recipe import Recipe
 from dist_prune.errors import PruneError
 from dist_prune.fileio import read_json
 from dist_prune.report.tables import metric_rows
-
-MACHINES = "several processes: torchrun --nproc_per_node N -m dist_prune.cli VERB ..., or accelerate launch -m"
 
 
 def load_tree(tree: Mapping[str, Any], words: Sequence[str]) -> Recipe:
@@ -47,15 +44,16 @@ def parse_target(text: str) -> dict[str, float]:
     """
     name, equals, share = text.partition("=")
     try:
-        return {name: float(share)}
-    except ValueError as error:
-        raise PruneError(f"--target: write COST=SHARE, for example macs=0.5, got {text!r}") from (
-            error if equals else None
-        )
+        kept = float(share)
+    except ValueError:
+        equals, kept = "", 0.0
+    if not equals:
+        raise PruneError(f"--target: write COST=SHARE, for example macs=0.5, got {text!r}")
+    return {name: kept}
 
 
 def run_recipe(
-    recipe: Recipe, output: Path, arguments: argparse.Namespace, networks: Sequence[str], end: str
+    recipe: Recipe, output: Path, arguments: argparse.Namespace, networks: Mapping[str, str], end: str
 ) -> Answer:
     """Run a recipe to its end on all processes of the launcher, and answer with its table on the first.
 
@@ -63,7 +61,7 @@ def run_recipe(
         recipe: the recipe; the run directory keeps it.
         output: the run directory.
         arguments: the verb's command line, for ``--json``.
-        networks: columns of the table, of ``dense``, ``pruned`` and ``finetuned``.
+        networks: columns of the table: ``dense``, ``pruned`` or ``finetuned`` -> its title.
         end: the last lines of the answer, with ``{bundle}`` for the bundle's folder.
     """
     from dist_prune.run import execute, run
@@ -80,11 +78,10 @@ def run_recipe(
     bundle = output / "export"
     kinds = ("dense", "pruned", "finetuned")
     chosen = [kinds.index(name) for name in networks]
-    heads = {"dense": "start" if recipe.backbone.bundle else "dense", "finetuned": "finetuned", "pruned": "pruned"}
-    rows = [("", [heads[name] for name in networks])]
+    rows = [("", list(networks.values()))]
     rows += [(label, [cells[number] for number in chosen]) for label, cells in metric_rows(body)]
     width = max(len(label) for label, _ in rows)
     table = [f"{label:{width}}  " + "  ".join(f"{cell:>18}" for cell in cells) for label, cells in rows]
-    figures = {name: body[name] for name in networks}
+    figures = {title: body[name] for name, title in networks.items()}
     answer = {"bundle": str(bundle), "run": str(output), "method": recipe.method["name"], "figures": figures}
-    return "\n".join([*table, "", end.format(bundle=bundle)]), json.loads(json.dumps(answer)), code
+    return "\n".join([*table, "", end.replace("{bundle}", str(bundle))]), answer, code

@@ -52,4 +52,4 @@ def run(arguments: argparse.Namespace) -> Answer:
         raise PruneError(f"finetune.epochs: {path} trains for 0 epochs; write finetune.epochs=N")
     output = Path(arguments.output or f"runs/{recipe.name}")
     end = "bundle  {bundle}\nnext    dist-prune export {bundle} --help   (ONNX, torch.export)"
-    return composed_run.run_recipe(recipe, output, arguments, ("dense", "finetuned"), end)
+    return composed_run.run_recipe(recipe, output, arguments, {"dense": "start", "finetuned": "finetuned"}, end)

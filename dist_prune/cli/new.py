@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dist_prune import methods
 from dist_prune.cli.composed_run import parse_target
-from dist_prune.cli.found_images import READ, FoundImages, look
+from dist_prune.cli.found_images import FoundImages, look
 from dist_prune.cli.verb import Answer
 from dist_prune.config import loading
 from dist_prune.config.familiar_names import canonical_method
@@ -135,12 +135,11 @@ def recipe_text(
         f"# found     {len(found.classes)} classes ({abbreviate(found.classes, 5)}); {counts}; the smallest class has "
         f"{found.smallest} training images",
         f"#           shorter sides: {small} to {large} pixels, median {median} ({found.read:,} images were read"
-        f"{f', at most {READ} to {2 * READ} a split' if found.read >= READ else ''})",
+        f"{', spread over all' if found.read < sum(found.counts.values()) else ''})",
     ]
     if found.unreadable:
-        lines.append(
-            f"#           {len(found.unreadable)} of them cannot be read and are left out: {found.unreadable[0]}"
-        )
+        first = found.unreadable[0]
+        lines.append(f"#           {len(found.unreadable)} of them cannot be read and are left out: {first}")
     lines += [
         f"# look      dist-prune check {out}",
         f"# run       accelerate launch dist_prune/run.py --recipe {out}",
@@ -154,16 +153,16 @@ def recipe_text(
     ]
     if found.one_split:
         lines += [
-            "# WARNING: there is one split, so the images that are trained on also give the final figures, which are too",
-            "# good. The held-out share below chooses the epochs honestly. For honest figures move some images of each",
+            "# WARNING: there is one split, so the images that are trained on also give the final figures, which are",
+            "# too good. The held-out share below chooses the epochs honestly. For honest figures move some images of each",
             "# class to another folder, and name it in eval_split.",
         ]
     lines += [
         f"# image_size: {why_side}",
         f"data: {json.dumps(data)}",
         f"# batch {batch}: {learned // batch} updates an epoch; epochs {epochs}: about {epochs * (learned // batch):,} "
-        f"updates; lr {lr:g}: {'small, the weights are trained' if pretrained else 'for random weights'}, in proportion "
-        "to the batch",
+        f"updates; lr {lr:g}: {'small, the weights are trained' if pretrained else 'for random weights'}, in "
+        "proportion to the batch",
         f"# holdout {holdout}: {train - learned} training images choose the epoch that is kept, no test image does",
         f"train: {training}",
         f"score: {{images: {score}, micro_batch: {min(50, score)}}}  # "

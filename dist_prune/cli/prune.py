@@ -47,20 +47,23 @@ def run(arguments: argparse.Namespace) -> Answer:
         "method": {"name": arguments.method},
         "select": {"scope": "global", "max_ratio": 0.9},
         "target": composed_run.parse_target(arguments.target),
+        "finetune": {"recalibrate_bn": 500},  # statistics of batch norms, no training
         "report": {"latency_batches": [1], "trackers": []},
     }
     recipe = composed_run.load_tree(tree, arguments.overrides)
+    start = "start" if recipe.backbone.bundle else "dense"
+    columns = {"dense": start, "pruned": "pruned", "finetuned": "recalibrated"}
     same = (
         "\nThe images have one split: the same ones ranked the channels and measured top-1, so it is too good."
         if one_split
         else ""
     )
     end = (
-        f"bundle  {{bundle}}{same}\n"
-        f"next    dist-prune finetune {{bundle}} --recipe RECIPE   (a recipe for these images: dist-prune new --data "
+        "bundle  {bundle}" + f"{same}\n"
+        "next    dist-prune finetune {bundle} --recipe RECIPE   (a recipe for these images: dist-prune new --data "
         f"{arguments.data} --backbone {recipe.backbone.name})"
     )
-    return composed_run.run_recipe(recipe, output, arguments, ("dense", "pruned"), end)
+    return composed_run.run_recipe(recipe, output, arguments, columns, end)
 
 
 def backbone_section(weights: Path, name: str | None) -> dict[str, Any]:
@@ -77,9 +80,7 @@ def backbone_section(weights: Path, name: str | None) -> dict[str, Any]:
         raise PruneError(f"there is no file or folder {weights}. Name the weights, or a bundle")
     if weights.is_file():
         if not name:
-            raise PruneError(
-                f"--backbone: {weights} does not say which network it is of; name it, for example resnet18"
-            )
+            raise PruneError(f"--backbone: {weights} does not say which network it is of; name it (resnet18)")
         return {"name": name, "checkpoint": str(weights)}
     if (weights / "bundle.json").is_file() or (weights / "export" / "bundle.json").is_file():
         section = bundle_section(weights)
@@ -94,9 +95,8 @@ def backbone_section(weights: Path, name: str | None) -> dict[str, Any]:
     files = [weights / file for file in WEIGHT_FILES if (weights / file).is_file()]
     files = files or sorted(file for file in weights.iterdir() if file.suffix in SUFFIXES)
     if len(files) != 1 and not (files and files[0].name == WEIGHT_FILES[0]):
-        what = (
-            f"{len(files)} files of weights ({', '.join(file.name for file in files[:4])})" if files else "no weights"
-        )
+        names = ", ".join(file.name for file in files[:4])
+        what = f"{len(files)} files of weights ({names})" if files else "no weights"
         raise PruneError(f"{weights} holds {what}; name one file")
     kwargs = config.get("model_args")
     return {"name": name, "checkpoint": str(files[0]), **({"kwargs": kwargs} if isinstance(kwargs, dict) else {})}
