@@ -33,11 +33,11 @@ def run(arguments: argparse.Namespace) -> Answer:
     Raises:
         PruneError: the bundle or the recipe is refused, or their classes differ and no training makes a new head.
     """
-    bundle, path = Path(arguments.bundle).expanduser(), find(arguments.recipe)
+    path = find(arguments.recipe)
     tree: Any = safe_parsing.read_yaml(path)
     if not isinstance(tree, dict):
         raise PruneError(f"{path}: a recipe is a mapping of sections (backbone, data, method, ...)")
-    section = bundle_section(bundle)
+    section = bundle_section(Path(arguments.bundle).expanduser())
     own = tree.get("backbone")
     named = own if isinstance(own, dict) else {}
     if named.get("name") == section["name"]:  # the dense network's weights teach it
@@ -45,8 +45,8 @@ def run(arguments: argparse.Namespace) -> Answer:
     name = f"{tree.get('name', path.stem)}_finetuned"
     tree = {key: value for key, value in tree.items() if key not in DROPPED}
     # the bundle is trained already: a new head needs train.epochs on the command line
-    tree |= {"name": name, "backbone": section, "select": {"plan": str(bundle)}, "train": {"epochs": 0}}
-    tree.setdefault("method", {"name": "auto"})
+    tree |= {"name": name, "backbone": section, "select": {"plan": section["bundle"]}, "train": {"epochs": 0}}
+    tree["method"] = {"name": "l1"}  # nothing is scored; the new bundle names the method that cut the network
     recipe = composed_run.load_tree(tree, arguments.overrides)
     if not recipe.finetune.epochs:
         raise PruneError(f"finetune.epochs: {path} trains for 0 epochs; write finetune.epochs=N")

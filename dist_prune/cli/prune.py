@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_prune.cli import composed_run, found_images
-from dist_prune.cli.verb import Answer, add_overrides
+from dist_prune.cli.verb import Answer, add_overrides, bundle_folder
 from dist_prune.errors import PruneError
 from dist_prune.fileio import read_json
 
@@ -110,5 +110,6 @@ def bundle_section(folder: Path) -> dict[str, Any]:
     """
     from dist_prune.export.bundle import read_bundle
 
+    folder = bundle_folder(str(folder)) or folder
     spec = read_bundle(folder).body["backbone"]
     return {"name": spec["name"], "kwargs": spec["kwargs"], "bundle": str(folder)}
