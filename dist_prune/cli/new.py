@@ -154,8 +154,8 @@ def recipe_text(
     if found.one_split:
         lines += [
             "# WARNING: there is one split, so the images that are trained on also give the final figures, which are",
-            "# too good. The held-out share below chooses the epochs. For honest figures move some images of each class",
-            "# to another folder, and name it in eval_split.",
+            "# too good. The held-out share below chooses the epochs. For honest figures move some images of each",
+            "# class to another folder, and name it in eval_split.",
         ]
     lines += [
         f"# image_size: {why_side}",
