@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from dist_prune import methods, models
+from dist_prune.config.familiar_names import KEYWORD_RELATIVES
 from dist_prune.config.pruning import Select, Target
 from dist_prune.data.sample_loader import SampleLoader
 from dist_prune.data.sampling import calibration_ids
@@ -195,6 +196,8 @@ def select(
     Raises:
         PruneError: a key is unknown or its value is not allowed, or the target cannot be reached.
     """
+    for name in select.keys() & KEYWORD_RELATIVES.keys():
+        raise PruneError(f"{name}: dist_prune.select has no argument of this name. Write {KEYWORD_RELATIVES[name]}")
     if not isinstance(scores, Scores):
         raise PruneError("scores is no result of dist_prune.score: a plan needs to know the method that made them")
     try:

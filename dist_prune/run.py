@@ -40,6 +40,7 @@ from dist_prune.pipeline import runner
 from dist_prune.pipeline.artifact_store import ArtifactStore
 from dist_prune.pipeline.context import RunContext
 from dist_prune.pipeline.ledger import bind_recipe, lock_run_directory
+from dist_prune.pipeline.method_choice import keep_choice
 from dist_prune.pipeline.precheck import precheck
 from dist_prune.pipeline.run_directory import clear_leftovers, run_directory
 from dist_prune.training import tracking
@@ -165,6 +166,7 @@ def run(
     """
     comm = environment.comm
     check_same_plugins(comm)
+    recipe = comm.broadcast_object(comm.run_on_main(lambda: keep_choice(folder, recipe))) or recipe
     method = methods.build(recipe.method)
     for name in recipe.score.compare:
         methods.find(name)  # refuses unknown ones before any work
@@ -177,8 +179,8 @@ def run(
     tracker = tracking.Tracker(comm.is_main, recipe.report.trackers, folder, recipe.name)
     comm.run_on_main(lambda: shutil.rmtree(folder / "errors", ignore_errors=True))
     tracker.info(f"{recipe.name}: {comm.world} process(es) on {environment.device}, results in {folder}")
-    if changed:
-        tracker.info(changed)
+    for line in filter(None, (recipe.choice, changed)):
+        tracker.info(line)
     context = RunContext(recipe, environment, tracker, folder, method)
     if shared is not None:
         context.artifact_store = ArtifactStore(shared.resolve(), folder.resolve(), recipe.cluster.holder_timeout_s)

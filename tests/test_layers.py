@@ -56,11 +56,11 @@ ALLOWED = {
         "plugins",
         "config",
     },  # config: parsing of plan files; a cost's name becomes a key of the target section
-    "methods": {"errors", "plugins", "pruning"},
+    "methods": {"errors", "plugins", "pruning", "config"},  # config: names of methods elsewhere, without torch
     "scoring": ENGINE | {"pruning"},
     "report": BASE | {"pruning", "training"},
     "export": ENGINE | {"pruning"},
-    "pipeline": ENGINE | {"pruning", "methods"},
+    "pipeline": ENGINE | {"pruning", "methods", "export"},
     "stages": ENGINE | {"pruning", "methods", "scoring", "report", "export", "pipeline"},
     "analysis": ENGINE | {"pruning", "methods", "scoring", "report", "pipeline", "stages"},
     "run": ENGINE | {"methods", "pipeline"},

@@ -23,6 +23,7 @@ from dist_prune.data.datasets import (
 )
 from dist_prune.errors import PruneError
 from dist_prune.methods.base import Method
+from dist_prune.pipeline.start_network import StartNetwork
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.selection.cost import COSTS, counted_costs
 from dist_prune.pruning.selection.ranking import SelectionRequest, reachable
@@ -81,11 +82,16 @@ def trace_backbone(recipe: Recipe, method: Method) -> tuple[DependencyGraph, int
     classes, in_chans, native_side, assumed = _image_shape(recipe.data)
     model = models.create(recipe.backbone.name, classes, in_chans, False, recipe.backbone.kwargs).eval()
     config = models.image_config(model, in_chans)
+    start = StartNetwork(recipe.backbone) if recipe.backbone.bundle else None
+    if start is not None:
+        config |= start.image_config()
     size = recipe.data.image_size or native_side or config["input_size"][1]
     check_normalisation(recipe.data.mean, recipe.data.std, in_chans)
     example = torch.randn(1, in_chans, size, size)
     graph = trace_groups(model, example, recipe.backbone.protect)
     check_logits(model, example, recipe.backbone.name)
+    if start is not None:
+        graph = start.graph_of(graph)
     return method.prunable(graph), classes, assumed
 
 
@@ -131,7 +137,7 @@ def _notes(recipe: Recipe) -> list[str]:
     from dist_prune import models
 
     data, epochs = recipe.data, recipe.train.epochs
-    notes = []
+    notes = [recipe.choice] if recipe.choice else []
     weights = recipe.backbone.checkpoint or ("fetched by timm" if recipe.backbone.pretrained else "")
     if weights:
         use = f"is trained from them for {epochs} epochs, a head of other classes made anew" if epochs else "has them"

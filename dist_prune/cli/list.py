@@ -3,12 +3,17 @@
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 
 from dist_prune import methods, plugins
 from dist_prune.cli.verb import Answer
 from dist_prune.config import loading
+from dist_prune.config.familiar_names import METHOD_ALIASES
+from dist_prune.config.recommendation import LABELS, LABELS_AND_TIME, WEIGHTS_ALONE
 from dist_prune.errors import PruneError
+from dist_prune.methods.needs import Needs
 
+NEEDS = ("images", "labels", "gradients", "training")
 HELP = "list methods, recipes, backbones, data sets, targets or recipe keys"
 
 
@@ -27,17 +32,47 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 
 def _methods(pattern: str) -> Answer:
-    papers = {}
+    rows, body = [], {}
     for name in methods.list_names():
         try:
-            papers[name] = methods.find(name).paper + _origin("method", name)
+            method = methods.find(name)
         except PruneError as error:
-            papers[name] = f"cannot be used: {error}"
             for plugin in plugins.installed("method"):
                 if plugin.name == name:
                     plugins.note_unusable(plugin, str(error))
-    width = max(map(len, papers))
-    return "\n".join(f"{name:{width}}  {paper}" for name, paper in papers.items()), papers, 0
+            body[name] = {"error": str(error)}
+            rows.append([name, f"cannot be used: {error}"])
+            continue
+        needs = method.needs
+        body[name] = {
+            "paper": method.paper + _origin("method", name),
+            "needs": None if needs is None else {**asdict(needs), "cost": needs.cost},
+        }
+        body[name]["aliases"] = [alias for alias, known in METHOD_ALIASES.items() if known == name]
+        marks = [*(_mark(needs, key) for key in NEEDS), needs.cost if needs is not None else "not declared"]
+        rows.append([name, *marks, method.paper + _origin("method", name)])
+    head = ["method", *NEEDS, "cost", "paper"]
+    whole = [row for row in [head, *rows] if len(row) == len(head)]
+    widths = [max(len(row[column]) for row in whole) for column in range(len(head) - 1)]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
+        if len(row) == len(head)
+        else f"{row[0]:{widths[0]}}  {row[1]}"
+        for row in [head, *rows]
+    ]
+    recommended = [f"  {one.method:{widths[0]}}  {one.situation}" for one in (WEIGHTS_ALONE, LABELS, LABELS_AND_TIME)]
+    notes = [
+        "",
+        "cost: forward passes over the calibration images (score.images); a backward pass counts as two.",
+        "No images: the weights alone are read. ?: the package that brings the method does not say.",
+        "method.name=auto takes, if there are",
+        *recommended,
+    ]
+    return "\n".join([*lines, *notes]), body, 0
+
+
+def _mark(needs: Needs | None, key: str) -> str:
+    return "?" if needs is None else "yes" if getattr(needs, key) else "-"
 
 
 def _origin(kind: plugins.Kind, name: str) -> str:

@@ -12,12 +12,15 @@ from dist_prune.cli import (
     compare,
     doctor,
     export,
+    finetune,
     import_checkpoint,
     latency,
     launch,
     make_ffcv,
+    new,
     pack,
     plan,
+    prune,
     push,
     ratio_curves,
     report,
@@ -30,6 +33,9 @@ from dist_prune.cli.verb import Verb
 from dist_prune.errors import PruneError, path_trouble
 
 VERBS: dict[str, Verb] = {
+    "new": new,
+    "prune": prune,
+    "finetune": finetune,
     "list": list_verb,
     "check": check,
     "plan": plan,
@@ -48,13 +54,16 @@ VERBS: dict[str, Verb] = {
     "pack": pack,
     "doctor": doctor,
 }
+OWN_OUTPUT = ("finetune", "prune", "ratio-curves")  # they redirect what a run prints themselves
 PATH_ARGUMENTS = (
     "bundle",
+    "data",
     "destination",
     "file",
     "from_json",
     "images",
     "out",
+    "output",
     "recipe",
     "run",
     "run_dir",
@@ -63,6 +72,7 @@ PATH_ARGUMENTS = (
     "sweep",
     "to",
     "to_json",
+    "weights",
 )
 
 
@@ -80,7 +90,7 @@ def main(words: list[str] | None = None) -> int:
     try:
         _check_paths(arguments)
         # ratio-curves prints its answer itself, and does this itself
-        redirected = arguments.json and arguments.verb != "ratio-curves"
+        redirected = arguments.json and arguments.verb not in OWN_OUTPUT
         with contextlib.redirect_stdout(sys.stderr) if redirected else contextlib.nullcontext():
             text, body, code = VERBS[arguments.verb].run(arguments)
     except PruneError as error:

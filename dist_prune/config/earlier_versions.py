@@ -13,6 +13,7 @@ OLD_NAMES = {new: old for old, new in RENAMED.items()}
 
 # Keys that are younger than the first run directories, and their defaults, which a directory without the key has.
 ADDED: dict[str, Any] = {
+    "backbone.bundle": None,
     "backbone.checkpoint_key": "auto",
     "backbone.checkpoint_skip": [],
     "backbone.protect": [],

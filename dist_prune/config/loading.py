@@ -10,10 +10,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from dist_prune.config import safe_parsing
+from dist_prune.config.familiar_names import canonical_method, key_suggestion
 from dist_prune.config.overrides import OptionsOf, apply_overrides, remove_nulls, rename_keys
 from dist_prune.config.pruning import Target
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.recipe_files import find, known_recipes
+from dist_prune.config.recommendation import AUTO, recommend
 from dist_prune.errors import PruneError, nearest, shown
 
 __all__ = ["OptionsOf", "UnsetError", "find", "known_recipes", "load", "parse", "reference"]
@@ -80,16 +82,27 @@ def parse(
         PruneError: with a line for each error.
     """
     tree = {key: value for key, value in tree.items() if value is not None}  # an empty section has its defaults
-    recipe, method = None, tree.get("method")
+    recipe, method, chosen = None, tree.get("method"), None
+    if isinstance(method, dict) and method.get("name") == AUTO:
+        chosen = recommend(tree)
+        if options := sorted(set(method) - {"name"}):
+            problems.append(f"method.{options[0]}: {AUTO} has no keys; name the method to set its own")
+        method = {"name": chosen.method}
+        tree = {**tree, "method": method}
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         problems += [_error_text(item, Recipe) for item in error.errors()]
+    if recipe is not None:
+        compare = tuple(map(canonical_method, recipe.score.compare))
+        recipe = recipe.model_copy(update={"score": recipe.score.model_copy(update={"compare": compare})})
     if isinstance(method, dict) and options_of is not None:
         filled, complaints = _validate_options(method, options_of)
         problems += complaints
         if recipe is not None:
             recipe = recipe.model_copy(update={"method": filled})
+    if recipe is not None and chosen is not None:
+        recipe = recipe.with_choice(chosen.text)
     if problems or recipe is None:
         lines = "\n".join(f"  - {line}" for line in problems)
         raise kind(f"{where}: {len(problems)} error{'s' * (len(problems) > 1)} in the recipe\n{lines}")
@@ -100,6 +113,7 @@ def _validate_options(method: dict[str, Any], options_of: OptionsOf) -> tuple[di
     name = method.get("name")
     if not isinstance(name, str):
         return method, ["method.name: missing; name the paper's method, see 'dist-prune list methods'"]
+    name = canonical_method(name)
     try:
         model = options_of(name)
     except PruneError as error:
@@ -174,7 +188,8 @@ def _error_text(error: Any, model: type[BaseModel], prefix: str = "") -> str:
     key = (prefix + ".".join(path)).rstrip(".")
     if error["type"] == "extra_forbidden":
         allowed = _fields_at(model, path[:-1])
-        hint = nearest(path[-1], allowed) or f" Allowed here: {', '.join(allowed)}."
+        hint = key_suggestion(path[-1], allowed, path[-2] if len(path) > 1 else prefix.rstrip("."))
+        hint = hint or f" Allowed here: {', '.join(allowed)}."
         return f"{key}: unknown key.{hint}"
     if error["type"] == "missing":
         return f"{key}: missing, and it has no default"

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from dist_prune.config import safe_parsing
 from dist_prune.config.earlier_versions import RENAMED
+from dist_prune.config.familiar_names import canonical_method
 from dist_prune.config.recipe import Recipe
 from dist_prune.errors import PruneError, shown
 
@@ -110,7 +111,8 @@ def _parse_value(key: str, text: str) -> tuple[Any, list[str]]:
 def _change_method(tree: dict[str, Any], name: str, overridden: list[list[str]]) -> None:
     """Replace the method: drop the options of the old one and values on its scale, and print which."""
     method, select = tree.get("method"), tree.get("select")
-    if not isinstance(method, dict) or method.get("name") in (None, name):
+    name = canonical_method(name)
+    if not isinstance(method, dict) or method.get("name") is None or canonical_method(str(method["name"])) == name:
         return
     own = {
         f"method.{key}": value for key, value in method.items() if key != "name" and ["method", key] not in overridden

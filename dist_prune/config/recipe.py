@@ -49,7 +49,7 @@ class Recipe(Section):
     score: Score = Score()
     method: Annotated[
         dict[str, Any], ReadBy(("many", "select"), {"name": ("export",), "fidelity": ("prune",), "quirks": ("prune",)})
-    ] = Field(description="name of the method, and its own keys (below)")
+    ] = Field(description="name of the method, or auto for the recommended one, and its own keys (below)")
     select: Annotated[Select, ReadBy(("many", "select"))] = Select()
     target: Annotated[Target, ReadBy(("many", "select", "evaluate_in_rounds"))] = Target()
     schedule: Annotated[Schedule, ReadBy(("finetune_in_rounds", "evaluate_in_rounds"))] = Schedule()
@@ -93,6 +93,25 @@ class Recipe(Section):
         """
         recipe = self.model_copy()
         recipe._written = dict(texts)
+        return recipe
+
+    # why method.name=auto became the method; empty: the recipe names it
+    _choice: str = PrivateAttr(default="")
+
+    @property
+    def choice(self) -> str:
+        """Why the method was taken, if the recipe says ``method.name: auto``; else an empty text."""
+        return self._choice
+
+    def with_choice(self, why: str, method: Mapping[str, Any] | None = None) -> "Recipe":
+        """A copy whose method was chosen for it.
+
+        Args:
+            why: the reason, as a line.
+            method: the chosen method's section; None: the recipe's own.
+        """
+        recipe = self.model_copy(update={} if method is None else {"method": dict(method)})
+        recipe._choice = why
         return recipe
 
     def written(self) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from dist_prune import plugins
-from dist_prune.errors import PruneError, unknown
+from dist_prune.config.familiar_names import canonical_method, method_suggestion
+from dist_prune.errors import PruneError, shown, unknown
 from dist_prune.methods.base import Method
 
-SHARED = ("base", "context", "options")  # modules that every paper may import; not methods
+SHARED = ("base", "context", "needs", "options")  # modules that every paper may import; not methods
 
 
 def list_names() -> list[str]:
@@ -27,13 +28,16 @@ def find(name: str) -> type[Method]:
     """Find the class of a method.
 
     Args:
-        name: of the method.
+        name: of the method, or one that other libraries have for it (config/familiar_names.py).
 
     Raises:
         PruneError: there is no method of that name (the nearest one is named), several packages have one, another
             package's cannot be imported, or its module does not hold exactly one subclass of ``Method``.
     """
+    name = canonical_method(name)
     if name not in list_names():
+        if suggestion := method_suggestion(name):
+            raise PruneError(f"unknown method {shown(name)}.{suggestion} 'dist-prune list methods' lists all.")
         raise PruneError(unknown("method", name, list_names()))
     plugin = plugins.find("method", name, f"dist_prune/methods/{name}" if name in _own_names() else "")
     if plugin is not None:

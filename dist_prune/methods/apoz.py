@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dist_prune.errors import PruneError
 from dist_prune.methods import base
+from dist_prune.methods.needs import Needs
 from dist_prune.pruning.graph.groups import DependencyGraph, HookPoint
 from dist_prune.pruning.hooks.consumers import (
     consumer_points,
@@ -30,6 +31,7 @@ class Apoz(base.RankingMethod):
     """Channels whose activations are mostly zero go first."""
 
     paper = "Hu et al., Network Trimming: A Data-Driven Neuron Pruning Approach, 2016"
+    needs = Needs()
 
     def score(self, context: base.ScoringContext) -> base.Scores:
         """Count the zeros at the inputs of all consumers.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dist_prune.errors import PruneError
 from dist_prune.methods.context import ScoringContext, check_one_batch
+from dist_prune.methods.needs import WEIGHTS_ALONE, Needs
 from dist_prune.methods.options import (
     CoupledOptions,
     MethodOptions,
@@ -65,6 +66,7 @@ class Method(ABC):
         units: whether the method can score whole units (attention heads, groups of a grouped convolution), each as one
             channel. If False, groups of such units are protected.
         why_one_shot: why a pruned network cannot be scored and pruned again (``schedule.rounds``); empty: it can.
+        needs: what ``score`` asks for and costs, for ``dist-prune list methods``; None: not declared.
     """
 
     paper: ClassVar[str]
@@ -73,6 +75,7 @@ class Method(ABC):
     trains_weights: ClassVar[bool] = False
     units: ClassVar[bool] = False
     why_one_shot: ClassVar[str] = ""
+    needs: ClassVar[Needs | None] = None
 
     def __init__(self, options: Any):
         """Keep the options.
@@ -327,6 +330,7 @@ class WeightRanking(RankingMethod):
     """
 
     units = True
+    needs = WEIGHTS_ALONE
     Options = CoupledOptions
 
     @abstractmethod

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from dist_prune.methods import base
+from dist_prune.methods.needs import WEIGHTS_ALONE
 from dist_prune.pruning.graph.channel_tensors import sum_by_channel
 from dist_prune.pruning.graph.groups import ChannelGroup, Coupling, DependencyGraph, HookPoint
 from dist_prune.pruning.selection.group_scores import protect, reduce_group
@@ -26,6 +27,7 @@ class BnScale(base.RankingMethod):
     """
 
     paper = "Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017"
+    needs = WEIGHTS_ALONE
     units = True
     Options = base.CoupledOptions
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dist_prune.methods import base
+from dist_prune.methods.needs import Needs
 from dist_prune.pruning.graph.channel_tensors import to_device_of
 from dist_prune.pruning.graph.groups import DependencyGraph, HookPoint
 from dist_prune.pruning.hooks.consumers import (
@@ -33,6 +34,7 @@ class Chip(base.RankingMethod):
     """Channels whose maps are nearly linear combinations of the others go first."""
 
     paper = "Sui et al., CHIP: CHannel Independence-based Pruning for Compact Neural Networks, NeurIPS 2021"
+    needs = Needs(note="and a determinant for each channel and image")
 
     def score(self, context: base.ScoringContext) -> base.Scores:
         """Compute the independence at the inputs of all consumers.

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dist_prune.methods import base
+from dist_prune.methods.needs import GRADIENTS
 from dist_prune.pruning.graph.groups import DependencyGraph, HookPoint
 from dist_prune.pruning.hooks.activations import pooled_norm
 from dist_prune.pruning.hooks.consumers import ChannelPoint, consumers, flatten_maps, input_point
@@ -41,6 +42,7 @@ class Fisher(base.RankingMethod):
     """
 
     paper = "Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018"
+    needs = GRADIENTS
     Options = Options
 
     def score(self, context: base.ScoringContext) -> base.Scores:

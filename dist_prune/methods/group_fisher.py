@@ -16,6 +16,7 @@ from typing import Literal
 from torch import Tensor
 
 from dist_prune.methods import base
+from dist_prune.methods.needs import GRADIENTS
 from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph
 from dist_prune.pruning.hooks.consumers import GateGradient, consumer_points, flatten_tables, sum_consumers
 from dist_prune.pruning.selection.cost import macs
@@ -41,6 +42,7 @@ class GroupFisher(base.RankingMethod):
     """Channels whose mask changes the loss least for their cost go first."""
 
     paper = "Liu et al., Group Fisher Pruning for Practical Network Compression, ICML 2021"
+    needs = GRADIENTS
     Options = Options
 
     def score(self, context: base.ScoringContext) -> base.Scores:

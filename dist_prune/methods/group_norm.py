@@ -11,6 +11,7 @@ images, labels or gradients.
 import torch
 
 from dist_prune.methods import base
+from dist_prune.methods.needs import WEIGHTS_ALONE
 from dist_prune.pruning.graph.channel_tensors import sum_by_channel
 from dist_prune.pruning.graph.groups import HookPoint
 
@@ -19,6 +20,7 @@ class GroupNorm(base.RankingMethod):
     """Channels whose tied weights have a small norm go first."""
 
     paper = "Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023"
+    needs = WEIGHTS_ALONE
     units = True
 
     def score(self, context: base.ScoringContext) -> base.Scores:

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dist_prune.methods import base
+from dist_prune.methods.needs import Needs
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.hooks.curvature import Hutchinson, mean_rows
 
@@ -38,6 +39,7 @@ class HessianTrace(base.RankingMethod):
     """Filters of small norm and small curvature go first; coupled filters add up."""
 
     paper = "Yu et al., Hessian-Aware Pruning and Optimal Neural Implant, WACV 2022"
+    needs = Needs(labels=True, gradients=True, backward=2, note="for each of method.probes")
     Options = Options
     equivariant = False  # the random signs belong to positions
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dist_prune.methods import base
+from dist_prune.methods.needs import Needs
 from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph, HookPoint
 from dist_prune.pruning.hooks.consumers import consumer_points, flatten_tables, map_consumers, sum_consumers
 from dist_prune.pruning.hooks.statistics import State, Statistic
@@ -27,6 +28,7 @@ class HRank(base.RankingMethod):
     """
 
     paper = "Lin et al., HRank: Filter Pruning using High-Rank Feature Map, CVPR 2020"
+    needs = Needs(note="and a rank for each map")
     equivariant = False  # small maps often have equal ranks, and ties fall to the smaller index
 
     def score(self, context: base.ScoringContext) -> base.Scores:

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dist_prune.methods import base
+from dist_prune.methods.needs import Needs
 from dist_prune.pruning.hooks.activations import ActivationCensus, Activations, distinct, group_inputs, memory_batches
 from dist_prune.pruning.information.bandwidth import BandwidthGrid
 from dist_prune.pruning.information.group_orders import group_bandwidths
@@ -64,6 +65,7 @@ class HRel(base.RankingMethod):
     """
 
     paper = "Sarvani et al., Neural Networks 2022: relevance of activation maps to the classes (HRel)"
+    needs = Needs(labels=True, forward=2, note="and the estimator")
     Options = Options
 
     def score(self, context: base.ScoringContext) -> base.Scores:

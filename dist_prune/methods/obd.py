@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dist_prune.methods import base
+from dist_prune.methods.needs import GRADIENTS
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.hooks.curvature import Hutchinson, SquaredChange, mean_rows
 
@@ -38,6 +39,7 @@ class Obd(base.RankingMethod):
     """Filters whose removal raises the loss least go first; the filters of a coupled group add up."""
 
     paper = "LeCun, Denker, Solla, Optimal Brain Damage, NIPS 1989"
+    needs = GRADIENTS
     Options = Options
 
     def score(self, context: base.ScoringContext) -> base.Scores:

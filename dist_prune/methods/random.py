@@ -7,12 +7,14 @@ no images, labels or gradients.
 import torch
 
 from dist_prune.methods import base
+from dist_prune.methods.needs import WEIGHTS_ALONE
 
 
 class Random(base.RankingMethod):
     """One seeded uniform score per channel."""
 
     paper = "control: uniform random scores from the recipe's seed"
+    needs = WEIGHTS_ALONE
     units = True
     equivariant = False
 

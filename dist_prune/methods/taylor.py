@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dist_prune.methods import base
+from dist_prune.methods.needs import GRADIENTS
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.hooks.consumers import GateGradient, consumer_points, flatten_tables, sum_consumers
 from dist_prune.pruning.hooks.curvature import FirstOrderChange, SquaredChange, mean_rows
@@ -47,6 +48,7 @@ class Taylor(base.RankingMethod):
     """
 
     paper = "Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019"
+    needs = GRADIENTS
     units = True
     Options = Options
 

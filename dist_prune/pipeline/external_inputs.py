@@ -9,6 +9,7 @@ from dist_prune.pipeline.context import RunContext
 
 STARTED = "stage_started.json"  # describes the running stage: an interrupted one has no line in the ledger
 KEYS = {
+    "bundle": "backbone.bundle",
     "checkpoint": "backbone.checkpoint",
     "train": "data.root (training images)",
     "eval": "data.root (test images)",
@@ -43,6 +44,8 @@ def digests(context: RunContext, stage: str) -> dict[str, str]:
             files = [path for path in files if path.suffix != ".safetensors"]
         content = "".join(file_digest(path) for path in files)
         out |= {"network": digest(content)} if files else {}
+    if stage == "train" and context.networks.start is not None:
+        out["bundle"] = context.networks.start.digest()
     return out
 
 

@@ -30,6 +30,7 @@ from dist_prune.distributed import preemption
 from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.errors import PruneError
 from dist_prune.methods.base import Method
+from dist_prune.pipeline.start_network import StartNetwork
 from dist_prune.training.tracking import Tracker
 
 
@@ -112,6 +113,8 @@ class RunImages:
         data, backbone = self.recipe.data, self.recipe.backbone
         model = models.create(backbone.name, len(source.classes), source.in_chans, False, backbone.kwargs)
         config = models.image_config(model, source.in_chans)
+        if backbone.bundle:
+            config |= StartNetwork(backbone).image_config()
         if source.fixed_size is not None:
             check_sides(*source.fixed_size, data.image_size)
             for key in ("crop", "crop_mode", "interpolation"):

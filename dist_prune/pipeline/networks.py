@@ -13,8 +13,10 @@ from dist_prune.config.recipe import Recipe
 from dist_prune.distributed import tensor_files
 from dist_prune.errors import PruneError
 from dist_prune.methods.base import Method
+from dist_prune.models.load_checkpoint import load_checkpoint
 from dist_prune.pipeline.images import RunImages
 from dist_prune.pipeline.stage_graph import DENSE, FINETUNED, round_path
+from dist_prune.pipeline.start_network import StartNetwork
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.plan import files
 from dist_prune.pruning.plan.after_pruning import graph_after
@@ -22,6 +24,16 @@ from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.pruning.surgery.rebuild import rebuild
 from dist_prune.pruning.surgery.verified_trace import trace_groups
+
+
+def check_teacher(recipe: Recipe) -> None:
+    """PruneError if a finetuning of a bundle distils, and nothing names the weights of the dense network."""
+    spec = recipe.backbone
+    if spec.bundle and recipe.finetune.distill and not spec.checkpoint and not spec.pretrained:
+        raise PruneError(
+            "finetune.distill: the bundle holds no dense network to learn from. Name its weights with "
+            "backbone.checkpoint=FILE or backbone.pretrained=true, or write finetune.distill=0"
+        )
 
 
 @dataclass
@@ -40,6 +52,12 @@ class RunNetworks:
     images: RunImages
     path: Callable[[str], Path]
 
+    @cached_property
+    def start(self) -> StartNetwork | None:
+        """The pruned network that the run starts from (``backbone.bundle``) in the dense one's place, or None."""
+        backbone = self.recipe.backbone
+        return StartNetwork(backbone, self.recipe.seed) if backbone.bundle else None
+
     @property
     def checkpoint(self) -> Path | None:
         """The recipe's checkpoint file of the dense network, which may be missing; None if it names none."""
@@ -53,6 +71,8 @@ class RunNetworks:
             pretrained: Whether it gets timm's pretrained weights; otherwise its weights are arbitrary.
         """
         backbone, images = self.recipe.backbone, self.images
+        if self.start is not None:
+            return self.start.create(images.classes, images.in_channels)
         return models.create(backbone.name, len(images.classes), images.in_channels, pretrained, backbone.kwargs)
 
     def create_initial(self) -> nn.Module:
@@ -69,6 +89,22 @@ class RunNetworks:
         model = self.create()
         model.load_state_dict(tensor_files.read_tensors(self.path(DENSE))[0])
         return model
+
+    def load_teacher(self) -> nn.Module:
+        """The network whose outputs a distillation follows: the dense one, or of a bundle the one that it was cut from.
+
+        Raises:
+            PruneError: The dense network's weights of a bundle are neither a file nor timm's.
+        """
+        if self.start is None:
+            return self.load_dense()
+        spec, classes = self.recipe.backbone, len(self.images.classes)
+        check_teacher(self.recipe)
+        fetched = spec.pretrained and self.checkpoint is None
+        dense = self.start.create_dense(classes, self.images.in_channels, fetched)
+        if self.checkpoint is not None:
+            load_checkpoint(dense, self.checkpoint, spec, classes, False, lambda text: None)
+        return dense
 
     def load_pruned(self, name: str, number: int) -> nn.Module:
         """The network after a round.
@@ -88,9 +124,22 @@ class RunNetworks:
     @cached_property
     def graph(self) -> DependencyGraph:
         """The dependency graph of the dense backbone: the layers and groups that the method can prune."""
-        return self.method.prunable(
-            trace_groups(self.create().eval(), self.images.example_input, self.recipe.backbone.protect)
-        )
+        protect = self.recipe.backbone.protect
+        if self.start is None:
+            return self.method.prunable(trace_groups(self.create().eval(), self.images.example_input, protect))
+        return self.method.prunable(self.start.graph_of(self._graph_before_start))
+
+    @cached_property
+    def _graph_before_start(self) -> DependencyGraph:
+        """The dependency graph of the dense network that a bundle's was cut from."""
+        assert self.start is not None
+        dense = self.start.create_dense(len(self.images.classes), self.images.in_channels)
+        return trace_groups(dense.eval(), self.images.example_input, self.recipe.backbone.protect)
+
+    def whole_plan(self, number: int) -> Plan:
+        """What rounds 1 to ``number`` remove, and what was removed before the run if it starts from a bundle."""
+        plan = self.plan(number)
+        return plan if self.start is None else self.start.plan_on(self._graph_before_start).then(plan)
 
     def round_graph(self, graph: DependencyGraph, number: int) -> DependencyGraph:
         """The dependency graph of the network that a round starts from.
@@ -114,7 +163,7 @@ class RunNetworks:
         Raises:
             PruneError: Another key requests a selection as well, or the plan is missing or does not fit the network.
         """
-        section = self.recipe.select
+        section, bundle = self.recipe.select, self.recipe.backbone.bundle
         values = {
             "select.threshold": selection.threshold, "select.keep_ratio": selection.keep_ratio,
             "select.counts": selection.counts, "target": selection.target,
@@ -128,4 +177,6 @@ class RunNetworks:
                 f"select.plan: a plan that is replayed leaves nothing to choose; leave out {' and '.join(conflicting)} "
                 "(on the command line: key= with nothing after it)"
             )
+        if bundle and Path(bundle).expanduser().resolve() == Path(str(section.plan)).expanduser().resolve():
+            return Plan.from_kept(self.graph, {}, {group.name: "nothing more is cut" for group in self.graph.groups})
         return files.read_plan(Path(str(section.plan)).expanduser(), self.graph)

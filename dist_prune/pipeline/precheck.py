@@ -11,6 +11,7 @@ from dist_prune.data.datasets import OPENERS
 from dist_prune.errors import PruneError
 from dist_prune.pipeline import criteria, recipe_checks
 from dist_prune.pipeline.context import RunContext
+from dist_prune.pipeline.networks import check_teacher
 from dist_prune.pruning.selection.cost import target_keys
 from dist_prune.pruning.surgery.verified_trace import check_logits
 from dist_prune.training import acceleration, latency, optim
@@ -40,6 +41,7 @@ def precheck(context: RunContext) -> None:
     problems += recipe_checks.missing_files(recipe, done)
     trainings = list(recipe_checks.training_sections(recipe))
     attempt(recipe_checks.check_rounds, recipe, context.method, environment.zero_stage)
+    attempt(check_teacher, recipe)
     attempt(_many, context)
     for settings, name in trainings:
         attempt(acceleration.check, settings, environment, name, recipe.cluster.deterministic)

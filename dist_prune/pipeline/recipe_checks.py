@@ -19,6 +19,7 @@ from dist_prune.errors import PruneError
 from dist_prune.methods.base import Method
 from dist_prune.models.load_checkpoint import load_checkpoint
 from dist_prune.pipeline.ledger import Ledger
+from dist_prune.pipeline.networks import check_teacher
 from dist_prune.pruning.plan import files
 from dist_prune.pruning.selection import cost
 from dist_prune.training import optim, optimizer_state
@@ -41,7 +42,10 @@ def missing_files(recipe: Recipe, done: Container[str] = ()) -> list[str]:
     if "train" not in done:
         if backbone.checkpoint and not Path(backbone.checkpoint).expanduser().is_file():
             missing.append(f"backbone.checkpoint: there is no file {Path(backbone.checkpoint).expanduser()}")
-        if not backbone.checkpoint and not backbone.pretrained and recipe.train.epochs == 0:
+        if backbone.bundle and bundle_folder_is_missing(Path(backbone.bundle).expanduser()):
+            missing.append(f"backbone.bundle: there is no bundle in {Path(backbone.bundle).expanduser()}")
+        named = backbone.bundle or backbone.checkpoint or backbone.pretrained
+        if not named and recipe.train.epochs == 0:
             missing.append(
                 "there is no dense network: set backbone.checkpoint=FILE, or train.epochs to train one, "
                 "or backbone.pretrained=true to let timm fetch its weights"
@@ -52,6 +56,11 @@ def missing_files(recipe: Recipe, done: Container[str] = ()) -> list[str]:
         plan_file = files.manifest_of(Path(recipe.select.plan).expanduser())
         missing += [] if plan_file.is_file() else [f"select.plan: there is no plan file {plan_file}"]
     return missing
+
+
+def bundle_folder_is_missing(folder: Path) -> bool:
+    """Whether neither a folder nor its ``export`` holds a bundle."""
+    return not any((place / "bundle.json").is_file() for place in (folder, folder / "export"))
 
 
 def missing_image_folders(data: Data) -> list[str]:
@@ -134,9 +143,9 @@ def contradictions(recipe: Recipe, method: Method, model: nn.Module, classes: in
     Returns:
         A line for each problem.
     """
-    problems = _failing(check_rounds, recipe, method, False)
+    problems = [*_failing(check_rounds, recipe, method, False), *_failing(check_teacher, recipe)]
     checkpoint = Path(recipe.backbone.checkpoint).expanduser() if recipe.backbone.checkpoint else None
-    if checkpoint is not None and checkpoint.is_file():
+    if checkpoint is not None and checkpoint.is_file() and not recipe.backbone.bundle:
         arguments = (model, checkpoint, recipe.backbone, classes or 0, classes is None or recipe.train.epochs > 0)
         problems += _failing(load_checkpoint, *arguments, lambda text: None)
     for settings, name in training_sections(recipe):

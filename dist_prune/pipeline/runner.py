@@ -213,8 +213,13 @@ def _headline(stage: Stage, context: RunContext) -> str:
     recipe = context.recipe
     return {
         "train": f"the dense {recipe.backbone.name}"
-        + (" from its checkpoint" if recipe.backbone.checkpoint else "")
-        + (" from timm's weights" if recipe.backbone.pretrained and not recipe.backbone.checkpoint else "")
+        + (" from its bundle" if recipe.backbone.bundle else "")
+        + (" from its checkpoint" if recipe.backbone.checkpoint and not recipe.backbone.bundle else "")
+        + (
+            " from timm's weights"
+            if recipe.backbone.pretrained and not recipe.backbone.checkpoint and not recipe.backbone.bundle
+            else ""
+        )
         + (f", {recipe.train.epochs} epochs" if recipe.train.epochs else ""),
         "many": f"{', '.join(recipe.score.compare)} in one pass",
         "score": "calibration images",

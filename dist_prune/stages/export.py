@@ -5,6 +5,7 @@ finetuned.safetensors, plan.json, metrics.json -> export/bundle.json, export/mod
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 from dist_prune import models
 from dist_prune.export.bundle import manifest_json
@@ -28,7 +29,7 @@ def run(context: RunContext) -> StageOutput:
         "num_classes": len(images.classes),
         "in_chans": images.in_channels,
     }
-    origin = {
+    origin: dict[str, Any] = {
         "recipe": recipe.name,
         "method": recipe.method["name"],
         "paper": context.method.paper,
@@ -36,6 +37,18 @@ def run(context: RunContext) -> StageOutput:
         "data": recipe.data.source,
         "finetune_epochs": recipe.finetune.epochs,
     }
-    text = manifest_json(backbone, plan, image, images.classes, weights, figures, origin, context.networks.create())
+    start, dense = context.networks.start, None
+    if start is None:
+        dense = context.networks.create()
+    else:
+        plan, dense = (
+            context.networks.whole_plan(context.round),
+            start.create_dense(len(images.classes), images.in_channels),
+        )
+        origin["started_from"] = start.origin()
+        if recipe.select.plan:  # nothing was scored here
+            before = start.origin()["origin"]
+            origin |= {key: before[key] for key in ("method", "paper") if key in before}
+    text = manifest_json(backbone, plan, image, images.classes, weights, figures, origin, dense)
     manifest_file, weights_file = BUNDLE
     return StageOutput({}, {weights_file: (weights, {"plan": plan.fingerprint})}, {manifest_file: text})

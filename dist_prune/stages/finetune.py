@@ -101,7 +101,7 @@ def _finetune(
             ema = carried.tables["ema"]
             ema = {key: new[key].detach().cpu().clone() if "running_" in key else old for key, old in ema.items()}
             carried = replace(carried, tables={**carried.tables, "ema": ema})
-    teacher = context.networks.load_dense() if settings.distill else None
+    teacher = context.networks.load_teacher() if settings.distill else None
     plan, graph = context.networks.plan(context.round), context.networks.graph
     masks: dict[str, Tensor] = weight_masks(plan, graph, model.state_dict())
     return model, run_training(context, model, settings, name, teacher, masks, rerun, carried, leaves)

@@ -25,7 +25,8 @@ def run(context: RunContext) -> StageOutput:
     """Apply the round's plan to the network that the round starts from."""
     pruned = round_path(context.round, PRUNED)
     plan, plan_path = context.networks.plan(context.round), Path(context.recipe.select.plan or "").expanduser()
-    if context.recipe.select.plan and plan_path.is_dir():
+    started = context.networks.start is not None  # its weights are those of the dense network's place
+    if context.recipe.select.plan and plan_path.is_dir() and not started:
         weights = bundle.load(plan_path).state_dict()
         context.tracker.info(f"  {plan_path} is a bundle: its weights are taken, nothing is pruned here")
         return StageOutput({}, {pruned: (weights, {"plan": plan.fingerprint})})

@@ -42,6 +42,8 @@ def run(context: RunContext) -> StageOutput:
 
 def add_cautions(context: RunContext) -> None:
     """Log the method's cautions about badly chosen options, and add them to the events. ``check`` shows them too."""
+    if context.recipe.choice and context.round == 1:
+        context.events.append({"stage": "score", "event": context.recipe.choice})
     graph = context.networks.round_graph(context.selection_graph(), context.round)
     for text in context.method.cautions(graph):
         context.tracker.info(f"  warning: {text}")

@@ -6,10 +6,11 @@ backbone.checkpoint, timm's weights or the seed's, and train.epochs -> dense.saf
 from torch import nn
 
 from dist_prune.data.class_order import class_order_warning
-from dist_prune.errors import PruneError
+from dist_prune.errors import PruneError, abbreviate
 from dist_prune.models.load_checkpoint import classifier_names, load_checkpoint
 from dist_prune.pipeline.context import RunContext, StageOutput
 from dist_prune.pipeline.stage_graph import DENSE
+from dist_prune.pipeline.start_network import StartNetwork
 from dist_prune.stages.training_setup import run_training
 
 
@@ -21,7 +22,9 @@ def run(context: RunContext) -> StageOutput:
     """
     recipe, spec = context.recipe, context.recipe.backbone
     model = context.networks.create_initial()
-    if spec.checkpoint:
+    if context.networks.start is not None:
+        _start(context, context.networks.start)
+    elif spec.checkpoint:
         _load(context, model)
     elif spec.pretrained:
         _check_fetched(context, model)
@@ -47,6 +50,23 @@ def _load(context: RunContext, model: nn.Module) -> None:
         _new_head(context, ", ".join(sorted({name.rpartition(".")[0] for name in classifier_names(model)})), mismatch)
     else:
         _warn_of_class_order(context, checkpoint.name)
+
+
+def _start(context: RunContext, start: StartNetwork) -> None:
+    """Say what the run starts from; PruneError if the bundle's head does not fit the data and no training follows."""
+    classes = context.images.classes
+    _say(context, f"the network starts as that of {context.recipe.backbone.bundle}, which was pruned before")
+    reason = start.mismatch(classes)
+    if not reason:
+        return
+    if context.recipe.train.epochs == 0:
+        order = " data.class_map names the classes in the bundle's order." if "order" in reason else ""
+        raise PruneError(
+            f"backbone.bundle: the data has the {len(classes)} classes {abbreviate(classes, 4)}; the head is another: "
+            f"{reason}.{order} Use images of those classes, or set train.epochs: the head is made anew then, and the "
+            "network trained from the bundle's weights"
+        )
+    _new_head(context, "of the bundle", reason)
 
 
 def _check_fetched(context: RunContext, model: nn.Module) -> None:

@@ -17,6 +17,7 @@ from dist_prune.methods.dirichlet import quirks
 from dist_prune.methods.dirichlet.options import Options
 from dist_prune.methods.dirichlet.posteriors import correlation, moments
 from dist_prune.methods.dirichlet.switch_training import SwitchTraining
+from dist_prune.methods.needs import Needs
 from dist_prune.pruning.figure_data import SimilarityMap
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.selection.ranking import SelectionRequest
@@ -26,6 +27,9 @@ class DirichletSwitches(base.RankingMethod):
     """Keeps the channels with the largest posterior means of their switches."""
 
     paper = "Adamczewski, Park, Dirichlet Pruning for Neural Network Compression, AISTATS 2021"
+    needs = Needs(
+        labels=True, gradients=True, training=True, forward=None, backward=None, note="epochs of training gates"
+    )
     Options = Options
 
     def score(self, context: base.ScoringContext) -> base.Scores:

@@ -15,6 +15,7 @@ from torch import Tensor
 from dist_prune.errors import PruneError
 from dist_prune.methods import base
 from dist_prune.methods.entropy.options import Options
+from dist_prune.methods.needs import Needs
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.hooks.activations import (
     ActivationCensus,
@@ -40,6 +41,7 @@ class Entropy(base.RankingMethod):
     """Ranks filters by backward elimination with matrix-based Renyi entropies."""
 
     paper = "Interpretable deep model pruning, Neurocomputing 647 (2025) 130485"
+    needs = Needs(labels=True, forward=2, note="and the estimator")
     Options = Options
 
     def score(self, context: base.ScoringContext) -> base.Scores:

@@ -23,6 +23,7 @@ from torch import Tensor
 from dist_prune.errors import PruneError
 from dist_prune.methods import base
 from dist_prune.methods.graph.kcore import connected_components, decompose
+from dist_prune.methods.needs import Needs
 from dist_prune.pruning.figure_data import SimilarityMap
 from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph, HookPoint, Layer
 from dist_prune.pruning.hooks.statistics import State, Statistic
@@ -79,6 +80,7 @@ class Graph(base.Method):
     """
 
     paper = "Li et al., Efficient filter pruning by redundancy graph decomposition, Neurocomputing 2024"
+    needs = Needs()
     Options = Options
 
     def score(self, context: base.ScoringContext) -> base.Scores:

@@ -31,6 +31,7 @@ from dist_prune.methods.mint.mutual_information import (
 )
 from dist_prune.methods.mint.options import Options
 from dist_prune.methods.mint.thresholds import capped_threshold, global_threshold
+from dist_prune.methods.needs import Needs
 from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph, Layer
 from dist_prune.pruning.hooks.activations import ChannelMeans
 from dist_prune.pruning.plan.block_masks import weights_left
@@ -46,6 +47,7 @@ class Mint(base.RankingMethod):
     """Masks blocks of weights up to a quantile ``p`` of their scores, or removes channels by their summed scores."""
 
     paper = "Ganesh et al., MINT: deep network compression via mutual information-based neuron trimming, ICPR 2020"
+    needs = Needs(labels=True, note="and the estimator")
     why_one_shot = "it masks blocks of weights, and layers whose blocks are masked already cannot be scored"
     Options = Options
     equivariant = False  # groups are made of neighbouring channels

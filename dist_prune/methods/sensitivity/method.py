@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from dist_prune.errors import PruneError
 from dist_prune.methods import base
+from dist_prune.methods.needs import Needs
 from dist_prune.methods.sensitivity import quirks
 from dist_prune.methods.sensitivity.mask_learner import Mask, MaskLearner, MaskRules
 from dist_prune.methods.sensitivity.options import Options
@@ -41,6 +42,9 @@ class Sensitivity(base.RankingMethod):
     """Removes the filters that learned masks cut; a target or a keep ratio ranks filters by the masks instead."""
 
     paper = "Guo et al., Sensitivity pruner, Pattern Recognition 2023"
+    needs = Needs(
+        labels=True, gradients=True, training=True, forward=None, backward=None, note="epochs of training masks"
+    )
     Options = Options
     equivariant = False  # a mask's convolution starts from random weights
     trains_weights = True

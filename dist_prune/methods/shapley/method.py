@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dist_prune.methods import base
+from dist_prune.methods.needs import Needs
 from dist_prune.methods.shapley import estimators, quirks
 from dist_prune.methods.shapley.options import Options
 from dist_prune.pruning.figure_data import Curve
@@ -28,6 +29,7 @@ class Shapley(base.RankingMethod):
     """Removes the channels with the smallest estimated Shapley values of accuracy."""
 
     paper = "Adamczewski, Li, Van Gool, Shapley Pruning for Neural Network Compression, 2024"
+    needs = Needs(labels=True, forward=None, note="grows with the number of channels")
     Options = Options
     equivariant = False  # coalitions are drawn by channel number
 

@@ -1,0 +1,124 @@
+"""What lies in a folder of images: the splits, their classes, counts and sizes, as recipe keys and figures."""
+
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dist_prune.data.datasets import check_labels, open_source
+from dist_prune.data.file_backend import read_image
+from dist_prune.data.folder_layout import has_class_folders
+from dist_prune.data.folder_scan import class_folders, find_images
+from dist_prune.data.random_access import RandomAccessSource
+from dist_prune.errors import PruneError, abbreviate
+
+TRAIN_NAMES = ("train", "training")
+EVAL_NAMES = ("val", "valid", "validation", "test", "testing", "eval")
+READ = 500  # images of a split whose sizes are read, evenly spread over it
+
+
+@dataclass(frozen=True)
+class FoundImages:
+    """Images that a recipe can name.
+
+    Attributes:
+        data: keys of the recipe's ``data`` section.
+        one_split: whether the same images train and evaluate, because there is no other split.
+        classes: class names in text order.
+        counts: split -> number of images.
+        smallest: smallest number of training images of a class.
+        sides: (smallest, median, largest) shorter side in pixels of the images that were read.
+        read: number of images that were opened for their size.
+        unreadable: those that could not be read.
+    """
+
+    data: dict[str, Any]
+    one_split: bool
+    classes: tuple[str, ...]
+    counts: dict[str, int]
+    smallest: int
+    sides: tuple[int, int, int]
+    read: int
+    unreadable: list[str] = field(default_factory=list)
+
+
+def find_layout(folder: Path) -> tuple[dict[str, Any], bool]:
+    """Find how a folder, or an .npz file, holds labelled images.
+
+    Returns:
+        Keys of a recipe's ``data`` section, and whether the same images serve as both splits.
+
+    Raises:
+        PruneError: there is no such folder, or it holds no labelled images; says what it holds.
+    """
+    if folder.suffix == ".npz" and folder.is_file():
+        return {"source": "npz", "root": str(folder)}, False
+    if not folder.is_dir():
+        raise PruneError(f"--data: there is no folder {folder}")
+    names, _ = class_folders(folder)
+    by_name = {name.lower(): name for name in names}
+    train = next((by_name[name] for name in TRAIN_NAMES if name in by_name), "")
+    evaluation = next((by_name[name] for name in EVAL_NAMES if name in by_name), "")
+    if train or evaluation:
+        splits = {"train_split": train or evaluation, "eval_split": evaluation or train}
+        return {"source": "imagefolder", "root": str(folder), **splits}, not (train and evaluation)
+    if has_class_folders(folder):
+        splits = {"train_split": folder.name, "eval_split": folder.name}
+        return {"source": "imagefolder", "root": str(folder.resolve().parent), **splits}, True
+    raise PruneError(_nothing_found(folder, names))
+
+
+def _nothing_found(folder: Path, names: list[str]) -> str:
+    form = f"It needs {folder}/<class>/<image>, or {folder}/train/<class>/<image> and {folder}/val/<class>/<image>"
+    images = find_images(folder)[0]
+    if not images:
+        return f"--data: {folder} holds no image. {form}"
+    if len(names) == 1:
+        return f"--data: {folder} has one class folder, {names[0]!r}: with one class there is nothing to learn. {form}"
+    if not names:
+        return f"--data: {folder} has {len(images)} images and no class folders, so their classes are unknown. {form}"
+    return f"--data: {folder} has the folders {abbreviate(names, 4)}, and not two with images in them. {form}"
+
+
+def look(folder: Path) -> FoundImages:
+    """Open the splits, count their classes, and read the sizes of up to 500 images of each.
+
+    Raises:
+        PruneError: see ``find_layout``; or a run would refuse the images, or none can be read.
+    """
+    data, one_split = find_layout(folder)
+    sources = {
+        split: open_source(data["source"], data["root"], data.get(f"{split}_split", ""), split == "train")
+        for split in (("train",) if one_split else ("train", "eval"))
+    }
+    sides, unreadable, read = [], [], 0
+    for split, source in sources.items():
+        check_labels(source, f"--data: the {split} images of {folder}")
+        step = max(1, len(source.labels) // READ)
+        for sample in range(0, len(source.labels), step):
+            read += 1
+            try:
+                sides.append(_side(source, sample))
+            except (ValueError, OSError) as error:
+                unreadable.append(f"{source.location(sample)}: {error}")
+    if not sides:
+        raise PruneError(f"--data: none of the images of {folder} can be read ({unreadable[0]})")
+    labels = sources["train"].labels.tolist()
+    classes = sources["train"].classes
+    return FoundImages(
+        data,
+        one_split,
+        classes,
+        {split: len(source.labels) for split, source in sources.items()},
+        min(labels.count(number) for number in range(len(classes))),
+        (min(sides), int(statistics.median(sides)), max(sides)),
+        read,
+        unreadable,
+    )
+
+
+def _side(source: RandomAccessSource, sample: int) -> int:
+    if source.fixed_size is not None:
+        return min(source.fixed_size)
+    stored: Any = source.fetch(sample)
+    return min(read_image(stored).size)
