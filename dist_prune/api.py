@@ -13,8 +13,7 @@ calls them alike.
 """
 
 import copy
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,6 +23,7 @@ from typing import Any, cast, overload
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from dist_prune import methods, models
 from dist_prune.config.familiar_names import KEYWORD_RELATIVES
@@ -48,7 +48,7 @@ from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.pruning.surgery import performed
 from dist_prune.pruning.surgery.surgeon import apply_plan, prune_tensors_like
 from dist_prune.pruning.surgery.verified_trace import trace_groups
-from dist_prune.scoring.library_context import LibraryScoringContext
+from dist_prune.scoring.library_context import LibraryScoringContext, check_same_network, share_buffers
 from dist_prune.training.optimizer_state import rebuild_optimizer
 from dist_prune.training.tracking import Tracker
 
@@ -79,6 +79,11 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, protect: Sequenc
 
     Raises:
         PruneError: the network cannot be traced.
+
+    Example:
+        >>> graph = dp.trace(model, (3, 64, 64))
+        >>> graph.group("layer1.0.conv1").width
+        64
     """
     bare = unwrap(model)
     weight = next(bare.parameters(), None)
@@ -107,7 +112,7 @@ def score(
     model: nn.Module,
     graph: DependencyGraph,
     method: str | Method,
-    loader: Any = None,
+    loader: Iterable[Any] | Dataset[Any] | None = None,
     *,
     images: int | None = None,
     micro_batch: int = 50,
@@ -142,17 +147,22 @@ def score(
     Raises:
         PruneError: the method or an option is unknown, the network is not the traced one or differs between ranks, the
             loader has no labels and the method needs them, or no group is left to prune.
+
+    Example:
+        >>> scores = dp.score(model, graph, "taylor", loader)
+        >>> dp.select(scores, graph, keep_ratio=0.5).counts["conv1"]
+        32
     """
     bare, paper = unwrap(model), _method(method, options)
     weight = next(bare.parameters())
     comm = Communicator.of(group, weight.device)
     comm.connect(1800)
     check_same_plugins(comm)
-    _share_buffers(model, comm)
+    share_buffers(model, comm)
     if any(parameter.is_inference() for parameter in bare.parameters()):
         with torch.inference_mode(False):  # autograd refuses tensors that were made in inference mode; copies are plain
             bare = copy.deepcopy(bare)
-    _check_same_network(bare, graph, comm)
+    check_same_network(bare, graph, comm)
     ranked = paper.prunable(graph)
     if not ranked.free:
         why = "; ".join(f"{group.name}: {group.protected}" for group in ranked.groups[:5])
@@ -195,6 +205,11 @@ def select(
 
     Raises:
         PruneError: a key is unknown or its value is not allowed, or the target cannot be reached.
+
+    Example:
+        >>> plan = dp.select(scores, graph, target={"macs": 0.5}, round_to=8)
+        >>> len(plan.kept("layer4.1.conv1")) % 8
+        0
     """
     for name in select.keys() & KEYWORD_RELATIVES.keys():
         raise PruneError(f"{name}: dist_prune.select has no argument of this name. Write {KEYWORD_RELATIVES[name]}")
@@ -227,6 +242,10 @@ def costs(graph: DependencyGraph, plan: Plan | None = None) -> dict[str, float]:
     Returns:
         Name of a cost -> amount: ``macs`` (multiply-accumulates of convolutions and linear layers), ``params``,
         ``channels`` (of free groups), and every other counted cost that a target may name.
+
+    Example:
+        >>> dp.costs(graph, plan)["macs"] <= 0.5 * dp.costs(graph)["macs"]
+        True
     """
     kept = plan.counts if plan is not None else {}
     return {cost.name: cost.of(graph, kept) for cost in counted_costs()}
@@ -248,6 +267,11 @@ def prune(
 
     Raises:
         PruneError: the plan belongs to another network.
+
+    Example:
+        >>> small = dp.prune(model, plan)
+        >>> small(images).shape
+        torch.Size([8, 10])
     """
     bare = unwrap(model)
     return _cut(bare, copy.deepcopy(bare), plan, graph, scores)
@@ -259,6 +283,11 @@ def prune_(
     """``prune`` in place: the network itself gets smaller, and is returned.
 
     Optimizers and averaged weights of it hold the old tensors afterwards: make new ones, or see ``carry``.
+
+    Example:
+        >>> other = torchvision.models.resnet18(num_classes=10).eval()
+        >>> dp.prune_(other, plan) is other
+        True
     """
     bare = unwrap(model)
     return _cut(bare, bare, plan, graph, scores, unwrap_module(model))
@@ -321,6 +350,11 @@ def carry(
     Raises:
         PruneError: the optimizer holds a tensor that is neither a single number nor shaped as its parameter, or it
             optimizes a parameter that is not of the dense network, or that network was not cut by this plan.
+
+    Example:
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> dp.carry(sgd, plan).defaults["momentum"]
+        0.9
     """
     while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         optimizer = inner  # accelerate's
@@ -373,6 +407,12 @@ def save(
 
     Raises:
         PruneError: the plan was read from a file, or the network gives something else than logits (n, classes).
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> sorted(path.name for path in dp.save(small, plan, folder).iterdir())
+        ['bundle.json', 'model.safetensors']
     """
     bare, graph = unwrap(model), _graph_of(plan, None)
     if graph.network is None:
@@ -431,35 +471,6 @@ def _method(method: str | Method, options: Mapping[str, Any]) -> Method:
     except ValidationError as error:
         lines = (f"{method}.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise PruneError("; ".join(lines)) from error
-
-
-def _check_same_network(model: nn.Module, graph: DependencyGraph, comm: Communicator) -> None:
-    """PruneError unless the network has the graph's layers, and the same weights on every rank."""
-    modules = dict(model.named_modules())
-    for name, layer in graph.layers.items():
-        weight = getattr(modules.get(name), "weight", None)
-        if layer.kind in ("conv", "linear") and (weight is None or len(weight) != layer.width_out):
-            raise PruneError(
-                f"the graph was traced on another network: {name} is not there with {layer.width_out} outputs"
-            )
-    whole = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        whole.update(name.encode())
-        whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    if len(set(comm.all_gather_object(whole.hexdigest()))) != 1:
-        raise PruneError(
-            "the network has other weights on other ranks, so there is no one plan: load the same checkpoint on every "
-            "rank, or broadcast the first rank's weights"
-        )
-
-
-@torch.no_grad()
-def _share_buffers(model: nn.Module, comm: Communicator) -> None:
-    """Share batch norm statistics, which DistributedDataParallel broadcasts before a forward pass and not after it."""
-    parallel = nn.parallel.DistributedDataParallel
-    if comm.world > 1 and any(isinstance(m, parallel) and m.broadcast_buffers for m in model.modules()):
-        for buffer in unwrap(model).buffers():
-            buffer.copy_(comm.broadcast(buffer))
 
 
 @contextmanager

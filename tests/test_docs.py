@@ -24,6 +24,7 @@ from dist_prune.distributed.communicator import Communicator
 from dist_prune.methods.base import Method, MethodOptions, ScoringContext
 from dist_prune.pipeline import runner
 from tests.contracts import test_laws as laws
+from tests.support import api_page
 from tests.support.launch import SMALL, report, run
 from tests.test_layers import ALLOWED, INSIDE_PRUNING, imports_of, room_of
 
@@ -117,7 +118,11 @@ def architecture() -> str:
     return f"{rooms()}\n\n{files()}"
 
 
-GENERATED = {ROOT / "docs" / "recipes.md": keys, ROOT / "docs" / "architecture.md": architecture}
+GENERATED = {
+    ROOT / "docs" / "recipes.md": keys,
+    ROOT / "docs" / "architecture.md": architecture,
+    ROOT / "docs" / "api.md": api_page.page,
+}
 
 
 def regenerate(page: Path) -> str:

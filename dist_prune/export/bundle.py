@@ -186,6 +186,11 @@ def load(
     Raises:
         PruneError: There is no bundle, its format is unknown, its files were altered or cut short, or the network gives
             other outputs once folded.
+
+    Example:
+        >>> again = dp.load(folder, model=lambda: torchvision.models.resnet18(num_classes=10))
+        >>> torch.equal(again(images), small(images))
+        True
     """
     bundle = read_bundle(folder_or_hub_id)
     network = bundle.small(model, allow)

@@ -271,6 +271,15 @@ class RankingMethod(Method):
     Of equal channels the smaller index goes first. If all channels of a group are equal, the seed decides. Subclasses
     write ``score``, and ``importance`` unless the scores have the names of the groups; targets, ratios, counts, floors,
     rounding and global ranking come with ``select``.
+
+    Example:
+        >>> class Position(dp.RankingMethod):  # the last channels go first
+        ...     paper = "a control"
+        ...     def score(self, context):
+        ...         return {g.name: -torch.arange(g.width, dtype=torch.float64) for g in context.graph.free}
+        >>> scores = dp.score(model, graph, Position(Position.Options()))
+        >>> dp.select(scores, graph, keep_ratio=0.5).kept("conv1") == list(range(32))
+        True
     """
 
     Options = RankingOptions

@@ -1,5 +1,6 @@
 """The scoring context of the library: a user's own images, which may lack labels or be absent."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -8,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.data.sample_loader import SampleLoader
+from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
+from dist_prune.models.wrappers import unwrap
 from dist_prune.pruning.eval_mode import evaluation_mode
-from dist_prune.pruning.graph.groups import HookPoint
+from dist_prune.pruning.graph.groups import DependencyGraph, HookPoint
 from dist_prune.pruning.hooks.gating import Where
 from dist_prune.pruning.hooks.statistics import Statistic
 from dist_prune.pruning.network_output import num_logits
@@ -98,3 +101,32 @@ class LibraryScoringContext(DistributedScoringContext):
         with torch.no_grad(), evaluation_mode(self.model):
             output = self.model(torch.zeros(1, *self.graph.example, device=weight.device, dtype=weight.dtype))
         cast(SampleLoader, self.loader).require_labels(num_logits(output))
+
+
+def check_same_network(model: nn.Module, graph: DependencyGraph, comm: Communicator) -> None:
+    """PruneError unless the network has the graph's layers, and the same weights on every rank."""
+    modules = dict(model.named_modules())
+    for name, layer in graph.layers.items():
+        weight = getattr(modules.get(name), "weight", None)
+        if layer.kind in ("conv", "linear") and (weight is None or len(weight) != layer.width_out):
+            raise PruneError(
+                f"the graph was traced on another network: {name} is not there with {layer.width_out} outputs"
+            )
+    whole = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        whole.update(name.encode())
+        whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    if len(set(comm.all_gather_object(whole.hexdigest()))) != 1:
+        raise PruneError(
+            "the network has other weights on other ranks, so there is no one plan: load the same checkpoint on every "
+            "rank, or broadcast the first rank's weights"
+        )
+
+
+@torch.no_grad()
+def share_buffers(model: nn.Module, comm: Communicator) -> None:
+    """Share batch norm statistics, which DistributedDataParallel broadcasts before a forward pass and not after it."""
+    parallel = nn.parallel.DistributedDataParallel
+    if comm.world > 1 and any(isinstance(m, parallel) and m.broadcast_buffers for m in model.modules()):
+        for buffer in unwrap(model).buffers():
+            buffer.copy_(comm.broadcast(buffer))

@@ -96,6 +96,11 @@ class ChannelGroup:
         excluded: whether ``select.exclude`` names one of its producers.
         unit: ``channel``, or ``head`` or ``conv group`` if each of its channels is such a unit of several positions.
         gone: channels that earlier rounds removed; the dense width is ``width + gone``.
+
+    Example:
+        >>> group = graph.group("layer1.0.conv1")
+        >>> group.width, group.layers
+        (64, ('layer1.0.conv1', 'layer1.0.bn1', 'layer1.0.conv2'))
     """
 
     name: str
@@ -148,6 +153,11 @@ class HookPoint:
         leader: whether the layer leads its group.
         side: ``out``, ``in`` or ``weight``.
         unit_order: the layer's outputs sorted by unit if the group's channels are heads or conv groups; else empty.
+
+    Example:
+        >>> point = graph.hook_points[0]
+        >>> point.name, point.width, point.kind
+        ('conv1', 64, 'conv')
     """
 
     name: str
@@ -216,6 +226,13 @@ class DependencyGraph:
         example: (C, H, W) of the example image.
         latency: measured times, if the recipe has a latency target.
         origin: graph of the dense network, if this network was pruned in earlier rounds.
+
+    Example:
+        >>> print(graph)
+        13 channel groups, 12 of them free to be pruned
+        ...
+        >>> [group.name for group in graph.groups if group.protected]
+        ['fc']
     """
 
     layers: Mapping[str, Layer]

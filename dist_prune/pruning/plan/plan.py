@@ -34,6 +34,12 @@ class Plan:
 
     Raises:
         PruneError: a group is unknown, its channels are not ascending or out of range, or none would be kept.
+
+    Example:
+        >>> dp.Plan({"conv1": (0, 3)}, {"conv1": 8, "conv2": 16}).kept("conv1")
+        [1, 2, 4, 5, 6, 7]
+        >>> dp.Plan.from_json(plan.to_json()).fingerprint == plan.fingerprint
+        True
     """
 
     removed: Mapping[str, tuple[int, ...]]
