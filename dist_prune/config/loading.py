@@ -15,7 +15,7 @@ from dist_prune.config.overrides import OptionsOf, apply_overrides, remove_nulls
 from dist_prune.config.pruning import Target
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.recipe_files import find, known_recipes
-from dist_prune.config.recommendation import AUTO, recommend
+from dist_prune.config.recommendation import AUTO, OWN_SELECTION, recommend
 from dist_prune.errors import PruneError, nearest, shown
 
 __all__ = ["OptionsOf", "UnsetError", "find", "known_recipes", "load", "parse", "reference"]
@@ -83,12 +83,16 @@ def parse(
     """
     tree = {key: value for key, value in tree.items() if value is not None}  # an empty section has its defaults
     recipe, method, chosen = None, tree.get("method"), None
+    selection: dict[str, Any] = {}
     if isinstance(method, dict) and method.get("name") == AUTO:
         chosen = recommend(tree)
         if options := sorted(set(method) - {"name"}):
             problems.append(f"method.{options[0]}: {AUTO} has no keys; name the method to set its own")
         method = {"name": chosen.method}
-        tree = {**tree, "method": method}
+        own = tree.get("select") or {}
+        if isinstance(own, Mapping) and not any(own.get(key) is not None for key in OWN_SELECTION):
+            selection = dict(chosen.selection)
+        tree = {**tree, "method": method, **({"select": {**own, **selection}} if selection else {})}
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
@@ -102,7 +106,7 @@ def parse(
         if recipe is not None:
             recipe = recipe.model_copy(update={"method": filled})
     if recipe is not None and chosen is not None:
-        recipe = recipe.with_choice(chosen.text)
+        recipe = recipe.with_choice(chosen.text, selection=selection)
     if problems or recipe is None:
         lines = "\n".join(f"  - {line}" for line in problems)
         raise kind(f"{where}: {len(problems)} error{'s' * (len(problems) > 1)} in the recipe\n{lines}")

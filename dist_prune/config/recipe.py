@@ -97,21 +97,36 @@ class Recipe(Section):
 
     # why method.name=auto became the method; empty: the recipe names it
     _choice: str = PrivateAttr(default="")
+    _chosen_selection: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @property
     def choice(self) -> str:
         """Why the method was taken, if the recipe says ``method.name: auto``; else an empty text."""
         return self._choice
 
-    def with_choice(self, why: str, method: Mapping[str, Any] | None = None) -> "Recipe":
+    @property
+    def chosen_selection(self) -> dict[str, Any]:
+        """The keys of ``select`` that came with that method."""
+        return dict(self._chosen_selection)
+
+    def with_choice(
+        self, why: str, method: Mapping[str, Any] | None = None, selection: Mapping[str, Any] | None = None
+    ) -> "Recipe":
         """A copy whose method was chosen for it.
 
         Args:
             why: the reason, as a line.
             method: the chosen method's section; None: the recipe's own.
+            selection: keys of ``select`` that came with the method; with a ``method``, those of the recipe's own choice
+                get their defaults again.
         """
-        recipe = self.model_copy(update={} if method is None else {"method": dict(method)})
-        recipe._choice = why
+        update: dict[str, Any] = {}
+        if method is not None:
+            defaults = {key: type(self.select).model_fields[key].default for key in self._chosen_selection}
+            select = self.select.model_copy(update={**defaults, **(selection or {})})
+            update = {"method": dict(method), "select": select}
+        recipe = self.model_copy(update=update)
+        recipe._choice, recipe._chosen_selection = why, dict(selection or {})
         return recipe
 
     def written(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The recommended method for three situations: ``method: {name: auto}`` takes it, and says why."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 AUTO = "auto"
@@ -15,27 +15,33 @@ class Recommendation:
         method: its name.
         situation: what there is, as a clause.
         why: the evidence, as a clause.
+        selection: keys of ``select`` that belong to it; a recipe that sets one of ``OWN_SELECTION`` keeps its own.
     """
 
     method: str
     situation: str
     why: str
+    selection: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
         """A line for the log and the report."""
-        return f"method.name=auto: {self.method} is taken, because there are {self.situation}: {self.why}"
+        keys = ", ".join(f"select.{key}={value}" for key, value in self.selection.items())
+        how = f" with {keys} unless the recipe selects otherwise" if keys else ""
+        return f"method.name=auto: {self.method} is taken{how}, because there are {self.situation}: {self.why}"
 
 
+OWN_SELECTION = ("scope", "max_ratio", "keep_ratios", "counts", "threshold", "plan")
 WEIGHTS_ALONE = Recommendation(
-    "l1",
+    "group_norm",
     "no labels to rank channels by",
-    "it reads the weights alone, and no method that looks at images without their labels ranked better without a "
-    "finetuning",
+    "it reads the weights alone, and no method that looks at images without their labels ranked better "
+    "(docs/which-method.md)",
 )
-_BY_LOSS = "one forward and one backward pass measure each channel's share of the loss"
-LABELS = Recommendation("taylor", "labelled images and no finetuning", _BY_LOSS)
-LABELS_AND_TIME = Recommendation("taylor", "labelled images and a finetuning", _BY_LOSS)
+_BY_LOSS = "it was ahead at the same MACs on three networks, ranked over all groups (docs/which-method.md)"
+_OVER_ALL = {"scope": "global", "max_ratio": 0.9}
+LABELS = Recommendation("group_fisher", "labelled images and no finetuning", _BY_LOSS, _OVER_ALL)
+LABELS_AND_TIME = Recommendation("group_fisher", "labelled images and a finetuning", _BY_LOSS, _OVER_ALL)
 
 
 def recommend(recipe: Mapping[str, Any], labels: bool = True) -> Recommendation:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from dist_prune import methods
 from dist_prune.config.recipe import Recipe
@@ -28,14 +29,18 @@ def keep_choice(folder: Path, recipe: Recipe) -> Recipe:
         return recipe
     file = folder / FILE
     if not file.exists():
-        write_atomic(file, json.dumps({"method": recipe.method["name"], "why": recipe.choice}, indent=1))
+        write_atomic(file, json.dumps(_note(recipe), indent=1))
         return recipe
     note = read_json(file)
-    name, why = note.get("method"), note.get("why")
-    if not isinstance(name, str) or not isinstance(why, str):
+    name, why, selection = note.get("method"), note.get("why"), note.get("select", {})
+    if not isinstance(name, str) or not isinstance(why, str) or not isinstance(selection, dict):
         raise PruneError(f"{file} is damaged: it should name the chosen method. Write method.name=NAME instead")
-    if name == recipe.method["name"]:
-        return recipe.with_choice(why)
+    if name == recipe.method["name"] and selection == recipe.chosen_selection:
+        return recipe.with_choice(why, selection=selection)
     options = methods.find(name).Options().model_dump(mode="json")
     why += f" (recorded in {FILE}; today's choice would be {recipe.method['name']})"
-    return recipe.with_choice(why, {"name": name, **options})
+    return recipe.with_choice(why, {"name": name, **options}, selection)
+
+
+def _note(recipe: Recipe) -> dict[str, Any]:
+    return {"method": recipe.method["name"], "select": recipe.chosen_selection, "why": recipe.choice}

@@ -144,11 +144,11 @@ def test_weights_and_images_make_a_bundle(images, weights, tmp_path):
     done = command("prune", str(weights), *given, "--json", "backbone.kwargs={img_size: 8}", *QUICK)
     assert done.returncode == 0, done.stderr
     body = json.loads(done.stdout)
-    assert body["method"] == "taylor"
+    assert body["method"] == "group_fisher"
     assert body["figures"]["recalibrated"]["macs"] < 0.6 * body["figures"]["dense"]["macs"]
     small = bundle.load(body["bundle"])
     assert small(torch.zeros(1, 3, 8, 8)).shape == (1, 3)
-    assert json.loads((out / "method_choice.json").read_text())["method"] == "taylor"
+    assert json.loads((out / "method_choice.json").read_text())["method"] == "group_fisher"
 
 
 @pytest.mark.slow
@@ -172,7 +172,7 @@ def test_a_bundle_goes_on_and_ranks_agree(images, weights, tmp_path):
     assert done.returncode == 0, done.stderr
     new = bundle.read_bundle(tmp_path / "fine")
     assert new.plan.fingerprint == plans[0]
-    assert new.body["origin"]["started_from"]["origin"]["method"] == new.body["origin"]["method"] == "taylor"
+    assert new.body["origin"]["started_from"]["origin"]["method"] == new.body["origin"]["method"] == "group_fisher"
     again = command("prune", str(tmp_path / "fine"), "--data", str(images), "--output", str(tmp_path / "more"), *QUICK)
     assert again.returncode == 0, again.stderr
     assert sum(bundle.read_bundle(tmp_path / "more").plan.counts.values()) < sum(new.plan.counts.values())

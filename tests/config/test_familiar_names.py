@@ -116,8 +116,10 @@ def test_auto_takes_the_recommendation():
     assert "labelled images and a finetuning" in with_time.choice
     assert "no finetuning" in without.choice
     assert load("method.name=taylor").choice == ""
-    assert load("method.name=auto").resolved()["method"] == load("method.name=taylor").resolved()["method"]
-    assert recommendation.recommend({}, labels=False).method == "l1"
+    assert load("method.name=auto").resolved()["method"] == load("method.name=group_fisher").resolved()["method"]
+    assert recommendation.recommend({}, labels=False).method == "group_norm"
+    assert (with_time.select.scope, with_time.select.max_ratio) == ("global", 0.9)
+    assert (load("method.name=auto", "select.scope=local").select.max_ratio) is None, "the recipe's own selection stays"
     for one in (recommendation.WEIGHTS_ALONE, recommendation.LABELS, recommendation.LABELS_AND_TIME):
         assert one.method in methods.list_names()
     needs = methods.find(recommendation.WEIGHTS_ALONE.method).needs
@@ -131,13 +133,13 @@ def test_auto_has_no_keys():
 
 def test_a_choice_outlives_the_recommendation(tmp_path, monkeypatch):
     first = keep_choice(tmp_path, load("method.name=auto"))
-    assert json.loads((tmp_path / FILE).read_text())["method"] == first.method["name"] == "taylor"
+    assert json.loads((tmp_path / FILE).read_text())["method"] == first.method["name"] == "group_fisher"
     monkeypatch.setattr(loading, "recommend", lambda tree: recommendation.WEIGHTS_ALONE)
     today = load("method.name=auto")
-    assert today.method["name"] == "l1"
+    assert today.method["name"] == "group_norm"
     kept = keep_choice(tmp_path, today)
-    assert kept.method == first.method
-    assert "today's choice would be l1" in kept.choice
+    assert kept.method == first.method and kept.select == first.select and today.select.scope == "local"
+    assert "today's choice would be group_norm" in kept.choice
     named = load("method.name=l1")
     assert keep_choice(tmp_path, named) is named, "a recipe that names its method is left alone"
     (tmp_path / FILE).write_text("{}")
