@@ -1,0 +1,250 @@
+"""Which method prunes best, with what it costs and needs: every method at the same MACs on real pretrained networks.
+
+    python benchmarks/which_method.py [--only "resnet20:*:untrained" "resnet20:taylor:finetune"] [--seeds 0 1 2]
+        [--epochs 1] [--minutes 60] [--out runs/which_method]
+    python benchmarks/which_method.py --table [--out DIR | --results FILE]
+    python benchmarks/which_method.py --collect benchmarks/results/which_method.json
+
+Needs DIST_PRUNE_DATA (cifar10.npz, weights/, imagenet_1000_rot180). A piece is network:method:part for one seed:
+
+    dense      the network as it is
+    untrained  scoring, surgery, recalibrated batch norms; the same share of every group
+    global     the same scores with the channels of all groups ranked together
+    finetune   the network of ``untrained``, trained for --epochs passes over the training images not held out
+
+Pieces are done in the order of the patterns of --only. Each writes one JSON file, and is not done again. Held-out
+training images are there to decide by, test images to report. ``--collect`` writes all figures into one compact file;
+``--table`` prints Markdown tables of what is there. docs/which-method.md is made of them.
+"""
+
+import argparse
+import copy
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.which_parts import tables
+from benchmarks.which_parts.settings import SCOPES, SETTINGS, TARGETS, method_of
+from benchmarks.which_parts.subject import Subject, counted
+from dist_prune import methods
+from dist_prune.config.training import Training
+from dist_prune.distributed import tensor_files
+from dist_prune.distributed.environment import describe_environment
+from dist_prune.fileio import write_atomic
+from dist_prune.methods.base import TRAINED, Method
+from dist_prune.pipeline.git import commit_of
+from dist_prune.pruning.selection import cost as costs
+from dist_prune.pruning.selection.ranking import SelectionRequest
+from dist_prune.pruning.surgery import surgeon
+from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.training.bn_recalibration import recalibrate_bn
+from dist_prune.training.evaluation import evaluate
+from dist_prune.training.loop import Loop
+from dist_prune.training.tracking import Tracker
+from dist_prune.training.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("dense", "untrained", "global", "finetune")
+RECALIBRATION = 500  # calibration images of the seed
+JUDGED = {"untrained": (2000, 5000), "finetune": (5000, 10000)}  # held-out and test images at most
+
+
+class Study:
+    """Pieces of the study in one folder."""
+
+    def __init__(self, out: Path, limit: int | None, epochs: int):
+        self.out, self.limit, self.epochs = out, limit, epochs
+        self.subjects: dict[str, Subject] = {}
+        (out / "scores").mkdir(parents=True, exist_ok=True)
+
+    def subject(self, name: str) -> Subject:
+        if name not in self.subjects:
+            self.subjects[name] = Subject(name, self.limit)
+        return self.subjects[name]
+
+    def file(self, network: str, row: str, part: str, seed: int) -> Path:
+        epochs = f"{self.epochs}_epochs" if part == "finetune" else ""
+        words = (network, row.replace(", ", "_").replace(" ", "_"), part, epochs, f"seed{seed}")
+        return self.out / (".".join(word for word in words if word) + ".json")
+
+    def piece(self, network: str, row: str, part: str, seed: int) -> dict[str, Any]:
+        """Measure one piece."""
+        start, used = time.perf_counter(), time.process_time()
+        body: dict[str, Any] = {"network": network, "method": row, "part": part, "seed": seed}
+        if part == "dense":
+            found = self.judge(network, self.subject(network).model, "finetune")
+        elif part == "finetune":
+            found = {"epochs": self.epochs, **self.finetuned(network, row, seed)}
+        else:
+            found = self.untrained(network, row, seed, "global" if part == "global" else "local")
+        body |= found
+        body["piece"] = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - used}
+        about = describe_environment(self.subject(network).machine)
+        body["about"] = {
+            **{key: about[key] for key in ("processor", "cores", "threads", "python")},
+            "torch": about["packages"]["torch"], "commit": commit_of(Path(__file__)),
+        }  # fmt: skip
+        return body
+
+    def judge(self, network: str, model: nn.Module, part: str) -> dict[str, float]:
+        """Top-1 in percent on the images that decide (if there are any) and on those that report."""
+        subject, found = self.subject(network), {}
+        least = JUDGED["finetune" if part == "finetune" else "untrained"]
+        for name, loader, ids, most in (
+            ("held_out", subject.train, subject.decide, least[0]),
+            ("test", subject.test, subject.report, least[1]),
+        ):
+            if len(ids):
+                model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                judged = evaluate(model, loader, 250, subject.machine.comm, Tracker(False), ids=ids[:most])
+                found[name] = judged["top1"]
+        return found
+
+    def scores(self, network: str, row: str, seed: int) -> tuple[Method, dict[str, Tensor], dict[str, Any]]:
+        """Scores of a row, computed once, with their cost in forward and backward passes of one image."""
+        subject, setting = self.subject(network), SETTINGS[row]
+        kind = methods.find(method_of(row))
+        method = kind(kind.Options.model_validate(dict(setting.options)))
+        file = self.out / "scores" / self.file(network, row, "scores", seed).with_suffix(".safetensors").name
+        if not file.exists():
+            images = min(setting.images, 300) if network == "mobilenetv2" else setting.images
+            ids = subject.calibration(max(images, 1), seed)
+            context = DistributedScoringContext(
+                subject.model, method.prunable(subject.channels), subject.train, ids, subject.machine, Tracker(False),
+                setting.micro, seed,
+            )  # fmt: skip
+            with counted() as one, torch.no_grad():
+                subject.model(next(subject.train.batches([ids[:1]])).images)
+            start = time.perf_counter()
+            with counted() as found:
+                tensors = method.score(context)
+            cost = {
+                "images": len(ids) if images else 0,
+                "forward": found.forward / one.forward, "backward": found.backward / one.forward,
+                "cpu_seconds": found.seconds, "seconds": time.perf_counter() - start,
+            }  # fmt: skip
+            tensor_files.save_tensors(file, tensors, {"cost": cost})
+        tensors, meta = tensor_files.read_tensors(file)
+        return method, tensors, meta["cost"]
+
+    def cut(self, network: str, row: str, seed: int, macs: float, scope: str) -> tuple[nn.Module, dict[str, float]]:
+        """The network after surgery, and the shares of its costs that are left."""
+        subject = self.subject(network)
+        method, scores, _ = self.scores(network, row, seed)
+        request = SelectionRequest(target=("macs", macs), seed=seed, **SCOPES[scope])
+        plan = method.select(scores, method.prepare(method.prunable(subject.channels), (), request), request)
+        model = copy.deepcopy(subject.cuttable)
+        if method.trains_weights:
+            model.load_state_dict({n.removeprefix(TRAINED): t for n, t in scores.items() if n.startswith(TRAINED)})
+        surgeon.apply_plan(model, subject.channels, plan)
+        left = {name: float(f(subject.channels, plan.counts) / f(subject.channels)) for name, f in COSTS.items()}
+        return model.eval(), left
+
+    def recalibrate(self, network: str, model: nn.Module, seed: int) -> None:
+        subject = self.subject(network)
+        ids = subject.calibration(RECALIBRATION, seed)
+        recalibrate_bn(model, subject.train, ids, 100, subject.machine.comm)
+
+    def untrained(self, network: str, row: str, seed: int, scope: str) -> dict[str, Any]:
+        """Top-1 after surgery and after recalibration, at each target."""
+        cost = self.scores(network, row, seed)[2]
+        cuts = []
+        for macs in TARGETS[network]:
+            model, left = self.cut(network, row, seed, macs, scope)
+            figures: dict[str, Any] = {"macs": macs, "left": left, "surgery": self.judge(network, model, "untrained")}
+            self.recalibrate(network, model, seed)
+            cuts.append({**figures, "recalibrated": self.judge(network, model, "untrained")})
+        return {"cost": cost, "cuts": cuts}
+
+    def finetuned(self, network: str, row: str, seed: int) -> dict[str, Any]:
+        """Top-1 after the fixed finetune of the network with recalibrated norms."""
+        subject, macs = self.subject(network), TARGETS[network][0]
+        model, left = self.cut(network, row, seed, macs, "local")
+        self.recalibrate(network, model, seed)
+        settings = Training(
+            epochs=self.epochs, batch=128, lr=0.01, nesterov=True, weight_decay=5e-4, schedule="cosine",
+            selection="last", precision="bf16", channels_last=True,
+        )  # fmt: skip
+        loop = Loop(settings, subject.train, subject.machine, Tracker(False), seed, "finetune", subject.usable)
+        start, used = time.perf_counter(), time.process_time()
+        history = Trainer(model, loop, lambda network: {}, classes=len(subject.train.source.classes)).run()
+        took = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - used}
+        return {
+            "macs": macs, "left": left, "images": len(subject.usable), "took": took,
+            "loss": [epoch["loss"] for epoch in history], "finetuned": self.judge(network, model.eval(), "finetune"),
+        }  # fmt: skip
+
+
+COSTS = {"macs": costs.macs, "params": costs.params}
+
+
+def wanted(patterns: list[str], seeds: list[int]) -> Iterator[tuple[str, str, str, int]]:
+    """Pieces in the order of the patterns, each once: network, method, part, seed."""
+    every = [(network, "dense", "dense", 0) for network in TARGETS]
+    for seed in seeds:
+        for part in PARTS[1:]:
+            every += [
+                (network, row, part, seed)
+                for network in TARGETS
+                for row, setting in SETTINGS.items()
+                if seed == seeds[0] or setting.draws or part == "finetune"
+                if part != "finetune" or network != "mobilenetv2"
+            ]
+    done = set()
+    for pattern in patterns:
+        network, row, part = pattern.split(":")
+        for piece in every:
+            if piece not in done and all(map(fnmatchcase, piece[:3], (network, row, part))):
+                done.add(piece)
+                yield piece
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=["*:*:*"], help="patterns network:method:part, in order of work")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=5, help="of the finetune")
+    parser.add_argument("--minutes", type=float, default=1e9, help="no piece is begun after so many")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs/which_method")
+    parser.add_argument("--limit", type=int, help="so many images of each kind, to try the script")
+    parser.add_argument("--table", action="store_true", help="print the tables of what is there")
+    parser.add_argument("--collect", type=Path, metavar="FILE", help="write all figures into one compact file")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="--table: of this compact file")
+    given = parser.parse_args()
+    if any(pattern.count(":") != 2 for pattern in given.only):
+        parser.error("--only: patterns have the form network:method:part, each with wildcards: resnet20:*:untrained")
+    if given.collect:
+        write_atomic(given.collect, tables.compact(tables.read(given.out)))
+    if given.table:
+        print(tables.markdown(tables.load(given.results) if given.results else tables.read(given.out)))
+    if given.table or given.collect:
+        return
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    study, end = Study(given.out, given.limit, given.epochs), time.monotonic() + 60 * given.minutes
+    for network, row, part, seed in wanted(given.only, given.seeds):
+        file = study.file(network, row, part, seed)
+        if file.exists() or time.monotonic() > end:
+            continue
+        try:
+            body = study.piece(network, row, part, seed)
+        except Exception as error:  # the other pieces are still worth measuring; a failed one is tried again
+            print(f"{file.stem}: {type(error).__name__}: {error}", flush=True)
+            continue
+        write_atomic(file, json.dumps(body, indent=1))
+        shown = body.get("cuts") or body.get("finetuned") or body
+        print(f"{file.stem}: {body['piece']['cpu_seconds']:.0f} s, {json.dumps(shown)[:400]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
