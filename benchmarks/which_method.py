@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.which_parts import tables
-from benchmarks.which_parts.settings import SCOPES, SETTINGS, TARGETS, method_of
+from benchmarks.which_parts.settings import SCOPES, SETTINGS, TARGETS, base_of, method_of
 from benchmarks.which_parts.subject import Subject, counted
 from dist_prune import methods
 from dist_prune.config.training import Training
@@ -57,7 +57,7 @@ from dist_prune.training.trainer import Trainer
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("dense", "untrained", "global", "finetune")
 RECALIBRATION = 500  # calibration images of the seed
-JUDGED = {"untrained": (2000, 5000), "finetune": (5000, 10000)}  # held-out and test images at most
+JUDGED = {"resnet20": (2000, 5000)}  # held-out and test images of an untrained network, at most
 
 
 class Study:
@@ -69,9 +69,10 @@ class Study:
         (out / "scores").mkdir(parents=True, exist_ok=True)
 
     def subject(self, name: str) -> Subject:
-        if name not in self.subjects:
-            self.subjects[name] = Subject(name, self.limit)
-        return self.subjects[name]
+        base = base_of(name)
+        if base not in self.subjects:
+            self.subjects[base] = Subject(base, self.limit)
+        return self.subjects[base]
 
     def file(self, network: str, row: str, part: str, seed: int) -> Path:
         epochs = f"{self.epochs}_epochs" if part == "finetune" else ""
@@ -100,14 +101,14 @@ class Study:
     def judge(self, network: str, model: nn.Module, part: str) -> dict[str, float]:
         """Top-1 in percent on the images that decide (if there are any) and on those that report."""
         subject, found = self.subject(network), {}
-        least = JUDGED["finetune" if part == "finetune" else "untrained"]
-        for name, loader, ids, most in (
-            ("held_out", subject.train, subject.decide, least[0]),
-            ("test", subject.test, subject.report, least[1]),
+        most = (5000, 10000) if part == "finetune" else JUDGED.get(network, (1000, 2000))
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for name, loader, ids in (
+            ("held_out", subject.train, subject.decide[: most[0]]),
+            ("test", subject.test, subject.report[: most[1]]),
         ):
             if len(ids):
-                model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-                judged = evaluate(model, loader, 250, subject.machine.comm, Tracker(False), ids=ids[:most])
+                judged = evaluate(model, loader, 100, subject.machine.comm, Tracker(False), ids=ids)
                 found[name] = judged["top1"]
         return found
 
@@ -116,9 +117,9 @@ class Study:
         subject, setting = self.subject(network), SETTINGS[row]
         kind = methods.find(method_of(row))
         method = kind(kind.Options.model_validate(dict(setting.options)))
-        file = self.out / "scores" / self.file(network, row, "scores", seed).with_suffix(".safetensors").name
+        file = self.out / "scores" / self.file(base_of(network), row, "scores", seed).with_suffix(".safetensors").name
         if not file.exists():
-            images = min(setting.images, 300) if network == "mobilenetv2" else setting.images
+            images = min(setting.images, 300) if base_of(network) == "mobilenetv2" else setting.images
             ids = subject.calibration(max(images, 1), seed)
             context = DistributedScoringContext(
                 subject.model, method.prunable(subject.channels), subject.train, ids, subject.machine, Tracker(False),
@@ -138,11 +139,11 @@ class Study:
         tensors, meta = tensor_files.read_tensors(file)
         return method, tensors, meta["cost"]
 
-    def cut(self, network: str, row: str, seed: int, macs: float, scope: str) -> tuple[nn.Module, dict[str, float]]:
+    def cut(self, network: str, row: str, seed: int, scope: str) -> tuple[nn.Module, dict[str, float]]:
         """The network after surgery, and the shares of its costs that are left."""
         subject = self.subject(network)
         method, scores, _ = self.scores(network, row, seed)
-        request = SelectionRequest(target=("macs", macs), seed=seed, **SCOPES[scope])
+        request = SelectionRequest(target=("macs", TARGETS[network]), seed=seed, **SCOPES[scope])
         plan = method.select(scores, method.prepare(method.prunable(subject.channels), (), request), request)
         model = copy.deepcopy(subject.cuttable)
         if method.trains_weights:
@@ -157,20 +158,19 @@ class Study:
         recalibrate_bn(model, subject.train, ids, 100, subject.machine.comm)
 
     def untrained(self, network: str, row: str, seed: int, scope: str) -> dict[str, Any]:
-        """Top-1 after surgery and after recalibration, at each target."""
+        """Top-1 after surgery and after recalibration."""
         cost = self.scores(network, row, seed)[2]
-        cuts = []
-        for macs in TARGETS[network]:
-            model, left = self.cut(network, row, seed, macs, scope)
-            figures: dict[str, Any] = {"macs": macs, "left": left, "surgery": self.judge(network, model, "untrained")}
-            self.recalibrate(network, model, seed)
-            cuts.append({**figures, "recalibrated": self.judge(network, model, "untrained")})
-        return {"cost": cost, "cuts": cuts}
+        model, left = self.cut(network, row, seed, scope)
+        surgery = self.judge(network, model, "untrained")
+        self.recalibrate(network, model, seed)
+        return {
+            "cost": cost, "left": left, "surgery": surgery, "recalibrated": self.judge(network, model, "untrained")
+        }  # fmt: skip
 
     def finetuned(self, network: str, row: str, seed: int) -> dict[str, Any]:
         """Top-1 after the fixed finetune of the network with recalibrated norms."""
-        subject, macs = self.subject(network), TARGETS[network][0]
-        model, left = self.cut(network, row, seed, macs, "local")
+        subject = self.subject(network)
+        model, left = self.cut(network, row, seed, "local")
         self.recalibrate(network, model, seed)
         settings = Training(
             epochs=self.epochs, batch=128, lr=0.01, nesterov=True, weight_decay=5e-4, schedule="cosine",
@@ -181,7 +181,7 @@ class Study:
         history = Trainer(model, loop, lambda network: {}, classes=len(subject.train.source.classes)).run()
         took = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - used}
         return {
-            "macs": macs, "left": left, "images": len(subject.usable), "took": took,
+            "left": left, "images": len(subject.usable), "took": took,
             "loss": [epoch["loss"] for epoch in history], "finetuned": self.judge(network, model.eval(), "finetune"),
         }  # fmt: skip
 
@@ -191,7 +191,7 @@ COSTS = {"macs": costs.macs, "params": costs.params}
 
 def wanted(patterns: list[str], seeds: list[int]) -> Iterator[tuple[str, str, str, int]]:
     """Pieces in the order of the patterns, each once: network, method, part, seed."""
-    every = [(network, "dense", "dense", 0) for network in TARGETS]
+    every = [(network, "dense", "dense", 0) for network in TARGETS if network == base_of(network)]
     for seed in seeds:
         for part in PARTS[1:]:
             every += [
@@ -199,7 +199,7 @@ def wanted(patterns: list[str], seeds: list[int]) -> Iterator[tuple[str, str, st
                 for network in TARGETS
                 for row, setting in SETTINGS.items()
                 if seed == seeds[0] or setting.draws or part == "finetune"
-                if part != "finetune" or network != "mobilenetv2"
+                if part != "finetune" or base_of(network) != "mobilenetv2"
             ]
     done = set()
     for pattern in patterns:
@@ -242,8 +242,10 @@ def main() -> None:
             print(f"{file.stem}: {type(error).__name__}: {error}", flush=True)
             continue
         write_atomic(file, json.dumps(body, indent=1))
-        shown = body.get("cuts") or body.get("finetuned") or body
-        print(f"{file.stem}: {body['piece']['cpu_seconds']:.0f} s, {json.dumps(shown)[:400]}", flush=True)
+        shown = {
+            name: body[name] for name in ("held_out", "test", "surgery", "recalibrated", "finetuned") if name in body
+        }
+        print(f"{file.stem}: {body['piece']['cpu_seconds']:.0f} s, {json.dumps(shown)}", flush=True)
 
 
 if __name__ == "__main__":

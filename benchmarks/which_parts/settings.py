@@ -64,10 +64,15 @@ SETTINGS: dict[str, Setting] = {
         options={"epochs": 1, "batch": 32, "holdout": 0, "window": 5, "beta_every": 4, "keep": 0.5},
     ),
 }
-# shares of the MACs that are kept; 0.5 leaves nothing of an untrained MobileNetV2
-TARGETS: dict[str, tuple[float, ...]] = {"resnet20": (0.5,), "resnet56": (0.5,), "mobilenetv2": (0.9, 0.5)}
+# share of the MACs that is kept; a half leaves nothing of an untrained MobileNetV2
+TARGETS = {"resnet20": 0.5, "resnet56": 0.5, "mobilenetv2": 0.9, "mobilenetv2_half": 0.5}
 # global: channels of all groups are ranked together, and a group loses at most 90 %
 SCOPES: dict[str, dict[str, Any]] = {"local": {}, "global": {"scope": "global", "max_ratio": 0.9}}
+
+
+def base_of(network: str) -> str:
+    """The pretrained network that a name of the study means: ``mobilenetv2_half`` is cut further."""
+    return network.removesuffix("_half")
 
 
 def method_of(row: str) -> str:

@@ -1,23 +1,173 @@
-"""Figures of the study as a compact file, and as Markdown tables."""
+"""Figures of the study: of a folder of pieces, of a compact file, as Markdown tables."""
 
 import json
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-Body = dict[str, Any]
+from benchmarks.which_parts.settings import SETTINGS, TARGETS, base_of
+
+Piece = dict[str, Any]
+TITLES = {
+    "resnet20": "ResNet-20, CIFAR-10",
+    "resnet56": "ResNet-56, CIFAR-10",
+    "mobilenetv2": "MobileNetV2, ImageNet",
+    "mobilenetv2_half": "MobileNetV2, ImageNet",
+}
+MISSING = "not measured"
 
 
-def read(folder: Path) -> Body:
-    return {}
+def read(folder: Path) -> list[Piece]:
+    """The pieces of a folder."""
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("*.seed*.json"))]
 
 
-def load(file):
-    return {}
+def compact(pieces: Sequence[Piece]) -> str:
+    """All figures of pieces as JSON: machines once, figures in lists, one line a piece."""
+    abouts: list[Any] = []
+    rows = []
+    for piece in pieces:
+        if piece["about"] not in abouts:
+            abouts.append(piece["about"])
+        key = [piece[name] for name in ("network", "method", "part", "seed")]
+        key += [abouts.index(piece["about"]), round(piece["piece"]["cpu_seconds"])]
+        if piece["part"] == "dense":
+            figures: list[Any] = _pair(piece)
+        elif piece["part"] == "finetune":
+            took = piece["took"]
+            figures = [piece["epochs"], piece["images"], round(took["seconds"]), round(took["cpu_seconds"])]
+            figures += _pair(piece["finetuned"])
+        else:
+            cost = piece["cost"]
+            shown = [round(cost[name], 1) for name in ("images", "forward", "backward", "cpu_seconds")]
+            left = [round(piece["left"][name], 4) for name in ("macs", "params")]
+            figures = [shown, left, _pair(piece["surgery"]), _pair(piece["recalibrated"])]
+        rows.append(json.dumps([*key, *figures], separators=(",", ":")))
+    lines = ",\n".join(rows)
+    return f'{{"about": {json.dumps(abouts)},\n"pieces": [\n{lines}\n]}}\n'
 
 
-def compact(body):
-    return ""
+def _pair(judged: dict[str, float]) -> list[float | None]:
+    return [None if (value := judged.get(name)) is None else round(value, 2) for name in ("held_out", "test")]
 
 
-def markdown(body):
-    return ""
+def load(file: Path) -> list[Piece]:
+    """The pieces of a compact file."""
+    body = json.loads(file.read_text())
+    return [_piece(row, body["about"]) for row in body["pieces"]]
+
+
+def _judged(pair: Sequence[float | None]) -> dict[str, float]:
+    return {name: value for name, value in zip(("held_out", "test"), pair, strict=True) if value is not None}
+
+
+def _piece(row: list[Any], abouts: list[Any]) -> Piece:
+    network, method, part, seed, about, cpu, *figures = row
+    piece = {"network": network, "method": method, "part": part, "seed": seed, "about": abouts[about]}
+    piece["piece"] = {"cpu_seconds": cpu}
+    if part == "dense":
+        return piece | _judged(figures)
+    if part == "finetune":
+        epochs, images, seconds, cpu, *pair = figures
+        took = {"seconds": seconds, "cpu_seconds": cpu}
+        return piece | {"epochs": epochs, "images": images, "took": took, "finetuned": _judged(pair)}
+    cost, left, *pairs = figures
+    named = dict(zip(("images", "forward", "backward", "cpu_seconds"), cost, strict=True))
+    surgery, recalibrated = map(_judged, pairs)
+    shares = dict(zip(("macs", "params"), left, strict=True))
+    return piece | {"cost": named, "left": shares, "surgery": surgery, "recalibrated": recalibrated}
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, and the standard deviation over seeds if there are several."""
+    if not values:
+        return MISSING
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def markdown(pieces: Sequence[Piece]) -> str:
+    """A table of untrained networks for each network and target, and one of finetuned networks where there are some."""
+    dense = [f"{TITLES[p['network']]} {p['test']:.1f} %" for p in pieces if p["part"] == "dense"]
+    parts = [f"Top-1 of the dense networks: {'; '.join(dense) or MISSING}."]
+    for network in TARGETS:
+        own = [piece for piece in pieces if piece["network"] == network]
+        if any(piece["part"] in ("untrained", "global") for piece in own):
+            parts.append(_untrained(network, own))
+        if any(piece["part"] == "finetune" for piece in own):
+            parts.append(_finetuned(network, own))
+    return "\n\n".join([*parts, _about(pieces)])
+
+
+def _judges(pieces: Iterable[Piece], row: str, part: str, stage: str, images: str) -> list[float]:
+    """Top-1 of each seed of a row."""
+    return [
+        piece[stage][images]
+        for piece in pieces
+        if piece["method"] == row and piece["part"] == part and images in piece[stage]
+    ]
+
+
+def _untrained(network: str, own: list[Piece]) -> str:
+    decided = "test" if base_of(network) == "mobilenetv2" else "held_out"
+    order = sorted(
+        SETTINGS,
+        key=lambda row: -statistics.mean(_judges(own, row, "untrained", "recalibrated", decided) or [-1]),
+    )
+    lines = [
+        f"### {TITLES[network]}: {TARGETS[network]:g} of the MACs, not trained\n",
+        "| method | needs | images | forward | backward | s | surgery | recalibrated | surgery, global "
+        "| recalibrated, global | seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in order:
+        mine = [piece for piece in own if piece["method"] == row and piece["part"] == "untrained"]
+        cost = mine[0]["cost"] if mine else None
+        told = [f"{cost[name]:,.0f}" for name in ("images", "forward", "backward", "cpu_seconds")] if cost else [""] * 4
+        cells = [
+            spread(_judges(own, row, part, stage, "test"))
+            for part in ("untrained", "global")
+            for stage in ("surgery", "recalibrated")
+        ]
+        lines.append(f"| {' | '.join([row, SETTINGS[row].need, *told, *cells, str(len(mine))])} |")
+    return "\n".join(lines)
+
+
+def _finetuned(network: str, own: list[Piece]) -> str:
+    pieces = [piece for piece in own if piece["part"] == "finetune"]
+    lengths = sorted({piece["epochs"] for piece in pieces})
+    images = max(piece["images"] for piece in pieces)
+
+    def of(row: str, epochs: int, name: str) -> list[float]:
+        return [p["finetuned"][name] for p in pieces if p["method"] == row and p["epochs"] == epochs]
+
+    heads = [f"{e} epoch{'s' * (e > 1)}{word}" for e in lengths for word in (", held out", ", test", ", seeds")]
+    order = sorted(
+        SETTINGS, key=lambda row: [-statistics.mean(of(row, e, "held_out") or [-1]) for e in reversed(lengths)]
+    )
+    lines = [
+        f"### {TITLES[network]}: {TARGETS[network]:g} of the MACs, finetuned on {images:,} images\n",
+        f"| method | {' | '.join(heads)} |",
+        "|---" * (1 + len(heads)) + "|",
+    ]
+    for row in order:
+        cells = [row]
+        for epochs in lengths:
+            cells += [spread(of(row, epochs, "held_out")), spread(of(row, epochs, "test"))]
+            cells += [str(len(of(row, epochs, "test")))]
+        lines.append(f"| {' | '.join(cells)} |")
+    minutes = ", ".join(
+        f"{statistics.mean(p['took']['cpu_seconds'] for p in pieces if p['epochs'] == e) / 60:.1f} for {e}"
+        for e in lengths
+    )
+    return "\n".join([*lines, f"\nProcessor minutes of a finetune, by epochs: {minutes}."])
+
+
+def _about(pieces: Sequence[Piece]) -> str:
+    """Machines, threads and commits that the figures come from, and the processor time of all pieces."""
+    hours = sum(piece["piece"]["cpu_seconds"] for piece in pieces) / 3600
+    lines = {
+        f"{a['processor']}, {a['cores']} cores, {a['threads']} thread(s), torch {a['torch']}, commit {a['commit']}"
+        for a in (piece["about"] for piece in pieces)
+    }
+    return "\n".join([f"{len(pieces)} pieces, {hours:.1f} processor hours.", *sorted(f"- {line}" for line in lines)])
