@@ -47,6 +47,9 @@ SETTINGS: dict[str, Setting] = {
     "graph": FORWARD,
     "mint": Setting("images", 250, options={"groups": 16}),
     "entropy": Setting("images", 500, options={"alpha": 2.0, "precision": "float32"}),
+    "entropy, joint": Setting(
+        "images", 500, method="entropy", options={"criterion": "joint", "alpha": 2.0, "precision": "float32"}
+    ),
     "hrel": Setting("labels", 500, options={"grid": "coarse", "precision": "float32"}),
     "shapley": Setting("labels", 200, options={"kernel": "shap", "samples": 24}),
     "taylor": GRADIENTS,
