@@ -23,7 +23,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -163,9 +163,8 @@ class Study:
         model, left = self.cut(network, row, seed, scope)
         surgery = self.judge(network, model, "untrained")
         self.recalibrate(network, model, seed)
-        return {
-            "cost": cost, "left": left, "surgery": surgery, "recalibrated": self.judge(network, model, "untrained")
-        }  # fmt: skip
+        judged = {"surgery": surgery, "recalibrated": self.judge(network, model, "untrained")}
+        return {"cost": cost, "left": left, **judged, "five": five_largest(self.scores(network, row, seed)[1])}
 
     def finetuned(self, network: str, row: str, seed: int) -> dict[str, Any]:
         """Top-1 after the fixed finetune of the network with recalibrated norms."""
@@ -184,6 +183,15 @@ class Study:
             "left": left, "images": len(subject.usable), "took": took,
             "loss": [epoch["loss"] for epoch in history], "finetuned": self.judge(network, model.eval(), "finetune"),
         }  # fmt: skip
+
+
+def five_largest(scores: Mapping[str, Tensor]) -> float | None:
+    """The share of all squared gradients of gates that the five largest micro-batches (or images) hold, or None."""
+    gates = [table for name, table in scores.items() if name.endswith(":gate")]
+    if not gates:
+        return None
+    rows = torch.stack([table.double().square().sum(1) for table in gates]).sum(0)
+    return float(rows.sort(descending=True).values[:5].sum() / rows.sum())
 
 
 COSTS = {"macs": costs.macs, "params": costs.params}

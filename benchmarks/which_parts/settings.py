@@ -54,6 +54,7 @@ SETTINGS: dict[str, Setting] = {
     "shapley": Setting("labels", 200, options={"kernel": "shap", "samples": 24}),
     "taylor": GRADIENTS,
     "taylor, 50 at a time": Setting("gradients", 500, 50, "taylor"),
+    "taylor, 5000 images": Setting("gradients", 5000, 5, "taylor"),
     "fisher": Setting("gradients", 500, 50),
     "group_fisher": Setting("gradients", 500, 50),
     "obd": GRADIENTS,

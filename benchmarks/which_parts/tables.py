@@ -42,6 +42,8 @@ def compact(pieces: Sequence[Piece]) -> str:
             cost = piece["cost"]
             shown = [round(cost[name], 1) for name in ("images", "forward", "backward", "cpu_seconds")]
             left = [round(piece["left"][name], 4) for name in ("macs", "params")]
+            five = piece.get("five")
+            shown.append(None if five is None else round(five, 3))
             figures = [shown, left, _pair(piece["surgery"]), _pair(piece["recalibrated"])]
         rows.append(json.dumps([*key, *figures], separators=(",", ":")))
     lines = ",\n".join(rows)
@@ -73,10 +75,11 @@ def _piece(row: list[Any], abouts: list[Any]) -> Piece:
         took = {"seconds": seconds, "cpu_seconds": cpu}
         return piece | {"epochs": epochs, "images": images, "took": took, "finetuned": _judged(pair)}
     cost, left, *pairs = figures
+    *cost, five = cost
     named = dict(zip(("images", "forward", "backward", "cpu_seconds"), cost, strict=True))
     surgery, recalibrated = map(_judged, pairs)
     shares = dict(zip(("macs", "params"), left, strict=True))
-    return piece | {"cost": named, "left": shares, "surgery": surgery, "recalibrated": recalibrated}
+    return piece | {"five": five, "cost": named, "left": shares, "surgery": surgery, "recalibrated": recalibrated}
 
 
 def spread(values: Sequence[float]) -> str:
@@ -130,6 +133,13 @@ def _untrained(network: str, own: list[Piece]) -> str:
             for stage in ("surgery", "recalibrated")
         ]
         lines.append(f"| {' | '.join([row, SETTINGS[row].need, *told, *cells, str(len(mine))])} |")
+    shares = [
+        f"{p['method']} {100 * p['five']:.0f} %"
+        for p in own
+        if p["part"] == "untrained" and p["seed"] == 0 and p.get("five") is not None
+    ]
+    if shares:
+        lines.append(f"\nShare of the squared gradients that the five largest rows have, seed 0: {', '.join(shares)}.")
     return "\n".join(lines)
 
 

@@ -64,6 +64,14 @@ def test_folded_norms_get_statistics_and_keep_their_function():
         torch.testing.assert_close(model(images), before, rtol=1e-2, atol=1e-2)
 
 
+def test_few_rows_can_hold_all_gradients():
+    table = torch.full((100, 2), 1.0)
+    assert which_method.five_largest({"a:in:gate": table, "a:in:batches": torch.tensor(100)}) == pytest.approx(0.05)
+    table[7] = 1000.0
+    assert which_method.five_largest({"a:in:gate": table, "b:in:gate": table}) > 0.99
+    assert which_method.five_largest({"conv:weight": table}) is None
+
+
 def test_pieces_come_in_the_order_of_the_patterns():
     wanted = list(which_method.wanted(["resnet20:taylor:finetune", "resnet20:[lt]*:untrained"], [0, 1]))
     assert wanted[:2] == [("resnet20", "taylor", "finetune", 0), ("resnet20", "taylor", "finetune", 1)]
@@ -83,6 +91,7 @@ def example(method: str, part: str, seed: int, top1: float, **more: object) -> t
     else:
         cost = {"images": 500, "forward": 500.0, "backward": 450.0, "cpu_seconds": 3.0}
         piece |= {"cost": cost, "left": {"macs": 0.5, "params": 0.4}}
+        piece["five"] = 0.92 if method == "taylor" else None
         piece |= {"surgery": {"held_out": 11.0, "test": 10.0}, "recalibrated": judged}
     return piece | more
 
@@ -109,6 +118,7 @@ def test_the_compact_file_has_all_that_the_tables_tell(tmp_path):
         "| taylor",
     ]
     assert "| l1 | 81.0 | 80.0 | 1 |" in lines
+    assert "Share of the squared gradients that the five largest rows have, seed 0: taylor 92 %." in lines
     assert "| random | not measured | not measured | 0 |" in lines
 
 
@@ -138,6 +148,7 @@ def test_pieces_of_real_images_are_measured_once(data, tmp_path, monkeypatch, ca
     )
     assert untrained["cost"]["images"] == untrained["cost"]["forward"] == 40
     assert 0.8 < untrained["cost"]["backward"] / 40 < 1
+    assert 0.05 < untrained["five"] <= 1
     assert 0.45 < untrained["left"]["macs"] <= 0.5
     assert tuned["epochs"] == 1 and tuned["images"] == 40
     assert {"processor", "threads", "commit"} <= tuned["about"].keys()
