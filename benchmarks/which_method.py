@@ -11,6 +11,7 @@ Needs DIST_PRUNE_DATA (cifar10.npz, weights/, imagenet_1000_rot180). A piece is 
     untrained  scoring, surgery, recalibrated batch norms; the same share of every group
     global     the same scores with the channels of all groups ranked together
     finetune   the network of ``untrained``, trained for --epochs passes over the training images not held out
+    finetune_global   the network of ``global``, likewise
 
 Pieces are done in the order of the patterns of --only. Each writes one JSON file, and is not done again. Held-out
 training images are there to decide by, test images to report. ``--collect`` writes all figures into one compact file;
@@ -55,7 +56,8 @@ from dist_prune.training.tracking import Tracker
 from dist_prune.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("dense", "untrained", "global", "finetune")
+PARTS = ("dense", "untrained", "global", "finetune", "finetune_global")
+SCOPE_OF = {"untrained": "local", "global": "global", "finetune": "local", "finetune_global": "global"}
 RECALIBRATION = 500  # calibration images of the seed
 JUDGED = {"resnet20": (2000, 5000)}  # held-out and test images of an untrained network, at most
 
@@ -75,7 +77,7 @@ class Study:
         return self.subjects[base]
 
     def file(self, network: str, row: str, part: str, seed: int) -> Path:
-        epochs = f"{self.epochs}_epochs" if part == "finetune" else ""
+        epochs = f"{self.epochs}_epochs" if part.startswith("finetune") else ""
         words = (network, row.replace(", ", "_").replace(" ", "_"), part, epochs, f"seed{seed}")
         return self.out / (".".join(word for word in words if word) + ".json")
 
@@ -85,10 +87,10 @@ class Study:
         body: dict[str, Any] = {"network": network, "method": row, "part": part, "seed": seed}
         if part == "dense":
             found = self.judge(network, self.subject(network).model, "finetune")
-        elif part == "finetune":
-            found = {"epochs": self.epochs, **self.finetuned(network, row, seed)}
+        elif part.startswith("finetune"):
+            found = {"epochs": self.epochs, **self.finetuned(network, row, seed, SCOPE_OF[part])}
         else:
-            found = self.untrained(network, row, seed, "global" if part == "global" else "local")
+            found = self.untrained(network, row, seed, SCOPE_OF[part])
         body |= found
         body["piece"] = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - used}
         about = describe_environment(self.subject(network).machine)
@@ -166,10 +168,10 @@ class Study:
         judged = {"surgery": surgery, "recalibrated": self.judge(network, model, "untrained")}
         return {"cost": cost, "left": left, **judged, "five": five_largest(self.scores(network, row, seed)[1])}
 
-    def finetuned(self, network: str, row: str, seed: int) -> dict[str, Any]:
+    def finetuned(self, network: str, row: str, seed: int, scope: str) -> dict[str, Any]:
         """Top-1 after the fixed finetune of the network with recalibrated norms."""
         subject = self.subject(network)
-        model, left = self.cut(network, row, seed, "local")
+        model, left = self.cut(network, row, seed, scope)
         self.recalibrate(network, model, seed)
         settings = Training(
             epochs=self.epochs, batch=128, lr=0.01, nesterov=True, weight_decay=5e-4, schedule="cosine",
@@ -206,8 +208,8 @@ def wanted(patterns: list[str], seeds: list[int]) -> Iterator[tuple[str, str, st
                 (network, row, part, seed)
                 for network in TARGETS
                 for row, setting in SETTINGS.items()
-                if seed == seeds[0] or setting.draws or part == "finetune"
-                if part != "finetune" or base_of(network) != "mobilenetv2"
+                if seed == seeds[0] or setting.draws or part.startswith("finetune")
+                if not part.startswith("finetune") or base_of(network) != "mobilenetv2"
             ]
     done = set()
     for pattern in patterns:

@@ -34,7 +34,7 @@ def compact(pieces: Sequence[Piece]) -> str:
         key += [abouts.index(piece["about"]), round(piece["piece"]["cpu_seconds"])]
         if piece["part"] == "dense":
             figures: list[Any] = _pair(piece)
-        elif piece["part"] == "finetune":
+        elif piece["part"].startswith("finetune"):
             took = piece["took"]
             figures = [piece["epochs"], piece["images"], round(took["seconds"]), round(took["cpu_seconds"])]
             figures += _pair(piece["finetuned"])
@@ -70,7 +70,7 @@ def _piece(row: list[Any], abouts: list[Any]) -> Piece:
     piece["piece"] = {"cpu_seconds": cpu}
     if part == "dense":
         return piece | _judged(figures)
-    if part == "finetune":
+    if part.startswith("finetune"):
         epochs, images, seconds, cpu, *pair = figures
         took = {"seconds": seconds, "cpu_seconds": cpu}
         return piece | {"epochs": epochs, "images": images, "took": took, "finetuned": _judged(pair)}
@@ -97,7 +97,7 @@ def markdown(pieces: Sequence[Piece]) -> str:
         own = [piece for piece in pieces if piece["network"] == network]
         if any(piece["part"] in ("untrained", "global") for piece in own):
             parts.append(_untrained(network, own))
-        if any(piece["part"] == "finetune" for piece in own):
+        if any(piece["part"].startswith("finetune") for piece in own):
             parts.append(_finetuned(network, own))
     return "\n\n".join([*parts, _about(pieces)])
 
@@ -144,27 +144,28 @@ def _untrained(network: str, own: list[Piece]) -> str:
 
 
 def _finetuned(network: str, own: list[Piece]) -> str:
-    pieces = [piece for piece in own if piece["part"] == "finetune"]
+    pieces = [piece for piece in own if piece["part"].startswith("finetune")]
     lengths = sorted({piece["epochs"] for piece in pieces})
     images = max(piece["images"] for piece in pieces)
+    found = {(piece["method"], piece["part"]) for piece in pieces}
+    rows = [(row, part) for row in SETTINGS for part in ("finetune", "finetune_global")]
+    rows = [key for key in rows if key in found or key[1] == "finetune"]
 
-    def of(row: str, epochs: int, name: str) -> list[float]:
-        return [p["finetuned"][name] for p in pieces if p["method"] == row and p["epochs"] == epochs]
+    def of(key: tuple[str, str], epochs: int, name: str) -> list[float]:
+        return [p["finetuned"][name] for p in pieces if (p["method"], p["part"]) == key and p["epochs"] == epochs]
 
     heads = [f"{e} epoch{'s' * (e > 1)}{word}" for e in lengths for word in (", held out", ", test", ", seeds")]
-    order = sorted(
-        SETTINGS, key=lambda row: [-statistics.mean(of(row, e, "held_out") or [-1]) for e in reversed(lengths)]
-    )
+    order = sorted(rows, key=lambda key: [-statistics.mean(of(key, e, "held_out") or [-1]) for e in reversed(lengths)])
     lines = [
         f"### {TITLES[network]}: {TARGETS[network]:g} of the MACs, finetuned on {images:,} images\n",
         f"| method | {' | '.join(heads)} |",
         "|---" * (1 + len(heads)) + "|",
     ]
-    for row in order:
-        cells = [row]
+    for key in order:
+        cells = [key[0] + ("; global" if key[1] == "finetune_global" else "")]
         for epochs in lengths:
-            cells += [spread(of(row, epochs, "held_out")), spread(of(row, epochs, "test"))]
-            cells += [str(len(of(row, epochs, "test")))]
+            cells += [spread(of(key, epochs, "held_out")), spread(of(key, epochs, "test"))]
+            cells += [str(len(of(key, epochs, "test")))]
         lines.append(f"| {' | '.join(cells)} |")
     minutes = ", ".join(
         f"{statistics.mean(p['took']['cpu_seconds'] for p in pieces if p['epochs'] == e) / 60:.1f} for {e}"

@@ -86,7 +86,7 @@ def example(method: str, part: str, seed: int, top1: float, **more: object) -> t
     judged = {"held_out": top1 + 1, "test": top1}
     piece = {"network": "resnet20", "method": method, "part": part, "seed": seed, "about": ABOUT}
     piece["piece"] = {"cpu_seconds": 36.0}
-    if part == "finetune":
+    if part.startswith("finetune"):
         piece |= {"images": 45000, "took": {"seconds": 70, "cpu_seconds": 60}, "finetuned": judged}
     else:
         cost = {"images": 500, "forward": 500.0, "backward": 450.0, "cpu_seconds": 3.0}
@@ -103,6 +103,7 @@ def test_the_compact_file_has_all_that_the_tables_tell(tmp_path):
         *(example("taylor", "untrained", seed, 50.0 + seed) for seed in (0, 1, 2)),
         example("l1", "untrained", 0, 60.0),
         example("l1", "finetune", 0, 80.0, epochs=1),
+        example("l1", "finetune_global", 0, 82.0, epochs=1),
     ]
     for number, piece in enumerate(pieces):
         (tmp_path / f"{number}.seed0.json").write_text(json.dumps(piece))
@@ -119,6 +120,7 @@ def test_the_compact_file_has_all_that_the_tables_tell(tmp_path):
     ]
     assert "| l1 | 81.0 | 80.0 | 1 |" in lines
     assert "Share of the squared gradients that the five largest rows have, seed 0: taylor 92 %." in lines
+    assert "| l1; global | 83.0 | 82.0 | 1 |" in lines
     assert "| random | not measured | not measured | 0 |" in lines
 
 
@@ -141,7 +143,7 @@ def test_a_pattern_has_three_parts(words, monkeypatch, capsys):
 
 def test_pieces_of_real_images_are_measured_once(data, tmp_path, monkeypatch, capsys):
     words = ["which_method.py", "--out", str(tmp_path), "--limit", "40", "--epochs", "1", "--seeds", "0", "--only"]
-    monkeypatch.setattr("sys.argv", [*words, "resnet20:taylor:untrained", "resnet20:taylor:finetune"])
+    monkeypatch.setattr("sys.argv", [*words, "resnet20:taylor:untrained", "resnet20:taylor:finetune_global"])
     which_method.main()
     untrained, tuned = (
         json.loads(next(tmp_path.glob(f"*.{part}*.json")).read_text()) for part in which_method.PARTS[1::2]
