@@ -110,7 +110,7 @@ class Study:
             ("test", subject.test, subject.report[: most[1]]),
         ):
             if len(ids):
-                judged = evaluate(model, loader, 100, subject.machine.comm, Tracker(False), ids=ids)
+                judged = evaluate(model, loader, subject.batch, subject.machine.comm, Tracker(False), ids=ids)
                 found[name] = judged["top1"]
         return found
 
@@ -157,7 +157,7 @@ class Study:
     def recalibrate(self, network: str, model: nn.Module, seed: int) -> None:
         subject = self.subject(network)
         ids = subject.calibration(RECALIBRATION, seed)
-        recalibrate_bn(model, subject.train, ids, 100, subject.machine.comm)
+        recalibrate_bn(model, subject.train, ids, 5 * subject.batch, subject.machine.comm)
 
     def untrained(self, network: str, row: str, seed: int, scope: str) -> dict[str, Any]:
         """Top-1 after surgery and after recalibration."""

@@ -42,11 +42,12 @@ class Subject:
         decide: ids of held-out training images. No network of the study is trained on them, but the pretrained
             weights were. None of MobileNetV2.
         report: ids of the images of the reported figures.
+        batch: images of an evaluation's forward pass that fit the processor's caches.
     """
 
     def __init__(self, name: str, limit: int | None = None):
         self.name, self.machine = name, DistributedEnvironment.single_process()
-        self.decide = np.arange(0)
+        self.decide, self.batch = np.arange(0), 5 if name == "mobilenetv2" else 20
         if name == "mobilenetv2":
             self._open_imagenet()
         else:
@@ -96,7 +97,7 @@ def _crop(file: Any) -> np.ndarray:
 
 
 @torch.no_grad()
-def unfold_norms(model: nn.Module, loader: ImageLoader, ids: np.ndarray, micro: int = 50) -> None:
+def unfold_norms(model: nn.Module, loader: ImageLoader, ids: np.ndarray, micro: int = 5) -> None:
     """Give batch norms that are the identity the statistics of real images, without changing the function.
 
     Folded norms have mean 0 and variance 1 whatever enters them, so they cannot be recalibrated. Afterwards mean and
