@@ -85,7 +85,7 @@ def _piece(row: list[Any], abouts: list[Any]) -> Piece:
 def spread(values: Sequence[float]) -> str:
     """Mean, and the standard deviation over seeds if there are several."""
     if not values:
-        return MISSING
+        return "-"
     return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
@@ -119,20 +119,23 @@ def _untrained(network: str, own: list[Piece]) -> str:
     )
     lines = [
         f"### {TITLES[network]}: {TARGETS[network]:g} of the MACs, not trained\n",
-        "| method | needs | images | forward | backward | s | surgery | recalibrated | surgery, global "
-        "| recalibrated, global | seeds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| method | needs | images | forward | backward | s | surgery | recalibrated | held out | global: surgery "
+        "| recalibrated | held out | seeds |",
+        "|---" * 13 + "|",
     ]
     for row in order:
-        mine = [piece for piece in own if piece["method"] == row and piece["part"] == "untrained"]
-        cost = mine[0]["cost"] if mine else None
-        told = [f"{cost[name]:,.0f}" for name in ("images", "forward", "backward", "cpu_seconds")] if cost else [""] * 4
+        mine = [piece for piece in own if piece["method"] == row and piece["part"] in ("untrained", "global")]
+        if not mine:
+            continue
+        told = [f"{mine[0]['cost'][name]:,.0f}" for name in ("images", "forward", "backward", "cpu_seconds")]
         cells = [
-            spread(_judges(own, row, part, stage, "test"))
+            spread(_judges(own, row, part, stage, images))
             for part in ("untrained", "global")
-            for stage in ("surgery", "recalibrated")
+            for stage, images in (("surgery", "test"), ("recalibrated", "test"), ("recalibrated", "held_out"))
         ]
-        lines.append(f"| {' | '.join([row, SETTINGS[row].need, *told, *cells, str(len(mine))])} |")
+        seeds = sorted({len([p for p in mine if p["part"] == part]) for part in ("untrained", "global")} - {0})
+        lines.append(f"| {' | '.join([row, SETTINGS[row].need, *told, *cells, ', '.join(map(str, seeds))])} |")
+    lines += _missing(order, {piece["method"] for piece in own if piece["part"] in ("untrained", "global")})
     shares = [
         f"{p['method']} {100 * p['five']:.0f} %"
         for p in own
@@ -149,7 +152,6 @@ def _finetuned(network: str, own: list[Piece]) -> str:
     images = max(piece["images"] for piece in pieces)
     found = {(piece["method"], piece["part"]) for piece in pieces}
     rows = [(row, part) for row in SETTINGS for part in ("finetune", "finetune_global")]
-    rows = [key for key in rows if key in found or key[1] == "finetune"]
 
     def of(key: tuple[str, str], epochs: int, name: str) -> list[float]:
         return [p["finetuned"][name] for p in pieces if (p["method"], p["part"]) == key and p["epochs"] == epochs]
@@ -162,16 +164,25 @@ def _finetuned(network: str, own: list[Piece]) -> str:
         "|---" * (1 + len(heads)) + "|",
     ]
     for key in order:
+        if key not in found:
+            continue
         cells = [key[0] + ("; global" if key[1] == "finetune_global" else "")]
         for epochs in lengths:
             cells += [spread(of(key, epochs, "held_out")), spread(of(key, epochs, "test"))]
             cells += [str(len(of(key, epochs, "test")))]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += _missing(SETTINGS, {row for row, _ in found})
     minutes = ", ".join(
         f"{statistics.mean(p['took']['cpu_seconds'] for p in pieces if p['epochs'] == e) / 60:.1f} for {e}"
         for e in lengths
     )
     return "\n".join([*lines, f"\nProcessor minutes of a finetune, by epochs: {minutes}."])
+
+
+def _missing(rows: Iterable[str], found: set[str]) -> list[str]:
+    """A line that names the rows without any figure."""
+    absent = [f"`{row}`" for row in rows if row not in found]
+    return [f"\nNot measured: {', '.join(absent)}."] if absent else []
 
 
 def _about(pieces: Sequence[Piece]) -> str:
