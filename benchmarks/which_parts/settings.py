@@ -55,8 +55,10 @@ SETTINGS: dict[str, Setting] = {
     "taylor": GRADIENTS,
     "taylor, 50 at a time": Setting("gradients", 500, 50, "taylor"),
     "taylor, 5000 images": Setting("gradients", 5000, 5, "taylor"),
+    "taylor, not normalised": Setting("gradients", 500, 5, "taylor", {"normalise": False}),
     "fisher": Setting("gradients", 500, 50),
     "group_fisher": Setting("gradients", 500, 50),
+    "group_fisher, per MACs": Setting("gradients", 500, 50, "group_fisher", {"per": "macs"}),
     "obd": GRADIENTS,
     "hessian_trace": GRADIENTS,
     "dirichlet": Setting(

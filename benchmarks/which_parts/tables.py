@@ -133,8 +133,8 @@ def _untrained(network: str, own: list[Piece]) -> str:
             for part in ("untrained", "global")
             for stage, images in (("surgery", "test"), ("recalibrated", "test"), ("recalibrated", "held_out"))
         ]
-        seeds = sorted({len([p for p in mine if p["part"] == part]) for part in ("untrained", "global")} - {0})
-        lines.append(f"| {' | '.join([row, SETTINGS[row].need, *told, *cells, ', '.join(map(str, seeds))])} |")
+        seeds = " / ".join(str(sum(p["part"] == part for p in mine)) for part in ("untrained", "global"))
+        lines.append(f"| {' | '.join([row, SETTINGS[row].need, *told, *cells, seeds])} |")
     lines += _missing(order, {piece["method"] for piece in own if piece["part"] in ("untrained", "global")})
     shares = [
         f"{p['method']} {100 * p['five']:.0f} %"
