@@ -15,7 +15,7 @@ class Setting:
         need: the most that it asks of a user. ``nothing``: it reads weights alone. ``images``: forward passes of images
             without labels. ``labels``: also their labels. ``gradients``: also gradients of the loss. ``training``: it
             trains weights or switches.
-        images: calibration images on CIFAR-10 (MobileNetV2: at most 300); 0: none.
+        images: calibration images on CIFAR-10 (MobileNetV2: at most MOST_IMAGES); 0: none.
         micro: images that go through the network together.
         method: name of the method, if it is not that of the row.
         options: of the method, the shortest that make sense.
@@ -30,6 +30,8 @@ class Setting:
     draws: bool = True
 
 
+MOST_IMAGES = 300  # calibration images on MobileNetV2, at most
+OFFERED = 500  # images that MobileNetV2 could calibrate on; rows that ask for more have no piece there
 WEIGHTS = Setting("nothing", draws=False)
 FORWARD = Setting("images", 500)
 GRADIENTS = Setting("gradients", 500, 5)

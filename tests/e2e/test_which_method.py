@@ -9,7 +9,8 @@ from torch import nn
 
 from benchmarks import which_method
 from benchmarks.which_parts import tables
-from benchmarks.which_parts.settings import SETTINGS, method_of
+from benchmarks.which_parts.settings import SETTINGS, Setting, method_of
+from benchmarks.which_parts.study import Study, five_largest
 from benchmarks.which_parts.subject import counted, unfold_norms
 from dist_prune import methods
 from dist_prune.data.datasets import ArraySource
@@ -66,10 +67,10 @@ def test_folded_norms_get_statistics_and_keep_their_function():
 
 def test_few_rows_can_hold_all_gradients():
     table = torch.full((100, 2), 1.0)
-    assert which_method.five_largest({"a:in:gate": table, "a:in:batches": torch.tensor(100)}) == pytest.approx(0.05)
+    assert five_largest({"a:in:gate": table, "a:in:batches": torch.tensor(100)}) == pytest.approx(0.05)
     table[7] = 1000.0
-    assert which_method.five_largest({"a:in:gate": table, "b:in:gate": table}) > 0.99
-    assert which_method.five_largest({"conv:weight": table}) is None
+    assert five_largest({"a:in:gate": table, "b:in:gate": table}) > 0.99
+    assert five_largest({"conv:weight": table}) is None
 
 
 def test_pieces_come_in_the_order_of_the_patterns():
@@ -80,6 +81,8 @@ def test_pieces_come_in_the_order_of_the_patterns():
     assert ("resnet20", "taylor", "untrained", 1) in wanted
     assert len(wanted) == len(set(wanted))
     assert not list(which_method.wanted(["mobilenetv2*:*:finetune"], [0]))
+    there = {row for _, row, _, _ in which_method.wanted(["mobilenetv2:*:untrained"], [0])}
+    assert {row for row in SETTINGS if row not in there} == {"taylor, 5000 images", "dirichlet", "sensitivity"}
 
 
 def example(method: str, part: str, seed: int, top1: float, **more: object) -> tables.Piece:
@@ -159,3 +162,11 @@ def test_pieces_of_real_images_are_measured_once(data, tmp_path, monkeypatch, ca
     assert capsys.readouterr().out.count("resnet20.taylor") == 2
     which_method.main()
     assert capsys.readouterr().out == ""
+
+
+def test_scores_of_other_options_are_made_anew(data, tmp_path, monkeypatch):
+    study = Study(tmp_path, 40, 1)
+    for options, name in (({}, "gate"), ({"form": "weight"}, "weight")):
+        monkeypatch.setitem(SETTINGS, "taylor", Setting("gradients", 40, 5, options=options))
+        for _ in range(2):
+            assert all(key.endswith((name, "batches")) for key in study.scores("resnet20", "taylor", 0)[1])
