@@ -119,20 +119,21 @@ def _untrained(network: str, own: list[Piece]) -> str:
     )
     lines = [
         f"### {TITLES[network]}: {TARGETS[network]:g} of the MACs, not trained\n",
-        "| method | needs | images | forward | backward | s | surgery | recalibrated | held out | global: surgery "
-        "| recalibrated | held out | seeds |",
-        "|---" * 13 + "|",
+        "| method | needs | images | forward | backward | s | surgery | recalibrated | held out | params "
+        "| global: surgery | recalibrated | held out | params | seeds |",
+        "|---" * 15 + "|",
     ]
     for row in order:
         mine = [piece for piece in own if piece["method"] == row and piece["part"] in ("untrained", "global")]
         if not mine:
             continue
         told = [f"{mine[0]['cost'][name]:,.0f}" for name in ("images", "forward", "backward", "cpu_seconds")]
-        cells = [
-            spread(_judges(own, row, part, stage, images))
-            for part in ("untrained", "global")
-            for stage, images in (("surgery", "test"), ("recalibrated", "test"), ("recalibrated", "held_out"))
-        ]
+        cells = []
+        for part in ("untrained", "global"):
+            for stage, images in (("surgery", "test"), ("recalibrated", "test"), ("recalibrated", "held_out")):
+                cells.append(spread(_judges(own, row, part, stage, images)))
+            left = [piece["left"]["params"] for piece in mine if piece["part"] == part]
+            cells.append(f"{statistics.mean(left):.2f}" if left else "-")
         seeds = " / ".join(str(sum(p["part"] == part for p in mine)) for part in ("untrained", "global"))
         lines.append(f"| {' | '.join([row, SETTINGS[row].need, *told, *cells, seeds])} |")
     lines += _missing(order, {piece["method"] for piece in own if piece["part"] in ("untrained", "global")})

@@ -116,7 +116,10 @@ def test_the_compact_file_has_all_that_the_tables_tell(tmp_path):
     assert text == tables.markdown(pieces)
     lines = text.splitlines()
     row = next(line for line in lines if line.startswith("| taylor |"))
-    assert "| gradients | 500 | 500 | 450 | 3 | 10.0 ± 0.0 | 51.0 ± 1.0 | 52.0 ± 1.0 | - | - | - | 3 / 0 |" in row
+    assert (
+        "| gradients | 500 | 500 | 450 | 3 | 10.0 ± 0.0 | 51.0 ± 1.0 | 52.0 ± 1.0 | 0.40 | - | - | - | - | 3 / 0 |"
+        in row
+    )
     assert [line.split(" | ")[0] for line in lines if line.startswith(("| l1", "| taylor |"))][:2] == [
         "| l1",
         "| taylor",
