@@ -14,7 +14,7 @@ Needs DIST_PRUNE_DATA (cifar10.npz, weights/, imagenet_1000_rot180). A piece is 
     finetune_global   the network of ``global``, likewise
 
 Pieces are done in the order of the patterns of --only. Each writes one JSON file, and is not done again. Held-out
-training images are there to decide by, test images to report. ``--collect`` writes all figures into one compact file;
+training images are there to decide by, test images to report. ``--collect`` adds all figures to one compact file;
 ``--table`` prints Markdown tables of what is there. docs/which-method.md is made of them.
 """
 
@@ -73,14 +73,15 @@ def main() -> None:
     )
     parser.add_argument("--limit", type=int, help="so many images of each kind, to try the script")
     parser.add_argument("--table", action="store_true", help="print the tables of what is there")
-    parser.add_argument("--collect", type=Path, metavar="FILE", help="write all figures into one compact file")
+    parser.add_argument("--collect", type=Path, metavar="FILE", help="add all figures to one compact file")
     parser.add_argument("--results", type=Path, metavar="FILE", help="--table: of this compact file")
     given = parser.parse_args()
     given.out = given.out or ROOT / f"runs/which_method{'_try' if given.limit else ''}"
     if any(pattern.count(":") != 2 for pattern in given.only):
         parser.error("--only: patterns have the form network:method:part, each with wildcards: resnet20:*:untrained")
     if given.collect:
-        write_atomic(given.collect, tables.compact(tables.read(given.out)))
+        old = tables.load(given.collect) if given.collect.exists() else []
+        write_atomic(given.collect, tables.compact(tables.merge(old, tables.read(given.out))))
     if given.table:
         print(tables.markdown(tables.load(given.results) if given.results else tables.read(given.out)))
     if given.table or given.collect:

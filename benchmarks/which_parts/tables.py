@@ -23,6 +23,13 @@ def read(folder: Path) -> list[Piece]:
     return [json.loads(file.read_text()) for file in sorted(folder.glob("*.seed*.json"))]
 
 
+def merge(old: Iterable[Piece], new: Iterable[Piece]) -> list[Piece]:
+    """All pieces; of two of the same network, method, part, seed and epochs the new one."""
+    keys = ("network", "method", "part", "seed", "epochs")
+    found = {tuple(map(str, map(piece.get, keys))): piece for piece in (*old, *new)}
+    return [found[key] for key in sorted(found)]
+
+
 def compact(pieces: Sequence[Piece]) -> str:
     """All figures of pieces as JSON: machines once, figures in lists, one line a piece."""
     abouts: list[Any] = []

@@ -132,6 +132,14 @@ def test_the_compact_file_has_all_that_the_tables_tell(tmp_path):
     assert "`taylor`" in missing[1] and "`taylor`" not in missing[0]
 
 
+def test_a_file_keeps_the_pieces_of_other_folders():
+    old = [example("l1", "finetune", 0, 80.0, epochs=1), example("l1", "untrained", 0, 50.0)]
+    new = [example("l1", "finetune", 0, 85.0, epochs=5), example("l1", "untrained", 0, 51.0)]
+    merged = tables.merge(old, new)
+    assert [piece.get("epochs") for piece in merged] == [1, 5, None]
+    assert merged[-1]["recalibrated"]["test"] == 51.0
+
+
 def test_the_figures_of_the_page_are_complete_and_small():
     assert RESULTS.stat().st_size < 50_000
     pieces = tables.load(RESULTS)
