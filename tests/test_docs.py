@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.which_parts import tables as study_tables
 from dist_prune import methods
 from dist_prune.cli.main import main
 from dist_prune.config import loading
@@ -118,10 +119,16 @@ def architecture() -> str:
     return f"{rooms()}\n\n{files()}"
 
 
+def study() -> str:
+    """The tables of the study of methods, from its compact file."""
+    return study_tables.markdown(study_tables.load(ROOT / "benchmarks/results/which_method.json")) + "\n"
+
+
 GENERATED = {
     ROOT / "docs" / "recipes.md": keys,
     ROOT / "docs" / "architecture.md": architecture,
     ROOT / "docs" / "api.md": api_page.page,
+    ROOT / "docs" / "which-method.md": study,
 }
 
 

@@ -1,0 +1,1 @@
+"""Parts of benchmarks/which_method.py: settings of the methods, networks and images, tables."""
