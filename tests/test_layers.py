@@ -61,6 +61,7 @@ ALLOWED = {
 }
 # the same within pruning/
 INSIDE_PRUNING = {
+    "repair": {"rng", "eval_mode", "module_calls", "graph", "hooks", "plan"},
     "rng": set(),
     "eval_mode": set(),
     "module_calls": set(),
