@@ -1,15 +1,15 @@
 """dist_prune: distributed structured pruning of vision networks, with one recipe for each paper.
 
-The library is ``trace``, ``score``, ``select``, ``prune``, ``carry``, ``save`` and ``load``. ``dist_prune/run.py`` runs
-recipes, and the command ``dist-prune`` does everything before and after a run. Importing the package imports no torch:
-names are resolved at their first use.
+The library is ``trace``, ``score``, ``select``, ``prune``, ``repair``, ``carry``, ``save`` and ``load``.
+``dist_prune/run.py`` runs recipes, and the command ``dist-prune`` does everything before and after a run. Importing the
+package imports no torch: names are resolved at their first use.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers: at run time names are resolved by __getattr__
-    from dist_prune.api import Scores, carry, prune, prune_, save, score, select, trace
+    from dist_prune.api import Scores, carry, prune, prune_, repair, save, score, select, trace
     from dist_prune.errors import PruneError
     from dist_prune.export.bundle import load
     from dist_prune.methods.base import Method
@@ -19,7 +19,9 @@ if TYPE_CHECKING:  # for editors and type checkers: at run time names are resolv
 
 __version__ = "0.1.0"
 _MODULES = {
-    **dict.fromkeys(("trace", "score", "select", "prune", "prune_", "carry", "save", "Scores"), "dist_prune.api"),
+    **dict.fromkeys(
+        ("trace", "score", "select", "prune", "prune_", "repair", "carry", "save", "Scores"), "dist_prune.api"
+    ),
     "load": "dist_prune.export.bundle",
     "Method": "dist_prune.methods.base",
     "Statistic": "dist_prune.pruning.hooks.statistics",
@@ -41,6 +43,7 @@ __all__ = [
     "load",
     "prune",
     "prune_",
+    "repair",
     "save",
     "score",
     "select",

@@ -1,4 +1,4 @@
-"""The recipe sections on scoring, selection, target and rounds of pruning: Score, Select, Target, Schedule."""
+"""The recipe sections on scoring, selection, target, repair and rounds: Score, Select, Target, Repair, Schedule."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -181,6 +181,27 @@ class Target(Section):
     def asked(self) -> tuple[str, float] | None:
         """The name of the cost and the share to keep; None if no target is set."""
         return next(iter(self._shares()), None)
+
+
+class Repair(Section):
+    """Repair of the pruned network in closed form, without labels and training, before any finetuning."""
+
+    method: Literal["none", "norms", "bias", "fold", "least_squares"] = Field(
+        default="none",
+        description="repair after the cut: norms (batch-norm statistics), bias (mean shifts), fold (removed channels "
+        "into the kept ones that are most like them), least_squares (weights and biases of all layers that read what "
+        "was cut, in order), or none, which leaves the stage out",
+    )
+    images: int = Field(default=256, ge=1, le=MANY, description="number of images, drawn from the training images")
+    ridge: Annotated[float, Field(ge=1e-12, le=1e6)] | Literal["auto"] = Field(
+        default="auto",
+        description="least_squares: pull towards the weights as they were cut, relative to the mean square of a "
+        "layer's inputs; auto: for each layer the value that does best on images that it was not fitted to",
+    )
+    micro_batch: int = Field(default=16, ge=1, le=BATCH, description="number of images in one forward pass")
+    memory_mb: Operational[int] = Field(
+        default=2048, ge=0, le=2**30, description="MiB of activations that a process may hold between two layers"
+    )
 
 
 class Schedule(Section):

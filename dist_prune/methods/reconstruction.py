@@ -79,7 +79,12 @@ class Reconstruction(base.RankingMethod):
         return dict(zip(groups, found, strict=True))
 
     def _reader(
-        self, context: base.ScoringContext, reader: ChannelPoint, moments: Mapping[str, Tensor], weight: Tensor, taps: int
+        self,
+        context: base.ScoringContext,
+        reader: ChannelPoint,
+        moments: Mapping[str, Tensor],
+        weight: Tensor,
+        taps: int,
     ) -> Reader:
         mean = moments["x"] / moments["n"]
         covariance = (moments["xx"] / moments["n"] - mean[:, None] * mean[None, :]).to(context.device)

@@ -25,6 +25,7 @@ class InputMoments(Statistic):
 
     Attributes:
         kernels: hook point -> (kh, kw); (1, 1) of linear layers.
+            The default of an absent one is (1, 1): one column per channel.
         positions: hook point -> output positions per image, which tell a convolution's stride and padding.
     """
 
@@ -33,7 +34,7 @@ class InputMoments(Statistic):
 
     def taps(self, point: HookPoint) -> int:
         """Columns of each channel of a hook point."""
-        kh, kw = self.kernels[point.name]
+        kh, kw = self.kernels.get(point.name, (1, 1))
         return kh * kw if point.width * kh * kw <= MOST_COLUMNS else 1
 
     def states(self, point: HookPoint) -> dict[str, State]:
@@ -56,9 +57,9 @@ class InputMoments(Statistic):
             add_exactly(tables[name], value)
 
     def _columns(self, point: HookPoint, maps: Tensor) -> Tensor:
-        kernel = self.kernels[point.name]
         if self.taps(point) == 1 or maps.dim() != 4:
             return flatten_maps(maps, point)
+        kernel = self.kernels[point.name]
         padding, stride = window(maps.shape[2:], kernel, self.positions[point.name])
         return functional.unfold(maps, kernel, 1, padding, stride)
 

@@ -5,7 +5,7 @@ fit into the memory that is allowed; then no step runs twice. Otherwise the cut 
 there are repeated for the next layer. Networks that fx cannot trace run whole for every layer.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -228,9 +228,7 @@ def _outputs(value: Tensor, kept: Tensor, module: nn.Module) -> Tensor:
     return value.index_select(axis, kept.to(value.device))
 
 
-def _with_other(
-    error: Tensor, dense: Any, small: Any, layer: RepairedLayer, scale: Tensor | None
-) -> Tensor:
+def _with_other(error: Tensor, dense: Any, small: Any, layer: RepairedLayer, scale: Tensor | None) -> Tensor:
     """The error plus that of the other summand, in units of the layer's output."""
     if not isinstance(dense, Tensor) or not isinstance(small, Tensor) or small.shape != error.shape:
         return error

@@ -1,5 +1,6 @@
 """The layers that repair changes: where their inputs and outputs are, and how their weights and biases change."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.module_calls import first_input
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.repair.second_moments import CHUNK
-from collections.abc import Iterator
+
+MOST_COLUMNS = 2304  # inputs of one output that are solved for at once
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,16 @@ def repaired_layers(model: nn.Module, small: nn.Module, graph: DependencyGraph, 
     return out
 
 
+def column_blocks(module: nn.Module) -> list[slice]:
+    """The input channels whose weights are solved for at once: all, or blocks of at most ``MOST_COLUMNS`` columns."""
+    groups, columns, _ = table_sizes(module)
+    if groups > 1 or columns <= MOST_COLUMNS:
+        return [slice(None)]
+    channels = module.in_channels if isinstance(module, nn.Conv2d) else columns
+    step = max(1, MOST_COLUMNS // (columns // channels))
+    return [slice(start, min(start + step, channels)) for start in range(0, channels, step)]
+
+
 def is_plain(module: nn.Module) -> bool:
     """Whether a module computes exactly a convolution or a linear layer of its weight."""
     if isinstance(module, nn.Conv2d):
@@ -113,33 +125,45 @@ def _calls(model: nn.Module, graph: DependencyGraph) -> tuple[dict[str, int], di
     return calls, norms
 
 
-def table_sizes(module: nn.Module) -> tuple[int, int, int]:
-    """Groups, inputs of one output and outputs of one group of a convolution or linear layer."""
+def table_sizes(module: nn.Module, block: slice = slice(None)) -> tuple[int, int, int]:
+    """Groups, inputs of one output and outputs of one group of a convolution or linear layer.
+
+    Args:
+        module: the layer.
+        block: the input channels that count.
+    """
     if isinstance(module, nn.Conv2d):
-        return module.groups, module.weight[0].numel(), module.out_channels // module.groups
+        return module.groups, module.weight[0, block].numel(), module.out_channels // module.groups
     assert isinstance(module, nn.Linear)
-    return 1, module.in_features, module.out_features
+    return 1, module.weight[0, block].numel(), module.out_features
 
 
-def rows_of(module: nn.Module, x: Tensor, errors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def rows_of(
+    module: nn.Module, x: Tensor, errors: Tensor, block: slice = slice(None)
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The rows of a regression: what each output reads, and its error.
 
     Args:
         module: a convolution or a linear layer.
         x: its input, (n, C, H, W), or (..., C) of a linear layer.
         errors: of its output's shape.
+        block: input channels that are read.
 
     Yields:
         Pieces (g, rows, d) and (g, rows, o), float64. The pieces depend on the shapes alone.
     """
     groups, inputs, outputs = table_sizes(module)
     if not isinstance(module, nn.Conv2d):
+        x = x[..., block]
+        inputs = x.shape[-1]
         flat, flat_errors = x.reshape(-1, inputs), errors.reshape(-1, outputs)
         step = max(1, CHUNK // inputs)
         for start in range(0, len(flat), step):
             yield flat[None, start : start + step].double(), flat_errors[None, start : start + step].double()
         return
     positions = errors.shape[2:].numel()
+    inputs = inputs // (module.in_channels // groups) * (x[:, block].shape[1] // groups)
+    x = x[:, block]
     step = max(1, CHUNK // (groups * inputs * positions))
     for start in range(0, len(x), step):
         patches = _patches(module, x[start : start + step])  # (n, g d, positions)
@@ -159,7 +183,9 @@ def _patches(module: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def change_layer(small: nn.Module, layer: RepairedLayer, weight: Tensor, bias: Tensor) -> None:
+def change_layer(
+    small: nn.Module, layer: RepairedLayer, weight: Tensor, bias: Tensor, block: slice = slice(None)
+) -> None:
     """Add a change to a layer's weight and bias, or to the running mean of the batch norm behind it.
 
     Args:
@@ -167,10 +193,11 @@ def change_layer(small: nn.Module, layer: RepairedLayer, weight: Tensor, bias: T
         layer: one of its layers.
         weight: (g, d, o) float64.
         bias: (g, o) float64.
+        block: input channels that the change is of.
     """
     module: Any = small.get_submodule(layer.name)
-    table = weight.transpose(1, 2).reshape(module.weight.shape)
-    module.weight.copy_(module.weight.double() + table)
+    part = module.weight[:, block]
+    part.copy_(part.double() + weight.transpose(1, 2).reshape(part.shape))
     shift = bias.reshape(-1)
     if module.bias is not None:
         module.bias.copy_(module.bias.double() + shift)

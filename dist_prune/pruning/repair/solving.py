@@ -78,7 +78,9 @@ def _held_out_ridge(first: dict[str, Tensor], second: dict[str, Tensor], interce
     return RIDGES[best] if float(found[best]) < nothing else None
 
 
-def _solve(sums: dict[str, Tensor], ridges: tuple[float, ...] | list[float], intercept: bool) -> list[tuple[Tensor, Tensor]]:
+def _solve(
+    sums: dict[str, Tensor], ridges: tuple[float, ...] | list[float], intercept: bool
+) -> list[tuple[Tensor, Tensor]]:
     """(weight, bias) for each ridge."""
     n = sums["n"]
     mean_x, mean_r = sums["x"] / n, sums["r"] / n
