@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers: at run time names are resolved by __getattr__
-    from dist_prune.api import Scores, carry, prune, prune_, repair, save, score, select, trace
+    from dist_prune.api import Scores, carry, prune, prune_, save, score, select, trace
+    from dist_prune.api_repair import repair
     from dist_prune.errors import PruneError
     from dist_prune.export.bundle import load
     from dist_prune.methods.base import Method
@@ -19,9 +20,8 @@ if TYPE_CHECKING:  # for editors and type checkers: at run time names are resolv
 
 __version__ = "0.1.0"
 _MODULES = {
-    **dict.fromkeys(
-        ("trace", "score", "select", "prune", "prune_", "repair", "carry", "save", "Scores"), "dist_prune.api"
-    ),
+    **dict.fromkeys(("trace", "score", "select", "prune", "prune_", "carry", "save", "Scores"), "dist_prune.api"),
+    "repair": "dist_prune.api_repair",
     "load": "dist_prune.export.bundle",
     "Method": "dist_prune.methods.base",
     "Statistic": "dist_prune.pruning.hooks.statistics",

@@ -57,6 +57,7 @@ ALLOWED = {
     "analysis": ENGINE | {"pruning", "methods", "scoring", "report", "pipeline", "stages"},
     "run": ENGINE | {"methods", "pipeline"},
     "api": ENGINE | {"pruning", "methods", "scoring", "export"},
+    "api_repair": ENGINE | {"pruning", "scoring", "api"},
     "cli": ENGINE | {"pruning", "methods", "report", "export", "pipeline", "analysis", "run"},
 }
 # the same within pruning/

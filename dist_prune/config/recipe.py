@@ -52,7 +52,7 @@ class Recipe(Section):
     ] = Field(description="name of the method, and its own keys (below)")
     select: Annotated[Select, ReadBy(("many", "select"))] = Select()
     target: Annotated[Target, ReadBy(("many", "select", "evaluate_in_rounds"))] = Target()
-    repair: Annotated[Repair, ReadBy(("repair",))] = Repair()
+    repair: Repair = Repair()
     schedule: Annotated[Schedule, ReadBy(("finetune_in_rounds", "evaluate_in_rounds"))] = Schedule()
     finetune: Annotated[
         Training, BeforeValidator(_fill_finetune_lr), ReadBy(("finetune", "finetune_between"), {"epochs": ("export",)})

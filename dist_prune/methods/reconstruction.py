@@ -31,7 +31,7 @@ class Options(base.RankingOptions):
     Attributes:
         normalise: as in ``RankingOptions``; off by default, because shares of lost variance compare as they are.
         per: the cost of a channel that its score is divided by.
-        ridge: l, relative to the mean variance of what a reader sees.
+        ridge: l, relative to the mean variance of what a reader sees; at least its inputs divided by the rows seen.
     """
 
     normalise: bool = base.select_only(
@@ -95,7 +95,9 @@ class Reconstruction(base.RankingMethod):
             table = flat.permute(1, 2, 0).flatten(0, 1)
         positions = reader.positions  # (C, m)
         columns = (positions[:, :, None] * taps + torch.arange(taps)).flatten(1)
-        return Reader(covariance, table.to(context.device), columns.to(context.device), self.options.ridge)
+        # with fewer rows than columns the sample explains any column by the others; the ridge takes that away
+        ridge = max(self.options.ridge, len(covariance) / float(moments["n"]))
+        return Reader(covariance, table.to(context.device), columns.to(context.device), ridge)
 
     def importance(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> dict[str, Tensor]:
         return {g.name: self.require_score(scores, g.name) / self._channel_cost(graph, g) for g in graph.free}

@@ -4,7 +4,8 @@
     -> curves -> export -> report
 
 ``many`` compares criteria (``score.compare``). ``repair`` is there if ``repair.method`` is not ``none``.
-Between two rounds the network is finetuned for ``schedule.finetune_epochs``. The module of each stage in ``dist_prune/stages`` names its artifacts.
+Between two rounds the network is finetuned for ``schedule.finetune_epochs``. The
+module of each stage in ``dist_prune/stages`` names its artifacts.
 """
 
 from collections.abc import Iterator

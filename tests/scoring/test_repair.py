@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dist_prune import api as dp
+import dist_prune as dp
 from dist_prune.distributed import preemption
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
