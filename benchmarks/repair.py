@@ -3,9 +3,9 @@
     python benchmarks/repair.py OUT [--cases mobilenetv2:0.9,resnet56:0.5] [--criteria l1,taylor,reconstruction,random]
         [--repairs none,norms,bias,least_squares] [--images 64,256,500] [--judge 500] [--table]
 
-Needs $DIST_PRUNE_DATA. OUT gets one JSON file for each cell, and cells that are there are not computed again. Images that
-calibrate never judge: 500 of the 1,000 ImageNet images calibrate MobileNetV2 and the other 500 judge; CIFAR-10 networks
-are calibrated on training images and judged on test images. --table prints what is there and computes nothing.
+Needs $DIST_PRUNE_DATA. OUT gets one JSON file for each cell, and cells that are there are not computed again. Images
+that calibrate never judge: 500 of the 1,000 ImageNet images calibrate MobileNetV2 and the other 500 judge; CIFAR-10
+networks are calibrated on training images and judged on test images. --table prints what is there and computes nothing.
 """
 
 import argparse
