@@ -28,12 +28,16 @@ from dist_prune.fileio import write_atomic
 from dist_prune.models.torchvision_weights import translate_names
 
 CPU, SEED = torch.device("cpu"), 0
-# case -> how its channels are ranked against one another; the expansions alone are cut in MobileNetV2 ("inner")
+INNER = {"include": ["blocks.*.conv_pw"]}  # the expansions of MobileNetV2 alone
+# case -> how channels are ranked against one another; "-macs": over all groups, reconstruction by loss per MAC
 SELECT: dict[str, dict[str, Any]] = {
     "mobilenetv2": {"scope": "local"},
-    "mobilenetv2-inner": {"scope": "local", "include": ["blocks.*.conv_pw"]},
+    "mobilenetv2-inner": {"scope": "local", **INNER},
+    "mobilenetv2-macs": {"scope": "global", "max_ratio": 0.5, **INNER},
     "resnet20": {"scope": "local"},
     "resnet56": {"scope": "local"},
+    "resnet20-macs": {"scope": "global", "max_ratio": 0.8},
+    "resnet56-macs": {"scope": "global", "max_ratio": 0.8},
 }
 Images = tuple[Tensor, Tensor]
 
@@ -47,7 +51,8 @@ def network(case: str) -> tuple[nn.Module, ImageLoader, ImageLoader]:
         source = open_source("imagefolder", str(place / "imagenet_1000_rot180"), "val", False)
         both = (ImageLoader(source, TransformConfig(224, half, half, 0.875), CPU),) * 2
     else:
-        model, file = models.create(f"{case}_cifar", 10, 3), f"{case}_cifar10"
+        name = case.removesuffix("-macs")
+        model, file = models.create(f"{name}_cifar", 10, 3), f"{name}_cifar10"
         look = TransformConfig(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         path = str(place / "cifar10.npz")
         both = tuple(ImageLoader(open_source("npz", path, "", train), look, CPU) for train in (True, False))
@@ -88,7 +93,8 @@ def measure(cell: dict[str, Any], folder: Path, repairs: list[str], judge: int) 
     example = tuple(calibration[0].shape[1:])
     graph = dp.trace(model, example)
     start = time.perf_counter()
-    scores = dp.score(model, graph, criterion, [calibration], micro_batch=16, seed=SEED)
+    options = {"per": "macs"} if case.endswith("-macs") and criterion == "reconstruction" else {}
+    scores = dp.score(model, graph, criterion, [calibration], micro_batch=16, seed=SEED, **options)
     scoring = time.perf_counter() - start
     plan = dp.select(scores, graph, target={"macs": cell["macs"]}, seed=SEED, **SELECT[case])
     small = dp.prune(model, plan)

@@ -1,6 +1,7 @@
 """Repair after the cut: its laws, against brute force, on real ranks, stopped and resumed."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ class Chain(nn.Module):
         return self.head(torch.relu(self.third(x)).flatten(1))
 
 
-def chain() -> Chain:
+def chain() -> Any:
     torch.manual_seed(3)
     return Chain().double().eval()
 
@@ -69,7 +70,7 @@ def test_nothing_removed_is_nothing_changed(name, method):
     model = NETWORKS[name]()
     graph = dp.trace(model, (1, 8, 8))
     plan = plan_without(graph, {})
-    repaired = dp.repair(model, dp.prune(model, plan, graph), plan, images(), graph, method=method)
+    repaired: Any = dp.repair(model, dp.prune(model, plan, graph), plan, images(), graph, method=method)
     for key, tensor in model.state_dict().items():
         assert torch.allclose(repaired.state_dict()[key], tensor, atol=1e-6), key
 
@@ -108,7 +109,7 @@ def test_least_squares_is_what_lstsq_finds():
     graph = dp.trace(model, (1, 8, 8))
     plan = plan_without(graph, {"first": [0, 3]})
     cut = dp.prune(model, plan, graph)
-    repaired = dp.repair(model, cut, plan, images(), graph, ridge=1e-12)
+    repaired: Any = dp.repair(model, cut, plan, images(), graph, ridge=1e-12)
     x = images()[0][0]
     with torch.no_grad():  # the third layer, from the inputs that the repaired layers before it give
         after = torch.relu(repaired.second(torch.relu(repaired.first(x))))
@@ -124,13 +125,13 @@ def test_least_squares_is_what_lstsq_finds():
 def test_depthwise_layers_are_repaired_by_their_taps():
     """Each channel's own nine weights and bias, from that channel alone."""
     torch.manual_seed(0)
-    model = nn.Sequential(
+    model: Any = nn.Sequential(
         nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(),
         nn.Linear(64, 10),
     ).double().eval()  # fmt: skip
     graph = dp.trace(model, (1, 8, 8))
     plan = plan_without(graph, {"0": [1, 2, 3]})
-    repaired = dp.repair(model, dp.prune(model, plan, graph), plan, images(), graph, ridge=1e-12)
+    repaired: Any = dp.repair(model, dp.prune(model, plan, graph), plan, images(), graph, ridge=1e-12)
     x = images()[0][0]
     with torch.no_grad():
         after, wanted = repaired[:4](x), model[:5](x)
@@ -179,7 +180,7 @@ def test_wide_layers_are_solved_in_blocks(monkeypatch):
     assert after < 0.5 * before
 
 
-def repaired_weights(ranks: Communicator, method: str) -> dict[str, bytes]:
+def repaired_weights(ranks: Communicator, method: Any) -> dict[str, bytes]:
     model = tiny.network()
     graph = trace_groups(model, tiny.example()[:1])
     plan = plan_without(graph, {g.name: [0, 2] for g in graph.free})
@@ -204,14 +205,14 @@ def test_a_stopped_repair_resumes_at_its_layer(tmp_path, monkeypatch):
     graph = trace_groups(model, tiny.example()[:1])
     plan = plan_without(graph, {g.name: [0, 2] for g in graph.free})
 
-    def repair(small: nn.Module) -> Repairer:
+    def repair(small: nn.Module) -> Any:
         said: list[str] = []
         tracker = Tracker(False)
         monkeypatch.setattr(tracker, "info", said.append)
-        own = Repairer(tiny.digits_feed(), np.arange(COUNT), Communicator(), tracker, micro_batch=5, identity="a")
+        own: Any = Repairer(tiny.digits_feed(), np.arange(COUNT), Communicator(), tracker, micro_batch=5, identity="a")
         own.file = tmp_path / "repair.safetensors"
-        own.lines = own.run(model, small, graph, plan)  # type: ignore[attr-defined]
-        own.said = said  # type: ignore[attr-defined]
+        own.lines = own.run(model, small, graph, plan)
+        own.said = said
         return own
 
     cut = copy.deepcopy(model)
