@@ -13,7 +13,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -93,13 +93,13 @@ def measure(cell: dict[str, Any], folder: Path, repairs: list[str], judge: int) 
     example = tuple(calibration[0].shape[1:])
     graph = dp.trace(model, example)
     start = time.perf_counter()
-    options = {"per": "macs"} if case.endswith("-macs") and criterion == "reconstruction" else {}
+    options: dict[str, Any] = {"per": "macs"} if case.endswith("-macs") and criterion == "reconstruction" else {}
     scores = dp.score(model, graph, criterion, [calibration], micro_batch=16, seed=SEED, **options)
     scoring = time.perf_counter() - start
     plan = dp.select(scores, graph, target={"macs": cell["macs"]}, seed=SEED, **SELECT[case])
     small = dp.prune(model, plan)
     dense = top1(model, judged)
-    for repair in missing:
+    for repair in cast(list[Any], missing):
         start, cpu = time.perf_counter(), time.process_time()
         repaired = small if repair == "none" else dp.repair(model, small, plan, [calibration], method=repair)
         facts = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}

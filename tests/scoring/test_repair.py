@@ -99,7 +99,7 @@ def test_a_removed_duplicate_leaves_the_same_function(method):
     plan = plan_without(graph, {"first": [4]})
     cut = dp.prune(model, plan, graph)
     assert not torch.allclose(outputs(cut), outputs(model), atol=1e-2)
-    options = {"ridge": 1e-10} if method == "least_squares" else {}
+    options: dict[str, Any] = {"ridge": 1e-10} if method == "least_squares" else {}
     repaired = dp.repair(model, cut, plan, images(), graph, method=method, **options)
     assert torch.allclose(outputs(repaired), outputs(model), atol=1e-5)
 
