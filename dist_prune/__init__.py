@@ -1,8 +1,8 @@
 """dist_prune: distributed structured pruning of vision networks, with one recipe for each paper.
 
-The library is ``trace``, ``score``, ``select``, ``prune``, ``carry``, ``save`` and ``load``. ``dist_prune/run.py`` runs
-recipes, and the command ``dist-prune`` does everything before and after a run. Importing the package imports no torch:
-names are resolved at their first use.
+The library is ``trace``, ``score``, ``select``, ``prune``, ``repair``, ``carry``, ``save`` and ``load``.
+``dist_prune/run.py`` runs recipes, and the command ``dist-prune`` does everything before and after a run. Importing the
+package imports no torch: names are resolved at their first use.
 """
 
 from importlib import import_module
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers: at run time names are resolved by __getattr__
     from dist_prune.api import Scores, carry, costs, prune, prune_, save, score, select, trace
+    from dist_prune.api_repair import repair
     from dist_prune.errors import PruneError
     from dist_prune.export.bundle import load
     from dist_prune.methods.base import Method, RankingMethod, ScoringContext
@@ -23,6 +24,7 @@ _MODULES = {
     **dict.fromkeys(
         ("trace", "score", "select", "prune", "prune_", "carry", "costs", "save", "Scores"), "dist_prune.api"
     ),
+    "repair": "dist_prune.api_repair",
     "load": "dist_prune.export.bundle",
     **dict.fromkeys(("Method", "RankingMethod", "ScoringContext"), "dist_prune.methods.base"),
     **dict.fromkeys(("State", "Statistic"), "dist_prune.pruning.hooks.statistics"),
@@ -50,6 +52,7 @@ __all__ = [
     "load",
     "prune",
     "prune_",
+    "repair",
     "save",
     "score",
     "select",

@@ -43,6 +43,7 @@ from dist_prune.pipeline.ledger import bind_recipe, lock_run_directory
 from dist_prune.pipeline.method_choice import keep_choice
 from dist_prune.pipeline.precheck import precheck
 from dist_prune.pipeline.run_directory import clear_leftovers, run_directory
+from dist_prune.pipeline.stage_graph import stages_of_recipe
 from dist_prune.training import tracking
 
 
@@ -188,7 +189,7 @@ def run(
     if broken := plugins.warning(plugins.unusable()):
         tracker.info(broken)
     missed = ""
-    for stage in runner.stages_of(recipe.schedule.rounds, recipe.schedule.carry_optimizer):
+    for stage in stages_of_recipe(recipe):
         with peer_failures(comm):
             missed = runner.run_stage(stage, context)["facts"].get("missed", missed)
         if stage.name == until:

@@ -68,6 +68,7 @@ FLOW = (
     "pruning/plan",
     "pruning/selection",
     "pruning/surgery",
+    "pruning/repair",
     "pruning/information",
     "methods",
     "methods/graph",

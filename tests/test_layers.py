@@ -66,10 +66,12 @@ ALLOWED = {
     "run": ENGINE | {"methods", "pipeline"},
     "api": ENGINE | {"pruning", "methods", "scoring", "export"},
     "__main__": {"cli"},
+    "api_repair": ENGINE | {"pruning", "scoring", "api"},
     "cli": ENGINE | {"pruning", "methods", "report", "export", "pipeline", "analysis", "run"},
 }
 # the same within pruning/
 INSIDE_PRUNING = {
+    "repair": {"rng", "eval_mode", "module_calls", "graph", "hooks", "plan"},
     "rng": set(),
     "eval_mode": set(),
     "module_calls": set(),

@@ -47,6 +47,7 @@ SETTINGS: dict[str, Setting] = {
     "hrank": FORWARD,
     "chip": FORWARD,
     "graph": FORWARD,
+    "reconstruction": FORWARD,
     "mint": Setting("images", 250, options={"groups": 16}),
     "entropy": Setting("images", 500, options={"alpha": 2.0, "precision": "float32"}),
     "entropy, joint": Setting(

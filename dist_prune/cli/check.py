@@ -25,6 +25,7 @@ from dist_prune.errors import PruneError
 from dist_prune.methods.base import Method
 from dist_prune.pipeline.start_network import StartNetwork
 from dist_prune.pruning.graph.groups import DependencyGraph
+from dist_prune.pruning.repair.cost import repair_cost
 from dist_prune.pruning.selection.cost import COSTS, counted_costs
 from dist_prune.pruning.selection.ranking import SelectionRequest, reachable
 from dist_prune.pruning.surgery.verified_trace import check_logits, trace_groups
@@ -128,8 +129,17 @@ def preview(recipe: Recipe, method: Method) -> dict[str, Any]:
         "reachable": shares,
         "range": {cost.name: [round(s * cost.of(graph)) for s in shares[cost.name]] for cost in counted_costs()},
         "groups": groups,
+        **({"repair": _repair(recipe, graph)} if recipe.repair.method != "none" else {}),
         "warnings": [] if recipe.select.plan else list(method.cautions(graph)),
     }
+
+
+def _repair(recipe: Recipe, graph: DependencyGraph) -> str:
+    """What the repair will cost at most: that of the dense widths."""
+    method, images = recipe.repair.method, recipe.repair.images
+    if method in ("norms", "fold"):
+        return f"repair: {method}, {images:,} images once through one network"
+    return f"repair: {method}, at most {repair_cost(graph, {}).text(images)}"
 
 
 def _notes(recipe: Recipe) -> list[str]:
@@ -212,7 +222,7 @@ def as_text(body: dict[str, Any]) -> str:
         f"{cost} {low:,} to {high:,} ({body['reachable'][cost][0]:.1%} to 100 %)"
         for cost, (low, high) in body["range"].items()
     )
-    warnings = [f"warning: {text}" for text in body["warnings"]]
+    warnings = [*([body["repair"]] if "repair" in body else []), *(f"warning: {text}" for text in body["warnings"])]
     return "\n".join(
         [*lines, "", *warnings, f"{free} of {len(body['groups'])} groups are free; what can be left: {ranges}"]
     )

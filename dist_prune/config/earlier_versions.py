@@ -22,6 +22,11 @@ ADDED: dict[str, Any] = {
     "data.kwargs": {},
     "data.layout": None,
     "target.latency_tolerance": 0.05,
+    "repair.method": "none",
+    "repair.images": 256,
+    "repair.ridge": "auto",
+    "repair.micro_batch": 16,
+    "repair.memory_mb": 2048,
 }
 ADDED_TO: dict[str, dict[str, Any]] = {  # method -> the same for its options
     **{

@@ -1,4 +1,4 @@
-"""The recipe sections on scoring, selection, target and rounds of pruning: Score, Select, Target, Schedule."""
+"""The recipe sections from scoring to rounds of pruning: Score, Select, Target, Repair, Schedule."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,7 +14,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from dist_prune import plugins
 from dist_prune.config.section import BATCH, LONG, MANY, PathText, Section
-from dist_prune.config.stage_keys import Calibration, External, MicroBatch, Operational, ReadBy
+from dist_prune.config.stage_keys import Calibration, External, MicroBatch, Operational, ReadBy, Repairing
 from dist_prune.errors import PruneError
 
 SETTINGS = ("latency_batch", "tolerance", "latency_tolerance")  # keys of ``target`` that name no cost
@@ -208,6 +208,29 @@ class Target(Section):
     def asked(self) -> tuple[str, float] | None:
         """The name of the cost and the share to keep; None if no target is set."""
         return next(iter(self._shares()), None)
+
+
+class Repair(Section):
+    """Repair of the pruned network in closed form, without labels and training, before any finetuning."""
+
+    method: Repairing[Literal["none", "norms", "bias", "fold", "least_squares"]] = Field(
+        default="none",
+        description="repair after the cut: norms (batch-norm statistics), bias (mean shifts), fold (removed channels "
+        "into the kept ones that are most like them), least_squares (weights and biases of all layers that read what "
+        "was cut, in order), or none, which leaves the stage out",
+    )
+    images: Repairing[int] = Field(
+        default=256, ge=1, le=MANY, description="number of images, drawn from the training images"
+    )
+    ridge: Repairing[Annotated[float, Field(ge=1e-12, le=1e6)] | Literal["auto"]] = Field(
+        default="auto",
+        description="least_squares: pull towards the weights as they were cut, relative to the mean square of a "
+        "layer's inputs; auto: for each layer the value that does best on images that it was not fitted to",
+    )
+    micro_batch: Repairing[int] = Field(default=16, ge=1, le=BATCH, description="number of images in one forward pass")
+    memory_mb: Operational[int] = Field(
+        default=2048, ge=0, le=2**30, description="MiB of activations that a process may hold between two layers"
+    )
 
 
 class Schedule(Section):

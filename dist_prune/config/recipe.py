@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, Valida
 
 from dist_prune.config.cluster import Cluster
 from dist_prune.config.data import Backbone, Data
-from dist_prune.config.pruning import Schedule, Score, Select, Target
+from dist_prune.config.pruning import Repair, Schedule, Score, Select, Target
 from dist_prune.config.report import Information, Report
 from dist_prune.config.section import Section
 from dist_prune.config.stage_keys import Operational, ReadBy, Seed
@@ -52,6 +52,7 @@ class Recipe(Section):
     ] = Field(description="name of the method, or auto for the recommended one, and its own keys (below)")
     select: Annotated[Select, ReadBy(("many", "select"))] = Select()
     target: Annotated[Target, ReadBy(("many", "select", "evaluate_in_rounds"))] = Target()
+    repair: Repair = Repair()
     schedule: Annotated[Schedule, ReadBy(("finetune_in_rounds", "evaluate_in_rounds"))] = Schedule()
     finetune: Annotated[
         Training, BeforeValidator(_fill_finetune_lr), ReadBy(("finetune", "finetune_between"), {"epochs": ("export",)})

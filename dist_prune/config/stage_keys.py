@@ -30,7 +30,14 @@ class ReadBy:
     why_not: str = ""
 
 
-_LEARNING = ("train", "many", "score", "finetune", "finetune_between")  # they load training images like the training
+_LEARNING = (
+    "train",
+    "many",
+    "score",
+    "repair",
+    "finetune",
+    "finetune_between",
+)  # they load training images like the training
 _LOADING = (*_LEARNING, "evaluate", "curves", "export")  # export records how images are loaded
 Network = Annotated[T, ReadBy((*_LOADING, "select", "prune"))]
 Loading = Annotated[T, ReadBy(_LOADING)]
@@ -38,8 +45,9 @@ InputShape = Annotated[T, ReadBy((*_LOADING, "select"))]  # select traces the ne
 Augmentation = Annotated[T, ReadBy(_LEARNING)]
 Seed = Annotated[T, ReadBy((*_LEARNING, "prune", "export"))]
 # the finetunings recalibrate batch norms on such images
-Calibration = Annotated[T, ReadBy(("many", "score", "finetune", "finetune_between"))]
+Calibration = Annotated[T, ReadBy(("many", "score", "repair", "finetune", "finetune_between"))]
 MicroBatch = Annotated[T, ReadBy(("many", "score", "finetune", "finetune_between", "curves"))]
+Repairing = Annotated[T, ReadBy(("repair",))]
 External = Annotated[T, ReadBy(why_not="a path; the digest of the content is compared")]
 Operational = Annotated[T, ReadBy(why_not="it changes how work is done, not its result")]
 

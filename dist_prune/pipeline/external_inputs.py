@@ -31,7 +31,7 @@ def digests(context: RunContext, stage: str) -> dict[str, str]:
     """
     scored = (context.method.calibration_split != "test",)
     splits = {
-        "train": (True, False), "many": (True, False), "finetune": (True, False), "score": scored,
+        "train": (True, False), "many": (True, False), "finetune": (True, False), "score": scored, "repair": (True,),
         "evaluate": (False,), "curves": (False,),
     }.get(stage, ())  # fmt: skip
     out = {("train" if train else "eval"): context.images.splits[train].source.identity for train in splits}

@@ -183,6 +183,7 @@ NON_IDENTITY_KEYS = (
     "backbone.checkpoint",
     "score.save_every",
     "score.record",
+    "repair.memory_mb",
     "cluster",
     *(f"{section}.{key}" for section in ("train", "finetune") for key in CHECKPOINT_KEYS),
 )

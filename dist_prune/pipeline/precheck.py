@@ -42,6 +42,7 @@ def precheck(context: RunContext) -> None:
     trainings = list(recipe_checks.training_sections(recipe))
     attempt(recipe_checks.check_rounds, recipe, context.method, environment.zero_stage)
     attempt(check_teacher, recipe)
+    attempt(recipe_checks.check_repair, recipe)
     attempt(_many, context)
     for settings, name in trainings:
         attempt(acceleration.check, settings, environment, name, recipe.cluster.deterministic)
@@ -98,6 +99,11 @@ def _network(context: RunContext) -> None:
     else:
         graph = context.selection_graph()
         fresh = context.method.layers_to_reinit(graph)
+        if fresh and context.recipe.repair.method != "none":
+            raise PruneError(
+                f"repair.method: the released code gives {', '.join(fresh)} new weights after cutting; there is "
+                "nothing to repair. Leave that quirk out, or set repair.method=none"
+            )
         if fresh and context.recipe.schedule.rounds > 1:
             raise PruneError(
                 f"schedule.rounds: the released code gives {', '.join(fresh)} new weights after cutting; in rounds it "

@@ -143,7 +143,11 @@ def contradictions(recipe: Recipe, method: Method, model: nn.Module, classes: in
     Returns:
         A line for each problem.
     """
-    problems = [*_failing(check_rounds, recipe, method, False), *_failing(check_teacher, recipe)]
+    problems = [
+        *_failing(check_rounds, recipe, method, False),
+        *_failing(check_teacher, recipe),
+        *_failing(check_repair, recipe),
+    ]
     checkpoint = Path(recipe.backbone.checkpoint).expanduser() if recipe.backbone.checkpoint else None
     if checkpoint is not None and checkpoint.is_file() and not recipe.backbone.bundle:
         arguments = (model, checkpoint, recipe.backbone, classes or 0, classes is None or recipe.train.epochs > 0)
@@ -151,6 +155,23 @@ def contradictions(recipe: Recipe, method: Method, model: nn.Module, classes: in
     for settings, name in training_sections(recipe):
         problems += _failing(optim.check, model, settings, name)
     return problems
+
+
+def check_repair(recipe: Recipe) -> None:
+    """Check the recipe's ``repair`` section.
+
+    Args:
+        recipe: The validated recipe.
+
+    Raises:
+        PruneError: The weights that would be repaired are a bundle's, which may have been finetuned.
+    """
+    plan = recipe.select.plan
+    if recipe.repair.method != "none" and plan and Path(plan).expanduser().is_dir():
+        raise PruneError(
+            f"repair.method: {recipe.repair.method} repairs what was just cut, and select.plan names a bundle, whose "
+            "own weights are taken as they are. Set repair.method=none, or name the bundle's plan file"
+        )
 
 
 def check_rounds(recipe: Recipe, method: Method, zero: bool) -> None:

@@ -178,6 +178,7 @@ def _out_of_memory(stage: Stage, context: RunContext, error: torch.OutOfMemoryEr
         "finetune": training.format((recipe.between if stage.between else recipe.finetune).accumulate),
         "score": f"lower score.micro_batch (now {recipe.score.micro_batch})",
         "many": f"lower score.micro_batch (now {recipe.score.micro_batch})",
+        "repair": f"lower repair.memory_mb (now {recipe.repair.memory_mb}) or repair.micro_batch",
         "evaluate": f"lower evaluate.batch (now {recipe.evaluate.batch}) or report.latency_batches",
         "select": f"lower target.latency_batch (now {recipe.target.latency_batch})",
     }.get(stage.name, "use a device with more memory")
@@ -225,8 +226,11 @@ def _headline(stage: Stage, context: RunContext) -> str:
         "score": "calibration images",
         "select": "channels to keep",
         "prune": "cut them out",
+        "repair": f"{recipe.repair.method}, {recipe.repair.images:,} images without labels",
         "finetune": f"{recipe.between.epochs if stage.between else recipe.finetune.epochs} epochs",
-        "evaluate": "dense, pruned and finetuned: accuracy, cost, time",
+        "evaluate": "dense, pruned, repaired and finetuned: accuracy, cost, time"
+        if recipe.repair.method != "none"
+        else "dense, pruned and finetuned: accuracy, cost, time",
         "curves": "every number of kept filters, group by group"
         if recipe.information.curves != "none"
         else "none requested (information.curves)",

@@ -1,10 +1,11 @@
 """The stages of a run in their order, with the artifacts and recipe keys that each reads.
 
-    train -> [many] -> ( score -> select -> prune [-> finetune] ) x rounds -> finetune -> evaluate -> curves -> export
-    -> report
+    train -> [many] -> ( score -> select -> prune [-> repair] [-> finetune] ) x rounds -> finetune -> evaluate
+    -> curves -> export -> report
 
-``many`` compares criteria (``score.compare``). Between two rounds the network is finetuned for
-``schedule.finetune_epochs``. The module of each stage in ``dist_prune/stages`` names its artifacts.
+``many`` compares criteria (``score.compare``). ``repair`` is there if ``repair.method`` is not ``none``.
+Between two rounds the network is finetuned for ``schedule.finetune_epochs``. The
+module of each stage in ``dist_prune/stages`` names its artifacts.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from dist_prune.config.stage_keys import keys_read_by
 
 DENSE = "dense.safetensors"
 PRUNED = "pruned.safetensors"
+REPAIRED = "repaired.safetensors"
 FINETUNED = "finetuned.safetensors"
 OPTIMIZER_STATE, OPTIMIZER_CARRIED = "optimizer_state.safetensors", "optimizer_carried.safetensors"
 METRICS, CURVES = "metrics.json", "curves.csv"
@@ -30,6 +32,7 @@ def round_path(number: int, file: str) -> str:
         plan.json: the plan of all rounds so far, in dense coordinates.
         cut.json: the plan of this round alone, in coordinates of the network that it starts from (from round 2 on).
         pruned.safetensors: the weights of the pruned network.
+        repaired.safetensors: the same after the repair (with ``repair.method``).
         optimizer_carried.safetensors: the optimizer's state after pruning (with ``schedule.carry_optimizer``).
         finetuned.safetensors: the weights that the next round starts from.
         optimizer_state.safetensors: the optimizer's state after that finetuning (with ``schedule.carry_optimizer``).
@@ -96,14 +99,48 @@ ORDER = (
 SHARED = {"train": ("train_checkpoints",), "score": ("round_1/partial",)}
 
 
-def stages_of(rounds: int, carry: bool = False) -> tuple[Stage, ...]:
+def stages_of(rounds: int, carry: bool = False, repair: bool = False) -> tuple[Stage, ...]:
     """The stages of a run in their order.
 
     Args:
         rounds: ``schedule.rounds``, at least 1. One round gives ``ORDER``.
         carry: ``schedule.carry_optimizer``: whether the optimizer's state is carried through the rounds.
+        repair: Whether pruned networks are repaired (``repair.method``).
     """
-    return ORDER if rounds == 1 else tuple(_rounds(rounds, carry))
+    stages = ORDER if rounds == 1 else tuple(_rounds(rounds, carry))
+    return tuple(_with_repair(stages, rounds)) if repair else stages
+
+
+def stages_of_recipe(recipe: Recipe) -> tuple[Stage, ...]:
+    """The stages of a recipe's run in their order."""
+    schedule = recipe.schedule
+    return stages_of(schedule.rounds, schedule.carry_optimizer, recipe.repair.method != "none")
+
+
+def cut_weights(recipe: Recipe, number: int) -> str:
+    """The artifact with the weights that are finetuned after a round: repaired, or as they were cut.
+
+    Args:
+        recipe: The recipe.
+        number: The round, counted from 1.
+    """
+    return round_path(number, PRUNED if recipe.repair.method == "none" else REPAIRED)
+
+
+def _with_repair(stages: tuple[Stage, ...], rounds: int) -> Iterator[Stage]:
+    """The stages with a repair after each cut; finetunings start from it, and it is evaluated."""
+    repaired = {round_path(number, PRUNED): round_path(number, REPAIRED) for number in range(1, rounds + 1)}
+    for stage in stages:
+        if stage.name == "finetune":
+            stage = replace(stage, inputs=tuple(repaired.get(name, name) for name in stage.inputs))
+        elif stage.name == "evaluate":
+            stage = replace(stage, inputs=(*stage.inputs, *repaired.values()))
+        yield stage
+        if stage.name == "prune":
+            start = [name for name in stage.inputs if not name.endswith("scores.safetensors")]
+            label = "repair" if stage.label == "prune" else round_path(stage.round, "repair")
+            inputs = (*start, round_path(stage.round, PRUNED))
+            yield Stage("repair", inputs, (round_path(stage.round, REPAIRED),), round=stage.round, label=label)
 
 
 def _rounds(rounds: int, carry: bool) -> Iterator[Stage]:

@@ -65,7 +65,7 @@ def render_report(
         "report.html.j2",
         body=body,
         recipe=recipe,
-        metrics=(["", *tables.KINDS], [[label, *cells] for label, cells in tables.metric_rows(body)]),
+        metrics=(["", *tables.kinds_of(body)], [[label, *cells] for label, cells in tables.metric_rows(body)]),
         warnings=tables.warning_events(body),
         target=tables.target_text(body),
         timing=next(iter(body["dense"]["latency"].values())),

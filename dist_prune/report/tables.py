@@ -8,7 +8,7 @@ from dist_prune.config.recipe import selected_on_test
 from dist_prune.pruning.selection.cost import report_costs
 from dist_prune.training.timing_noise import speedup_text
 
-KINDS = ("dense", "pruned", "finetuned")
+KINDS = ("dense", "pruned", "repaired", "finetuned")  # networks of a run; repaired: with ``repair.method`` only
 REDUCED = ("sum", "max", "min", "rows", "gradients")  # collectives that reduce their payload; the others copy it
 
 
@@ -27,6 +27,11 @@ EVENT_TEXTS = {
 }
 
 
+def kinds_of(body: Mapping[str, Any]) -> list[str]:
+    """The networks that a report or a metrics file has figures of, in the order of ``KINDS``."""
+    return [name for name in KINDS if name in body]
+
+
 def metric_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """The rows of the table of figures.
 
@@ -34,23 +39,24 @@ def metric_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         body: The body of report.json.
 
     Returns:
-        (label, cells for dense, pruned, finetuned) of each row.
+        (label, cells for the networks of ``kinds_of``) of each row.
     """
+    kinds = kinds_of(body)
     rows = [
-        ("top-1 %", [f"{body[k]['top1']:.2f}" for k in KINDS]),
-        ("top-5 %", [f"{body[k]['top5']:.2f}" for k in KINDS]),
+        ("top-1 %", [f"{body[k]['top1']:.2f}" for k in kinds]),
+        ("top-5 %", [f"{body[k]['top5']:.2f}" for k in kinds]),
     ]
-    rows.append(("loss", [_loss(body[k]["loss"]) for k in KINDS]))
+    rows.append(("loss", [_loss(body[k]["loss"]) for k in kinds]))
     for key, unit, label in (
         *((cost.name, cost.divisor, cost.label) for cost in report_costs() if cost.name in body["dense"]),
         ("size_bytes", 1e3, "file (kB)"),
     ):
         dense = body["dense"][key]
-        rows.append((label, [_against(body[k][key], dense, unit) for k in KINDS]))
+        rows.append((label, [_against(body[k][key], dense, unit) for k in kinds]))
     if "sparse" in body["dense"]:
         rows += _sparse_rows(body)
     for batch, first in body["dense"]["latency"].items():
-        times = [body[k]["latency"][batch] for k in KINDS]
+        times = [body[k]["latency"][batch] for k in kinds]
         rows.append((f"ms, batch {batch}", [f"{t['ms']:.2f}" for t in times]))
         rows.append((f"speed-up, batch {batch}", ["", *(speedup_text(first, t) for t in times[1:])]))
         rows.append((f"images/s, batch {batch}", [f"{t['images_per_s']:.0f}" for t in times]))
@@ -59,7 +65,7 @@ def metric_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 
 def _sparse_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """Rows for block masks: weights pruned, sizes of sparse files, MACs of weights that are not masked."""
-    sparse = [body[k]["sparse"] for k in KINDS]
+    sparse = [body[k]["sparse"] for k in kinds_of(body)]
     return [
         ("weights pruned %", [f"{s['pruned_percent']:.2f}" for s in sparse]),
         ("CSR file (MiB)", [f"{s['csr_bytes'] / 2**20:.3f}" for s in sparse]),
@@ -159,8 +165,10 @@ def table(body: Mapping[str, Any]) -> str:
     Args:
         body: The body of report.json.
     """
-    lines = [("", list(KINDS)), *metric_rows(body)]
-    widths = [max(len(line[0]) for line in lines)] + [max(len(cells[i]) for _, cells in lines) for i in range(3)]
+    kinds = kinds_of(body)
+    lines = [("", kinds), *metric_rows(body)]
+    widths = [max(len(line[0]) for line in lines)]
+    widths += [max(len(cells[i]) for _, cells in lines) for i in range(len(kinds))]
     text = [
         "  ".join([label.ljust(widths[0]), *(cell.rjust(widths[i + 1]) for i, cell in enumerate(cells))])
         for label, cells in lines
@@ -177,9 +185,14 @@ def _rounds(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 
     return [
         f"round {line['round']}: {kept(line)}"
-        f", top-1 {line['pruned_top1']:.2f} % pruned, {line['finetuned_top1']:.2f} % after {line['epochs']} epochs"
+        f", top-1 {line['pruned_top1']:.2f} % pruned, {_repaired(line)}"
+        f"{line['finetuned_top1']:.2f} % after {line['epochs']} epochs"
         for line in lines
     ]
+
+
+def _repaired(line: Mapping[str, Any]) -> str:
+    return f"{line['repaired_top1']:.2f} % repaired, " if "repaired_top1" in line else ""
 
 
 def traffic_text(body: Mapping[str, Any]) -> str:

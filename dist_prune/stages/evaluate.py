@@ -2,7 +2,8 @@
 
     dense.safetensors, round_N/pruned.safetensors, finetuned.safetensors, plan.json -> metrics.json
 
-In rounds it also evaluates the pruned and finetuned networks of every round.
+With ``repair.method`` the repaired network is a fourth one (round_N/repaired.safetensors). In rounds it also evaluates
+the pruned, repaired and finetuned networks of every round.
 """
 
 import json
@@ -14,7 +15,7 @@ from torch import nn
 from dist_prune.distributed.cpu_count import threads
 from dist_prune.errors import PruneError
 from dist_prune.pipeline.context import RunContext, StageOutput
-from dist_prune.pipeline.stage_graph import DENSE, FINETUNED, PRUNED, round_path
+from dist_prune.pipeline.stage_graph import DENSE, FINETUNED, PRUNED, REPAIRED, round_path
 from dist_prune.pruning.plan.block_masks import mask_violations, weight_masks
 from dist_prune.pruning.selection.cost import COSTS, counted_costs
 from dist_prune.pruning.selection.schedule import share_after_round
@@ -32,7 +33,10 @@ def run(context: RunContext) -> StageOutput:
     recipe, networks = context.recipe, context.networks
     test_loader = context.images.loader(False)
     graph, plan = networks.graph, networks.plan(context.round)
-    files = {"pruned": round_path(context.round, PRUNED), "finetuned": FINETUNED}
+    files = {"pruned": round_path(context.round, PRUNED)}
+    if recipe.repair.method != "none":
+        files["repaired"] = round_path(context.round, REPAIRED)
+    files["finetuned"] = FINETUNED
     models = {"dense": networks.load_dense()}
     models |= {name: networks.load_pruned(file, context.round) for name, file in files.items()}
     metrics: dict[str, Any] = {}
@@ -96,7 +100,8 @@ def rounds(context: RunContext, last: Mapping[str, Any]) -> list[dict[str, Any]]
 
     Args:
         context: The run.
-        last: ``pruned`` and ``finetuned`` -> figures of the last round's networks, which are not measured again.
+        last: ``pruned``, ``repaired`` if there is a repair, and ``finetuned`` -> figures of the last round's
+            networks, which are not measured again.
 
     Returns:
         A dict per round: ``round``, ``target`` and the remaining costs as shares of the dense network, top-1 and top-5
@@ -104,9 +109,11 @@ def rounds(context: RunContext, last: Mapping[str, Any]) -> list[dict[str, Any]]
     """
     recipe, lines = context.recipe, []
     graph = context.selection_graph()
+    kinds = {"pruned": PRUNED, "repaired": REPAIRED, "finetuned": FINETUNED}
+    kinds = {name: file for name, file in kinds.items() if name in last}
     for number in range(1, context.round + 1):
         plan, figures = context.networks.plan(number), {}
-        for name, file in (("pruned", PRUNED), ("finetuned", FINETUNED)):
+        for name, file in kinds.items():
             figures_of_network = last[name]
             if number < context.round:
                 model = context.networks.load_pruned(round_path(number, file), number).to(context.environment.device)

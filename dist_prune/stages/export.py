@@ -11,7 +11,7 @@ from dist_prune import models
 from dist_prune.export.bundle import manifest_json
 from dist_prune.pipeline.context import RunContext, StageOutput
 from dist_prune.pipeline.stage_graph import BUNDLE, FINETUNED, METRICS
-from dist_prune.report.tables import KINDS
+from dist_prune.report.tables import kinds_of
 
 
 def run(context: RunContext) -> StageOutput:
@@ -20,7 +20,7 @@ def run(context: RunContext) -> StageOutput:
     spec = recipe.backbone
     weights, plan = context.read_tensors(FINETUNED), context.networks.plan(context.round)
     metrics = json.loads(context.path(METRICS).read_text())
-    figures = {name: {k: v for k, v in metrics[name].items() if k != "latency"} for name in KINDS}
+    figures = {name: {k: v for k, v in metrics[name].items() if k != "latency"} for name in kinds_of(metrics)}
     image = {k: v for k, v in asdict(images.transform).items() if k != "augment"}
     name, kwargs = models.portable(spec.name, spec.kwargs)
     backbone = {

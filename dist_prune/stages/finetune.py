@@ -1,6 +1,7 @@
 """Stage ``finetune``, after ``prune``: train the pruned network, between two rounds or after the last one.
 
     after the last round:  dense.safetensors, round_N/pruned.safetensors, plan.json -> finetuned.safetensors
+    with a repair:         round_N/repaired.safetensors instead of round_N/pruned.safetensors
     between two rounds:    the same -> round_N/finetuned.safetensors, and round_N/optimizer_state.safetensors with
                            ``schedule.carry_optimizer``
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from dist_prune.config.training import Training
 from dist_prune.data.sampling import calibration_ids
 from dist_prune.pipeline.context import RunContext, StageOutput, Tensors
-from dist_prune.pipeline.stage_graph import FINETUNED, OPTIMIZER_CARRIED, OPTIMIZER_STATE, PRUNED, round_path
+from dist_prune.pipeline.stage_graph import FINETUNED, OPTIMIZER_CARRIED, OPTIMIZER_STATE, cut_weights, round_path
 from dist_prune.pruning.plan.block_masks import weight_masks
 from dist_prune.stages.training_setup import run_training, selection_metric
 from dist_prune.training.bn_recalibration import recalibrate_bn
@@ -39,7 +40,9 @@ def run(context: RunContext) -> StageOutput:
             )
             context.events.append({"stage": "finetune", "event": "not needed", "drop": drop})
             facts = {"history": [], "selection": settings.selection}
-            return StageOutput(facts, {FINETUNED: (context.read_tensors(round_path(context.round, PRUNED)), meta)})
+            return StageOutput(
+                facts, {FINETUNED: (context.read_tensors(cut_weights(context.recipe, context.round)), meta)}
+            )
     accuracies: list[float] = []
     state: dict[str, Tensor] = {}
     history: list[dict[str, float]] = []
@@ -66,7 +69,7 @@ def _drop(context: RunContext) -> float:
 
 
 def _load_pruned(context: RunContext) -> nn.Module:
-    return context.networks.load_pruned(round_path(context.round, PRUNED), context.round)
+    return context.networks.load_pruned(cut_weights(context.recipe, context.round), context.round)
 
 
 def _finetune_between_rounds(context: RunContext) -> StageOutput:

@@ -14,7 +14,7 @@ import yaml
 from dist_prune.config.safe_parsing import strict_json
 from dist_prune.pipeline.context import RunContext, StageOutput
 from dist_prune.pipeline.ledger import flatten
-from dist_prune.pipeline.stage_graph import round_path, stages_of
+from dist_prune.pipeline.stage_graph import round_path, stages_of_recipe
 from dist_prune.pruning.figure_data import Curve, SimilarityMap
 from dist_prune.pruning.selection.cost import report_costs
 from dist_prune.pruning.selection.schedule import round_config
@@ -103,7 +103,7 @@ def report_body(context: RunContext) -> dict[str, Any]:
         "skipped_images": {
             name: skipped_images for name in stages if (skipped_images := _fact(context, name, "skipped_images"))
         },
-        **{name: metrics[name] for name in ("dense", "pruned", "finetuned")},
+        **{name: metrics[name] for name in ("dense", "pruned", "repaired", "finetuned") if name in metrics},
         "plan": {"fingerprint": plan.fingerprint, "groups": groups},
         "target": dict([target]) if target else {},
         "achieved": _fact(context, "select" if rounds == 1 else round_path(rounds, "select"), "achieved"),
@@ -119,8 +119,7 @@ def report_body(context: RunContext) -> dict[str, Any]:
 
 def stage_labels(context: RunContext) -> list[str]:
     """The labels of this run's stages in the ledger, in order, without curves and report."""
-    spec = context.recipe.schedule
-    return [s.label for s in stages_of(spec.rounds, spec.carry_optimizer) if s.name not in ("curves", "report")]
+    return [s.label for s in stages_of_recipe(context.recipe) if s.name not in ("curves", "report")]
 
 
 def _trains(label: str) -> bool:

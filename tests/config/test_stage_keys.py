@@ -12,7 +12,7 @@ from dist_prune.config.earlier_versions import OLD_NAMES
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.stage_keys import ReadBy, declared
 from dist_prune.pipeline.ledger import NON_IDENTITY_KEYS
-from dist_prune.pipeline.runner import ORDER, stages_of
+from dist_prune.pipeline.runner import stages_of
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "stage_reads.json").read_text())
 
@@ -57,7 +57,7 @@ def test_what_no_stage_reads_may_change_between_two_commands():
 
 
 def test_declarations_name_stages():
-    known = {stage.name for stage in ORDER}
+    known = {stage.name for stage in stages_of(1, repair=True)}
     known |= {f"{name}_in_rounds" for name in known} | {"finetune_between"}
     for key, own in declarations():
         for one in own:

@@ -1,0 +1,245 @@
+"""The dense and the pruned network side by side, from layer to layer: the inputs and the errors of each layer.
+
+torch.fx cuts both networks into steps. The tensors that cross the present cut are held for every micro-batch, if they
+fit into the memory that is allowed; then no step runs twice. Otherwise the cut stays where it was, and the steps from
+there are repeated for the next layer. Networks that fx cannot trace run whole for every layer.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from dist_prune.pruning.eval_mode import evaluation_mode
+from dist_prune.pruning.hooks.split_forward import fx_steps
+from dist_prune.pruning.module_calls import first_input
+from dist_prune.pruning.repair.repaired_layers import RepairedLayer
+
+ADDITIONS = {"add", "add_", "iadd"}
+Values = dict[int, Any]  # number of a step -> its value
+
+
+class PairedWalk:
+    """Runs both networks over the micro-batches of one rank, in the order of the repaired layers.
+
+    Args:
+        dense: the dense network.
+        small: the pruned network, whose weights change between two layers.
+        images: the micro-batches, each (n, C, H, W) on the device.
+        layers: in the order in which they run.
+        memory: bytes of tensors that may be held between two layers.
+    """
+
+    def __init__(
+        self, dense: nn.Module, small: nn.Module, images: Sequence[Tensor], layers: Sequence[RepairedLayer], memory: int
+    ):
+        self.dense, self.small, self.memory = dense, small, memory
+        self.steps = _paired_steps(dense, small)
+        self.held: list[tuple[Values, Values]] = []
+        self.images = images
+        self.cut = 0
+        self.whole = self.steps is None
+        if self.steps is not None:
+            order = {node.target: i for i, node in enumerate(self.steps.nodes) if node.op == "call_module"}
+            self.whole = any(layer.name not in order for layer in layers)
+            self.order = order
+        if not self.whole:
+            start = self.steps.nodes[0] if self.steps else None
+            assert start is not None
+            self.held = [({0: image}, {0: image}) for image in images]
+
+    def pairs(self, layer: RepairedLayer) -> Iterator[tuple[Tensor, Tensor]]:
+        """The layer's inputs in the pruned network and the errors of its outputs, for each micro-batch.
+
+        Yields:
+            x as the layer gets it, and the error: dense minus pruned output. Before an addition the error of the other
+            summand is added, so that the sum is repaired.
+        """
+        if self.whole:
+            yield from (self._whole(layer, images) for images in self.images)
+            return
+        assert self.steps is not None
+        target = self.order[layer.name]
+        moves = self._moves(target)
+        other = self.steps.other_summand(target, layer.norm)
+        scale = layer.output_scale(self.small)
+        for number in range(len(self.held)):
+            values = self.held[number]
+            with evaluation_mode(self.dense), evaluation_mode(self.small), torch.no_grad():
+                dense, small = (
+                    self.steps.run(which, values[which], self.cut, target, copy=not moves) for which in (0, 1)
+                )
+                node = self.steps.nodes[target]
+                source = self.steps.number[node.all_input_nodes[0]]
+                x, error = small[source], None
+                wanted = self.steps.call(0, dense, target)
+                if layer.kept is not None:
+                    wanted = _outputs(wanted, layer.kept, self.dense.get_submodule(layer.name))
+                error = wanted - self.steps.call(1, small, target)
+                if other is not None:
+                    error = _with_other(error, dense.get(other), small.get(other), layer, scale)
+            if moves:
+                live = self.steps.live(target)
+                self.held[number] = tuple({i: v for i, v in side.items() if i in live} for side in (dense, small))  # type: ignore[assignment]
+            yield x, error
+        if moves:
+            self.cut = target
+
+    def _moves(self, target: int) -> bool:
+        """Whether the tensors that cross the cut before a step may be held for all micro-batches."""
+        if not self.held:
+            return True
+        assert self.steps is not None
+        largest = max(range(len(self.held)), key=lambda number: len(self.images[number]))
+        with evaluation_mode(self.dense), evaluation_mode(self.small), torch.no_grad():
+            if target not in self.steps.sizes:
+                images = self.images[largest][:1]
+                self.steps.measure(images)
+        images = sum(len(batch) for batch in self.images)
+        return self.steps.sizes[target] * images <= self.memory
+
+    def _whole(self, layer: RepairedLayer, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and errors of a layer from whole forward passes."""
+        found: list[tuple[Tensor, Tensor]] = []
+        for model in (self.dense, self.small):
+
+            def hook(_module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+                found.append((first_input(args, kwargs).clone(), output.clone()))
+                raise _Done
+
+            handle = model.get_submodule(layer.name).register_forward_hook(hook, with_kwargs=True)
+            try:
+                with evaluation_mode(model), torch.no_grad():
+                    model(images)
+            except _Done:
+                pass
+            finally:
+                handle.remove()
+        (_, wanted), (x, output) = found
+        if layer.kept is not None:
+            wanted = _outputs(wanted, layer.kept, self.dense.get_submodule(layer.name))
+        return x, wanted - output
+
+
+class _Done(Exception):
+    """The layer that is asked for has run."""
+
+
+class _Steps:
+    """The steps of both networks; the same graph with other weights."""
+
+    def __init__(self, dense: fx.GraphModule, small: fx.GraphModule):
+        self.pair = [fx.Interpreter(graph, garbage_collect_values=False) for graph in (dense, small)]
+        self.graphs = [list(graph.graph.nodes) for graph in (dense, small)]
+        self.nodes = self.graphs[0]
+        self.number = {node: i for i, node in enumerate(self.nodes)}
+        self.numbers = [self.number, {node: i for i, node in enumerate(self.graphs[1])}]
+        self.last = {i: max((self.number[user] for user in node.users), default=i) for i, node in enumerate(self.nodes)}
+        self.sizes: dict[int, int] = {}
+
+    def live(self, step: int) -> set[int]:
+        """The numbers of the steps before ``step`` whose values are used from there on, without parameters."""
+        return {i for i in range(step) if self.last[i] >= step and self.nodes[i].op != "get_attr"}
+
+    def run(self, which: int, held: Values, start: int, stop: int, copy: bool) -> Values:
+        """The values of the steps before ``stop`` that are used from there on."""
+        values = {i: v.clone() if copy and isinstance(v, Tensor) and i else v for i, v in held.items()}
+        for i in range(start, stop):
+            if i not in values:
+                values[i] = self.call(which, values, i)
+                for source in self.nodes[i].all_input_nodes:
+                    number = self.number[source]
+                    if self.last[number] <= i and number in values:
+                        del values[number]
+        return values
+
+    def call(self, which: int, values: Values, step: int) -> Any:
+        """The value of one step, from those that it reads."""
+        interpreter, nodes = self.pair[which], self.graphs[which]
+        node = nodes[step]
+        env: dict[fx.Node, Any] = {}
+        for source in node.all_input_nodes:
+            number = self.numbers[which][source]
+            env[source] = values[number] if number in values else self.call(which, values, number)
+        interpreter.env = env
+        out = interpreter.run_node(node)
+        interpreter.env = {}
+        return out
+
+    def measure(self, images: Tensor) -> None:
+        """Note the bytes per image that cross the cut before each step, of both networks together."""
+        sizes = {i: 0 for i in range(len(self.nodes))}
+        for which in (0, 1):
+            values: Values = {0: images}
+            nbytes = {0: images.nbytes}
+            for i in range(1, len(self.nodes) - 1):
+                if self.nodes[i].op == "get_attr":
+                    continue
+                values[i] = self.call(which, values, i)
+                nbytes[i] = values[i].nbytes if isinstance(values[i], Tensor) else 0
+                for source in self.nodes[i].all_input_nodes:
+                    if self.last[self.number[source]] <= i:
+                        values.pop(self.number[source], None)
+            for step in sizes:
+                sizes[step] += sum(nbytes.get(i, 0) for i in self.live(step))
+        self.sizes = sizes
+
+    def other_summand(self, step: int, norm: str) -> int | None:
+        """The step that is added to a layer's output, perhaps behind its batch norm; None: there is none before it."""
+        node = self.nodes[step]
+        users = list(node.users)
+        if norm and len(users) == 1 and users[0].op == "call_module" and users[0].target == norm:
+            node = users[0]
+            users = list(node.users)
+        elif norm:
+            return None
+        users = [user for user in users if not _is_identity(self.pair[0].module, user)] or [
+            inner for user in users for inner in user.users
+        ]
+        added = [user for user in users if _name(user) in ADDITIONS]
+        if len(users) != 1 or not added:
+            return None
+        others = [self.number[source] for source in added[0].all_input_nodes if self.number[source] < step]
+        return others[0] if len(others) == 1 and others[0] != step else None
+
+
+def _is_identity(model: nn.Module, node: fx.Node) -> bool:
+    return node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), nn.Identity | nn.Dropout)
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_method" else str(getattr(node.target, "__name__", ""))
+
+
+def _paired_steps(dense: nn.Module, small: nn.Module) -> _Steps | None:
+    graphs = [fx_steps(model) for model in (dense, small)]
+    if graphs[0] is None or graphs[1] is None:
+        return None
+    names = [[(node.op, str(node.target)) for node in graph.graph.nodes] for graph in graphs if graph is not None]
+    inputs = [node for node in graphs[0].graph.nodes if node.op == "placeholder"]
+    if names[0] != names[1] or len(inputs) != 1 or names[0][0][0] != "placeholder":
+        return None
+    return _Steps(graphs[0], graphs[1])
+
+
+def _outputs(value: Tensor, kept: Tensor, module: nn.Module) -> Tensor:
+    axis = 1 if isinstance(module, nn.Conv2d) else -1
+    return value.index_select(axis, kept.to(value.device))
+
+
+def _with_other(error: Tensor, dense: Any, small: Any, layer: RepairedLayer, scale: Tensor | None) -> Tensor:
+    """The error plus that of the other summand, in units of the layer's output."""
+    if not isinstance(dense, Tensor) or not isinstance(small, Tensor) or small.shape != error.shape:
+        return error
+    axis = 1 if error.dim() == 4 else -1
+    if layer.kept is not None:
+        dense = dense.index_select(axis, layer.kept.to(dense.device))
+    if dense.shape != error.shape:
+        return error
+    difference = dense - small
+    if scale is not None:
+        usable = scale.abs() > 1e-3 * scale.abs().max()
+        inverse = torch.where(usable, 1 / torch.where(usable, scale, torch.ones_like(scale)), torch.zeros_like(scale))
+        difference = difference * inverse.view(-1, *[1] * (error.dim() - 2))
+    return error + difference
