@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-import os
+import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from dist_prune.config import loading
 from dist_prune.config.recipe import Recipe
 from dist_prune.errors import PruneError
 from dist_prune.fileio import read_json
-from dist_prune.report.tables import metric_rows
+from dist_prune.report.tables import kinds_of, metric_rows
 
 
 def load_tree(tree: Mapping[str, Any], words: Sequence[str]) -> Recipe:
@@ -68,15 +68,19 @@ def run_recipe(
 
     def work(chosen: Recipe, folder: Path, environment: Any) -> str:
         with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
-            return run(chosen, folder, environment)
+            missed = run(chosen, folder, environment)
+        if environment.comm.is_main:  # now: processes of one run leave together, without returning here
+            text, answer = _answer(output, chosen, networks, end)
+            print(json.dumps(answer, indent=1) if arguments.json else text, flush=True)
+        return missed
 
-    code = execute(lambda: (recipe, output), str(output), work)
-    report = output / "report.json"
-    if code not in (0, 3) or os.environ.get("RANK", "0") != "0" or not report.is_file():
-        return "", None, code
-    body = read_json(report)
-    bundle = output / "export"
-    kinds = ("dense", "pruned", "finetuned")
+    return "", None, execute(lambda: (recipe, output), str(output), work)
+
+
+def _answer(output: Path, recipe: Recipe, networks: Mapping[str, str], end: str) -> tuple[str, dict[str, Any]]:
+    """The table and the last lines of a finished run, and the same as values."""
+    body, bundle = read_json(output / "report.json"), output / "export"
+    kinds = kinds_of(body)
     chosen = [kinds.index(name) for name in networks]
     rows = [("", list(networks.values()))]
     rows += [(label, [cells[number] for number in chosen]) for label, cells in metric_rows(body)]
@@ -84,4 +88,4 @@ def run_recipe(
     table = [f"{label:{width}}  " + "  ".join(f"{cell:>18}" for cell in cells) for label, cells in rows]
     figures = {title: body[name] for name, title in networks.items()}
     answer = {"bundle": str(bundle), "run": str(output), "method": recipe.method["name"], "figures": figures}
-    return "\n".join([*table, "", end.replace("{bundle}", str(bundle))]), answer, code
+    return "\n".join([*table, "", end.replace("{bundle}", str(bundle))]), answer

@@ -39,20 +39,24 @@ def run(arguments: argparse.Namespace) -> Answer:
     """
     data, one_split = found_images.find_layout(Path(arguments.data).expanduser())
     output = Path(arguments.output)
+    backbone = backbone_section(Path(arguments.weights).expanduser(), arguments.backbone)
+    # new weights in closed form, without labels and training; a bundle's dense network is not at hand for it
+    mend = {"finetune": {"recalibrate_bn": 500}} if "bundle" in backbone else {"repair": {"method": "least_squares"}}
     tree: dict[str, Any] = {
         "name": output.resolve().name,
-        "backbone": backbone_section(Path(arguments.weights).expanduser(), arguments.backbone),
+        "backbone": backbone,
         "data": data,
         "score": {"images": 500},
         "method": {"name": arguments.method},
         "select": {"scope": "global", "max_ratio": 0.9},
         "target": composed_run.parse_target(arguments.target),
-        "finetune": {"recalibrate_bn": 500},  # statistics of batch norms, no training
+        **mend,
         "report": {"latency_batches": [1], "trackers": []},
     }
     recipe = composed_run.load_tree(tree, arguments.overrides)
     start = "start" if recipe.backbone.bundle else "dense"
-    columns = {"dense": start, "pruned": "pruned", "finetuned": "recalibrated"}
+    mended = "repaired" if recipe.repair.method != "none" else "recalibrated"
+    columns = {"dense": start, "pruned": "pruned", "finetuned": mended}
     same = (
         "\nThe images have one split: the same ones ranked the channels and measured top-1, so it is too good."
         if one_split

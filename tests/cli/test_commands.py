@@ -145,7 +145,7 @@ def test_weights_and_images_make_a_bundle(images, weights, tmp_path):
     assert done.returncode == 0, done.stderr
     body = json.loads(done.stdout)
     assert body["method"] == "group_fisher"
-    assert body["figures"]["recalibrated"]["macs"] < 0.6 * body["figures"]["dense"]["macs"]
+    assert body["figures"]["repaired"]["macs"] < 0.6 * body["figures"]["dense"]["macs"]
     small = bundle.load(body["bundle"])
     assert small(torch.zeros(1, 3, 8, 8)).shape == (1, 3)
     assert json.loads((out / "method_choice.json").read_text())["method"] == "group_fisher"

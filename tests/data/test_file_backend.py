@@ -191,7 +191,7 @@ def test_workers_stay_for_the_next_epoch_and_nothing_is_left_behind(folder):
     lists = micro_batches(np.array([0, 2, 3, 5, 6, 7] * 4), 2)
     list(feed.batches(lists))  # what the first use of workers starts in this process stays for good
     feed.close()
-    before = children(), me.num_threads(), me.num_fds()
+    before = settled(me)
     list(feed.batches(lists, (0, 0)))
     workers = children() - before[0]
     assert len(workers) == 2
@@ -201,7 +201,19 @@ def test_workers_stay_for_the_next_epoch_and_nothing_is_left_behind(folder):
     for _ in range(5):
         next(feed.batches(lists))  # dropped before its end
     feed.close()
-    assert (children(), me.num_threads(), me.num_fds()) == before
+    assert settled(me) == before
+
+
+def settled(process: psutil.Process) -> tuple[set[int], int, int]:
+    """Children, threads and open files of a process, once none of them has ended for half a second."""
+    found, seen = (set[int](), 0, 0), 0
+    for _ in range(100):
+        now = children(), process.num_threads(), process.num_fds()
+        found, seen = now, seen + 1 if now == found else 0
+        if seen == 5:
+            break
+        time.sleep(0.1)
+    return found
 
 
 LEFT = """
