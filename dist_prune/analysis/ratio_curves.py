@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dist_prune.config.recipe import Recipe
 from dist_prune.data.loader import ImageLoader
@@ -26,7 +27,7 @@ from dist_prune.pruning.hooks.masked_accuracy import Batches, MaskedAccuracyCach
 from dist_prune.pruning.selection.cost import macs
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.stages.calibration import SCORES, starting_network
-from dist_prune.training.evaluation import losses, mean_loss, num_correct
+from dist_prune.tasks.tallies import count_losses, mean_loss, num_correct
 
 RECORD = "ratio_curves.jsonl"
 HEAD = ("group", "width", "keep_ratio", "kept", "macs", "top1", "loss")
@@ -296,10 +297,12 @@ def count_metrics(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (n,) int64.
 
     Returns:
-        (m, 4) int64: correct images, loss in integer units (see ``losses``), images, images with a loss that is not
-        finite.
+        (m, 4) int64: correct images, loss in integer units (see ``count_losses``), images, images with a
+        loss that is not finite.
     """
-    loss_parts = [torch.stack(losses(row.float(), labels)) for row in logits]
+    loss_parts = [
+        count_losses(functional.cross_entropy(row.float().double(), labels, reduction="none")) for row in logits
+    ]
     loss = torch.stack(loss_parts)
     count = torch.full_like(loss[:, 0], len(labels))
     return torch.stack([num_correct(logits, labels), loss[:, 0], count, loss[:, 1]], 1)

@@ -6,19 +6,20 @@ from typing import Any
 
 import torch
 
-from dist_prune import methods
+from dist_prune import methods, tasks
 from dist_prune.cli.verb import Answer, add_recipe
 from dist_prune.config import loading
 from dist_prune.config.data import Data
 from dist_prune.config.recipe import Recipe
 from dist_prune.data.class_order import class_order_warning, describe_order, read_class_map, sort_classes
 from dist_prune.data.datasets import KNOWN, check_normalisation, class_folders, npz_shape
+from dist_prune.data.mask_folder import count_classes
 from dist_prune.errors import PruneError
 from dist_prune.methods.base import Method
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.selection.cost import COSTS, counted_costs
 from dist_prune.pruning.selection.ranking import SelectionRequest, reachable
-from dist_prune.pruning.surgery.verified_trace import check_logits, trace_groups
+from dist_prune.pruning.surgery.verified_trace import trace_groups
 
 HELP = "check a recipe: what a run would refuse, and its channel groups"
 
@@ -69,7 +70,9 @@ def trace_backbone(recipe: Recipe, method: Method) -> tuple[DependencyGraph, int
         (an empty text if nothing).
     """
     from dist_prune import models  # timm takes seconds to import
+    from dist_prune.pipeline.recipe_checks import check_outputs
 
+    task = tasks.build(recipe.task)
     classes, in_chans, native_side, assumed = _image_shape(recipe.data)
     model = models.create(recipe.backbone.name, classes, in_chans, False, recipe.backbone.kwargs).eval()
     config = models.image_config(model, in_chans)
@@ -77,8 +80,8 @@ def trace_backbone(recipe: Recipe, method: Method) -> tuple[DependencyGraph, int
     check_normalisation(recipe.data.mean, recipe.data.std, in_chans)
     example = torch.randn(1, in_chans, size, size)
     graph = trace_groups(model, example)
-    check_logits(model, example, recipe.backbone.name)
-    return method.prunable(graph), classes, assumed
+    check_outputs(task, model, example, classes, recipe.backbone.name)
+    return method.prunable(graph.protect(task.protect(graph.producers))), classes, assumed
 
 
 def preview(recipe: Recipe, method: Method) -> dict[str, Any]:
@@ -144,6 +147,9 @@ def _image_shape(data: Data) -> tuple[int, int, int | None, str]:
     if data.source in KNOWN:
         classes, in_chans, side = KNOWN[data.source]
         return len(data.classes or ()) or classes, in_chans, side, ""
+    if data.source == "maskfolder":
+        count = count_classes(data.root)
+        return (count, 3, None, "") if count else (21, 3, None, "21 classes: the folder of masks is not here")
     if data.source == "imagefolder":
         folders, _ = class_folders(data.root, data.train_split, data.eval_split)
         if not folders:

@@ -62,11 +62,11 @@ class Backbone(Section):
 class Data(Section):
     """The data set, and how its images are loaded and augmented."""
 
-    source: InputShape[Literal["digits", "npz", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagefolder"]] = (
-        Field(
-            description="data set: scikit-learn's digits, arrays of an .npz file, one of torchvision's, or folders of "
-            "images"
-        )
+    source: InputShape[
+        Literal["digits", "npz", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagefolder", "maskfolder"]
+    ] = Field(
+        description="data set: scikit-learn's digits, arrays of an .npz file, one of torchvision's, folders of "
+        "images, or images with a mask each"
     )
     root: External[PathText | None] = Field(
         default=None, description="file or folder of the data; ${VARIABLES} of the environment are filled in"

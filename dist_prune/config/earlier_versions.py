@@ -19,6 +19,7 @@ ADDED: dict[str, Any] = {
     "data.class_order": None,
     "data.layout": None,
     "target.latency_tolerance": 0.05,
+    "task": {"name": "classification"},
 }
 ADDED_TO: dict[str, dict[str, Any]] = {  # method -> the same for its options
     **{

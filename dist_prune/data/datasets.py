@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dist_prune.data import array_files, folder_layout, folder_scan
+from dist_prune.data import array_files, folder_layout, folder_scan, mask_folder
 from dist_prune.data.class_order import renumbered_identity
 from dist_prune.data.folder_index import Names, load_or_scan
 from dist_prune.data.random_access import ImageSource, RandomAccessSource, Say, SplitSpec
@@ -282,6 +282,7 @@ def npz_shape(root: str | None, layout: str | None, image_size: int | None) -> t
 def _expected_form(source: str) -> str:
     return {
         "npz": array_files.EXPECTED_FORM,
+        "maskfolder": mask_folder.EXPECTED_FORM,
         "imagefolder": "imagefolder: ROOT/train/<class>/<image> and ROOT/val/<class>/<image> "
         "(data.train_split and data.eval_split name other sub-folders).",
     }.get(source, f"{source}: the folder that torchvision's data set of this name reads (it is not downloaded).")
@@ -339,6 +340,7 @@ OPENERS: dict[str, Callable[[SplitSpec], RandomAccessSource]] = {
     "digits": _open_digits,
     "npz": _open_npz,
     "imagefolder": _open_folder,
+    "maskfolder": mask_folder.open_masks,
     "cifar10": _open_torchvision,
     "cifar100": _open_torchvision,
     "mnist": _open_torchvision,

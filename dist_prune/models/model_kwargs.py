@@ -17,6 +17,7 @@ import timm
 from torch import nn
 
 from dist_prune.errors import PruneError, nearest, shown
+from dist_prune.models import torchvision_networks
 
 # arguments of network classes that are no plain values, are set by this package, or name a file or URL
 NEVER = {
@@ -38,6 +39,8 @@ def allowed(name: str) -> set[str]:
     Args:
         name: of a backbone that timm knows; it is not built.
     """
+    if torchvision_networks.is_torchvision(name):
+        return torchvision_networks.allowed(name)
     entry = timm.model_entrypoint(name)
     makes, base = getattr(entry, "makes", None), getattr(entry, "base", None)
     if base is not None:

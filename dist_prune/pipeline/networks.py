@@ -22,6 +22,7 @@ from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.pruning.surgery.rebuild import rebuild
 from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.tasks import build as build_task
 
 
 @dataclass
@@ -88,7 +89,8 @@ class RunNetworks:
     @cached_property
     def graph(self) -> DependencyGraph:
         """The dependency graph of the dense backbone: the layers and groups that the method can prune."""
-        return self.method.prunable(trace_groups(self.create().eval(), self.images.example_input))
+        graph = trace_groups(self.create().eval(), self.images.example_input)
+        return self.method.prunable(graph.protect(build_task(self.recipe.task).protect(graph.producers)))
 
     def round_graph(self, graph: DependencyGraph, number: int) -> DependencyGraph:
         """The dependency graph of the network that a round starts from.

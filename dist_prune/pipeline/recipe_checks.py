@@ -3,23 +3,28 @@
 Both report the same texts, so a recipe that passes ``check`` passes at the start of a run.
 """
 
+import copy
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from dist_prune import tasks
 from dist_prune.config.data import Data
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.training import Training
 from dist_prune.data.datasets import KNOWN, open_source
 from dist_prune.data.open_split import beton_path
+from dist_prune.data.random_access import TARGETS, ImageSource, target_kind
 from dist_prune.errors import PruneError
 from dist_prune.methods.base import Method
 from dist_prune.models.load_checkpoint import load_checkpoint
 from dist_prune.pipeline.ledger import Ledger
 from dist_prune.pruning.plan import files
 from dist_prune.pruning.selection import cost
+from dist_prune.tasks.base import Task
 from dist_prune.training import optim, optimizer_state
 
 ASSUME = "dist-prune check --assume RECIPE leaves out what is only on another machine"
@@ -62,6 +67,10 @@ def missing_image_folders(data: Data) -> list[str]:
     Returns:
         A line for each missing split.
     """
+    if data.source == "maskfolder":
+        splits = {data.train_split: True, data.eval_split: False}
+        found = [_failing(open_source, data.source, data.root, split, train) for split, train in splits.items()]
+        return list(dict.fromkeys(line for lines in found for line in lines))
     if data.source != "imagefolder":
         path = Path(data.root).expanduser() if data.root else None
         opened = data.source in KNOWN or path is None or not path.exists()  # an .npz is read by the check verb itself
@@ -119,6 +128,7 @@ def contradictions(recipe: Recipe, method: Method, model: nn.Module, classes: in
         A line for each problem.
     """
     problems = _failing(check_rounds, recipe, method, False)
+    problems += task_problems(recipe, method, tasks.build(recipe.task))
     checkpoint = Path(recipe.backbone.checkpoint).expanduser() if recipe.backbone.checkpoint else None
     if checkpoint is not None and checkpoint.is_file():
         arguments = (model, checkpoint, recipe.backbone, classes or 0, classes is None or recipe.train.epochs > 0)
@@ -126,6 +136,73 @@ def contradictions(recipe: Recipe, method: Method, model: nn.Module, classes: in
     for settings, name in training_sections(recipe):
         problems += _failing(optim.check, model, settings, name)
     return problems
+
+
+def task_problems(recipe: Recipe, method: Method, task: Task) -> list[str]:
+    """Find what a recipe asks for that makes no sense for its task.
+
+    Args:
+        recipe: The validated recipe.
+        method: The recipe's method.
+        task: The recipe's task.
+
+    Returns:
+        A line for each problem.
+    """
+    names = [(recipe.method["name"], method)] if not recipe.select.plan else []
+    problems = [line for name, each in names for line in _failing(task.check_method, name, each.needs)]
+    for settings, section in training_sections(recipe):
+        problems += _failing(task.check_training, settings, section)
+    if recipe.information.curves != "none" and not task.is_classification:
+        problems.append(
+            f"information.curves: curves count images that are classified right, and the task {task.name} has none; "
+            "leave it out"
+        )
+    return problems
+
+
+def check_targets(task: Task, source: ImageSource, name: str) -> None:
+    """Check that a data set gives what the task learns from.
+
+    Args:
+        task: The recipe's task.
+        source: The opened training split.
+        name: The recipe's ``data.source``.
+
+    Raises:
+        PruneError: It gives something else.
+    """
+    found = target_kind(source)
+    if found != task.targets:
+        raise PruneError(
+            f"task.name: {task.name} learns from {TARGETS[task.targets]}; data.source={name} gives {TARGETS[found]}"
+        )
+
+
+def check_outputs(task: Task, model: nn.Module, example: Tensor, count: int, name: str) -> None:
+    """Check that a network gives what the task needs, in training and in evaluation mode.
+
+    Args:
+        task: The recipe's task.
+        model: The bare network; not changed.
+        example: (1, C, H, W) image on its device.
+        count: Number of classes or values.
+        name: Name of the backbone, for the error.
+
+    Raises:
+        PruneError: It gives something else.
+    """
+    images = torch.cat([example, example])
+    for mode in ("evaluation", "training"):
+        trial = copy.deepcopy(model).train(mode == "training")
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                outputs = trial(images)
+        except Exception:  # an image size, a norm over single values: other checks report these
+            continue
+        if wrong := task.check_outputs(outputs, count, images):
+            raise PruneError(f"backbone.name: in {mode} mode {name} {wrong}")
 
 
 def check_rounds(recipe: Recipe, method: Method, zero: bool) -> None:
