@@ -64,6 +64,7 @@ class HRel(base.RankingMethod):
     """
 
     paper = "Sarvani et al., Neural Networks 2022: relevance of activation maps to the classes (HRel)"
+    needs = ("class labels",)
     Options = Options
 
     def score(self, context: base.ScoringContext) -> base.Scores:

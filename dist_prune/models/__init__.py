@@ -25,9 +25,10 @@ from dist_prune.models import (
     wide_resnet_cifar,
 )
 from dist_prune.models.meta_shapes import meta_shapes
+from dist_prune.models.torchvision_networks import is_torchvision
 
 LARGE = 500_000_000  # largest number of values of a network with arguments, or four times that without them
-__all__ = ["check", "create", "image_config", "list_names", "pretrained_classes", "state_shapes"]
+__all__ = ["check", "create", "image_config", "is_torchvision", "list_names", "pretrained_classes", "state_shapes"]
 _OWN = (  # registered by their import
     densenet_cifar, googlenet_cifar, lenet, lenet_tanh, mlp, mobilenet_cifar, resnet_cifar, unet,
     vgg_cifar, vgg_fc, wide_resnet_cifar,
@@ -79,7 +80,7 @@ def check(name: str, kwargs: Mapping[str, Any]) -> None:
     Raises:
         PruneError: unknown name, or arguments that are not those of its class.
     """
-    if torchvision_networks.is_torchvision(name):
+    if is_torchvision(name):
         torchvision_networks.check(name)
     elif not isinstance(name, str) or not timm.is_model(name):
         known = timm.list_models("*")
@@ -118,7 +119,7 @@ def state_shapes(
 
 def _build(name: str, classes: int, in_chans: int, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
     try:
-        if torchvision_networks.is_torchvision(name):
+        if is_torchvision(name):
             return torchvision_networks.build(name, classes, in_chans, pretrained, kwargs)
         return timm.create_model(name, pretrained=pretrained, num_classes=classes, in_chans=in_chans, **dict(kwargs))
     except (PruneError, NotImplementedError):
@@ -137,7 +138,7 @@ def _build(name: str, classes: int, in_chans: int, pretrained: bool, kwargs: Map
 
 def pretrained_classes(name: str) -> int | None:
     """The number of classes of timm's pretrained weights; None if a network has no such weights."""
-    if torchvision_networks.is_torchvision(name):
+    if is_torchvision(name):
         return None
     config = timm.get_pretrained_cfg(name)
     return config.num_classes if config is not None and config.has_weights else None

@@ -5,8 +5,9 @@ finetuned.safetensors, plan.json, metrics.json -> export/bundle.json, export/mod
 
 import json
 from dataclasses import asdict
+from typing import Any
 
-from dist_prune.export.bundle import manifest_json
+from dist_prune.export.bundle import manifest_json, output_shapes
 from dist_prune.pipeline.context import RunContext, StageOutput
 from dist_prune.pipeline.stage_graph import BUNDLE, FINETUNED, METRICS
 from dist_prune.report.tables import KINDS
@@ -34,6 +35,12 @@ def run(context: RunContext) -> StageOutput:
         "data": recipe.data.source,
         "finetune_epochs": recipe.finetune.epochs,
     }
-    text = manifest_json(backbone, plan, image, images.classes, weights, figures, origin, context.networks.create())
+    described: dict[str, Any] = {}
+    if not context.task.is_classification:
+        small = context.networks.load_pruned(FINETUNED, context.round).eval()
+        shapes = output_shapes(small, tuple(images.example_input.shape[1:]))
+        described = {"task": context.task.description(), "outputs": shapes}
+    dense = context.networks.create()
+    text = manifest_json(backbone, plan, image, images.classes, weights, figures, origin, dense, **described)
     manifest_file, weights_file = BUNDLE
     return StageOutput({}, {weights_file: (weights, {"plan": plan.fingerprint})}, {manifest_file: text})

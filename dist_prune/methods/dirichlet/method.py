@@ -26,6 +26,7 @@ class DirichletSwitches(base.RankingMethod):
     """Keeps the channels with the largest posterior means of their switches."""
 
     paper = "Adamczewski, Park, Dirichlet Pruning for Neural Network Compression, AISTATS 2021"
+    needs = ("class labels", "class logits")
     Options = Options
 
     def score(self, context: base.ScoringContext) -> base.Scores:

@@ -40,6 +40,7 @@ class Entropy(base.RankingMethod):
     """Ranks filters by backward elimination with matrix-based Renyi entropies."""
 
     paper = "Interpretable deep model pruning, Neurocomputing 647 (2025) 130485"
+    needs = ("class labels",)
     Options = Options
 
     def score(self, context: base.ScoringContext) -> base.Scores:

@@ -46,6 +46,7 @@ class Mint(base.RankingMethod):
     """Masks blocks of weights up to a quantile ``p`` of their scores, or removes channels by their summed scores."""
 
     paper = "Ganesh et al., MINT: deep network compression via mutual information-based neuron trimming, ICPR 2020"
+    needs = ("class labels",)
     why_one_shot = "it masks blocks of weights, and layers whose blocks are masked already cannot be scored"
     Options = Options
     equivariant = False  # groups are made of neighbouring channels

@@ -41,6 +41,7 @@ class Sensitivity(base.RankingMethod):
     """Removes the filters that learned masks cut; a target or a keep ratio ranks filters by the masks instead."""
 
     paper = "Guo et al., Sensitivity pruner, Pattern Recognition 2023"
+    needs = ("class labels", "class logits")
     Options = Options
     equivariant = False  # a mask's convolution starts from random weights
     trains_weights = True

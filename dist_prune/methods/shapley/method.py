@@ -28,6 +28,7 @@ class Shapley(base.RankingMethod):
     """Removes the channels with the smallest estimated Shapley values of accuracy."""
 
     paper = "Adamczewski, Li, Van Gool, Shapley Pruning for Neural Network Compression, 2024"
+    needs = ("class logits",)
     Options = Options
     equivariant = False  # coalitions are drawn by channel number
 
