@@ -59,6 +59,7 @@ FLOW = (
     "data/ffcv",
     "models",
     "distributed",
+    "tasks",
     "training",
     "pruning",
     "pruning/graph",

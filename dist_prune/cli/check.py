@@ -155,7 +155,7 @@ def _image_shape(data: Data) -> tuple[int, int, int | None, str]:
         if not folders:
             return 1000, 3, None, "1,000 classes: the image folder is not here"
         return len(read_class_map(Path(data.class_map))) if data.class_map else len(folders), 3, None, ""
-    shape = npz_shape(data.root, data.layout, data.image_size)
+    shape = npz_shape(data.root, data.layout, data.image_size, data.source)
     return (*shape, "") if shape else (10, 3, 32, "10 classes of 3x32x32 images: the .npz file is not here")
 
 

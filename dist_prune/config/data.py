@@ -63,10 +63,22 @@ class Data(Section):
     """The data set, and how its images are loaded and augmented."""
 
     source: InputShape[
-        Literal["digits", "npz", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagefolder", "maskfolder"]
+        Literal[
+            "digits",
+            "npz",
+            "cifar10",
+            "cifar100",
+            "mnist",
+            "fashion_mnist",
+            "imagefolder",
+            "maskfolder",
+            "npz_labels",
+            "npz_values",
+        ]
     ] = Field(
         description="data set: scikit-learn's digits, arrays of an .npz file, one of torchvision's, folders of "
-        "images, or images with a mask each"
+        "images, images with a mask each, or "
+        "arrays of an .npz file with several labels (npz_labels) or numbers (npz_values) for each image"
     )
     root: External[PathText | None] = Field(
         default=None, description="file or folder of the data; ${VARIABLES} of the environment are filled in"
@@ -182,7 +194,7 @@ class Data(Section):
             ("class_map", "imagefolder", folders),
             ("layout", "npz", "the arrays of an .npz file"),
         ):
-            if getattr(self, key) is not None and self.source != source:
+            if getattr(self, key) is not None and self.source != source and not self.source.startswith(f"{source}_"):
                 raise ValueError(f"data.{key} is for {owner}; data.source is {self.source}. Leave it out")
         if self.class_map and self.class_order:
             raise ValueError("data.class_map gives the order of the classes: leave data.class_order out")

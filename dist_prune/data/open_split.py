@@ -126,7 +126,7 @@ def beton_path(source: str, root: str | None, split: str, train: bool) -> Path |
     ``ROOT/train.beton`` for ROOT/train, ``x.train.beton`` and ``x.test.beton`` for x.npz, ``ROOT/cifar10.train.beton``
     for torchvision's data sets.
     """
-    if root is None:
+    if root is None or source in ("maskfolder", "npz_labels", "npz_values"):  # a .beton holds class numbers alone
         return None
     path, suffix = Path(root).expanduser(), "train" if train else "test"
     if source == "imagefolder":

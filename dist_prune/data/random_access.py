@@ -32,8 +32,8 @@ StoredImage = Path | bytes | np.ndarray  # an image file, the bytes of one, or i
 TARGETS = {
     "classes": "one class for each image",
     "masks": "a mask for each image (data.source=maskfolder)",
-    "labels": "0 or 1 of every class for each image (an .npz whose y_train is (images, classes))",
-    "values": "numbers for each image (an .npz whose y_train is (images, outputs) or (images,) of floats)",
+    "labels": "0 or 1 of every class for each image (data.source=npz_labels)",
+    "values": "numbers for each image (data.source=npz_values)",
 }
 
 

@@ -27,6 +27,7 @@ from dist_prune.pruning.selection import cost
 from dist_prune.tasks.base import Task
 from dist_prune.training import optim, optimizer_state
 
+TARGETS_OF = {"maskfolder": "masks", "npz_labels": "labels", "npz_values": "values"}  # source -> what it gives
 ASSUME = "dist-prune check --assume RECIPE leaves out what is only on another machine"
 
 
@@ -129,6 +130,8 @@ def contradictions(recipe: Recipe, method: Method, model: nn.Module, classes: in
     """
     problems = _failing(check_rounds, recipe, method, False)
     problems += task_problems(recipe, method, tasks.build(recipe.task))
+    kind = TARGETS_OF.get(recipe.data.source, "classes")
+    problems += _failing(check_kind, tasks.build(recipe.task), kind, recipe.data.source)
     checkpoint = Path(recipe.backbone.checkpoint).expanduser() if recipe.backbone.checkpoint else None
     if checkpoint is not None and checkpoint.is_file():
         arguments = (model, checkpoint, recipe.backbone, classes or 0, classes is None or recipe.train.epochs > 0)
@@ -172,7 +175,11 @@ def check_targets(task: Task, source: ImageSource, name: str) -> None:
     Raises:
         PruneError: It gives something else.
     """
-    found = target_kind(source)
+    check_kind(task, target_kind(source), name)
+
+
+def check_kind(task: Task, found: str, name: str) -> None:
+    """``check_targets`` for a data set that gives ``found``, a key of ``TARGETS``."""
     if found != task.targets:
         raise PruneError(
             f"task.name: {task.name} learns from {TARGETS[task.targets]}; data.source={name} gives {TARGETS[found]}"

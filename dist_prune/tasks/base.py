@@ -65,7 +65,6 @@ class Task(ABC):
         primary: the figure that selects epochs and that pruning is judged by.
         higher_is_better: its direction.
         provides: what methods may ask for (keys of ``NEEDS``).
-        output: name of the main output in exported files.
         mixes: whether mixup and CutMix can mix the targets.
     """
 
@@ -76,7 +75,6 @@ class Task(ABC):
     primary: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     provides: ClassVar[frozenset[str]] = frozenset()
-    output: ClassVar[str] = "logits"
     mixes: ClassVar[bool] = False
 
     options: Any
