@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from dist_prune.tasks.base import Batch, Picture, Task, TaskOptions, Training
+from dist_prune.tasks.base import Batch, Picture, Task, TaskOptions
 from dist_prune.tasks.colours import blend, class_colours
 from dist_prune.tasks.outputs import auxiliary_output, main_output, shape_text
 from dist_prune.tasks.tallies import count_losses, mean_of_counted
@@ -21,11 +21,11 @@ class Options(TaskOptions):
     """Options of segmentation.
 
     Attributes:
-        aux_weight: weight of the loss of an auxiliary head in training.
+        aux_weight: weight of the loss of an auxiliary head.
     """
 
     aux_weight: float = Field(
-        default=0.5, ge=0, le=100, description="weight of the loss of an auxiliary head (output aux) in training"
+        default=0.5, ge=0, le=100, description="weight of the loss of an auxiliary head (output aux)"
     )
 
 
@@ -43,12 +43,12 @@ class Segmentation(Task):
     primary = "miou"
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """Mean cross-entropy over the pixels of each image that are not void, (n,); 0 for an image of void alone."""
-        return _mean_over_pixels(_logits(outputs, batch.labels), batch.labels)
+        """Mean cross-entropy over the pixels of each image that are not void, (n,); 0 for an image of void alone.
 
-    def training_loss(self, outputs: Any, batch: Batch, settings: Training) -> Tensor:
-        """``loss``, and ``aux_weight`` times that of an auxiliary head."""
-        losses, auxiliary = self.loss(outputs, batch), auxiliary_output(outputs)
+        If the network has an auxiliary head (output ``aux``), ``aux_weight`` times its loss is added. The figure
+        ``loss`` is without it.
+        """
+        losses, auxiliary = _mean_over_pixels(_logits(outputs, batch.labels), batch.labels), auxiliary_output(outputs)
         if auxiliary is None or not self.options.aux_weight:
             return losses
         return losses + self.options.aux_weight * _mean_over_pixels(_resized(auxiliary, batch.labels), batch.labels)
