@@ -139,8 +139,8 @@ def model_card(body: Mapping[str, Any], latency: Mapping[str, Any] | None = None
         f"  # {len(body['classes'])} classes",
         "```",
         "", f"Images: {side} x {side}, on [0, 1], mean {_numbers(image['mean'])}, standard deviation "
-        f"{_numbers(image['std'])}; crop {image['crop']}, {image['interpolation']}. Classes, plan and digests are in "
-        "`bundle.json`.", "",
+        f"{_numbers(image['std'])}; crop {image.get('crop', 1.0)}, {image.get('interpolation', 'bilinear')}. "
+        "Classes, plan and digests are in `bundle.json`.", "",
     ]  # fmt: skip
     return "\n".join([*header, "", *lines])
 

@@ -21,6 +21,7 @@ from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph import head_groups
 from dist_prune.pruning.graph.groups import ChannelGroup, Coupling, DependencyGraph, Layer
 from dist_prune.pruning.graph.layer_trace import trace_layers, where_tracing_stopped
+from dist_prune.pruning.network_output import tensors_of
 
 OUTPUTS = "its channels are the network's outputs"  # reason of a protected group that no layer reads
 _POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
@@ -133,7 +134,14 @@ def _build_tp_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
     with warnings.catch_warnings(), evaluation_mode(model), torch.enable_grad():
         warnings.simplefilter("ignore")
         pools: dict[Any, Any] = {kind: _PoolFollows() for kind in _POOLS}
-        return tp.DependencyGraph().build_dependency(model, example, customized_pruners=pools, verbose=False)
+        return tp.DependencyGraph().build_dependency(
+            model, example, output_transform=_traceable, customized_pruners=pools, verbose=False
+        )
+
+
+def _traceable(output: Any) -> list[Tensor]:
+    """Return the tensors of a network's output that its parameters decide; torch-pruning follows them backwards."""
+    return [tensor for tensor in tensors_of(output) if tensor.grad_fn is not None]
 
 
 class _PatchedTorchPruning:

@@ -1,7 +1,6 @@
 """Verified trace: a group is free only if cutting some of its channels has the same effect as switching them off."""
 
 import copy
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph
 from dist_prune.pruning.graph.tracer import OUTPUTS, trace_dependencies
 from dist_prune.pruning.hooks.gating import gate_off
+from dist_prune.pruning.network_output import tensors_of
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.rng import seeded_generator
 from dist_prune.pruning.surgery.surgeon import apply_plan
@@ -39,21 +39,6 @@ def trace_groups(model: nn.Module, example: Tensor) -> DependencyGraph:
     """
     graph = trace_dependencies(model, example)
     return verify_groups(model, graph, example.to(next(model.parameters()).device))
-
-
-def tensors_of(output: Any) -> Iterator[Tensor]:
-    """Yield every tensor of a network's output in order, also from tuples, lists, mappings and data classes."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from tensors_of(value)
-    elif isinstance(output, list | tuple):
-        for value in output:
-            yield from tensors_of(value)
-    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
-        for field in dataclasses.fields(output):
-            yield from tensors_of(getattr(output, field.name))
 
 
 def shapes_of(output: Any) -> list[tuple[int, ...]]:
