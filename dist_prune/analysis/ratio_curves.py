@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dist_prune import tasks
 from dist_prune.config.recipe import Recipe
 from dist_prune.data.loader import ImageLoader
 from dist_prune.data.sampling import calibration_ids, micro_batches
@@ -167,8 +168,10 @@ def check(recipe: Recipe, method: Method) -> None:
         method: Its method.
 
     Raises:
-        PruneError: The recipe replays a plan, or its method masks blocks of weights.
+        PruneError: The recipe replays a plan, its method masks blocks of weights, or its task has no top-1.
     """
+    if not tasks.build(recipe.task).is_classification:
+        raise PruneError(f"ratio-curves: curves are of top-1, and the task {recipe.task.get('name')} has none")
     if recipe.select.plan:
         raise PruneError("ratio-curves: select.plan replays a plan, so no criterion ranks channels; leave it out")
     if not getattr(method, "structured", True):

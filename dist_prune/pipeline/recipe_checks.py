@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_prune import tasks
+from dist_prune import methods, tasks
 from dist_prune.config.data import Data
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.training import Training
@@ -152,8 +152,9 @@ def task_problems(recipe: Recipe, method: Method, task: Task) -> list[str]:
     Returns:
         A line for each problem.
     """
-    names = [(recipe.method["name"], method)] if not recipe.select.plan else []
-    problems = [line for name, each in names for line in _failing(task.check_method, name, each.needs)]
+    needs = {} if recipe.select.plan else {recipe.method["name"]: method.needs}
+    needs |= {name: methods.find(name).needs for name in recipe.score.compare}
+    problems = [line for name, each in needs.items() for line in _failing(task.check_method, name, each)]
     for settings, section in training_sections(recipe):
         problems += _failing(task.check_training, settings, section)
     if recipe.information.curves != "none" and not task.is_classification:
