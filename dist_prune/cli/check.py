@@ -47,6 +47,8 @@ def run(arguments: argparse.Namespace) -> Answer:
     except loading.UnsetError as error:
         raise PruneError(f"{error}\n{recipe_checks.ASSUME}") from error
     method = methods.build(recipe.method)
+    if unfit := recipe_checks.task_problems(recipe, method, tasks.build(recipe.task)):
+        raise PruneError("\n".join(unfit))
     absent = [*recipe_checks.missing_files(recipe), *recipe_checks.missing_image_folders(recipe.data)]
     if absent and not arguments.assume:
         raise PruneError("\n".join([*absent, recipe_checks.ASSUME]))

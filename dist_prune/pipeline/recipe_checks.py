@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_prune import methods, tasks
+from dist_prune import methods
 from dist_prune.config.data import Data
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.training import Training
@@ -129,9 +129,6 @@ def contradictions(recipe: Recipe, method: Method, model: nn.Module, classes: in
         A line for each problem.
     """
     problems = _failing(check_rounds, recipe, method, False)
-    problems += task_problems(recipe, method, tasks.build(recipe.task))
-    kind = TARGETS_OF.get(recipe.data.source, "classes")
-    problems += _failing(check_kind, tasks.build(recipe.task), kind, recipe.data.source)
     checkpoint = Path(recipe.backbone.checkpoint).expanduser() if recipe.backbone.checkpoint else None
     if checkpoint is not None and checkpoint.is_file():
         arguments = (model, checkpoint, recipe.backbone, classes or 0, classes is None or recipe.train.epochs > 0)
@@ -157,6 +154,7 @@ def task_problems(recipe: Recipe, method: Method, task: Task) -> list[str]:
     problems = [line for name, each in needs.items() for line in _failing(task.check_method, name, each)]
     for settings, section in training_sections(recipe):
         problems += _failing(task.check_training, settings, section)
+    problems += _failing(check_kind, task, TARGETS_OF.get(recipe.data.source, "classes"), recipe.data.source)
     if recipe.information.curves != "none" and not task.is_classification:
         problems.append(
             f"information.curves: curves count images that are classified right, and the task {task.name} has none; "
