@@ -56,9 +56,10 @@ class Segmentation(Task):
     def tally(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """``confusion``: (classes, classes), pixels by class of the mask (rows) and predicted class (columns)."""
         logits = _logits(outputs, batch.labels)
-        count, valid = logits.shape[1], batch.labels != VOID
-        pairs = batch.labels[valid] * count + logits.argmax(1)[valid]
-        confusion = torch.bincount(pairs, minlength=count * count).view(count, count)
+        count, labels = logits.shape[1], batch.labels
+        pairs = torch.where(labels == VOID, count * count, labels * count + logits.argmax(1)).flatten()
+        table = torch.zeros(count * count + 1, dtype=torch.int64, device=pairs.device)  # void comes last
+        confusion = table.scatter_add_(0, pairs, torch.ones_like(pairs))[:-1].view(count, count)  # no wait for a GPU
         return {"confusion": confusion, "loss": count_losses(_mean_over_pixels(logits, batch.labels))}
 
     def tally_shapes(self, outputs: int) -> dict[str, tuple[int, ...]]:

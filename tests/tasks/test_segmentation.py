@@ -1,5 +1,7 @@
 """Segmentation: exact figures and equal plans for any number of ranks, void, several outputs, refusals."""
 
+from importlib.metadata import EntryPoint
+
 import numpy as np
 import pytest
 import torch
@@ -166,3 +168,18 @@ def test_outputs_of_another_form_are_refused():
     assert TASK.check_outputs({"out": torch.zeros(2, 4, 8, 8)}, 4, images) == ""
     assert "tensor (2, 4)" in TASK.check_outputs(torch.zeros(2, 4), 4, images)
     assert "(images, 4, h, w)" in TASK.check_outputs({"out": torch.zeros(2, 5, 8, 8)}, 4, images)
+
+
+def test_a_task_of_another_package_is_found(monkeypatch):
+    point = EntryPoint("mine", "tests.tasks.test_segmentation:Mine", tasks.GROUP)
+    monkeypatch.setattr(tasks, "_entry_points", lambda: {"mine": point})
+    assert "mine" in tasks.list_names()
+    assert isinstance(tasks.build({"name": "mine", "aux_weight": 2}), Mine)
+    wrong = EntryPoint("wrong", "tests.support.masks:Segmenter", tasks.GROUP)
+    monkeypatch.setattr(tasks, "_entry_points", lambda: {"wrong": wrong})
+    with pytest.raises(PruneError, match=r"entry point 'wrong' .* is no subclass of dist_prune.tasks.base.Task"):
+        tasks.find("wrong")
+
+
+class Mine(Segmentation):
+    name = "mine"
