@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -280,7 +280,7 @@ def npz_shape(
     """
     if not root or not Path(root).expanduser().is_file():
         return None
-    source: Any = OPENERS[kind](SplitSpec(kind, root, "", False, layout=layout))
+    source = cast(Any, OPENERS[kind](SplitSpec(kind, root, "", False, layout=layout)))
     check_labels(source, "the evaluation images of npz")
     array_files.check_sides(*source.fixed_size, image_size)
     return len(source.classes), source.in_chans, source.fixed_size[0]

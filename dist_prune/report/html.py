@@ -46,6 +46,7 @@ def render_report(
     curves: Sequence[Curve] = (),
     planes: Sequence[Mapping[str, str]] = (),
     predictions: Sequence[Sequence[tuple[str, str]]] = (),
+    legend: Sequence[tuple[str, str]] = (),
 ) -> str:
     """The report page of a run, as HTML.
 
@@ -58,6 +59,7 @@ def render_report(
         curves: The method's curves.
         planes: The lines of curves.csv.
         predictions: For each image a row of (caption, PNG in base64): the image and what each network finds in it.
+        legend: (name, colour) of what is found.
     """
     task = tables.task_of(body)
     trainings = [
@@ -88,6 +90,7 @@ def render_report(
         criteria=tables.criteria(body),
         figure_name=tables.figure_name(body),
         predictions=predictions,
+        legend=legend,
         seconds=", ".join(f"{name} {value:.1f} s" for name, value in body["timings"].items()),
         events="; ".join(map(tables.event_text, body["events"])) or "none",
         communication=tables.communication(body),

@@ -37,6 +37,7 @@ def run(context: RunContext) -> StageOutput:
     histories = {name: _fact(context, name, "history") or [] for name in stage_labels(context) if _trains(name)}
     similarity_maps, curves = pictures(context)
     predictions = _predictions(context)
+    legend = context.task.legend(context.images.classes) if predictions else []
     _tensorboard(context, body, similarity_maps)
     context.tracker.info("\n" + tables.table(body))
     folder = context.run_dir.resolve()
@@ -51,7 +52,7 @@ def run(context: RunContext) -> StageOutput:
         texts={
             "report.json": strict_json(body),
             "report.html": html.render_report(
-                body, histories, text, similarity_maps, curves, planes(context), predictions
+                body, histories, text, similarity_maps, curves, planes(context), predictions, legend
             ),
         },
     )

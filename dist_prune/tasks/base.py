@@ -250,6 +250,14 @@ class Task(ABC):
         """
         return []
 
+    def legend(self, classes: Sequence[str]) -> list[tuple[str, str]]:
+        """What the colours of ``pictures`` mean: (name, colour as ``#rrggbb``); empty: nothing to explain.
+
+        Args:
+            classes: names of the classes or values.
+        """
+        return []
+
     def better(self, value: float, than: float | None) -> bool:
         """Whether a primary figure is better than another one; anything but nan is better than None."""
         if than is None:

@@ -1,6 +1,6 @@
 """Semantic segmentation: a class for each pixel; mean cross-entropy of an image's pixels, mIoU and pixel accuracy."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from dist_prune.errors import PruneError
 from dist_prune.tasks.base import Batch, Picture, Task, TaskOptions
 from dist_prune.tasks.colours import blend, class_colours
 from dist_prune.tasks.outputs import auxiliary_output, main_output, shape_text
@@ -114,6 +115,11 @@ class Segmentation(Task):
             rows.append(row)
         return rows
 
+    def legend(self, classes: Sequence[str]) -> list[tuple[str, str]]:
+        """The colour of each class."""
+        colours = ("#{:02x}{:02x}{:02x}".format(*row) for row in class_colours(len(classes)).tolist())
+        return list(zip(classes, colours, strict=True))
+
 
 def _whole(outputs: Any) -> Tensor:
     logits = main_output(outputs)
@@ -134,5 +140,13 @@ def _logits(outputs: Any, masks: Tensor) -> Tensor:
 
 def _mean_over_pixels(logits: Tensor, masks: Tensor) -> Tensor:
     """(n,) mean cross-entropy over the pixels that are not void."""
-    losses = functional.cross_entropy(logits, masks, ignore_index=VOID, reduction="none")
+    try:
+        losses = functional.cross_entropy(logits, masks, ignore_index=VOID, reduction="none")
+    except IndexError as error:  # on the CPU; a GPU stops the process
+        wrong = masks[(masks < 0) | ((masks >= logits.shape[1]) & (masks != VOID))]
+        value = int(wrong[0]) if len(wrong) else "?"
+        raise PruneError(
+            f"a mask has the class {value}, and the network gives {logits.shape[1]} classes, 0 to "
+            f"{logits.shape[1] - 1} ({VOID} is void)"
+        ) from error
     return losses.sum((1, 2)) / (masks != VOID).sum((1, 2)).clamp(min=1)

@@ -133,6 +133,16 @@ def test_predictions_have_pictures(folder):
     assert [[picture.caption for picture in row] for row in rows] == [["image", "mask", "dense", "pruned"]] * 2
     assert all(picture.pixels.shape == (masks.SIDE, masks.SIDE, 3) for row in rows for picture in row)
     assert not np.array_equal(rows[0][2].pixels, rows[0][3].pixels)
+    legend = TASK.legend(("road", "sky", "tree", "car"))
+    assert [name for name, _ in legend] == ["road", "sky", "tree", "car"]
+    assert len({colour for _, colour in legend}) == 4
+
+
+def test_a_class_that_the_network_does_not_have_is_named():
+    labels = torch.zeros(1, 4, 4, dtype=torch.int64)
+    labels[0, 1, 2] = 7
+    with pytest.raises(PruneError, match=r"a mask has the class 7, and the network gives 3 classes, 0 to 2"):
+        TASK.loss(torch.zeros(1, 3, 4, 4), batch_of(labels))
 
 
 def test_a_method_that_needs_classes_of_images_is_refused_with_the_reason():
