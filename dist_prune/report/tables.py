@@ -243,7 +243,8 @@ def target_text(body: Mapping[str, Any]) -> str:
     block_note = "; masked blocks of weights save MACs on paper only: they run as slow as dense ones"
     runs = body.get("reruns")
     primary = task_of(body)["primary"]
-    rerun_text = f"; {len(runs[primary])} finetunings: {runs['mean']:.2f} ± {runs['std']:.2f} %" if runs else ""
+    unit = figure_text(body, 0.0).partition(" ")[2]  # %, or none
+    rerun_text = f"; {len(runs[primary])} finetunings: {runs['mean']:.2f} ± {runs['std']:.2f} {unit}" if runs else ""
     block_text = block_note if "sparse" in body["dense"] else ""
     return (
         f"kept: {achieved}"
