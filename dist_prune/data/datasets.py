@@ -282,8 +282,9 @@ def npz_shape(
         return None
     source = cast(Any, OPENERS[kind](SplitSpec(kind, root, "", False, layout=layout)))
     check_labels(source, "the evaluation images of npz")
-    array_files.check_sides(*source.fixed_size, image_size)
-    return len(source.classes), source.in_chans, source.fixed_size[0]
+    height, width = source.fixed_size
+    array_files.check_sides(height, width, image_size)
+    return len(source.classes), source.in_chans, height
 
 
 def _expected_form(source: str) -> str:
