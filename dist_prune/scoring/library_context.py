@@ -97,10 +97,19 @@ class LibraryScoringContext(DistributedScoringContext):
 
     def _need_labels(self) -> None:
         self._need_images()
+        if not self.task.is_classification:
+            self._need_targets()
+            return
         weight = next(self.model.parameters())
         with torch.no_grad(), evaluation_mode(self.model):
             output = self.model(torch.zeros(1, *self.graph.example, device=weight.device, dtype=weight.dtype))
         cast(SampleLoader, self.loader).require_labels(num_logits(output))
+
+    def _need_targets(self) -> None:
+        """PruneError if the loader gives no targets, which it writes as -1."""
+        first = next(self.loader.batches([self.ids[:1]])).labels
+        if first.dim() == 1 and not first.is_floating_point() and int(first[0]) < 0:
+            raise PruneError("this method needs labels, and the loader gives images alone: give (images, labels)")
 
 
 def check_same_network(model: nn.Module, graph: DependencyGraph, comm: Communicator) -> None:
@@ -108,7 +117,8 @@ def check_same_network(model: nn.Module, graph: DependencyGraph, comm: Communica
     modules = dict(model.named_modules())
     for name, layer in graph.layers.items():
         weight = getattr(modules.get(name), "weight", None)
-        if layer.kind in ("conv", "linear") and (weight is None or len(weight) != layer.width_out):
+        width = layer.width_in if layer.transposed else layer.width_out
+        if layer.kind in ("conv", "linear") and (weight is None or len(weight) != width):
             raise PruneError(
                 f"the graph was traced on another network: {name} is not there with {layer.width_out} outputs"
             )
