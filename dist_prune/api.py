@@ -170,7 +170,7 @@ def score(
             bare = copy.deepcopy(bare)
     check_same_network(bare, graph, comm)
     learned = tasks.build({"name": task}) if isinstance(task, str) else task
-    learned.check_method(type(paper).__module__.split(".")[2], paper.task_needs)
+    learned.check_method(_name_of(paper), paper.task_needs)
     ranked = paper.prunable(graph.protect_producers(learned.protect(graph.producers)))
     if not ranked.free:
         why = "; ".join(f"{group.name}: {group.protected}" for group in ranked.groups[:5])
@@ -485,6 +485,12 @@ def _method(method: str | Method, options: Mapping[str, Any]) -> Method:
     except ValidationError as error:
         lines = (f"{method}.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise PruneError("; ".join(lines)) from error
+
+
+def _name_of(method: Method) -> str:
+    """A method's name: that of its file in this package, or of its class elsewhere."""
+    package, _, inner = type(method).__module__.partition("dist_prune.methods.")
+    return inner.partition(".")[0] if inner and not package else type(method).__name__
 
 
 @contextmanager

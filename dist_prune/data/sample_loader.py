@@ -102,6 +102,11 @@ class _Source:
     def labels(self) -> np.ndarray:
         return self.loader.labels.numpy()
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the network's outputs: 0, 1, ...; empty until they are known."""
+        return tuple(map(str, range(self.loader.outputs)))
+
 
 class SampleLoader:
     """Loads the images of a user's loader in any order.
@@ -110,6 +115,7 @@ class SampleLoader:
         ids: (n,) int64 ids of all images, ascending: positions in the data set, or in the list of batches.
         device: where batches go.
         dtype: of the images of a batch.
+        outputs: number of the network's outputs, 0 until it is known.
         skips: False; an image that cannot be read raises its own error.
     """
 
@@ -135,6 +141,7 @@ class SampleLoader:
         self.device, self.dtype, self.targets = device, dtype, targets
         self._labels: Tensor | None = None
         self._classes: int | None = None
+        self.outputs = 0
         self._loader: DataLoader[Any] | None = None
         self._held: tuple[Tensor, Tensor | None] | None = None
         if isinstance(images, Dataset):
@@ -158,7 +165,7 @@ class SampleLoader:
             PruneError: the first image has no label, or one that is no class.
         """
         if self._classes is None:
-            self._classes = classes
+            self._classes = self.outputs = classes
             next(self.batches([self.ids[:1]]))
 
     @property

@@ -18,6 +18,7 @@ from dist_prune.pruning.hooks.gating import Where
 from dist_prune.pruning.hooks.statistics import Statistic
 from dist_prune.pruning.network_output import num_logits
 from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.tasks.outputs import main_output
 from dist_prune.training.fit_model import Loss
 
 
@@ -97,18 +98,17 @@ class LibraryScoringContext(DistributedScoringContext):
 
     def _need_labels(self) -> None:
         self._need_images()
-        if not self.task.is_classification:
-            self._need_targets()
-            return
         weight = next(self.model.parameters())
         with torch.no_grad(), evaluation_mode(self.model):
             output = self.model(torch.zeros(1, *self.graph.example, device=weight.device, dtype=weight.dtype))
-        cast(SampleLoader, self.loader).require_labels(num_logits(output))
-
-    def _need_targets(self) -> None:
-        """PruneError if the loader gives no targets, which it writes as -1."""
-        first = next(self.loader.batches([self.ids[:1]])).labels
-        if first.dim() == 1 and not first.is_floating_point() and int(first[0]) < 0:
+        samples = cast(SampleLoader, self.loader)
+        if self.task.is_classification:
+            samples.require_labels(num_logits(output))
+            return
+        found = main_output(output)
+        samples.outputs = found.shape[1] if isinstance(found, Tensor) and found.dim() > 1 else 0
+        first = next(samples.batches([self.ids[:1]])).labels
+        if first.dim() == 1 and not first.is_floating_point() and int(first[0]) < 0:  # no other targets have this form
             raise PruneError("this method needs labels, and the loader gives images alone: give (images, labels)")
 
 

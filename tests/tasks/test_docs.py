@@ -30,7 +30,7 @@ def test_every_task_and_refused_method_is_on_the_page():
     text = (ROOT / "docs" / "tasks.md").read_text()
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.M)) == set(tasks.list_names())
     refused = text.partition("## Methods")[2].partition("\n## ")[0]
-    assert all(f"`{name}`" in refused for name in methods.list_names() if methods.find(name).needs)
+    assert all(f"`{name}`" in refused for name in methods.list_names() if methods.find(name).task_needs)
 
 
 @pytest.mark.slow

@@ -144,14 +144,14 @@ def test_a_class_that_the_network_does_not_have_is_named():
 
 
 def test_a_method_that_needs_classes_of_images_is_refused_with_the_reason():
-    refused = {name for name in methods.list_names() if methods.find(name).needs}
+    refused = {name for name in methods.list_names() if methods.find(name).task_needs}
     assert refused == {"hrel", "mint", "entropy", "shapley", "dirichlet", "sensitivity"}
     for name in refused:
         with pytest.raises(
             PruneError, match=rf"method.name: {name} needs (one class|logits of).*segmentation has none"
         ):
-            TASK.check_method(name, methods.find(name).needs)
-        tasks.build({"name": "classification"}).check_method(name, methods.find(name).needs)
+            TASK.check_method(name, methods.find(name).task_needs)
+        tasks.build({"name": "classification"}).check_method(name, methods.find(name).task_needs)
 
 
 @pytest.mark.parametrize(
