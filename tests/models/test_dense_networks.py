@@ -45,6 +45,7 @@ def test_a_segmenter_of_torchvision_is_cut_to_half(name, tmp_path):
         ("torchvision:lraspp_mobilenet_v3_large", 1, {}, r"takes images of 3 channels, the data has 1"),
         ("torchvision:fcn_resnet50", 3, {"aux_los": True}, r"backbone.kwargs: unexpected keyword argument 'aux_los'"),
         ("torchvision:fcn_resnet50", 3, {"weights": "DEFAULT"}, r"unexpected keyword argument 'weights'"),
+        ("torchvision:fcn_resnet50.DEFAULT", 3, {}, r"weights of segmenters are not fetched. Write torchvision:fcn_re"),
         ("unet", 3, {"encoder": "resnet19"}, r"the encoder 'resnet19' is no network of timm"),
         ("unet", 3, {"encoder": "lenet"}, r"lenet"),
     ],
@@ -54,9 +55,9 @@ def test_what_cannot_be_built_is_refused_by_name(name, channels, arguments, text
         models.create(name, 4, channels, kwargs=arguments)
 
 
-def test_weights_of_torchvision_are_named_by_a_file():
-    with pytest.raises(PruneError, match=r"backbone.pretrained: weights of torchvision are not fetched"):
-        models.create("torchvision:resnet18", 10, 3, pretrained=True)
+def test_weights_of_a_segmenter_are_named_by_a_file():
+    with pytest.raises(PruneError, match=r"backbone.pretrained: weights of torchvision.s segmenters are not fetched"):
+        models.create("torchvision:fcn_resnet50", 10, 3, pretrained=True)
 
 
 @pytest.mark.parametrize("side", [32, 50])

@@ -47,7 +47,10 @@ def slow(words: list[str], text: str):
             ["backbone.name=resnet18", "backbone.kwargs="],
             "backbone.name: in evaluation mode resnet18 gives a Tensor with tensor (2, 4), for two images; segment",
         ),
-        (["backbone.name=torchvision:fcn_resnet5", "backbone.kwargs="], "torchvision has no network 'fcn_resnet5'"),
+        (
+            ["backbone.name=torchvision:fcn_resnet5", "backbone.kwargs="],
+            "torchvision has no classifier or segmenter 'fcn_resnet5'",
+        ),
     ],
 )
 def test_check_and_a_run_refuse_alike(place, words, text, capsys, tmp_path):
