@@ -80,7 +80,7 @@ class Backbone(Section):
     checkpoint_skip: Annotated[tuple[str, ...], ReadBy(("train",))] = Field(
         default=(), description="globs of names in the file to leave out; counters and losses are always left out"
     )
-    bundle: External[PathText | None] = Field(
+    bundle: Annotated[PathText | None, ReadBy(("train",))] = Field(
         default=None,
         description="bundle whose pruned network the run starts from instead of a dense one; checkpoint and pretrained "
         "then name the dense network's weights for finetune.distill alone",

@@ -21,7 +21,7 @@ from dist_prune.methods.needs import Needs
 from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph
 from dist_prune.pruning.hooks.consumers import ChannelPoint, consumer_points, consumers
 from dist_prune.pruning.repair.elimination import Reader, backward_elimination
-from dist_prune.pruning.repair.input_moments import InputMoments
+from dist_prune.pruning.repair.input_moments import MOST_COLUMNS, InputMoments
 from dist_prune.pruning.repair.second_moments import exact_total
 from dist_prune.pruning.selection.cost import macs
 
@@ -39,7 +39,7 @@ class Options(base.RankingOptions):
         False, description="select.scope global: division of each group's scores by their mean; off by default"
     )
     per: Literal["nothing", "macs"] = base.select_only(
-        "nothing", description="divisor of a score: nothing, or the MACs of one channel of the group"
+        "macs", description="divisor of a score: nothing, or the MACs of one channel of the group"
     )
     ridge: float = Field(
         default=1e-4, gt=0, le=1, description="ridge of the repair, relative to the mean variance of a reader's inputs"
@@ -60,49 +60,63 @@ class Reconstruction(base.RankingMethod):
         Returns:
             ``<group>``: (C,) float64, the share of its readers' variance that is lost when a channel goes.
         """
-        points = consumer_points(context.graph)
-        layers = context.graph.layers
+        graph, layers = context.graph, context.graph.layers
+        points = consumer_points(graph, readers)
         weights = {point.name: context.weight(point).double() for point in points}
         kernels = {name: (int(w.shape[2]), int(w.shape[3])) if w.dim() == 4 else (1, 1) for name, w in weights.items()}
-        statistic = InputMoments(kernels, {point.name: layers[point.layer].positions for point in points})
+        statistic = InputMoments(kernels, {p.name: layers[p.layer].positions for p in points}, flattened_maps(graph))
         tables = context.collect(points, statistic)
-        groups = {group.name: group for group in context.graph.free}
+        groups = {group.name: group for group in graph.free}
 
         def run(name: str) -> Tensor:
             group = groups[name]
-            readers = []
-            for reader in consumers(context.graph, group):
+            found = []
+            for reader in readers(graph, group):
                 moments = {key: exact_total(table) for key, table in tables[reader.point.name].items()}
-                taps = statistic.taps(reader.point)
-                readers.append(self._reader(context, reader, moments, weights[reader.point.name], taps))
-            return backward_elimination(readers, group.width)
+                mean = moments["x"] / moments["n"]
+                covariance = moments["xx"] / moments["n"] - mean[:, None] * mean[None, :]
+                table, columns = _columns(reader, weights[reader.point.name], statistic)
+                device = context.device
+                # with fewer rows than columns the sample explains any column by the others; the ridge takes that away
+                ridge = max(self.options.ridge, len(mean) / float(moments["n"]))
+                found.append(Reader(covariance.to(device), table.to(device), columns.to(device), ridge))
+            return backward_elimination(found, group.width)
 
-        found = context.map_jobs(list(groups), run)
-        return dict(zip(groups, found, strict=True))
-
-    def _reader(
-        self,
-        context: base.ScoringContext,
-        reader: ChannelPoint,
-        moments: Mapping[str, Tensor],
-        weight: Tensor,
-        taps: int,
-    ) -> Reader:
-        mean = moments["x"] / moments["n"]
-        covariance = (moments["xx"] / moments["n"] - mean[:, None] * mean[None, :]).to(context.device)
-        flat = weight.flatten(2) if weight.dim() == 4 else weight[:, :, None]  # (out, in, taps)
-        if taps == 1:  # a tap of a large kernel is a set of outputs of its own
-            table = flat.permute(1, 0, 2).flatten(1)
-        else:
-            table = flat.permute(1, 2, 0).flatten(0, 1)
-        positions = reader.positions  # (C, m)
-        columns = (positions[:, :, None] * taps + torch.arange(taps)).flatten(1)
-        # with fewer rows than columns the sample explains any column by the others; the ridge takes that away
-        ridge = max(self.options.ridge, len(covariance) / float(moments["n"]))
-        return Reader(covariance, table.to(context.device), columns.to(context.device), ridge)
+        work = [sum(statistic.columns(r.point) ** 2 for r in readers(graph, g)) * g.width for g in groups.values()]
+        results = context.map_jobs(list(groups), run, costs=work)
+        return dict(zip(groups, results, strict=True))
 
     def importance(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> dict[str, Tensor]:
         return {g.name: self.require_score(scores, g.name) / self._channel_cost(graph, g) for g in graph.free}
 
     def _channel_cost(self, graph: DependencyGraph, group: ChannelGroup) -> float:
         return macs(graph) - macs(graph, {group.name: group.width - 1}) if self.options.per == "macs" else 1
+
+
+def readers(graph: DependencyGraph, group: ChannelGroup) -> list[ChannelPoint]:
+    """The consumers that mix channels: a grouped convolution whose groups are the units goes with them."""
+    return [point for point in consumers(graph, group) if graph.layers[point.point.layer].groups == 1]
+
+
+def flattened_maps(graph: DependencyGraph) -> dict[str, int]:
+    """Hook point -> entries of a map, of wide linear layers that read the flattened maps of one group."""
+    found = {}
+    for group in graph.free:
+        for reader in readers(graph, group):
+            positions, width = reader.positions, reader.point.width
+            in_order = torch.equal(positions.flatten(), torch.arange(width))
+            if reader.point.kind == "linear" and width > MOST_COLUMNS and in_order and group.unit == "channel":
+                found[reader.point.name] = positions.shape[1]
+    return found
+
+
+def _columns(reader: ChannelPoint, weight: Tensor, statistic: InputMoments) -> tuple[Tensor, Tensor]:
+    """The weight as (D, O), and the columns of each channel (C, k). Taps without columns of their own are outputs."""
+    taps, entries = statistic.taps(reader.point), statistic.maps.get(reader.point.name, 1)
+    if entries > 1:
+        flat = weight.view(len(weight), -1, entries)
+        return flat.permute(1, 2, 0).flatten(1), torch.arange(flat.shape[1])[:, None]
+    flat = weight.flatten(2) if weight.dim() == 4 else weight[:, :, None]  # (out, in, taps)
+    table = flat.permute(1, 2, 0)
+    columns = (reader.positions[:, :, None] * taps + torch.arange(taps)).flatten(1)
+    return table.flatten(1) if taps == 1 else table.flatten(0, 1), columns

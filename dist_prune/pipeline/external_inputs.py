@@ -76,11 +76,8 @@ def check_unchanged(stage: str, context: RunContext, outside: dict[str, str]) ->
     """
     line = context.ledger.last(stage)
     before = (line or _read_start(stage, context)).get("outside", outside)
-    common = outside.keys() & before.keys()
-    differing = [name for name in sorted(common) if outside[name] != before[name]]
+    differing = [name for name in sorted(outside.keys() & before.keys()) if outside[name] != before[name]]
     repacked = [name for name in differing if _images(outside[name]) == _images(before[name])]
-    if ("bundle" in outside) != ("bundle" in before):  # its key is as old as this digest
-        differing.append("bundle")
     if repacked:
         # the identity of images in a lossy .beton contains a colon (data/ffcv/backend.py)
         lossy_now = any(":" in outside[name] for name in repacked)

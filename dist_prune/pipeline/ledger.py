@@ -181,7 +181,6 @@ NON_IDENTITY_KEYS = (
     "data.backend",
     "data.on_error",
     "backbone.checkpoint",
-    "backbone.bundle",
     "score.save_every",
     "score.record",
     "repair.memory_mb",

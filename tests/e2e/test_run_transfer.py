@@ -1,14 +1,19 @@
 """The commonest start there is: a checkpoint of other classes, and a folder of images."""
 
+import json
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import dist_prune
 from dist_prune.distributed import tensor_files
 from tests.support.launch import PYTHON, report, run
 
 CLASSES = {"airplane": 0, "automobile": 1, "frog": 6, "ship": 8}
 TRAIN, VAL = 60, 50
+RECIPES = {"weights": "resnet18_folder", "nothing": "resnet18_folder_taylor"}
 
 
 @pytest.fixture
@@ -39,7 +44,7 @@ def test_weights_of_ten_classes_learn_four_and_are_cut(folder, data, tmp_path):
     top1 = {}
     for name, more in (("weights", (f"backbone.checkpoint={weights}",)), ("nothing", ())):
         place = tmp_path / name
-        code, output = run(PYTHON, place, *words, *more, recipe="resnet18_folder_taylor", DATA=str(folder))
+        code, output = run(PYTHON, place, *words, *more, recipe=RECIPES[name], DATA=str(folder))
         assert code == 0, output
         top1[name] = report(place)["dense"]["top1"]
         assert ("the head linear is re-initialised for 4 classes" in output) == (name == "weights")
@@ -47,6 +52,10 @@ def test_weights_of_ten_classes_learn_four_and_are_cut(folder, data, tmp_path):
     assert top1["nothing"] < 70, top1
     body = report(tmp_path / "weights")
     assert 0.6 < body["achieved"]["macs"] <= 0.7
+    network = dist_prune.load(tmp_path / "weights")
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 4)
+    bundle = json.loads((tmp_path / "weights/export/bundle.json").read_text())
+    assert bundle["classes"] == sorted(CLASSES), "the names of the folders, in the order of the outputs"
     events = [event["event"] for event in body["events"] if event["stage"] == "train"]
     assert any("(that of resnet20_cifar10.safetensors has 10 classes)" in event for event in events)
     dense, _ = tensor_files.read_tensors(tmp_path / "weights/dense.safetensors")

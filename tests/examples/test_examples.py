@@ -24,7 +24,7 @@ CLAIMS = {
 }
 # the same with fewer images: what two epochs reach, or the cut and the bundle alone
 QUICK = {
-    ("plain_pytorch.py", *FEW): (0.5, 80),
+    ("plain_pytorch.py", *FEW): (0.5, 60),
     ("lightning_module.py", *FEWER): (0.5, 0),
     ("lightning_module.py", "--callback", *FEW): (0.5, 80),
     ("huggingface_trainer.py", *FEWER): (0.6, 0),

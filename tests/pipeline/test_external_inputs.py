@@ -124,15 +124,3 @@ def test_a_stage_that_was_only_begun_may_start_over_with_other_images(folder, tm
     run.ledger.file.write_text(seal(line) + "\n")
     with pytest.raises(PruneError, match=r"data\.root \(training images\): the content is not the one"):
         fingerprint(TRAIN, run)
-
-
-def test_a_bundle_that_comes_goes_or_changes_is_refused(tmp_path):
-    """Its path may change: only the content counts."""
-    recipe = loading.load("quickstart", [], methods.options_of)
-    method = methods.build(recipe.method)
-    run = RunContext(recipe, DistributedEnvironment.single_process(), Tracker(False), tmp_path, method)
-    for before, now in (({}, {"bundle": "a"}), ({"bundle": "a"}, {}), ({"bundle": "a"}, {"bundle": "b"})):
-        run.ledger.append({"stage": "train", "fingerprint": "f", "outputs": {}, "outside": {"train": "i", **before}})
-        with pytest.raises(PruneError, match=r"backbone\.bundle: the content is not the one"):
-            external_inputs.check_unchanged("train", run, {"train": "i", **now})
-        external_inputs.check_unchanged("train", run, {"train": "i", **before})

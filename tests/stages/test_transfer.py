@@ -150,8 +150,10 @@ def test_timms_weights_are_trained_with_a_new_head(tmp_path, pretrained):
     found = weights_of(train.run(context))
     assert torch.allclose(found["layer1.0.conv1.weight"], given["layer1.0.conv1.weight"], atol=1e-6)
     assert found["fc.weight"].shape[0] == 10
-    assert "the head fc is re-initialised for 10 classes (that of timm's weights has 1000 classes)" in events(context)
-    assert "timm's weights are for 3 channels: it fits those of the first layer to 1" in events(context)
+    assert "the head fc is re-initialised for 10 classes (that of the published weights has 1000 classes)" in events(
+        context
+    )
+    assert "the weights are for 3 channels: timm fits those of the first layer to 1" in events(context)
     with pytest.raises(PruneError, match=r"have 1000 classes, the data has 10: the head would be random"):
         train.run(work_of(tmp_path / "none", *words, "backbone.pretrained=true", "train.epochs=0"))
 
@@ -163,7 +165,7 @@ def test_a_file_wins_over_timms_weights_and_says_so(tmp_path):
         "data.image_size=32", f"backbone.checkpoint={file}", *STILL,
     )  # fmt: skip
     train.run(context)  # fetching would fail here: there is no network
-    assert "timm's own (backbone.pretrained) are not fetched" in events(context)
+    assert "the published ones (backbone.pretrained) are not fetched" in events(context)
 
 
 def test_weights_that_cannot_be_fetched(tmp_path, monkeypatch):

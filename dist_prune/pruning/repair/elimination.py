@@ -8,6 +8,8 @@ weights leave the mean square error
 (A_cc)^-1 is the Schur complement of the channel's columns: their covariance that the other columns do not explain.
 Then the best weights are W - A_:c (A_cc)^-1 W_c, and A becomes A - A_:c (A_cc)^-1 A_c:. So the next channel is judged
 with the repair of all earlier ones, and the losses add up to the error of the whole cut.
+
+Only the blocks A_cc are needed at every step. Updates of the rest wait, and are made many at once.
 """
 
 from collections.abc import Sequence
@@ -15,6 +17,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+PENDING = 64  # columns of updates that are kept apart before one product takes them into the inverse
 
 
 @dataclass
@@ -38,8 +42,19 @@ class Reader:
         size = len(self.covariance)
         ridge = torch.eye(size, dtype=torch.float64, device=self.covariance.device) * (self.ridge * scale or 1e-30)
         self.energy = float(((self.covariance @ self.weight) * self.weight).sum()) or 1.0
-        self.inverse = torch.linalg.inv(self.covariance + ridge)
+        self._inverse = torch.linalg.inv(self.covariance + ridge)  # less what is pending
+        self._pending: list[tuple[Tensor, Tensor]] = []  # (D, k) pairs U, V: the inverse loses U V'
+        self.blocks = self._inverse[self.columns[:, :, None], self.columns[:, None, :]]  # (C, k, k) of the inverse
         self.weight = self.weight.clone()
+
+    @property
+    def inverse(self) -> Tensor:
+        """(D, D) inverse covariance of the channels that are left; zero, up to rounding, at the others."""
+        if self._pending:
+            left, right = (torch.cat(tables, 1) for tables in zip(*self._pending, strict=True))
+            self._inverse -= left @ right.T
+            self._pending = []
+        return self._inverse
 
     def losses(self, channels: Tensor) -> Tensor:
         """The shares of the layer's output variance that are lost without one channel each.
@@ -50,22 +65,25 @@ class Reader:
         Returns:
             (m,) float64.
         """
-        columns = self.columns[channels]
-        blocks = self.inverse[columns[:, :, None], columns[:, None, :]]
-        own = self.weight[columns]
-        return (own * torch.linalg.solve(blocks, own)).sum((1, 2)) / self.energy
+        own, blocks = self.weight[self.columns[channels]], self.blocks[channels]
+        if self.columns.shape[1] == 1:
+            return own.square().sum((1, 2)) / blocks[:, 0, 0] / self.energy
+        products = own @ own.transpose(1, 2)
+        return torch.linalg.solve(blocks, products).diagonal(dim1=1, dim2=2).sum(1) / self.energy
 
     def remove(self, channel: int) -> None:
         """Take a channel away and repair the weights of the others."""
         columns = self.columns[channel]
-        across = self.inverse[:, columns]
-        block = across[columns]
-        self.weight -= across @ torch.linalg.solve(block, self.weight[columns])
-        self.inverse -= across @ torch.linalg.solve(block, across.T)
+        across = self._inverse[:, columns]
+        for left, right in self._pending:
+            across = across - left @ right[columns].T
+        scaled = torch.linalg.solve(across[columns], across.T).T
+        self.weight -= scaled @ self.weight[columns]
         self.weight[columns] = 0
-        self.inverse[columns] = 0
-        self.inverse[:, columns] = 0
-        self.inverse[columns, columns] = 1.0
+        self.blocks -= across[self.columns] @ scaled[self.columns].transpose(1, 2)
+        self._pending.append((across, scaled))
+        if len(self._pending) * len(columns) >= PENDING:
+            _ = self.inverse
 
 
 def backward_elimination(readers: Sequence[Reader], width: int) -> Tensor:

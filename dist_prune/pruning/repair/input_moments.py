@@ -1,6 +1,7 @@
 """Second moments of what a layer reads, as a statistic: patches of a convolution, features of a linear layer."""
 
 from collections.abc import Mapping, MutableMapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,18 +28,29 @@ class InputMoments(Statistic):
         kernels: hook point -> (kh, kw); (1, 1) of linear layers.
             The default of an absent one is (1, 1): one column per channel.
         positions: hook point -> output positions per image, which tell a convolution's stride and padding.
+        maps: hook point of a linear layer -> entries of each flattened map, the inputs of one channel side by side.
+            They then count as positions, and the channel has one column.
     """
 
-    def __init__(self, kernels: Mapping[str, tuple[int, int]], positions: Mapping[str, int]):
-        self.kernels, self.positions = dict(kernels), dict(positions)
+    def __init__(
+        self,
+        kernels: Mapping[str, tuple[int, int]],
+        positions: Mapping[str, int],
+        maps: Mapping[str, int] = MappingProxyType({}),
+    ):
+        self.kernels, self.positions, self.maps = dict(kernels), dict(positions), dict(maps)
 
     def taps(self, point: HookPoint) -> int:
         """Columns of each channel of a hook point."""
         kh, kw = self.kernels.get(point.name, (1, 1))
         return kh * kw if point.width * kh * kw <= MOST_COLUMNS else 1
 
+    def columns(self, point: HookPoint) -> int:
+        """Columns of a hook point, D."""
+        return point.width // self.maps.get(point.name, 1) * self.taps(point)
+
     def states(self, point: HookPoint) -> dict[str, State]:
-        columns = point.width * self.taps(point)
+        columns = self.columns(point)
         shapes: dict[str, tuple[int, ...]] = {"xx": (2, columns, columns), "x": (2, columns), "n": (2, 1)}
         return {name: State("sum", shape) for name, shape in shapes.items()}
 
@@ -57,10 +69,14 @@ class InputMoments(Statistic):
             add_exactly(tables[name], value)
 
     def _columns(self, point: HookPoint, maps: Tensor) -> Tensor:
-        if self.taps(point) == 1 or maps.dim() != 4:
+        if point.name in self.maps:
+            return maps.reshape(len(maps), self.columns(point), -1)
+        kernel = self.kernels.get(point.name)
+        if kernel is None or maps.dim() != 4 or self.taps(point) < kernel[0] * kernel[1]:
             return flatten_maps(maps, point)
-        kernel = self.kernels[point.name]
         padding, stride = window(maps.shape[2:], kernel, self.positions[point.name])
+        if kernel == (1, 1):
+            return maps[:, :, ::stride, ::stride].flatten(2)
         return functional.unfold(maps, kernel, 1, padding, stride)
 
 
