@@ -14,7 +14,7 @@ calls them alike.
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from dist_prune import methods, models
+from dist_prune import methods, models, tasks
 from dist_prune.config.familiar_names import KEYWORD_RELATIVES
 from dist_prune.config.pruning import Select, Target
 from dist_prune.data.sample_loader import SampleLoader
@@ -49,6 +49,8 @@ from dist_prune.pruning.surgery import performed
 from dist_prune.pruning.surgery.surgeon import apply_plan, prune_tensors_like
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 from dist_prune.scoring.library_context import LibraryScoringContext, check_same_network, share_buffers
+from dist_prune.tasks.base import Task
+from dist_prune.tasks.outputs import main_output, named_tensors
 from dist_prune.training.optimizer_state import rebuild_optimizer
 from dist_prune.training.tracking import Tracker
 
@@ -119,6 +121,7 @@ def score(
     seed: int = 0,
     verbose: bool = False,
     group: Any = None,
+    task: str | Task = "classification",
     **options: Any,
 ) -> Scores:
     """Score the channels of a network on calibration images.
@@ -139,6 +142,9 @@ def score(
         seed: of everything that the method draws.
         verbose: print progress on the first rank.
         group: process group of torch.distributed whose ranks score together; None for all processes.
+        task: what the network learned, a name or a ``Task`` object: its loss is the one whose gradients methods read.
+            ``segmentation`` takes batches (images, masks (n, H, W) int) and networks that give one tensor, a tuple, a
+            dict or an object of tensors.
         **options: of the method (``dist-prune list keys METHOD``).
 
     Returns:
@@ -163,21 +169,23 @@ def score(
         with torch.inference_mode(False):  # autograd refuses tensors that were made in inference mode; copies are plain
             bare = copy.deepcopy(bare)
     check_same_network(bare, graph, comm)
-    ranked = paper.prunable(graph)
+    learned = tasks.build({"name": task}) if isinstance(task, str) else task
+    learned.check_method(_name_of(paper), paper.task_needs)
+    ranked = paper.prunable(graph.protect_producers(learned.protect(graph.producers)))
     if not ranked.free:
         why = "; ".join(f"{group.name}: {group.protected}" for group in ranked.groups[:5])
         raise PruneError(f"no channel group is free to be pruned: {why}")
     blank = [(torch.zeros(1, *graph.example), torch.zeros(1, dtype=torch.int64))]
-    samples = SampleLoader(blank if loader is None else loader, comm, weight.device, weight.dtype)
+    samples = SampleLoader(blank if loader is None else loader, comm, weight.device, weight.dtype, learned.targets)
     ids = samples.ids
     if images is not None:
         ids = ids[calibration_ids(ids, images, seed)]
     context = LibraryScoringContext(
         bare, ranked, cast(Any, samples), ids, DistributedEnvironment(weight.device, comm),
-        Tracker(verbose and comm.is_main), micro_batch, seed,
+        Tracker(verbose and comm.is_main), micro_batch, seed, task=learned,
     )  # fmt: skip
     context.has_images = loader is not None
-    with _gradients(), only_logits(bare):
+    with _gradients(), only_logits(bare) if learned.is_classification else nullcontext():
         return Scores(paper.score(context), paper)
 
 
@@ -387,8 +395,9 @@ def save(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     figures: Mapping[str, Any] | None = None,
+    task: str | Task = "classification",
 ) -> Path:
-    """Write a pruned classifier as a bundle: safetensors and JSON, nothing pickled.
+    """Write a pruned network as a bundle: safetensors and JSON, nothing pickled.
 
     ``dist_prune.load(folder)`` reads it if the dense network is one that timm builds by name. Another one is loaded by
     ``dist_prune.load(folder, model=make)``: a bundle notes the path of the class, and never runs it.
@@ -401,12 +410,13 @@ def save(
         mean: of the normalisation, one number a channel; default 0, or timm's of the network.
         std: the same; default 1, or timm's of the network.
         figures: measured numbers for a reader: ``{"pruned": {"top1": 91.2}}``.
+        task: what the network learned, a name or a ``Task`` object, as in ``score``.
 
     Returns:
         The folder.
 
     Raises:
-        PruneError: the plan was read from a file, or the network gives something else than logits (n, classes).
+        PruneError: the plan was read from a file, or the network's outputs are not those of the task.
 
     Example:
         >>> import tempfile
@@ -419,12 +429,15 @@ def save(
         raise PruneError("the plan's graph was not traced by dist_prune.trace, so the dense network is not known")
     weight = next(bare.parameters())
     with torch.no_grad(), evaluation_mode(bare):
-        logits = logits_of(bare(torch.zeros(1, *graph.example, device=weight.device, dtype=weight.dtype)))
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        raise PruneError(
-            "a bundle holds a classifier, whose output is one tensor (n, classes), or has it as logits; save this by "
-            "its state dict"
-        )
+        outputs = bare(torch.zeros(2, *graph.example, device=weight.device, dtype=weight.dtype))
+    learned = tasks.build({"name": task}) if isinstance(task, str) else task
+    logits = logits_of(outputs) if learned.is_classification else main_output(outputs)
+    count = logits.shape[1] if isinstance(logits, Tensor) and logits.dim() > 1 else 0
+    seen = logits if learned.is_classification else outputs
+    if wrong := learned.check_outputs(seen, count, torch.zeros(2, *graph.example)):
+        raise PruneError(f"task: the network {wrong}")
+    shapes = {name: list(tensor.shape[1:]) for name, tensor in named_tensors(outputs, bundle.MAIN_OUTPUT)}
+    described = {} if learned.is_classification else {"task": learned.description(), "outputs": shapes}
     backbone, dense = bundle.backbone_of(graph.network, logits.shape[1], graph.example[0])
     config = models.image_config(dense, graph.example[0]) if dense is not None else {}
     image = {
@@ -444,6 +457,7 @@ def save(
         weights,
         figures or {},
         dense_signature={k: list(v) for k, v in graph.network.signature.items()},
+        **described,
     )
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
@@ -471,6 +485,12 @@ def _method(method: str | Method, options: Mapping[str, Any]) -> Method:
     except ValidationError as error:
         lines = (f"{method}.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise PruneError("; ".join(lines)) from error
+
+
+def _name_of(method: Method) -> str:
+    """A method's name: that of its file in this package, or of its class elsewhere."""
+    package, _, inner = type(method).__module__.partition("dist_prune.methods.")
+    return inner.partition(".")[0] if inner and not package else type(method).__name__
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Entry points of installed packages: backbones, datasets, methods and costs of others, read at their first use.
+"""Entry points of installed packages: backbones, datasets, methods, costs and tasks of others, read at their first use.
 
 A package declares them in its pyproject.toml:
 
@@ -23,8 +23,8 @@ from typing import Any, Literal
 from dist_prune.errors import PruneError, nearest, shown
 from dist_prune.fileio import digest
 
-Kind = Literal["backbone", "dataset", "method", "cost"]
-KINDS: tuple[Kind, ...] = ("backbone", "dataset", "method", "cost")
+Kind = Literal["backbone", "dataset", "method", "cost", "task"]
+KINDS: tuple[Kind, ...] = ("backbone", "dataset", "method", "cost", "task")
 
 
 @dataclass(frozen=True)

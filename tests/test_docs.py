@@ -61,6 +61,7 @@ FLOW = (
     "data/ffcv",
     "models",
     "distributed",
+    "tasks",
     "training",
     "pruning",
     "pruning/graph",

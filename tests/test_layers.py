@@ -22,6 +22,7 @@ GIANTS = {
         "models/model_kwargs.py",
         "models/plugin_networks.py",
         "models/registry.py",
+        "models/unet.py",
         "training/optim.py",
         "training/loss.py",
         "training/trainer.py",
@@ -41,7 +42,7 @@ GIANTS = {
 }
 # room -> rooms it may import from (beside itself); a room is a folder or a file of the package
 BASE = {"errors", "fileio", "plugins", "config"}
-ENGINE = BASE | {"distributed", "data", "models", "training"}
+ENGINE = BASE | {"distributed", "data", "models", "tasks", "training"}
 ALLOWED = {
     "errors": set(),
     "fileio": {"errors"},
@@ -50,7 +51,8 @@ ALLOWED = {
     "distributed": BASE,
     "data": BASE | {"distributed"},
     "models": BASE | {"distributed"},
-    "training": BASE | {"distributed", "data"},
+    "tasks": BASE | {"data"},
+    "training": BASE | {"distributed", "data", "tasks"},
     "pruning": {
         "errors",
         "plugins",
@@ -58,7 +60,7 @@ ALLOWED = {
     },  # config: parsing of plan files; a cost's name becomes a key of the target section
     "methods": {"errors", "plugins", "pruning", "config"},  # config: names of methods elsewhere, without torch
     "scoring": ENGINE | {"pruning"},
-    "report": BASE | {"pruning", "training"},
+    "report": BASE | {"pruning", "tasks", "training"},
     "export": ENGINE | {"pruning"},
     "pipeline": ENGINE | {"pruning", "methods", "export"},
     "stages": ENGINE | {"pruning", "methods", "scoring", "report", "export", "pipeline"},

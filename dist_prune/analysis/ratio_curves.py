@@ -10,7 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from dist_prune import tasks
 from dist_prune.config.recipe import Recipe
 from dist_prune.data.loader import ImageLoader
 from dist_prune.data.sampling import calibration_ids, micro_batches
@@ -26,7 +28,7 @@ from dist_prune.pruning.hooks.masked_accuracy import Batches, MaskedAccuracyCach
 from dist_prune.pruning.selection.cost import macs
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.stages.calibration import SCORES, starting_network
-from dist_prune.training.evaluation import losses, mean_loss, num_correct
+from dist_prune.tasks.tallies import count_losses, mean_loss, num_correct
 
 RECORD = "ratio_curves.jsonl"
 HEAD = ("group", "width", "keep_ratio", "kept", "macs", "top1", "loss")
@@ -166,8 +168,10 @@ def check(recipe: Recipe, method: Method) -> None:
         method: Its method.
 
     Raises:
-        PruneError: The recipe replays a plan, or its method masks blocks of weights.
+        PruneError: The recipe replays a plan, its method masks blocks of weights, or its task has no top-1.
     """
+    if not tasks.build(recipe.task).is_classification:
+        raise PruneError(f"ratio-curves: curves are of top-1, and the task {recipe.task.get('name')} has none")
     if recipe.select.plan:
         raise PruneError("ratio-curves: select.plan replays a plan, so no criterion ranks channels; leave it out")
     if not getattr(method, "structured", True):
@@ -296,10 +300,12 @@ def count_metrics(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (n,) int64.
 
     Returns:
-        (m, 4) int64: correct images, loss in integer units (see ``losses``), images, images with a loss that is not
-        finite.
+        (m, 4) int64: correct images, loss in integer units (see ``count_losses``), images, images with a
+        loss that is not finite.
     """
-    loss_parts = [torch.stack(losses(row.float(), labels)) for row in logits]
+    loss_parts = [
+        count_losses(functional.cross_entropy(row.float().double(), labels, reduction="none")) for row in logits
+    ]
     loss = torch.stack(loss_parts)
     count = torch.full_like(loss[:, 0], len(labels))
     return torch.stack([num_correct(logits, labels), loss[:, 0], count, loss[:, 1]], 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dist_prune import methods
+from dist_prune import methods, tasks
 from dist_prune.cli.verb import Answer, add_recipe
 from dist_prune.config import loading
 from dist_prune.config.data import Data
@@ -21,6 +21,7 @@ from dist_prune.data.datasets import (
     npz_shape,
     open_source,
 )
+from dist_prune.data.mask_folder import count_classes
 from dist_prune.errors import PruneError
 from dist_prune.methods.base import Method
 from dist_prune.pipeline.start_network import StartNetwork
@@ -28,7 +29,7 @@ from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.repair.cost import repair_cost
 from dist_prune.pruning.selection.cost import COSTS, counted_costs
 from dist_prune.pruning.selection.ranking import SelectionRequest, reachable
-from dist_prune.pruning.surgery.verified_trace import check_logits, trace_groups
+from dist_prune.pruning.surgery.verified_trace import trace_groups
 
 HELP = "check a recipe: what a run would refuse, and its channel groups"
 
@@ -56,6 +57,8 @@ def run(arguments: argparse.Namespace) -> Answer:
     except loading.UnsetError as error:
         raise PruneError(f"{error}\n{recipe_checks.ASSUME}") from error
     method = methods.build(recipe.method)
+    if unfit := recipe_checks.task_problems(recipe, method, tasks.build(recipe.task)):
+        raise PruneError("\n".join(unfit))
     absent = [*recipe_checks.missing_files(recipe), *recipe_checks.missing_image_folders(recipe.data)]
     if absent and not arguments.assume:
         raise PruneError("\n".join([*absent, recipe_checks.ASSUME]))
@@ -79,7 +82,9 @@ def trace_backbone(recipe: Recipe, method: Method) -> tuple[DependencyGraph, int
         (an empty text if nothing).
     """
     from dist_prune import models  # timm takes seconds to import
+    from dist_prune.pipeline.recipe_checks import check_outputs
 
+    task = tasks.build(recipe.task)
     classes, in_chans, native_side, assumed = _image_shape(recipe.data)
     model = models.create(recipe.backbone.name, classes, in_chans, False, recipe.backbone.kwargs).eval()
     config = models.image_config(model, in_chans)
@@ -90,10 +95,10 @@ def trace_backbone(recipe: Recipe, method: Method) -> tuple[DependencyGraph, int
     check_normalisation(recipe.data.mean, recipe.data.std, in_chans)
     example = torch.randn(1, in_chans, size, size)
     graph = trace_groups(model, example, recipe.backbone.protect)
-    check_logits(model, example, recipe.backbone.name)
+    check_outputs(task, model, example, classes, recipe.backbone.name)
     if start is not None:
         graph = start.graph_of(graph)
-    return method.prunable(graph), classes, assumed
+    return method.prunable(graph.protect_producers(task.protect(graph.producers))), classes, assumed
 
 
 def preview(recipe: Recipe, method: Method) -> dict[str, Any]:
@@ -179,6 +184,9 @@ def _image_shape(data: Data) -> tuple[int, int, int | None, str]:
     if data.source in KNOWN:
         classes, in_chans, side = KNOWN[data.source]
         return len(data.classes or ()) or classes, in_chans, side, ""
+    if data.source == "maskfolder":
+        count = count_classes(data.root)
+        return (count, 3, None, "") if count else (21, 3, None, "21 classes: the folder of masks is not here")
     if data.source == "imagefolder":
         folders, _ = class_folders(data.root, data.train_split, data.eval_split)
         if not folders:
@@ -193,7 +201,7 @@ def _image_shape(data: Data) -> tuple[int, int, int | None, str]:
         return len(read_class_map(Path(data.class_map))) if data.class_map else len(classes), 3, None, ""
     if data.source not in OPENERS:
         return (*dataset_shape(data), "")
-    shape = npz_shape(data.root, data.layout, data.image_size)
+    shape = npz_shape(data.root, data.layout, data.image_size, data.source)
     return (*shape, "") if shape else (10, 3, 32, "10 classes of 3x32x32 images: the .npz file is not here")
 
 

@@ -96,6 +96,9 @@ def collect(paths: Sequence[Path], batch: str | None = None) -> Comparison:
                 reports.append(_read_report(run_dir))
             except PruneError as error:
                 why = str(error)
+        if not why and (task := reports[-1].get("task")):
+            why = f"its task is {task['name']}, and runs are compared by top-1: see report.json"
+            reports.pop()
         if why:
             unfinished.append({"run": run_dir.name, "why": why})
     batch = _common_batch(reports, batch)
@@ -131,6 +134,8 @@ def _read_report(run_dir: Path) -> dict[str, Any]:
     """A finished run's report; PruneError if it cannot be read or lacks a value of the table's rows."""
     try:
         body = {**safe_parsing.read_json(run_dir / "report.json"), "folder": run_dir.name}
+        if body.get("task"):
+            return body
         rows = [_row([body], str(int(batch))) for batch in body["dense"]["latency"]]
         _ = canonical(body["recipe"]), [format_cell(key, row[key]) for row in rows for key in columns()]
         if not rows:

@@ -66,6 +66,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         lines.append(
             f"{file}: {facts['bytes'] / 2**20:.2f} MiB; on {facts['images']} images logits differ by at most "
             f"{facts['difference']:.1e} of the largest, {facts['same_class']:.1%} get the same class"
+            + ("" if facts["outputs"] == ["logits"] else f"; outputs {', '.join(facts['outputs'])}")
         )
     return "\n".join(lines), body, 0
 

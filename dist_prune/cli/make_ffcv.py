@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     from dist_prune.data.datasets import OPENERS, check_labels, open_source
     from dist_prune.data.ffcv.backend import import_loader
     from dist_prune.data.open_split import beton_path
+    from dist_prune.data.random_access import target_kind
     from dist_prune.distributed.cpu_count import cores
 
     import_loader()
@@ -66,6 +67,10 @@ def run(arguments: argparse.Namespace) -> Answer:
         raise PruneError(f"--out: {out or source} must be a path that ends in .beton")
     settings = Settings(arguments.max_resolution, arguments.quality, arguments.write_mode)
     images = open_source(source, root, split, train, print_note, layout)
+    if target_kind(images) != "classes":
+        raise PruneError(
+            f"--source: a .beton holds one class number for each image; {source} has {target_kind(images)}"
+        )
     check_labels(images, f"the images of {arguments.source}")
     stored = {"kind": source, "root": root, "split": split}
     facts = write_beton(images, stored, out, settings, arguments.workers or cores(), print_note, progress_bar)

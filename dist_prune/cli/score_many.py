@@ -7,7 +7,7 @@ import argparse
 import json
 from typing import Any
 
-from dist_prune import methods
+from dist_prune import methods, tasks
 from dist_prune.cli.verb import Answer, add_recipe
 from dist_prune.config import loading
 from dist_prune.errors import PruneError, shown
@@ -15,6 +15,8 @@ from dist_prune.methods.base import RankingMethod
 from dist_prune.pipeline.earlier_artifact_names import artifact
 from dist_prune.pipeline.run_directory import run_directory
 from dist_prune.pruning.selection.cost import report_costs
+from dist_prune.tasks.base import Task
+from dist_prune.tasks.classification import CLASSIFICATION
 
 HELP = "score by several criteria in one pass and compare them at one target"
 
@@ -38,11 +40,16 @@ def run(arguments: argparse.Namespace) -> Answer:
     from dist_prune.run import run
 
     names = arguments.methods.split(",")
-    names = comparable_methods() if names == ["all"] else [name for name in names if name]
+    everything = names == ["all"]
+    names = comparable_methods() if everything else [name for name in names if name]
     if len(names) < 2 or len(set(names)) < len(names):
         raise PruneError(f"--methods: two or more different ones, got {shown(arguments.methods)}")
-    overrides = [*arguments.overrides, f"score.compare=[{','.join(names)}]"]
+    overrides = [*arguments.overrides, _compared(names)]
     recipe = loading.load(arguments.recipe, overrides, methods.options_of)
+    task = tasks.build(recipe.task)
+    if everything:  # those that make sense for the recipe's task
+        names = [name for name in names if not {*methods.find(name).task_needs} - task.provides]
+        recipe = loading.load(arguments.recipe, [*overrides[:-1], _compared(names)], methods.options_of)
     folder = run_directory(arguments.run_dir, f"runs/{recipe.name}")
     preemption.install_handlers()
     environment = DistributedEnvironment.start(
@@ -54,7 +61,11 @@ def run(arguments: argparse.Namespace) -> Answer:
         run(recipe, folder, environment, until="many")
     body = json.loads(artifact(folder, "criteria.json").read_text())
     table, images = body["table"], f"{body['images']['count']} {body['images']['where']}"
-    return as_text(table, images), table, 0
+    return as_text(table, images, task), table, 0
+
+
+def _compared(names: list[str]) -> str:
+    return f"score.compare=[{','.join(names)}]"
 
 
 def comparable_methods() -> list[str]:
@@ -63,22 +74,27 @@ def comparable_methods() -> list[str]:
     return [name for name, kind in kinds.items() if issubclass(kind, RankingMethod) and not kind.trains_weights]
 
 
-def as_text(table: list[dict[str, Any]], images: str) -> str:
-    """The comparison for a terminal: accuracy after surgery, costs, and overlap of the kept channels.
+def as_text(table: list[dict[str, Any]], images: str, task: Task = CLASSIFICATION) -> str:
+    """The comparison for a terminal: the primary figure after surgery, costs, and overlap of the kept channels.
 
     Args:
         table: a row for each method, as in ``criteria.json``.
-        images: number and origin of the images that the accuracy was measured on.
+        images: number and origin of the images that the figure was measured on.
+        task: the recipe's task.
     """
     names = [row["method"] for row in table]
     width = max(map(len, names))
     costs = [cost for cost in report_costs() if cost.name in table[0]]
     heads = [f"{cost.title:>{max(5, len(cost.title))}}" for cost in costs]
-    head = [f"{'':{width}}  top-1 %", *heads, *(f"{name:>{max(6, len(name))}}" for name in names)]
+    title = task.titles[task.primary]
+    head = [f"{'':{width}}  {title}", *heads, *(f"{name:>{max(6, len(name))}}" for name in names)]
     lines = ["  ".join(head)]
     for row in table:
         overlaps = [f"{row['overlap'][name]:{max(6, len(name))}.2f}" for name in names]
         sizes = [f"{row[cost.name]:{len(head)}.3f}" for cost, head in zip(costs, heads, strict=True)]
-        lines.append("  ".join([f"{row['method']:{width}}  {row['top1']:7.2f}", *sizes, *overlaps]))
-    legend = ("columns: kept channels that both methods keep, of those that either keeps", f"top-1: on {images}")
+        lines.append("  ".join([f"{row['method']:{width}}  {row[task.primary]:{len(title)}.2f}", *sizes, *overlaps]))
+    legend = (
+        "columns: kept channels that both methods keep, of those that either keeps",
+        f"{task.figure_name}: on {images}",
+    )
     return "\n".join([*lines, "", *legend])

@@ -22,12 +22,15 @@ def _check_rising(value: tuple[float, float]) -> tuple[float, float]:
 SOURCES = {
     "digits": "scikit-learn's 1,797 digits",
     "npz": "arrays of an .npz file",
+    "npz_labels": "arrays of an .npz file with several labels for each image",
+    "npz_values": "arrays of an .npz file with numbers for each image",
     "cifar10": "torchvision's CIFAR10",
     "cifar100": "torchvision's CIFAR100",
     "mnist": "torchvision's MNIST",
     "fashion_mnist": "torchvision's FashionMNIST",
     "svhn": "torchvision's SVHN",
     "imagefolder": "folders of images, one for each class",
+    "maskfolder": "images with a mask of class numbers each",
     "tar": "tar shards of images",
     "parquet": "parquet files of images, as Hugging Face's datasets write them",
 }
@@ -109,10 +112,11 @@ class Data(Section):
 
     source: Annotated[InputShape[str], AfterValidator(_check_source)] = Field(
         max_length=200,
-        description="data set: scikit-learn's digits, arrays of an .npz file, one of torchvision's, folders of images, "
-        "tar shards or parquet files of them, or a map-style Dataset: package.module:Dataset, ./file.py:Dataset, or "
-        "the name of an entry point; digits, npz, cifar10, cifar100, mnist, fashion_mnist, svhn, imagefolder, tar, "
-        "parquet",
+        description="data set: scikit-learn's digits, arrays of an .npz file (npz_labels: with several labels for each "
+        "image, npz_values: with numbers), one of torchvision's, folders of images, images with a mask each "
+        "(maskfolder), tar shards or parquet files of images, or a map-style Dataset: package.module:Dataset, "
+        "./file.py:Dataset, or the name of an entry point; digits, npz, npz_labels, npz_values, cifar10, cifar100, "
+        "mnist, fashion_mnist, svhn, imagefolder, maskfolder, tar, parquet",
     )
     kwargs: Loading[dict[str, Any]] = Field(
         default_factory=dict, description="Dataset: further keyword arguments of its class or function"
@@ -235,7 +239,7 @@ class Data(Section):
         for key, sources, owner in (
             ("class_order", ("imagefolder", "tar", "parquet"), folders),
             ("class_map", ("imagefolder", "tar", "parquet"), folders),
-            ("layout", ("npz",), "the arrays of an .npz file"),
+            ("layout", ("npz", "npz_labels", "npz_values"), "the arrays of an .npz file"),
         ):
             if getattr(self, key) is not None and self.source not in sources:
                 raise ValueError(f"data.{key} is for {owner}; data.source is {self.source}. Leave it out")

@@ -27,6 +27,7 @@ ADDED: dict[str, Any] = {
     "repair.ridge": "auto",
     "repair.micro_batch": 16,
     "repair.memory_mb": 2048,
+    "task": {"name": "classification"},
 }
 ADDED_TO: dict[str, dict[str, Any]] = {  # method -> the same for its options
     **{

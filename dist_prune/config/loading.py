@@ -201,7 +201,7 @@ def _error_text(error: Any, model: type[BaseModel], prefix: str = "") -> str:
     value = error.get("input")
     hint = ""
     if error["type"] in ("model_type", "dict_type") and isinstance(value, str):
-        hint = f" Write {key}.name={value[:80]}." if key in ("method", "backbone") else ""
+        hint = f" Write {key}.name={value[:80]}." if key in ("method", "backbone", "task") else ""
     if error["type"] == "tuple_type":
         hint = f" Write a list, for example {key}=[{shown(value)}]."
     if error["type"] == "literal_error" and isinstance(value, str):

@@ -11,7 +11,7 @@ from dist_prune.config.data import Backbone, Data
 from dist_prune.config.pruning import Repair, Schedule, Score, Select, Target
 from dist_prune.config.report import Information, Report
 from dist_prune.config.section import Section
-from dist_prune.config.stage_keys import Operational, ReadBy, Seed
+from dist_prune.config.stage_keys import Network, Operational, ReadBy, Seed
 from dist_prune.config.training import Evaluate, Training
 
 
@@ -42,6 +42,10 @@ class Recipe(Section):
         ge=0,
         le=2**63 - 1,
         description="seed of initial weights, image orders, augmentation, calibration images and random methods",
+    )
+    task: Network[dict[str, Any]] = Field(
+        default_factory=lambda: {"name": "classification"},
+        description="name of the task (classification by default), and its own keys",
     )
     backbone: Backbone
     data: Data

@@ -30,6 +30,25 @@ def read_npz(path: Path, train: bool, layout: str | None) -> tuple[np.ndarray, n
         PruneError: the file is damaged, an array is missing, or images or labels have a wrong form.
     """
     split = "train" if train else "test"
+    images, labels, counts = read_arrays(path, split, layout)
+    all_labels = {name: _to_class_numbers(array, name, path, counts[name]) for name, array in labels.items()}
+    return images, all_labels[f"y_{split}"], _count_classes(all_labels, path)
+
+
+def read_arrays(path: Path, split: str, layout: str | None) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, int]]:
+    """Read the images of one split, and the targets of both as they are.
+
+    Args:
+        path: the file. It is never unpickled.
+        split: ``train`` or ``test``.
+        layout: see ``read_npz``.
+
+    Returns:
+        Images (n, H, W, C) uint8; ``y_train`` and ``y_test``; and the number of images that belong to each of them.
+
+    Raises:
+        PruneError: the file is damaged, an array is missing, or images have a wrong form.
+    """
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images = arrays[f"x_{split}"]
@@ -39,16 +58,13 @@ def read_npz(path: Path, train: bool, layout: str | None) -> tuple[np.ndarray, n
         if isinstance(error, PruneError):
             raise
         raise PruneError(f"data.root: {path} cannot be read: {error}. {EXPECTED_FORM}") from error
-    all_labels = {
-        name: _to_class_numbers(array, name, path, shapes[f"x_{name[2:]}"][0]) for name, array in labels.items()
-    }
-    classes = _count_classes(all_labels, path)
     if shapes["x_train"][1:] != shapes["x_test"][1:]:
         raise PruneError(
             f"data.root: {path}: training images are {shapes['x_train'][1:]}, test images {shapes['x_test'][1:]}; "
             "both need the same sides and channels"
         )
-    return _to_nhwc(images, f"x_{split}", path, layout), all_labels[f"y_{split}"], classes
+    counts = {name: shapes[f"x_{name[2:]}"][0] for name in labels}
+    return _to_nhwc(images, f"x_{split}", path, layout), labels, counts
 
 
 def _load_labels(arrays: np.lib.npyio.NpzFile, path: Path, name: str) -> np.ndarray:

@@ -4,20 +4,20 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from dist_prune.config.data import Data
-from dist_prune.data import array_files, folder_layout, folder_scan
+from dist_prune.data import array_files, array_targets, folder_layout, folder_scan, mask_folder
 from dist_prune.data.class_order import renumbered_identity
 from dist_prune.data.folder_index import Names, load_or_scan
 from dist_prune.data.listed_layouts import find_listing
 from dist_prune.data.map_dataset import open_dataset
 from dist_prune.data.parquet_files import open_parquet
-from dist_prune.data.random_access import ImageSource, RandomAccessSource, Say, SplitSpec
+from dist_prune.data.random_access import ImageSource, RandomAccessSource, Say, SplitSpec, target_kind
 from dist_prune.data.tar_shards import open_tar
 from dist_prune.errors import PruneError
 
@@ -191,6 +191,8 @@ def select_classes(source: ImageSource, classes: Sequence[int] | None) -> Any:
     """
     if classes is None:
         return source
+    if target_kind(source) != "classes":
+        raise PruneError("data.classes chooses images by their one class; these have none: leave the key out")
     if source.images is None:
         raise PruneError(
             "data.classes is for arrays in memory; for image files, name a folder with fewer class folders"
@@ -215,6 +217,8 @@ def check_labels(source: ImageSource, description: str) -> None:
     """
     if len(source.labels) == 0:
         raise PruneError(f"{description}: there are no images")
+    if target_kind(source) != "classes":  # what they are was checked when the source was opened
+        return
     if len(source.classes) == 1:
         raise PruneError(
             f"{description}: all of them are of one class, {source.classes[0]!r}: there is nothing to learn"
@@ -324,13 +328,16 @@ def class_folders(root: str | None, train_split: str, eval_split: str) -> tuple[
     return classes.get("data.train_split", ()), folder_scan.left_out_text(left_out)
 
 
-def npz_shape(root: str | None, layout: str | None, image_size: int | None) -> tuple[int, int, int] | None:
+def npz_shape(
+    root: str | None, layout: str | None, image_size: int | None, kind: str = "npz"
+) -> tuple[int, int, int] | None:
     """Read classes, channels and side of an .npz data set.
 
     Args:
         root: the recipe's ``data.root``.
         layout: the recipe's ``data.layout``.
         image_size: the recipe's ``data.image_size``.
+        kind: the recipe's ``data.source``: ``npz``, ``npz_labels`` or ``npz_values``.
 
     Returns:
         (classes, channels, side in pixels), or None if there is no such file.
@@ -340,10 +347,11 @@ def npz_shape(root: str | None, layout: str | None, image_size: int | None) -> t
     """
     if not root or not Path(root).expanduser().is_file():
         return None
-    source = _open_npz(SplitSpec("npz", root, "", False, layout=layout))
+    source = cast(Any, OPENERS[kind](SplitSpec(kind, root, "", False, layout=layout)))
     check_labels(source, "the evaluation images of npz")
-    array_files.check_sides(*source.fixed_size, image_size)
-    return len(source.classes), source.in_chans, source.fixed_size[0]
+    height, width = source.fixed_size
+    array_files.check_sides(height, width, image_size)
+    return len(source.classes), source.in_chans, height
 
 
 def dataset_shape(data: Data) -> tuple[int, int, int | None]:
@@ -374,6 +382,7 @@ def dataset_shape(data: Data) -> tuple[int, int, int | None]:
 def _expected_form(source: str) -> str:
     return {
         "npz": array_files.EXPECTED_FORM,
+        "maskfolder": mask_folder.EXPECTED_FORM,
         "imagefolder": "imagefolder: ROOT/train/<class>/<image> and ROOT/val/<class>/<image> "
         "(data.train_split and data.eval_split name other sub-folders).",
     }.get(source, f"{source}: the folder that torchvision's data set of this name reads (it is not downloaded).")
@@ -394,6 +403,10 @@ def _open_digits(spec: SplitSpec) -> ArraySource:
 def _open_npz(spec: SplitSpec) -> ArraySource:
     images, labels, classes = array_files.read_npz(spec.path(_expected_form("npz")), spec.train, spec.layout)
     return ArraySource(images, labels, tuple(map(str, range(classes))))
+
+
+def _open_targets(spec: SplitSpec, kind: str) -> array_targets.TargetArraySource:
+    return array_targets.read(spec.path(array_targets.EXPECTED_FORM[kind]), spec.train, spec.layout, kind)
 
 
 def _open_torchvision(spec: SplitSpec) -> ArraySource:
@@ -446,7 +459,10 @@ def _open_folder(spec: SplitSpec) -> FolderSource:
 OPENERS: dict[str, Callable[[SplitSpec], RandomAccessSource]] = {
     "digits": _open_digits,
     "npz": _open_npz,
+    "npz_labels": partial(_open_targets, kind="labels"),
+    "npz_values": partial(_open_targets, kind="values"),
     "imagefolder": _open_folder,
+    "maskfolder": mask_folder.open_masks,
     "tar": open_tar,
     "parquet": open_parquet,
     "cifar10": _open_torchvision,

@@ -3,6 +3,7 @@
 import atexit
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -16,6 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
 from dist_prune.data import augment as augmentation
+from dist_prune.data.mask_folder import mask_reader, read_mask
 from dist_prune.data.memory_backend import transform_batch
 from dist_prune.data.random_access import RandomAccessSource, StoredImage, fetch_pixels
 from dist_prune.data.timm_transforms import auto_augment_policy, eval_transform
@@ -89,7 +91,7 @@ class _LoadedBatch(NamedTuple):
     """One batch from a worker: without the images in ``failed``."""
 
     ids: np.ndarray
-    pixels: Tensor  # (n, size, size, C) uint8 from files, (n, C, size, size) from arrays
+    pixels: Tensor  # (n, size, size, C) uint8 from files, with a mask after the colours; (n, C, size, size) from arrays
     failed: dict[int, str]
 
 
@@ -236,7 +238,8 @@ class _ImageDataset(Dataset[Any]):
             uniforms = augmentation.window_uniforms(augment, ids)
         if augment is not None and transform.auto_augment:
             seeds = augmentation.policy_seeds(augment, ids)
-        shape = (*fixed_size, self.source.in_chans) if fixed_size else (size, size, 3)
+        fetch_mask = mask_reader(self.source)
+        shape = (*fixed_size, self.source.in_chans) if fixed_size else (size, size, 3 + (fetch_mask is not None))
         out = _empty_shared((len(ids), *shape))
         loaded = []
         failed = {}
@@ -245,8 +248,9 @@ class _ImageDataset(Dataset[Any]):
                 image = (
                     fetch_pixels(self.source, sample)
                     if fixed_size
-                    else read_image(self.source.fetch(sample), transform.exif)
+                    else read_image(self.source.fetch(sample), transform.exif and fetch_mask is None)
                 )
+                mask = _open_mask(fetch_mask(sample), image) if fetch_mask is not None else None
             except (ValueError, OSError) as error:
                 failed[sample] = str(error)
                 if not self.tolerant:
@@ -255,7 +259,9 @@ class _ImageDataset(Dataset[Any]):
             if isinstance(image, np.ndarray):
                 out.numpy()[len(loaded)] = image
             else:
-                out[len(loaded)] = self._transform_one(image, sample, window_uniforms, seed, request).permute(1, 2, 0)
+                out[len(loaded)] = self._transform_one(image, mask, sample, window_uniforms, seed, request).permute(
+                    1, 2, 0
+                )
             loaded.append(sample)
         ids, out = np.array(loaded, dtype=np.int64), out[: len(loaded)] if failed else out
         if fixed_size and loaded:
@@ -265,9 +271,15 @@ class _ImageDataset(Dataset[Any]):
         return _LoadedBatch(ids, out, failed)
 
     def _transform_one(
-        self, image: Image.Image, sample: int, uniforms: list[float], seed: int, request: _Request
+        self,
+        image: Image.Image,
+        mask: Image.Image | None,
+        sample: int,
+        uniforms: list[float],
+        seed: int,
+        request: _Request,
     ) -> Tensor:
-        """Transform one decoded image: (3, size, size) uint8."""
+        """Transform one decoded image, and its mask in the same way: (3 or 4, size, size) uint8."""
         transform = request.transform
         augment = request.augment
         size = request.size
@@ -277,8 +289,15 @@ class _ImageDataset(Dataset[Any]):
             image = vision.resized_crop(image, *box, [size, size], interpolation)  # type: ignore[assignment,arg-type]
             image = ImageOps.mirror(image) if uniforms[-1] < 0.5 else image
             pixels = vision.pil_to_tensor(image)
+            if mask is not None:
+                mask = vision.resized_crop(mask, *box, [size, size], InterpolationMode.NEAREST)  # type: ignore[arg-type]
+                mask = ImageOps.mirror(mask) if uniforms[-1] < 0.5 else mask  # type: ignore[arg-type]
+                pixels = torch.cat([pixels, vision.pil_to_tensor(mask)])
         else:
-            pixels = eval_transform(transform, size)(image)
+            pixels = torch.as_tensor(eval_transform(transform, size)(image))
+            if mask is not None:
+                resized = eval_transform(replace(transform, interpolation="nearest"), size)(mask)
+                pixels = torch.cat([pixels, torch.as_tensor(resized).reshape(1, size, size)])
             if augment is not None and transform.augment in ("crop", "crop_flip"):
                 flip = transform.augment == "crop_flip"
                 pixels = augmentation.shift_and_flip(
@@ -287,6 +306,18 @@ class _ImageDataset(Dataset[Any]):
         if augment is None or not transform.auto_augment:
             return pixels
         return vision.pil_to_tensor(auto_augment_policy(transform, size)(vision.to_pil_image(pixels), seed))
+
+
+def _open_mask(path: Path, image: Any) -> Image.Image:
+    """A mask as its plane is stored: class numbers + 1, and 0 for void, which padding with zeros adds.
+
+    Raises:
+        ValueError: it cannot be read, or has another size than its image.
+    """
+    plane = Image.fromarray(read_mask(path) + np.uint8(1))
+    if plane.size != image.size:
+        raise ValueError(f"its mask {path} is {plane.width}x{plane.height}, the image {image.width}x{image.height}")
+    return plane
 
 
 def _empty_shared(shape: tuple[int, ...]) -> Tensor:

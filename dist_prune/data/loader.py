@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dist_prune.data.augment import erase
+from dist_prune.data.mask_folder import mask_reader
 from dist_prune.data.open_split import create_backend
 from dist_prune.data.random_access import ImageSource
 from dist_prune.data.timm_transforms import check_policy
@@ -26,7 +27,8 @@ class Batch:
 
     Attributes:
         images: (n, C, H, W) normalised, of the loader's ``dtype``, on its device.
-        labels: (n,) int64 class numbers, on its device.
+        labels: the targets, on its device: (n,) int64 class numbers; or what the task of the data set has: masks (n,
+            H, W) int64, labels (n, classes) int64, values (n, outputs) float32.
         ids: (n,) int64 sample ids, on the CPU.
     """
 
@@ -112,7 +114,8 @@ class ImageLoader:
             PruneError: an image cannot be read and may not be skipped; no image of a training batch can be read; the
                 loader's workers died.
         """
-        labels = torch.from_numpy(self.source.labels)
+        labels = torch.from_numpy(getattr(self.source, "targets", self.source.labels))
+        masked = mask_reader(self.source) is not None
         lists = list(id_lists)
         loaded = self._image_backend.pixels(lists, self.transform, augment, self.transform.size_at(augment))
         for requested, (ids, pixels) in zip(lists, loaded, strict=True):
@@ -123,10 +126,14 @@ class ImageLoader:
                     f"{self.skipped.get(missing[0], '')}. Run the same command again to do without it."
                 )
             index = torch.from_numpy(np.ascontiguousarray(ids))
-            images = self._normalise(pixels)
+            targets = pixels[:, -1].to(self.device, non_blocking=True) if masked else None
+            images = self._normalise(pixels[:, :-1] if masked else pixels)
             if augment is not None and self.transform.erasing:
                 images = erase(images, augment, ids, self.transform)
-            yield Batch(images, labels[index].to(self.device, non_blocking=True), index)
+            if targets is not None:
+                yield Batch(images, (targets - 1).long(), index)  # void, stored as 0, becomes 255
+            else:
+                yield Batch(images, labels[index].to(self.device, non_blocking=True), index)
 
     def close(self) -> None:
         """Stop the idle workers. The next call of ``batches`` starts new ones."""
@@ -151,6 +158,11 @@ class ImageLoader:
             )
         if transform.auto_augment is None:
             return
+        if mask_reader(self.source) is not None:
+            raise PruneError(
+                "data.auto_augment: policies turn and shear images without their masks; leave the key out. "
+                "data.augment moves masks with their images"
+            )
         check_policy(transform.auto_augment)
         if not backend.policies:
             raise PruneError(

@@ -28,6 +28,15 @@ Say = Callable[[str], None]
 StoredImage = Path | bytes | np.ndarray  # an image file, the bytes of one, or its pixels
 
 
+# What a source gives for each image -> the words for it.
+TARGETS = {
+    "classes": "one class for each image",
+    "masks": "a mask for each image (data.source=maskfolder)",
+    "labels": "0 or 1 of every class for each image (data.source=npz_labels)",
+    "values": "numbers for each image (data.source=npz_values)",
+}
+
+
 class ImageSource(Protocol):
     """One split of a data set, read by one of the backends. Sample ids are 0 to n - 1."""
 
@@ -69,6 +78,14 @@ class ImageSource(Protocol):
     def location(self, sample: int) -> str:
         """Where a sample is stored, for messages and the report: a file, or an archive and the name in it."""
         ...
+
+
+def target_kind(source: object) -> str:
+    """What a source gives for each image, a key of ``TARGETS``.
+
+    A source of other targets than classes says so by its attribute ``target_kind``.
+    """
+    return getattr(source, "target_kind", "classes")
 
 
 @runtime_checkable

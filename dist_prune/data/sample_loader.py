@@ -34,15 +34,17 @@ IMAGE_KEYS = ("images", "image", "pixel_values", "inputs", "x")  # of batches th
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
 
-def split_batch(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """The images and labels of a user's batch.
+def split_batch(batch: Any, targets: str = "classes") -> tuple[Tensor, Tensor | None]:
+    """The images and targets of a user's batch.
 
     Args:
         batch: a tensor of images; a tuple or list (images, labels, ...); or a mapping with one of ``IMAGE_KEYS`` and
             perhaps one of ``LABEL_KEYS``.
+        targets: what the labels are (see ``Task.targets``).
 
     Returns:
-        Images (n, C, H, W) float, and labels (n,) int64 or None.
+        Images (n, C, H, W) float, and labels or None: (n,) int64, masks (n, H, W) int64, labels (n, classes) int64,
+        values (n, outputs) of floats.
 
     Raises:
         PruneError: the batch has another form.
@@ -63,12 +65,31 @@ def split_batch(batch: Any) -> tuple[Tensor, Tensor | None]:
     if labels is None:
         return images, None
     labels = torch.as_tensor(labels)
+    if targets != "classes":
+        return images, _checked_targets(images, labels, targets)
     if labels.shape != (len(images),) or labels.is_floating_point():
         raise PruneError(
             f"the loader's labels are {labels.dtype} {tuple(labels.shape)} for {len(images)} images; expected are "
             f"class numbers, int64 ({len(images)},)"
         )
     return images, labels.long()
+
+
+def _checked_targets(images: Tensor, labels: Tensor, targets: str) -> Tensor:
+    """The targets of a batch in the form that tasks read; PruneError if they have another one."""
+    if targets == "masks" and labels.dim() == 4 and labels.shape[1] == 1:  # as torchvision's transforms give them
+        labels = labels[:, 0]
+    if targets == "values" and labels.dim() == 1:
+        labels = labels[:, None]
+    forms = {"masks": 3, "labels": 2, "values": 2}
+    integers = targets != "values"
+    if labels.dim() != forms[targets] or len(labels) != len(images) or (integers and labels.is_floating_point()):
+        wanted = {"masks": "class numbers (n, H, W) int64", "labels": "0 and 1 (n, classes) int64"}
+        raise PruneError(
+            f"the loader's labels are {labels.dtype} {tuple(labels.shape)} for {len(images)} images; expected are "
+            f"{wanted.get(targets, 'values (n, outputs) float')}"
+        )
+    return labels.long() if integers else labels.float()
 
 
 @dataclass(frozen=True)
@@ -81,6 +102,11 @@ class _Source:
     def labels(self) -> np.ndarray:
         return self.loader.labels.numpy()
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the network's outputs: 0, 1, ...; empty until they are known."""
+        return tuple(map(str, range(self.loader.outputs)))
+
 
 class SampleLoader:
     """Loads the images of a user's loader in any order.
@@ -89,12 +115,15 @@ class SampleLoader:
         ids: (n,) int64 ids of all images, ascending: positions in the data set, or in the list of batches.
         device: where batches go.
         dtype: of the images of a batch.
+        outputs: number of the network's outputs, 0 until it is known.
         skips: False; an image that cannot be read raises its own error.
     """
 
     skips = False
 
-    def __init__(self, images: Any, comm: Communicator, device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self, images: Any, comm: Communicator, device: torch.device, dtype: torch.dtype, targets: str = "classes"
+    ):
         """Find out which images there are. All ranks call it.
 
         Args:
@@ -103,23 +132,25 @@ class SampleLoader:
             comm: all processes.
             device: where batches go.
             dtype: of the images of a batch.
+            targets: what the labels are (see ``Task.targets``).
 
         Raises:
             PruneError: the loader cannot be addressed by sample, draws with replacement, is empty, or differs between
                 ranks.
         """
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.targets = device, dtype, targets
         self._labels: Tensor | None = None
         self._classes: int | None = None
+        self.outputs = 0
         self._loader: DataLoader[Any] | None = None
         self._held: tuple[Tensor, Tensor | None] | None = None
         if isinstance(images, Dataset):
             images = DataLoader(images, batch_size=50)
-        if isinstance(images, DataLoader) and _has_ids(images):
+        if isinstance(images, DataLoader) and _has_ids(images, targets):
             self._loader = images
             self.ids = _sampled(images, comm)
         else:
-            self._held = _concatenated(images, comm)
+            self._held = _concatenated(images, comm, targets)
             self.ids = np.arange(len(self._held[0]))
         if not len(self.ids):
             raise PruneError("the loader gives no image")
@@ -134,7 +165,7 @@ class SampleLoader:
             PruneError: the first image has no label, or one that is no class.
         """
         if self._classes is None:
-            self._classes = classes
+            self._classes = self.outputs = classes
             next(self.batches([self.ids[:1]]))
 
     @property
@@ -182,7 +213,7 @@ class SampleLoader:
         """
         orders = [np.ascontiguousarray(ids) for ids in lists]
         for ids, batch in zip(orders, self._raw(orders), strict=True):
-            images, labels = split_batch(batch)
+            images, labels = split_batch(batch, self.targets)
             if self._classes is not None:
                 _check_labels(labels, self._classes)
             if labels is None:
@@ -211,14 +242,14 @@ class SampleLoader:
         )
 
 
-def _has_ids(loader: DataLoader[Any]) -> bool:
+def _has_ids(loader: DataLoader[Any], targets: str) -> bool:
     """Whether a loader's images are items of a map-style data set, one each."""
     if isinstance(loader.dataset, IterableDataset):
         return False
     if loader.batch_sampler is not None or not isinstance(loader.dataset, Sized) or not len(loader.dataset):
         return True
     try:  # batch_size=None: an item may be a whole batch
-        split_batch(loader.collate_fn(loader.dataset[0]))
+        split_batch(loader.collate_fn(loader.dataset[0]), targets)
     except PruneError:
         return True
     return False
@@ -287,9 +318,9 @@ def _whole(images: Any) -> Iterable[Any]:
     return images
 
 
-def _concatenated(batches: Iterable[Any], comm: Communicator) -> tuple[Tensor, Tensor | None]:
+def _concatenated(batches: Iterable[Any], comm: Communicator, targets: str) -> tuple[Tensor, Tensor | None]:
     """The images and labels of an iterable of batches, in its order; the same on every rank."""
-    pairs = [split_batch(batch) for batch in _whole(batches)]
+    pairs = [split_batch(batch, targets) for batch in _whole(batches)]
     if not pairs:
         raise PruneError("the loader gives no image")
     if len({tuple(images.shape[1:]) for images, _ in pairs}) != 1:

@@ -29,8 +29,10 @@ from dist_prune.pruning.graph.groups import TracedNetwork
 from dist_prune.pruning.network_output import logits_of
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.surgery.rebuild import rebuild
+from dist_prune.tasks.outputs import named_tensors
 
 FORMAT = 1
+MAIN_OUTPUT = "logits"  # name of a network's only output
 MANIFEST, WEIGHTS = "bundle.json", "model.safetensors"
 LARGEST_TRIED = 1024  # largest side of an image that a network is tried on when it is loaded
 MOST_DENSE = 250_000_000  # values of a dense network that are built however few values the pruned one has
@@ -48,6 +50,8 @@ def manifest_json(
     origin: Mapping[str, Any] | None = None,
     dense: nn.Module | None = None,
     dense_signature: Mapping[str, list[int]] | None = None,
+    task: Mapping[str, Any] | None = None,
+    outputs: Mapping[str, list[int]] | None = None,
 ) -> str:
     """The text of ``bundle.json``.
 
@@ -62,6 +66,8 @@ def manifest_json(
         dense: The dense network with any weights. Its signature tells whether the same name means the same network in
             another version of timm. None: it is built from ``backbone``.
         dense_signature: The signature itself, instead of ``dense``.
+        task: What the network learned, if it is no classification (see ``Task.description``).
+        outputs: Name -> shape of each of its outputs for one image, without the batch.
     """
     if dense_signature is None:
         dense_signature = signature(dense if dense is not None else _build_dense(backbone))
@@ -76,6 +82,7 @@ def manifest_json(
         "weights_digest": weights_digest(weights),
         "versions": versions(),
         "signature": dict(dense_signature),
+        **({"task": dict(task), "outputs": dict(outputs or {})} if task else {}),
     }
     return safe_parsing.strict_json(body)
 
@@ -146,7 +153,15 @@ class Bundle:
 
     @torch.no_grad()
     def _check_output_shape(self, model: nn.Module) -> None:
-        """PruneError unless an image of zeros gets one logit for each class."""
+        """PruneError unless an image of zeros gets one logit for each class, or the outputs that the bundle names."""
+        if self.body.get("outputs"):
+            found = output_shapes(model, self.shape)
+            if found != self.body["outputs"]:
+                raise PruneError(
+                    "the bundle's parts do not fit one another: the network answers "
+                    f"{found}, not {self.body['outputs']}"
+                )
+            return
         shape, expected_shape = (
             tuple(logits_of(model(torch.zeros(1, *self.shape))).shape),
             (1, self.body["backbone"]["num_classes"]),
@@ -218,6 +233,19 @@ def backbone_of(network: TracedNetwork, classes: int, in_chans: int) -> tuple[di
         if dense is not None and signature(dense) == {name: list(sizes) for name, sizes in network.signature.items()}:
             return {"name": network.architecture, **shape}, dense
     return {"name": network.maker, **shape}, None
+
+
+@torch.no_grad()
+def output_shapes(model: nn.Module, shape: tuple[int, ...]) -> dict[str, list[int]]:
+    """Name -> shape of each output for an image of zeros, without the batch.
+
+    Args:
+        model: A network in evaluation mode.
+        shape: (C, H, W) of an image.
+    """
+    weight = next(model.parameters())
+    image = torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype)
+    return {name: list(tensor.shape[1:]) for name, tensor in named_tensors(model(image), MAIN_OUTPUT)}
 
 
 def _build_dense(backbone: Mapping[str, Any]) -> nn.Module:
@@ -338,10 +366,13 @@ def _check_fit(body: Mapping[str, Any], plan: Plan, weights: Mapping[str, Tensor
     if dense is None:
         return
     for name, width in plan.widths.items():
-        outputs = dense.get(f"{name}.weight", (0,))[0]
+        sizes, kernel = dense.get(f"{name}.weight", (0,)), weights.get(f"{name}.weight")
+        if _fits_transposed(sizes, width, kernel, plan.counts[name]):
+            continue
+        outputs = sizes[0]
         if outputs < width or outputs % width:  # a unit is several outputs
             raise PruneError(f"{where}: this network does not fit the plan: {name!r} has width {outputs}, not {width}")
-        kept_outputs, kernel = plan.counts[name] * (outputs // width), weights.get(f"{name}.weight")
+        kept_outputs = plan.counts[name] * (outputs // width)
         if kernel is not None and (not kernel.dim() or len(kernel) != kept_outputs):
             raise PruneError(
                 f"{where}: {name!r} has the shape {tuple(kernel.shape)}, the plan leaves {kept_outputs} channels"
@@ -364,6 +395,16 @@ def _check_fit(body: Mapping[str, Any], plan: Plan, weights: Mapping[str, Tensor
             f"{where}: {spec['name']} has {dense_values:,} values and the weights have {pruned_values:,}: no pruning "
             "removes so much, and building the dense network would take the memory for nothing"
         )
+
+
+def _fits_transposed(sizes: tuple[int, ...], width: int, kernel: Tensor | None, count: int) -> bool:
+    """Whether a weight fits the plan as that of a transposed convolution, whose outputs lie on the second axis.
+
+    ``rebuild``, which knows the layers, compares them once more.
+    """
+    if len(sizes) != 4 or sizes[1] != width:
+        return False
+    return kernel is not None and kernel.dim() == 4 and kernel.shape[1] == count
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:

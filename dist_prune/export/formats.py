@@ -1,6 +1,7 @@
 """ONNX and torch.export files of a network, each checked against the network on images. The only module with ONNX.
 
-Files take normalised float32 images (n, C, H, W), with any n, as ``images`` and give ``logits`` (n, classes).
+Files take normalised float32 images (n, C, H, W), with any n, as ``images`` and give ``logits`` (n, classes), or the
+network's outputs by their names (see ``tasks.outputs.named_tensors``).
 """
 
 import contextlib
@@ -18,12 +19,14 @@ from torch import Tensor, nn
 
 from dist_prune.errors import PruneError
 from dist_prune.export.fuse_bn import relative_difference
+from dist_prune.tasks.outputs import main_output, named_tensors
 
 SUFFIX = {"onnx": ".onnx", "onnx-fp16": ".fp16.onnx", "onnx-int8": ".int8.onnx", "pt2": ".pt2"}
 # Largest difference of a logit, relative to the largest logit. An int8 file is checked by its predicted classes.
 TOLERANCE = {"onnx": 1e-4, "onnx-fp16": 2e-2, "pt2": 1e-5}
 AGREEMENT = 0.9  # share of images on which int8 and the network have to predict the same class
 BATCH = 16
+MAIN_OUTPUT = "logits"  # name of a network's only output
 
 
 def write(
@@ -40,58 +43,94 @@ def write(
         calibration: (n, C, H, W) images that the ranges of int8 are taken from. None: ``images``.
 
     Returns:
-        ``difference`` (the largest, relative to the largest logit), ``same_class`` (share of images), ``images`` (their
-        number), ``bytes`` (of the file).
+        ``difference`` (the largest of any output, relative to its largest value), ``same_class`` (share of images, of
+        dense outputs share of pixels), ``images`` (their number), ``outputs`` (their names), ``bytes`` (of the file).
 
     Raises:
         PruneError: The network cannot be written in this format, or the file's outputs differ from the network's. No
             file is kept then.
     """
+    flat = _Flat(model)
+    with torch.no_grad():
+        flat(images[:1])  # its outputs get their names
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         temporary = Path(folder) / file.name
         try:
             with _silence():
-                _WRITERS[kind](model, images[:2], calibration if calibration is not None else images, temporary, facts)
+                _WRITERS[kind](flat, images[:2], calibration if calibration is not None else images, temporary, facts)
         except ImportError as error:
             raise PruneError(f"{kind}: {error.name} is missing; pip install 'dist-prune[onnx]' brings it") from error
         except Exception as error:  # any error of a tracer that cannot follow the network
             reason = next((line for line in str(error).splitlines() if line.strip()), "")
             raise PruneError(f"{kind}: this network cannot be written so: {type(error).__name__}: {reason}") from error
-        result = compare(model, runner(kind, temporary), images)
+        result = compare(flat, runner(kind, temporary), images)
         deviates = result["difference"] > TOLERANCE[kind] if kind in TOLERANCE else result["same_class"] < AGREEMENT
         if deviates:
             raise PruneError(
                 f"{kind}: the file answers otherwise than the network: logits differ by {result['difference']:.2g} of "
-                f"the largest, {result['same_class']:.1%} of {len(images)} images get the same class. It was not kept."
+                f"the largest, {result['same_class']:.1%} of the classes on {len(images)} images are the same. It was "
+                "not kept."
             )
+        result["outputs"] = flat.names
         result["bytes"] = temporary.stat().st_size
         os.replace(temporary, file)
     return result
 
 
 @torch.no_grad()
-def compare(model: nn.Module, answer: Callable[[Tensor], Tensor], images: Tensor) -> dict[str, Any]:
+def compare(model: nn.Module, answer: Callable[[Tensor], Any], images: Tensor) -> dict[str, Any]:
     """Compare a network with a file on the same images, in batches and a last single image.
 
     Args:
-        model: The network in evaluation mode.
-        answer: The file as a function (see ``runner``).
+        model: The network in evaluation mode; it gives a tensor or a tuple of tensors.
+        answer: The file as a function of the same form (see ``runner``).
         images: (n, C, H, W) normalised float32 images, n >= 1.
 
     Returns:
         ``images``, ``difference`` and ``same_class``, see ``write``.
     """
     batches = [*images[:-1].split(BATCH), images[-1:]] if len(images) > 1 else [images]
-    expected, answers = (torch.cat([function(batch) for batch in batches]) for function in (model, answer))
+    expected, answers = (
+        [torch.cat(parts) for parts in zip(*(_tuple(function(batch)) for batch in batches), strict=True)]
+        for function in (model, answer)
+    )
     return {
         "images": len(images),
         "difference": relative_difference(expected, answers),
-        "same_class": float((expected.argmax(1) == answers.argmax(1)).float().mean()),
+        "same_class": float((expected[0].argmax(1) == answers[0].argmax(1)).float().mean()),
     }
 
 
-def runner(kind: str, file: Path) -> Callable[[Tensor], Tensor]:
-    """A file as a function from images to logits, in the runtime that it is made for.
+class _Flat(nn.Module):
+    """A network whose outputs are one tensor, or a tuple of tensors, the main output first.
+
+    Attributes:
+        names: of the tensors, once it has run.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.names: list[str] = []
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        outputs = self.model(images)
+        if isinstance(outputs, Tensor):
+            self.names = [MAIN_OUTPUT]
+            return outputs
+        main = main_output(outputs)
+        pairs = sorted(named_tensors(outputs, MAIN_OUTPUT), key=lambda pair: pair[1] is not main)
+        self.names = [name for name, _ in pairs]
+        return tuple(tensor for _, tensor in pairs)
+
+
+def _tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+
+def runner(kind: str, file: Path) -> Callable[[Tensor], Any]:
+    """A file as a function from images to logits, or to a tuple of outputs, in the runtime that it is made for.
 
     Args:
         kind: A key of ``SUFFIX``.
@@ -106,7 +145,12 @@ def runner(kind: str, file: Path) -> Callable[[Tensor], Tensor]:
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    def answer(images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        found = [torch.from_numpy(array) for array in session.run(None, {"images": images.numpy()})]
+        return found[0] if len(found) == 1 else tuple(found)
+
+    return answer
 
 
 def _export_program(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
@@ -123,9 +167,9 @@ def _write_pt2(model: nn.Module, example: Tensor, _: Tensor, file: Path, facts: 
 def _write_onnx(model: nn.Module, example: Tensor, _: Tensor, file: Path, facts: Mapping[str, str]) -> None:
     import onnx
 
-    program = torch.onnx.export(
-        _export_program(model, example), dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
-    )
+    exported = _export_program(model, example)
+    names = model.names if isinstance(model, _Flat) else [MAIN_OUTPUT]  # known once it has run
+    program = torch.onnx.export(exported, dynamo=True, input_names=["images"], output_names=names, verbose=False)
     assert program is not None
     program.save(str(file), external_data=False)
     _set_metadata(onnx.load(str(file)), file, facts)

@@ -70,14 +70,18 @@ def fuse_bn(model: nn.Module, images: Tensor) -> int:
     return len(pairs)
 
 
-def relative_difference(expected: Tensor, actual: Tensor) -> float:
-    """The largest absolute difference of two tensors of logits, in units of the largest absolute ``expected`` logit.
+def relative_difference(expected: Any, actual: Any) -> float:
+    """The largest absolute difference of two outputs, in units of the largest absolute ``expected`` value.
 
     Args:
-        expected: (n, classes) floating-point logits.
-        actual: (n, classes) floating-point logits of the same images.
+        expected: floating-point logits (n, classes), or outputs of any form; each tensor is compared by itself.
+        actual: outputs of the same form for the same images.
+
+    Returns:
+        The largest over all tensors.
     """
-    return float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    pairs = zip(tree_leaves(expected), tree_leaves(actual), strict=True)
+    return max(float((b - a).abs().max() / a.abs().max().clamp_min(1e-12)) for a, b in pairs if isinstance(a, Tensor))
 
 
 def _without_normalisation(norm: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import Any
 from dist_prune.config import safe_parsing
 from dist_prune.errors import PruneError
 from dist_prune.pruning.selection.cost import report_costs
+from dist_prune.tasks.classification import CLASSIFICATION
 from dist_prune.training.timing_noise import DOUBTFUL, is_reliable
 
 CARD = "README.md"
@@ -100,7 +101,9 @@ def model_card(body: Mapping[str, Any], latency: Mapping[str, Any] | None = None
     """
     spec, image = body["backbone"], body["image"]
     figures, origin = body["figures"], body.get("origin", {})
-    header = ["---", "library_name: dist_prune", "pipeline_tag: image-classification"]
+    task = body.get("task") or CLASSIFICATION.description()
+    tag = {"classification": "image-classification", "segmentation": "image-segmentation"}.get(task["name"])
+    header = ["---", "library_name: dist_prune", *([f"pipeline_tag: {tag}"] if tag else [])]
     header += ["tags: [structured-pruning, dist_prune]", "---"]
     lines = [f"# {spec['name']}, pruned by {origin.get('method', 'dist_prune')}", ""]
     if origin:
@@ -111,7 +114,10 @@ def model_card(body: Mapping[str, Any], latency: Mapping[str, Any] | None = None
     dense = figures.get("dense", {})
     lines += ["| | " + " | ".join(figures) + " |", "|---" * (len(figures) + 1) + "|"]
     costs = [cost for cost in report_costs() if any(cost.name in network for network in figures.values())]
-    rows = (("top-1", "top1", "{:.2f} %"), *((cost.unit, cost.name, "{:,}") for cost in costs))
+    primary = task["primary"]
+    percent = task["titles"][primary].endswith(" %")
+    figure = (task["titles"][primary].removesuffix(" %"), primary, "{:.2f} %" if percent else "{:.4g}")
+    rows = (figure, *((cost.unit, cost.name, "{:,}") for cost in costs))
     for title, key, number_format in rows:
         cells = [
             number_format.format(network[key]) if network.get(key) is not None else "-" for network in figures.values()
@@ -129,12 +135,18 @@ def model_card(body: Mapping[str, Any], latency: Mapping[str, Any] | None = None
     side = image["size"]
     lines += [
         "", "```python", "import dist_prune, torch", "", "model = dist_prune.load(\"OWNER/NAME or a folder\")",
-        f"logits = model(torch.zeros(1, {spec['in_chans']}, {side}, {side}))  # {len(body['classes'])} classes", "```",
+        f"{_result(body)} = model(torch.zeros(1, {spec['in_chans']}, {side}, {side}))"
+        f"  # {len(body['classes'])} classes",
+        "```",
         "", f"Images: {side} x {side}, on [0, 1], mean {_numbers(image['mean'])}, standard deviation "
-        f"{_numbers(image['std'])}; crop {image['crop']}, {image['interpolation']}. Classes, plan and digests are in "
-        "`bundle.json`.", "",
+        f"{_numbers(image['std'])}; crop {image.get('crop', 1.0)}, {image.get('interpolation', 'bilinear')}. "
+        "Classes, plan and digests are in `bundle.json`.", "",
     ]  # fmt: skip
     return "\n".join([*header, "", *lines])
+
+
+def _result(body: Mapping[str, Any]) -> str:
+    return "logits" if list(body.get("outputs") or ["logits"]) == ["logits"] else "outputs"
 
 
 def _ms(figures: Mapping[str, Any]) -> str:

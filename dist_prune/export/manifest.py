@@ -49,7 +49,7 @@ class Image(Strict):
 
 
 class Figures(Strict):
-    """The measured figures of one network: top-1 in percent, MACs, parameters. Other figures may be added."""
+    """The measured figures of one network, MACs, parameters. Other figures may be added."""
 
     top1: Number | None = None
     macs: int | None = None
@@ -78,6 +78,8 @@ class Manifest(Strict):
     origin: dict[str, Any] = Field(default={})
     weights_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     versions: dict[Name, Name | None] = Field(default={})
+    task: dict[str, Any] | None = None
+    outputs: dict[Name, list[Annotated[int, Field(ge=0, le=2**31)]]] | None = None
     signature: dict[Name, list[Annotated[int, Field(ge=0, le=2**40)]]] | None = None
 
     @model_validator(mode="after")

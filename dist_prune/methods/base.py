@@ -65,6 +65,8 @@ class Method(ABC):
             dense network's state dict, and surgery starts from these weights.
         units: whether the method can score whole units (attention heads, groups of a grouped convolution), each as one
             channel. If False, groups of such units are protected.
+        task_needs: what it asks of the task besides images and the gradient of the loss: ``class labels`` (one class
+            number for each image), ``class logits``.
         why_one_shot: why a pruned network cannot be scored and pruned again (``schedule.rounds``); empty: it can.
         needs: what ``score`` asks for and costs, for ``dist-prune list methods``; None: not declared.
     """
@@ -74,6 +76,7 @@ class Method(ABC):
     equivariant: ClassVar[bool] = True
     trains_weights: ClassVar[bool] = False
     units: ClassVar[bool] = False
+    task_needs: ClassVar[tuple[str, ...]] = ()
     why_one_shot: ClassVar[str] = ""
     needs: ClassVar[Needs | None] = None
 

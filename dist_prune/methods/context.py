@@ -109,7 +109,8 @@ class ScoringContext(Protocol):
             points: hook points, each name once. No image is read if there are none.
             statistic: what is computed at each of them. Its attributes identify the saved progress, so their ``repr``
                 has to be the same in every process.
-            backward: also hand ``statistic.update`` the gradient of the summed cross-entropy at each hook point.
+            backward: also hand ``statistic.update`` the gradient of the task's loss (of a classification the
+                cross-entropy), summed over images, at each hook point.
             train_mode: all images form one batch, and batch norms use the statistics of that batch. Running statistics
                 stay as they are. For released programs that never call ``eval()``; see ``check_one_batch``.
             augment: images get the training augmentation, drawn from the recipe's seed. For released programs that

@@ -66,6 +66,7 @@ class HRel(base.RankingMethod):
 
     paper = "Sarvani et al., Neural Networks 2022: relevance of activation maps to the classes (HRel)"
     needs = Needs(labels=True, forward=2, note="and the estimator")
+    task_needs = ("class labels",)
     Options = Options
 
     def score(self, context: base.ScoringContext) -> base.Scores:

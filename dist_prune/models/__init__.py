@@ -21,6 +21,7 @@ from dist_prune.models import (
     plugin_networks,
     resnet_cifar,
     sources,
+    unet,
     vgg_cifar,
     vgg_fc,
     wide_resnet_cifar,
@@ -36,8 +37,8 @@ __all__ = [
     "source_files", "source_of", "state_shapes",
 ]  # fmt: skip
 _OWN = (  # registered by their import
-    densenet_cifar, googlenet_cifar, lenet, lenet_tanh, mlp, mobilenet_cifar, resnet_cifar, vgg_cifar,
-    vgg_fc, wide_resnet_cifar,
+    densenet_cifar, googlenet_cifar, lenet, lenet_tanh, mlp, mobilenet_cifar, resnet_cifar, unet,
+    vgg_cifar, vgg_fc, wide_resnet_cifar,
 )  # fmt: skip
 
 
@@ -48,9 +49,10 @@ def list_names(pattern: str = "") -> list[str]:
         pattern: glob of names; "" for all.
     """
     if pattern.startswith(f"{sources.TORCHVISION}:"):
-        from dist_prune.models import torchvision_networks
+        from dist_prune.models import torchvision_networks, torchvision_segmenters
 
-        names = (f"{sources.TORCHVISION}:{name}" for name in torchvision_networks.list_names())
+        known = sorted([*torchvision_networks.list_names(), *torchvision_segmenters.list_names()])
+        names = (f"{sources.TORCHVISION}:{name}" for name in known)
         return [name for name in names if fnmatchcase(name, pattern) or name.startswith(pattern)]
     plugin_networks.list_names()
     return timm.list_models(pattern or "*")
@@ -66,9 +68,13 @@ def source_of(name: str) -> NetworkSource:
     if prefix in (sources.HUB, sources.LOCAL):
         return SavedTimmNetwork(name)
     if prefix == sources.TORCHVISION:
+        from dist_prune.models import torchvision_segmenters
         from dist_prune.models.torchvision_networks import TorchvisionNetwork
 
-        return TorchvisionNetwork(name.partition(":")[2])
+        plain = name.partition(":")[2]
+        if plain.partition(".")[0] in torchvision_segmenters.list_names():
+            return torchvision_segmenters.TorchvisionSegmenter(plain)
+        return TorchvisionNetwork(plain)
     if prefix == sources.TRANSFORMERS:
         from dist_prune.models.transformers_networks import TransformersNetwork
 

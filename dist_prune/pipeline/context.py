@@ -20,6 +20,8 @@ from dist_prune.pipeline.networks import RunNetworks
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.pruning.selection.schedule import round_config
+from dist_prune.tasks import build as build_task
+from dist_prune.tasks.base import Task
 from dist_prune.training.tracking import Tracker
 
 Tensors = dict[str, tuple[Mapping[str, Tensor], Mapping[str, Any]]]  # file -> (named tensors, meta)
@@ -70,6 +72,11 @@ class RunContext:
     round: int = 1
     measurement_fingerprint: str = ""
     artifact_store: ArtifactStore | None = None
+
+    @cached_property
+    def task(self) -> Task:
+        """What the network learns and how it is measured."""
+        return build_task(self.recipe.task)
 
     @cached_property
     def images(self) -> RunImages:

@@ -24,7 +24,7 @@ from dist_prune.data.datasets import (
 )
 from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.data.open_split import OpenSplit, open_split
-from dist_prune.data.random_access import ImageSource
+from dist_prune.data.random_access import ImageSource, target_kind
 from dist_prune.data.sampling import holdout_split, micro_batches, shard
 from dist_prune.distributed import preemption
 from dist_prune.distributed.environment import DistributedEnvironment
@@ -87,7 +87,9 @@ class RunImages:
         check_same_form(unrenumbered[True], unrenumbered[False], data.image_size)
         classes = splits[True].source.classes
         empty = len(classes) - len(np.unique(splits[True].source.labels))
-        if data.source == "imagefolder" or (data.source in ("tar", "parquet") and not numbered):
+        if target_kind(splits[True].source) != "classes":
+            self.tracker.info(f"data: {_target_text(splits[True].source)}")
+        elif data.source == "imagefolder" or (data.source in ("tar", "parquet") and not numbered):
             message = describe_order(classes, empty, len(unrenumbered[True].classes), data.class_order, data.class_map)
             self.tracker.info(f"data: {message}")
         elif empty:
@@ -278,3 +280,14 @@ class RunImages:
             "eval_transform": {key: body[key] for key in evaluation_keys},
             "training": training,
         }
+
+
+def _target_text(source: ImageSource) -> str:
+    """The targets of the training images, for the log."""
+    names, pixels = source.classes, getattr(source, "pixels", None)
+    if pixels is None:
+        return f"{len(source.labels):,} training images with {len(names)} {target_kind(source)} each"
+    *counts, void = pixels
+    absent = [name for name, count in zip(names, counts, strict=True) if not count]
+    text = f"masks of {len(names)} classes, {void / max(1, sum(pixels)):.1%} of the training pixels are void"
+    return text + (f"; no training pixel is of {', '.join(absent)}" if absent else "")

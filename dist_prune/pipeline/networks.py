@@ -24,6 +24,7 @@ from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.pruning.surgery.rebuild import rebuild
 from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.tasks import build as build_task
 
 
 def check_teacher(recipe: Recipe) -> None:
@@ -124,10 +125,11 @@ class RunNetworks:
     @cached_property
     def graph(self) -> DependencyGraph:
         """The dependency graph of the dense backbone: the layers and groups that the method can prune."""
-        protect = self.recipe.backbone.protect
         if self.start is None:
-            return self.method.prunable(trace_groups(self.create().eval(), self.images.example_input, protect))
-        return self.method.prunable(self.start.graph_of(self._graph_before_start))
+            graph = trace_groups(self.create().eval(), self.images.example_input, self.recipe.backbone.protect)
+        else:
+            graph = self.start.graph_of(self._graph_before_start)
+        return self.method.prunable(graph.protect_producers(build_task(self.recipe.task).protect(graph.producers)))
 
     @cached_property
     def _graph_before_start(self) -> DependencyGraph:

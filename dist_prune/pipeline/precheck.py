@@ -13,7 +13,6 @@ from dist_prune.pipeline import criteria, recipe_checks
 from dist_prune.pipeline.context import RunContext
 from dist_prune.pipeline.networks import check_teacher
 from dist_prune.pruning.selection.cost import target_keys
-from dist_prune.pruning.surgery.verified_trace import check_logits
 from dist_prune.training import acceleration, latency, optim
 
 
@@ -43,6 +42,9 @@ def precheck(context: RunContext) -> None:
     attempt(recipe_checks.check_rounds, recipe, context.method, environment.zero_stage)
     attempt(check_teacher, recipe)
     attempt(recipe_checks.check_repair, recipe)
+    if not attempt(lambda: context.task):
+        raise PruneError("\n".join(problems))
+    problems += recipe_checks.task_problems(recipe, context.method, context.task)
     attempt(_many, context)
     for settings, name in trainings:
         attempt(acceleration.check, settings, environment, name, recipe.cluster.deterministic)
@@ -92,8 +94,15 @@ def _many(context: RunContext) -> None:
 
 def _network(context: RunContext) -> None:
     """PruneError if there is no such network, or the method cannot do with it what the recipe asks for."""
+    recipe_checks.check_targets(context.task, context.images.splits[True].source, context.recipe.data.source)
     _sizes(context)
-    check_logits(context.networks.create(), context.images.example_input, context.recipe.backbone.name)
+    recipe_checks.check_outputs(
+        context.task,
+        context.networks.create(),
+        context.images.example_input,
+        len(context.images.classes),
+        context.recipe.backbone.name,
+    )
     if context.recipe.select.plan:
         context.networks.replayed_plan(context.selection)
     else:

@@ -3,18 +3,22 @@
 Both report the same texts, so a recipe that passes ``check`` passes at the start of a run.
 """
 
+import copy
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from dist_prune import methods
 from dist_prune.config.data import Data
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.training import Training
 from dist_prune.data.datasets import KNOWN, OPENERS, open_source
 from dist_prune.data.listed_layouts import find_listing
 from dist_prune.data.open_split import beton_path
+from dist_prune.data.random_access import TARGETS, ImageSource, target_kind
 from dist_prune.errors import PruneError
 from dist_prune.methods.base import Method
 from dist_prune.models.load_checkpoint import load_checkpoint
@@ -22,8 +26,10 @@ from dist_prune.pipeline.ledger import Ledger
 from dist_prune.pipeline.networks import check_teacher
 from dist_prune.pruning.plan import files
 from dist_prune.pruning.selection import cost
+from dist_prune.tasks.base import Task
 from dist_prune.training import optim, optimizer_state
 
+TARGETS_OF = {"maskfolder": "masks", "npz_labels": "labels", "npz_values": "values"}  # source -> what it gives
 ASSUME = "dist-prune check --assume RECIPE leaves out what is only on another machine"
 
 
@@ -72,6 +78,10 @@ def missing_image_folders(data: Data) -> list[str]:
     Returns:
         A line for each missing split.
     """
+    if data.source == "maskfolder":
+        splits = {data.train_split: True, data.eval_split: False}
+        found = [_failing(open_source, data.source, data.root, split, train) for split, train in splits.items()]
+        return list(dict.fromkeys(line for lines in found for line in lines))
     if data.source not in OPENERS:
         return []  # a Dataset is opened by the check verb itself
     if data.source != "imagefolder":
@@ -172,6 +182,79 @@ def check_repair(recipe: Recipe) -> None:
             f"repair.method: {recipe.repair.method} repairs what was just cut, and select.plan names a bundle, whose "
             "own weights are taken as they are. Set repair.method=none, or name the bundle's plan file"
         )
+
+
+def task_problems(recipe: Recipe, method: Method, task: Task) -> list[str]:
+    """Find what a recipe asks for that makes no sense for its task.
+
+    Args:
+        recipe: The validated recipe.
+        method: The recipe's method.
+        task: The recipe's task.
+
+    Returns:
+        A line for each problem.
+    """
+    needs = {} if recipe.select.plan else {recipe.method["name"]: method.task_needs}
+    needs |= {name: methods.find(name).task_needs for name in recipe.score.compare}
+    problems = [line for name, each in needs.items() for line in _failing(task.check_method, name, each)]
+    for settings, section in training_sections(recipe):
+        problems += _failing(task.check_training, settings, section)
+    problems += _failing(check_kind, task, TARGETS_OF.get(recipe.data.source, "classes"), recipe.data.source)
+    if recipe.information.curves != "none" and not task.is_classification:
+        problems.append(
+            f"information.curves: curves count images that are classified right, and the task {task.name} has none; "
+            "leave it out"
+        )
+    return problems
+
+
+def check_targets(task: Task, source: ImageSource, name: str) -> None:
+    """Check that a data set gives what the task learns from.
+
+    Args:
+        task: The recipe's task.
+        source: The opened training split.
+        name: The recipe's ``data.source``.
+
+    Raises:
+        PruneError: It gives something else.
+    """
+    check_kind(task, target_kind(source), name)
+
+
+def check_kind(task: Task, found: str, name: str) -> None:
+    """``check_targets`` for a data set that gives ``found``, a key of ``TARGETS``."""
+    if found != task.targets:
+        raise PruneError(
+            f"task.name: {task.name} learns from {TARGETS[task.targets]}; data.source={name} gives {TARGETS[found]}"
+        )
+
+
+def check_outputs(task: Task, model: nn.Module, example: Tensor, count: int, name: str) -> None:
+    """Check that a network gives what the task needs, in training and in evaluation mode.
+
+    Args:
+        task: The recipe's task.
+        model: The bare network; not changed.
+        example: (1, C, H, W) image on its device.
+        count: Number of classes or values.
+        name: Name of the backbone, for the error.
+
+    Raises:
+        PruneError: It gives something else.
+    """
+    images = torch.cat([example, example])
+    for mode in ("evaluation", "training"):
+        trial = copy.deepcopy(model).train(mode == "training")
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                outputs = trial(images)
+        except Exception:  # an image size, a norm over single values: other checks report these
+            continue
+        if wrong := task.check_outputs(outputs, count, images):
+            raise PruneError(f"backbone.name: in {mode} mode {name} {wrong}")
 
 
 def check_rounds(recipe: Recipe, method: Method, zero: bool) -> None:

@@ -123,28 +123,31 @@ def groups_figure(groups: Sequence[Mapping[str, Any]], width: float = 10) -> Fig
     return figure
 
 
-def curve_figure(lines: Sequence[Mapping[str, float]]) -> Figure:
-    """Plot loss and top-1 over epochs.
+def curve_figure(lines: Sequence[Mapping[str, float]], primary: str, title: str) -> Figure:
+    """Plot the loss and the primary figure over epochs.
 
     Args:
-        lines: The history of a training: ``epoch`` and ``loss``, and ``<split>_top1`` and ``<split>_loss`` for the
-            epochs that were evaluated.
+        lines: The history of a training: ``epoch`` and ``loss``, and ``<split>_<primary>`` and ``<split>_loss`` for
+            the epochs that were evaluated.
+        primary: the task's figure that selects epochs.
+        title: its name with its unit.
     """
     figure, panels = subplots(10, 3, ncols=2)
     loss_axes, accuracy_axes = panels[0]
     epochs = [line["epoch"] for line in lines]
     loss_axes.plot(epochs, [line["loss"] for line in lines], marker="o", markersize=3, label="training images")
-    split = next((k.removesuffix("_top1") for line in lines for k in line if k.endswith("_top1")), "test")
-    tested = [line for line in lines if f"{split}_top1" in line]
+    ending = f"_{primary}"
+    split = next((k.removesuffix(ending) for line in lines for k in line if k.endswith(ending)), "test")
+    tested = [line for line in lines if split + ending in line]
     tested_epochs = [line["epoch"] for line in tested]
     loss_axes.plot(
         tested_epochs, [line[f"{split}_loss"] for line in tested], marker="o", markersize=3, label=f"{split} images"
     )
     accuracy_axes.plot(
-        tested_epochs, [line[f"{split}_top1"] for line in tested], marker="o", markersize=3, color="#ff7f0e"
+        tested_epochs, [line[split + ending] for line in tested], marker="o", markersize=3, color="#ff7f0e"
     )
-    loss_axes.set_ylabel("cross-entropy")
-    accuracy_axes.set_ylabel(f"{split} top-1 %")
+    loss_axes.set_ylabel("cross-entropy" if primary == "top1" else "loss")
+    accuracy_axes.set_ylabel(f"{split} {title}")
     loss_axes.legend(frameon=False)
     for axes in (loss_axes, accuracy_axes):
         axes.set_xlabel("epoch")

@@ -45,19 +45,28 @@ def render_report(
     similarity_maps: Sequence[SimilarityMap] = (),
     curves: Sequence[Curve] = (),
     planes: Sequence[Mapping[str, str]] = (),
+    predictions: Sequence[Sequence[tuple[str, str]]] = (),
+    legend: Sequence[tuple[str, str]] = (),
 ) -> str:
     """The report page of a run, as HTML.
 
     Args:
         body: The body of report.json.
-        histories: Name of a training -> its epochs (``epoch``, ``loss``, and ``top1`` and ``loss`` of the images that
-            select an epoch).
+        histories: Name of a training -> its epochs (``epoch``, ``loss``, and the task's figures and ``loss`` of the
+            images that select an epoch).
         recipe: The recipe as YAML.
         similarity_maps: The method's similarity matrices.
         curves: The method's curves.
         planes: The lines of curves.csv.
+        predictions: For each image a row of (caption, PNG in base64): the image and what each network finds in it.
+        legend: (name, colour) of what is found.
     """
-    trainings = [(name, figures.curve_figure(epochs)) for name, epochs in histories.items() if epochs]
+    task = tables.task_of(body)
+    trainings = [
+        (name, figures.curve_figure(epochs, task["primary"], task["titles"][task["primary"]]))
+        for name, epochs in histories.items()
+        if epochs
+    ]
     if planes:
         title = "Every number of kept filters, one group at a time, not finetuned"
         trainings.append((title, figures.plane_figure(planes)))
@@ -78,7 +87,10 @@ def render_report(
         ],
         curves=_svgs(figures.method_figures(curves)),
         figures=tables.records(body.get("table", [])),
-        criteria=tables.criteria(body.get("many", [])),
+        criteria=tables.criteria(body),
+        figure_name=tables.figure_name(body),
+        predictions=predictions,
+        legend=legend,
         seconds=", ".join(f"{name} {value:.1f} s" for name, value in body["timings"].items()),
         events="; ".join(map(tables.event_text, body["events"])) or "none",
         communication=tables.communication(body),

@@ -6,6 +6,7 @@ from typing import Any
 
 from dist_prune.config.recipe import selected_on_test
 from dist_prune.pruning.selection.cost import report_costs
+from dist_prune.tasks.classification import CLASSIFICATION
 from dist_prune.training.timing_noise import speedup_text
 
 KINDS = ("dense", "pruned", "repaired", "finetuned")  # networks of a run; repaired: with ``repair.method`` only
@@ -32,6 +33,23 @@ def kinds_of(body: Mapping[str, Any]) -> list[str]:
     return [name for name in KINDS if name in body]
 
 
+def task_of(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a report says about its task (see ``Task.description``); reports without it are of classifications."""
+    return body.get("task") or CLASSIFICATION.description()
+
+
+def figure_name(body: Mapping[str, Any]) -> str:
+    """The primary figure of a report in words, without its unit."""
+    task = task_of(body)
+    return str(task["titles"][task["primary"]]).removesuffix(" %")
+
+
+def figure_text(body: Mapping[str, Any], value: float) -> str:
+    """A value of the primary figure with its unit."""
+    task = task_of(body)
+    return f"{value:.2f} %" if str(task["titles"][task["primary"]]).endswith(" %") else f"{value:.4g}"
+
+
 def metric_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """The rows of the table of figures.
 
@@ -43,8 +61,8 @@ def metric_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """
     kinds = kinds_of(body)
     rows = [
-        ("top-1 %", [f"{body[k]['top1']:.2f}" for k in kinds]),
-        ("top-5 %", [f"{body[k]['top5']:.2f}" for k in kinds]),
+        (title, [f"{body[k][key]:.2f}" if title.endswith("%") else f"{body[k][key]:.4g}" for k in kinds])
+        for key, title in task_of(body)["titles"].items()
     ]
     rows.append(("loss", [_loss(body[k]["loss"]) for k in kinds]))
     for key, unit, label in (
@@ -112,24 +130,30 @@ def _cell(value: Any) -> str:
     return "-" if value is None else f"{value:.5g}" if isinstance(value, int | float) else str(value)
 
 
-def criteria(lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]] | None:
-    """The table of compared criteria: top-1 after pruning, costs, and the overlap of the channels kept.
+def criteria(body: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
+    """The table of compared criteria: the primary figure after pruning, costs, the overlap of the channels kept.
 
     Args:
-        lines: The table ``many`` of report.json.
+        body: The body of report.json.
 
     Returns:
         Column heads, and rows of cells; None if there are no lines.
     """
+    lines, task = body.get("many", []), task_of(body)
     if not lines:
         return None
     costs = [cost for cost in report_costs() if cost.name in lines[0]]
     cells = [
-        [line["method"], f"{line['top1']:.2f}", *(f"{line[cost.name]:.1%}" for cost in costs)]
+        [line["method"], f"{line[task['primary']]:.2f}", *(f"{line[cost.name]:.1%}" for cost in costs)]
         + [f"{share:.2f}" for share in line["overlap"].values()]
         for line in lines
     ]
-    return ["", "top-1 %", *(cost.title for cost in costs), *(line["method"] for line in lines)], cells
+    return [
+        "",
+        task["titles"][task["primary"]],
+        *(cost.title for cost in costs),
+        *(line["method"] for line in lines),
+    ], cells
 
 
 def communication(body: Mapping[str, Any]) -> list[list[str]]:
@@ -173,26 +197,28 @@ def table(body: Mapping[str, Any]) -> str:
         "  ".join([label.ljust(widths[0]), *(cell.rjust(widths[i + 1]) for i, cell in enumerate(cells))])
         for label, cells in lines
     ]
-    more = [*_rounds(body.get("rounds", [])), *filter(None, [traffic_text(body)]), *warning_events(body)]
+    more = [*_rounds(body), *filter(None, [traffic_text(body)]), *warning_events(body)]
     return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", target_text(body), *more])
 
 
-def _rounds(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+def _rounds(body: Mapping[str, Any]) -> list[str]:
     """A line of text for each round."""
+    primary = task_of(body)["primary"]
 
     def kept(line: Mapping[str, Any]) -> str:
         return ", ".join(f"{line[cost.name]:.1%} of the {cost.name}" for cost in report_costs() if cost.name in line)
 
     return [
         f"round {line['round']}: {kept(line)}"
-        f", top-1 {line['pruned_top1']:.2f} % pruned, {_repaired(line)}"
-        f"{line['finetuned_top1']:.2f} % after {line['epochs']} epochs"
-        for line in lines
+        f", {figure_name(body)} {figure_text(body, line[f'pruned_{primary}'])} pruned, {_repaired(body, line)}"
+        f"{figure_text(body, line[f'finetuned_{primary}'])} after {line['epochs']} epochs"
+        for line in body.get("rounds", [])
     ]
 
 
-def _repaired(line: Mapping[str, Any]) -> str:
-    return f"{line['repaired_top1']:.2f} % repaired, " if "repaired_top1" in line else ""
+def _repaired(body: Mapping[str, Any], line: Mapping[str, Any]) -> str:
+    value = line.get(f"repaired_{task_of(body)['primary']}")
+    return "" if value is None else f"{figure_text(body, value)} repaired, "
 
 
 def traffic_text(body: Mapping[str, Any]) -> str:
@@ -229,7 +255,9 @@ def target_text(body: Mapping[str, Any]) -> str:
     test_selection = "".join(f"; {peek.upper()}" for peek in selected_on_test(body["recipe"]))
     block_note = "; masked blocks of weights save MACs on paper only: they run as slow as dense ones"
     runs = body.get("reruns")
-    rerun_text = f"; {len(runs['top1'])} finetunings: {runs['mean']:.2f} ± {runs['std']:.2f} %" if runs else ""
+    primary = task_of(body)["primary"]
+    unit = figure_text(body, 0.0).partition(" ")[2]  # %, or none
+    rerun_text = f"; {len(runs[primary])} finetunings: {runs['mean']:.2f} ± {runs['std']:.2f} {unit}" if runs else ""
     block_text = block_note if "sparse" in body["dense"] else ""
     return (
         f"kept: {achieved}"

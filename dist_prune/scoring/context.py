@@ -28,10 +28,12 @@ from dist_prune.pruning.hooks.masked_accuracy import MaskedAccuracyCache
 from dist_prune.pruning.hooks.statistics import Statistic
 from dist_prune.pruning.rng import seeded_generator
 from dist_prune.scoring.parameter_training import train_free_parameters, training_settings
-from dist_prune.scoring.statistic_collection import Observation, layer_weight
+from dist_prune.scoring.statistic_collection import Observation, as_filters, layer_weight
+from dist_prune.tasks.base import Task
+from dist_prune.tasks.classification import CLASSIFICATION
+from dist_prune.tasks.tallies import num_correct
 from dist_prune.training.bn_recalibration import batch_statistics
 from dist_prune.training.checkpoints import CheckpointManager
-from dist_prune.training.evaluation import num_correct
 from dist_prune.training.fit_model import Loss, fit_model
 from dist_prune.training.loop import Loop
 from dist_prune.training.tracking import Tracker
@@ -62,6 +64,7 @@ class DistributedScoringContext:
         record: JSON-lines file of results that outlive scoring (``map_jobs`` with ``keep``), or None.
         lineage: fingerprint that recorded results belong to: ``identity`` without the number of measurements.
         augmented: whether ``count_correct`` sees its images with the training augmentation, by the seed.
+        task: decides the loss whose gradients statistics read.
         notes: sentences for the reader of the report on how the scores were made; filled while scoring, per rank.
     """
 
@@ -80,6 +83,7 @@ class DistributedScoringContext:
     record: Path | None = None
     lineage: str = ""
     augmented: bool = False
+    task: Task = CLASSIFICATION
     notes: set[str] = field(default_factory=set)
     _observations: int = 0
     _map_calls: int = 0
@@ -116,7 +120,8 @@ class DistributedScoringContext:
         Returns:
             A copy on the CPU, in the network's dtype; the first axis is the layer's outputs, or its units.
         """
-        return fold_units(point.at_weight, layer_weight(self.model, point).detach()).cpu().clone()
+        weight = as_filters(self.model, point, layer_weight(self.model, point).detach())
+        return fold_units(point.at_weight, weight).cpu().clone()
 
     def collect(
         self,
@@ -135,7 +140,7 @@ class DistributedScoringContext:
         Args:
             points: hook points, each name once.
             statistic: what is computed at each of them.
-            backward: also hand it the gradient of the summed cross-entropy at each hook point.
+            backward: also hand it the gradient of the task's loss, summed over images, at each hook point.
             train_mode: one batch of all images, whose own statistics the batch norms use.
             augment: images get the training augmentation, by the seed.
 
@@ -170,7 +175,7 @@ class DistributedScoringContext:
                 if positions is not None:  # in the last round some ranks have no micro-batch
                     batch = next(loaded)
                     rows = torch.from_numpy(positions).to(device, non_blocking=True)
-                    observation.update(self.model, batch.images, batch.labels, rows, backward)
+                    observation.update(self.model, batch, rows, self.task if backward else None)
                 stop = preemption.poll(comm)[0]
                 seen = min(done + number * comm.world, len(batches))
                 if stop or (file is not None and number < rounds and number % self.save_every == 0):

@@ -18,6 +18,7 @@ from dist_prune.pruning.hooks.gating import Where
 from dist_prune.pruning.hooks.statistics import Statistic
 from dist_prune.pruning.network_output import num_logits
 from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.tasks.outputs import main_output
 from dist_prune.training.fit_model import Loss
 
 
@@ -100,7 +101,15 @@ class LibraryScoringContext(DistributedScoringContext):
         weight = next(self.model.parameters())
         with torch.no_grad(), evaluation_mode(self.model):
             output = self.model(torch.zeros(1, *self.graph.example, device=weight.device, dtype=weight.dtype))
-        cast(SampleLoader, self.loader).require_labels(num_logits(output))
+        samples = cast(SampleLoader, self.loader)
+        if self.task.is_classification:
+            samples.require_labels(num_logits(output))
+            return
+        found = main_output(output)
+        samples.outputs = found.shape[1] if isinstance(found, Tensor) and found.dim() > 1 else 0
+        first = next(samples.batches([self.ids[:1]])).labels
+        if first.dim() == 1 and not first.is_floating_point() and int(first[0]) < 0:  # no other targets have this form
+            raise PruneError("this method needs labels, and the loader gives images alone: give (images, labels)")
 
 
 def check_same_network(model: nn.Module, graph: DependencyGraph, comm: Communicator) -> None:
@@ -108,7 +117,8 @@ def check_same_network(model: nn.Module, graph: DependencyGraph, comm: Communica
     modules = dict(model.named_modules())
     for name, layer in graph.layers.items():
         weight = getattr(modules.get(name), "weight", None)
-        if layer.kind in ("conv", "linear") and (weight is None or len(weight) != layer.width_out):
+        width = layer.width_in if layer.transposed else layer.width_out
+        if layer.kind in ("conv", "linear") and (weight is None or len(weight) != width):
             raise PruneError(
                 f"the graph was traced on another network: {name} is not there with {layer.width_out} outputs"
             )

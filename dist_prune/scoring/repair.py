@@ -214,8 +214,9 @@ class Repairer:
 def _check_pruned(small: nn.Module, graph: DependencyGraph, plan: Plan) -> None:
     """PruneError unless the layers of a network have the widths that a plan leaves."""
     modules = dict(small.named_modules())
-    for name, (_, width) in graph.widths(plan.counts).items():
+    for name, (width_in, width) in graph.widths(plan.counts).items():
         weight: Any = getattr(modules.get(name), "weight", None)
+        width = width_in if graph.layers[name].transposed else width
         if graph.layers[name].kind in ("conv", "linear") and (weight is None or len(weight) != width):
             found = "is not there" if weight is None else f"has {len(weight)} outputs"
             raise PruneError(

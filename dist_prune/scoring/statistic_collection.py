@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from dist_prune.data.loader import Batch
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.distributed.resumable_state import ResumableState, identity_of
 from dist_prune.pruning.graph.groups import HookPoint
 from dist_prune.pruning.graph.head_groups import fold_units
 from dist_prune.pruning.hooks.capture import capture_outputs
 from dist_prune.pruning.hooks.statistics import Accumulator, Statistic, gradients
+from dist_prune.tasks.base import Task
 
 # Present name of a class -> its first name: partial scores are recognised by the name of their statistic.
 FIRST_CLASS_NAMES = {
@@ -37,14 +38,30 @@ def layer_weight(model: nn.Module, point: HookPoint) -> nn.Parameter:
     return model.get_submodule(point.layer).weight  # type: ignore[return-value]
 
 
+def as_filters(model: nn.Module, point: HookPoint, weight: Tensor) -> Tensor:
+    """A weight, or its gradient, with a layer's outputs on the first axis: that of a transposed convolution is turned.
+
+    Args:
+        model: the network.
+        point: a hook point of the layer.
+        weight: shaped as the layer's weight.
+
+    Returns:
+        (out, in / groups, ...).
+    """
+    layer = model.get_submodule(point.layer)
+    if not isinstance(layer, nn.ConvTranspose2d):
+        return weight
+    return weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
 def collect_batch(
     model: nn.Module,
     points: Sequence[HookPoint],
     accumulator: Accumulator,
-    images: Tensor,
-    labels: Tensor,
+    batch: Batch,
     positions: Tensor,
-    backward: bool,
+    task: Task | None,
 ) -> None:
     """Run one micro-batch through a network and add it to the tables of a statistic.
 
@@ -52,19 +69,18 @@ def collect_batch(
         model: the network, in the mode that it is to run in. Its parameters' ``.grad`` stays as it was.
         points: hook points of the statistic.
         accumulator: the tables, updated in place.
-        images: (k, C, H, W) on the device.
-        labels: (k,) int64 class numbers on the device; used with ``backward``.
+        batch: k images, and their targets if there is a task, on the device.
         positions: (k,) int64 positions of the images in the calibration list, on the device.
-        backward: also compute the gradient of the summed cross-entropy at each hook point.
+        task: also compute the gradient of its loss, summed over the images, at each hook point; None: no gradients.
     """
-    if not backward:
+    if task is None:
         with (
             torch.no_grad(),
             capture_outputs(
                 model, points, lambda point, maps: accumulator.update(point, fold_units(point, maps), positions)
             ),
         ):
-            model(images)
+            model(batch.images)
         return
     captured: list[tuple[HookPoint, Tensor]] = []
 
@@ -76,12 +92,14 @@ def collect_batch(
     hooked = [point for point in points if point.side != "weight"]
     with torch.enable_grad(), capture_outputs(model, hooked, capture):
         # gradients are taken at the hook points only: the parameters' own .grad stays as it was
-        logits = model(images.requires_grad_(True))
-        loss = functional.cross_entropy(logits, labels, reduction="sum")
+        batch.images.requires_grad_(True)
+        loss = task.loss(task.forward(model, batch), batch).sum()
         captured += [(point, layer_weight(model, point)) for point in points if point.side == "weight"]
         grads = gradients(loss, captured, accumulator.statistic, positions)
     with torch.no_grad():
         for (point, maps), grad in zip(captured, grads, strict=True):
+            if point.side == "weight":
+                maps, grad = as_filters(model, point, maps), as_filters(model, point, grad)
             accumulator.update(point, fold_units(point, maps.detach()), positions, fold_units(point, grad))
 
 
@@ -121,9 +139,9 @@ class Observation:
         merged = self.merged.tables
         return {point: {name: table.cpu() for name, table in tables.items()} for point, tables in merged.items()}
 
-    def update(self, model: nn.Module, images: Tensor, labels: Tensor, positions: Tensor, backward: bool) -> None:
+    def update(self, model: nn.Module, batch: Batch, positions: Tensor, task: Task | None) -> None:
         """Add one micro-batch to this rank's tables; arguments as in ``collect_batch``."""
-        collect_batch(model, self.points, self.local, images, labels, positions, backward)
+        collect_batch(model, self.points, self.local, batch, positions, task)
 
     def save(self, done: int) -> None:
         """Merge the tables of all ranks, one collective per reduction and dtype, and save them.

@@ -100,4 +100,5 @@ def scoring_context(
         record=None if other else record,
         lineage=context.measurement_fingerprint,
         augmented=method.augmented,
+        task=context.task,
     )

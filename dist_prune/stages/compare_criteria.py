@@ -28,6 +28,7 @@ from dist_prune.pruning.surgery import surgeon
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 from dist_prune.scoring.joint_pass import score_many
 from dist_prune.stages.calibration import scoring_context
+from dist_prune.tasks.base import Task
 from dist_prune.training.evaluation import evaluate
 
 PARTIAL = "many_partial"
@@ -41,8 +42,9 @@ def run(context: RunContext) -> StageOutput:
     )
     scores, used = score_criteria(context, graph, criteria)
     loader, ids, where = comparison_images(context, used)
-    context.tracker.info(f"  score.compare: top-1 on {len(ids)} {where}")
-    context.events.append({"stage": "many", "event": f"top-1 of score.compare is measured on {len(ids)} {where}"})
+    title = context.task.figure_name
+    context.tracker.info(f"  score.compare: {title} on {len(ids)} {where}")
+    context.events.append({"stage": "many", "event": f"{title} of score.compare is measured on {len(ids)} {where}"})
     dense = context.networks.load_dense().eval()
     plans, table = {}, []
     for name, method in criteria.items():
@@ -62,12 +64,13 @@ def run(context: RunContext) -> StageOutput:
             context.tracker,
             f"evaluate {name}",
             ids,
+            context.task,
         )
         shares = {cost.name: cost.share(graph, plan.counts) for cost in report_costs()}
-        table.append({"method": name, "top1": figures["top1"], **shares})
+        table.append({"method": name, context.task.primary: figures[context.task.primary], **shares})
     for row in table:
         row["overlap"] = {name: kept_overlap(plans[row["method"]], plans[name]) for name in criteria}
-        context.tracker.info("  " + summary_line(row))
+        context.tracker.info("  " + summary_line(row, context.task))
     tensors = {
         f"{name}/{key}": tensor
         for name, tensors_of_criterion in scores.items()
@@ -154,11 +157,13 @@ def kept_overlap(plan: Plan, other: Plan) -> float:
     return shared / union if union else 1.0
 
 
-def summary_line(row: dict[str, Any]) -> str:
+def summary_line(row: dict[str, Any], task: Task) -> str:
     """A row of the comparison as a line for the terminal.
 
     Args:
-        row: ``method``, ``top1`` in percent, ``macs`` as a share of the dense network's, ``overlap`` (name -> share).
+        row: ``method``, the primary figure under its name, ``macs`` as a share of the dense network's, ``overlap``
+            (name -> share).
+        task: The run's task.
     """
     shared = ", ".join(f"{name} {share:.2f}" for name, share in row["overlap"].items() if name != row["method"])
-    return f"{row['method']:16} top-1 {row['top1']:6.2f} %  macs {row['macs']:.3f}  kept in common: {shared}"
+    return f"{row['method']:16} {task.text(row[task.primary])}  macs {row['macs']:.3f}  kept in common: {shared}"

@@ -49,6 +49,7 @@ def run(context: RunContext) -> StageOutput:
             context.environment.comm,
             context.tracker,
             f"evaluate {name}",
+            task=context.task,
         )
         if figures["loss"] != figures["loss"]:
             context.tracker.info(f"  the {name} network's outputs are not finite on some images: its loss is none")
@@ -104,8 +105,8 @@ def rounds(context: RunContext, last: Mapping[str, Any]) -> list[dict[str, Any]]
             networks, which are not measured again.
 
     Returns:
-        A dict per round: ``round``, ``target`` and the remaining costs as shares of the dense network, top-1 and top-5
-        after pruning and after finetuning in percent, ``epochs`` of finetuning.
+        A dict per round: ``round``, ``target`` and the remaining costs as shares of the dense network, the task's
+        figures after pruning and after finetuning, ``epochs`` of finetuning.
     """
     recipe, lines = context.recipe, []
     graph = context.selection_graph()
@@ -124,8 +125,9 @@ def rounds(context: RunContext, last: Mapping[str, Any]) -> list[dict[str, Any]]
                     context.environment.comm,
                     context.tracker,
                     f"evaluate {name}, round {number}",
+                    task=context.task,
                 )
-            figures |= {f"{name}_{key}": figures_of_network[key] for key in ("top1", "top5")}
+            figures |= {f"{name}_{key}": figures_of_network[key] for key in context.task.titles}
         target_key, schedule = recipe.target.asked(), recipe.schedule
         target = share_after_round(target_key[1], number, schedule.rounds, schedule.spacing) if target_key else None
         shares = {cost.name: cost.share(graph, plan.counts) for cost in counted_costs()}

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dist_prune import models
-from dist_prune.export.bundle import manifest_json
+from dist_prune.export.bundle import manifest_json, output_shapes
 from dist_prune.pipeline.context import RunContext, StageOutput
 from dist_prune.pipeline.stage_graph import BUNDLE, FINETUNED, METRICS
 from dist_prune.report.tables import kinds_of
@@ -49,6 +49,11 @@ def run(context: RunContext) -> StageOutput:
         if recipe.select.plan:  # nothing was scored here
             before = start.origin()["origin"]
             origin |= {key: before[key] for key in ("method", "paper") if key in before}
-    text = manifest_json(backbone, plan, image, images.classes, weights, figures, origin, dense)
+    described: dict[str, Any] = {}
+    if not context.task.is_classification:
+        small = context.networks.load_pruned(FINETUNED, context.round).eval()
+        shapes = output_shapes(small, tuple(images.example_input.shape[1:]))
+        described = {"task": context.task.description(), "outputs": shapes}
+    text = manifest_json(backbone, plan, image, images.classes, weights, figures, origin, dense, **described)
     manifest_file, weights_file = BUNDLE
     return StageOutput({}, {weights_file: (weights, {"plan": plan.fingerprint})}, {manifest_file: text})

@@ -36,7 +36,8 @@ def run(context: RunContext) -> StageOutput:
         drop = _drop(context)
         if drop <= settings.only_if_drop:
             context.tracker.info(
-                f"  pruning cost {drop:.2f} points of top-1, at most {settings.only_if_drop:g}: left as it is"
+                f"  pruning cost {drop:.2f} points of {context.task.figure_name}, at most "
+                f"{settings.only_if_drop:g}: left as it is"
             )
             context.events.append({"stage": "finetune", "event": "not needed", "drop": drop})
             facts = {"history": [], "selection": settings.selection}
@@ -51,21 +52,24 @@ def run(context: RunContext) -> StageOutput:
         if rerun == 0:
             state, history = {n: tensor.cpu().clone() for n, tensor in model.state_dict().items()}, trainer.history
         if reruns > 1:
-            accuracies.append(_top1(context, model))
-            context.tracker.info(f"  rerun {rerun + 1} of {reruns}: {accuracies[-1]:.2f} % on the test images")
+            accuracies.append(_primary(context, model))
+            context.tracker.info(
+                f"  rerun {rerun + 1} of {reruns}: {context.task.text(accuracies[-1])} on the test images"
+            )
     facts: dict[str, Any] = {"history": history, "selection": settings.selection}
     if accuracies:
         spread = statistics.stdev(accuracies)
-        facts["reruns"] = {"top1": accuracies, "mean": statistics.mean(accuracies), "std": spread}
+        facts["reruns"] = {context.task.primary: accuracies, "mean": statistics.mean(accuracies), "std": spread}
     return StageOutput(facts, {FINETUNED: (state, meta)}, drop=("finetune_checkpoints",))
 
 
 def _drop(context: RunContext) -> float:
-    """Points of top-1 that pruning cost, on the images that select epochs (held out, or the test images)."""
+    """Points of the primary figure that pruning cost, on the images that select epochs (held out, or the test ones)."""
     metric = selection_metric(context, context.recipe.finetune)
     models = context.networks.load_dense(), _load_pruned(context)
-    dense, pruned = (metric(model.to(context.environment.device))["top1"] for model in models)
-    return dense - pruned
+    key, sign = context.task.primary, 1 if context.task.higher_is_better else -1
+    dense, pruned = (metric(model.to(context.environment.device))[key] for model in models)
+    return sign * (dense - pruned)
 
 
 def _load_pruned(context: RunContext) -> nn.Module:
@@ -110,6 +114,8 @@ def _finetune(
     return model, run_training(context, model, settings, name, teacher, masks, rerun, carried, leaves)
 
 
-def _top1(context: RunContext, model: nn.Module) -> float:
-    batch, comm = context.recipe.evaluate.batch, context.environment.comm
-    return evaluate(model, context.images.loader(False), batch, comm, context.tracker, "test images")["top1"]
+def _primary(context: RunContext, model: nn.Module) -> float:
+    """The task's primary figure on the test images."""
+    batch, comm, task = context.recipe.evaluate.batch, context.environment.comm, context.task
+    figures = evaluate(model, context.images.loader(False), batch, comm, context.tracker, "test images", task=task)
+    return figures[task.primary]

@@ -26,7 +26,8 @@ from dist_prune.pruning.hooks.consumers import ChannelPoint
 from dist_prune.pruning.hooks.gating import gate, gate_points
 from dist_prune.pruning.information.information_plane import COLUMNS, InformationPlane
 from dist_prune.scoring.context import DistributedScoringContext
-from dist_prune.training.evaluation import count_images, num_correct
+from dist_prune.tasks.tallies import num_correct
+from dist_prune.training.evaluation import count_images
 
 SCORES = "round_1/scores.safetensors"
 HEAD = ("group", "width", "kept", "deleted", "top1", *COLUMNS)

@@ -9,21 +9,25 @@ import csv
 import json
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
 
 from dist_prune.config.safe_parsing import strict_json
 from dist_prune.pipeline.context import RunContext, StageOutput
 from dist_prune.pipeline.ledger import flatten
-from dist_prune.pipeline.stage_graph import round_path, stages_of_recipe
+from dist_prune.pipeline.stage_graph import FINETUNED, PRUNED, round_path, stages_of_recipe
 from dist_prune.pruning.figure_data import Curve, SimilarityMap
 from dist_prune.pruning.selection.cost import report_costs
 from dist_prune.pruning.selection.schedule import round_config
 from dist_prune.report import figures, html, tables
 from dist_prune.stages import latency_target
+from dist_prune.tasks.base import Task, in_float
 
 # Sections whose keys tell the runs of a sweep apart; the others are the same in it.
 TELLING = ("score", "method", "select", "target", "schedule", "finetune", "reruns")
 ALWAYS = ("seed", "backbone.name", "method.name", "finetune.epochs", "finetune.lr", "score.images", "select.threshold")
+PICTURED = 3  # images of the page that shows what the networks find
 MORE = (("select", "table"), ("finetune", "reruns"))  # facts that only some runs have
 
 
@@ -32,6 +36,8 @@ def run(context: RunContext) -> StageOutput:
     body = report_body(context)
     histories = {name: _fact(context, name, "history") or [] for name in stage_labels(context) if _trains(name)}
     similarity_maps, curves = pictures(context)
+    predictions = _predictions(context)
+    legend = context.task.legend(context.images.classes) if predictions else []
     _tensorboard(context, body, similarity_maps)
     context.tracker.info("\n" + tables.table(body))
     folder = context.run_dir.resolve()
@@ -45,7 +51,9 @@ def run(context: RunContext) -> StageOutput:
         {},
         texts={
             "report.json": strict_json(body),
-            "report.html": html.render_report(body, histories, text, similarity_maps, curves, planes(context)),
+            "report.html": html.render_report(
+                body, histories, text, similarity_maps, curves, planes(context), predictions, legend
+            ),
         },
     )
 
@@ -69,6 +77,32 @@ def pictures(context: RunContext) -> tuple[list[SimilarityMap], list[Curve]]:
     first = round_config(context.selection, graph, 1, spec.rounds, spec.spacing)
     arguments = (context.read_tensors("round_1/scores.safetensors"), graph, first)
     return list(context.method.similarity_maps(*arguments)), list(context.method.curves(*arguments))
+
+
+def _predictions(context: RunContext) -> list[list[tuple[str, str]]]:
+    """What each network finds in the same evaluation images: a row of (caption, PNG) for each image.
+
+    On the first rank, for tasks that have pictures; nothing elsewhere.
+    """
+    if type(context.task).pictures is Task.pictures:
+        return []
+
+    def make() -> list[list[tuple[str, str]]]:
+        loader, device = context.images.loader(False), context.environment.device
+        ids = np.unique(np.linspace(0, len(loader) - 1, PICTURED).round().astype(np.int64))
+        batch = next(loader.batches([ids]))
+        networks = context.networks
+        files = {"pruned": round_path(context.round, PRUNED), "finetuned": FINETUNED}
+        models = {"dense": networks.load_dense()}
+        models |= {name: networks.load_pruned(file, context.round) for name, file in files.items()}
+        with torch.no_grad():
+            outputs = {name: in_float(context.task.forward(m.to(device).eval(), batch)) for name, m in models.items()}
+        mean, std = (torch.tensor(values)[:, None, None] for values in (loader.transform.mean, loader.transform.std))
+        seen = ((batch.images.cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        rows = context.task.pictures(batch, seen.expand(-1, -1, -1, 3).numpy(), outputs)
+        return [[(picture.caption, figures.png(picture.pixels)) for picture in row] for row in rows]
+
+    return context.environment.comm.run_on_main(make) or []
 
 
 def report_body(context: RunContext) -> dict[str, Any]:
@@ -95,6 +129,7 @@ def report_body(context: RunContext) -> dict[str, Any]:
         "name": context.recipe.name,
         "recipe": context.recipe.written(),
         **({"expanded": context.recipe.expanded} if context.recipe.expanded else {}),
+        **({} if context.task.is_classification else {"task": context.task.description()}),
         "seed": context.recipe.seed,
         "world_size": environment["world_size"],
         "commit": environment.pop("commit"),
@@ -142,7 +177,9 @@ def _tensorboard(context: RunContext, body: dict[str, Any], similarity_maps: lis
         context.tracker.image(f"likeness/{similarity_map.group}", figures.similarity_image(similarity_map))
     sizes = [cost.name for cost in report_costs()]
     metrics = {
-        f"final/{key}": float(finetuned[key]) for key in ("top1", "loss", *sizes) if finetuned.get(key) is not None
+        f"final/{key}": float(finetuned[key])
+        for key in (*context.task.titles, "loss", *sizes)
+        if finetuned.get(key) is not None
     }
     for line in body.get("rounds", []):
         values = {key: value for key, value in line.items() if key != "round" and value is not None}

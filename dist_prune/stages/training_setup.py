@@ -63,6 +63,7 @@ def run_training(
         masks or {},
         carried=carried,
         keep_state=leaves,
+        task=context.task,
     )
     if settings.sparsity != "none":
         graph = trace_groups(copy.deepcopy(model).cpu().eval(), context.images.example_input)
@@ -74,7 +75,7 @@ def run_training(
 
 
 def selection_metric(context: RunContext, settings: Training) -> Callable[[nn.Module], Mapping[str, float]]:
-    """The metric that selects an epoch: top-1 and loss on the held-out images or on the test images.
+    """The metric that selects an epoch: the task's figures on the held-out images or on the test images.
 
     Args:
         context: The run.
@@ -83,9 +84,9 @@ def selection_metric(context: RunContext, settings: Training) -> Callable[[nn.Mo
     Returns:
         A function from a network on the run's device to its figures. All ranks call it.
     """
-    images, comm = context.images, context.environment.comm
-    batch = context.recipe.evaluate.batch
+    images, comm, task = context.images, context.environment.comm, context.task
+    batch, tracker = context.recipe.evaluate.batch, context.tracker
     if settings.selection != "holdout":
-        return lambda network: evaluate(network, images.loader(False), batch, comm, context.tracker, "test images")
+        return lambda network: evaluate(network, images.loader(False), batch, comm, tracker, "test images", task=task)
     _, held = images.training_split(settings)
-    return lambda network: evaluate(network, images.loader(True), batch, comm, context.tracker, "held out", held)
+    return lambda network: evaluate(network, images.loader(True), batch, comm, tracker, "held out", held, task)

@@ -1,34 +1,22 @@
-"""Accuracy and loss, counted as integers: the results are exact, and the same for every number of ranks."""
+"""Figures of a network, counted as integers: the results are exact, and the same for every number of ranks."""
 
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dist_prune.data.loader import Batch, ImageLoader
 from dist_prune.data.sampling import micro_batches, shard
 from dist_prune.distributed import preemption
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
+from dist_prune.tasks.base import Task, in_float
+from dist_prune.tasks.classification import CLASSIFICATION
+from dist_prune.tasks.tallies import num_correct
 from dist_prune.training.tracking import Tracker
 
-HUGE = 2.0**18  # a larger mean loss counts as not finite; sums over millions of images stay within int64
-LOSS_UNIT = 2**24  # per-image losses are added as multiples of 2**-24: integers, so the order does not matter
-
-
-def num_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """The number of images whose largest logit is that of their label.
-
-    Args:
-        logits: (..., n, classes).
-        labels: (n,) int64.
-
-    Returns:
-        (...) int64, on the device of ``logits``.
-    """
-    return (logits.argmax(-1) == labels).sum(-1)
+__all__ = ["count_images", "evaluate", "num_correct"]
 
 
 @torch.no_grad()
@@ -63,12 +51,31 @@ def count_images(
         PruneError: no image could be read.
         PreemptedError: on every rank, if one of them was asked to stop.
     """
+    sums = torch.zeros(length, dtype=torch.int64, device=loader.device)  # read once, after the last batch
+    images = _visit(sums.add_, count, loader, ids, batch, comm, tracker, what, idle)
+    *totals, images = comm.sum_ints(*sums.tolist(), images)
+    if not images:
+        raise PruneError(f"{what}: none of the {len(ids)} images could be read")
+    return totals, images
+
+
+def _visit(
+    add: Callable[[Tensor], object],
+    count: Callable[[Batch], Tensor],
+    loader: ImageLoader,
+    ids: np.ndarray,
+    batch: int,
+    comm: Communicator,
+    tracker: Tracker,
+    what: str,
+    idle: Callable[[], object],
+) -> int:
+    """Call ``add(count(batch))`` for the batches of this rank; return the number of its images that could be read."""
     lists = micro_batches(ids, batch)
     own = shard(lists, comm.rank, comm.world)
     batches = loader.batches(own)
     rounds = -(-len(lists) // comm.world)
     images = 0
-    sums = torch.zeros(length, dtype=torch.int64, device=loader.device)  # read once, after the last batch
     for round_number in tracker.bar(range(rounds), rounds, what):
         if preemption.poll(comm)[0]:
             raise preemption.preempted_error(f"in {what}")
@@ -76,12 +83,9 @@ def count_images(
         if own_batch is None or not len(own_batch.ids):  # none of them could be read (data.on_error: skip)
             idle()
             continue
-        sums += count(own_batch)
+        add(count(own_batch))
         images += len(own_batch.ids)
-    *totals, images = comm.sum_ints(*sums.tolist(), images)
-    if not images:
-        raise PruneError(f"{what}: none of the {len(ids)} images could be read")
-    return totals, images
+    return images
 
 
 @torch.no_grad()
@@ -93,6 +97,7 @@ def evaluate(
     tracker: Tracker,
     what: str = "evaluate",
     ids: np.ndarray | None = None,
+    task: Task = CLASSIFICATION,
 ) -> dict[str, float]:
     """Evaluate a network on images; a collective, called by every rank.
 
@@ -107,11 +112,11 @@ def evaluate(
         tracker: for the progress bar.
         what: name of the evaluation, for the progress bar and errors.
         ids: (n,) the images (default: all); each counts once.
+        task: decides what is counted.
 
     Returns:
-        ``top1`` and ``top5`` in percent (``top5``: the label is among the 5 largest logits, or all if there are fewer
-        classes), ``loss``, the mean cross-entropy (nan if a logit is not finite), and ``images``, their number. The
-        same on every rank.
+        The task's figures (of a classification ``top1`` and ``top5`` in percent), ``loss``, the mean loss (nan if an
+        output is not finite), and ``images``, their number. The same on every rank.
 
     Raises:
         PruneError: no image could be read.
@@ -119,48 +124,30 @@ def evaluate(
     """
     model.eval()
     empty = torch.zeros((1, *loader.image_shape), dtype=loader.dtype, device=loader.device)
+    ids = np.arange(len(loader)) if ids is None else ids
+    outputs = len(loader.source.classes)
+    shapes, row_shapes = task.tally_shapes(outputs), task.row_shapes(outputs)
+    places = {"device": loader.device, "dtype": torch.int64}
+    sums = torch.zeros(sum(int(np.prod(shape)) for shape in shapes.values()), **places)  # read once, at the end
+    rows = {name: torch.zeros((len(ids), *shape), dtype=torch.float64) for name, shape in row_shapes.items()}
+    seen = torch.zeros(len(ids) if rows else 0, dtype=torch.float64)
 
     def count(part: Batch) -> Tensor:
-        logits = model(part.images).float()
-        top = logits.topk(min(5, logits.shape[1]), dim=1).indices == part.labels[:, None]
-        return torch.stack([top[:, 0].sum(), top.sum(), *losses(logits, part.labels)])
+        found = in_float(task.forward(model, part))
+        if rows:
+            positions = torch.from_numpy(np.searchsorted(ids, part.ids.numpy()))
+            seen[positions] = 1
+            for name, values in task.rows(found, part).items():
+                rows[name][positions] = values.double().cpu()
+        tables = task.tally(found, part)
+        return torch.cat([tables[name].reshape(-1) for name in shapes])
 
-    ids = np.arange(len(loader)) if ids is None else ids
-    counts, images = count_images(count, 4, loader, ids, batch, comm, tracker, what, lambda: model(empty))
-    top1_hits, top5_hits, loss_units, not_finite = counts
-    return {
-        "top1": 100 * top1_hits / images,
-        "top5": 100 * top5_hits / images,
-        "loss": mean_loss(loss_units, not_finite, images),
-        "images": images,
-    }
-
-
-def losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropies, added as integers.
-
-    Args:
-        logits: (n, classes).
-        labels: (n,) int64.
-
-    Returns:
-        () int64 sum in units of 1 / LOSS_UNIT, in which losses that are not finite count as 0, and () int64 number of
-        losses that are not finite.
-    """
-    loss = functional.cross_entropy(logits.double(), labels, reduction="none")
-    finite = loss < HUGE
-    return (torch.where(finite, loss, 0.0) * LOSS_UNIT).round().long().sum(), (~finite).sum()
-
-
-def mean_loss(units: int, not_finite: int, images: int) -> float:
-    """The mean loss from the sums of ``losses``.
-
-    Args:
-        units: sum in units of 1 / LOSS_UNIT.
-        not_finite: number of losses that are not finite.
-        images: number of images.
-
-    Returns:
-        The mean; nan if ``not_finite`` is not 0.
-    """
-    return float("nan") if not_finite else units / LOSS_UNIT / images
+    images = _visit(sums.add_, count, loader, ids, batch, comm, tracker, what, lambda: model(empty))
+    *totals, images = comm.sum_ints(*sums.tolist(), images)
+    if not images:
+        raise PruneError(f"{what}: none of the {len(ids)} images could be read")
+    comm.all_reduce("rows", [*rows.values(), seen] if rows else [])  # each row is zero on all ranks but one
+    counted = torch.tensor(totals, dtype=torch.int64).split([int(np.prod(shape)) for shape in shapes.values()])
+    tables = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), counted, strict=True)}
+    tables |= {name: table[seen > 0] for name, table in rows.items()}
+    return {**task.figures(tables, images), "images": images}

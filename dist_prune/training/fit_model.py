@@ -15,6 +15,7 @@ from dist_prune.data.sampling import holdout_split
 from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.distributed.resumable_state import identity_of
 from dist_prune.errors import PruneError
+from dist_prune.tasks.base import Task
 from dist_prune.training.checkpoints import CheckpointManager
 from dist_prune.training.evaluation import evaluate
 from dist_prune.training.loop import Loop
@@ -37,6 +38,7 @@ class TrainingHost(Protocol):
         seed: of order, augmentation and hold-out split.
         partial: folder of checkpoints that stay until the stage is finished, or None for no checkpoints.
         identity: the computation that checkpoints belong to.
+        task: decides the figures on held-out images.
     """
 
     loader: ImageLoader
@@ -46,6 +48,7 @@ class TrainingHost(Protocol):
     seed: int
     partial: Path | None
     identity: str
+    task: Task
 
 
 def fit_model(
@@ -91,7 +94,9 @@ def fit_model(
 
     def evaluate_heldout(model: nn.Module) -> Mapping[str, float]:
         batch = max(settings.batch, 100)
-        return evaluate(model, loader, batch, environment.comm, tracker, "held out", heldout) if len(heldout) else {}
+        if not len(heldout):
+            return {}
+        return evaluate(model, loader, batch, environment.comm, tracker, "held out", heldout, host.task)
 
     def losses(forward: nn.Module, batch: Batch) -> Tensor:
         with CrossRankBatchNorm(environment.comm) if environment.comm.world > 1 else contextlib.nullcontext():

@@ -17,9 +17,9 @@ from dist_prune.distributed import preemption
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.errors import PruneError
+from dist_prune.tasks.tallies import HUGE, LOSS_UNIT
 from dist_prune.training import optim
 from dist_prune.training.engine import TrainEngine
-from dist_prune.training.evaluation import HUGE, LOSS_UNIT
 from dist_prune.training.tracking import Tracker
 
 Losses = Callable[[Batch, int, int], Tensor]  # batch, epoch, step -> (n,) loss of each image
@@ -127,6 +127,7 @@ class Loop:
         after: called after every update (averaged weights, masks).
         last_good: returns the path of the last good checkpoint, or None; called on every rank.
         hits: returns the number of correct predictions of this rank since its last call, () on the device; or None.
+        hit_name: name of the figure of correct predictions.
         skipped: number of updates that earlier epochs left out.
         first_epoch: number of epochs of earlier rounds: order and augmentation continue after them.
         progress: merged progress of the present (or last) epoch.
@@ -141,7 +142,8 @@ class Loop:
     ids: np.ndarray | None = None
     save: Callable[[int, Progress], None] | None = None
     after: Callable[[], None] = lambda: None
-    hits: Callable[[], Tensor] | None = None
+    hits: Callable[[], Tensor | None] | None = None
+    hit_name: str = "hits"
     last_good: Callable[[], str | None] = lambda: None
     skipped: int = 0
     first_epoch: int = 0
@@ -184,7 +186,7 @@ class Loop:
 
         Returns:
             Figures over all ranks: ``loss`` (mean), ``lr``, ``images_per_s``, ``seconds``, ``grad_norm``,
-            ``data_wait`` (share of the time in which this rank waited for images); if counted, ``top1`` (percent),
+            ``data_wait`` (share of the time in which this rank waited for images); if counted, ``hit_name`` (percent),
             ``skipped_updates`` and, on a GPU, ``gpu_memory_mb`` (MiB, at most so far).
 
         Raises:
@@ -254,7 +256,7 @@ class Loop:
             "grad_norm": float(merged.grad_norm), "data_wait": waited / seconds,
         }  # fmt: skip
         if self.hits is not None:
-            figures["top1"] = 100 * merged.hits / max(merged.images, 1)
+            figures[self.hit_name] = 100 * merged.hits / max(merged.images, 1)
         if merged.skipped:
             figures["skipped_updates"] = merged.skipped
         if self.environment.device.type == "cuda":

@@ -1,17 +1,19 @@
-"""The training loss: cross-entropy with label smoothing, mixup and cutmix, and distillation from the dense network."""
+"""The training loss: that of the task, with mixup and cutmix, and distillation from the dense network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dist_prune.config.training import Training
 from dist_prune.data.loader import Batch
-from dist_prune.training.evaluation import num_correct
+from dist_prune.tasks.base import Task, in_float
+from dist_prune.tasks.classification import CLASSIFICATION
+from dist_prune.tasks.outputs import map_tensors, named_tensors
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -26,6 +28,7 @@ class TrainingLoss:
         seed: seed of the mixing, with epoch and step; the same on every rank.
         teacher: the dense network for distillation, in evaluation mode, or None.
         amp: makes the autocast context of the precision for each forward pass.
+        task: decides loss, distillation and hits.
     """
 
     settings: Training
@@ -33,6 +36,7 @@ class TrainingLoss:
     seed: int
     teacher: nn.Module | None
     amp: Callable[[], torch.autocast]
+    task: Task = CLASSIFICATION
 
     def __post_init__(self):
         s = self.settings
@@ -49,7 +53,7 @@ class TrainingLoss:
 
         Args:
             forward: the network, wrapped for the ranks.
-            batch: n images (n, C, H, W) and labels (n,).
+            batch: n images (n, C, H, W) and their targets.
             epoch: number of the epoch, from 0.
             step: number of the update within the epoch, from 0.
 
@@ -62,32 +66,30 @@ class TrainingLoss:
             images, target = self._mix(self._mixup, images, target, epoch, step)
         if s.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
+        batch = Batch(images, target, batch.ids)
         with self.amp():
-            logits = forward(images)
-        logits = logits.float() if logits.dtype != torch.float64 else logits
-        self._count_hits(logits.detach(), target)
-        if target.dim() == 2:  # mixed labels (n, classes), which the mixing has smoothed
-            losses = -(target.to(logits.dtype) * functional.log_softmax(logits, 1)).sum(1)
-        else:
-            losses = functional.cross_entropy(logits, target, reduction="none", label_smoothing=s.label_smoothing)
+            outputs = self.task.forward(forward, batch)
+        outputs = in_float(outputs)
+        self._count_hits(outputs, target)
+        losses = self.task.training_loss(outputs, batch, s)
         if self.teacher is None or s.distill == 0:
             return losses
-        return (1 - s.distill) * losses + s.distill * self._distillation_losses(self.teacher, images, logits)
+        return (1 - s.distill) * losses + s.distill * self._distillation_losses(self.teacher, batch, outputs)
 
-    def hits(self) -> Tensor:
-        """The number of correct predictions on this rank since the last call; of a mixed image the main label counts.
+    def hits(self) -> Tensor | None:
+        """The number of correct predictions on this rank since the last call.
 
         Returns:
-            () int64 on the device.
+            () int64 on the device; None if the task counts none.
         """
         hits, self._hits = self._hits, None
-        assert hits is not None, "no batch has been seen"
         return hits
 
-    def _count_hits(self, logits: Tensor, target: Tensor) -> None:
-        labels = target if target.dim() == 1 else target.argmax(1)
-        hits = num_correct(logits, labels)  # stays on the device: no waiting
-        self._hits = hits if self._hits is None else self._hits + hits
+    @torch.no_grad()
+    def _count_hits(self, outputs: Any, target: Tensor) -> None:
+        hits = self.task.hits(outputs, target)  # stays on the device: no waiting
+        if hits is not None:
+            self._hits = hits if self._hits is None else self._hits + hits
 
     def _mix(self, mixup: Mixup, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         """Mixed images (n, C, H, W) and soft labels (n, classes); numpy's global random state is restored.
@@ -104,12 +106,12 @@ class TrainingLoss:
         finally:
             np.random.set_state(before)
 
-    def _distillation_losses(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
-        """(n,) T^2 KL(teacher || student) at temperature T (Hinton et al. 2015)."""
-        t = self.settings.distill_temperature
-        kind = images.device.type
+    def _distillation_losses(self, teacher: nn.Module, batch: Batch, outputs: Any) -> Tensor:
+        """(n,) distances of the outputs to those of the dense network."""
+        kind = batch.images.device.type
         with torch.no_grad(), torch.autocast(kind, torch.bfloat16) if kind != "cpu" else self.amp():
-            targets = teacher(images)
-        targets = functional.log_softmax(targets.to(logits.dtype) / t, 1)
-        student = functional.log_softmax(logits / t, 1)
-        return t * t * (targets.exp() * (targets - student)).sum(1)
+            targets = self.task.forward(teacher, batch)
+        dtypes = {tensor.dtype for _, tensor in named_tensors(outputs, "") if tensor.is_floating_point()}
+        dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        targets = map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, targets)
+        return self.task.distil(outputs, targets, self.settings.distill_temperature)

@@ -12,6 +12,8 @@ from dist_prune.data import sampling
 from dist_prune.data.loader import Batch
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.distributed.preemption import PreemptedError
+from dist_prune.tasks.base import Task
+from dist_prune.tasks.classification import CLASSIFICATION
 from dist_prune.training import deepspeed_engine, optim
 from dist_prune.training.acceleration import AcceleratedModel
 from dist_prune.training.checkpoints import CheckpointManager
@@ -31,7 +33,7 @@ class Trainer:
     Attributes:
         model: bare, trained in place; it is wrapped for the ranks during ``run``.
         loop: settings, images, device and ranks.
-        evaluate: returns the figures (``top1`` ...) of a model; called on every rank, may call collectives.
+        evaluate: returns the figures of a model by name; called on every rank, may call collectives.
         split: the images of ``evaluate`` ("holdout" or "test"), prefix of its figures.
         checkpoints: those of this training, or None for none.
         classes: number of classes.
@@ -46,7 +48,8 @@ class Trainer:
         final_state: after ``run``, optimizer state and averages at the selected epoch, for the next training.
         history: figures of the epochs so far.
         best: weights of the best epoch so far, or None.
-        best_top1: its ``top1`` in percent, or -1.
+        best_figure: its primary figure, or None.
+        task: decides the loss, and the primary figure that selects an epoch.
     """
 
     model: nn.Module
@@ -65,7 +68,8 @@ class Trainer:
     final_state: CarriedOptimizerState | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
-    best_top1: float = -1.0
+    best_figure: float | None = None
+    task: Task = CLASSIFICATION
     _held: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def run(self) -> list[dict[str, float]]:
@@ -125,8 +129,11 @@ class Trainer:
         forward, custom = self.engine.forward, self.losses
         if custom is not None:
             return lambda batch, epoch, step: custom(forward, batch)
-        training_loss = TrainingLoss(self.loop.settings, self.classes, self.loop.seed, self.teacher, self._amp)
-        self.loop.hits = training_loss.hits
+        training_loss = TrainingLoss(
+            self.loop.settings, self.classes, self.loop.seed, self.teacher, self._amp, self.task
+        )
+        if type(self.task).hits is not Task.hits:
+            self.loop.hits, self.loop.hit_name = training_loss.hits, self.task.primary
         return lambda batch, epoch, step: training_loss(forward, batch, epoch, step)
 
     def _make_engine(self, optimizer: torch.optim.Optimizer, accelerated: AcceleratedModel) -> TrainEngine:
@@ -181,8 +188,9 @@ class Trainer:
                 self._save(number, loop.progress)  # all steps are done: the next process starts with the evaluation
                 raise
             line |= {f"{self.split}_{key}": value for key, value in results.items()}
-            if settings.selection != "last" and results.get("top1", 0.0) > self.best_top1:
-                self.best_top1, line["best"] = results["top1"], 1.0
+            figure = results.get(self.task.primary)
+            if settings.selection != "last" and figure is not None and self.task.better(figure, self.best_figure):
+                self.best_figure, line["best"] = figure, 1.0
                 self.best = self._weights(self._selected)
                 self.final_state = self._state() if self.keep_state else None
         self.history.append(line)
@@ -192,9 +200,9 @@ class Trainer:
     def _finished(self, epoch: int) -> bool:
         """Whether all epochs are done, or the recipe's patience has passed without a better evaluation."""
         patience = self.loop.settings.patience
-        evaluated = [line for line in self.history if f"{self.split}_top1" in line]
-        tops = [line[f"{self.split}_top1"] for line in evaluated]
-        impatient = patience is not None and bool(tops) and len(tops) - 1 - tops.index(max(tops)) >= patience
+        key, best = f"{self.split}_{self.task.primary}", max if self.task.higher_is_better else min
+        tops = [line[key] for line in self.history if key in line]
+        impatient = patience is not None and bool(tops) and len(tops) - 1 - tops.index(best(tops)) >= patience
         return epoch >= self.loop.settings.epochs or impatient
 
     def _end(self, accelerated: AcceleratedModel) -> list[dict[str, float]]:
@@ -237,7 +245,7 @@ class Trainer:
         carried, carried_plain = self.final_state.to_file() if self.final_state is not None else ({}, None)
         sections["left"] = carried
         meta = {
-            "optimizer": plain, "history": self.history, "best_top1": self.best_top1, "epoch": epoch,
+            "optimizer": plain, "history": self.history, "best_figure": self.best_figure, "epoch": epoch,
             "progress": asdict(progress), "updates": self.updates, "world": comm.world,
             **({"left": carried_plain} if carried_plain else {}),
         }  # fmt: skip
@@ -297,7 +305,10 @@ class Trainer:
         if self.ema is not None:
             self.ema.module.load_state_dict(sections["ema"])
         self.best = sections.get("best")
-        self.best_top1 = meta["best_top1"]
+        if "best_figure" in meta:
+            self.best_figure = meta["best_figure"]
+        elif self.best is not None:  # a checkpoint of an earlier version
+            self.best_figure = meta["best_top1"]
         self.history = meta["history"]
         self.updates = meta["updates"]
         if "left" in meta:
@@ -330,10 +341,10 @@ class Trainer:
             )
 
     def _report_epoch(self, line: Mapping[str, float]) -> None:
-        loop, key = self.loop, f"{self.split}_top1"
-        top1 = f", {self.split} top-1 {line[key]:.2f} %" if key in line else ""
+        loop, key = self.loop, f"{self.split}_{self.task.primary}"
+        figure = f", {self.split} {self.task.text(line[key])}" if key in line else ""
         loop.tracker.info(
-            f"  {loop.name} {line['epoch']:.0f}/{loop.settings.epochs}: loss {line['loss']:.4f}{top1}, "
+            f"  {loop.name} {line['epoch']:.0f}/{loop.settings.epochs}: loss {line['loss']:.4f}{figure}, "
             f"lr {line['lr']:.4g}, {line['images_per_s']:.0f} images/s"
         )
         loop.tracker.scalars({f"{loop.name}/{k}": v for k, v in line.items() if k != "epoch"}, int(line["epoch"]))

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -114,9 +115,8 @@ def test_parts_merge_to_the_whole(name):
         for number, positions in enumerate(lists):
             batch = next(context.loader.batches([context.ids[positions.numpy()]]))
             for accumulator in (whole, parts[number % 3]):
-                collect_batch(
-                    context.model, points, accumulator, batch.images.clone(), batch.labels, positions, backward
-                )
+                part = replace(batch, images=batch.images.clone())
+                collect_batch(context.model, points, accumulator, part, positions, context.task if backward else None)
         for part in parts[1:]:
             parts[0].merge(part)
         assert whole.state_dict().keys() == parts[0].state_dict().keys()
@@ -131,7 +131,7 @@ def test_a_fresh_state_is_the_identity(name):
         accumulator, fresh = (Accumulator(statistic, points, context.images, torch.device("cpu")) for _ in range(2))
         positions = torch.arange(tiny.MICRO)
         batch = next(context.loader.batches([context.ids[: tiny.MICRO]]))
-        collect_batch(context.model, points, accumulator, batch.images, batch.labels, positions, backward)
+        collect_batch(context.model, points, accumulator, batch, positions, context.task if backward else None)
         before = {key: table.clone() for key, table in accumulator.state_dict().items()}
         accumulator.merge(fresh)
         assert all(torch.equal(table, before[key]) for key, table in accumulator.state_dict().items())

@@ -200,9 +200,9 @@ def test_a_bundle_names_neither_a_path_nor_a_repository(own, name):
 
 
 REFUSED = [
-    ("torchvision:resnet81", {}, "torchvision has no classifier 'resnet81'. Did you mean 'resnet18'"),
+    ("torchvision:resnet81", {}, "torchvision has no classifier or segmenter 'resnet81'. Did you mean 'resnet18'"),
     ("torchvision:resnet50.IMAGENET1K_V9", {}, "has no weights 'IMAGENET1K_V9'"),
-    ("torchvision:fcn_resnet50", {}, "torchvision has no classifier"),
+    ("torchvision:fasterrcnn_resnet50_fpn", {}, "torchvision has no classifier"),
     ("torchvision:resnet50", {"weights": "DEFAULT"}, "unexpected keyword argument 'weights'"),
     ("transformers:bert", {}, "cannot be read|no image classifier|transformers has no image"),
     ("transformers:vit", {"hiden_size": 3}, "unexpected field 'hiden_size' of ViTConfig. Did you mean 'hidden_size'"),

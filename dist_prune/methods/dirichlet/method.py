@@ -30,6 +30,7 @@ class DirichletSwitches(base.RankingMethod):
     needs = Needs(
         labels=True, gradients=True, training=True, forward=None, backward=None, note="epochs of training gates"
     )
+    task_needs = ("class labels", "class logits")
     Options = Options
 
     def score(self, context: base.ScoringContext) -> base.Scores:

@@ -42,6 +42,7 @@ class Entropy(base.RankingMethod):
 
     paper = "Interpretable deep model pruning, Neurocomputing 647 (2025) 130485"
     needs = Needs(labels=True, forward=2, note="and the estimator")
+    task_needs = ("class labels",)
     Options = Options
 
     def score(self, context: base.ScoringContext) -> base.Scores:

@@ -48,6 +48,7 @@ class Mint(base.RankingMethod):
 
     paper = "Ganesh et al., MINT: deep network compression via mutual information-based neuron trimming, ICPR 2020"
     needs = Needs(labels=True, note="and the estimator")
+    task_needs = ("class labels",)
     why_one_shot = "it masks blocks of weights, and layers whose blocks are masked already cannot be scored"
     Options = Options
     equivariant = False  # groups are made of neighbouring channels

@@ -45,6 +45,7 @@ class Sensitivity(base.RankingMethod):
     needs = Needs(
         labels=True, gradients=True, training=True, forward=None, backward=None, note="epochs of training masks"
     )
+    task_needs = ("class labels", "class logits")
     Options = Options
     equivariant = False  # a mask's convolution starts from random weights
     trains_weights = True

@@ -30,6 +30,7 @@ class Shapley(base.RankingMethod):
 
     paper = "Adamczewski, Li, Van Gool, Shapley Pruning for Neural Network Compression, 2024"
     needs = Needs(labels=True, forward=None, note="grows with the number of channels")
+    task_needs = ("class logits",)
     Options = Options
     equivariant = False  # coalitions are drawn by channel number
 

@@ -31,8 +31,12 @@ class Layer:
         width_out: output channels.
         groups: groups of a grouped convolution.
         kernel: entries of one filter per input channel, kh * kw.
-        positions: output positions per image, H * W (tokens for a linear layer); summed over all calls of the layer.
+        positions: output positions per image, H * W (tokens for a linear layer; of a transposed convolution those of
+            its input); summed over all calls of the layer.
         bias: parameters per output channel besides the kernel: 1 for a bias, 2 for an affine norm.
+        transposed: whether this is a transposed convolution, whose weight is (in, out / groups, kh, kw).
+        places: output positions per image if they are not ``positions``, which of a transposed convolution are those
+            of its input; else 0.
         thop: operations that thop 0.1.1 counts: per MAC (conv, linear), or per output channel and image (norm, pool).
     """
 
@@ -45,6 +49,8 @@ class Layer:
     positions: int = 1
     bias: int = 0
     thop: float = 0.0
+    transposed: bool = False
+    places: int = 0
 
     @property
     def depthwise(self) -> bool:
@@ -286,6 +292,22 @@ class DependencyGraph:
     def group(self, name: str) -> ChannelGroup:
         """Return the group of that name."""
         return next(group for group in self.groups if group.name == name)
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """The producers of all groups, each once."""
+        return tuple(dict.fromkeys(name for group in self.groups for name in group.producers))
+
+    def protect_producers(self, reasons: Mapping[str, str]) -> "DependencyGraph":
+        """Return a copy with every group protected that has a producer among the keys of ``reasons``."""
+        if not reasons:
+            return self
+
+        def protect(group: ChannelGroup) -> ChannelGroup:
+            why = next((reasons[name] for name in group.producers if name in reasons), "")
+            return replace(group, protected=group.protected or why)
+
+        return replace(self, groups=tuple(protect(group) for group in self.groups))
 
     def unmatched(self, globs: Iterable[str]) -> list[str]:
         """Return the globs that match no producer of any group."""

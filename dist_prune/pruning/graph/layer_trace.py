@@ -16,7 +16,7 @@ from dist_prune.pruning.module_calls import first_input
 _THOP_CONV = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
 _THOP_NORM = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
 _AVERAGE = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-DESCRIBED = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm, *_AVERAGE)
+DESCRIBED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.modules.batchnorm._BatchNorm, *_AVERAGE)
 
 
 def trace_layers(model: nn.Module, example: Tensor) -> dict[str, Layer]:
@@ -40,7 +40,12 @@ def trace_layers(model: nn.Module, example: Tensor) -> dict[str, Layer]:
             if layer is not None and name in seen:  # a second call: the same weights are multiplied twice
                 before = seen[name]
                 more = 0.0 if layer.kind in ("conv", "linear") else before.thop
-                layer = replace(layer, positions=layer.positions + before.positions, thop=layer.thop + more)
+                layer = replace(
+                    layer,
+                    positions=layer.positions + before.positions,
+                    places=layer.places + before.places,
+                    thop=layer.thop + more,
+                )
             if layer is not None:
                 seen[name] = layer
 
@@ -88,6 +93,14 @@ def _describe(name: str, module: nn.Module, x: Any, y: Any) -> Layer | None:
         return Layer(
             name, "conv", module.in_channels, module.out_channels, module.groups, kernel, positions, bias, known
         )
+    if isinstance(module, nn.ConvTranspose2d):  # each input position is multiplied by the whole kernel
+        bias, kernel = int(module.bias is not None), module.weight[0, 0].numel()
+        positions, places = x.shape[2:].numel(), y.shape[2:].numel()
+        known = places / positions if type(module) is nn.ConvTranspose2d else 0.0  # thop multiplies by outputs
+        return Layer(
+            name, "conv", module.in_channels, module.out_channels, module.groups, kernel, positions, bias, known,
+            transposed=True, places=places,
+        )  # fmt: skip
     if isinstance(module, nn.Linear):
         tokens, bias = y.numel() // y.shape[0] // module.out_features, int(module.bias is not None)
         known = float(type(module) is nn.Linear)

@@ -196,7 +196,10 @@ def _depths(graph: tp.DependencyGraph) -> dict[str, int]:
     while stack:
         node, ready = stack.pop()
         if ready:
-            counts = isinstance(node.module, nn.Conv2d | nn.Linear) and node.type != OPTYPE.DEPTHWISE_CONV
+            counts = (
+                isinstance(node.module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+                and node.type != OPTYPE.DEPTHWISE_CONV
+            )
             depth[node] = max((depth.get(before, 0) for before in node.inputs), default=0) + int(counts)
         elif node not in depth:
             depth[node] = 0  # a layer used twice closes a cycle: its first visit counts

@@ -18,7 +18,7 @@ class _Tracer(fx.Tracer):
     """A tracer that keeps every layer that can be gated as one step, whatever package its class comes from."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        layers = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
+        layers = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
         return isinstance(m, layers) or super().is_leaf_module(m, module_qualified_name)
 
 

@@ -117,7 +117,8 @@ def gradients(
         ids: (N,) positions of the images in the calibration list.
 
     Returns:
-        One tensor for each pair, of the shape of its maps.
+        One tensor for each pair, of the shape of its maps; zeros where the loss does not read them (a head that is not
+        measured).
 
     Raises:
         PruneError: second derivatives are needed and torch has none for a layer of the network.
@@ -127,11 +128,11 @@ def gradients(
         directions = [statistic.direction(point, value, ids) for point, value in seen]
     vectors = [vector for vector in directions if vector is not None]
     if not vectors:
-        return torch.autograd.grad(loss, maps)
-    first = torch.autograd.grad(loss, maps, create_graph=True)
+        return torch.autograd.grad(loss, maps, materialize_grads=True)
+    first = torch.autograd.grad(loss, maps, create_graph=True, materialize_grads=True)
     inner = torch.stack([(g * v).sum() for g, v in zip(first, vectors, strict=True)]).sum()
     try:
-        return torch.autograd.grad(inner, maps)
+        return torch.autograd.grad(inner, maps, materialize_grads=True)
     except RuntimeError as error:
         if "not implemented" not in str(error):
             raise

@@ -97,6 +97,6 @@ def mask_violations(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) 
 
 def _block_layer(graph: DependencyGraph, name: str) -> Layer:
     layer = graph.layers.get(name)
-    if layer is None or layer.kind not in ("conv", "linear") or layer.groups != 1:
+    if layer is None or layer.kind not in ("conv", "linear") or layer.groups != 1 or layer.transposed:
         raise PruneError(f"the plan cuts blocks of {name!r}, which is no plain convolution or linear layer here")
     return layer

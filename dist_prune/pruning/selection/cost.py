@@ -208,7 +208,8 @@ def macs(graph: DependencyGraph, kept: Mapping[str, int] | None = None, rule: Ru
     for name, layer in graph.layers.items():
         width_in, width_out = widths[name]
         if layer.kind in ("conv", "linear"):
-            total += _macs(layer, width_in, width_out) * (int(layer.thop) if rule == "thop" else 1)
+            count = _macs(layer, width_in, width_out)
+            total += round(count * layer.thop) if rule == "thop" else count
         if rule == "thop_old":
             total += int(_thop_old_per_channel(layer) * width_out)
         elif layer.kind in ("norm", "pool") and rule == "thop":
@@ -225,7 +226,9 @@ def _thop_old_per_channel(layer: Layer) -> float:
     """Return the operations per output channel that thop before 0.1 counts besides multiplications."""
     if layer.kind == "pool":  # thop 0.1.1 counts 1 per output element of a plain pool, at least 2 of an adaptive one
         return layer.thop if layer.thop > layer.positions else 0.0
-    return float({"conv": layer.bias, "norm": 2, "linear": 0, "table": 0}[layer.kind] * layer.positions)
+    return float(
+        {"conv": layer.bias, "norm": 2, "linear": 0, "table": 0}[layer.kind] * (layer.places or layer.positions)
+    )
 
 
 def params(graph: DependencyGraph, kept: Mapping[str, int] | None = None, kernels_only: bool = False) -> int:

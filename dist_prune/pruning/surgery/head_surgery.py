@@ -46,22 +46,30 @@ def cut_table(module: nn.Module, positions: Iterable[int]) -> None:
     setattr(module, key, nn.Parameter(old.data[:, kept].clone(), old.requires_grad))
 
 
-def cut_grouped(module: nn.Conv2d, side: str, positions: Iterable[int]) -> None:
+def cut_grouped(module: nn.Conv2d | nn.ConvTranspose2d, side: str, positions: Iterable[int]) -> None:
     """Remove whole groups from a grouped convolution, in place.
 
     Args:
         module: the convolution; its groups are counted anew when the inputs are cut.
-        side: ``out`` removes filters; ``in`` changes the counts of input channels and groups only.
+        side: ``out`` removes filters; ``in`` changes the counts of input channels and groups only. The weight of a
+            transposed convolution has its input channels first: there ``in`` removes them.
         positions: output or input channels of whole groups.
     """
     gone = set(positions)
     if side == "in":
         each = module.in_channels // module.groups
+        if module.transposed:
+            _keep_rows(module, [i for i in range(module.in_channels) if i not in gone])
         module.in_channels -= len(gone)
         module.groups = module.in_channels // each
         return
     kept = [i for i in range(module.out_channels) if i not in gone]
     module.out_channels = len(kept)
-    module.weight = nn.Parameter(module.weight.data[kept].clone(), module.weight.requires_grad)
+    if not module.transposed:
+        _keep_rows(module, kept)
     if module.bias is not None:
         module.bias = nn.Parameter(module.bias.data[kept].clone(), module.bias.requires_grad)
+
+
+def _keep_rows(module: nn.Conv2d | nn.ConvTranspose2d, kept: list[int]) -> None:
+    module.weight = nn.Parameter(module.weight.data[kept].clone(), module.weight.requires_grad)

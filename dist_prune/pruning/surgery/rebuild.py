@@ -33,8 +33,9 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.M
             raise PruneError(f"this network does not fit the plan: {name!r} has width {dense}, the plan says {width}")
     for name, count in plan.counts.items():
         each = widths[name] // plan.widths[name]
-        if f"{name}.weight" in weights and len(weights[f"{name}.weight"]) != count * each:
-            channels = len(weights[f"{name}.weight"])
+        weight = weights.get(f"{name}.weight")
+        channels = count * each if weight is None else _outputs_of(modules[name], weight)
+        if channels != count * each:
             raise PruneError(
                 f"the weights do not fit the plan: {name!r} has {channels} channels, the plan leaves {count * each}"
             )
@@ -54,6 +55,14 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.M
     return model
 
 
+def _outputs_of(layer: nn.Module, weight: Tensor) -> int:
+    """Output channels of a layer with this weight; those of a transposed convolution lie on the second axis."""
+    if not isinstance(layer, nn.ConvTranspose2d):
+        return len(weight)
+    kept = len(weight) // (layer.in_channels // layer.groups) if layer.groups > 1 else 1
+    return weight.shape[1] * kept
+
+
 def _take_shapes(module: nn.Module, name: str, weights: Mapping[str, Tensor]) -> None:
     prefix = f"{name}." if name else ""
     changed = False
@@ -71,7 +80,11 @@ def _take_shapes(module: nn.Module, name: str, weights: Mapping[str, Tensor]) ->
     if not changed:
         return
     weight: Any = module._parameters.get("weight")
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, nn.ConvTranspose2d):
+        ins, each = module.in_channels // module.groups, module.out_channels // module.groups
+        module.groups = weight.shape[0] // ins if module.groups > 1 else 1  # it loses whole groups
+        module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif isinstance(module, nn.Conv2d):
         depthwise = module.groups == module.in_channels == module.out_channels > 1
         each = module.out_channels // module.groups  # grouped convolutions lose whole groups
         module.out_channels = weight.shape[0]

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_prune.errors import PruneError
 from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph
 from dist_prune.pruning.graph.tracer import OUTPUTS, trace_dependencies
@@ -46,31 +45,6 @@ def trace_groups(model: nn.Module, example: Tensor, protect: Sequence[str] = ())
 def shapes_of(output: Any) -> list[tuple[int, ...]]:
     """Return the shapes of all tensors of a network's output, in order."""
     return [tuple(tensor.shape) for tensor in tensors_of(output)]
-
-
-def check_logits(model: nn.Module, example: Tensor, name: str) -> None:
-    """Raise PruneError if a network's output is not that of a classifier, one (images, classes) tensor.
-
-    Args:
-        model: a bare network; not changed.
-        example: (1, C, H, W) image on its device.
-        name: name of the backbone, for the error.
-    """
-    for mode in ("evaluation", "training"):
-        trial = copy.deepcopy(model).train(mode == "training")
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                output = trial(torch.cat([example, example]))
-        except Exception:  # an image size, a norm over single values: other checks report these
-            continue
-        if not isinstance(output, Tensor) or output.dim() != 2:
-            shapes = ", ".join(str(tuple(shape)) for shape in shapes_of(output)) or "no tensor"
-            raise PruneError(
-                f"backbone.name: {name} gives a {type(output).__name__} with {shapes} in {mode} mode, for two images; "
-                "a network that is trained here gives one tensor, (images, classes), in both modes. Leave out the "
-                "keys of backbone.kwargs that ask for features, maps or auxiliary heads"
-            )
 
 
 def verify_groups(model: nn.Module, graph: DependencyGraph, example: Tensor) -> DependencyGraph:

@@ -8,11 +8,13 @@ from torch.nn.utils import parametrizations
 
 from dist_prune.cli.main import main
 from dist_prune.errors import PruneError
+from dist_prune.pipeline.recipe_checks import check_outputs
 from dist_prune.pruning.hooks.gating import gate_off
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.selection import cost
 from dist_prune.pruning.surgery import surgeon
-from dist_prune.pruning.surgery.verified_trace import check_logits, trace_groups
+from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.tasks.classification import CLASSIFICATION
 
 IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -104,14 +106,14 @@ def test_channels_that_reach_any_output_are_protected_and_training_refuses(form)
     channels = trace_groups(model, IMAGE)
     assert "outputs of the network" in channels.group("stem").protected
     assert [group.name for group in channels.free] == ["body"]
-    with pytest.raises(PruneError, match=r"this network gives a \w+ with .* in evaluation mode"):
-        check_logits(model, IMAGE, "this network")
+    with pytest.raises(PruneError, match=r"in evaluation mode this network gives a \w+ with .*"):
+        check_outputs(CLASSIFICATION, model, IMAGE, 5, "this network")
 
 
 def test_heads_in_training_mode_only_are_refused():
     model = Answering(lambda net, x, y: (y, net.extra(x.mean((2, 3)))), training_only=True).eval()
-    with pytest.raises(PruneError, match="gives a tuple with .* in training mode"):
-        check_logits(model, IMAGE, "this network")
+    with pytest.raises(PruneError, match="in training mode this network gives a tuple with .*"):
+        check_outputs(CLASSIFICATION, model, IMAGE, 5, "this network")
     assert not model.training
 
 
