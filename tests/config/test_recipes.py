@@ -85,7 +85,7 @@ def test_only_sparse_learning_goes_on_from_a_checkpoint():
     both = {name for name, spec in found.items() if spec.backbone.checkpoint and spec.train.epochs}
     assert {name for name in both if found[name].train.sparsity == "none"} == set()
     taught = {name for name, spec in found.items() if spec.backbone.pretrained and spec.train.epochs}
-    assert taught == {"resnet18_folder_taylor", "vgg16_cub200_graph", "vgg19_cub200_graph"}
+    assert taught == {"resnet18_folder", "resnet18_folder_taylor", "vgg16_cub200_graph", "vgg19_cub200_graph"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
