@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from dist_prune import methods
 from dist_prune.config import loading
+from dist_prune.distributed import tensor_files
 from dist_prune.pipeline.stage_graph import stages_of, stages_of_recipe
 from tests.support.launch import PYTHON, SMALL, TORCHRUN, finish, report, run
 
@@ -42,9 +44,12 @@ def test_rounds_are_repaired_each_and_ranks_agree(tmp_path):
     assert [name for name in stages_in(one) if "repair" in name] == ["repair", "round_2/repair"]
     assert "% repaired, " in output
     assert all("repaired_top1" in line for line in report(one)["rounds"])
-    two, _ = finish(TORCHRUN, tmp_path / "two", *REPAIRED)
-    single, _ = finish(PYTHON, tmp_path / "single", *REPAIRED)
+    same = (*REPAIRED, "train.epochs=0", f"backbone.checkpoint={one / 'dense.safetensors'}")  # trained once
+    two, _ = finish(TORCHRUN, tmp_path / "two", *same)
+    single, _ = finish(PYTHON, tmp_path / "single", *same)
     assert report(two)["plan"]["fingerprint"] == report(single)["plan"]["fingerprint"]
+    repaired = [tensor_files.read_tensors(run / "round_1/repaired.safetensors")[0] for run in (two, single)]
+    assert all(torch.equal(tensor, repaired[1][name]) for name, tensor in repaired[0].items())
 
 
 def test_without_repair_there_is_no_such_stage():
