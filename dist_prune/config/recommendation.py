@@ -35,10 +35,9 @@ OWN_SELECTION = ("scope", "max_ratio", "keep_ratios", "counts", "threshold", "pl
 WEIGHTS_ALONE = Recommendation(
     "group_norm",
     "no labels to rank channels by",
-    "it reads the weights alone, and no method that looks at images without their labels ranked better "
-    "(docs/which-method.md)",
+    "it was the best of the criteria that read weights alone, before a finetuning (docs/which-method.md)",
 )
-_BY_LOSS = "it was ahead at the same MACs on three networks, ranked over all groups (docs/which-method.md)"
+_BY_LOSS = "it was ahead at the same MACs on two of three networks, ranked over all groups (docs/which-method.md)"
 _OVER_ALL = {"scope": "global", "max_ratio": 0.9}
 LABELS = Recommendation("group_fisher", "labelled images and no finetuning", _BY_LOSS, _OVER_ALL)
 LABELS_AND_TIME = Recommendation("group_fisher", "labelled images and a finetuning", _BY_LOSS, _OVER_ALL)
