@@ -246,8 +246,14 @@ def test_protect_globs_that_match_nothing(own):
 
 
 def test_a_checkpoint_with_another_head_for_a_user_s_network(own, tmp_path):
-    from dist_prune.models.load_checkpoint import classifier_names
+    from dist_prune.config.data import Backbone
+    from dist_prune.models.load_checkpoint import classifier_names, load_checkpoint
 
     model = models.create("own_networks:Net", 4, 3)
     assert classifier_names(model) == ("head.weight", "head.bias")
-    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    section = Backbone(name="own_networks:Net", checkpoint=str(tmp_path / "w.safetensors"))
+    other = models.create("own_networks:Net", 7, 3)
+    save_file(other.state_dict(), tmp_path / "w.safetensors")
+    why = load_checkpoint(model, tmp_path / "w.safetensors", section, 4, True, lambda text: None)
+    assert "has 7 classes" in why and model.head.out_features == 4
+    assert torch.equal(model.conv1.weight, other.conv1.weight)
