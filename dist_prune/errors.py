@@ -35,6 +35,25 @@ def _shorten_words(text: str) -> str:
     return re.sub(rf"\S{{{LONGEST_SHOWN + 1},}}", lambda word: f"{word[0][: LONGEST_SHOWN - 30]}...", text)
 
 
+def import_problem(error: ImportError, needs: str, extra: str) -> PruneError:
+    """The error of an optional package that cannot be imported.
+
+    Args:
+        error: what the import raised.
+        needs: what needs the package, the recipe key first: ``"data.source: 'parquet' needs pyarrow"``.
+        extra: the extra of dist-prune that brings it.
+
+    Returns:
+        An error that says whether the package is missing, or is there and does not go with another one.
+    """
+    if isinstance(error, ModuleNotFoundError):
+        return PruneError(f"{needs}; {error.name} is not installed: pip install 'dist-prune[{extra}]'")
+    return PruneError(
+        f"{needs}, which is installed but cannot be imported: {error}. Its version does not go with those of other "
+        f"packages: pip install --upgrade 'dist-prune[{extra}]' brings versions that do"
+    )
+
+
 def shown(value: Any) -> str:
     """A value as an error repeats it.
 

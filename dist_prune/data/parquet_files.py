@@ -16,7 +16,7 @@ import numpy as np
 from dist_prune.data.class_order import renumbered_identity
 from dist_prune.data.random_access import SplitSpec
 from dist_prune.data.shard_names import shard_paths
-from dist_prune.errors import PruneError
+from dist_prune.errors import PruneError, import_problem
 
 if TYPE_CHECKING:
     from pyarrow import parquet
@@ -146,7 +146,7 @@ def _open(path: str) -> "parquet.ParquetFile":
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise PruneError("data.source: 'parquet' needs pyarrow: pip install 'dist-prune[parquet]'") from error
+        raise import_problem(error, "data.source: 'parquet' needs pyarrow", "parquet") from error
     try:
         return parquet.ParquetFile(path)
     except (OSError, ArrowException) as error:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_prune.errors import PruneError
+from dist_prune.errors import PruneError, import_problem
 from dist_prune.export.fuse_bn import relative_difference
 from dist_prune.tasks.outputs import main_output, named_tensors
 
@@ -59,7 +59,7 @@ def write(
             with _silence():
                 _WRITERS[kind](flat, images[:2], calibration if calibration is not None else images, temporary, facts)
         except ImportError as error:
-            raise PruneError(f"{kind}: {error.name} is missing; pip install 'dist-prune[onnx]' brings it") from error
+            raise import_problem(error, f"{kind} needs onnx, onnxruntime and onnxscript", "onnx") from error
         except Exception as error:  # any error of a tracer that cannot follow the network
             reason = next((line for line in str(error).splitlines() if line.strip()), "")
             raise PruneError(f"{kind}: this network cannot be written so: {type(error).__name__}: {reason}") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dist_prune.errors import PruneError, nearest, shown
+from dist_prune.errors import PruneError, import_problem, nearest, shown
 
 # fields of a config that say nothing about the network's layers, or that are set here
 _NO_LAYERS = {
@@ -182,9 +182,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise PruneError(
-            "backbone.name: 'transformers:' needs the package transformers: pip install 'dist-prune[transformers]'"
-        ) from error
+        raise import_problem(error, "backbone.name: 'transformers:' needs transformers", "transformers") from error
     return transformers
 
 

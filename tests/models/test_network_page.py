@@ -55,7 +55,7 @@ def saved_by_timm(folder: Path) -> str:
 
 
 def saved_by_transformers(folder: Path) -> str:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", exc_type=ImportError)
     sizes = {"depths": [1, 1], "hidden_sizes": [16, 32], "embedding_size": 8, "layer_type": "basic"}
     config = transformers.ResNetConfig(num_labels=10, num_channels=1, **sizes)
     transformers.ResNetForImageClassification(config).save_pretrained(folder)

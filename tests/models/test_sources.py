@@ -46,7 +46,7 @@ def own(tmp_path, monkeypatch):
 
 @pytest.fixture
 def vit(tmp_path) -> Path:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", exc_type=ImportError)
     config = transformers.ViTConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=32, patch_size=8,
         num_labels=5,
@@ -115,7 +115,7 @@ def test_torchvision_s_weights_with_a_head_for_other_classes(tmp_path, monkeypat
 
 
 def test_transformers_from_a_folder(vit):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", exc_type=ImportError)
     name = f"transformers:{vit}"
     model = models.create(name, 5, 3, pretrained=True).eval()
     reference = transformers.ViTForImageClassification.from_pretrained(vit).eval()
