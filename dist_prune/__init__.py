@@ -1,6 +1,7 @@
 """dist_prune: distributed structured pruning of vision networks, with one recipe for each paper.
 
-The library is ``trace``, ``score``, ``select``, ``prune``, ``repair``, ``carry``, ``save`` and ``load``.
+The library is ``trace``, ``score``, ``select``, ``prune``, ``repair``, ``carry``, ``latency``, ``save`` and
+``load``.
 ``dist_prune/run.py`` runs recipes, and the command ``dist-prune`` does everything before and after a run. Importing the
 package imports no torch: names are resolved at their first use.
 """
@@ -9,11 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers: at run time names are resolved by __getattr__
-    from dist_prune.api import Scores, carry, costs, prune, prune_, save, score, select, trace
+    from dist_prune.api import carry, prune, prune_, save, score, trace
     from dist_prune.api_repair import repair
+    from dist_prune.api_select import costs, latency, select
     from dist_prune.errors import PruneError
     from dist_prune.export.bundle import load
     from dist_prune.methods.base import Method, RankingMethod, ScoringContext
+    from dist_prune.methods.scores import Scores
     from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph, HookPoint
     from dist_prune.pruning.hooks.statistics import State, Statistic
     from dist_prune.pruning.plan.plan import Plan
@@ -21,9 +24,9 @@ if TYPE_CHECKING:  # for editors and type checkers: at run time names are resolv
 
 __version__ = "0.1.0"
 _MODULES = {
-    **dict.fromkeys(
-        ("trace", "score", "select", "prune", "prune_", "carry", "costs", "save", "Scores"), "dist_prune.api"
-    ),
+    **dict.fromkeys(("trace", "score", "prune", "prune_", "carry", "save"), "dist_prune.api"),
+    **dict.fromkeys(("select", "costs", "latency"), "dist_prune.api_select"),
+    "Scores": "dist_prune.methods.scores",
     "repair": "dist_prune.api_repair",
     "load": "dist_prune.export.bundle",
     **dict.fromkeys(("Method", "RankingMethod", "ScoringContext"), "dist_prune.methods.base"),
@@ -49,6 +52,7 @@ __all__ = [
     "__version__",
     "carry",
     "costs",
+    "latency",
     "load",
     "prune",
     "prune_",

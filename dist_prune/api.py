@@ -26,8 +26,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from dist_prune import methods, models, tasks
-from dist_prune.config.familiar_names import KEYWORD_RELATIVES
-from dist_prune.config.pruning import Select, Target
 from dist_prune.data.sample_loader import SampleLoader
 from dist_prune.data.sampling import calibration_ids
 from dist_prune.distributed import tensor_files
@@ -38,13 +36,12 @@ from dist_prune.errors import PruneError
 from dist_prune.export import bundle
 from dist_prune.fileio import write_atomic
 from dist_prune.methods.base import TRAINED, Method
+from dist_prune.methods.scores import Scores
 from dist_prune.models.wrappers import unwrap, unwrap_module
 from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph.groups import DependencyGraph, TracedNetwork
 from dist_prune.pruning.network_output import logits_of, only_logits
 from dist_prune.pruning.plan.plan import Plan
-from dist_prune.pruning.selection.cost import counted_costs
-from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.pruning.surgery import performed
 from dist_prune.pruning.surgery.surgeon import apply_plan, prune_tensors_like
 from dist_prune.pruning.surgery.verified_trace import trace_groups
@@ -53,18 +50,6 @@ from dist_prune.tasks.base import Task
 from dist_prune.tasks.outputs import main_output, named_tensors
 from dist_prune.training.optimizer_state import rebuild_optimizer
 from dist_prune.training.tracking import Tracker
-
-
-class Scores(dict[str, Tensor]):
-    """Named tensors on the CPU that ``select`` reads, with the method that made them.
-
-    Attributes:
-        method: the method and its options.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], method: Method):
-        super().__init__(tensors)
-        self.method = method
 
 
 def trace(model: nn.Module, example: Tensor | Sequence[int], *, protect: Sequence[str] = ()) -> DependencyGraph:
@@ -187,76 +172,6 @@ def score(
     context.has_images = loader is not None
     with _gradients(), only_logits(bare) if learned.is_classification else nullcontext():
         return Scores(paper.score(context), paper)
-
-
-def select(
-    scores: Scores,
-    graph: DependencyGraph,
-    *,
-    target: Mapping[str, float] | None = None,
-    seed: int = 0,
-    **select: Any,
-) -> Plan:
-    """Choose the channels that go.
-
-    Args:
-        scores: of ``score``.
-        graph: of ``trace``.
-        target: share of one cost of the dense network that is kept: ``{"macs": 0.5}``, ``{"params": 0.4}``,
-            ``{"channels": 0.6}`` or another counted cost. A latency target needs a run: ``target.latency`` in a recipe.
-        seed: decides among channels that are worth the same.
-        **select: keys of a recipe's ``select`` section: ``keep_ratio``, ``threshold``, ``counts``, ``scope``,
-            ``min_channels``, ``round_to``, ``max_ratio``, ``keep_ratios``, ``include``, ``exclude``.
-
-    Returns:
-        The plan: what goes, by name. It is pure data (``plan.to_json()``) and the same on every rank.
-
-    Raises:
-        PruneError: a key is unknown or its value is not allowed, or the target cannot be reached.
-
-    Example:
-        >>> plan = dp.select(scores, graph, target={"macs": 0.5}, round_to=8)
-        >>> len(plan.kept("layer4.1.conv1")) % 8
-        0
-    """
-    for name in select.keys() & KEYWORD_RELATIVES.keys():
-        raise PruneError(f"{name}: dist_prune.select has no argument of this name. Write {KEYWORD_RELATIVES[name]}")
-    if not isinstance(scores, Scores):
-        raise PruneError("scores is no result of dist_prune.score: a plan needs to know the method that made them")
-    try:
-        section = Select.model_validate(dict(select))
-        asked = Target.model_validate(dict(target or {})).asked()
-    except ValidationError as error:
-        lines = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise PruneError("; ".join(lines)) from error
-    values = section.model_dump(exclude={"exclude", "plan"})
-    request = SelectionRequest(**values, target=asked, seed=seed)
-    if section.plan is not None:
-        raise PruneError("plan: a plan from a file is read by Plan.from_json, not selected")
-    if request.cost is not None and request.cost.measured:
-        raise PruneError(f"target.{request.cost.name}: it has to be measured, which a run does: write a recipe")
-    method = scores.method
-    ready = method.prepare(method.prunable(graph), section.exclude, request)
-    return replace(method.select(scores, ready, request), graph=graph)
-
-
-def costs(graph: DependencyGraph, plan: Plan | None = None) -> dict[str, float]:
-    """Count what a network costs for one image, by the rules that targets use.
-
-    Args:
-        graph: of ``trace``.
-        plan: of ``select``; None for the dense network.
-
-    Returns:
-        Name of a cost -> amount: ``macs`` (multiply-accumulates of convolutions and linear layers), ``params``,
-        ``channels`` (of free groups), and every other counted cost that a target may name.
-
-    Example:
-        >>> dp.costs(graph, plan)["macs"] <= 0.5 * dp.costs(graph)["macs"]
-        True
-    """
-    kept = plan.counts if plan is not None else {}
-    return {cost.name: cost.of(graph, kept) for cost in counted_costs()}
 
 
 def prune(

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import dist_prune
-from dist_prune import api as dp
+import dist_prune as dp
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
 from tests.support.launch import ROOT, environment

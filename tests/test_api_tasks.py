@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dist_prune import api as dp
+import dist_prune as dp
 from dist_prune.errors import PruneError
 from dist_prune.export import bundle, formats, hub
 from dist_prune.pruning.network_output import tensors_of

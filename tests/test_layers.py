@@ -67,6 +67,7 @@ ALLOWED = {
     "analysis": ENGINE | {"pruning", "methods", "scoring", "report", "pipeline", "stages"},
     "run": ENGINE | {"methods", "pipeline"},
     "api": ENGINE | {"pruning", "methods", "scoring", "export"},
+    "api_select": ENGINE | {"pruning", "methods", "scoring"},
     "__main__": {"cli"},
     "api_repair": ENGINE | {"pruning", "scoring", "api"},
     "cli": ENGINE | {"pruning", "methods", "report", "export", "pipeline", "analysis", "run"},

@@ -16,7 +16,7 @@ from dist_prune.config.familiar_names import canonical_method, method_suggestion
 from dist_prune.errors import PruneError, shown, unknown
 from dist_prune.methods.base import Method
 
-SHARED = ("base", "context", "needs", "options")  # modules that every paper may import; not methods
+SHARED = ("base", "context", "needs", "options", "scores")  # modules that every paper may import; not methods
 
 
 def list_names() -> list[str]:

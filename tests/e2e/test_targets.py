@@ -9,7 +9,7 @@ from dist_prune.config import loading
 from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.errors import PruneError
 from dist_prune.run import run as whole_run
-from dist_prune.stages import latency_target
+from dist_prune.scoring import network_times
 from tests.support.launch import PYTHON, report, run
 
 WORDS = [
@@ -66,7 +66,7 @@ def clock(monkeypatch, fixed: float, good=lambda models: True) -> list[int]:
             for name, ms in times.items()
         }
 
-    monkeypatch.setattr(latency_target, "measure_latency", latency)
+    monkeypatch.setattr(network_times, "measure_latency", latency)
     return asked
 
 

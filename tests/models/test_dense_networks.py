@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import dist_prune
-from dist_prune import api as dp
+import dist_prune as dp
 from dist_prune import models
 from dist_prune.errors import PruneError
 

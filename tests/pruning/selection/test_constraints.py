@@ -21,7 +21,7 @@ from dist_prune.pruning.selection.ranking import (  # fmt: skip
     select_by_score,
 )
 from dist_prune.pruning.surgery.verified_trace import trace_groups
-from dist_prune.stages.latency_target import measured_widths, monotone
+from dist_prune.scoring.network_times import measured_widths, monotone
 from tests.support import tiny
 
 CHANNELS = trace_groups(tiny.network(name="resnet20_cifar"), tiny.example()[:1])
