@@ -5,7 +5,7 @@ import contextlib
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,12 @@ def parse_target(text: str) -> dict[str, float]:
 
 
 def run_recipe(
-    recipe: Recipe, output: Path, arguments: argparse.Namespace, networks: Mapping[str, str], end: str
+    recipe: Recipe,
+    output: Path,
+    arguments: argparse.Namespace,
+    networks: Mapping[str, str],
+    end: str,
+    before: Callable[[Path, Any], None] | None = None,
 ) -> Answer:
     """Run a recipe to its end on all processes of the launcher, and answer with its table on the first.
 
@@ -63,11 +68,14 @@ def run_recipe(
         arguments: the verb's command line, for ``--json``.
         networks: columns of the table: ``dense``, ``pruned`` or ``finetuned`` -> its title.
         end: the last lines of the answer, with ``{bundle}`` for the bundle's folder.
+        before: called on all processes with the run directory and the environment, before the run.
     """
     from dist_prune.run import execute, run
 
     def work(chosen: Recipe, folder: Path, environment: Any) -> str:
         with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
+            if before is not None:
+                before(folder, environment)
             missed = run(chosen, folder, environment)
         if environment.comm.is_main:  # now: processes of one run leave together, without returning here
             text, answer = _answer(output, chosen, networks, end)

@@ -68,6 +68,23 @@ def find_layout(folder: Path) -> tuple[dict[str, Any], bool]:
     raise PruneError(_nothing_found(folder, names))
 
 
+def unlabelled(folder: Path) -> list[Path] | None:
+    """The images of a folder that has no classes, neither as folders nor in a list; None if it has some, or no image.
+
+    Raises:
+        PruneError: there is no such folder.
+    """
+    if folder.is_file():
+        return None
+    if not folder.is_dir():
+        raise PruneError(f"--data: there is no folder {folder}")
+    names, _ = class_folders(folder)
+    split = {*TRAIN_NAMES, *EVAL_NAMES} & {name.lower() for name in names}
+    if split or has_class_folders(folder):
+        return None
+    return find_images(folder)[0] or None
+
+
 def _nothing_found(folder: Path, names: list[str]) -> str:
     form = f"It needs {folder}/<class>/<image>, or {folder}/train/<class>/<image> and {folder}/val/<class>/<image>"
     images = find_images(folder)[0]

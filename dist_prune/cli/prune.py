@@ -5,15 +5,18 @@ It runs in one process or in many: ``torchrun --nproc_per_node 2 -m dist_prune.c
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dist_prune.cli import composed_run, found_images
+from dist_prune.cli import composed_run, found_images, network_labels
 from dist_prune.cli.verb import Answer, add_overrides, bundle_folder
 from dist_prune.errors import PruneError
 from dist_prune.fileio import read_json
 
 HELP = "prune the network of a file or a folder at once: weights and images in, a bundle out"
+TOLERANCE = 0.05  # channels go in steps, which are coarse in small networks
+UNLABELLED = "reconstruction"  # the method of the recommendation for images without labels
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a folder as timm and the hub write it
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".th", ".tar")
 
@@ -24,7 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "weights", help="a file of weights, a folder with config.json and weights as timm writes it, or a bundle"
     )
     parser.add_argument("--backbone", help="timm's name of the network; a folder with config.json or a bundle knows it")
-    parser.add_argument("--data", required=True, help="folder of images: <class>/<image>, also below train and val")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="folder of images: <class>/<image>, also below train and val; or images without classes",
+    )
     parser.add_argument("--target", default="macs=0.5", metavar="COST=SHARE", help="what is kept (default: macs=0.5)")
     parser.add_argument("--method", default="auto", help="name of the method (default: the recommended one)")
     parser.add_argument("--output", required=True, help="the run directory to make; its folder export is the bundle")
@@ -37,8 +44,10 @@ def run(arguments: argparse.Namespace) -> Answer:
     Raises:
         PruneError: the weights, the images or the target are refused.
     """
-    data, one_split = found_images.find_layout(Path(arguments.data).expanduser())
-    output = Path(arguments.output)
+    output, folder = Path(arguments.output), Path(arguments.data).expanduser()
+    bare = found_images.unlabelled(folder) or []  # images without classes
+    data, one_split = (network_labels.data_section(output), False) if bare else found_images.find_layout(folder)
+    method = UNLABELLED if bare and arguments.method == "auto" else arguments.method
     backbone = backbone_section(Path(arguments.weights).expanduser(), arguments.backbone)
     # new weights in closed form, without labels and training; a bundle's dense network is not at hand for it
     mend = {"finetune": {"recalibrate_bn": 500}} if "bundle" in backbone else {"repair": {"method": "least_squares"}}
@@ -47,9 +56,9 @@ def run(arguments: argparse.Namespace) -> Answer:
         "backbone": backbone,
         "data": data,
         "score": {"images": 500},
-        "method": {"name": arguments.method},
+        "method": {"name": method},
         "select": {"scope": "global", "max_ratio": 0.9},
-        "target": composed_run.parse_target(arguments.target),
+        "target": {**composed_run.parse_target(arguments.target), "tolerance": TOLERANCE},
         **mend,
         "report": {"latency_batches": [1], "trackers": []},
     }
@@ -62,12 +71,18 @@ def run(arguments: argparse.Namespace) -> Answer:
         if one_split
         else ""
     )
+    if bare:
+        same = (
+            f"\nThe {len(bare):,} images have no classes: the network's own answers took their place. So top-1 is "
+            f"the share of images on which a network answers as the {start} one does."
+        )
     end = (
         "bundle  {bundle}" + f"{same}\n"
         "next    dist-prune finetune {bundle} --recipe RECIPE   (a recipe for these images: dist-prune new --data "
         f"{arguments.data} --backbone {recipe.backbone.name})"
     )
-    return composed_run.run_recipe(recipe, output, arguments, columns, end)
+    answer = partial(network_labels.write_answers, recipe, folder) if bare else None
+    return composed_run.run_recipe(recipe, output, arguments, columns, end, answer)
 
 
 def backbone_section(weights: Path, name: str | None) -> dict[str, Any]:

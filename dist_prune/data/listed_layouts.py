@@ -5,7 +5,8 @@ tiny-ImageNet's ``val``        ``val/images/*`` and ``val/val_annotations.txt``
 ImageNet's flat ``val``        ``val/*.JPEG`` and Kaggle's ``LOC_val_solution.csv``, a list of synsets (one per line,
                                in the order of the file names), or the devkit's ground truth with its ``meta.mat``
 CUB-200-2011                   ``images.txt``, ``image_class_labels.txt``, ``classes.txt``, ``train_test_split.txt``
-splits as CSV (mini-ImageNet)  ``train.csv`` with ``filename,label``, and the files in ``images/``
+splits as CSV (mini-ImageNet)  ``train.csv`` with ``filename,label``, and the files in ``images/``; ``classes.txt``
+                               with a name a line, if a split lacks some of them
 =============================  ====================================================================================
 """
 
@@ -174,7 +175,9 @@ def _from_csv(root: Path, path: Path) -> Listing:
         raise PruneError(f"data.root: {path} has the columns {', '.join(header) or 'none'}; it needs filename,label")
     base = root / "images" if (root / "images").is_dir() else root
     names = {row[file]: row[label] for row in rows}
-    return Listing(base, names, tuple(sorted(set(names.values()))), f"{path} (a CSV split)")
+    listed = root / "classes.txt"
+    classes = set(_text(listed).splitlines()) - {""} if listed.is_file() else set(names.values())
+    return Listing(base, names, tuple(sorted(classes | set(names.values()))), f"{path} (a CSV split)")
 
 
 def _rows(path: Path, columns: int) -> Iterator[list[str]]:

@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 
 from dist_prune import methods
-from dist_prune.cli.found_images import find_layout, look
+from dist_prune.cli.found_images import find_layout, look, unlabelled
 from dist_prune.cli.main import main
+from dist_prune.cli.network_labels import class_names
 from dist_prune.cli.new import choose_batch, choose_epochs
 from dist_prune.config import loading
+from dist_prune.config.data import Backbone
 from dist_prune.distributed import tensor_files
 from dist_prune.errors import PruneError
 from dist_prune.export import bundle
@@ -204,3 +206,62 @@ def test_a_folder_as_timm_writes_it_knows_its_network(weights, tmp_path):
     assert backbone_section(given, None)["bundle"] == str(given)
     with pytest.raises(PruneError, match="leave it out"):
         backbone_section(given, "resnet18")
+
+
+@pytest.fixture(scope="module")
+def unsorted(images, tmp_path_factory) -> Path:
+    """The training images without their classes, in two folders of no meaning."""
+    root = tmp_path_factory.mktemp("unsorted")
+    for number, file in enumerate(sorted((images / "train").rglob("*.png"))):
+        (root / "more").mkdir(exist_ok=True)
+        place = root / ("more" if number % 3 else "") / f"{file.parent.name}, {file.name}"  # with a comma
+        place.write_bytes(file.read_bytes())
+    return root
+
+
+def test_images_without_classes_are_found(images, unsorted, tmp_path):
+    assert len(unlabelled(unsorted) or []) == 36
+    assert len(unlabelled(images / "train" / "class_0") or []) == 12
+    assert unlabelled(images) is None
+    assert unlabelled(images / "train") is None
+    assert unlabelled(tmp_path) is None
+    with pytest.raises(PruneError, match="there is no folder"):
+        unlabelled(tmp_path / "none")
+
+
+def test_a_head_tells_its_classes(weights, tmp_path):
+    spec = Backbone(name="resnet8p_cifar", checkpoint=str(weights), kwargs={"img_size": 8})
+    assert class_names(spec) == ["0", "1", "2"]
+    (tmp_path / "model.safetensors").write_bytes(weights.read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps({"label_names": ["ant", "bee", "cat"]}))
+    assert class_names(spec.model_copy(update={"checkpoint": str(tmp_path / "model.safetensors")}))[1] == "bee"
+    other = tmp_path / "alone" / "other.safetensors"
+    other.parent.mkdir()
+    tensors = tensor_files.read_tensors(weights)[0]
+    tensor_files.save_tensors(other, {name: tensor for name, tensor in tensors.items() if tensor.shape[:1] != (3,)})
+    with pytest.raises(PruneError, match="does not tell their number"):
+        class_names(spec.model_copy(update={"checkpoint": str(other)}))
+
+
+@pytest.mark.slow
+def test_images_without_classes_make_a_bundle(unsorted, weights, tmp_path):
+    """The network's own answers take the place of labels; any number of ranks makes the same plan."""
+    plans = []
+    for ranks in (1, 2):
+        out = tmp_path / f"out{ranks}"
+        given = ("--backbone", "resnet8p_cifar", "--data", str(unsorted), "--output", str(out))
+        done = command("prune", str(weights), *given, "backbone.kwargs={img_size: 8}", *QUICK, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        assert "36 images have no classes: the network's own answers took their place" in done.stdout
+        plans.append(bundle.read_bundle(out).plan.fingerprint)
+        body = json.loads((out / "report.json").read_text())
+        assert body["dense"]["top1"] == 100
+        assert body["recipe"]["method"]["name"] == "reconstruction"
+        rows = [(out / f"answers/{split}.csv").read_text().splitlines() for split in ("judge", "calibrate")]
+        assert [len(lines) - 1 for lines in rows] == [9, 27]
+    assert plans[0] == plans[1]
+    # the same command goes on: answers that are there are kept
+    before = (out / "answers/judge.csv").stat().st_mtime_ns
+    again = command("prune", str(weights), *given, "backbone.kwargs={img_size: 8}", *QUICK)
+    assert again.returncode == 0, again.stderr
+    assert (out / "answers/judge.csv").stat().st_mtime_ns == before
