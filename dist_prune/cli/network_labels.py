@@ -60,22 +60,24 @@ def write_answers(recipe: Recipe, images: Path, folder: Path, environment: Distr
     """
     comm, place = environment.comm, folder / FOLDER
 
-    def prepare() -> tuple[bool, list[str]]:
+    def prepare() -> list[str]:
+        """The key of the answers and the files; nothing if the answers are there."""
         files = [str(path.resolve()) for path in unlabelled(images) or []]
         names = class_names(recipe.backbone)
         spec = recipe.backbone.model_dump(mode="json")
         key = digest(json.dumps([files, [Path(file).stat().st_size for file in files], names, spec]))
         if read_json(place / DONE).get("key") == key:
-            return True, []
+            return []
         place.mkdir(parents=True, exist_ok=True)
         (place / DONE).unlink(missing_ok=True)
         write_atomic(place / CLASSES, "".join(f"{name}\n" for name in names))
         _write(place, files, [names[number % len(names)] for number in range(len(files))])  # so that images open
-        return False, [key, *files]
+        return [key, *files]
 
-    finished, (key, *files) = comm.broadcast_object(comm.run_on_main(prepare)) or (True, [""])  # type: ignore[misc]
-    if finished:
+    asked = comm.broadcast_object(comm.run_on_main(prepare))
+    if not asked:
         return
+    key, *files = asked
     found = _answers(recipe, environment)
     if missing := [file for file in files if file not in found]:
         raise PruneError(f"--data: {missing[0]} cannot be read (and {len(missing) - 1} others); remove them")
