@@ -31,8 +31,6 @@ from dist_prune.pruning.selection.cost import COSTS, counted_costs
 from dist_prune.pruning.selection.ranking import SelectionRequest, reachable
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 
-HELP = "check a recipe: what a run would refuse, and its channel groups"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's command line."""

@@ -11,8 +11,6 @@ from dist_prune.cli.verb import Answer
 from dist_prune.fileio import write_atomic
 from dist_prune.pruning.selection.cost import report_costs
 
-HELP = "compare finished runs in one table and one page with Pareto plots"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's command line."""

@@ -13,7 +13,6 @@ from typing import Any
 
 from dist_prune.cli.verb import Answer
 
-HELP = "check this machine: what is installed, what is missing, how to repair it"
 PACKAGES = (
     # distribution, needed by every run, purpose, command that installs it
     ("torch", True, "everything", "pip install -c constraints.txt torch torchvision"),

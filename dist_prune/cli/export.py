@@ -10,7 +10,6 @@ from dist_prune.cli.verb import Answer, bundle_folder, check_range
 from dist_prune.config import loading
 from dist_prune.errors import PruneError
 
-HELP = "write a bundle as ONNX or torch.export files, checked on real images"
 KINDS = ("onnx", "onnx-fp16", "onnx-int8", "pt2")
 
 

@@ -15,7 +15,6 @@ from dist_prune.config import safe_parsing
 from dist_prune.config.recipe_files import find
 from dist_prune.errors import PruneError
 
-HELP = "finetune the network of a bundle by a recipe's data and finetune sections"
 DROPPED = ("select", "target", "schedule")  # sections of a recipe that choose channels
 
 

@@ -6,8 +6,6 @@ from pathlib import Path
 from dist_prune.cli.verb import Answer
 from dist_prune.errors import PruneError
 
-HELP = "convert a foreign checkpoint to safetensors without running the code in it"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's command line."""

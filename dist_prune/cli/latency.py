@@ -5,8 +5,6 @@ from typing import Any
 
 from dist_prune.cli.verb import Answer, check_range
 
-HELP = "measure the time of a bundle's network, dense against pruned"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's command line."""

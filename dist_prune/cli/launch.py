@@ -6,13 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dist_prune import methods
 from dist_prune.cli.verb import Answer
 from dist_prune.config import sweep
 from dist_prune.errors import PruneError, shown, unknown
 from dist_prune.fileio import write_atomic
 
-HELP = "print a launch config of accelerate, or write or submit the batch script that runs a recipe or a sweep"
 PACKAGE = Path(__file__).resolve().parents[1]
 HEADER_END = "# One run on"  # the first line of slurm/run.sbatch after its #SBATCH lines
 
@@ -130,6 +128,8 @@ def batch_script(arguments: argparse.Namespace) -> str:
         "--signal=USR1@180",
         "--open-mode=append",
     ]
+    from dist_prune import methods
+
     template = _template()
     code = template.parents[1] if (template.parents[1] / "dist_prune").is_dir() else Path.cwd()
     per_node = arguments.processes or arguments.gpus or 1

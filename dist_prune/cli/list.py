@@ -1,26 +1,34 @@
 """``dist-prune list``: the methods, recipes, backbones, data sets, targets and recipe keys that there are."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from fnmatch import fnmatch
+from itertools import takewhile
+from typing import TYPE_CHECKING
 
-from dist_prune import methods, plugins
+from dist_prune import plugins
 from dist_prune.cli.verb import Answer
-from dist_prune.config import loading
+from dist_prune.config import loading, recipe_files
 from dist_prune.config.familiar_names import METHOD_ALIASES
 from dist_prune.config.recommendation import LABELS, LABELS_AND_TIME, WEIGHTS_ALONE
 from dist_prune.errors import PruneError
-from dist_prune.methods.needs import Needs
 
+if TYPE_CHECKING:  # methods load torch, which most lists do not need
+    from dist_prune.methods.needs import Needs
+
+LONGEST = 100  # characters of a recipe's sentence
 NEEDS = ("images", "labels", "gradients", "training")
-HELP = "list methods, recipes, backbones, data sets, targets or recipe keys"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's command line."""
     parser.add_argument("what", choices=tuple(LISTS), help="the things to list")
-    parser.add_argument("pattern", nargs="?", default="", help="a glob of backbones, or the method whose keys to list")
+    parser.add_argument(
+        "pattern", nargs="?", default="", help="a glob of backbones or recipes, or the method whose keys to list"
+    )
 
 
 def run(arguments: argparse.Namespace) -> Answer:
@@ -32,6 +40,8 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 
 def _methods(pattern: str) -> Answer:
+    from dist_prune import methods
+
     rows, body = [], {}
     for name in methods.list_names():
         try:
@@ -71,7 +81,7 @@ def _methods(pattern: str) -> Answer:
     return "\n".join([*lines, *notes]), body, 0
 
 
-def _mark(needs: Needs | None, key: str) -> str:
+def _mark(needs: "Needs | None", key: str) -> str:
     return "?" if needs is None else "yes" if getattr(needs, key) else "-"
 
 
@@ -81,13 +91,33 @@ def _origin(kind: plugins.Kind, name: str) -> str:
 
 
 def _keys(method: str) -> Answer:
-    text = loading.reference(methods.options_of(method), "method.") if method else loading.reference()
+    if method:
+        from dist_prune import methods
+
+        text = loading.reference(methods.options_of(method), "method.")
+    else:
+        text = loading.reference()
     return text, [line.split(" | ")[0].strip("| `") for line in text.splitlines()[2:]], 0
 
 
 def _recipes(pattern: str) -> Answer:
-    files = {name: str(file) for name, file in loading.known_recipes().items()}
-    return "\n".join(f"{name:32}  {path}" for name, path in sorted(files.items())), files, 0
+    files = loading.known_recipes()
+    chosen = {name: files[name] for name in sorted(files) if fnmatch(name, pattern or "*")}
+    headers = {name: recipe_files.header(file) for name, file in chosen.items()}
+    width = max(map(len, chosen), default=0)
+    lines = [f"{name:{width}}  {_first_sentence(headers[name].get('title', ''))}" for name in chosen]
+    notes = ["", "paper, data, cost and figures of one: dist-prune list recipes NAME"]
+    if len(chosen) == 1:
+        (name,) = chosen
+        written = takewhile(lambda line: line.startswith("#"), chosen[name].read_text(encoding="utf-8").splitlines())
+        lines, notes = [str(chosen[name]), *(f"  {line[2:]}" for line in written)], []
+    body = {name: {"file": str(file), **headers[name]} for name, file in chosen.items()}
+    return "\n".join([*lines, *notes]), body, 0
+
+
+def _first_sentence(text: str) -> str:
+    sentence = re.split(r"(?<=[a-z0-9)])\. ", text)[0].rstrip(".")
+    return sentence if len(sentence) <= LONGEST else f"{sentence[: LONGEST - 3].rpartition(' ')[0]} ..."
 
 
 def _backbones(pattern: str) -> Answer:

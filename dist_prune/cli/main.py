@@ -5,56 +5,40 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Collection
+from importlib import import_module
+from typing import cast
 
 from dist_prune import __version__
-from dist_prune.cli import (
-    check,
-    compare,
-    doctor,
-    export,
-    finetune,
-    import_checkpoint,
-    latency,
-    launch,
-    make_ffcv,
-    new,
-    pack,
-    plan,
-    prune,
-    push,
-    ratio_curves,
-    report,
-    score_many,
-    sweep,
-    where,
-)
-from dist_prune.cli import list as list_verb
 from dist_prune.cli.verb import Verb
 from dist_prune.errors import PruneError, path_trouble
 
-VERBS: dict[str, Verb] = {
-    "new": new,
-    "prune": prune,
-    "finetune": finetune,
-    "list": list_verb,
-    "check": check,
-    "plan": plan,
-    "report": report,
-    "compare": compare,
-    "score-many": score_many,
-    "ratio-curves": ratio_curves,
-    "sweep": sweep,
-    "where": where,
-    "launch": launch,
-    "export": export,
-    "latency": latency,
-    "push": push,
-    "import-checkpoint": import_checkpoint,
-    "make-ffcv": make_ffcv,
-    "pack": pack,
-    "doctor": doctor,
+VERBS = {  # verb, whose module has its name -> its line in ``dist-prune --help``
+    "run": "run a recipe in one process, or resume it",
+    "new": "write a recipe for a folder of images",
+    "prune": "prune the network of a file or a folder at once: weights and images in, a bundle out",
+    "finetune": "finetune the network of a bundle by a recipe's data and finetune sections",
+    "list": "list methods, recipes, backbones, data sets, targets or recipe keys",
+    "check": "check a recipe: what a run would refuse, and its channel groups",
+    "plan": "show the plan of a run or of a file, and convert it",
+    "status": "list runs: which run, their stages, the last errors",
+    "report": "show the result of a finished run",
+    "compare": "compare finished runs in one table and one page with Pareto plots",
+    "score-many": "score by several criteria in one pass and compare them at one target",
+    "ratio-curves": "measure the accuracy after pruning each channel group alone, nothing finetuned",
+    "sweep": "list the numbered tasks of a sweep file",
+    "where": "print the run directory of a recipe or of a sweep's task",
+    "launch": "print a launch config of accelerate, or write or submit the batch script that runs a recipe or a sweep",
+    "export": "write a bundle as ONNX or torch.export files, checked on real images",
+    "latency": "measure the time of a bundle's network, dense against pruned",
+    "push": "push a bundle with its model card to the Hugging Face hub or to a folder",
+    "import-checkpoint": "convert a foreign checkpoint to safetensors without running the code in it",
+    "make-ffcv": "write one split of a data set as an FFCV file",
+    "pack": "pack a split (image folder, parquet, tar, arrays) into tar shards or an FFCV file",
+    "completion": "print a script that completes verbs, options and recipes in a shell",
+    "doctor": "check this machine: what is installed, what is missing, how to repair it",
 }
-OWN_OUTPUT = ("finetune", "prune", "ratio-curves")  # they redirect what a run prints themselves
+OWN_OUTPUT = ("finetune", "prune", "ratio-curves", "run")  # they redirect what a run prints themselves
 PATH_ARGUMENTS = (
     "bundle",
     "data",
@@ -92,7 +76,7 @@ def main(words: list[str] | None = None) -> int:
         # ratio-curves prints its answer itself, and does this itself
         redirected = arguments.json and arguments.verb not in OWN_OUTPUT
         with contextlib.redirect_stdout(sys.stderr) if redirected else contextlib.nullcontext():
-            text, body, code = VERBS[arguments.verb].run(arguments)
+            text, body, code = _module(arguments.verb).run(arguments)
     except PruneError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
@@ -110,8 +94,12 @@ def main(words: list[str] | None = None) -> int:
     return code
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``dist-prune`` with a sub-parser for each verb."""
+def build_parser(verbs: Collection[str] = tuple(VERBS)) -> argparse.ArgumentParser:
+    """The parser of ``dist-prune`` with a sub-parser for each verb.
+
+    Args:
+        verbs: those whose arguments are declared, for which their modules are imported: some need torch.
+    """
     parser = argparse.ArgumentParser(
         prog="dist-prune",
         description="Distributed structured pruning of vision networks: everything before and after a run.",
@@ -120,16 +108,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dist-prune {__version__}")
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name, verb in VERBS.items():
-        subparser = subparsers.add_parser(name, help=verb.HELP, description=f"{verb.HELP[0].upper()}{verb.HELP[1:]}.")
-        verb.add_arguments(subparser)
+    for name, text in VERBS.items():
+        subparser = subparsers.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        if name in verbs:
+            _module(name).add_arguments(subparser)
         subparser.add_argument("--json", action="store_true", help="print the result as a JSON document")
     return parser
 
 
+def _module(verb: str) -> Verb:
+    return cast(Verb, import_module(f"dist_prune.cli.{verb.replace('-', '_')}"))
+
+
 def _parse(words: list[str]) -> argparse.Namespace:
     """Parse a command line; ``key=value`` and ``--json`` may stand anywhere after the verb."""
-    parser = build_parser()
+    parser = build_parser({word for word in words if word in VERBS})
     words = sorted(words, key=lambda word: word == "--json")
     arguments, more = parser.parse_known_args(words)
     keys = getattr(arguments, "words", getattr(arguments, "overrides", None))

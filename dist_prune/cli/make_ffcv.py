@@ -11,8 +11,6 @@ from dist_prune.cli.verb import Answer
 from dist_prune.config import loading
 from dist_prune.errors import PruneError
 
-HELP = "write one split of a data set as an FFCV file"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's command line."""

@@ -14,7 +14,6 @@ from dist_prune.config.recommendation import AUTO
 from dist_prune.errors import PruneError, abbreviate
 from dist_prune.fileio import write_atomic
 
-HELP = "write a recipe for a folder of images"
 UPDATES = 4000  # of a training that starts from pretrained weights, at which the epochs aim
 
 

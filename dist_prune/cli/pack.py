@@ -9,8 +9,6 @@ from dist_prune.cli.make_ffcv import print_note, progress_bar
 from dist_prune.cli.verb import Answer, check_range
 from dist_prune.errors import PruneError
 
-HELP = "pack a split (image folder, parquet, tar, arrays) into tar shards or an FFCV file"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's command line."""

@@ -13,8 +13,6 @@ from dist_prune.cli.verb import Answer, add_overrides
 from dist_prune.config import loading
 from dist_prune.errors import PruneError
 
-HELP = "show the plan of a run or of a file, and convert it"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's command line."""

@@ -14,7 +14,6 @@ from dist_prune.cli.verb import Answer, add_overrides, bundle_folder
 from dist_prune.errors import PruneError
 from dist_prune.fileio import read_json
 
-HELP = "prune the network of a file or a folder at once: weights and images in, a bundle out"
 TOLERANCE = 0.05  # channels go in steps, which are coarse in small networks
 UNLABELLED = "reconstruction"  # the method of the recommendation for images without labels
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a folder as timm and the hub write it

@@ -5,8 +5,6 @@ import argparse
 from dist_prune.cli.verb import Answer, bundle_folder
 from dist_prune.errors import PruneError
 
-HELP = "push a bundle with its model card to the Hugging Face hub or to a folder"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's command line."""

@@ -18,7 +18,6 @@ from dist_prune.cli.verb import Answer, add_recipe
 from dist_prune.config import loading
 from dist_prune.errors import PruneError, shown
 
-HELP = "measure the accuracy after pruning each channel group alone, nothing finetuned"
 RATIOS = "0.9,0.7,0.5,0.3,0.1"
 
 

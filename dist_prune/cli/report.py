@@ -7,8 +7,6 @@ from dist_prune.cli.verb import Answer
 from dist_prune.config import safe_parsing
 from dist_prune.errors import PruneError, shown
 
-HELP = "show the result of a finished run"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's command line."""

@@ -18,8 +18,6 @@ from dist_prune.pruning.selection.cost import report_costs
 from dist_prune.tasks.base import Task
 from dist_prune.tasks.classification import CLASSIFICATION
 
-HELP = "score by several criteria in one pass and compare them at one target"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's command line."""

@@ -1,23 +1,87 @@
-"""``dist-prune sweep``: the numbered tasks of a sweep file."""
+"""``dist-prune sweep``: the numbered tasks of a sweep file, listed or run on this machine."""
 
 import argparse
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
-from dist_prune import methods
-from dist_prune.cli.verb import Answer
-from dist_prune.config.sweep import load_sweep
+from dist_prune.cli.status import describe
+from dist_prune.cli.verb import Answer, check_range
+from dist_prune.config.sweep import choose_run, load_sweep
+from dist_prune.errors import MISSED
 
-HELP = "list the numbered tasks of a sweep file"
+PROGRAM = Path(__file__).resolve().parents[1] / "run.py"
+CODES = {0: "finished", MISSED: "finished, target missed", 75: "stopped", 2: "refused"}
+LOG = "sweep.log"  # in each task's run directory: what the run printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's command line."""
     parser.add_argument("file", help="a YAML file, or a name in recipes/sweeps")
+    parser.add_argument("--run", action="store_true", help="run the tasks here, each in a process of its own")
+    parser.add_argument("--jobs", type=int, default=1, help="with --run: tasks at a time, which share the cores")
+    parser.add_argument("--dry-run", action="store_true", help="say what --run would do to each task")
 
 
 def run(arguments: argparse.Namespace) -> Answer:
-    """List a sweep's tasks by number and name."""
-    tasks = load_sweep(arguments.file, methods.options_of, need_environment=False).tasks
-    body = [
+    """List a sweep's tasks by number and name, or run them; the same command goes on where it was stopped."""
+    tasks = load_sweep(arguments.file, need_environment=False).tasks
+    body: list[dict[str, Any]] = [
         {"task": task.number, "name": task.name, "base": task.base, "overrides": list(task.overrides)} for task in tasks
     ]
-    return "\n".join(f"{task.number:4}  {task.name}" for task in tasks), body, 0
+    if not (arguments.run or arguments.dry_run):
+        return "\n".join(f"{task.number:4}  {task.name}" for task in tasks), body, 0
+    check_range("--jobs", arguments.jobs, 4096)
+    for entry in body:
+        folder = choose_run(None, arguments.file, entry["task"], [], need_environment=False)[1]
+        entry["run"] = str(folder)
+        entry["state"] = describe(Path(folder))["state"] if (Path(folder) / "ledger.jsonl").is_file() else "not begun"
+    if arguments.dry_run:
+        width = max(len(entry["name"]) for entry in body)
+        lines = [f"{entry['task']:4}  {entry['name']:{width}}  {entry['state']}" for entry in body]
+        left = sum(entry["state"] != "finished" for entry in body)
+        return "\n".join([*lines, "", f"{left} of {len(body)} would be run or resumed"]), body, 0
+    return _run_all(arguments.file, body, arguments.jobs)
+
+
+def _run_all(file: str, body: list[dict[str, Any]], jobs: int) -> Answer:
+    """Run every task; a finished one takes as long as its check."""
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    lock, start = threading.Lock(), time.monotonic()
+    ended = 0
+
+    def one(entry: dict[str, Any]) -> None:
+        nonlocal ended
+        began, folder = time.monotonic(), Path(entry["run"])
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, str(PROGRAM), "--sweep", file, "--task", str(entry["task"])]
+        with (folder / LOG).open("ab") as log:
+            environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+            code = subprocess.run(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
+            ).returncode
+        with lock:
+            ended += 1
+            entry |= {"code": code, "state": CODES.get(code, "failed"), "seconds": time.monotonic() - began}
+            left = (time.monotonic() - start) / ended * (len(body) - ended)
+            rest = f", about {left / 60:.0f} min left" if ended < len(body) else ""
+            print(
+                f"{ended}/{len(body)}  {entry['name']}: {entry['state']}, {entry['seconds']:.0f} s{rest}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, body))
+    width = max(len(entry["name"]) for entry in body)
+    lines = [f"{entry['task']:4}  {entry['name']:{width}}  {entry['state']:24}  {entry['run']}" for entry in body]
+    wrong = [entry for entry in body if entry["code"] not in (0, MISSED)]
+    if wrong:
+        lines += ["", f"{len(wrong)} did not finish; what each printed is in {LOG} in its run directory"]
+    else:
+        lines += ["", f"next    dist-prune compare {Path(body[0]['run']).parent}"]
+    return "\n".join(lines), body, 1 if wrong else 0

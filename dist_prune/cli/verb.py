@@ -12,11 +12,6 @@ Answer = tuple[str, Any, int]
 class Verb(Protocol):
     """A verb's module, for example ``cli/plan.py``."""
 
-    @property
-    def HELP(self) -> str:
-        """The verb's line in ``dist-prune --help``: lower case, no period."""
-        ...
-
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the verb's command line on its own parser."""
         ...

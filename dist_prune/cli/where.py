@@ -5,8 +5,6 @@ import argparse
 from dist_prune.cli.verb import Answer, add_overrides
 from dist_prune.config.sweep import choose_run
 
-HELP = "print the run directory of a recipe or of a sweep's task"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's command line."""

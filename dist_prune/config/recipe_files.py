@@ -41,6 +41,33 @@ def _by_name(below: str) -> dict[str, list[Path]]:
     return by_name
 
 
+def header(file: Path) -> dict[str, str]:
+    """The comments at the beginning of a recipe file.
+
+    Returns:
+        ``title`` (its first sentence) and what follows a word at the margin: ``paper``, ``needs``, ``cost``,
+        ``measured`` and the like, each on one line; nothing of a file that does not begin with a comment.
+
+    Raises:
+        PruneError: the file cannot be read.
+    """
+    entries: dict[str, str] = {}
+    key = "title"
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise PruneError(f"{file} cannot be read: {error}") from error
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        word = re.match(r"# ([a-z]+) {2,}(?=\S)", line) if entries else None
+        if word:
+            key = word[1]
+        text = line[word.end() :] if word else line[1:].strip()
+        entries[key] = f"{entries[key]} {text}" if key in entries else text
+    return entries
+
+
 def stem_of(name_or_path: str) -> str:
     """A recipe's name without folders and without ``.yaml``; other dots belong to it."""
     path = Path(name_or_path)

@@ -1,0 +1,29 @@
+"""``dist-prune run``: a recipe in one process, as ``python dist_prune/run.py --recipe RECIPE`` runs it."""
+
+import argparse
+
+from dist_prune.cli.verb import Answer, add_recipe
+from dist_prune.errors import PruneError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's command line."""
+    add_recipe(parser)
+    parser.add_argument("--run-dir", help="the run directory (default: runs/<recipe's name>)")
+    parser.add_argument("--seed", type=int, help="value of the recipe's seed key")
+
+
+def run(arguments: argparse.Namespace) -> Answer:
+    """Run the recipe; the same command resumes a run that was stopped anywhere. A launcher may start it, too.
+
+    Raises:
+        PruneError: ``--json`` was asked for.
+    """
+    if arguments.json:
+        raise PruneError("--json: a run has no short answer; read report.json in its run directory")
+    from dist_prune.run import main
+
+    words = ["--recipe", arguments.recipe, *arguments.overrides]
+    words += ["--run-dir", arguments.run_dir] if arguments.run_dir else []
+    words += ["--seed", str(arguments.seed)] if arguments.seed is not None else []
+    return "", None, main(words)

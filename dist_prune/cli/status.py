@@ -1,0 +1,108 @@
+"""``dist-prune status``: the runs below a folder, with the stage of each, how long it takes, and the last error."""
+
+import argparse
+import fcntl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dist_prune.cli.verb import Answer
+from dist_prune.errors import PruneError
+from dist_prune.fileio import read_json, read_text, unseal
+
+RECIPE, LOCK, LEDGER, STARTED = "recipe.yaml", ".lock", "ledger.jsonl", "stage_started.json"
+DEPTH = 3  # folders below RUNS that are searched: runs/SWEEP/TASK
+LONGEST = 100  # characters of an error in the table; --json has all
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's command line."""
+    parser.add_argument("runs", nargs="*", default=["runs"], help="run directories, or folders of them (default: runs)")
+
+
+def run(arguments: argparse.Namespace) -> Answer:
+    """List the runs: those that run first, then those that failed or stopped, then the finished ones.
+
+    Raises:
+        PruneError: a folder is missing.
+    """
+    folders = []
+    for name in arguments.runs:
+        root = Path(name)
+        if not root.is_dir():
+            raise PruneError(f"there is no folder {root}; name a run directory, or a folder of run directories")
+        folders += [folder for folder in run_directories(root) if folder not in folders]
+    order = {"running": 0, "failed": 1, "stopped": 2, "finished": 3}
+    found = sorted((describe(folder) for folder in folders), key=lambda one: (order[one["state"]], one["run"]))
+    if not found:
+        return f"no run directory below {', '.join(arguments.runs)}", [], 0
+    rows = [["run", "state", "stage", "done", "last sign", "error"]]
+    rows += [
+        [one["run"], one["state"], one["stage"], f"{one['done']}", _ago(one["seconds_ago"]), _short(one["error"])]
+        for one in found
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[5]]).rstrip() for row in rows]
+    return "\n".join(lines), found, 0
+
+
+def run_directories(root: Path, depth: int = DEPTH) -> Iterator[Path]:
+    """The run directories at and below a folder, in text order; none is searched for further ones."""
+    if (root / RECIPE).is_file() and (root / LOCK).exists():
+        yield root
+    elif depth:
+        for folder in sorted(root.iterdir()):
+            if folder.is_dir() and not folder.name.startswith("."):
+                yield from run_directories(folder, depth - 1)
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """State of a run directory; it is only read.
+
+    Returns:
+        ``run`` (its path), ``state`` (running: a process holds its lock; finished: its report is written; failed: it
+        left an error; stopped: none of these), ``stage`` (the one that runs or was interrupted, else the last one
+        done), ``done`` (stages in the ledger), ``seconds_ago`` (since a file changed), ``error`` (of the lowest rank).
+    """
+    lines = [line for line in map(unseal, read_text(folder / LEDGER).splitlines()) if line and "stage" in line]
+    last = lines[-1]["stage"] if lines else ""
+    started = read_json(folder / STARTED).get("stage", "")
+    errors = sorted((folder / "errors").glob("rank_*.json"))
+    error = str(read_json(errors[0]).get("error", "")) if errors else ""
+    running = is_locked(folder / LOCK)
+    finished = last == "report"
+    state = "running" if running else "finished" if finished else "failed" if errors else "stopped"
+    times = [file.stat().st_mtime for file in folder.iterdir() if file.is_file()]
+    return {
+        "run": str(folder),
+        "state": state,
+        "stage": last if finished and not running else str(started or last or "not begun"),
+        "done": len({line["stage"] for line in lines}),
+        "seconds_ago": max(0.0, time.time() - max(times, default=time.time())),
+        "error": error if state == "failed" else "",
+    }
+
+
+def is_locked(file: Path) -> bool:
+    """Whether a process holds the lock of a run directory, as far as the file system tells."""
+    try:
+        with file.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks, or a file that is gone
+        return False
+    return False
+
+
+def _short(text: str) -> str:
+    line = text.strip().splitlines()[-1] if text.strip() else ""
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
+
+
+def _ago(seconds: float) -> str:
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds / unit:.0f} {name} ago"
+    return f"{seconds:.0f} s ago"

@@ -1,0 +1,133 @@
+"""``dist-prune status``, ``run``, ``sweep --run``, ``completion``, ``list recipes``: as a person types them."""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dist_prune.cli.main import main
+from dist_prune.cli.status import describe, run_directories
+from dist_prune.config.recipe_files import header, known_recipes
+from dist_prune.fileio import seal
+from tests.support.launch import ROOT, environment
+
+
+def run_folder(folder: Path, stages: list[str], started: str = "", error: str = "") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text("name: x\n")
+    (folder / ".lock").touch()
+    lines = [seal({"stage": stage, "fingerprint": "f", "outputs": {}}) for stage in stages]
+    (folder / "ledger.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    if started:
+        (folder / "stage_started.json").write_text(json.dumps({"stage": started}))
+    if error:
+        (folder / "errors").mkdir()
+        (folder / "errors/rank_0.json").write_text(json.dumps({"rank": 0, "code": 1, "error": error}))
+    return folder
+
+
+def test_runs_are_listed_with_their_states(tmp_path, capsys):
+    run_folder(tmp_path / "a/done", ["train", "score", "report"], "export")
+    run_folder(tmp_path / "a/cut_off", ["train"], "score")
+    run_folder(tmp_path / "b", ["train"], "score", "several lines\nValueError: the last one")
+    busy = run_folder(tmp_path / "c", [], "train")
+    (tmp_path / "no_run").mkdir()
+    assert [folder.name for folder in run_directories(tmp_path)] == ["cut_off", "done", "b", "c"]
+    with (busy / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["status", str(tmp_path), "--json"]) == 0
+        found = {Path(one["run"]).name: one for one in json.loads(capsys.readouterr().out)}
+    assert {name: (one["state"], one["stage"], one["done"]) for name, one in found.items()} == {
+        "c": ("running", "train", 0),
+        "b": ("failed", "score", 1),
+        "cut_off": ("stopped", "score", 1),
+        "done": ("finished", "report", 3),
+    }
+    assert list(found) == ["c", "b", "cut_off", "done"]
+    assert main(["status", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "ValueError: the last one" in text and "several lines" not in text
+    assert describe(busy)["state"] == "stopped"
+    assert main(["status", str(tmp_path / "none")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_recipes_are_listed_with_a_sentence(capsys):
+    for name, file in known_recipes().items():
+        assert header(file).get("title"), name
+    assert main(["list", "recipes", "resnet5*_graph"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["resnet50_graph", "resnet56_cifar10_graph"]
+    assert main(["list", "recipes", "resnet50_graph"]) == 0
+    text = capsys.readouterr().out
+    assert "needs     DIST_PRUNE_DATA/imagenet" in text and "-48.81 %" in text
+    assert main(["list", "recipes", "resnet50_graph", "--json"]) == 0
+    body = json.loads(capsys.readouterr().out)["resnet50_graph"]
+    assert body["file"].endswith("resnet50_graph.yaml") and body["cost"].startswith("100 images of scoring")
+
+
+def test_a_shell_completes_verbs_options_and_recipes(capsys):
+    assert main(["completion", "fish"]) == 0
+    assert "__fish_seen_subcommand_from latency" in capsys.readouterr().out
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("bash is not installed")
+
+    def complete(*words: str) -> list[str]:
+        typed = " ".join(f"'{word}'" for word in ("dist-prune", *words))
+        code = f"{script}\nCOMP_WORDS=({typed}); COMP_CWORD={len(words)}; _dist_prune; echo ${{COMPREPLY[@]}}"
+        done = subprocess.run([bash, "-c", code], capture_output=True, text=True, cwd="/", check=True)
+        return done.stdout.split()
+
+    assert complete("sta") == ["status"]
+    assert complete("check", "quick") == ["quickstart"]
+    assert complete("sweep", "--dry") == ["--dry-run"]
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_here_and_goes_on(tmp_path):
+    """Two tasks at a time, one of which is refused; the second start runs nothing again."""
+    quick = {
+        "train.epochs": 1, "finetune.epochs": 0, "data.workers": 0, "report.latency_repeats": 1, "target.tolerance": 1,
+        "finetune.warmup_epochs": 0,
+    }  # fmt: skip
+    tasks = [{**quick, "seed": 0}, {**quick, "seed": 1}, {**quick, "backbone.checkpoint": "/none.pt"}]
+    file = tmp_path / "three.yaml"
+    file.write_text(json.dumps({"tasks": [{"base": "quickstart", "list": tasks}]}))
+
+    def sweep(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "dist_prune", "sweep", str(file), *words]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+
+    first = sweep("--run", "--jobs", "2", "--json")
+    assert first.returncode == 1, first.stderr
+    body = json.loads(first.stdout)
+    assert [entry["state"].split(",")[0] for entry in body] == ["finished", "finished", "refused"], first.stderr
+    assert "3/3" in first.stderr
+    assert "none.pt" in (tmp_path / body[2]["run"] / "sweep.log").read_text()
+    state = sweep("--dry-run")
+    assert "1 of 3 would be run or resumed" in state.stdout
+    ledger = (tmp_path / body[0]["run"] / "ledger.jsonl").read_text()
+    again = sweep("--run", "--json")
+    assert json.loads(again.stdout)[0]["state"].startswith("finished")
+    lines = (tmp_path / body[0]["run"] / "ledger.jsonl").read_text()[len(ledger) :].splitlines()
+    assert {json.loads(line)["stage"] for line in lines} <= {"report"}
+
+
+@pytest.mark.slow
+def test_run_is_run_py(tmp_path):
+    words = ["quickstart", "train.epochs=1", "finetune.epochs=0", "data.workers=0", "target.tolerance=1"]
+    command = [sys.executable, "-m", "dist_prune", "run", *words, "--run-dir", str(tmp_path / "out"), "--seed", "3"]
+    done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out/report.json").read_text())["recipe"]["seed"] == 3
+    assert describe(tmp_path / "out")["state"] == "finished"
