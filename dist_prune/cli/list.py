@@ -13,7 +13,7 @@ from dist_prune import plugins
 from dist_prune.cli.verb import Answer
 from dist_prune.config import loading, recipe_files
 from dist_prune.config.familiar_names import METHOD_ALIASES
-from dist_prune.config.recommendation import LABELS, LABELS_AND_TIME, WEIGHTS_ALONE
+from dist_prune.config.recommendation import IMAGES, LABELS, LABELS_AND_TIME
 from dist_prune.errors import PruneError
 
 if TYPE_CHECKING:  # methods load torch, which most lists do not need
@@ -70,7 +70,7 @@ def _methods(pattern: str) -> Answer:
         else f"{row[0]:{widths[0]}}  {row[1]}"
         for row in [head, *rows]
     ]
-    recommended = [f"  {one.method:{widths[0]}}  {one.situation}" for one in (WEIGHTS_ALONE, LABELS, LABELS_AND_TIME)]
+    recommended = [f"  {one.method:{widths[0]}}  {one.situation}" for one in (IMAGES, LABELS, LABELS_AND_TIME)]
     notes = [
         "",
         "cost: forward passes over the calibration images (score.images); a backward pass counts as two.",

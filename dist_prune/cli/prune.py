@@ -11,11 +11,11 @@ from typing import Any
 
 from dist_prune.cli import composed_run, found_images, network_labels
 from dist_prune.cli.verb import Answer, add_overrides, bundle_folder
+from dist_prune.config.recommendation import IMAGES
 from dist_prune.errors import PruneError
 from dist_prune.fileio import read_json
 
 TOLERANCE = 0.05  # channels go in steps, which are coarse in small networks
-UNLABELLED = "reconstruction"  # the method of the recommendation for images without labels
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a folder as timm and the hub write it
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".th", ".tar")
 
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     output, folder = Path(arguments.output), Path(arguments.data).expanduser()
     bare = found_images.unlabelled(folder) or []  # images without classes
     data, one_split = (network_labels.data_section(output), False) if bare else found_images.find_layout(folder)
-    method = UNLABELLED if bare and arguments.method == "auto" else arguments.method
+    method = IMAGES.method if bare and arguments.method == "auto" else arguments.method
     backbone = backbone_section(Path(arguments.weights).expanduser(), arguments.backbone)
     # new weights in closed form, without labels and training; a bundle's dense network is not at hand for it
     mend = {"finetune": {"recalibrate_bn": 500}} if "bundle" in backbone else {"repair": {"method": "least_squares"}}

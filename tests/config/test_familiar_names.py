@@ -101,11 +101,11 @@ def test_a_sparsity_that_is_a_key_stays_one():
 
 
 def test_keywords_of_other_libraries():
-    from dist_prune import api
+    from dist_prune import api_select
 
     for name in KEYWORD_RELATIVES:
         with pytest.raises(PruneError, match=name) as error:
-            api.select(None, None, **{name: 0.5})  # type: ignore[arg-type]
+            api_select.select(None, None, **{name: 0.5})  # type: ignore[arg-type]
         assert KEYWORD_RELATIVES[name] in str(error.value)
 
 
@@ -117,12 +117,12 @@ def test_auto_takes_the_recommendation():
     assert "no finetuning" in without.choice
     assert load("method.name=taylor").choice == ""
     assert load("method.name=auto").resolved()["method"] == load("method.name=group_fisher").resolved()["method"]
-    assert recommendation.recommend({}, labels=False).method == "group_norm"
+    assert recommendation.recommend({}, labels=False).method == "reconstruction"
     assert (with_time.select.scope, with_time.select.max_ratio) == ("global", 0.9)
     assert (load("method.name=auto", "select.scope=local").select.max_ratio) is None, "the recipe's own selection stays"
-    for one in (recommendation.WEIGHTS_ALONE, recommendation.LABELS, recommendation.LABELS_AND_TIME):
+    for one in (recommendation.IMAGES, recommendation.LABELS, recommendation.LABELS_AND_TIME):
         assert one.method in methods.list_names()
-    needs = methods.find(recommendation.WEIGHTS_ALONE.method).needs
+    needs = methods.find(recommendation.IMAGES.method).needs
     assert needs is not None and not needs.labels
 
 
@@ -134,7 +134,7 @@ def test_auto_has_no_keys():
 def test_a_choice_outlives_the_recommendation(tmp_path, monkeypatch):
     first = keep_choice(tmp_path, load("method.name=auto"))
     assert json.loads((tmp_path / FILE).read_text())["method"] == first.method["name"] == "group_fisher"
-    monkeypatch.setattr(loading, "recommend", lambda tree: recommendation.WEIGHTS_ALONE)
+    monkeypatch.setattr(loading, "recommend", lambda tree: recommendation.IMAGES)
     today = load("method.name=auto")
     assert today.method["name"] == "group_norm"
     kept = keep_choice(tmp_path, today)
