@@ -136,7 +136,7 @@ def test_a_choice_outlives_the_recommendation(tmp_path, monkeypatch):
     assert json.loads((tmp_path / FILE).read_text())["method"] == first.method["name"] == "group_fisher"
     monkeypatch.setattr(loading, "recommend", lambda tree: recommendation.IMAGES)
     today = load("method.name=auto")
-    assert today.method["name"] == "group_norm"
+    assert today.method["name"] == "reconstruction"
     kept = keep_choice(tmp_path, today)
     assert kept.method == first.method and kept.select == first.select and today.select.scope == "local"
     assert "today's choice would be group_norm" in kept.choice
