@@ -123,7 +123,7 @@ def preview(recipe: Recipe, method: Method) -> dict[str, Any]:
         }
         for group in graph.groups
     ]
-    shares = {cost.name: list(reachable(graph, request, cost.name)) for cost in counted_costs()}
+    shares = {cost.name: list(reachable(graph, request, cost.name)) for cost in counted_costs(request.cost)}
     return {
         "recipe": recipe.written(),
         "input": list(graph.example),
@@ -132,7 +132,9 @@ def preview(recipe: Recipe, method: Method) -> dict[str, Any]:
         "notes": _notes(recipe),
         "dense": {cost.name: cost.of(graph) for cost in COSTS.values() if cost.figure and cost.summary},
         "reachable": shares,
-        "range": {cost.name: [round(s * cost.of(graph)) for s in shares[cost.name]] for cost in counted_costs()},
+        "range": {
+            cost.name: [round(s * cost.of(graph)) for s in shares[cost.name]] for cost in counted_costs(request.cost)
+        },
         "groups": groups,
         **({"repair": _repair(recipe, graph)} if recipe.repair.method != "none" else {}),
         "warnings": [] if recipe.select.plan else list(method.cautions(graph)),

@@ -84,6 +84,23 @@ def search_latency(
     }
 
 
+def measure_plans(context: RunContext, graph: DependencyGraph, plans: Mapping[str, Plan]) -> Times:
+    """Measure pruned networks on the first rank. Collective.
+
+    Args:
+        context: The run.
+        graph: Dependency graph of the dense network.
+        plans: Name -> plan that removes something.
+
+    Returns:
+        Name -> share of the dense time, and whether it is reliable.
+    """
+    comm = context.environment.comm
+    model = context.networks.load_dense().eval()
+    cuts = {name: plan.removed for name, plan in plans.items()}
+    return comm.broadcast_object(comm.run_on_main(lambda: _time(context, model, graph, cuts))) or {}
+
+
 def with_times(graph: DependencyGraph, timed: Mapping[str, Any]) -> DependencyGraph:
     """The graph with the times that led to the plan of ``search_latency``, so that figures can repeat its selection.
 
