@@ -19,6 +19,7 @@ from dist_prune.errors import PruneError
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.hooks.capture import reproducible_kernels
 from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.selection.ratio_search import Candidate, Counts, RatioSearch, best_of
 from dist_prune.pruning.surgery.surgeon import apply_plan
 from dist_prune.tasks.base import Task
 from dist_prune.training.bn_recalibration import recalibrate_bn
@@ -27,7 +28,6 @@ from dist_prune.training.tracking import Tracker
 
 ROUND_S = 20.0  # seconds between two exchanges of results: a network that took less costs no waiting rank
 REPORT_S = 10.0  # seconds between two lines of progress
-Counts = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,40 @@ class CandidateJudge:
         self.loader = self.loader.holding()
         self.model = copy.deepcopy(self.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._cache = ResultCache(self.file, self.identity, self.comm)
+
+    def search(self, search: RatioSearch) -> tuple[list[Candidate], dict[int, Judgement]]:
+        """Make and judge one generation of a search after the other. Collective.
+
+        Args:
+            search: its candidates have counts in the order of ``graph.free``; the same on every rank.
+
+        Returns:
+            All candidates in order, and number -> judgement of each; the same on every rank.
+
+        Raises:
+            PreemptedError: the run was asked to stop; finished rounds are in ``file``.
+        """
+        made: list[Candidate] = []
+        judged: dict[int, Judgement] = {}
+        figures: dict[int, float] = {}
+        while new := search.generation(made, figures):
+            found = self.judge([candidate.counts for candidate in new], len(made), search.total)
+            judged |= {candidate.number: judgement for candidate, judgement in zip(new, found, strict=True)}
+            made += new
+            figures = {number: self.rank(judgement) for number, judgement in judged.items()}
+            best = best_of([c for c in made if c.target == search.targets[0]], figures)[0]
+            self.tracker.info(
+                f"  search: {len(made)} of {search.total} candidates, best "
+                f"{self.task.text(judged[best.number].figure)} ({best.origin}), uniform "
+                f"{self.task.text(judged[0].figure)}"
+            )
+        return made, judged
+
+    def rank(self, judgement: Judgement) -> float:
+        """A figure as a number of which the larger one is better."""
+        if judgement.figure != judgement.figure:
+            return float("-inf")
+        return judgement.figure if self.task.higher_is_better else -judgement.figure
 
     def judge(self, networks: Sequence[Counts], done: int, total: int) -> list[Judgement]:
         """Judge networks. Collective.

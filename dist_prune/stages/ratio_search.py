@@ -26,9 +26,10 @@ from dist_prune.pipeline.stage_graph import round_path
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.selection.cost import searched_costs
+from dist_prune.pruning.selection.first_candidates import ratio_search
 from dist_prune.pruning.selection.knapsack import select_by_knapsack
-from dist_prune.pruning.selection.ranking import counts_of, select_by_score
-from dist_prune.pruning.selection.ratio_search import Candidate, Counts, RatioSearch, best_of, front_of, with_target
+from dist_prune.pruning.selection.ranking import select_by_score
+from dist_prune.pruning.selection.ratio_search import Candidate, Counts, RatioSearch, best_of, front_of
 from dist_prune.scoring.candidate_judge import CandidateJudge, Judgement, forward_passes
 from dist_prune.stages import latency_target
 from dist_prune.stages.calibration import starting_network
@@ -103,8 +104,8 @@ def evolve(context: RunContext, graph: DependencyGraph, scores: Mapping[str, Ten
         latency = _timed(context, graph, scores)
         graph = latency_target.with_times(graph, latency)
     search, judge, where = _prepare(context, graph, scores)
-    made, judged = _judge_all(context, search, judge)
-    figures = {c.number: _rank(context, judged[c.number]) for c in made}
+    made, judged = judge.search(search)
+    figures = {c.number: judge.rank(judged[c.number]) for c in made}
     winners = {target: best_of([c for c in made if c.target == target], figures)[0] for target in search.targets}
     winner = winners[search.targets[0]]
     if latency:
@@ -113,7 +114,8 @@ def evolve(context: RunContext, graph: DependencyGraph, scores: Mapping[str, Ten
     lines = _lines(graph, search, made, judged)
     front = front_of({c.number: (lines[c.number]["share"], figures[c.number]) for c in made})
     primary, images = context.task.primary, {"judged": len(judge.judged), "repaired": len(judge.repaired)}
-    passes, seen = forward_passes(len({c.counts for c in made}), *images.values(), judge.micro_batch)
+    networks = len({c.counts for c in made})
+    passes, seen = forward_passes(networks, images["judged"], images["repaired"], judge.micro_batch)
     facts = {
         "solver": "evolution",
         "figure": context.task.titles[primary],
@@ -133,11 +135,17 @@ def evolve(context: RunContext, graph: DependencyGraph, scores: Mapping[str, Ten
     served = sorted({*front, winner.number, *(c.number for c in winners.values())})
     fingerprints = {str(number): judge.plan_of(made[number].counts).fingerprint for number in served}
     body = {
-        "format": FORMAT, "primary": primary, "higher_is_better": context.task.higher_is_better, "groups": {g.name: g.dense for g in graph.free},
+        "format": FORMAT,
+        "primary": primary,
+        "higher_is_better": context.task.higher_is_better,
+        "groups": {g.name: g.dense for g in graph.free},
         **{key: facts[key] for key in ("figure", "cost", "judged_on", "images", "forward_passes")},
-        "targets": list(search.targets), "candidates": lines, "front": front, "plans": fingerprints,
+        "targets": list(search.targets),
+        "candidates": lines,
+        "front": front,
+        "plans": fingerprints,
         "winner": winner.number,
-    }  # fmt: skip
+    }
     _say(context, facts)
     return Found(plan, facts, strict_json(body), latency)
 
@@ -157,24 +165,7 @@ def _prepare(
         kept = {g.name: sorted(orders[g.name][g.width - n :]) for g, n in zip(graph.free, counts, strict=True)}
         return Plan.from_kept(graph, kept)
 
-    def by_scope(scope: Any) -> Callable[[float], Counts]:
-        def counts_at(target: float) -> Counts:
-            asked = replace(with_target(request, target), scope=scope)
-            counts = counts_of(select_by_score(graph, importance, asked, method.options.normalise))
-            return tuple(counts[g.name] for g in graph.free)
-
-        return counts_at
-
-    def by_knapsack(target: float) -> Counts:
-        kept = select_by_knapsack(graph, importance, with_target(request, target), method.options.normalise)
-        return tuple(len(kept[g.name]) for g in graph.free)
-
-    starts = [
-        ("uniform", by_scope("local")), ("global", by_scope("global")), ("isomorphic", by_scope("isomorphic")),
-        ("knapsack", by_knapsack),
-    ]  # fmt: skip
-    targets = (request.target[1], *(share for share in settings.targets if share != request.target[1]))
-    search = RatioSearch(graph, request, targets, settings.candidates, starts)
+    search = ratio_search(graph, importance, request, settings.targets, settings.candidates, method.options.normalise)
     loader, judged, repaired, where = judging_images(context, settings, scores)
     model = starting_network(context).to(context.environment.device).eval()
     folder = context.path(round_path(context.round, PARTIAL))
@@ -183,32 +174,6 @@ def _prepare(
         context.tracker, context.task, folder / "judged.jsonl", context.stage_fingerprint,
     )  # fmt: skip
     return search, judge, where
-
-
-def _judge_all(
-    context: RunContext, search: RatioSearch, judge: CandidateJudge
-) -> tuple[list[Candidate], dict[int, Judgement]]:
-    """Make and judge one generation after the other."""
-    made: list[Candidate] = []
-    judged: dict[int, Judgement] = {}
-    while new := search.generation(made, {n: _rank(context, judgement) for n, judgement in judged.items()}):
-        found = judge.judge([candidate.counts for candidate in new], len(made), search.total)
-        judged |= {candidate.number: judgement for candidate, judgement in zip(new, found, strict=True)}
-        made += new
-        figures = {number: _rank(context, judgement) for number, judgement in judged.items()}
-        best = best_of([c for c in made if c.target == search.targets[0]], figures)[0]
-        context.tracker.info(
-            f"  search: {len(made)} of {search.total} candidates, best {context.task.text(judged[best.number].figure)}"
-            f" ({best.origin}), uniform {context.task.text(judged[0].figure)}"
-        )
-    return made, judged
-
-
-def _rank(context: RunContext, judgement: Judgement) -> float:
-    """A figure as a number of which the larger one is better."""
-    if judgement.figure != judgement.figure:
-        return float("-inf")
-    return judgement.figure if context.task.higher_is_better else -judgement.figure
 
 
 def judging_images(

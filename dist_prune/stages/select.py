@@ -2,8 +2,8 @@
 
     round_N/scores.safetensors, round_{N-1}/plan.json (N > 1) -> round_N/plan.json, round_N/cut.json (N > 1)
 
-``plan.json`` contains all rounds so far in dense coordinates, ``cut.json`` this round alone. With ``select.search`` it is
-not pure: it judges networks on images (``stages/ratio_search.py``).
+``plan.json`` contains all rounds so far in dense coordinates, ``cut.json`` this round alone. With ``select.search``
+it is not pure: it judges networks on images (``stages/ratio_search.py``).
 """
 
 import copy

@@ -1,9 +1,9 @@
 """Channel counts as a knapsack: the largest sum of importance within a cost, by dynamic programming. Pure functions.
 
-Shen et al., Structural Pruning via Latency-Saliency Knapsack (HALP), NeurIPS 2022, equation 3: every channel step has an
-importance and a cost, and a group keeps its most important channels first. The cost of a group's width depends on the
-widths of its neighbours (inputs times outputs); so costs are counted around a network, the knapsack is solved, and both
-are repeated around the solution until it stays. Of a solution that stays, the linear costs are the real ones.
+Shen et al., Structural Pruning via Latency-Saliency Knapsack (HALP), NeurIPS 2022: every channel step has an importance
+and a cost, and the sum of importance is maximised within a budget. The cost of a group's width depends on the widths of
+its neighbours (inputs times outputs); so costs are counted around a network, the knapsack is solved, and both are
+repeated around the solution until it stays. Of a solution that stays, the linear costs are the real ones.
 """
 
 import math
