@@ -38,7 +38,13 @@ GIANTS = {
     "onnxruntime": {"export/formats.py"},
     "huggingface_hub": {"export/hub.py"},
     "jinja2": {"report/html.py"},
-    "matplotlib": {"report/figures.py", "report/html.py", "report/compare_html.py", "report/ratio_curves_html.py"},
+    "matplotlib": {
+        "report/figures.py",
+        "report/html.py",
+        "report/compare_html.py",
+        "report/ratio_curves_html.py",
+        "report/search_figures.py",
+    },
 }
 # room -> rooms it may import from (beside itself); a room is a folder or a file of the package
 BASE = {"errors", "fileio", "plugins", "config"}

@@ -6,6 +6,7 @@ from typing import Any
 
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.safe_parsing import read_json
+from dist_prune.config.search import Search
 from dist_prune.errors import PruneError
 from dist_prune.methods.base import Method, RankingMethod
 from dist_prune.pipeline.ledger import Ledger
@@ -13,7 +14,7 @@ from dist_prune.pipeline.stage_graph import SEARCHED
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.selection.cost import COSTS, target_keys
 from dist_prune.pruning.selection.ranking import SelectionRequest, check_target
-from dist_prune.pruning.selection.ratio_search import with_target
+from dist_prune.pruning.selection.ratio_search import forward_passes, with_target
 
 # Keys of ``select`` that say what a search finds, or that make it senseless.
 INSTEAD = ("threshold", "keep_ratio", "counts", "index", "plan")
@@ -84,6 +85,18 @@ def check_targets(recipe: Recipe, graph: DependencyGraph) -> None:
             check_target(graph, with_target(SelectionRequest.of(recipe), share))
         except PruneError as error:
             raise PruneError(f"select.search.targets: {error}") from error
+
+
+def work_text(search: Search) -> str:
+    """What a search will cost, in a line; its images may be fewer where a data set has not as many."""
+    if search.solver == "knapsack":
+        return "search: a knapsack, without images and forward passes"
+    repaired = search.repair_images if search.repair == "norms" else 0
+    passes, images = forward_passes(search.candidates, search.images, repaired, search.micro_batch)
+    return (
+        f"search: at most {passes:,} forward passes of {search.micro_batch} images, {images:,} images in all, through "
+        f"{search.candidates:,} pruned networks"
+    )
 
 
 def read_front(recipe: Recipe) -> dict[str, Any]:

@@ -174,22 +174,6 @@ class CandidateJudge:
         return {"figure": figure if figure == figure else None, "seconds": round(time.perf_counter() - start, 3)}
 
 
-def forward_passes(candidates: int, judged: int, repaired: int, micro_batch: int) -> tuple[int, int]:
-    """The work of a search.
-
-    Args:
-        candidates: number of networks that are judged.
-        judged: number of judging images.
-        repaired: number of images of the repair.
-        micro_batch: images of one forward pass.
-
-    Returns:
-        Forward passes of micro-batches, and images that pass through pruned networks.
-    """
-    passes = -(-judged // micro_batch) + -(-repaired // micro_batch)
-    return candidates * passes, candidates * (judged + repaired)
-
-
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -29,8 +29,8 @@ from dist_prune.pruning.selection.cost import searched_costs
 from dist_prune.pruning.selection.first_candidates import ratio_search
 from dist_prune.pruning.selection.knapsack import select_by_knapsack
 from dist_prune.pruning.selection.ranking import select_by_score
-from dist_prune.pruning.selection.ratio_search import Candidate, Counts, RatioSearch, best_of, front_of
-from dist_prune.scoring.candidate_judge import CandidateJudge, Judgement, forward_passes
+from dist_prune.pruning.selection.ratio_search import Candidate, Counts, RatioSearch, best_of, forward_passes, front_of
+from dist_prune.scoring.candidate_judge import CandidateJudge, Judgement
 from dist_prune.stages import latency_target
 from dist_prune.stages.calibration import starting_network
 

@@ -192,6 +192,22 @@ def front_of(points: Mapping[int, tuple[float, float]]) -> list[int]:
     return front
 
 
+def forward_passes(candidates: int, judged: int, repaired: int, micro_batch: int) -> tuple[int, int]:
+    """The work of a search.
+
+    Args:
+        candidates: number of networks that are judged.
+        judged: number of judging images.
+        repaired: number of images of the repair.
+        micro_batch: images of one forward pass.
+
+    Returns:
+        Forward passes of micro-batches, and images that pass through pruned networks.
+    """
+    passes = -(-judged // micro_batch) + -(-repaired // micro_batch)
+    return candidates * passes, candidates * (judged + repaired)
+
+
 def with_target(request: SelectionRequest, share: float) -> SelectionRequest:
     """The request with another share of the same cost."""
     assert request.target is not None
