@@ -101,10 +101,11 @@ def _search(context: RunContext, graph: DependencyGraph) -> None:
     search_checks.check_targets(recipe, graph)
     if recipe.select.from_:
         search_checks.best_on_front(recipe, graph, search_checks.read_front(recipe))
-    if judges(recipe) and recipe.train.holdout and not len(context.images.holdout()[0]):
+    if judges(recipe) and not len(context.images.holdout()[0]):
         raise PruneError(
-            f"select.search.judge: heldout needs held-out images; train.holdout={recipe.train.holdout:g} of "
-            f"{len(context.images.loader(True))} training images is none. Raise it"
+            f"select.search.judge: heldout judges by training images that are held out, and train.holdout="
+            f"{recipe.train.holdout:g} of the {recipe.train.images or len(context.images.loader(True))} training "
+            "images is none. Raise train.images or train.holdout"
         )
 
 

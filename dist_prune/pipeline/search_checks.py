@@ -63,11 +63,6 @@ def check_search(recipe: Recipe, method: Method) -> None:
             f"schedule.rounds: each round searches for its own target; leave out "
             f"{'select.from' if select.from_ else 'select.search.targets'}, or set it to 1"
         )
-    if select.search is not None and select.search.solver == "evolution" and recipe.train.holdout == 0:
-        raise PruneError(
-            "select.search.judge: heldout judges by training images that are held out, and train.holdout is 0: no "
-            "image is. Set train.holdout=0.1 for a tenth of them"
-        )
 
 
 def check_targets(recipe: Recipe, graph: DependencyGraph) -> None:

@@ -199,6 +199,11 @@ def judging_images(
     pool = np.setdiff1d(held, scored.numpy()) if scored is not None else held
     pool = pool if len(pool) else held
     judged = pool[calibration_ids(labels[pool], settings.images, seed, context.recipe.score.balance)]
+    if len(judged) < settings.images:
+        context.tracker.info(
+            f"  select.search.images asks for {settings.images:,} images; {len(judged):,} are held out "
+            f"(train.holdout={context.recipe.train.holdout:g}) and not scored on, all are used"
+        )
     others = np.setdiff1d(np.arange(len(loader)), held)
     repaired = others[calibration_ids(labels[others], settings.repair_images, seed, context.recipe.score.balance)]
     repaired = repaired if settings.repair == "norms" else repaired[:0]

@@ -107,7 +107,7 @@ class ActivationMemory:
         cut = [self._run({g.name: (0,)}) if g.width > 1 else base for g in free]
         if any(len(moments) != len(base) for moments in cut):
             raise PruneError("target.memory: the operations of this network depend on its widths")
-        each = np.stack([base - moments for moments in cut], 1)
+        each = np.stack([base - moments for moments in cut], 1) if cut else np.zeros((len(base), 0), dtype=np.int64)
         halves = {g.name: tuple(range(g.width // 2)) for g in free if g.width > 1}
         gone = np.array([len(halves.get(g.name, ())) for g in free], dtype=np.int64)
         if not np.array_equal(self._run(halves), base - each @ gone):

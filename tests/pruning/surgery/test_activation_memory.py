@@ -74,12 +74,12 @@ def test_a_concatenation_is_the_sum_of_its_groups():
         def __init__(self):
             super().__init__()
             self.one, self.two = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(5, 6, 3, padding=1)
-            self.head = nn.Linear(11, 10)
+            self.last, self.head = nn.Conv2d(11, 3, 3), nn.Linear(3, 10)
 
         def forward(self, x):
             for conv in (self.one, self.two):
-                x = torch.cat([x, conv(x)], 1)
-            return self.head(x.mean((2, 3)))
+                x = torch.cat([x, torch.relu(conv(x))], 1)
+            return self.head(self.last(x).mean((2, 3)))
 
     model, image = Dense().double().eval(), tiny.example()[:1].clone()
     graph = trace_groups(model, image)
