@@ -231,8 +231,8 @@ def select(
         raise PruneError("; ".join(lines)) from error
     values = section.model_dump(exclude={"exclude", "plan", "search", "from_"})
     request = SelectionRequest(**values, target=asked, seed=seed)
-    if section.plan is not None:
-        raise PruneError("plan: a plan from a file is read by Plan.from_json, not selected")
+    if section.plan is not None or section.search is not None or section.from_ is not None:
+        raise PruneError("plan, search, from: Plan.from_json reads a plan; a run searches ratios (select.search)")
     if request.cost is not None and request.cost.measured:
         raise PruneError(f"target.{request.cost.name}: it has to be measured, which a run does: write a recipe")
     method = scores.method

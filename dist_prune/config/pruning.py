@@ -150,9 +150,8 @@ class Target(Section):
         default=0.01,
         gt=0,
         le=100,
-        description="largest miss of target.macs, target.params or target.channels, as a share of it; a larger one "
-        "ends "
-        "the run with exit code 3, after the report; null: any miss is accepted",
+        description="largest miss of target.macs, target.params, target.channels or target.memory, as a share of it; a "
+        "larger one ends the run with exit code 3, after the report; null: any miss is accepted",
     )
     latency_tolerance: float | None = Field(
         default=0.05,
