@@ -1,6 +1,7 @@
 """dist_prune: distributed structured pruning of vision networks, with one recipe for each paper.
 
-The library is ``trace``, ``score``, ``select``, ``prune``, ``repair``, ``carry``, ``save`` and ``load``.
+The library is ``trace``, ``score``, ``select``, ``search``, ``prune``, ``repair``, ``carry``, ``save``
+and ``load``.
 ``dist_prune/run.py`` runs recipes, and the command ``dist-prune`` does everything before and after a run. Importing the
 package imports no torch: names are resolved at their first use.
 """
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for editors and type checkers: at run time names are resolved by __getattr__
     from dist_prune.api import Scores, carry, costs, prune, prune_, save, score, select, trace
     from dist_prune.api_repair import repair
+    from dist_prune.api_search import search
     from dist_prune.errors import PruneError
     from dist_prune.export.bundle import load
     from dist_prune.methods.base import Method, RankingMethod, ScoringContext
@@ -25,6 +27,7 @@ _MODULES = {
         ("trace", "score", "select", "prune", "prune_", "carry", "costs", "save", "Scores"), "dist_prune.api"
     ),
     "repair": "dist_prune.api_repair",
+    "search": "dist_prune.api_search",
     "load": "dist_prune.export.bundle",
     **dict.fromkeys(("Method", "RankingMethod", "ScoringContext"), "dist_prune.methods.base"),
     **dict.fromkeys(("State", "Statistic"), "dist_prune.pruning.hooks.statistics"),
@@ -55,6 +58,7 @@ __all__ = [
     "repair",
     "save",
     "score",
+    "search",
     "select",
     "trace",
 ]

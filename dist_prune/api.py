@@ -26,8 +26,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from dist_prune import methods, models, tasks
-from dist_prune.config.familiar_names import KEYWORD_RELATIVES
-from dist_prune.config.pruning import Select, Target
 from dist_prune.data.sample_loader import SampleLoader
 from dist_prune.data.sampling import calibration_ids
 from dist_prune.distributed import tensor_files
@@ -44,7 +42,7 @@ from dist_prune.pruning.graph.groups import DependencyGraph, TracedNetwork
 from dist_prune.pruning.network_output import logits_of, only_logits
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.selection.cost import counted_costs
-from dist_prune.pruning.selection.ranking import SelectionRequest
+from dist_prune.pruning.selection.keywords import read_keywords
 from dist_prune.pruning.surgery import performed
 from dist_prune.pruning.surgery.surgeon import apply_plan, prune_tensors_like
 from dist_prune.pruning.surgery.verified_trace import trace_groups
@@ -219,24 +217,11 @@ def select(
         >>> len(plan.kept("layer4.1.conv1")) % 8
         0
     """
-    for name in select.keys() & KEYWORD_RELATIVES.keys():
-        raise PruneError(f"{name}: dist_prune.select has no argument of this name. Write {KEYWORD_RELATIVES[name]}")
     if not isinstance(scores, Scores):
         raise PruneError("scores is no result of dist_prune.score: a plan needs to know the method that made them")
-    try:
-        section = Select.model_validate(dict(select))
-        asked = Target.model_validate(dict(target or {})).asked()
-    except ValidationError as error:
-        lines = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise PruneError("; ".join(lines)) from error
-    values = section.model_dump(exclude={"exclude", "plan", "search", "from_"})
-    request = SelectionRequest(**values, target=asked, seed=seed)
-    if section.plan is not None or section.search is not None or section.from_ is not None:
-        raise PruneError("plan, search, from: Plan.from_json reads a plan; a run searches ratios (select.search)")
-    if request.cost is not None and request.cost.measured:
-        raise PruneError(f"target.{request.cost.name}: it has to be measured, which a run does: write a recipe")
+    request, exclude = read_keywords(select, target, seed)
     method = scores.method
-    ready = method.prepare(method.prunable(graph), section.exclude, request)
+    ready = method.prepare(method.prunable(graph), exclude, request)
     return replace(method.select(scores, ready, request), graph=graph)
 
 

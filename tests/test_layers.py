@@ -75,6 +75,7 @@ ALLOWED = {
     "api": ENGINE | {"pruning", "methods", "scoring", "export"},
     "__main__": {"cli"},
     "api_repair": ENGINE | {"pruning", "scoring", "api"},
+    "api_search": ENGINE | {"pruning", "methods", "scoring", "api"},
     "cli": ENGINE | {"pruning", "methods", "report", "export", "pipeline", "analysis", "run"},
 }
 # the same within pruning/

@@ -8,7 +8,7 @@ from dist_prune.config.recipe import Recipe
 from dist_prune.config.safe_parsing import read_json
 from dist_prune.config.search import Search
 from dist_prune.errors import PruneError
-from dist_prune.methods.base import Method, RankingMethod
+from dist_prune.methods.base import Method, is_ranking
 from dist_prune.pipeline.ledger import Ledger
 from dist_prune.pipeline.stage_graph import SEARCHED
 from dist_prune.pruning.graph.groups import DependencyGraph
@@ -36,7 +36,7 @@ def check_search(recipe: Recipe, method: Method) -> None:
         return
     if select.search is not None and select.from_ is not None:
         raise PruneError("select.from: it takes the result of a search; leave it or select.search out")
-    if not isinstance(method, RankingMethod) or type(method).select is not RankingMethod.select:
+    if not is_ranking(method):
         raise PruneError(
             f"{key}: {recipe.method['name']} chooses channels by a rule of its own and gives no order of importance "
             "inside a group, which a search needs. Name a ranking method (l1, taylor, fisher, bn_scale, chip and "
