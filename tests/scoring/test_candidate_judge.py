@@ -147,9 +147,9 @@ def test_pixels_of_files_are_read_once():
     class Counting:
         name, allowed, policies, skips = "torch", inner.allowed, inner.policies, False
 
-        def pixels(self, lists: Any, *arguments: Any):
-            read.extend(lists)
-            return inner.pixels(lists, *arguments)
+        def pixels(self, id_lists: Any, transform: Any, augment: Any, size: int):
+            read.extend(id_lists)
+            return inner.pixels(id_lists, transform, augment, size)
 
         def close(self) -> None:
             pass
