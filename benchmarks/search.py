@@ -15,7 +15,6 @@ and score, 600 test. Its weights come with folded batch norms; they get the stat
 """
 
 import argparse
-import copy
 import json
 import os
 import time
@@ -41,7 +40,6 @@ from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.pruning.selection.ratio_search import Counts, RatioSearch, best_of
 from dist_prune.scoring.candidate_judge import CandidateJudge
 from dist_prune.tasks.classification import CLASSIFICATION
-from dist_prune.training.bn_recalibration import recalibrate_bn
 from dist_prune.training.tracking import Tracker
 
 CPU, SEED, COST = torch.device("cpu"), 0, "macs"
@@ -76,18 +74,35 @@ def network(name: str) -> tuple[nn.Module, ImageLoader, ImageLoader, Parts]:
 
 @torch.no_grad()
 def unfold(model: nn.Module, loader: ImageLoader, ids: np.ndarray) -> None:
-    """Give batch norms the statistics of their inputs, and weights with which they compute the same as before."""
-    recalibrated = copy.deepcopy(model)
-    recalibrate_bn(recalibrated, loader, ids, 25, Communicator())
-    found = dict(recalibrated.named_modules())
-    for name, norm in model.named_modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            mean, var = found[name].running_mean, found[name].running_var  # type: ignore[union-attr]
-            old = norm.weight / (norm.running_var + norm.eps).sqrt()  # type: ignore[operator]
-            norm.bias.add_(old * (mean - norm.running_mean))  # type: ignore[operator]
-            norm.weight.copy_(old * (var + norm.eps).sqrt())  # type: ignore[operator]
-            norm.running_mean.copy_(mean)  # type: ignore[union-attr,operator]
-            norm.running_var.copy_(var)  # type: ignore[union-attr,operator]
+    """Give batch norms the statistics of their inputs, and weights with which they compute the same as before.
+
+    The statistics are those of the network as it is: a recalibration normalises by them on its way and would measure
+    another network.
+    """
+    norms = {name: norm for name, norm in model.named_modules() if isinstance(norm, nn.BatchNorm2d)}
+    sums = {name: torch.zeros(3, norm.num_features, dtype=torch.float64) for name, norm in norms.items()}
+
+    def add(name: str, x: torch.Tensor) -> None:
+        x = x.double()
+        sums[name] += torch.stack([x.sum((0, 2, 3)), (x * x).sum((0, 2, 3)), torch.ones_like(x[0, :, 0, 0])])
+        sums[name][2] += x.numel() // x.shape[1] - 1
+
+    hooks = [
+        norm.register_forward_pre_hook(lambda _, inputs, name=name: add(name, inputs[0]))
+        for name, norm in norms.items()
+    ]
+    for images, _ in batches(loader, ids, 25):
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    for name, norm in norms.items():
+        mean, square = (sums[name][:2] / sums[name][2]).float()
+        var = square - mean * mean
+        old = norm.weight / (norm.running_var + norm.eps).sqrt()  # type: ignore[operator]
+        norm.bias.add_(old * (mean - norm.running_mean))  # type: ignore[operator]
+        norm.weight.copy_(old * (var + norm.eps).sqrt())
+        norm.running_mean.copy_(mean)  # type: ignore[union-attr,operator]
+        norm.running_var.copy_(var)  # type: ignore[union-attr,operator]
 
 
 def batches(loader: ImageLoader, ids: np.ndarray, size: int = 50) -> list[tuple[torch.Tensor, torch.Tensor]]:
