@@ -1,7 +1,7 @@
 """dist_prune: distributed structured pruning of vision networks, with one recipe for each paper.
 
-The library is ``trace``, ``score``, ``select``, ``prune``, ``repair``, ``carry``, ``latency``, ``save`` and
-``load``.
+The library is ``trace``, ``score``, ``select``, ``search``, ``prune``, ``repair``, ``carry``, ``latency``,
+``save`` and ``load``.
 ``dist_prune/run.py`` runs recipes, and the command ``dist-prune`` does everything before and after a run. Importing the
 package imports no torch: names are resolved at their first use.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for editors and type checkers: at run time names are resolved by __getattr__
     from dist_prune.api import carry, prune, prune_, save, score, trace
     from dist_prune.api_repair import repair
+    from dist_prune.api_search import search
     from dist_prune.api_select import costs, latency, select
     from dist_prune.errors import PruneError
     from dist_prune.export.bundle import load
@@ -28,6 +29,7 @@ _MODULES = {
     **dict.fromkeys(("select", "costs", "latency"), "dist_prune.api_select"),
     "Scores": "dist_prune.methods.scores",
     "repair": "dist_prune.api_repair",
+    "search": "dist_prune.api_search",
     "load": "dist_prune.export.bundle",
     **dict.fromkeys(("Method", "RankingMethod", "ScoringContext"), "dist_prune.methods.base"),
     **dict.fromkeys(("State", "Statistic"), "dist_prune.pruning.hooks.statistics"),
@@ -59,6 +61,7 @@ __all__ = [
     "repair",
     "save",
     "score",
+    "search",
     "select",
     "trace",
 ]

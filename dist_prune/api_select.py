@@ -6,11 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dist_prune.config.familiar_names import KEYWORD_RELATIVES
-from dist_prune.config.pruning import Select, Target
+from dist_prune.config.pruning import Target
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.errors import PruneError
@@ -19,6 +17,7 @@ from dist_prune.models.wrappers import unwrap
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.selection.cost import counted_costs
+from dist_prune.pruning.selection.keywords import read_keywords
 from dist_prune.pruning.selection.ranking import SelectionRequest, check_target
 from dist_prune.scoring.library_context import check_same_network
 from dist_prune.scoring.network_times import NetworkTimes, missed_time
@@ -64,22 +63,11 @@ def select(
         >>> len(plan.kept("layer4.1.conv1")) % 8
         0
     """
-    for name in select.keys() & KEYWORD_RELATIVES.keys():
-        raise PruneError(f"{name}: dist_prune.select has no argument of this name. Write {KEYWORD_RELATIVES[name]}")
     if not isinstance(scores, Scores):
         raise PruneError("scores is no result of dist_prune.score: a plan needs to know the method that made them")
-    try:
-        section = Select.model_validate(dict(select))
-        wanted = Target.model_validate(dict(target or {}))
-    except ValidationError as error:
-        lines = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise PruneError("; ".join(lines)) from error
-    values = section.model_dump(exclude={"exclude", "plan"})
-    request = SelectionRequest(**values, target=wanted.asked(), seed=seed)
-    if section.plan is not None:
-        raise PruneError("plan: a plan from a file is read by Plan.from_json, not selected")
+    request, exclude, wanted = read_keywords(select, target, seed)
     method = scores.method
-    ready = method.prepare(method.prunable(graph), section.exclude, request)
+    ready = method.prepare(method.prunable(graph), exclude, request)
 
     def choose(graph_with_costs: DependencyGraph) -> Plan:
         check_target(graph_with_costs, request)

@@ -106,10 +106,13 @@ def preview(recipe: Recipe, method: Method) -> dict[str, Any]:
         JSON-ready values: the recipe, input shape, classes, notes, dense costs, reachable shares and amounts of each
         counted cost, and for each group its name, width, unit, layers, producers and why it is protected.
     """
+    from dist_prune.pipeline import search_checks
+
     graph, classes, assumed = trace_backbone(recipe, method)
     request = SelectionRequest.of(recipe)
     if not recipe.select.plan:
         graph = method.prepare(graph, recipe.select.exclude, request)
+        search_checks.check_targets(recipe, graph)
     groups = [
         {
             "name": group.name,
@@ -121,7 +124,7 @@ def preview(recipe: Recipe, method: Method) -> dict[str, Any]:
         }
         for group in graph.groups
     ]
-    shares = {cost.name: list(reachable(graph, request, cost.name)) for cost in counted_costs()}
+    shares = {cost.name: list(reachable(graph, request, cost.name)) for cost in counted_costs(request.cost)}
     return {
         "recipe": recipe.written(),
         "input": list(graph.example),
@@ -130,8 +133,11 @@ def preview(recipe: Recipe, method: Method) -> dict[str, Any]:
         "notes": _notes(recipe),
         "dense": {cost.name: cost.of(graph) for cost in COSTS.values() if cost.figure and cost.summary},
         "reachable": shares,
-        "range": {cost.name: [round(s * cost.of(graph)) for s in shares[cost.name]] for cost in counted_costs()},
+        "range": {
+            cost.name: [round(s * cost.of(graph)) for s in shares[cost.name]] for cost in counted_costs(request.cost)
+        },
         "groups": groups,
+        **({"search": search_checks.work_text(recipe.select.search)} if recipe.select.search else {}),
         **({"repair": _repair(recipe, graph)} if recipe.repair.method != "none" else {}),
         "warnings": [] if recipe.select.plan else list(method.cautions(graph)),
     }
@@ -228,7 +234,8 @@ def as_text(body: dict[str, Any]) -> str:
         f"{cost} {low:,} to {high:,} ({body['reachable'][cost][0]:.1%} to 100 %)"
         for cost, (low, high) in body["range"].items()
     )
-    warnings = [*([body["repair"]] if "repair" in body else []), *(f"warning: {text}" for text in body["warnings"])]
+    work = [body[key] for key in ("search", "repair") if key in body]
+    warnings = [*work, *(f"warning: {text}" for text in body["warnings"])]
     return "\n".join(
         [*lines, "", *warnings, f"{free} of {len(body['groups'])} groups are free; what can be left: {ranges}"]
     )

@@ -16,6 +16,7 @@ from dist_prune.config.pruning import Target
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.recipe_files import find, known_recipes
 from dist_prune.config.recommendation import AUTO, OWN_SELECTION, recommend
+from dist_prune.config.section import section_of
 from dist_prune.errors import PruneError, nearest, shown
 
 __all__ = ["OptionsOf", "UnsetError", "find", "known_recipes", "load", "parse", "reference"]
@@ -212,9 +213,9 @@ def _error_text(error: Any, model: type[BaseModel], prefix: str = "") -> str:
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
     for step in path:
-        field = model.model_fields.get(step)
-        kind = field.annotation if field else None
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        field = next((info for name, info in model.model_fields.items() if step in (name, info.alias)), None)
+        kind = section_of(field.annotation) if field else None
+        if kind is None:
             return []
         model = kind
     return [*(field.alias or name for name, field in model.model_fields.items()), *_other_costs(model)]
@@ -239,8 +240,8 @@ def reference(model: type[BaseModel] = Recipe, prefix: str = "") -> str:
 
 def _keys(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
+        kind = section_of(field.annotation)
+        if kind is not None:
             if name != "finetune":  # the same keys as train
                 yield from _keys(kind, f"{prefix}{name}.")
         else:

@@ -13,6 +13,7 @@ from dist_prune.config import safe_parsing
 from dist_prune.config.earlier_versions import RENAMED
 from dist_prune.config.familiar_names import canonical_method
 from dist_prune.config.recipe import Recipe
+from dist_prune.config.section import section_of
 from dist_prune.errors import PruneError, shown
 
 OptionsOf = Callable[[str], type[BaseModel]]
@@ -161,9 +162,9 @@ def _field(model: type[BaseModel], path: list[str]) -> FieldInfo | bool:
     field: FieldInfo | None = None
     for step in path:
         if field is not None:
-            kind = field.annotation
-            if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-                return "dict" in str(kind)
+            kind = section_of(field.annotation)
+            if kind is None:
+                return "dict" in str(field.annotation)
             model = kind
         field = next((f for name, f in model.model_fields.items() if step in (name, f.alias)), None)
         if field is None:

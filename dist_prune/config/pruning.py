@@ -13,6 +13,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from dist_prune import plugins
+from dist_prune.config.search import Search
 from dist_prune.config.section import BATCH, LONG, MANY, PathText, Section
 from dist_prune.config.stage_keys import Calibration, External, MicroBatch, Operational, ReadBy, Repairing
 from dist_prune.errors import PruneError
@@ -112,6 +113,14 @@ class Select(Section):
         "folder of "
         "a bundle, whose weights are then finetuned",
     )
+    search: Search | None = Field(
+        default=None, description="search for the ratio of each group, for ranking methods: a section, or null for none"
+    )
+    from_: PathText | None = Field(
+        default=None,
+        alias="from",
+        description="run directory of a search, whose best network within the target is taken instead of a new search",
+    )
 
 
 class Target(Section):
@@ -127,6 +136,12 @@ class Target(Section):
     macs: float | None = Field(default=None, gt=0, le=1, description="share of the dense multiply-accumulates to keep")
     params: float | None = Field(default=None, gt=0, le=1, description="share of the dense parameters to keep")
     channels: float | None = Field(default=None, gt=0, le=1, description="share of the dense channels to keep")
+    memory: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="share of the dense network's peak of activations in a forward pass, the same for every batch",
+    )
     latency: float | None = Field(
         default=None, gt=0, le=1, description="share of the dense network's time of a forward pass, on this device"
     )
@@ -135,9 +150,8 @@ class Target(Section):
         default=0.01,
         gt=0,
         le=100,
-        description="largest miss of target.macs, target.params or target.channels, as a share of it; a larger one "
-        "ends "
-        "the run with exit code 3, after the report; null: any miss is accepted",
+        description="largest miss of target.macs, target.params, target.channels or target.memory, as a share of it; a "
+        "larger one ends the run with exit code 3, after the report; null: any miss is accepted",
     )
     latency_tolerance: float | None = Field(
         default=0.05,

@@ -49,7 +49,9 @@ class Recipe(Section):
     )
     backbone: Backbone
     data: Data
-    train: Annotated[Training, ReadBy(("train",), {"holdout": ("many",), "images": ("many",)})] = Training()
+    train: Annotated[Training, ReadBy(("train",), {"holdout": ("many", "search"), "images": ("many", "search")})] = (
+        Training()
+    )
     score: Score = Score()
     method: Annotated[
         dict[str, Any], ReadBy(("many", "select"), {"name": ("export",), "fidelity": ("prune",), "quirks": ("prune",)})

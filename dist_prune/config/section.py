@@ -1,6 +1,6 @@
-"""The base class of recipe sections, bounds of numbers, and the type of paths."""
+"""The base class of recipe sections, bounds of numbers, the type of paths, the models of keys."""
 
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
@@ -24,3 +24,9 @@ def _check_path(value: str) -> str:
 
 
 PathText = Annotated[str, AfterValidator(_check_path)]
+
+
+def section_of(kind: Any) -> type[BaseModel] | None:
+    """The model of a section, also of one that may be left out (``Search | None``); None for a plain value."""
+    models = [one for one in (kind, *get_args(kind)) if isinstance(one, type) and issubclass(one, BaseModel)]
+    return models[0] if models else None

@@ -1,7 +1,8 @@
 """The stages that read a recipe key, declared in the key's type: ``exif: Loading[bool]``.
 
 A stage's fingerprint is made of the keys that it reads. ``finetune_between`` is the finetuning between two rounds;
-``NAME_in_rounds`` adds keys that the stage NAME reads only in runs of several rounds. Methods' options have their own
+``NAME_in_rounds`` adds keys that the stage NAME reads only in runs of several rounds, ``search`` those that the stage
+``select`` reads only if it judges networks (``select.search``). Methods' options have their own
 declaration (``methods.base.for_select`` and ``growing``).
 """
 
@@ -35,6 +36,7 @@ _LEARNING = (
     "many",
     "score",
     "repair",
+    "search",
     "finetune",
     "finetune_between",
 )  # they load training images like the training

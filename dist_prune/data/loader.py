@@ -3,6 +3,7 @@
 Backends deliver pixels. Transfer to the device, normalisation and random erasing are the same for all backends.
 """
 
+import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dist_prune.data.augment import erase
+from dist_prune.data.held_pixels import HeldPixels
 from dist_prune.data.mask_folder import mask_reader
 from dist_prune.data.open_split import create_backend
 from dist_prune.data.random_access import ImageSource
@@ -134,6 +136,13 @@ class ImageLoader:
                 yield Batch(images, (targets - 1).long(), index)  # void, stored as 0, becomes 255
             else:
                 yield Batch(images, labels[index].to(self.device, non_blocking=True), index)
+
+    def holding(self) -> "ImageLoader":
+        """A loader of the same images that reads each list of ids once and holds its pixels, without augmentation."""
+        held = copy.copy(self)
+        if self._image_backend.name != "memory":
+            held._image_backend = HeldPixels(self._image_backend)
+        return held
 
     def close(self) -> None:
         """Stop the idle workers. The next call of ``batches`` starts new ones."""

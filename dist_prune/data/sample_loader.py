@@ -4,6 +4,7 @@ Scores are merged by sample id. So what counts is which images there are, not wh
 samplers that shard, shuffle or pad all give the same images.
 """
 
+import copy
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -144,6 +145,7 @@ class SampleLoader:
         self.outputs = 0
         self._loader: DataLoader[Any] | None = None
         self._held: tuple[Tensor, Tensor | None] | None = None
+        self._kept: dict[bytes, Batch] | None = None
         if isinstance(images, Dataset):
             images = DataLoader(images, batch_size=50)
         if isinstance(images, DataLoader) and _has_ids(images, targets):
@@ -212,6 +214,9 @@ class SampleLoader:
             PruneError: a batch has another form than ``split_batch`` reads, or no labels.
         """
         orders = [np.ascontiguousarray(ids) for ids in lists]
+        if self._kept is not None:
+            yield from self._kept_batches(orders, self._kept)
+            return
         for ids, batch in zip(orders, self._raw(orders), strict=True):
             images, labels = split_batch(batch, self.targets)
             if self._classes is not None:
@@ -223,6 +228,21 @@ class SampleLoader:
                 labels.to(self.device, non_blocking=True),
                 torch.from_numpy(ids),
             )
+
+    def _kept_batches(self, orders: Sequence[np.ndarray], kept: dict[bytes, Batch]) -> Iterator[Batch]:
+        fresh = copy.copy(self)
+        fresh._kept = None
+        read = fresh.batches([ids for ids in orders if ids.tobytes() not in kept])
+        for ids in orders:
+            if ids.tobytes() not in kept:
+                kept[ids.tobytes()] = next(read)
+            yield kept[ids.tobytes()]
+
+    def holding(self) -> "SampleLoader":
+        """A loader of the same images that reads each list of ids once and holds its batch, on the device."""
+        held = copy.copy(self)
+        held._kept = {}
+        return held
 
     def _raw(self, orders: Sequence[np.ndarray]) -> Iterator[Any]:
         if self._held is not None:

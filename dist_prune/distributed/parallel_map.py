@@ -123,11 +123,13 @@ def map_cached(
     cache: ResultCache,
     say: Callable[[str], None],
     what: str = "score",
+    round_s: float = ROUND_S,
+    progress: Callable[[int, int], None] = lambda done, ran: None,
 ) -> list[Any]:
     """Run every job once like ``map_once``, except those with a cached result; a collective, called by every rank.
 
     New results are added to the cache after each round. The number of jobs per rank in a round adapts, so that a round
-    takes about ``ROUND_S`` seconds.
+    takes about ``round_s`` seconds.
 
     Args:
         jobs: JSON values, the same on every rank.
@@ -136,6 +138,8 @@ def map_cached(
         cache: the results of earlier calls.
         say: called with a line of progress at every tenth of the jobs.
         what: name of the work, for the lines of progress and the text of PreemptedError.
+        round_s: seconds that a round should take, between two exchanges of results.
+        progress: called after each round with the number of jobs that have a result, and of those that were run now.
 
     Returns:
         The results in the order of the jobs, on every rank.
@@ -145,19 +149,20 @@ def map_cached(
     """
     missing = [job for job in jobs if job not in cache]
     each = 1
-    tenths = 0
+    tenths = ran = 0
     while missing:
         if preemption.poll(comm)[0]:
             raise preemption.preempted_error(f"in {what}, with {len(missing)} of {len(jobs)} shared jobs to do")
         now, missing = missing[: each * comm.world], missing[each * comm.world :]
         start = time.monotonic()
         cache.add(zip(now, map_once(now, run, comm), strict=True))
-        done = len(jobs) - len(missing)
+        done, ran = len(jobs) - len(missing), ran + len(now)
+        progress(done, ran)
         if 10 * done // len(jobs) > tenths:
             tenths = 10 * done // len(jobs)
             say(f"  {what}: {done} of {len(jobs)} shared jobs")
         slowest = comm.max_ints(int(1000 * (time.monotonic() - start)))[0] / 1000
-        each = max(1, min(2 * each, int(each * ROUND_S / max(slowest, 1e-3))))
+        each = max(1, min(2 * each, int(each * round_s / max(slowest, 1e-3))))
     return [cache[job] for job in jobs]
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "ScoringContext",
     "WeightRanking",
     "check_one_batch",
+    "is_ranking",
     "refinable",
     "select_only",
 ]
@@ -369,3 +370,8 @@ class WeightRanking(RankingMethod):
     def importance(self, scores: Mapping[str, Tensor], graph: DependencyGraph) -> dict[str, Tensor]:
         layers = {group.name: [self.require_score(scores, name) for name in group.producers] for group in graph.free}
         return {name: reduce_group(values, self.options.combine) for name, values in layers.items()}
+
+
+def is_ranking(method: Method) -> bool:
+    """Whether a method gives every channel an importance and selects by it, so that a search may choose the ratios."""
+    return isinstance(method, RankingMethod) and type(method).select is RankingMethod.select

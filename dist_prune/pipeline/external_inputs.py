@@ -6,6 +6,7 @@ from dist_prune import models
 from dist_prune.errors import PruneError
 from dist_prune.fileio import digest, file_digest, read_json, write_atomic
 from dist_prune.pipeline.context import RunContext
+from dist_prune.pipeline.stage_graph import judges
 
 STARTED = "stage_started.json"  # describes the running stage: an interrupted one has no line in the ledger
 KEYS = {
@@ -33,6 +34,7 @@ def digests(context: RunContext, stage: str) -> dict[str, str]:
     splits = {
         "train": (True, False), "many": (True, False), "finetune": (True, False), "score": scored, "repair": (True,),
         "evaluate": (False,), "curves": (False,),
+        "select": (True,) if judges(context.recipe) else (),
     }.get(stage, ())  # fmt: skip
     out = {("train" if train else "eval"): context.images.splits[train].source.identity for train in splits}
     file = context.networks.checkpoint

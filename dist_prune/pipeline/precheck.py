@@ -9,9 +9,11 @@ from dist_prune.config.training import Training
 from dist_prune.data import sampling
 from dist_prune.data.datasets import OPENERS
 from dist_prune.errors import PruneError
-from dist_prune.pipeline import criteria, recipe_checks
+from dist_prune.pipeline import criteria, recipe_checks, search_checks
 from dist_prune.pipeline.context import RunContext
 from dist_prune.pipeline.networks import check_teacher
+from dist_prune.pipeline.stage_graph import judges
+from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.selection.cost import target_keys
 from dist_prune.training import acceleration, latency, optim
 
@@ -42,6 +44,7 @@ def precheck(context: RunContext) -> None:
     attempt(recipe_checks.check_rounds, recipe, context.method, environment.zero_stage)
     attempt(check_teacher, recipe)
     attempt(recipe_checks.check_repair, recipe)
+    attempt(search_checks.check_search, recipe, context.method)
     if not attempt(lambda: context.task):
         raise PruneError("\n".join(problems))
     problems += recipe_checks.task_problems(recipe, context.method, context.task)
@@ -92,6 +95,20 @@ def _many(context: RunContext) -> None:
         )
 
 
+def _search(context: RunContext, graph: DependencyGraph) -> None:
+    """PruneError if a target of a search cannot be reached, its images are missing, or ``select.from`` has no such."""
+    recipe = context.recipe
+    search_checks.check_targets(recipe, graph)
+    if recipe.select.from_:
+        search_checks.best_on_front(recipe, graph, search_checks.read_front(recipe))
+    if judges(recipe) and not len(context.images.holdout()[0]):
+        raise PruneError(
+            f"select.search.judge: heldout judges by training images that are held out, and train.holdout="
+            f"{recipe.train.holdout:g} of the {recipe.train.images or len(context.images.loader(True))} training "
+            "images is none. Raise train.images or train.holdout"
+        )
+
+
 def _network(context: RunContext) -> None:
     """PruneError if there is no such network, or the method cannot do with it what the recipe asks for."""
     recipe_checks.check_targets(context.task, context.images.splits[True].source, context.recipe.data.source)
@@ -107,6 +124,7 @@ def _network(context: RunContext) -> None:
         context.networks.replayed_plan(context.selection)
     else:
         graph = context.selection_graph()
+        _search(context, graph)
         fresh = context.method.layers_to_reinit(graph)
         if fresh and context.recipe.repair.method != "none":
             raise PruneError(

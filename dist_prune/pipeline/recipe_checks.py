@@ -24,6 +24,7 @@ from dist_prune.methods.base import Method
 from dist_prune.models.load_checkpoint import load_checkpoint
 from dist_prune.pipeline.ledger import Ledger
 from dist_prune.pipeline.networks import check_teacher
+from dist_prune.pipeline.search_checks import check_search, read_front
 from dist_prune.pruning.plan import files
 from dist_prune.pruning.selection import cost
 from dist_prune.tasks.base import Task
@@ -58,6 +59,8 @@ def missing_files(recipe: Recipe, done: Container[str] = ()) -> list[str]:
             )
     if recipe.score.from_ and not recipe.select.plan and "score" not in done:
         missing += _failing(finished_scores, Path(recipe.score.from_))
+    if recipe.select.from_:
+        missing += _failing(read_front, recipe)
     if recipe.select.plan:
         plan_file = files.manifest_of(Path(recipe.select.plan).expanduser())
         missing += [] if plan_file.is_file() else [f"select.plan: there is no plan file {plan_file}"]
@@ -157,6 +160,7 @@ def contradictions(recipe: Recipe, method: Method, model: nn.Module, classes: in
         *_failing(check_rounds, recipe, method, False),
         *_failing(check_teacher, recipe),
         *_failing(check_repair, recipe),
+        *_failing(check_search, recipe, method),
     ]
     checkpoint = Path(recipe.backbone.checkpoint).expanduser() if recipe.backbone.checkpoint else None
     if checkpoint is not None and checkpoint.is_file() and not recipe.backbone.bundle:

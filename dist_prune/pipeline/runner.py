@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from dist_prune.config.earlier_versions import fingerprint_fields
+from dist_prune.config.recipe import Recipe
 from dist_prune.distributed import tensor_files
 from dist_prune.distributed.environment import describe_environment
 from dist_prune.errors import PruneError
@@ -27,7 +28,7 @@ from dist_prune.pipeline.context import RunContext, StageOutput
 from dist_prune.pipeline.earlier_artifact_names import first_name
 from dist_prune.pipeline.git import commit_of
 from dist_prune.pipeline.ledger import CHECKPOINT_KEYS, pick
-from dist_prune.pipeline.stage_graph import ORDER, SHARED, Stage, stages_of
+from dist_prune.pipeline.stage_graph import ORDER, SEARCHED, SHARED, Stage, judges, stages_of
 from dist_prune.pruning.plan.files import manifest_of
 
 # Stage name in ledgers -> file in dist_prune/stages, if the names differ.
@@ -64,6 +65,8 @@ def fingerprint(stage: Stage, context: RunContext, growing: bool = True) -> str:
             fields |= pick(tree, ("train.holdout", "train.images"))
     if stage.name == "select" and context.selection.cost is not None:  # how a time is measured decides it
         fields |= pick(tree, context.selection.cost.decided_by)
+    if stage.name == "select" and context.recipe.select.from_:
+        fields["front"] = file_digest(Path(context.recipe.select.from_).expanduser() / SEARCHED)
     replayed = context.recipe.select.plan
     if replayed and stage.name in ("score", "select", "prune"):  # score makes an empty file, the others read it
         plan_path = Path(replayed).expanduser()
@@ -180,7 +183,9 @@ def _out_of_memory(stage: Stage, context: RunContext, error: torch.OutOfMemoryEr
         "many": f"lower score.micro_batch (now {recipe.score.micro_batch})",
         "repair": f"lower repair.memory_mb (now {recipe.repair.memory_mb}) or repair.micro_batch",
         "evaluate": f"lower evaluate.batch (now {recipe.evaluate.batch}) or report.latency_batches",
-        "select": f"lower target.latency_batch (now {recipe.target.latency_batch})",
+        "select": f"lower select.search.micro_batch (now {recipe.select.search.micro_batch})"
+        if recipe.select.search
+        else f"lower target.latency_batch (now {recipe.target.latency_batch})",
     }.get(stage.name, "use a device with more memory")
     reason = str(error).splitlines()[0].partition(" If reserved")[0]
     return f"{stage.label}: the device is out of memory; {advice}, or start more processes. {reason}"
@@ -210,6 +215,15 @@ def _digests(context: RunContext, names: Iterable[str]) -> dict[str, str]:
     return {context.artifact(name): file_digest(context.path(name)) for name in names}
 
 
+def _selecting(recipe: Recipe) -> str:
+    search = recipe.select.search
+    if recipe.select.from_:
+        return f"the best network of {recipe.select.from_} within the target"
+    if search is None:
+        return "channels to keep"
+    return f"a search of {search.candidates} candidates" if judges(recipe) else "channels to keep, by a knapsack"
+
+
 def _headline(stage: Stage, context: RunContext) -> str:
     recipe = context.recipe
     return {
@@ -224,7 +238,7 @@ def _headline(stage: Stage, context: RunContext) -> str:
         + (f", {recipe.train.epochs} epochs" if recipe.train.epochs else ""),
         "many": f"{', '.join(recipe.score.compare)} in one pass",
         "score": "calibration images",
-        "select": "channels to keep",
+        "select": _selecting(recipe),
         "prune": "cut them out",
         "repair": f"{recipe.repair.method}, {recipe.repair.images:,} images without labels",
         "finetune": f"{recipe.between.epochs if stage.between else recipe.finetune.epochs} epochs",

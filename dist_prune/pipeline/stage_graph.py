@@ -19,6 +19,7 @@ PRUNED = "pruned.safetensors"
 REPAIRED = "repaired.safetensors"
 FINETUNED = "finetuned.safetensors"
 OPTIMIZER_STATE, OPTIMIZER_CARRIED = "optimizer_state.safetensors", "optimizer_carried.safetensors"
+SEARCHED = "round_1/search.json"
 METRICS, CURVES = "metrics.json", "curves.csv"
 BUNDLE = ("export/bundle.json", "export/model.safetensors")
 REPORT = ("report.json", "report.html")
@@ -30,6 +31,7 @@ def round_path(number: int, file: str) -> str:
     The artifacts of a round are:
         scores.safetensors: the method's scores.
         plan.json: the plan of all rounds so far, in dense coordinates.
+        search.json: the candidates of the round's search and their front (with ``select.search``).
         cut.json: the plan of this round alone, in coordinates of the network that it starts from (from round 2 on).
         pruned.safetensors: the weights of the pruned network.
         repaired.safetensors: the same after the repair (with ``repair.method``).
@@ -99,22 +101,30 @@ ORDER = (
 SHARED = {"train": ("train_checkpoints",), "score": ("round_1/partial",)}
 
 
-def stages_of(rounds: int, carry: bool = False, repair: bool = False) -> tuple[Stage, ...]:
+def stages_of(rounds: int, carry: bool = False, repair: bool = False, search: bool = False) -> tuple[Stage, ...]:
     """The stages of a run in their order.
 
     Args:
         rounds: ``schedule.rounds``, at least 1. One round gives ``ORDER``.
         carry: ``schedule.carry_optimizer``: whether the optimizer's state is carried through the rounds.
         repair: Whether pruned networks are repaired (``repair.method``).
+        search: Whether the selection judges pruned networks (``select.search``).
     """
     stages = ORDER if rounds == 1 else tuple(_rounds(rounds, carry))
+    stages = tuple(_with_search(stages)) if search else stages
     return tuple(_with_repair(stages, rounds)) if repair else stages
 
 
 def stages_of_recipe(recipe: Recipe) -> tuple[Stage, ...]:
     """The stages of a recipe's run in their order."""
     schedule = recipe.schedule
-    return stages_of(schedule.rounds, schedule.carry_optimizer, recipe.repair.method != "none")
+    return stages_of(schedule.rounds, schedule.carry_optimizer, recipe.repair.method != "none", judges(recipe))
+
+
+def judges(recipe: Recipe) -> bool:
+    """Whether the stage ``select`` of a recipe judges pruned networks on images."""
+    search = recipe.select.search
+    return search is not None and search.solver == "evolution" and recipe.select.plan is None
 
 
 def cut_weights(recipe: Recipe, number: int) -> str:
@@ -125,6 +135,20 @@ def cut_weights(recipe: Recipe, number: int) -> str:
         number: The round, counted from 1.
     """
     return round_path(number, PRUNED if recipe.repair.method == "none" else REPAIRED)
+
+
+def _with_search(stages: tuple[Stage, ...]) -> Iterator[Stage]:
+    """The stages with selections that read the network that their round starts from, and images."""
+    for stage in stages:
+        if stage.name == "select":
+            start = DENSE if stage.round == 1 else round_path(stage.round - 1, FINETUNED)
+            stage = replace(
+                stage,
+                inputs=(start, *stage.inputs),
+                outputs=(*stage.outputs, round_path(stage.round, "search.json")),
+                reads=(*stage.reads, *_reads("search")),
+            )
+        yield stage
 
 
 def _with_repair(stages: tuple[Stage, ...], rounds: int) -> Iterator[Stage]:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from dist_prune.pruning.figure_data import Curve, SimilarityMap
 from dist_prune.report import figures, tables
+from dist_prune.report.search_figures import search_figures
 
 
 @cache
@@ -87,6 +88,9 @@ def render_report(
         ],
         curves=_svgs(figures.method_figures(curves)),
         figures=tables.records(body.get("table", [])),
+        search=tables.search_text(body),
+        searched=_svgs(search_figures(body.get("search") or {})),
+        candidates=tables.candidates(body),
         criteria=tables.criteria(body),
         figure_name=tables.figure_name(body),
         predictions=predictions,

@@ -156,6 +156,38 @@ def criteria(body: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | Non
     ], cells
 
 
+def search_text(body: Mapping[str, Any]) -> str:
+    """What a run's search found, in one sentence; empty if there was none.
+
+    Args:
+        body: The body of report.json.
+    """
+    search = body.get("search")
+    if not search:
+        return ""
+    if search["solver"] == "knapsack":
+        return "ratios by a knapsack: the largest sum of importance within the target"
+    winner, start = search["winner"], search.get("uniform")
+    uniform = f", uniform {figure_text(body, start['figure'])}" if start else ""
+    work = f"; {search['forward_passes']:,} forward passes" + (f", {search['seconds']:,} s" if start else "")
+    source = f" of {search['from']}" if "from" in search else ""
+    return (
+        f"search{source}: candidate {winner['number']} ({winner['origin']}) of {search['candidates']}, "
+        f"{figure_name(body)} {figure_text(body, winner['figure'])}{uniform}, on {search['judged_on']}{work}"
+    )
+
+
+def candidates(body: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
+    """The table of a search's candidates, those of its front marked; None if there are none."""
+    search = body.get("search") or {}
+    front = {line["number"] for line in search.get("front", [])}
+    shown = [
+        {**{key: one for key, one in line.items() if key != "share"}, "front": "yes" if line["number"] in front else ""}
+        for line in search.get("lines", [])
+    ]
+    return records(shown)
+
+
 def communication(body: Mapping[str, Any]) -> list[list[str]]:
     """Rows of stage, collective, calls and bytes: one for each collective of each stage.
 
@@ -197,7 +229,7 @@ def table(body: Mapping[str, Any]) -> str:
         "  ".join([label.ljust(widths[0]), *(cell.rjust(widths[i + 1]) for i, cell in enumerate(cells))])
         for label, cells in lines
     ]
-    more = [*_rounds(body), *filter(None, [traffic_text(body)]), *warning_events(body)]
+    more = [*_rounds(body), *filter(None, [search_text(body), traffic_text(body)]), *warning_events(body)]
     return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", target_text(body), *more])
 
 

@@ -76,16 +76,11 @@ class NetworkTimes:
         Raises:
             PruneError: no network is that fast.
         """
-        comm = self.environment.comm
         table = LatencyTable({name: tuple((int(w), float(s)) for w, s in points) for name, points in times.items()})
-
-        def measure(plans: Mapping[str, Plan]) -> Times:
-            cuts = {name: plan.removed for name, plan in plans.items()}
-            return comm.broadcast_object(comm.run_on_main(lambda: self._measure(cuts))) or {}
 
         floors = {group.name: list(range(self.request.width(group, 1))) for group in self.graph.free}
         smallest = Plan.from_kept(self.graph, floors)
-        search = LatencySearch(self.graph, table, target, tolerance, smallest, choose, measure, self.info)
+        search = LatencySearch(self.graph, table, target, tolerance, smallest, choose, self.of_plans, self.info)
         result = search.run()
         return result.plan, {
             "predicted": result.predicted,
@@ -100,6 +95,19 @@ class NetworkTimes:
             "times": times,
             "bend": [*search.corrections_for(result.raw), (1.0, 1.0)],
         }
+
+    def of_plans(self, plans: Mapping[str, Plan]) -> Times:
+        """Measure pruned networks on the first rank; a collective.
+
+        Args:
+            plans: name -> plan that removes something.
+
+        Returns:
+            Name -> share of the dense time, and whether it is reliable.
+        """
+        comm = self.environment.comm
+        cuts = {name: plan.removed for name, plan in plans.items()}
+        return comm.broadcast_object(comm.run_on_main(lambda: self._measure(cuts))) or {}
 
     def _measure(
         self, cuts: Mapping[str, Mapping[str, tuple[int, ...]]], rounds: int = ROUNDS

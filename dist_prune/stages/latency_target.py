@@ -40,13 +40,23 @@ def search_latency(
     """
     comm, target = context.environment.comm, context.recipe.target
     assert target.latency is not None
-    measured = NetworkTimes(
-        context.networks.load_dense().eval(), graph, context.selection, context.environment, target.latency_batch,
-        context.recipe.report.latency_repeats, context.recipe.report.threads or threads(),
-        lambda text: context.tracker.info(f"  {text}"),
-    )  # fmt: skip
+    measured = network_times(context, graph)
     times = comm.broadcast_object(comm.run_on_main(lambda: _table(context, measured)))
     return measured.search(times or {}, target.latency, target.latency_tolerance, choose)
+
+
+def network_times(context: RunContext, graph: DependencyGraph) -> NetworkTimes:
+    """What measures networks of a run as its recipe says.
+
+    Args:
+        context: The run.
+        graph: Dependency graph of the dense network.
+    """
+    return NetworkTimes(
+        context.networks.load_dense().eval(), graph, context.selection, context.environment,
+        context.recipe.target.latency_batch, context.recipe.report.latency_repeats,
+        context.recipe.report.threads or threads(), lambda text: context.tracker.info(f"  {text}"),
+    )  # fmt: skip
 
 
 def with_times(graph: DependencyGraph, timed: Mapping[str, Any]) -> DependencyGraph:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 import yaml
 
-from dist_prune.config.safe_parsing import strict_json
+from dist_prune.config.safe_parsing import read_json, strict_json
 from dist_prune.pipeline.context import RunContext, StageOutput
 from dist_prune.pipeline.ledger import flatten
-from dist_prune.pipeline.stage_graph import FINETUNED, PRUNED, round_path, stages_of_recipe
+from dist_prune.pipeline.stage_graph import FINETUNED, PRUNED, judges, round_path, stages_of_recipe
 from dist_prune.pruning.figure_data import Curve, SimilarityMap
 from dist_prune.pruning.selection.cost import report_costs
 from dist_prune.pruning.selection.schedule import round_config
@@ -141,15 +141,31 @@ def report_body(context: RunContext) -> dict[str, Any]:
         **{name: metrics[name] for name in ("dense", "pruned", "repaired", "finetuned") if name in metrics},
         "plan": {"fingerprint": plan.fingerprint, "groups": groups},
         "target": dict([target]) if target else {},
-        "achieved": _fact(context, "select" if rounds == 1 else round_path(rounds, "select"), "achieved"),
+        "achieved": _fact(context, _last_selection(context), "achieved"),
         **({"rounds": metrics["rounds"]} if rounds > 1 else {}),
         **{key: _fact(context, stage, key) for stage, key in MORE if _fact(context, stage, key)},
+        **({"search": found} if (found := _search(context)) else {}),
+        **({"memory": memory} if (memory := _fact(context, _last_selection(context), "memory")) else {}),
         "communication": {name: line["said"] for name, line in lines.items() if line and line.get("said")},
         **({"many": _fact(context, "many", "table")} if context.recipe.score.compare else {}),
         **({"many_images": _fact(context, "many", "images")} if context.recipe.score.compare else {}),
         "timings": {name: line["seconds"] for name, line in lines.items() if line},
         "events": [e for line in lines.values() if line for e in line.get("events", [])] + skipped,
     }
+
+
+def _last_selection(context: RunContext) -> str:
+    rounds = context.recipe.schedule.rounds
+    return "select" if rounds == 1 else round_path(rounds, "select")
+
+
+def _search(context: RunContext) -> dict[str, Any]:
+    """What the last round's search found, and its candidates without their widths; empty if there was none."""
+    found = _fact(context, _last_selection(context), "search") or {}
+    if not judges(context.recipe) or not found:
+        return found
+    lines = read_json(context.path(round_path(context.recipe.schedule.rounds, "search.json")))["candidates"]
+    return {**found, "lines": [{key: one for key, one in line.items() if key != "counts"} for line in lines]}
 
 
 def stage_labels(context: RunContext) -> list[str]:

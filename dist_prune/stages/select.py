@@ -2,35 +2,44 @@
 
     round_N/scores.safetensors, round_{N-1}/plan.json (N > 1) -> round_N/plan.json, round_N/cut.json (N > 1)
 
-``plan.json`` contains all rounds so far in dense coordinates, ``cut.json`` this round alone.
+``plan.json`` contains all rounds so far in dense coordinates, ``cut.json`` this round alone. With ``select.search``
+it is not pure: it judges networks on images (``stages/ratio_search.py``).
 """
 
+import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from dist_prune.pipeline.context import RunContext, StageOutput
-from dist_prune.pipeline.stage_graph import round_path
+from dist_prune.pipeline.search_checks import read_front
+from dist_prune.pipeline.stage_graph import judges, round_path
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.plan.block_masks import weights_left
 from dist_prune.pruning.plan.plan import Plan
-from dist_prune.pruning.selection.cost import counted_costs
+from dist_prune.pruning.selection.cost import COSTS, counted_costs
 from dist_prune.pruning.selection.ranking import check_target
-from dist_prune.stages import latency_target
+from dist_prune.pruning.surgery import surgeon
+from dist_prune.pruning.surgery.activation_memory import measure_peak
+from dist_prune.stages import latency_target, ratio_search
 
 
 def run(context: RunContext) -> StageOutput:
     """Select the channels to keep; facts: the achieved shares, the plan's fingerprint, a missed target, the table."""
     recipe, graph = context.recipe, context.networks.graph
     texts: dict[str, str] = {}
-    latency, method_table = {}, []
+    latency, method_table, search = {}, [], {}
     if recipe.select.plan:
         cut = context.networks.replayed_plan(context.selection)
         context.events.append({"stage": "select", "event": "replayed", "plan": recipe.select.plan})
     else:
         graph = context.selection_graph()
-        cut, latency, method_table = _select(context, context.networks.round_graph(graph, context.round))
+        selected = _select(context, context.networks.round_graph(graph, context.round))
+        cut, latency, method_table, search = selected.plan, selected.latency, selected.table, selected.search
+        if selected.text:
+            texts[round_path(context.round, "search.json")] = selected.text
     plan = cut
     if context.round > 1:
         plan = context.networks.plan(context.round - 1).then(cut)
@@ -41,7 +50,7 @@ def run(context: RunContext) -> StageOutput:
             "Lower select.threshold, select.keep_ratio or the target to cut."
         )
         context.events.append({"stage": "select", "event": "nothing removed"})
-    shares = {cost.name: cost.share(graph, plan.counts) for cost in counted_costs()}
+    shares = {cost.name: cost.share(graph, plan.counts) for cost in counted_costs(context.selection.cost)}
     if plan.blocks:
         counts = weights_left(plan, graph).values()
         shares["weights"] = sum(kept for kept, _ in counts) / sum(whole for _, whole in counts)
@@ -60,31 +69,83 @@ def run(context: RunContext) -> StageOutput:
         context.events.append({"stage": "select", "event": "target missed", "why": reason})
         facts["missed"] = reason
     facts |= {"table": method_table} if method_table else {}
+    facts |= {"search": search} if search else {}
+    if context.recipe.target.memory is not None:
+        facts["memory"] = _measured_memory(context, graph, plan)
     for row in method_table:
         context.tracker.info("  " + ", ".join(f"{name} {_shown(value)}" for name, value in row.items()))
-    return StageOutput(facts, texts={round_path(context.round, "plan.json"): plan.to_json(), **texts})
+    texts = {round_path(context.round, "plan.json"): plan.to_json(), **texts}
+    return StageOutput(facts, texts=texts, drop=(round_path(context.round, ratio_search.PARTIAL),))
 
 
-def _select(context: RunContext, graph: DependencyGraph) -> tuple[Plan, dict[str, Any], list[dict[str, Any]]]:
-    """The round's plan for the network of ``graph``; a latency target's times; the method's table."""
+@dataclass(frozen=True)
+class _Selected:
+    """A round's plan, a latency target's times, the method's table, facts of a search, and its search.json."""
+
+    plan: Plan
+    latency: dict[str, Any]
+    table: list[dict[str, Any]]
+    search: dict[str, Any]
+    text: str = ""
+
+
+def _select(context: RunContext, graph: DependencyGraph) -> _Selected:
+    """The round's plan for the network of ``graph``."""
     scores = context.read_tensors(round_path(context.round, "scores.safetensors"))
-    request = context.round_selection(graph)
+    request, search, text = context.round_selection(graph), {}, ""
 
     def choose(graph_with_costs: DependencyGraph) -> Plan:
         check_target(graph_with_costs, request)
         with torch.no_grad():
+            if context.recipe.select.search:
+                return ratio_search.knapsack_plan(context, graph_with_costs, scores)
             return context.method.select(scores, graph_with_costs, request)
 
     latency: dict[str, Any] = {}
-    if request.cost is None or not request.cost.measured:
+    if judges(context.recipe):
+        check_target(graph, request)
+        found = ratio_search.evolve(context, graph, scores)
+        plan, latency, search, text = found.plan, found.latency, found.facts, found.text
+    elif context.recipe.select.from_:
+        plan, search = ratio_search.take_from(context, graph, scores, read_front(context.recipe))
+    elif request.cost is None or not request.cost.measured:
         plan = choose(graph)
     else:
         plan, latency = latency_target.search_latency(context, graph, choose)
-        graph = latency_target.with_times(graph, latency)
-    for text in context.method.warnings(scores, graph):
-        context.tracker.info(f"  warning: {text}")
-        context.events.append({"stage": "select", "event": f"warning: {text}"})
-    return plan, latency, context.method.table(scores, graph, request)
+    graph = latency_target.with_times(graph, latency) if latency else graph
+    if context.recipe.select.search and not search:
+        uniform = ratio_search.uniform_plan(context, graph, scores)
+        search = {"solver": "knapsack", "groups": ratio_search.ratios(graph, uniform, plan)}
+    for warning in context.method.warnings(scores, graph):
+        context.tracker.info(f"  warning: {warning}")
+        context.events.append({"stage": "select", "event": f"warning: {warning}"})
+    return _Selected(plan, latency, context.method.table(scores, graph, request), search, text)
+
+
+def _measured_memory(context: RunContext, graph: DependencyGraph, plan: Plan) -> dict[str, Any]:
+    """The peak of activations of the dense and of the pruned network, counted and measured on one image."""
+
+    def measure() -> dict[str, Any]:
+        dense = context.networks.load_dense()
+        small = copy.deepcopy(dense)
+        surgeon.apply_plan(small, graph, plan)
+        image = context.images.example_input
+        return {
+            name: {"counted": int(COSTS["memory"].of(graph, counts)), "measured": measure_peak(model, image)}
+            for name, model, counts in (("dense", dense, {}), ("pruned", small, plan.counts))
+        }
+
+    found = context.environment.comm.broadcast_object(context.environment.comm.run_on_main(measure)) or {}
+    context.tracker.info(
+        "  memory: " + ", ".join(f"{name} {one['measured'] / 1e3:,.0f} kB for an image" for name, one in found.items())
+    )
+    for name, one in found.items():
+        if one["counted"] != one["measured"]:
+            text = (
+                f"warning: {name}: {one['counted']:,} bytes of activations were counted, {one['measured']:,} measured"
+            )
+            context.events.append({"stage": "select", "event": text})
+    return found
 
 
 def _shown(value: Any) -> str:

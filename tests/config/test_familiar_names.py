@@ -138,8 +138,8 @@ def test_a_choice_outlives_the_recommendation(tmp_path, monkeypatch):
     today = load("method.name=auto")
     assert today.method["name"] == "reconstruction"
     kept = keep_choice(tmp_path, today)
-    assert kept.method == first.method and kept.select == first.select and today.select.scope == "local"
-    assert "today's choice would be group_norm" in kept.choice
+    assert kept.method == first.method and kept.select == first.select and today.select.scope == "global"
+    assert "today's choice would be reconstruction" in kept.choice
     named = load("method.name=l1")
     assert keep_choice(tmp_path, named) is named, "a recipe that names its method is left alone"
     (tmp_path / FILE).write_text("{}")

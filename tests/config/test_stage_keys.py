@@ -58,7 +58,7 @@ def test_what_no_stage_reads_may_change_between_two_commands():
 
 def test_declarations_name_stages():
     known = {stage.name for stage in stages_of(1, repair=True)}
-    known |= {f"{name}_in_rounds" for name in known} | {"finetune_between"}
+    known |= {f"{name}_in_rounds" for name in known} | {"finetune_between", "search"}
     for key, own in declarations():
         for one in own:
             assert {*one.stages, *(name for names in one.keys.values() for name in names)} <= known, key

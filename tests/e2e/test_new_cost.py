@@ -113,8 +113,8 @@ def test_a_recipe_names_it_like_any_other_key(activations):
 
 def test_everything_wrong_in_the_section_is_said_at_once():
     with pytest.raises(PruneError) as error:
-        load("target.memory=0.6", "target.tolerance=-1")
-    assert "target.memory: unknown key. Allowed here: macs, " in str(error.value)
+        load("target.watts=0.6", "target.tolerance=-1")
+    assert "target.watts: unknown key. Allowed here: macs, " in str(error.value)
     assert "target.tolerance: Input should be greater than 0 (got -1)" in str(error.value)
 
 

@@ -21,10 +21,9 @@ scores = dp.score(model, graph, "l1")
 plan = dp.select(scores, graph, target={"macs": 0.5}, round_to=8)
 small = dp.prune(model, plan)"""
 ORDER = (
-    "trace", "score", "select", "prune", "prune_", "repair", "carry", "costs", "latency", "save", "load", "Scores",
-    "Plan",
-    "DependencyGraph", "ChannelGroup", "HookPoint", "Method", "RankingMethod", "ScoringContext", "Statistic", "State",
-    "Cost", "PruneError",
+    "trace", "score", "select", "search", "prune", "prune_", "repair", "carry", "costs", "latency", "save", "load",
+    "Scores", "Plan", "DependencyGraph", "ChannelGroup", "HookPoint", "Method", "RankingMethod", "ScoringContext",
+    "Statistic", "State", "Cost", "PruneError",
 )  # fmt: skip
 SECTION = re.compile(r"^(Args|Returns|Raises|Attributes|Yields|Example):$")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -206,6 +206,14 @@ class LatencyTable:
         return float(np.interp(share, raw, measured))
 
 
+class MemoryCount(Protocol):
+    """Counts the peak of activations of the traced network (``pruning/surgery/activation_memory.py``)."""
+
+    def peak(self, kept: Mapping[str, int]) -> int:
+        """Count the bytes for one image; groups that are absent in ``kept`` keep all channels."""
+        ...
+
+
 @dataclass(frozen=True)
 class TracedNetwork:
     """The dense network that a graph was traced on, as a bundle describes it.
@@ -232,6 +240,7 @@ class DependencyGraph:
         example: (C, H, W) of the example image.
         latency: measured times, if the recipe has a latency target.
         origin: graph of the dense network, if this network was pruned in earlier rounds.
+        memory: counts the peak of activations of the network that was traced, at any widths.
 
     Example:
         >>> print(graph)
@@ -248,6 +257,7 @@ class DependencyGraph:
     latency: LatencyTable | None = None
     origin: "DependencyGraph | None" = None
     network: TracedNetwork | None = field(default=None, compare=False, repr=False)
+    memory: MemoryCount | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         """The groups as a table: name, channels, layers that change with them, and why a group is protected."""

@@ -8,6 +8,7 @@ Recipes, budgets, rounds, checks, reports and comparisons all read the table ``C
 norm, average pools; layers of a type that thop does not know by its exact class count nothing.
 ``thop_old``: the operations of thop before 0.1: convolutions with 1 per output element for a bias, linear layers, 2 per
 element of a batch norm, adaptive average pools (other pools nothing); layers of any class.
+``memory``: the largest sum of activations that are alive at once in a forward pass (``surgery/activation_memory.py``).
 """
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -45,6 +46,7 @@ class Cost:
         figure: whether metrics.json has it for the whole network.
         summary: whether ``dist-prune check`` and ``dist-prune plan`` show it.
         measured: whether it has to be measured on the device before ``count`` can be called.
+        on_demand: whether it is counted only where a target or a search asks for it, because counting runs the network.
         step: kept channels of wide groups are a multiple of it under a target that names this cost.
         tolerance: key of the recipe's ``target`` section with the share by which a network may miss its target.
         decided_by: other recipe keys that change how it is measured.
@@ -59,6 +61,7 @@ class Cost:
     figure: bool = True
     summary: bool = True
     measured: bool = False
+    on_demand: bool = False
     step: int = 1
     tolerance: str = "tolerance"
     decided_by: tuple[str, ...] = ()
@@ -167,9 +170,15 @@ def register(cost: Cost) -> None:
         Target.costs[cost.name] = f"share of the dense {cost.unit} to keep"
 
 
-def counted_costs() -> list[Cost]:
-    """Return the costs that a target may name and that need no measurement."""
-    return [cost for cost in COSTS.values() if cost.target and not cost.measured]
+def counted_costs(asked: Cost | None = None) -> list[Cost]:
+    """Return the costs that a target may name and that need no measurement, of those on demand ``asked`` alone."""
+    countable = [cost for cost in COSTS.values() if cost.target and not cost.measured]
+    return [cost for cost in countable if not cost.on_demand or cost is asked]
+
+
+def searched_costs(asked: Cost | None) -> list[Cost]:
+    """Return the costs that the lines of a search show: those of reports, and ``asked`` if it is counted on demand."""
+    return [*report_costs(), *([asked] if asked is not None and asked.on_demand else [])]
 
 
 def report_costs() -> list[Cost]:
@@ -178,8 +187,9 @@ def report_costs() -> list[Cost]:
 
 
 def target_keys(*others: str) -> str:
-    """List the recipe's keys of ``counted_costs`` and ``others``, for a sentence."""
-    *names, last = [*(f"target.{cost.name}" for cost in counted_costs()), *others]
+    """List the recipe's keys of all costs that need no measurement, and ``others``, for a sentence."""
+    countable = (cost for cost in COSTS.values() if cost.target and not cost.measured)
+    *names, last = [*(f"target.{cost.name}" for cost in countable), *others]
     return f"{', '.join(names)} or {last}"
 
 
@@ -281,6 +291,21 @@ def raw_time(graph: DependencyGraph, table: LatencyTable, kept: Mapping[str, int
     return 1 - (1 - BY_MACS) * saved - BY_MACS * (1 - macs(graph, kept) / macs(graph))
 
 
+def peak_memory(graph: DependencyGraph, kept: Mapping[str, int]) -> int:
+    """Count the bytes of the peak of activations for one image.
+
+    Args:
+        graph: dependency graph of a network that was traced in this process.
+        kept: group -> number of kept channels (missing: all).
+
+    Raises:
+        PruneError: the graph knows no network, or the network cannot be counted.
+    """
+    if graph.memory is None:
+        raise PruneError("target.memory: this dependency graph was not traced from a network; trace it again")
+    return graph.memory.peak({group.name: group.width for group in graph.groups} | dict(kept))
+
+
 def free_channels(graph: DependencyGraph, kept: Mapping[str, int]) -> int:
     """Count the channels of free groups."""
     return sum(kept.get(group.name, group.width) for group in graph.free)
@@ -292,6 +317,7 @@ for _cost in (
     Cost("thop_old", partial(macs, rule="thop_old"), "MACs by thop before 0.1", target=False, summary=False),
     Cost("params", params, "parameters", "params", "k"),
     Cost("channels", free_channels, "channels", figure=False),
+    Cost("memory", peak_memory, "bytes of the peak of activations", figure=False, summary=False, on_demand=True),
     Cost(
         "latency", time_share, "time of a forward pass", figure=False, measured=True, step=STEP,
         tolerance="latency_tolerance", decided_by=("report.latency_repeats", "report.threads"),

@@ -58,7 +58,9 @@ class SelectionRequest:
     def of(cls, recipe: Any) -> "SelectionRequest":
         """Make the request of a recipe from its ``select``, ``target`` and ``seed``."""
         return cls(
-            **recipe.select.model_dump(exclude={"exclude", "plan"}), target=recipe.target.asked(), seed=recipe.seed
+            **recipe.select.model_dump(exclude={"exclude", "plan", "search", "from_"}),
+            target=recipe.target.asked(),
+            seed=recipe.seed,
         )
 
     @property

@@ -15,6 +15,7 @@ from dist_prune.pruning.hooks.gating import gate_off
 from dist_prune.pruning.network_output import tensors_of
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.rng import seeded_generator
+from dist_prune.pruning.surgery.activation_memory import ActivationMemory
 from dist_prune.pruning.surgery.surgeon import apply_plan
 
 NEAR = 1e-4  # tolerance between trial cut and gated network, as a share of the largest output; right groups reach 1e-6
@@ -39,7 +40,8 @@ def trace_groups(model: nn.Module, example: Tensor, protect: Sequence[str] = ())
         PruneError: the network cannot be traced at all, or a glob matches no layer.
     """
     graph = trace_dependencies(model, example).protect(protect)
-    return verify_groups(model, graph, example.to(next(model.parameters()).device))
+    graph = verify_groups(model, graph, example.to(next(model.parameters()).device))
+    return replace(graph, memory=ActivationMemory(model, graph))
 
 
 def shapes_of(output: Any) -> list[tuple[int, ...]]:

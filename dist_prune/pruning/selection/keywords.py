@@ -1,0 +1,43 @@
+"""The selection that a call of the library asks for, from its keyword arguments."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from dist_prune.config.familiar_names import KEYWORD_RELATIVES
+from dist_prune.config.pruning import Select, Target
+from dist_prune.errors import PruneError
+from dist_prune.pruning.selection.ranking import SelectionRequest
+
+
+def read_keywords(
+    keywords: Mapping[str, Any], target: Mapping[str, float] | None, seed: int
+) -> tuple[SelectionRequest, tuple[str, ...], Target]:
+    """Check the keywords of ``dist_prune.select`` and ``dist_prune.search``.
+
+    Args:
+        keywords: keys of a recipe's ``select`` section.
+        target: name of one cost -> share of it that is kept.
+        seed: decides among channels that are worth the same.
+
+    Returns:
+        The request, the globs of ``exclude``, and the target with its tolerances.
+
+    Raises:
+        PruneError: a key is unknown, its value is not allowed, or it belongs to a run.
+    """
+    for name in keywords.keys() & KEYWORD_RELATIVES.keys():
+        raise PruneError(f"{name}: dist_prune.select has no argument of this name. Write {KEYWORD_RELATIVES[name]}")
+    try:
+        section = Select.model_validate(dict(keywords))
+        wanted = Target.model_validate(dict(target or {}))
+    except ValidationError as error:
+        lines = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise PruneError("; ".join(lines)) from error
+    if section.plan is not None:
+        raise PruneError("plan: a plan from a file is read by Plan.from_json, not selected")
+    if section.search is not None or section.from_ is not None:
+        raise PruneError("search: dist_prune.search finds the ratios; from: a run takes the result of another one")
+    values = section.model_dump(exclude={"exclude", "plan", "search", "from_"})
+    return SelectionRequest(**values, target=wanted.asked(), seed=seed), section.exclude, wanted
