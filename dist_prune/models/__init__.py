@@ -49,9 +49,10 @@ def list_names(pattern: str = "") -> list[str]:
         pattern: glob of names; "" for all.
     """
     if pattern.startswith(f"{sources.TORCHVISION}:"):
-        from dist_prune.models import torchvision_networks, torchvision_segmenters
+        from dist_prune.models import torchvision_detectors, torchvision_networks, torchvision_segmenters
 
-        known = sorted([*torchvision_networks.list_names(), *torchvision_segmenters.list_names()])
+        families = (torchvision_networks, torchvision_segmenters, torchvision_detectors)
+        known = sorted(name for family in families for name in family.list_names())
         names = (f"{sources.TORCHVISION}:{name}" for name in known)
         return [name for name in names if fnmatchcase(name, pattern) or name.startswith(pattern)]
     plugin_networks.list_names()
@@ -68,12 +69,14 @@ def source_of(name: str) -> NetworkSource:
     if prefix in (sources.HUB, sources.LOCAL):
         return SavedTimmNetwork(name)
     if prefix == sources.TORCHVISION:
-        from dist_prune.models import torchvision_segmenters
+        from dist_prune.models import torchvision_detectors, torchvision_segmenters
         from dist_prune.models.torchvision_networks import TorchvisionNetwork
 
         plain = name.partition(":")[2]
         if plain.partition(".")[0] in torchvision_segmenters.list_names():
             return torchvision_segmenters.TorchvisionSegmenter(plain)
+        if torchvision_detectors.is_detector(plain.partition(".")[0]):
+            return torchvision_detectors.TorchvisionDetector(plain)
         return TorchvisionNetwork(plain)
     if prefix == sources.TRANSFORMERS:
         from dist_prune.models.transformers_networks import TransformersNetwork

@@ -200,7 +200,7 @@ def test_a_bundle_names_neither_a_path_nor_a_repository(own, name):
 
 
 REFUSED = [
-    ("torchvision:resnet81", {}, "torchvision has no classifier or segmenter 'resnet81'. Did you mean 'resnet18'"),
+    ("torchvision:resnet81", {}, "torchvision has no classifier, segmenter or detector 'resnet81'. Did you mean 'resnet18'"),
     ("torchvision:resnet50.IMAGENET1K_V9", {}, "has no weights 'IMAGENET1K_V9'"),
     ("torchvision:fasterrcnn_resnet50_fpn", {}, "torchvision has no classifier"),
     ("torchvision:resnet50", {"weights": "DEFAULT"}, "unexpected keyword argument 'weights'"),
