@@ -87,7 +87,8 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, protect: Sequenc
         >>> graph.group("layer1.0.conv1").width
         64
     """
-    bare = unwrap(model)
+    own = unwrap(model)
+    bare = models.tensor_view(own)
     weight = next(bare.parameters(), None)
     if weight is None:
         raise PruneError(f"the {type(bare).__name__} has no parameters, so there is nothing to prune")
@@ -103,7 +104,7 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, protect: Sequenc
     return replace(
         graph,
         network=TracedNetwork(
-            f"{type(bare).__module__}:{type(bare).__qualname__}",
+            f"{type(own).__module__}:{type(own).__qualname__}",
             str(config.get("architecture") or "") if isinstance(config, Mapping) else "",
             {name: tuple(tensor.shape) for name, tensor in bare.state_dict().items()},
         ),
@@ -159,7 +160,7 @@ def score(
         >>> dp.select(scores, graph, keep_ratio=0.5).counts["conv1"]
         32
     """
-    bare, paper = unwrap(model), _method(method, options)
+    bare, paper = models.tensor_view(unwrap(model)), _method(method, options)
     weight = next(bare.parameters())
     comm = Communicator.of(group, weight.device)
     comm.connect(1800)
@@ -429,25 +430,25 @@ def save(
         raise PruneError("the plan's graph was not traced by dist_prune.trace, so the dense network is not known")
     weight = next(bare.parameters())
     with torch.no_grad(), evaluation_mode(bare):
-        outputs = bare(torch.zeros(2, *graph.example, device=weight.device, dtype=weight.dtype))
+        outputs = models.tensor_view(bare)(torch.zeros(2, *graph.example, device=weight.device, dtype=weight.dtype))
     learned = tasks.build({"name": task}) if isinstance(task, str) else task
     logits = logits_of(outputs) if learned.is_classification else main_output(outputs)
-    count = logits.shape[1] if isinstance(logits, Tensor) and logits.dim() > 1 else 0
+    count = learned.count_outputs(logits if learned.is_classification else outputs)
     seen = logits if learned.is_classification else outputs
     if wrong := learned.check_outputs(seen, count, torch.zeros(2, *graph.example)):
         raise PruneError(f"task: the network {wrong}")
     shapes = {name: list(tensor.shape[1:]) for name, tensor in named_tensors(outputs, bundle.MAIN_OUTPUT)}
     described = {} if learned.is_classification else {"task": learned.description(), "outputs": shapes}
-    backbone, dense = bundle.backbone_of(graph.network, logits.shape[1], graph.example[0])
+    backbone, dense = bundle.backbone_of(graph.network, count, graph.example[0])
     config = models.image_config(dense, graph.example[0]) if dense is not None else {}
     image = {
         "size": graph.example[1],
         "mean": list(mean if mean is not None else config.get("mean", [0.0] * graph.example[0])),
         "std": list(std if std is not None else config.get("std", [1.0] * graph.example[0])),
     }
-    names = tuple(map(str, classes if classes is not None else range(logits.shape[1])))
-    if len(names) != logits.shape[1]:
-        raise PruneError(f"classes: {len(names)} names for {logits.shape[1]} logits")
+    names = tuple(map(str, classes if classes is not None else range(count)))
+    if len(names) != count:
+        raise PruneError(f"classes: {len(names)} names for {count} logits")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in bare.state_dict().items()}
     text = bundle.manifest_json(
         backbone,

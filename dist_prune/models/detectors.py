@@ -267,6 +267,21 @@ def view(model: nn.Module) -> nn.Module:
     return adapt(copy.copy(model), prepared=False) if type(model) in _KINDS else model
 
 
+def take_image_format(model: nn.Module, image: Mapping[str, Any]) -> None:
+    """Set how a list of images on [0, 1] is prepared: resized to a square and normalised, in place.
+
+    Args:
+        model: any network; others than those that ``adapt`` has changed for prepared images are left alone.
+        image: ``mean``, ``std`` and ``size``.
+    """
+    if type(model) not in _KINDS.values() or not getattr(model, "prepared", True):
+        return
+    transform: Any = model.transform
+    transform.image_mean, transform.image_std = list(image["mean"]), list(image["std"])
+    size = int(image["size"])
+    transform.min_size, transform.max_size, transform.fixed_size = (size,), size, (size, size)
+
+
 def _at_least_float(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
