@@ -50,6 +50,7 @@ from dist_prune.pruning.surgery.surgeon import apply_plan, prune_tensors_like
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 from dist_prune.scoring.library_context import LibraryScoringContext, check_same_network, share_buffers
 from dist_prune.tasks.base import Task
+from dist_prune.tasks.detection import anchor_layers
 from dist_prune.tasks.outputs import main_output, named_tensors
 from dist_prune.training.optimizer_state import rebuild_optimizer
 from dist_prune.training.tracking import Tracker
@@ -100,6 +101,8 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, protect: Sequenc
         if any(parameter.is_inference() for parameter in bare.parameters()):
             bare = copy.deepcopy(bare)
         graph = trace_groups(bare, example[:1].detach().clone().to(weight.device, weight.dtype), protect)
+    if bare is not own:
+        graph = graph.protect_producers(anchor_layers(graph.producers))
     config = getattr(bare, "pretrained_cfg", None)
     return replace(
         graph,

@@ -116,8 +116,9 @@ class Data(Section):
         max_length=200,
         description="data set: scikit-learn's digits, arrays of an .npz file (npz_labels: with several labels for each "
         "image, npz_values: with numbers), one of torchvision's, folders of images, images with a mask each "
-        "(maskfolder), images with boxes (boxfolder, coco), tar shards or parquet files of images, or a map-style Dataset: package.module:Dataset, "
-        "./file.py:Dataset, or the name of an entry point; digits, npz, npz_labels, npz_values, cifar10, cifar100, "
+        "(maskfolder), images with boxes (boxfolder, coco), tar shards or parquet files of images, or a map-style "
+        "Dataset: package.module:Dataset, ./file.py:Dataset, or the name of an entry point; digits, npz, npz_labels, "
+        "npz_values, cifar10, cifar100, "
         "mnist, fashion_mnist, svhn, imagefolder, maskfolder, boxfolder, coco, tar, parquet",
     )
     kwargs: Loading[dict[str, Any]] = Field(

@@ -23,8 +23,8 @@ def boxes_of_batch(images: Any, targets: Any) -> tuple[Tensor, Tensor | None]:
         targets: of the batch, or None.
 
     Returns:
-        Images (n, C, H, W) float, and None or (n, m, 6) float32: class from 0, x0, y0, x1, y1, crowd; rows that an image
-        does not need have class -1.
+        Images (n, C, H, W) float, and None or (n, m, 6) float32: class from 0, x0, y0, x1, y1, crowd; rows that an
+        image does not need have class -1.
 
     Raises:
         PruneError: they have another form, or a box lies outside of its image.
@@ -32,8 +32,8 @@ def boxes_of_batch(images: Any, targets: Any) -> tuple[Tensor, Tensor | None]:
     if isinstance(images, list | tuple) and images and all(isinstance(image, Tensor) for image in images):
         if len({tuple(image.shape) for image in images}) != 1:
             raise PruneError(
-                "the loader's images have several sizes; one network sees one size here: resize them, and their boxes, in "
-                "the data set's transform"
+                "the loader's images have several sizes; one network sees one size here: resize them, and their boxes, "
+                "in the data set's transform"
             )
         images = torch.stack(list(images))
     if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
@@ -53,7 +53,7 @@ def boxes_of_batch(images: Any, targets: Any) -> tuple[Tensor, Tensor | None]:
     return images, table
 
 
-def as_long(parts: Sequence[Tensor]) -> list[Tensor]:
+def equally_long(parts: Sequence[Tensor]) -> list[Tensor]:
     """Tables (n, m, 6) of boxes, filled up to the largest m with rows of class -1."""
     most = max(part.shape[1] for part in parts)
     filled = []
@@ -78,11 +78,11 @@ def _collated(targets: Sequence[Any]) -> Tensor:
             )
         if len(labels) and int(labels.min()) < 1:
             raise PruneError(
-                f"a target of the loader has the label {int(labels.min())}; labels of torchvision's detectors are counted "
-                "from 1, and 0 is the background"
+                f"a target of the loader has the label {int(labels.min())}; labels of torchvision's detectors are "
+                "counted from 1, and 0 is the background"
             )
         rows.append(torch.cat([labels[:, None].float() - 1, boxes, crowd[:, None].float()], 1)[None])
-    return torch.cat(as_long(rows))
+    return torch.cat(equally_long(rows))
 
 
 def _check_inside(table: Tensor, images: Tensor) -> None:
@@ -93,8 +93,8 @@ def _check_inside(table: Tensor, images: Tensor) -> None:
     if bool(wrong.any()):
         box = ", ".join(f"{value:g}" for value in real[wrong][0, 1:5].tolist())
         raise PruneError(
-            f"the loader has the box {box} (x0, y0, x1, y1) in an image of {width}x{height} pixels: it lies outside, or has "
-            "no area"
+            f"the loader has the box {box} (x0, y0, x1, y1) in an image of {width}x{height} pixels: it lies outside, "
+            "or has no area"
         )
 
 

@@ -16,9 +16,9 @@ EXPECTED_FORM = {
     '["car"], "boxes": {"train/<name>": [[class number, x0, y0, x1, y1], ...]}} in pixels, an empty list for an image '
     "without boxes (data.train_split and data.eval_split name other sub-folders)",
     "coco": "coco: ROOT/annotations/instances_<split>.json, ROOT/annotations/<split>.json, ROOT/<split>.json or "
-    "ROOT/<split>/_annotations.coco.json with images, annotations (bbox: x, y, width, height in pixels) and categories; "
-    "the images in ROOT/<split>, ROOT/images/<split> or ROOT/<split>/images (data.train_split and data.eval_split name "
-    "the splits, for example train2017)",
+    "ROOT/<split>/_annotations.coco.json with images, annotations (bbox: x, y, width, height in pixels) and "
+    "categories; the images in ROOT/<split>, ROOT/images/<split> or ROOT/<split>/images (data.train_split and "
+    "data.eval_split name the splits, for example train2017)",
 }
 
 
@@ -45,8 +45,8 @@ def open_boxes(spec: SplitSpec) -> BoxSource:
     without = [name for name in names if not {f"{spec.split}/{Path(name).stem}", f"{spec.split}/{name}"} & used]
     if without:
         raise PruneError(
-            f"data.root: {len(without)} of {len(names)} images in {folder} are not in {file}: {abbreviate(without, 4)}. "
-            "An image without boxes has an empty list there"
+            f"data.root: {len(without)} of {len(names)} images in {folder} are not in {file}: "
+            f"{abbreviate(without, 4)}. An image without boxes has an empty list there"
         )
     if extra := sorted(known.keys() - used):
         raise PruneError(f"data.root: {file} names images that are not in {folder}: {abbreviate(extra, 4)}")
@@ -126,8 +126,8 @@ def _image_folder(places: list[Path], spec: SplitSpec, root: Path, form: str) ->
         key = "data.train_split" if spec.train else "data.eval_split"
         found = sorted(path.name for path in root.iterdir() if path.is_dir())
         raise PruneError(
-            f"{key}: there is no folder {places[0]}.{nearest(spec.split, found)} Folders: {abbreviate(found) or 'none'}. "
-            f"{EXPECTED_FORM[form]}"
+            f"{key}: there is no folder {places[0]}.{nearest(spec.split, found)} Folders: "
+            f"{abbreviate(found) or 'none'}. {EXPECTED_FORM[form]}"
         )
     return folder
 

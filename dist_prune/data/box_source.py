@@ -1,7 +1,7 @@
 """Image files with boxes: the opened split, and the checks of boxes against their images.
 
-Boxes are in pixels of the image as it is stored, so the EXIF orientation of such images is not applied. The size of every
-image is read once; the result is kept in the user's cache under the digest of the files' paths, sizes and times.
+Boxes are in pixels of the image as it is stored, so the EXIF orientation of such images is not applied. The size of
+every image is read once; the result is kept in the user's cache under the digest of the files' paths, sizes and times.
 """
 
 import hashlib
@@ -46,8 +46,8 @@ class BoxSource:
     Attributes:
         files: paths of the images, in text order; the position is the sample id.
         sizes: (n, 2) int64 width and height of the stored images.
-        targets: (n, m, 6) float32: class, x0, y0, x1, y1 in pixels of the stored image, and 1 for a crowd; rows without a
-            box have class -1. m is the largest number of boxes of an image, at least 1.
+        targets: (n, m, 6) float32: class, x0, y0, x1, y1 in pixels of the stored image, and 1 for a crowd; rows without
+            a box have class -1. m is the largest number of boxes of an image, at least 1.
         classes: class names in the order of their numbers.
         digest: of names, file sizes, boxes and classes.
         note: what was left out or cut, for the log.
@@ -94,8 +94,8 @@ def make_source(images: Sequence[AnnotatedImage], classes: Sequence[str], annota
         say: takes a line for the user before something that takes long.
 
     Raises:
-        PruneError: there is no image or no box, an image cannot be read or has another size than the file says, or a box
-            has an unknown class or lies outside of its image.
+        PruneError: there is no image or no box, an image cannot be read or has another size than the file says, or a
+            box has an unknown class or lies outside of its image.
     """
     twice = sorted({name for name in classes if list(classes).count(name) > 1})
     if not classes or twice:
@@ -134,8 +134,8 @@ def make_source(images: Sequence[AnnotatedImage], classes: Sequence[str], annota
     most = max(map(len, kept))
     if not most:
         raise PruneError(
-            f"data.root: {annotations} has no box in any of the {len(images)} images of this split. Images without boxes "
-            "are allowed, a split without boxes is not"
+            f"data.root: {annotations} has no box in any of the {len(images)} images of this split. Images without "
+            "boxes are allowed, a split without boxes is not"
         )
     targets = np.zeros((len(kept), most, COLUMNS), dtype=np.float32)
     targets[..., 0] = -1
@@ -178,7 +178,7 @@ def _digest(files: Sequence[Path], targets: np.ndarray, classes: Sequence[str]) 
 
 
 def _sizes(files: Sequence[Path], say: Say) -> list[tuple[int, int] | str]:
-    """(width, height) of every image, or why it cannot be read; from the cache if the files are those of an earlier time."""
+    """(width, height) of every image, or why it cannot be read; from the cache if no file has changed."""
     key = hashlib.sha256()
     for file in files:
         try:

@@ -40,16 +40,16 @@ def move_boxes(
         (n, m, 6) float32. Boxes are cut at the edges of the input. Rows of boxes of which less than ``VISIBLE`` is left
         have class -1.
     """
-    scales, shifts, mirrored = placements(sizes, ids, transform, augment, size)
+    scales, shifts, offsets, mirrored = placements(sizes, ids, transform, augment, size)
     out = targets.clone()
     corners = targets[..., 1:5].double().view(*targets.shape[:2], 2, 2)
     placed = corners * scales[:, None, None] + shifts[:, None, None]
-    flipped = torch.stack([size - placed[:, :, 1, 0], size - placed[:, :, 0, 0]], -1)
-    placed[..., 0] = torch.where(mirrored[:, None, None], flipped, placed[..., 0])
-    cut = placed.clamp(0, size)
+    cut = (placed.clamp(0, size) + offsets[:, None, None]).clamp(0, size)  # what is cut first is not moved back in
     before, after = placed[:, :, 1] - placed[:, :, 0], cut[:, :, 1] - cut[:, :, 0]
     share = after.prod(-1) / before.prod(-1).clamp(min=1e-9)
-    whole = (cut == placed).flatten(2).all(-1)
+    whole = (cut == placed + offsets[:, None, None]).flatten(2).all(-1)
+    flipped = torch.stack([size - cut[:, :, 1, 0], size - cut[:, :, 0, 0]], -1)
+    cut[..., 0] = torch.where(mirrored[:, None, None], flipped, cut[..., 0])
     stays = whole | ((share >= VISIBLE) & (after >= SMALLEST).all(-1))
     out[..., 1:5] = cut.flatten(2).float()
     out[..., 0] = torch.where(stays, targets[..., 0], -1.0)
@@ -59,7 +59,7 @@ def move_boxes(
 
 def placements(
     sizes: np.ndarray, ids: np.ndarray, transform: TransformConfig, augment: AugmentKey | None, size: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Where stored pixels come to lie in the network's input.
 
     Args:
@@ -70,9 +70,10 @@ def placements(
         size: side of the input in pixels.
 
     Returns:
-        Scales (n, 2) and shifts (n, 2) of x and y, float64: a point at x lies at x * scale + shift; and (n,) bool:
-        whether the input is mirrored after that.
+        Scales, shifts and offsets of x and y, (n, 2) float64: a point at x lies at x * scale + shift, is cut at the
+        input's edge, and moves by the offset; and (n,) bool: whether the input is mirrored after that.
     """
+    offsets = torch.zeros((len(ids), 2), dtype=torch.float64)
     mirrored = torch.zeros(len(ids), dtype=torch.bool)
     if augment is not None and transform.augment == "resized_crop_flip":
         uniforms = augmentation.window_uniforms(augment, ids)
@@ -82,7 +83,7 @@ def placements(
         ]
         top, left, height, width = torch.tensor(windows, dtype=torch.float64).view(-1, 4).T
         scales = size / torch.stack([width, height], 1)
-        return scales, -torch.stack([left, top], 1) * scales, torch.tensor([own[-1] < 0.5 for own in uniforms])
+        return scales, -torch.stack([left, top], 1) * scales, offsets, torch.tensor([own[-1] < 0.5 for own in uniforms])
     pairs = [
         [_evaluation(int(side), int(other), transform, size) for side, other in (pair, pair[::-1])] for pair in sizes
     ]
@@ -90,10 +91,10 @@ def placements(
     if augment is not None and transform.augment in ("crop", "crop_flip"):
         uniforms = uniform_from_ids(*augment, ids, 3, augmentation.SHIFT)
         pad = augmentation.padding_of(size, transform.padding)
-        offsets = (uniforms[:, :2] * (2 * pad + 1)).long()
-        shifts = shifts + pad - offsets.flip(1)  # the offsets are of rows, then of columns
+        corners = (uniforms[:, :2] * (2 * pad + 1)).long()
+        offsets = pad - corners.flip(1).double()  # they are drawn for rows, then for columns
         mirrored = (uniforms[:, 2] < 0.5) if transform.augment == "crop_flip" else mirrored
-    return scales, shifts, mirrored
+    return scales, shifts, offsets, mirrored
 
 
 def _evaluation(side: int, other: int, transform: TransformConfig, size: int) -> tuple[float, float]:

@@ -142,7 +142,7 @@ class ImageLoader:
             if targets is not None:
                 yield Batch(images, (targets - 1).long(), index)  # void, stored as 0, becomes 255
             elif sizes is not None:
-                boxes = move_boxes(labels[index], sizes[index], index.numpy(), self.transform, augment, size)
+                boxes = move_boxes(labels[index], sizes[index.numpy()], index.numpy(), self.transform, augment, size)
                 yield Batch(images, boxes.to(self.device, non_blocking=True), index)
             else:
                 yield Batch(images, labels[index].to(self.device, non_blocking=True), index)

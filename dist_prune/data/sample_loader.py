@@ -26,7 +26,7 @@ from torch.utils.data import (
 from torch.utils.data._utils.collate import default_convert
 
 from dist_prune.data.augment import AugmentKey
-from dist_prune.data.box_batches import as_long, boxes_of_batch
+from dist_prune.data.box_batches import boxes_of_batch, equally_long
 from dist_prune.data.loader import Batch
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
@@ -332,7 +332,7 @@ def _concatenated(batches: Iterable[Any], comm: Communicator, targets: str) -> t
         raise PruneError("some of the loader's batches have labels and some have none")
     images = torch.cat([images.detach().cpu() for images, _ in pairs])
     parts = [labels.cpu() for _, labels in pairs if labels is not None]
-    labels = torch.cat(as_long(parts) if targets == "boxes" else parts) if parts else None
+    labels = torch.cat(equally_long(parts) if targets == "boxes" else parts) if parts else None
     whole = hashlib.sha256(images.contiguous().view(torch.uint8).numpy().tobytes())
     whole.update(b"" if labels is None else labels.numpy().tobytes())
     if len(set(comm.all_gather_object(whole.hexdigest()))) != 1:

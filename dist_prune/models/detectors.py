@@ -3,8 +3,8 @@
 torchvision's detectors take lists of images. In training mode they return losses of a whole batch, in evaluation mode
 detections. The classes here add a call with one tensor of images:
 
-- ``network(images)``: the traceable part, tensors of fixed shapes: head outputs for every anchor. Of a two-stage network
-  the second stage runs on fixed example boxes, because its own proposals depend on values.
+- ``network(images)``: the traceable part, tensors of fixed shapes: head outputs for every anchor. Of a two-stage
+  network the second stage runs on fixed example boxes, because its own proposals depend on values.
 - ``network(images, targets, ids)``: ``losses`` (n,), computed by torchvision's functions for each image as a batch of
   its own; and ``detections`` (n, ``DETECTIONS``, 6) where no gradients are computed and the mode is evaluation.
 
@@ -119,7 +119,7 @@ class SsdOutputs(SSD, _ImageTensors):
         return [module for module in convolutions if module.groups == 1]  # ssdlite has depthwise ones before them
 
     def _loss(self, head: Boxes, anchors: Tensor, target: Boxes) -> Tensor:
-        """torchvision's loss of a batch of one image: both parts, divided by its matched anchors."""
+        """The loss that torchvision computes of a batch of one image: both parts, divided by its matched anchors."""
         if len(target["boxes"]):
             matched = self.proposal_matcher(box_ops.box_iou(target["boxes"], anchors))
         else:
@@ -179,7 +179,7 @@ class FasterRcnnOutputs(FasterRCNN, _ImageTensors):
         return [predictor.cls_score, predictor.bbox_pred]
 
     def _second_stage(self, features: Mapping[str, Tensor], boxes: Tensor, sizes: Sizes) -> dict[str, Tensor]:
-        """Run the head on (n, m, 4) boxes. Its layers see (n, m, features): the first axis is the image, as elsewhere."""
+        """Run the head on (n, m, 4) boxes. Its layers see (n, m, features): the first axis is the image."""
         head, predictor = self.roi_heads.box_head, self.roi_heads.box_predictor
         pooled = self.roi_heads.box_roi_pool(features, list(boxes), sizes).view(*boxes.shape[:2], -1)
         hidden = functional.relu(head.fc7(functional.relu(head.fc6(pooled))))
@@ -249,8 +249,8 @@ def adapt(model: nn.Module, prepared: bool = True) -> nn.Module:
     heads: Any = getattr(model, "roi_heads", None)
     if heads is not None and (not isinstance(heads.box_head, TwoMLPHead) or heads.has_mask() or heads.has_keypoint()):
         raise PruneError(
-            f"the detector's second stage is a {type(heads.box_head).__name__}; offered are Faster R-CNN with two linear "
-            "layers (fasterrcnn_resnet50_fpn, fasterrcnn_mobilenet_v3_large_320_fpn) and SSD"
+            f"the detector's second stage is a {type(heads.box_head).__name__}; offered are Faster R-CNN with two "
+            "linear layers (fasterrcnn_resnet50_fpn, fasterrcnn_mobilenet_v3_large_320_fpn) and SSD"
         )
     model.__class__ = kind
     if not prepared:

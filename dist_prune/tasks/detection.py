@@ -59,8 +59,8 @@ class Detection(Task):
         super().__init__(options)
         if find_spec("pycocotools") is None:
             raise PruneError(
-                "task.name: detection is measured by pycocotools, which is missing; pip install 'dist-prune[detection]' "
-                "brings it"
+                "task.name: detection is measured by pycocotools, which is missing; pip install "
+                "'dist-prune[detection]' brings it"
             )
 
     def forward(self, network: Callable[..., Any], batch: Batch) -> Any:
@@ -91,7 +91,7 @@ class Detection(Task):
 
     def protect(self, layers: Sequence[str]) -> dict[str, str]:
         """The last layers of the heads."""
-        return {layer: why for layer in layers for glob, why in HEADS.items() if fnmatchcase(layer, glob)}
+        return anchor_layers(layers)
 
     def check_outputs(self, outputs: Any, count: int, images: Tensor) -> str:
         logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
@@ -127,6 +127,15 @@ class Detection(Task):
         """The colour of each class."""
         colours = ("#{:02x}{:02x}{:02x}".format(*row) for row in class_colours(len(classes)).tolist())
         return list(zip(classes, colours, strict=True))
+
+
+def anchor_layers(layers: Sequence[str]) -> dict[str, str]:
+    """The layers of torchvision's detectors whose channels belong to anchors or proposals -> why they stay.
+
+    Args:
+        layers: module paths.
+    """
+    return {layer: why for layer in layers for glob, why in HEADS.items() if fnmatchcase(layer, glob)}
 
 
 def draw(image: np.ndarray, boxes: Sequence[tuple[float, ...]]) -> np.ndarray:

@@ -152,8 +152,8 @@ class _PatchedTorchPruning:
     as the result (tokens are concatenated, not channels), and those without a known input (no layer's channel runs
     through them). Reshapes: those that mix channels can spread one channel over millions of positions, which raises
     OverflowError instead of taking hours. Flattened maps are followed in networks with tokens as well (boxes whose maps
-    are pooled, (images, boxes, features)); torch-pruning follows no reshape in them. Membership: members of a group are looked up in a set instead of compared one
-    by one.
+    are pooled, (images, boxes, features)); torch-pruning follows no reshape in them. Membership: members of a group are
+    looked up in a set instead of compared one by one.
     """
 
     def __init__(self):
@@ -201,7 +201,7 @@ class _PatchedTorchPruning:
 
 
 def _flattens(graph: tp.DependencyGraph, node: Any) -> bool:
-    """Whether a reshape makes maps (n, C, h, w) the features of the linear layers after it, one channel after another."""
+    """Whether a reshape makes maps (n, C, h, w) the features of the linear layers after it, channel by channel."""
     sizes = getattr(node.grad_fn, "_saved_self_sym_sizes", ())
     if len(sizes) != 4:
         return False
