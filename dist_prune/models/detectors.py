@@ -280,6 +280,7 @@ def take_image_format(model: nn.Module, image: Mapping[str, Any]) -> None:
     transform.image_mean, transform.image_std = list(image["mean"]), list(image["std"])
     size = int(image["size"])
     transform.min_size, transform.max_size, transform.fixed_size = (size,), size, (size, size)
+    transform.size_divisible = 1  # no edge of zeros, which training did not have
 
 
 def _at_least_float(tensor: Tensor) -> Tensor:
