@@ -148,7 +148,8 @@ def score(
         group: process group of torch.distributed whose ranks score together; None for all processes.
         task: what the network learned, a name or a ``Task`` object: its loss is the one whose gradients methods read.
             ``segmentation`` takes batches (images, masks (n, H, W) int) and networks that give one tensor, a tuple, a
-            dict or an object of tensors.
+            dict or an object of tensors. ``detection`` takes batches as torchvision's detectors do: (images, a mapping
+            with boxes and labels for each image).
         **options: of the method (``dist-prune list keys METHOD``).
 
     Returns:

@@ -66,9 +66,10 @@ class _ImageTensors(nn.Module):
     transform: nn.Module
 
     def prepare(self, images: Tensor, targets: list[Boxes] | None) -> tuple[Tensor, Sizes, list[Boxes] | None]:
-        """Images as the backbone takes them, their sizes, and targets in their pixels."""
+        """Images as the backbone takes them, their sizes (without targets the first one), targets in their pixels."""
         if self.prepared:
-            return images, [(int(images.shape[-2]), int(images.shape[-1]))] * len(images), targets
+            count = 1 if targets is None else len(images)  # a list for each image would fix the batch of a file
+            return images, [(int(images.shape[-2]), int(images.shape[-1]))] * count, targets
         listed, targets = self.transform(list(images), targets)
         return listed.tensors, listed.image_sizes, targets
 
@@ -101,7 +102,7 @@ class SsdOutputs(SSD, _ImageTensors):
         outputs = {
             "logits": head["cls_logits"].transpose(1, 2),
             "box_regression": head["bbox_regression"],
-            "anchors": torch.stack(anchors),
+            "anchors": anchors[0].expand(images.shape[0], -1, -1),
         }
         if listed is None:
             return outputs

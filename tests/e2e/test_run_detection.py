@@ -1,4 +1,4 @@
-"""Whole runs that detect: killed and resumed to the same bits, equal results on two ranks, pictures, files, refusals."""
+"""Whole runs that detect: killed and resumed to the same bits, the same results on two ranks, pictures, refusals."""
 
 import json
 import os
