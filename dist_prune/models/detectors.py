@@ -98,7 +98,7 @@ class SsdOutputs(SSD, _ImageTensors):
         tensors, sizes, listed = self.prepare(images, None if targets is None else boxes_of(targets))
         features = list(self.backbone(tensors).values())
         head = self.head(features)
-        anchors = self.anchor_generator(ImageList(tensors, sizes), features)
+        anchors = self.anchor_generator(ImageList(tensors, sizes), [_at_least_float(level) for level in features])
         outputs = {
             "logits": head["cls_logits"].transpose(1, 2),
             "box_regression": head["bbox_regression"],
@@ -157,7 +157,8 @@ class FasterRcnnOutputs(FasterRCNN, _ImageTensors):
             return {**self._second_stage(features, self._example_boxes(tensors), sizes), **outputs}
         with torch.autocast(images.device.type, enabled=False):
             objectness, deltas = _at_least_float(objectness), _at_least_float(deltas)
-            anchors = self.rpn.anchor_generator(ImageList(tensors, sizes), levels)
+            grid = [_at_least_float(level) for level in levels]  # anchors have the dtype of the maps
+            anchors = self.rpn.anchor_generator(ImageList(tensors, sizes), grid)
             decoded = self.rpn.box_coder.decode(deltas.detach().flatten(0, 1), anchors).view(*deltas.shape)
             proposals, _ = self.rpn.filter_proposals(decoded, objectness, sizes, counts)
             drawn, first = [], []

@@ -114,6 +114,19 @@ def test_losses_have_gradients_and_none_depend_on_other_images(name):
     assert all(parameter.grad is not None for parameter in trained.parameters())
 
 
+@BOTH
+def test_half_precision_rounds_the_maps_and_not_the_anchors(name):
+    model = boxes.network(name)
+    with torch.no_grad():
+        whole = model(images(), table(), torch.arange(3))["losses"]
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model(images(), table(), torch.arange(3))
+    assert half["losses"].dtype == torch.float32
+    assert torch.allclose(half["losses"], whole, rtol=0.05, atol=0.02)
+    if name == boxes.SSD:
+        assert torch.equal(half["anchors"], model(images())["anchors"])
+
+
 @pytest.fixture(scope="module", params=[boxes.SSD, boxes.RCNN])
 def traced(request):
     model = boxes.network(request.param)
