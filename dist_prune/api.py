@@ -50,8 +50,7 @@ from dist_prune.pruning.surgery.surgeon import apply_plan, prune_tensors_like
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 from dist_prune.scoring.library_context import LibraryScoringContext, check_same_network, share_buffers
 from dist_prune.tasks.base import Task
-from dist_prune.tasks.detection import anchor_layers
-from dist_prune.tasks.outputs import main_output, named_tensors
+from dist_prune.tasks.outputs import named_tensors
 from dist_prune.training.optimizer_state import rebuild_optimizer
 from dist_prune.training.tracking import Tracker
 
@@ -101,8 +100,7 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, protect: Sequenc
         if any(parameter.is_inference() for parameter in bare.parameters()):
             bare = copy.deepcopy(bare)
         graph = trace_groups(bare, example[:1].detach().clone().to(weight.device, weight.dtype), protect)
-    if bare is not own:
-        graph = graph.protect_producers(anchor_layers(graph.producers))
+    graph = graph.protect_producers(tasks.anchor_layers(graph.producers))
     config = getattr(bare, "pretrained_cfg", None)
     return replace(
         graph,
@@ -148,8 +146,7 @@ def score(
         group: process group of torch.distributed whose ranks score together; None for all processes.
         task: what the network learned, a name or a ``Task`` object: its loss is the one whose gradients methods read.
             ``segmentation`` takes batches (images, masks (n, H, W) int) and networks that give one tensor, a tuple, a
-            dict or an object of tensors. ``detection`` takes batches as torchvision's detectors do: (images, a mapping
-            with boxes and labels for each image).
+            dict or an object of tensors. ``detection`` takes torchvision's batches (images, targets of each image).
         **options: of the method (``dist-prune list keys METHOD``).
 
     Returns:
@@ -436,9 +433,8 @@ def save(
     with torch.no_grad(), evaluation_mode(bare):
         outputs = models.tensor_view(bare)(torch.zeros(2, *graph.example, device=weight.device, dtype=weight.dtype))
     learned = tasks.build({"name": task}) if isinstance(task, str) else task
-    logits = logits_of(outputs) if learned.is_classification else main_output(outputs)
-    count = learned.count_outputs(logits if learned.is_classification else outputs)
-    seen = logits if learned.is_classification else outputs
+    seen = logits_of(outputs) if learned.is_classification else outputs
+    count = learned.count_outputs(seen)
     if wrong := learned.check_outputs(seen, count, torch.zeros(2, *graph.example)):
         raise PruneError(f"task: the network {wrong}")
     shapes = {name: list(tensor.shape[1:]) for name, tensor in named_tensors(outputs, bundle.MAIN_OUTPUT)}
