@@ -87,8 +87,7 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, protect: Sequenc
         >>> graph.group("layer1.0.conv1").width
         64
     """
-    own = unwrap(model)
-    bare = models.tensor_view(own)
+    bare = models.tensor_view(own := unwrap(model))
     weight = next(bare.parameters(), None)
     if weight is None:
         raise PruneError(f"the {type(bare).__name__} has no parameters, so there is nothing to prune")
