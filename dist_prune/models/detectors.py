@@ -89,6 +89,7 @@ class _ImageTensors(nn.Module):
 class SsdOutputs(SSD, _ImageTensors):
     """A single-stage detector: every anchor has logits of classes and four box coefficients."""
 
+    head: Any
     why_not_exported = ""
 
     def forward(self, images: Any, targets: Any = None, ids: Tensor | None = None) -> Any:
@@ -131,6 +132,8 @@ class SsdOutputs(SSD, _ImageTensors):
 class FasterRcnnOutputs(FasterRCNN, _ImageTensors):
     """A two-stage detector: a network proposes boxes, and a head classifies and corrects them."""
 
+    rpn: Any
+    roi_heads: Any
     why_not_exported = (
         "its second stage runs on boxes that its first stage proposes, as many as the image has, which no file of "
         "fixed operations does. Load the bundle with dist_prune.load and call it with a list of images, or take a "

@@ -95,8 +95,8 @@ class Detection(Task):
 
     def check_outputs(self, outputs: Any, count: int, images: Tensor) -> str:
         logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
-        fits = isinstance(logits, Tensor) and logits.dim() == 3 and len(logits) == len(images)
-        if fits and logits.shape[1] == count + 1 and "box_regression" in outputs:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) and "box_regression" in outputs else ()
+        if len(shape) == 3 and shape[:2] == (len(images), count + 1):
             return ""
         return (
             f"gives {shape_text(outputs)}, for two images; detection needs a detector: "
@@ -180,7 +180,8 @@ def coco_precision(targets: np.ndarray, detections: np.ndarray) -> tuple[float, 
     found = [(image, *row) for image, rows in enumerate(detections.tolist()) for row in rows if row[0] >= 0]
     if not boxes:
         return float("nan"), float("nan")
-    truth, guesses = COCO(), COCO()
+    truth: Any = COCO()
+    guesses: Any = COCO()
     shared = {"images": [{"id": n} for n in range(len(targets))], "categories": [{"id": kind} for kind in kinds]}
     truth.dataset = shared | {
         "annotations": [
