@@ -47,7 +47,7 @@ from dist_prune.pruning.surgery.surgeon import apply_plan, prune_tensors_like
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 from dist_prune.scoring.library_context import LibraryScoringContext, check_same_network, share_buffers
 from dist_prune.tasks.base import Task
-from dist_prune.tasks.outputs import main_output, named_tensors
+from dist_prune.tasks.outputs import named_tensors
 from dist_prune.training.optimizer_state import rebuild_optimizer
 from dist_prune.training.tracking import Tracker
 
@@ -72,7 +72,7 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, protect: Sequenc
         >>> graph.group("layer1.0.conv1").width
         64
     """
-    bare = unwrap(model)
+    bare = models.tensor_view(own := unwrap(model))
     weight = next(bare.parameters(), None)
     if weight is None:
         raise PruneError(f"the {type(bare).__name__} has no parameters, so there is nothing to prune")
@@ -84,11 +84,12 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, protect: Sequenc
         if any(parameter.is_inference() for parameter in bare.parameters()):
             bare = copy.deepcopy(bare)
         graph = trace_groups(bare, example[:1].detach().clone().to(weight.device, weight.dtype), protect)
+    graph = graph.protect_producers(tasks.anchor_layers(graph.producers))
     config = getattr(bare, "pretrained_cfg", None)
     return replace(
         graph,
         network=TracedNetwork(
-            f"{type(bare).__module__}:{type(bare).__qualname__}",
+            f"{type(own).__module__}:{type(own).__qualname__}",
             str(config.get("architecture") or "") if isinstance(config, Mapping) else "",
             {name: tuple(tensor.shape) for name, tensor in bare.state_dict().items()},
         ),
@@ -129,7 +130,7 @@ def score(
         group: process group of torch.distributed whose ranks score together; None for all processes.
         task: what the network learned, a name or a ``Task`` object: its loss is the one whose gradients methods read.
             ``segmentation`` takes batches (images, masks (n, H, W) int) and networks that give one tensor, a tuple, a
-            dict or an object of tensors.
+            dict or an object of tensors. ``detection`` takes torchvision's batches (images, targets of each image).
         **options: of the method (``dist-prune list keys METHOD``).
 
     Returns:
@@ -144,7 +145,7 @@ def score(
         >>> dp.select(scores, graph, keep_ratio=0.5).counts["conv1"]
         32
     """
-    bare, paper = unwrap(model), _method(method, options)
+    bare, paper = models.tensor_view(unwrap(model)), _method(method, options)
     weight = next(bare.parameters())
     comm = Communicator.of(group, weight.device)
     comm.connect(1800)
@@ -344,25 +345,24 @@ def save(
         raise PruneError("the plan's graph was not traced by dist_prune.trace, so the dense network is not known")
     weight = next(bare.parameters())
     with torch.no_grad(), evaluation_mode(bare):
-        outputs = bare(torch.zeros(2, *graph.example, device=weight.device, dtype=weight.dtype))
+        outputs = models.tensor_view(bare)(torch.zeros(2, *graph.example, device=weight.device, dtype=weight.dtype))
     learned = tasks.build({"name": task}) if isinstance(task, str) else task
-    logits = logits_of(outputs) if learned.is_classification else main_output(outputs)
-    count = logits.shape[1] if isinstance(logits, Tensor) and logits.dim() > 1 else 0
-    seen = logits if learned.is_classification else outputs
+    seen = logits_of(outputs) if learned.is_classification else outputs
+    count = learned.count_outputs(seen)
     if wrong := learned.check_outputs(seen, count, torch.zeros(2, *graph.example)):
         raise PruneError(f"task: the network {wrong}")
     shapes = {name: list(tensor.shape[1:]) for name, tensor in named_tensors(outputs, bundle.MAIN_OUTPUT)}
     described = {} if learned.is_classification else {"task": learned.description(), "outputs": shapes}
-    backbone, dense = bundle.backbone_of(graph.network, logits.shape[1], graph.example[0])
+    backbone, dense = bundle.backbone_of(graph.network, count, graph.example[0])
     config = models.image_config(dense, graph.example[0]) if dense is not None else {}
     image = {
         "size": graph.example[1],
         "mean": list(mean if mean is not None else config.get("mean", [0.0] * graph.example[0])),
         "std": list(std if std is not None else config.get("std", [1.0] * graph.example[0])),
     }
-    names = tuple(map(str, classes if classes is not None else range(logits.shape[1])))
-    if len(names) != logits.shape[1]:
-        raise PruneError(f"classes: {len(names)} names for {logits.shape[1]} logits")
+    names = tuple(map(str, classes if classes is not None else range(count)))
+    if len(names) != count:
+        raise PruneError(f"classes: {len(names)} names for {count} logits")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in bare.state_dict().items()}
     text = bundle.manifest_json(
         backbone,

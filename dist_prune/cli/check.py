@@ -11,6 +11,7 @@ from dist_prune.cli.verb import Answer, add_recipe
 from dist_prune.config import loading
 from dist_prune.config.data import Data
 from dist_prune.config.recipe import Recipe
+from dist_prune.data.box_layouts import class_count
 from dist_prune.data.class_order import class_order_warning, describe_order, read_class_map, sort_classes
 from dist_prune.data.datasets import (
     KNOWN,
@@ -191,6 +192,9 @@ def _image_shape(data: Data) -> tuple[int, int, int | None, str]:
     if data.source == "maskfolder":
         count = count_classes(data.root)
         return (count, 3, None, "") if count else (21, 3, None, "21 classes: the folder of masks is not here")
+    if data.source in ("boxfolder", "coco"):
+        count = class_count(data.source, data.root, data.train_split)
+        return (count, 3, None, "") if count else (80, 3, None, "80 classes: the annotation file is not here")
     if data.source == "imagefolder":
         folders, _ = class_folders(data.root, data.train_split, data.eval_split)
         if not folders:

@@ -45,6 +45,8 @@ def run(arguments: argparse.Namespace) -> Answer:
     assert out is not None
     out.mkdir(parents=True, exist_ok=True)
     model = read.small()
+    if why := getattr(model, "why_not_exported", ""):
+        raise PruneError(f"{read.body['backbone']['name']} cannot be written as a file: {why}")
     images = _images(arguments, read, folder, False)
     calibration = _images(arguments, read, folder, True) if "onnx-int8" in arguments.format else None
     image = read.body["image"]

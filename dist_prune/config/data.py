@@ -31,6 +31,8 @@ SOURCES = {
     "svhn": "torchvision's SVHN",
     "imagefolder": "folders of images, one for each class",
     "maskfolder": "images with a mask of class numbers each",
+    "boxfolder": "images with boxes in a boxes.json",
+    "coco": "images with boxes in annotation files of COCO's form",
     "tar": "tar shards of images",
     "parquet": "parquet files of images, as Hugging Face's datasets write them",
 }
@@ -114,9 +116,10 @@ class Data(Section):
         max_length=200,
         description="data set: scikit-learn's digits, arrays of an .npz file (npz_labels: with several labels for each "
         "image, npz_values: with numbers), one of torchvision's, folders of images, images with a mask each "
-        "(maskfolder), tar shards or parquet files of images, or a map-style Dataset: package.module:Dataset, "
-        "./file.py:Dataset, or the name of an entry point; digits, npz, npz_labels, npz_values, cifar10, cifar100, "
-        "mnist, fashion_mnist, svhn, imagefolder, maskfolder, tar, parquet",
+        "(maskfolder), images with boxes (boxfolder, coco), tar shards or parquet files of images, or a map-style "
+        "Dataset: package.module:Dataset, ./file.py:Dataset, or the name of an entry point; digits, npz, npz_labels, "
+        "npz_values, cifar10, cifar100, "
+        "mnist, fashion_mnist, svhn, imagefolder, maskfolder, boxfolder, coco, tar, parquet",
     )
     kwargs: Loading[dict[str, Any]] = Field(
         default_factory=dict, description="Dataset: further keyword arguments of its class or function"

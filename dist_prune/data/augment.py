@@ -36,7 +36,7 @@ def shift_and_flip(
         (n, C, H, W) of the same dtype, on the same device.
     """
     n, channels, height, width = pixels.shape
-    device, pad = pixels.device, max(1, height // 8) if padding is None else padding
+    device, pad = pixels.device, padding_of(height, padding)
     uniforms = uniform_from_ids(*augment_key, ids, 3, SHIFT).to(device, non_blocking=True)
     offsets = (uniforms[:, :2] * (2 * pad + 1)).long()
     rows = offsets[:, :1] + torch.arange(height, device=device)
@@ -48,6 +48,11 @@ def shift_and_flip(
     # One gather of whole pixels from a table is four times as fast as indexing by image, row and column.
     gathered = padded.reshape(-1, channels).index_select(0, pixel_index.view(-1))
     return gathered.view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+def padding_of(side: int, padding: int | None) -> int:
+    """Pixels by which images are padded before a random crop; without a number an eighth of the side, at least 1."""
+    return max(1, side // 8) if padding is None else padding
 
 
 def window_uniforms(augment_key: AugmentKey, ids: np.ndarray) -> list[list[float]]:

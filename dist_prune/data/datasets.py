@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from dist_prune.config.data import Data
-from dist_prune.data import array_files, array_targets, folder_layout, folder_scan, mask_folder
+from dist_prune.data import array_files, array_targets, box_layouts, folder_layout, folder_scan, mask_folder
 from dist_prune.data.class_order import renumbered_identity
 from dist_prune.data.folder_index import Names, load_or_scan
 from dist_prune.data.listed_layouts import find_listing
@@ -383,6 +383,7 @@ def _expected_form(source: str) -> str:
     return {
         "npz": array_files.EXPECTED_FORM,
         "maskfolder": mask_folder.EXPECTED_FORM,
+        **box_layouts.EXPECTED_FORM,
         "imagefolder": "imagefolder: ROOT/train/<class>/<image> and ROOT/val/<class>/<image> "
         "(data.train_split and data.eval_split name other sub-folders).",
     }.get(source, f"{source}: the folder that torchvision's data set of this name reads (it is not downloaded).")
@@ -463,6 +464,8 @@ OPENERS: dict[str, Callable[[SplitSpec], RandomAccessSource]] = {
     "npz_values": partial(_open_targets, kind="values"),
     "imagefolder": _open_folder,
     "maskfolder": mask_folder.open_masks,
+    "boxfolder": box_layouts.open_boxes,
+    "coco": box_layouts.open_coco,
     "tar": open_tar,
     "parquet": open_parquet,
     "cifar10": _open_torchvision,

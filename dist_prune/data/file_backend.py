@@ -19,7 +19,7 @@ from torchvision.transforms import functional as vision
 from dist_prune.data import augment as augmentation
 from dist_prune.data.mask_folder import mask_reader, read_mask
 from dist_prune.data.memory_backend import transform_batch
-from dist_prune.data.random_access import RandomAccessSource, StoredImage, fetch_pixels
+from dist_prune.data.random_access import RandomAccessSource, StoredImage, fetch_pixels, target_kind
 from dist_prune.data.timm_transforms import auto_augment_policy, eval_transform
 from dist_prune.data.transform_config import AugmentKey, TransformConfig
 from dist_prune.distributed.preemption import defer_signals_in_worker
@@ -239,6 +239,7 @@ class _ImageDataset(Dataset[Any]):
         if augment is not None and transform.auto_augment:
             seeds = augmentation.policy_seeds(augment, ids)
         fetch_mask = mask_reader(self.source)
+        upright = target_kind(self.source) not in ("masks", "boxes")  # which are in pixels of the image as it is stored
         shape = (*fixed_size, self.source.in_chans) if fixed_size else (size, size, 3 + (fetch_mask is not None))
         out = _empty_shared((len(ids), *shape))
         loaded = []
@@ -248,7 +249,7 @@ class _ImageDataset(Dataset[Any]):
                 image = (
                     fetch_pixels(self.source, sample)
                     if fixed_size
-                    else read_image(self.source.fetch(sample), transform.exif and fetch_mask is None)
+                    else read_image(self.source.fetch(sample), transform.exif and upright)
                 )
                 mask = _open_mask(fetch_mask(sample), image) if fetch_mask is not None else None
             except (ValueError, OSError) as error:

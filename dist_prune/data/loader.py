@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from dist_prune.data.augment import erase
+from dist_prune.data.box_transform import move_boxes
 from dist_prune.data.held_pixels import HeldPixels
 from dist_prune.data.mask_folder import mask_reader
 from dist_prune.data.open_split import create_backend
-from dist_prune.data.random_access import ImageSource
+from dist_prune.data.random_access import ImageSource, target_kind
 from dist_prune.data.timm_transforms import check_policy
 from dist_prune.data.transform_config import AugmentKey, ImageBackend, TransformConfig
 from dist_prune.errors import PruneError
@@ -30,7 +31,8 @@ class Batch:
     Attributes:
         images: (n, C, H, W) normalised, of the loader's ``dtype``, on its device.
         labels: the targets, on its device: (n,) int64 class numbers; or what the task of the data set has: masks (n,
-            H, W) int64, labels (n, classes) int64, values (n, outputs) float32.
+            H, W) int64, labels (n, classes) int64, values (n, outputs) float32, boxes (n, m, 6) float32: class from 0
+            (-1: no box), x0, y0, x1, y1 in pixels of ``images``, and 1 for a crowd.
         ids: (n,) int64 sample ids, on the CPU.
     """
 
@@ -97,6 +99,11 @@ class ImageLoader:
         return self.source.in_chans, self.transform.size, self.transform.size
 
     @property
+    def target_shape(self) -> tuple[int, ...]:
+        """Shape of an image's targets, without the batch; () for class numbers and masks."""
+        return np.shape(getattr(self.source, "targets", self.source.labels))[1:]
+
+    @property
     def skips(self) -> bool:
         """Whether images that cannot be read may be left out."""
         return self._image_backend.skips
@@ -118,8 +125,10 @@ class ImageLoader:
         """
         labels = torch.from_numpy(getattr(self.source, "targets", self.source.labels))
         masked = mask_reader(self.source) is not None
+        sizes: np.ndarray | None = getattr(self.source, "sizes", None) if target_kind(self.source) == "boxes" else None
         lists = list(id_lists)
-        loaded = self._image_backend.pixels(lists, self.transform, augment, self.transform.size_at(augment))
+        size = self.transform.size_at(augment)
+        loaded = self._image_backend.pixels(lists, self.transform, augment, size)
         for requested, (ids, pixels) in zip(lists, loaded, strict=True):
             if self.exact and augment is None and len(ids) != len(requested):
                 missing = sorted(set(requested.tolist()) - set(ids.tolist()))
@@ -134,6 +143,9 @@ class ImageLoader:
                 images = erase(images, augment, ids, self.transform)
             if targets is not None:
                 yield Batch(images, (targets - 1).long(), index)  # void, stored as 0, becomes 255
+            elif sizes is not None:
+                boxes = move_boxes(labels[index], sizes[index.numpy()], index.numpy(), self.transform, augment, size)
+                yield Batch(images, boxes.to(self.device, non_blocking=True), index)
             else:
                 yield Batch(images, labels[index].to(self.device, non_blocking=True), index)
 
@@ -167,10 +179,11 @@ class ImageLoader:
             )
         if transform.auto_augment is None:
             return
-        if mask_reader(self.source) is not None:
+        kind = target_kind(self.source)
+        if kind in ("masks", "boxes"):
             raise PruneError(
-                "data.auto_augment: policies turn and shear images without their masks; leave the key out. "
-                "data.augment moves masks with their images"
+                f"data.auto_augment: policies turn and shear images without their {kind}; leave the key out. "
+                f"data.augment moves {kind} with their images"
             )
         check_policy(transform.auto_augment)
         if not backend.policies:

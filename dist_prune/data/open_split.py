@@ -14,6 +14,7 @@ from dist_prune.data.random_access import ImageSource, RandomAccessSource, Say
 from dist_prune.data.transform_config import ImageBackend
 from dist_prune.errors import PruneError
 
+NO_BETON = ("maskfolder", "boxfolder", "coco", "npz_labels", "npz_values")  # a .beton holds class numbers alone
 # data.backend -> factory (source, device, workers, on_error, skipped) -> backend
 BACKENDS: dict[str, Callable[..., ImageBackend]] = {
     "memory": lambda source, device, *_: MemoryBackend(source, device),
@@ -131,8 +132,8 @@ def beton_path(source: str, root: str | None, split: str, train: bool) -> Path |
     ``ROOT/train.beton`` for ROOT/train and for tar or parquet files in ROOT, ``x.train.beton`` and ``x.test.beton``
     for x.npz, ``ROOT/cifar10.train.beton`` for torchvision's data sets.
     """
-    if root is None or source not in OPENERS or source in ("maskfolder", "npz_labels", "npz_values"):
-        return None  # a .beton holds class numbers alone
+    if root is None or source not in OPENERS or source in NO_BETON:
+        return None
     path, suffix = Path(root).expanduser(), "train" if train else "test"
     if source == "imagefolder":
         return path / f"{split}.beton"

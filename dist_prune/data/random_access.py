@@ -32,6 +32,7 @@ StoredImage = Path | bytes | np.ndarray  # an image file, the bytes of one, or i
 TARGETS = {
     "classes": "one class for each image",
     "masks": "a mask for each image (data.source=maskfolder)",
+    "boxes": "boxes for each image (data.source=boxfolder or coco)",
     "labels": "0 or 1 of every class for each image (data.source=npz_labels)",
     "values": "numbers for each image (data.source=npz_values)",
 }

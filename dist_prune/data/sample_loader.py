@@ -27,6 +27,7 @@ from torch.utils.data import (
 from torch.utils.data._utils.collate import default_convert
 
 from dist_prune.data.augment import AugmentKey
+from dist_prune.data.box_batches import boxes_of_batch, equally_long
 from dist_prune.data.loader import Batch
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
@@ -45,7 +46,7 @@ def split_batch(batch: Any, targets: str = "classes") -> tuple[Tensor, Tensor | 
 
     Returns:
         Images (n, C, H, W) float, and labels or None: (n,) int64, masks (n, H, W) int64, labels (n, classes) int64,
-        values (n, outputs) of floats.
+        values (n, outputs) of floats, boxes (n, m, 6) float32.
 
     Raises:
         PruneError: the batch has another form.
@@ -56,6 +57,8 @@ def split_batch(batch: Any, targets: str = "classes") -> tuple[Tensor, Tensor | 
         labels = next((batch[key] for key in LABEL_KEYS if key in batch), None)
     elif isinstance(batch, tuple | list):
         images, labels = (*batch, None)[:2] if batch else (None, None)
+    if targets == "boxes":
+        return boxes_of_batch(images, labels)
     if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
         form = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         keys = f" with the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else ""
@@ -348,7 +351,8 @@ def _concatenated(batches: Iterable[Any], comm: Communicator, targets: str) -> t
     if len({labels is None for _, labels in pairs}) != 1:
         raise PruneError("some of the loader's batches have labels and some have none")
     images = torch.cat([images.detach().cpu() for images, _ in pairs])
-    labels = None if pairs[0][1] is None else torch.cat([labels.cpu() for _, labels in pairs if labels is not None])
+    parts = [labels.cpu() for _, labels in pairs if labels is not None]
+    labels = torch.cat(equally_long(parts) if targets == "boxes" else parts) if parts else None
     whole = hashlib.sha256(images.contiguous().view(torch.uint8).numpy().tobytes())
     whole.update(b"" if labels is None else labels.numpy().tobytes())
     if len(set(comm.all_gather_object(whole.hexdigest()))) != 1:

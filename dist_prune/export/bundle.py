@@ -209,6 +209,7 @@ def load(
     """
     bundle = read_bundle(folder_or_hub_id)
     network = bundle.small(model, allow)
+    models.take_image_format(network, bundle.body["image"])
     return fuse(network, bundle.shape) if fold else network
 
 
@@ -245,7 +246,8 @@ def output_shapes(model: nn.Module, shape: tuple[int, ...]) -> dict[str, list[in
     """
     weight = next(model.parameters())
     image = torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype)
-    return {name: list(tensor.shape[1:]) for name, tensor in named_tensors(model(image), MAIN_OUTPUT)}
+    outputs = models.tensor_view(model)(image)
+    return {name: list(tensor.shape[1:]) for name, tensor in named_tensors(outputs, MAIN_OUTPUT)}
 
 
 def _build_dense(backbone: Mapping[str, Any]) -> nn.Module:

@@ -89,7 +89,7 @@ class MaskGradients(Statistic):
         self, point: HookPoint, tables: MutableMapping[str, Tensor], maps: Tensor, ids: Tensor, grads: Tensor | None
     ) -> None:
         assert grads is not None
-        tables["rows"][ids] = flatten_maps((maps * grads).double(), point).sum(2).to(torch.float32)
+        tables["rows"][ids] += flatten_maps((maps * grads).double(), point).sum(2).to(torch.float32)
 
 
 # Departures of the released code; each is the quirk of its name.

@@ -1,6 +1,7 @@
 """Networks by name, and the preparation of their images. ``sources.py`` lists the forms of names."""
 
 import math
+import sys
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -31,10 +32,11 @@ from dist_prune.models.sources import NetworkSource, check_portable, is_code
 from dist_prune.models.timm_networks import SavedTimmNetwork, TimmNetwork
 from dist_prune.models.user_networks import UserNetwork
 
+_DETECTION = "torchvision.models.detection"  # imported only where a detector is made
 LARGE = 500_000_000  # largest number of values of a network with arguments, or four times that without them
 __all__ = [
     "check", "check_portable", "create", "image_config", "is_code", "list_names", "portable", "pretrained_classes",
-    "source_files", "source_of", "state_shapes",
+    "source_files", "source_of", "state_shapes", "take_image_format", "tensor_view",
 ]  # fmt: skip
 _OWN = (  # registered by their import
     densenet_cifar, googlenet_cifar, lenet, lenet_tanh, mlp, mobilenet_cifar, resnet_cifar, unet,
@@ -49,9 +51,10 @@ def list_names(pattern: str = "") -> list[str]:
         pattern: glob of names; "" for all.
     """
     if pattern.startswith(f"{sources.TORCHVISION}:"):
-        from dist_prune.models import torchvision_networks, torchvision_segmenters
+        from dist_prune.models import torchvision_detectors, torchvision_networks, torchvision_segmenters
 
-        known = sorted([*torchvision_networks.list_names(), *torchvision_segmenters.list_names()])
+        families = (torchvision_networks, torchvision_segmenters, torchvision_detectors)
+        known = sorted(name for family in families for name in family.list_names())
         names = (f"{sources.TORCHVISION}:{name}" for name in known)
         return [name for name in names if fnmatchcase(name, pattern) or name.startswith(pattern)]
     plugin_networks.list_names()
@@ -68,12 +71,14 @@ def source_of(name: str) -> NetworkSource:
     if prefix in (sources.HUB, sources.LOCAL):
         return SavedTimmNetwork(name)
     if prefix == sources.TORCHVISION:
-        from dist_prune.models import torchvision_segmenters
+        from dist_prune.models import torchvision_detectors, torchvision_segmenters
         from dist_prune.models.torchvision_networks import TorchvisionNetwork
 
         plain = name.partition(":")[2]
         if plain.partition(".")[0] in torchvision_segmenters.list_names():
             return torchvision_segmenters.TorchvisionSegmenter(plain)
+        if torchvision_detectors.is_detector(plain.partition(".")[0]):
+            return torchvision_detectors.TorchvisionDetector(plain)
         return TorchvisionNetwork(plain)
     if prefix == sources.TRANSFORMERS:
         from dist_prune.models.transformers_networks import TransformersNetwork
@@ -120,7 +125,38 @@ def create(
     check(name, kwargs or {})
     if kwargs and not is_code(name):  # without arguments the sizes are known to be sensible; users know their own
         state_shapes(name, classes, in_chans, kwargs)
-    return source_of(name).build(classes, in_chans, pretrained, kwargs or {})
+    model = source_of(name).build(classes, in_chans, pretrained, kwargs or {})
+    if is_code(name) and _DETECTION in sys.modules:  # a user's function may make a detector of torchvision
+        from dist_prune.models import detectors
+
+        return detectors.adapt(model)
+    return model
+
+
+def tensor_view(model: nn.Module) -> nn.Module:
+    """A network that takes tensors of images: a detector of torchvision seen so, any other network as it is.
+
+    Args:
+        model: a bare network.
+    """
+    if _DETECTION not in sys.modules:
+        return model
+    from dist_prune.models import detectors
+
+    return detectors.view(model)
+
+
+def take_image_format(model: nn.Module, image: Mapping[str, Any]) -> None:
+    """Let a detector of ours prepare the images of a list as its training did, in place; other networks stay.
+
+    Args:
+        model: of a bundle.
+        image: ``mean``, ``std`` and ``size`` of its images.
+    """
+    if _DETECTION in sys.modules:
+        from dist_prune.models import detectors
+
+        detectors.take_image_format(model, image)
 
 
 def check(name: str, kwargs: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Weights of the dense network from a user's checkpoint, also if its head has another number of classes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -37,16 +37,16 @@ def load_checkpoint(
     weights = tensor_files.read_weights(path, backbone.checkpoint_key, backbone.checkpoint_skip, wanted, say)
     weights = translate_names(weights, wanted)
     head = classifier_names(model)
-    head_sizes = [weights[name].shape[0] for name in head if name in weights and weights[name].ndim]
-    other = next((count for count in head_sizes if count != classes), None)
-    if other is not None and not trains:
+    head_sizes = {name: weights[name].shape[0] for name in head if name in weights and weights[name].ndim}
+    other = _other_head(head_sizes, {name: wanted[name].shape[0] for name in head_sizes}, classes)
+    if other and not trains:
         where = ", ".join(sorted({name.rpartition(".")[0] for name in head}))
         raise PruneError(
             f"class count mismatch: the data has {classes} classes, the head {where!r} of {path} has {other}. "
             "Use the data set that the checkpoint was trained on, or set train.epochs: the head is made anew then, and "
             "the network trained from these weights"
         )
-    new = head if trains and (other is not None or not head_sizes) else ()
+    new = head if trains and (other or not head_sizes) else ()
     tensor_files.load_strictly(model, weights, str(path), new)
     variances = [tensor for name, tensor in weights.items() if name.endswith("running_var")]
     if trains and variances and all(bool(((tensor - 1).abs() < 1e-3).all()) for tensor in variances):
@@ -56,7 +56,28 @@ def load_checkpoint(
         )
     if not new:
         return ""
-    return f"that of {path.name} has {other} classes" if other is not None else f"{path.name} has none"
+    return (
+        f"that of {path.name} has {other}{'' if 'outputs' in other else ' classes'}"
+        if other
+        else f"{path.name} has none"
+    )
+
+
+def _other_head(found: Mapping[str, int], own: Mapping[str, int], classes: int) -> str:
+    """The size of the first tensor of a checkpoint's head that does not fit the network's; empty if all fit.
+
+    Args:
+        found: name -> outputs in the checkpoint.
+        own: the same of the network: the number of classes, or of a detector a number for each anchor.
+        classes: number of classes of the data.
+    """
+    for name, count in found.items():
+        if own[name] == classes or not classes:
+            if count != classes:
+                return str(count)
+        elif count != own[name]:
+            return f"{count} outputs in place of {own[name]}"
+    return ""
 
 
 def classifier_names(model: nn.Module) -> tuple[str, ...]:

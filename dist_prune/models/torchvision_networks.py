@@ -10,7 +10,7 @@ from timm.models import adapt_input_conv
 from torch import nn
 
 from dist_prune.errors import PruneError, nearest, shown
-from dist_prune.models import model_kwargs, torchvision_segmenters
+from dist_prune.models import model_kwargs, torchvision_detectors, torchvision_segmenters
 
 # arguments that are set here: weights are fetched by backbone.pretrained; auxiliary heads exist in training mode only
 _NEVER = {"weights", "progress", "num_classes", "kwargs", "pretrained", "aux_logits", "init_weights"}
@@ -27,10 +27,10 @@ class TorchvisionNetwork:
         self.name, _, self.tag = name.partition(".")
 
     def check(self, kwargs: Mapping[str, Any]) -> None:
-        known = [*list_names(), *torchvision_segmenters.list_names()]
+        known = [*list_names(), *torchvision_segmenters.list_names(), *torchvision_detectors.list_names()]
         if self.name not in known:
             raise PruneError(
-                f"backbone.name: torchvision has no classifier or segmenter {shown(self.name)}."
+                f"backbone.name: torchvision has no classifier, segmenter or detector {shown(self.name)}."
                 f"{nearest(self.name, known)} 'dist-prune list backbones torchvision:*' shows them"
             )
         self._weights()

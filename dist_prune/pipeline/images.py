@@ -285,9 +285,20 @@ class RunImages:
 def _target_text(source: ImageSource) -> str:
     """The targets of the training images, for the log."""
     names, pixels = source.classes, getattr(source, "pixels", None)
+    if target_kind(source) == "boxes":
+        return _box_text(source)
     if pixels is None:
         return f"{len(source.labels):,} training images with {len(names)} {target_kind(source)} each"
     *counts, void = pixels
     absent = [name for name, count in zip(names, counts, strict=True) if not count]
     text = f"masks of {len(names)} classes, {void / max(1, sum(pixels)):.1%} of the training pixels are void"
     return text + (f"; no training pixel is of {', '.join(absent)}" if absent else "")
+
+
+def _box_text(source: Any) -> str:
+    """The boxes of the training images, for the log."""
+    kinds = source.targets[..., 0]
+    counts = ", ".join(f"{name} {int((kinds == number).sum()):,}" for number, name in enumerate(source.classes))
+    empty = int((kinds < 0).all(1).sum())
+    note = f"; {source.note}" if source.note else ""
+    return f"boxes of {len(source.classes)} classes in the training images ({counts}), {empty} images have none{note}"

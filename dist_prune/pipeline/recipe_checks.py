@@ -30,7 +30,13 @@ from dist_prune.pruning.selection import cost
 from dist_prune.tasks.base import Task
 from dist_prune.training import optim, optimizer_state
 
-TARGETS_OF = {"maskfolder": "masks", "npz_labels": "labels", "npz_values": "values"}  # source -> what it gives
+TARGETS_OF = {  # source -> what it gives
+    "maskfolder": "masks",
+    "boxfolder": "boxes",
+    "coco": "boxes",
+    "npz_labels": "labels",
+    "npz_values": "values",
+}
 ASSUME = "dist-prune check --assume RECIPE leaves out what is only on another machine"
 
 
@@ -81,7 +87,7 @@ def missing_image_folders(data: Data) -> list[str]:
     Returns:
         A line for each missing split.
     """
-    if data.source == "maskfolder":
+    if TARGETS_OF.get(data.source) in ("masks", "boxes"):
         splits = {data.train_split: True, data.eval_split: False}
         found = [_failing(open_source, data.source, data.root, split, train) for split, train in splits.items()]
         return list(dict.fromkeys(line for lines in found for line in lines))

@@ -5,7 +5,7 @@ Other packages add tasks by the entry-point group ``dist_prune.tasks`` (see ``di
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -74,6 +74,13 @@ def build(section: Mapping[str, Any]) -> Task:
             else:
                 lines.append(f"task.{key}: {item['msg'].removeprefix('Value error, ')} (got {shown(item['input'])})")
         raise PruneError("\n".join(lines)) from error
+
+
+def anchor_layers(layers: Iterable[str]) -> dict[str, str]:
+    """The layers among module paths that end a head of torchvision's detectors -> why their channels stay."""
+    from dist_prune.tasks import detection
+
+    return detection.anchor_layers(list(layers))
 
 
 def _own_names() -> list[str]:

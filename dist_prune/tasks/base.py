@@ -17,11 +17,11 @@ from torch import Tensor
 from dist_prune.config.training import Training
 from dist_prune.data.loader import Batch
 from dist_prune.errors import PruneError
-from dist_prune.tasks.outputs import map_tensors
+from dist_prune.tasks.outputs import main_output, map_tensors
 
 __all__ = ["Batch", "Picture", "Task", "TaskOptions", "Training"]
 
-Targets = Literal["classes", "masks", "labels", "values"]
+Targets = Literal["classes", "masks", "boxes", "labels", "values"]
 Need = Literal["class labels", "class logits"]
 
 # What a method may need -> the sentence that follows "needs" in the refusal.
@@ -60,12 +60,13 @@ class Task(ABC):
         name: of the task, as in a recipe.
         Options: pydantic model of its recipe keys (section ``task``).
         targets: what a data set has to give for each image. ``classes``: one class number. ``masks``: a class number
-            for each pixel. ``labels``: 0 or 1 for each class. ``values``: numbers.
+            for each pixel. ``boxes``: boxes with a class each. ``labels``: 0 or 1 for each class. ``values``: numbers.
         titles: name of a figure -> head of its row in tables, with its unit. The order is that of the tables.
         primary: the figure that selects epochs and that pruning is judged by.
         higher_is_better: its direction.
         provides: what methods may ask for (keys of ``NEEDS``).
         mixes: whether mixup and CutMix can mix the targets.
+        gathers_targets: whether ``figures`` needs the targets of every image, as the row ``targets``.
     """
 
     name: ClassVar[str]
@@ -76,6 +77,7 @@ class Task(ABC):
     higher_is_better: ClassVar[bool] = True
     provides: ClassVar[frozenset[str]] = frozenset()
     mixes: ClassVar[bool] = False
+    gathers_targets: ClassVar[bool] = False
 
     options: Any
 
@@ -203,6 +205,11 @@ class Task(ABC):
             What is wrong with them, as the end of a sentence; empty if nothing is.
         """
 
+    def count_outputs(self, outputs: Any) -> int:
+        """The number of classes or values of a network's outputs; 0 if they do not tell."""
+        main = main_output(outputs)
+        return main.shape[1] if isinstance(main, Tensor) and main.dim() > 1 else 0
+
     def check_training(self, settings: Training, section: str) -> None:
         """Check that the task can do what a training asks for.
 
@@ -218,6 +225,8 @@ class Task(ABC):
                 raise PruneError(
                     f"{section}.{key}: the task {self.name} cannot mix or smooth its targets; leave the key out"
                 )
+        if settings.distill and type(self).distil is Task.distil:
+            raise PruneError(f"{section}.distill: the task {self.name} has no distillation loss; set it to 0")
 
     def check_method(self, method: str, needs: Sequence[str]) -> None:
         """Check that a method makes sense for this task.

@@ -126,7 +126,9 @@ def evaluate(
     empty = torch.zeros((1, *loader.image_shape), dtype=loader.dtype, device=loader.device)
     ids = np.arange(len(loader)) if ids is None else ids
     outputs = len(loader.source.classes)
-    shapes, row_shapes = task.tally_shapes(outputs), task.row_shapes(outputs)
+    shapes, row_shapes = task.tally_shapes(outputs), dict(task.row_shapes(outputs))
+    if task.gathers_targets:
+        row_shapes["targets"] = loader.target_shape
     places = {"device": loader.device, "dtype": torch.int64}
     sums = torch.zeros(sum(int(np.prod(shape)) for shape in shapes.values()), **places)  # read once, at the end
     rows = {name: torch.zeros((len(ids), *shape), dtype=torch.float64) for name, shape in row_shapes.items()}
@@ -137,7 +139,8 @@ def evaluate(
         if rows:
             positions = torch.from_numpy(np.searchsorted(ids, part.ids.numpy()))
             seen[positions] = 1
-            for name, values in task.rows(found, part).items():
+            own = task.rows(found, part) | ({"targets": part.labels} if task.gathers_targets else {})
+            for name, values in own.items():
                 rows[name][positions] = values.double().cpu()
         tables = task.tally(found, part)
         return torch.cat([tables[name].reshape(-1) for name in shapes])

@@ -200,9 +200,11 @@ def test_a_bundle_names_neither_a_path_nor_a_repository(own, name):
 
 
 REFUSED = [
-    ("torchvision:resnet81", {}, "torchvision has no classifier or segmenter 'resnet81'. Did you mean 'resnet18'"),
+    ("torchvision:resnet81", {}, "no classifier, segmenter or detector 'resnet81'. Did you mean 'resnet18'"),
     ("torchvision:resnet50.IMAGENET1K_V9", {}, "has no weights 'IMAGENET1K_V9'"),
-    ("torchvision:fasterrcnn_resnet50_fpn", {}, "torchvision has no classifier"),
+    ("torchvision:maskrcnn_resnet50_fpn", {}, "is not offered. Detectors are fasterrcnn_mobilenet_v3_large_320_fpn"),
+    ("torchvision:ssd300_vgg16.COCO_V1", {}, "weights of detectors are not fetched"),
+    ("torchvision:ssd300_vgg16", {"box_nms_thresh": 0.5}, "torchvision:ssd300_vgg16"),
     ("torchvision:resnet50", {"weights": "DEFAULT"}, "unexpected keyword argument 'weights'"),
     ("transformers:bert", {}, "cannot be read|no image classifier|transformers has no image"),
     ("transformers:vit", {"hiden_size": 3}, "unexpected field 'hiden_size' of ViTConfig. Did you mean 'hidden_size'"),

@@ -49,7 +49,7 @@ def slow(words: list[str], text: str):
         ),
         (
             ["backbone.name=torchvision:fcn_resnet5", "backbone.kwargs="],
-            "torchvision has no classifier or segmenter 'fcn_resnet5'",
+            "torchvision has no classifier, segmenter or detector 'fcn_resnet5'",
         ),
     ],
 )

@@ -309,13 +309,16 @@ class DependencyGraph:
         return tuple(dict.fromkeys(name for group in self.groups for name in group.producers))
 
     def protect_producers(self, reasons: Mapping[str, str]) -> "DependencyGraph":
-        """Return a copy with every group protected that has a producer among the keys of ``reasons``."""
+        """Return a copy with every group protected that has a producer among the keys of ``reasons``.
+
+        A reason given here stands for that of the tracer, which says what it could not follow.
+        """
         if not reasons:
             return self
 
         def protect(group: ChannelGroup) -> ChannelGroup:
             why = next((reasons[name] for name in group.producers if name in reasons), "")
-            return replace(group, protected=group.protected or why)
+            return replace(group, protected=why or group.protected)
 
         return replace(self, groups=tuple(protect(group) for group in self.groups))
 

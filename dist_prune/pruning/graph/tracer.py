@@ -151,12 +151,14 @@ class _PatchedTorchPruning:
     from the image or from a bare parameter. Two such concatenations are accepted: those whose known inputs are as wide
     as the result (tokens are concatenated, not channels), and those without a known input (no layer's channel runs
     through them). Reshapes: those that mix channels can spread one channel over millions of positions, which raises
-    OverflowError instead of taking hours. Membership: members of a group are looked up in a set instead of compared one
-    by one.
+    OverflowError instead of taking hours. Flattened maps are followed in networks with tokens as well (boxes whose maps
+    are pooled, (images, boxes, features)); torch-pruning follows no reshape in them. Membership: members of a group are
+    looked up in a set instead of compared one by one.
     """
 
     def __init__(self):
         self._concatenate = index_mapping.update_concat_index_mapping
+        self._reshape = index_mapping.update_reshape_index_mapping
         self._add, self._has = Group.add_dep, Group.has_pruning_op
 
     def __enter__(self) -> None:
@@ -170,6 +172,13 @@ class _PatchedTorchPruning:
                 if sizes and sum(sizes) != index_mapping.shape_infer.infer_in_channels_recursively(graph, node, [0]):
                     raise
 
+        def reshape(graph: Any, node: Any) -> None:
+            tokens, graph._2d_4d = graph._2d_4d, graph._2d_4d or _flattens(graph, node)
+            try:
+                original._reshape(graph, node)
+            finally:
+                graph._2d_4d = tokens
+
         def add(group: Any, dep: Any, idxs: Any) -> None:
             original._add(group, dep, idxs)
             known = group.__dict__.setdefault("known", set())
@@ -182,11 +191,28 @@ class _PatchedTorchPruning:
             return (dep.target, dep.handler, tuple(idxs)) in group.__dict__.get("known", ())
 
         index_mapping.update_concat_index_mapping = concatenate
+        index_mapping.update_reshape_index_mapping = reshape
         Group.add_dep, Group.has_pruning_op = add, has  # type: ignore[assignment]
 
     def __exit__(self, *_: object) -> None:
         index_mapping.update_concat_index_mapping = self._concatenate
+        index_mapping.update_reshape_index_mapping = self._reshape
         Group.add_dep, Group.has_pruning_op = self._add, self._has
+
+
+def _flattens(graph: tp.DependencyGraph, node: Any) -> bool:
+    """Whether a reshape makes maps (n, C, h, w) the features of the linear layers after it, channel by channel."""
+    sizes = getattr(node.grad_fn, "_saved_self_sym_sizes", ())
+    if len(sizes) != 4:
+        return False
+    waiting = list(node.outputs)
+    while waiting:
+        other = waiting.pop()
+        if other.type == OPTYPE.LINEAR:
+            return other.module.in_features == sizes[1] * sizes[2] * sizes[3]
+        if other.type in (OPTYPE.RESHAPE, OPTYPE.ELEMENTWISE):  # a linear layer of tokens is a product of two reshapes
+            waiting += other.outputs
+    return False
 
 
 def _depths(graph: tp.DependencyGraph) -> dict[str, int]:

@@ -178,7 +178,7 @@ class GateGradient(Statistic):
         assert grads is not None
         gradient = (flatten_maps(maps, point).double() * flatten_maps(grads, point)).sum(2)
         tables["batches"] += 1
-        if self.batches:
-            tables["gate"][ids[:1]] = gradient.mean(0)[None]  # ids[0] would be read on the host
+        if self.batches:  # added, because a layer may run several times in one pass: a head on several levels of maps
+            tables["gate"][ids[:1]] += gradient.mean(0)[None]  # ids[0] would be read on the host
         else:
-            tables["gate"][ids] = gradient
+            tables["gate"][ids] += gradient
