@@ -184,6 +184,8 @@ def _image_shape(data: Data) -> tuple[int, int, int | None, str]:
     if data.source in KNOWN:
         classes, in_chans, side = KNOWN[data.source]
         return len(data.classes or ()) or classes, in_chans, side, ""
+    if data.source == "images":
+        return 1, 3, None, ""
     if data.source == "maskfolder":
         count = count_classes(data.root)
         return (count, 3, None, "") if count else (21, 3, None, "21 classes: the folder of masks is not here")

@@ -31,6 +31,7 @@ SOURCES = {
     "svhn": "torchvision's SVHN",
     "imagefolder": "folders of images, one for each class",
     "maskfolder": "images with a mask of class numbers each",
+    "images": "image files without classes",
     "tar": "tar shards of images",
     "parquet": "parquet files of images, as Hugging Face's datasets write them",
 }
@@ -63,8 +64,8 @@ class Backbone(Section):
     name: Network[str] = Field(
         max_length=200,
         description="name in timm's registry (dist-prune list backbones), hf-hub:OWNER/NAME, local-dir:FOLDER, "
-        "torchvision:NAME, transformers:FOLDER_OR_NAME, package.module:callable or ./file.py:callable (the last two "
-        "run code)",
+        "torchvision:NAME, transformers:FOLDER_OR_NAME, features:NAME (timm's network without its head), "
+        "package.module:callable or ./file.py:callable (the last two run code)",
     )
     checkpoint: External[PathText | None] = Field(
         default=None,
@@ -114,9 +115,10 @@ class Data(Section):
         max_length=200,
         description="data set: scikit-learn's digits, arrays of an .npz file (npz_labels: with several labels for each "
         "image, npz_values: with numbers), one of torchvision's, folders of images, images with a mask each "
-        "(maskfolder), tar shards or parquet files of images, or a map-style Dataset: package.module:Dataset, "
+        "(maskfolder), image files without classes (images), tar shards or parquet files of images, or a map-style "
+        "Dataset: package.module:Dataset, "
         "./file.py:Dataset, or the name of an entry point; digits, npz, npz_labels, npz_values, cifar10, cifar100, "
-        "mnist, fashion_mnist, svhn, imagefolder, maskfolder, tar, parquet",
+        "mnist, fashion_mnist, svhn, imagefolder, maskfolder, images, tar, parquet",
     )
     kwargs: Loading[dict[str, Any]] = Field(
         default_factory=dict, description="Dataset: further keyword arguments of its class or function"

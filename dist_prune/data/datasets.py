@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from dist_prune.config.data import Data
-from dist_prune.data import array_files, array_targets, folder_layout, folder_scan, mask_folder
+from dist_prune.data import array_files, array_targets, folder_layout, folder_scan, mask_folder, plain_folder
 from dist_prune.data.class_order import renumbered_identity
 from dist_prune.data.folder_index import Names, load_or_scan
 from dist_prune.data.listed_layouts import find_listing
@@ -463,6 +463,7 @@ OPENERS: dict[str, Callable[[SplitSpec], RandomAccessSource]] = {
     "npz_values": partial(_open_targets, kind="values"),
     "imagefolder": _open_folder,
     "maskfolder": mask_folder.open_masks,
+    "images": plain_folder.open_images,
     "tar": open_tar,
     "parquet": open_parquet,
     "cifar10": _open_torchvision,

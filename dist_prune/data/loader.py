@@ -5,6 +5,7 @@ Backends deliver pixels. Transfer to the device, normalisation and random erasin
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,11 +31,13 @@ class Batch:
         labels: the targets, on its device: (n,) int64 class numbers; or what the task of the data set has: masks (n,
             H, W) int64, labels (n, classes) int64, values (n, outputs) float32.
         ids: (n,) int64 sample ids, on the CPU.
+        reference: the dense network's outputs on the images, where a task compares with them.
     """
 
     images: Tensor
     labels: Tensor
     ids: Tensor
+    reference: Any = None
 
 
 @dataclass

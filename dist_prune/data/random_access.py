@@ -34,6 +34,7 @@ TARGETS = {
     "masks": "a mask for each image (data.source=maskfolder)",
     "labels": "0 or 1 of every class for each image (data.source=npz_labels)",
     "values": "numbers for each image (data.source=npz_values)",
+    "nothing": "images alone",
 }
 
 

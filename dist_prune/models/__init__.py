@@ -75,6 +75,10 @@ def source_of(name: str) -> NetworkSource:
         if plain.partition(".")[0] in torchvision_segmenters.list_names():
             return torchvision_segmenters.TorchvisionSegmenter(plain)
         return TorchvisionNetwork(plain)
+    if prefix == sources.FEATURES:
+        from dist_prune.models.towers import TowerNetwork
+
+        return TowerNetwork(name.partition(":")[2])
     if prefix == sources.TRANSFORMERS:
         from dist_prune.models.transformers_networks import TransformersNetwork
 

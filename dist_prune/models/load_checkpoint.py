@@ -11,6 +11,7 @@ from dist_prune.distributed import tensor_files
 from dist_prune.errors import PruneError
 from dist_prune.models.torchvision_networks import last_linear
 from dist_prune.models.torchvision_weights import translate_names
+from dist_prune.models.towers import Tower
 
 
 def load_checkpoint(
@@ -33,9 +34,12 @@ def load_checkpoint(
         PruneError: the file cannot be read, would run code or does not match the network, or its head has another
             number of classes and no training follows.
     """
+    tower, model = model, model.trunk if isinstance(model, Tower) else model
     wanted = model.state_dict()
     weights = tensor_files.read_weights(path, backbone.checkpoint_key, backbone.checkpoint_skip, wanted, say)
     weights = translate_names(weights, wanted)
+    if isinstance(tower, Tower):
+        weights = tower.without_head(weights, path.name, say)
     head = classifier_names(model)
     head_sizes = [weights[name].shape[0] for name in head if name in weights and weights[name].ndim]
     other = next((count for count in head_sizes if count != classes), None)

@@ -285,6 +285,8 @@ class RunImages:
 def _target_text(source: ImageSource) -> str:
     """The targets of the training images, for the log."""
     names, pixels = source.classes, getattr(source, "pixels", None)
+    if target_kind(source) == "nothing":
+        return f"{len(source.labels):,} training images without classes"
     if pixels is None:
         return f"{len(source.labels):,} training images with {len(names)} {target_kind(source)} each"
     *counts, void = pixels

@@ -29,7 +29,7 @@ from dist_prune.pruning.selection import cost
 from dist_prune.tasks.base import Task
 from dist_prune.training import optim, optimizer_state
 
-TARGETS_OF = {"maskfolder": "masks", "npz_labels": "labels", "npz_values": "values"}  # source -> what it gives
+TARGETS_OF = {"maskfolder": "masks", "npz_labels": "labels", "npz_values": "values", "images": "nothing"}  # source -> what it gives
 ASSUME = "dist-prune check --assume RECIPE leaves out what is only on another machine"
 
 
@@ -78,7 +78,7 @@ def missing_image_folders(data: Data) -> list[str]:
     Returns:
         A line for each missing split.
     """
-    if data.source == "maskfolder":
+    if data.source in ("maskfolder", "images"):
         splits = {data.train_split: True, data.eval_split: False}
         found = [_failing(open_source, data.source, data.root, split, train) for split, train in splits.items()]
         return list(dict.fromkeys(line for lines in found for line in lines))
@@ -225,7 +225,7 @@ def check_targets(task: Task, source: ImageSource, name: str) -> None:
 
 def check_kind(task: Task, found: str, name: str) -> None:
     """``check_targets`` for a data set that gives ``found``, a key of ``TARGETS``."""
-    if found != task.targets:
+    if task.targets not in ("anything", found):
         raise PruneError(
             f"task.name: {task.name} learns from {TARGETS[task.targets]}; data.source={name} gives {TARGETS[found]}"
         )

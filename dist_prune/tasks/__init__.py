@@ -14,7 +14,7 @@ from dist_prune import plugins
 from dist_prune.errors import PruneError, nearest, shown, unknown
 from dist_prune.tasks.base import Task
 
-SHARED = ("base", "outputs", "tallies", "colours")  # modules that tasks share; not tasks
+SHARED = ("base", "outputs", "tallies", "colours", "similarity")  # modules that tasks share; not tasks
 
 
 def list_names() -> list[str]:

@@ -21,7 +21,7 @@ from dist_prune.tasks.outputs import map_tensors
 
 __all__ = ["Batch", "Picture", "Task", "TaskOptions", "Training"]
 
-Targets = Literal["classes", "masks", "labels", "values"]
+Targets = Literal["classes", "masks", "labels", "values", "anything"]
 Need = Literal["class labels", "class logits"]
 
 # What a method may need -> the sentence that follows "needs" in the refusal.
@@ -60,12 +60,15 @@ class Task(ABC):
         name: of the task, as in a recipe.
         Options: pydantic model of its recipe keys (section ``task``).
         targets: what a data set has to give for each image. ``classes``: one class number. ``masks``: a class number
-            for each pixel. ``labels``: 0 or 1 for each class. ``values``: numbers.
-        titles: name of a figure -> head of its row in tables, with its unit. The order is that of the tables.
+            for each pixel. ``labels``: 0 or 1 for each class. ``values``: numbers. ``anything``: nothing is learned from
+            it.
+        titles: name of a figure -> head of its row in tables, with its unit. The order is that of the tables. A figure
+            that ``figures`` leaves out has no row.
         primary: the figure that selects epochs and that pruning is judged by.
         higher_is_better: its direction.
         provides: what methods may ask for (keys of ``NEEDS``).
         mixes: whether mixup and CutMix can mix the targets.
+        compares: whether ``tally`` and ``rows`` read the dense network's outputs (``Batch.reference``).
     """
 
     name: ClassVar[str]
@@ -76,6 +79,7 @@ class Task(ABC):
     higher_is_better: ClassVar[bool] = True
     provides: ClassVar[frozenset[str]] = frozenset()
     mixes: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
 
     options: Any
 
@@ -149,9 +153,25 @@ class Task(ABC):
         """What the figures need of each image alone: name -> (n, ...) float64. The default is nothing."""
         return {}
 
-    def row_shapes(self, outputs: int) -> dict[str, tuple[int, ...]]:
-        """The names and shapes of ``rows``, without the first axis."""
+    def row_shapes(self, outputs: int) -> dict[str, tuple[int, ...]] | None:
+        """The names and shapes of ``rows``, without the first axis; None: as ``rows`` gives them for one image."""
         return {}
+
+    def gallery_images(self, kind: str) -> int:
+        """The number of training images whose rows ``figures`` gets too, under ``gallery_<name>``; the default is 0.
+
+        Args:
+            kind: what the images have, a key of ``data.random_access.TARGETS``.
+        """
+        return 0
+
+    def left_out(self, kind: str) -> str:
+        """A sentence on the figures that images of this kind do not have; empty: they have all.
+
+        Args:
+            kind: what the images have, a key of ``data.random_access.TARGETS``.
+        """
+        return ""
 
     @abstractmethod
     def figures(self, tables: Mapping[str, Tensor], images: int) -> dict[str, float]:
@@ -163,7 +183,7 @@ class Task(ABC):
             images: number of images.
 
         Returns:
-            All names of ``titles``, and ``loss``.
+            The names of ``titles``, ``primary`` among them, and ``loss``.
         """
 
     def distil(self, outputs: Any, teacher: Any, temperature: float) -> Tensor:
