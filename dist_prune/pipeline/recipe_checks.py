@@ -29,7 +29,12 @@ from dist_prune.pruning.selection import cost
 from dist_prune.tasks.base import Task
 from dist_prune.training import optim, optimizer_state
 
-TARGETS_OF = {"maskfolder": "masks", "npz_labels": "labels", "npz_values": "values", "images": "nothing"}  # source -> what it gives
+TARGETS_OF = {
+    "maskfolder": "masks",
+    "npz_labels": "labels",
+    "npz_values": "values",
+    "images": "nothing",
+}  # source -> what it gives
 ASSUME = "dist-prune check --assume RECIPE leaves out what is only on another machine"
 
 
