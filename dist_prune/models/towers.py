@@ -1,7 +1,7 @@
 """Towers: networks of timm without their head, which give features: ``features:vit_small_patch14_dinov2`` for example.
 
-The output is a mapping: ``pooled`` (n, channels), the vector that timm's head would get, and ``patches``: the tokens (n,
-tokens, channels) without class and register tokens, or the last map (n, channels, h, w).
+The output is a mapping: ``pooled`` (n, channels), the vector that timm's head would get, and ``patches``: the tokens
+(n, tokens, channels) without class and register tokens, or the last map (n, channels, h, w).
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,8 @@ class Tower(nn.Module):
         super().__init__()
         self.trunk = trunk
         # the images are prepared as for the trunk; no head has numbers of classes
-        config = dict(trunk.pretrained_cfg) | {"num_classes": 0}  # type: ignore[arg-type]
+        config: dict[str, Any] = dict(trunk.pretrained_cfg)  # type: ignore[arg-type]
+        config |= {"num_classes": 0, "architecture": f"{FEATURES}:{config.get('architecture')}"}
         self.pretrained_cfg = self.default_cfg = config
 
     def get_classifier(self) -> None:

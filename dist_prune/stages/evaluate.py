@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from dist_prune.distributed.cpu_count import threads
 from dist_prune.data.random_access import target_kind
+from dist_prune.distributed.cpu_count import threads
 from dist_prune.errors import PruneError
 from dist_prune.pipeline.context import RunContext, StageOutput
 from dist_prune.pipeline.stage_graph import DENSE, FINETUNED, PRUNED, REPAIRED, round_path

@@ -60,14 +60,16 @@ class Task(ABC):
         name: of the task, as in a recipe.
         Options: pydantic model of its recipe keys (section ``task``).
         targets: what a data set has to give for each image. ``classes``: one class number. ``masks``: a class number
-            for each pixel. ``labels``: 0 or 1 for each class. ``values``: numbers. ``anything``: nothing is learned from
-            it.
+            for each pixel. ``labels``: 0 or 1 for each class. ``values``: numbers. ``anything``: nothing is learned
+            from it.
         titles: name of a figure -> head of its row in tables, with its unit. The order is that of the tables. A figure
             that ``figures`` leaves out has no row.
         primary: the figure that selects epochs and that pruning is judged by.
         higher_is_better: its direction.
         provides: what methods may ask for (keys of ``NEEDS``).
         mixes: whether mixup and CutMix can mix the targets.
+        any_size: whether a network serves images of other sizes than it was measured at: exported files take them,
+            where the network does.
         compares: whether ``tally`` and ``rows`` read the dense network's outputs (``Batch.reference``).
     """
 
@@ -79,6 +81,7 @@ class Task(ABC):
     higher_is_better: ClassVar[bool] = True
     provides: ClassVar[frozenset[str]] = frozenset()
     mixes: ClassVar[bool] = False
+    any_size: ClassVar[bool] = False
     compares: ClassVar[bool] = False
 
     options: Any
@@ -263,7 +266,7 @@ class Task(ABC):
         Args:
             batch: a few images with their targets.
             images: the same images as they are seen, (n, H, W, 3) uint8.
-            outputs: network (``dense``, ``pruned``, ``finetuned``) -> its outputs.
+            outputs: network (``dense``, ``pruned``, perhaps ``repaired``, ``finetuned``) -> its outputs.
 
         Returns:
             A row of pictures for each image; empty: no pictures.
@@ -307,6 +310,7 @@ class Task(ABC):
             "titles": dict(self.titles),
             "primary": self.primary,
             "higher_is_better": self.higher_is_better,
+            **({"any_size": True} if self.any_size else {}),
         }
 
 

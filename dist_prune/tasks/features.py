@@ -8,8 +8,8 @@ where phi divides by the norm and by the square root of 2, so that D is 1 - cos 
 root of the number of channels, so that D is the mean squared error (``mse``); outputs with positions take the mean over
 the positions. D is what finetuning lowers, and the figure ``loss``.
 
-At the dense network D and its gradient are zero, so D itself ranks no channel. Its second-order expansion in the gates z
-of the channels is (z - 1)^T J^T J (z - 1), with the Jacobian J of all weighted phi: removing channel i alone costs
+At the dense network D and its gradient are zero, so D itself ranks no channel. Its second-order expansion in the gates
+z of the channels is (z - 1)^T J^T J (z - 1), with the Jacobian J of all weighted phi: removing channel i alone costs
 |J_i|^2, the squared first-order change of the features. Criteria read gradients of one number, so the number is
 
     L(x) = <phi(f(x)), r(x)> + |phi(f(x)) - c|^2,   c = phi(f(x)) as a constant
@@ -60,8 +60,7 @@ class Options(TaskOptions):
 
 
 class Features(Task):
-    """The features of images: no label is read, but the classes of images, where they have some, show what features are
-    worth.
+    """The features of images. No label is learned from; where images have classes, k-NN shows what features are worth.
 
     The network gives one tensor (images, channels), (images, tokens, channels) or (images, channels, h, w), or several.
     """
@@ -72,6 +71,7 @@ class Features(Task):
     titles = {"cka": "CKA", "knn": "k-NN top-1 %"}
     primary = "cka"
     compares = True
+    any_size = True
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """The number whose gradient ranks channels (see the top of this file), (n,)."""
