@@ -47,18 +47,25 @@ ALLOWED = {
     "errors": set(),
     "fileio": {"errors"},
     "plugins": {"errors", "fileio"},
+    "registry": {"errors", "plugins"},
     "config": {"errors", "fileio", "plugins"},
     "distributed": BASE,
     "data": BASE | {"distributed"},
     "models": BASE | {"distributed"},
-    "tasks": BASE | {"data"},
+    "tasks": BASE | {"registry", "data"},
     "training": BASE | {"distributed", "data", "tasks"},
     "pruning": {
         "errors",
         "plugins",
         "config",
     },  # config: parsing of plan files; a cost's name becomes a key of the target section
-    "methods": {"errors", "plugins", "pruning", "config"},  # config: names of methods elsewhere, without torch
+    "methods": {
+        "errors",
+        "plugins",
+        "registry",
+        "pruning",
+        "config",
+    },  # config: names of methods elsewhere, without torch
     "scoring": ENGINE | {"pruning"},
     "report": BASE | {"pruning", "tasks", "training"},
     "export": ENGINE | {"pruning"},

@@ -55,6 +55,8 @@ def list_names(pattern: str = "") -> list[str]:
         names = (f"{sources.TORCHVISION}:{name}" for name in known)
         return [name for name in names if fnmatchcase(name, pattern) or name.startswith(pattern)]
     plugin_networks.list_names()
+    if pattern.startswith(f"{sources.FEATURES}:"):
+        return [f"{sources.FEATURES}:{name}" for name in timm.list_models(pattern.partition(":")[2] or "*")]
     return timm.list_models(pattern or "*")
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 from torch import Tensor, nn
 
 from dist_prune.errors import PruneError, shown
@@ -92,8 +91,3 @@ class TowerNetwork:
 
     def files(self) -> list[Path]:
         return []
-
-
-def list_names() -> list[str]:
-    """The names of timm's networks, each of which is a tower without its head."""
-    return timm.list_models()
