@@ -155,6 +155,11 @@ def test_files_take_images_of_other_sizes_where_the_task_wants_it(kind, form, tm
     file = tmp_path / f"model{formats.SUFFIX[kind]}"
     facts = formats.write(kind, model, images, file, {}, any_size=True)
     assert facts["any_size"]
+    if kind == "onnx":
+        import onnxruntime
+
+        (images_in,) = onnxruntime.InferenceSession(str(file)).get_inputs()
+        assert images_in.shape == ["batch", 3, "height", "width"]
     others = torch.randn(5, 3, masks.SIDE + 8, 2 * masks.SIDE - 4)
     with torch.no_grad():
         wanted = sorted(named_tensors(model(others), "logits"), key=lambda pair: facts["outputs"].index(pair[0]))

@@ -54,6 +54,7 @@ def _check_source(value: str) -> str:
     )
 
 
+Side = Annotated[int, Field(ge=1, le=SIDE)]
 Edge = Annotated[float, Field(gt=0, le=1000)]
 Span = Annotated[tuple[Edge, Edge], AfterValidator(_check_rising)]
 
@@ -158,11 +159,10 @@ class Data(Section):
         default=None,
         description="standard deviation of each channel for normalisation, on [0, 1]; default: the model's own",
     )
-    image_size: InputShape[int | None] = Field(
+    image_size: InputShape[Side | tuple[Side, Side] | None] = Field(
         default=None,
-        ge=1,
-        le=SIDE,
-        description="side of the square input in pixels; default: the model's own, for arrays their side",
+        description="side of the square input in pixels, or [height, width]; default: the model's own, for arrays "
+        "their side",
     )
     crop: Loading[float | None] = Field(
         default=None,
@@ -255,6 +255,11 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _check_resize_schedule(self):
+        if self.resize_schedule and isinstance(self.image_size, tuple):
+            raise ValueError(
+                f"data.resize_schedule: its sides are those of squares, and data.image_size is "
+                f"{list(self.image_size)} (height, width); leave one of them out"
+            )
         if self.resize_schedule and min(self.resize_schedule) != 0:
             first = min(self.resize_schedule)
             raise ValueError(f"data.resize_schedule must begin at epoch 0, its first epoch is {first}")

@@ -95,7 +95,7 @@ class ImageLoader:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image of a batch."""
-        return self.source.in_chans, self.transform.size, self.transform.size
+        return self.source.in_chans, *self.transform.sides
 
     @property
     def skips(self) -> bool:
@@ -159,6 +159,8 @@ class ImageLoader:
                 f"data.augment: the {backend.name} backend cannot do {transform.augment!r}; "
                 f"allowed: {', '.join(backend.allowed)}"
             )
+        if not isinstance(transform.size, int) and backend.name == "ffcv":
+            raise PruneError("data.image_size: the ffcv backend gives squares; write one side, or data.backend=torch")
         if transform.auto_augment is None:
             return
         if mask_reader(self.source) is not None:

@@ -161,7 +161,7 @@ class SplitSpec:
     say: Say = lambda text: None
     layout: str | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    image_size: int | None = None
+    image_size: int | tuple[int, int] | None = None
     other_split: str = ""
 
     def path(self, expected: str) -> Path:

@@ -222,7 +222,20 @@ def _write_onnx(model: nn.Module, example: _Example, _: Tensor, file: Path, fact
     program = torch.onnx.export(exported, dynamo=True, input_names=["images"], output_names=names, verbose=False)
     assert program is not None
     program.save(str(file), external_data=False)
-    _set_metadata(onnx.load(str(file)), file, facts)
+    body = onnx.load(str(file))
+    _name_dimensions(body.graph)
+    _set_metadata(body, file, facts)
+
+
+def _name_dimensions(graph: Any) -> None:
+    """Give the free dimensions of the images, and those that are equal to one of them, their names."""
+    own = ("batch", "channels", "height", "width")
+    dimensions = graph.input[0].type.tensor_type.shape.dim
+    names = {found.dim_param: name for found, name in zip(dimensions, own, strict=True) if found.dim_param}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param in names:
+                dimension.dim_param = names[dimension.dim_param]
 
 
 def _write_fp16(model: nn.Module, example: _Example, calibration: Tensor, file: Path, facts: Mapping[str, str]) -> None:
