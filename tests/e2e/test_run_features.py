@@ -13,8 +13,8 @@ pytestmark = pytest.mark.slow
 WORDS = (
     "backbone.name=features:mobilenetv3_small_050", "data.source=images", "data.train_split=train/images",
     "data.eval_split=val/images", "data.image_size=[32,48]", "data.workers=0", "score.images=all",
-    "score.micro_batch=2", "repair.images=8", "target.macs=0.7", "finetune.batch=8", "finetune.epochs=2", "evaluate.batch=5",
-    "report.latency_batches=[1]", "report.latency_repeats=2",
+    "score.micro_batch=2", "repair.images=8", "target.macs=0.7", "finetune.batch=8", "finetune.epochs=2",
+    "evaluate.batch=5", "report.latency_batches=[1]", "report.latency_repeats=2",
 )  # fmt: skip
 
 
