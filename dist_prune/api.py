@@ -356,7 +356,7 @@ def save(
     backbone, dense = bundle.backbone_of(graph.network, count, graph.example[0])
     config = models.image_config(dense, graph.example[0]) if dense is not None else {}
     image = {
-        "size": graph.example[1],
+        "size": graph.example[1] if graph.example[1] == graph.example[2] else list(graph.example[1:]),
         "mean": list(mean if mean is not None else config.get("mean", [0.0] * graph.example[0])),
         "std": list(std if std is not None else config.get("std", [1.0] * graph.example[0])),
     }

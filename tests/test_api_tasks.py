@@ -13,6 +13,7 @@ from dist_prune.errors import PruneError
 from dist_prune.export import bundle, formats, hub
 from dist_prune.pruning.network_output import tensors_of
 from dist_prune.pruning.plan.plan import Plan
+from dist_prune.tasks.outputs import named_tensors
 from tests.support import masks
 
 SHAPE = (3, masks.SIDE, masks.SIDE)
@@ -51,7 +52,7 @@ def plan_with(form: str, loader) -> tuple[masks.Segmenter, Plan]:
     return model, dp.select(scores, graph, target={"macs": 0.5})
 
 
-@pytest.mark.parametrize("form", ["tensor", "dict", "tuple", "object"])
+@pytest.mark.parametrize("form", ["tensor", "dict", "tuple", "list", "object"])
 def test_a_segmenter_is_pruned_saved_and_loaded_whatever_form_its_outputs_have(form, tmp_path):
     model, plan = plan_with(form, batches())
     small = dp.prune(model, plan)
@@ -67,6 +68,7 @@ def test_a_segmenter_is_pruned_saved_and_loaded_whatever_form_its_outputs_have(f
         "tensor": ["logits"],
         "dict": ["out", "aux"],
         "tuple": ["logits_0", "logits_1"],
+        "list": ["logits_0", "logits_1"],
         "object": ["hidden", "logits"],
     }
     assert list(body["outputs"]) == names[form]
@@ -141,3 +143,36 @@ def test_files_have_named_outputs_the_main_one_first(kind, tmp_path):
             assert [output.name for output in session.get_outputs()] == names
             (found,) = session.run([names[0]], {"images": images[:3].numpy()})
             assert np.asarray(found).shape == (3, masks.CLASSES, masks.SIDE, masks.SIDE)
+
+
+FORMS = ("tensor", "tuple", "list", "dict", "object")
+SLOW = [(kind, form) for kind in ("pt2", "onnx") for form in FORMS if (kind, form) != ("pt2", "dict")]
+
+
+@pytest.mark.parametrize(("kind", "form"), [("pt2", "dict"), *(pytest.param(*c, marks=pytest.mark.slow) for c in SLOW)])
+def test_files_take_images_of_other_sizes_where_the_task_wants_it(kind, form, tmp_path):
+    model, images = network(form), torch.randn(3, *SHAPE)
+    file = tmp_path / f"model{formats.SUFFIX[kind]}"
+    facts = formats.write(kind, model, images, file, {}, any_size=True)
+    assert facts["any_size"]
+    if kind == "onnx":
+        import onnxruntime
+
+        (images_in,) = onnxruntime.InferenceSession(str(file)).get_inputs()
+        assert images_in.shape == ["batch", 3, "height", "width"]
+    others = torch.randn(5, 3, masks.SIDE + 8, 2 * masks.SIDE - 4)
+    with torch.no_grad():
+        wanted = sorted(named_tensors(model(others), "logits"), key=lambda pair: facts["outputs"].index(pair[0]))
+        found = formats.runner(kind, file)(others)
+    found = (found,) if isinstance(found, Tensor) else found
+    assert len(found) == len(facts["outputs"]) == len(wanted)
+    for (_, one), other in zip(wanted, found, strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_a_network_of_one_size_gets_a_file_of_one_size(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 2)).eval()
+    facts = formats.write("pt2", model, torch.randn(3, 3, 8, 8), tmp_path / "model.pt2", {}, any_size=True)
+    assert not facts["any_size"]
+    assert facts["difference"] < 1e-5

@@ -23,8 +23,10 @@ from dist_prune.data.datasets import (
     open_source,
 )
 from dist_prune.data.mask_folder import count_classes
+from dist_prune.data.transform_config import sides_of
 from dist_prune.errors import PruneError
 from dist_prune.methods.base import Method
+from dist_prune.pipeline.images import config_size
 from dist_prune.pipeline.start_network import StartNetwork
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.repair.cost import repair_cost
@@ -90,9 +92,9 @@ def trace_backbone(recipe: Recipe, method: Method) -> tuple[DependencyGraph, int
     start = StartNetwork(recipe.backbone) if recipe.backbone.bundle else None
     if start is not None:
         config |= start.image_config()
-    size = recipe.data.image_size or native_side or config["input_size"][1]
+    size = recipe.data.image_size or native_side or config_size(config["input_size"])
     check_normalisation(recipe.data.mean, recipe.data.std, in_chans)
-    example = torch.randn(1, in_chans, size, size)
+    example = torch.randn(1, in_chans, *sides_of(size))
     graph = trace_groups(model, example, recipe.backbone.protect)
     check_outputs(task, model, example, classes, recipe.backbone.name)
     if start is not None:
@@ -189,6 +191,8 @@ def _image_shape(data: Data) -> tuple[int, int, int | None, str]:
     if data.source in KNOWN:
         classes, in_chans, side = KNOWN[data.source]
         return len(data.classes or ()) or classes, in_chans, side, ""
+    if data.source == "images":
+        return 1, 3, None, ""
     if data.source == "maskfolder":
         count = count_classes(data.root)
         return (count, 3, None, "") if count else (21, 3, None, "21 classes: the folder of masks is not here")

@@ -58,16 +58,20 @@ def run(arguments: argparse.Namespace) -> Answer:
         "size": str(image["size"]),
         "classes": "\n".join(read.body["classes"]),
     }
+    any_size = bool((read.body.get("task") or {}).get("any_size"))
     lines: list[str] = []
     body: dict[str, Any] = {}
     for kind in arguments.format:
         file = out / f"model{formats.SUFFIX[kind]}"
-        facts = {"file": str(file), **formats.write(kind, model, images, file, metadata, calibration)}
+        facts = {"file": str(file), **formats.write(kind, model, images, file, metadata, calibration, any_size)}
         body[kind] = facts
+        what = "outputs" if read.body.get("task") else "logits"
         lines.append(
-            f"{file}: {facts['bytes'] / 2**20:.2f} MiB; on {facts['images']} images logits differ by at most "
-            f"{facts['difference']:.1e} of the largest, {facts['same_class']:.1%} get the same class"
+            f"{file}: {facts['bytes'] / 2**20:.2f} MiB; on {facts['images']} images {what} differ by at most "
+            f"{facts['difference']:.1e} of the largest"
+            + ("" if read.body.get("task") else f", {facts['same_class']:.1%} get the same class")
             + ("" if facts["outputs"] == ["logits"] else f"; outputs {', '.join(facts['outputs'])}")
+            + (f"; images of {'any size' if facts['any_size'] else 'this size alone'}" if any_size else "")
         )
     return "\n".join(lines), body, 0
 

@@ -33,6 +33,7 @@ SOURCES = {
     "maskfolder": "images with a mask of class numbers each",
     "boxfolder": "images with boxes in a boxes.json",
     "coco": "images with boxes in annotation files of COCO's form",
+    "images": "image files without classes",
     "tar": "tar shards of images",
     "parquet": "parquet files of images, as Hugging Face's datasets write them",
 }
@@ -55,6 +56,7 @@ def _check_source(value: str) -> str:
     )
 
 
+Side = Annotated[int, Field(ge=1, le=SIDE)]
 Edge = Annotated[float, Field(gt=0, le=1000)]
 Span = Annotated[tuple[Edge, Edge], AfterValidator(_check_rising)]
 
@@ -65,8 +67,8 @@ class Backbone(Section):
     name: Network[str] = Field(
         max_length=200,
         description="name in timm's registry (dist-prune list backbones), hf-hub:OWNER/NAME, local-dir:FOLDER, "
-        "torchvision:NAME, transformers:FOLDER_OR_NAME, package.module:callable or ./file.py:callable (the last two "
-        "run code)",
+        "torchvision:NAME, transformers:FOLDER_OR_NAME, features:NAME (timm's network without its head), "
+        "package.module:callable or ./file.py:callable (the last two run code)",
     )
     checkpoint: External[PathText | None] = Field(
         default=None,
@@ -116,10 +118,10 @@ class Data(Section):
         max_length=200,
         description="data set: scikit-learn's digits, arrays of an .npz file (npz_labels: with several labels for each "
         "image, npz_values: with numbers), one of torchvision's, folders of images, images with a mask each "
-        "(maskfolder), images with boxes (boxfolder, coco), tar shards or parquet files of images, or a map-style "
-        "Dataset: package.module:Dataset, ./file.py:Dataset, or the name of an entry point; digits, npz, npz_labels, "
-        "npz_values, cifar10, cifar100, "
-        "mnist, fashion_mnist, svhn, imagefolder, maskfolder, boxfolder, coco, tar, parquet",
+        "(maskfolder), images with boxes (boxfolder, coco), files without classes (images), tar shards or parquet "
+        "files of images, or a map-style Dataset: package.module:Dataset, ./file.py:Dataset, or the name of an entry "
+        "point; digits, npz, npz_labels, npz_values, cifar10, cifar100, mnist, fashion_mnist, svhn, imagefolder, "
+        "maskfolder, boxfolder, coco, images, tar, parquet",
     )
     kwargs: Loading[dict[str, Any]] = Field(
         default_factory=dict, description="Dataset: further keyword arguments of its class or function"
@@ -159,11 +161,10 @@ class Data(Section):
         default=None,
         description="standard deviation of each channel for normalisation, on [0, 1]; default: the model's own",
     )
-    image_size: InputShape[int | None] = Field(
+    image_size: InputShape[Side | tuple[Side, Side] | None] = Field(
         default=None,
-        ge=1,
-        le=SIDE,
-        description="side of the square input in pixels; default: the model's own, for arrays their side",
+        description="side of the square input in pixels, or [height, width]; default: the model's own, for arrays "
+        "their side",
     )
     crop: Loading[float | None] = Field(
         default=None,
@@ -256,6 +257,16 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _check_resize_schedule(self):
+        if self.source in ("boxfolder", "coco") and isinstance(self.image_size, tuple):
+            raise ValueError(
+                f"data.image_size: images with boxes are resized to squares, and this is {list(self.image_size)} (height, "
+                "width); write one side"
+            )
+        if self.resize_schedule and isinstance(self.image_size, tuple):
+            raise ValueError(
+                f"data.resize_schedule: its sides are those of squares, and data.image_size is "
+                f"{list(self.image_size)} (height, width); leave one of them out"
+            )
         if self.resize_schedule and min(self.resize_schedule) != 0:
             first = min(self.resize_schedule)
             raise ValueError(f"data.resize_schedule must begin at epoch 0, its first epoch is {first}")

@@ -31,6 +31,8 @@ ADDED: dict[str, Any] = {
     "repair.micro_batch": 16,
     "repair.memory_mb": 2048,
     "task": {"name": "classification"},
+    "train.freeze_bn": False,
+    "finetune.freeze_bn": False,
 }
 ADDED_TO: dict[str, dict[str, Any]] = {  # method -> the same for its options
     **{

@@ -103,6 +103,11 @@ class Training(Section):
         "CUDA graphs, for small networks on GPUs; max-autotune: with kernels chosen by timing",
     )
     sync_bn: bool = Field(default=False, description="batch-norm statistics over the batches of all ranks (GPUs)")
+    freeze_bn: bool = Field(
+        default=False,
+        description="batch norms that keep their running statistics and use them in training too; for networks whose "
+        "batch norms are folded, and for small batches",
+    )
     recalibrate_bn: int = Field(
         default=0,
         ge=0,

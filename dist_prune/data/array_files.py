@@ -126,7 +126,7 @@ def channels_first(shape: tuple[int, ...]) -> bool:
     )
 
 
-def check_sides(height: int, width: int, image_size: int | None) -> None:
+def check_sides(height: int, width: int, image_size: int | tuple[int, int] | None) -> None:
     """Refuse arrays that are not square if the recipe names no side to resize them to.
 
     Args:
@@ -139,8 +139,9 @@ def check_sides(height: int, width: int, image_size: int | None) -> None:
     """
     if height != width and image_size is None:
         raise PruneError(
-            f"data.image_size: the arrays are {height} high and {width} wide, and networks are given squares. "
-            f"data.image_size={max(height, width)} squeezes them to that side; or pad them in the file"
+            f"data.image_size: the arrays are {height} high and {width} wide, and most networks are given squares. "
+            f"data.image_size={max(height, width)} squeezes them to that side, data.image_size=[{height},{width}] "
+            "leaves them as they are; or pad them in the file"
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dist_prune.data.sampling import uniform_from_ids
-from dist_prune.data.transform_config import AugmentKey, TransformConfig
+from dist_prune.data.transform_config import AugmentKey, Size, TransformConfig, sides_of
 
 SHIFT, WINDOW, ERASE, COLOUR, POLICY = range(5)  # streams of ``uniform_from_ids``
 TRIES = 10  # draws of a window or a rectangle until one fits
@@ -100,9 +100,9 @@ def crop_window(
 
 
 def resize_windows(
-    pixels: Tensor, augment_key: AugmentKey, ids: np.ndarray, transform: TransformConfig, size: int
+    pixels: Tensor, augment_key: AugmentKey, ids: np.ndarray, transform: TransformConfig, size: Size
 ) -> Tensor:
-    """Crop a random window of each image and resize it to a square with a triangle filter (as Pillow's bilinear).
+    """Crop a random window of each image and resize it to one size with a triangle filter (as Pillow's bilinear).
 
     The filter is linear and separable, so a batch takes two batched matrix products.
 
@@ -111,10 +111,10 @@ def resize_windows(
         augment_key: (seed, epoch).
         ids: (n,) int64 sample ids.
         transform: gives ``scale`` and ``ratio`` of the windows.
-        size: side of the result in pixels.
+        size: side of the result in pixels, or (height, width).
 
     Returns:
-        (n, C, size, size) uint8. Half of the images are mirrored.
+        (n, C, height, width) uint8. Half of the images are mirrored.
     """
     height, width = pixels.shape[-2:]
     uniforms = window_uniforms(augment_key, ids)
@@ -125,7 +125,8 @@ def resize_windows(
     mirrored = torch.tensor([image_uniforms[-1] < 0.5 for image_uniforms in uniforms]).to(
         pixels.device, non_blocking=True
     )
-    vertical, horizontal = _triangle_filter(top, h, height, size), _triangle_filter(left, w, width, size)
+    high, wide = sides_of(size)
+    vertical, horizontal = _triangle_filter(top, h, height, high), _triangle_filter(left, w, width, wide)
     horizontal = torch.where(mirrored[:, None, None], horizontal.flip(1), horizontal)
     resized = vertical[:, None] @ pixels.float() @ horizontal[:, None].transpose(-1, -2)
     return resized.round_().clamp_(0, 255).to(torch.uint8)

@@ -11,7 +11,15 @@ from typing import Any, cast
 import numpy as np
 
 from dist_prune.config.data import Data
-from dist_prune.data import array_files, array_targets, box_layouts, folder_layout, folder_scan, mask_folder
+from dist_prune.data import (
+    array_files,
+    array_targets,
+    box_layouts,
+    folder_layout,
+    folder_scan,
+    mask_folder,
+    plain_folder,
+)
 from dist_prune.data.class_order import renumbered_identity
 from dist_prune.data.folder_index import Names, load_or_scan
 from dist_prune.data.listed_layouts import find_listing
@@ -19,6 +27,7 @@ from dist_prune.data.map_dataset import open_dataset
 from dist_prune.data.parquet_files import open_parquet
 from dist_prune.data.random_access import ImageSource, RandomAccessSource, Say, SplitSpec, target_kind
 from dist_prune.data.tar_shards import open_tar
+from dist_prune.data.transform_config import Size
 from dist_prune.errors import PruneError
 
 # source -> (classes, channels, side in pixels), for data sets of which every copy is the same
@@ -138,7 +147,7 @@ class DatasetKeys:
     """
 
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    image_size: int | None = None
+    image_size: Size | None = None
     splits: tuple[str, str] | None = None
 
     @classmethod
@@ -257,7 +266,7 @@ def check_same_classes(train: ImageSource, test: ImageSource) -> None:
     _check_same_names(train.classes, test.classes)
 
 
-def check_same_form(train: ImageSource, test: ImageSource, image_size: int | None) -> None:
+def check_same_form(train: ImageSource, test: ImageSource, image_size: Size | None) -> None:
     """Check that the images of both splits fit one network.
 
     Args:
@@ -329,7 +338,7 @@ def class_folders(root: str | None, train_split: str, eval_split: str) -> tuple[
 
 
 def npz_shape(
-    root: str | None, layout: str | None, image_size: int | None, kind: str = "npz"
+    root: str | None, layout: str | None, image_size: Size | None, kind: str = "npz"
 ) -> tuple[int, int, int] | None:
     """Read classes, channels and side of an .npz data set.
 
@@ -466,6 +475,7 @@ OPENERS: dict[str, Callable[[SplitSpec], RandomAccessSource]] = {
     "maskfolder": mask_folder.open_masks,
     "boxfolder": box_layouts.open_boxes,
     "coco": box_layouts.open_coco,
+    "images": plain_folder.open_images,
     "tar": open_tar,
     "parquet": open_parquet,
     "cifar10": _open_torchvision,

@@ -21,7 +21,7 @@ from dist_prune.data.mask_folder import mask_reader, read_mask
 from dist_prune.data.memory_backend import transform_batch
 from dist_prune.data.random_access import RandomAccessSource, StoredImage, fetch_pixels, target_kind
 from dist_prune.data.timm_transforms import auto_augment_policy, eval_transform
-from dist_prune.data.transform_config import AugmentKey, TransformConfig
+from dist_prune.data.transform_config import AugmentKey, Size, TransformConfig, sides_of
 from dist_prune.distributed.preemption import defer_signals_in_worker
 from dist_prune.errors import PruneError
 
@@ -84,14 +84,14 @@ class _Request(NamedTuple):
     ids: np.ndarray
     transform: TransformConfig
     augment: AugmentKey | None
-    size: int
+    size: Size
 
 
 class _LoadedBatch(NamedTuple):
     """One batch from a worker: without the images in ``failed``."""
 
     ids: np.ndarray
-    pixels: Tensor  # (n, size, size, C) uint8 from files, with a mask after the colours; (n, C, size, size) from arrays
+    pixels: Tensor  # (n, H, W, C) uint8 from files, with a mask after the colours; (n, C, H, W) from arrays
     failed: dict[int, str]
 
 
@@ -130,7 +130,7 @@ class FileBackend:
         self._idle: DataLoader[Any] | None = None
 
     def pixels(
-        self, id_lists: Sequence[np.ndarray], transform: TransformConfig, augment: AugmentKey | None, size: int
+        self, id_lists: Sequence[np.ndarray], transform: TransformConfig, augment: AugmentKey | None, size: Size
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Load pixels of one split by sample id. See ``ImageBackend.pixels``."""
         requests = [_Request(request_ids, transform, augment, size) for request_ids in id_lists]
@@ -240,7 +240,8 @@ class _ImageDataset(Dataset[Any]):
             seeds = augmentation.policy_seeds(augment, ids)
         fetch_mask = mask_reader(self.source)
         upright = target_kind(self.source) not in ("masks", "boxes")  # which are in pixels of the image as it is stored
-        shape = (*fixed_size, self.source.in_chans) if fixed_size else (size, size, 3 + (fetch_mask is not None))
+        sides = sides_of(size)
+        shape = (*fixed_size, self.source.in_chans) if fixed_size else (*sides, 3 + (fetch_mask is not None))
         out = _empty_shared((len(ids), *shape))
         loaded = []
         failed = {}
@@ -268,7 +269,7 @@ class _ImageDataset(Dataset[Any]):
         if fixed_size and loaded:
             out = transform_batch(out.permute(0, 3, 1, 2), ids, transform, augment, size)
         elif fixed_size:
-            out = torch.empty((0, self.source.in_chans, size, size), dtype=torch.uint8)
+            out = torch.empty((0, self.source.in_chans, *sides), dtype=torch.uint8)
         return _LoadedBatch(ids, out, failed)
 
     def _transform_one(
@@ -280,25 +281,27 @@ class _ImageDataset(Dataset[Any]):
         seed: int,
         request: _Request,
     ) -> Tensor:
-        """Transform one decoded image, and its mask in the same way: (3 or 4, size, size) uint8."""
+        """Transform one decoded image, and its mask in the same way: (3 or 4, height, width) uint8."""
         transform = request.transform
         augment = request.augment
-        size = request.size
+        size, sides = request.size, list(sides_of(request.size))
         if uniforms:
             box = augmentation.crop_window(image.height, image.width, uniforms, transform.scale, transform.ratio)
             interpolation = InterpolationMode(transform.interpolation)
-            image = vision.resized_crop(image, *box, [size, size], interpolation)  # type: ignore[assignment,arg-type]
+            image = vision.resized_crop(image, *box, sides, interpolation)  # type: ignore[assignment,arg-type]
             image = ImageOps.mirror(image) if uniforms[-1] < 0.5 else image
             pixels = vision.pil_to_tensor(image)
             if mask is not None:
-                mask = vision.resized_crop(mask, *box, [size, size], InterpolationMode.NEAREST)  # type: ignore[arg-type]
+                mask = vision.resized_crop(mask, *box, sides, InterpolationMode.NEAREST)  # type: ignore[arg-type]
                 mask = ImageOps.mirror(mask) if uniforms[-1] < 0.5 else mask  # type: ignore[arg-type]
                 pixels = torch.cat([pixels, vision.pil_to_tensor(mask)])
         else:
             pixels = torch.as_tensor(eval_transform(transform, size)(image))
             if mask is not None:
-                resized = eval_transform(replace(transform, interpolation="nearest"), size)(mask)
-                pixels = torch.cat([pixels, torch.as_tensor(resized).reshape(1, size, size)])
+                # borders are void, which is stored as 0
+                plain = replace(transform, interpolation="nearest", mean=(0.0,))
+                resized = eval_transform(plain, size)(mask)
+                pixels = torch.cat([pixels, torch.as_tensor(resized).reshape(1, *sides)])
             if augment is not None and transform.augment in ("crop", "crop_flip"):
                 flip = transform.augment == "crop_flip"
                 pixels = augmentation.shift_and_flip(

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import Tensor
 
-from dist_prune.data.transform_config import AugmentKey, ImageBackend, TransformConfig
+from dist_prune.data.transform_config import AugmentKey, ImageBackend, Size, TransformConfig
 
 
 class HeldPixels:
@@ -23,7 +23,7 @@ class HeldPixels:
         self._held: dict[bytes, tuple[np.ndarray, Tensor]] = {}
 
     def pixels(
-        self, id_lists: Sequence[np.ndarray], transform: TransformConfig, augment: AugmentKey | None, size: int
+        self, id_lists: Sequence[np.ndarray], transform: TransformConfig, augment: AugmentKey | None, size: Size
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Load pixels by sample id; see ``ImageBackend.pixels``. Augmented images are not held."""
         if augment is not None:

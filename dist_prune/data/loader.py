@@ -6,6 +6,7 @@ Backends deliver pixels. Transfer to the device, normalisation and random erasin
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,11 +35,13 @@ class Batch:
             H, W) int64, labels (n, classes) int64, values (n, outputs) float32, boxes (n, m, 6) float32: class from 0
             (-1: no box), x0, y0, x1, y1 in pixels of ``images``, and 1 for a crowd.
         ids: (n,) int64 sample ids, on the CPU.
+        reference: the dense network's outputs on the images, where a task compares with them.
     """
 
     images: Tensor
     labels: Tensor
     ids: Tensor
+    reference: Any = None
 
 
 @dataclass
@@ -96,7 +99,7 @@ class ImageLoader:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image of a batch."""
-        return self.source.in_chans, self.transform.size, self.transform.size
+        return self.source.in_chans, *self.transform.sides
 
     @property
     def target_shape(self) -> tuple[int, ...]:
@@ -144,6 +147,7 @@ class ImageLoader:
             if targets is not None:
                 yield Batch(images, (targets - 1).long(), index)  # void, stored as 0, becomes 255
             elif sizes is not None:
+                assert isinstance(size, int)  # checked when the split was opened
                 boxes = move_boxes(labels[index], sizes[index.numpy()], index.numpy(), self.transform, augment, size)
                 yield Batch(images, boxes.to(self.device, non_blocking=True), index)
             else:
@@ -177,6 +181,8 @@ class ImageLoader:
                 f"data.augment: the {backend.name} backend cannot do {transform.augment!r}; "
                 f"allowed: {', '.join(backend.allowed)}"
             )
+        if not isinstance(transform.size, int) and backend.name == "ffcv":
+            raise PruneError("data.image_size: the ffcv backend gives squares; write one side, or data.backend=torch")
         if transform.auto_augment is None:
             return
         kind = target_kind(self.source)

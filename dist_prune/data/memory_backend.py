@@ -10,7 +10,7 @@ from torch.nn import functional
 from dist_prune.data import augment as augmentation
 from dist_prune.data.random_access import ImageSource
 from dist_prune.data.timm_transforms import auto_augment_policy
-from dist_prune.data.transform_config import AugmentKey, TransformConfig
+from dist_prune.data.transform_config import AugmentKey, Size, TransformConfig, sides_of
 
 DEVICE_SHARE = 0.25  # of the free GPU memory; a larger data set stays in the memory of the host
 
@@ -35,7 +35,7 @@ class MemoryBackend:
         self.images = images.to(device) if images.nbytes <= room else images
 
     def pixels(
-        self, id_lists: Sequence[np.ndarray], transform: TransformConfig, augment: AugmentKey | None, size: int
+        self, id_lists: Sequence[np.ndarray], transform: TransformConfig, augment: AugmentKey | None, size: Size
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Load pixels of one split by sample id. See ``ImageBackend.pixels``."""
         for ids in id_lists:
@@ -48,7 +48,7 @@ class MemoryBackend:
 
 
 def transform_batch(
-    pixels: Tensor, ids: np.ndarray, transform: TransformConfig, augment: AugmentKey | None, size: int
+    pixels: Tensor, ids: np.ndarray, transform: TransformConfig, augment: AugmentKey | None, size: Size
 ) -> Tensor:
     """Apply the transform, all but normalisation and random erasing, to a batch of whole images.
 
@@ -57,17 +57,17 @@ def transform_batch(
         ids: (n,) int64 sample ids.
         transform: geometry and auto-augment policy.
         augment: (seed, epoch) for training images; None for the evaluation transform, which resizes alone.
-        size: side of the result in pixels.
+        size: side of the result in pixels, or (height, width).
 
     Returns:
-        (n, C, size, size) on [0, 255], on the same device: uint8, or float32 after a resize without a random
+        (n, C, height, width) on [0, 255], on the same device: uint8, or float32 after a resize without a random
         window and without a policy.
     """
     geometry = transform.augment if augment is not None else "none"
     if augment is not None and geometry == "resized_crop_flip":
         pixels = augmentation.resize_windows(pixels, augment, ids, transform, size)
-    elif pixels.shape[-2:] != (size, size):
-        pixels = functional.interpolate(pixels.float(), (size, size), mode="bilinear", antialias=True)
+    elif pixels.shape[-2:] != sides_of(size):
+        pixels = functional.interpolate(pixels.float(), sides_of(size), mode="bilinear", antialias=True)
     if augment is not None and geometry in ("crop", "crop_flip"):
         pixels = augmentation.shift_and_flip(pixels, augment, ids, geometry == "crop_flip", transform.padding)
     if augment is None or not transform.auto_augment:

@@ -35,6 +35,7 @@ TARGETS = {
     "boxes": "boxes for each image (data.source=boxfolder or coco)",
     "labels": "0 or 1 of every class for each image (data.source=npz_labels)",
     "values": "numbers for each image (data.source=npz_values)",
+    "nothing": "images alone",
 }
 
 
@@ -161,7 +162,7 @@ class SplitSpec:
     say: Say = lambda text: None
     layout: str | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    image_size: int | None = None
+    image_size: int | tuple[int, int] | None = None
     other_split: str = ""
 
     def path(self, expected: str) -> Path:

@@ -69,7 +69,9 @@ def split_batch(batch: Any, targets: str = "classes") -> tuple[Tensor, Tensor | 
     if labels is None:
         return images, None
     labels = torch.as_tensor(labels)
-    if targets != "classes":
+    if targets == "anything" and (labels.shape != (len(images),) or labels.is_floating_point()):
+        return images, None  # nothing is learned from them
+    if targets not in ("classes", "anything"):
         return images, _checked_targets(images, labels, targets)
     if labels.shape != (len(images),) or labels.is_floating_point():
         raise PruneError(

@@ -13,7 +13,7 @@ from timm.data.transforms import str_to_pil_interp
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
-from dist_prune.data.transform_config import TransformConfig
+from dist_prune.data.transform_config import Size, TransformConfig, sides_of
 from dist_prune.errors import PruneError, nearest
 
 # first section of a configuration string -> pattern of its further sections
@@ -25,15 +25,15 @@ SECTIONS = {
 
 
 @lru_cache(maxsize=8)
-def eval_transform(transform: TransformConfig, size: int) -> Callable[[Image.Image], Tensor]:
+def eval_transform(transform: TransformConfig, size: Size) -> Callable[[Image.Image], Tensor]:
     """Make timm's evaluation transform without its normalisation.
 
     Args:
         transform: gives crop, crop mode and interpolation.
-        size: side of the result in pixels.
+        size: side of the result in pixels, or (height, width).
 
     Returns:
-        A function of an RGB image; it returns (3, size, size) uint8.
+        A function of an RGB image; it returns (3, height, width) uint8.
     """
     return create_transform(
         size,
@@ -52,18 +52,18 @@ class AutoAugmentPolicy:
 
     Args:
         transform: gives ``auto_augment``, ``mean`` and ``interpolation``.
-        size: side of the images in pixels.
+        size: side of the images in pixels, or (height, width).
 
     Raises:
         PruneError: timm does not understand ``auto_augment``.
     """
 
-    def __init__(self, transform: TransformConfig, size: int):
+    def __init__(self, transform: TransformConfig, size: Size):
         assert transform.auto_augment is not None
         check_policy(transform.auto_augment)
         mean = transform.mean if len(transform.mean) == 3 else (transform.mean[0],) * 3
         settings: dict[str, Any] = {
-            "translate_const": int(size * 0.45),
+            "translate_const": int(min(sides_of(size)) * 0.45),
             "img_mean": tuple(min(255, round(255 * value)) for value in mean),
             "interpolation": str_to_pil_interp(transform.interpolation),
         }
@@ -112,7 +112,7 @@ class AutoAugmentPolicy:
 
 
 @lru_cache(maxsize=8)
-def auto_augment_policy(transform: TransformConfig, size: int) -> AutoAugmentPolicy:
+def auto_augment_policy(transform: TransformConfig, size: Size) -> AutoAugmentPolicy:
     """The policy of ``transform.auto_augment`` for images of ``size`` pixels; made once and cached."""
     return AutoAugmentPolicy(transform, size)
 

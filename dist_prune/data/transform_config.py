@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 Augment = Literal["none", "crop", "crop_flip", "resized_crop_flip"]
+Size = int | tuple[int, int]  # side of a square in pixels, or (height, width)
 AugmentKey = tuple[int, int]  # (seed, epoch) of training images; with the sample id it decides every random number
 
 
@@ -16,7 +17,8 @@ class TransformConfig:
     """Transform from stored images to the input of a network.
 
     Attributes:
-        size: side in pixels of the square input for scoring and evaluation, and for training without a schedule.
+        size: of the input for scoring and evaluation, and for training without a schedule: side in pixels, or (height,
+            width).
         mean: per channel, on [0, 1].
         std: per channel, on [0, 1].
         crop: fraction of the resized image that the centre crop keeps (timm's crop_pct).
@@ -34,7 +36,7 @@ class TransformConfig:
         padding: pixels by which ``crop`` and ``crop_flip`` pad; None: an eighth of the side.
     """
 
-    size: int
+    size: Size
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop: float = 1.0
@@ -50,14 +52,24 @@ class TransformConfig:
     schedule: tuple[tuple[int, int], ...] = ()
     padding: int | None = None
 
-    def size_at(self, augment_key: AugmentKey | None) -> int:
-        """Side of the square images in pixels.
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(height, width) of the input in pixels."""
+        return sides_of(self.size)
+
+    def size_at(self, augment_key: AugmentKey | None) -> Size:
+        """Size of the images: side in pixels, or (height, width).
 
         Args:
             augment_key: (seed, epoch) of training images, whose side follows ``schedule``; None: ``size``.
         """
         reached_sizes = [size for epoch, size in self.schedule if augment_key is not None and epoch <= augment_key[1]]
         return reached_sizes[-1] if reached_sizes else self.size
+
+
+def sides_of(size: Size) -> tuple[int, int]:
+    """(height, width) in pixels of a size."""
+    return (size, size) if isinstance(size, int) else size
 
 
 class ImageBackend(Protocol):
@@ -76,7 +88,7 @@ class ImageBackend(Protocol):
     skips: bool
 
     def pixels(
-        self, id_lists: Sequence[np.ndarray], transform: TransformConfig, augment: AugmentKey | None, size: int
+        self, id_lists: Sequence[np.ndarray], transform: TransformConfig, augment: AugmentKey | None, size: Size
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Load pixels, one item for each list of ids, in the order of the lists.
 
@@ -84,10 +96,10 @@ class ImageBackend(Protocol):
             id_lists: (n,) int64 sample ids of each batch.
             transform: of the images. Normalisation and random erasing are left to the image loader.
             augment: (seed, epoch) for training images; None for the evaluation transform.
-            size: side of the square images in pixels.
+            size: side of square images in pixels, or (height, width).
 
         Yields:
-            (the ids delivered, pixels (n, C, size, size) on [0, 255], uint8 or float, on the CPU or on the device).
+            (the ids delivered, pixels (n, C, height, width) on [0, 255], uint8 or float, on the CPU or on the device).
             The pixels of an id depend on nothing but the id, ``transform``, ``augment`` and ``size``. Closing the
             iterator early frees its workers and threads.
 

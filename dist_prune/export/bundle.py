@@ -58,7 +58,8 @@ def manifest_json(
     Args:
         backbone: ``name``, ``kwargs``, ``num_classes``, ``in_chans`` of the dense network.
         plan: The removed channels, in dense coordinates.
-        image: The evaluation transform: ``size`` and optionally the other fields of ``manifest.Image``.
+        image: The evaluation transform: ``size`` (side, or height and width) and optionally the other fields of
+            ``manifest.Image``.
         classes: Class names in the order of the logits.
         weights: State dict of the pruned network.
         figures: Network (``dense`` ...) -> accuracies and costs, for a reader.
@@ -143,7 +144,7 @@ class Bundle:
         dense = self.dense(make, allow)
         try:
             model = rebuild(dense, self.plan, self.weights).eval()
-            if self.shape[1] <= LARGEST_TRIED:
+            if max(self.shape[1:]) <= LARGEST_TRIED:
                 self._check_output_shape(model)
         except PruneError:
             raise
@@ -175,7 +176,8 @@ class Bundle:
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""
         size = self.body["image"]["size"]
-        return self.body["backbone"]["in_chans"], size, size
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.body["backbone"]["in_chans"], height, width
 
 
 def load(

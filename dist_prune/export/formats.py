@@ -1,7 +1,8 @@
 """ONNX and torch.export files of a network, each checked against the network on images. The only module with ONNX.
 
 Files take normalised float32 images (n, C, H, W), with any n, as ``images`` and give ``logits`` (n, classes), or the
-network's outputs by their names (see ``tasks.outputs.named_tensors``).
+network's outputs by their names (see ``tasks.outputs.named_tensors``). Where the task wants it and the network can do
+it, H and W are free as well.
 """
 
 import contextlib
@@ -11,11 +12,13 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dist_prune.errors import PruneError, import_problem
 from dist_prune.export.fuse_bn import relative_difference
@@ -30,7 +33,13 @@ MAIN_OUTPUT = "logits"  # name of a network's only output
 
 
 def write(
-    kind: str, model: nn.Module, images: Tensor, file: Path, facts: Mapping[str, str], calibration: Tensor | None = None
+    kind: str,
+    model: nn.Module,
+    images: Tensor,
+    file: Path,
+    facts: Mapping[str, str],
+    calibration: Tensor | None = None,
+    any_size: bool = False,
 ) -> dict[str, Any]:
     """Write one file, run it from the disk on images, and compare it with the network.
 
@@ -41,10 +50,13 @@ def write(
         file: Path of the file; its folder exists. An existing file is replaced.
         facts: Name -> text for the file's own metadata.
         calibration: (n, C, H, W) images that the ranges of int8 are taken from. None: ``images``.
+        any_size: Whether the file should take images of other sizes too. It is also checked on images of twice the
+            height, and written for the one size if the network or the format allows no other.
 
     Returns:
         ``difference`` (the largest of any output, relative to its largest value), ``same_class`` (share of images, of
-        dense outputs share of pixels), ``images`` (their number), ``outputs`` (their names), ``bytes`` (of the file).
+        dense outputs share of pixels), ``images`` (their number), ``outputs`` (their names), ``bytes`` (of the file),
+        ``any_size`` (whether it takes images of other sizes).
 
     Raises:
         PruneError: The network cannot be written in this format, or the file's outputs differ from the network's. No
@@ -53,28 +65,63 @@ def write(
     flat = _Flat(model)
     with torch.no_grad():
         flat(images[:1])  # its outputs get their names
+    calibration = images if calibration is None else calibration
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         temporary = Path(folder) / file.name
+        free = any_size and _write_free(kind, flat, images, calibration, temporary, facts)
         try:
-            with _silence():
-                _WRITERS[kind](flat, images[:2], calibration if calibration is not None else images, temporary, facts)
+            if not free:
+                with _silence():
+                    _WRITERS[kind](flat, _Example(images[:2]), calibration, temporary, facts)
         except ImportError as error:
             raise import_problem(error, f"{kind} needs onnx, onnxruntime and onnxscript", "onnx") from error
         except Exception as error:  # any error of a tracer that cannot follow the network
             reason = next((line for line in str(error).splitlines() if line.strip()), "")
             raise PruneError(f"{kind}: this network cannot be written so: {type(error).__name__}: {reason}") from error
         result = compare(flat, runner(kind, temporary), images)
-        deviates = result["difference"] > TOLERANCE[kind] if kind in TOLERANCE else result["same_class"] < AGREEMENT
-        if deviates:
+        if _deviates(kind, result):
             raise PruneError(
                 f"{kind}: the file answers otherwise than the network: logits differ by {result['difference']:.2g} of "
                 f"the largest, {result['same_class']:.1%} of the classes on {len(images)} images are the same. It was "
                 "not kept."
             )
-        result["outputs"] = flat.names
+        result["outputs"], result["any_size"] = flat.names, free
         result["bytes"] = temporary.stat().st_size
         os.replace(temporary, file)
     return result
+
+
+@dataclass(frozen=True)
+class _Example:
+    """What a file is traced with.
+
+    Attributes:
+        images: (2, C, H, W).
+        free: Whether height and width may change.
+    """
+
+    images: Tensor
+    free: bool = False
+
+
+def _write_free(
+    kind: str, flat: "_Flat", images: Tensor, calibration: Tensor, file: Path, facts: Mapping[str, str]
+) -> bool:
+    """Write a file for images of any size; whether it answers like the network at two sizes."""
+    wide, high = (functional.interpolate(images[:2], scale_factor=scale) for scale in ((1, 2), (2, 1)))
+    try:
+        with torch.no_grad():
+            flat(wide)  # a width of its own: traced with squares, a file might take squares alone
+        with _silence():
+            _WRITERS[kind](flat, _Example(wide, free=True), calibration, file, facts)
+        return not _deviates(kind, compare(flat, runner(kind, file), high))
+    except Exception:  # the network, the tracer or the format wants one size
+        return False
+
+
+def _deviates(kind: str, result: Mapping[str, Any]) -> bool:
+    """Whether a file answers otherwise than its network."""
+    return result["difference"] > TOLERANCE[kind] if kind in TOLERANCE else result["same_class"] < AGREEMENT
 
 
 @torch.no_grad()
@@ -153,18 +200,21 @@ def runner(kind: str, file: Path) -> Callable[[Tensor], Any]:
     return answer
 
 
-def _export_program(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    example = example if len(example) > 1 else example.repeat(2, 1, 1, 1)  # one image would fix the batch to 1
-    dims = ({0: torch.export.Dim("batch", min=1)},)
+def _export_program(model: nn.Module, example: _Example) -> torch.export.ExportedProgram:
+    images = example.images
+    images = images if len(images) > 1 else images.repeat(2, 1, 1, 1)  # one image would fix the batch to 1
+    dims: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
+    if example.free:
+        dims |= {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     with torch.no_grad():
-        return torch.export.export(model, (example.contiguous(),), dynamic_shapes=dims)
+        return torch.export.export(model, (images.contiguous(),), dynamic_shapes=(dims,))
 
 
-def _write_pt2(model: nn.Module, example: Tensor, _: Tensor, file: Path, facts: Mapping[str, str]) -> None:
+def _write_pt2(model: nn.Module, example: _Example, _: Tensor, file: Path, facts: Mapping[str, str]) -> None:
     torch.export.save(_export_program(model, example), file, extra_files={"facts.json": json.dumps(dict(facts))})
 
 
-def _write_onnx(model: nn.Module, example: Tensor, _: Tensor, file: Path, facts: Mapping[str, str]) -> None:
+def _write_onnx(model: nn.Module, example: _Example, _: Tensor, file: Path, facts: Mapping[str, str]) -> None:
     import onnx
 
     exported = _export_program(model, example)
@@ -172,10 +222,23 @@ def _write_onnx(model: nn.Module, example: Tensor, _: Tensor, file: Path, facts:
     program = torch.onnx.export(exported, dynamo=True, input_names=["images"], output_names=names, verbose=False)
     assert program is not None
     program.save(str(file), external_data=False)
-    _set_metadata(onnx.load(str(file)), file, facts)
+    body = onnx.load(str(file))
+    _name_dimensions(body.graph)
+    _set_metadata(body, file, facts)
 
 
-def _write_fp16(model: nn.Module, example: Tensor, calibration: Tensor, file: Path, facts: Mapping[str, str]) -> None:
+def _name_dimensions(graph: Any) -> None:
+    """Give the free dimensions of the images, and those that are equal to one of them, their names."""
+    own = ("batch", "channels", "height", "width")
+    dimensions = graph.input[0].type.tensor_type.shape.dim
+    names = {found.dim_param: name for found, name in zip(dimensions, own, strict=True) if found.dim_param}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param in names:
+                dimension.dim_param = names[dimension.dim_param]
+
+
+def _write_fp16(model: nn.Module, example: _Example, calibration: Tensor, file: Path, facts: Mapping[str, str]) -> None:
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -183,7 +246,7 @@ def _write_fp16(model: nn.Module, example: Tensor, calibration: Tensor, file: Pa
     _set_metadata(convert_float_to_float16(onnx.load(str(file)), keep_io_types=True), file, facts)
 
 
-def _write_int8(model: nn.Module, example: Tensor, calibration: Tensor, file: Path, facts: Mapping[str, str]) -> None:
+def _write_int8(model: nn.Module, example: _Example, calibration: Tensor, file: Path, facts: Mapping[str, str]) -> None:
     """Static quantisation of weights (per channel) and activations, as onnxruntime does it."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -228,6 +291,6 @@ def _silence() -> Iterator[None]:
         logging.disable(before)
 
 
-_WRITERS: dict[str, Callable[[nn.Module, Tensor, Tensor, Path, Mapping[str, str]], None]] = {
+_WRITERS: dict[str, Callable[[nn.Module, _Example, Tensor, Path, Mapping[str, str]], None]] = {
     "onnx": _write_onnx, "onnx-fp16": _write_fp16, "onnx-int8": _write_int8, "pt2": _write_pt2,
 }  # fmt: skip

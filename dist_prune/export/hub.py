@@ -132,13 +132,13 @@ def model_card(body: Mapping[str, Any], latency: Mapping[str, Any] | None = None
     if dense.get("macs") and figures.get("finetuned", {}).get("macs"):
         share = figures["finetuned"]["macs"] / dense["macs"]
         lines += ["", f"{share:.1%} of the dense network's MACs are left."]
-    side = image["size"]
+    height, width = (image["size"],) * 2 if isinstance(image["size"], int) else image["size"]
     lines += [
         "", "```python", "import dist_prune, torch", "", "model = dist_prune.load(\"OWNER/NAME or a folder\")",
-        f"{_result(body)} = model(torch.zeros(1, {spec['in_chans']}, {side}, {side}))"
+        f"{_result(body)} = model(torch.zeros(1, {spec['in_chans']}, {height}, {width}))"
         f"  # {len(body['classes'])} classes",
         "```",
-        "", f"Images: {side} x {side}, on [0, 1], mean {_numbers(image['mean'])}, standard deviation "
+        "", f"Images: {height} x {width}, on [0, 1], mean {_numbers(image['mean'])}, standard deviation "
         f"{_numbers(image['std'])}; crop {image.get('crop', 1.0)}, {image.get('interpolation', 'bilinear')}. "
         "Classes, plan and digests are in `bundle.json`.", "",
     ]  # fmt: skip

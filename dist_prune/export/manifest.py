@@ -11,6 +11,9 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Pair = Annotated[list[Number], Field(min_length=2, max_length=2)]
 
 
+Side = Annotated[int, Field(ge=1, le=16384)]
+
+
 class Strict(BaseModel):
     """Base of the schema: JSON types without conversion; fields that a later version adds are ignored."""
 
@@ -31,7 +34,7 @@ class Image(Strict):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    size: int = Field(ge=1, le=16384)
+    size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
     mean: list[Number] = Field(max_length=1024)
     std: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(max_length=1024)
     crop: float = Field(default=1.0, gt=0, le=1)

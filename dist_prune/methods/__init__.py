@@ -4,24 +4,23 @@ A folder's ``__init__`` exports the method's class; its other files are imported
 methods by the entry-point group ``dist_prune.methods`` (see ``dist_prune/plugins.py``).
 """
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
-from dist_prune import plugins
 from dist_prune.config.familiar_names import canonical_method, method_suggestion
 from dist_prune.errors import PruneError, shown, unknown
 from dist_prune.methods.base import Method
+from dist_prune.registry import Registry
 
 SHARED = ("base", "context", "needs", "options", "scores")  # modules that every paper may import; not methods
+_METHODS = Registry("method", __name__, Method, SHARED, "dist_prune.Method")
 
 
 def list_names() -> list[str]:
     """The names of all methods, sorted: those of this package, and those of other packages' entry points."""
-    return sorted({*_own_names(), *plugins.names("method")})
+    return _METHODS.list_names()
 
 
 def find(name: str) -> type[Method]:
@@ -39,22 +38,7 @@ def find(name: str) -> type[Method]:
         if suggestion := method_suggestion(name):
             raise PruneError(f"unknown method {shown(name)}.{suggestion} 'dist-prune list methods' lists all.")
         raise PruneError(unknown("method", name, list_names()))
-    plugin = plugins.find("method", name, f"dist_prune/methods/{name}" if name in _own_names() else "")
-    if plugin is not None:
-        loaded = plugins.load(plugin)
-        if not (isinstance(loaded, type) and issubclass(loaded, Method)):
-            raise PruneError(f"{plugin} is no subclass of dist_prune.Method")
-        return loaded
-    module = importlib.import_module(f"{__name__}.{name}")
-    classes = [
-        c
-        for c in vars(module).values()
-        if isinstance(c, type) and issubclass(c, Method) and f"{c.__module__}.".startswith(f"{module.__name__}.")
-    ]
-    if len(classes) != 1:
-        file = f"{name}/__init__.py must export" if hasattr(module, "__path__") else f"{name}.py must hold"
-        raise PruneError(f"methods/{file} exactly one Method class, it has {len(classes)}")
-    return classes[0]
+    return _METHODS.find(name)
 
 
 def build(section: Mapping[str, Any]) -> Method:
@@ -83,7 +67,3 @@ def options_of(name: str) -> type[BaseModel]:
         PruneError: see ``find``.
     """
     return find(name).Options
-
-
-def _own_names() -> list[str]:
-    return [module.name for module in pkgutil.iter_modules(__path__) if module.name not in SHARED]

@@ -58,6 +58,8 @@ def list_names(pattern: str = "") -> list[str]:
         names = (f"{sources.TORCHVISION}:{name}" for name in known)
         return [name for name in names if fnmatchcase(name, pattern) or name.startswith(pattern)]
     plugin_networks.list_names()
+    if pattern.startswith(f"{sources.FEATURES}:"):
+        return [f"{sources.FEATURES}:{name}" for name in timm.list_models(pattern.partition(":")[2] or "*")]
     return timm.list_models(pattern or "*")
 
 
@@ -80,6 +82,10 @@ def source_of(name: str) -> NetworkSource:
         if torchvision_detectors.is_detector(plain.partition(".")[0]):
             return torchvision_detectors.TorchvisionDetector(plain)
         return TorchvisionNetwork(plain)
+    if prefix == sources.FEATURES:
+        from dist_prune.models.towers import TowerNetwork
+
+        return TowerNetwork(name.partition(":")[2])
     if prefix == sources.TRANSFORMERS:
         from dist_prune.models.transformers_networks import TransformersNetwork
 

@@ -10,7 +10,9 @@ from dist_prune.config.data import Backbone
 from dist_prune.distributed import tensor_files
 from dist_prune.errors import PruneError
 from dist_prune.models.torchvision_networks import last_linear
+from dist_prune.models.torchvision_segmenters import fit_auxiliary, head_layers
 from dist_prune.models.torchvision_weights import translate_names
+from dist_prune.models.towers import Tower
 
 
 def load_checkpoint(
@@ -33,9 +35,13 @@ def load_checkpoint(
         PruneError: the file cannot be read, would run code or does not match the network, or its head has another
             number of classes and no training follows.
     """
+    tower, model = model, model.trunk if isinstance(model, Tower) else model
     wanted = model.state_dict()
     weights = tensor_files.read_weights(path, backbone.checkpoint_key, backbone.checkpoint_skip, wanted, say)
     weights = translate_names(weights, wanted)
+    if isinstance(tower, Tower):
+        weights = tower.without_head(weights, path.name, say)
+    weights, absent = fit_auxiliary(model, weights, path.name, trains, say)
     head = classifier_names(model)
     head_sizes = {name: weights[name].shape[0] for name in head if name in weights and weights[name].ndim}
     other = _other_head(head_sizes, {name: wanted[name].shape[0] for name in head_sizes}, classes)
@@ -47,7 +53,7 @@ def load_checkpoint(
             "the network trained from these weights"
         )
     new = head if trains and (other or not head_sizes) else ()
-    tensor_files.load_strictly(model, weights, str(path), new)
+    tensor_files.load_strictly(model, weights, str(path), (*new, *absent))
     variances = [tensor for name, tensor in weights.items() if name.endswith("running_var")]
     if trains and variances and all(bool(((tensor - 1).abs() < 1e-3).all()) for tensor in variances):
         say(
@@ -85,7 +91,7 @@ def classifier_names(model: nn.Module) -> tuple[str, ...]:
     get_classifier = getattr(model, "get_classifier", None)
     if not callable(get_classifier):  # a user's own network: its last linear layer
         get_classifier = partial(last_linear, model)
-    classifier = get_classifier()
+    classifier = head_layers(model) or get_classifier()
     heads = classifier if isinstance(classifier, tuple | list) else (classifier,)
     names = [name for name, module in model.named_modules() if any(module is head for head in heads)]
     return tuple(entry for entry in model.state_dict() if any(entry.startswith(f"{name}.") for name in names))

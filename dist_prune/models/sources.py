@@ -8,6 +8,7 @@ name                               network
 ``local-dir:FOLDER``               a folder that timm has saved (config.json, model.safetensors)
 ``torchvision:resnet50``           torchvision's classifiers, ``torchvision:resnet50.IMAGENET1K_V1`` for other weights
 ``transformers:FOLDER_OR_NAME``    image classifiers of transformers; ``transformers:vit`` is a model type
+``features:resnet50``              a network of timm's registry without its head, which gives features
 ``package.module:callable``        a class or function that is imported: this runs code
 ``./file.py:callable``             the same from a file; the path is relative to the working folder
 =================================  =================================================================================
@@ -23,6 +24,7 @@ from torch import nn
 from dist_prune.errors import PruneError, shown
 
 HUB, LOCAL, TORCHVISION, TRANSFORMERS = "hf-hub", "local-dir", "torchvision", "transformers"
+FEATURES = "features"
 
 
 class NetworkSource(Protocol):
@@ -56,7 +58,7 @@ class NetworkSource(Protocol):
 def prefix_of(name: str) -> str:
     """The part of a name before its colon if it is one of the declared ones, ``code`` for user code, else empty."""
     prefix = name.partition(":")[0]
-    if prefix in (HUB, LOCAL, TORCHVISION, TRANSFORMERS):
+    if prefix in (HUB, LOCAL, TORCHVISION, TRANSFORMERS, FEATURES):
         return prefix
     return "code" if ":" in name else ""
 

@@ -1,12 +1,13 @@
 """Segmenters of torchvision by name, with random weights: ``torchvision:lraspp_mobilenet_v3_large`` for example."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torchvision
-from torch import nn
+from torch import Tensor, nn
+from torchvision.models.segmentation import FCN, LRASPP, DeepLabV3
 
 from dist_prune.errors import PruneError, shown
 from dist_prune.models import model_kwargs
@@ -67,6 +68,51 @@ class TorchvisionSegmenter:
 
     def files(self) -> list[Path]:
         return []
+
+
+AUXILIARY = "aux_classifier"  # the head that only training reads
+
+
+def head_layers(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The layers of a segmenter of torchvision that have one channel for each class; none of another network."""
+    if isinstance(model, LRASPP):
+        head: Any = model.classifier
+        return head.low_classifier, head.high_classifier
+    if not isinstance(model, FCN | DeepLabV3):
+        return ()
+    heads: list[Any] = [model.classifier, *([model.aux_classifier] if model.aux_classifier is not None else [])]
+    return tuple(head[-1] for head in heads)
+
+
+def fit_auxiliary(
+    model: nn.Module, weights: Mapping[str, Tensor], name: str, trains: bool, say: Callable[[str], None]
+) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
+    """Bring together a checkpoint with an auxiliary head and a segmenter without one, or the other way.
+
+    Args:
+        model: the segmenter; of other networks nothing is changed.
+        weights: name -> tensor of the checkpoint.
+        name: of its file.
+        trains: whether a training follows: an auxiliary head that the file lacks keeps its initial values then.
+        say: called with a line for what is left out or new.
+
+    Returns:
+        The weights that the network takes, and the names of its tensors that the file lacks.
+    """
+    if not head_layers(model):
+        return weights, ()
+    own = [entry for entry in model.state_dict() if entry.startswith(f"{AUXILIARY}.")]
+    found = [entry for entry in weights if entry.startswith(f"{AUXILIARY}.")]
+    if found and not own:
+        say(
+            f"{name}: its auxiliary head ({len(found)} tensors) is left out; backbone.kwargs.aux_loss=true builds the "
+            "network with one"
+        )
+        return {entry: tensor for entry, tensor in weights.items() if entry not in found}, ()
+    if own and not found and trains:
+        say(f"{name} has no auxiliary head: that of the network starts from its initial values")
+        return weights, tuple(own)
+    return weights, ()
 
 
 def list_names() -> list[str]:

@@ -1,6 +1,7 @@
 """The images of a run: splits, transforms, loaders, and the ids that train, validate and calibrate."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -26,6 +27,7 @@ from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.data.open_split import OpenSplit, open_split
 from dist_prune.data.random_access import ImageSource, target_kind
 from dist_prune.data.sampling import holdout_split, micro_batches, shard
+from dist_prune.data.transform_config import Size, sides_of
 from dist_prune.distributed import preemption
 from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.errors import PruneError
@@ -125,11 +127,12 @@ class RunImages:
                         f"data.{key} is for image files; arrays are used whole (data.image_size resizes them)"
                     )
             config |= {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear"}
-        native = source.fixed_size[0] if source.fixed_size else config["input_size"][1]
+        native = source.fixed_size[0] if source.fixed_size else config_size(config["input_size"])
         check_normalisation(data.mean, data.std, source.in_chans)
         size = data.image_size or native
-        if data.padding is not None and data.padding > size:
-            raise PruneError(f"data.padding: {data.padding} pixels around images of side {size}; at most {size}")
+        side = min(sides_of(size))
+        if data.padding is not None and data.padding > side:
+            raise PruneError(f"data.padding: {data.padding} pixels around images of side {side}; at most {side}")
         return TransformConfig(
             size=size,
             mean=data.mean or tuple(config["mean"]),
@@ -152,13 +155,13 @@ class RunImages:
         """The side in pixels that the recipe resizes shorter sides to before it crops, the largest of a schedule."""
         transform = self._transform_of(source)
         scheduled = (size for _, size in transform.schedule if train)
-        return max(math.floor(transform.size / transform.crop), *scheduled, 0)
+        return max(math.floor(min(transform.sides) / transform.crop), *scheduled, 0)
 
     @property
     def example_input(self) -> Tensor:
         """One input of the network's size, (1, C, H, W) float32, the same noise in every run."""
-        size = self.transform.size
-        return torch.randn((1, self.in_channels, size, size), generator=torch.Generator().manual_seed(0))
+        shape = (1, self.in_channels, *self.transform.sides)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
     def loader(self, train: bool) -> ImageLoader:
         """The loader of the training or of the evaluation images; the same one, with its workers, for a whole stage."""
@@ -282,11 +285,19 @@ class RunImages:
         }
 
 
+def config_size(input_size: Sequence[int]) -> Size:
+    """The size of the images that a network's config names, (C, H, W): the side of squares, or (height, width)."""
+    _, height, width = input_size
+    return height if height == width else (height, width)
+
+
 def _target_text(source: ImageSource) -> str:
     """The targets of the training images, for the log."""
     names, pixels = source.classes, getattr(source, "pixels", None)
     if target_kind(source) == "boxes":
         return _box_text(source)
+    if target_kind(source) == "nothing":
+        return f"{len(source.labels):,} training images without classes"
     if pixels is None:
         return f"{len(source.labels):,} training images with {len(names)} {target_kind(source)} each"
     *counts, void = pixels

@@ -81,7 +81,7 @@ def _timing(context: RunContext) -> None:
     """PruneError if the report's times cannot be measured: too many threads, or batches that exceed the memory."""
     spec = context.recipe.report
     sizes = [*spec.latency_batches, *([context.recipe.target.latency_batch] if context.recipe.target.latency else [])]
-    shape = (context.images.in_channels, context.images.transform.size, context.images.transform.size)
+    shape = (context.images.in_channels, *context.images.transform.sides)
     latency.check(context.networks.create(), shape, sizes, spec.threads, context.environment.device)
 
 

@@ -143,7 +143,7 @@ class StartNetwork:
         config = {"mean": tuple(image["mean"]), "std": tuple(image["std"])}
         names = {"crop": "crop_pct", "interpolation": "interpolation", "crop_mode": "crop_mode"}
         config |= {name: image[key] for key, name in names.items() if key in image}
-        return config | {"input_size": (len(image["mean"]), image["size"], image["size"])}
+        return config | {"input_size": self.bundle.shape}
 
     def origin(self) -> dict[str, Any]:
         """Provenance for the bundle that a run makes from this one."""

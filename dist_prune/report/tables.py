@@ -63,6 +63,7 @@ def metric_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     rows = [
         (title, [f"{body[k][key]:.2f}" if title.endswith("%") else f"{body[k][key]:.4g}" for k in kinds])
         for key, title in task_of(body)["titles"].items()
+        if key in body["dense"]
     ]
     rows.append(("loss", [_loss(body[k]["loss"]) for k in kinds]))
     for key, unit, label in (

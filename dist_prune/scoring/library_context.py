@@ -98,6 +98,8 @@ class LibraryScoringContext(DistributedScoringContext):
 
     def _need_labels(self) -> None:
         self._need_images()
+        if self.task.targets == "anything":
+            return
         weight = next(self.model.parameters())
         with torch.no_grad(), evaluation_mode(self.model):
             output = self.model(torch.zeros(1, *self.graph.example, device=weight.device, dtype=weight.dtype))

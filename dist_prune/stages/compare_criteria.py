@@ -28,8 +28,8 @@ from dist_prune.pruning.surgery import surgeon
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 from dist_prune.scoring.joint_pass import score_many
 from dist_prune.stages.calibration import scoring_context
+from dist_prune.stages.measuring import Measure
 from dist_prune.tasks.base import Task
-from dist_prune.training.evaluation import evaluate
 
 PARTIAL = "many_partial"
 
@@ -46,7 +46,7 @@ def run(context: RunContext) -> StageOutput:
     context.tracker.info(f"  score.compare: {title} on {len(ids)} {where}")
     context.events.append({"stage": "many", "event": f"{title} of score.compare is measured on {len(ids)} {where}"})
     dense = context.networks.load_dense().eval()
-    plans, table = {}, []
+    plans, table, measure = {}, [], Measure(context)
     for name, method in criteria.items():
         graph = method.prepare(method.prunable(graph), context.recipe.select.exclude, context.selection)
         with torch.no_grad():
@@ -56,16 +56,7 @@ def run(context: RunContext) -> StageOutput:
                 context.events.append({"stage": "many", "event": f"warning: {name}: {text}"})
         model = copy.deepcopy(dense)
         surgeon.apply_plan(model, graph, plan)
-        figures = evaluate(
-            model.to(context.environment.device),
-            loader,
-            context.recipe.evaluate.batch,
-            context.environment.comm,
-            context.tracker,
-            f"evaluate {name}",
-            ids,
-            context.task,
-        )
+        figures = measure(model.to(context.environment.device), f"evaluate {name}", ids, loader)
         shares = {cost.name: cost.share(graph, plan.counts) for cost in report_costs()}
         table.append({"method": name, context.task.primary: figures[context.task.primary], **shares})
     for row in table:

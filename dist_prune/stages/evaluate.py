@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from dist_prune.data.random_access import target_kind
 from dist_prune.distributed.cpu_count import threads
 from dist_prune.errors import PruneError
 from dist_prune.pipeline.context import RunContext, StageOutput
@@ -20,7 +21,7 @@ from dist_prune.pruning.plan.block_masks import mask_violations, weight_masks
 from dist_prune.pruning.selection.cost import COSTS, counted_costs
 from dist_prune.pruning.selection.schedule import share_after_round
 from dist_prune.pruning.selection.sparse_cost import sparse_sizes
-from dist_prune.training.evaluation import evaluate
+from dist_prune.stages.measuring import Measure
 from dist_prune.training.latency import measure_latency
 
 
@@ -31,7 +32,10 @@ def run(context: RunContext) -> StageOutput:
         PruneError: A network contradicts its plan: its number of parameters, or masked weights that are not zero.
     """
     recipe, networks = context.recipe, context.networks
-    test_loader = context.images.loader(False)
+    measure = Measure(context)
+    if sentence := context.task.left_out(target_kind(context.images.loader(True).source)):
+        context.tracker.info(f"  {sentence}")
+        context.events.append({"stage": "evaluate", "event": sentence})
     graph, plan = networks.graph, networks.plan(context.round)
     files = {"pruned": round_path(context.round, PRUNED)}
     if recipe.repair.method != "none":
@@ -42,15 +46,7 @@ def run(context: RunContext) -> StageOutput:
     metrics: dict[str, Any] = {}
     for name, model in models.items():
         counts = {} if name == "dense" else plan.counts
-        figures: dict[str, Any] = evaluate(
-            model.to(context.environment.device),
-            test_loader,
-            recipe.evaluate.batch,
-            context.environment.comm,
-            context.tracker,
-            f"evaluate {name}",
-            task=context.task,
-        )
+        figures: dict[str, Any] = measure(model.to(context.environment.device), f"evaluate {name}")
         if figures["loss"] != figures["loss"]:
             context.tracker.info(f"  the {name} network's outputs are not finite on some images: its loss is none")
             context.events.append({"stage": "evaluate", "event": "not finite", "network": name})
@@ -71,7 +67,7 @@ def run(context: RunContext) -> StageOutput:
     for name, measured in _times(context, models).items():
         metrics[name]["latency"] = measured
     if recipe.schedule.rounds > 1:
-        metrics["rounds"] = rounds(context, metrics)
+        metrics["rounds"] = rounds(context, metrics, measure)
     return StageOutput({}, texts={"metrics.json": json.dumps(metrics, indent=1)})
 
 
@@ -96,13 +92,14 @@ def _times(context: RunContext, models: Mapping[str, nn.Module]) -> dict[str, di
     return latencies
 
 
-def rounds(context: RunContext, last: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rounds(context: RunContext, last: Mapping[str, Any], measure: Measure) -> list[dict[str, Any]]:
     """The figures of each round.
 
     Args:
         context: The run.
         last: ``pruned``, ``repaired`` if there is a repair, and ``finetuned`` -> figures of the last round's
             networks, which are not measured again.
+        measure: Measures the others.
 
     Returns:
         A dict per round: ``round``, ``target`` and the remaining costs as shares of the dense network, the task's
@@ -118,16 +115,10 @@ def rounds(context: RunContext, last: Mapping[str, Any]) -> list[dict[str, Any]]
             figures_of_network = last[name]
             if number < context.round:
                 model = context.networks.load_pruned(round_path(number, file), number).to(context.environment.device)
-                figures_of_network = evaluate(
-                    model,
-                    context.images.loader(False),
-                    recipe.evaluate.batch,
-                    context.environment.comm,
-                    context.tracker,
-                    f"evaluate {name}, round {number}",
-                    task=context.task,
-                )
-            figures |= {f"{name}_{key}": figures_of_network[key] for key in context.task.titles}
+                figures_of_network = measure(model, f"evaluate {name}, round {number}")
+            figures |= {
+                f"{name}_{key}": figures_of_network[key] for key in context.task.titles if key in figures_of_network
+            }
         target_key, schedule = recipe.target.asked(), recipe.schedule
         target = share_after_round(target_key[1], number, schedule.rounds, schedule.spacing) if target_key else None
         shares = {cost.name: cost.share(graph, plan.counts) for cost in counted_costs()}

@@ -19,9 +19,9 @@ from dist_prune.data.sampling import calibration_ids
 from dist_prune.pipeline.context import RunContext, StageOutput, Tensors
 from dist_prune.pipeline.stage_graph import FINETUNED, OPTIMIZER_CARRIED, OPTIMIZER_STATE, cut_weights, round_path
 from dist_prune.pruning.plan.block_masks import weight_masks
+from dist_prune.stages.measuring import Measure
 from dist_prune.stages.training_setup import run_training, selection_metric
 from dist_prune.training.bn_recalibration import recalibrate_bn
-from dist_prune.training.evaluation import evaluate
 from dist_prune.training.optimizer_state import CarriedOptimizerState
 from dist_prune.training.trainer import Trainer
 
@@ -116,6 +116,4 @@ def _finetune(
 
 def _primary(context: RunContext, model: nn.Module) -> float:
     """The task's primary figure on the test images."""
-    batch, comm, task = context.recipe.evaluate.batch, context.environment.comm, context.task
-    figures = evaluate(model, context.images.loader(False), batch, comm, context.tracker, "test images", task=task)
-    return figures[task.primary]
+    return Measure(context, selects=True)(model, "test images")[context.task.primary]

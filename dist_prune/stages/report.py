@@ -16,7 +16,7 @@ import yaml
 from dist_prune.config.safe_parsing import read_json, strict_json
 from dist_prune.pipeline.context import RunContext, StageOutput
 from dist_prune.pipeline.ledger import flatten
-from dist_prune.pipeline.stage_graph import FINETUNED, PRUNED, judges, round_path, stages_of_recipe
+from dist_prune.pipeline.stage_graph import FINETUNED, PRUNED, REPAIRED, judges, round_path, stages_of_recipe
 from dist_prune.pruning.figure_data import Curve, SimilarityMap
 from dist_prune.pruning.selection.cost import report_costs
 from dist_prune.pruning.selection.schedule import round_config
@@ -92,7 +92,9 @@ def _predictions(context: RunContext) -> list[list[tuple[str, str]]]:
         ids = np.unique(np.linspace(0, len(loader) - 1, PICTURED).round().astype(np.int64))
         batch = next(loader.batches([ids]))
         networks = context.networks
-        files = {"pruned": round_path(context.round, PRUNED), "finetuned": FINETUNED}
+        repaired = {"repaired": round_path(context.round, REPAIRED)}
+        repaired = {} if context.recipe.repair.method == "none" else repaired
+        files = {"pruned": round_path(context.round, PRUNED), **repaired, "finetuned": FINETUNED}
         models = {"dense": networks.load_dense()}
         models |= {name: networks.load_pruned(file, context.round) for name, file in files.items()}
         with torch.no_grad():

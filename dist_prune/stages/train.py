@@ -73,7 +73,7 @@ def _check_fetched(context: RunContext, model: nn.Module) -> None:
     """PruneError if the head of a network with timm's weights is random and no training follows."""
     classes = len(context.images.classes)
     config = getattr(model, "pretrained_cfg", None) or {}
-    if not config:  # a user's own network: its callable knows what its weights are
+    if not config or config.get("num_classes") == 0:  # a user's own network knows its weights; a tower has no head
         return
     count, weight_channels = config.get("num_classes"), (config.get("input_size") or (3,))[0]
     if count != classes and context.recipe.train.epochs == 0:

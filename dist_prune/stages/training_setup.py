@@ -9,8 +9,8 @@ from dist_prune.config.training import Training
 from dist_prune.pipeline.context import RunContext
 from dist_prune.pruning.sparse_learning import sparsity_gradient
 from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.stages.measuring import Measure
 from dist_prune.training.checkpoints import CheckpointManager
-from dist_prune.training.evaluation import evaluate
 from dist_prune.training.loop import Loop
 from dist_prune.training.optimizer_state import CarriedOptimizerState
 from dist_prune.training.trainer import Trainer
@@ -84,9 +84,8 @@ def selection_metric(context: RunContext, settings: Training) -> Callable[[nn.Mo
     Returns:
         A function from a network on the run's device to its figures. All ranks call it.
     """
-    images, comm, task = context.images, context.environment.comm, context.task
-    batch, tracker = context.recipe.evaluate.batch, context.tracker
+    images, measure = context.images, Measure(context, selects=True)
     if settings.selection != "holdout":
-        return lambda network: evaluate(network, images.loader(False), batch, comm, tracker, "test images", task=task)
+        return lambda network: measure(network, "test images")
     _, held = images.training_split(settings)
-    return lambda network: evaluate(network, images.loader(True), batch, comm, tracker, "held out", held, task)
+    return lambda network: measure(network, "held out", held, images.loader(True))

@@ -3,23 +3,22 @@
 Other packages add tasks by the entry-point group ``dist_prune.tasks`` (see ``dist_prune/plugins.py``).
 """
 
-import importlib
-import pkgutil
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
-from dist_prune import plugins
 from dist_prune.errors import PruneError, nearest, shown, unknown
+from dist_prune.registry import Registry
 from dist_prune.tasks.base import Task
 
-SHARED = ("base", "outputs", "tallies", "colours")  # modules that tasks share; not tasks
+SHARED = ("base", "outputs", "tallies", "colours", "similarity")  # modules that tasks share; not tasks
+_TASKS = Registry("task", __name__, Task, SHARED, "dist_prune.tasks.base.Task")
 
 
 def list_names() -> list[str]:
     """The names of all tasks, sorted: those of this package, and those of other packages' entry points."""
-    return sorted({*_own_names(), *plugins.names("task")})
+    return _TASKS.list_names()
 
 
 def find(name: str) -> type[Task]:
@@ -34,20 +33,7 @@ def find(name: str) -> type[Task]:
     """
     if name not in list_names():
         raise PruneError(f"task.name: {unknown('task', name, list_names())}")
-    plugin = plugins.find("task", name, f"dist_prune/tasks/{name}.py" if name in _own_names() else "")
-    if plugin is not None:
-        loaded = plugins.load(plugin)
-        if not (isinstance(loaded, type) and issubclass(loaded, Task)):
-            raise PruneError(f"{plugin} is no subclass of dist_prune.tasks.base.Task")
-        return loaded
-    module = importlib.import_module(f"{__name__}.{name}")
-    classes = [
-        c
-        for c in vars(module).values()
-        if isinstance(c, type) and issubclass(c, Task) and c.__module__ == module.__name__
-    ]
-    assert len(classes) == 1, f"tasks/{name}.py must hold exactly one Task class, it has {len(classes)}"
-    return classes[0]
+    return _TASKS.find(name)
 
 
 def build(section: Mapping[str, Any]) -> Task:
@@ -81,7 +67,3 @@ def anchor_layers(layers: Iterable[str]) -> dict[str, str]:
     from dist_prune.tasks import detection
 
     return detection.anchor_layers(list(layers))
-
-
-def _own_names() -> list[str]:
-    return [module.name for module in pkgutil.iter_modules(__path__) if module.name not in SHARED]

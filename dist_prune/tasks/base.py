@@ -21,7 +21,7 @@ from dist_prune.tasks.outputs import main_output, map_tensors
 
 __all__ = ["Batch", "Picture", "Task", "TaskOptions", "Training"]
 
-Targets = Literal["classes", "masks", "boxes", "labels", "values"]
+Targets = Literal["classes", "masks", "boxes", "labels", "values", "anything"]
 Need = Literal["class labels", "class logits"]
 
 # What a method may need -> the sentence that follows "needs" in the refusal.
@@ -61,12 +61,17 @@ class Task(ABC):
         Options: pydantic model of its recipe keys (section ``task``).
         targets: what a data set has to give for each image. ``classes``: one class number. ``masks``: a class number
             for each pixel. ``boxes``: boxes with a class each. ``labels``: 0 or 1 for each class. ``values``: numbers.
-        titles: name of a figure -> head of its row in tables, with its unit. The order is that of the tables.
+            ``anything``: nothing is learned from it.
+        titles: name of a figure -> head of its row in tables, with its unit. The order is that of the tables. A figure
+            that ``figures`` leaves out has no row.
         primary: the figure that selects epochs and that pruning is judged by.
         higher_is_better: its direction.
         provides: what methods may ask for (keys of ``NEEDS``).
         mixes: whether mixup and CutMix can mix the targets.
         gathers_targets: whether ``figures`` needs the targets of every image, as the row ``targets``.
+        any_size: whether a network serves images of other sizes than it was measured at: exported files take them,
+            where the network does.
+        compares: whether ``tally`` and ``rows`` read the dense network's outputs (``Batch.reference``).
     """
 
     name: ClassVar[str]
@@ -78,6 +83,8 @@ class Task(ABC):
     provides: ClassVar[frozenset[str]] = frozenset()
     mixes: ClassVar[bool] = False
     gathers_targets: ClassVar[bool] = False
+    any_size: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
 
     options: Any
 
@@ -151,9 +158,25 @@ class Task(ABC):
         """What the figures need of each image alone: name -> (n, ...) float64. The default is nothing."""
         return {}
 
-    def row_shapes(self, outputs: int) -> dict[str, tuple[int, ...]]:
-        """The names and shapes of ``rows``, without the first axis."""
+    def row_shapes(self, outputs: int) -> dict[str, tuple[int, ...]] | None:
+        """The names and shapes of ``rows``, without the first axis; None: as ``rows`` gives them for one image."""
         return {}
+
+    def gallery_images(self, kind: str) -> int:
+        """The number of training images whose rows ``figures`` gets too, under ``gallery_<name>``; the default is 0.
+
+        Args:
+            kind: what the images have, a key of ``data.random_access.TARGETS``.
+        """
+        return 0
+
+    def left_out(self, kind: str) -> str:
+        """A sentence on the figures that images of this kind do not have; empty: they have all.
+
+        Args:
+            kind: what the images have, a key of ``data.random_access.TARGETS``.
+        """
+        return ""
 
     @abstractmethod
     def figures(self, tables: Mapping[str, Tensor], images: int) -> dict[str, float]:
@@ -165,7 +188,7 @@ class Task(ABC):
             images: number of images.
 
         Returns:
-            All names of ``titles``, and ``loss``.
+            The names of ``titles``, ``primary`` among them, and ``loss``.
         """
 
     def distil(self, outputs: Any, teacher: Any, temperature: float) -> Tensor:
@@ -252,7 +275,7 @@ class Task(ABC):
         Args:
             batch: a few images with their targets.
             images: the same images as they are seen, (n, H, W, 3) uint8.
-            outputs: network (``dense``, ``pruned``, ``finetuned``) -> its outputs.
+            outputs: network (``dense``, ``pruned``, perhaps ``repaired``, ``finetuned``) -> its outputs.
 
         Returns:
             A row of pictures for each image; empty: no pictures.
@@ -296,6 +319,7 @@ class Task(ABC):
             "titles": dict(self.titles),
             "primary": self.primary,
             "higher_is_better": self.higher_is_better,
+            **({"any_size": True} if self.any_size else {}),
         }
 
 

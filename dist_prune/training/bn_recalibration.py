@@ -105,3 +105,10 @@ def _record_statistics(norms: dict[str, Any], tables: dict[str, Tensor]) -> Iter
     finally:
         for handle in handles:
             handle.remove()
+
+
+def freeze_batch_norms(model: nn.Module) -> None:
+    """Let the batch norms of a network in training mode use and keep their running statistics."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()

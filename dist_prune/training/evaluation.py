@@ -1,6 +1,8 @@
 """Figures of a network, counted as integers: the results are exact, and the same for every number of ranks."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from dist_prune.tasks.classification import CLASSIFICATION
 from dist_prune.tasks.tallies import num_correct
 from dist_prune.training.tracking import Tracker
 
-__all__ = ["count_images", "evaluate", "num_correct"]
+__all__ = ["Gallery", "count_images", "evaluate", "num_correct"]
 
 
 @torch.no_grad()
@@ -88,6 +90,19 @@ def _visit(
     return images
 
 
+@dataclass(frozen=True)
+class Gallery:
+    """Training images whose rows the figures get too (see ``Task.gallery_images``).
+
+    Attributes:
+        loader: the training images, without augmentation.
+        ids: (m,) int64 those that are taken, ascending.
+    """
+
+    loader: ImageLoader
+    ids: np.ndarray
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -98,6 +113,8 @@ def evaluate(
     what: str = "evaluate",
     ids: np.ndarray | None = None,
     task: Task = CLASSIFICATION,
+    dense: nn.Module | None = None,
+    gallery: Gallery | None = None,
 ) -> dict[str, float]:
     """Evaluate a network on images; a collective, called by every rank.
 
@@ -113,6 +130,9 @@ def evaluate(
         what: name of the evaluation, for the progress bar and errors.
         ids: (n,) the images (default: all); each counts once.
         task: decides what is counted.
+        dense: the network that ``model`` is compared with, on the same device, where the task compares; it may be
+            ``model`` itself.
+        gallery: the training images that the task compares images with, or None.
 
     Returns:
         The task's figures (of a classification ``top1`` and ``top5`` in percent), ``loss``, the mean loss (nan if an
@@ -123,34 +143,80 @@ def evaluate(
         PreemptedError: on every rank, if one of them was asked to stop.
     """
     model.eval()
-    empty = torch.zeros((1, *loader.image_shape), dtype=loader.dtype, device=loader.device)
-    ids = np.arange(len(loader)) if ids is None else ids
-    outputs = len(loader.source.classes)
-    shapes, row_shapes = task.tally_shapes(outputs), dict(task.row_shapes(outputs))
-    if task.gathers_targets:
-        row_shapes["targets"] = loader.target_shape
-    places = {"device": loader.device, "dtype": torch.int64}
-    sums = torch.zeros(sum(int(np.prod(shape)) for shape in shapes.values()), **places)  # read once, at the end
-    rows = {name: torch.zeros((len(ids), *shape), dtype=torch.float64) for name, shape in row_shapes.items()}
-    seen = torch.zeros(len(ids) if rows else 0, dtype=torch.float64)
-
-    def count(part: Batch) -> Tensor:
-        found = in_float(task.forward(model, part))
-        if rows:
-            positions = torch.from_numpy(np.searchsorted(ids, part.ids.numpy()))
-            seen[positions] = 1
-            own = task.rows(found, part) | ({"targets": part.labels} if task.gathers_targets else {})
-            for name, values in own.items():
-                rows[name][positions] = values.double().cpu()
-        tables = task.tally(found, part)
-        return torch.cat([tables[name].reshape(-1) for name in shapes])
-
-    images = _visit(sums.add_, count, loader, ids, batch, comm, tracker, what, lambda: model(empty))
-    *totals, images = comm.sum_ints(*sums.tolist(), images)
-    if not images:
-        raise PruneError(f"{what}: none of the {len(ids)} images could be read")
-    comm.all_reduce("rows", [*rows.values(), seen] if rows else [])  # each row is zero on all ranks but one
-    counted = torch.tensor(totals, dtype=torch.int64).split([int(np.prod(shape)) for shape in shapes.values()])
-    tables = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), counted, strict=True)}
-    tables |= {name: table[seen > 0] for name, table in rows.items()}
+    visit = _Visit(model, task, batch, comm, tracker, dense.eval() if dense is not None else None)
+    tables, images = visit.run(loader, np.arange(len(loader)) if ids is None else ids, what)
+    if gallery is not None and len(gallery.ids):
+        compared, _ = replace(visit, dense=None).run(gallery.loader, gallery.ids, f"{what}, gallery", counts=False)
+        tables |= {f"gallery_{name}": table for name, table in compared.items()}
     return {**task.figures(tables, images), "images": images}
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """Passes of one network over lists of images; see ``evaluate``."""
+
+    model: nn.Module
+    task: Task
+    batch: int
+    comm: Communicator
+    tracker: Tracker
+    dense: nn.Module | None
+
+    def run(
+        self, loader: ImageLoader, ids: np.ndarray, what: str, counts: bool = True
+    ) -> tuple[dict[str, Tensor], int]:
+        """The merged tables and rows of the images, on the CPU, and the number of images that could be read.
+
+        Args:
+            loader: the images.
+            ids: (n,) int64 their ids, ascending.
+            what: name of the pass.
+            counts: whether the task counts; if False there are rows alone.
+        """
+        task = self.task
+        empty = torch.zeros((1, *loader.image_shape), dtype=loader.dtype, device=loader.device)
+        outputs = len(loader.source.classes)
+        shapes = task.tally_shapes(outputs) if counts else {}
+        sizes = [int(np.prod(shape)) for shape in shapes.values()]
+        sums = torch.zeros(sum(sizes), device=loader.device, dtype=torch.int64)  # read once, at the end
+        row_shapes = task.row_shapes(outputs)
+        if row_shapes is None:
+            labels = torch.zeros(1, dtype=torch.int64, device=loader.device)
+            one = self._with_reference(Batch(empty, labels, torch.zeros(1, dtype=torch.int64)))
+            example = task.rows(in_float(task.forward(self.model, one)), one)
+            row_shapes = {name: tuple(values.shape[1:]) for name, values in example.items()}
+        if task.gathers_targets:
+            row_shapes = {**row_shapes, "targets": loader.target_shape}
+        rows = {name: torch.zeros((len(ids), *shape), dtype=torch.float64) for name, shape in row_shapes.items()}
+        seen = torch.zeros(len(ids) if rows else 0, dtype=torch.float64)
+
+        def count(part: Batch) -> Tensor:
+            found = in_float(task.forward(self.model, part))
+            part = self._with_reference(part, found)
+            if rows:
+                positions = torch.from_numpy(np.searchsorted(ids, part.ids.numpy()))
+                seen[positions] = 1
+                own = {**task.rows(found, part), **({"targets": part.labels} if task.gathers_targets else {})}
+                for name, values in own.items():
+                    rows[name][positions] = values.double().cpu()
+            tables = task.tally(found, part) if shapes else {}
+            return torch.cat([tables[name].reshape(-1) for name in shapes]) if shapes else sums
+
+        def idle() -> None:
+            self.model(empty)
+
+        images = _visit(sums.add_, count, loader, ids, self.batch, self.comm, self.tracker, what, idle)
+        *totals, images = self.comm.sum_ints(*sums.tolist(), images)
+        if not images:
+            raise PruneError(f"{what}: none of the {len(ids)} images could be read")
+        self.comm.all_reduce("rows", [*rows.values(), seen] if rows else [])  # a row is zero on all ranks but one
+        counted = torch.tensor(totals, dtype=torch.int64).split(sizes)
+        tables = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), counted, strict=True)}
+        return tables | {name: table[seen > 0] for name, table in rows.items()}, images
+
+    def _with_reference(self, part: Batch, found: Any = None) -> Batch:
+        """The batch with the outputs of the dense network, if there is one."""
+        if self.dense is None:
+            return part
+        same = self.dense is self.model and found is not None
+        return replace(part, reference=found if same else in_float(self.task.forward(self.dense, part)))

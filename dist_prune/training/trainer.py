@@ -16,6 +16,7 @@ from dist_prune.tasks.base import Task
 from dist_prune.tasks.classification import CLASSIFICATION
 from dist_prune.training import deepspeed_engine, optim
 from dist_prune.training.acceleration import AcceleratedModel
+from dist_prune.training.bn_recalibration import freeze_batch_norms
 from dist_prune.training.checkpoints import CheckpointManager
 from dist_prune.training.engine import TrainEngine
 from dist_prune.training.loop import Loop, Losses, Progress, gradient_averager
@@ -116,6 +117,8 @@ class Trainer:
         try:
             while not self._finished(epoch):
                 self.engine.forward.train()
+                if settings.freeze_bn:
+                    freeze_batch_norms(self.model)
                 figures = loop.run_epoch(epoch, losses, self.engine, schedule, self.watch, begin)
                 begin, epoch = None, epoch + 1
                 self._end_of_epoch(epoch - 1, figures)

@@ -61,6 +61,17 @@ def test_the_report_has_the_task_its_figures_and_pictures(whole):
     assert "top-1" not in page.partition("<h2>Recipe</h2>")[0]
 
 
+def test_pictures_show_the_repaired_network_too(whole, place, tmp_path):
+    words_of_repair = ("repair.method=least_squares", "repair.images=8", "finetune.epochs=0", "score.images=8")
+    folder, checkpoint = tmp_path / "repaired", f"backbone.checkpoint={place}/dense.safetensors"
+    code, output = run(PYTHON, folder, *WORDS, *words_of_repair, checkpoint, **words(place))
+    assert code == 0, output
+    page = (folder / "report.html").read_text()
+    for name in ("dense", "pruned", "repaired", "finetuned"):
+        assert page.count(f"<figcaption>{name}</figcaption>") == 3
+    assert "<figcaption>repaired</figcaption>" not in (whole[0] / "report.html").read_text()
+
+
 def test_the_bundle_says_what_it_holds_and_loads(whole):
     folder, _ = whole
     read = bundle.read_bundle(folder)

@@ -49,7 +49,7 @@ class Segmenter(nn.Module):
     """Down twice, up twice by transposed convolutions (one grouped, one with output padding), a skip by concatenation.
 
     Args:
-        form: ``tensor``, ``dict`` (with an auxiliary head) or ``tuple``.
+        form: ``tensor``, ``dict`` (with an auxiliary head), ``tuple`` or ``list``.
     """
 
     def __init__(self, form: str = "dict"):
@@ -70,7 +70,9 @@ class Segmenter(nn.Module):
         out = self.head(torch.relu(self.last(y)))
         if self.form == "tensor":
             return out
-        return (out, y.mean((2, 3))) if self.form == "tuple" else {"out": out, "aux": self.aux(y)}
+        if self.form == "dict":
+            return {"out": out, "aux": self.aux(y)}
+        return (out, y.mean((2, 3))) if self.form == "tuple" else [out, y.mean((2, 3))]
 
 
 def network(form: str = "dict", seed: int = 0) -> nn.Module:

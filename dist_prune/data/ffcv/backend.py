@@ -18,7 +18,7 @@ from dist_prune.data.augment import TRIES, WINDOW, shift_and_flip
 from dist_prune.data.class_order import renumbered_identity
 from dist_prune.data.memory_backend import transform_batch
 from dist_prune.data.sampling import uniform_from_ids
-from dist_prune.data.transform_config import AugmentKey, TransformConfig
+from dist_prune.data.transform_config import AugmentKey, Size, TransformConfig
 from dist_prune.errors import PruneError
 
 FORMAT = 1  # of the sidecar
@@ -205,10 +205,11 @@ class FfcvBackend:
         self.pin = pin
 
     def pixels(
-        self, id_lists: Sequence[np.ndarray], transform: TransformConfig, augment: AugmentKey | None, size: int
+        self, id_lists: Sequence[np.ndarray], transform: TransformConfig, augment: AugmentKey | None, size: Size
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Load pixels of one split by sample id. See ``ImageBackend.pixels``."""
         ids = np.concatenate([np.zeros(0, np.int64), *id_lists]).astype(np.int64)
+        assert isinstance(size, int)  # the image loader refuses others
         fixed_size = self.source.fixed_size  # arrays are decoded whole and transformed as by the memory backend
         decoded_size = fixed_size[0] if fixed_size else size
         windows = np.zeros((len(self.source.items), 9), np.int32)  # pages of other ids are never touched

@@ -92,8 +92,13 @@ def _forward_error(model: nn.Module, example: Tensor, error: Exception) -> str:
     shape = "x".join(map(str, example.shape[1:]))
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     text = f"the network does not run on images of {shape}: {reason}"
+    height, width = example.shape[-2:]
+    model = getattr(model, "trunk", model)  # of a tower
     if getattr(getattr(model, "patch_embed", None), "img_size", None) or "img_size" in reason:
-        text += f" Build it for them: backbone.kwargs={{img_size: {example.shape[-1]}}}"
+        side = width if height == width else f"[{height}, {width}]"
+        text += f" Build it for them: backbone.kwargs={{img_size: {side}}}"
+    elif height != width:
+        text += " Name a size that it takes, a side for squares: data.image_size"
     return text
 
 
