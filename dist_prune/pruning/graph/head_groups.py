@@ -153,7 +153,7 @@ def merge_grouped_convs(
     for group in groups:
         for coupling in group.couplings:
             layer = layers[coupling.layer]
-            if layer.groups == 1 or layer.depthwise or layer.kind != "conv":
+            if layer.groups == 1 or layer.depthwise:
                 continue
             each = (layer.width_out if coupling.side == "out" else layer.width_in) // layer.groups
             for position, channel in zip(coupling.index, coupling.channel, strict=True):
@@ -219,12 +219,14 @@ def _why_incomplete(group: ChannelGroup, layers: Mapping[str, Layer]) -> str:
     """Return the reason if a side of a grouped convolution is not wholly in the group, or an empty string."""
     for name in group.layers:
         layer = layers[name]
-        if layer.kind != "conv" or layer.groups == 1 or layer.depthwise:
+        if layer.groups == 1 or layer.depthwise:
             continue
-        for side, width in (("in", layer.width_in), ("out", layer.width_out)):
+        both = (("in", layer.width_in), ("out", layer.width_out))
+        for side, width in both if layer.kind == "conv" else both[1:]:
             positions = {i for c in group.couplings if (c.layer, c.side) == (name, side) for i in c.index}
             if len(positions) < width:
-                return f"not all channels on both sides of {name}, a grouped convolution, are known"
+                what = "on both sides of {}, a grouped convolution" if layer.kind == "conv" else "of {}, a group norm"
+                return f"not all channels {what.format(name)}, are known"
     return ""
 
 

@@ -18,7 +18,7 @@ from torch_pruning.ops import OPTYPE
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning.eval_mode import evaluation_mode
-from dist_prune.pruning.graph import head_groups
+from dist_prune.pruning.graph import head_groups, stream_layers
 from dist_prune.pruning.graph.groups import ChannelGroup, Coupling, DependencyGraph, Layer
 from dist_prune.pruning.graph.layer_trace import trace_layers, where_tracing_stopped
 from dist_prune.pruning.network_output import tensors_of
@@ -43,7 +43,7 @@ class _PoolFollows(tp.BasePruningFunc):
     get_in_channels = get_out_channels
 
 
-def trace_dependencies(model: nn.Module, example: Tensor) -> DependencyGraph:
+def trace_dependencies(model: nn.Module, example: Tensor, streams: bool = False) -> DependencyGraph:
     """Trace a bare model and return its layers and channel groups as torch-pruning finds them, not yet verified.
 
     Groups that cannot be cut are returned too, protected with the reason. ``verified_trace.trace_groups`` verifies the
@@ -52,6 +52,7 @@ def trace_dependencies(model: nn.Module, example: Tensor) -> DependencyGraph:
     Args:
         model: a bare network; not changed.
         example: (1, C, H, W) images.
+        streams: whether norms over channels and bare parameters are layers, which lose channels like any other.
 
     Returns:
         The layers in module order, and the groups in module order of their leaders.
@@ -64,6 +65,9 @@ def trace_dependencies(model: nn.Module, example: Tensor) -> DependencyGraph:
         layers = trace_layers(model, example.to(device)) | head_groups.head_tables(model)
     except Exception as error:  # any error of the network's own forward
         raise PruneError(_forward_error(model, example, error)) from error
+    if streams:
+        more = stream_layers.stream_layers(model, example.to(device), layers)
+        layers = stream_layers.with_stream_layers(model, layers, more)
     order = {name: number for number, name in enumerate(layers)}
     with _PatchedTorchPruning():
         try:
@@ -77,9 +81,13 @@ def trace_dependencies(model: nn.Module, example: Tensor) -> DependencyGraph:
         raise PruneError(
             "no channel group was found: the network's forward pass cuts the autograd graph (detach, no_grad)"
         )
+    if streams:
+        groups = stream_layers.tile_merged(groups, layers)
     groups = head_groups.replace_with_heads(
         model, head_groups.merge_grouped_convs(groups, layers, lambda n: (depth[n], order[n])), layers
     )
+    if streams:
+        layers = stream_layers.only_used(stream_layers.turn_parameters(model, layers, groups), groups)
     covered = sum(_count_params(layer) for layer in layers.values())
     other = sum(p.numel() for p in model.parameters()) - covered
     channels = DependencyGraph(
@@ -113,7 +121,9 @@ def _protect_shared_weights(model: nn.Module, graph: DependencyGraph) -> Depende
         layers = sorted({first[id(model.get_submodule(name.rpartition(".")[0]))] for name in names})
         if len(layers) > 1:
             why |= {layer: f"{' and '.join(layers)} share one weight, which cutting would split" for layer in layers}
-    for name in graph.layers:
+    for name, layer in graph.layers.items():
+        if layer.kind == "parameter":
+            continue
         module = model.get_submodule(name)
         computed = any(key not in module._parameters for key in ("weight",) if hasattr(module, key))
         if computed and getattr(module, "weight", None) is not None:
@@ -271,8 +281,13 @@ def _couplings(
     couplings, uncuttable = [], []
     for item in _tp_members(graph, leader, list(range(first or layers[names[leader]].width_out))):
         module, name = item.dep.target.module, names.get(item.dep.target.module)
+        owner = (name or "").rpartition(".")[0]
+        if name not in layers and owner in layers and layers[owner].kind == "layer norm":
+            name = owner  # the weight of a norm that torch-pruning does not know
+            if any(c.layer == name and c.index == tuple(item.idxs) for c in couplings):
+                continue
         if name is not None and name in layers:
-            out = layers[name].kind == "pool" or graph.is_out_channel_pruning_fn(item.dep.handler)
+            out = layers[name].kind not in ("conv", "linear") or graph.is_out_channel_pruning_fn(item.dep.handler)
             couplings.append(Coupling(name, "out" if out else "in", tuple(item.idxs), tuple(item.root_idxs)))
         elif isinstance(module, nn.Parameter) or (name is not None and any(True for _ in module.parameters(False))):
             uncuttable.append(name or "a bare parameter")
