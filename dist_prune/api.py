@@ -67,7 +67,9 @@ class Scores(dict[str, Tensor]):
         self.method = method
 
 
-def trace(model: nn.Module, example: Tensor | Sequence[int], *, protect: Sequence[str] = ()) -> DependencyGraph:
+def trace(
+    model: nn.Module, example: Tensor | Sequence[int], *, protect: Sequence[str] = (), streams: bool = False
+) -> DependencyGraph:
     """Find the channel groups of a network, and prove each by trial cuts.
 
     Args:
@@ -75,6 +77,8 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, protect: Sequenc
             (DistributedDataParallel, torch.compile, accelerate) is looked through. The network is not changed.
         example: images (n, C, H, W) float, of which one is used, or the shape (C, H, W).
         protect: globs of layers whose outputs keep their width.
+        streams: whether residual streams that run through norms over channels (layer, group and root-mean-square
+            norms) and bare parameters (class tokens, position embeddings, layer scales) may lose channels.
 
     Returns:
         The graph. ``print(graph)`` lists its groups, and why some are protected.
@@ -98,7 +102,7 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, protect: Sequenc
     with _gradients():
         if any(parameter.is_inference() for parameter in bare.parameters()):
             bare = copy.deepcopy(bare)
-        graph = trace_groups(bare, example[:1].detach().clone().to(weight.device, weight.dtype), protect)
+        graph = trace_groups(bare, example[:1].detach().clone().to(weight.device, weight.dtype), protect, streams)
     config = getattr(bare, "pretrained_cfg", None)
     return replace(
         graph,

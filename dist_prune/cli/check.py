@@ -94,7 +94,7 @@ def trace_backbone(recipe: Recipe, method: Method) -> tuple[DependencyGraph, int
     size = recipe.data.image_size or native_side or config["input_size"][1]
     check_normalisation(recipe.data.mean, recipe.data.std, in_chans)
     example = torch.randn(1, in_chans, size, size)
-    graph = trace_groups(model, example, recipe.backbone.protect)
+    graph = trace_groups(model, example, recipe.backbone.protect, recipe.backbone.streams)
     check_outputs(task, model, example, classes, recipe.backbone.name)
     if start is not None:
         graph = start.graph_of(graph)

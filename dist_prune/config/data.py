@@ -96,6 +96,11 @@ class Backbone(Section):
     protect: Network[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...]] = Field(
         default=(), description="globs of layers whose outputs keep their width"
     )
+    streams: Network[bool] = Field(
+        default=False,
+        description="pruning of residual streams that run through norms over channels (layer, group and "
+        "root-mean-square norms) and bare parameters (class tokens, position embeddings, layer scales)",
+    )
 
     @model_validator(mode="after")
     def _check_checkpoint_keys(self):

@@ -17,6 +17,7 @@ ADDED: dict[str, Any] = {
     "backbone.checkpoint_key": "auto",
     "backbone.checkpoint_skip": [],
     "backbone.protect": [],
+    "backbone.streams": False,
     "data.class_map": None,
     "data.class_order": None,
     "data.kwargs": {},

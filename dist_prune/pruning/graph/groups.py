@@ -17,6 +17,7 @@ Side = Literal["out", "in"]
 HookKind = Literal["out", "in", "weight"]
 # table: one column per attention head; layer norm: any norm over channels; parameter: one that no layer holds
 Kind = Literal["conv", "linear", "norm", "pool", "table", "layer norm", "parameter"]
+RUNS_THROUGH = "it runs through "  # reason of a group with a member that is no layer of the graph
 Unit = Literal["channel", "head", "conv group"]
 
 
@@ -302,6 +303,16 @@ class DependencyGraph:
     def producers(self) -> tuple[str, ...]:
         """The producers of all groups, each once."""
         return tuple(dict.fromkeys(name for group in self.groups for name in group.producers))
+
+    def check_removable(self, names: Iterable[str]) -> None:
+        """Raise PruneError if a named group runs through norms or parameters that this graph does not know."""
+        for name in names:
+            why = self.group(name).protected
+            if why.startswith(RUNS_THROUGH):
+                raise PruneError(
+                    f"the plan removes channels of {name!r}; without streams {why}. Write backbone.streams=true, in "
+                    "the library trace(..., streams=True)"
+                )
 
     def protect_producers(self, reasons: Mapping[str, str]) -> "DependencyGraph":
         """Return a copy with every group protected that has a producer among the keys of ``reasons``."""

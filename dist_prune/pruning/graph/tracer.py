@@ -19,7 +19,7 @@ from torch_pruning.ops import OPTYPE
 from dist_prune.errors import PruneError
 from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph import head_groups, stream_layers
-from dist_prune.pruning.graph.groups import ChannelGroup, Coupling, DependencyGraph, Layer
+from dist_prune.pruning.graph.groups import RUNS_THROUGH, ChannelGroup, Coupling, DependencyGraph, Layer
 from dist_prune.pruning.graph.layer_trace import trace_layers, where_tracing_stopped
 from dist_prune.pruning.network_output import tensors_of
 
@@ -308,7 +308,7 @@ def _protection_reason(
         return "it has a single channel"
     widths = sorted({layers[name].width_out for name in group.producers})
     if uncuttable:
-        return f"it runs through {uncuttable[0]}, whose channels cannot be cut one by one"
+        return f"{RUNS_THROUGH}{uncuttable[0]}, whose channels cannot be cut one by one"
     if len(widths) > 1:
         return f"its layers are {', '.join(map(str, widths))} channels wide: a shortcut pads, slices or mixes channels"
     shares = head_groups.why_uneven(group)

@@ -29,6 +29,7 @@ def apply_plan(model: nn.Module, graph: DependencyGraph, plan: Plan) -> None:
     """
     if {g.name: g.width for g in graph.groups} != dict(plan.widths):
         raise PruneError("the plan belongs to another network: its groups or their dense widths differ from this one's")
+    graph.check_removable(plan.removed)
     zero_blocks(model, graph, plan)
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     cuts: dict[tuple[str, str], set[int]] = {}
