@@ -104,12 +104,12 @@ def with_stream_layers(model: nn.Module, layers: Mapping[str, Layer], more: Mapp
 def only_used(layers: Mapping[str, Layer], groups: Iterable[ChannelGroup]) -> dict[str, Layer]:
     """Return the layers without the norms over channels and bare parameters that no group has."""
     used = {coupling.layer for group in groups for coupling in group.couplings}
-    return {name: layer for name, layer in layers.items() if name in used or layer.kind not in ("layer norm", "parameter")}
+    return {
+        name: layer for name, layer in layers.items() if name in used or layer.kind not in ("layer norm", "parameter")
+    }
 
 
-def turn_parameters(
-    model: nn.Module, layers: Mapping[str, Layer], groups: Iterable[ChannelGroup]
-) -> dict[str, Layer]:
+def turn_parameters(model: nn.Module, layers: Mapping[str, Layer], groups: Iterable[ChannelGroup]) -> dict[str, Layer]:
     """Return the layers with every bare parameter's channels on an axis that is as wide as the parameter's group.
 
     A position embedding (1, C, H, W) has its channels before its places.

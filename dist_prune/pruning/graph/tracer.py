@@ -83,11 +83,12 @@ def trace_dependencies(model: nn.Module, example: Tensor, streams: bool = False)
         )
     if streams:
         groups = stream_layers.tile_merged(groups, layers)
+        layers = stream_layers.turn_parameters(model, layers, groups)
     groups = head_groups.replace_with_heads(
         model, head_groups.merge_grouped_convs(groups, layers, lambda n: (depth[n], order[n])), layers
     )
     if streams:
-        layers = stream_layers.only_used(stream_layers.turn_parameters(model, layers, groups), groups)
+        layers = stream_layers.only_used(layers, groups)
     covered = sum(_count_params(layer) for layer in layers.values())
     other = sum(p.numel() for p in model.parameters()) - covered
     channels = DependencyGraph(

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.errors import PruneError
-from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.graph.stream_layers import norm_form, norm_width
+from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.surgery import head_surgery, stream_surgery
 
 

@@ -3,12 +3,14 @@
 from typing import Any
 
 import pytest
+import timm.layers
 import torch
 from torch import Tensor, nn
 
 from dist_prune import models
+from dist_prune.errors import PruneError
 from dist_prune.pruning.graph.groups import DependencyGraph
-from dist_prune.pruning.hooks.gating import gate_off
+from dist_prune.pruning.hooks.gating import gate, gate_off, gate_points
 from dist_prune.pruning.plan.after_pruning import graph_after
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.rng import seeded_generator
@@ -20,6 +22,7 @@ from tests.support import tiny
 VIT = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 4, "img_size": 8}
 SWIN = {"patch_size": 1, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 4), "window_size": 4, "img_size": 8}
 NEXT = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
+FORMER = {"depths": (1, 1, 1, 2), "embed_dims": (8, 8, 16, 16), "mlp_ratios": 2}
 # name, arguments, side of the image, leaders of the streams that have to be free
 FAMILIES: dict[str, tuple[str, dict[str, Any], int, tuple[str, ...]]] = {
     "vit": ("vit_tiny_patch16_224", VIT, 8, ("patch_embed.proj",)),
@@ -27,6 +30,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int, tuple[str, ...]]] = {
     "deit3": ("deit3_small_patch16_224", VIT, 8, ("patch_embed.proj",)),
     "swin": ("swin_tiny_patch4_window7_224", SWIN, 8, ("patch_embed.proj", "layers.1.downsample.reduction")),
     "convnext": ("convnext_atto", NEXT, 32, ("stem.0", "stages.1.downsample.1", "stages.3.downsample.1")),
+    "mobilevit": ("mobilevit_xxs", {}, 64, ("stages.2.1.conv_1x1", "stages.3.1.conv_1x1", "stages.4.1.conv_1x1")),
+    "efficientformer": ("efficientformer_l1", FORMER, 224, ("stem.conv2", "stages.3.downsample.conv")),
+    "vit_rms": ("vit_tiny_patch16_224", {**VIT, "norm_layer": "rmsnorm"}, 8, ("patch_embed.proj",)),
+    "next_rms": ("convnext_atto", {**NEXT, "norm_layer": "rmsnorm2d"}, 32, ("stem.0", "stages.1.downsample.1")),
 }
 
 
@@ -76,9 +83,101 @@ def test_gated_off_is_removed(which):
     loaded.train()(images).square().mean().backward()
 
 
-@pytest.mark.parametrize("which", FAMILIES)
+@pytest.mark.parametrize("which", ["deit", "swin", "convnext"])
 def test_streams_stay_whole_unless_asked_for(which):
     model, images = network(which)
     graph = trace_groups(model, images[:1])
     assert not set(FAMILIES[which][3]) & {group.name for group in graph.free}
     assert not [layer for layer in graph.layers.values() if layer.kind in ("layer norm", "parameter")]
+
+
+class Normed(nn.Module):
+    """A residual stream behind a norm, with a parameter whose channels are not on its last axis."""
+
+    def __init__(self, norm: nn.Module):
+        super().__init__()
+        self.stem, self.one, self.two = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 12, 1), nn.Conv2d(12, 16, 1)
+        self.norm, self.places = norm, nn.Parameter(torch.randn(1, 16, 6, 6))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, images):
+        x = self.stem(images) + self.places
+        x = x + self.two(self.one(self.norm(x)).relu())
+        return self.head(self.norm(x).mean((2, 3)))
+
+
+FORMS = {
+    "group norm": (lambda: nn.GroupNorm(4, 16), "conv group", 4),
+    "group norm of one group": (lambda: nn.GroupNorm(1, 16), "channel", 16),
+    "without scale": (lambda: nn.GroupNorm(1, 16, affine=False), "channel", 16),
+    "layer norm of maps": (lambda: timm.layers.LayerNorm2d(16), "channel", 16),
+    "layer norm with an activation": (lambda: timm.layers.LayerNormAct2d(16), "channel", 16),
+    "root mean square of maps": (lambda: timm.layers.RmsNorm2d(16), "channel", 16),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_norms_over_maps(form):
+    """A group norm loses whole groups; every other norm single channels. A norm may run twice."""
+    make, unit, width = FORMS[form]
+    torch.manual_seed(0)
+    model = Normed(make()).double().eval()
+    for parameter in model.norm.parameters():
+        parameter.data.uniform_(0.5, 1.5)
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    graph = trace_groups(model, images[:1], streams=True)
+    stream = graph.group("stem")
+    assert (stream.protected, stream.unit, stream.width) == ("", unit, width)
+    plan = Plan({"stem": (0, 2), "one": (1, 5)}, {group.name: group.width for group in graph.groups})
+    with torch.no_grad(), gate_off(model, graph, plan.removed):
+        expected = model(images)
+    small = tiny.cut(model, graph, plan)
+    assert small.places.shape == (1, 16 - 2 * 16 // width, 6, 6)
+    with torch.no_grad():
+        assert torch.allclose(small(images), expected, atol=1e-10)
+    assert sum(p.numel() for p in small.parameters()) == cost.params(graph, plan.counts)
+    loaded = rebuild(Normed(make()).double().eval(), plan, small.state_dict())
+    assert torch.equal(loaded(images), small(images))
+
+
+def test_a_gate_of_ones_is_the_norm_and_gradients_flow_through_its_statistics():
+    model, images = network("deit")
+    graph = trace_groups(model, images[:1], streams=True)
+    points = gate_points(graph, "patch_embed.proj")
+    ones = torch.ones(24, dtype=torch.float64, requires_grad=True)
+    with gate(model, points, {"patch_embed.proj": ones}):
+        out = model(images)
+    assert torch.allclose(out, model(images), atol=1e-12)
+    out.square().sum().backward()
+    found, step = ones.grad, 1e-5
+    assert found is not None
+    for channel in (0, 7):  # against finite differences
+        sums = []
+        for sign in (1, -1):
+            moved = torch.ones(24, dtype=torch.float64)
+            moved[channel] += sign * step
+            with torch.no_grad(), gate(model, points, {"patch_embed.proj": moved}):
+                sums.append(float(model(images).square().sum()))
+        assert float(found[channel]) == pytest.approx((sums[0] - sums[1]) / (2 * step), rel=1e-4, abs=1e-6)
+
+
+def test_gates_of_a_row_per_coalition():
+    """Coalitions run as parts of one batch, each with norms over its own channels."""
+    model, images = network("convnext")
+    graph = trace_groups(model, images[:1], streams=True)
+    off = torch.zeros(2, 8, dtype=torch.bool)
+    off[0, [1, 4]], off[1, [0, 2, 3]] = True, True
+    with torch.no_grad():
+        with gate(model, gate_points(graph, "stem.0"), {"stem.0": ~off}):
+            both = model(torch.cat([images, images]))
+        for part, row in zip(both.split(2), off, strict=True):
+            with gate_off(model, graph, {"stem.0": row.nonzero().flatten().tolist()}):
+                assert torch.allclose(part, model(images), atol=1e-10)
+
+
+def test_a_plan_of_streams_needs_a_graph_with_streams():
+    model, images = network("vit")
+    graph = trace_groups(model, images[:1])
+    plan = Plan({"patch_embed.proj": (0,)}, {group.name: group.width for group in graph.groups})
+    with pytest.raises(PruneError, match=r"runs through pos_embed.*backbone.streams=true"):
+        tiny.cut(model, graph, plan)
