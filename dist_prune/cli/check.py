@@ -23,12 +23,13 @@ from dist_prune.data.datasets import (
 )
 from dist_prune.data.mask_folder import count_classes
 from dist_prune.errors import PruneError
-from dist_prune.methods.base import Method
+from dist_prune.methods.base import Method, RankingMethod
 from dist_prune.pipeline.start_network import StartNetwork
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.repair.cost import repair_cost
+from dist_prune.pruning.rng import seeded_generator
 from dist_prune.pruning.selection.cost import COSTS, counted_costs
-from dist_prune.pruning.selection.ranking import SelectionRequest, reachable
+from dist_prune.pruning.selection.ranking import SelectionRequest, counts_of, reachable, select_by_score
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 
 HELP = "check a recipe: what a run would refuse, and its channel groups"
@@ -134,9 +135,30 @@ def preview(recipe: Recipe, method: Method) -> dict[str, Any]:
         "reachable": shares,
         "range": {cost.name: [round(s * cost.of(graph)) for s in shares[cost.name]] for cost in counted_costs()},
         "groups": groups,
+        **({"planned": planned} if (planned := plan_on_random_scores(graph, request, method)) else {}),
         **({"repair": _repair(recipe, graph)} if recipe.repair.method != "none" else {}),
         "warnings": [] if recipe.select.plan else list(method.cautions(graph)),
     }
+
+
+def plan_on_random_scores(graph: DependencyGraph, request: SelectionRequest, method: Method) -> dict[str, float]:
+    """What the target leaves if every channel's score is drawn from the seed: sizes hardly depend on the scores.
+
+    Args:
+        graph: after ``Method.prepare``.
+        request: the recipe's.
+        method: the recipe's.
+
+    Returns:
+        Name of each counted cost -> what is left, for one image. Empty without a counted target, and for methods that
+        do not rank channels by ``select_by_score``.
+    """
+    ranks = isinstance(method, RankingMethod) and type(method).select is RankingMethod.select
+    if not ranks or request.target is None or not COSTS[request.target[0]].known(graph):
+        return {}
+    scores = {g.name: torch.rand(g.width, generator=seeded_generator(request.seed, g.name)) for g in graph.free}
+    kept = counts_of(select_by_score(graph, scores, request, method.options.normalise))
+    return {cost.name: cost.of(graph, kept) for cost in counted_costs()}
 
 
 def _repair(recipe: Recipe, graph: DependencyGraph) -> str:
@@ -230,7 +252,13 @@ def as_text(body: dict[str, Any]) -> str:
         f"{cost} {low:,} to {high:,} ({body['reachable'][cost][0]:.1%} to 100 %)"
         for cost, (low, high) in body["range"].items()
     )
-    warnings = [*([body["repair"]] if "repair" in body else []), *(f"warning: {text}" for text in body["warnings"])]
+    planned = {name: amount for name, amount in body.get("planned", {}).items() if name in dense}
+    sizes = ", ".join(f"{amount:,.0f} {name} ({amount / dense[name]:.2%})" for name, amount in planned.items())
+    warnings = [
+        *([f"with random scores the target leaves {sizes}"] if planned else []),
+        *([body["repair"]] if "repair" in body else []),
+        *(f"warning: {text}" for text in body["warnings"]),
+    ]
     return "\n".join(
         [*lines, "", *warnings, f"{free} of {len(body['groups'])} groups are free; what can be left: {ranges}"]
     )

@@ -1,5 +1,4 @@
-"""Norms over channels and bare parameters: what a residual stream runs through besides its convolutions and linear
-layers.
+"""Norms over channels and bare parameters, which a residual stream runs through besides its convolutions.
 
 They are layers of the graph only if streams are asked for (``trace_groups(..., streams=True)``): a norm over channels
 has another mean and another variance once a channel is gone.

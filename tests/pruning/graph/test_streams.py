@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-import timm.layers
 import torch
+from timm.layers import norm, norm_act
 from torch import Tensor, nn
 
 from dist_prune import models
@@ -110,9 +110,9 @@ FORMS = {
     "group norm": (lambda: nn.GroupNorm(4, 16), "conv group", 4),
     "group norm of one group": (lambda: nn.GroupNorm(1, 16), "channel", 16),
     "without scale": (lambda: nn.GroupNorm(1, 16, affine=False), "channel", 16),
-    "layer norm of maps": (lambda: timm.layers.LayerNorm2d(16), "channel", 16),
-    "layer norm with an activation": (lambda: timm.layers.LayerNormAct2d(16), "channel", 16),
-    "root mean square of maps": (lambda: timm.layers.RmsNorm2d(16), "channel", 16),
+    "layer norm of maps": (lambda: norm.LayerNorm2d(16), "channel", 16),
+    "layer norm with an activation": (lambda: norm_act.LayerNormAct2d(16), "channel", 16),
+    "root mean square of maps": (lambda: norm.RmsNorm2d(16), "channel", 16),
 }
 
 
