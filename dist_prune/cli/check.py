@@ -136,7 +136,7 @@ def preview(recipe: Recipe, method: Method) -> dict[str, Any]:
         "range": {cost.name: [round(s * cost.of(graph)) for s in shares[cost.name]] for cost in counted_costs()},
         "groups": groups,
         **({"planned": planned} if (planned := plan_on_random_scores(graph, request, method)) else {}),
-        **({"repair": _repair(recipe, graph)} if recipe.repair.method != "none" else {}),
+        **({"repair": _repair(recipe, graph)} if recipe.repairs else {}),
         "warnings": [] if recipe.select.plan else list(method.cautions(graph)),
     }
 
@@ -164,9 +164,9 @@ def plan_on_random_scores(graph: DependencyGraph, request: SelectionRequest, met
 def _repair(recipe: Recipe, graph: DependencyGraph) -> str:
     """What the repair will cost at most: that of the dense widths."""
     method, images = recipe.repair.method, recipe.repair.images
-    if method in ("norms", "fold"):
-        return f"repair: {method}, {images:,} images once through one network"
-    return f"repair: {method}, at most {repair_cost(graph, {}).text(images)}"
+    if method in ("norms", "fold", "none"):
+        return f"repair: {recipe.repair_name}, {images:,} images once through one network"
+    return f"repair: {recipe.repair_name}, at most {repair_cost(graph, {}).text(images)}"
 
 
 def _notes(recipe: Recipe) -> list[str]:

@@ -23,6 +23,7 @@ ADDED: dict[str, Any] = {
     "data.kwargs": {},
     "data.layout": None,
     "target.latency_tolerance": 0.05,
+    "select.norms": "plain",
     "repair.method": "none",
     "repair.images": 256,
     "repair.ridge": "auto",

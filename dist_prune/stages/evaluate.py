@@ -34,7 +34,7 @@ def run(context: RunContext) -> StageOutput:
     test_loader = context.images.loader(False)
     graph, plan = networks.graph, networks.plan(context.round)
     files = {"pruned": round_path(context.round, PRUNED)}
-    if recipe.repair.method != "none":
+    if recipe.repairs:
         files["repaired"] = round_path(context.round, REPAIRED)
     files["finetuned"] = FINETUNED
     models = {"dense": networks.load_dense()}
