@@ -154,9 +154,14 @@ def _note(ran: set[str], name: str) -> Any:
 
 
 def _bare_parameters(model: nn.Module, apart: set[str]) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield (name, parameter) of the parameters that no known kind of layer holds, and that have channels."""
+    """Yield (name, parameter) of the parameters with channels that no known kind of layer holds.
+
+    The table of an embedding, (places, channels), is one: transformers' position embeddings are such tables.
+    """
     for path, module in model.named_modules():
-        if isinstance(module, DESCRIBED) or path in apart or type(module).__module__.startswith("torch.nn."):
+        if isinstance(module, DESCRIBED) or path in apart:
+            continue
+        if type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Embedding):
             continue
         for key, parameter in module._parameters.items():
             if parameter is not None and parameter.numel() > 1:

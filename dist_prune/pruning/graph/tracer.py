@@ -85,7 +85,7 @@ def trace_dependencies(model: nn.Module, example: Tensor, streams: bool = False)
         groups = stream_layers.tile_merged(groups, layers)
         layers = stream_layers.turn_parameters(model, layers, groups)
     groups = head_groups.replace_with_heads(
-        model, head_groups.merge_grouped_convs(groups, layers, lambda n: (depth[n], order[n])), layers
+        model, head_groups.merge_grouped_convs(groups, layers, lambda n: (depth[n], order[n])), layers, streams
     )
     if streams:
         layers = stream_layers.only_used(layers, groups)
@@ -161,9 +161,9 @@ class _PatchedTorchPruning:
     Concatenations: torch-pruning adds up the sizes of the inputs, and does not know the size of an input that comes
     from the image or from a bare parameter. Two such concatenations are accepted: those whose known inputs are as wide
     as the result (tokens are concatenated, not channels), and those without a known input (no layer's channel runs
-    through them). Reshapes: those that mix channels can spread one channel over millions of positions, which raises
-    OverflowError instead of taking hours. Membership: members of a group are looked up in a set instead of compared one
-    by one.
+    through them). Concatenations behind splits that torch-pruning cannot place are left unmapped; trial cuts follow.
+    Reshapes: those that mix channels can spread one channel over millions of positions, which raises OverflowError
+    instead of taking hours. Membership: members of a group are looked up in a set instead of compared one by one.
     """
 
     def __init__(self):
@@ -180,6 +180,8 @@ class _PatchedTorchPruning:
                 sizes = [size for size in node.module.concat_sizes if size is not None]
                 if sizes and sum(sizes) != index_mapping.shape_infer.infer_in_channels_recursively(graph, node, [0]):
                     raise
+            except IndexError:  # halves of rotated positions: no channel is followed through them
+                node.enable_index_mapping = False
 
         def add(group: Any, dep: Any, idxs: Any) -> None:
             original._add(group, dep, idxs)
@@ -287,6 +289,8 @@ def _couplings(
             name = owner  # the weight of a norm that torch-pruning does not know
             if any(c.layer == name and c.index == tuple(item.idxs) for c in couplings):
                 continue
+        if name not in layers and f"{name}.weight" in layers:
+            name = f"{name}.weight"  # an embedding's table is a bare parameter
         if name is not None and name in layers:
             out = layers[name].kind not in ("conv", "linear") or graph.is_out_channel_pruning_fn(item.dep.handler)
             couplings.append(Coupling(name, "out" if out else "in", tuple(item.idxs), tuple(item.root_idxs)))

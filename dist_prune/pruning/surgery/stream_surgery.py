@@ -43,12 +43,14 @@ def cut_parameter(model: nn.Module, name: str, axis: int, positions: Iterable[in
     """
     path, _, key = name.rpartition(".")
     parameter = model.get_parameter(name)
-    setattr(model.get_submodule(path), key, _select(parameter, axis, _kept(parameter.shape[axis], positions)))
+    owner: Any = model.get_submodule(path)
+    setattr(owner, key, _select(parameter, axis, _kept(parameter.shape[axis], positions)))
 
 
 def takes_shapes(module: nn.Module) -> bool:
-    """Whether a module is a norm over channels, or may hold bare parameters: torch's own layers do not."""
-    return norm_form(module) is not None or not type(module).__module__.startswith("torch.nn.")
+    """Whether a module is a norm over channels, or may hold bare parameters: of torch's own only embeddings do."""
+    own = not type(module).__module__.startswith("torch.nn.")
+    return own or norm_form(module) is not None or isinstance(module, nn.Embedding)
 
 
 def _kept(width: int, positions: Iterable[int]) -> list[int]:

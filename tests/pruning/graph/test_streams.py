@@ -181,3 +181,45 @@ def test_a_plan_of_streams_needs_a_graph_with_streams():
     plan = Plan({"patch_embed.proj": (0,)}, {group.name: group.width for group in graph.groups})
     with pytest.raises(PruneError, match=r"runs through pos_embed.*backbone.streams=true"):
         tiny.cut(model, graph, plan)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["ViT", "Dinov2", "CLIP", "Siglip", "DINOv3ViT"])
+def test_heads_and_streams_of_transformers(name, attention):
+    """Queries, keys and values are layers of their own.
+
+    CLIP and SigLIP compute a pooled output that no classifier reads and tracing does not see: their streams stay. The
+    stream of a bare DINOv3 is its output.
+    """
+    transformers = pytest.importorskip("transformers", minversion="5")
+    vision = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40,
+              "image_size": 8, "patch_size": 4, "attn_implementation": attention}  # fmt: skip
+    if name in ("CLIP", "Siglip"):
+        config = getattr(transformers, f"{name}Config")(
+            vision_config=vision, num_labels=10, attn_implementation=attention
+        )
+    else:
+        config = getattr(transformers, f"{name}Config")(**vision, mlp_ratio=2, num_labels=10)
+    kind = getattr(transformers, "DINOv3ViTModel" if name == "DINOv3ViT" else f"{name}ForImageClassification")
+    torch.manual_seed(0)
+    model = kind(config).eval()
+    for parameter in model.parameters():
+        if parameter.dim() < 2 or float(parameter.detach().std()) < 0.05:
+            parameter.data.add_(torch.randn_like(parameter) * 0.2)
+    images = torch.randn(2, 3, 8, 8)
+    graph = trace_groups(model, images[:1], streams=True)
+    heads = [group for group in graph.free if group.unit == "head"]
+    assert [group.width for group in heads] == [4, 4]
+    stream = max(graph.groups, key=lambda group: len(group.couplings))
+    assert bool(stream.protected) == (name not in ("ViT", "Dinov2"))
+    plan = some(graph)
+    with torch.no_grad(), gate_off(model, graph, plan.removed):
+        expected = model(images)[0]
+    small = tiny.cut(model, graph, plan)
+    with torch.no_grad():
+        found = small(images)[0]
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert cost.params(graph, plan.counts) == sum(parameter.numel() for parameter in small.parameters())
+    loaded = rebuild(kind(config), plan, small.state_dict()).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(images)[0], found)
