@@ -15,6 +15,7 @@ from dist_prune.pruning.plan.after_pruning import graph_after
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.rng import seeded_generator
 from dist_prune.pruning.selection import cost
+from dist_prune.pruning.selection.removal_order import structure
 from dist_prune.pruning.surgery.rebuild import rebuild
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 from tests.support import tiny
@@ -27,6 +28,7 @@ FORMER = {"depths": (1, 1, 1, 2), "embed_dims": (8, 8, 16, 16), "mlp_ratios": 2}
 FAMILIES: dict[str, tuple[str, dict[str, Any], int, tuple[str, ...]]] = {
     "vit": ("vit_tiny_patch16_224", VIT, 8, ("patch_embed.proj",)),
     "deit": ("deit_tiny_distilled_patch16_224", VIT, 8, ("patch_embed.proj",)),
+    "registers": ("vit_tiny_patch16_224", {**VIT, "reg_tokens": 2}, 8, ("patch_embed.proj",)),
     "deit3": ("deit3_small_patch16_224", VIT, 8, ("patch_embed.proj",)),
     "swin": ("swin_tiny_patch4_window7_224", SWIN, 8, ("patch_embed.proj", "layers.1.downsample.reduction")),
     "convnext": ("convnext_atto", NEXT, 32, ("stem.0", "stages.1.downsample.1", "stages.3.downsample.1")),
@@ -173,6 +175,28 @@ def test_gates_of_a_row_per_coalition():
         for part, row in zip(both.split(2), off, strict=True):
             with gate_off(model, graph, {"stem.0": row.nonzero().flatten().tolist()}):
                 assert torch.allclose(part, model(images), atol=1e-10)
+
+
+def test_groups_of_equal_structure_are_found_beside_streams():
+    """Isomorphic ranking: streams, heads and hidden layers are sets of their own; stages of one depth are one set."""
+    graph = trace_groups(*_traced("deit"), streams=True)
+    sets: dict[object, set[str]] = {}
+    for group in graph.free:
+        sets.setdefault(structure(graph, group), set()).add(group.name)
+    assert sorted(map(sorted, sets.values())) == [
+        ["blocks.0.attn.qkv", "blocks.1.attn.qkv"],
+        ["blocks.0.mlp.fc1", "blocks.1.mlp.fc1"],
+        ["patch_embed.proj"],
+    ]
+    graph = trace_groups(*_traced("convnext"), streams=True)
+    second, third = (graph.group(f"stages.{number}.downsample.1") for number in (1, 2))
+    assert structure(graph, second) == structure(graph, third)
+    assert structure(graph, second) != structure(graph, graph.group("stem.0"))
+
+
+def _traced(which: str) -> tuple[nn.Module, Tensor]:
+    model, images = network(which)
+    return model, images[:1]
 
 
 def test_a_plan_of_streams_needs_a_graph_with_streams():
