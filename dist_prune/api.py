@@ -233,7 +233,7 @@ def select(
     except ValidationError as error:
         lines = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise PruneError("; ".join(lines)) from error
-    values = section.model_dump(exclude={"exclude", "plan"})
+    values = section.model_dump(exclude={"exclude", "plan", "norms"})
     request = SelectionRequest(**values, target=asked, seed=seed)
     if section.plan is not None:
         raise PruneError("plan: a plan from a file is read by Plan.from_json, not selected")
