@@ -1,7 +1,7 @@
 """Which of timm's networks can be pruned for real: scored (l1), cut to 0.7 of the MACs, run, trained a step, saved,
 loaded and compared.
 
-    python benchmarks/timm_coverage.py --out FOLDER [--per-family 1] [--only GLOB ...] [--seconds 120] [--minutes 1000]
+    python benchmarks/timm_coverage.py --out FOLDER [--per-family 1] [--only GLOB ...] [--seconds 120] [--streams]
     python benchmarks/timm_coverage.py --out FOLDER --write docs/coverage.md          the table of what is there
 
 A family is one entry of timm.list_modules() (the file of timm that defines the networks), tried by its smallest
@@ -16,6 +16,7 @@ import os
 import tempfile
 import time
 import traceback
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def families(seconds: float = 60) -> dict[str, list[str]]:
     return {family: names for family, names in out.items() if names}
 
 
-def attempt(name: str) -> dict[str, Any]:
+def attempt(name: str, streams: bool = False) -> dict[str, Any]:
     """Everything for one network; ``stage`` says how far it came, ``reason`` why no further."""
     torch.manual_seed(0)
     found: dict[str, Any] = {"stage": "create"}
@@ -81,8 +82,9 @@ def attempt(name: str) -> dict[str, Any]:
         side = models.image_config(model, 3)["input_size"][-1]
         found |= {"side": side, "params": sum(p.numel() for p in model.parameters()), "stage": "trace"}
         example = torch.randn(2, 3, side, side)
-        channels = trace_groups(model, example[:1])
-        found |= {"free": len(channels.free), "groups": len(channels.groups), "stage": "select"}
+        channels = trace_groups(model, example[:1], streams=streams)
+        found |= {"free": len(channels.free), "groups": len(channels.groups), "share": free_share(channels)}
+        found["stage"] = "select"
         if not channels.free:
             raise ValueError(f"no group is free. {protections(channels)}")
         method = L1(L1.Options())
@@ -128,6 +130,13 @@ def attempt(name: str) -> dict[str, Any]:
     return found
 
 
+def free_share(channels: Any) -> float:
+    """Share of the MACs in layers that a free group narrows."""
+    narrowed = {layer for group in channels.free for layer in group.layers}
+    of = {name: cost.macs(replace(channels, layers={name: layer})) for name, layer in channels.layers.items()}
+    return sum(count for name, count in of.items() if name in narrowed) / sum(of.values())
+
+
 def protections(channels: Any) -> str:
     """Each reason for which groups are left whole, with one of the layers, the widest first."""
     first: dict[str, str] = {}
@@ -137,11 +146,11 @@ def protections(channels: Any) -> str:
     return "Left whole, for example: " + "; ".join(list(first.values())[:3])
 
 
-def tried(name: str, seconds: float) -> dict[str, Any]:
+def tried(name: str, seconds: float, streams: bool = False) -> dict[str, Any]:
     """``attempt`` in a process of its own, forked from this one, which has imported everything."""
     start, context = time.monotonic(), multiprocessing.get_context("fork")
     mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: theirs.send(attempt(name)))
+    process = context.Process(target=lambda: theirs.send(attempt(name, streams)))
     process.start()
     theirs.close()
     try:
@@ -171,19 +180,23 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"{len(good)} of {len(first)} families ({len(good) / len(first):.0%}) by their smallest network; "
         f"{passed} of {len(rows)} networks tried ({passed / len(rows):.0%}). Passed means: traced, scored by l1, cut "
         f"to {MACS} of the MACs for real, run, a backward pass, saved, loaded from the file, the same outputs. Random "
-        "weights, 10 classes, the network's own image size. A family is an entry of `timm.list_modules()`.", "",
+        "weights, 10 classes, the network's own image size. A family is an entry of `timm.list_modules()`. The share "
+        "of MACs is that of the layers which a free group narrows.", "",
         f"{facts['processor']}, timm {facts['packages']['timm']}, torch {facts['packages']['torch']}, seed 0, commit "
         f"{commit_of(Path(__file__))[:7]}.", "",
-        "| family | network | result | MACs left | parameters left | free groups | why not |",
-        "|---|---|---|---|---|---|---|",
+        "| family | network | result | MACs left | parameters left | free groups | share of MACs in free groups "
+        "| why not |",
+        "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in sorted(rows, key=lambda row: (row["family"], row["network"])):
         share = [f"{row[key]:.2f}" if key in row else "-" for key in ("macs_left", "params_left")]
         groups = f"{row['free']} of {row['groups']}" if "free" in row else "-"
+        within = f"{row['share']:.1%}" if "share" in row else "-"
         result = "passed" if row["stage"] == "done" else f"failed at {row['stage']}"
         reason = row.get("reason", "").replace("|", "/")
         lines.append(
-            f"| {row['family']} | {row['network']} | {result} | {share[0]} | {share[1]} | {groups} | {reason} |"
+            f"| {row['family']} | {row['network']} | {result} | {share[0]} | {share[1]} | {groups} | {within} "
+            f"| {reason} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -196,6 +209,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120, help="for each network")
     parser.add_argument("--minutes", type=float, default=1000, help="start none later than this")
     parser.add_argument("--again", action="store_true", help="try those that failed once more")
+    parser.add_argument("--streams", action="store_true", help="prune residual streams behind norms over channels too")
     parser.add_argument("--write", type=Path, help="the table as Markdown")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -211,7 +225,7 @@ def main() -> None:
             finished = name in rows and not (given.again and rows[name]["stage"] != "done")
             if not wanted or finished or time.monotonic() - start > 60 * given.minutes:
                 continue
-            rows[name] = {"family": family, "network": name} | tried(name, given.seconds)
+            rows[name] = {"family": family, "network": name} | tried(name, given.seconds, given.streams)
             with file.open("a") as out:
                 out.write(json.dumps(rows[name]) + "\n")
             print(family, name, rows[name]["stage"], rows[name].get("reason", ""), flush=True)

@@ -13,8 +13,8 @@ calls them alike.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ from dist_prune.fileio import write_atomic
 from dist_prune.methods.base import TRAINED, Method
 from dist_prune.methods.scores import Scores
 from dist_prune.models.wrappers import unwrap, unwrap_module
-from dist_prune.pruning.eval_mode import evaluation_mode
+from dist_prune.pruning.eval_mode import evaluation_mode, with_gradients
 from dist_prune.pruning.graph.groups import DependencyGraph, TracedNetwork
 from dist_prune.pruning.network_output import logits_of, only_logits
 from dist_prune.pruning.plan.plan import Plan
@@ -52,7 +52,9 @@ from dist_prune.training.optimizer_state import rebuild_optimizer
 from dist_prune.training.tracking import Tracker
 
 
-def trace(model: nn.Module, example: Tensor | Sequence[int], *, protect: Sequence[str] = ()) -> DependencyGraph:
+def trace(
+    model: nn.Module, example: Tensor | Sequence[int], *, protect: Sequence[str] = (), streams: bool = False
+) -> DependencyGraph:
     """Find the channel groups of a network, and prove each by trial cuts.
 
     Args:
@@ -60,6 +62,8 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, protect: Sequenc
             (DistributedDataParallel, torch.compile, accelerate) is looked through. The network is not changed.
         example: images (n, C, H, W) float, of which one is used, or the shape (C, H, W).
         protect: globs of layers whose outputs keep their width.
+        streams: whether residual streams that run through norms over channels (layer, group and root-mean-square
+            norms) and bare parameters (class tokens, position embeddings, layer scales) may lose channels.
 
     Returns:
         The graph. ``print(graph)`` lists its groups, and why some are protected.
@@ -80,10 +84,10 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, protect: Sequenc
         example = torch.zeros(1, *example)
     if example.dim() == 3:
         example = example[None]
-    with _gradients():
+    with with_gradients():
         if any(parameter.is_inference() for parameter in bare.parameters()):
             bare = copy.deepcopy(bare)
-        graph = trace_groups(bare, example[:1].detach().clone().to(weight.device, weight.dtype), protect)
+        graph = trace_groups(bare, example[:1].detach().clone().to(weight.device, weight.dtype), protect, streams)
     graph = graph.protect_producers(tasks.anchor_layers(graph.producers))
     config = getattr(bare, "pretrained_cfg", None)
     return replace(
@@ -171,7 +175,7 @@ def score(
         Tracker(verbose and comm.is_main), micro_batch, seed, task=learned,
     )  # fmt: skip
     context.has_images = loader is not None
-    with _gradients(), only_logits(bare) if learned.is_classification else nullcontext():
+    with with_gradients(), only_logits(bare) if learned.is_classification else nullcontext():
         return Scores(paper.score(context), paper)
 
 
@@ -406,10 +410,3 @@ def _name_of(method: Method) -> str:
     """A method's name: that of its file in this package, or of its class elsewhere."""
     package, _, inner = type(method).__module__.partition("dist_prune.methods.")
     return inner.partition(".")[0] if inner and not package else type(method).__name__
-
-
-@contextmanager
-def _gradients() -> Iterator[None]:
-    """Tracing and scoring may need gradients, also when called in ``torch.inference_mode``."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield

@@ -36,7 +36,8 @@ def repair(
     loader: Iterable[Any] | Dataset[Any],
     graph: DependencyGraph | None = None,
     *,
-    method: RepairMethod = "least_squares",
+    method: RepairMethod | Literal["none"] = "least_squares",
+    norms: Literal["plain", "refit"] = "plain",
     images: int | None = None,
     ridge: float | None = None,
     micro_batch: int = 16,
@@ -57,7 +58,9 @@ def repair(
         graph: of ``trace``; a plan of ``select`` knows it.
         method: ``least_squares``: weights and biases of every layer from the first that reads removed channels on;
             ``bias``: biases alone; ``fold``: removed channels into the kept ones most like them; ``norms``: batch-norm
-            statistics.
+            statistics; ``none``: nothing but ``norms``.
+        norms: ``refit`` first gives norms over channels that lost channels (``trace(..., streams=True)``) scales and
+            shifts by least squares to their dense outputs; ``plain`` leaves them as they were cut.
         images: number of images, drawn by ``seed``; None for all of them.
         ridge: pull of ``least_squares`` towards the weights as they were cut, relative to the mean square of a layer's
             inputs; None: for each layer what does best on images that it was not fitted to.
@@ -84,12 +87,15 @@ def repair(
     comm.connect(1800)
     found = _graph_of(plan, graph)
     check_same_network(bare, found, comm)
-    if method not in (known := get_args(RepairMethod)):
+    if method not in (known := (*get_args(RepairMethod), "none")):
         raise PruneError(unknown("method of repair", str(method), known))
     samples = SampleLoader(loader, comm, weight.device, weight.dtype)
     ids = samples.ids if images is None else samples.ids[calibration_ids(samples.ids, images, seed)]
     tracker = Tracker(verbose and comm.is_main)
     repairer = Repairer(samples, ids, comm, tracker, method, ridge, micro_batch, memory_mb * 2**20)
+    if norms not in ("plain", "refit"):
+        raise PruneError(unknown("value of norms", str(norms), ("plain", "refit")))
+    repairer.norms = norms
     with torch.inference_mode(False):
         repairer.run(bare, repaired, found, plan)
     return repaired

@@ -25,13 +25,14 @@ from dist_prune.data.datasets import (
 from dist_prune.data.mask_folder import count_classes
 from dist_prune.data.transform_config import sides_of
 from dist_prune.errors import PruneError
-from dist_prune.methods.base import Method
+from dist_prune.methods.base import Method, RankingMethod
 from dist_prune.pipeline.images import config_size
 from dist_prune.pipeline.start_network import StartNetwork
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.repair.cost import repair_cost
+from dist_prune.pruning.rng import seeded_generator
 from dist_prune.pruning.selection.cost import COSTS, counted_costs
-from dist_prune.pruning.selection.ranking import SelectionRequest, reachable
+from dist_prune.pruning.selection.ranking import SelectionRequest, counts_of, reachable, select_by_score
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 
 
@@ -95,7 +96,7 @@ def trace_backbone(recipe: Recipe, method: Method) -> tuple[DependencyGraph, int
     size = recipe.data.image_size or native_side or config_size(config["input_size"])
     check_normalisation(recipe.data.mean, recipe.data.std, in_chans)
     example = torch.randn(1, in_chans, *sides_of(size))
-    graph = trace_groups(model, example, recipe.backbone.protect)
+    graph = trace_groups(model, example, recipe.backbone.protect, recipe.backbone.streams)
     check_outputs(task, model, example, classes, recipe.backbone.name)
     if start is not None:
         graph = start.graph_of(graph)
@@ -140,18 +141,39 @@ def preview(recipe: Recipe, method: Method) -> dict[str, Any]:
             cost.name: [round(s * cost.of(graph)) for s in shares[cost.name]] for cost in counted_costs(request.cost)
         },
         "groups": groups,
+        **({"planned": planned} if (planned := plan_on_random_scores(graph, request, method)) else {}),
         **({"search": search_checks.work_text(recipe.select.search)} if recipe.select.search else {}),
-        **({"repair": _repair(recipe, graph)} if recipe.repair.method != "none" else {}),
+        **({"repair": _repair(recipe, graph)} if recipe.repairs else {}),
         "warnings": [] if recipe.select.plan else list(method.cautions(graph)),
     }
+
+
+def plan_on_random_scores(graph: DependencyGraph, request: SelectionRequest, method: Method) -> dict[str, float]:
+    """What the target leaves if every channel's score is drawn from the seed: sizes hardly depend on the scores.
+
+    Args:
+        graph: after ``Method.prepare``.
+        request: the recipe's.
+        method: the recipe's.
+
+    Returns:
+        Name of each counted cost -> what is left, for one image. Empty without a counted target, and for methods that
+        do not rank channels by ``select_by_score``.
+    """
+    ranks = isinstance(method, RankingMethod) and type(method).select is RankingMethod.select
+    if not ranks or request.target is None or not COSTS[request.target[0]].known(graph):
+        return {}
+    scores = {g.name: torch.rand(g.width, generator=seeded_generator(request.seed, g.name)) for g in graph.free}
+    kept = counts_of(select_by_score(graph, scores, request, method.options.normalise))
+    return {cost.name: cost.of(graph, kept) for cost in counted_costs()}
 
 
 def _repair(recipe: Recipe, graph: DependencyGraph) -> str:
     """What the repair will cost at most: that of the dense widths."""
     method, images = recipe.repair.method, recipe.repair.images
-    if method in ("norms", "fold"):
-        return f"repair: {method}, {images:,} images once through one network"
-    return f"repair: {method}, at most {repair_cost(graph, {}).text(images)}"
+    if method in ("norms", "fold", "none"):
+        return f"repair: {recipe.repair_name}, {images:,} images once through one network"
+    return f"repair: {recipe.repair_name}, at most {repair_cost(graph, {}).text(images)}"
 
 
 def _notes(recipe: Recipe) -> list[str]:
@@ -242,8 +264,13 @@ def as_text(body: dict[str, Any]) -> str:
         f"{cost} {low:,} to {high:,} ({body['reachable'][cost][0]:.1%} to 100 %)"
         for cost, (low, high) in body["range"].items()
     )
-    work = [body[key] for key in ("search", "repair") if key in body]
-    warnings = [*work, *(f"warning: {text}" for text in body["warnings"])]
+    planned = {name: amount for name, amount in body.get("planned", {}).items() if name in dense}
+    sizes = ", ".join(f"{amount:,.0f} {name} ({amount / dense[name]:.2%})" for name, amount in planned.items())
+    warnings = [
+        *([f"with random scores the target leaves {sizes}"] if planned else []),
+        *(body[key] for key in ("search", "repair") if key in body),
+        *(f"warning: {text}" for text in body["warnings"]),
+    ]
     return "\n".join(
         [*lines, "", *warnings, f"{free} of {len(body['groups'])} groups are free; what can be left: {ranges}"]
     )

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     }
     recipe = composed_run.load_tree(tree, arguments.overrides)
     start = "start" if recipe.backbone.bundle else "dense"
-    mended = "repaired" if recipe.repair.method != "none" else "recalibrated"
+    mended = "repaired" if recipe.repairs else "recalibrated"
     columns = {"dense": start, "pruned": "pruned", "finetuned": mended}
     same = (
         "\nThe images have one split: the same ones ranked the channels and measured top-1, so it is too good."

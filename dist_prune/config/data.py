@@ -100,6 +100,11 @@ class Backbone(Section):
     protect: Network[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...]] = Field(
         default=(), description="globs of layers whose outputs keep their width"
     )
+    streams: Network[bool] = Field(
+        default=False,
+        description="pruning of residual streams that run through norms over channels (layer, group and "
+        "root-mean-square norms) and bare parameters (class tokens, position embeddings, layer scales)",
+    )
 
     @model_validator(mode="after")
     def _check_checkpoint_keys(self):
@@ -259,7 +264,7 @@ class Data(Section):
     def _check_resize_schedule(self):
         if self.source in ("boxfolder", "coco") and isinstance(self.image_size, tuple):
             raise ValueError(
-                f"data.image_size: images with boxes are resized to squares, and this is {list(self.image_size)} (height, "
+                f"data.image_size: images with boxes are resized to squares, this is {list(self.image_size)} (height, "
                 "width); write one side"
             )
         if self.resize_schedule and isinstance(self.image_size, tuple):

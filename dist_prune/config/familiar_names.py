@@ -124,6 +124,7 @@ TARGET_RELATIVES = {
 }
 # keyword of other libraries' functions -> the argument of dist_prune.select or of another function here
 KEYWORD_RELATIVES = {
+    "norms": "dist_prune.repair(..., norms='refit')",
     "amount": "target={'macs': 1 - amount}",
     "ch_sparsity": "keep_ratio=1 - ch_sparsity, or target={'channels': 1 - ch_sparsity}",
     "example_inputs": "dist_prune.trace(model, example)",

@@ -107,6 +107,11 @@ class Select(Section):
     index: int | None = Field(
         default=None, ge=1, le=LONG, description="position in the method's grid of values, from 1"
     )
+    norms: Literal["plain", "refit"] = Field(
+        default="plain",
+        description="norms over channels that lose channels: plain leaves scale and shift as they were cut, refit sets "
+        "them by least squares to the dense outputs on repair.images images, in the stage repair",
+    )
     plan: PathText | None = Field(
         default=None,
         description="plan to replay without scores: a plan.json, a file {layer: {saved_idxs, mask_num}}, or the "

@@ -56,7 +56,7 @@ class Recipe(Section):
     method: Annotated[
         dict[str, Any], ReadBy(("many", "select"), {"name": ("export",), "fidelity": ("prune",), "quirks": ("prune",)})
     ] = Field(description="name of the method, or auto for the recommended one, and its own keys (below)")
-    select: Annotated[Select, ReadBy(("many", "select"))] = Select()
+    select: Annotated[Select, ReadBy(("many", "select"), {"norms": ("repair",)})] = Select()
     target: Annotated[Target, ReadBy(("many", "select", "evaluate_in_rounds"))] = Target()
     repair: Repair = Repair()
     schedule: Annotated[Schedule, ReadBy(("finetune_in_rounds", "evaluate_in_rounds"))] = Schedule()
@@ -110,6 +110,32 @@ class Recipe(Section):
     def choice(self) -> str:
         """Why the method was taken, if the recipe says ``method.name: auto``; else an empty text."""
         return self._choice
+
+    @property
+    def repairs(self) -> bool:
+        """Whether pruned networks are repaired, by ``repair.method`` or ``select.norms``."""
+        return bool(self.repair_name)
+
+    @property
+    def repair_name(self) -> str:
+        """What the stage ``repair`` does, for a line; empty if there is no such stage."""
+        refit = ["refit of norms over channels"] if self.select.norms == "refit" else []
+        return ", ".join([*refit, *([self.repair.method] if self.repair.method != "none" else [])])
+
+    @property
+    def repair_off(self) -> str:
+        """The keys that leave the stage ``repair`` out."""
+        off = ["repair.method=none"] if self.repair.method != "none" else []
+        return " and ".join([*off, *(["select.norms=plain"] if self.select.norms == "refit" else [])])
+
+    @model_validator(mode="after")
+    def _check_refit(self):
+        if self.select.norms == "refit" and not self.backbone.streams:
+            raise ValueError(
+                "select.norms: norms over channels lose channels only if streams are pruned. Set "
+                "backbone.streams=true, or select.norms=plain"
+            )
+        return self
 
     @property
     def chosen_selection(self) -> dict[str, Any]:

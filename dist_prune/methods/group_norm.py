@@ -34,7 +34,7 @@ class GroupNorm(base.RankingMethod):
             norms = []
             for coupling in group.couplings:
                 layer = graph.layers[coupling.layer]
-                if layer.kind in ("pool", "table") or (layer.kind == "norm" and not layer.bias):
+                if layer.kind in ("pool", "table", "parameter") or (layer.kind.endswith("norm") and not layer.bias):
                     continue
                 if coupling.side == "in" and layer.groups > 1 and not layer.depthwise:
                     continue  # whole filters of a grouped convolution are removed; they count at its outputs

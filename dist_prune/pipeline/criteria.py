@@ -37,7 +37,10 @@ def check_criteria(context: RunContext) -> None:
     if not names:
         return
     graph = trace_groups(
-        context.networks.create().eval(), context.images.example_input, context.recipe.backbone.protect
+        context.networks.create().eval(),
+        context.images.example_input,
+        context.recipe.backbone.protect,
+        context.recipe.backbone.streams,
     )
     for name in names:
         method = build_criterion(context, name)

@@ -126,7 +126,7 @@ class RunNetworks:
     def graph(self) -> DependencyGraph:
         """The dependency graph of the dense backbone: the layers and groups that the method can prune."""
         if self.start is None:
-            graph = trace_groups(self.create().eval(), self.images.example_input, self.recipe.backbone.protect)
+            graph = self._trace(self.create())
         else:
             graph = self.start.graph_of(self._graph_before_start)
         return self.method.prunable(graph.protect_producers(build_task(self.recipe.task).protect(graph.producers)))
@@ -136,7 +136,11 @@ class RunNetworks:
         """The dependency graph of the dense network that a bundle's was cut from."""
         assert self.start is not None
         dense = self.start.create_dense(len(self.images.classes), self.images.in_channels)
-        return trace_groups(dense.eval(), self.images.example_input, self.recipe.backbone.protect)
+        return self._trace(dense)
+
+    def _trace(self, dense: nn.Module) -> DependencyGraph:
+        spec = self.recipe.backbone
+        return trace_groups(dense.eval(), self.images.example_input, spec.protect, spec.streams)
 
     def whole_plan(self, number: int) -> Plan:
         """What rounds 1 to ``number`` remove, and what was removed before the run if it starts from a bundle."""

@@ -126,10 +126,10 @@ def _network(context: RunContext) -> None:
         graph = context.selection_graph()
         _search(context, graph)
         fresh = context.method.layers_to_reinit(graph)
-        if fresh and context.recipe.repair.method != "none":
+        if fresh and context.recipe.repairs:
             raise PruneError(
                 f"repair.method: the released code gives {', '.join(fresh)} new weights after cutting; there is "
-                "nothing to repair. Leave that quirk out, or set repair.method=none"
+                f"nothing to repair. Leave that quirk out, or set {context.recipe.repair_off}"
             )
         if fresh and context.recipe.schedule.rounds > 1:
             raise PruneError(

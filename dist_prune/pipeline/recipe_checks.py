@@ -188,10 +188,10 @@ def check_repair(recipe: Recipe) -> None:
         PruneError: The weights that would be repaired are a bundle's, which may have been finetuned.
     """
     plan = recipe.select.plan
-    if recipe.repair.method != "none" and plan and Path(plan).expanduser().is_dir():
+    if recipe.repairs and plan and Path(plan).expanduser().is_dir():
         raise PruneError(
-            f"repair.method: {recipe.repair.method} repairs what was just cut, and select.plan names a bundle, whose "
-            "own weights are taken as they are. Set repair.method=none, or name the bundle's plan file"
+            f"repair.method: {recipe.repair_name} repairs what was just cut, and select.plan names a bundle, whose own "
+            f"weights are taken as they are. Set {recipe.repair_off}, or name the bundle's plan file"
         )
 
 

@@ -240,10 +240,10 @@ def _headline(stage: Stage, context: RunContext) -> str:
         "score": "calibration images",
         "select": _selecting(recipe),
         "prune": "cut them out",
-        "repair": f"{recipe.repair.method}, {recipe.repair.images:,} images without labels",
+        "repair": f"{recipe.repair_name}, {recipe.repair.images:,} images without labels",
         "finetune": f"{recipe.between.epochs if stage.between else recipe.finetune.epochs} epochs",
         "evaluate": "dense, pruned, repaired and finetuned: accuracy, cost, time"
-        if recipe.repair.method != "none"
+        if recipe.repairs
         else "dense, pruned and finetuned: accuracy, cost, time",
         "curves": "every number of kept filters, group by group"
         if recipe.information.curves != "none"

@@ -3,7 +3,7 @@
     train -> [many] -> ( score -> select -> prune [-> repair] [-> finetune] ) x rounds -> finetune -> evaluate
     -> curves -> export -> report
 
-``many`` compares criteria (``score.compare``). ``repair`` is there if ``repair.method`` is not ``none``.
+``many`` compares criteria (``score.compare``). ``repair`` is there if the recipe repairs (``Recipe.repairs``).
 Between two rounds the network is finetuned for ``schedule.finetune_epochs``. The
 module of each stage in ``dist_prune/stages`` names its artifacts.
 """
@@ -118,7 +118,7 @@ def stages_of(rounds: int, carry: bool = False, repair: bool = False, search: bo
 def stages_of_recipe(recipe: Recipe) -> tuple[Stage, ...]:
     """The stages of a recipe's run in their order."""
     schedule = recipe.schedule
-    return stages_of(schedule.rounds, schedule.carry_optimizer, recipe.repair.method != "none", judges(recipe))
+    return stages_of(schedule.rounds, schedule.carry_optimizer, recipe.repairs, judges(recipe))
 
 
 def judges(recipe: Recipe) -> bool:
@@ -134,7 +134,7 @@ def cut_weights(recipe: Recipe, number: int) -> str:
         recipe: The recipe.
         number: The round, counted from 1.
     """
-    return round_path(number, PRUNED if recipe.repair.method == "none" else REPAIRED)
+    return round_path(number, REPAIRED if recipe.repairs else PRUNED)
 
 
 def _with_search(stages: tuple[Stage, ...]) -> Iterator[Stage]:

@@ -1,8 +1,9 @@
-"""Evaluation mode for a while; each module gets its own mode back afterwards."""
+"""Modes for a while: evaluation mode of modules, and gradients whatever the caller has switched off."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -16,3 +17,10 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def with_gradients() -> Iterator[None]:
+    """Tracing and scoring may need gradients, also when called in ``torch.inference_mode``."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield

@@ -35,6 +35,7 @@ from dist_prune.pruning.repair.repaired_layers import (
 )
 from dist_prune.pruning.repair.second_moments import SecondMoments
 from dist_prune.pruning.repair.solving import Change, bias_change, ridge_change
+from dist_prune.scoring.norm_refit import refit_norms
 from dist_prune.training.bn_recalibration import recalibrate_bn
 from dist_prune.training.tracking import Tracker
 
@@ -57,6 +58,7 @@ class Repairer:
         memory: bytes of activations that a rank may hold between two layers.
         file: where progress is saved, or None.
         identity: of everything that decides the result beside the above.
+        norms: ``refit`` gives norms over channels that lost channels new scales and shifts before anything else.
     """
 
     loader: Any
@@ -69,6 +71,7 @@ class Repairer:
     memory: int = 2**31
     file: Path | None = None
     identity: str = ""
+    norms: Literal["plain", "refit"] = "plain"
 
     def run(self, dense: nn.Module, small: nn.Module, graph: DependencyGraph, plan: Plan) -> list[Line]:
         """Repair a network in place. Collective; every rank gets the same bits, whatever their number.
@@ -88,6 +91,10 @@ class Repairer:
             PreemptedError: the run was asked to stop; the layers that are done are saved.
         """
         _check_pruned(small, graph, plan)
+        if self.norms == "refit":
+            args = (self.loader, self.ids, self.micro_batch, self.comm)
+            refitted = refit_norms(dense, small, graph, plan, *args)
+            self.tracker.info(f"  repair: {len(refitted)} norms over channels refitted")
         if self.method == "none":
             return []
         if self.method == "norms":
@@ -106,6 +113,7 @@ class Repairer:
         self, dense: nn.Module, small: nn.Module, graph: DependencyGraph, plan: Plan, layers: Sequence[RepairedLayer]
     ) -> list[Line]:
         settings = (self.identity, self.method, self.ridge, self.micro_batch, self.ids.tolist(), plan.fingerprint)
+        settings += ("refit",) if self.norms == "refit" else ()
         state = ResumableState(self.file, identity_of(*settings), self.comm)
         saved, meta = state.load(lambda: self.tracker.info(f"  repair: {self.file} is damaged; it starts over"))
         lines: list[Line] = list(meta.get("lines", []))

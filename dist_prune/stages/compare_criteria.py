@@ -38,7 +38,10 @@ def run(context: RunContext) -> StageOutput:
     """Compare the criteria of ``score.compare``; facts: the table, and the images it was measured on."""
     criteria = {name: build_criterion(context, name) for name in context.recipe.score.compare}
     graph = trace_groups(
-        context.networks.create().eval(), context.images.example_input, context.recipe.backbone.protect
+        context.networks.create().eval(),
+        context.images.example_input,
+        context.recipe.backbone.protect,
+        context.recipe.backbone.streams,
     )
     scores, used = score_criteria(context, graph, criteria)
     loader, ids, where = comparison_images(context, used)

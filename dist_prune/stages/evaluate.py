@@ -38,7 +38,7 @@ def run(context: RunContext) -> StageOutput:
         context.events.append({"stage": "evaluate", "event": sentence})
     graph, plan = networks.graph, networks.plan(context.round)
     files = {"pruned": round_path(context.round, PRUNED)}
-    if recipe.repair.method != "none":
+    if recipe.repairs:
         files["repaired"] = round_path(context.round, REPAIRED)
     files["finetuned"] = FINETUNED
     models = {"dense": networks.load_dense()}

@@ -1,4 +1,4 @@
-"""Stage ``repair``, after ``prune`` in each round, if ``repair.method`` is not ``none``.
+"""Stage ``repair``, after ``prune`` in each round, with a ``repair.method`` or ``select.norms: refit``.
 
     the network that the round started from, round_N/plan.json, round_N/pruned.safetensors
     -> round_N/repaired.safetensors
@@ -51,6 +51,7 @@ def run(context: RunContext) -> StageOutput:
         settings.memory_mb * 2**20,
         partial / "repair.safetensors",
         context.stage_fingerprint,
+        recipe.select.norms,
     )
     lines = repairer.run(dense, small, graph, cut)
     return StageOutput(

@@ -93,7 +93,7 @@ def _predictions(context: RunContext) -> list[list[tuple[str, str]]]:
         batch = next(loader.batches([ids]))
         networks = context.networks
         repaired = {"repaired": round_path(context.round, REPAIRED)}
-        repaired = {} if context.recipe.repair.method == "none" else repaired
+        repaired = repaired if context.recipe.repairs else {}
         files = {"pruned": round_path(context.round, PRUNED), **repaired, "finetuned": FINETUNED}
         models = {"dense": networks.load_dense()}
         models |= {name: networks.load_pruned(file, context.round) for name, file in files.items()}

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ import torch
 from PIL import Image
 
 from dist_prune import methods, models
+from dist_prune.cli.check import plan_on_random_scores, trace_backbone
 from dist_prune.cli.main import main
 from dist_prune.config import loading
 from dist_prune.pipeline import recipe_checks
+from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.run import main as run
 
 
@@ -112,3 +115,30 @@ def test_the_checkpoint_is_read(capsys, tmp_path):
     assert "would run code" in refused(capsys, *here)
     torch.save(models.create("resnet8p_cifar", 10, 1, kwargs={"img_size": 8}).state_dict(), tmp_path / "x.pt")
     assert main(["check", "quickstart", *here]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "sizes"),
+    [
+        ("deit_base_isomorphic", {0.2457: 4.16e9, 0.1542: 2.61e9, 0.0715: 1.21e9, 0.0366: 0.62e9}),
+        ("convnext_tiny_isomorphic", {0.2729: 4.19e9, 0.5523: 8.48e9}),
+    ],
+)
+def test_isomorphic_recipes_reach_the_paper_s_sizes(recipe, sizes):
+    """Within 1 % on the real architecture, without data: with scores drawn from the seed."""
+    spec = loading.load(recipe, [], methods.options_of, need_environment=False)
+    method = methods.build(spec.method)
+    graph, _, _ = trace_backbone(spec, method)
+    assert [group.name for group in graph.groups if group.protected] in (["head"], ["head.fc"])
+    for share, macs in sizes.items():
+        left = plan_on_random_scores(graph, replace(SelectionRequest.of(spec), target=("macs", share)), method)
+        assert left["macs"] == pytest.approx(macs, rel=0.01)
+
+
+def test_check_says_what_a_target_leaves(capsys):
+    words = ["check", "quickstart", "--assume", "backbone.name=resnet8p_cifar", "method.name=l1", "target.macs=0.5"]
+    assert main(words) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("with random scores"))
+    share = float(line.split("macs (")[1].split("%")[0])
+    assert 40 < share <= 50

@@ -21,6 +21,7 @@ FILES = [file for file in sorted((ROOT / "recipes").rglob("*.yaml")) if file not
 SLOW = [f for f in FILES if "image_size: 448" in f.read_text() or f.stem.endswith("cifar100_graph")]
 SLOW += [f for f in FILES if f.stem.endswith("_v1") and not f.stem.startswith("vgg")]
 SLOW += [f for f in FILES if f.stem in ("resnet50_cifar100_sensitivity", "resnet50_sensitivity")]
+SLOW += [f for f in FILES if f.stem.endswith("_isomorphic")]
 SLOW += [f for f in FILES if f.stem in ("resnet56_cifar10_sensitivity", "vgg16_sensitivity")]
 
 

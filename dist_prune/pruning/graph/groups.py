@@ -15,7 +15,9 @@ from dist_prune.errors import PruneError, nearest
 
 Side = Literal["out", "in"]
 HookKind = Literal["out", "in", "weight"]
-Kind = Literal["conv", "linear", "norm", "pool", "table"]  # table: one column per attention head
+# table: one column per attention head; layer norm: any norm over channels; parameter: one that no layer holds
+Kind = Literal["conv", "linear", "norm", "pool", "table", "layer norm", "parameter"]
+RUNS_THROUGH = "it runs through "  # reason of a group with a member that is no layer of the graph
 Unit = Literal["channel", "head", "conv group"]
 
 
@@ -25,11 +27,13 @@ class Layer:
 
     Attributes:
         name: module path in the network, as of ``named_modules``.
-        kind: ``conv``, ``linear``, ``norm`` (batch norm), ``pool`` (average pool) or ``table`` (a parameter of an
-            attention module with one column per head).
-        width_in: input channels (features of a linear layer); equal to ``width_out`` for norms, pools and tables.
+        kind: ``conv``, ``linear``, ``norm`` (batch norm), ``pool`` (average pool), ``table`` (a parameter of an
+            attention module with one column per head), ``layer norm`` (a norm over channels) or ``parameter`` (one
+            that no layer holds, as a position embedding). The last two are in graphs that were traced with streams.
+        width_in: input channels (features of a linear layer); equal to ``width_out`` for norms, pools, tables and
+            parameters.
         width_out: output channels.
-        groups: groups of a grouped convolution.
+        groups: groups of a grouped convolution, or of a group norm.
         kernel: entries of one filter per input channel, kh * kw.
         positions: output positions per image, H * W (tokens for a linear layer; of a transposed convolution those of
             its input); summed over all calls of the layer.
@@ -38,6 +42,7 @@ class Layer:
         places: output positions per image if they are not ``positions``, which of a transposed convolution are those
             of its input; else 0.
         thop: operations that thop 0.1.1 counts: per MAC (conv, linear), or per output channel and image (norm, pool).
+        axis: of the channels of a bare parameter.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Layer:
     thop: float = 0.0
     transposed: bool = False
     places: int = 0
+    axis: int = 0
 
     @property
     def depthwise(self) -> bool:
@@ -308,6 +314,16 @@ class DependencyGraph:
         """The producers of all groups, each once."""
         return tuple(dict.fromkeys(name for group in self.groups for name in group.producers))
 
+    def check_removable(self, names: Iterable[str]) -> None:
+        """Raise PruneError if a named group runs through norms or parameters that this graph does not know."""
+        for name in names:
+            why = self.group(name).protected
+            if why.startswith(RUNS_THROUGH):
+                raise PruneError(
+                    f"the plan removes channels of {name!r}; without streams {why}. Write backbone.streams=true, in "
+                    "the library trace(..., streams=True)"
+                )
+
     def protect_producers(self, reasons: Mapping[str, str]) -> "DependencyGraph":
         """Return a copy with every group protected that has a producer among the keys of ``reasons``.
 
@@ -395,6 +411,6 @@ class DependencyGraph:
         out = {}
         for name, layer in self.layers.items():
             width_out = layer.width_out - cut_out.get(name, 0)
-            both = layer.kind in ("norm", "pool", "table") or layer.depthwise
+            both = layer.kind not in ("conv", "linear") or layer.depthwise
             out[name] = (width_out if both else layer.width_in - cut_in.get(name, 0), width_out)
         return out

@@ -47,6 +47,37 @@ SEPARATE = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Separate:
+    """Names of the parts of an attention module of transformers with layers q_proj, k_proj and v_proj.
+
+    Attributes:
+        output: name of the layer that reads the heads.
+        count: name of its attribute that holds the number of heads and has to follow it, or "".
+        streams: whether its heads are found only if streams are asked for, so that older plans stay.
+    """
+
+    output: str = "o_proj"
+    count: str = ""
+    streams: bool = False
+
+
+_LATER = {"clip": "CLIP", "siglip": "Siglip", "siglip2": "Siglip2"}
+SEPARATE_PARTS = {
+    **dict.fromkeys(SEPARATE, Separate()),
+    **{
+        f"transformers.models.{module}.modeling_{module}.{name}Attention": Separate("out_proj", streams=True)
+        for module, name in _LATER.items()
+    },
+    "transformers.models.dinov3_vit.modeling_dinov3_vit.DINOv3ViTAttention": Separate(count="num_heads", streams=True),
+}
+
+
+def separate_parts(module: nn.Module) -> Separate | None:
+    """Return the names of the parts of an attention module with separate layers; None for other modules."""
+    return SEPARATE_PARTS.get(f"{type(module).__module__}.{type(module).__qualname__}")
+
+
 def attentions(model: nn.Module) -> Iterable[tuple[str, Any, Fused]]:
     """Yield (path, module, names of its parts) of the attention modules whose heads can be removed."""
     for name, module in model.named_modules():
@@ -66,7 +97,7 @@ def head_tables(model: nn.Module) -> dict[str, Layer]:
 
 
 def replace_with_heads(
-    model: nn.Module, groups: Iterable[ChannelGroup], layers: Mapping[str, Layer]
+    model: nn.Module, groups: Iterable[ChannelGroup], layers: Mapping[str, Layer], streams: bool = False
 ) -> list[ChannelGroup]:
     """Return the groups, with those of queries, keys and values replaced by groups of whole heads.
 
@@ -74,6 +105,7 @@ def replace_with_heads(
         model: the bare network.
         groups: its groups as traced channel by channel.
         layers: its layers.
+        streams: whether heads of the classes count that are found with streams only.
     """
     heads = {}
     for name, module, kind in attentions(model):
@@ -94,19 +126,20 @@ def replace_with_heads(
             couplings.append(Coupling(name, "out", tuple(range(count)), tuple(range(count))))
         heads[qkv] = _head_group(count, (qkv,), couplings)
     groups = [heads.get(group.name, group) if group.producers == (group.name,) else group for group in groups]
-    for group in _separate_heads(model, layers):
+    for group in _separate_heads(model, layers, streams):
         members = [other for other in groups if set(other.producers) <= set(group.producers)]
         if {name for other in members for name in other.producers} == set(group.producers):
             groups = [other for other in groups if other not in members] + [group]
     return groups
 
 
-def _separate_heads(model: nn.Module, layers: Mapping[str, Layer]) -> Iterable[ChannelGroup]:
-    """Yield the group of heads of each attention module of ``SEPARATE`` whose layers are as wide as one another."""
+def _separate_heads(model: nn.Module, layers: Mapping[str, Layer], streams: bool) -> Iterable[ChannelGroup]:
+    """Yield the group of heads of each attention module with separate layers that are as wide as one another."""
     for name, module in model.named_modules():
-        if f"{type(module).__module__}.{type(module).__qualname__}" not in SEPARATE:
+        parts = separate_parts(module)
+        if parts is None or (parts.streams and not streams):
             continue
-        inputs, output = tuple(f"{name}.{part}_proj" for part in "qkv"), f"{name}.o_proj"
+        inputs, output = tuple(f"{name}.{part}_proj" for part in "qkv"), f"{name}.{parts.output}"
         if not {*inputs, output} <= layers.keys():
             continue
         width, each = layers[output].width_in, int(module.head_dim)  # type: ignore[arg-type]
@@ -153,7 +186,7 @@ def merge_grouped_convs(
     for group in groups:
         for coupling in group.couplings:
             layer = layers[coupling.layer]
-            if layer.groups == 1 or layer.depthwise or layer.kind != "conv":
+            if layer.groups == 1 or layer.depthwise:
                 continue
             each = (layer.width_out if coupling.side == "out" else layer.width_in) // layer.groups
             for position, channel in zip(coupling.index, coupling.channel, strict=True):
@@ -219,12 +252,14 @@ def _why_incomplete(group: ChannelGroup, layers: Mapping[str, Layer]) -> str:
     """Return the reason if a side of a grouped convolution is not wholly in the group, or an empty string."""
     for name in group.layers:
         layer = layers[name]
-        if layer.kind != "conv" or layer.groups == 1 or layer.depthwise:
+        if layer.groups == 1 or layer.depthwise:
             continue
-        for side, width in (("in", layer.width_in), ("out", layer.width_out)):
+        both = (("in", layer.width_in), ("out", layer.width_out))
+        for side, width in both if layer.kind == "conv" else both[1:]:
             positions = {i for c in group.couplings if (c.layer, c.side) == (name, side) for i in c.index}
             if len(positions) < width:
-                return f"not all channels on both sides of {name}, a grouped convolution, are known"
+                what = "on both sides of {}, a grouped convolution" if layer.kind == "conv" else "of {}, a group norm"
+                return f"not all channels {what.format(name)}, are known"
     return ""
 
 

@@ -18,8 +18,8 @@ from torch_pruning.ops import OPTYPE
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning.eval_mode import evaluation_mode
-from dist_prune.pruning.graph import head_groups
-from dist_prune.pruning.graph.groups import ChannelGroup, Coupling, DependencyGraph, Layer
+from dist_prune.pruning.graph import head_groups, stream_layers
+from dist_prune.pruning.graph.groups import RUNS_THROUGH, ChannelGroup, Coupling, DependencyGraph, Layer
 from dist_prune.pruning.graph.layer_trace import trace_layers, where_tracing_stopped
 from dist_prune.pruning.network_output import tensors_of
 
@@ -43,7 +43,7 @@ class _PoolFollows(tp.BasePruningFunc):
     get_in_channels = get_out_channels
 
 
-def trace_dependencies(model: nn.Module, example: Tensor) -> DependencyGraph:
+def trace_dependencies(model: nn.Module, example: Tensor, streams: bool = False) -> DependencyGraph:
     """Trace a bare model and return its layers and channel groups as torch-pruning finds them, not yet verified.
 
     Groups that cannot be cut are returned too, protected with the reason. ``verified_trace.trace_groups`` verifies the
@@ -52,6 +52,7 @@ def trace_dependencies(model: nn.Module, example: Tensor) -> DependencyGraph:
     Args:
         model: a bare network; not changed.
         example: (1, C, H, W) images.
+        streams: whether norms over channels and bare parameters are layers, which lose channels like any other.
 
     Returns:
         The layers in module order, and the groups in module order of their leaders.
@@ -64,6 +65,9 @@ def trace_dependencies(model: nn.Module, example: Tensor) -> DependencyGraph:
         layers = trace_layers(model, example.to(device)) | head_groups.head_tables(model)
     except Exception as error:  # any error of the network's own forward
         raise PruneError(_forward_error(model, example, error)) from error
+    if streams:
+        more = stream_layers.stream_layers(model, example.to(device), layers)
+        layers = stream_layers.with_stream_layers(model, layers, more)
     order = {name: number for number, name in enumerate(layers)}
     with _PatchedTorchPruning():
         try:
@@ -77,9 +81,14 @@ def trace_dependencies(model: nn.Module, example: Tensor) -> DependencyGraph:
         raise PruneError(
             "no channel group was found: the network's forward pass cuts the autograd graph (detach, no_grad)"
         )
+    if streams:
+        groups = stream_layers.tile_merged(groups, layers)
+        layers = stream_layers.turn_parameters(model, layers, groups)
     groups = head_groups.replace_with_heads(
-        model, head_groups.merge_grouped_convs(groups, layers, lambda n: (depth[n], order[n])), layers
+        model, head_groups.merge_grouped_convs(groups, layers, lambda n: (depth[n], order[n])), layers, streams
     )
+    if streams:
+        layers = stream_layers.only_used(layers, groups)
     covered = sum(_count_params(layer) for layer in layers.values())
     other = sum(p.numel() for p in model.parameters()) - covered
     channels = DependencyGraph(
@@ -118,7 +127,9 @@ def _protect_shared_weights(model: nn.Module, graph: DependencyGraph) -> Depende
         layers = sorted({first[id(model.get_submodule(name.rpartition(".")[0]))] for name in names})
         if len(layers) > 1:
             why |= {layer: f"{' and '.join(layers)} share one weight, which cutting would split" for layer in layers}
-    for name in graph.layers:
+    for name, layer in graph.layers.items():
+        if layer.kind == "parameter":
+            continue
         module = model.get_submodule(name)
         computed = any(key not in module._parameters for key in ("weight",) if hasattr(module, key))
         if computed and getattr(module, "weight", None) is not None:
@@ -155,10 +166,11 @@ class _PatchedTorchPruning:
     Concatenations: torch-pruning adds up the sizes of the inputs, and does not know the size of an input that comes
     from the image or from a bare parameter. Two such concatenations are accepted: those whose known inputs are as wide
     as the result (tokens are concatenated, not channels), and those without a known input (no layer's channel runs
-    through them). Reshapes: those that mix channels can spread one channel over millions of positions, which raises
-    OverflowError instead of taking hours. Flattened maps are followed in networks with tokens as well (boxes whose maps
-    are pooled, (images, boxes, features)); torch-pruning follows no reshape in them. Membership: members of a group are
-    looked up in a set instead of compared one by one.
+    through them). Concatenations behind splits that torch-pruning cannot place are left unmapped; trial cuts follow.
+    Reshapes: those that mix channels can spread one channel over millions of positions, which raises OverflowError
+    instead of taking hours. Flattened maps are followed in networks with tokens as well (boxes whose maps are pooled,
+    (images, boxes, features)); torch-pruning follows no reshape in them. Membership: members of a group are looked up
+    in a set instead of compared one by one.
     """
 
     def __init__(self):
@@ -176,6 +188,8 @@ class _PatchedTorchPruning:
                 sizes = [size for size in node.module.concat_sizes if size is not None]
                 if sizes and sum(sizes) != index_mapping.shape_infer.infer_in_channels_recursively(graph, node, [0]):
                     raise
+            except IndexError:  # halves of rotated positions: no channel is followed through them
+                node.enable_index_mapping = False
 
         def reshape(graph: Any, node: Any) -> None:
             tokens, graph._2d_4d = graph._2d_4d, graph._2d_4d or _flattens(graph, node)
@@ -302,8 +316,15 @@ def _couplings(
     couplings, uncuttable = [], []
     for item in _tp_members(graph, leader, list(range(first or layers[names[leader]].width_out))):
         module, name = item.dep.target.module, names.get(item.dep.target.module)
+        owner = (name or "").rpartition(".")[0]
+        if name not in layers and owner in layers and layers[owner].kind == "layer norm":
+            name = owner  # the weight of a norm that torch-pruning does not know
+            if any(c.layer == name and c.index == tuple(item.idxs) for c in couplings):
+                continue
+        if name not in layers and f"{name}.weight" in layers:
+            name = f"{name}.weight"  # an embedding's table is a bare parameter
         if name is not None and name in layers:
-            out = layers[name].kind == "pool" or graph.is_out_channel_pruning_fn(item.dep.handler)
+            out = layers[name].kind not in ("conv", "linear") or graph.is_out_channel_pruning_fn(item.dep.handler)
             couplings.append(Coupling(name, "out" if out else "in", tuple(item.idxs), tuple(item.root_idxs)))
         elif isinstance(module, nn.Parameter) or (name is not None and any(True for _ in module.parameters(False))):
             uncuttable.append(name or "a bare parameter")
@@ -324,7 +345,7 @@ def _protection_reason(
         return "it has a single channel"
     widths = sorted({layers[name].width_out for name in group.producers})
     if uncuttable:
-        return f"it runs through {uncuttable[0]}, whose channels cannot be cut one by one"
+        return f"{RUNS_THROUGH}{uncuttable[0]}, whose channels cannot be cut one by one"
     if len(widths) > 1:
         return f"its layers are {', '.join(map(str, widths))} channels wide: a shortcut pads, slices or mixes channels"
     shares = head_groups.why_uneven(group)

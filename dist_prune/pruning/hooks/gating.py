@@ -1,9 +1,10 @@
 """Gates: channels multiplied by numbers while a network runs. Masks and learned scales are gates.
 
-A channel that is zero at all of its consumers, after every norm, activation, pool and addition, counts as removed.
+A channel that is zero at all of its consumers, after every norm, activation, pool and addition, counts as removed. A
+norm over channels computes over those that are left (gated_norms.py).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Literal
 
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from dist_prune.pruning.graph.channel_tensors import to_device_of
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.hooks.capture import capture_outputs
-from dist_prune.pruning.hooks.consumers import ChannelPoint, consumers, producers
+from dist_prune.pruning.hooks.consumers import ChannelPoint, consumers, input_point, producers
+from dist_prune.pruning.hooks.gated_norms import gated_norm
 
 Where = Literal["consumed", "output"]
 
@@ -26,8 +28,14 @@ def gate_points(graph: DependencyGraph, group: str, where: Where = "consumed") -
         group: name of the channel group.
         where: ``consumed``: the inputs of the convolutions and linear layers that read it. ``output``: the raw outputs
             of the layers that make it; a batch norm after them still adds its shift.
+
+    Returns:
+        The points; last the inputs of the norms over channels that the group runs through.
     """
-    return (consumers if where == "consumed" else producers)(graph, graph.group(group))
+    named = graph.group(group)
+    norms = [c for c in named.couplings if graph.layers[c.layer].kind == "layer norm"]
+    points = (consumers if where == "consumed" else producers)(graph, named)
+    return points + [input_point(graph, named, coupling) for coupling in norms]
 
 
 @contextmanager
@@ -41,13 +49,19 @@ def gate(model: nn.Module, points: Iterable[ChannelPoint], values: Mapping[str, 
             batch; m = batch: a row per image). bool: False makes a channel exactly zero, also if it holds infinities.
             Floating point: factors, cast to the dtype of the maps; gradients flow to them.
     """
+    norms: dict[str, list[ChannelPoint]] = {}
     with ExitStack() as hooks:
         for point in points:
+            if point.point.kind == "layer norm":
+                norms.setdefault(point.point.layer, []).append(point)
+                continue
 
             def multiply(_point: object, maps: Tensor, point: ChannelPoint = point) -> Tensor:
                 return _apply_gate(maps, values[point.point.group], point)
 
             hooks.enter_context(capture_outputs(model, [point.point], multiply))
+        for layer, there in norms.items():
+            hooks.enter_context(gated_norm(model, layer, [_rows_at(point, values) for point in there]))
         yield
 
 
@@ -62,7 +76,12 @@ def gate_off(
     return gate(model, [point for name in removed for point in gate_points(graph, name)], kept)
 
 
-def _apply_gate(maps: Tensor, values: Tensor, point: ChannelPoint) -> Tensor:
+def _rows_at(point: ChannelPoint, values: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda maps: _rows(maps, values[point.point.group], point)
+
+
+def _rows(maps: Tensor, values: Tensor, point: ChannelPoint) -> Tensor:
+    """The values at each position of a point's tensor: (1, positions), or a row for each of ``maps``."""
     assert values.shape[-1] == point.width, f"{values.shape[-1]} values for the {point.width} channels at {point.point}"
     values = values.to(maps.device, maps.dtype if values.is_floating_point() else None, non_blocking=True)
     if not point.in_order:
@@ -71,6 +90,11 @@ def _apply_gate(maps: Tensor, values: Tensor, point: ChannelPoint) -> Tensor:
         values = values[None]
     elif len(values) not in (1, len(maps)):
         values = values.repeat_interleave(len(maps) // len(values), 0)
+    return values
+
+
+def _apply_gate(maps: Tensor, values: Tensor, point: ChannelPoint) -> Tensor:
+    values = _rows(maps, values, point)
     between = [1] * (maps.dim() - 2)
     last = point.point.kind == "linear"
     values = values.view(len(values), *between, -1) if last else values.view(len(values), -1, *between)

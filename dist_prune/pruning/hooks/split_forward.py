@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dist_prune.pruning.eval_mode import evaluation_mode
+from dist_prune.pruning.graph.stream_layers import norm_form
 
 
 class _Tracer(fx.Tracer):
@@ -19,7 +20,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         layers = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
-        return isinstance(m, layers) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, layers) or norm_form(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
 
 def fx_steps(model: nn.Module) -> fx.GraphModule | None:

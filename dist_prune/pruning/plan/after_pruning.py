@@ -24,6 +24,7 @@ def graph_after(graph: DependencyGraph, plan: Plan) -> DependencyGraph:
     """
     if plan.empty:
         return graph
+    graph.check_removable(plan.removed)
     widths = graph.widths(plan.counts)
     positions = remaining_positions(graph, plan.removed)
     layers = {}

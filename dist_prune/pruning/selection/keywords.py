@@ -39,5 +39,5 @@ def read_keywords(
         raise PruneError("plan: a plan from a file is read by Plan.from_json, not selected")
     if section.search is not None or section.from_ is not None:
         raise PruneError("search: dist_prune.search finds the ratios; from: a run takes the result of another one")
-    values = section.model_dump(exclude={"exclude", "plan", "search", "from_"})
+    values = section.model_dump(exclude={"exclude", "plan", "search", "from_", "norms"})
     return SelectionRequest(**values, target=wanted.asked(), seed=seed), section.exclude, wanted

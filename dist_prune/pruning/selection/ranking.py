@@ -57,11 +57,8 @@ class SelectionRequest:
     @classmethod
     def of(cls, recipe: Any) -> "SelectionRequest":
         """Make the request of a recipe from its ``select``, ``target`` and ``seed``."""
-        return cls(
-            **recipe.select.model_dump(exclude={"exclude", "plan", "search", "from_"}),
-            target=recipe.target.asked(),
-            seed=recipe.seed,
-        )
+        section = recipe.select.model_dump(exclude={"exclude", "plan", "search", "from_", "norms"})
+        return cls(**section, target=recipe.target.asked(), seed=recipe.seed)
 
     @property
     def cost(self) -> Cost | None:

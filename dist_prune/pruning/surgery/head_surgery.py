@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from dist_prune.pruning.graph.head_groups import ATTENTION, attentions
+from dist_prune.pruning.graph.head_groups import ATTENTION, attentions, separate_parts
 from dist_prune.pruning.surgery import channel_attributes
 
 
@@ -19,6 +19,13 @@ def update_counts(model: nn.Module) -> None:
         module.num_heads = module.proj.in_features // width
         if kind.total:
             setattr(module, kind.total, module.proj.in_features)
+    layer: Any
+    for layer in model.modules():
+        parts = separate_parts(layer)
+        if parts is not None and parts.count:
+            setattr(layer, parts.count, layer.q_proj.out_features // layer.head_dim)
+        elif isinstance(layer, nn.Embedding):
+            layer.embedding_dim = layer.weight.shape[1]
     channel_attributes.update_channel_attributes(model)
 
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.errors import PruneError
+from dist_prune.pruning.graph.stream_layers import norm_form, norm_width
 from dist_prune.pruning.plan.plan import Plan
-from dist_prune.pruning.surgery import head_surgery
+from dist_prune.pruning.surgery import head_surgery, stream_surgery
 
 
 def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -66,6 +67,7 @@ def _outputs_of(layer: nn.Module, weight: Tensor) -> int:
 def _take_shapes(module: nn.Module, name: str, weights: Mapping[str, Tensor]) -> None:
     prefix = f"{name}." if name else ""
     changed = False
+    before = norm_width(module) if norm_form(module) is not None else 0
     tables: list[Any] = [module._parameters, module._buffers]
     for table in tables:
         for key, old in table.items():
@@ -94,5 +96,7 @@ def _take_shapes(module: nn.Module, name: str, weights: Mapping[str, Tensor]) ->
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.modules.batchnorm._BatchNorm):
         module.num_features = len(weights[f"{prefix}running_mean"])
-    elif not head_surgery.takes_shapes(module):
+    elif before:
+        stream_surgery.set_width(module, before, len(weight))
+    elif not head_surgery.takes_shapes(module) and not stream_surgery.takes_shapes(module):
         raise PruneError(f"{name}: a {type(module).__name__} cannot take new widths")

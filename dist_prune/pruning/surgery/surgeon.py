@@ -13,7 +13,7 @@ from dist_prune.errors import PruneError
 from dist_prune.pruning.graph.groups import DependencyGraph, Layer
 from dist_prune.pruning.plan.block_masks import zero_blocks
 from dist_prune.pruning.plan.plan import Plan
-from dist_prune.pruning.surgery import head_surgery
+from dist_prune.pruning.surgery import head_surgery, stream_surgery
 
 
 def apply_plan(model: nn.Module, graph: DependencyGraph, plan: Plan) -> None:
@@ -29,6 +29,7 @@ def apply_plan(model: nn.Module, graph: DependencyGraph, plan: Plan) -> None:
     """
     if {g.name: g.width for g in graph.groups} != dict(plan.widths):
         raise PruneError("the plan belongs to another network: its groups or their dense widths differ from this one's")
+    graph.check_removable(plan.removed)
     zero_blocks(model, graph, plan)
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     cuts: dict[tuple[str, str], set[int]] = {}
@@ -36,7 +37,11 @@ def apply_plan(model: nn.Module, graph: DependencyGraph, plan: Plan) -> None:
         for coupling in graph.group(name).couplings:
             cuts.setdefault((coupling.layer, coupling.side), set()).update(coupling.positions(channels))
     for (name, side), positions in cuts.items():
-        _cut_layer(model.get_submodule(name), graph.layers[name], side, sorted(positions))
+        layer = graph.layers[name]
+        if layer.kind == "parameter":
+            stream_surgery.cut_parameter(model, name, layer.axis, positions)
+        else:
+            _cut_layer(model.get_submodule(name), layer, side, sorted(positions))
     head_surgery.update_counts(model)
     for name in frozen:  # torch-pruning makes new parameters, which all want gradients
         model.get_parameter(name).requires_grad_(False)
@@ -76,6 +81,8 @@ def _cut_layer(module: nn.Module, layer: Layer, side: str, positions: list[int])
         tp.prune_batchnorm_out_channels(module, positions)
     elif layer.kind == "conv" and layer.depthwise:
         tp.prune_depthwise_conv_out_channels(module, positions)
+    elif layer.kind == "layer norm":
+        stream_surgery.cut_norm(module, positions)
     elif layer.kind == "table":
         head_surgery.cut_table(module, positions)
     elif layer.kind == "conv" and layer.groups > 1:

@@ -22,7 +22,9 @@ NEAR = 1e-4  # tolerance between trial cut and gated network, as a share of the 
 UNREAD = "no layer that reads its channels was found: an operation on their way cannot be followed"
 
 
-def trace_groups(model: nn.Module, example: Tensor, protect: Sequence[str] = ()) -> DependencyGraph:
+def trace_groups(
+    model: nn.Module, example: Tensor, protect: Sequence[str] = (), streams: bool = False
+) -> DependencyGraph:
     """Trace a bare model and find its layers and channel groups.
 
     Groups that cannot be cut are returned as well, protected with the reason. Trial cuts verify the others: every free
@@ -32,6 +34,7 @@ def trace_groups(model: nn.Module, example: Tensor, protect: Sequence[str] = ())
         model: a bare network; not changed.
         example: (1, C, H, W) image of the size that the network will run on.
         protect: globs of layers whose outputs keep their width.
+        streams: whether residual streams behind norms over channels and bare parameters may lose channels.
 
     Returns:
         The dependency graph; the free groups are those that ``apply_plan`` can cut.
@@ -39,7 +42,7 @@ def trace_groups(model: nn.Module, example: Tensor, protect: Sequence[str] = ())
     Raises:
         PruneError: the network cannot be traced at all, or a glob matches no layer.
     """
-    graph = trace_dependencies(model, example).protect(protect)
+    graph = trace_dependencies(model, example, streams).protect(protect)
     graph = verify_groups(model, graph, example.to(next(model.parameters()).device))
     return replace(graph, memory=ActivationMemory(model, graph))
 
