@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from dist_prune.errors import PruneError, nearest
+from dist_prune.pruning.graph.window import Window
 
 Side = Literal["out", "in"]
 HookKind = Literal["out", "in", "weight"]
@@ -38,6 +39,7 @@ class Layer:
         places: output positions per image if they are not ``positions``, which of a transposed convolution are those
             of its input; else 0.
         thop: operations that thop 0.1.1 counts: per MAC (conv, linear), or per output channel and image (norm, pool).
+        window: which input positions an output position of a convolution reads; None of other kinds.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Layer:
     thop: float = 0.0
     transposed: bool = False
     places: int = 0
+    window: Window | None = None
 
     @property
     def depthwise(self) -> bool:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.hooks.split_forward import fx_steps
 from dist_prune.pruning.module_calls import first_input
 from dist_prune.pruning.repair.repaired_layers import RepairedLayer
@@ -24,7 +23,7 @@ class PairedWalk:
     """Runs both networks over the micro-batches of one rank, in the order of the repaired layers.
 
     Args:
-        dense: the dense network.
+        dense: the dense network; both are in evaluation mode while pairs are made.
         small: the pruned network, whose weights change between two layers.
         images: the micro-batches, each (n, C, H, W) on the device.
         layers: in the order in which they run.
@@ -66,7 +65,7 @@ class PairedWalk:
         scale = layer.output_scale(self.small)
         for number in range(len(self.held)):
             values = self.held[number]
-            with evaluation_mode(self.dense), evaluation_mode(self.small), torch.no_grad():
+            with torch.no_grad():
                 dense, small = (
                     self.steps.run(which, values[which], self.cut, target, copy=not moves) for which in (0, 1)
                 )
@@ -92,7 +91,7 @@ class PairedWalk:
             return True
         assert self.steps is not None
         largest = max(range(len(self.held)), key=lambda number: len(self.images[number]))
-        with evaluation_mode(self.dense), evaluation_mode(self.small), torch.no_grad():
+        with torch.no_grad():
             if target not in self.steps.sizes:
                 images = self.images[largest][:1]
                 self.steps.measure(images)
@@ -110,7 +109,7 @@ class PairedWalk:
 
             handle = model.get_submodule(layer.name).register_forward_hook(hook, with_kwargs=True)
             try:
-                with evaluation_mode(model), torch.no_grad():
+                with torch.no_grad():
                     model(images)
             except _Done:
                 pass
@@ -224,7 +223,7 @@ def _paired_steps(dense: nn.Module, small: nn.Module) -> _Steps | None:
 
 
 def _outputs(value: Tensor, kept: Tensor, module: nn.Module) -> Tensor:
-    axis = 1 if isinstance(module, nn.Conv2d) else -1
+    axis = -1 if isinstance(module, nn.Linear) else 1
     return value.index_select(axis, kept.to(value.device))
 
 

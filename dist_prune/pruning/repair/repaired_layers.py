@@ -1,18 +1,16 @@
 """The layers that repair changes: where their inputs and outputs are, and how their weights and biases change."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.module_calls import first_input
 from dist_prune.pruning.plan.plan import Plan
-from dist_prune.pruning.repair.second_moments import CHUNK
+from dist_prune.pruning.repair.regression_rows import table_sizes
 
 MOST_COLUMNS = 2304  # inputs of one output that are solved for at once
 
@@ -81,7 +79,7 @@ def column_blocks(module: nn.Module) -> list[slice]:
     groups, columns, _ = table_sizes(module)
     if groups > 1 or columns <= MOST_COLUMNS:
         return [slice(None)]
-    channels = module.in_channels if isinstance(module, nn.Conv2d) else columns
+    channels = columns if isinstance(module, nn.Linear) else module.in_channels
     step = max(1, MOST_COLUMNS // (columns // channels))
     return [slice(start, min(start + step, channels)) for start in range(0, channels, step)]
 
@@ -90,7 +88,9 @@ def is_plain(module: nn.Module) -> bool:
     """Whether a module computes exactly a convolution or a linear layer of its weight."""
     if isinstance(module, nn.Conv2d):
         return type(module).forward is nn.Conv2d.forward and type(module)._conv_forward is nn.Conv2d._conv_forward
-    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    return any(
+        isinstance(module, kind) and type(module).forward is kind.forward for kind in (nn.ConvTranspose2d, nn.Linear)
+    )
 
 
 def _calls(model: nn.Module, graph: DependencyGraph) -> tuple[dict[str, int], dict[str, str]]:
@@ -100,7 +100,7 @@ def _calls(model: nn.Module, graph: DependencyGraph) -> tuple[dict[str, int], di
     made: dict[int, tuple[str, Tensor]] = {}
     handles = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
 
             def after(_module: nn.Module, _inputs: Any, output: Tensor, name: str = name) -> None:
                 calls[name] = calls.get(name, 0) + 1
@@ -125,63 +125,6 @@ def _calls(model: nn.Module, graph: DependencyGraph) -> tuple[dict[str, int], di
     return calls, norms
 
 
-def table_sizes(module: nn.Module, block: slice = slice(None)) -> tuple[int, int, int]:
-    """Groups, inputs of one output and outputs of one group of a convolution or linear layer.
-
-    Args:
-        module: the layer.
-        block: the input channels that count.
-    """
-    if isinstance(module, nn.Conv2d):
-        return module.groups, module.weight[0, block].numel(), module.out_channels // module.groups
-    assert isinstance(module, nn.Linear)
-    return 1, module.weight[0, block].numel(), module.out_features
-
-
-def rows_of(
-    module: nn.Module, x: Tensor, errors: Tensor, block: slice = slice(None)
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The rows of a regression: what each output reads, and its error.
-
-    Args:
-        module: a convolution or a linear layer.
-        x: its input, (n, C, H, W), or (..., C) of a linear layer.
-        errors: of its output's shape.
-        block: input channels that are read.
-
-    Yields:
-        Pieces (g, rows, d) and (g, rows, o), float64. The pieces depend on the shapes alone.
-    """
-    groups, inputs, outputs = table_sizes(module)
-    if not isinstance(module, nn.Conv2d):
-        x = x[..., block]
-        inputs = x.shape[-1]
-        flat, flat_errors = x.reshape(-1, inputs), errors.reshape(-1, outputs)
-        step = max(1, CHUNK // inputs)
-        for start in range(0, len(flat), step):
-            yield flat[None, start : start + step].double(), flat_errors[None, start : start + step].double()
-        return
-    positions = errors.shape[2:].numel()
-    inputs = inputs // (module.in_channels // groups) * (x[:, block].shape[1] // groups)
-    x = x[:, block]
-    step = max(1, CHUNK // (groups * inputs * positions))
-    for start in range(0, len(x), step):
-        patches = _patches(module, x[start : start + step])  # (n, g d, positions)
-        count = len(patches)
-        wide = patches.view(count, groups, inputs, positions).permute(1, 0, 3, 2).reshape(groups, -1, inputs)
-        error = errors[start : start + step].reshape(count, groups, outputs, positions)
-        yield wide.double(), error.permute(1, 0, 3, 2).reshape(groups, -1, outputs).double()
-
-
-def _patches(module: nn.Conv2d, x: Tensor) -> Tensor:
-    """(n, C k k, positions): the entries that each output position reads."""
-    if module.kernel_size == (1, 1) and module.stride == (1, 1) and not any(module._reversed_padding_repeated_twice):
-        return x.flatten(2)
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    padded = functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-    return functional.unfold(padded, module.kernel_size, module.dilation, 0, module.stride)
-
-
 @torch.no_grad()
 def change_layer(
     small: nn.Module, layer: RepairedLayer, weight: Tensor, bias: Tensor, block: slice = slice(None)
@@ -196,8 +139,14 @@ def change_layer(
         block: input channels that the change is of.
     """
     module: Any = small.get_submodule(layer.name)
-    part = module.weight[:, block]
-    part.copy_(part.double() + weight.transpose(1, 2).reshape(part.shape))
+    if isinstance(module, nn.ConvTranspose2d):  # (in, out / groups, kh, kw)
+        part = module.weight[block] if module.groups == 1 else module.weight
+        taps = part[0, 0].numel()
+        change = weight.unflatten(1, (-1, taps)).permute(0, 1, 3, 2).reshape(part.shape)
+    else:
+        part = module.weight[:, block]
+        change = weight.transpose(1, 2).reshape(part.shape)
+    part.copy_(part.double() + change)
     shift = bias.reshape(-1)
     if module.bias is not None:
         module.bias.copy_(module.bias.double() + shift)
