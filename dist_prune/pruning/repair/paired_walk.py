@@ -63,6 +63,7 @@ class PairedWalk:
         moves = self._moves(target)
         other = self.steps.other_summand(target, layer.norm)
         scale = layer.output_scale(self.small)
+        kept_outputs = layer.kept_outputs(self.dense)
         for number in range(len(self.held)):
             values = self.held[number]
             with torch.no_grad():
@@ -72,9 +73,7 @@ class PairedWalk:
                 node = self.steps.nodes[target]
                 source = self.steps.number[node.all_input_nodes[0]]
                 x, error = small[source], None
-                wanted = self.steps.call(0, dense, target)
-                if layer.kept is not None:
-                    wanted = _outputs(wanted, layer.kept, self.dense.get_submodule(layer.name))
+                wanted = kept_outputs(dense[source]) if kept_outputs else self.steps.call(0, dense, target)
                 error = wanted - self.steps.call(1, small, target)
                 if other is not None:
                     error = _with_other(error, dense.get(other), small.get(other), layer, scale)

@@ -1,5 +1,7 @@
 """The layers that repair changes: where their inputs and outputs are, and how their weights and biases change."""
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +34,19 @@ class RepairedLayer:
     def has_intercept(self, small: nn.Module) -> bool:
         """Whether there is a place for a bias: the layer's own, or the running mean of the batch norm behind it."""
         return small.get_submodule(self.name).bias is not None or bool(self.norm)
+
+    def kept_outputs(self, dense: nn.Module) -> Callable[[Tensor], Tensor] | None:
+        """What computes the dense layer's outputs that are left, from its input; None: all are left."""
+        if self.kept is None:
+            return None
+        module: Any = dense.get_submodule(self.name)
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+            kept = self.kept.to(module.weight.device)
+            narrow = copy.copy(module)  # shares all but the tensors that are set
+            narrow._parameters = {name: t if t is None else t.detach()[kept] for name, t in module._parameters.items()}
+            return narrow
+        axis = -1 if isinstance(module, nn.Linear) else 1
+        return lambda x: module(x).index_select(axis, self.kept.to(x.device))
 
     def output_scale(self, small: nn.Module) -> Tensor | None:
         """(o,) factor of the batch norm behind the layer; None without one."""

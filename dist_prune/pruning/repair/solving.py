@@ -1,6 +1,5 @@
 """The change of a layer's weights and bias from second moments: ridge regression, and the ridge that suits it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +56,7 @@ def ridge_change(moments: SecondMoments, ridge: float | None, intercept: bool) -
     if ridge is None:
         weight, bias, chosen = torch.zeros_like(both["xr"]), torch.zeros_like(both["r"]), float("inf")
     else:
-        weight, bias = _solve(both, (ridge,), intercept)
+        weight, bias = _solve(both, ridge, intercept)
         chosen = ridge
     before = float(both["rr"].sum() / both["n"])
     after = float(_errors(both, weight, bias).sum() / both["n"])
@@ -79,9 +78,19 @@ def held_out_errors(moments: SecondMoments, fitted: int, intercept: bool) -> Ten
     found = torch.zeros(len(RIDGES) + 1, dtype=torch.float64)
     if not float(own["n"]) or not float(judged["n"]):
         return found
-    weight, bias = _solve(own, RIDGES, intercept)
-    errors = _errors(judged, weight, bias).view(len(own["xx"]), len(RIDGES), -1).sum((0, 2))
-    found[:-1] = (errors / judged["n"]).cpu()
+    xx, xr, _ = _about_means(own, own, intercept)
+    values, vectors = torch.linalg.eigh(xx)
+    basis = vectors.transpose(1, 2)
+    along = basis @ xr  # a ridge l has the weights V diag(1 / (values + l)) along
+    xx, xr, rr = _about_means(judged, own, intercept)
+    # sums over outputs, so that a ridge costs a product with a vector: tr(W' xx W) = f' ((V' xx V) * (along along')) f
+    squares = (basis @ xx @ vectors) * (along @ along.transpose(1, 2))
+    products = ((basis @ xr) * along).sum(2)
+    scale = _scale(own)
+    for number, ridge in enumerate(RIDGES):
+        f = 1 / (values.clamp_min(0) + (ridge * scale).clamp_min(1e-30)[:, None])
+        left = rr.sum() - 2 * (products * f).sum() + (f * (squares @ f[:, :, None])[:, :, 0]).sum()
+        found[number] = float(left)
     found[-1] = float(judged["rr"].sum() / judged["n"])
     return found
 
@@ -103,35 +112,42 @@ def _both(moments: SecondMoments) -> dict[str, Tensor]:
     return {name: first[name] + second[name] for name in first}
 
 
-def _solve(sums: dict[str, Tensor], ridges: Sequence[float], intercept: bool) -> tuple[Tensor, Tensor]:
-    """Weights (g, d, ridges o) and biases (g, ridges o), one ridge beside the other."""
+def _scale(sums: dict[str, Tensor]) -> Tensor:
+    """(g,) mean second moment of the inputs, which ridges are relative to."""
+    return (sums["xx"].diagonal(dim1=1, dim2=2) / sums["n"]).mean(1)
+
+
+def _about_means(sums: dict[str, Tensor], centre: dict[str, Tensor], intercept: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean products xx (g, d, d), xr (g, d, o) and rr (g, o), with an intercept about the means of ``centre``."""
     n = sums["n"]
-    mean_x, mean_r = sums["x"] / n, sums["r"] / n
-    xx, xr = sums["xx"] / n, sums["xr"] / n
-    if intercept:
-        xx = xx - mean_x[:, :, None] * mean_x[:, None, :]
-        xr = xr - mean_x[:, :, None] * mean_r[:, None, :]
-    scale = (sums["xx"].diagonal(dim1=1, dim2=2) / n).mean(1)
-    weights = []
-    for ridge in ridges:
-        table = xx.clone()
-        table.diagonal(dim1=1, dim2=2).add_((ridge * scale).clamp_min(1e-30)[:, None])
-        factor, failed = torch.linalg.cholesky_ex(table)
-        if bool(failed.any()):  # rounding has made it indefinite
-            values, vectors = torch.linalg.eigh(table)
-            weights.append(vectors @ ((vectors.transpose(1, 2) @ xr) / values.clamp_min(1e-30)[:, :, None]))
-        else:
-            weights.append(torch.cholesky_solve(xr, factor))
-    weight = torch.cat(weights, 2)
-    bias = mean_r.repeat(1, len(ridges))
-    bias = bias - (mean_x[:, None, :] @ weight)[:, 0] if intercept else torch.zeros_like(bias)
+    xx, xr, rr = (sums[name] / n for name in ("xx", "xr", "rr"))
+    if not intercept:
+        return xx, xr, rr
+    x, r = (sums[name] / n for name in ("x", "r"))
+    mean_x, mean_r = (centre[name] / centre["n"] for name in ("x", "r"))
+    across = x[:, :, None] * mean_x[:, None, :]
+    xx = xx - across - across.transpose(1, 2) + mean_x[:, :, None] * mean_x[:, None, :]
+    xr = xr - x[:, :, None] * mean_r[:, None] - mean_x[:, :, None] * r[:, None] + mean_x[:, :, None] * mean_r[:, None]
+    return xx, xr, rr - 2 * r * mean_r + mean_r.square()
+
+
+def _solve(sums: dict[str, Tensor], ridge: float, intercept: bool) -> tuple[Tensor, Tensor]:
+    """Weights (g, d, o) and biases (g, o)."""
+    xx, xr, _ = _about_means(sums, sums, intercept)
+    xx.diagonal(dim1=1, dim2=2).add_((ridge * _scale(sums)).clamp_min(1e-30)[:, None])
+    factor, failed = torch.linalg.cholesky_ex(xx)
+    if bool(failed.any()):  # rounding has made it indefinite
+        values, vectors = torch.linalg.eigh(xx)
+        weight = vectors @ ((vectors.transpose(1, 2) @ xr) / values.clamp_min(1e-30)[:, :, None])
+    else:
+        weight = torch.cholesky_solve(xr, factor)
+    mean_x, mean_r = (sums[name] / sums["n"] for name in ("x", "r"))
+    bias = mean_r - (mean_x[:, None, :] @ weight)[:, 0] if intercept else torch.zeros_like(mean_r)
     return weight, bias
 
 
 def _errors(sums: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
-    """(g, k o) sums of squares of r - x weight - bias, for k weights beside one another."""
-    times = weight.shape[2] // sums["r"].shape[1]
-    rr, r, xr = (sums[name].repeat(*[1] * (sums[name].dim() - 1), times) for name in ("rr", "r", "xr"))
-    fitted = ((sums["xx"] @ weight) * weight).sum(1) - 2 * (xr * weight).sum(1)
-    shift = sums["n"] * bias.square() - 2 * bias * r + 2 * bias * (sums["x"][:, None, :] @ weight)[:, 0]
-    return rr + fitted + shift
+    """(g, o) sums of squares of r - x weight - bias."""
+    fitted = ((sums["xx"] @ weight) * weight).sum(1) - 2 * (sums["xr"] * weight).sum(1)
+    shift = sums["n"] * bias.square() - 2 * bias * sums["r"] + 2 * bias * (sums["x"][:, None, :] @ weight)[:, 0]
+    return sums["rr"] + fitted + shift
