@@ -31,6 +31,7 @@ from dist_prune.pruning.repair.repaired_layers import (
     change_layer,
     column_blocks,
     repaired_layers,
+    stay_text,
 )
 from dist_prune.pruning.repair.second_moments import SecondMoments
 from dist_prune.pruning.repair.solving import (
@@ -100,7 +101,9 @@ class Repairer:
             with reproducible_kernels():
                 recalibrate_bn(small, self.loader, self.ids, self.micro_batch, self.comm)
             return []
-        layers = repaired_layers(dense, small, graph, plan)
+        layers, stay = repaired_layers(small, graph, plan)
+        if stay:
+            self.tracker.info(f"  repair: {stay_text(stay)}")
         if self.method == "fold":
             self._fold(dense, small, graph, plan, {layer.name: layer for layer in layers})
             return []
@@ -196,7 +199,7 @@ class Repairer:
         ]
         points = list({reader.point.name: reader.point for _, reader in readers}.values())
         device = next(dense.parameters()).device
-        tables = Accumulator(InputMoments({}, {}), points, len(self.ids), device)
+        tables = Accumulator(InputMoments(), points, len(self.ids), device)
         own = shard(self._lists, self.comm.rank, self.comm.world)
         with (
             torch.no_grad(),
@@ -212,6 +215,8 @@ class Repairer:
         for group, reader in readers:
             name = reader.point.layer
             weight: Any = dense.get_submodule(name).weight
+            if graph.layers[name].transposed:
+                weight = weight.transpose(0, 1)
             rows = weight[torch.tensor(left[name, "out"], device=weight.device)]
             removed = sorted(plan.removed[group.name])
             change, bias = fold(rows, reader, removed, left[name, "in"], tables.tables[reader.point.name])

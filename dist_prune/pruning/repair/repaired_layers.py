@@ -1,7 +1,7 @@
 """The layers that repair changes: where their inputs and outputs are, and how their weights and biases change."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,16 +57,19 @@ class RepairedLayer:
         return factor if norm.weight is None else factor * norm.weight
 
 
-def repaired_layers(model: nn.Module, small: nn.Module, graph: DependencyGraph, plan: Plan) -> list[RepairedLayer]:
+def repaired_layers(
+    small: nn.Module, graph: DependencyGraph, plan: Plan
+) -> tuple[list[RepairedLayer], dict[str, list[str]]]:
     """The layers from the first one that reads removed channels on, in the order in which they run.
 
-    Layers that run several times, and subclasses that compute something else than a convolution or a product, stay.
-
     Args:
-        model: the dense network.
-        small: the pruned one.
+        small: the pruned network.
         graph: of the dense network.
         plan: what was removed.
+
+    Returns:
+        The layers, and those behind the first that stay as they are: reason -> module paths. They run several times, or
+        are of classes that compute something else than a convolution or a product.
     """
     calls, norms = _calls(small, graph)
     gone: dict[str, set[int]] = {}
@@ -78,15 +81,35 @@ def repaired_layers(model: nn.Module, small: nn.Module, graph: DependencyGraph, 
             if coupling.side == "in" or graph.layers[coupling.layer].depthwise:
                 reads.add(coupling.layer)
     started, out = False, []
+    stay: dict[str, list[str]] = {}
     for name in calls:
         started = started or name in reads
         module, layer = small.get_submodule(name), graph.layers.get(name)
-        if not started or layer is None or calls[name] != 1 or not is_plain(module):
+        if not started or layer is None:
+            continue
+        if calls[name] != 1 or not is_plain(module):
+            kind = type(module).__name__
+            reason = "run several times" if calls[name] != 1 else f"are of class {kind}, which computes something else"
+            stay.setdefault(reason, []).append(name)
             continue
         lost = gone.get(name)
         kept = torch.tensor([i for i in range(layer.width_out) if i not in lost]) if lost else None
         out.append(RepairedLayer(name, kept, norms.get(name, "")))
-    return out
+    return out, stay
+
+
+def stay_text(stay: Mapping[str, Sequence[str]]) -> str:
+    """The layers that stay as they are, for people; empty if there are none.
+
+    Args:
+        stay: of ``repaired_layers``.
+    """
+    parts = [f"{len(names)} {reason} ({_few(names)})" for reason, names in stay.items()]
+    return f"{sum(map(len, stay.values()))} layers stay as they are: {'; '.join(parts)}" if parts else ""
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def column_blocks(module: nn.Module) -> list[slice]:

@@ -14,7 +14,6 @@ from dist_prune.pruning.repair.regression_rows import Piece
 
 HIGH, LOW = 2.0**8, 2.0**50
 LIMIT = 2.0**50  # of one sum of a micro-batch: 2^54 units of HIGH overflow neither a float64 nor 2^5 micro-batches
-CHUNK = 2**22  # entries of the float64 rows that are multiplied at once
 
 
 class ExactSum:
