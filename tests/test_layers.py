@@ -68,7 +68,7 @@ ALLOWED = {
     "run": ENGINE | {"methods", "pipeline"},
     "api": ENGINE | {"pruning", "methods", "scoring", "export"},
     "__main__": {"cli"},
-    "api_repair": ENGINE | {"pruning", "scoring", "api"},
+    "api_repair": ENGINE | {"pruning", "scoring"},
     "cli": ENGINE | {"pruning", "methods", "report", "export", "pipeline", "analysis", "run"},
 }
 # the same within pruning/
