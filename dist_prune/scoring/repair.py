@@ -136,7 +136,7 @@ class Repairer:
             if self.file is not None:
                 saved |= self._take(small, layer)
                 state.save(saved, lines=lines)
-            if preemption.poll(self.comm)[0]:
+            if self.file is not None and preemption.poll(self.comm)[0]:
                 raise preemption.preempted_error(f"while repairing, after {number + 1} of {len(layers)} layers")
         return lines
 
