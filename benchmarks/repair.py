@@ -2,6 +2,8 @@
 
     python benchmarks/repair.py OUT [--cases mobilenetv2-inner:0.9 vit:0.7] [--criteria l1 taylor reconstruction random]
         [--repairs none norms bias fold least_squares] [--images 256 64 500] [--judge 2000] [--minutes 60]
+    python benchmarks/repair.py OUT --speed [--cases mobilenetv2-inner:0.9] [--images 256]
+    python benchmarks/repair.py OUT --shift [--cases resnet20:0.5 resnet56:0.5] [--images 256]
     python benchmarks/repair.py OUT --table [--results FILE]
     python benchmarks/repair.py OUT --collect benchmarks/results/repair.json
 
@@ -9,6 +11,9 @@ Needs $DIST_PRUNE_DATA. A case is NETWORK[-inner][-global]:MACS. ``-inner`` cuts
 (the expansions of MobileNetV2, the MLPs of the ViT); without it all groups are cut. ``-global`` ranks the channels of
 all these groups together; without it each group loses the same share. The ViT is trained on CIFAR-10 by the recipe
 vit_cifar10_repair, in OUT/vit, if it is not there.
+
+``--speed`` repairs on one rank and then on two, one thread each, and prints seconds, memory and the speedup.
+``--shift`` measures why shifted means alone (``bias``) do not repair networks with batch norms.
 
 OUT gets one JSON file for each cell, and cells that are there are not computed again, so the same command resumes.
 Images that calibrate never judge: 500 of the 1,000 ImageNet images calibrate MobileNetV2 and the other 500 judge;
@@ -29,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 import dist_prune as dp
-from benchmarks.repair_parts import subjects, tables
+from benchmarks.repair_parts import shift, speed, subjects, tables
 from dist_prune.distributed.environment import DistributedEnvironment, describe_environment
 from dist_prune.fileio import write_atomic
 from dist_prune.pipeline.git import commit_of
@@ -106,6 +111,10 @@ def main() -> None:
     parser.add_argument("--images", nargs="+", type=int, default=[256, 64, 500])
     parser.add_argument("--judge", type=int, default=2000, help="judging images, at most")
     parser.add_argument("--minutes", type=float, default=1e9, help="no cell is begun after so many")
+    parser.add_argument(
+        "--speed", nargs="?", const="both", choices=["both", "rank"], help="time one case on 1 and 2 ranks"
+    )
+    parser.add_argument("--shift", action="store_true", help="the study of shifted means, by the criterion l1")
     parser.add_argument("--table", action="store_true", help="print what is there")
     parser.add_argument("--collect", type=Path, metavar="FILE", help="add all figures to one compact file")
     parser.add_argument("--results", type=Path, metavar="FILE", help="--table: of this compact file")
@@ -117,6 +126,19 @@ def main() -> None:
     if given.table or given.collect:
         return
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    given.out.mkdir(parents=True, exist_ok=True)
+    if given.speed or given.shift:
+        for item in given.cases:
+            case, _, macs = item.partition(":")
+            if given.shift:
+                print(shift.study(given.out, case, float(macs), "l1", given.images[0], given.judge), flush=True)
+            elif given.speed == "rank":
+                speed.one(given.out, case, float(macs), given.images[0], given.repairs[0])
+            else:
+                method = "least_squares" if given.repairs[0] == "none" else given.repairs[0]
+                print(speed.both(given.out, case, float(macs), given.images[0], method), flush=True)
+                break
+        return
     end, held = time.monotonic() + 60 * given.minutes, dict[str, subjects.Subject]()
     for cell in cells(given):
         if all(place_of(given.out, cell | {"repair": repair}).exists() for repair in given.repairs):
