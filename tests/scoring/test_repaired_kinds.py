@@ -233,3 +233,26 @@ def test_layers_that_stay_are_counted_with_the_reason(capsys):
     assert "2 layers stay as they are" in said
     assert "1 are of class Scaled, which computes something else (own)" in said
     assert "1 run several times (again)" in said
+
+
+def test_sums_are_repaired_where_the_shortcut_is_computed_behind_the_layer():
+    """The second convolution of a residual block also takes away the error of its shortcut, in units of its norm."""
+    model: Any = tiny.network()
+    graph = dp.trace(model, (1, 8, 8))
+    plan = plan_without(graph, {"layer1.0.conv1": [0, 1, 2, 3], "layer2.0.conv1": [0, 1, 2]})
+    repaired: Any = dp.repair(model, dp.prune(model, plan), plan, images(), ridge=1e-12)
+    short = next(name for name, _ in model.layer2[0].named_modules() if "downsample" in name)
+    names = "layer2.0.conv2", f"layer2.0.{short}"
+    (_, wanted), (_, shortcut) = seen(model, *names)
+    (x, _), (own, _) = seen(repaired, "layer2.0.conv1", *names[1:])
+    (x, _) = seen(repaired, names[0])[0]
+    norm, old = repaired.layer2[0].bn2, model.layer2[0].bn2
+    with torch.no_grad():
+        before = dp.prune(model, plan).layer2[0].downsample(seen(repaired, "layer2.0.conv1")[0][0])
+        scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).view(-1, 1, 1)
+        target = wanted + (shortcut - before) / scale
+        module = nn.Conv2d(x.shape[1], target.shape[1], 3, padding=1).double()
+        module.weight.copy_(repaired.layer2[0].conv2.weight)
+        assert module.bias is not None
+        module.bias.copy_(old.running_mean - norm.running_mean)
+    check(module, x, target)

@@ -76,7 +76,11 @@ class PairedWalk:
                 wanted = kept_outputs(dense[source]) if kept_outputs else self.steps.call(0, dense, target)
                 error = wanted - self.steps.call(1, small, target)
                 if other is not None:
-                    error = _with_other(error, dense.get(other), small.get(other), layer, scale)
+                    summands = [
+                        values[other] if other in values else self.steps.call(which, values, other)
+                        for which, values in enumerate((dense, small))
+                    ]
+                    error = _with_other(error, *summands, layer, scale)
             if moves:
                 live = self.steps.live(target)
                 self.held[number] = tuple({i: v for i, v in side.items() if i in live} for side in (dense, small))  # type: ignore[assignment]
@@ -184,7 +188,10 @@ class _Steps:
         self.sizes = sizes
 
     def other_summand(self, step: int, norm: str) -> int | None:
-        """The step that is added to a layer's output, perhaps behind its batch norm; None: there is none before it."""
+        """The step that is added to a layer's output, perhaps behind its batch norm; None: there is none.
+
+        A shortcut may be computed behind the layer, of values that are there before it.
+        """
         node = self.nodes[step]
         users = list(node.users)
         if norm and len(users) == 1 and users[0].op == "call_module" and users[0].target == norm:
@@ -198,8 +205,24 @@ class _Steps:
         added = [user for user in users if _name(user) in ADDITIONS]
         if len(users) != 1 or not added:
             return None
-        others = [self.number[source] for source in added[0].all_input_nodes if self.number[source] < step]
-        return others[0] if len(others) == 1 and others[0] != step else None
+        others = [source for source in added[0].all_input_nodes if not self._reads(source, self.nodes[step])]
+        return self.number[others[0]] if len(others) == 1 else None
+
+    def _reads(self, node: fx.Node, early: fx.Node) -> bool:
+        """Whether a node's value depends on that of another one."""
+        waiting, seen = [node], set[fx.Node]()
+        while waiting:
+            own = waiting.pop()
+            if own is early:
+                return True
+            fresh = [
+                source
+                for source in own.all_input_nodes
+                if source not in seen and self.number[source] >= self.number[early]
+            ]
+            seen.update(fresh)
+            waiting += fresh
+        return False
 
 
 def _is_identity(model: nn.Module, node: fx.Node) -> bool:
