@@ -80,7 +80,7 @@ class PairedWalk:
                         values[other] if other in values else self.steps.call(which, values, other)
                         for which, values in enumerate((dense, small))
                     ]
-                    error = _with_other(error, *summands, layer, scale)
+                    error = _with_other(error, summands[0], summands[1], layer, scale)
             if moves:
                 live = self.steps.live(target)
                 self.held[number] = tuple({i: v for i, v in side.items() if i in live} for side in (dense, small))  # type: ignore[assignment]

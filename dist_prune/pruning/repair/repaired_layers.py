@@ -42,11 +42,11 @@ class RepairedLayer:
         module: Any = dense.get_submodule(self.name)
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
             kept = self.kept.to(module.weight.device)
-            narrow = copy.copy(module)  # shares all but the tensors that are set
+            narrow: Any = copy.copy(module)  # shares all but the tensors that are set
             narrow._parameters = {name: t if t is None else t.detach()[kept] for name, t in module._parameters.items()}
             return narrow
-        axis = -1 if isinstance(module, nn.Linear) else 1
-        return lambda x: module(x).index_select(axis, self.kept.to(x.device))
+        axis, left = -1 if isinstance(module, nn.Linear) else 1, self.kept
+        return lambda x: module(x).index_select(axis, left.to(x.device))
 
     def output_scale(self, small: nn.Module) -> Tensor | None:
         """(o,) factor of the batch norm behind the layer; None without one."""
@@ -117,7 +117,7 @@ def column_blocks(module: nn.Module) -> list[slice]:
     groups, columns, _ = table_sizes(module)
     if groups > 1 or columns <= MOST_COLUMNS:
         return [slice(None)]
-    channels = columns if isinstance(module, nn.Linear) else module.in_channels
+    channels: Any = columns if isinstance(module, nn.Linear) else module.in_channels
     step = max(1, MOST_COLUMNS // (columns // channels))
     return [slice(start, min(start + step, channels)) for start in range(0, channels, step)]
 
