@@ -9,7 +9,9 @@ Needs DIST_PRUNE_DATA (cifar10.npz, weights/, imagenet_1000_rot180). A piece is 
 
     dense      the network as it is
     untrained  scoring, surgery, recalibrated batch norms; the same share of every group
+    repaired   surgery as in ``untrained``, then least squares on the images that recalibrate there
     global     the same scores with the channels of all groups ranked together
+    repaired_global   the network of ``global``, repaired likewise
     finetune   the network of ``untrained``, trained for --epochs passes over the training images not held out
     finetune_global   the network of ``global``, likewise
 
@@ -38,7 +40,7 @@ from benchmarks.which_parts.study import Study
 from dist_prune.fileio import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("dense", "untrained", "global", "finetune", "finetune_global")
+PARTS = ("dense", "untrained", "repaired", "global", "repaired_global", "finetune", "finetune_global")
 
 
 def wanted(patterns: list[str], seeds: list[int]) -> Iterator[tuple[str, str, str, int]]:
@@ -99,7 +101,9 @@ def main() -> None:
             continue
         write_atomic(file, json.dumps(body, indent=1))
         shown = {
-            name: body[name] for name in ("held_out", "test", "surgery", "recalibrated", "finetuned") if name in body
+            name: body[name]
+            for name in ("held_out", "test", "surgery", "recalibrated", "repaired", "finetuned")
+            if name in body
         }
         print(f"{file.stem}: {body['piece']['cpu_seconds']:.0f} s, {json.dumps(shown)}", flush=True)
 

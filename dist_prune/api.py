@@ -41,6 +41,7 @@ from dist_prune.models.wrappers import unwrap, unwrap_module
 from dist_prune.pruning.eval_mode import evaluation_mode, with_gradients
 from dist_prune.pruning.graph.groups import DependencyGraph, TracedNetwork
 from dist_prune.pruning.network_output import logits_of, only_logits
+from dist_prune.pruning.plan.known_graph import graph_of
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.surgery import performed
 from dist_prune.pruning.surgery.surgeon import apply_plan, prune_tensors_like
@@ -230,7 +231,7 @@ def _cut(
     left: nn.Module | None = None,
 ) -> nn.Module:
     """Cut ``target``, which is ``dense`` or a copy of it, and note ``left`` (default: ``target``) for ``carry``."""
-    graph = _graph_of(plan, graph)
+    graph = graph_of(plan, graph)
     names = {parameter: name for name, parameter in dense.named_parameters()}
     skeleton = performed.skeleton_of(dense)
     if scores is not None and scores.method.trains_weights:
@@ -298,7 +299,7 @@ def carry(
     elif small is None or plan is None:
         raise PruneError("carry takes (optimizer, plan) or (optimizer, dense, small, plan)")
     else:
-        before, after, graph = unwrap(dense), unwrap(small), _graph_of(plan, graph)
+        before, after, graph = unwrap(dense), unwrap(small), graph_of(plan, graph)
         names = {id(parameter): name for name, parameter in before.named_parameters()}
     if any(id(parameter) not in names for parameter in parameters):
         raise PruneError("the optimizer holds a parameter that is not of the dense network")
@@ -344,7 +345,7 @@ def save(
         >>> sorted(path.name for path in dp.save(small, plan, folder).iterdir())
         ['bundle.json', 'model.safetensors']
     """
-    bare, graph = unwrap(model), _graph_of(plan, None)
+    bare, graph = unwrap(model), graph_of(plan, None)
     if graph.network is None:
         raise PruneError("the plan's graph was not traced by dist_prune.trace, so the dense network is not known")
     weight = next(bare.parameters())
@@ -383,15 +384,6 @@ def save(
     tensor_files.save_tensors(place / bundle.WEIGHTS, weights, {"plan": plan.fingerprint})
     write_atomic(place / bundle.MANIFEST, text)
     return place
-
-
-def _graph_of(plan: Plan, graph: DependencyGraph | None) -> DependencyGraph:
-    found = graph or plan.graph
-    if found is None:
-        raise PruneError(
-            "a plan from a file does not know its network: give the graph of dist_prune.trace(model, example) as well"
-        )
-    return found
 
 
 def _method(method: str | Method, options: Mapping[str, Any]) -> Method:

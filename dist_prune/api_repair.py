@@ -14,13 +14,13 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from dist_prune.api import _graph_of
 from dist_prune.data.sample_loader import SampleLoader
 from dist_prune.data.sampling import calibration_ids
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError, unknown
 from dist_prune.models.wrappers import unwrap
 from dist_prune.pruning.graph.groups import DependencyGraph
+from dist_prune.pruning.plan.known_graph import graph_of
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.scoring.library_context import check_same_network
 from dist_prune.scoring.repair import Repairer
@@ -85,7 +85,7 @@ def repair(
     weight = next(bare.parameters())
     comm = Communicator.of(group, weight.device)
     comm.connect(1800)
-    found = _graph_of(plan, graph)
+    found = graph_of(plan, graph)
     check_same_network(bare, found, comm)
     if method not in (known := (*get_args(RepairMethod), "none")):
         raise PruneError(unknown("method of repair", str(method), known))

@@ -82,7 +82,7 @@ ALLOWED = {
     "api": ENGINE | {"pruning", "methods", "scoring", "export"},
     "api_select": ENGINE | {"pruning", "methods", "scoring"},
     "__main__": {"cli"},
-    "api_repair": ENGINE | {"pruning", "scoring", "api"},
+    "api_repair": ENGINE | {"pruning", "scoring"},
     "api_search": ENGINE | {"pruning", "methods", "scoring"},
     "cli": ENGINE | {"pruning", "methods", "report", "export", "pipeline", "analysis", "run"},
 }

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,17 +18,22 @@ from dist_prune.distributed import tensor_files
 from dist_prune.distributed.environment import describe_environment
 from dist_prune.methods.base import TRAINED, Method
 from dist_prune.pipeline.git import commit_of
+from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.selection import cost as costs
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.pruning.surgery import surgeon
 from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.scoring.repair import Repairer
 from dist_prune.training.bn_recalibration import recalibrate_bn
 from dist_prune.training.evaluation import evaluate
 from dist_prune.training.loop import Loop
 from dist_prune.training.tracking import Tracker
 from dist_prune.training.trainer import Trainer
 
-SCOPE_OF = {"untrained": "local", "global": "global", "finetune": "local", "finetune_global": "global"}
+SCOPE_OF = {
+    "untrained": "local", "global": "global", "repaired": "local", "repaired_global": "global",
+    "finetune": "local", "finetune_global": "global",
+}  # fmt: skip
 RECALIBRATION = 500  # calibration images of the seed
 JUDGED = {"resnet20": (2000, 5000)}  # held-out and test images of an untrained network, at most
 COSTS = {"macs": costs.macs, "params": costs.params}
@@ -60,6 +66,8 @@ class Study:
             found = self.judge(network, self.subject(network).model, "finetune")
         elif part.startswith("finetune"):
             found = {"epochs": self.epochs, **self.finetuned(network, row, seed, SCOPE_OF[part])}
+        elif part.startswith("repaired"):
+            found = self.repaired(network, row, seed, SCOPE_OF[part])
         else:
             found = self.untrained(network, row, seed, SCOPE_OF[part])
         body |= found
@@ -114,16 +122,23 @@ class Study:
 
     def cut(self, network: str, row: str, seed: int, scope: str) -> tuple[nn.Module, dict[str, float]]:
         """The network after surgery, and the shares of its costs that are left."""
+        return self.cut_by_plan(network, row, seed, scope)[:2]
+
+    def cut_by_plan(
+        self, network: str, row: str, seed: int, scope: str
+    ) -> tuple[nn.Module, dict[str, float], nn.Module, Plan]:
+        """The network after surgery, the shares of its costs that are left, what it was cut from, and the plan."""
         subject = self.subject(network)
         method, scores, _ = self.scores(network, row, seed)
         request = SelectionRequest(target=("macs", TARGETS[network]), seed=seed, **SCOPES[scope])
         plan = method.select(scores, method.prepare(method.prunable(subject.channels), (), request), request)
-        model = copy.deepcopy(subject.cuttable)
+        dense = copy.deepcopy(subject.cuttable)
         if method.trains_weights:
-            model.load_state_dict({n.removeprefix(TRAINED): t for n, t in scores.items() if n.startswith(TRAINED)})
+            dense.load_state_dict({n.removeprefix(TRAINED): t for n, t in scores.items() if n.startswith(TRAINED)})
+        model = copy.deepcopy(dense)
         surgeon.apply_plan(model, subject.channels, plan)
         left = {name: float(f(subject.channels, plan.counts) / f(subject.channels)) for name, f in COSTS.items()}
-        return model.eval(), left
+        return model.eval(), left, dense.eval(), plan
 
     def recalibrate(self, network: str, model: nn.Module, seed: int) -> None:
         subject = self.subject(network)
@@ -138,6 +153,16 @@ class Study:
         self.recalibrate(network, model, seed)
         judged = {"surgery": surgery, "recalibrated": self.judge(network, model, "untrained")}
         return {"cost": cost, "left": left, **judged, "five": five_largest(self.scores(network, row, seed)[1])}
+
+    def repaired(self, network: str, row: str, seed: int, scope: str) -> dict[str, Any]:
+        """Top-1 after surgery and least squares on the images that recalibrate the norms of ``untrained``."""
+        subject = self.subject(network)
+        model, left, dense, plan = self.cut_by_plan(network, row, seed, scope)
+        ids = np.sort(subject.calibration(RECALIBRATION, seed))
+        start, used = time.perf_counter(), time.process_time()
+        Repairer(subject.train, ids, subject.machine.comm, Tracker(False)).run(dense, model, subject.channels, plan)
+        took = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - used}
+        return {"left": left, "images": len(ids), "took": took, "repaired": self.judge(network, model, "untrained")}
 
     def finetuned(self, network: str, row: str, seed: int, scope: str) -> dict[str, Any]:
         """Top-1 after the fixed finetune of the network with recalibrated norms."""

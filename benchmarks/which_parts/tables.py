@@ -16,6 +16,7 @@ TITLES = {
     "mobilenetv2_half": "MobileNetV2, ImageNet",
 }
 MISSING = "not measured"
+REPAIRED = {"untrained": "repaired", "global": "repaired_global"}  # the part of the same plan, repaired
 
 
 def read(folder: Path) -> list[Piece]:
@@ -45,6 +46,10 @@ def compact(pieces: Sequence[Piece]) -> str:
             took = piece["took"]
             figures = [piece["epochs"], piece["images"], round(took["seconds"]), round(took["cpu_seconds"])]
             figures += _pair(piece["finetuned"])
+        elif piece["part"].startswith("repaired"):
+            took, left = piece["took"], [round(piece["left"][name], 4) for name in ("macs", "params")]
+            figures = [piece["images"], round(took["seconds"]), round(took["cpu_seconds"]), left]
+            figures += _pair(piece["repaired"])
         else:
             cost = piece["cost"]
             shown = [round(cost[name], 1) for name in ("images", "forward", "backward", "cpu_seconds")]
@@ -81,6 +86,10 @@ def _piece(row: list[Any], abouts: list[Any]) -> Piece:
         epochs, images, seconds, cpu, *pair = figures
         took = {"seconds": seconds, "cpu_seconds": cpu}
         return piece | {"epochs": epochs, "images": images, "took": took, "finetuned": _judged(pair)}
+    if part.startswith("repaired"):
+        images, seconds, cpu, left, *pair = figures
+        piece |= {"images": images, "took": {"seconds": seconds, "cpu_seconds": cpu}}
+        return piece | {"left": dict(zip(("macs", "params"), left, strict=True)), "repaired": _judged(pair)}
     cost, left, *pairs = figures
     *cost, five = cost
     named = dict(zip(("images", "forward", "backward", "cpu_seconds"), cost, strict=True))
@@ -124,11 +133,12 @@ def _untrained(network: str, own: list[Piece]) -> str:
         SETTINGS,
         key=lambda row: -statistics.mean(_judges(own, row, "untrained", "recalibrated", decided) or [-1]),
     )
+    repaired = any(piece["part"].startswith("repaired") for piece in own)
+    stages = f"surgery | recalibrated | held out |{' repaired |' * repaired} params"
     lines = [
         f"### {TITLES[network]}: {TARGETS[network]:g} of the MACs, not trained\n",
-        "| method | needs | images | forward | backward | s | surgery | recalibrated | held out | params "
-        "| global: surgery | recalibrated | held out | params | seeds |",
-        "|---" * 15 + "|",
+        f"| method | needs | images | forward | backward | s | {stages} | global: {stages} | seeds |",
+        "|---" * (15 + 2 * repaired) + "|",
     ]
     for row in order:
         mine = [piece for piece in own if piece["method"] == row and piece["part"] in ("untrained", "global")]
@@ -139,6 +149,8 @@ def _untrained(network: str, own: list[Piece]) -> str:
         for part in ("untrained", "global"):
             for stage, images in (("surgery", "test"), ("recalibrated", "test"), ("recalibrated", "held_out")):
                 cells.append(spread(_judges(own, row, part, stage, images)))
+            if repaired:
+                cells.append(spread(_judges(own, row, REPAIRED[part], "repaired", "test")))
             left = [piece["left"]["params"] for piece in mine if piece["part"] == part]
             cells.append(f"{statistics.mean(left):.2f}" if left else "-")
         seeds = " / ".join(str(sum(p["part"] == part for p in mine)) for part in ("untrained", "global"))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dist_prune import tasks
+from dist_prune.analysis.repaired_cuts import repaired_top1
 from dist_prune.config.recipe import Recipe
 from dist_prune.data.loader import ImageLoader
 from dist_prune.data.sampling import calibration_ids, micro_batches
@@ -61,6 +62,7 @@ class RatioPoint:
         macs: Share of the dense network's MACs.
         top1: Top-1 in percent.
         loss: Mean cross-entropy; nan if a logit is not finite.
+        repaired: Top-1 in percent after the recipe's repair; None without one.
     """
 
     ratio: float
@@ -68,6 +70,12 @@ class RatioPoint:
     macs: float
     top1: float
     loss: float
+    repaired: float | None = None
+
+    @property
+    def best(self) -> float:
+        """Top-1 as a run of the recipe would have it before any finetuning: repaired, if it repairs."""
+        return self.top1 if self.repaired is None else self.repaired
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,11 @@ class RatioCurves:
     split: Split = "held_out"
     whole: str | None = None
 
+    @property
+    def repaired(self) -> bool:
+        """Whether the cut networks were also repaired and measured again."""
+        return any(point.repaired is not None for line in self.lines for point in line.points)
+
     @cached_property
     def ordered(self) -> tuple[RatioCurve, ...]:
         """Curves by falling mean drop of top-1, the most sensitive group first; ties by falling rise of the loss."""
@@ -138,7 +151,7 @@ class RatioCurves:
         for line in self.ordered:
             ratio = None
             for point in line.points:
-                if self.dense.top1 - point.top1 > max_drop:
+                if self.dense.top1 - point.best > max_drop:
                     break
                 ratio = point.ratio
             if ratio is not None:
@@ -149,10 +162,13 @@ class RatioCurves:
         """The CSV file's text: the dense network, then the groups, most sensitive first."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(HEAD)
-        writer.writerow(["(dense)", "", 1.0, "", *_cells(self.dense)[2:]])
+        more = ["repaired_top1"] if self.repaired else []
+        writer.writerow([*HEAD, *more])
+        writer.writerow(["(dense)", "", 1.0, "", *_cells(self.dense)[2:], *([""] * len(more))])
         for line in self.ordered:
-            writer.writerows([line.group, line.width, *_cells(point)] for point in line.points)
+            for point in line.points:
+                after = [f"{point.best:.4f}"] if more else []
+                writer.writerow([line.group, line.width, *_cells(point), *after])
         return file.getvalue()
 
 
@@ -218,13 +234,19 @@ def measure(context: RunContext, request: RatioRequest) -> RatioCurves:
     record = ResultCache(context.run_dir / RECORD, identity, comm)
     results = map_cached(list(jobs), run, comm, record, context.tracker.info, "ratio curves")
     counts = dict(zip(jobs, results, strict=True))
+    repaired: dict[tuple[str, tuple[int, ...]], float] = {}
+    if context.recipe.repair.method != "none":
+        wanted = [(name, removed) for (name, _), removed in cuts.items() if removed]
+        batches = cached_images(loader, micro_batches(ids, context.recipe.evaluate.batch))
+        repaired = repaired_top1(context, graph, model, wanted, batches, ids, request.split, identity, count_metrics)
     dense = macs(graph)
 
     def point(name: str, ratio: float, removed: tuple[int, ...]) -> RatioPoint:
         correct, loss_units, images, not_finite = counts[_job(name, removed) if removed else _job(*dense_job)]
         kept = graph.group(name).width - len(removed)
         share = macs(graph, {name: kept}) / dense
-        return RatioPoint(ratio, kept, share, 100 * correct / images, mean_loss(loss_units, not_finite, images))
+        top1, loss = 100 * correct / images, mean_loss(loss_units, not_finite, images)
+        return RatioPoint(ratio, kept, share, top1, loss, repaired.get((name, removed), top1 if repaired else None))
 
     lines = []
     for group in graph.free:

@@ -18,6 +18,7 @@ from dist_prune.cli.verb import Answer, add_recipe
 from dist_prune.config import loading
 from dist_prune.errors import PruneError, shown
 
+REPAIRS = ("none", "norms", "bias", "fold", "least_squares")
 RATIOS = "0.9,0.7,0.5,0.3,0.1"
 
 
@@ -35,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="held-out",
         help="images to measure on: training images that train.holdout holds out (default), or test images; results "
         "on test images are marked",
+    )
+    parser.add_argument(
+        "--repair",
+        choices=REPAIRS,
+        help="measure each cut also after this repair; as repair.method in the recipe (default: the recipe's)",
     )
     parser.add_argument(
         "--max-drop",
@@ -63,7 +69,8 @@ def run(arguments: argparse.Namespace) -> Answer:
     ratios, images = _numbers(arguments)
 
     def choose() -> tuple[Recipe, Path]:
-        recipe = loading.load(arguments.recipe, arguments.overrides, methods.options_of)
+        repaired = [f"repair.method={arguments.repair}"] if arguments.repair else []
+        recipe = loading.load(arguments.recipe, [*arguments.overrides, *repaired], methods.options_of)
         check(recipe, methods.build(recipe.method))
         return recipe, Path(os.environ.get("DIST_PRUNE_RUNS", "runs")) / recipe.name
 
@@ -140,13 +147,16 @@ def write(context: Any, curves: Any, arguments: argparse.Namespace) -> None:
 def as_text(curves: Any, suggestion: str) -> str:
     """Top-1 of every group at every ratio, most sensitive group first, and the suggestion."""
     ratios = [point.ratio for point in curves.ordered[0].points]
-    width = max(5, *(len(line.group) for line in curves.ordered))
+    width = max(10, *(len(line.group) for line in curves.ordered))
     lines = [
         f"dense: top-1 {curves.dense.top1:.2f} %, loss {curves.dense.loss:.4f}, on {curves.images} {curves.where}",
         f"{'group':{width}}  width  " + "  ".join(f"{ratio:>6g}" for ratio in ratios),
     ]
     for line in curves.ordered:
         lines.append(f"{line.group:{width}}  {line.width:5}  " + "  ".join(f"{p.top1:6.2f}" for p in line.points))
+        if curves.repaired:
+            cells = "  ".join(f"{p.best:6.2f}" for p in line.points)
+            lines.append(f"{'  repaired':{width}}  {'':5}  {cells}")
     return "\n".join([*lines, "", suggestion])
 
 

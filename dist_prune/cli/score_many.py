@@ -18,11 +18,18 @@ from dist_prune.pruning.selection.cost import report_costs
 from dist_prune.tasks.base import Task
 from dist_prune.tasks.classification import CLASSIFICATION
 
+REPAIRS = ("none", "norms", "bias", "fold", "least_squares")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's command line."""
     add_recipe(parser)
     parser.add_argument("--methods", required=True, metavar="A,B,C", help="names of methods, or all")
+    parser.add_argument(
+        "--repair",
+        choices=REPAIRS,
+        help="measure each network also repaired so; as repair.method in the recipe (default: the recipe's)",
+    )
     parser.add_argument("--run-dir", help="folder for dense weights and scores (default: runs/<recipe's name>)")
 
 
@@ -42,7 +49,8 @@ def run(arguments: argparse.Namespace) -> Answer:
     names = comparable_methods() if everything else [name for name in names if name]
     if len(names) < 2 or len(set(names)) < len(names):
         raise PruneError(f"--methods: two or more different ones, got {shown(arguments.methods)}")
-    overrides = [*arguments.overrides, _compared(names)]
+    repaired = [f"repair.method={arguments.repair}"] if arguments.repair else []
+    overrides = [*arguments.overrides, *repaired, _compared(names)]
     recipe = loading.load(arguments.recipe, overrides, methods.options_of)
     task = tasks.build(recipe.task)
     if everything:  # those that make sense for the recipe's task
@@ -85,12 +93,15 @@ def as_text(table: list[dict[str, Any]], images: str, task: Task = CLASSIFICATIO
     costs = [cost for cost in report_costs() if cost.name in table[0]]
     heads = [f"{cost.title:>{max(5, len(cost.title))}}" for cost in costs]
     title = task.titles[task.primary]
-    head = [f"{'':{width}}  {title}", *heads, *(f"{name:>{max(6, len(name))}}" for name in names)]
+    repaired = ["repaired"] * ("repaired" in table[0])
+    head = [f"{'':{width}}  {title}", *repaired, *heads, *(f"{name:>{max(6, len(name))}}" for name in names)]
     lines = ["  ".join(head)]
     for row in table:
         overlaps = [f"{row['overlap'][name]:{max(6, len(name))}.2f}" for name in names]
         sizes = [f"{row[cost.name]:{len(head)}.3f}" for cost, head in zip(costs, heads, strict=True)]
-        lines.append("  ".join([f"{row['method']:{width}}  {row[task.primary]:{len(title)}.2f}", *sizes, *overlaps]))
+        after = [f"{row['repaired']:8.2f}"] if repaired else []
+        cells = [f"{row['method']:{width}}  {row[task.primary]:{len(title)}.2f}", *after, *sizes, *overlaps]
+        lines.append("  ".join(cells))
     legend = (
         "columns: kept channels that both methods keep, of those that either keeps",
         f"{task.figure_name}: on {images}",

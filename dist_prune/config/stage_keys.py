@@ -49,7 +49,7 @@ Seed = Annotated[T, ReadBy((*_LEARNING, "prune", "export"))]
 # the finetunings recalibrate batch norms on such images
 Calibration = Annotated[T, ReadBy(("many", "score", "repair", "finetune", "finetune_between"))]
 MicroBatch = Annotated[T, ReadBy(("many", "score", "finetune", "finetune_between", "curves"))]
-Repairing = Annotated[T, ReadBy(("repair",))]
+Repairing = Annotated[T, ReadBy(("repair", "many"))]  # criteria are compared repaired as well
 External = Annotated[T, ReadBy(why_not="a path; the digest of the content is compared")]
 Operational = Annotated[T, ReadBy(why_not="it changes how work is done, not its result")]
 

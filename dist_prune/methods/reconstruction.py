@@ -60,11 +60,11 @@ class Reconstruction(base.RankingMethod):
         Returns:
             ``<group>``: (C,) float64, the share of its readers' variance that is lost when a channel goes.
         """
-        graph, layers = context.graph, context.graph.layers
+        graph = context.graph
         points = consumer_points(graph, readers)
         weights = {point.name: context.weight(point).double() for point in points}
-        kernels = {name: (int(w.shape[2]), int(w.shape[3])) if w.dim() == 4 else (1, 1) for name, w in weights.items()}
-        statistic = InputMoments(kernels, {p.name: layers[p.layer].positions for p in points}, flattened_maps(graph))
+        windows = {p.name: window for p in points if (window := graph.layers[p.layer].window) is not None}
+        statistic = InputMoments(windows, flattened_maps(graph))
         tables = context.collect(points, statistic)
         groups = {group.name: group for group in graph.free}
 

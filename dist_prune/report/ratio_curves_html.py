@@ -34,6 +34,8 @@ def render_ratio_curves(name: str, method: str, body: Mapping[str, Any], suggest
 def lines_figure(body: Mapping[str, Any]) -> Figure:
     """Plot top-1 and loss against the keep ratio: a line per group, the most sensitive ones named, dense dashed.
 
+    Top-1 of repaired networks is dotted.
+
     Args:
         body: The body of ratio_curves.json.
     """
@@ -53,6 +55,16 @@ def lines_figure(body: Mapping[str, Any]) -> Figure:
                 label=group["group"] if named else None,
                 zorder=3 if named else 1,
             )
+            if key == "top1" and named and group["points"][0].get("repaired") is not None:
+                axes.plot(
+                    [1.0, *(point["ratio"] for point in group["points"])],
+                    [dense, *(point["repaired"] for point in group["points"])],
+                    linestyle=":",
+                    linewidth=1.2,
+                    color=f"C{rank}",
+                    zorder=3,
+                    gid="repaired",
+                )
         axes.axhline(dense, color=INK, linewidth=0.9, linestyle="--", label="dense")
         axes.set(xlabel="share of the group's channels kept", ylabel=label)
         axes.invert_xaxis()

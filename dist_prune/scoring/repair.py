@@ -25,16 +25,23 @@ from dist_prune.pruning.repair.cost import repair_cost
 from dist_prune.pruning.repair.folding import fold, folded_readers
 from dist_prune.pruning.repair.input_moments import InputMoments
 from dist_prune.pruning.repair.paired_walk import PairedWalk
+from dist_prune.pruning.repair.regression_rows import errors_alone, rows_of, table_sizes
 from dist_prune.pruning.repair.repaired_layers import (
     RepairedLayer,
     change_layer,
     column_blocks,
     repaired_layers,
-    rows_of,
-    table_sizes,
+    stay_text,
 )
 from dist_prune.pruning.repair.second_moments import SecondMoments
-from dist_prune.pruning.repair.solving import Change, bias_change, ridge_change
+from dist_prune.pruning.repair.solving import (
+    RIDGES,
+    Change,
+    best_ridge,
+    bias_change,
+    held_out_errors,
+    ridge_change,
+)
 from dist_prune.scoring.norm_refit import refit_norms
 from dist_prune.training.bn_recalibration import recalibrate_bn
 from dist_prune.training.tracking import Tracker
@@ -101,7 +108,9 @@ class Repairer:
             with reproducible_kernels():
                 recalibrate_bn(small, self.loader, self.ids, self.micro_batch, self.comm)
             return []
-        layers = repaired_layers(dense, small, graph, plan)
+        layers, stay = repaired_layers(small, graph, plan)
+        if stay:
+            self.tracker.info(f"  repair: {stay_text(stay)}")
         if self.method == "fold":
             self._fold(dense, small, graph, plan, {layer.name: layer for layer in layers})
             return []
@@ -127,7 +136,7 @@ class Repairer:
         masks = weight_masks(plan, graph, small.state_dict())
         for number in self.tracker.bar(range(len(lines), len(layers)), len(layers) - len(lines), "repair"):
             layer = layers[number]
-            with reproducible_kernels():
+            with reproducible_kernels(), evaluation_mode(dense), evaluation_mode(small):
                 lines.append(self._solve(small, layer, walk, own))
             if f"{layer.name}.weight" in masks:
                 weight: Any = small.get_submodule(layer.name).weight
@@ -135,7 +144,7 @@ class Repairer:
             if self.file is not None:
                 saved |= self._take(small, layer)
                 state.save(saved, lines=lines)
-            if preemption.poll(self.comm)[0]:
+            if self.file is not None and preemption.poll(self.comm)[0]:
                 raise preemption.preempted_error(f"while repairing, after {number + 1} of {len(layers)} layers")
         return lines
 
@@ -146,7 +155,8 @@ class Repairer:
     def _solve(self, small: nn.Module, layer: RepairedLayer, walk: PairedWalk, own: Sequence[int]) -> Line:
         """Repair one layer, block after block of its inputs."""
         changes = []
-        for block in column_blocks(small.get_submodule(layer.name)):
+        blocks = [slice(None)] if self.method == "bias" else column_blocks(small.get_submodule(layer.name))
+        for block in blocks:
             change = self._change(small, layer, walk, own, block)
             weight, bias = (self.comm.broadcast(table.contiguous()) for table in (change.weight, change.bias))
             change_layer(small, layer, weight, bias, block)
@@ -158,19 +168,33 @@ class Repairer:
     def _change(
         self, small: nn.Module, layer: RepairedLayer, walk: PairedWalk, own: Sequence[int], block: slice
     ) -> Change:
-        module = small.get_submodule(layer.name)
+        module, shifts = small.get_submodule(layer.name), self.method == "bias"
         groups, inputs, outputs = table_sizes(module, block)
-        moments = SecondMoments(groups, inputs, outputs, next(small.parameters()).device)
+        moments = SecondMoments(groups, 0 if shifts else inputs, outputs, next(small.parameters()).device)
         for number, (x, errors) in zip(own, walk.pairs(layer), strict=True):
             start = number * self.micro_batch
             for half in (0, 1):
                 chosen = slice((half + start) % 2, None, 2)
                 if len(x[chosen]):
-                    moments.update(half, rows_of(module, x[chosen], errors[chosen], block))
+                    found = errors[chosen]
+                    rows = errors_alone(module, found) if shifts else rows_of(module, x[chosen], found, block)
+                    moments.update(half, rows)
         self.comm.all_reduce("sum", moments.tables)
-        if self.method == "bias":
-            return bias_change(moments)
-        return ridge_change(moments, self.ridge, layer.has_intercept(small))
+        if shifts:
+            return bias_change(moments, inputs)
+        intercept = layer.has_intercept(small)
+        return ridge_change(moments, self.ridge or self._best_ridge(moments, intercept), intercept)
+
+    def _best_ridge(self, moments: SecondMoments, intercept: bool) -> float | None:
+        """The ridge that suits a layer; the first two ranks solve for one half of the images each."""
+        errors = [torch.zeros(len(RIDGES) + 1, dtype=torch.float64)]
+        errors += [held_out_errors(moments, half, intercept) for half in (0, 1) if self._is_mine(half)]
+        total = torch.stack(errors).sum(0)
+        self.comm.all_reduce("sum", [total])
+        return best_ridge(total)
+
+    def _is_mine(self, half: int) -> bool:
+        return half % self.comm.world == self.comm.rank
 
     def _fold(
         self, dense: nn.Module, small: nn.Module, graph: DependencyGraph, plan: Plan, layers: dict[str, RepairedLayer]
@@ -183,7 +207,7 @@ class Repairer:
         ]
         points = list({reader.point.name: reader.point for _, reader in readers}.values())
         device = next(dense.parameters()).device
-        tables = Accumulator(InputMoments({}, {}), points, len(self.ids), device)
+        tables = Accumulator(InputMoments(), points, len(self.ids), device)
         own = shard(self._lists, self.comm.rank, self.comm.world)
         with (
             torch.no_grad(),
@@ -199,6 +223,8 @@ class Repairer:
         for group, reader in readers:
             name = reader.point.layer
             weight: Any = dense.get_submodule(name).weight
+            if graph.layers[name].transposed:
+                weight = weight.transpose(0, 1)
             rows = weight[torch.tensor(left[name, "out"], device=weight.device)]
             removed = sorted(plan.removed[group.name])
             change, bias = fold(rows, reader, removed, left[name, "in"], tables.tables[reader.point.name])

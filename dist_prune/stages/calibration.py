@@ -1,17 +1,20 @@
-"""The scoring context of a round: the network that is scored, and the calibration images that the recipe draws."""
+"""The scoring context of a round, and its repair: networks, and the calibration images that the recipe draws."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
 from dist_prune.data.sampling import calibration_ids
+from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
 from dist_prune.methods.base import TRAINED, Method
 from dist_prune.pipeline.context import RunContext
 from dist_prune.pipeline.stage_graph import round_path
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.scoring.repair import Repairer
 
 SCORES, RECORD = "scores.safetensors", "measured.jsonl"  # artifacts of a round
 
@@ -101,4 +104,42 @@ def scoring_context(
         lineage=context.measurement_fingerprint,
         augmented=method.augmented,
         task=context.task,
+    )
+
+
+def repairer_of(
+    context: RunContext, comm: Communicator, *, apart: np.ndarray | None = None, file: Path | None = None
+) -> Repairer:
+    """The recipe's repair, on the calibration images that it draws from the training images.
+
+    Args:
+        context: The run.
+        comm: The ranks that repair together.
+        apart: (n,) int64 ids of training images that judge, and do not repair.
+        file: Where progress is saved, or None.
+
+    Raises:
+        PruneError: None of the images can be read.
+    """
+    recipe = context.recipe
+    settings, loader = recipe.repair, context.images.loader(True)
+    pool = np.setdiff1d(np.arange(len(loader)), np.zeros(0, dtype=np.int64) if apart is None else apart)
+    labels = loader.source.labels[pool]
+    ids = pool[calibration_ids(labels, settings.images, recipe.seed, recipe.score.balance)]
+    loader = replace(loader, transform=replace(context.images.transform, schedule=()))
+    loader, ids = context.images.readable(loader, ids)
+    if not len(ids):
+        raise PruneError("repair.images: none of the images can be read")
+    return Repairer(
+        loader,
+        ids,
+        comm,
+        context.tracker,
+        settings.method,
+        None if settings.ridge == "auto" else settings.ridge,
+        settings.micro_batch,
+        settings.memory_mb * 2**20,
+        file,
+        context.stage_fingerprint,
+        recipe.select.norms,
     )

@@ -4,7 +4,8 @@
 
 Each criterion of ``score.compare`` is scored and selects a plan. The stage reports what the plans keep and the accuracy
 of the pruned networks without finetuning. Accuracy is measured on training images that ``train.holdout`` holds out,
-less those that a criterion was scored on: test images that choose a criterion no longer test its network.
+less those that a criterion was scored on: test images that choose a criterion no longer test its network. With
+``repair.method`` each network is also repaired, by other images, and measured again.
 """
 
 import copy
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from dist_prune.data.loader import ImageLoader
 from dist_prune.data.sampling import calibration_ids
@@ -27,7 +29,7 @@ from dist_prune.pruning.selection.cost import report_costs
 from dist_prune.pruning.surgery import surgeon
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 from dist_prune.scoring.joint_pass import score_many
-from dist_prune.stages.calibration import scoring_context
+from dist_prune.stages.calibration import repairer_of, scoring_context
 from dist_prune.stages.measuring import Measure
 from dist_prune.tasks.base import Task
 
@@ -50,6 +52,13 @@ def run(context: RunContext) -> StageOutput:
     context.events.append({"stage": "many", "event": f"{title} of score.compare is measured on {len(ids)} {where}"})
     dense = context.networks.load_dense().eval()
     plans, table, measure = {}, [], Measure(context)
+
+    def figure(network: nn.Module, what: str) -> float:
+        return measure(network, what, ids, loader)[context.task.primary]
+
+    repairer = None
+    if context.recipe.repairs:
+        repairer = repairer_of(context, context.environment.comm, apart=ids)
     for name, method in criteria.items():
         graph = method.prepare(method.prunable(graph), context.recipe.select.exclude, context.selection)
         with torch.no_grad():
@@ -59,9 +68,12 @@ def run(context: RunContext) -> StageOutput:
                 context.events.append({"stage": "many", "event": f"warning: {name}: {text}"})
         model = copy.deepcopy(dense)
         surgeon.apply_plan(model, graph, plan)
-        figures = measure(model.to(context.environment.device), f"evaluate {name}", ids, loader)
+        model.to(context.environment.device)
         shares = {cost.name: cost.share(graph, plan.counts) for cost in report_costs()}
-        table.append({"method": name, context.task.primary: figures[context.task.primary], **shares})
+        table.append({"method": name, context.task.primary: figure(model, f"evaluate {name}"), **shares})
+        if repairer is not None:
+            repairer.run(dense.to(context.environment.device), model, graph, plan)
+            table[-1]["repaired"] = figure(model, f"evaluate {name}, repaired")
     for row in table:
         row["overlap"] = {name: kept_overlap(plans[row["method"]], plans[name]) for name in criteria}
         context.tracker.info("  " + summary_line(row, context.task))
@@ -160,4 +172,7 @@ def summary_line(row: dict[str, Any], task: Task) -> str:
         task: The run's task.
     """
     shared = ", ".join(f"{name} {share:.2f}" for name, share in row["overlap"].items() if name != row["method"])
-    return f"{row['method']:16} {task.text(row[task.primary])}  macs {row['macs']:.3f}  kept in common: {shared}"
+    repaired = f"  repaired {task.text(row['repaired'])}" if "repaired" in row else ""
+    return (
+        f"{row['method']:16} {task.text(row[task.primary])}{repaired}  macs {row['macs']:.3f}  kept in common: {shared}"
+    )

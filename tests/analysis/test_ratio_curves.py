@@ -249,3 +249,19 @@ def test_two_processes_of_a_launcher(folder, alone, tmp_path):
     assert [float(row["loss"]) for row in rows[1:]] == pytest.approx(
         [p.loss for line in alone.ordered for p in line.points], abs=1e-6
     )
+
+
+def test_each_cut_is_also_judged_repaired(folder, tmp_path, pool):
+    """The same figures beside them, apart from the images that repair; any number of ranks gives the same."""
+    words = [*WORDS, "repair.method=least_squares", "repair.images=60"]
+    asked = RatioRequest((0.3,), 60)
+    found = curves(Communicator(), tmp_path / "one", words, asked)
+    for two in pool.run(2, curves, tmp_path / "two", words, asked):
+        assert two == found
+    points = [point for line in found.lines for point in line.points]
+    assert all(point.repaired is not None for point in points)
+    repaired = sum(abs(found.dense.top1 - point.best) for point in points)
+    cut = sum(abs(found.dense.top1 - point.top1) for point in points)
+    assert repaired < cut
+    rows = list(csv.DictReader(found.csv().splitlines()))
+    assert float(rows[1]["repaired_top1"]) == pytest.approx(found.ordered[0].points[0].best, abs=1e-3)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -91,6 +92,9 @@ def example(method: str, part: str, seed: int, top1: float, **more: object) -> t
     piece["piece"] = {"cpu_seconds": 36.0}
     if part.startswith("finetune"):
         piece |= {"images": 45000, "took": {"seconds": 70, "cpu_seconds": 60}, "finetuned": judged}
+    elif part.startswith("repaired"):
+        piece |= {"images": 500, "took": {"seconds": 7, "cpu_seconds": 6}, "repaired": judged}
+        piece["left"] = {"macs": 0.5, "params": 0.4}
     else:
         cost = {"images": 500, "forward": 500.0, "backward": 450.0, "cpu_seconds": 3.0}
         piece |= {"cost": cost, "left": {"macs": 0.5, "params": 0.4}}
@@ -132,6 +136,23 @@ def test_the_compact_file_has_all_that_the_tables_tell(tmp_path):
     assert "`taylor`" in missing[1] and "`taylor`" not in missing[0]
 
 
+def test_repaired_networks_get_a_column_of_their_own(tmp_path):
+    pieces = [
+        example("taylor", "untrained", 0, 50.0),
+        example("taylor", "repaired", 0, 77.5),
+        example("taylor", "global", 0, 51.0),
+    ]
+    file = tmp_path / "compact.json"
+    file.write_text(tables.compact(pieces))
+    text = tables.markdown(tables.load(file))
+    assert text == tables.markdown(pieces)
+    head, row = (next(line for line in text.splitlines() if line.startswith(word)) for word in ("| method", "| taylor"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    heads = [cell.strip() for cell in head.strip("|").split("|")]
+    assert len(cells) == len(heads)
+    assert [cell for cell, name in zip(cells, heads, strict=True) if name == "repaired"] == ["77.5", "-"]
+
+
 def test_a_file_keeps_the_pieces_of_other_folders():
     old = [example("l1", "finetune", 0, 80.0, epochs=1), example("l1", "untrained", 0, 50.0)]
     new = [example("l1", "finetune", 0, 85.0, epochs=5), example("l1", "untrained", 0, 51.0)]
@@ -159,18 +180,23 @@ def test_a_pattern_has_three_parts(words, monkeypatch, capsys):
 
 def test_pieces_of_real_images_are_measured_once(data, tmp_path, monkeypatch, capsys):
     words = ["which_method.py", "--out", str(tmp_path), "--limit", "40", "--epochs", "1", "--seeds", "0", "--only"]
-    monkeypatch.setattr("sys.argv", [*words, "resnet20:taylor:untrained", "resnet20:taylor:finetune_global"])
+    monkeypatch.setattr("sys.argv", [*words, "resnet20:taylor:untrained", "resnet20:taylor:repaired"])
     which_method.main()
-    untrained, tuned = (
-        json.loads(next(tmp_path.glob(f"*.{part}*.json")).read_text()) for part in which_method.PARTS[1::2]
+    monkeypatch.setattr("sys.argv", [*sys.argv, "resnet20:taylor:finetune_global"])
+    which_method.main()
+    untrained, repaired, tuned = (
+        json.loads(next(tmp_path.glob(f"*.{part}*.json")).read_text())
+        for part in ("untrained", "repaired", "finetune_global")
     )
+    assert repaired["images"] == 40 and repaired["left"] == untrained["left"]
+    assert repaired["repaired"]["test"] > untrained["surgery"]["test"]
     assert untrained["cost"]["images"] == untrained["cost"]["forward"] == 40
     assert 0.8 < untrained["cost"]["backward"] / 40 < 1
     assert 0.05 < untrained["five"] <= 1
     assert 0.45 < untrained["left"]["macs"] <= 0.5
     assert tuned["epochs"] == 1 and tuned["images"] == 40
     assert {"processor", "threads", "commit"} <= tuned["about"].keys()
-    assert capsys.readouterr().out.count("resnet20.taylor") == 2
+    assert capsys.readouterr().out.count("resnet20.taylor") == 3
     which_method.main()
     assert capsys.readouterr().out == ""
 

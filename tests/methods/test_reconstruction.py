@@ -1,6 +1,7 @@
 """reconstruction on real activations: its moments, and its scores against least squares on the patches."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from dist_prune.data.datasets import open_source
 from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.methods.reconstruction import Options, Reconstruction, readers
 from dist_prune.pruning.graph.groups import HookPoint
+from dist_prune.pruning.graph.window import Window
 from dist_prune.pruning.hooks.consumers import ChannelPoint, consumer_points
 from dist_prune.pruning.repair.input_moments import InputMoments
 from dist_prune.pruning.repair.second_moments import exact_total
@@ -75,7 +77,8 @@ def test_moments_are_those_of_the_patches():
     layers = context.graph.layers
     weights = {point.name: context.weight(point) for point in points}
     kernels = {name: (w.shape[2], w.shape[3]) if w.dim() == 4 else (1, 1) for name, w in weights.items()}
-    tables = context.collect(points, InputMoments(kernels, {p.name: layers[p.layer].positions for p in points}))
+    windows = {p.name: window for p in points if (window := layers[p.layer].window) is not None}
+    tables = context.collect(points, InputMoments(windows))
     seen = set()
     for point in points:
         x = inputs_of(context, point.layer)
@@ -91,7 +94,7 @@ def test_moments_are_those_of_the_patches():
 def test_a_narrow_kernel_of_stride_2_reads_every_second_position():
     point = HookPoint("conv:in", "g", 5, "conv", False, "in")
     maps = torch.randn(3, 5, 7, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    statistic = InputMoments({"conv:in": (1, 1)}, {"conv:in": 16})
+    statistic = InputMoments({"conv:in": Window(stride=(2, 2))})
     tables = {name: state.zero(3) for name, state in statistic.states(point).items()}
     statistic.update(point, tables, maps, torch.arange(3), None)
     x = maps[:, :, ::2, ::2].transpose(0, 1).flatten(1)
@@ -197,3 +200,46 @@ def test_wide_layers_take_the_entries_of_their_maps_apart(monkeypatch):
     assert entries > 1
     assert score == pytest.approx(min(lost), rel=1e-6)
     assert channel == lost.index(min(lost))
+
+
+READERS = {
+    "dilated": lambda: nn.Conv2d(6, 4, 3, dilation=2, padding=2),
+    "reflecting": lambda: nn.Conv2d(6, 4, 3, padding=1, padding_mode="reflect"),
+    "transposed": lambda: nn.ConvTranspose2d(6, 4, 2, stride=2),
+    "transposed, overlap": lambda: nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1, dilation=2),
+}
+
+
+def taps_of(module: nn.Module, x: Tensor) -> Tensor:
+    """(rows, C taps) what each weight of a layer would be multiplied with, by weights of one entry each."""
+    alone = copy.deepcopy(module)
+    weight: Tensor = alone.weight  # type: ignore[assignment]
+    turned = isinstance(alone, nn.ConvTranspose2d)
+    columns = []
+    with torch.no_grad():
+        alone.bias.zero_()  # type: ignore[union-attr,operator]
+        for channel in range(x.shape[1]):
+            for tap in range(weight[0, 0].numel()):
+                weight.zero_()
+                (weight[channel, 0] if turned else weight[0, channel]).view(-1)[tap] = 1
+                columns.append(alone(x)[:, 0].flatten())
+    return torch.stack(columns, 1)
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_readers_of_every_window_are_read_as_they_read(kind):
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), READERS[kind](), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(4, 10),
+    ).double().eval()  # fmt: skip
+    context = tiny.bench(model)
+    channel, score = first_to_go(context, "0")
+    images = next(context.loader.batches([context.ids])).images
+    with torch.no_grad():
+        x, outputs = taps_of(model[2], model[:2](images)), model[2](model[:2](images)) - model[2].bias.view(-1, 1, 1)
+    weight = torch.linalg.lstsq(x, outputs.transpose(0, 1).flatten(1).T).solution
+    taps = x.shape[1] // 6
+    lost = [lost_share(x, weight, list(range(c * taps, (c + 1) * taps))) for c in range(6)]
+    assert channel == lost.index(min(lost))
+    assert score == pytest.approx(min(lost), rel=1e-5)

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from dist_prune.errors import PruneError, nearest
+from dist_prune.pruning.graph.window import Window
 
 Side = Literal["out", "in"]
 HookKind = Literal["out", "in", "weight"]
@@ -43,6 +44,7 @@ class Layer:
             of its input; else 0.
         thop: operations that thop 0.1.1 counts: per MAC (conv, linear), or per output channel and image (norm, pool).
         axis: of the channels of a bare parameter.
+        window: which input positions an output position of a convolution reads; None of other kinds.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Layer:
     transposed: bool = False
     places: int = 0
     axis: int = 0
+    window: Window | None = None
 
     @property
     def depthwise(self) -> bool:

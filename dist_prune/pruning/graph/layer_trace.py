@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph.groups import Layer
+from dist_prune.pruning.graph.window import Window
 from dist_prune.pruning.module_calls import first_input
 
 # thop 0.1.1 looks layers up by their exact class, and only if they have no children.
@@ -91,15 +92,16 @@ def _describe(name: str, module: nn.Module, x: Any, y: Any) -> Layer | None:
         kernel, positions = module.weight[0, 0].numel(), y.shape[2:].numel()
         known = float(type(module) in _THOP_CONV)
         return Layer(
-            name, "conv", module.in_channels, module.out_channels, module.groups, kernel, positions, bias, known
-        )
+            name, "conv", module.in_channels, module.out_channels, module.groups, kernel, positions, bias, known,
+            window=_window(module, x, y),
+        )  # fmt: skip
     if isinstance(module, nn.ConvTranspose2d):  # each input position is multiplied by the whole kernel
         bias, kernel = int(module.bias is not None), module.weight[0, 0].numel()
         positions, places = x.shape[2:].numel(), y.shape[2:].numel()
         known = places / positions if type(module) is nn.ConvTranspose2d else 0.0  # thop multiplies by outputs
         return Layer(
             name, "conv", module.in_channels, module.out_channels, module.groups, kernel, positions, bias, known,
-            transposed=True, places=places,
+            transposed=True, places=places, window=_window(module, x, y),
         )  # fmt: skip
     if isinstance(module, nn.Linear):
         tokens, bias = y.numel() // y.shape[0] // module.out_features, int(module.bias is not None)
@@ -116,3 +118,7 @@ def _describe(name: str, module: nn.Module, x: Any, y: Any) -> Layer | None:
             charge = (x.shape[2:].numel() / positions + 1) * positions
         return Layer(name, "pool", x.shape[1], x.shape[1], 1, 1, positions, 0, charge)
     return None
+
+
+def _window(module: nn.Module, x: Tensor, y: Tensor) -> Window | None:
+    return Window.of(module, x.shape[2:], y.shape[2:]) if x.dim() == y.dim() == 4 else None

@@ -63,6 +63,6 @@ def repair_cost(graph: DependencyGraph, kept: Mapping[str, int], layers: Contain
         count += 1
         solved = columns if groups > 1 else min(columns, MOST_COLUMNS)
         blocks += solved < columns
-        moments += layer.positions * groups * columns * (solved + outputs)
+        moments += (layer.places or layer.positions) * groups * columns * (solved + outputs)
         table = max(table, SecondMoments.nbytes(groups, solved, outputs))
     return RepairCost(count, forward, moments, table, blocks)

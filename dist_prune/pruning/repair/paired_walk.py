@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.hooks.split_forward import fx_steps
 from dist_prune.pruning.module_calls import first_input
 from dist_prune.pruning.repair.repaired_layers import RepairedLayer
@@ -24,7 +23,7 @@ class PairedWalk:
     """Runs both networks over the micro-batches of one rank, in the order of the repaired layers.
 
     Args:
-        dense: the dense network.
+        dense: the dense network; both are in evaluation mode while pairs are made.
         small: the pruned network, whose weights change between two layers.
         images: the micro-batches, each (n, C, H, W) on the device.
         layers: in the order in which they run.
@@ -64,21 +63,24 @@ class PairedWalk:
         moves = self._moves(target)
         other = self.steps.other_summand(target, layer.norm)
         scale = layer.output_scale(self.small)
+        kept_outputs = layer.kept_outputs(self.dense)
         for number in range(len(self.held)):
             values = self.held[number]
-            with evaluation_mode(self.dense), evaluation_mode(self.small), torch.no_grad():
+            with torch.no_grad():
                 dense, small = (
                     self.steps.run(which, values[which], self.cut, target, copy=not moves) for which in (0, 1)
                 )
                 node = self.steps.nodes[target]
                 source = self.steps.number[node.all_input_nodes[0]]
                 x, error = small[source], None
-                wanted = self.steps.call(0, dense, target)
-                if layer.kept is not None:
-                    wanted = _outputs(wanted, layer.kept, self.dense.get_submodule(layer.name))
+                wanted = kept_outputs(dense[source]) if kept_outputs else self.steps.call(0, dense, target)
                 error = wanted - self.steps.call(1, small, target)
                 if other is not None:
-                    error = _with_other(error, dense.get(other), small.get(other), layer, scale)
+                    summands = [
+                        values[other] if other in values else self.steps.call(which, values, other)
+                        for which, values in enumerate((dense, small))
+                    ]
+                    error = _with_other(error, summands[0], summands[1], layer, scale)
             if moves:
                 live = self.steps.live(target)
                 self.held[number] = tuple({i: v for i, v in side.items() if i in live} for side in (dense, small))  # type: ignore[assignment]
@@ -92,7 +94,7 @@ class PairedWalk:
             return True
         assert self.steps is not None
         largest = max(range(len(self.held)), key=lambda number: len(self.images[number]))
-        with evaluation_mode(self.dense), evaluation_mode(self.small), torch.no_grad():
+        with torch.no_grad():
             if target not in self.steps.sizes:
                 images = self.images[largest][:1]
                 self.steps.measure(images)
@@ -110,7 +112,7 @@ class PairedWalk:
 
             handle = model.get_submodule(layer.name).register_forward_hook(hook, with_kwargs=True)
             try:
-                with evaluation_mode(model), torch.no_grad():
+                with torch.no_grad():
                     model(images)
             except _Done:
                 pass
@@ -186,7 +188,10 @@ class _Steps:
         self.sizes = sizes
 
     def other_summand(self, step: int, norm: str) -> int | None:
-        """The step that is added to a layer's output, perhaps behind its batch norm; None: there is none before it."""
+        """The step that is added to a layer's output, perhaps behind its batch norm; None: there is none.
+
+        A shortcut may be computed behind the layer, of values that are there before it.
+        """
         node = self.nodes[step]
         users = list(node.users)
         if norm and len(users) == 1 and users[0].op == "call_module" and users[0].target == norm:
@@ -200,8 +205,24 @@ class _Steps:
         added = [user for user in users if _name(user) in ADDITIONS]
         if len(users) != 1 or not added:
             return None
-        others = [self.number[source] for source in added[0].all_input_nodes if self.number[source] < step]
-        return others[0] if len(others) == 1 and others[0] != step else None
+        others = [source for source in added[0].all_input_nodes if not self._reads(source, self.nodes[step])]
+        return self.number[others[0]] if len(others) == 1 else None
+
+    def _reads(self, node: fx.Node, early: fx.Node) -> bool:
+        """Whether a node's value depends on that of another one."""
+        waiting, seen = [node], set[fx.Node]()
+        while waiting:
+            own = waiting.pop()
+            if own is early:
+                return True
+            fresh = [
+                source
+                for source in own.all_input_nodes
+                if source not in seen and self.number[source] >= self.number[early]
+            ]
+            seen.update(fresh)
+            waiting += fresh
+        return False
 
 
 def _is_identity(model: nn.Module, node: fx.Node) -> bool:
@@ -224,7 +245,7 @@ def _paired_steps(dense: nn.Module, small: nn.Module) -> _Steps | None:
 
 
 def _outputs(value: Tensor, kept: Tensor, module: nn.Module) -> Tensor:
-    axis = 1 if isinstance(module, nn.Conv2d) else -1
+    axis = -1 if isinstance(module, nn.Linear) else 1
     return value.index_select(axis, kept.to(value.device))
 
 

@@ -1,18 +1,18 @@
 """The layers that repair changes: where their inputs and outputs are, and how their weights and biases change."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.module_calls import first_input
 from dist_prune.pruning.plan.plan import Plan
-from dist_prune.pruning.repair.second_moments import CHUNK
+from dist_prune.pruning.repair.regression_rows import table_sizes
 
 MOST_COLUMNS = 2304  # inputs of one output that are solved for at once
 
@@ -35,6 +35,19 @@ class RepairedLayer:
         """Whether there is a place for a bias: the layer's own, or the running mean of the batch norm behind it."""
         return small.get_submodule(self.name).bias is not None or bool(self.norm)
 
+    def kept_outputs(self, dense: nn.Module) -> Callable[[Tensor], Tensor] | None:
+        """What computes the dense layer's outputs that are left, from its input; None: all are left."""
+        if self.kept is None:
+            return None
+        module: Any = dense.get_submodule(self.name)
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+            kept = self.kept.to(module.weight.device)
+            narrow: Any = copy.copy(module)  # shares all but the tensors that are set
+            narrow._parameters = {name: t if t is None else t.detach()[kept] for name, t in module._parameters.items()}
+            return narrow
+        axis, left = -1 if isinstance(module, nn.Linear) else 1, self.kept
+        return lambda x: module(x).index_select(axis, left.to(x.device))
+
     def output_scale(self, small: nn.Module) -> Tensor | None:
         """(o,) factor of the batch norm behind the layer; None without one."""
         if not self.norm:
@@ -44,16 +57,19 @@ class RepairedLayer:
         return factor if norm.weight is None else factor * norm.weight
 
 
-def repaired_layers(model: nn.Module, small: nn.Module, graph: DependencyGraph, plan: Plan) -> list[RepairedLayer]:
+def repaired_layers(
+    small: nn.Module, graph: DependencyGraph, plan: Plan
+) -> tuple[list[RepairedLayer], dict[str, list[str]]]:
     """The layers from the first one that reads removed channels on, in the order in which they run.
 
-    Layers that run several times, and subclasses that compute something else than a convolution or a product, stay.
-
     Args:
-        model: the dense network.
-        small: the pruned one.
+        small: the pruned network.
         graph: of the dense network.
         plan: what was removed.
+
+    Returns:
+        The layers, and those behind the first that stay as they are: reason -> module paths. They run several times, or
+        are of classes that compute something else than a convolution or a product.
     """
     calls, norms = _calls(small, graph)
     gone: dict[str, set[int]] = {}
@@ -65,15 +81,35 @@ def repaired_layers(model: nn.Module, small: nn.Module, graph: DependencyGraph, 
             if coupling.side == "in" or graph.layers[coupling.layer].depthwise:
                 reads.add(coupling.layer)
     started, out = False, []
+    stay: dict[str, list[str]] = {}
     for name in calls:
         started = started or name in reads
         module, layer = small.get_submodule(name), graph.layers.get(name)
-        if not started or layer is None or calls[name] != 1 or not is_plain(module):
+        if not started or layer is None:
+            continue
+        if calls[name] != 1 or not is_plain(module):
+            kind = type(module).__name__
+            reason = "run several times" if calls[name] != 1 else f"are of class {kind}, which computes something else"
+            stay.setdefault(reason, []).append(name)
             continue
         lost = gone.get(name)
         kept = torch.tensor([i for i in range(layer.width_out) if i not in lost]) if lost else None
         out.append(RepairedLayer(name, kept, norms.get(name, "")))
-    return out
+    return out, stay
+
+
+def stay_text(stay: Mapping[str, Sequence[str]]) -> str:
+    """The layers that stay as they are, for people; empty if there are none.
+
+    Args:
+        stay: of ``repaired_layers``.
+    """
+    parts = [f"{len(names)} {reason} ({_few(names)})" for reason, names in stay.items()]
+    return f"{sum(map(len, stay.values()))} layers stay as they are: {'; '.join(parts)}" if parts else ""
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def column_blocks(module: nn.Module) -> list[slice]:
@@ -81,7 +117,7 @@ def column_blocks(module: nn.Module) -> list[slice]:
     groups, columns, _ = table_sizes(module)
     if groups > 1 or columns <= MOST_COLUMNS:
         return [slice(None)]
-    channels = module.in_channels if isinstance(module, nn.Conv2d) else columns
+    channels: Any = columns if isinstance(module, nn.Linear) else module.in_channels
     step = max(1, MOST_COLUMNS // (columns // channels))
     return [slice(start, min(start + step, channels)) for start in range(0, channels, step)]
 
@@ -90,7 +126,9 @@ def is_plain(module: nn.Module) -> bool:
     """Whether a module computes exactly a convolution or a linear layer of its weight."""
     if isinstance(module, nn.Conv2d):
         return type(module).forward is nn.Conv2d.forward and type(module)._conv_forward is nn.Conv2d._conv_forward
-    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    return any(
+        isinstance(module, kind) and type(module).forward is kind.forward for kind in (nn.ConvTranspose2d, nn.Linear)
+    )
 
 
 def _calls(model: nn.Module, graph: DependencyGraph) -> tuple[dict[str, int], dict[str, str]]:
@@ -100,7 +138,7 @@ def _calls(model: nn.Module, graph: DependencyGraph) -> tuple[dict[str, int], di
     made: dict[int, tuple[str, Tensor]] = {}
     handles = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
 
             def after(_module: nn.Module, _inputs: Any, output: Tensor, name: str = name) -> None:
                 calls[name] = calls.get(name, 0) + 1
@@ -125,63 +163,6 @@ def _calls(model: nn.Module, graph: DependencyGraph) -> tuple[dict[str, int], di
     return calls, norms
 
 
-def table_sizes(module: nn.Module, block: slice = slice(None)) -> tuple[int, int, int]:
-    """Groups, inputs of one output and outputs of one group of a convolution or linear layer.
-
-    Args:
-        module: the layer.
-        block: the input channels that count.
-    """
-    if isinstance(module, nn.Conv2d):
-        return module.groups, module.weight[0, block].numel(), module.out_channels // module.groups
-    assert isinstance(module, nn.Linear)
-    return 1, module.weight[0, block].numel(), module.out_features
-
-
-def rows_of(
-    module: nn.Module, x: Tensor, errors: Tensor, block: slice = slice(None)
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The rows of a regression: what each output reads, and its error.
-
-    Args:
-        module: a convolution or a linear layer.
-        x: its input, (n, C, H, W), or (..., C) of a linear layer.
-        errors: of its output's shape.
-        block: input channels that are read.
-
-    Yields:
-        Pieces (g, rows, d) and (g, rows, o), float64. The pieces depend on the shapes alone.
-    """
-    groups, inputs, outputs = table_sizes(module)
-    if not isinstance(module, nn.Conv2d):
-        x = x[..., block]
-        inputs = x.shape[-1]
-        flat, flat_errors = x.reshape(-1, inputs), errors.reshape(-1, outputs)
-        step = max(1, CHUNK // inputs)
-        for start in range(0, len(flat), step):
-            yield flat[None, start : start + step].double(), flat_errors[None, start : start + step].double()
-        return
-    positions = errors.shape[2:].numel()
-    inputs = inputs // (module.in_channels // groups) * (x[:, block].shape[1] // groups)
-    x = x[:, block]
-    step = max(1, CHUNK // (groups * inputs * positions))
-    for start in range(0, len(x), step):
-        patches = _patches(module, x[start : start + step])  # (n, g d, positions)
-        count = len(patches)
-        wide = patches.view(count, groups, inputs, positions).permute(1, 0, 3, 2).reshape(groups, -1, inputs)
-        error = errors[start : start + step].reshape(count, groups, outputs, positions)
-        yield wide.double(), error.permute(1, 0, 3, 2).reshape(groups, -1, outputs).double()
-
-
-def _patches(module: nn.Conv2d, x: Tensor) -> Tensor:
-    """(n, C k k, positions): the entries that each output position reads."""
-    if module.kernel_size == (1, 1) and module.stride == (1, 1) and not any(module._reversed_padding_repeated_twice):
-        return x.flatten(2)
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    padded = functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-    return functional.unfold(padded, module.kernel_size, module.dilation, 0, module.stride)
-
-
 @torch.no_grad()
 def change_layer(
     small: nn.Module, layer: RepairedLayer, weight: Tensor, bias: Tensor, block: slice = slice(None)
@@ -196,8 +177,14 @@ def change_layer(
         block: input channels that the change is of.
     """
     module: Any = small.get_submodule(layer.name)
-    part = module.weight[:, block]
-    part.copy_(part.double() + weight.transpose(1, 2).reshape(part.shape))
+    if isinstance(module, nn.ConvTranspose2d):  # (in, out / groups, kh, kw)
+        part = module.weight[block] if module.groups == 1 else module.weight
+        taps = part[0, 0].numel()
+        change = weight.unflatten(1, (-1, taps)).permute(0, 1, 3, 2).reshape(part.shape)
+    else:
+        part = module.weight[:, block]
+        change = weight.transpose(1, 2).reshape(part.shape)
+    part.copy_(part.double() + change)
     shift = bias.reshape(-1)
     if module.bias is not None:
         module.bias.copy_(module.bias.double() + shift)

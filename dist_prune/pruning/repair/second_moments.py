@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dist_prune.errors import PruneError
+from dist_prune.pruning.repair.regression_rows import Piece
 
 HIGH, LOW = 2.0**8, 2.0**50
 LIMIT = 2.0**50  # of one sum of a micro-batch: 2^54 units of HIGH overflow neither a float64 nor 2^5 micro-batches
-CHUNK = 2**22  # entries of the float64 rows that are multiplied at once
 
 
 class ExactSum:
@@ -86,26 +86,24 @@ class SecondMoments:
         }
         self.halves = tuple({name: ExactSum(shape, device) for name, shape in shapes.items()} for _ in range(2))
 
-    def update(self, half: int, rows: Iterator[tuple[Tensor, Tensor]]) -> None:
+    def update(self, half: int, rows: Iterator[Piece]) -> None:
         """Add the rows of one micro-batch.
 
         Args:
             half: 0 or 1.
-            rows: pieces of x (g, n, d) and r (g, n, o), float64.
+            rows: of ``rows_of``.
         """
-        sums: dict[str, Tensor] = {}
-        for x, r in rows:
-            piece = {
-                "xx": x.transpose(1, 2) @ x,
-                "xr": x.transpose(1, 2) @ r,
-                "x": x.sum(1),
-                "r": r.sum(1),
-                "rr": r.square().sum(1),
-                "n": torch.tensor([float(x.shape[1])], dtype=torch.float64, device=x.device),
-            }
-            sums = {name: sums[name] + value for name, value in piece.items()} if sums else piece
+        tables = self.halves[half]
+        sums = {name: torch.zeros_like(table.parts[0], dtype=torch.float64) for name, table in tables.items()}
+        for groups, x, r in rows:
+            sums["xx"][groups] += x @ x.transpose(1, 2)
+            sums["xr"][groups] += x @ r.transpose(1, 2)
+            sums["x"][groups] += x.sum(2)
+            sums["r"][groups] += r.sum(2)
+            sums["rr"][groups] += r.square().sum(2)
+            sums["n"] += x.shape[2] * (groups.start == 0)
         for name, value in sums.items():
-            self.halves[half][name].add(value)
+            tables[name].add(value)
 
     @property
     def tables(self) -> list[Tensor]:

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from dist_prune.pruning.repair.elimination import Reader, backward_elimination
-from dist_prune.pruning.repair.input_moments import window
 from dist_prune.pruning.repair.second_moments import ExactSum
 
 CHANNELS, TAPS, OUTPUTS = 5, 2, 3
@@ -80,17 +79,3 @@ def test_sums_are_exact_in_any_order():
         totals.append(found.total)
     assert all(torch.equal(total, totals[0]) for total in totals)
     assert torch.allclose(totals[0], torch.stack(parts).sum(0), rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("size", "kernel", "positions", "found"),
-    [
-        ((8, 8), (3, 3), 64, ((1, 1), 1)),
-        ((8, 8), (3, 3), 16, ((1, 1), 2)),
-        ((8, 8), (3, 3), 36, ((0, 0), 1)),
-        ((7, 7), (1, 1), 16, ((0, 0), 2)),
-        ((9, 9), (3, 3), 7, ((1, 1), 1)),
-    ],
-)
-def test_the_window_of_a_convolution_follows_from_its_positions(size, kernel, positions, found):
-    assert window(size, kernel, positions) == found
