@@ -1,14 +1,15 @@
 """Weights of the dense network from a user's checkpoint, also if its head has another number of classes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from dist_prune.config.data import Backbone
 from dist_prune.distributed import tensor_files
 from dist_prune.errors import PruneError
+from dist_prune.models.authors_names import authors_names, from_authors
 from dist_prune.models.torchvision_networks import last_linear
 from dist_prune.models.torchvision_weights import translate_names
 
@@ -34,8 +35,7 @@ def load_checkpoint(
             number of classes and no training follows.
     """
     wanted = model.state_dict()
-    weights = tensor_files.read_weights(path, backbone.checkpoint_key, backbone.checkpoint_skip, wanted, say)
-    weights = translate_names(weights, wanted)
+    weights = read_named(path, backbone, wanted, say)
     head = classifier_names(model)
     head_sizes = [weights[name].shape[0] for name in head if name in weights and weights[name].ndim]
     other = next((count for count in head_sizes if count != classes), None)
@@ -57,6 +57,28 @@ def load_checkpoint(
     if not new:
         return ""
     return f"that of {path.name} has {other} classes" if other is not None else f"{path.name} has none"
+
+
+def read_named(
+    path: Path, backbone: Backbone, wanted: Mapping[str, Tensor], say: Callable[[str], None]
+) -> Mapping[str, Tensor]:
+    """Read a checkpoint under the network's names, also if torchvision or a paper's program names them otherwise.
+
+    Args:
+        path: the file, safetensors or torch.
+        backbone: the recipe's section ``backbone``.
+        wanted: state dict of the network.
+        say: called with a line for each remark about the file.
+
+    Returns:
+        Name -> tensor, on the CPU; names that no table knows are the file's own.
+
+    Raises:
+        PruneError: as ``tensor_files.read_weights``.
+    """
+    known = [*wanted, *authors_names(backbone.name, wanted)]
+    weights = tensor_files.read_weights(path, backbone.checkpoint_key, backbone.checkpoint_skip, known, say)
+    return from_authors(translate_names(weights, wanted), wanted, backbone.name, say)
 
 
 def classifier_names(model: nn.Module) -> tuple[str, ...]:
