@@ -79,9 +79,9 @@ def _match_layers(
     """
     match = {name: name for name in body if name in scored}
     theirs, ours = ([name for name in names if name not in match] for names in (body, scored))
-    fits = {name: [other for other in ours if _same_suffix(name, other)] for name in theirs}
-    taken = Counter(other for others in fits.values() for other in others)
-    match |= {name: others[0] for name, others in fits.items() if len(others) == 1 and taken[others[0]] == 1}
+    fits = {name: _by_suffix(name, ours) for name in theirs}
+    taken = Counter(fits.values())
+    match |= {name: other for name, other in fits.items() if other and taken[other] == 1}
     found = set(match.values())
     theirs, ours = [name for name in theirs if name not in match], [name for name in ours if name not in found]
     followed = next((name for name in theirs if _leader(name, graph)), None)
@@ -105,9 +105,11 @@ def _match_layers(
     return {name: match[name] for name in body}
 
 
-def _same_suffix(name: str, other: str) -> bool:
-    """Whether one of two module paths is the end of the other."""
-    return f".{name}".endswith(f".{other}") or f".{other}".endswith(f".{name}")
+def _by_suffix(name: str, others: list[str]) -> str:
+    """The one other path that shares the longest end, where one of two paths is the end of the other; else empty."""
+    ends = {o: min(len(o), len(name)) for o in others if f".{name}".endswith(f".{o}") or f".{o}".endswith(f".{name}")}
+    longest = [other for other, length in ends.items() if length == max(ends.values())]
+    return longest[0] if len(longest) == 1 else ""
 
 
 def _width(entry: Any) -> int | None:
