@@ -14,6 +14,7 @@ from dist_prune.cli import (
     export,
     finetune,
     import_checkpoint,
+    import_plan,
     latency,
     launch,
     make_ffcv,
@@ -50,6 +51,7 @@ VERBS: dict[str, Verb] = {
     "latency": latency,
     "push": push,
     "import-checkpoint": import_checkpoint,
+    "import-plan": import_plan,
     "make-ffcv": make_ffcv,
     "pack": pack,
     "doctor": doctor,
@@ -60,6 +62,7 @@ PATH_ARGUMENTS = (
     "data",
     "destination",
     "file",
+    "files",
     "from_json",
     "images",
     "out",
@@ -132,8 +135,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser = build_parser()
     words = sorted(words, key=lambda word: word == "--json")
     arguments, more = parser.parse_known_args(words)
-    keys = getattr(arguments, "words", getattr(arguments, "overrides", None))
-    if more:  # key=value after an option
+    keys = next((getattr(arguments, name) for name in ("words", "overrides", "files") if hasattr(arguments, name)), None)
+    if more:  # key=value (or a further file) after an option
         if keys is None or any(word.startswith("-") for word in more):
             parser.error(f"unrecognized arguments: {' '.join(more)}")
         keys += more
