@@ -135,7 +135,9 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser = build_parser()
     words = sorted(words, key=lambda word: word == "--json")
     arguments, more = parser.parse_known_args(words)
-    keys = next((getattr(arguments, name) for name in ("words", "overrides", "files") if hasattr(arguments, name)), None)
+    keys = next(
+        (getattr(arguments, name) for name in ("words", "overrides", "files") if hasattr(arguments, name)), None
+    )
     if more:  # key=value (or a further file) after an option
         if keys is None or any(word.startswith("-") for word in more):
             parser.error(f"unrecognized arguments: {' '.join(more)}")

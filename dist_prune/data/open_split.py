@@ -131,7 +131,7 @@ def beton_path(source: str, root: str | None, split: str, train: bool) -> Path |
     ``ROOT/train.beton`` for ROOT/train and for tar or parquet files in ROOT, ``x.train.beton`` and ``x.test.beton``
     for x.npz, ``ROOT/cifar10.train.beton`` for torchvision's data sets.
     """
-    if root is None or source not in OPENERS or source in ("maskfolder", "npz_labels", "npz_values"):
+    if root is None or source not in OPENERS or source in ("maskfolder", "npz_labels", "npz_values", "checkpoint"):
         return None  # a .beton holds class numbers alone
     path, suffix = Path(root).expanduser(), "train" if train else "test"
     if source == "imagefolder":
