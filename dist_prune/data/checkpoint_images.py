@@ -88,7 +88,7 @@ def read_split(path: Path, train: bool, split: str, keys: Mapping[str, Any]) -> 
     if file.suffix != ".npz" or not file.is_file():
         raise PruneError(
             f"data.eval_split: {split!r} is no .npz file. The checkpoint's own test images are an object of its "
-            "program, which is not read: name a file with x_train, y_train, x_test, y_test, of which the test images are taken"
+            "program, which is not read: name a file with x_train, y_train, x_test, y_test (the test images are taken)"
         )
     images, labels, classes = array_files.read_npz(file, False, None)
     if train:
