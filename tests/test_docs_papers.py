@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from dist_prune.config import recipe_files
-from dist_prune.config.recipe import Recipe
+from dist_prune.config.training import Training
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/papers.md").read_text()
@@ -29,7 +29,7 @@ def _keys() -> set[str]:
     """Every key of a recipe, from the generated tables, which another test holds to the code."""
     text = (ROOT / "docs/recipes.md").read_text()
     keys = set(re.findall(r"^\| `([a-z_.]+)`", text, re.MULTILINE))
-    keys |= {f"finetune.{key}" for key in Recipe.model_fields["finetune"].annotation.model_fields}
+    keys |= {f"finetune.{key}" for key in Training.model_fields}
     return keys | {"method.name"} | {key.partition(".")[0] for key in keys}
 
 

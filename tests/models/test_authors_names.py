@@ -35,8 +35,9 @@ def _trained(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.3)
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            for buffer, least in ((module.running_mean, -0.2), (module.running_var, 0.5)):
+                assert buffer is not None
+                nn.init.uniform_(buffer, least, least + 0.5)
     return model.eval()
 
 
