@@ -233,7 +233,9 @@ def _image_shape(data: Data) -> tuple[int, int, int | None, str]:
             return 1000, 3, None, "1,000 classes: the images are not here"
         classes = open_source(data.source, data.root, data.train_split, True).classes
         return len(read_class_map(Path(data.class_map))) if data.class_map else len(classes), 3, None, ""
-    if data.source not in OPENERS:
+    if data.source == "checkpoint" and not (data.root and Path(data.root).expanduser().is_file()):
+        return 10, 3, 32, "10 classes of 3x32x32 images: the checkpoint is not here"
+    if data.source not in OPENERS or data.source == "checkpoint":
         return (*dataset_shape(data), "")
     shape = npz_shape(data.root, data.layout, data.image_size, data.source)
     return (*shape, "") if shape else (10, 3, 32, "10 classes of 3x32x32 images: the .npz file is not here")

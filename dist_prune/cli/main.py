@@ -33,6 +33,7 @@ VERBS = {  # verb, whose module has its name -> its line in ``dist-prune --help`
     "latency": "measure the time of a bundle's network, dense against pruned",
     "push": "push a bundle with its model card to the Hugging Face hub or to a folder",
     "import-checkpoint": "convert a foreign checkpoint to safetensors without running the code in it",
+    "import-plan": "make a plan of the files in which a paper's program keeps what it prunes, or such a file of a run",
     "make-ffcv": "write one split of a data set as an FFCV file",
     "pack": "pack a split (image folder, parquet, tar, arrays) into tar shards or an FFCV file",
     "completion": "print a script that completes verbs, options and recipes in a shell",
@@ -44,6 +45,7 @@ PATH_ARGUMENTS = (
     "data",
     "destination",
     "file",
+    "files",
     "from_json",
     "images",
     "out",
@@ -125,8 +127,10 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser = build_parser({word for word in words if word in VERBS})
     words = sorted(words, key=lambda word: word == "--json")
     arguments, more = parser.parse_known_args(words)
-    keys = getattr(arguments, "words", getattr(arguments, "overrides", None))
-    if more:  # key=value after an option
+    keys = next(
+        (getattr(arguments, name) for name in ("words", "overrides", "files") if hasattr(arguments, name)), None
+    )
+    if more:  # key=value (or a further file) after an option
         if keys is None or any(word.startswith("-") for word in more):
             parser.error(f"unrecognized arguments: {' '.join(more)}")
         keys += more

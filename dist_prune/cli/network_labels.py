@@ -20,13 +20,11 @@ from dist_prune.cli.found_images import unlabelled
 from dist_prune.config.data import Backbone
 from dist_prune.config.recipe import Recipe
 from dist_prune.data.sampling import micro_batches, shard
-from dist_prune.distributed import tensor_files
 from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.errors import PruneError
 from dist_prune.export.bundle import read_bundle
 from dist_prune.fileio import digest, read_json, write_atomic
-from dist_prune.models.load_checkpoint import classifier_names, load_checkpoint
-from dist_prune.models.torchvision_weights import translate_names
+from dist_prune.models.load_checkpoint import classifier_names, load_checkpoint, read_named
 from dist_prune.pipeline.images import RunImages
 from dist_prune.pipeline.start_network import StartNetwork
 from dist_prune.training.tracking import Tracker
@@ -107,8 +105,7 @@ def class_names(spec: Backbone) -> list[str]:
         return [str(name) for name in named]
     model = models.create(spec.name, 2, 3, False, spec.kwargs)
     wanted, head = model.state_dict(), classifier_names(model)
-    weights = tensor_files.read_weights(path, spec.checkpoint_key, spec.checkpoint_skip, wanted, lambda text: None)
-    weights = translate_names(weights, wanted)
+    weights = read_named(path, spec, wanted, lambda text: None)
     sizes = {weights[name].shape[0] for name in head if name in weights and weights[name].ndim}
     if len(sizes) != 1:
         raise PruneError(

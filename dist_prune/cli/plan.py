@@ -11,7 +11,9 @@ from pathlib import Path
 from dist_prune import methods
 from dist_prune.cli.verb import Answer, add_overrides
 from dist_prune.config import loading
-from dist_prune.errors import PruneError
+from dist_prune.errors import PruneError, nearest, shown
+
+SAME_NAMES = ("densenet40_cifar", "resnet50")  # networks of the authors' whose layers have the same names here
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from-json", metavar="FILE", help="pruning information or a plan.json for the source's network"
     )
     parser.add_argument("--to-json", metavar="FILE", help="write the plan as pruning information")
+    parser.add_argument(
+        "--names", choices=("here", "authors"), default="here",
+        help="names of layers in --to-json: this package's, or those of the authors' program",
+    )  # fmt: skip
     parser.add_argument("--out", metavar="FILE", help="write the plan as plan.json; select.plan=FILE replays either")
 
 
@@ -54,15 +60,41 @@ def run(arguments: argparse.Namespace) -> Answer:
         )
     recipe = recipe or load_recipe()
     graph, classes, assumed = trace_backbone(recipe, methods.build(recipe.method))
-    plan = files.read_plan(file, graph)
+    said: list[str] = []
+    plan = files.read_plan(file, graph, said.append)
     backbone = recipe.backbone.name
-    body = plan_summary.summarize_plan(plan, graph) | {"backbone": backbone, "classes": classes, "assumed": assumed}
+    body = plan_summary.summarize_plan(plan, graph) | {
+        "backbone": backbone,
+        "classes": classes,
+        "assumed": assumed,
+        "said": said,
+    }
     text = f"{backbone}, {classes} classes" + (f" (assumed {assumed})" if assumed else "")
-    text += "\n" + plan_summary.as_text(body)
+    text = "\n".join([*said, text, plan_summary.as_text(body)])
     if arguments.to_json:
-        write_atomic(Path(arguments.to_json), json.dumps(to_saved_idxs(plan, graph)))
+        names = _graph_names(backbone) if arguments.names == "authors" else {}
+        write_atomic(Path(arguments.to_json), json.dumps(to_saved_idxs(plan, graph, names)))
         text += f"\nwrote {arguments.to_json}"
     if arguments.out:
         write_atomic(Path(arguments.out), plan.to_json())
         text += f"\nwrote {arguments.out}"
     return text, body, 0
+
+
+def _graph_names(backbone: str) -> dict[str, str]:
+    """Layer -> its name in the redundancy-graph authors' program, where it differs.
+
+    Raises:
+        PruneError: their program has no such network.
+    """
+    from dist_prune.models.authors_names import NETWORKS, names_of
+
+    own = next((names for names in names_of(backbone) if names.program == "graph"), None)
+    base = backbone.partition(".")[0]
+    if own is None and base not in SAME_NAMES:
+        known = [*(name for name, all_names in NETWORKS.items() if all_names[0].program == "graph"), *SAME_NAMES]
+        raise PruneError(
+            f"--names authors: the redundancy-graph authors have no network like {shown(backbone)}."
+            f"{nearest(base, known)} They have {', '.join(known)}; --names here writes this network's names"
+        )
+    return own.theirs if own else {}

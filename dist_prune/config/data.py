@@ -24,6 +24,7 @@ SOURCES = {
     "npz": "arrays of an .npz file",
     "npz_labels": "arrays of an .npz file with several labels for each image",
     "npz_values": "arrays of an .npz file with numbers for each image",
+    "checkpoint": "augmented images in a checkpoint of the interpretable-pruning authors",
     "cifar10": "torchvision's CIFAR10",
     "cifar100": "torchvision's CIFAR100",
     "mnist": "torchvision's MNIST",
@@ -125,8 +126,8 @@ class Data(Section):
         "image, npz_values: with numbers), one of torchvision's, folders of images, images with a mask each "
         "(maskfolder), images with boxes (boxfolder, coco), files without classes (images), tar shards or parquet "
         "files of images, or a map-style Dataset: package.module:Dataset, ./file.py:Dataset, or the name of an entry "
-        "point; digits, npz, npz_labels, npz_values, cifar10, cifar100, mnist, fashion_mnist, svhn, imagefolder, "
-        "maskfolder, boxfolder, coco, images, tar, parquet",
+        "point; digits, npz, npz_labels, npz_values, checkpoint, cifar10, cifar100, mnist, fashion_mnist, svhn, "
+        "imagefolder, maskfolder, boxfolder, coco, images, tar, parquet",
     )
     kwargs: Loading[dict[str, Any]] = Field(
         default_factory=dict, description="Dataset: further keyword arguments of its class or function"
@@ -142,7 +143,8 @@ class Data(Section):
     )
     eval_split: Loading[PathText] = Field(
         default="val",
-        description="imagefolder: sub-folder of the evaluation images; tar, parquet: their part of the names",
+        description="imagefolder: sub-folder of the evaluation images; tar, parquet: their part of the names; "
+        "checkpoint: an .npz file with the evaluation images",
     )
     classes: Loading[tuple[Annotated[int, Field(ge=0, le=LONG)], ...] | None] = Field(
         default=None, description="arrays: classes whose images are used, renumbered from 0 in this order; default: all"

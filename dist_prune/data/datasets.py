@@ -15,6 +15,7 @@ from dist_prune.data import (
     array_files,
     array_targets,
     box_layouts,
+    checkpoint_images,
     folder_layout,
     folder_scan,
     mask_folder,
@@ -141,7 +142,7 @@ class DatasetKeys:
     """The recipe's keys for a Dataset beside those of every data source.
 
     Attributes:
-        kwargs: ``data.kwargs``.
+        kwargs: ``data.kwargs``; for a checkpoint's images ``mean`` and ``std`` of the section.
         image_size: ``data.image_size``.
         splits: ``data.train_split`` and ``data.eval_split``.
     """
@@ -153,7 +154,8 @@ class DatasetKeys:
     @classmethod
     def of(cls, data: Data) -> "DatasetKeys":
         """Those of a recipe's ``data`` section."""
-        return cls(data.kwargs, data.image_size, (data.train_split, data.eval_split))
+        kwargs = {"mean": data.mean, "std": data.std} if data.source == "checkpoint" else data.kwargs
+        return cls(kwargs, data.image_size, (data.train_split, data.eval_split))
 
 
 def open_source(
@@ -181,9 +183,12 @@ def open_source(
         PruneError: missing or malformed data, with the expected form and place.
     """
     spec = SplitSpec(source, root, split, train, say, layout)
+    keys = dataset or DatasetKeys()
+    if source == "checkpoint":
+        eval_split = keys.splits[1] if keys.splits else split
+        return _open_checkpoint(replace(spec, kwargs=keys.kwargs, split=eval_split))
     if source in OPENERS:
         return OPENERS[source](spec)
-    keys = dataset or DatasetKeys()
     other = keys.splits[train] if keys.splits else ""
     return open_dataset(replace(spec, kwargs=keys.kwargs, image_size=keys.image_size, other_split=other))
 
@@ -415,6 +420,12 @@ def _open_npz(spec: SplitSpec) -> ArraySource:
     return ArraySource(images, labels, tuple(map(str, range(classes))))
 
 
+def _open_checkpoint(spec: SplitSpec) -> ArraySource:
+    path = spec.path(checkpoint_images.EXPECTED_FORM)
+    images, labels, classes = checkpoint_images.read_split(path, spec.train, spec.split, spec.kwargs)
+    return ArraySource(images, labels, tuple(map(str, range(classes))))
+
+
 def _open_targets(spec: SplitSpec, kind: str) -> array_targets.TargetArraySource:
     return array_targets.read(spec.path(array_targets.EXPECTED_FORM[kind]), spec.train, spec.layout, kind)
 
@@ -469,6 +480,7 @@ def _open_folder(spec: SplitSpec) -> FolderSource:
 OPENERS: dict[str, Callable[[SplitSpec], RandomAccessSource]] = {
     "digits": _open_digits,
     "npz": _open_npz,
+    "checkpoint": _open_checkpoint,
     "npz_labels": partial(_open_targets, kind="labels"),
     "npz_values": partial(_open_targets, kind="values"),
     "imagefolder": _open_folder,

@@ -1,32 +1,22 @@
 """Tensors on disk: safetensors written atomically, checkpoints of users read without unpickling, optimizer states."""
 
-import argparse
 import hashlib
 import json
 import os
-import pathlib
-import pickle
-import re
-import types
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dist_prune.distributed import checkpoint_formats
+from dist_prune.distributed import checkpoint_formats, torch_files
 from dist_prune.errors import PruneError, abbreviate, shown
 from dist_prune.fileio import canonical, write_atomic
 
 TORCH = (b"PK\x03\x04", b"\x80\x02")  # first bytes of torch's files: a zip archive, or (before 1.6) a pickle
-# classes in which training programs save their settings; loading one fills its fields and runs no code
-SETTINGS_CLASSES = [argparse.Namespace, types.SimpleNamespace, pathlib.PurePosixPath, pathlib.PosixPath]
-SMALL_FILE = 64_000_000  # bytes that the tensors of any file may take, however small it is
 
 
 def encode(tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> bytes:
@@ -143,7 +133,7 @@ def read_weights(
     """
     if not path.is_file():
         raise PruneError(f"backbone.checkpoint: there is no file {path}. Leave the key out to train the dense network.")
-    state: Any = read_tensors(path)[0] if _holds_safetensors(path) else _torch_file(path)
+    state: Any = read_tensors(path)[0] if _holds_safetensors(path) else torch_files.read(path, say)
     state_dict = checkpoint_formats.unwrap_state_dict(state, key, path.name, say)
     _check_plain(state_dict, path)
     return checkpoint_formats.match_names(state_dict, wanted, skip, path.name, say)
@@ -175,51 +165,12 @@ def _check_plain(state: Mapping[Any, Tensor], path: Path) -> None:
         if kind:
             raise PruneError(f"backbone.checkpoint: {path}: {shown(name)} is {kind}; save plain, dense tensors")
         total += tensor.nbytes
-    limit = max(4 * path.stat().st_size, SMALL_FILE)
+    limit = max(4 * path.stat().st_size, torch_files.SMALL_FILE)
     if total > limit:
         raise PruneError(
             f"backbone.checkpoint: {path} has {path.stat().st_size:,} bytes, and its tensors would have {total:,}: "
             "they were expanded. Save contiguous copies"
         )
-
-
-def _torch_file(path: Path) -> Any:
-    """Read a torch file without running code: tensors, plain values, numpy arrays, settings."""
-    _check_size(path)
-    try:
-        with torch.serialization.safe_globals([*_numpy_globals(), *SETTINGS_CLASSES]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error))))
-        globals_text = f" ({', '.join(named)})" if named else ""
-        raise PruneError(
-            f"backbone.checkpoint: {path} holds more than tensors{globals_text}; reading it would run code, so it is "
-            "refused. If you trust it, save its state_dict as safetensors."
-        ) from error
-    except Exception as error:  # a damaged file raises errors of many classes
-        raise PruneError(f"backbone.checkpoint: {path} is no torch checkpoint, or is cut short: {error!r}") from error
-
-
-def _check_size(path: Path) -> None:
-    """Raise PruneError for an archive that is much larger when unpacked; torch writes archives uncompressed."""
-    try:
-        if not zipfile.is_zipfile(path):
-            return
-        with zipfile.ZipFile(path) as archive:
-            total = sum(member.file_size for member in archive.infolist())
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise PruneError(f"backbone.checkpoint: {path} is no torch checkpoint, or is cut short: {error!r}") from error
-    if total > max(4 * path.stat().st_size, SMALL_FILE):
-        raise PruneError(f"backbone.checkpoint: {path} would become {total:,} bytes, many times its size")
-
-
-def _numpy_globals() -> list[Any]:
-    """The few numpy names that arrays and scalars in old checkpoints need; none of them runs code of the file."""
-    multiarray = np._core.multiarray  # type: ignore[attr-defined]
-    rebuild, scalar = multiarray._reconstruct, multiarray.scalar
-    old = [(rebuild, "numpy.core.multiarray._reconstruct"), (scalar, "numpy.core.multiarray.scalar")]
-    kinds = [type(np.dtype(kind)) for kind in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "?")]
-    return [rebuild, scalar, np.ndarray, np.dtype, *old, *kinds]
 
 
 def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str, new: Iterable[str] = ()) -> None:

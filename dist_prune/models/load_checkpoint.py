@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from dist_prune.config.data import Backbone
 from dist_prune.distributed import tensor_files
 from dist_prune.errors import PruneError
+from dist_prune.models.authors_names import authors_names, from_authors
 from dist_prune.models.torchvision_networks import last_linear
 from dist_prune.models.torchvision_segmenters import fit_auxiliary, head_layers
 from dist_prune.models.torchvision_weights import translate_names
@@ -37,8 +38,7 @@ def load_checkpoint(
     """
     tower, model = model, model.trunk if isinstance(model, Tower) else model
     wanted = model.state_dict()
-    weights = tensor_files.read_weights(path, backbone.checkpoint_key, backbone.checkpoint_skip, wanted, say)
-    weights = translate_names(weights, wanted)
+    weights = read_named(path, backbone, wanted, say)
     if isinstance(tower, Tower):
         weights = tower.without_head(weights, path.name, say)
     weights, absent = fit_auxiliary(model, weights, path.name, trains, say)
@@ -84,6 +84,28 @@ def _other_head(found: Mapping[str, int], own: Mapping[str, int], classes: int) 
         elif count != own[name]:
             return f"{count} outputs in place of {own[name]}"
     return ""
+
+
+def read_named(
+    path: Path, backbone: Backbone, wanted: Mapping[str, Tensor], say: Callable[[str], None]
+) -> Mapping[str, Tensor]:
+    """Read a checkpoint under the network's names, also if torchvision or a paper's program names them otherwise.
+
+    Args:
+        path: the file, safetensors or torch.
+        backbone: the recipe's section ``backbone``.
+        wanted: state dict of the network.
+        say: called with a line for each remark about the file.
+
+    Returns:
+        Name -> tensor, on the CPU; names that no table knows are the file's own.
+
+    Raises:
+        PruneError: as ``tensor_files.read_weights``.
+    """
+    known = [*wanted, *authors_names(backbone.name, wanted)]
+    weights = tensor_files.read_weights(path, backbone.checkpoint_key, backbone.checkpoint_skip, known, say)
+    return from_authors(translate_names(weights, wanted), wanted, backbone.name, say)
 
 
 def classifier_names(model: nn.Module) -> tuple[str, ...]:

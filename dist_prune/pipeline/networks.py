@@ -160,11 +160,12 @@ class RunNetworks:
         """The plan of everything that rounds 1 to ``number`` remove, in dense coordinates."""
         return Plan.from_json(self.path(round_path(number, "plan.json")).read_text())
 
-    def replayed_plan(self, selection: SelectionRequest) -> Plan:
+    def replayed_plan(self, selection: SelectionRequest, say: Callable[[str], None] = lambda text: None) -> Plan:
         """The plan that ``select.plan`` names.
 
         Args:
             selection: The selection that the recipe requests otherwise, which has to be empty.
+            say: Called with a line if layers of pruning information were matched under other names.
 
         Raises:
             PruneError: Another key requests a selection as well, or the plan is missing or does not fit the network.
@@ -185,4 +186,4 @@ class RunNetworks:
             )
         if bundle and Path(bundle).expanduser().resolve() == Path(str(section.plan)).expanduser().resolve():
             return Plan.from_kept(self.graph, {}, {group.name: "nothing more is cut" for group in self.graph.groups})
-        return files.read_plan(Path(str(section.plan)).expanduser(), self.graph)
+        return files.read_plan(Path(str(section.plan)).expanduser(), self.graph, say)

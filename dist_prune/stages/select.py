@@ -32,7 +32,7 @@ def run(context: RunContext) -> StageOutput:
     texts: dict[str, str] = {}
     latency, method_table, search = {}, [], {}
     if recipe.select.plan:
-        cut = context.networks.replayed_plan(context.selection)
+        cut = context.networks.replayed_plan(context.selection, lambda line: context.tracker.info(f"  {line}"))
         context.events.append({"stage": "select", "event": "replayed", "plan": recipe.select.plan})
     else:
         graph = context.selection_graph()

@@ -122,6 +122,12 @@ def test_the_plan_verb(first, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "groups are cut: macs -" in text
     assert f"wrote {out}" in text
+    theirs = tmp_path / "theirs.json"
+    assert cli.main(["plan", str(folder), "--to-json", str(theirs), "--names", "authors"]) == 0
+    assert {"conv", "layer2.0.downsample.0"} < json.loads(theirs.read_text()).keys()
+    assert cli.main(["plan", "quickstart", *words, "--from-json", str(theirs), "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["fingerprint"] == body["plan"]["fingerprint"]
+    assert "matched by suffix or order: conv -> conv1" in capsys.readouterr().out
     for arguments, said in (
         (["quickstart"], "no run directory with a plan"),
         (["quickstart", "--from-json", "nowhere.json"], "there is no plan file"),

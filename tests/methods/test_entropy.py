@@ -501,7 +501,7 @@ def test_a_bundle_is_finetuned(finished, tmp_path):
 
 
 def test_legacy_checkpoints(tmp_path):
-    """state_dict with the prefix "model." beside tensors of images; pickled data sets are refused by name."""
+    """state_dict with the prefix "model." beside tensors of images; a data set beside them is left out."""
     model = models.create("lenet6_16", 10, 1)
     weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     extra = {"last_epoch_imgs": torch.zeros(2, 3, 4, 4), "filter_delete_order_bin_conv1": [2, 0, 1]}
@@ -509,5 +509,9 @@ def test_legacy_checkpoints(tmp_path):
     found = tensor_files.read_weights(tmp_path / "a.pth")
     assert found.keys() == model.state_dict().keys()
     torch.save({"state_dict": weights, "test_dataset": torch.utils.data.TensorDataset()}, tmp_path / "b.pth")
+    said: list[str] = []
+    assert tensor_files.read_weights(tmp_path / "b.pth", say=said.append).keys() == model.state_dict().keys()
+    assert said == ["checkpoint: left out of b.pth, data sets as objects of a program: test_dataset"]
+    torch.save({"state_dict": weights, "sampler": torch.utils.data.TensorDataset()}, tmp_path / "c.pth")
     with pytest.raises(PruneError, match="TensorDataset"):
-        tensor_files.read_weights(tmp_path / "b.pth")
+        tensor_files.read_weights(tmp_path / "c.pth")

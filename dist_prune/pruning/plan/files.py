@@ -3,6 +3,7 @@
 A file is a run's ``plan.json``, a bundle, or pruning information in the format of the redundancy-graph authors.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from dist_prune.config import safe_parsing
@@ -12,12 +13,13 @@ from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.plan.saved_idxs import from_saved_idxs
 
 
-def read_plan(file: Path, graph: DependencyGraph) -> Plan:
+def read_plan(file: Path, graph: DependencyGraph, say: Callable[[str], None] = lambda text: None) -> Plan:
     """Read the plan of a file, or of a bundle's folder, for the network that ``graph`` was traced on.
 
     Args:
         file: a ``plan.json``, a file of ``saved_idxs``, or a bundle's folder or manifest.
         graph: dependency graph of the dense network.
+        say: called with a line if layers of pruning information were matched under other names.
 
     Raises:
         PruneError: there is no such file, it has neither of the two formats, or the plan is for another network.
@@ -31,7 +33,7 @@ def read_plan(file: Path, graph: DependencyGraph) -> Plan:
     if "weights_digest" in body and isinstance(body.get("plan"), dict):
         body = body["plan"]
     if "removed" not in body:
-        return from_saved_idxs(body, graph)
+        return from_saved_idxs(body, graph, say)
     plan = Plan.from_dict(body)
     widths = {group.name: group.width for group in graph.groups}
     if dict(plan.widths) != widths:
