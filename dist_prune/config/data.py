@@ -35,6 +35,8 @@ SOURCES = {
     "parquet": "parquet files of images, as Hugging Face's datasets write them",
 }
 
+IMAGE_FILES = ("imagefolder", "maskfolder", "tar", "parquet")  # sources whose images are files
+
 
 def source_names() -> list[str]:
     """The names of all data sets: those of this package, then those of entry points."""
@@ -179,6 +181,16 @@ class Data(Section):
     exif: Loading[bool] = Field(
         default=True, description="image files: rotation of photographs by their EXIF orientation"
     )
+    decoder: Loading[Literal["pillow", "torchvision", "simplejpeg"]] = Field(
+        default="pillow",
+        description="image files: library that decodes JPEG files; the pixels are the same. Images of other forms "
+        "(grayscale, CMYK, rotated, PNG ...) are always decoded by Pillow",
+    )
+    dct_scaled: Loading[bool] = Field(
+        default=False,
+        description="image files: decoding of JPEG files at 1/2, 1/4 or 1/8 of their size where the resize makes them "
+        "smaller still; faster, with other pixels (pillow and simplejpeg)",
+    )
     augment: Augmentation[Literal["none", "crop", "crop_flip", "resized_crop_flip"]] = Field(
         default="none",
         description="augmentation of training images: crop pads and crops at random, flip mirrors half of them, "
@@ -249,6 +261,21 @@ class Data(Section):
             )
         if self.class_map and self.class_order:
             raise ValueError("data.class_map gives the order of the classes: leave data.class_order out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_decoder(self):
+        for key, sources in (("decoder", IMAGE_FILES), ("dct_scaled", tuple(set(IMAGE_FILES) - {"maskfolder"}))):
+            if getattr(self, key) != type(self).model_fields[key].default and self.source not in sources:
+                reason = "a mask needs its image's size" if self.source == "maskfolder" else "others are not decoded"
+                raise ValueError(
+                    f"data.{key} is for image files ({', '.join(sorted(sources))}); data.source is {self.source}: "
+                    f"{reason}. Leave it out"
+                )
+        if self.dct_scaled and self.decoder == "torchvision":
+            raise ValueError(
+                "data.dct_scaled: torchvision decodes at the full size alone; write data.decoder=simplejpeg or pillow"
+            )
         return self
 
     @model_validator(mode="after")

@@ -19,6 +19,8 @@ ADDED: dict[str, Any] = {
     "backbone.protect": [],
     "data.class_map": None,
     "data.class_order": None,
+    "data.dct_scaled": False,
+    "data.decoder": "pillow",
     "data.kwargs": {},
     "data.layout": None,
     "target.latency_tolerance": 0.05,

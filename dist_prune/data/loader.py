@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dist_prune.data.augment import erase
+from dist_prune.data.decoders import check_decoder
 from dist_prune.data.mask_folder import mask_reader
 from dist_prune.data.open_split import create_backend
 from dist_prune.data.random_access import ImageSource
@@ -156,6 +157,14 @@ class ImageLoader:
                 f"data.augment: the {backend.name} backend cannot do {transform.augment!r}; "
                 f"allowed: {', '.join(backend.allowed)}"
             )
+        if transform.decoder != "pillow" or transform.dct_scaled:
+            key = "decoder" if transform.decoder != "pillow" else "dct_scaled"
+            if backend.name != "torch":
+                raise PruneError(
+                    f"data.{key}: the {backend.name} backend decodes by itself; write data.backend=torch, or leave the "
+                    "key out"
+                )
+            check_decoder(transform.decoder)
         if transform.auto_augment is None:
             return
         if mask_reader(self.source) is not None:

@@ -32,6 +32,8 @@ class TransformConfig:
         erasing_mode: its fill: timm's const, rand or pixel.
         schedule: (first epoch, side) pairs, ascending: progressive resizing of training images.
         padding: pixels by which ``crop`` and ``crop_flip`` pad; None: an eighth of the side.
+        decoder: the recipe's ``data.decoder``.
+        dct_scaled: decode JPEG files at a fraction of their size where the resize needs no more.
     """
 
     size: int
@@ -49,6 +51,8 @@ class TransformConfig:
     erasing_mode: str = "pixel"
     schedule: tuple[tuple[int, int], ...] = ()
     padding: int | None = None
+    decoder: str = "pillow"
+    dct_scaled: bool = False
 
     def size_at(self, augment_key: AugmentKey | None) -> int:
         """Side of the square images in pixels.

@@ -146,6 +146,8 @@ class RunImages:
             erasing_mode=data.random_erasing_mode,
             schedule=tuple(sorted(data.resize_schedule.items())),
             padding=data.padding,
+            decoder=data.decoder,
+            dct_scaled=data.dct_scaled,
         )
 
     def _resized_side(self, source: ImageSource, train: bool) -> int:
@@ -272,7 +274,7 @@ class RunImages:
     def description(self) -> dict[str, Any]:
         """The images' backend and transforms, for the report."""
         body = asdict(self.transform)
-        evaluation_keys = ("size", "mean", "std", "crop", "crop_mode", "interpolation", "exif")
+        evaluation_keys = ("size", "mean", "std", "crop", "crop_mode", "interpolation", "exif", "decoder", "dct_scaled")
         training = {key: value for key, value in body.items() if key not in evaluation_keys}
         backends_used = {name: self.splits[name == "train"].backend for name in ("train", "eval")}
         return {
