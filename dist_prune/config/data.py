@@ -221,6 +221,11 @@ class Data(Section):
         default="pixel",
         description="content of an erased rectangle: zeros (const), one normal colour (rand), normal noise (pixel)",
     )
+    augment_on: Augmentation[Literal["host", "device"]] = Field(
+        default="host",
+        description="place of crops, flips and resizes of training images: the loader's processes (host), or the "
+        "device, on whole batches; the same random numbers. Random erasing and mixup are always on the device",
+    )
     resize_schedule: Annotated[
         dict[Annotated[int, Field(ge=0, le=LONG)], Annotated[int, Field(ge=1, le=SIDE)]],
         ReadBy(("train", "finetune", "finetune_between")),

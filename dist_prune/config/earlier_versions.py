@@ -17,6 +17,7 @@ ADDED: dict[str, Any] = {
     "backbone.checkpoint_key": "auto",
     "backbone.checkpoint_skip": [],
     "backbone.protect": [],
+    "data.augment_on": "host",
     "data.class_map": None,
     "data.class_order": None,
     "data.dct_scaled": False,

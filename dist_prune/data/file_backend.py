@@ -187,7 +187,7 @@ class _ImageDataset(Dataset[Any]):
         ids, transform, augment, size = request
         if self.source.images is not None:
             pixels = torch.from_numpy(self.source.images[ids]).permute(0, 3, 1, 2)
-            return _LoadedBatch(ids, transform_batch(pixels, ids, transform, augment, size), {})
+            return _LoadedBatch(ids, self._transform_arrays(pixels, ids, request), {})
         uniforms = [[]] * len(ids)
         seeds = [0] * len(ids)
         fixed_size = self.source.fixed_size
@@ -219,10 +219,17 @@ class _ImageDataset(Dataset[Any]):
             loaded.append(sample)
         ids, out = np.array(loaded, dtype=np.int64), out[: len(loaded)] if failed else out
         if fixed_size and loaded:
-            out = transform_batch(out.permute(0, 3, 1, 2), ids, transform, augment, size)
+            out = self._transform_arrays(out.permute(0, 3, 1, 2), ids, request)
         elif fixed_size:
             out = torch.empty((0, self.source.in_chans, size, size), dtype=torch.uint8)
         return _LoadedBatch(ids, out, failed)
+
+    @staticmethod
+    def _transform_arrays(pixels: Tensor, ids: np.ndarray, request: _Request) -> Tensor:
+        """Transform (n, C, H, W) pixels of arrays; not if the image loader does it on the device."""
+        if request.transform.is_deferred(request.augment):
+            return pixels
+        return transform_batch(pixels, ids, request.transform, request.augment, request.size)
 
     def _transform_one(
         self,
@@ -251,7 +258,11 @@ class _ImageDataset(Dataset[Any]):
             if mask is not None:
                 resized = eval_transform(replace(transform, interpolation="nearest"), size)(mask)
                 pixels = torch.cat([pixels, torch.as_tensor(resized).reshape(1, size, size)])
-            if augment is not None and transform.augment in ("crop", "crop_flip"):
+            if (
+                augment is not None
+                and transform.augment in ("crop", "crop_flip")
+                and not transform.is_deferred(augment)
+            ):
                 flip = transform.augment == "crop_flip"
                 pixels = augmentation.shift_and_flip(
                     pixels[None], augment, np.array([sample]), flip, transform.padding

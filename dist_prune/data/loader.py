@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_prune.data.augment import erase
+from dist_prune.data.augment import erase, shift_and_flip
 from dist_prune.data.decoders import check_decoder
 from dist_prune.data.mask_folder import mask_reader
+from dist_prune.data.memory_backend import transform_batch
 from dist_prune.data.open_split import create_backend
 from dist_prune.data.random_access import ImageSource
 from dist_prune.data.timm_transforms import check_policy
@@ -127,6 +128,8 @@ class ImageLoader:
                     f"{self.skipped.get(missing[0], '')}. Run the same command again to do without it."
                 )
             index = torch.from_numpy(np.ascontiguousarray(ids))
+            if augment is not None and self.transform.is_deferred(augment):
+                pixels = self._augment_on_device(pixels, ids, augment)
             targets = pixels[:, -1].to(self.device, non_blocking=True) if masked else None
             images = self._normalise(pixels[:, :-1] if masked else pixels)
             if augment is not None and self.transform.erasing:
@@ -139,6 +142,15 @@ class ImageLoader:
     def close(self) -> None:
         """Stop the idle workers. The next call of ``batches`` starts new ones."""
         self._image_backend.close()
+
+    def _augment_on_device(self, pixels: Tensor, ids: np.ndarray, augment: AugmentKey) -> Tensor:
+        """The augmentation, all but random erasing, of (n, C, H, W) uint8 pixels, as tensor operations."""
+        moved, transform = pixels.to(self.device, non_blocking=True), self.transform
+        if self.source.fixed_size is not None:
+            return transform_batch(moved, ids, transform, augment, transform.size_at(augment))
+        if transform.augment == "none" or not len(ids):  # files were resized when they were decoded
+            return moved
+        return shift_and_flip(moved, augment, ids, transform.augment == "crop_flip", transform.padding)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         """(n, C, H, W) on [0, 255] -> normalised, on the device."""
@@ -165,6 +177,8 @@ class ImageLoader:
                     "key out"
                 )
             check_decoder(transform.decoder)
+        if transform.augment_on == "device":
+            self._check_device_augmentation()
         if transform.auto_augment is None:
             return
         if mask_reader(self.source) is not None:
@@ -180,3 +194,21 @@ class ImageLoader:
             )
         if self.source.in_chans not in (1, 3):
             raise PruneError(f"data.auto_augment: policies are for 1 or 3 channels, not {self.source.in_chans}")
+
+    def _check_device_augmentation(self) -> None:
+        """Raise a PruneError if the augmentation needs each image by itself."""
+        transform, remedy = self.transform, "write data.augment_on=host"
+        if self._image_backend.name == "ffcv":
+            raise PruneError(
+                f"data.augment_on: FFCV crops while it decodes, so 'device' is not for the ffcv backend; {remedy} or "
+                "data.backend=torch"
+            )
+        if transform.auto_augment is not None:
+            raise PruneError(
+                f"data.augment_on: timm's policies (data.auto_augment) work image by image in Pillow; {remedy}"
+            )
+        if self.source.fixed_size is None and transform.augment == "resized_crop_flip":
+            raise PruneError(
+                "data.augment_on: a random resized crop of image files needs each file's own size, so it is made where "
+                f"they are decoded; {remedy}, or data.augment=crop_flip, or images of one size in an .npz file"
+            )

@@ -48,6 +48,7 @@ class Image(Strict):
     padding: int | None = Field(default=None, ge=0, le=16384)
     decoder: Literal["pillow", "torchvision", "simplejpeg"] = "pillow"
     dct_scaled: bool = False
+    augment_on: Literal["host", "device"] = "host"
 
 
 class Figures(Strict):

@@ -148,6 +148,7 @@ class RunImages:
             padding=data.padding,
             decoder=data.decoder,
             dct_scaled=data.dct_scaled,
+            augment_on=data.augment_on,
         )
 
     def _resized_side(self, source: ImageSource, train: bool) -> int:
