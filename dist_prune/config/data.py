@@ -36,6 +36,7 @@ SOURCES = {
 }
 
 IMAGE_FILES = ("imagefolder", "maskfolder", "tar", "parquet")  # sources whose images are files
+COPIED = ("imagefolder", "tar", "parquet")  # those that data.stage_to copies
 
 
 def source_names() -> list[str]:
@@ -235,6 +236,11 @@ class Data(Section):
         "192, "
         "60: 224}; evaluation uses image_size",
     )
+    stage_to: External[PathText | None] = Field(
+        default=None,
+        description="image files, shards and .beton files: folder on the node's own disk, to which one process of each "
+        "node copies them first, for example ${TMPDIR}; they are read from there",
+    )
     backend: Operational[Literal["auto", "torch", "ffcv", "memory"]] = Field(
         default="auto",
         description="loader of the images; auto: ffcv if a matching .beton file lies beside the data (for evaluation "
@@ -277,6 +283,11 @@ class Data(Section):
                     f"data.{key} is for image files ({', '.join(sorted(sources))}); data.source is {self.source}: "
                     f"{reason}. Leave it out"
                 )
+        if self.stage_to and self.source not in COPIED:
+            raise ValueError(
+                f"data.stage_to is for image files ({', '.join(COPIED)}); data.source is {self.source}, whose images "
+                "are read once. Leave it out"
+            )
         if self.dct_scaled and self.decoder == "torchvision":
             raise ValueError(
                 "data.dct_scaled: torchvision decodes at the full size alone; write data.decoder=simplejpeg or pillow"

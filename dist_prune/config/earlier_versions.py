@@ -24,6 +24,7 @@ ADDED: dict[str, Any] = {
     "data.decoder": "pillow",
     "data.kwargs": {},
     "data.layout": None,
+    "data.stage_to": None,
     "target.latency_tolerance": 0.05,
     "repair.method": "none",
     "repair.images": 256,

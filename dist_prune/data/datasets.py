@@ -1,6 +1,7 @@
 """Data sets with one interface: uint8 images by sample id, labels, class names."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,12 +13,12 @@ import numpy as np
 
 from dist_prune.config.data import Data
 from dist_prune.data import array_files, array_targets, folder_layout, folder_scan, mask_folder
-from dist_prune.data.class_order import renumbered_identity
 from dist_prune.data.folder_index import Names, load_or_scan
 from dist_prune.data.listed_layouts import find_listing
 from dist_prune.data.map_dataset import open_dataset
 from dist_prune.data.parquet_files import open_parquet
 from dist_prune.data.random_access import ImageSource, RandomAccessSource, Say, SplitSpec, target_kind
+from dist_prune.data.source_forms import DecodedImages, ImagesInMemory, StoredFiles
 from dist_prune.data.tar_shards import open_tar
 from dist_prune.errors import PruneError
 
@@ -33,7 +34,7 @@ KNOWN = {
 
 
 @dataclass(frozen=True)
-class ArraySource:
+class ArraySource(ImagesInMemory):
     """Images in memory.
 
     Attributes:
@@ -45,17 +46,6 @@ class ArraySource:
     images: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
-    backends, note = ("memory", "torch"), ""
-
-    @property
-    def in_chans(self) -> int:
-        """Channels C of an image."""
-        return self.images.shape[3]
-
-    @property
-    def fixed_size(self) -> tuple[int, int]:
-        """(height, width) of all images."""
-        return self.images.shape[1:3]
 
     @property
     def identity(self) -> str:
@@ -67,16 +57,8 @@ class ArraySource:
         pixels = hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest()
         return hashlib.sha256(pixels.encode() + self.labels.tobytes()).hexdigest()
 
-    def location(self, sample: int) -> str:
-        """Where a sample is stored, for messages."""
-        return "in memory"
 
-    def fetch(self, sample: int) -> np.ndarray:
-        """Pixels (H, W, C) uint8 of a sample."""
-        return self.images[sample]
-
-
-class Paths:
+class Paths(Sequence[Path]):
     """Paths of the image files of an index, in the order of the sample ids."""
 
     def __init__(self, root: Path, names: Names):
@@ -85,12 +67,12 @@ class Paths:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> Path:
+    def __getitem__(self, index: int) -> Path:  # type: ignore[override] # no slices
         return self.root / self.names[index]
 
 
 @dataclass(frozen=True)
-class FolderSource:
+class FolderSource(DecodedImages):
     """Image files, one folder a class; decoded to RGB when they are loaded.
 
     Attributes:
@@ -99,7 +81,9 @@ class FolderSource:
         classes: class names in the order of their numbers.
         digest: of names, sizes, labels and classes in text order.
         note: where the list of files came from, and which files were left out.
-        numbering: digest of the class order if it is not text order (see ``class_order.renumber``), else empty.
+        numbering: see ``DecodedImages``.
+        sizes: (n,) int64 bytes of the files; None: not known.
+        copies: folder with copies of the files that are read instead of them; None: none.
     """
 
     paths: Paths
@@ -108,23 +92,26 @@ class FolderSource:
     digest: str
     note: str = ""
     numbering: str = ""
-    in_chans = 3
-    fixed_size = None
-    images = None
-    backends = ("torch",)
-
-    @property
-    def identity(self) -> str:
-        """Digest of file names, sizes, labels and class order. The files are not read."""
-        return renumbered_identity(self.digest, self.numbering)
+    sizes: np.ndarray | None = None
+    copies: Path | None = None
 
     def location(self, sample: int) -> str:
         """Path of the sample's file, for messages."""
         return str(self.paths[sample])
 
     def fetch(self, sample: int) -> Path:
-        """Path of the sample's file."""
-        return self.paths[sample]
+        """Path of the sample's file, or of its copy."""
+        return self.paths[sample] if self.copies is None else self.copies / self.paths.names[sample]
+
+    def stored_files(self) -> StoredFiles:
+        """The image files."""
+        assert self.sizes is not None  # of a folder without an index
+        place = os.fsencode(self.paths.root.resolve()) + self.digest.encode()
+        return StoredFiles(self.paths, self.paths.names, self.sizes, hashlib.sha256(place).hexdigest())
+
+    def read_from(self, folder: Path) -> "FolderSource":
+        """The same images, read from copies of the files in ``folder``."""
+        return replace(self, copies=folder)
 
 
 @dataclass(frozen=True)
@@ -448,12 +435,14 @@ def _open_folder(spec: SplitSpec) -> FolderSource:
     if listing := find_listing(root, spec.split, spec.train):
         index = listing.index()
         note = f"{len(index.names):,} images by {listing.form}{folder_scan.left_out_text(index.left_out)}"
-        return FolderSource(Paths(listing.base, index.names), index.labels, index.classes, index.digest, note)
+        files = Paths(listing.base, index.names)
+        return FolderSource(files, index.labels, index.classes, index.digest, note, sizes=index.sizes)
     if not path.is_dir():
         raise folder_layout.missing_split_error(root, spec.split, key, _expected_form("imagefolder"))
     folder_layout.check_class_count(root, spec.split, key, folder_scan.class_folders(path)[0])
     index, note = load_or_scan(path, spec.say)
-    return FolderSource(Paths(path, index.names), index.labels, index.classes, index.digest, note)
+    files = Paths(path, index.names)
+    return FolderSource(files, index.labels, index.classes, index.digest, note, sizes=index.sizes)
 
 
 OPENERS: dict[str, Callable[[SplitSpec], RandomAccessSource]] = {

@@ -10,11 +10,12 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from dist_prune.data.random_access import StoredImage
@@ -148,7 +149,8 @@ def _decode_plain(content: bytes, decoder: str, height: int, width: int, by: int
     try:
         if decoder == "torchvision":
             stored = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-            pixels = decode_jpeg(stored, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
+            decoded = cast(Tensor, decode_jpeg(stored, mode=ImageReadMode.RGB))
+            pixels = decoded.permute(1, 2, 0).numpy()
         else:
             least = (-(-height // by), -(-width // by)) if by > 1 else (0, 0)
             pixels = _simplejpeg().decode_jpeg(content, "RGB", min_height=least[0], min_width=least[1])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dist_prune import models
+from dist_prune.config import loading
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.training import Training
 from dist_prune.data.array_files import check_sides
@@ -26,6 +27,7 @@ from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.data.open_split import OpenSplit, open_split
 from dist_prune.data.random_access import ImageSource, target_kind
 from dist_prune.data.sampling import holdout_split, micro_batches, shard
+from dist_prune.data.staging import stage
 from dist_prune.distributed import preemption
 from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.errors import PruneError
@@ -95,6 +97,20 @@ class RunImages:
         elif empty:
             self.tracker.info(f"data: {len(classes)} classes, {empty} of which have no training image")
         return splits
+
+    def stage_files(self) -> None:
+        """Copy the images' files to the node's own disk, if the recipe says so, and read them there. All ranks call it.
+
+        Raises:
+            PruneError: There is too little space, or the files cannot be copied.
+        """
+        if self.recipe.data.stage_to is None:
+            return
+        place = loading.fill_here(self.recipe, "data", "stage_to")
+        sources = {train: split.source for train, split in self.splits.items()}
+        for train, source in stage(sources, place, self.environment.comm, self.tracker.info).items():
+            self.splits[train] = replace(self.splits[train], source=source)
+        self.close_loaders()
 
     @property
     def classes(self) -> tuple[str, ...]:
