@@ -1,11 +1,11 @@
 """``data.stage_to``: files copied once per node, whole or not at all, by real processes on real file systems."""
 
 import contextlib
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -185,22 +185,21 @@ def test_what_one_node_cannot_do_ends_all_of_them(root, tmp_path, pool):
     assert "cannot be made or written to" in found[0] and "node's own disk" in found[0]
 
 
-JOB = """
-import sys
-from dist_prune.data import staging
-from dist_prune.data.datasets import open_source
-from dist_prune.distributed.communicator import Communicator
-root, to = sys.argv[1:]
-sources = {train: open_source("tar", root, "train" if train else "val", train) for train in (True, False)}
-print("ready", flush=True)
-staging.BLOCK = 4096
-staging.stage(sources, to, Communicator(), lambda text: print(text, flush=True))
-"""
+def copy_in_a_job(root: Path, to: Path, ready, log: Path) -> None:
+    opened = sources("tar", root)
+    staging.BLOCK = 4096
+    ready.set()
+    with log.open("w") as file:
+        staging.stage(opened, str(to), Communicator(), lambda text: print(text, file=file, flush=True))
 
 
-def job(root: Path, to: Path) -> subprocess.Popen:
-    process = subprocess.Popen([sys.executable, "-c", JOB, str(root), str(to)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+def job(root: Path, to: Path, log: Path) -> multiprocessing.process.BaseProcess:
+    """A process of its own that stages; it has opened its sources."""
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=copy_in_a_job, args=(root, to, ready, log))
+    process.start()
+    assert ready.wait(30)
     return process
 
 
@@ -209,11 +208,11 @@ def large(tmp_path_factory) -> Path:
     """Shards that take a while to copy block by block."""
     place = tmp_path_factory.mktemp("large")
     for split in ("train", "val"):
-        webdataset(place, split, shards=6, each=3)
-        for path in place.glob(f"*{split}*.tar"):
+        webdataset(place / "tar", split, shards=6, each=3)
+        for path in (place / "tar").glob(f"*{split}*.tar"):
             with path.open("ab") as file:
                 file.write(bytes(6 << 20))
-        open_source("tar", str(place), split, split == "train")
+    sources("tar", place)  # their indexes are kept
     return place
 
 
@@ -221,24 +220,29 @@ def test_a_killed_copy_is_never_taken_for_a_whole_one(large, tmp_path):
     """SIGKILL at five random moments, one after another; the sixth process completes what they left."""
     rng, interrupted = random.Random(0), 0
     for _ in range(5):
-        process = job(large, tmp_path)
+        process = job(large, tmp_path / "node", tmp_path / "log")
         time.sleep(rng.uniform(0, 0.12))
         process.kill()
-        interrupted += process.wait() == -signal.SIGKILL
+        process.join()
+        interrupted += process.exitcode == -signal.SIGKILL
         for copy in tmp_path.rglob("*.tar"):
             if not copy.name.startswith("."):
-                assert copy.read_bytes() == (large / copy.name).read_bytes()
+                assert copy.read_bytes() == (large / "tar" / copy.name).read_bytes()
     assert interrupted >= 2
-    last = job(large, tmp_path)
-    assert last.wait(60) == 0
+    last = job(large, tmp_path / "node", tmp_path / "log")
+    last.join(60)
+    assert last.exitcode == 0
     found = {path.name: path.read_bytes() for path in tmp_path.rglob("*.tar")}
-    assert found == {path.name: path.read_bytes() for path in large.glob("*.tar")}
+    assert found == {path.name: path.read_bytes() for path in (large / "tar").glob("*.tar")}
 
 
 def test_two_jobs_at_once_copy_once(large, tmp_path):
-    both = [job(large, tmp_path) for _ in range(2)]
-    said = [process.communicate(timeout=60)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    logs = [tmp_path / "first", tmp_path / "second"]
+    both = [job(large, tmp_path / "node", log) for log in logs]
+    for process in both:
+        process.join(60)
+    said = [log.read_text() for log in logs]
+    assert [process.exitcode for process in both] == [0, 0]
     assert sum("copying 12 files" in text for text in said) == 1
     assert sum("already" in text for text in said) == 1
 
@@ -258,10 +262,7 @@ def small_disk(folder: Path, size: str):
 def test_too_little_space_is_said_before_copying(large, tmp_path):
     with small_disk(tmp_path / "disk", "20m") as disk:
         with pytest.raises(PruneError, match=r"has 2\d\.\d MB free, the images .* need 75\.\d MB"):
-            staging.stage(
-                {train: open_source("tar", str(large), "train" if train else "val", train) for train in (True, False)},
-                str(disk), Communicator(),
-            )  # fmt: skip
+            stage_here("tar", large, disk)
         assert not list(disk.rglob("*tar*"))
 
 
