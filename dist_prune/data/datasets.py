@@ -1,9 +1,10 @@
 """Data sets with one interface: uint8 images by sample id, labels, class names."""
 
+import contextlib
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -160,10 +161,25 @@ def open_source(
     """
     spec = SplitSpec(source, root, split, train, say, layout)
     if source in OPENERS:
-        return OPENERS[source](spec)
+        with readable(root):
+            return OPENERS[source](spec)
     keys = dataset or DatasetKeys()
     other = keys.splits[train] if keys.splits else ""
     return open_dataset(replace(spec, kwargs=keys.kwargs, image_size=keys.image_size, other_split=other))
+
+
+@contextlib.contextmanager
+def readable(root: str | None) -> Iterator[None]:
+    """Turn the errors of the file system into a PruneError that names the file.
+
+    Args:
+        root: the recipe's ``data.root``.
+    """
+    try:
+        yield
+    except OSError as error:
+        place, reason = error.filename or root, error.strerror or error
+        raise PruneError(f"data.root: {place} cannot be read: {reason}") from error
 
 
 def select_classes(source: ImageSource, classes: Sequence[int] | None) -> Any:
@@ -292,15 +308,19 @@ def class_folders(root: str | None, train_split: str, eval_split: str) -> tuple[
         PruneError: a folder that exists would be refused by a run: it has no classes, a single class, a class without
             images, or the two splits have different classes.
     """
-    folder = Path(root or "").expanduser()
+    with readable(root):
+        return _class_folders(Path(root).expanduser() if root else None, train_split, eval_split)
+
+
+def _class_folders(folder: Path | None, train_split: str, eval_split: str) -> tuple[tuple[str, ...], str]:
     classes = {}
     left_out = Counter[str]()
     for split, key in ((train_split, "data.train_split"), (eval_split, "data.eval_split")):
-        listing = find_listing(folder, split, key == "data.train_split") if root else None
+        listing = find_listing(folder, split, key == "data.train_split") if folder else None
         if listing is not None:
             classes[key] = listing.classes
             continue
-        if not root or not (folder / split).is_dir():
+        if folder is None or not (folder / split).is_dir():
             continue
         names, others = folder_scan.class_folders(folder / split)
         if not names:

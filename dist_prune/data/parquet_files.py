@@ -140,6 +140,14 @@ def open_parquet(spec: SplitSpec) -> ParquetSource:
         raise PruneError(
             f"data.root: {paths[0]} has labels of -1, as Hugging Face marks test images whose classes are not published"
         )
+    if names is not None and len(numbers) and int(numbers.max()) >= len(names):
+        place = int(np.argmax(numbers >= len(names)))
+        file = int(np.searchsorted(np.cumsum([len(part) for part in labels]), place, side="right"))
+        row = place - sum(len(part) for part in labels[:file])
+        raise PruneError(
+            f"data.root: row {row} of {paths[file]} has the label {numbers[place]}, and the metadata name {len(names)} "
+            "classes (numbers from 0)"
+        )
     classes = names or tuple(map(str, range(int(numbers.max(initial=0)) + 1)))
     whole.update(numbers.tobytes() + "\0".join(classes).encode())
     return ParquetSource(

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,7 +69,10 @@ def shard_files(shards: Sequence[str], stamps: np.ndarray) -> StoredFiles:
 
 def _in_folder(folder: Path, split: str, key: str, suffix: str) -> list[Path]:
     inner = folder / split
-    named = sorted(inner.glob(f"*{suffix}")) if inner.is_dir() else sorted(folder.glob(f"*{split}*{suffix}"))
+    named = sorted(inner.glob(f"*{suffix}")) if inner.is_dir() else []
+    named = named or sorted(folder.glob(f"*{split}*{suffix}"))
+    if not named:
+        next(os.scandir(folder), None)  # a folder that may not be read looks empty to glob
     if not named:
         others = [path.name for path in sorted(folder.glob(f"*{suffix}*"))]
         listed = f" It holds {abbreviate(others, 4)}: {key}= names another split." if others else ""

@@ -308,6 +308,6 @@ def test_an_index_of_before_is_made_again(tmp_path):
     opened(tmp_path)
     place = tmp_path / "train.index.npz"
     arrays = dict(np.load(place))
-    np.savez(place, **{key: value for key, value in arrays.items() if key != "left"} | {"format": 1})
+    np.savez(place, **{key: value for key, value in arrays.items() if key != "text"} | {"format": 2})
     assert folder_index.load(place) is None
     assert "scanned" in opened(tmp_path).note
