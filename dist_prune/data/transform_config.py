@@ -54,7 +54,7 @@ class TransformConfig:
     padding: int | None = None
     decoder: str = "pillow"
     dct_scaled: bool = False
-    augment_on: Literal["host", "device"] = "host"
+    augment_on: str = "host"
 
     def size_at(self, augment_key: AugmentKey | None) -> int:
         """Side of the square images in pixels.

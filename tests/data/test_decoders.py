@@ -152,7 +152,7 @@ def test_decoding_at_a_fraction_only_where_asked_and_enough():
     for by, shape in ((1, (198, 182, 3)), (2, (99, 91, 3)), (4, (50, 46, 3)), (8, (25, 23, 3))):
         found = decode(stored, divisor=lambda height, width, by=by: by)
         assert (np.asarray(found.image).shape, found.height, found.width) == (shape, 198, 182)
-        small = np.asarray(photograph.resize(shape[1::-1], Image.Resampling.BOX)).astype(float)
+        small = np.asarray(photograph.resize((shape[1], shape[0]), Image.Resampling.BOX)).astype(float)
         assert np.abs(np.asarray(found.image) - small).mean() < 6
     pytest.importorskip("simplejpeg")
     for by in (1, 2, 4, 8):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,12 +42,12 @@ def root(tmp_path_factory) -> Path:
     return place
 
 
-def sources(kind: str, root: Path) -> dict[bool, object]:
+def sources(kind: str, root: Path) -> dict[bool, Any]:
     place = str(root / ("folder" if kind == "imagefolder" else kind))
     return {train: open_source(kind, place, "train" if train else "val", train) for train in (True, False)}
 
 
-def stage_here(kind: str, root: Path, to: Path) -> tuple[dict[bool, object], list[str]]:
+def stage_here(kind: str, root: Path, to: Path) -> tuple[dict[bool, Any], list[str]]:
     said: list[str] = []
     return staging.stage(sources(kind, root), str(to), Communicator(), said.append), said
 
@@ -193,7 +194,7 @@ def copy_in_a_job(root: Path, to: Path, ready, log: Path) -> None:
         staging.stage(opened, str(to), Communicator(), lambda text: print(text, file=file, flush=True))
 
 
-def job(root: Path, to: Path, log: Path) -> multiprocessing.process.BaseProcess:
+def job(root: Path, to: Path, log: Path) -> Any:
     """A process of its own that stages; it has opened its sources."""
     context = multiprocessing.get_context("fork")
     ready = context.Event()

@@ -45,7 +45,7 @@ def test_staged_shards_and_their_keys_in_recipe_report_and_bundle(shards, tmp_pa
     assert body["images"]["eval_transform"]["decoder"] == "torchvision"
     assert body["images"]["training"]["augment_on"] == "device"
     assert (bundle["image"]["decoder"], bundle["image"]["augment_on"]) == ("torchvision", "device")
-    code, output = run(PYTHON, tmp_path / "plain", *words)
+    code, output = run(TORCHRUN, tmp_path / "plain", *words)
     assert code == 0, output
     assert report(tmp_path / "plain")["plan"]["fingerprint"] == body["plan"]["fingerprint"], "the pixels are the same"
     plain = json.loads((tmp_path / "plain/export/bundle.json").read_text())

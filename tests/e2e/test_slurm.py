@@ -121,7 +121,7 @@ def test_two_nodes_read_shards_from_their_own_disks(slurm, shards, tmp_path):
     assert report(tmp_path / "run")["world_size"] == 2
     assert len(list((tmp_path / "disk").rglob("toy-*.tar"))) == 2
     assert "stage_to: ${NODE_DISK}" in (tmp_path / "run" / "recipe.yaml").read_text()
-    code, output = run(PYTHON, tmp_path / "here", *words)
+    code, output = run(TORCHRUN, tmp_path / "here", *words)
     assert code == 0, output
     assert report(tmp_path / "here")["plan"]["fingerprint"] == report(tmp_path / "run")["plan"]["fingerprint"]
 
