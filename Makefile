@@ -3,7 +3,7 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
-EXTRAS ?= dev,deepspeed,onnx,transformers,detection,parquet,examples
+EXTRAS ?= dev,deepspeed,onnx,transformers,detection,parquet,decoders,examples
 
 # what FFCV is built with (Debian's names)
 FFCV_DEBIAN := g++ pkg-config libturbojpeg0-dev libopencv-dev

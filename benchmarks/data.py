@@ -1,6 +1,7 @@
 """What images cost: each backend on real JPEGs against timm's loader, arrays in memory, what stays in memory, start-up.
 
     python benchmarks/data.py [--pairs 7] [--images 1000] [--json FILE]
+    python benchmarks/data.py --forms                decoders and forms of storage alone (data_forms.py)
     python benchmarks/data.py --scoring 20000        data-wait share of an exact scoring epoch on two ranks (minutes)
 
 Needs DIST_PRUNE_DATA (imagenet_1000/val and cifar10.npz; for --scoring the MobileNetV2 weights as well). Contenders
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks.data_forms
 
 import numpy as np
 import psutil
@@ -29,6 +31,7 @@ from timm.data import ImageDataset, create_loader
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from benchmarks import data_forms
 from dist_prune import methods, models
 from dist_prune.data import folder_index, folder_scan
 from dist_prune.data.datasets import ArraySource, open_source
@@ -256,6 +259,7 @@ def show(body: dict[str, Any]) -> None:
         print(f"\n{title} ({bound})")
         for name, row in body[title].items():
             print(f"  {name:24} {row['images_per_s']:10.1f} images/s  {row['ratio']:6.2f}x")
+    data_forms.show(body)
     for name, row in body["kept"].items():
         memory = ", ".join(f"{value:.0f}" for value in row["mb"])
         print(
@@ -268,6 +272,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--images", type=int, default=1000, help="JPEGs per epoch")
+    parser.add_argument("--forms", action="store_true", help="decoders and forms of storage alone")
     parser.add_argument("--scoring", type=int, help="entries of the scoring epoch")
     parser.add_argument("--rank-of", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="write the same figures here")
@@ -276,7 +281,13 @@ def main() -> None:
     if given.rank_of:
         scoring_rank(given.scoring, given.rank_of)
         return
-    if given.scoring:
+    if given.forms:
+        body = {
+            "forms": data_forms.rates(data(), given.images, given.pairs),
+            "reads": data_forms.reads(data(), given.pairs),
+        }
+        data_forms.show(body)
+    elif given.scoring:
         body = scoring(given.scoring)
         waits = ", ".join(f"{share:.1%}" for share in body["data_wait"])
         print(f"{body['images']:,} images on {body['ranks']} ranks: {body['seconds']:.0f} s, data-wait share {waits}")
@@ -287,6 +298,8 @@ def main() -> None:
             "rounds": given.pairs,
             "jpeg": table(rates({n: make(place, given.images) for n, make in JPEG.items()}, given.pairs), "timm"),
             "memory": table(rates(memory_contenders(place, 4_000), given.pairs), "DataLoader"),
+            "forms": data_forms.rates(place, given.images, given.pairs),
+            "reads": data_forms.reads(place, given.pairs),
             "kept": kept(place),
             "start_up": start_up(),
         }

@@ -74,7 +74,8 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        state = "the file from before is intact" if path.exists() else "nothing was left behind"
+        # os.path: a folder that may not be entered is no error here
+        state = "the file from before is intact" if os.path.exists(path) else "nothing was left behind"
         raise PruneError(
             f"could not write {path} ({len(raw):,} bytes): {error.strerror or error}; {state}. "
             "Free space or name another --run-dir, then run the same command again: finished stages are skipped."

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_prune.data.datasets import check_labels, open_source
-from dist_prune.data.file_backend import read_image
+from dist_prune.data.decoders import read_image
 from dist_prune.data.folder_layout import has_class_folders
 from dist_prune.data.folder_scan import class_folders, find_images
 from dist_prune.data.random_access import RandomAccessSource

@@ -39,6 +39,9 @@ SOURCES = {
     "parquet": "parquet files of images, as Hugging Face's datasets write them",
 }
 
+IMAGE_FILES = ("imagefolder", "maskfolder", "tar", "parquet")  # sources whose images are files
+COPIED = ("imagefolder", "tar", "parquet")  # those that data.stage_to copies
+
 
 def source_names() -> list[str]:
     """The names of all data sets: those of this package, then those of entry points."""
@@ -190,6 +193,16 @@ class Data(Section):
     exif: Loading[bool] = Field(
         default=True, description="image files: rotation of photographs by their EXIF orientation"
     )
+    decoder: Loading[Literal["pillow", "torchvision", "simplejpeg"]] = Field(
+        default="pillow",
+        description="image files: library that decodes JPEG files; the pixels are the same. Images of other forms "
+        "(grayscale, CMYK, rotated, PNG ...) are always decoded by Pillow",
+    )
+    dct_scaled: Loading[bool] = Field(
+        default=False,
+        description="image files: decoding of JPEG files at 1/2, 1/4 or 1/8 of their size where the resize makes them "
+        "smaller still; faster, with other pixels (pillow and simplejpeg)",
+    )
     augment: Augmentation[Literal["none", "crop", "crop_flip", "resized_crop_flip"]] = Field(
         default="none",
         description="augmentation of training images: crop pads and crops at random, flip mirrors half of them, "
@@ -220,6 +233,11 @@ class Data(Section):
         default="pixel",
         description="content of an erased rectangle: zeros (const), one normal colour (rand), normal noise (pixel)",
     )
+    augment_on: Augmentation[Literal["host", "device"]] = Field(
+        default="host",
+        description="place of crops, flips and resizes of training images: the loader's processes (host), or the "
+        "device, on whole batches; the same random numbers. Random erasing and mixup are always on the device",
+    )
     resize_schedule: Annotated[
         dict[Annotated[int, Field(ge=0, le=LONG)], Annotated[int, Field(ge=1, le=SIDE)]],
         ReadBy(("train", "finetune", "finetune_between")),
@@ -228,6 +246,11 @@ class Data(Section):
         description="progressive resizing: first epoch -> side of training images in pixels, for example {0: 128, 30: "
         "192, "
         "60: 224}; evaluation uses image_size",
+    )
+    stage_to: External[PathText | None] = Field(
+        default=None,
+        description="image files, shards and .beton files: folder on the node's own disk, to which one process of each "
+        "node copies them first, for example ${TMPDIR}; they are read from there",
     )
     backend: Operational[Literal["auto", "torch", "ffcv", "memory"]] = Field(
         default="auto",
@@ -260,6 +283,26 @@ class Data(Section):
             )
         if self.class_map and self.class_order:
             raise ValueError("data.class_map gives the order of the classes: leave data.class_order out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_decoder(self):
+        for key, sources in (("decoder", IMAGE_FILES), ("dct_scaled", tuple(set(IMAGE_FILES) - {"maskfolder"}))):
+            if getattr(self, key) != type(self).model_fields[key].default and self.source not in sources:
+                reason = "a mask needs its image's size" if self.source == "maskfolder" else "others are not decoded"
+                raise ValueError(
+                    f"data.{key} is for image files ({', '.join(sorted(sources))}); data.source is {self.source}: "
+                    f"{reason}. Leave it out"
+                )
+        if self.stage_to and self.source not in COPIED:
+            raise ValueError(
+                f"data.stage_to is for image files ({', '.join(COPIED)}); data.source is {self.source}, whose images "
+                "are read once. Leave it out"
+            )
+        if self.dct_scaled and self.decoder == "torchvision":
+            raise ValueError(
+                "data.dct_scaled: torchvision decodes at the full size alone; write data.decoder=simplejpeg or pillow"
+            )
         return self
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -159,6 +160,25 @@ def _fill_variables(value: Any, written: dict[str, str], where: str = "") -> tup
             written[where] = value
             value = re.sub(r"\$\{(\w+)\}", lambda match: os.environ.get(match[1], match[0]), value)
     return value, unset
+
+
+def fill_here(recipe: Recipe, section: str, key: str) -> str:
+    """A text of the recipe with ``${VARIABLES}`` of this process's environment: rank 0 loads the recipe for all.
+
+    Args:
+        recipe: the recipe.
+        section: ``data``, for example.
+        key: of the text in that section.
+
+    Raises:
+        UnsetError: a variable is not set here.
+    """
+    text, unset = _fill_variables(recipe.written()[section][key], {})
+    if unset:
+        raise UnsetError(
+            f"{section}.{key}: the environment variable {unset[0][1]} is not set on {socket.gethostname()}"
+        )
+    return text
 
 
 def _unset_text(key: str, name: str, tree: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dist_prune.data import array_files
+from dist_prune.data.source_forms import ImagesInMemory
 from dist_prune.errors import PruneError
 
 EXPECTED_FORM = {
@@ -19,7 +20,7 @@ EXPECTED_FORM = {
 
 
 @dataclass(frozen=True)
-class TargetArraySource:
+class TargetArraySource(ImagesInMemory):
     """Images in memory with a row of targets each.
 
     Attributes:
@@ -31,7 +32,6 @@ class TargetArraySource:
     images: np.ndarray
     targets: np.ndarray
     target_kind: str
-    backends, note = ("memory", "torch"), ""
 
     @property
     def labels(self) -> np.ndarray:
@@ -44,16 +44,6 @@ class TargetArraySource:
         return tuple(map(str, range(self.targets.shape[1])))
 
     @property
-    def in_chans(self) -> int:
-        """Channels C of an image."""
-        return self.images.shape[3]
-
-    @property
-    def fixed_size(self) -> tuple[int, int]:
-        """(height, width) of all images."""
-        return self.images.shape[1:3]
-
-    @property
     def identity(self) -> str:
         """sha256 of pixels and targets."""
         return self._digest
@@ -63,14 +53,6 @@ class TargetArraySource:
         whole = hashlib.sha256(np.ascontiguousarray(self.images).data)
         whole.update(np.ascontiguousarray(self.targets).tobytes())
         return whole.hexdigest()
-
-    def location(self, sample: int) -> str:
-        """Where a sample is stored, for messages."""
-        return "in memory"
-
-    def fetch(self, sample: int) -> np.ndarray:
-        """Pixels (H, W, C) uint8 of a sample."""
-        return self.images[sample]
 
 
 def read(path: Path, train: bool, layout: str | None, kind: str) -> TargetArraySource:

@@ -159,7 +159,7 @@ def erase(images: Tensor, augment_key: AugmentKey, ids: np.ndarray, transform: T
     Returns:
         ``images``.
     """
-    n, channels, height, width = images.shape
+    n, _, height, width = images.shape
     uniforms = uniform_from_ids(*augment_key, ids, 2 * TRIES + 4, ERASE).numpy()
     low, high = (math.log(aspect) for aspect in ERASED_ASPECT)
     area = height * width * (ERASED_AREA[0] + uniforms[:, :TRIES] * (ERASED_AREA[1] - ERASED_AREA[0]))
@@ -170,17 +170,59 @@ def erase(images: Tensor, augment_key: AugmentKey, ids: np.ndarray, transform: T
     h, w = h[np.arange(n), first_fit], w[np.arange(n), first_fit]
     top = (uniforms[:, -3] * (height - h + 1)).astype(int)
     left = (uniforms[:, -2] * (width - w + 1)).astype(int)
-    for row in np.flatnonzero((uniforms[:, -1] < transform.erasing) & fits.any(1)).tolist():
-        rectangle = images[row, :, top[row] : top[row] + h[row], left[row] : left[row] + w[row]]
-        if transform.erasing_mode == "const":
+    rows = np.flatnonzero((uniforms[:, -1] < transform.erasing) & fits.any(1))
+    boxes = np.stack([top, left, h, w], 1)[rows]
+    generators = [
+        # on the CPU: every device has another generator
+        torch.Generator().manual_seed(int(uniforms[row, -4] * 2**53))
+        for row in rows.tolist()
+    ]
+    if images.device.type == "cpu":
+        _erase_one_by_one(images, rows, boxes, generators, transform.erasing_mode)
+    elif len(rows):
+        _erase_at_once(images, rows, boxes, generators, transform.erasing_mode)
+    return images
+
+
+def _erase_one_by_one(
+    images: Tensor, rows: np.ndarray, boxes: np.ndarray, generators: Sequence[torch.Generator], mode: str
+) -> None:
+    """Erase the rectangle (top, left, height, width) of each of the images ``rows``; in place."""
+    for row, (top, left, h, w), generator in zip(rows.tolist(), boxes.tolist(), generators, strict=True):
+        rectangle = images[row, :, top : top + h, left : left + w]
+        if mode == "const":
             rectangle.zero_()
             continue
-        shape = rectangle.shape if transform.erasing_mode == "pixel" else (channels, 1, 1)
-        generator = torch.Generator().manual_seed(
-            int(uniforms[row, -4] * 2**53)
-        )  # on the CPU: every device has another generator
-        rectangle.copy_(torch.randn(shape, generator=generator).to(images.device).expand_as(rectangle))
-    return images
+        shape = rectangle.shape if mode == "pixel" else (images.shape[1], 1, 1)
+        rectangle.copy_(torch.randn(shape, generator=generator).expand_as(rectangle))
+
+
+def _erase_at_once(
+    images: Tensor, rows: np.ndarray, boxes: np.ndarray, generators: Sequence[torch.Generator], mode: str
+) -> None:
+    """The same by a few operations on the whole batch: a device waits for each of them."""
+    n, channels, height, width = images.shape
+    edges = np.zeros((n, 4), dtype=np.int64)  # without a rectangle: none of the rows and columns
+    edges[rows] = boxes
+    top, left, h, w = torch.from_numpy(edges).to(images.device, non_blocking=True)[:, :, None].unbind(1)
+    vertical, horizontal = (torch.arange(side, device=images.device) for side in (height, width))
+    inside = ((vertical >= top) & (vertical < top + h))[:, None, :, None]
+    inside = inside & ((horizontal >= left) & (horizontal < left + w))[:, None, None, :]
+    if mode == "const":
+        images.masked_fill_(inside, 0)
+        return
+    if mode == "rand":
+        colours = torch.zeros(n, channels, 1, 1)
+        colours[rows] = torch.stack([torch.randn(channels, 1, 1, generator=generator) for generator in generators])
+        images.copy_(torch.where(inside, colours.to(images.device, images.dtype, non_blocking=True), images))
+        return
+    noise = [
+        torch.randn(channels, h, w, generator=generator).flatten()
+        for (h, w), generator in zip(boxes[:, 2:].tolist(), generators, strict=True)
+    ]
+    filled = images.contiguous()  # the order of the noise is that of the axes
+    filled.masked_scatter_(inside, torch.cat(noise).to(images.device, images.dtype, non_blocking=True))
+    images.copy_(filled)
 
 
 def policy_seeds(augment_key: AugmentKey, ids: np.ndarray) -> list[int]:

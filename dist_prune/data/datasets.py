@@ -1,8 +1,10 @@
 """Data sets with one interface: uint8 images by sample id, labels, class names."""
 
+import contextlib
 import hashlib
+import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,12 +23,12 @@ from dist_prune.data import (
     mask_folder,
     plain_folder,
 )
-from dist_prune.data.class_order import renumbered_identity
 from dist_prune.data.folder_index import Names, load_or_scan
 from dist_prune.data.listed_layouts import find_listing
 from dist_prune.data.map_dataset import open_dataset
 from dist_prune.data.parquet_files import open_parquet
 from dist_prune.data.random_access import ImageSource, RandomAccessSource, Say, SplitSpec, target_kind
+from dist_prune.data.source_forms import DecodedImages, ImagesInMemory, StoredFiles
 from dist_prune.data.tar_shards import open_tar
 from dist_prune.data.transform_config import Size
 from dist_prune.errors import PruneError
@@ -43,7 +45,7 @@ KNOWN = {
 
 
 @dataclass(frozen=True)
-class ArraySource:
+class ArraySource(ImagesInMemory):
     """Images in memory.
 
     Attributes:
@@ -55,17 +57,6 @@ class ArraySource:
     images: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
-    backends, note = ("memory", "torch"), ""
-
-    @property
-    def in_chans(self) -> int:
-        """Channels C of an image."""
-        return self.images.shape[3]
-
-    @property
-    def fixed_size(self) -> tuple[int, int]:
-        """(height, width) of all images."""
-        return self.images.shape[1:3]
 
     @property
     def identity(self) -> str:
@@ -77,16 +68,8 @@ class ArraySource:
         pixels = hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest()
         return hashlib.sha256(pixels.encode() + self.labels.tobytes()).hexdigest()
 
-    def location(self, sample: int) -> str:
-        """Where a sample is stored, for messages."""
-        return "in memory"
 
-    def fetch(self, sample: int) -> np.ndarray:
-        """Pixels (H, W, C) uint8 of a sample."""
-        return self.images[sample]
-
-
-class Paths:
+class Paths(Sequence[Path]):
     """Paths of the image files of an index, in the order of the sample ids."""
 
     def __init__(self, root: Path, names: Names):
@@ -95,12 +78,12 @@ class Paths:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> Path:
+    def __getitem__(self, index: int) -> Path:  # type: ignore[override] # no slices
         return self.root / self.names[index]
 
 
 @dataclass(frozen=True)
-class FolderSource:
+class FolderSource(DecodedImages):
     """Image files, one folder a class; decoded to RGB when they are loaded.
 
     Attributes:
@@ -109,7 +92,9 @@ class FolderSource:
         classes: class names in the order of their numbers.
         digest: of names, sizes, labels and classes in text order.
         note: where the list of files came from, and which files were left out.
-        numbering: digest of the class order if it is not text order (see ``class_order.renumber``), else empty.
+        numbering: see ``DecodedImages``.
+        sizes: (n,) int64 bytes of the files; None: not known.
+        copies: folder with copies of the files that are read instead of them; None: none.
     """
 
     paths: Paths
@@ -118,23 +103,26 @@ class FolderSource:
     digest: str
     note: str = ""
     numbering: str = ""
-    in_chans = 3
-    fixed_size = None
-    images = None
-    backends = ("torch",)
-
-    @property
-    def identity(self) -> str:
-        """Digest of file names, sizes, labels and class order. The files are not read."""
-        return renumbered_identity(self.digest, self.numbering)
+    sizes: np.ndarray | None = None
+    copies: Path | None = None
 
     def location(self, sample: int) -> str:
         """Path of the sample's file, for messages."""
         return str(self.paths[sample])
 
     def fetch(self, sample: int) -> Path:
-        """Path of the sample's file."""
-        return self.paths[sample]
+        """Path of the sample's file, or of its copy."""
+        return self.paths[sample] if self.copies is None else self.copies / self.paths.names[sample]
+
+    def stored_files(self) -> StoredFiles:
+        """The image files."""
+        assert self.sizes is not None  # of a folder without an index
+        place = os.fsencode(self.paths.root.resolve()) + self.digest.encode()
+        return StoredFiles(self.paths, self.paths.names, self.sizes, hashlib.sha256(place).hexdigest())
+
+    def read_from(self, folder: Path) -> "FolderSource":
+        """The same images, read from copies of the files in ``folder``."""
+        return replace(self, copies=folder)
 
 
 @dataclass(frozen=True)
@@ -188,9 +176,24 @@ def open_source(
         eval_split = keys.splits[1] if keys.splits else split
         return _open_checkpoint(replace(spec, kwargs=keys.kwargs, split=eval_split))
     if source in OPENERS:
-        return OPENERS[source](spec)
+        with readable(root):
+            return OPENERS[source](spec)
     other = keys.splits[train] if keys.splits else ""
     return open_dataset(replace(spec, kwargs=keys.kwargs, image_size=keys.image_size, other_split=other))
+
+
+@contextlib.contextmanager
+def readable(root: str | None) -> Iterator[None]:
+    """Turn the errors of the file system into a PruneError that names the file.
+
+    Args:
+        root: the recipe's ``data.root``.
+    """
+    try:
+        yield
+    except OSError as error:
+        place, reason = error.filename or root, error.strerror or error
+        raise PruneError(f"data.root: {place} cannot be read: {reason}") from error
 
 
 def select_classes(source: ImageSource, classes: Sequence[int] | None) -> Any:
@@ -319,15 +322,19 @@ def class_folders(root: str | None, train_split: str, eval_split: str) -> tuple[
         PruneError: a folder that exists would be refused by a run: it has no classes, a single class, a class without
             images, or the two splits have different classes.
     """
-    folder = Path(root or "").expanduser()
+    with readable(root):
+        return _class_folders(Path(root).expanduser() if root else None, train_split, eval_split)
+
+
+def _class_folders(folder: Path | None, train_split: str, eval_split: str) -> tuple[tuple[str, ...], str]:
     classes = {}
     left_out = Counter[str]()
     for split, key in ((train_split, "data.train_split"), (eval_split, "data.eval_split")):
-        listing = find_listing(folder, split, key == "data.train_split") if root else None
+        listing = find_listing(folder, split, key == "data.train_split") if folder else None
         if listing is not None:
             classes[key] = listing.classes
             continue
-        if not root or not (folder / split).is_dir():
+        if folder is None or not (folder / split).is_dir():
             continue
         names, others = folder_scan.class_folders(folder / split)
         if not names:
@@ -469,12 +476,14 @@ def _open_folder(spec: SplitSpec) -> FolderSource:
     if listing := find_listing(root, spec.split, spec.train):
         index = listing.index()
         note = f"{len(index.names):,} images by {listing.form}{folder_scan.left_out_text(index.left_out)}"
-        return FolderSource(Paths(listing.base, index.names), index.labels, index.classes, index.digest, note)
+        files = Paths(listing.base, index.names)
+        return FolderSource(files, index.labels, index.classes, index.digest, note, sizes=index.sizes)
     if not path.is_dir():
         raise folder_layout.missing_split_error(root, spec.split, key, _expected_form("imagefolder"))
     folder_layout.check_class_count(root, spec.split, key, folder_scan.class_folders(path)[0])
     index, note = load_or_scan(path, spec.say)
-    return FolderSource(Paths(path, index.names), index.labels, index.classes, index.digest, note)
+    files = Paths(path, index.names)
+    return FolderSource(files, index.labels, index.classes, index.digest, note, sizes=index.sizes)
 
 
 OPENERS: dict[str, Callable[[SplitSpec], RandomAccessSource]] = {

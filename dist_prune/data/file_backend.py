@@ -1,7 +1,7 @@
 """The torch backend: DataLoader workers decode and transform image by image, with timm's transforms."""
 
 import atexit
-import io
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,65 +17,22 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
 from dist_prune.data import augment as augmentation
+from dist_prune.data.decoders import Decoded, Divisor, decode, divisor_for
 from dist_prune.data.mask_folder import mask_reader, read_mask
 from dist_prune.data.memory_backend import transform_batch
-from dist_prune.data.random_access import RandomAccessSource, StoredImage, fetch_pixels, target_kind
+from dist_prune.data.random_access import RandomAccessSource, fetch_pixels, target_kind
 from dist_prune.data.timm_transforms import auto_augment_policy, eval_transform
 from dist_prune.data.transform_config import AugmentKey, Size, TransformConfig, sides_of
 from dist_prune.distributed.preemption import defer_signals_in_worker
 from dist_prune.errors import PruneError
 
+PIL_FILTERS = {
+    InterpolationMode.NEAREST: Image.Resampling.NEAREST,
+    InterpolationMode.BILINEAR: Image.Resampling.BILINEAR,
+    InterpolationMode.BICUBIC: Image.Resampling.BICUBIC,
+}
 WORKER_TIMEOUT_S = 900  # then the run ends with an error: the file system of a worker may be dead
-ORIENTATION = 0x0112  # EXIF tag
 _loaders: WeakSet[DataLoader[Any]] = WeakSet()  # loaders whose workers may still run
-
-
-def read_image(stored: StoredImage, exif: bool = True) -> Image.Image:
-    """Decode an image to 8-bit RGB.
-
-    Grayscale, palette, CMYK and alpha images are converted as Pillow does. 16-bit grayscale keeps its upper 8 bits.
-
-    Args:
-        stored: path of an image file, the bytes of one, or (H, W, 3) uint8 pixels.
-        exif: turn a photograph upright by its EXIF orientation.
-
-    Raises:
-        ValueError: the file is missing or damaged, or its pixels have no meaning in 8 bits.
-    """
-    try:
-        if isinstance(stored, np.ndarray):
-            if stored.dtype != np.uint8 or stored.ndim != 3 or stored.shape[2] != 3:
-                raise ValueError(f"it is {stored.dtype} {stored.shape}, not uint8 (height, width, 3)")
-            return Image.fromarray(stored)
-        if (
-            isinstance(stored, Path) and stored.exists() and not stored.is_file()
-        ):  # opening a FIFO would wait for its writer
-            raise ValueError("it is not a regular file")
-        with Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored) as file:
-            image: Image.Image = file
-            if exif and "exif" in file.info and file.getexif().get(ORIENTATION, 1) != 1:
-                image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):
-                return _convert_16_bit(image)
-            if image.mode == "F":
-                raise ValueError("its pixels are floating-point numbers, not 8 or 16 bits")
-            if image.mode == "P" and "transparency" in image.info:
-                image = image.convert("RGBA")
-            if image.mode == "RGB":  # a conversion would copy it
-                image.load()
-                return image
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise ValueError("it no longer exists") from error
-    except Exception as error:  # decoders raise many types on a damaged file
-        raise ValueError(str(error) or repr(error)) from error
-
-
-def _convert_16_bit(image: Image.Image) -> Image.Image:
-    pixels = np.asarray(image).astype(np.int64)
-    if pixels.min() < 0 or pixels.max() >= 2**16:
-        raise ValueError("its pixels have 32 bits, not 8 or 16")
-    return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
 
 
 class _Request(NamedTuple):
@@ -230,7 +187,7 @@ class _ImageDataset(Dataset[Any]):
         ids, transform, augment, size = request
         if self.source.images is not None:
             pixels = torch.from_numpy(self.source.images[ids]).permute(0, 3, 1, 2)
-            return _LoadedBatch(ids, transform_batch(pixels, ids, transform, augment, size), {})
+            return _LoadedBatch(ids, self._transform_arrays(pixels, ids, request), {})
         uniforms = [[]] * len(ids)
         seeds = [0] * len(ids)
         fixed_size = self.source.fixed_size
@@ -247,34 +204,38 @@ class _ImageDataset(Dataset[Any]):
         failed = {}
         for sample, window_uniforms, seed in zip(ids.tolist(), uniforms, seeds, strict=True):
             try:
-                image = (
-                    fetch_pixels(self.source, sample)
-                    if fixed_size
-                    else read_image(self.source.fetch(sample), transform.exif and upright)
-                )
-                mask = _open_mask(fetch_mask(sample), image) if fetch_mask is not None else None
+                if fixed_size:
+                    out.numpy()[len(loaded)] = fetch_pixels(self.source, sample)
+                else:
+                    divisor = _divisor(window_uniforms, transform, size) if transform.dct_scaled else None
+                    stored = self.source.fetch(sample)
+                    image = decode(stored, transform.exif and upright, transform.decoder, divisor)
+                    mask = _open_mask(fetch_mask(sample), image) if fetch_mask is not None else None
+                    pixels = self._transform_one(image, mask, sample, window_uniforms, seed, request)
+                    out[len(loaded)] = pixels.permute(1, 2, 0)
             except (ValueError, OSError) as error:
                 failed[sample] = str(error)
                 if not self.tolerant:
                     break
                 continue
-            if isinstance(image, np.ndarray):
-                out.numpy()[len(loaded)] = image
-            else:
-                out[len(loaded)] = self._transform_one(image, mask, sample, window_uniforms, seed, request).permute(
-                    1, 2, 0
-                )
             loaded.append(sample)
         ids, out = np.array(loaded, dtype=np.int64), out[: len(loaded)] if failed else out
         if fixed_size and loaded:
-            out = transform_batch(out.permute(0, 3, 1, 2), ids, transform, augment, size)
+            out = self._transform_arrays(out.permute(0, 3, 1, 2), ids, request)
         elif fixed_size:
             out = torch.empty((0, self.source.in_chans, *sides), dtype=torch.uint8)
         return _LoadedBatch(ids, out, failed)
 
+    @staticmethod
+    def _transform_arrays(pixels: Tensor, ids: np.ndarray, request: _Request) -> Tensor:
+        """Transform (n, C, H, W) pixels of arrays; not if the image loader does it on the device."""
+        if request.transform.is_deferred(request.augment):
+            return pixels
+        return transform_batch(pixels, ids, request.transform, request.augment, request.size)
+
     def _transform_one(
         self,
-        image: Image.Image,
+        decoded: Decoded,
         mask: Image.Image | None,
         sample: int,
         uniforms: list[float],
@@ -286,9 +247,8 @@ class _ImageDataset(Dataset[Any]):
         augment = request.augment
         size, sides = request.size, list(sides_of(request.size))
         if uniforms:
-            box = augmentation.crop_window(image.height, image.width, uniforms, transform.scale, transform.ratio)
-            interpolation = InterpolationMode(transform.interpolation)
-            image = vision.resized_crop(image, *box, sides, interpolation)  # type: ignore[assignment,arg-type]
+            box = augmentation.crop_window(decoded.height, decoded.width, uniforms, transform.scale, transform.ratio)
+            image = _resize_window(decoded, box, InterpolationMode(transform.interpolation), sides_of(size))
             image = ImageOps.mirror(image) if uniforms[-1] < 0.5 else image
             pixels = vision.pil_to_tensor(image)
             if mask is not None:
@@ -296,13 +256,17 @@ class _ImageDataset(Dataset[Any]):
                 mask = ImageOps.mirror(mask) if uniforms[-1] < 0.5 else mask  # type: ignore[arg-type]
                 pixels = torch.cat([pixels, vision.pil_to_tensor(mask)])
         else:
-            pixels = torch.as_tensor(eval_transform(transform, size)(image))
+            pixels = torch.as_tensor(eval_transform(transform, size)(_as_image(decoded.image)))
             if mask is not None:
                 # borders are void, which is stored as 0
                 plain = replace(transform, interpolation="nearest", mean=(0.0,))
                 resized = eval_transform(plain, size)(mask)
                 pixels = torch.cat([pixels, torch.as_tensor(resized).reshape(1, *sides)])
-            if augment is not None and transform.augment in ("crop", "crop_flip"):
+            if (
+                augment is not None
+                and transform.augment in ("crop", "crop_flip")
+                and not transform.is_deferred(augment)
+            ):
                 flip = transform.augment == "crop_flip"
                 pixels = augmentation.shift_and_flip(
                     pixels[None], augment, np.array([sample]), flip, transform.padding
@@ -312,14 +276,53 @@ class _ImageDataset(Dataset[Any]):
         return vision.pil_to_tensor(auto_augment_policy(transform, size)(vision.to_pil_image(pixels), seed))
 
 
-def _open_mask(path: Path, image: Any) -> Image.Image:
+def _as_image(pixels: Image.Image | np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
+
+
+def _divisor(uniforms: list[float], transform: TransformConfig, size: Size) -> Divisor:
+    """By how much the sides of an image may be divided in decoding, so that its resize still makes it smaller."""
+    side = max(sides_of(size))
+
+    def divisor(height: int, width: int) -> int:
+        if not uniforms:
+            return divisor_for(math.floor(side / transform.crop), height, width)
+        return divisor_for(
+            side, *augmentation.crop_window(height, width, uniforms, transform.scale, transform.ratio)[2:]
+        )
+
+    return divisor
+
+
+def _resize_window(
+    decoded: Decoded, box: tuple[int, int, int, int], interpolation: InterpolationMode, sides: tuple[int, int]
+) -> Image.Image:
+    """Resize the window ``box`` (top, left, height, width in pixels of the stored image) to (height, width)."""
+    top, left, height, width = box
+    image = decoded.image
+    if isinstance(image, np.ndarray):
+        scaled = image.shape[:2] != (decoded.height, decoded.width)
+    else:
+        scaled = (image.height, image.width) != (decoded.height, decoded.width)
+    if not scaled:
+        if isinstance(image, np.ndarray):  # pixels beside the window need not become Pillow's
+            window = Image.fromarray(image[top : top + height, left : left + width])
+            return vision.resize(window, [*sides], interpolation)  # type: ignore[return-value,arg-type]
+        return vision.resized_crop(image, *box, [*sides], interpolation)  # type: ignore[return-value,arg-type]
+    image = _as_image(image)
+    y, x = image.height / decoded.height, image.width / decoded.width
+    fraction = (left * x, top * y, min((left + width) * x, image.width), min((top + height) * y, image.height))
+    return image.resize((sides[1], sides[0]), PIL_FILTERS[interpolation], box=fraction)
+
+
+def _open_mask(path: Path, image: Decoded) -> Image.Image:
     """A mask as its plane is stored: class numbers + 1, and 0 for void, which padding with zeros adds.
 
     Raises:
         ValueError: it cannot be read, or has another size than its image.
     """
     plane = Image.fromarray(read_mask(path) + np.uint8(1))
-    if plane.size != image.size:
+    if plane.size != (image.width, image.height):
         raise ValueError(f"its mask {path} is {plane.width}x{plane.height}, the image {image.width}x{image.height}")
     return plane
 

@@ -6,30 +6,28 @@ of the folders are compared. Overwriting a file in place changes neither, so del
 """
 
 import hashlib
-import io
-import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from dist_prune.data import folder_scan
+from dist_prune.data import folder_scan, index_store
 from dist_prune.data.random_access import Say
 from dist_prune.errors import PruneError
-from dist_prune.fileio import write_atomic
 
-FORMAT = 2
+KIND = "folder-3"
 SCANNERS = 16  # threads: on network file systems a scan mostly waits
 SETTLED_S = 2.0  # a folder changed this shortly before its scan may change again within the clock's resolution
 
 
-class Names:
+class Names(Sequence[str]):
     """Many names in two arrays; each loader worker would get a copy of a million Python strings.
 
     Args:
@@ -50,7 +48,7 @@ class Names:
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> str:  # type: ignore[override] # no slices
         index = range(len(self.ends))[index]
         start = int(self.ends[index - 1]) if index else 0
         return os.fsdecode(self.blob[start : int(self.ends[index])].tobytes())
@@ -120,13 +118,8 @@ def load_or_scan(root: Path, say: Say = lambda text: None) -> tuple[FolderIndex,
     index = scan(root)
     seconds = time.perf_counter() - start
     summary = f"{len(index.names):,} images, scanned in {seconds:.1f} s{folder_scan.left_out_text(index.left_out)}"
-    for path in index_locations(root):
-        try:
-            save(index, path)
-            return index, f"{summary}, index kept in {path}"
-        except PruneError:  # read-only or full: try the next location
-            continue
-    return index, f"{summary}; the index could not be saved"
+    kept = index_store.save_first(index, index_locations(root), save)
+    return index, f"{summary}, index kept in {kept}" if kept else f"{summary}; the index could not be saved"
 
 
 def index_locations(root: Path) -> tuple[Path, Path]:
@@ -171,45 +164,34 @@ def scan(root: Path) -> FolderIndex:
 
 def save(index: FolderIndex, path: Path) -> None:
     """Write an index to a file; raises a PruneError if that fails."""
-    out = io.BytesIO()
-    np.savez(
-        out,
-        format=FORMAT,
-        blob=index.names.blob,
-        ends=index.names.ends,
-        labels=index.labels,
-        sizes=index.sizes,
-        classes=_join_names(index.classes),
-        folders=_join_names(index.folders),
-        changed=index.mtimes_ns,
-        scanned=index.scanned_ns,
-        digest=np.frombuffer(index.digest.encode(), dtype=np.uint8),
-        left=np.frombuffer(json.dumps(index.left_out).encode(), dtype=np.uint8),
-    )
-    write_atomic(path, out.getvalue())
+    arrays = {
+        "blob": index.names.blob,
+        "ends": index.names.ends,
+        "labels": index.labels,
+        "sizes": index.sizes,
+        "classes": _join_names(index.classes),
+        "folders": _join_names(index.folders),
+        "changed": index.mtimes_ns,
+    }
+    index_store.save(path, KIND, arrays, {"scanned": index.scanned_ns, "left": index.left_out}, index.digest)
 
 
 def load(path: Path) -> FolderIndex | None:
     """Read the index in a file; None if there is none, or if it is damaged or of another format."""
-    try:
-        if not path.is_file():  # opening a FIFO would wait for its writer
-            return None
-        with np.load(path, allow_pickle=False) as arrays:
-            if int(arrays["format"]) != FORMAT:
-                return None
-            index = FolderIndex(
-                Names(arrays["blob"], arrays["ends"]),
-                arrays["labels"],
-                arrays["sizes"],
-                _split_names(arrays["classes"]),
-                _split_names(arrays["folders"]),
-                arrays["changed"],
-                int(arrays["scanned"]),
-                json.loads(arrays["left"].tobytes()),
-            )
-            return index if arrays["digest"].tobytes().decode() == index.digest else None
-    except Exception:  # a damaged file makes the readers of npz, zip and zlib raise many types
-        return None
+    return index_store.load(path, KIND, _from_store)
+
+
+def _from_store(arrays: Mapping[str, np.ndarray], text: dict[str, Any]) -> FolderIndex:
+    return FolderIndex(
+        Names(arrays["blob"], arrays["ends"]),
+        arrays["labels"],
+        arrays["sizes"],
+        _split_names(arrays["classes"]),
+        _split_names(arrays["folders"]),
+        arrays["changed"],
+        int(text["scanned"]),
+        dict(text["left"]),
+    )
 
 
 def _join_names(names: Iterable[str]) -> np.ndarray:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dist_prune.data.folder_scan import HIDDEN, IMAGE_FILES, class_folders, is_folder
+from dist_prune.data.random_access import PICKLE_TEXT, PICKLES
 from dist_prune.errors import PruneError, abbreviate, nearest
 
 MAX_FOLDERS = 64  # searched for a hint
@@ -22,6 +23,9 @@ def missing_split_error(root: Path, split: str, key: str, form: str) -> PruneErr
     subfolders, _ = class_folders(root)
     message = f"data.root: there is no folder {root / split}. {form}"
     candidates = [name for name in subfolders[:MAX_FOLDERS] if (root / name / split).is_dir()]
+    pickles = sorted(path.name for path in root.iterdir() if path.suffix.lower() in PICKLES) if root.is_dir() else []
+    if pickles:
+        return PruneError(f"{message} {root / pickles[0]} {PICKLE_TEXT}")
     if candidates:
         return PruneError(f"{message} There is one in {root / candidates[0]}: write data.root={root / candidates[0]}")
     if has_class_folders(root):

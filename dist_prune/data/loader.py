@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_prune.data.augment import erase
+from dist_prune.data.augment import erase, shift_and_flip
 from dist_prune.data.box_transform import move_boxes
+from dist_prune.data.decoders import check_decoder
 from dist_prune.data.held_pixels import HeldPixels
 from dist_prune.data.mask_folder import mask_reader
+from dist_prune.data.memory_backend import transform_batch
 from dist_prune.data.open_split import create_backend
 from dist_prune.data.random_access import ImageSource, target_kind
 from dist_prune.data.timm_transforms import check_policy
@@ -140,6 +142,8 @@ class ImageLoader:
                     f"{self.skipped.get(missing[0], '')}. Run the same command again to do without it."
                 )
             index = torch.from_numpy(np.ascontiguousarray(ids))
+            if augment is not None and self.transform.is_deferred(augment):
+                pixels = self._augment_on_device(pixels, ids, augment)
             targets = pixels[:, -1].to(self.device, non_blocking=True) if masked else None
             images = self._normalise(pixels[:, :-1] if masked else pixels)
             if augment is not None and self.transform.erasing:
@@ -164,6 +168,15 @@ class ImageLoader:
         """Stop the idle workers. The next call of ``batches`` starts new ones."""
         self._image_backend.close()
 
+    def _augment_on_device(self, pixels: Tensor, ids: np.ndarray, augment: AugmentKey) -> Tensor:
+        """The augmentation, all but random erasing, of (n, C, H, W) uint8 pixels, as tensor operations."""
+        moved, transform = pixels.to(self.device, non_blocking=True), self.transform
+        if self.source.fixed_size is not None:
+            return transform_batch(moved, ids, transform, augment, transform.size_at(augment))
+        if transform.augment == "none" or not len(ids):  # files were resized when they were decoded
+            return moved
+        return shift_and_flip(moved, augment, ids, transform.augment == "crop_flip", transform.padding)
+
     def _normalise(self, pixels: Tensor) -> Tensor:
         """(n, C, H, W) on [0, 255] -> normalised, on the device."""
         images = pixels.to(self.device, non_blocking=True)
@@ -183,6 +196,16 @@ class ImageLoader:
             )
         if not isinstance(transform.size, int) and backend.name == "ffcv":
             raise PruneError("data.image_size: the ffcv backend gives squares; write one side, or data.backend=torch")
+        if transform.decoder != "pillow" or transform.dct_scaled:
+            key = "decoder" if transform.decoder != "pillow" else "dct_scaled"
+            if backend.name != "torch":
+                raise PruneError(
+                    f"data.{key}: the {backend.name} backend decodes by itself; write data.backend=torch, or leave the "
+                    "key out"
+                )
+            check_decoder(transform.decoder)
+        if transform.augment_on == "device":
+            self._check_device_augmentation()
         if transform.auto_augment is None:
             return
         kind = target_kind(self.source)
@@ -199,3 +222,21 @@ class ImageLoader:
             )
         if self.source.in_chans not in (1, 3):
             raise PruneError(f"data.auto_augment: policies are for 1 or 3 channels, not {self.source.in_chans}")
+
+    def _check_device_augmentation(self) -> None:
+        """Raise a PruneError if the augmentation needs each image by itself."""
+        transform, remedy = self.transform, "write data.augment_on=host"
+        if self._image_backend.name == "ffcv":
+            raise PruneError(
+                f"data.augment_on: FFCV crops while it decodes, so 'device' is not for the ffcv backend; {remedy} or "
+                "data.backend=torch"
+            )
+        if transform.auto_augment is not None:
+            raise PruneError(
+                f"data.augment_on: timm's policies (data.auto_augment) work image by image in Pillow; {remedy}"
+            )
+        if self.source.fixed_size is None and transform.augment == "resized_crop_flip":
+            raise PruneError(
+                "data.augment_on: a random resized crop of image files needs each file's own size, so it is made where "
+                f"they are decoded; {remedy}, or data.augment=crop_flip, or images of one size in an .npz file"
+            )

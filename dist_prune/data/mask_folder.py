@@ -18,6 +18,7 @@ from PIL import Image
 
 from dist_prune.data.folder_scan import IMAGE_FILES
 from dist_prune.data.random_access import Say, SplitSpec
+from dist_prune.data.source_forms import DecodedImages
 from dist_prune.errors import PruneError, abbreviate
 from dist_prune.fileio import write_atomic
 
@@ -33,7 +34,7 @@ READERS = 16  # threads that check masks; Pillow decodes without the interpreter
 
 
 @dataclass(frozen=True)
-class MaskFolderSource:
+class MaskFolderSource(DecodedImages):
     """Image files, decoded to RGB when they are loaded, with a mask file each.
 
     Attributes:
@@ -54,21 +55,13 @@ class MaskFolderSource:
     digest: str
     pixels: tuple[int, ...]
     note: str = ""
-    in_chans = 3
-    fixed_size = None
-    images = None
-    backends = ("torch",)
+    numbering = ""  # a mask holds class numbers
     target_kind = "masks"
 
     @property
     def labels(self) -> np.ndarray:
         """(n,) zeros: an image has no class of its own, so calibration images are drawn uniformly."""
         return np.zeros(len(self.names), dtype=np.int64)
-
-    @property
-    def identity(self) -> str:
-        """Digest of file names, sizes and classes."""
-        return self.digest
 
     def location(self, sample: int) -> str:
         """Path of the sample's image, for messages."""

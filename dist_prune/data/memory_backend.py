@@ -41,7 +41,8 @@ class MemoryBackend:
         for ids in id_lists:
             index = torch.from_numpy(np.ascontiguousarray(ids)).to(self.images.device, non_blocking=True)
             pixels = self.images.index_select(0, index).permute(0, 3, 1, 2)
-            yield ids, transform_batch(pixels, ids, transform, augment, size)
+            deferred = transform.is_deferred(augment)
+            yield ids, pixels if deferred else transform_batch(pixels, ids, transform, augment, size)
 
     def close(self) -> None:
         """Do nothing: there are no workers."""

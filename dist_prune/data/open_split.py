@@ -14,7 +14,14 @@ from dist_prune.data.random_access import ImageSource, RandomAccessSource, Say
 from dist_prune.data.transform_config import ImageBackend
 from dist_prune.errors import PruneError
 
-NO_BETON = ("maskfolder", "boxfolder", "coco", "npz_labels", "npz_values", "checkpoint")  # a .beton holds class numbers alone
+NO_BETON = (
+    "maskfolder",
+    "boxfolder",
+    "coco",
+    "npz_labels",
+    "npz_values",
+    "checkpoint",
+)  # a .beton holds class numbers alone
 # data.backend -> factory (source, device, workers, on_error, skipped) -> backend
 BACKENDS: dict[str, Callable[..., ImageBackend]] = {
     "memory": lambda source, device, *_: MemoryBackend(source, device),

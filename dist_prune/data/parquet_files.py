@@ -6,16 +6,17 @@ images in the order of the files are quick, and images in random order are slow:
 
 import hashlib
 import json
+import os
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dist_prune.data.class_order import renumbered_identity
 from dist_prune.data.random_access import SplitSpec
-from dist_prune.data.shard_names import shard_paths
+from dist_prune.data.shard_names import shard_files, shard_paths
+from dist_prune.data.source_forms import DecodedImages, StoredFiles
 from dist_prune.errors import PruneError, import_problem
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _groups: OrderedDict[tuple[str, int], list[Any]] = OrderedDict()  # (path, row g
 
 
 @dataclass(frozen=True)
-class ParquetSource:
+class ParquetSource(DecodedImages):
     """Image files in the rows of one split's parquet files. Sample ids are the order of the files and of their rows.
 
     Attributes:
@@ -40,7 +41,8 @@ class ParquetSource:
         classes: class names in the order of their numbers.
         digest: of sizes of the files' columns, labels and classes.
         numbered: whether the files name no classes, so that class names are their numbers.
-        numbering: see ``class_order.renumber``.
+        numbering: see ``DecodedImages``.
+        copies: paths of copies of the files that are read instead of them; empty: none.
     """
 
     files: tuple[str, ...]
@@ -53,15 +55,7 @@ class ParquetSource:
     digest: str
     numbered: bool
     numbering: str = ""
-    in_chans = 3
-    fixed_size = None
-    images = None
-    backends = ("torch",)
-
-    @property
-    def identity(self) -> str:
-        """Digest of the stored sizes, labels and classes. The images are not read."""
-        return renumbered_identity(self.digest, self.numbering)
+    copies: tuple[str, ...] = ()
 
     @property
     def note(self) -> str:
@@ -84,7 +78,7 @@ class ParquetSource:
             OSError: the file cannot be read.
         """
         group, row = self._place(sample)
-        key = (self.files[self.group_file[group]], int(self.group_number[group]))
+        key = ((self.copies or self.files)[self.group_file[group]], int(self.group_number[group]))
         if key not in _groups:
             while len(_groups) >= GROUPS_KEPT:
                 _groups.popitem(last=False)
@@ -95,6 +89,18 @@ class ParquetSource:
         if not isinstance(content, bytes) or not content:
             raise ValueError("the row holds no bytes of an image, only a path" if stored else "the row is empty")
         return content
+
+    def stored_files(self) -> StoredFiles:
+        """The parquet files."""
+        try:
+            stats = [os.stat(file) for file in self.files]
+        except OSError as error:
+            raise PruneError(f"data.root: a parquet file cannot be read: {error}") from error
+        return shard_files(self.files, np.array([(one.st_size, one.st_mtime_ns) for one in stats], dtype=np.int64))
+
+    def read_from(self, folder: Path) -> "ParquetSource":
+        """The same images, read from copies of the files in ``folder``."""
+        return replace(self, copies=tuple(str(folder / name) for name in self.stored_files().names))
 
     def _place(self, sample: int) -> tuple[int, int]:
         group = int(np.searchsorted(self.group_ends, sample, side="right"))
@@ -133,6 +139,14 @@ def open_parquet(spec: SplitSpec) -> ParquetSource:
     if len(numbers) and int(numbers.min()) < 0:
         raise PruneError(
             f"data.root: {paths[0]} has labels of -1, as Hugging Face marks test images whose classes are not published"
+        )
+    if names is not None and len(numbers) and int(numbers.max()) >= len(names):
+        place = int(np.argmax(numbers >= len(names)))
+        file = int(np.searchsorted(np.cumsum([len(part) for part in labels]), place, side="right"))
+        row = place - sum(len(part) for part in labels[:file])
+        raise PruneError(
+            f"data.root: row {row} of {paths[file]} has the label {numbers[place]}, and the metadata name {len(names)} "
+            "classes (numbers from 0)"
         )
     classes = names or tuple(map(str, range(int(numbers.max(initial=0)) + 1)))
     whole.update(numbers.tobytes() + "\0".join(classes).encode())

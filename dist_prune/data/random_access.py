@@ -26,6 +26,11 @@ from dist_prune.errors import PruneError
 
 Say = Callable[[str], None]
 StoredImage = Path | bytes | np.ndarray  # an image file, the bytes of one, or its pixels
+PICKLES = (".pkl", ".pickle")
+PICKLE_TEXT = (
+    "is a pickle, which runs code when it is read, so it is never read here. Convert it to an .npz file where it is "
+    "trusted: docs/data.md#pickled-caches has the lines"
+)
 
 
 # What a source gives for each image -> the words for it.
@@ -179,4 +184,6 @@ class SplitSpec:
         path = Path(self.root).expanduser()
         if not path.exists():
             raise PruneError(f"data.root: there is no {path}. {expected}")
+        if path.suffix.lower() in PICKLES:
+            raise PruneError(f"data.root: {path} {PICKLE_TEXT}")
         return path

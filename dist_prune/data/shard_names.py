@@ -1,9 +1,15 @@
 """The shard files that a recipe's ``data.root`` names: a folder, a pattern with braces and wildcards, or one file."""
 
 import glob
+import hashlib
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from dist_prune.data.source_forms import StoredFiles
 from dist_prune.errors import PruneError, abbreviate
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -46,9 +52,27 @@ def shard_paths(root: str, split: str, train: bool, suffix: str) -> list[Path]:
     return _check(list(dict.fromkeys(paths)), suffix)
 
 
+def shard_files(shards: Sequence[str], stamps: np.ndarray) -> StoredFiles:
+    """Shards as files to be copied.
+
+    Args:
+        shards: their paths.
+        stamps: (shards, 2) int64, size in bytes and modification time in nanoseconds of each.
+    """
+    names = [Path(shard).name for shard in shards]
+    if len(set(names)) < len(names):  # of several folders
+        names = [f"{number:06}-{name}" for number, name in enumerate(names)]
+    places = "\0".join(str(Path(shard).resolve()) for shard in shards).encode(errors="surrogateescape")
+    key = hashlib.sha256(places + np.ascontiguousarray(stamps, dtype=np.int64).tobytes()).hexdigest()
+    return StoredFiles([Path(shard) for shard in shards], names, stamps[:, 0], key)
+
+
 def _in_folder(folder: Path, split: str, key: str, suffix: str) -> list[Path]:
     inner = folder / split
-    named = sorted(inner.glob(f"*{suffix}")) if inner.is_dir() else sorted(folder.glob(f"*{split}*{suffix}"))
+    named = sorted(inner.glob(f"*{suffix}")) if inner.is_dir() else []
+    named = named or sorted(folder.glob(f"*{split}*{suffix}"))
+    if not named:
+        next(os.scandir(folder), None)  # a folder that may not be read looks empty to glob
     if not named:
         others = [path.name for path in sorted(folder.glob(f"*{suffix}*"))]
         listed = f" It holds {abbreviate(others, 4)}: {key}= names another split." if others else ""

@@ -11,13 +11,12 @@ is read-only. It is used again while names, sizes and modification times of the 
 """
 
 import hashlib
-import io
 import json
 import os
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,14 +26,14 @@ from typing import Any
 
 import numpy as np
 
+from dist_prune.data import index_store
 from dist_prune.data.folder_index import Names
 from dist_prune.data.folder_scan import HIDDEN, IMAGE_FILES, left_out_text
 from dist_prune.data.random_access import Say
 from dist_prune.distributed.cpu_count import cores
 from dist_prune.errors import PruneError
-from dist_prune.fileio import write_atomic
 
-FORMAT = 1
+KIND = "tar-2"
 LABEL_KEYS = ("label", "cls", "class", "target", "class_id", "label_id")  # of a sample's .json, the first that is there
 PARALLEL_BYTES = 256 << 20  # shards of that size together are read by several processes
 BLOCK = 512  # of a tar file
@@ -115,13 +114,8 @@ def load_or_read(shards: Sequence[Path], split: str, say: Say = lambda text: Non
         f"{len(index.names):,} images in {len(shards)} shards, read in {time.perf_counter() - start:.1f} s"
         f"{left_out_text(index.left_out)}"
     )
-    for path in locations:
-        try:
-            save(index, path)
-            return index, f"{summary}, index kept in {path}"
-        except PruneError:  # read-only or full: try the next location
-            continue
-    return index, f"{summary}; the index could not be saved"
+    kept = index_store.save_first(index, locations, save)
+    return index, f"{summary}, index kept in {kept}" if kept else f"{summary}; the index could not be saved"
 
 
 def index_locations(shards: Sequence[Path], split: str) -> tuple[Path, Path]:
@@ -307,52 +301,31 @@ def _stamps(shards: Sequence[Path]) -> np.ndarray:
 
 def save(index: TarIndex, path: Path) -> None:
     """Write an index to a file; raises a PruneError if that fails."""
-    out = io.BytesIO()
-    text = {
-        "shards": index.shards,
-        "classes": index.classes,
-        "numbered": index.numbered,
-        "left_out": index.left_out,
-        "digest": index.digest,
-    }
-    np.savez(
-        out,
-        format=FORMAT,
-        stamps=index.stamps,
-        shard_of=index.shard_of,
-        offsets=index.offsets,
-        sizes=index.sizes,
-        labels=index.labels,
-        blob=index.names.blob,
-        ends=index.names.ends,
-        text=np.frombuffer(json.dumps(text).encode(), dtype=np.uint8),
-    )
-    write_atomic(path, out.getvalue())
+    arrays = {name: getattr(index, name) for name in ("stamps", "shard_of", "offsets", "sizes", "labels")}
+    text = {name: getattr(index, name) for name in ("shards", "classes", "numbered", "left_out")}
+    index_store.save(path, KIND, {**arrays, "blob": index.names.blob, "ends": index.names.ends}, text, index.digest)
 
 
 def load(path: Path) -> TarIndex | None:
     """Read the index in a file; None if there is none, or if it is damaged or of another format."""
-    try:
-        if not path.is_file():  # opening a FIFO would wait for its writer
-            return None
-        with np.load(path, allow_pickle=False) as arrays:
-            if int(arrays["format"]) != FORMAT:
-                return None
-            text = json.loads(arrays["text"].tobytes())
-            index = TarIndex(
-                tuple(text["shards"]),
-                arrays["stamps"],
-                arrays["shard_of"],
-                arrays["offsets"],
-                arrays["sizes"],
-                arrays["labels"],
-                Names(arrays["blob"], arrays["ends"]),
-                tuple(text["classes"]),
-                bool(text["numbered"]),
-                dict(text["left_out"]),
-            )
-        spans = index.offsets + index.sizes <= index.stamps[index.shard_of, 0]
-        whole = len({len(a) for a in (index.names, index.shard_of, index.offsets, index.sizes, index.labels)}) == 1
-        return index if whole and bool(spans.all()) and text["digest"] == index.digest else None
-    except Exception:  # a damaged file makes the readers of npz, zip and zlib raise many types
-        return None
+    return index_store.load(path, KIND, _from_store)
+
+
+def _from_store(arrays: Mapping[str, np.ndarray], text: dict[str, Any]) -> TarIndex:
+    """Raises a ValueError if an image would lie outside of its shard."""
+    index = TarIndex(
+        tuple(text["shards"]),
+        arrays["stamps"],
+        arrays["shard_of"],
+        arrays["offsets"],
+        arrays["sizes"],
+        arrays["labels"],
+        Names(arrays["blob"], arrays["ends"]),
+        tuple(text["classes"]),
+        bool(text["numbered"]),
+        dict(text["left_out"]),
+    )
+    counts = {len(part) for part in (index.names, index.shard_of, index.offsets, index.sizes, index.labels)}
+    if len(counts) > 1 or not bool((index.offsets + index.sizes <= index.stamps[index.shard_of, 0]).all()):
+        raise ValueError("the parts of the index do not fit together")
+    return index

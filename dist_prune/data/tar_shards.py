@@ -2,13 +2,14 @@
 
 import os
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from dist_prune.data.class_order import renumbered_identity
 from dist_prune.data.random_access import SplitSpec
-from dist_prune.data.shard_names import shard_paths
+from dist_prune.data.shard_names import shard_files, shard_paths
+from dist_prune.data.source_forms import DecodedImages, StoredFiles
 from dist_prune.data.tar_index import TarIndex, load_or_read
 from dist_prune.errors import PruneError
 
@@ -18,36 +19,31 @@ _open: OrderedDict[_Key, int] = OrderedDict()  # -> file descriptor
 
 
 @dataclass(frozen=True)
-class TarSource:
+class TarSource(DecodedImages):
     """Image files in the shards of one split; decoded to RGB when they are loaded.
 
     Attributes:
         index: where each image lies.
         labels: (n,) int64 class numbers.
         classes: class names in the order of their numbers.
+        digest: of names, sizes, labels and classes.
         note: where the list of images came from, and what was left out.
-        numbering: digest of the class order if it is not text order (see ``class_order.renumber``), else empty.
+        numbering: see ``DecodedImages``.
+        copies: paths of copies of the shards that are read instead of them; empty: none.
     """
 
     index: TarIndex
     labels: np.ndarray
     classes: tuple[str, ...]
+    digest: str
     note: str = ""
     numbering: str = ""
-    in_chans = 3
-    fixed_size = None
-    images = None
-    backends = ("torch",)
+    copies: tuple[str, ...] = ()
 
     @property
     def numbered(self) -> bool:
         """Whether the shards hold class numbers, so that class names are those numbers."""
         return self.index.numbered
-
-    @property
-    def identity(self) -> str:
-        """Digest of names, sizes, labels and class order. The images are not read."""
-        return renumbered_identity(self.index.digest, self.numbering)
 
     def location(self, sample: int) -> str:
         """Shard and member of a sample, for messages."""
@@ -61,12 +57,20 @@ class TarSource:
             OSError: the shard cannot be read.
         """
         number = int(self.index.shard_of[sample])
-        shard = self.index.shards[number]
+        shard = (self.copies or self.index.shards)[number]
         size, offset = int(self.index.sizes[sample]), int(self.index.offsets[sample])
         content = os.pread(_descriptor(shard, self.index.stamps[number].tobytes()), size, offset)
         if len(content) < size:
             raise ValueError(f"{shard} is shorter than when it was indexed: it was cut short or replaced")
         return content
+
+    def stored_files(self) -> StoredFiles:
+        """The shards."""
+        return shard_files(self.index.shards, self.index.stamps)
+
+    def read_from(self, folder: Path) -> "TarSource":
+        """The same images, read from copies of the shards in ``folder``."""
+        return replace(self, copies=tuple(str(folder / name) for name in self.stored_files().names))
 
 
 def open_tar(spec: SplitSpec) -> TarSource:
@@ -79,7 +83,7 @@ def open_tar(spec: SplitSpec) -> TarSource:
         raise PruneError("data.root: 'tar' needs its shards; write data.root='/data/imagenet-{train,val}-*.tar'")
     shards = shard_paths(spec.root, spec.split, spec.train, ".tar")
     index, note = load_or_read(shards, spec.split, spec.say)
-    return TarSource(index, index.labels, index.classes, note)
+    return TarSource(index, index.labels, index.classes, index.digest, note)
 
 
 def _descriptor(path: str, stamp: bytes) -> int:

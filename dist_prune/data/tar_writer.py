@@ -49,7 +49,10 @@ def write_shards(
     Raises:
         PruneError: an image cannot be read, the folder holds shards of other images, or it cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PruneError(f"--out: the folder {folder} cannot be made: {error.strerror or error}") from error
     manifest = folder / f"{name}.json"
     command = {
         "identity": source.identity,

@@ -34,6 +34,9 @@ class TransformConfig:
         erasing_mode: its fill: timm's const, rand or pixel.
         schedule: (first epoch, side) pairs, ascending: progressive resizing of training images.
         padding: pixels by which ``crop`` and ``crop_flip`` pad; None: an eighth of the side.
+        decoder: the recipe's ``data.decoder``.
+        dct_scaled: decode JPEG files at a fraction of their size where the resize needs no more.
+        augment_on: ``host``, or ``device``: geometry of training images on whole batches there.
     """
 
     size: Size
@@ -51,6 +54,9 @@ class TransformConfig:
     erasing_mode: str = "pixel"
     schedule: tuple[tuple[int, int], ...] = ()
     padding: int | None = None
+    decoder: str = "pillow"
+    dct_scaled: bool = False
+    augment_on: str = "host"
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -65,6 +71,14 @@ class TransformConfig:
         """
         reached_sizes = [size for epoch, size in self.schedule if augment_key is not None and epoch <= augment_key[1]]
         return reached_sizes[-1] if reached_sizes else self.size
+
+    def is_deferred(self, augment_key: AugmentKey | None) -> bool:
+        """Whether the image loader augments the batch on its device, so that backends deliver it before that.
+
+        Args:
+            augment_key: (seed, epoch) of training images; None: evaluation, which augments nothing.
+        """
+        return augment_key is not None and self.augment_on == "device"
 
 
 def sides_of(size: Size) -> tuple[int, int]:
@@ -94,7 +108,8 @@ class ImageBackend(Protocol):
 
         Args:
             id_lists: (n,) int64 sample ids of each batch.
-            transform: of the images. Normalisation and random erasing are left to the image loader.
+            transform: of the images. Normalisation and random erasing are left to the image loader, and with
+                ``transform.is_deferred(augment)`` all of the augmentation; then arrays come in their stored size.
             augment: (seed, epoch) for training images; None for the evaluation transform.
             size: side of square images in pixels, or (height, width).
 

@@ -49,6 +49,9 @@ class Image(Strict):
     erasing_mode: Literal["const", "rand", "pixel"] = "pixel"
     schedule: list[Annotated[list[int], Field(min_length=2, max_length=2)]] = Field(default=[])
     padding: int | None = Field(default=None, ge=0, le=16384)
+    decoder: Literal["pillow", "torchvision", "simplejpeg"] = "pillow"
+    dct_scaled: bool = False
+    augment_on: Literal["host", "device"] = "host"
 
 
 class Figures(Strict):

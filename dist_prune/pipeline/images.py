@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dist_prune import models
+from dist_prune.config import loading
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.training import Training
 from dist_prune.data.array_files import check_sides
@@ -27,6 +28,7 @@ from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.data.open_split import OpenSplit, open_split
 from dist_prune.data.random_access import ImageSource, target_kind
 from dist_prune.data.sampling import holdout_split, micro_batches, shard
+from dist_prune.data.staging import stage
 from dist_prune.data.transform_config import Size, sides_of
 from dist_prune.distributed import preemption
 from dist_prune.distributed.environment import DistributedEnvironment
@@ -98,6 +100,20 @@ class RunImages:
             self.tracker.info(f"data: {len(classes)} classes, {empty} of which have no training image")
         return splits
 
+    def stage_files(self) -> None:
+        """Copy the images' files to the node's own disk, if the recipe says so, and read them there. All ranks call it.
+
+        Raises:
+            PruneError: There is too little space, or the files cannot be copied.
+        """
+        if self.recipe.data.stage_to is None:
+            return
+        place = loading.fill_here(self.recipe, "data", "stage_to")
+        sources = {train: split.source for train, split in self.splits.items()}
+        for train, source in stage(sources, place, self.environment.comm, self.tracker.info).items():
+            self.splits[train] = replace(self.splits[train], source=source)
+        self.close_loaders()
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of their numbers."""
@@ -149,6 +165,9 @@ class RunImages:
             erasing_mode=data.random_erasing_mode,
             schedule=tuple(sorted(data.resize_schedule.items())),
             padding=data.padding,
+            decoder=data.decoder,
+            dct_scaled=data.dct_scaled,
+            augment_on=data.augment_on,
         )
 
     def _resized_side(self, source: ImageSource, train: bool) -> int:
@@ -275,7 +294,7 @@ class RunImages:
     def description(self) -> dict[str, Any]:
         """The images' backend and transforms, for the report."""
         body = asdict(self.transform)
-        evaluation_keys = ("size", "mean", "std", "crop", "crop_mode", "interpolation", "exif")
+        evaluation_keys = ("size", "mean", "std", "crop", "crop_mode", "interpolation", "exif", "decoder", "dct_scaled")
         training = {key: value for key, value in body.items() if key not in evaluation_keys}
         backends_used = {name: self.splits[name == "train"].backend for name in ("train", "eval")}
         return {

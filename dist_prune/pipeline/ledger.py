@@ -180,6 +180,7 @@ NON_IDENTITY_KEYS = (
     "data.workers",
     "data.backend",
     "data.on_error",
+    "data.stage_to",
     "backbone.checkpoint",
     "score.save_every",
     "score.record",

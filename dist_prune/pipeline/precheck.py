@@ -63,6 +63,7 @@ def precheck(context: RunContext) -> None:
             attempt(_training, context, *training)
     if problems:
         raise PruneError("\n".join(problems))
+    context.images.stage_files()
 
 
 def _same_images(context: RunContext) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dist_prune import models
+from dist_prune.data.transform_config import TransformConfig
 from dist_prune.export.bundle import manifest_json, output_shapes
 from dist_prune.pipeline.context import RunContext, StageOutput
 from dist_prune.pipeline.stage_graph import BUNDLE, FINETUNED, METRICS
@@ -22,6 +23,13 @@ def run(context: RunContext) -> StageOutput:
     metrics = json.loads(context.path(METRICS).read_text())
     figures = {name: {k: v for k, v in metrics[name].items() if k != "latency"} for name in kinds_of(metrics)}
     image = {k: v for k, v in asdict(images.transform).items() if k != "augment"}
+    for key in (
+        "decoder",
+        "dct_scaled",
+        "augment_on",
+    ):  # versions without these keys read bundles that do not need them
+        if image[key] == TransformConfig.__dataclass_fields__[key].default:
+            del image[key]
     name, kwargs = models.portable(spec.name, spec.kwargs)
     backbone = {
         "name": name,

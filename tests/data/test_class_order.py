@@ -16,8 +16,8 @@ from dist_prune.cli.check import as_text, preview
 from dist_prune.config import loading
 from dist_prune.data import class_order, folder_index, folder_scan
 from dist_prune.data.datasets import FolderSource, check_same_classes, open_source
+from dist_prune.data.decoders import read_image
 from dist_prune.data.ffcv.backend import FfcvSource
-from dist_prune.data.file_backend import read_image
 from dist_prune.data.open_split import open_split
 from dist_prune.errors import PruneError
 
@@ -308,6 +308,6 @@ def test_an_index_of_before_is_made_again(tmp_path):
     opened(tmp_path)
     place = tmp_path / "train.index.npz"
     arrays = dict(np.load(place))
-    np.savez(place, **{key: value for key, value in arrays.items() if key != "left"} | {"format": 1})
+    np.savez(place, **{key: value for key, value in arrays.items() if key != "text"} | {"format": 2})
     assert folder_index.load(place) is None
     assert "scanned" in opened(tmp_path).note

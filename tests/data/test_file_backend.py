@@ -13,7 +13,7 @@ from PIL import Image
 
 from dist_prune.data import folder_index
 from dist_prune.data.datasets import open_source
-from dist_prune.data.file_backend import read_image
+from dist_prune.data.decoders import read_image
 from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.data.sampling import micro_batches
 from dist_prune.distributed.communicator import Communicator
@@ -166,7 +166,7 @@ def test_figures_are_exact_over_ranks_without_them(folder, world, pool):
 def test_a_worker_that_dies_is_no_hang(folder, monkeypatch):
     from dist_prune.data import file_backend
 
-    monkeypatch.setattr(file_backend, "read_image", lambda path, exif: os._exit(9))
+    monkeypatch.setattr(file_backend, "decode", lambda *_: os._exit(9))
     began = time.monotonic()
     with pytest.raises(PruneError, match="the loader's workers are gone or stuck"):
         list(ImageLoader(folder, LOOK, CPU, 1).batches([np.array([0]), np.array([2])]))
@@ -177,7 +177,7 @@ def test_a_worker_that_delivers_nothing_is_no_hang(folder, monkeypatch):
     from dist_prune.data import file_backend
 
     monkeypatch.setattr(file_backend, "WORKER_TIMEOUT_S", 2)
-    monkeypatch.setattr(file_backend, "read_image", lambda path, exif: time.sleep(60))
+    monkeypatch.setattr(file_backend, "decode", lambda *_: time.sleep(60))
     with pytest.raises(PruneError, match="timed out after 2"):
         list(ImageLoader(folder, LOOK, CPU, 1).batches([np.array([0]), np.array([2])]))
 

@@ -1,5 +1,6 @@
 """Data sets whose classes are listed in a file: tiny-ImageNet, ImageNet's flat val, CUB-200, CSV splits, SVHN."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +125,39 @@ def test_svhn(tmp_path, monkeypatch):
     source = open_source("svhn", str(tmp_path), "", False)
     assert source.labels.tolist() == [0, 1, 2, 9, 0]
     assert np.array_equal(source.fetch(3), images[..., 3])
+
+
+def test_pickled_caches_are_never_read_and_the_remedy_is_said(tmp_path):
+    import pickle
+
+    class Harm:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    cache = tmp_path / "mini-imagenet-cache-train.pkl"
+    cache.write_bytes(pickle.dumps({"image_data": Harm(), "class_dict": {}}))
+    for source, root in (("npz", cache), ("imagefolder", cache), ("imagefolder", tmp_path)):
+        with pytest.raises(PruneError, match="is a pickle, .* never read here. Convert it .*#pickled-caches"):
+            open_source(source, str(root), "train", True)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_the_documented_conversion_of_a_pickled_cache(tmp_path, monkeypatch):
+    """The lines of docs/data.md, run on a cache of the usual form."""
+    import pickle
+    import textwrap
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (36, 84, 84, 3), np.uint8)
+    members = {name: list(range(start, 36, 3)) for start, name in enumerate(("n03", "n01", "n02"))}
+    (tmp_path / "mini-imagenet-cache-train.pkl").write_bytes(
+        pickle.dumps({"image_data": images, "class_dict": members})
+    )
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    lines = text[text.index("    import pickle") : text.index("Then `data.source=npz data.root=mini.npz`")]
+    monkeypatch.chdir(tmp_path)
+    exec(textwrap.dedent(lines), {})
+    train, test = (open_source("npz", str(tmp_path / "mini.npz"), "", one) for one in (True, False))
+    assert (len(train.labels), len(test.labels)) == (30, 6)
+    assert train.classes == ("0", "1", "2") and test.labels.tolist() == [2, 2, 2, 2, 2, 2]
+    assert np.array_equal(train.images[0], images[1]) and train.labels[0] == 0  # n01

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dist_prune.cli.main import main
 from dist_prune.data.datasets import open_source
-from dist_prune.data.file_backend import read_image
+from dist_prune.data.decoders import read_image
 from dist_prune.errors import PruneError
 from tests.data.test_tar_shards import folders, jpeg, webdataset
 

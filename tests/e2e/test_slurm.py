@@ -13,6 +13,8 @@ import pytest
 
 from dist_prune.cli.comparison import collect
 from dist_prune.pipeline.ledger import Ledger
+from tests.e2e.test_run_forms import WORDS as WORDS_OF_SHARDS
+from tests.e2e.test_run_forms import shards as shards  # a fixture
 from tests.support.cluster import Cluster, cluster
 from tests.support.launch import PYTHON, ROOT, SMALL, TORCHRUN, report, run
 
@@ -105,6 +107,23 @@ def test_two_nodes(slurm, whole, tmp_path):
     assert {"dist_prune/run.py", "recipes/quickstart.yaml"} <= set(names)
     assert not [name for name in names if "__pycache__" in name]
     assert (folder / "recipe.yaml").is_file()
+
+
+def test_two_nodes_read_shards_from_their_own_disks(slurm, shards, tmp_path):
+    """``STAGE_TO`` names a variable of the node, which its processes fill in; the run's recipe keeps it."""
+    words = (*WORDS_OF_SHARDS, f"data.root={shards}")
+    job = submit(
+        slurm, "quickstart", "--nodes", "2", *words, folder=tmp_path / "run", STAGE_TO="${NODE_DISK}",
+        NODE_DISK=str(tmp_path / "disk"),
+    )  # fmt: skip
+    slurm.finish(job)
+    assert (tmp_path / "run" / "report.json").is_file(), slurm.said()
+    assert report(tmp_path / "run")["world_size"] == 2
+    assert len(list((tmp_path / "disk").rglob("toy-*.tar"))) == 2
+    assert "stage_to: ${NODE_DISK}" in (tmp_path / "run" / "recipe.yaml").read_text()
+    code, output = run(TORCHRUN, tmp_path / "here", *words)
+    assert code == 0, output
+    assert report(tmp_path / "here")["plan"]["fingerprint"] == report(tmp_path / "run")["plan"]["fingerprint"]
 
 
 def test_two_nodes_by_accelerate(slurm, whole, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dist_prune.data import folder_index, folder_scan
-from dist_prune.data.file_backend import read_image
+from dist_prune.data.decoders import read_image
 from dist_prune.errors import PruneError
 from dist_prune.fileio import append_lines, write_atomic
 from dist_prune.pipeline.ledger import Ledger, lock_run_directory

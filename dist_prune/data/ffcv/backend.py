@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +18,7 @@ from dist_prune.data.augment import TRIES, WINDOW, shift_and_flip
 from dist_prune.data.class_order import renumbered_identity
 from dist_prune.data.memory_backend import transform_batch
 from dist_prune.data.sampling import uniform_from_ids
+from dist_prune.data.source_forms import StoredFiles
 from dist_prune.data.transform_config import AugmentKey, Size, TransformConfig
 from dist_prune.errors import PruneError
 
@@ -37,7 +38,8 @@ class FfcvSource:
         items: (n, 5) int64: byte offset, bytes, 1 if the pixels are raw, height, width.
         fixed_size: see ``ImageSource``.
         facts: content of the sidecar.
-        numbering: see ``FolderSource``.
+        numbering: see ``DecodedImages``.
+        copy: a copy of the file that is read instead of it.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class FfcvSource:
     fixed_size: tuple[int, int] | None
     facts: dict[str, Any] = field(repr=False)
     numbering: str = ""
+    copy: Path | None = None
     images, backends = None, ("ffcv",)
 
     @cached_property
@@ -71,6 +74,15 @@ class FfcvSource:
     def location(self, sample: int) -> str:
         """Where a sample is stored, for messages."""
         return f"sample {sample} of {self.path}"
+
+    def stored_files(self) -> StoredFiles:
+        """The .beton."""
+        key = hashlib.sha256(f"{self.path.resolve()} {self.facts['sha256']}".encode(errors="surrogateescape"))
+        return StoredFiles([self.path], [self.path.name], np.array([self.facts["bytes"]]), key.hexdigest())
+
+    def read_from(self, folder: Path) -> "FfcvSource":
+        """The same images, read from a copy of the file in ``folder``."""
+        return replace(self, copy=folder / self.path.name)
 
     def count_upsampled(self, side: int) -> int:
         """Number of images that were shrunk and that a recipe resizes to larger sides again.
@@ -215,7 +227,9 @@ class FfcvBackend:
         windows = np.zeros((len(self.source.items), 9), np.int32)  # pages of other ids are never touched
         windows[ids] = self._crop_windows(ids, transform, augment, size)
         ahead = 2 * max((len(batch_ids) for batch_ids in id_lists), default=0)
-        decoder = import_loader().shared_decoder(self.source.path, self.source.facts["sha256"], decoded_size)
+        decoder = import_loader().shared_decoder(
+            self.source.copy or self.source.path, self.source.facts["sha256"], decoded_size
+        )
         chunks = decoder.chunks(ids, self._decoder_tables(windows, transform), self.workers, ahead)
         try:
             for batch_ids, pixels in self._regroup(id_lists, chunks, decoded_size):

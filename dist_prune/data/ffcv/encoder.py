@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from dist_prune.data.decoders import read_image
 from dist_prune.data.ffcv.loader import ENCODER
-from dist_prune.data.file_backend import read_image
 from dist_prune.data.random_access import RandomAccessSource, fetch_pixels
 from dist_prune.distributed.preemption import end_with_parent
 from dist_prune.errors import PruneError
