@@ -63,9 +63,9 @@ def select(
         >>> len(plan.kept("layer4.1.conv1")) % 8
         0
     """
+    request, exclude, wanted = read_keywords(select, target, seed)
     if not isinstance(scores, Scores):
         raise PruneError("scores is no result of dist_prune.score: a plan needs to know the method that made them")
-    request, exclude, wanted = read_keywords(select, target, seed)
     method = scores.method
     ready = method.prepare(method.prunable(graph), exclude, request)
 

@@ -13,16 +13,9 @@ from dist_prune.config.data import Data
 from dist_prune.config.recipe import Recipe
 from dist_prune.data.box_layouts import class_count
 from dist_prune.data.class_order import class_order_warning, describe_order, read_class_map, sort_classes
-from dist_prune.data.datasets import (
-    KNOWN,
-    OPENERS,
-    check_normalisation,
-    class_folders,
-    dataset_shape,
-    npz_shape,
-    open_source,
-)
+from dist_prune.data.datasets import KNOWN, OPENERS, class_folders, dataset_shape, npz_shape, open_source
 from dist_prune.data.mask_folder import count_classes
+from dist_prune.data.split_checks import check_normalisation
 from dist_prune.data.transform_config import sides_of
 from dist_prune.errors import PruneError
 from dist_prune.methods.base import Method, RankingMethod

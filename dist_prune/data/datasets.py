@@ -29,6 +29,7 @@ from dist_prune.data.map_dataset import open_dataset
 from dist_prune.data.parquet_files import open_parquet
 from dist_prune.data.random_access import ImageSource, RandomAccessSource, Say, SplitSpec, target_kind
 from dist_prune.data.source_forms import DecodedImages, ImagesInMemory, StoredFiles
+from dist_prune.data.split_checks import check_same_classes, check_same_form, check_same_names
 from dist_prune.data.tar_shards import open_tar
 from dist_prune.data.transform_config import Size
 from dist_prune.errors import PruneError
@@ -245,68 +246,6 @@ def check_labels(source: ImageSource, description: str) -> None:
         raise PruneError(f"{description}: labels run from {low} to {high}, but there are {len(source.classes)} classes")
 
 
-def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, in_chans: int) -> None:
-    """Check that mean and standard deviation of a recipe have a value for each channel of the images.
-
-    Args:
-        mean: the recipe's ``data.mean``, on [0, 1].
-        std: the recipe's ``data.std``, on [0, 1].
-        in_chans: channels of an image.
-
-    Raises:
-        PruneError: another number of values.
-    """
-    for key, values in (("mean", mean), ("std", std)):
-        if values is not None and len(values) != in_chans:
-            raise PruneError(f"data.{key}: {len(values)} values for images of {in_chans} channel(s)")
-
-
-def check_same_classes(train: ImageSource, test: ImageSource) -> None:
-    """Check that both splits have the same classes, so that labels mean the same.
-
-    Args:
-        train: the training split.
-        test: the evaluation split.
-
-    Raises:
-        PruneError: names or order of the classes differ.
-    """
-    _check_same_names(train.classes, test.classes)
-
-
-def check_same_form(train: ImageSource, test: ImageSource, image_size: Size | None) -> None:
-    """Check that the images of both splits fit one network.
-
-    Args:
-        train: the training split.
-        test: the evaluation split.
-        image_size: the recipe's ``data.image_size``, to which images of several sizes are resized.
-
-    Raises:
-        PruneError: the number of channels differs, or the size does and ``image_size`` is None.
-    """
-    if train.in_chans != test.in_chans:
-        raise PruneError(
-            f"the training images have {train.in_chans} channel(s), the evaluation images {test.in_chans}; one network "
-            "takes one number"
-        )
-    if train.fixed_size != test.fixed_size and image_size is None:
-        sizes = [" x ".join(map(str, source.fixed_size or ("any",))) for source in (train, test)]
-        raise PruneError(
-            f"data.image_size: the training images are {sizes[0]}, the evaluation images {sizes[1]}; write "
-            "data.image_size=SIDE to resize both"
-        )
-
-
-def _check_same_names(train: Sequence[str], test: Sequence[str]) -> None:
-    if tuple(train) != tuple(test):
-        missing, extra = sorted(set(train) - set(test))[:4], sorted(set(test) - set(train))[:4]
-        raise PruneError(
-            f"the evaluation images have {len(test)} classes, the training images {len(train)}; "
-            f"missing in evaluation: {missing}, only there: {extra}. Both need the same class folders."
-        )
-
-
 def class_folders(root: str | None, train_split: str, eval_split: str) -> tuple[tuple[str, ...], str]:
     """List the class folders of both splits of an image folder without a scan of all files.
 
@@ -345,7 +284,7 @@ def _class_folders(folder: Path | None, train_split: str, eval_split: str) -> tu
             raise PruneError(folder_scan.empty_classes_message(folder / split, empty, {}))
         classes[key], left_out = tuple(names), left_out + others
     if len(classes) == 2:
-        _check_same_names(*classes.values())
+        check_same_names(*classes.values())
     return classes.get("data.train_split", ()), folder_scan.left_out_text(left_out)
 
 

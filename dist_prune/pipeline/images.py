@@ -16,18 +16,12 @@ from dist_prune.config.recipe import Recipe
 from dist_prune.config.training import Training
 from dist_prune.data.array_files import check_sides
 from dist_prune.data.class_order import describe_order, renumber
-from dist_prune.data.datasets import (
-    DatasetKeys,
-    check_labels,
-    check_normalisation,
-    check_same_classes,
-    check_same_form,
-    select_classes,
-)
+from dist_prune.data.datasets import DatasetKeys, check_labels, select_classes
 from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.data.open_split import OpenSplit, open_split
 from dist_prune.data.random_access import ImageSource, target_kind
 from dist_prune.data.sampling import holdout_split, micro_batches, shard
+from dist_prune.data.split_checks import check_normalisation, check_same_classes, check_same_form
 from dist_prune.data.staging import stage
 from dist_prune.data.transform_config import Size, sides_of
 from dist_prune.distributed import preemption

@@ -15,10 +15,11 @@ from dist_prune import methods
 from dist_prune.cli.check import as_text, preview
 from dist_prune.config import loading
 from dist_prune.data import class_order, folder_index, folder_scan
-from dist_prune.data.datasets import FolderSource, check_same_classes, open_source
+from dist_prune.data.datasets import FolderSource, open_source
 from dist_prune.data.decoders import read_image
 from dist_prune.data.ffcv.backend import FfcvSource
 from dist_prune.data.open_split import open_split
+from dist_prune.data.split_checks import check_same_classes
 from dist_prune.errors import PruneError
 
 RNG = np.random.default_rng(0)

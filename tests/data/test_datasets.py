@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dist_prune.data.datasets import ArraySource, check_labels, check_same_classes, open_source
+from dist_prune.data.datasets import ArraySource, check_labels, open_source
 from dist_prune.data.loader import ImageLoader, TransformConfig
+from dist_prune.data.split_checks import check_same_classes
 from dist_prune.errors import PruneError
 
 CPU = torch.device("cpu")
