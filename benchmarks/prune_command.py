@@ -1,6 +1,6 @@
 """``dist-prune prune`` on images of CIFAR-10 as PNG files, with and without classes: top-1 on images that it never saw.
 
-    DIST_PRUNE_DATA=... python benchmarks/prune_command.py [--out /tmp/prune_command] [--train 400] [--test 300]
+    DIST_PRUNE_DATA=... python benchmarks/prune_command.py [--out runs/prune_command] [--train 400] [--test 300]
 
 Needs cifar10.npz and weights/resnet20_cifar10.safetensors. Writes the first images of the training and of the test
 split, runs the command with its defaults for macs=0.5 on labelled images (class folders in train and val), on the same
@@ -51,7 +51,7 @@ def top1(folder: Path, images: np.ndarray, labels: np.ndarray) -> float:
 def main() -> None:
     """Run the commands and print a row for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("/tmp/prune_command"), help="folder; must be new")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs/prune_command", help="folder; must be new")
     parser.add_argument("--train", type=int, default=400, help="training images that the command gets")
     parser.add_argument("--test", type=int, default=300, help="test images that it gets; all 10,000 judge the bundles")
     given = parser.parse_args()
