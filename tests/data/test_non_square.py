@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import ValidationError
 from torch.nn import functional
 
-from dist_prune import api as dp
+import dist_prune as dp
 from dist_prune.cli import main as cli
 from dist_prune.config.data import Data
 from dist_prune.data.datasets import open_source

@@ -14,7 +14,7 @@ from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.errors import PruneError
 from dist_prune.pipeline.stage_graph import stages_of, stages_of_recipe
 from dist_prune.run import run as whole_run
-from dist_prune.stages import latency_target
+from dist_prune.scoring import network_times
 from tests.e2e.test_targets import WORDS
 from tests.support.launch import PYTHON, TORCHRUN, finish, report, start, wait_for
 
@@ -125,7 +125,7 @@ def test_a_latency_is_searched_and_measured(monkeypatch, tmp_path, solver):
             for name in models
         }
 
-    monkeypatch.setattr(latency_target, "measure_latency", latency)
+    monkeypatch.setattr(network_times, "measure_latency", latency)
     body = whole(tmp_path / "run", "target.macs=", "target.latency=0.6", solver)
     assert body["achieved"]["latency"] == pytest.approx(0.6, rel=0.05)
 

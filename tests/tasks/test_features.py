@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from dist_prune import api as dp
+import dist_prune as dp
 from dist_prune import models, tasks
 from dist_prune.config.data import Backbone
 from dist_prune.config.training import Training

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import FeaturePyramidNetwork
 
-from dist_prune import api as dp
+import dist_prune as dp
 from dist_prune.pruning.hooks.gating import gate_off
 from tests.support import masks
 
