@@ -215,7 +215,7 @@ def test_heads_and_streams_of_transformers(name, attention):
     CLIP and SigLIP compute a pooled output that no classifier reads and tracing does not see: their streams stay. The
     stream of a bare DINOv3 is its output.
     """
-    transformers = pytest.importorskip("transformers", minversion="5")
+    transformers = pytest.importorskip("transformers", minversion="5", exc_type=ImportError)
     vision = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40,
               "image_size": 8, "patch_size": 4, "attn_implementation": attention}  # fmt: skip
     if name in ("CLIP", "Siglip"):
