@@ -144,7 +144,9 @@ RUNS = {
         "method={name: entropy, batch: 20}", "score.images=40", "information.curves=all", "information.images=60",
     ),
     "l1, several at once": ("method.name=l1", "score.compare=[apoz, hrank, fisher]"),
-    "l1, to a time": ("method.name=l1", "target={latency: 0.9, tolerance: null, latency_tolerance: null, latency_batch: 4}"),
+    "l1, to a time": (
+        "method.name=l1", "target={latency: 0.9, tolerance: null, latency_tolerance: null, latency_batch: 4}",
+    ),
 }  # fmt: skip
 
 
