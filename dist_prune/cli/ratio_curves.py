@@ -11,14 +11,14 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from dist_prune import methods
 from dist_prune.cli.verb import Answer, add_recipe
 from dist_prune.config import loading
+from dist_prune.config.pruning import RepairMethod
 from dist_prune.errors import PruneError, shown
 
-REPAIRS = ("none", "norms", "bias", "fold", "least_squares")
 RATIOS = "0.9,0.7,0.5,0.3,0.1"
 
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--repair",
-        choices=REPAIRS,
+        choices=get_args(RepairMethod),
         help="measure each cut also after this repair; as repair.method in the recipe (default: the recipe's)",
     )
     parser.add_argument(

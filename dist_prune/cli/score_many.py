@@ -5,11 +5,12 @@ It runs in one process. ``run.py`` does the same on many for a recipe with ``sco
 
 import argparse
 import json
-from typing import Any
+from typing import Any, get_args
 
 from dist_prune import methods, tasks
 from dist_prune.cli.verb import Answer, add_recipe
 from dist_prune.config import loading
+from dist_prune.config.pruning import RepairMethod
 from dist_prune.errors import PruneError, shown
 from dist_prune.methods.base import RankingMethod
 from dist_prune.pipeline.earlier_artifact_names import artifact
@@ -18,8 +19,6 @@ from dist_prune.pruning.selection.cost import report_costs
 from dist_prune.tasks.base import Task
 from dist_prune.tasks.classification import CLASSIFICATION
 
-REPAIRS = ("none", "norms", "bias", "fold", "least_squares")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's command line."""
@@ -27,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", required=True, metavar="A,B,C", help="names of methods, or all")
     parser.add_argument(
         "--repair",
-        choices=REPAIRS,
+        choices=get_args(RepairMethod),
         help="measure each network also repaired so; as repair.method in the recipe (default: the recipe's)",
     )
     parser.add_argument("--run-dir", help="folder for dense weights and scores (default: runs/<recipe's name>)")

@@ -27,6 +27,9 @@ def _count_or_all(value: Any) -> Any:
     return value
 
 
+RepairMethod = Literal["none", "norms", "bias", "fold", "least_squares"]
+
+
 class Score(Section):
     """The calibration images of the scores, and the origin of the scores."""
 
@@ -232,7 +235,7 @@ class Target(Section):
 class Repair(Section):
     """Repair of the pruned network in closed form, without labels and training, before any finetuning."""
 
-    method: Repairing[Literal["none", "norms", "bias", "fold", "least_squares"]] = Field(
+    method: Repairing[RepairMethod] = Field(
         default="none",
         description="repair after the cut: norms (batch-norm statistics), bias (mean shifts), fold (removed channels "
         "into the kept ones that are most like them), least_squares (weights and biases of all layers that read what "

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dist_prune.config.pruning import RepairMethod
 from dist_prune.data.sampling import micro_batches, shard
 from dist_prune.distributed import preemption
 from dist_prune.distributed.communicator import Communicator
@@ -46,7 +47,6 @@ from dist_prune.scoring.norm_refit import refit_norms
 from dist_prune.training.bn_recalibration import recalibrate_bn
 from dist_prune.training.tracking import Tracker
 
-Method = Literal["none", "norms", "bias", "fold", "least_squares"]
 Line = dict[str, Any]
 
 
@@ -72,7 +72,7 @@ class Repairer:
     ids: np.ndarray
     comm: Communicator
     tracker: Tracker
-    method: Method = "least_squares"
+    method: RepairMethod = "least_squares"
     ridge: float | None = None
     micro_batch: int = 16
     memory: int = 2**31
