@@ -71,10 +71,10 @@ def test_dist_prune_is_that_of_the_wheel(installed, empty):
 def test_the_command_line_from_an_empty_folder(installed, empty):
     command = str(installed / "dist-prune")
     assert "launch" in call([command, "--help"], empty)
-    recipes = call([command, "list", "recipes"], empty)
+    recipes = json.loads(call([command, "list", "recipes", "--json"], empty))
     ours = {file.stem for file in (ROOT / "recipes").rglob("*.yaml") if file.parent.name != "sweeps"}
-    assert {line.split()[0] for line in recipes.splitlines()} == ours
-    assert all(str(installed.parent) in line for line in recipes.splitlines())
+    assert set(recipes) == ours
+    assert all(recipe["file"].startswith(str(installed.parent)) for recipe in recipes.values())
     assert "taylor" in call([command, "list", "methods"], empty)
     assert "groups are free" in call([command, "check", "quickstart"], empty)
     assert call([command, "launch", "--config", "cpu_2"], empty) == (ROOT / "launch/cpu_2.yaml").read_text()
