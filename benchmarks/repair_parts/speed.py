@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import dist_prune as dp
 from benchmarks.repair_parts import subjects
 from dist_prune.pruning.repair.cost import repair_cost
@@ -20,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def one(folder: Path, case: str, share: float, count: int, method: Any) -> None:
     """Repair once, on all ranks of this launch; the first one writes what each of them took."""
+    torch.distributed.init_process_group("gloo")
     network = subjects.parse(case)[0]
     subject = subjects.subject(network, folder, 10)
     images = subject.first(count)
@@ -28,7 +31,7 @@ def one(folder: Path, case: str, share: float, count: int, method: Any) -> None:
     small = dp.prune(subject.model, plan)
     layers, _ = repaired_layers(small, subject.graph, plan)
     cost = repair_cost(subject.graph, plan.counts, {layer.name for layer in layers})
-    dp.repair(subject.model, small, plan, [images], method="norms", images=16)  # joins the ranks
+    dp.repair(subject.model, small, plan, [images], method="norms", images=16)  # connects the ranks
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start, cpu = time.perf_counter(), time.process_time()
     repaired = dp.repair(subject.model, small, plan, [images], method=method)
@@ -37,6 +40,7 @@ def one(folder: Path, case: str, share: float, count: int, method: Any) -> None:
     facts |= {"cost": cost.text(count), "sum": float(sum(t.double().sum() for t in repaired.state_dict().values()))}
     rank = os.environ.get("RANK", "0")
     (folder / f"{FILE}.{rank}").write_text(json.dumps(facts))
+    torch.distributed.destroy_process_group()
 
 
 def both(folder: Path, case: str, share: float, count: int, method: str) -> str:

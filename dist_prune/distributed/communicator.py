@@ -6,6 +6,7 @@ import pickle
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -66,6 +67,8 @@ class Communicator:
     ) -> "Communicator":
         """The communicator of a process group; of a single process if torch.distributed is not initialized.
 
+        It warns if a launcher started several processes and nothing initialized torch.distributed.
+
         Args:
             group: a process group of torch (default: all processes that were started together).
             device: device of the tensors of a collective (default: the CPU).
@@ -73,6 +76,7 @@ class Communicator:
         """
         device = device or torch.device("cpu")
         if not dist.is_initialized():
+            _warn_if_launched()
             return cls(device=device)
         group = dist.group.WORLD if group is None else group
         control = group if dist.get_backend(group) == "gloo" else None
@@ -323,6 +327,18 @@ def lost_rank_error(comm: Communicator, what: str, error: Exception) -> RankLost
         f"rank {comm.rank} of {comm.world} waited for the others in a '{what}' and lost them: {reason}."
         f"{_missing(comm)} Run the same command again to resume: what was saved is intact."
     )
+
+
+def _warn_if_launched() -> None:
+    """Warn of a launcher's processes that would each do all the work, because nothing made them a group."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world.isdecimal() and int(world) > 1:
+        warnings.warn(
+            f"{world} processes were started (WORLD_SIZE), but torch.distributed is not initialized: each of them works "
+            'alone, on all images. Call torch.distributed.init_process_group("gloo") first ("cpu:gloo,cuda:nccl" on '
+            "GPUs) to share them out.",
+            stacklevel=4,
+        )
 
 
 def _missing(comm: Communicator) -> str:
