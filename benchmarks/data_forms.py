@@ -46,9 +46,11 @@ def _decoders() -> list[str]:
     return ["pillow", "torchvision", "simplejpeg"]
 
 
-def _epochs(source: Any, count: int, decoder: str = "pillow", scaled: bool = False) -> Contender:
+def _epochs(
+    source: Any, count: int, decoder: str = "pillow", scaled: bool = False, resizer: str = "pillow"
+) -> Contender:
     look = TransformConfig(
-        SIDE, MEAN, STD, 0.875, augment="resized_crop_flip", decoder=decoder, dct_scaled=scaled
+        SIDE, MEAN, STD, 0.875, augment="resized_crop_flip", decoder=decoder, dct_scaled=scaled, resizer=resizer
     )  # fmt: skip
     feed = ImageLoader(source, look, CPU, int("ffcv" in source.backends))
 
@@ -130,6 +132,8 @@ def rates(place: Path, count: int, rounds: int) -> dict[str, dict[str, Any]]:
         large = _enlarged(contents, source.labels, Path(folder) / "large")
         for name in _decoders():
             contenders[f"{LARGE} pixels, {name}"] = _epochs(large, count, name)
+            contenders[f"folder, {name}, torch"] = _epochs(source, count, name, resizer="torch")
+            contenders[f"{LARGE} pixels, {name}, torch"] = _epochs(large, count, name, resizer="torch")
         contenders |= {name: _epochs(form, count) for name, form in forms.items() if name != "tar"}
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
         for number in range(rounds + 1):
@@ -140,7 +144,7 @@ def rates(place: Path, count: int, rounds: int) -> dict[str, dict[str, Any]]:
                     seconds[name].append((time.process_time() - start) / done)
     pairs = {name: "decode alone, pillow" if name.startswith("decode") else "folder, pillow" for name in contenders}
     pairs |= {f"tar, {name}": f"folder, {name}" for name in _decoders()}
-    pairs |= {f"{LARGE} pixels, {name}": f"{LARGE} pixels, pillow" for name in _decoders()}
+    pairs |= {name: f"{LARGE} pixels, pillow" for name in contenders if name.startswith(f"{LARGE} pixels")}
     return {
         name: {
             "images_per_s": 1 / statistics.median(values),
@@ -220,7 +224,7 @@ def show(body: dict[str, Any]) -> None:
     """Print both tables."""
     print("\nimages/s of one core (bounds: tar 0.97x the folder, the best decoder 1.15x Pillow)")
     for name, row in body["forms"].items():
-        print(f"  {name:28} {row['images_per_s']:9.1f} images/s  {row['ratio']:5.2f}x {row['against']}")
+        print(f"  {name:30} {row['images_per_s']:9.1f} images/s  {row['ratio']:5.2f}x {row['against']}")
     found = body["reads"]
     print(
         f"\n{found['images']:,} files against one tar of {found['bytes'] / 1e6:.0f} MB, a local disk ({found['disk']})"

@@ -203,6 +203,11 @@ class Data(Section):
         description="image files: decoding of JPEG files at 1/2, 1/4 or 1/8 of their size where the resize makes them "
         "smaller still; faster, with other pixels (pillow and simplejpeg)",
     )
+    resizer: Loading[Literal["pillow", "torch"]] = Field(
+        default="pillow",
+        description="image files: library that resizes them; torch uses vector instructions: faster, with pixels that "
+        "differ by a few steps of 255",
+    )
     augment: Augmentation[Literal["none", "crop", "crop_flip", "resized_crop_flip"]] = Field(
         default="none",
         description="augmentation of training images: crop pads and crops at random, flip mirrors half of them, "
@@ -287,9 +292,11 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _check_decoder(self):
-        for key, sources in (("decoder", IMAGE_FILES), ("dct_scaled", tuple(set(IMAGE_FILES) - {"maskfolder"}))):
+        unmasked = tuple(set(IMAGE_FILES) - {"maskfolder"})
+        for key, sources in (("decoder", IMAGE_FILES), ("dct_scaled", unmasked), ("resizer", unmasked)):
             if getattr(self, key) != type(self).model_fields[key].default and self.source not in sources:
                 reason = "a mask needs its image's size" if self.source == "maskfolder" else "others are not decoded"
+                reason = "masks are resized by Pillow" if key == "resizer" and self.source == "maskfolder" else reason
                 raise ValueError(
                     f"data.{key} is for image files ({', '.join(sorted(sources))}); data.source is {self.source}: "
                     f"{reason}. Leave it out"
@@ -302,6 +309,11 @@ class Data(Section):
         if self.dct_scaled and self.decoder == "torchvision":
             raise ValueError(
                 "data.dct_scaled: torchvision decodes at the full size alone; write data.decoder=simplejpeg or pillow"
+            )
+        if self.dct_scaled and self.resizer == "torch":
+            raise ValueError(
+                "data.resizer: torch resizes windows of whole pixels, and those of data.dct_scaled have fractions; "
+                "leave one of them out"
             )
         return self
 

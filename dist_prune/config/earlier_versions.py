@@ -25,6 +25,7 @@ ADDED: dict[str, Any] = {
     "data.decoder": "pillow",
     "data.kwargs": {},
     "data.layout": None,
+    "data.resizer": "pillow",
     "select.search": None,
     "select.from": None,
     "data.stage_to": None,

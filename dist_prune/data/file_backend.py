@@ -17,6 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
 from dist_prune.data import augment as augmentation
+from dist_prune.data import tensor_resize
 from dist_prune.data.decoders import Decoded, Divisor, decode, divisor_for
 from dist_prune.data.mask_folder import mask_reader, read_mask
 from dist_prune.data.memory_backend import transform_batch
@@ -246,7 +247,14 @@ class _ImageDataset(Dataset[Any]):
         transform = request.transform
         augment = request.augment
         size, sides = request.size, list(sides_of(request.size))
-        if uniforms:
+        by_torch = transform.resizer == "torch"
+        if uniforms and by_torch:
+            box = augmentation.crop_window(decoded.height, decoded.width, uniforms, transform.scale, transform.ratio)
+            top, left, height, width = box
+            window = tensor_resize.as_pixels(decoded.image)[:, top : top + height, left : left + width]
+            pixels = tensor_resize.resize(window, sides_of(size), transform.interpolation)
+            pixels = pixels.flip(2) if uniforms[-1] < 0.5 else pixels
+        elif uniforms:
             box = augmentation.crop_window(decoded.height, decoded.width, uniforms, transform.scale, transform.ratio)
             image = _resize_window(decoded, box, InterpolationMode(transform.interpolation), sides_of(size))
             image = ImageOps.mirror(image) if uniforms[-1] < 0.5 else image
@@ -256,7 +264,10 @@ class _ImageDataset(Dataset[Any]):
                 mask = ImageOps.mirror(mask) if uniforms[-1] < 0.5 else mask  # type: ignore[arg-type]
                 pixels = torch.cat([pixels, vision.pil_to_tensor(mask)])
         else:
-            pixels = torch.as_tensor(eval_transform(transform, size)(_as_image(decoded.image)))
+            if by_torch:
+                pixels = tensor_resize.eval_pixels(transform, size)(tensor_resize.as_pixels(decoded.image))
+            else:
+                pixels = torch.as_tensor(eval_transform(transform, size)(_as_image(decoded.image)))
             if mask is not None:
                 # borders are void, which is stored as 0
                 plain = replace(transform, interpolation="nearest", mean=(0.0,))

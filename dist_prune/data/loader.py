@@ -196,13 +196,14 @@ class ImageLoader:
             )
         if not isinstance(transform.size, int) and backend.name == "ffcv":
             raise PruneError("data.image_size: the ffcv backend gives squares; write one side, or data.backend=torch")
-        if transform.decoder != "pillow" or transform.dct_scaled:
-            key = "decoder" if transform.decoder != "pillow" else "dct_scaled"
-            if backend.name != "torch":
+        for key, usual in (("decoder", "pillow"), ("dct_scaled", False), ("resizer", "pillow")):
+            if getattr(transform, key) != usual and backend.name != "torch":
+                does = "resizes" if key == "resizer" else "decodes"
                 raise PruneError(
-                    f"data.{key}: the {backend.name} backend decodes by itself; write data.backend=torch, or leave the "
+                    f"data.{key}: the {backend.name} backend {does} by itself; write data.backend=torch, or leave the "
                     "key out"
                 )
+        if transform.decoder != "pillow":
             check_decoder(transform.decoder)
         if transform.augment_on == "device":
             self._check_device_augmentation()

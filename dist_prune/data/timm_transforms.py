@@ -1,4 +1,4 @@
-"""Image transforms of timm: the evaluation transform of its networks, and its auto-augment policies."""
+"""Image transforms of timm: the evaluation transform of its networks with its parts, and its auto-augment policies."""
 
 import random
 import re
@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
+from timm.data.transforms import CenterCropOrPad as CenterCropOrPad
+from timm.data.transforms import ResizeKeepRatio as ResizeKeepRatio
 from timm.data.transforms import str_to_pil_interp
 from timm.data.transforms_factory import create_transform
 from torch import Tensor

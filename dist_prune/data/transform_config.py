@@ -37,6 +37,7 @@ class TransformConfig:
         decoder: the recipe's ``data.decoder``.
         dct_scaled: decode JPEG files at a fraction of their size where the resize needs no more.
         augment_on: ``host``, or ``device``: geometry of training images on whole batches there.
+        resizer: the recipe's ``data.resizer``.
     """
 
     size: Size
@@ -57,6 +58,7 @@ class TransformConfig:
     decoder: str = "pillow"
     dct_scaled: bool = False
     augment_on: str = "host"
+    resizer: str = "pillow"
 
     @property
     def sides(self) -> tuple[int, int]:

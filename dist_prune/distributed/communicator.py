@@ -334,9 +334,9 @@ def _warn_if_launched() -> None:
     world = os.environ.get("WORLD_SIZE", "1")
     if world.isdecimal() and int(world) > 1:
         warnings.warn(
-            f"{world} processes were started (WORLD_SIZE), but torch.distributed is not initialized: each of them works "
-            'alone, on all images. Call torch.distributed.init_process_group("gloo") first ("cpu:gloo,cuda:nccl" on '
-            "GPUs) to share them out.",
+            f"{world} processes were started (WORLD_SIZE), but torch.distributed is not initialized: each of them "
+            'works alone, on all images. Call torch.distributed.init_process_group("gloo") first '
+            '("cpu:gloo,cuda:nccl" on GPUs) to share them out.',
             stacklevel=4,
         )
 

@@ -52,6 +52,7 @@ class Image(Strict):
     decoder: Literal["pillow", "torchvision", "simplejpeg"] = "pillow"
     dct_scaled: bool = False
     augment_on: Literal["host", "device"] = "host"
+    resizer: Literal["pillow", "torch"] = "pillow"
 
 
 class Figures(Strict):

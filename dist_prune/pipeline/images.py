@@ -162,6 +162,7 @@ class RunImages:
             decoder=data.decoder,
             dct_scaled=data.dct_scaled,
             augment_on=data.augment_on,
+            resizer=data.resizer,
         )
 
     def _resized_side(self, source: ImageSource, train: bool) -> int:
@@ -288,7 +289,9 @@ class RunImages:
     def description(self) -> dict[str, Any]:
         """The images' backend and transforms, for the report."""
         body = asdict(self.transform)
-        evaluation_keys = ("size", "mean", "std", "crop", "crop_mode", "interpolation", "exif", "decoder", "dct_scaled")
+        evaluation_keys = (
+            "size", "mean", "std", "crop", "crop_mode", "interpolation", "exif", "decoder", "dct_scaled", "resizer"
+        )  # fmt: skip
         training = {key: value for key, value in body.items() if key not in evaluation_keys}
         backends_used = {name: self.splits[name == "train"].backend for name in ("train", "eval")}
         return {

@@ -23,11 +23,7 @@ def run(context: RunContext) -> StageOutput:
     metrics = json.loads(context.path(METRICS).read_text())
     figures = {name: {k: v for k, v in metrics[name].items() if k != "latency"} for name in kinds_of(metrics)}
     image = {k: v for k, v in asdict(images.transform).items() if k != "augment"}
-    for key in (
-        "decoder",
-        "dct_scaled",
-        "augment_on",
-    ):  # versions without these keys read bundles that do not need them
+    for key in ("decoder", "dct_scaled", "augment_on", "resizer"):  # versions without these keys read other bundles
         if image[key] == TransformConfig.__dataclass_fields__[key].default:
             del image[key]
     name, kwargs = models.portable(spec.name, spec.kwargs)
