@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.papers_parts import tables as paper_tables
 from benchmarks.which_parts import tables as study_tables
 from dist_prune import methods
 from dist_prune.cli.main import main
@@ -126,11 +127,17 @@ def study() -> str:
     return study_tables.markdown(study_tables.load(ROOT / "benchmarks/results/which_method.json")) + "\n"
 
 
+def paper_rows() -> str:
+    """The tables of the papers' rows, from their compact file."""
+    return paper_tables.markdown(paper_tables.load(ROOT / "benchmarks/results/papers.json")) + "\n"
+
+
 GENERATED = {
     ROOT / "docs" / "recipes.md": keys,
     ROOT / "docs" / "architecture.md": architecture,
     ROOT / "docs" / "api.md": api_page.page,
     ROOT / "docs" / "which-method.md": study,
+    ROOT / "docs" / "papers.md": paper_rows,
 }
 
 

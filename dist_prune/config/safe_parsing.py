@@ -66,7 +66,14 @@ def parse_yaml(text: str, where: str) -> Any:
     except Exception as error:  # constructors fail in further ways
         raise PruneError(f"{where} is not valid YAML: {type(error).__name__}: {_brief(error)}") from error
     check_plain_values(value, where)
-    return value
+    return _unshared(value)
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which an anchor and each of its aliases are values of their own: a change of one leaves the others."""
+    if isinstance(value, dict):
+        return {key: _unshared(inner) for key, inner in value.items()}
+    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
 def parse_json(text: str | bytes, where: str) -> Any:

@@ -182,3 +182,16 @@ def test_a_finetuning_without_a_rate_has_its_own_default():
     for words, rate in ((["finetune.epochs=3"], 0.03), (["finetune=null"], 0.01), (["finetune={epochs: 3}"], 0.01)):
         assert loading.load("quickstart", words, methods.options_of).finetune.lr == rate
     assert loading.load("quickstart", ["train={epochs: 3}"], methods.options_of).train.lr == 0.1
+
+
+def test_sections_that_share_an_anchor_are_changed_one_by_one(tmp_path):
+    """An override, or one that empties a key, leaves the other sections of the same YAML anchor as they are."""
+    (tmp_path / "mine.yaml").write_text(
+        "backbone: {name: lenet5_mnist}\ndata: {source: digits}\nmethod: {name: l1}\n"
+        "train: &both {epochs: 7, batch: 16, milestones: [2, 4]}\nfinetune: *both\n"
+    )
+    recipe = loading.load(str(tmp_path / "mine.yaml"), ["train.epochs=0", "train.batch="])
+    assert (recipe.train.epochs, recipe.finetune.epochs) == (0, 7)
+    assert (recipe.train.batch, recipe.finetune.batch) == (type(recipe.train)().batch, 16)
+    shipped = loaded(next(f for f in FILES if f.stem == "lenet5_mnist_dirichlet"), ("train.epochs=0",))
+    assert (shipped.train.epochs, shipped.finetune.epochs) == (0, 200)

@@ -1,0 +1,181 @@
+"""The rows of the papers' tables at the papers' own length: paper, ours, l1 and random from the same dense network.
+
+    python benchmarks/papers.py OUT [--only "lenet5_mnist:*" "*:random"] [--seeds 0 1 2] [--minutes 60]
+        [--set KEY=VALUE ...]
+    python benchmarks/papers.py OUT --list
+    python benchmarks/papers.py OUT --collect benchmarks/results/papers.json
+    python benchmarks/papers.py --table --results benchmarks/results/papers.json
+
+Needs $DIST_PRUNE_DATA. A row is CASE:NAME for one seed; --list prints all. Each is a run of dist_prune/run.py in
+OUT/CASE/seed_N/ROW. The dense network is trained once for each case and seed, by the recipe, and every row starts at
+it. Finished rows are not run again, and all of OUT have the same --set. When the minutes are over, the row under way is asked to stop and goes on with the
+next start of the same command. --set shortens every run, to try the script; such rows are marked in the table.
+--collect adds the figures to one compact file, of which `python -m tests.test_docs` makes the tables of docs/papers.md.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.papers_parts import tables
+from benchmarks.papers_parts.rows import CASES, Case, Row, method
+from dist_prune.fileio import write_atomic
+
+ROOT = Path(__file__).resolve().parents[1]
+GRACE_S = 120  # for which a run may go on after it was asked to stop
+STOPPED, NOT_REACHED = 75, 3  # exit codes of run.py: asked to stop; finished, but the target was not reached
+
+
+class Rows:
+    """The runs of one folder.
+
+    Args:
+        out: the folder.
+        deadline: of ``time.monotonic()``; no run goes on after it.
+        words: overrides of every run.
+    """
+
+    def __init__(self, out: Path, deadline: float, words: list[str]):
+        self.out, self.deadline, self.words = out.resolve(), deadline, words
+        kept = self.out / "set.json"
+        if kept.is_file():
+            self.words = json.loads(kept.read_text())
+            if words and words != self.words:
+                sys.exit(
+                    f"--set: the runs in {out} were started with {' '.join(self.words) or 'none'}; take another OUT"
+                )
+        else:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_atomic(kept, json.dumps(words))
+
+    def folder(self, case: str, seed: int, row: str) -> Path:
+        """The run directory of a row."""
+        return self.out / case / f"seed_{seed}" / re.sub(r"[^\w.]+", "_", row).strip("_")
+
+    def run(self, case: str, seed: int, row: Row) -> bool:
+        """Run a row, and before it what it starts from. False: there is no time left."""
+        given = CASES[case]
+        if not self._start(self.folder(case, seed, "dense"), given.recipe, seed, [*given.words, *_dense(given)]):
+            return False
+        words = [*given.words, *row.words]
+        dense = self.folder(case, seed, "dense") / "dense.safetensors"
+        words += ["train.epochs=0", f"backbone.checkpoint={dense}"]
+        if row.like is not None:
+            first = next(one for one in given.rows if one.name == row.like)
+            if not self.run(case, seed, first):
+                return False
+            words.append(f"target={{macs: {_macs_left(self.folder(case, seed, row.like)):.6f}}}")
+        return self._start(self.folder(case, seed, row.name), row.recipe or given.recipe, seed, words)
+
+    def _start(self, folder: Path, recipe: str, seed: int, words: list[str]) -> bool:
+        if (folder / "report.json").is_file():
+            return True
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            return False
+        print(f"{folder.relative_to(self.out)}: {recipe} {' '.join(words)}", flush=True)
+        command = [sys.executable, str(ROOT / "dist_prune/run.py"), "--recipe", recipe, "--run-dir", str(folder)]
+        command += ["--seed", str(seed), *words, *self.words]
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with folder.with_suffix(".log").open("a") as log:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+            try:
+                code = process.wait(left)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGUSR1)
+                code = process.wait(GRACE_S)
+        if code == STOPPED:
+            return False
+        if code not in (0, NOT_REACHED):
+            print(f"{folder}: exit code {code}, see {folder.with_suffix('.log')}", flush=True)
+        return code in (0, NOT_REACHED)
+
+
+def _dense(case: Case) -> list[str]:
+    """Overrides of the run that trains the dense network and does next to nothing else."""
+    return [*method("random"), "select={}", "target={macs: 0.9}", "finetune.epochs=0", "score.images=100"]
+
+
+def _macs_left(folder: Path) -> float:
+    body = json.loads((folder / "report.json").read_text())
+    return body["pruned"]["macs"] / body["dense"]["macs"]
+
+
+def wanted(patterns: list[str], seeds: list[int]) -> Iterator[tuple[str, int, Row]]:
+    """Rows in the order of the patterns, each once: all rows of a case with the first seed, then with the next."""
+    done = set()
+    for pattern in patterns:
+        case_pattern, _, row_pattern = pattern.partition(":")
+        for seed in seeds:
+            for name, case in CASES.items():
+                for row in case.rows:
+                    key = (name, seed, row.name)
+                    if (
+                        key not in done
+                        and fnmatchcase(name, case_pattern)
+                        and fnmatchcase(row.name, row_pattern or "*")
+                    ):
+                        done.add(key)
+                        yield name, seed, row
+
+
+def collected(rows: Rows) -> list[dict[str, Any]]:
+    """The figures of all finished rows of a folder."""
+    found = []
+    for name, case in CASES.items():
+        for place in sorted((rows.out / name).glob("seed_*")):
+            seed = int(place.name.removeprefix("seed_"))
+            for row in case.rows:
+                file = rows.folder(name, seed, row.name) / "report.json"
+                if file.is_file():
+                    found.append(tables.figures(name, row.name, seed, json.loads(file.read_text()), rows.words))
+    return found
+
+
+def main() -> None:
+    """Read the command line, run, and print what is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("--only", nargs="+", default=["*"], help="patterns CASE:ROW, in order of work")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of every run")
+    parser.add_argument("--list", action="store_true", help="print every row, its recipe and its overrides")
+    parser.add_argument("--collect", type=Path, metavar="FILE", help="add all figures to one compact file")
+    parser.add_argument("--table", action="store_true", help="print the tables")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="--table: of this compact file")
+    given = parser.parse_args()
+    if given.list:
+        for name, _, row in wanted(given.only, [0]):
+            print(f"{name}:{row.name}  {row.recipe or CASES[name].recipe} {' '.join((*CASES[name].words, *row.words))}")
+        return
+    if given.table and given.results:
+        print(tables.markdown(tables.load(given.results)))
+        return
+    if given.out is None:
+        parser.error("OUT, the folder of the runs, is missing")
+    rows = Rows(given.out, time.monotonic() + 60 * given.minutes, given.set)
+    if given.collect:
+        old = tables.load(given.collect) if given.collect.exists() else []
+        write_atomic(given.collect, tables.compact(tables.merge(old, collected(rows))))
+    if not given.collect and not given.table:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        for case, seed, row in wanted(given.only, given.seeds):
+            if not rows.run(case, seed, row) and time.monotonic() > rows.deadline:
+                break
+    print(tables.markdown(collected(rows)))
+
+
+if __name__ == "__main__":
+    main()

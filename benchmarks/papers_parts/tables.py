@@ -1,0 +1,88 @@
+"""Figures of the papers' rows: read from reports, kept in one compact file, printed as Markdown."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.papers_parts.rows import CASES, Case
+
+Figures = dict[str, Any]
+KEY = ("case", "row", "seed", "shortened")
+
+
+def figures(case: str, row: str, seed: int, report: dict[str, Any], words: Sequence[str]) -> Figures:
+    """What the table needs of a report.
+
+    Args:
+        case: name in ``CASES``.
+        row: its row.
+        seed: of the run.
+        report: the body of report.json.
+        words: overrides by which the run was shortened.
+    """
+    dense, pruned, tuned = (report[name] for name in ("dense", "pruned", "finetuned"))
+    environment = report.get("environment", {})
+    return {
+        "case": case, "row": row, "seed": seed, "shortened": " ".join(words),
+        "dense": round(dense["top1"], 3), "pruned": round(pruned["top1"], 3), "finetuned": round(tuned["top1"], 3),
+        "macs": round(pruned["macs"] / dense["macs"], 5), "params": round(pruned["params"] / dense["params"], 5),
+        "masked": report.get("masks", {}).get("share"),
+        "about": {key: environment.get(key) for key in ("processor", "cores", "threads", "python", "commit")},
+    }  # fmt: skip
+
+
+def merge(old: list[Figures], new: list[Figures]) -> list[Figures]:
+    """The rows of both, the new ones in place of the same old ones."""
+    by_key = {tuple(row[key] for key in KEY): row for row in [*old, *new]}
+    return [by_key[key] for key in sorted(by_key)]
+
+
+def compact(rows: list[Figures]) -> str:
+    """The rows as a file: one a line."""
+    return "[\n" + ",\n".join(json.dumps(row, sort_keys=True) for row in rows) + "\n]\n"
+
+
+def load(file: Path) -> list[Figures]:
+    """The rows of a compact file."""
+    return json.loads(file.read_text())
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation."""
+    mean = f"{statistics.mean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def markdown(rows: list[Figures]) -> str:
+    """A table for each case; rows without a figure say so."""
+    parts = []
+    for name, case in CASES.items():
+        kinds = sorted({row["shortened"] for row in rows if row["case"] == name}) or [""]
+        parts += [_table(name, case, [row for row in rows if row["shortened"] == kind], kind) for kind in kinds]
+    return "\n\n".join(parts)
+
+
+def _table(name: str, case: Case, rows: list[Figures], shortened: str) -> str:
+    own = [row for row in rows if row["case"] == name]
+    trained = sorted({(row["seed"], row["dense"]) for row in own})
+    dense = spread([value for _, value in trained]) if trained else "not run"
+    lines = [f"### {name}: {case.paper}, `{case.recipe}`", "", case.note]
+    if shortened:
+        lines.append(f"**Shortened by `{shortened}`: no figure of the paper's.**")
+    lines += [f"Dense: {dense}{f'; paper or program: {case.dense}' if case.dense else ''}.", ""]
+    lines += [
+        "| row | paper | MACs | parameters | after the cut | finetuned | seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in case.rows:
+        found = [one for one in own if one["row"] == row.name]
+        paper = row.paper or "not at hand"
+        if not found:
+            lines.append(f"| {row.name} | {paper} | | | | not run | 0 |")
+            continue
+        cells = [spread([one[key] for one in found]) for key in ("pruned", "finetuned")]
+        macs, params = (f"{statistics.mean(one[key] for one in found):.3f}" for key in ("macs", "params"))
+        lines.append(f"| {row.name} | {paper} | {macs} | {params} | {cells[0]} | {cells[1]} | {len(found)} |")
+    return "\n".join(lines)

@@ -1,0 +1,47 @@
+"""The rows of benchmarks/papers.py: each is a valid recipe, and its figures make the table."""
+
+import pytest
+
+from benchmarks import papers
+from benchmarks.papers_parts import tables
+from benchmarks.papers_parts.rows import CASES
+from dist_prune.config import loading
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_row_is_a_recipe(case, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIST_PRUNE_DATA", str(tmp_path))
+    given = CASES[case]
+    dense = loading.load(given.recipe, [*given.words, *papers._dense(given)])
+    assert dense.finetune.epochs == 0 and dense.method["name"] == "random"
+    for row in given.rows:
+        words = [*given.words, *row.words, "train.epochs=0", "backbone.checkpoint=x"]
+        words += ["target={macs: 0.8}"] if row.like else []
+        recipe = loading.load(row.recipe or given.recipe, words)
+        assert recipe.finetune.epochs >= 30, "the paper's length, or what two cores can"
+        assert recipe.backbone.name == dense.backbone.name and recipe.data.source == dense.data.source
+        assert row.like is None or row.like in [one.name for one in given.rows[: given.rows.index(row)]]
+
+
+def test_rows_in_the_order_of_the_patterns():
+    found = [(case, seed, row.name) for case, seed, row in papers.wanted(["lenet5_*:l1", "lenet5_mnist:l?"], [0, 1])]
+    assert found == [
+        ("lenet5_mnist", 0, "l1"), ("lenet5_fashion", 0, "l1"), ("lenet5_mnist", 1, "l1"), ("lenet5_fashion", 1, "l1"),
+        ("lenet5_mnist", 0, "l2"), ("lenet5_mnist", 1, "l2"),
+    ]  # fmt: skip
+
+
+def test_the_table_has_means_deviations_and_what_was_not_run():
+    def report(top1: float) -> dict:
+        networks = {"dense": (99.0, 100), "pruned": (50.0, 40), "finetuned": (top1, 40)}
+        return {name: {"top1": figure, "macs": macs, "params": macs} for name, (figure, macs) in networks.items()}
+
+    rows = [tables.figures("lenet5_mnist", "l1", seed, report(98.0 + seed), []) for seed in (0, 2)]
+    rows += [tables.figures("lenet5_mnist", "random", 0, report(90.0), ["train.epochs=1"])]
+    kept = tables.merge(tables.merge([], rows), rows[:1])
+    assert len(kept) == 3
+    text = tables.markdown(kept)
+    assert "| l1 | not at hand | 0.400 | 0.400 | 50.00 ± 0.00 | 99.00 ± 1.41 | 2 |" in text
+    assert "Shortened by `train.epochs=1`: no figure of the paper's" in text
+    assert "| fisher | not at hand | | | | not run | 0 |" in text
+    assert "Dense: 99.00 ± 0.00; paper or program: 99.05 to 99.27." in text
