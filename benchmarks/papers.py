@@ -8,8 +8,8 @@
 
 Needs $DIST_PRUNE_DATA. A row is CASE:NAME for one seed; --list prints all. Each is a run of dist_prune/run.py in
 OUT/CASE/seed_N/ROW. The dense network is trained once for each case and seed, by the recipe, and every row starts at
-it. Finished rows are not run again, and all of OUT have the same --set. When the minutes are over, the row under way is asked to stop and goes on with the
-next start of the same command. --set shortens every run, to try the script; such rows are marked in the table.
+it. Finished rows are not run again. When the minutes are over, the row under way is asked to stop and goes on with the
+next start of the same command. --set shortens every run of OUT, to try the script; such rows are marked in the table.
 --collect adds the figures to one compact file, of which `python -m tests.test_docs` makes the tables of docs/papers.md.
 """
 
