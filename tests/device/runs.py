@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 import dist_prune
+import dist_prune as dp
 from dist_prune import methods, run
 from dist_prune.analysis.ratio_curves import RatioRequest, measure
 from dist_prune.config import loading
@@ -333,3 +335,39 @@ def run_of(ranks: Communicator, kind: str, folder: Path, words: list[str]) -> di
         "files": {str(file.relative_to(folder)): file.read_text() for file in kept},
         "top1": [body[name]["top1"] for name in ("dense", "pruned", "finetuned")], "ratios": found,
     }  # fmt: skip
+
+
+def library(ranks: Communicator, kind: str, method: str) -> dict[str, Any]:
+    """The library's lines with the network on the device and the user's batches on the host."""
+    device = machine(ranks, kind).device
+    alone = mock.patch("torch.distributed.is_initialized", return_value=False)  # the pool is a group of two
+    with alone if ranks.world == 1 else contextlib.nullcontext():
+        return _library(ranks, device, method)
+
+
+def _library(ranks: Communicator, device: torch.device, method: str) -> dict[str, Any]:
+    source = open_source("digits", None, "", True)
+    images = torch.from_numpy(source.images[:64]).permute(0, 3, 1, 2).double() / 16  # type: ignore[index]
+    labels = torch.from_numpy(source.labels[:64])
+    loader = list(zip(images.split(16), labels.split(16), strict=True))
+    model = tiny.network().to(device)
+    graph = dp.trace(model, (1, 8, 8))
+    scores = dp.score(model, graph, method, loader, micro_batch=16, group=ranks.group)
+    plan = dp.select(scores, graph, target={"macs": 0.6})
+    small = dp.prune(model, plan)
+    repaired = dp.repair(model, small, plan, loader, group=ranks.group)
+    normed = dp.repair(model, small, plan, loader, method="norms", group=ranks.group)
+    searched = dp.search(
+        model,
+        scores,
+        graph,
+        loader,
+        target={"macs": 0.6},
+        candidates=6,
+        repair_images=16,
+        micro_batch=16,
+        group=ranks.group,
+    )
+    weights = (digest(one.state_dict()) for one in (small, repaired, normed))
+    places = {str(p.device.type) for one in (small, repaired, normed) for p in one.parameters()}
+    return {"plan": plan.fingerprint, "searched": searched.fingerprint, "weights": list(weights), "places": places}

@@ -49,6 +49,16 @@ def test_plans_are_the_cpu_s(pretend, name):
     assert pretend.run(1, runs.planned, "pretend", name) == pretend.run(1, runs.planned, "cpu", name)
 
 
+@worlds
+@pytest.mark.parametrize("name", ["taylor", "reconstruction"])
+def test_the_library_with_batches_on_the_host(pretend, world, name):
+    """Scored, selected, cut, repaired and searched where the network is."""
+    found, wanted = (pretend.run(world, runs.library, kind, name) for kind in ("pretend", "cpu"))
+    for one, other in zip(found, wanted, strict=True):
+        assert one.pop("places") == {"pretend"} and other.pop("places") == {"cpu"}
+        assert one == other == wanted[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("name", methods.list_names())
