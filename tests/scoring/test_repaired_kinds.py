@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import dist_prune as dp
+from dist_prune import models
 from tests.scoring import test_repair
 from tests.scoring.test_repair import images
 from tests.support import tiny
@@ -140,9 +141,16 @@ def vit(**sizes: Any) -> Any:
     return tiny.network(name="vit_tiny_patch16_224", patch_size=4, depth=2, embed_dim=24, num_heads=3, **sizes)
 
 
-def test_attention_and_mlp_on_tokens_are_the_best_there_is():
+@pytest.mark.parametrize("scales", [{}, {"init_values": 0.3, "drop_path_rate": 0.2}], ids=["plain", "layer scale"])
+def test_attention_and_mlp_on_tokens_are_the_best_there_is(scales):
     """The out-projection without a head, and the MLP's second layer without hidden units; sums are repaired."""
-    model = vit()
+    model = vit(**scales)
+    with torch.no_grad():
+        model.blocks[0].attn.proj.weight *= 30  # the stream's error is as large as the MLP's
+    factor = 1.0
+    if scales:
+        factor = torch.linspace(0.2, 2, 24, dtype=torch.float64)
+        model.blocks[0].ls1.gamma.data, model.blocks[0].ls2.gamma.data = factor.flip(0), factor
     graph = dp.trace(model, (1, 8, 8))
     heads = next(group.name for group in graph.free if group.unit == "head")
     assert heads.startswith("blocks.0.")
@@ -153,9 +161,31 @@ def test_attention_and_mlp_on_tokens_are_the_best_there_is():
     (x, _), (own_stream, _), (hidden, _) = seen(repaired, *names)
     assert x.shape[-1] == 16
     check(repaired.get_submodule(names[0]), x, wanted)
-    check(
-        repaired.get_submodule(names[2]), hidden, stream + mlp - own_stream, slack=0.02
-    )  # products near the sums' unit
+    check(repaired.get_submodule(names[2]), hidden, (stream - own_stream) / factor + mlp)
+
+
+def test_a_shortcut_behind_a_scaled_convolution_is_repaired():
+    """ConvNeXt's second block, whose output is multiplied by a parameter before it is added."""
+    torch.manual_seed(0)
+    sizes = {"depths": (2, 1, 1, 1), "dims": (8, 12, 12, 12), "conv_mlp": True, "ls_init_value": 0.5}
+    model: Any = models.create("convnext_atto", 10, 1, kwargs=sizes).double().eval()
+    blocks = model.stages[0].blocks
+    with torch.no_grad():
+        for block in blocks:
+            block.gamma.copy_(torch.linspace(0.3, 2, 8))
+            block.mlp.fc2.weight *= 20
+    graph = dp.trace(model, (1, 32, 32))
+    names = [f"stages.0.blocks.{block}.mlp.fc1" for block in (0, 1)]
+    plan = plan_without(graph, {name: list(range(20)) for name in names})
+    batches = [(torch.nn.functional.interpolate(x, 32), y) for x, y in images()]
+    repaired: Any = dp.repair(model, dp.prune(model, plan), plan, batches, ridge=1e-12)
+    x = batches[0][0]
+    with torch.no_grad():
+        (stream, own) = (net.stages[0].blocks[0](net.stem(x)) for net in (model, repaired))
+        block = repaired.stages[0].blocks[1]
+        hidden = block.mlp.drop1(block.mlp.act(block.mlp.fc1(block.norm(block.conv_dw(own)))))
+        wanted = (model.stages[0].blocks[1](stream) - own) / block.gamma.view(1, -1, 1, 1)
+    check(block.mlp.fc2, hidden, wanted)
 
 
 @pytest.mark.parametrize("method", ["least_squares", "fold"])

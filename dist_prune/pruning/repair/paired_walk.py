@@ -15,7 +15,9 @@ from dist_prune.pruning.hooks.split_forward import fx_steps
 from dist_prune.pruning.module_calls import first_input
 from dist_prune.pruning.repair.repaired_layers import RepairedLayer
 
-ADDITIONS = {"add", "add_", "iadd"}
+ADDITIONS, PRODUCTS = {"add", "add_", "iadd"}, {"mul", "mul_", "imul"}
+DROPPED = {"DropPath", "StochasticDepth"}  # classes of timm, transformers and torchvision: nothing in evaluation mode
+SCALES = {"LayerScale", "LayerScale2d"}  # of timm: a factor ``gamma`` for each channel
 Values = dict[int, Any]  # number of a step -> its value
 
 
@@ -61,8 +63,10 @@ class PairedWalk:
         assert self.steps is not None
         target = self.order[layer.name]
         moves = self._moves(target)
-        other = self.steps.other_summand(target, layer.norm)
+        other, factor = self.steps.other_summand(target, layer.norm)
         scale = layer.output_scale(self.small)
+        if factor is not None:
+            scale = factor if scale is None else scale * factor
         kept_outputs = layer.kept_outputs(self.dense)
         for number in range(len(self.held)):
             values = self.held[number]
@@ -80,7 +84,8 @@ class PairedWalk:
                         values[other] if other in values else self.steps.call(which, values, other)
                         for which, values in enumerate((dense, small))
                     ]
-                    error = _with_other(error, summands[0], summands[1], layer, scale)
+                    axis = -1 if isinstance(self.small.get_submodule(layer.name), nn.Linear) else 1
+                    error = _with_other(error, summands[0], summands[1], layer, scale, axis)
             if moves:
                 live = self.steps.live(target)
                 self.held[number] = tuple({i: v for i, v in side.items() if i in live} for side in (dense, small))  # type: ignore[assignment]
@@ -160,6 +165,8 @@ class _Steps:
         """The value of one step, from those that it reads."""
         interpreter, nodes = self.pair[which], self.graphs[which]
         node = nodes[step]
+        if node.op == "placeholder" and step:  # an input beside the images has its default
+            return node.args[0]
         env: dict[fx.Node, Any] = {}
         for source in node.all_input_nodes:
             number = self.numbers[which][source]
@@ -187,26 +194,51 @@ class _Steps:
                 sizes[step] += sum(nbytes.get(i, 0) for i in self.live(step))
         self.sizes = sizes
 
-    def other_summand(self, step: int, norm: str) -> int | None:
-        """The step that is added to a layer's output, perhaps behind its batch norm; None: there is none.
+    def other_summand(self, step: int, norm: str) -> tuple[int | None, Tensor | None]:
+        """The step that is added to a layer's output, and what the output is multiplied by before that.
 
-        A shortcut may be computed behind the layer, of values that are there before it.
+        Between the layer and the addition may be its batch norm, modules that do nothing in evaluation mode, and
+        products with constants: layer scales. A shortcut may be computed behind the layer, of values that are there
+        before it.
+
+        Args:
+            step: of the layer.
+            norm: module path of the batch norm that reads its outputs, or empty.
+
+        Returns:
+            The step, None if there is no addition; and the (o,) product of the pruned network's constants, or None.
         """
-        node = self.nodes[step]
-        users = list(node.users)
-        if norm and len(users) == 1 and users[0].op == "call_module" and users[0].target == norm:
-            node = users[0]
-            users = list(node.users)
-        elif norm:
+        node, factor, norm_left = self.nodes[step], None, norm
+        while len(node.users) == 1:
+            user = next(iter(node.users))
+            if _name(user) in ADDITIONS:
+                others = [source for source in user.all_input_nodes if not self._reads(source, self.nodes[step])]
+                return (self.number[others[0]], factor) if len(others) == 1 and not norm_left else (None, None)
+            if norm_left and user.op == "call_module" and user.target == norm_left:
+                norm_left = ""
+            elif not _is_identity(self.pair[0].module, user):
+                own = self._factor(user, node)
+                if own is None:
+                    break
+                factor = own if factor is None else factor * own
+            node = user
+        return None, None
+
+    def _factor(self, user: fx.Node, node: fx.Node) -> Tensor | None:
+        """(o,) numbers by which a step of the pruned network multiplies another one's value; None: it does not."""
+        if user.op == "call_module" and type(module := self._small(user)).__name__ in SCALES:
+            return module.gamma.detach().flatten()
+        if _name(user) not in PRODUCTS:
             return None
-        users = [user for user in users if not _is_identity(self.pair[0].module, user)] or [
-            inner for user in users for inner in user.users
-        ]
-        added = [user for user in users if _name(user) in ADDITIONS]
-        if len(users) != 1 or not added:
+        others = [source for source in user.all_input_nodes if source is not node]
+        if len(others) != 1 or self._reads(others[0], self.nodes[0]):
             return None
-        others = [source for source in added[0].all_input_nodes if not self._reads(source, self.nodes[step])]
-        return self.number[others[0]] if len(others) == 1 else None
+        with torch.no_grad():
+            value = self.call(1, {}, self.number[others[0]])
+        return value.flatten() if isinstance(value, Tensor) else None
+
+    def _small(self, node: fx.Node) -> Any:
+        return self.pair[1].module.get_submodule(str(node.target))
 
     def _reads(self, node: fx.Node, early: fx.Node) -> bool:
         """Whether a node's value depends on that of another one."""
@@ -226,7 +258,11 @@ class _Steps:
 
 
 def _is_identity(model: nn.Module, node: fx.Node) -> bool:
-    return node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), nn.Identity | nn.Dropout)
+    """Whether a step does nothing in evaluation mode."""
+    if node.op != "call_module":
+        return False
+    module = model.get_submodule(str(node.target))
+    return isinstance(module, nn.Identity | nn.Dropout) or type(module).__name__ in DROPPED
 
 
 def _name(node: fx.Node) -> str:
@@ -239,7 +275,7 @@ def _paired_steps(dense: nn.Module, small: nn.Module) -> _Steps | None:
         return None
     names = [[(node.op, str(node.target)) for node in graph.graph.nodes] for graph in graphs if graph is not None]
     inputs = [node for node in graphs[0].graph.nodes if node.op == "placeholder"]
-    if names[0] != names[1] or len(inputs) != 1 or names[0][0][0] != "placeholder":
+    if names[0] != names[1] or names[0][0][0] != "placeholder" or not all(node.args for node in inputs[1:]):
         return None
     return _Steps(graphs[0], graphs[1])
 
@@ -249,11 +285,10 @@ def _outputs(value: Tensor, kept: Tensor, module: nn.Module) -> Tensor:
     return value.index_select(axis, kept.to(value.device))
 
 
-def _with_other(error: Tensor, dense: Any, small: Any, layer: RepairedLayer, scale: Tensor | None) -> Tensor:
-    """The error plus that of the other summand, in units of the layer's output."""
+def _with_other(error: Tensor, dense: Any, small: Any, layer: RepairedLayer, scale: Tensor | None, axis: int) -> Tensor:
+    """The error plus that of the other summand, in units of the layer's output; ``axis``: of the channels."""
     if not isinstance(dense, Tensor) or not isinstance(small, Tensor) or small.shape != error.shape:
         return error
-    axis = 1 if error.dim() == 4 else -1
     if layer.kept is not None:
         dense = dense.index_select(axis, layer.kept.to(dense.device))
     if dense.shape != error.shape:
@@ -262,5 +297,5 @@ def _with_other(error: Tensor, dense: Any, small: Any, layer: RepairedLayer, sca
     if scale is not None:
         usable = scale.abs() > 1e-3 * scale.abs().max()
         inverse = torch.where(usable, 1 / torch.where(usable, scale, torch.ones_like(scale)), torch.zeros_like(scale))
-        difference = difference * inverse.view(-1, *[1] * (error.dim() - 2))
+        difference = difference * (inverse if axis == -1 else inverse.view(-1, *[1] * (error.dim() - 2)))
     return error + difference
