@@ -10,6 +10,7 @@ from dist_prune.tasks.classification import CLASSIFICATION
 from dist_prune.training.timing_noise import speedup_text
 
 KINDS = ("dense", "pruned", "repaired", "finetuned")  # networks of a run; repaired: with ``repair.method`` only
+SHARES = ("top1", "top5", "knn")  # figures that are shares of images in percent
 REDUCED = ("sum", "max", "min", "rows", "gradients")  # collectives that reduce their payload; the others copy it
 
 
@@ -50,21 +51,44 @@ def figure_text(body: Mapping[str, Any], value: float) -> str:
     return f"{value:.2f} %" if str(task["titles"][task["primary"]]).endswith(" %") else f"{value:.4g}"
 
 
-def metric_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+def standard_error(body: Mapping[str, Any], kind: str, key: str) -> float | None:
+    """The standard error of a share of images in percent, sqrt(p (100 - p) / n); None for other figures.
+
+    Args:
+        body: The body of report.json.
+        kind: A network of it.
+        key: Name of a figure.
+    """
+    value, images = body[kind].get(key), body[kind].get("images")
+    if key not in SHARES or value is None or not images:
+        return None
+    return (value * (100 - value) / images) ** 0.5
+
+
+def metric_rows(body: Mapping[str, Any], errors: bool = False) -> list[tuple[str, list[str]]]:
     """The rows of the table of figures.
 
     Args:
         body: The body of report.json.
+        errors: Whether shares of images have their standard error, and there is a row with the number of images.
 
     Returns:
         (label, cells for the networks of ``kinds_of``) of each row.
     """
     kinds = kinds_of(body)
+
+    def cell(kind: str, key: str, title: str) -> str:
+        value, error = body[kind][key], standard_error(body, kind, key) if errors else None
+        text = f"{value:.2f}" if title.endswith("%") else f"{value:.4g}"
+        return text if error is None else f"{text} ± {error:.2f}"
+
     rows = [
-        (title, [f"{body[k][key]:.2f}" if title.endswith("%") else f"{body[k][key]:.4g}" for k in kinds])
+        (title, [cell(kind, key, title) for kind in kinds])
         for key, title in task_of(body)["titles"].items()
         if key in body["dense"]
     ]
+    if errors and "images" in body["dense"]:
+        rows.append(("images", [f"{body[k]['images']:,}" for k in kinds]))
     rows.append(("loss", [_loss(body[k]["loss"]) for k in kinds]))
     for key, unit, label in (
         *((cost.name, cost.divisor, cost.label) for cost in report_costs() if cost.name in body["dense"]),
@@ -132,7 +156,7 @@ def _cell(value: Any) -> str:
 
 
 def criteria(body: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
-    """The table of compared criteria: the primary figure after pruning, costs, the overlap of the channels kept.
+    """The table of compared criteria: the primary figure after pruning, and repaired, and the costs that are left.
 
     Args:
         body: The body of report.json.
@@ -140,21 +164,47 @@ def criteria(body: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | Non
     Returns:
         Column heads, and rows of cells; None if there are no lines.
     """
-    lines, task = body.get("many", []), task_of(body)
+    lines = body.get("many", [])
     if not lines:
         return None
-    costs = [cost for cost in report_costs() if cost.name in lines[0]]
-    cells = [
-        [line["method"], f"{line[task['primary']]:.2f}", *(f"{line[cost.name]:.1%}" for cost in costs)]
-        + [f"{share:.2f}" for share in line["overlap"].values()]
-        for line in lines
-    ]
-    return [
-        "",
-        task["titles"][task["primary"]],
-        *(cost.title for cost in costs),
-        *(line["method"] for line in lines),
-    ], cells
+    first = str(body.get("many_images", "")).partition(" ")[0]
+    return criteria_table(lines, task_of(body), int(first) if first.isdigit() else 0)
+
+
+def criteria_table(
+    lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any], images: int
+) -> tuple[list[str], list[list[str]]]:
+    """The table of compared criteria.
+
+    Args:
+        lines: ``table`` of criteria.json; at least one.
+        task: What the report says of the task.
+        images: Number of images that the figure was measured on; 0 if it is not known.
+
+    Returns:
+        Column heads, and rows of cells.
+    """
+    primary, costs = task["primary"], [cost for cost in report_costs() if cost.name in lines[0]]
+    keys = [primary, *(["repaired"] if "repaired" in lines[0] else [])]
+    rows = []
+    for line in lines:
+        figures = []
+        for key in keys:
+            error = standard_error({"": {primary: line[key], "images": images}}, "", primary)
+            figures.append(f"{line[key]:.2f}" + (f" ± {error:.2f}" if error is not None else ""))
+        rows.append([line["method"], *figures, *(f"{line[cost.name]:.1%}" for cost in costs)])
+    title = task["titles"][primary]
+    return ["", title, *(["repaired"] if len(keys) > 1 else []), *(f"{cost.title} left" for cost in costs)], rows
+
+
+def criteria_overlap(lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[tuple[str, list[float]]]]:
+    """What each two criteria keep in common: names, and for each criterion its name and shares in their order.
+
+    Args:
+        lines: ``table`` of criteria.json.
+    """
+    names = [line["method"] for line in lines]
+    return names, [(line["method"], [line["overlap"].get(name, 0.0) for name in names]) for line in lines]
 
 
 def search_text(body: Mapping[str, Any]) -> str:

@@ -71,6 +71,30 @@ class Browser:
         file.write_bytes(base64.b64decode(self._ask("GET", "/screenshot")))
         return file
 
+    def look(self, width: int, height: int = 900, dark: bool = False, media: str = "screen") -> None:
+        """Show the page on a screen of this size, light or dark; from then on for every page that is opened."""
+        self._devtools(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._devtools("Emulation.setEmulatedMedia", media=media, features=[scheme])
+
+    def look_freely(self) -> None:
+        """End ``look``."""
+        self._devtools("Emulation.clearDeviceMetricsOverride")
+        self._devtools("Emulation.setEmulatedMedia", media="", features=[])
+
+    def whole(self, file: Path, width: int, dark: bool = False, highest: int = 16000) -> Path:
+        """A photograph of the page from its head to its foot."""
+        self.look(width, dark=dark)
+        height = int(self.run("return document.documentElement.scrollHeight"))
+        self.look(width, min(height, highest), dark)
+        file.write_bytes(base64.b64decode(self._ask("GET", "/screenshot")))
+        return file
+
+    def _devtools(self, command: str, **values: Any) -> Any:
+        return self._ask("POST", "/goog/cdp/execute", {"cmd": command, "params": values})
+
     def _ask(self, verb: str, path: str, body: Any = None) -> Any:
         return ask(verb, self.session + path, body)
 
