@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dist_prune.report.tables import KINDS
 from dist_prune.tasks.tallies import LOSS_UNIT
 
 BINS = 15  # of confidence, of equal width (Guo et al. 2017, section 2)
@@ -49,8 +50,8 @@ def summary(answers: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict[s
 
 
 def networks_of(answers: Mapping[str, np.ndarray], what: str) -> list[str]:
-    """The networks whose ``what`` is known."""
-    return [name.removesuffix(f"/{what}") for name in answers if name.endswith(f"/{what}")]
+    """The networks whose ``what`` is known, in the order of reports."""
+    return [kind for kind in KINDS if f"{kind}/{what}" in answers]
 
 
 def _changes(dense: np.ndarray, other: np.ndarray) -> dict[str, int]:

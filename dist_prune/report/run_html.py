@@ -1,5 +1,6 @@
 """The report page of a run."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,7 +65,8 @@ def render_report(body: Mapping[str, Any], recipe: str, exhibits: Exhibits | Non
         groups=sorted(body["plan"]["groups"], key=lambda group: not group["reason"]),
         lost=_lost(body, shown),
         class_table=_class_table(body),
-        confused=tables.records(body.get("confused", [])),
+        confused=tables.records([{k.replace("_", " "): v for k, v in one.items()} for one in body.get("confused", [])]),
+        commit=_short(body["commit"]),
         confusion=_confusion(shown),
         calibration=run_plots.calibration_figure(body.get("calibration") or {}),
         trainings=run_plots.training_figures(shown.histories, tables.task_of(body))
@@ -86,6 +88,11 @@ def render_report(body: Mapping[str, Any], recipe: str, exhibits: Exhibits | Non
         traffic=tables.traffic_text(body),
         expanded="; ".join(f"{key} ({', '.join(names)})" for key, names in body.get("expanded", {}).items()),
     )
+
+
+def _short(commit: str | None) -> str:
+    """A commit of git, short enough for a line."""
+    return re.sub(r"\A([0-9a-f]{12})[0-9a-f]{28}", r"\1", commit or "unknown")
 
 
 def _lost(body: Mapping[str, Any], shown: Exhibits) -> list[dict[str, Any]]:
