@@ -145,12 +145,12 @@ def ticks(low: float, high: float, count: int = 4, integers: bool = False) -> li
     Args:
         low: Lower bound.
         high: Upper bound, above ``low``.
-        count: About how many.
+        count: About how many; one or two more may fit.
         integers: Whether they must be whole numbers.
     """
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= 0.8 * raw)
     if integers:
         step = max(1.0, float(math.ceil(step)))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
