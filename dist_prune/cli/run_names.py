@@ -30,7 +30,7 @@ def short_names(keys: Sequence[Mapping[str, Any]], targets: Sequence[str], folde
     """A name for each of several recipes, without what all of them share.
 
     ``graph 0.3`` is the method and its target, where all targets are of one cost. Keys that differ among the runs of
-    one method and one network follow. Names that are still equal get the run directory.
+    one method and one network follow. Names of one network that are still equal get the run directory.
 
     Args:
         keys: The resolved keys of each recipe, flat.
@@ -38,7 +38,7 @@ def short_names(keys: Sequence[Mapping[str, Any]], targets: Sequence[str], folde
         folders: The run directory of each.
 
     Returns:
-        Their names, all different where the folders are.
+        Their names; those of one network are all different where the folders are.
     """
     costs = {target.rpartition(" ")[0] for target in targets}
     names = []
@@ -49,8 +49,12 @@ def short_names(keys: Sequence[Mapping[str, Any]], targets: Sequence[str], folde
         peers = [other for other in keys if all(other.get(k) == own.get(k) for k in ("method.name", "backbone.name"))]
         words += _differing(own, peers, target)
         names.append(" ".join(words))
-    count = Counter(names)
-    return [name if count[name] == 1 else f"{name} ({folder})" for name, folder in zip(names, folders, strict=True)]
+    networks = [str(own.get("backbone.name", "")) for own in keys]
+    count = Counter(zip(networks, names, strict=True))
+    return [
+        name if count[network, name] == 1 else f"{name} ({folder})"
+        for network, name, folder in zip(networks, names, folders, strict=True)
+    ]
 
 
 def _differing(own: Mapping[str, Any], peers: Sequence[Mapping[str, Any]], target: str) -> list[str]:

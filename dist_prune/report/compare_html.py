@@ -106,7 +106,7 @@ def _data(row: Row) -> dict[str, str]:
 def panels(rows: Sequence[Row], papers: Sequence[Row], batch: str, methods: Sequence[str]) -> list[Plot]:
     """Plots of one network: top-1 against each cost and the time, then its change against the shares that are left.
 
-    Times that are not reliable are hollow and stay out of the fronts.
+    Times that are not reliable are hollow and stay out of the fronts; far ones stand at the end of the axis.
 
     Args:
         rows: Figures of the means and of the seeds.
@@ -136,17 +136,19 @@ def _panel(
     others: Sequence[Mark],
 ) -> Plot:  # fmt: skip
     better, marks, lines = "right" if key == "ratio" else "left", [], []
-    for row in rows:
-        x = row["dense_ms"] / row["ms"] if key == "ratio" else row[key]
+    places = [row["dense_ms"] / row["ms"] if key == "ratio" else row[key] for row in rows]
+    doubtful = [key in ("ms", "ratio") and not row["reliable"] for row in rows]
+    low, high = _limits([x for x, doubt in zip(places, doubtful, strict=True) if not doubt and x is not None])
+    for row, x, hollow in zip(rows, places, doubtful, strict=True):
         if x is None:  # the report is older than the cost
             continue
-        hollow = key in ("ms", "ratio") and not row["reliable"]
         data = _data(row) | ({} if hollow else {"front": ""})
         note = "; this time is not reliable" if hollow else ""
         text = f"{row['run']} ({row['name']}): {figure_title} {row[figure_key]:.2f}, {title} {x:.4g}{note}"
         error = row["top1_std"] or row.get("top1_error") or 0.0
         hidden = not row["seed"].startswith("mean")
-        marks.append(Mark(x, row[figure_key], text, methods.index(row["method"]), hollow, error, data, hidden))
+        shown = min(max(x, low), high) if hollow else x
+        marks.append(Mark(shown, row[figure_key], text, methods.index(row["method"]), hollow, error, data, hidden))
     for number, method in enumerate(methods):
         own = [m for m in marks if m.data["method"] == method and "front" in m.data and not m.hidden]
         front = pareto([(m.x, m.y) for m in own], better)
@@ -155,6 +157,15 @@ def _panel(
             lines.append(Line(shown, f"front of {method}", number, "front", data={"method": method}))
     levels = [(0.0, "the dense network")] if figure_key == "change" else []
     return Plot(title, figure_title, lines=lines, marks=[*others, *marks], levels=levels, better=better)
+
+
+def _limits(reliable: Sequence[float]) -> tuple[float, float]:
+    """The part of the axis that doubtful times may use; one that is further off stands at its end."""
+    if not reliable:
+        return float("-inf"), float("inf")
+    low, high = min(reliable), max(reliable)
+    margin = 0.3 * (high - low) or 0.3 * high
+    return low - margin, high + margin
 
 
 def _dense(rows: Sequence[Row], key: str, series: int) -> list[Mark]:

@@ -24,6 +24,7 @@ from dist_prune.pruning.selection.schedule import round_config
 from dist_prune.report import answers, figures, tables
 from dist_prune.report.run_html import Exhibits, render_report
 from dist_prune.stages import latency_target, report_images
+from dist_prune.training.timing_noise import speedup
 
 # Sections whose keys tell the runs of a sweep apart; the others are the same in it.
 TELLING = ("score", "method", "select", "target", "schedule", "finetune", "reruns")
@@ -227,12 +228,21 @@ def _tensorboard(context: RunContext, body: dict[str, Any], similarity_maps: lis
     for line in body.get("rounds", []):
         values = {key: value for key, value in line.items() if key != "round" and value is not None}
         context.tracker.scalars({f"rounds/{key}": float(value) for key, value in values.items()}, line["round"])
+    for batch, times in body["dense"]["latency"].items():
+        ratio = speedup(times, finetuned["latency"][batch])
+        metrics |= {f"final/speedup_{batch}": ratio} if ratio is not None else {}
     context.tracker.hparams(distinguishing_keys(context), metrics)
 
 
 def distinguishing_keys(context: RunContext) -> dict[str, Any]:
-    """The recipe keys that tell runs apart: those that differ from their defaults, and those of ``ALWAYS``."""
+    """The recipe keys that tell runs apart: those that differ from their defaults, and those of ``ALWAYS``.
+
+    Method, target, network and seed come first: tables of trackers keep this order.
+    """
     changed = flatten(context.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True))
     keys = {key for key in changed if key.split(".")[0] in TELLING} | {*ALWAYS}
     resolved = flatten(context.recipe.written())
-    return {key: resolved[key] for key in sorted(keys) if resolved.get(key) is not None}
+    asked = context.recipe.target.asked()
+    first = ("method.name", *([f"target.{asked[0]}"] if asked else []), "backbone.name", "seed")
+    order = [*first, *sorted(keys - {*first})]
+    return {key: resolved[key] for key in order if resolved.get(key) is not None}
