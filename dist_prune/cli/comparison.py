@@ -120,7 +120,7 @@ def collect(paths: Sequence[Path], batch: str | None = None) -> Comparison:
     for row, group, name, target in zip(
         rows, groups.values(), short_names(recipes, targets, folders), targets, strict=True
     ):
-        seeds = [str(report.get("seed", "")) for report in group]
+        seeds = [str(report["recipe"].get("seed", "")) for report in group]
         each = [{**_row([report], batch), "run": report["folder"]} for report in group]
         row |= {"name": name, "target": target, "seed_list": " ".join(seeds), "each": each}
     if len({place for row in rows for place in row["places"]}) > 1:  # each row names the machine of its times
