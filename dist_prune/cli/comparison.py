@@ -152,7 +152,11 @@ def _read_report(run_dir: Path) -> dict[str, Any]:
         if body.get("task"):
             return body
         rows = [_row([body], str(int(batch))) for batch in body["dense"]["latency"]]
-        _ = canonical(body["recipe"]), [format_cell(key, row[key]) for row in rows for key in columns()]
+        _ = (
+            canonical(flatten(body["recipe"])),
+            target_text(body),
+            [format_cell(key, row[key]) for row in rows for key in columns()],
+        )
         if not rows:
             raise PruneError("it has no latency")
     except Exception as error:  # values of other types make a row fail in many ways

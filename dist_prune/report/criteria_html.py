@@ -9,6 +9,8 @@ from dist_prune.report.html import render
 from dist_prune.report.plots import Mark, Plot, figure
 from dist_prune.report.tables import criteria_overlap, criteria_table, standard_error
 
+ALIKE_SHARES = 0.0005  # of a cost: criteria that leave as much get no plot of it
+
 
 def render_criteria(
     name: str, network: str, lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any], images: int, where: str
@@ -24,7 +26,8 @@ def render_criteria(
         images: Number of images that were measured.
         where: What they are.
     """
-    title = task["titles"][task["primary"]]
+    ranked = _ranked(lines, task)
+    lines = [*ranked, *(line for line in lines if line not in ranked)]
     return render(
         "criteria.html.j2",
         name=name,
@@ -33,7 +36,7 @@ def render_criteria(
         cards=_cards(network, lines, task, images),
         table=criteria_table(lines, task, images),
         overlap=criteria_overlap(lines),
-        figures=[_figure(lines, task, title, images)],
+        figures=[_figure(lines, task, images)],
     )
 
 
@@ -90,19 +93,25 @@ def _cards(
     return cards
 
 
-def _figure(
-    lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any], title: str, images: int
-) -> dict[str, Any]:  # fmt: skip
-    costs = [cost for cost in report_costs() if cost.name in lines[0]]
-    primary, repaired = task["primary"], "repaired" in lines[0]
-    plots = []
-    for cost in costs:
-        marks = []
-        for number, line in enumerate(lines):
-            for key in [primary, *(["repaired"] if repaired else [])]:
-                note = ", repaired" if key == "repaired" else ""
-                text = f"{line['method']}{note}: {title} {line[key]:.2f}, {line[cost.name]:.1%} of the {cost.unit} left"
-                error = _error(line, key, task, images) or 0.0
-                marks.append(Mark(line[cost.name], line[key], text, number, repaired and key == primary, error))
-        plots.append(Plot(f"share of the {cost.unit} left", title, marks=marks))
+def _figure(lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any], images: int) -> dict[str, Any]:
+    """Plot the figure by rank, and over the costs that differ among the criteria."""
+    plots = [_plot(lines, task, images, "rank", range(1, len(lines) + 1))]
+    for cost in (cost for cost in report_costs() if cost.name in lines[0]):
+        shares = [line[cost.name] for line in lines]
+        if max(shares) - min(shares) > ALIKE_SHARES:
+            plots.append(_plot(lines, task, images, f"share of the {cost.unit} left", shares))
     return figure("", plots, [(number, line["method"]) for number, line in enumerate(lines)])
+
+
+def _plot(
+    lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any], images: int, x_title: str, xs: Sequence[float]
+) -> Plot:
+    primary, title, repaired = task["primary"], str(task["titles"][task["primary"]]), "repaired" in lines[0]
+    marks = []
+    for number, (line, x) in enumerate(zip(lines, xs, strict=True)):
+        for key in [primary, *(["repaired"] if repaired else [])]:
+            note = ", repaired" if key == "repaired" else ""
+            text = f"{line['method']}{note}: {title} {line[key]:.2f}, {x_title} {x:.4g}"
+            error = _error(line, key, task, images) or 0.0
+            marks.append(Mark(x, line[key], text, number, repaired and key == primary, error))
+    return Plot(x_title, title, marks=marks, integers=x_title == "rank")

@@ -75,9 +75,9 @@ def _of_target(body: Mapping[str, Any]) -> Sentence:
     for name, asked in body["target"].items():
         share = body["achieved"].get(name)
         if share is not None:
-            return Sentence(
-                "good", f"The target is met: {share:.1%} of the {cost_name(name)} left, at most {asked:.1%} asked."
-            )
+            within = "" if share <= asked else " within its tolerance"
+            text = f"The target is met{within}: {share:.1%} of the {cost_name(name)} left, at most {asked:.1%} asked."
+            return Sentence("good", text)
     return Sentence("plain", f"No share of a cost was asked for. Left: {kept}.")
 
 
@@ -90,7 +90,7 @@ def _of_figure(body: Mapping[str, Any]) -> Sentence:
     change, digits = left - dense, "{:.2f} points" if percent else "{:.4g}"
     values = f"{tables.figure_text(body, dense)} dense, {tables.figure_text(body, left)} at the end"
     error = change_error(body, "finetuned")
-    if change == 0:
+    if abs(change) < (0.005 if percent else 1e-12):  # as printed
         return Sentence("good", f"{name} is that of the dense network ({values}).")
     verb = "rises" if change > 0 else "falls"
     better = (change > 0) == task.get("higher_is_better", True)
@@ -173,7 +173,9 @@ def cards(body: Mapping[str, Any]) -> list[Card]:
     ):
         if name not in asked and final.get(name) and dense.get(name):
             share = 100 * (final[name] / dense[name] - 1)
-            out.append(Card(title, f"{final[name] / unit:,.2f}", f"dense {dense[name] / unit:,.2f} ({share:+.1f} %)"))
+            out.append(
+                Card(title, f"{final[name] / unit:,.2f}", f"dense {dense[name] / unit:,.2f} ({share:+.1f}\u00a0%)")
+            )
     return out
 
 

@@ -41,6 +41,8 @@ def _training(name: str, lines: Sequence[Mapping[str, float]], primary: str, tit
     own = Line(points("loss", lines), f"{loss} of the training images", 0, marked=True)
     of_split = Line(points(f"{split}_loss", tested), f"{loss} of the {split} images", 1, marked=True)
     figure_line = Line(points(split + ending, tested), f"{split} {title}", 1, marked=True)
+    if not tested:  # no epoch was evaluated
+        return figure(f"Training: {name}", [Plot("epoch", loss, lines=[own], integers=True)], [(0, "training images")])
     plots = [
         Plot("epoch", loss, lines=[own, of_split], integers=True),
         Plot("epoch", f"{split} {title}", lines=[figure_line], integers=True),

@@ -60,7 +60,7 @@ def standard_error(body: Mapping[str, Any], kind: str, key: str) -> float | None
         key: Name of a figure.
     """
     value, images = body[kind].get(key), body[kind].get("images")
-    if key not in SHARES or value is None or not images:
+    if key not in SHARES or value is None or not images or not 0 <= value <= 100:
         return None
     return (value * (100 - value) / images) ** 0.5
 
@@ -194,7 +194,12 @@ def criteria_table(
             figures.append(f"{line[key]:.2f}" + (f" ± {error:.2f}" if error is not None else ""))
         rows.append([line["method"], *figures, *(f"{line[cost.name]:.1%}" for cost in costs)])
     title = task["titles"][primary]
-    return ["", title, *(["repaired"] if len(keys) > 1 else []), *(f"{cost.title} left" for cost in costs)], rows
+    return [
+        "criterion",
+        title,
+        *(["repaired"] if len(keys) > 1 else []),
+        *(f"{cost.title} left" for cost in costs),
+    ], rows
 
 
 def criteria_overlap(lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[tuple[str, list[float]]]]:

@@ -27,6 +27,10 @@ def test_a_target_that_is_met():
     assert texts(body())[0] == ("good", "The target is met: 49.0% of the MACs left, at most 50.0% asked.")
 
 
+def test_a_target_that_is_met_within_its_tolerance():
+    assert texts(body(achieved={"macs": 0.505}))[0][1].startswith("The target is met within its tolerance: 50.5%")
+
+
 def test_a_target_that_is_missed():
     missed = {"stage": "select", "event": "target missed", "why": "60.0% of the MACs are left, 50.0% were asked"}
     assert texts(body(events=[missed], achieved={"macs": 0.6}))[0] == (

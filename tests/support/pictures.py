@@ -33,7 +33,14 @@ def pages(folder: Path) -> dict[str, Path]:
         assert run.main(["--recipe", "quickstart", "--run-dir", str(place), *words]) == 0
     assert command(["compare", str(folder / "compared"), "--out", str(folder / "compare")]) == 0
     assert command(["ratio-curves", "quickstart", "--run-dir", str(quick), *ONE]) == 0
-    scored = ["score-many", "quickstart", "--run-dir", str(folder / "many"), "--methods", "graph,l1,taylor,fpgm,chip,hrank"]
+    scored = [
+        "score-many",
+        "quickstart",
+        "--run-dir",
+        str(folder / "many"),
+        "--methods",
+        "graph,l1,taylor,fpgm,chip,hrank",
+    ]
     assert command([*scored, *ONE]) == 0
     return {
         "report": quick / "report.html",
