@@ -56,7 +56,9 @@ def _error(line: Mapping[str, Any], key: str, task: Mapping[str, Any], images: i
 
 def _verdict(lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any], images: int) -> list[Sentence]:
     ranked, key = _ranked(lines, task), _key(lines, task)
-    name, after = str(task["titles"][task["primary"]]), " after the repair" if key == "repaired" else ""
+    title = str(task["titles"][task["primary"]])
+    name = title.removesuffix(" %")
+    after = title.removeprefix(name) + (" after the repair" if key == "repaired" else "")
     if not ranked:
         return [Sentence("bad", f"{name} is not a number for any criterion.")]
     best, error = ranked[0], _error(ranked[0], key, task, images)
