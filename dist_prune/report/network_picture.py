@@ -1,9 +1,10 @@
-"""The network as a picture: a column for each layer, as high as it has channels, its area the MACs.
+"""The network as a picture: a column for each layer, higher with more output channels, its area the MACs.
 
-    dense   width x of a column = MACs of a channel, height = channels
+    dense   height = sqrt(output channels), width = MACs / height
     pruned  the same of what is left, drawn into the column from its lower left corner
 
-Arcs below the columns tie layers whose channels are removed together.
+The root lets one see layers of 64 channels beside those of 2,048. Arcs below the columns tie layers whose channels are
+removed together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,19 +34,20 @@ def picture(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     if not drawn:
         return None
     highest = max(layer["out"][0] for layer in drawn)
-    each = [layer["macs"][0] / layer["out"][0] for layer in drawn]
+    each = [layer["macs"][0] / layer["out"][0] ** 0.5 for layer in drawn]
     gap = min(2.0, 0.2 * WIDTH / len(drawn))
     scale = (WIDTH - gap * len(drawn)) / sum(each)
     columns, x = [], 0.0
     for layer, width in zip(drawn, each, strict=True):
         (dense, left), (before, after) = layer["macs"], layer["out"]
-        wide, high = max(THIN, width * scale), HEIGHT * before / highest
-        inner = max(THIN, left / after * scale) if after else 0.0
+        wide, high = max(THIN, width * scale), HEIGHT * (before / highest) ** 0.5
+        inner = max(THIN, left / after**0.5 * scale) if after else 0.0
+        low = high * (after / before) ** 0.5
         columns.append(
             {
                 "x": x, "width": wide, "y": HEIGHT - high, "height": high,
-                "inner_width": min(inner, wide), "inner_height": high * after / before,
-                "inner_y": HEIGHT - high * after / before, "base": HEIGHT,
+                "inner_width": min(inner, wide), "inner_height": low,
+                "inner_y": HEIGHT - low, "base": HEIGHT,
                 "whole": after == before and left == dense, "group": layer["group"],
                 "title": f"{layer['name']}: {before} → {after} channels, "
                 f"{dense / 1e6:,.2f} → {left / 1e6:,.2f} million MACs"

@@ -1,4 +1,4 @@
-"""The network as a picture: areas are MACs, heights are channels, arcs tie what goes together."""
+"""The network as a picture: areas are MACs, heights are roots of channels, arcs tie what goes together."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def test_the_macs_of_layers_add_up(graph):
         assert sum(cost.layer_macs(graph, kept).values()) == cost.macs(graph, kept)
 
 
-def test_areas_are_macs_and_heights_are_channels(graph):
+def test_areas_are_macs_and_heights_are_roots_of_channels(graph):
     layers = network_lines(graph, kept_of(graph))
     drawn = network_picture.picture(layers)
     assert drawn is not None
@@ -36,7 +36,8 @@ def test_areas_are_macs_and_heights_are_channels(graph):
         area, inner = column["width"] * column["height"], column["inner_width"] * column["inner_height"]
         scales.add(round(layer["macs"][0] / area, 3))
         assert inner / area == pytest.approx(layer["macs"][1] / layer["macs"][0], rel=1e-6)
-        assert column["inner_height"] / column["height"] == pytest.approx(layer["out"][1] / layer["out"][0])
+        assert (column["inner_height"] / column["height"]) ** 2 == pytest.approx(layer["out"][1] / layer["out"][0])
+        assert column["inner_width"] <= column["width"]
     assert max(scales) == pytest.approx(min(scales), rel=1e-3), "one area for one multiplication"
     last = drawn["columns"][-1]
     assert last["x"] + last["width"] <= network_picture.WIDTH * 1.001
