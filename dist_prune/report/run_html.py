@@ -11,6 +11,9 @@ from dist_prune.report.html import render
 from dist_prune.report.search_plots import search_figures
 
 
+MOST_CLASSES = 1000  # rows of the table of classes
+
+
 @dataclass(frozen=True)
 class Exhibits:
     """What a report shows beside its body; all of it may be absent.
@@ -23,7 +26,7 @@ class Exhibits:
         planes: the lines of curves.csv.
         predictions: for each image a row of (caption, PNG in base64): the image and what each network finds in it.
         legend: (name, colour) of what is found.
-        examples: class -> (caption, PNG in base64) of images that only the dense network gets right.
+        examples: number of a class -> (caption, PNG in base64) of images that only the dense network gets right.
         confusion: network -> (classes, classes) images by class and predicted class, of few classes.
         classes: names of the classes, for ``confusion``.
     """
@@ -34,7 +37,7 @@ class Exhibits:
     planes: Sequence[Mapping[str, str]] = ()
     predictions: Sequence[Sequence[tuple[str, str]]] = ()
     legend: Sequence[tuple[str, str]] = ()
-    examples: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+    examples: Mapping[int, Sequence[tuple[str, str]]] = field(default_factory=dict)
     confusion: Mapping[str, Any] = field(default_factory=dict)
     classes: Sequence[str] = ()
 
@@ -105,16 +108,18 @@ def _lost(body: Mapping[str, Any], shown: Exhibits) -> list[dict[str, Any]]:
         size = f"{line['images']:,} images" if "images" in line else f"{line['pixels']:,} pixels"
         out.append(
             {"name": line["class"], "text": text, "drop": f"{answers.drop(line):.1f} points less", "size": size}
-            | {"images": shown.examples.get(line["class"], ())}
+            | {"images": shown.examples.get(line["number"], ())}
         )
     return out
 
 
 def _class_table(body: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
-    """Each class with its figure of each network."""
+    """Each class with its figure of each network; of very many classes those that changed most."""
     lines = body.get("classes", [])
     if not lines:
         return None
+    if len(lines) > MOST_CLASSES:
+        lines = sorted(lines, key=lambda line: -abs(answers.drop(line)))[:MOST_CLASSES]
     kinds = [kind for kind in tables.KINDS if kind in lines[0]]
     size = "images" if "images" in lines[0] else "pixels"
     rows = []

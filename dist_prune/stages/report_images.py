@@ -45,7 +45,7 @@ def predictions(context: RunContext) -> list[list[tuple[str, str]]]:
 
 def examples(
     context: RunContext, lines: Sequence[Mapping[str, Any]], found: Mapping[str, np.ndarray]
-) -> dict[str, list[tuple[str, str]]]:
+) -> dict[int, list[tuple[str, str]]]:
     """For each class that lost most, images that the pruning cost it: (caption, PNG in base64), made on the first rank.
 
     Args:
@@ -54,24 +54,28 @@ def examples(
         found: What the networks answered (answers.safetensors).
 
     Returns:
-        Class -> the predicted class with its confidence, and the image; empty without answers.
+        Number of a class -> the predicted class with its confidence, and the image; empty without answers.
     """
     if "labels" not in found or "finetuned/predicted" not in found:
         return {}
 
-    def make() -> dict[str, list[tuple[str, str]]]:
+    def make() -> dict[int, list[tuple[str, str]]]:
         loader, classes = context.images.loader(False), context.images.classes
-        chosen = {line["class"]: answers.examples(line["number"], found) for line in answers.losers(lines)}
-        out = {}
-        for name, positions in chosen.items():
-            batches = loader.batches([np.array([position]) for position in positions])
-            shown = []
-            for position, batch in zip(positions, batches, strict=True):
-                taken, sure = (int(found[f"finetuned/{key}"][position]) for key in ("predicted", "confidence"))
-                caption = f"{classes[taken]}, {100 * sure / LOSS_UNIT:.0f} %"
-                shown += [(caption, figures.png(one, SIDE)) for one in pixels(context, batch.images)]
-            out[name] = shown
-        return out
+        chosen = {line["number"]: answers.examples(line["number"], found) for line in answers.losers(lines)}
+        ids = np.array(sorted({position for positions in chosen.values() for position in positions}), dtype=np.int64)
+        if not len(ids):
+            return {}
+        batch = next(loader.batches([ids]))
+        seen = dict(zip(batch.ids.tolist(), pixels(context, batch.images), strict=True))
+
+        def caption(position: int) -> str:
+            taken, sure = (int(found[f"finetuned/{key}"][position]) for key in ("predicted", "confidence"))
+            return f"{classes[taken]}, {100 * sure / LOSS_UNIT:.0f} %"
+
+        return {
+            number: [(caption(one), figures.png(seen[one], SIDE)) for one in positions if one in seen]
+            for number, positions in chosen.items()
+        }
 
     return context.environment.comm.run_on_main(make) or {}
 

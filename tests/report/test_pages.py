@@ -78,7 +78,7 @@ def report_page(word: str) -> str:
     planes = [{"group": word, "width": "2", "kept": "1", "top1": "50", "ixz": "", "izy": "", "total_correlation": ""}]
     exhibits = Exhibits(
         histories, [portrait], [Curve(word, (0, 1), (0, 1), (word, word))], planes, [[(word, "")]], [(word, "#123456")],
-        {word: [(word, "")]}, {word: np.array([[1]])}, [word],
+        {0: [(word, "")]}, {word: np.array([[1]])}, [word],
     )  # fmt: skip
     return render_report(facts, word, exhibits)
 
