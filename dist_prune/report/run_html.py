@@ -10,7 +10,6 @@ from dist_prune.report import answers, figures, headline, network_picture, run_p
 from dist_prune.report.html import render
 from dist_prune.report.search_plots import search_figures
 
-
 MOST_CLASSES = 1000  # rows of the table of classes
 
 
@@ -71,6 +70,7 @@ def render_report(body: Mapping[str, Any], recipe: str, exhibits: Exhibits | Non
         confused=tables.records([{k.replace("_", " "): v for k, v in one.items()} for one in body.get("confused", [])]),
         commit=_short(body["commit"]),
         confusion=_confusion(shown),
+        bins=answers.BINS,
         calibration=run_plots.calibration_figure(body.get("calibration") or {}),
         trainings=run_plots.training_figures(shown.histories, tables.task_of(body))
         + run_plots.plane_figures(shown.planes),

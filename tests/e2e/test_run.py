@@ -13,6 +13,7 @@ import dist_prune
 from dist_prune.data import sampling
 from dist_prune.distributed import tensor_files
 from dist_prune.errors import PruneError
+from dist_prune.report import answers
 from dist_prune.run import main
 from tests.support.launch import ACCELERATE, PYTHON, SMALL, TORCHRUN, environment, finish, report, run
 
@@ -91,7 +92,17 @@ def test_answers_are_those_of_the_figures(finished):
         assert sum(one["images"] for one in body["calibration"][kind]["bins"]) == body[kind]["images"] == 450
     lost = int((right["dense"] & ~right["finetuned"]).sum())
     assert body["answers"]["finetuned"]["lost"] == lost
-    assert "Calibration of confidence" in (finished[0] / "report.html").read_text()
+    page = (finished[0] / "report.html").read_text()
+    assert "Calibration of confidence" in page
+    tables = {name: table.numpy() for name, table in found.items()}
+    losers = answers.losers(body["classes"])
+    for line in losers:
+        for place in answers.examples(line["number"], tables):
+            assert right["dense"][place] and not right["finetuned"][place]
+            taken, sure = (int(found[f"finetuned/{key}"][place]) for key in ("predicted", "confidence"))
+            assert f"<figcaption>{taken}, {100 * sure / 2**24:.0f} %</figcaption>" in page
+    shown = sum(len(answers.examples(line["number"], tables)) for line in losers)
+    assert page.split("<h2>Classes that lost most</h2>")[1].split("<h2>")[0].count("<img") == shown
 
 
 def scores(folder: Path) -> dict[str, torch.Tensor]:
