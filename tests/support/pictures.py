@@ -15,7 +15,7 @@ from pathlib import Path
 from dist_prune import run
 from dist_prune.cli.main import main as command
 from tests.support.browser import browser, photograph
-from tests.support.launch import ROOT, SMALL
+from tests.support.launch import ROOT, SMALL, report
 
 SIZE = (1080, 925)
 ONE = ("report.threads=1", "report.latency_repeats=200")
@@ -24,10 +24,21 @@ CRITERIA = "graph,l1,taylor,fpgm,chip,hrank"
 METHODS, TARGETS, SEEDS = ("graph", "l1", "taylor"), (0.4, 0.6, 0.8), (0, 1)
 
 
+def steady(folder: Path) -> Path:
+    """A run of the quickstart whose times are reliable, or the last of three on a busy machine."""
+    place = folder
+    for attempt in range(3):
+        place = folder / str(attempt)
+        assert run.main(["--recipe", "quickstart", "--run-dir", str(place), *ONE]) == 0
+        times = [times for kind in ("dense", "finetuned") for times in report(place)[kind]["latency"].values()]
+        if all(one["reliable"] for one in times):
+            break
+    return place
+
+
 def pages(folder: Path) -> dict[str, Path]:
     """Make the pages; name of a picture -> page."""
-    quick = folder / "quickstart"
-    assert run.main(["--recipe", "quickstart", "--run-dir", str(quick), *ONE]) == 0
+    quick = steady(folder / "quickstart")
     for method, target, seed in product(METHODS, TARGETS, SEEDS):
         place = folder / "compared" / f"{method}-{target}-{seed}"
         words = (*COMPARED, f"method.name={method}", f"target.macs={target}", f"seed={seed}")
