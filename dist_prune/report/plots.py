@@ -14,6 +14,7 @@ TOP, RIGHT, BOTTOM = 8, 14, 24
 LETTER = 7.0  # width of a digit of 12 px, rounded up
 RADIUS = 4.5
 COLOURS = SHAPES = 8
+MARKS = 12  # most marks of a curve, or nearly as many more
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Line:
         title: what a pointer that rests on it reads.
         series: number of its colour; None: a quiet line among others.
         style: ``curve``, ``dashed``, or ``front`` for a Pareto front that the page's script draws anew.
-        marked: whether each point has the series' mark.
+        marked: whether points have the series' mark; of a long curve some have.
         data: attributes, as of ``Mark``.
     """
 
@@ -222,7 +223,7 @@ def _of_lines(lines: Sequence[Line]) -> list[Mark]:
         Mark(x, y, f"{line.title}: {y:.5g} at {x:.5g}", line.series or 0)
         for line in lines
         if line.marked and line.series is not None
-        for x, y in line.points
+        for x, y in line.points[:: -max(1, len(line.points) // MARKS)]  # the last point has one
     ]
 
 

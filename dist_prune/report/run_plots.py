@@ -84,10 +84,10 @@ def plane_figures(rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
         for number, group in enumerate(groups):
             own = [row for row in rows if row["group"] == group and row[key]]
             points = [(int(row["kept"]) / int(row["width"]), float(row[key])) for row in own]
-            lines.append(Line(points, group, number))
+            lines.append(Line(points, group, number, marked=True))
         plots.append(Plot("share of the filters kept", _PLANE[key], lines=lines))
     title = "Every number of kept filters, one group at a time, not finetuned"
-    return [figure(title, plots, list(enumerate(groups)) if len(groups) <= NAMED else [], "curve")]
+    return [figure(title, plots, list(enumerate(groups)) if len(groups) <= NAMED else [])]
 
 
 def calibration_figure(found: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -87,6 +87,14 @@ def test_a_value_that_is_not_finite_interrupts_its_curve():
     assert "nan" not in str(drawn)
 
 
+def test_a_long_curve_has_some_marks_and_one_at_its_end():
+    for count in (1, 5, 12, 13, 100, 301):
+        points = [(float(x), float(x)) for x in range(count)]
+        marks = plots.layout(Plot("x", "y", lines=[Line(points, "loss", marked=True)]))["marks"]
+        assert min(count, plots.MARKS) <= len(marks) < 2 * plots.MARKS
+        assert f": {count - 1} at" in marks[0]["title"]
+
+
 def test_a_plot_of_one_point_and_of_none_has_axes():
     for marks in ([], [Mark(5, 5, "alone")]):
         drawn = plots.layout(Plot("x", "y", marks=marks))
