@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dist_prune.pruning.selection.cost import report_costs
+from dist_prune.report.criteria_tables import criteria_overlap, criteria_table
 from dist_prune.report.headline import ALIKE, Card, Sentence
 from dist_prune.report.html import render
 from dist_prune.report.plots import Mark, Plot, figure
-from dist_prune.report.tables import criteria_overlap, criteria_table, standard_error
+from dist_prune.report.tables import standard_error
 
 ALIKE_SHARES = 0.0005  # of a cost: criteria that leave as much get no plot of it
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dist_prune.pruning.figure_data import Curve, SimilarityMap
-from dist_prune.report import answers, figures, headline, network_picture, run_plots, tables
+from dist_prune.report import answers, criteria_tables, figures, headline, network_picture, run_plots, tables
 from dist_prune.report.html import render
 from dist_prune.report.search_plots import search_figures
 
@@ -82,8 +82,8 @@ def render_report(body: Mapping[str, Any], recipe: str, exhibits: Exhibits | Non
         searched=search_figures(body.get("search") or {}),
         search_groups=(body.get("search") or {}).get("groups") or [],
         candidates=tables.candidates(body),
-        criteria=tables.criteria(body),
-        criteria_overlap=tables.criteria_overlap(body.get("many", [])),
+        criteria=criteria_tables.table_of_report(body),
+        criteria_overlap=criteria_tables.criteria_overlap(body.get("many", [])),
         figure_name=tables.figure_name(body),
         seconds=", ".join(f"{name} {value:.1f} s" for name, value in body["timings"].items()),
         events=[tables.event_text(event) for event in body["events"]],

@@ -5,11 +5,11 @@ const number = (text) => {
   const found = text.replace(/,/g, "").replace(/\u2212/g, "-").match(/^[^\d\w-]*(-?[\d.]+(?:e[+-]?\d+)?)/i);
   return found && !Number.isNaN(Number(found[1])) ? Number(found[1]) : null;
 };
-const compare = (a, b) => {
+const compare = (a, b, order) => {
   const [x, y] = [number(a), number(b)];
-  if (x !== null && y !== null) return x - y;
-  if (x !== null || y !== null) return x === null ? 1 : -1;
-  return a.localeCompare(b, undefined, { numeric: true });
+  if (x !== null && y !== null) return (x - y) * order;
+  if (x !== null || y !== null) return x === null ? 1 : -1; // what is no number comes last, whichever way it is sorted
+  return a.localeCompare(b, undefined, { numeric: true }) * order;
 };
 const key = (row, column) => {
   const cell = row.cells[column];
@@ -21,7 +21,7 @@ function sort(head) {
   for (const other of head.parentElement.cells) if (other.hasAttribute("aria-sort")) other.setAttribute("aria-sort", "none");
   head.setAttribute("aria-sort", falling ? "descending" : "ascending");
   const column = head.cellIndex;
-  const rows = [...body.rows].sort((a, b) => compare(key(a, column), key(b, column)) * (falling ? -1 : 1));
+  const rows = [...body.rows].sort((a, b) => compare(key(a, column), key(b, column), falling ? -1 : 1));
   body.append(...rows);
 }
 for (const table of document.querySelectorAll("table.sorts")) {
