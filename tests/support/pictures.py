@@ -6,6 +6,7 @@
 The report is that of the quickstart in one process; the comparison is of three methods at three targets by two seeds.
 """
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -40,10 +41,11 @@ def pages(folder: Path) -> dict[str, Path]:
     """Make the pages; name of a picture -> page."""
     quick = steady(folder / "quickstart")
     for method, target, seed in product(METHODS, TARGETS, SEEDS):
-        place = folder / "compared" / f"{method}-{target}-{seed}"
+        place = folder / "runs" / f"{method}-{target}-{seed}"
         words = (*COMPARED, f"method.name={method}", f"target.macs={target}", f"seed={seed}")
         assert run.main(["--recipe", "quickstart", "--run-dir", str(place), *words]) == 0
-    assert command(["compare", str(folder / "compared"), "--out", str(folder / "compare")]) == 0
+    with contextlib.chdir(folder):  # the page names the folder as the command does
+        assert command(["compare", "runs", "--out", "compare"]) == 0
     assert command(["ratio-curves", "quickstart", "--run-dir", str(quick), *ONE]) == 0
     scored = ["score-many", "quickstart", "--run-dir", str(folder / "many"), "--methods", CRITERIA, *ONE]
     assert command(scored) == 0
