@@ -11,7 +11,7 @@ FFCV_DEBIAN := g++ pkg-config libturbojpeg0-dev libopencv-dev
 # what opens the pages in tests (Debian's names)
 BROWSER_DEBIAN := chromium chromium-driver
 
-.PHONY: help setup ffcv browser quickstart test test-slow test-lowest lint clean
+.PHONY: help setup ffcv browser pictures quickstart test test-slow test-lowest lint clean
 
 help:
 	@echo "make quickstart   train, prune, finetune and report a small network on 2 processes"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-slow    whole pipelines, worlds of 4 to 16, SLURM, pages in a browser, and what needs an engine"
 	@echo "make test-lowest  the quick part with the lowest versions that pyproject.toml allows (part of test-slow)"
 	@echo "make setup        only the virtual environment"
+	@echo "make pictures     the pictures of pages in docs/images, from small runs"
 	@echo "make ffcv         FFCV's loaders, once more (make setup tries, and goes on without them)"
 
 setup: $(READY)
@@ -60,6 +61,10 @@ browser:
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(BROWSER_DEBIAN); \
 	else echo "the pages' tests need: sudo apt-get install -y $(BROWSER_DEBIAN)"; exit 1; fi
+
+# The pictures of pages in the README, made from runs of their own.
+pictures: $(READY) browser
+	OMP_NUM_THREADS=1 $(PY) -m tests.support.pictures
 
 # One process per GPU where there are GPUs, two CPU processes elsewhere.
 quickstart: $(READY)

@@ -5,8 +5,9 @@ import csv
 import html
 import io
 from pathlib import Path
+from typing import Any
 
-from dist_prune.cli.comparison import Comparison, collect, columns, format_cell
+from dist_prune.cli.comparison import EXTRAS, Comparison, collect, columns, format_cell
 from dist_prune.cli.verb import Answer
 from dist_prune.fileio import write_atomic
 from dist_prune.pruning.selection.cost import report_costs
@@ -35,8 +36,10 @@ def run(arguments: argparse.Namespace) -> Answer:
         folder = Path(arguments.out)
         write_atomic(folder / "compare.csv", as_csv(comparison))
         write_atomic(folder / "compare.md", text)
-        title = "comparison of " + ", ".join(arguments.runs)
-        page = render_comparison(title, tables(comparison), comparison.rows, comparison.papers, comparison.batch)
+        heads, others = _heads(comparison), tables(comparison)[bool(comparison.rows) :]
+        lines = [(row, [format_cell(key, row[key]) for key in heads]) for row in page_rows(comparison)]
+        names = ", ".join(arguments.runs)
+        page = render_comparison(names, list(heads.values()), lines, comparison.papers, comparison.batch, others)
         write_atomic(folder / "compare.html", page)
         text += f"\n{folder / 'compare.html'}"
     body = {"runs": comparison.rows, "paper": comparison.papers, "unfinished": comparison.unfinished}
@@ -45,10 +48,7 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 def tables(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
     """The tables (title, heads, rows of text) of runs, papers' points and unfinished runs, without empty ones."""
-    heads = {**columns(), "ms": f"ms, batch {comparison.batch}"}
-    for key in ("timed", "marked", *(f"{cost.name}{end}" for cost in report_costs() for end in ("", "_share"))):
-        if not any(row[key] for row in comparison.rows):
-            heads.pop(key)
+    heads = _heads(comparison)
     keys = ("recipe", "point", "change", "macs_share", "params_share")
     candidates = (
         ("Runs", list(heads.values()), [[format_cell(key, row[key]) for key in heads] for row in comparison.rows]),
@@ -60,6 +60,31 @@ def tables(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]]
         ("Not finished", ["run", "why"], [[item["run"], item["why"]] for item in comparison.unfinished]),
     )
     return [table for table in candidates if table[2]]
+
+
+def _heads(comparison: Comparison) -> dict[str, str]:
+    """Key -> head of the columns that some run fills."""
+    heads = {**columns(), "ms": f"ms, batch {comparison.batch}"}
+    costs = [f"{cost.name}{end}" for cost in report_costs() for end in ("", "_share")]
+    for key in ("timed", "marked", "top1_std", "images", "top1_error", *costs):
+        if all(row[key] in (None, "") for row in comparison.rows):
+            heads.pop(key)
+    return heads
+
+
+def page_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """The rows of the page: of each recipe the mean over its seeds, which are listed behind it if there are several.
+
+    ``seed`` is what the page filters by: ``mean``, the seed, or both of a recipe with one seed.
+    """
+    rows = []
+    for row in comparison.rows:
+        seeds, alone = row["seed_list"].split(" "), row["seeds"] == 1
+        rows.append({**row, "seed": f"mean|{seeds[0]}" if alone else "mean"})
+        if not alone:
+            common = {key: row[key] for key in ("name", "target")}
+            rows += [{**one, **common, "seed": seed} for one, seed in zip(row["each"], seeds, strict=True)]
+    return rows
 
 
 def markdown(comparison: Comparison) -> str:
@@ -79,7 +104,8 @@ def _escape_cells(rows: list[list[str]]) -> list[list[str]]:
 def as_csv(comparison: Comparison) -> str:
     """The rows as CSV at full precision, papers' points last."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, [*columns(), "source"], restval="", lineterminator="\n", extrasaction="ignore")
+    heads = [*columns(), *EXTRAS, "source"]
+    writer = csv.DictWriter(stream, heads, restval="", lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows({**row, "source": "measured"} for row in comparison.rows)
     for point in comparison.papers:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dist_prune.cli.run_names import short_names, target_text
 from dist_prune.config import loading, safe_parsing
 from dist_prune.config.earlier_versions import rename_old_keys
 from dist_prune.config.recipe import selected_on_test
@@ -15,6 +16,7 @@ from dist_prune.errors import PruneError, shown
 from dist_prune.fileio import canonical
 from dist_prune.pipeline.ledger import flatten
 from dist_prune.pruning.selection.cost import report_costs
+from dist_prune.report.tables import standard_error
 from dist_prune.training.timing_noise import DOUBTFUL, is_reliable
 
 # A row of the table in a recipe's header: point, top-1 drop (/ top-5 drop), change of FLOPs and of parameters (- if the
@@ -32,8 +34,11 @@ COLUMNS = {
     "pruned_top1": "pruned top-1 %",
     "top1": "top-1 %",
     "top1_std": "std",
+    "images": "images",
+    "top1_error": "standard error",
     "change": "change, points",
 }
+EXTRAS = ("name", "target", "seed_list")  # of CSV and page only
 TIMES = {"ms": "ms", "speedup": "speed-up", "timed": "measured times", "marked": ""}
 
 
@@ -61,7 +66,8 @@ class Comparison:
     """The runs of some folders.
 
     Attributes:
-        rows: a mapping per recipe with the means over its finished seeds; keys as in ``columns``.
+        rows: a mapping per recipe with the means over its finished seeds; keys as in ``columns`` and ``EXTRAS``.
+            ``each`` has such a mapping for every seed.
         papers: points of the papers whose recipes were run (see ``paper_points``), each with its ``recipe``.
         unfinished: ``run`` and ``why`` of each run without a usable report.
         batch: the batch size whose latency is compared.
@@ -108,6 +114,15 @@ def collect(paths: Sequence[Path], batch: str | None = None) -> Comparison:
         keys = rename_old_keys(flatten(keys))  # a run of an older version is a seed of the same recipe
         groups.setdefault(canonical(keys), []).append(report)
     rows = [_row(group, batch) for group in groups.values()]
+    recipes = [flatten(group[0]["recipe"]) for group in groups.values()]
+    targets = [target_text(group[0]) for group in groups.values()]
+    folders = [group[0]["folder"] for group in groups.values()]
+    for row, group, name, target in zip(
+        rows, groups.values(), short_names(recipes, targets, folders), targets, strict=True
+    ):
+        seeds = [str(report["recipe"].get("seed", "")) for report in group]
+        each = [{**_row([report], batch), "run": report["folder"]} for report in group]
+        row |= {"name": name, "target": target, "seed_list": " ".join(seeds), "each": each}
     if len({place for row in rows for place in row["places"]}) > 1:  # each row names the machine of its times
         for row in rows:
             row["timed"] = "; ".join(filter(None, [row["timed"], *row["places"]]))
@@ -137,7 +152,11 @@ def _read_report(run_dir: Path) -> dict[str, Any]:
         if body.get("task"):
             return body
         rows = [_row([body], str(int(batch))) for batch in body["dense"]["latency"]]
-        _ = canonical(body["recipe"]), [format_cell(key, row[key]) for row in rows for key in columns()]
+        _ = (
+            canonical(flatten(body["recipe"])),
+            target_text(body),
+            [format_cell(key, row[key]) for row in rows for key in columns()],
+        )
         if not rows:
             raise PruneError("it has no latency")
     except Exception as error:  # values of other types make a row fail in many ways
@@ -201,6 +220,8 @@ def _row(group: Sequence[Mapping[str, Any]], batch: str) -> dict[str, Any]:
         share = None if left is None else left / mean(lambda r, key=cost.name: r["dense"][key])
         sizes |= {cost.name: None if left is None else left / cost.divisor, f"{cost.name}_share": share}
     dense = mean(lambda r: r["dense"]["top1"])
+    images = [report["finetuned"].get("images") for report in group]
+    errors = [standard_error(report, "finetuned", "top1") for report in group]
     return {
         "run": re.sub(r"-seed_\d+", "", first["name"]),
         "seeds": len(group),
@@ -210,6 +231,8 @@ def _row(group: Sequence[Mapping[str, Any]], batch: str) -> dict[str, Any]:
         "pruned_top1": mean(lambda r: r["pruned"]["top1"]),
         "top1": statistics.fmean(top1),
         "top1_std": statistics.stdev(top1) if len(top1) > 1 else None,
+        "images": images[0] if len(set(images)) == 1 else None,
+        "top1_error": None if None in errors else statistics.fmean(error for error in errors if error is not None),
         "change": statistics.fmean(top1) - dense,
         **sizes,
         "ms": ms["finetuned"],

@@ -119,7 +119,8 @@ def write(context: Any, curves: Any, arguments: argparse.Namespace) -> None:
         arguments: the verb's parsed command line.
     """
     from dist_prune.fileio import write_atomic
-    from dist_prune.report.ratio_curves_html import lines_figure, render_ratio_curves
+    from dist_prune.report.figures import lines_figure
+    from dist_prune.report.ratio_curves_html import render_ratio_curves
 
     keep_ratios = curves.suggestion(arguments.max_drop)
     body = {

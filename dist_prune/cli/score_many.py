@@ -12,6 +12,7 @@ from dist_prune.cli.verb import Answer, add_recipe
 from dist_prune.config import loading
 from dist_prune.config.pruning import RepairMethod
 from dist_prune.errors import PruneError, shown
+from dist_prune.fileio import write_atomic
 from dist_prune.methods.base import RankingMethod
 from dist_prune.pipeline.earlier_artifact_names import artifact
 from dist_prune.pipeline.run_directory import run_directory
@@ -41,6 +42,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     from dist_prune.distributed import preemption
     from dist_prune.distributed.environment import DistributedEnvironment
     from dist_prune.pipeline.ledger import lock_run_directory
+    from dist_prune.report.criteria_html import render_criteria
     from dist_prune.run import run
 
     names = arguments.methods.split(",")
@@ -65,8 +67,10 @@ def run(arguments: argparse.Namespace) -> Answer:
     with lock_run_directory(folder):
         run(recipe, folder, environment, until="many")
     body = json.loads(artifact(folder, "criteria.json").read_text())
-    table, images = body["table"], f"{body['images']['count']} {body['images']['where']}"
-    return as_text(table, images, task), table, 0
+    table, count, where = body["table"], body["images"]["count"], body["images"]["where"]
+    page = folder / "criteria.html"
+    write_atomic(page, render_criteria(recipe.name, recipe.backbone.name, table, task.description(), count, where))
+    return f"{as_text(table, f'{count} {where}', task)}\n\npage: {page}", table, 0
 
 
 def _compared(names: list[str]) -> str:

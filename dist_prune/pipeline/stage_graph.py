@@ -20,7 +20,7 @@ REPAIRED = "repaired.safetensors"
 FINETUNED = "finetuned.safetensors"
 OPTIMIZER_STATE, OPTIMIZER_CARRIED = "optimizer_state.safetensors", "optimizer_carried.safetensors"
 SEARCHED = "round_1/search.json"
-METRICS, CURVES = "metrics.json", "curves.csv"
+METRICS, CURVES, ANSWERS = "metrics.json", "curves.csv", "answers.safetensors"
 BUNDLE = ("export/bundle.json", "export/model.safetensors")
 REPORT = ("report.json", "report.html")
 
@@ -92,7 +92,7 @@ ORDER = (
     Stage("select", (SCORES,), (PLAN,)),
     Stage("prune", (DENSE, SCORES, PLAN), (CUT_ONCE,)),
     Stage("finetune", (DENSE, CUT_ONCE, PLAN), (FINETUNED,)),
-    Stage("evaluate", (DENSE, CUT_ONCE, FINETUNED, PLAN), (METRICS,)),
+    Stage("evaluate", (DENSE, CUT_ONCE, FINETUNED, PLAN), (METRICS, ANSWERS)),
     Stage("curves", (DENSE, SCORES), (CURVES,)),
     Stage("export", (FINETUNED, PLAN, METRICS), BUNDLE),
     Stage("report", (PLAN, METRICS, CURVES), REPORT, always=True),

@@ -1,105 +1,182 @@
-"""The page of ``dist-prune compare``: its tables and Pareto plots."""
+"""The page of ``dist-prune compare``: sections by network, colours and shapes by method, Pareto fronts."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from dist_prune.pruning.selection.cost import report_costs
-from dist_prune.report.figures import GREY, INK, subplots, svg
+from dist_prune.report.headline import Card, Sentence
 from dist_prune.report.html import render
+from dist_prune.report.plots import Line, Mark, Plot, figure, legend, pareto
 
-Rows = Sequence[dict[str, Any]]
+Row = dict[str, Any]
+CLOSE = 1.0  # points of top-1 below the dense network that the head of the page calls close
+FILTERS = ("network", "method", "target", "seed")
 
 
 def render_comparison(
-    title: str, tables: Sequence[tuple[str, list[str], list[list[str]]]], rows: Rows, papers: Rows, batch: str
+    title: str,
+    heads: Sequence[str],
+    lines: Sequence[tuple[Row, list[str]]],
+    papers: Sequence[Row],
+    batch: str,
+    others: Sequence[tuple[str, list[str], list[list[str]]]],
 ) -> str:
     """The comparison page, as HTML.
 
     Args:
-        title: Headline of the page.
-        tables: (title, column heads, rows of cells) of each table.
-        rows: Figures of each recipe (see ``cli/compare.py``).
-        papers: The papers' points: ``change`` of top-1, and shares of costs under ``<cost>_share``.
+        title: What is compared.
+        heads: Column heads of the table of runs.
+        lines: (figures, cells) of each row: the mean over a recipe's seeds, then its seeds (``cli/compare.py``).
+        papers: The papers' points: ``recipe``, ``point``, ``change`` of top-1, and shares of costs (``<cost>_share``).
         batch: Batch size of the latency.
+        others: (title, column heads, rows of cells) of further tables.
     """
-    plots = svg(pareto(rows, papers, batch)) if rows else ""
-    return render("compare.html.j2", title=title, tables=tables, recipes=len(rows), plots=plots)
+    rows = [row for row, _ in lines]
+    means = [row for row in rows if row["seed"].startswith("mean")]
+    methods = sorted({row["method"] for row in rows})
+    networks = sorted({row["backbone"] for row in rows})
+    names = [*enumerate(methods), (len(methods), "dense network"), *([(len(methods) + 1, "paper")] if papers else [])]
+    return render(
+        "compare.html.j2",
+        title=title,
+        sentences=[_closest(network, means) for network in networks],
+        cards=_cards(means, networks, methods, others),
+        filters=filters(rows),
+        legend=legend(names) if rows else [],
+        facets=[
+            (network, figure("", panels([row for row in rows if row["backbone"] == network], papers, batch, methods)))
+            for network in networks
+        ],
+        heads=heads,
+        lines=[(row["name"], _data(row), row, cells[1:]) for row, cells in lines],
+        others=others,
+    )
 
 
-def pareto(rows: Rows, papers: Rows, batch: str) -> Figure:
-    """Plot top-1 against each cost and the latency, and below the change of top-1 against the shares that are kept.
+def _cards(means: Sequence[Row], networks: Sequence[str], methods: Sequence[str], others: Sequence[Any]) -> list[Card]:
+    unfinished = sum(len(rows) for title, _, rows in others if title == "Not finished")
+    runs = sum(row["seeds"] for row in means)
+    return [
+        Card("runs", str(runs), f"{len(means)} recipe(s)"),
+        Card("networks", str(len(networks)), ", ".join(networks[:3]) + (" …" if len(networks) > 3 else "")),
+        Card("methods", str(len(methods)), ", ".join(methods[:4]) + (" …" if len(methods) > 4 else "")),
+        *([Card("not finished", str(unfinished), "with their reasons below")] if unfinished else []),
+    ]
+
+
+def _closest(network: str, means: Sequence[Row]) -> Sentence:
+    """The run of a network that costs least among those close to their dense network."""
+    own = [row for row in means if row["backbone"] == network]
+    close = [row for row in own if row["change"] >= -CLOSE and row.get("macs_share") is not None]
+    if not close:
+        return Sentence("doubt", f"{network}: none of {len(own)} is within {CLOSE:g} point(s) of its dense network.")
+    best = min(close, key=lambda row: row["macs_share"])
+    speed = f", {best['speedup']:.2f} times as fast" if best["speedup"] else ""
+    return Sentence(
+        "plain",
+        f"{network}: within {CLOSE:g} point(s) of its dense network, {best['name']} leaves the fewest MACs "
+        f"({best['macs_share']:.1%}{speed}, top-1 {best['change']:+.2f} points).",
+    )
+
+
+def filters(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The selections of the page: (key, (value, text) of each choice); those without a choice are left out."""
+    out = []
+    for key in FILTERS:
+        values = sorted({value for row in rows for value in _data(row)[key].split("|")} - {""})
+        if key == "seed":
+            seeds = [value for value in values if value != "mean"]
+            choices = [("mean", "mean over seeds"), *((seed, f"seed {seed}") for seed in sorted(seeds, key=_as_number))]
+            several = len(seeds) > 1
+        else:
+            choices, several = [("", f"all {key}s"), *((value, value) for value in values)], len(values) > 1
+        if several:
+            out.append((key, choices))
+    return out
+
+
+def _as_number(text: str) -> tuple[int, str]:
+    return (int(text), "") if text.lstrip("-").isdigit() else (0, text)
+
+
+def _data(row: Row) -> dict[str, str]:
+    return {"network": row["backbone"], "method": row["method"], "target": row["target"], "seed": row["seed"]}
+
+
+def panels(rows: Sequence[Row], papers: Sequence[Row], batch: str, methods: Sequence[str]) -> list[Plot]:
+    """Plots of one network: top-1 against each cost and the time, then its change against the shares that are left.
+
+    Times that are not reliable are hollow and stay out of the fronts; far ones stand at the end of the axis.
 
     Args:
-        rows: Figures of each recipe.
+        rows: Figures of the means and of the seeds.
         papers: The papers' points.
         batch: Batch size of the latency.
+        methods: All methods of the page; their number is their colour and shape.
     """
     costs = [cost for cost in report_costs() if any(row[cost.name] is not None for row in rows)]
-    figure, plots = subplots(13 / 3 * (len(costs) + 1), 8, 2, len(costs) + 1)
-    names = sorted({row["backbone"] for row in rows})
-    colours = {name: f"C{index % 10}" for index, name in enumerate(names)}
-    amounts = [(cost.name, f"{cost.unit} ({cost.prefix})" if cost.prefix else cost.unit) for cost in costs]
-    absolute = [*amounts, ("ms", f"ms, batch {batch}")]
-    relative = [(f"{cost.name}_share", f"share of the {cost.unit} kept") for cost in costs]
-    speed = ("speedup", f"speed-up, batch {batch}")
-    for axes, (key, label) in zip(plots[0], absolute, strict=True):
-        _scatter(axes, rows, key, "top1", colours)
-        axes.set(xlabel=label, ylabel="top-1 %")
-        _front(axes, [(row[key], row["top1"]) for row in rows if _good(row, key)])
-    for axes, (key, label) in zip(plots[1], (*relative, speed), strict=True):
-        _scatter(axes, rows, key, "change", colours)
-        axes.axhline(0, color=GREY, linewidth=0.8)
-        axes.set(xlabel=label, ylabel="top-1 against dense, points")
-        if key != "speedup":
-            for number, point in enumerate(point for point in papers if point.get(key) is not None):
-                axes.plot(point[key], point["change"], "x", color="#d62728", label="" if number else "paper")
-    for row in rows:  # the dense network of each run
-        for axes, key in zip(plots[0], (key for key, _ in absolute), strict=True):
-            if not _good(row, key):
-                continue
-            dense_cost = row["dense_ms"] if key == "ms" else row[key] / row[f"{key}_share"]
-            axes.plot(dense_cost, row["dense_top1"], "o", markerfacecolor="none", color=colours[row["backbone"]])
-    for axes in plots.flat:
-        axes.margins(0.08)
-    plots[1][0].legend(frameon=False, fontsize=8)
-    return figure
+    stems = {row["run"].split(" (")[0].split("-")[0] for row in rows}
+    points = [point for point in papers if point["recipe"] in stems]
+    plots = []
+    for key, title in [*((c.name, c.label) for c in costs), ("ms", f"ms, batch {batch}")]:
+        plots.append(_panel(rows, key, title, "top1", "top-1 %", methods, _dense(rows, key, len(methods))))
+    shares = [(f"{cost.name}_share", f"share of the {cost.unit} left") for cost in costs]
+    for key, title in [*shares, ("ratio", f"speed-up, batch {batch}")]:
+        crosses = [
+            Mark(point[key], point["change"], f"paper: {point['recipe']}, {point['point']}", len(methods) + 1)
+            for point in points
+            if point.get(key) is not None
+        ]
+        plots.append(_panel(rows, key, title, "change", "top-1 against dense, points", methods, crosses))
+    return plots
 
 
-def _scatter(axes: Any, rows: Rows, x: str, y: str, colours: dict[str, str]) -> None:
-    labelled = set()
+def _panel(
+    rows: Sequence[Row], key: str, title: str, figure_key: str, figure_title: str, methods: Sequence[str],
+    others: Sequence[Mark],
+) -> Plot:  # fmt: skip
+    better, marks, lines = "right" if key == "ratio" else "left", [], []
+    places = [row["dense_ms"] / row["ms"] if key == "ratio" else row[key] for row in rows]
+    doubtful = [key in ("ms", "ratio") and not row["reliable"] for row in rows]
+    low, high = _limits([x for x, doubt in zip(places, doubtful, strict=True) if not doubt and x is not None])
+    for row, x, hollow in zip(rows, places, doubtful, strict=True):
+        if x is None:  # the report is older than the cost
+            continue
+        data = _data(row) | ({} if hollow else {"front": ""})
+        note = "; this time is not reliable" if hollow else ""
+        text = f"{row['run']} ({row['name']}): {figure_title} {row[figure_key]:.2f}, {title} {x:.4g}{note}"
+        error = row["top1_std"] or row.get("top1_error") or 0.0
+        hidden = not row["seed"].startswith("mean")
+        shown = min(max(x, low), high) if hollow else x
+        marks.append(Mark(shown, row[figure_key], text, methods.index(row["method"]), hollow, error, data, hidden))
+    for number, method in enumerate(methods):
+        own = [m for m in marks if m.data["method"] == method and "front" in m.data and not m.hidden]
+        front = pareto([(m.x, m.y) for m in own], better)
+        if own:
+            shown = front if len(front) > 1 else []
+            lines.append(Line(shown, f"front of {method}", number, "front", data={"method": method}))
+    levels = [(0.0, "the dense network")] if figure_key == "change" else []
+    return Plot(title, figure_title, lines=lines, marks=[*others, *marks], levels=levels, better=better)
+
+
+def _limits(reliable: Sequence[float]) -> tuple[float, float]:
+    """The part of the axis that doubtful times may use; one that is further off stands at its end."""
+    if not reliable:
+        return float("-inf"), float("inf")
+    low, high = min(reliable), max(reliable)
+    margin = 0.3 * (high - low) or 0.3 * high
+    return low - margin, high + margin
+
+
+def _dense(rows: Sequence[Row], key: str, series: int) -> list[Mark]:
+    """The dense networks of the means, each once."""
+    found: dict[tuple[float, float], Mark] = {}
     for row in rows:
-        name = row["backbone"]
-        if x not in ("ms", "speedup") and row[x] is None:  # the report is older than the cost
+        if not row["seed"].startswith("mean") or row[key] is None or (key == "ms" and not row["reliable"]):
             continue
-        if not _good(row, x):  # its accuracy is known, its time is not: at the axis
-            edge_transform = axes.get_yaxis_transform()
-            axes.plot(0.015, row[y], "<", color=GREY, transform=edge_transform, clip_on=False, gid=f"doubtful {x}")
-            continue
-        axes.errorbar(
-            row[x],
-            row[y],
-            yerr=row["top1_std"] or 0,
-            fmt="o",
-            color=colours[name],
-            capsize=3,
-            label="" if name in labelled else name,
+        x = row["dense_ms"] if key == "ms" else row[key] / row[f"{key}_share"]
+        place = (round(x, 6), round(row["dense_top1"], 6))
+        found.setdefault(
+            place, Mark(x, row["dense_top1"], f"dense {row['backbone']}: top-1 {row['dense_top1']:.2f} %", series)
         )
-        labelled.add(name)
-
-
-def _good(row: dict[str, Any], key: str) -> bool:
-    """Whether a figure of a row can be plotted: the cost is present, the measured time is reliable."""
-    return row["reliable"] if key in ("ms", "speedup") else row[key] is not None
-
-
-def _front(axes: Any, points: Sequence[tuple[float, float]]) -> None:
-    """Draw the Pareto front: the runs that are more accurate than all runs of lower cost."""
-    best, front = float("-inf"), []
-    for cost, top1 in sorted(points, key=lambda point: (point[0], -point[1])):
-        if top1 > best:
-            best = top1
-            front.append((cost, top1))
-    if front:
-        axes.plot(*zip(*front, strict=True), color=INK, linewidth=0.8, zorder=0)
+    return list(found.values())

@@ -1,8 +1,7 @@
-"""Figures of reports: their common style, their embedding in pages, and the plots of a run's report."""
+"""Figures as pixels: TensorBoard's plots, similarity matrices, PNG files inside pages. Pages draw plots by plots.py."""
 
 import base64
 import io
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -10,9 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dist_prune.pruning.figure_data import Curve, SimilarityMap
+from dist_prune.pruning.figure_data import SimilarityMap
 
-# Colours of templates/report.css.
 INK = "#1d2733"
 GREY = "#9aa5b1"
 PALE = "#e3e8ee"
@@ -25,19 +23,13 @@ _CLUSTERS = np.array(
     dtype=np.uint8,
 )  # fmt: skip
 _ALONE = np.array([210, 214, 220], dtype=np.uint8)
-_DECLARATIONS = re.compile(r"\A\s*(?:<[?!][^>]*>\s*)*")
-_PLANE = {
-    "top1": "top-1 %",
-    "ixz": "I(X;Z), bits",
-    "izy": "I(Z;Y), bits",
-    "total_correlation": "total correlation, bits",
-}
+NAMED = 10  # number of groups with a colour and a name in the plot of ratio curves; the others are grey
 
 
 def subplots(
     width: float, height: float, nrows: int = 1, ncols: int = 1, spines: Collection[str] = ("left", "bottom")
 ) -> tuple[Figure, np.ndarray]:
-    """Create an empty figure in the style of all pages.
+    """Create an empty figure.
 
     Args:
         width: Width in inches.
@@ -57,17 +49,17 @@ def subplots(
     return figure, axes
 
 
-def svg(figure: Figure) -> str:
-    """A figure as an SVG element, without the XML declarations of an SVG file."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg")
-    return _DECLARATIONS.sub("", text.getvalue())
+def png(pixels: np.ndarray, side: int | None = None) -> str:
+    """Pixels as a PNG file in base64, for a ``data:`` address.
 
-
-def png(pixels: np.ndarray) -> str:
-    """Pixels (H, W, 3) uint8 as a PNG file in base64, for a ``data:`` address."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
+    Args:
+        pixels: (H, W, 3) uint8.
+        side: Longest side of the image, which larger ones are reduced to; None: any.
+    """
+    file, image = io.BytesIO(), Image.fromarray(pixels)
+    if side is not None:
+        image.thumbnail((side, side))
+    image.save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
 
 
@@ -123,71 +115,53 @@ def groups_figure(groups: Sequence[Mapping[str, Any]], width: float = 10) -> Fig
     return figure
 
 
-def curve_figure(lines: Sequence[Mapping[str, float]], primary: str, title: str) -> Figure:
-    """Plot the loss and the primary figure over epochs.
+def lines_figure(body: Mapping[str, Any]) -> Figure:
+    """Plot top-1 and loss against the keep ratio: a line per group, the most sensitive ones named, dense dashed.
+
+    Top-1 of repaired networks is dotted.
 
     Args:
-        lines: The history of a training: ``epoch`` and ``loss``, and ``<split>_<primary>`` and ``<split>_loss`` for
-            the epochs that were evaluated.
-        primary: the task's figure that selects epochs.
-        title: its name with its unit.
+        body: The body of ratio_curves.json.
     """
-    figure, panels = subplots(10, 3, ncols=2)
-    loss_axes, accuracy_axes = panels[0]
-    epochs = [line["epoch"] for line in lines]
-    loss_axes.plot(epochs, [line["loss"] for line in lines], marker="o", markersize=3, label="training images")
-    ending = f"_{primary}"
-    split = next((k.removesuffix(ending) for line in lines for k in line if k.endswith(ending)), "test")
-    tested = [line for line in lines if split + ending in line]
-    tested_epochs = [line["epoch"] for line in tested]
-    loss_axes.plot(
-        tested_epochs, [line[f"{split}_loss"] for line in tested], marker="o", markersize=3, label=f"{split} images"
+    figure, panels = subplots(10, 4, ncols=2)
+    groups = body["groups"]
+    for axes, key, label in zip(panels[0], ("top1", "loss"), ("top-1 %", "cross-entropy"), strict=True):
+        dense = body["dense"][key]
+        for rank, group in reversed(list(enumerate(groups))):
+            named = rank < NAMED
+            axes.plot(
+                [1.0, *(point["ratio"] for point in group["points"])],
+                [dense, *(p[key] for p in group["points"])],
+                marker="o",
+                markersize=3,
+                linewidth=1.2 if named else 0.8,
+                color=f"C{rank}" if named else "#c3cad2",
+                label=group["group"] if named else None,
+                zorder=3 if named else 1,
+            )
+            if key == "top1" and named and group["points"][0].get("repaired") is not None:
+                axes.plot(
+                    [1.0, *(point["ratio"] for point in group["points"])],
+                    [dense, *(point["repaired"] for point in group["points"])],
+                    linestyle=":",
+                    linewidth=1.2,
+                    color=f"C{rank}",
+                    zorder=3,
+                    gid="repaired",
+                )
+        axes.axhline(dense, color=INK, linewidth=0.9, linestyle="--", label="dense")
+        axes.set(xlabel="share of the group's channels kept", ylabel=label)
+        axes.invert_xaxis()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    order = [labels.index("dense"), *(labels.index(group["group"]) for group in groups[:NAMED])]
+    unnamed = len(groups) - NAMED
+    figure.legend(
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="outside right upper",
+        frameon=False,
+        fontsize=7,
+        title="most sensitive first" + (f",\n{unnamed} more in grey" if unnamed > 0 else ""),
+        title_fontsize=7,
     )
-    accuracy_axes.plot(
-        tested_epochs, [line[split + ending] for line in tested], marker="o", markersize=3, color="#ff7f0e"
-    )
-    loss_axes.set_ylabel("cross-entropy" if primary == "top1" else "loss")
-    accuracy_axes.set_ylabel(f"{split} {title}")
-    loss_axes.legend(frameon=False)
-    for axes in (loss_axes, accuracy_axes):
-        axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    return figure
-
-
-def method_figures(lines: Sequence[Curve]) -> list[tuple[str, Figure]]:
-    """Plot the method's curves, one figure for each pair of axis labels.
-
-    Returns:
-        (label of the y axis, figure) pairs.
-    """
-    titled = []
-    for labels in dict.fromkeys(line.axes for line in lines):
-        figure, panels = subplots(10, 3.4)
-        axes = panels[0, 0]
-        same_axes = [line for line in lines if line.axes == labels]
-        for line in same_axes:
-            axes.plot(line.x, line.y, marker="o", markersize=3, linewidth=1, label=line.group)
-        axes.set(xlabel=labels[0], ylabel=labels[1])
-        if len(same_axes) <= 16:
-            axes.legend(frameon=False, fontsize=7, ncols=2)
-        titled.append((labels[1], figure))
-    return titled
-
-
-def plane_figure(lines: Sequence[Mapping[str, str]]) -> Figure:
-    """Plot top-1 and information against the share of kept filters: a line per group, axes per measured column.
-
-    Args:
-        lines: The lines of curves.csv.
-    """
-    columns = [key for key in _PLANE if any(line[key] for line in lines)]
-    figure, panels = subplots(10, 3.2 * -(-len(columns) // 2), -(-len(columns) // 2), min(2, len(columns)))
-    for axes, key in zip(panels.flat, columns, strict=False):
-        for group in dict.fromkeys(line["group"] for line in lines):
-            group_lines = [line for line in lines if line["group"] == group and line[key]]
-            shares = [int(line["kept"]) / int(line["width"]) for line in group_lines]
-            axes.plot(shares, [float(line[key]) for line in group_lines], marker=".", markersize=3, label=group)
-        axes.set(xlabel="share of the filters kept", ylabel=_PLANE[key])
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7)
     return figure

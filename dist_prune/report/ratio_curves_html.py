@@ -1,14 +1,14 @@
-"""The page of ``dist-prune ratio-curves``: the curves, a heat map of the accuracy lost, the table."""
+"""The page of ``dist-prune ratio-curves``: the curves, and a table whose cells are dark where top-1 is lost."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from dist_prune.report.figures import INK, subplots, svg
+from dist_prune.report.headline import Card, Sentence
 from dist_prune.report.html import render
+from dist_prune.report.plots import Line, Plot, figure
+from dist_prune.report.tables import standard_error
 
-NAMED = 10  # number of groups with a colour and a name in the plot; the others are grey
+NAMED = 8  # number of groups with a colour, a shape and a name in the plots; the others are quiet
 
 
 def render_ratio_curves(name: str, method: str, body: Mapping[str, Any], suggestion: str) -> str:
@@ -25,81 +25,86 @@ def render_ratio_curves(name: str, method: str, body: Mapping[str, Any], suggest
         name=name,
         method=method,
         body=body,
+        sentences=_verdict(body),
+        cards=_cards(method, body),
         suggestion=suggestion,
-        lines=svg(lines_figure(body)),
-        map=svg(map_figure(body)),
+        figures=[curves_figure(body)],
+        rows=_rows(body),
+        repaired=any(point.get("repaired") is not None for group in body["groups"] for point in group["points"]),
     )
 
 
-def lines_figure(body: Mapping[str, Any]) -> Figure:
-    """Plot top-1 and loss against the keep ratio: a line per group, the most sensitive ones named, dense dashed.
+def _verdict(body: Mapping[str, Any]) -> list[Sentence]:
+    groups, drop = body["groups"], body["max_drop"]
+    free, least = body["keep_ratios"], min(point["ratio"] for point in groups[0]["points"])
+    tough = [group["group"] for group in groups if free.get(group["group"]) == least]
+    sentences = [
+        Sentence("plain", f"{groups[0]['group']} is the most sensitive group, {groups[-1]['group']} the least.")
+    ]
+    if len(free) < len(groups):
+        text = (
+            f"{len(groups) - len(free)} of {len(groups)} groups alone lose more than {drop:g} point(s) at every ratio."
+        )
+        sentences.append(Sentence("doubt", text))
+    if tough:
+        text = f"{len(tough)} of {len(groups)} groups alone lose at most {drop:g} point(s) at the ratio {least:g}."
+        sentences.append(Sentence("good", text))
+    return sentences
 
-    Top-1 of repaired networks is dotted.
+
+def _cards(method: str, body: Mapping[str, Any]) -> list[Card]:
+    dense, images = body["dense"]["top1"], body["images"]
+    error = standard_error({"": {"top1": dense, "images": images}}, "", "top1")
+    note = f"± {error:.2f}, {images:,} images" if error is not None else ""
+    return [
+        Card("method", method, "nothing finetuned"),
+        Card("dense top-1 %", f"{dense:.2f}", note),
+        Card("dense loss", f"{body['dense']['loss']:.4f}"),
+        Card("groups", str(len(body["groups"])), f"each alone, {len(body['groups'][0]['points'])} ratios"),
+        Card("ratios suggested", str(len(body["keep_ratios"])), f"at most {body['max_drop']:g} point(s) lost"),
+    ]
+
+
+def curves_figure(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Plot top-1 and loss against the keep ratio, a curve for each group; top-1 of repaired networks is dotted.
 
     Args:
         body: The body of ratio_curves.json.
     """
-    figure, panels = subplots(10, 4, ncols=2)
-    groups = body["groups"]
-    for axes, key, label in zip(panels[0], ("top1", "loss"), ("top-1 %", "cross-entropy"), strict=True):
-        dense = body["dense"][key]
+    groups, plots = body["groups"], []
+    for key, title in (("top1", "top-1 %"), ("loss", "cross-entropy")):
+        dense, lines = body["dense"][key], []
         for rank, group in reversed(list(enumerate(groups))):
-            named = rank < NAMED
-            axes.plot(
-                [1.0, *(point["ratio"] for point in group["points"])],
-                [dense, *(p[key] for p in group["points"])],
-                marker="o",
-                markersize=3,
-                linewidth=1.2 if named else 0.8,
-                color=f"C{rank}" if named else "#c3cad2",
-                label=group["group"] if named else None,
-                zorder=3 if named else 1,
-            )
-            if key == "top1" and named and group["points"][0].get("repaired") is not None:
-                axes.plot(
-                    [1.0, *(point["ratio"] for point in group["points"])],
-                    [dense, *(point["repaired"] for point in group["points"])],
-                    linestyle=":",
-                    linewidth=1.2,
-                    color=f"C{rank}",
-                    zorder=3,
-                    gid="repaired",
-                )
-        axes.axhline(dense, color=INK, linewidth=0.9, linestyle="--", label="dense")
-        axes.set(xlabel="share of the group's channels kept", ylabel=label)
-        axes.invert_xaxis()
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    order = [labels.index("dense"), *(labels.index(group["group"]) for group in groups[:NAMED])]
-    unnamed = len(groups) - NAMED
-    figure.legend(
-        [handles[i] for i in order],
-        [labels[i] for i in order],
-        loc="outside right upper",
-        frameon=False,
-        fontsize=7,
-        title="most sensitive first" + (f",\n{unnamed} more in grey" if unnamed > 0 else ""),
-        title_fontsize=7,
-    )
-    return figure
+            series = rank if rank < NAMED else None
+            points = [(1.0, dense), *((p["ratio"], _number(p[key])) for p in group["points"])]
+            lines.append(Line(points, group["group"], series, marked=series is not None))
+            if key == "top1" and series is not None and group["points"][0].get("repaired") is not None:
+                repaired = [(1.0, dense), *((p["ratio"], p["repaired"]) for p in group["points"])]
+                lines.append(Line(repaired, f"{group['group']}, repaired", series, "dashed"))
+        x = "share of the group's channels kept"
+        plots.append(Plot(x, title, lines=lines, levels=[(dense, f"dense: {dense:.4g}")], falling=True))
+    names: list[tuple[int | None, str]] = [(rank, group["group"]) for rank, group in enumerate(groups[:NAMED])]
+    if len(groups) > NAMED:
+        names.append((None, f"{len(groups) - NAMED} less sensitive groups"))
+    return figure("", plots, names)
 
 
-def map_figure(body: Mapping[str, Any]) -> Figure:
-    """Plot the points of top-1 lost as a heat map: a row per group, most sensitive first, and a column per ratio.
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
 
-    Args:
-        body: The body of ratio_curves.json.
-    """
-    groups = body["groups"]
-    drops = [[body["dense"]["top1"] - point["top1"] for point in group["points"]] for group in groups]
-    figure, panels = subplots(7, max(1.6, 0.22 * len(drops) + 0.9), spines=())
-    axes = panels[0, 0]
-    largest = max(1.0, *(value for values in drops for value in values))
-    axes.imshow(drops, cmap="Oranges", vmin=0, vmax=largest, aspect="auto")
-    for row, values in enumerate(drops):
-        for column, value in enumerate(values):
-            colour = "white" if value > 0.6 * largest else INK
-            axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour)
-    axes.set_yticks(range(len(drops)), [group["group"] for group in groups], fontsize=7)
-    axes.set_xticks(range(len(drops[0])), [f"{point['ratio']:g}" for point in groups[0]["points"]], fontsize=7)
-    axes.set_xlabel("share of the group's channels kept")
-    return figure
+
+def _rows(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the table: each cell with its share of the largest loss of top-1."""
+    dense, groups = body["dense"]["top1"], body["groups"]
+    largest = max(1.0, *(dense - point["top1"] for group in groups for point in group["points"]))
+    return [
+        {
+            "group": group["group"],
+            "width": group["width"],
+            "cells": [
+                (point, max(0.0, (dense - point["top1"]) / largest), dense - point["top1"]) for point in group["points"]
+            ],
+            "suggested": body["keep_ratios"].get(group["group"]),
+        }
+        for group in groups
+    ]

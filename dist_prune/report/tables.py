@@ -10,6 +10,7 @@ from dist_prune.tasks.classification import CLASSIFICATION
 from dist_prune.training.timing_noise import speedup_text
 
 KINDS = ("dense", "pruned", "repaired", "finetuned")  # networks of a run; repaired: with ``repair.method`` only
+SHARES = ("top1", "top5", "knn")  # figures that are shares of images in percent
 REDUCED = ("sum", "max", "min", "rows", "gradients")  # collectives that reduce their payload; the others copy it
 
 
@@ -50,21 +51,44 @@ def figure_text(body: Mapping[str, Any], value: float) -> str:
     return f"{value:.2f} %" if str(task["titles"][task["primary"]]).endswith(" %") else f"{value:.4g}"
 
 
-def metric_rows(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+def standard_error(body: Mapping[str, Any], kind: str, key: str) -> float | None:
+    """The standard error of a share of images in percent, sqrt(p (100 - p) / n); None for other figures.
+
+    Args:
+        body: The body of report.json.
+        kind: A network of it.
+        key: Name of a figure.
+    """
+    value, images = body[kind].get(key), body[kind].get("images")
+    if key not in SHARES or value is None or not images or not 0 <= value <= 100:
+        return None
+    return (value * (100 - value) / images) ** 0.5
+
+
+def metric_rows(body: Mapping[str, Any], errors: bool = False) -> list[tuple[str, list[str]]]:
     """The rows of the table of figures.
 
     Args:
         body: The body of report.json.
+        errors: Whether shares of images have their standard error, and there is a row with the number of images.
 
     Returns:
         (label, cells for the networks of ``kinds_of``) of each row.
     """
     kinds = kinds_of(body)
+
+    def cell(kind: str, key: str, title: str) -> str:
+        value, error = body[kind][key], standard_error(body, kind, key) if errors else None
+        text = f"{value:.2f}" if title.endswith("%") else f"{value:.4g}"
+        return text if error is None else f"{text} ± {error:.2f}"
+
     rows = [
-        (title, [f"{body[k][key]:.2f}" if title.endswith("%") else f"{body[k][key]:.4g}" for k in kinds])
+        (title, [cell(kind, key, title) for kind in kinds])
         for key, title in task_of(body)["titles"].items()
         if key in body["dense"]
     ]
+    if errors and "images" in body["dense"]:
+        rows.append(("images", [f"{body[k]['images']:,}" for k in kinds]))
     rows.append(("loss", [_loss(body[k]["loss"]) for k in kinds]))
     for key, unit, label in (
         *((cost.name, cost.divisor, cost.label) for cost in report_costs() if cost.name in body["dense"]),
@@ -129,32 +153,6 @@ def records(lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[st
 
 def _cell(value: Any) -> str:
     return "-" if value is None else f"{value:.5g}" if isinstance(value, int | float) else str(value)
-
-
-def criteria(body: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
-    """The table of compared criteria: the primary figure after pruning, costs, the overlap of the channels kept.
-
-    Args:
-        body: The body of report.json.
-
-    Returns:
-        Column heads, and rows of cells; None if there are no lines.
-    """
-    lines, task = body.get("many", []), task_of(body)
-    if not lines:
-        return None
-    costs = [cost for cost in report_costs() if cost.name in lines[0]]
-    cells = [
-        [line["method"], f"{line[task['primary']]:.2f}", *(f"{line[cost.name]:.1%}" for cost in costs)]
-        + [f"{share:.2f}" for share in line["overlap"].values()]
-        for line in lines
-    ]
-    return [
-        "",
-        task["titles"][task["primary"]],
-        *(cost.title for cost in costs),
-        *(line["method"] for line in lines),
-    ], cells
 
 
 def search_text(body: Mapping[str, Any]) -> str:

@@ -1,22 +1,28 @@
 """Stage ``evaluate``, after ``finetune``: accuracy, cost, file size and measured time of the three networks.
 
-    dense.safetensors, round_N/pruned.safetensors, finetuned.safetensors, plan.json -> metrics.json
+    dense.safetensors, round_N/pruned.safetensors, finetuned.safetensors, plan.json -> metrics.json, answers.safetensors
 
 With ``repair.method`` the repaired network is a fourth one (round_N/repaired.safetensors). In rounds it also evaluates
 the pruned, repaired and finetuned networks of every round.
+
+answers.safetensors has what each network answers for each test image: ``labels``, ``<network>/predicted`` and
+``<network>/confidence`` (in units of 2^-24), each (images,) int32, -1 for an image that could not be read; of a
+segmentation ``<network>/confusion``. It is empty for tasks without answers.
 """
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from dist_prune.data.random_access import target_kind
 from dist_prune.distributed.cpu_count import threads
 from dist_prune.errors import PruneError
 from dist_prune.pipeline.context import RunContext, StageOutput
-from dist_prune.pipeline.stage_graph import DENSE, FINETUNED, PRUNED, REPAIRED, round_path
+from dist_prune.pipeline.stage_graph import ANSWERS, DENSE, FINETUNED, METRICS, PRUNED, REPAIRED, round_path
 from dist_prune.pruning.plan.block_masks import mask_violations, weight_masks
 from dist_prune.pruning.selection.cost import COSTS, counted_costs
 from dist_prune.pruning.selection.schedule import share_after_round
@@ -44,9 +50,12 @@ def run(context: RunContext) -> StageOutput:
     models = {"dense": networks.load_dense()}
     models |= {name: networks.load_pruned(file, context.round) for name, file in files.items()}
     metrics: dict[str, Any] = {}
+    answers: dict[str, Tensor] = {}
     for name, model in models.items():
-        counts = {} if name == "dense" else plan.counts
-        figures: dict[str, Any] = measure(model.to(context.environment.device), f"evaluate {name}")
+        counts, kept = {} if name == "dense" else plan.counts, {}
+        figures: dict[str, Any] = measure(model.to(context.environment.device), f"evaluate {name}", kept=kept)
+        numbers = context.task.answer_names  # class numbers and confidences fit 32 bits, counts of pixels may not
+        answers |= {f"{name}/{key}": table.int() if key in numbers else table for key, table in kept.items()}
         if figures["loss"] != figures["loss"]:
             context.tracker.info(f"  the {name} network's outputs are not finite on some images: its loss is none")
             context.events.append({"stage": "evaluate", "event": "not finite", "network": name})
@@ -66,9 +75,12 @@ def run(context: RunContext) -> StageOutput:
             metrics[name]["sparse"] = sparse_sizes(graph, plan, weights, dense=name == "dense")
     for name, measured in _times(context, models).items():
         metrics[name]["latency"] = measured
+    if context.task.answer_names:
+        labels = context.images.loader(False).source.labels
+        answers["labels"] = torch.from_numpy(np.ascontiguousarray(labels, dtype=np.int32))
     if recipe.schedule.rounds > 1:
         metrics["rounds"] = rounds(context, metrics, measure)
-    return StageOutput({}, texts={"metrics.json": json.dumps(metrics, indent=1)})
+    return StageOutput({}, {ANSWERS: (answers, {})}, {METRICS: json.dumps(metrics, indent=1)})
 
 
 def _times(context: RunContext, models: Mapping[str, nn.Module]) -> dict[str, dict[str, dict[str, Any]]]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from dist_prune.data.loader import ImageLoader
 from dist_prune.data.random_access import target_kind
@@ -26,7 +26,12 @@ class Measure:
     selects: bool = False
 
     def __call__(
-        self, network: nn.Module, what: str, ids: np.ndarray | None = None, loader: ImageLoader | None = None
+        self,
+        network: nn.Module,
+        what: str,
+        ids: np.ndarray | None = None,
+        loader: ImageLoader | None = None,
+        kept: dict[str, Tensor] | None = None,
     ) -> dict[str, float]:
         """The figures of one network.
 
@@ -35,6 +40,7 @@ class Measure:
             what: Name of the images or of the network, for the progress bar and errors.
             ids: (n,) int64 ids of the images; None: all of the loader.
             loader: Of the images; None: the test images.
+            kept: Takes the answers and tables that a run keeps (see ``evaluate``), if given.
         """
         context = self.context
         return evaluate(
@@ -48,6 +54,7 @@ class Measure:
             context.task,
             self._dense,
             None if self.selects or loader is not None else self._gallery,
+            kept,
         )
 
     @cached_property

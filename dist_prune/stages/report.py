@@ -1,43 +1,55 @@
 """Stage ``report``, the last one: report.json for programs, report.html for readers, figures for TensorBoard.
 
-    plan.json, metrics.json, curves.csv, the ledger -> report.json, report.html
+    plan.json, metrics.json, answers.safetensors, curves.csv, the ledger -> report.json, report.html
 
 It runs in every run, even if all other stages are done.
 """
 
 import csv
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 
 from dist_prune.config.safe_parsing import read_json, strict_json
 from dist_prune.pipeline.context import RunContext, StageOutput
 from dist_prune.pipeline.ledger import flatten
-from dist_prune.pipeline.stage_graph import FINETUNED, PRUNED, REPAIRED, judges, round_path, stages_of_recipe
+from dist_prune.pipeline.stage_graph import ANSWERS, judges, round_path, stages_of_recipe
 from dist_prune.pruning.figure_data import Curve, SimilarityMap
-from dist_prune.pruning.selection.cost import report_costs
+from dist_prune.pruning.graph.groups import DependencyGraph
+from dist_prune.pruning.selection.cost import layer_macs, report_costs
 from dist_prune.pruning.selection.schedule import round_config
-from dist_prune.report import figures, html, tables
-from dist_prune.stages import latency_target
-from dist_prune.tasks.base import Task, in_float
+from dist_prune.report import answers, figures, tables
+from dist_prune.report.run_html import Exhibits, render_report
+from dist_prune.stages import latency_target, report_images
+from dist_prune.training.timing_noise import speedup
 
 # Sections whose keys tell the runs of a sweep apart; the others are the same in it.
 TELLING = ("score", "method", "select", "target", "schedule", "finetune", "reruns")
 ALWAYS = ("seed", "backbone.name", "method.name", "finetune.epochs", "finetune.lr", "score.images", "select.threshold")
-PICTURED = 3  # images of the page that shows what the networks find
 MORE = (("select", "table"), ("finetune", "reruns"))  # facts that only some runs have
 
 
 def run(context: RunContext) -> StageOutput:
     """Make the report and print its table; facts: none."""
-    body = report_body(context)
-    histories = {name: _fact(context, name, "history") or [] for name in stage_labels(context) if _trains(name)}
+    found = answers_of(context)
+    body = report_body(context, found)
     similarity_maps, curves = pictures(context)
-    predictions = _predictions(context)
-    legend = context.task.legend(context.images.classes) if predictions else []
+    predictions = report_images.predictions(context)
+    examples = report_images.examples(context, body.get("classes", []), found)
+    exhibits = Exhibits(
+        {name: _fact(context, name, "history") or [] for name in stage_labels(context) if _trains(name)},
+        similarity_maps,
+        curves,
+        planes(context),
+        predictions,
+        context.task.legend(context.images.classes) if predictions else (),
+        examples,
+        _confusion(context, found),
+        context.images.classes,
+    )
     _tensorboard(context, body, similarity_maps)
     context.tracker.info("\n" + tables.table(body))
     folder = context.run_dir.resolve()
@@ -47,15 +59,7 @@ def run(context: RunContext) -> StageOutput:
         f"\nTensorBoard  tensorboard --logdir {context.run_dir / 'tensorboard'}"
     )
     text = yaml.safe_dump(body["recipe"], sort_keys=False)
-    return StageOutput(
-        {},
-        texts={
-            "report.json": strict_json(body),
-            "report.html": html.render_report(
-                body, histories, text, similarity_maps, curves, planes(context), predictions, legend
-            ),
-        },
-    )
+    return StageOutput({}, texts={"report.json": strict_json(body), "report.html": render_report(body, text, exhibits)})
 
 
 def planes(context: RunContext) -> list[dict[str, str]]:
@@ -79,36 +83,56 @@ def pictures(context: RunContext) -> tuple[list[SimilarityMap], list[Curve]]:
     return list(context.method.similarity_maps(*arguments)), list(context.method.curves(*arguments))
 
 
-def _predictions(context: RunContext) -> list[list[tuple[str, str]]]:
-    """What each network finds in the same evaluation images: a row of (caption, PNG) for each image.
+def answers_of(context: RunContext) -> dict[str, np.ndarray]:
+    """What the networks answered; nothing in a run directory whose evaluation was of an earlier version."""
+    line = context.ledger.last("evaluate")
+    if line is None or ANSWERS not in line["outputs"]:
+        return {}
+    return {name: table.numpy() for name, table in context.read_tensors(ANSWERS).items()}
 
-    On the first rank, for tasks that have pictures; nothing elsewhere.
+
+def _confusion(context: RunContext, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The confusion matrices before and after, of few classes."""
+    count = len(context.images.classes)
+    if count > answers.MATRIX or "labels" not in found:
+        return {}
+    kinds = [kind for kind in ("dense", "finetuned") if f"{kind}/predicted" in found]
+    return {kind: answers.matrix(found["labels"], found[f"{kind}/predicted"], count) for kind in kinds}
+
+
+def network_lines(graph: DependencyGraph, kept: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The convolutions and linear layers in order, dense and pruned.
+
+    Args:
+        graph: The dense network's dependency graph.
+        kept: Group -> channels that it keeps.
+
+    Returns:
+        ``name``, ``kind``, ``group`` (may be empty) of each, and ``in``, ``out``, ``macs`` as [dense, pruned].
     """
-    if type(context.task).pictures is Task.pictures:
-        return []
-
-    def make() -> list[list[tuple[str, str]]]:
-        loader, device = context.images.loader(False), context.environment.device
-        ids = np.unique(np.linspace(0, len(loader) - 1, PICTURED).round().astype(np.int64))
-        batch = next(loader.batches([ids]))
-        networks = context.networks
-        repaired = {"repaired": round_path(context.round, REPAIRED)}
-        repaired = repaired if context.recipe.repairs else {}
-        files = {"pruned": round_path(context.round, PRUNED), **repaired, "finetuned": FINETUNED}
-        models = {"dense": networks.load_dense()}
-        models |= {name: networks.load_pruned(file, context.round) for name, file in files.items()}
-        with torch.no_grad():
-            outputs = {name: in_float(context.task.forward(m.to(device).eval(), batch)) for name, m in models.items()}
-        mean, std = (torch.tensor(values)[:, None, None] for values in (loader.transform.mean, loader.transform.std))
-        seen = ((batch.images.cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-        rows = context.task.pictures(batch, seen.expand(-1, -1, -1, 3).numpy(), outputs)
-        return [[(picture.caption, figures.png(picture.pixels)) for picture in row] for row in rows]
-
-    return context.environment.comm.run_on_main(make) or []
+    groups = {c.layer: group.name for group in graph.groups for c in group.couplings if c.side == "out"}
+    before, after = graph.widths({}), graph.widths(kept)
+    dense, left = layer_macs(graph), layer_macs(graph, kept)
+    return [
+        {
+            "name": name,
+            "kind": "depthwise" if graph.layers[name].depthwise else graph.layers[name].kind,
+            "group": groups.get(name, ""),
+            "in": [before[name][0], after[name][0]],
+            "out": [before[name][1], after[name][1]],
+            "macs": [dense[name], left[name]],
+        }
+        for name in dense
+    ]
 
 
-def report_body(context: RunContext) -> dict[str, Any]:
-    """The body of report.json (docs/runs.md describes its keys)."""
+def report_body(context: RunContext, found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The body of report.json (docs/runs.md describes its keys).
+
+    Args:
+        context: The run.
+        found: What the networks answered (``answers_of``).
+    """
     plan, graph = context.networks.plan(context.round), context.networks.graph
     metrics = json.loads((context.run_dir / "metrics.json").read_text())
     groups = [
@@ -142,6 +166,8 @@ def report_body(context: RunContext) -> dict[str, Any]:
         },
         **{name: metrics[name] for name in ("dense", "pruned", "repaired", "finetuned") if name in metrics},
         "plan": {"fingerprint": plan.fingerprint, "groups": groups},
+        "network": network_lines(graph, plan.counts),
+        **answers.summary(found, context.images.classes),
         "target": dict([target]) if target else {},
         "achieved": _fact(context, _last_selection(context), "achieved"),
         **({"rounds": metrics["rounds"]} if rounds > 1 else {}),
@@ -202,12 +228,21 @@ def _tensorboard(context: RunContext, body: dict[str, Any], similarity_maps: lis
     for line in body.get("rounds", []):
         values = {key: value for key, value in line.items() if key != "round" and value is not None}
         context.tracker.scalars({f"rounds/{key}": float(value) for key, value in values.items()}, line["round"])
+    for batch, times in body["dense"]["latency"].items():
+        ratio = speedup(times, finetuned["latency"][batch])
+        metrics |= {f"final/speedup_{batch}": ratio} if ratio is not None else {}
     context.tracker.hparams(distinguishing_keys(context), metrics)
 
 
 def distinguishing_keys(context: RunContext) -> dict[str, Any]:
-    """The recipe keys that tell runs apart: those that differ from their defaults, and those of ``ALWAYS``."""
+    """The recipe keys that tell runs apart: those that differ from their defaults, and those of ``ALWAYS``.
+
+    Method, target, network and seed come first: tables of trackers keep this order.
+    """
     changed = flatten(context.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True))
     keys = {key for key in changed if key.split(".")[0] in TELLING} | {*ALWAYS}
     resolved = flatten(context.recipe.written())
-    return {key: resolved[key] for key in sorted(keys) if resolved.get(key) is not None}
+    asked = context.recipe.target.asked()
+    first = ("method.name", *([f"target.{asked[0]}"] if asked else []), "backbone.name", "seed")
+    order = [*first, *sorted(keys - {*first})]
+    return {key: resolved[key] for key in order if resolved.get(key) is not None}

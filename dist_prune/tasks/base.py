@@ -72,6 +72,8 @@ class Task(ABC):
         any_size: whether a network serves images of other sizes than it was measured at: exported files take them,
             where the network does.
         compares: whether ``tally`` and ``rows`` read the dense network's outputs (``Batch.reference``).
+        answer_names: the names that ``answers`` gives, which a run keeps for each test image.
+        kept_tables: the names of tables of ``tally`` that a run keeps beside its figures.
     """
 
     name: ClassVar[str]
@@ -85,6 +87,8 @@ class Task(ABC):
     gathers_targets: ClassVar[bool] = False
     any_size: ClassVar[bool] = False
     compares: ClassVar[bool] = False
+    answer_names: ClassVar[tuple[str, ...]] = ()
+    kept_tables: ClassVar[tuple[str, ...]] = ()
 
     options: Any
 
@@ -160,6 +164,18 @@ class Task(ABC):
 
     def row_shapes(self, outputs: int) -> dict[str, tuple[int, ...]] | None:
         """The names and shapes of ``rows``, without the first axis; None: as ``rows`` gives them for one image."""
+        return {}
+
+    def answers(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """What the network answers for each image, for the pages of a run. The default is nothing.
+
+        Args:
+            outputs: of the network in evaluation mode, float32 or float64.
+            batch: n images with their targets.
+
+        Returns:
+            The names of ``answer_names``: (n,) int64, at least 0, on the device.
+        """
         return {}
 
     def gallery_images(self, kind: str) -> int:

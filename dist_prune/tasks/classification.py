@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from dist_prune.tasks.base import Batch, Task, Training
 from dist_prune.tasks.outputs import main_output, shape_text
-from dist_prune.tasks.tallies import count_losses, mean_of_counted, num_correct
+from dist_prune.tasks.tallies import LOSS_UNIT, count_losses, mean_of_counted, num_correct
 
 
 class Classification(Task):
@@ -21,6 +21,7 @@ class Classification(Task):
     primary = "top1"
     provides = frozenset({"class labels", "class logits"})
     mixes = True
+    answer_names = ("predicted", "confidence")
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """Cross-entropy, (n,)."""
@@ -45,6 +46,15 @@ class Classification(Task):
 
     def tally_shapes(self, outputs: int) -> dict[str, tuple[int, ...]]:
         return {"hits": (2,), "loss": (2,)}
+
+    def answers(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """``predicted``: the class of the largest logit. ``confidence``: its softmax, in units of 1 / LOSS_UNIT.
+
+        An image with a logit that is not finite has the confidence 0.
+        """
+        logits = _logits(outputs)
+        confidence = functional.softmax(logits.double(), 1).amax(1).nan_to_num(0.0)
+        return {"predicted": logits.argmax(1), "confidence": (confidence * LOSS_UNIT).round().long()}
 
     def figures(self, tables: Mapping[str, Tensor], images: int) -> dict[str, float]:
         """``top1`` and ``top5`` in percent (the label is among the 5 largest logits, or all of fewer classes)."""

@@ -43,6 +43,7 @@ class Segmentation(Task):
     titles = {"miou": "mIoU %", "pixel_accuracy": "pixel accuracy %"}
     primary = "miou"
     any_size = True
+    kept_tables = ("confusion",)
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """Mean cross-entropy over the pixels of each image that are not void, (n,); 0 for an image of void alone.

@@ -115,6 +115,7 @@ def evaluate(
     task: Task = CLASSIFICATION,
     dense: nn.Module | None = None,
     gallery: Gallery | None = None,
+    kept: dict[str, Tensor] | None = None,
 ) -> dict[str, float]:
     """Evaluate a network on images; a collective, called by every rank.
 
@@ -133,6 +134,8 @@ def evaluate(
         dense: the network that ``model`` is compared with, on the same device, where the task compares; it may be
             ``model`` itself.
         gallery: the training images that the task compares images with, or None.
+        kept: takes, if given, what a run keeps beside the figures: the task's ``answers``, (n,) int64 by the order of
+            ``ids``, -1 where an image could not be read; and its ``kept_tables``. On the CPU, the same on every rank.
 
     Returns:
         The task's figures (of a classification ``top1`` and ``top5`` in percent), ``loss``, the mean loss (nan if an
@@ -144,7 +147,9 @@ def evaluate(
     """
     model.eval()
     visit = _Visit(model, task, batch, comm, tracker, dense.eval() if dense is not None else None)
-    tables, images = visit.run(loader, np.arange(len(loader)) if ids is None else ids, what)
+    tables, images = visit.run(loader, np.arange(len(loader)) if ids is None else ids, what, answers=kept)
+    if kept is not None:
+        kept |= {name: tables[name] for name in task.kept_tables}
     if gallery is not None and len(gallery.ids):
         compared, _ = replace(visit, dense=None).run(gallery.loader, gallery.ids, f"{what}, gallery", counts=False)
         tables |= {f"gallery_{name}": table for name, table in compared.items()}
@@ -163,7 +168,12 @@ class _Visit:
     dense: nn.Module | None
 
     def run(
-        self, loader: ImageLoader, ids: np.ndarray, what: str, counts: bool = True
+        self,
+        loader: ImageLoader,
+        ids: np.ndarray,
+        what: str,
+        counts: bool = True,
+        answers: dict[str, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], int]:
         """The merged tables and rows of the images, on the CPU, and the number of images that could be read.
 
@@ -172,6 +182,7 @@ class _Visit:
             ids: (n,) int64 their ids, ascending.
             what: name of the pass.
             counts: whether the task counts; if False there are rows alone.
+            answers: takes the task's answers for each image, if given.
         """
         task = self.task
         empty = torch.zeros((1, *loader.image_shape), dtype=loader.dtype, device=loader.device)
@@ -189,12 +200,18 @@ class _Visit:
             row_shapes = {**row_shapes, "targets": loader.target_shape}
         rows = {name: torch.zeros((len(ids), *shape), dtype=torch.float64) for name, shape in row_shapes.items()}
         seen = torch.zeros(len(ids) if rows else 0, dtype=torch.float64)
+        names = () if answers is None else task.answer_names
+        answered = torch.zeros((len(names), len(ids)), device=loader.device, dtype=torch.int64)  # answers + 1; 0: none
 
         def count(part: Batch) -> Tensor:
             found = in_float(task.forward(self.model, part))
             part = self._with_reference(part, found)
-            if rows:
-                positions = torch.from_numpy(np.searchsorted(ids, part.ids.numpy()))
+            positions = torch.from_numpy(np.searchsorted(ids, part.ids.numpy())) if rows or names else None
+            if names and positions is not None:
+                own_answers = task.answers(found, part)
+                columns = torch.stack([own_answers[name] for name in names]) + 1
+                answered.index_copy_(1, positions.to(loader.device, non_blocking=True), columns)
+            if rows and positions is not None:
                 seen[positions] = 1
                 own = {**task.rows(found, part), **({"targets": part.labels} if task.gathers_targets else {})}
                 for name, values in own.items():
@@ -210,6 +227,9 @@ class _Visit:
         if not images:
             raise PruneError(f"{what}: none of the {len(ids)} images could be read")
         self.comm.all_reduce("rows", [*rows.values(), seen] if rows else [])  # a row is zero on all ranks but one
+        if names and answers is not None:  # an image has an answer on one rank, so the sums are exact
+            self.comm.all_reduce("sum", [answered])
+            answers |= dict(zip(names, (answered - 1).cpu(), strict=True))
         counted = torch.tensor(totals, dtype=torch.int64).split(sizes)
         tables = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), counted, strict=True)}
         return tables | {name: table[seen > 0] for name, table in rows.items()}, images

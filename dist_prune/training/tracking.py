@@ -32,13 +32,8 @@ class Tracker:
         self.talks = talks
         self._lines_file = folder / "metrics.jsonl" if folder is not None else None
         self._boards: dict[str, Any] = {}
-        if not talks or folder is None:
-            return
-        for board in boards:
-            try:
-                self._boards[board] = _board(board, folder, name)
-            except Exception as error:
-                _warn_off(error, board)
+        self._wanted = tuple(boards) if talks and folder is not None else ()  # started at the first value
+        self._folder, self._name = folder, name
 
     def info(self, text: str) -> None:
         """Print a line."""
@@ -110,7 +105,7 @@ class Tracker:
         self._each(lambda name, board: board.tracker.add_text(tag, markdown) if name == "tensorboard" else None)
 
     def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Log the recipe's keys (``values``) with the final metrics to all trackers."""
+        """Log the recipe's keys (``values``) with the final metrics to all trackers; columns stand in their order."""
         plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in values.items()}
 
         def note(name: str, board: Any) -> None:
@@ -123,11 +118,22 @@ class Tracker:
         self._each(note)
 
     def close(self) -> None:
-        """Finish every tracker."""
+        """Finish every tracker that was started."""
+        self._wanted = ()
         self._each(lambda name, board: board.finish())
         self._boards = {}
 
+    def _start(self) -> None:
+        """Start the trackers: a run that fails before its first value leaves no empty run in them."""
+        wanted, self._wanted = self._wanted, ()
+        for board in wanted:
+            try:
+                self._boards[board] = _board(board, self._folder or Path(), self._name)
+            except Exception as error:
+                _warn_off(error, board)
+
     def _each(self, log: Callable[[str, Any], Any]) -> None:
+        self._start()
         for name, board in list(self._boards.items()):
             try:
                 log(name, board)

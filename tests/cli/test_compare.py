@@ -27,6 +27,7 @@ def runs(tmp_path_factory):
     (folder / "second/report.json").write_text(json.dumps(body))
     code, output = run(PYTHON, folder / "failed", *SMALL, "target.macs=0.00001")
     assert code == 2, output
+    assert not (folder / "failed/tensorboard").exists(), "a run without a value is no empty run of TensorBoard"
     shutil.copytree(folder / "first", folder / "going")
     (folder / "going/report.json").unlink()
     return folder
@@ -57,8 +58,8 @@ def timed(folder, name: str, ms: float, dense_ms: float, best: float | None = No
 
 
 def test_a_time_that_is_not_reliable_is_no_point_among_others(runs, tmp_path, capsys):
-    """The fastest network of all, if one believed it: it gets no speed-up, and no place on the time's axis."""
-    from dist_prune.report.compare_html import pareto
+    """The fastest network of all, if one believed it: it gets no speed-up, and is drawn hollow outside of the front."""
+    from dist_prune.report.compare_html import panels
 
     for name, ms, best in (("steady", 5.0, None), ("moody", 2.0, 1.0)):
         shutil.copytree(runs / "first", tmp_path / "runs" / name)
@@ -73,16 +74,22 @@ def test_a_time_that_is_not_reliable_is_no_point_among_others(runs, tmp_path, ca
     assert next(line for line in table.splitlines() if "moody" in line).endswith("| 2.000 |  | not reliable |")
     rows = {row["run"]: row for row in csv.DictReader((tmp_path / "out/compare.csv").read_text().splitlines())}
     assert (rows["moody"]["speedup"], rows["moody"]["timed"]) == ("", "not reliable")
-    panels = pareto(found.rows, [], "8").axes
-    for axes, key in zip(panels, ("macs", "params", "ms", "macs_share", "params_share", "speedup"), strict=True):
-        apart = [line for line in axes.lines if str(line.get_gid()).startswith("doubtful")]
-        assert len(apart) == (key in ("ms", "speedup")), key
-        assert all(list(line.get_xdata()) == [0.015] for line in apart), "a share of the axis' width"
-        places = {float(x) for line in axes.lines if line not in apart for x in line.get_xdata()}
+    shown = [{**row, "seed": "mean|0"} for row in found.rows]
+    methods = [shown[0]["method"]]
+    for plot, key in zip(
+        panels(shown, [], "8", methods), ("MACs", "params", "ms", "MACs", "param", "speed"), strict=True
+    ):
+        assert key in plot.x_title
+        doubtful, sure = (next(m for m in plot.marks if m.title.startswith(name)) for name in ("moody", "steady"))
+        timed_axis = key in ("ms", "speed")
+        assert doubtful.hollow == timed_axis and not sure.hollow
+        assert ("front" in doubtful.data) != timed_axis and "front" in sure.data
+        assert ("not reliable" in doubtful.title) == timed_axis
         if key == "ms":
-            assert 5.0 in places and 10.0 in places and 2.0 not in places
-        if key == "speedup":
-            assert 2.0 in places and 5.0 not in places
+            assert sure.x == 5.0 and doubtful.x == pytest.approx(5.0 * 0.7), "at the end of the axis, not at 2"
+            assert [m.x for m in plot.marks if m.title.startswith("dense")] == [10.0]
+        if key == "speed":
+            assert sure.x == 2.0 and plot.better == "right"
 
 
 def test_times_of_several_machines_say_which(runs, tmp_path, capsys):
@@ -147,7 +154,9 @@ def test_table_csv_and_page(runs, tmp_path, capsys):
     rows = list(csv.DictReader((tmp_path / "out/compare.csv").read_text().splitlines()))
     assert [(row["seeds"], row["source"]) for row in rows] == [("2", "measured")]
     page = (tmp_path / "out/compare.html").read_text()
-    assert page.count("<svg") == 1
+    assert page.count('<figure class="panel">') == 6
+    assert (rows[0]["name"], rows[0]["target"], rows[0]["seed_list"]) == ("graph", "macs 0.55", "0 1")
+    assert int(rows[0]["images"]) == 450 and 0 < float(rows[0]["top1_error"]) < 3
     assert "reachable range" in page
     for line in (tmp_path / "out/compare.md").read_text().splitlines():
         assert not line.startswith("|") or line.endswith("|")

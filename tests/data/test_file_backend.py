@@ -150,17 +150,19 @@ class First(torch.nn.Module):
         return torch.tensor([[1.0, 0.0, 0.0]]).expand(len(images), 3)
 
 
-def counted(ranks: Communicator, source) -> tuple[dict[str, float], list[int]]:
-    feed = ImageLoader(source, LOOK, CPU, on_error="skip")
-    return evaluate(First(), feed, 2, ranks, Tracker(False)), sorted(feed.skipped)
+def counted(ranks: Communicator, source) -> tuple[dict[str, float], list[int], list[int]]:
+    feed, kept = ImageLoader(source, LOOK, CPU, on_error="skip"), {}
+    figures = evaluate(First(), feed, 2, ranks, Tracker(False), kept=kept)
+    return figures, sorted(feed.skipped), kept["predicted"].tolist()
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_figures_are_exact_over_ranks_without_them(folder, world, pool):
     results = pool.run(world, counted, folder)
-    assert [found["images"] for found, _ in results] == [6] * world
-    assert [found["top1"] for found, _ in results] == pytest.approx([100 * 2 / 6] * world)
-    assert sorted(sample for _, skipped in results for sample in skipped) == [1, 4, 8]
+    assert [found["images"] for found, *_ in results] == [6] * world
+    assert [found["top1"] for found, *_ in results] == pytest.approx([100 * 2 / 6] * world)
+    assert sorted(sample for _, skipped, _ in results for sample in skipped) == [1, 4, 8]
+    assert [answers for *_, answers in results] == [[0, -1, 0, 0, -1, 0, 0, 0, -1]] * world, "no answer is none"
 
 
 def test_a_worker_that_dies_is_no_hang(folder, monkeypatch):

@@ -74,6 +74,23 @@ def test_a_finished_one_is_finished(finished, earlier):
     assert dist_prune.load(earlier / "export") is not None
 
 
+def test_one_without_answers_is_finished_without_them(finished, tmp_path):
+    """Evaluations of earlier versions kept no answers: nothing is measured again, and the page leaves the part out."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    lines = Ledger(folder).lines()
+    for line in lines:
+        line["outputs"].pop("answers.safetensors", None)
+    Ledger(folder).file.unlink()
+    append_lines(Ledger(folder).file, map(seal, lines))
+    (folder / "answers.safetensors").unlink()
+    body = finish(folder)
+    assert {"evaluate"} <= {event["stage"] for event in body["events"] if event["event"] == "skipped"}
+    assert not {"answers", "calibration", "classes"} & body.keys() and "network" in body
+    assert "Calibration of confidence" in (finished[0] / "report.html").read_text()
+    assert "Calibration of confidence" not in (folder / "report.html").read_text()
+
+
 @pytest.mark.parametrize("marked", [True, False])
 def test_an_interrupted_one_goes_on_under_its_names(finished, earlier, marked):
     """Cut off before the second round's surgery; known by begun.json, or by its ledger alone."""

@@ -11,7 +11,9 @@ import torch
 
 import dist_prune
 from dist_prune.data import sampling
+from dist_prune.distributed import tensor_files
 from dist_prune.errors import PruneError
+from dist_prune.report import answers
 from dist_prune.run import main
 from tests.support.launch import ACCELERATE, PYTHON, SMALL, TORCHRUN, environment, finish, report, run
 
@@ -30,7 +32,7 @@ def test_a_run_leaves_what_is_promised(finished):
     for name in (
         "recipe.yaml", "environment.json", "ledger.jsonl", "dense.safetensors", "round_1/scores.safetensors",
         "round_1/plan.json", "round_1/pruned.safetensors", "finetuned.safetensors", "metrics.json", "report.json",
-        "report.html", "export/bundle.json", "export/model.safetensors",
+        "report.html", "export/bundle.json", "export/model.safetensors", "answers.safetensors",
     ):  # fmt: skip
         assert (folder / name).is_file(), name
     assert list((folder / "tensorboard").glob("events*"))
@@ -61,6 +63,8 @@ def test_report_json(finished):
     assert body["finetuned"]["macs"] / body["dense"]["macs"] == pytest.approx(body["achieved"]["macs"])
     assert body["achieved"]["macs"] <= body["target"]["macs"]
     assert {"name", "layers", "width", "unit", "kept", "reason"} == body["plan"]["groups"][0].keys()
+    for place, kind in enumerate(("dense", "finetuned")):
+        assert sum(layer["macs"][place] for layer in body["network"]) == body[kind]["macs"]
     assert body["dense"]["size_bytes"] == (finished[0] / "dense.safetensors").stat().st_size
     said = body["communication"]
     assert {"train", "score", "finetune", "evaluate"} <= said.keys()
@@ -78,9 +82,30 @@ def test_report_json(finished):
     ), "self-contained"
 
 
-def scores(folder: Path) -> dict[str, torch.Tensor]:
-    from dist_prune.distributed import tensor_files
+def test_answers_are_those_of_the_figures(finished):
+    """What each network answers for each image, over two ranks, against top-1, and the sums that the report makes."""
+    body, found = report(finished[0]), tensor_files.read_tensors(finished[0] / "answers.safetensors")[0]
+    right = {kind: found[f"{kind}/predicted"] == found["labels"] for kind in ("dense", "pruned", "finetuned")}
+    for kind, hits in right.items():
+        assert 100 * int(hits.sum()) / len(hits) == body[kind]["top1"]
+        assert sum(line[kind] for line in body["classes"]) == int(hits.sum())
+        assert sum(one["images"] for one in body["calibration"][kind]["bins"]) == body[kind]["images"] == 450
+    lost = int((right["dense"] & ~right["finetuned"]).sum())
+    assert body["answers"]["finetuned"]["lost"] == lost
+    page = (finished[0] / "report.html").read_text()
+    assert "Calibration of confidence" in page
+    tables = {name: table.numpy() for name, table in found.items()}
+    losers = answers.losers(body["classes"])
+    for line in losers:
+        for place in answers.examples(line["number"], tables):
+            assert right["dense"][place] and not right["finetuned"][place]
+            taken, sure = (int(found[f"finetuned/{key}"][place]) for key in ("predicted", "confidence"))
+            assert f"<figcaption>{taken}, {100 * sure / 2**24:.0f} %</figcaption>" in page
+    shown = sum(len(answers.examples(line["number"], tables)) for line in losers)
+    assert page.split("<h2>Classes that lost most</h2>")[1].split("<h2>")[0].count("<img") == shown
 
+
+def scores(folder: Path) -> dict[str, torch.Tensor]:
     return tensor_files.read_tensors(folder / "round_1/scores.safetensors")[0]
 
 
@@ -96,7 +121,18 @@ def test_tensorboard_has_curves_figure_and_hparams(finished):
     assert "final/top1" in tags["scalars"]
     assert {"plan/kept channels", "likeness/conv1"} <= set(tags["images"])
     assert "plan/groups/text_summary" in tags["tensors"]
-    assert any("hparams" in tag for tag in found.summary_metadata)
+    keys, figures = hparams(found)
+    assert keys[:4] == ["method.name", "target.macs", "backbone.name", "seed"] and keys[4:] == sorted(keys[4:])
+    assert figures[:3] == ["final/top1", "final/top5", "final/loss"]
+
+
+def hparams(found) -> tuple[list[str], list[str]]:
+    """The columns of TensorBoard's table in their order: keys, figures."""
+    from tensorboard.plugins.hparams import metadata
+
+    content = found.summary_metadata["_hparams_/experiment"].plugin_data.content
+    experiment = metadata.parse_experiment_plugin_data(content)
+    return [info.name for info in experiment.hparam_infos], [info.name.tag for info in experiment.metric_infos]
 
 
 def test_the_bundle_loads_without_the_run(finished):

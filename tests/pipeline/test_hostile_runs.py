@@ -191,12 +191,13 @@ def test_fields_of_other_types_make_a_report_unreadable(finished, tmp_path):
     body = json.loads((finished / "report.json").read_text())
     shutil.copytree(finished, tmp_path / "good")
     for number, (key, value) in enumerate(
-        [("name", 5), ("recipe", []), ("dense", None), ("finetuned", {}), ("dense", {**body["dense"], "top1": "high"})]
-    ):
+        [("name", 5), ("recipe", []), ("dense", None), ("finetuned", {}), ("dense", {**body["dense"], "top1": "high"}),
+         ("target", ["macs"]), ("finetuned", {**body["finetuned"], "images": "all"})]
+    ):  # fmt: skip
         shutil.copytree(finished, tmp_path / f"odd_{number}")
         (tmp_path / f"odd_{number}" / "report.json").write_text(json.dumps({**body, key: value}))
     found = collect([tmp_path])
-    assert len(found.rows) == 1 and len(found.unfinished) == 5
+    assert len(found.rows) == 1 and len(found.unfinished) == 7
 
 
 def test_a_comparison_brings_no_html(finished, tmp_path):

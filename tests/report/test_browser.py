@@ -72,9 +72,14 @@ def test_the_report(runs, window):
     window.open((runs / "quickstart-macs_0.5" / "report.html").as_uri())
     assert window.run("return document.querySelector('h1').textContent") == "quickstart"
     window.shot("report")
-    assert len(shapes(window)) == 3, "kept channels, two trainings"
-    assert min(shapes(window)) > 10
-    pictures = window.run("return [...document.images].map((i) => i.naturalWidth)")
+    plots = window.run(f"const ink = {INK}; return [...document.querySelectorAll('.panel svg')].map((s) => "
+                       "[...s.querySelectorAll('path')].filter(ink).length)")  # fmt: skip
+    assert len(plots) == 5 and min(plots) > 3, "calibration, loss and accuracy of two trainings"
+    columns = window.run("return [...document.querySelectorAll('.skyline rect')].map((r) => r.getBBox().height)")
+    assert len(columns) == 20 and min(columns) > 0, "ten layers, before and after"
+    pictures = window.run(
+        "return [...document.querySelectorAll('.gallery:not(.small) img')].map((i) => i.naturalWidth)"
+    )
     assert len(pictures) == 6 and min(pictures) > 0, "a portrait of each group that can be cut"
     assert overflow(window) <= 0
     assert not window.errors()
@@ -93,19 +98,25 @@ def test_the_comparison(runs, window, tmp_path, capsys):
     capsys.readouterr()
     window.open((tmp_path / "compare.html").as_uri())
     window.shot("compare")
-    (count,) = shapes(window)
-    assert count > 50, "six plots with axes, points and error bars"
+    assert len(window.run("return [...document.querySelectorAll('.panel svg')]")) == 6, (
+        "a cost each, the time, relative"
+    )
+    assert min(shapes(window)) > 0
     cells = window.run(
-        "return [...document.querySelectorAll('tbody tr')].map((r) => [...r.cells].map((c) => c.textContent))"
+        "return [...document.querySelectorAll('table.sorts tbody tr')].filter((r) => !r.hidden).map((r) => "
+        "[...r.cells].map((c) => c.textContent))"
     )
     assert [row[1] for row in cells] == ["1", "2"], "two targets, the second by two seeds"
-    assert [row[0] for row in cells] == [f"quickstart (quickstart-macs_{share})" for share in ("0.5", "0.7")]
+    assert [row[0] for row in cells] == ["graph 0.5", "graph 0.7"]
+    titles = window.run("return [...document.querySelectorAll('.panel g title')].map((t) => t.textContent)")
+    assert any(title.startswith("quickstart (quickstart-macs_0.5)") for title in titles), "a pointer reads the run"
     assert overflow(window) <= 0
     assert not window.errors()
 
 
 def test_an_error_of_a_page_is_seen(window, tmp_path):
     """The tests above can fail: a page that throws, a page without ink."""
+    window.look_freely()
     (tmp_path / "bad.html").write_text("<!doctype html><svg></svg><script>throw new Error('broken')</script>")
     window.open((tmp_path / "bad.html").as_uri())
     assert shapes(window) == [0]

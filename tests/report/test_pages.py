@@ -1,5 +1,7 @@
-"""The three pages: whatever a name holds is text, nothing comes from elsewhere, nothing missing is left blank."""
+"""The four pages: whatever a name holds is text, nothing comes from elsewhere, nothing missing is left blank."""
 
+import base64
+import hashlib
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -11,8 +13,11 @@ import pytest
 
 from dist_prune.pruning.figure_data import Curve, SimilarityMap
 from dist_prune.report.compare_html import render_comparison
-from dist_prune.report.html import render, render_report
+from dist_prune.report.criteria_html import render_criteria
+from dist_prune.report.html import render
 from dist_prune.report.ratio_curves_html import render_ratio_curves
+from dist_prune.report.run_html import Exhibits, render_report
+from dist_prune.tasks.classification import CLASSIFICATION
 from tests.report.test_tables import body
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,17 +67,34 @@ def report_page(word: str) -> str:
         "communication": {word: {word: {"calls": 1, "bytes": 5000}}},
         "many": [{"method": word, "top1": 1.0, "macs": 0.5, "params": 0.5, "overlap": {word: 1.0}}],
         "many_images": word, "events": [{"stage": word, "event": f"WARNING: {word}", word: word}],
+        "network": [{"name": word, "kind": "conv", "group": word, "in": [3, 3], "out": [4, 2], "macs": [400, 200]}] * 2,
+        "answers": {"finetuned": {"lost": 2, "gained": 1, "images": 6}},
+        "calibration": {word: {"ece": 1.0, "bins": [{"images": 1, "confidence": 50.0, "accuracy": 60.0}]}},
+        "classes": [{"class": word, "number": 0, "images": 3, "dense": 3, "pruned": 0, "finetuned": 1}],
+        "confused": [{"class": word, "taken_for": word, "dense": 0, "finetuned": 2}],
     }  # fmt: skip
     histories = {word: [{"epoch": 1, "loss": 1.0, "test_top1": 1.0, "test_loss": 1.0}]}
     portrait = SimilarityMap(word, np.eye(2), np.array([0, -1]), np.array([True, False]), word)
     planes = [{"group": word, "width": "2", "kept": "1", "top1": "50", "ixz": "", "izy": "", "total_correlation": ""}]
-    return render_report(facts, histories, word, [portrait], [Curve(word, (0, 1), (0, 1), (word, word))], planes)
+    exhibits = Exhibits(
+        histories, [portrait], [Curve(word, (0, 1), (0, 1), (word, word))], planes, [[(word, "")]], [(word, "#123456")],
+        {0: [(word, "")]}, {word: np.array([[1]])}, [word],
+    )  # fmt: skip
+    return render_report(facts, word, exhibits)
 
 
 def comparison_page(word: str) -> str:
     row = dict.fromkeys(("top1", "change", "macs", "macs_share", "params", "params_share", "ms", "speedup"), 1.0)
-    row |= {"backbone": word, "reliable": True, "top1_std": None, "dense_top1": 1.0, "dense_ms": 1.0}
-    return render_comparison(word, [(word, [word, "b"], [[word, "1"]])], [row], [], "8")
+    row |= {"backbone": word, "method": word, "target": word, "run": word, "name": word, "seeds": 2}
+    row |= {"reliable": True, "top1_std": None, "dense_top1": 1.0, "dense_ms": 1.0}
+    lines = [({**row, "seed": seed}, [word, "1"]) for seed in ("mean", "0", "1")]
+    paper = {"recipe": word, "point": word, "change": -1.0, "macs_share": 0.5, "params_share": None}
+    return render_comparison(word, [word, "b"], lines, [paper], "8", [(word, [word], [[word]])])
+
+
+def criteria_page(word: str) -> str:
+    lines = [{"method": word, "top1": 1.0, "macs": 0.5, "params": 0.5, "overlap": {word: 1.0}}] * 2
+    return render_criteria(word, word, lines, CLASSIFICATION.description(), 10, word)
 
 
 def ratio_curves_page(word: str) -> str:
@@ -84,28 +106,43 @@ def ratio_curves_page(word: str) -> str:
     return render_ratio_curves(word, word, facts, word)
 
 
-PAGES = pytest.mark.parametrize("page", [report_page, comparison_page, ratio_curves_page])
+PAGES = pytest.mark.parametrize("page", [report_page, comparison_page, ratio_curves_page, criteria_page])
 
 
 @PAGES
 def test_names_are_text_and_nothing_else(page):
     plain, hostile = Page(page("conv1")), Page(page(HOSTILE))
-    assert hostile.elements.count("table") == plain.elements.count("table") > 0
-    assert not {"script", "link", "iframe", "object"} & set(hostile.elements)
-    assert hostile.elements.count("img") == plain.elements.count("img")
+    assert hostile.elements == plain.elements and hostile.elements.count("table") > 0
+    assert not {"link", "iframe", "object"} & set(hostile.elements)
     assert not [name for name, _ in hostile.attributes if name.startswith("on")]
     assert hostile.text.count(HOSTILE) == plain.text.count("conv1") > 3
 
 
 @PAGES
-def test_a_page_has_one_stylesheet_and_asks_nobody(page):
+def test_a_page_has_one_stylesheet_and_one_script_and_asks_nobody(page):
     text = page("conv1")
-    head = text.partition("</head>")[0]
+    head, found = text.partition("</head>")[0], Page(text)
     assert head.count("<style>") == 1 and "border-collapse: collapse" in head
-    assert not [tag for tag in Page(text).elements if tag in ("script", "link", "iframe")]
-    loads = [value for name, value in Page(text).attributes if name in ("src", "href", "xlink:href")]
+    assert found.elements.count("script") == 1 and not [tag for tag in found.elements if tag in ("link", "iframe")]
+    script = text.partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = next(value for name, value in found.attributes if name == "content" and "default-src" in value)
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    assert script == (ROOT / "dist_prune/report/templates/page.js").read_text(), "nothing of a run is in the script"
+    loads = [value for name, value in found.attributes if name in ("src", "href", "xlink:href")]
     assert all(value.startswith(("#", "data:image/png;base64,")) for value in loads)
     assert "@import" not in head and "url(" not in head
+
+
+@PAGES
+def test_all_pages_have_one_look(page):
+    found = Page(page("conv1"))
+    classes = [value for name, value in found.attributes if name == "class"]
+    assert {"verdict", "cards", "panels", "legend", "table-box", "sorts"} <= set(" ".join(classes).split())
+    assert found.elements.count("svg") > 0
+    text = page("conv1")
+    for svg in text.split("<svg")[1:]:
+        assert "<title>" in svg.partition("</svg>")[0], "each picture says what it shows"
 
 
 def test_a_section_without_content_is_left_out():
@@ -114,15 +151,19 @@ def test_a_section_without_content_is_left_out():
         "The method's figures",
         "Criteria at the same target, nothing finetuned",
         "Communication of each rank",
+        "The network",
+        "Classes that lost most",
+        "Calibration of confidence",
+        "The same images for each network",
     )
-    full, small = report_page("conv1"), render_report(facts_of_a_report("conv1"), {}, "name: x")
-    assert [f"<h2>{name}</h2>" in full for name in sections] == [True] * 4
+    full, small = report_page("conv1"), render_report(facts_of_a_report("conv1"), "name: x")
+    assert [f"<h2>{name}</h2>" in full for name in sections] == [True] * len(sections)
     assert not [name for name in (*sections, "Rounds", "Filled in") if name in small]
 
 
 def test_a_value_that_is_missing_stops_the_page():
     with pytest.raises(jinja2.UndefinedError, match="title"):
-        render("compare.html.j2", tables=[], recipes=0, plots="")
+        render("compare.html.j2", lines=[], facets=[], others=[])
 
 
 def test_tables_need_neither_templates_nor_plots():

@@ -71,6 +71,38 @@ class Browser:
         file.write_bytes(base64.b64decode(self._ask("GET", "/screenshot")))
         return file
 
+    def look(self, width: int, height: int = 900, dark: bool = False, media: str = "screen") -> None:
+        """Show the page on a screen of this size, light or dark; from then on for every page that is opened."""
+        self._devtools(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._devtools("Emulation.setEmulatedMedia", media=media, features=[scheme])
+
+    def look_freely(self) -> None:
+        """End ``look``."""
+        self._devtools("Emulation.clearDeviceMetricsOverride")
+        self._devtools("Emulation.setEmulatedMedia", media="", features=[])
+
+    def whole(self, file: Path, width: int, dark: bool = False, highest: int = 16000) -> Path:
+        """A photograph of the page from its head to its foot."""
+        self.look(width, dark=dark)
+        height = int(self.run("return document.documentElement.scrollHeight"))
+        self.look(width, min(height, highest), dark)
+        return self.view(file)
+
+    def view(self, file: Path) -> Path:
+        """A photograph of what the screen shows."""
+        file.write_bytes(base64.b64decode(self._ask("GET", "/screenshot")))
+        return file
+
+    def hide_scrollbars(self, hidden: bool) -> None:
+        """Scroll bars take no place, as on a telephone, or do again."""
+        self._devtools("Emulation.setScrollbarsHidden", hidden=hidden)
+
+    def _devtools(self, command: str, **values: Any) -> Any:
+        return self._ask("POST", "/goog/cdp/execute", {"cmd": command, "params": values})
+
     def _ask(self, verb: str, path: str, body: Any = None) -> Any:
         return ask(verb, self.session + path, body)
 
@@ -145,14 +177,19 @@ def browser(folder: Path) -> Iterator[Browser]:
         process.wait(20)
 
 
-def photograph(window: Browser, page: Path, picture: Path, width: int, height: int) -> None:
-    """The top of a page, its middle ``width`` pixels, as a small PNG: how docs/images was made."""
+def photograph(window: Browser, page: Path, picture: Path, width: int, height: int, dark: bool = False) -> None:
+    """The top of a page on a screen of this size, as a small PNG: how the pictures of docs/images are made."""
+    window.look(width, height, dark)
+    window.hide_scrollbars(True)
     window.open(page.resolve().as_uri())
-    image = Image.open(window.shot("page")).convert("RGB")
-    left = (image.width - width) // 2
-    image.crop((left, 0, left + width, height)).quantize(64).save(picture, optimize=True)
+    window.view(picture)
+    window.hide_scrollbars(False)
+    with Image.open(picture) as image:
+        small = image.convert("RGB").quantize(128)
+    small.save(picture, optimize=True)
 
 
-if __name__ == "__main__":  # python -m tests.support.browser PAGE PICTURE WIDTH HEIGHT
+if __name__ == "__main__":  # python -m tests.support.browser PAGE PICTURE WIDTH HEIGHT [dark]
     with tempfile.TemporaryDirectory() as folder, browser(Path(folder)) as window:
-        photograph(window, Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+        page, picture, width, height, *dark = sys.argv[1:]
+        photograph(window, Path(page), Path(picture), int(width), int(height), bool(dark))

@@ -146,6 +146,8 @@ def test_trackers_by_name(tmp_path):
 
 def test_a_tracker_that_breaks_is_switched_off_and_training_goes_on(tmp_path, capsys):
     tracker = Tracker(True, ("tensorboard",), tmp_path)
+    assert not (tmp_path / "tensorboard").exists(), "a run that fails before its first value leaves no empty one"
+    tracker.scalars({"train/loss": 1.5}, 0)
     tracker._boards["tensorboard"].tracker.close()  # as a full disk would: the writer's file is gone
     tracker._boards["tensorboard"].writer = None
     found = trainer(None, epochs=1)

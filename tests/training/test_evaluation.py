@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,14 +45,38 @@ def test_ranks_without_a_batch_make_its_forward_pass_all_the_same(pool):
 def test_against_plain_arithmetic():
     feed = tiny.digits_feed()
     model = tiny.network()
-    import numpy as np
-
     batch = next(feed.batches([np.arange(1347)]))
     with torch.no_grad():
         logits = model(batch.images)
     found = digits(Communicator(), 100)
     assert found["top1"] == pytest.approx(100 * float((logits.argmax(1) == batch.labels).double().mean()), abs=1e-9)
     assert found["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, batch.labels)), abs=1e-6)
+
+
+def answered(ranks: Communicator, ids: list[int] | None = None) -> dict[str, list[int]]:
+    kept: dict[str, torch.Tensor] = {}
+    chosen = None if ids is None else np.array(ids)
+    evaluate(tiny.network(), tiny.digits_feed(), 100, ranks, Tracker(False), ids=chosen, kept=kept)
+    return {name: table.tolist() for name, table in kept.items()}
+
+
+def test_answers_are_those_of_the_network_on_any_number_of_ranks(pool):
+    feed = tiny.digits_feed()
+    batch = next(feed.batches([np.arange(1347)]))
+    with torch.no_grad():
+        shares = torch.softmax(tiny.network()(batch.images).double(), 1)
+    alone = answered(Communicator())
+    assert alone["predicted"] == shares.argmax(1).tolist()
+    assert torch.tensor(alone["confidence"]) / 2**24 == pytest.approx(shares.amax(1), abs=1e-6)
+    for world in (1, 2, 3):
+        assert pool.run(world, answered) == [alone] * world
+    some = [3, 400, 1200]
+    assert answered(Communicator(), some)["predicted"] == [alone["predicted"][number] for number in some]
+
+
+def test_answers_are_kept_only_where_they_are_asked_for():
+    figures = evaluate(tiny.network(), tiny.digits_feed(), 100, Communicator(), Tracker(False))
+    assert not {"predicted", "confidence"} & figures.keys()
 
 
 def cifar(ranks: Communicator, place: Path, depth: int) -> float:

@@ -227,6 +227,21 @@ def macs(graph: DependencyGraph, kept: Mapping[str, int] | None = None, rule: Ru
     return total
 
 
+def layer_macs(graph: DependencyGraph, kept: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Count the multiply-accumulates of each convolution and linear layer for one image, in the order of the graph.
+
+    Args:
+        graph: dependency graph of the network.
+        kept: group -> number of kept channels (missing: all).
+
+    Returns:
+        Module path -> MACs; their sum is ``macs``.
+    """
+    widths = graph.widths(kept or {})
+    layers = {name: layer for name, layer in graph.layers.items() if layer.kind in ("conv", "linear")}
+    return {name: _macs(layer, *widths[name]) for name, layer in layers.items()}
+
+
 def weights(graph: DependencyGraph, kept: Mapping[str, int] | None = None) -> int:
     """Count the weights of convolutions and linear layers, without biases and norms."""
     return params(graph, kept, kernels_only=True)

@@ -1,0 +1,120 @@
+"""The page of ``dist-prune score-many``: what each criterion leaves at one target, and what they have in common."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dist_prune.pruning.selection.cost import report_costs
+from dist_prune.report.criteria_tables import criteria_overlap, criteria_table
+from dist_prune.report.headline import ALIKE, Card, Sentence
+from dist_prune.report.html import render
+from dist_prune.report.plots import Mark, Plot, figure
+from dist_prune.report.tables import standard_error
+
+ALIKE_SHARES = 0.0005  # of a cost: criteria that leave as much get no plot of it
+
+
+def render_criteria(
+    name: str, network: str, lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any], images: int, where: str
+) -> str:
+    """The page as HTML.
+
+    Args:
+        name: Name of the recipe.
+        network: Name of the backbone.
+        lines: ``table`` of criteria.json: ``method``, the primary figure, ``repaired`` if there was a repair, shares of
+            costs, ``overlap``.
+        task: What a report says of the task (``Task.description``).
+        images: Number of images that were measured.
+        where: What they are.
+    """
+    ranked = _ranked(lines, task)
+    lines = [*ranked, *(line for line in lines if line not in ranked)]
+    return render(
+        "criteria.html.j2",
+        name=name,
+        line=f"{network}, every criterion at the same target, nothing finetuned, on {images:,} {where}.",
+        sentences=_verdict(lines, task, images),
+        cards=_cards(network, lines, task, images),
+        table=criteria_table(lines, task, images),
+        overlap=criteria_overlap(lines),
+        figures=[_figure(lines, task, images)],
+    )
+
+
+def _key(lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any]) -> str:
+    return "repaired" if "repaired" in lines[0] else task["primary"]
+
+
+def _ranked(lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    key = _key(lines, task)
+    finite = [line for line in lines if line[key] == line[key]]
+    return sorted(finite, key=lambda line: line[key], reverse=task.get("higher_is_better", True))
+
+
+def _error(line: Mapping[str, Any], key: str, task: Mapping[str, Any], images: int) -> float | None:
+    return standard_error({"": {task["primary"]: line[key], "images": images}}, "", task["primary"])
+
+
+def _verdict(lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any], images: int) -> list[Sentence]:
+    ranked, key = _ranked(lines, task), _key(lines, task)
+    title = str(task["titles"][task["primary"]])
+    name = title.removesuffix(" %")
+    after = title.removeprefix(name) + (" after the repair" if key == "repaired" else "")
+    if not ranked:
+        return [Sentence("bad", f"{name} is not a number for any criterion.")]
+    best, error = ranked[0], _error(ranked[0], key, task, images)
+    sentences = [Sentence("good", f"{best['method']} leaves the best network: {name} {best[key]:.2f}{after}.")]
+    if error is not None:
+        close = []
+        for line in ranked[1:]:
+            spread = (error**2 + (_error(line, key, task, images) or 0.0) ** 2) ** 0.5
+            if abs(best[key] - line[key]) <= ALIKE * spread:
+                close.append(line["method"])
+        if close:
+            text = (
+                f"Within {ALIKE:g} standard errors of it: {', '.join(close)}. {images:,} images cannot tell them apart."
+            )
+            sentences.append(Sentence("doubt", text))
+    return sentences
+
+
+def _cards(
+    network: str, lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any], images: int
+) -> list[Card]:  # fmt: skip
+    ranked, key = _ranked(lines, task), _key(lines, task)
+    cards = [Card("network", network), Card("criteria", str(len(lines)), f"{images:,} images")]
+    for word, line in (("best", ranked[0]), ("last", ranked[-1])) if ranked else ():
+        error = _error(line, key, task, images)
+        text = f"± {error:.2f}" if error is not None else ""
+        cards.append(Card(f"{word}: {line['method']}", f"{line[key]:.2f}", f"{task['titles'][task['primary']]} {text}"))
+    for cost in report_costs():
+        shares = [line[cost.name] for line in lines if cost.name in line]
+        if shares:
+            low, high = min(shares), max(shares)
+            value = f"{low:.1%}" if high - low < 0.0005 else f"{low:.1%} to {high:.1%}"
+            cards.append(Card(f"{cost.title} left", value))
+    return cards
+
+
+def _figure(lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any], images: int) -> dict[str, Any]:
+    """Plot the figure by rank, and over the costs that differ among the criteria."""
+    plots = [_plot(lines, task, images, "rank", range(1, len(lines) + 1))]
+    for cost in (cost for cost in report_costs() if cost.name in lines[0]):
+        shares = [line[cost.name] for line in lines]
+        if max(shares) - min(shares) > ALIKE_SHARES:
+            plots.append(_plot(lines, task, images, f"share of the {cost.unit} left", shares))
+    return figure("", plots, [(number, line["method"]) for number, line in enumerate(lines)])
+
+
+def _plot(
+    lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any], images: int, x_title: str, xs: Sequence[float]
+) -> Plot:
+    primary, title, repaired = task["primary"], str(task["titles"][task["primary"]]), "repaired" in lines[0]
+    marks = []
+    for number, (line, x) in enumerate(zip(lines, xs, strict=True)):
+        for key in [primary, *(["repaired"] if repaired else [])]:
+            note = ", repaired" if key == "repaired" else ""
+            text = f"{line['method']}{note}: {title} {line[key]:.2f}, {x_title} {x:.4g}"
+            error = _error(line, key, task, images) or 0.0
+            marks.append(Mark(x, line[key], text, number, repaired and key == primary, error))
+    return Plot(x_title, title, marks=marks, integers=x_title == "rank")
