@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         """Record the message, print it and exit."""
-        error_summary.record(f"{self.prog}: error: {message} (--help has the options)", _rank())
+        error_summary.record(f"{self.prog}: error: {message} (--help has the options)", _rank(), code=PruneError.code)
         super().error(message)
 
 
@@ -136,7 +136,7 @@ def execute(
     if missed:
         text = f"target missed: {missed} (exit code {MISSED})"
         print(text, file=sys.stderr, flush=True)
-        error_summary.record(text, environment.comm.rank)
+        error_summary.record(text, environment.comm.rank, code=MISSED)
     return MISSED if missed else 0
 
 
@@ -223,7 +223,7 @@ def _stop(error: Exception, environment: DistributedEnvironment | None, started:
         with contextlib.suppress(PruneError):  # the disk may be the cause; the lines below remain
             write_atomic(folder / "errors" / f"rank_{rank}.json", canonical(note))
     print(f"error{'' if alone else f' on rank {rank}'}: {text}", file=sys.stderr, flush=True)
-    error_summary.record(f"error: {text}", rank, cause=not isinstance(error, RankLostError))
+    error_summary.record(f"error: {text}", rank, not isinstance(error, RankLostError), code)
     if not alone:
         sys.stdout.flush()
         os._exit(code)  # a process group whose peers are gone can hang in its own clean-up
