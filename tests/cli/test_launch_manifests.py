@@ -175,7 +175,7 @@ def test_two_lines_by_hand(capsys, tmp_path):
         (("--kubernetes", "quickstart", "--container", "i"), "--runs: name the PersistentVolumeClaim"),
         (("--kubernetes", *CLUSTER), "name a recipe"),
         (("--kubernetes", "quickstart", *CLUSTER, "--mount", "x"), "--mount: 'x': write CLAIM:/FOLDER"),
-        (("--kubernetes", "quickstart", *CLUSTER, "--qos", "low"), "--qos: --kubernetes has no such setting; it goes with"),
+        (("--kubernetes", "quickstart", *CLUSTER, "--qos", "low"), "--qos: --kubernetes has no such setting; it goes"),
         (("--kubernetes", "quickstart", *CLUSTER, "--submit"), "--submit: --kubernetes has no such setting"),
         (("--kubernetes", "quickstart", *CLUSTER, "--mem", "much"), "--mem: 'much' is no size; write for example 64G"),
         (("--skypilot", "quickstart", "--gpus", "0"), "--runs: name what keeps the run directories"),

@@ -33,8 +33,8 @@ def test_a_core_for_each_process_and_each_loader_worker(words, cores, capsys):
 
 def test_each_setting_is_a_line_and_sbatch_s_own_come_last(capsys):
     lines = script(
-        capsys, "quickstart", "--mem", "64GB", "--time", "1-12:00:00", "--account", "lab", "--qos", "low", "--partition",
-        "long", "--exclusive", "--sbatch=--mem=32G",
+        capsys, "quickstart", "--mem", "64GB", "--time", "1-12:00:00", "--account", "lab", "--qos", "low",
+        "--partition", "long", "--exclusive", "--sbatch=--mem=32G",
     )  # fmt: skip
     header = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")]
     assert {"--mem=64G", "--time=1-12:00:00", "--account=lab", "--qos=low", "--partition=long", "--exclusive"} <= {

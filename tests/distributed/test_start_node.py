@@ -40,15 +40,15 @@ def test_the_code_tells_whether_the_same_command_goes_on(launcher, own, others, 
 
 def test_the_node_s_place_comes_from_the_scheduler():
     words = ["--processes", "2", "--", "--recipe", "r", "--run-dir", "/runs/x", "a=--b"]
-    for variables in (
-        {"PET_NNODES": "4", "PET_NODE_RANK": "3", "PET_MASTER_ADDR": "first", "PET_MASTER_PORT": "29400"},
-        {"SKYPILOT_NUM_NODES": "4", "SKYPILOT_NODE_RANK": "3", "SKYPILOT_NODE_IPS": "first\nsecond\n", "MASTER_PORT": "29400"},
-    ):  # fmt: skip
+    kubeflow = {"PET_NNODES": "4", "PET_NODE_RANK": "3", "PET_MASTER_ADDR": "first"}
+    sky = {"SKYPILOT_NUM_NODES": "4", "SKYPILOT_NODE_RANK": "3", "SKYPILOT_NODE_IPS": "first\nsecond\n"}
+    for variables in (kubeflow | {"PET_MASTER_PORT": "29400"}, sky | {"MASTER_PORT": "29400"}):
         command, run_dir = torchrun(words, variables)
         assert run_dir == Path("/runs/x")
         assert shlex.join(command[1:]) == (
-            "-m torch.distributed.run --nnodes 4 --node_rank 3 --nproc_per_node 2 --master_addr first --master_port 29400 "
-            "--rdzv_conf timeout=600 --max_restarts 0 -m dist_prune.run --recipe r --run-dir /runs/x a=--b"
+            "-m torch.distributed.run --nnodes 4 --node_rank 3 --nproc_per_node 2 --master_addr first "
+            "--master_port 29400 --rdzv_conf timeout=600 --max_restarts 0 "
+            "-m dist_prune.run --recipe r --run-dir /runs/x a=--b"
         )
     alone = shlex.join(torchrun(["--", "--recipe", "r"], {})[0])
     assert "--nnodes 1 --node_rank 0 --nproc_per_node 1 --master_addr 127.0.0.1 --master_port 29500" in alone
