@@ -73,8 +73,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--task", type=int, help="number of the sweep's task (default: $SLURM_ARRAY_TASK_ID)")
     parser.add_argument("--run-dir", help="the run directory (default: runs/<recipe's name> or runs/<sweep>/<task>)")
     parser.add_argument("--seed", type=int, help="value of the recipe's seed key")
+    parser.add_argument("--quiet", action="store_true", help="print errors and a missed target only")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys, for example score.images=500")
     options = parser.parse_intermixed_args(arguments)
+    if options.quiet:
+        os.environ[tracking.QUIET] = "1"
     overrides = options.overrides + ([f"seed={options.seed}"] if options.seed is not None else [])
 
     def run_stages(recipe: Recipe, run_dir: Path, environment: DistributedEnvironment) -> str:

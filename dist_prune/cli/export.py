@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         PruneError: if the bundle cannot be read, there are no images, or no format could be written.
     """
     from dist_prune.export import bundle, formats
+    from dist_prune.training.tracking import Tracker
 
     if arguments.opset is not None:
         check_range("--opset", arguments.opset, formats.newest_opset())
@@ -60,7 +61,8 @@ def run(arguments: argparse.Namespace) -> Answer:
     lines: list[str] = []
     body: dict[str, Any] = {}
     failed: dict[str, PruneError] = {}
-    for kind in dict.fromkeys(arguments.format):
+    kinds = list(dict.fromkeys(arguments.format))
+    for kind in Tracker(True).bar(kinds, len(kinds), "export"):
         file = out / f"model{formats.SUFFIX[kind]}"
         try:
             written = formats.write(kind, model, images, file, metadata, calibration, any_size, arguments.opset)
