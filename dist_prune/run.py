@@ -45,6 +45,7 @@ from dist_prune.pipeline.precheck import precheck
 from dist_prune.pipeline.run_directory import clear_leftovers, run_directory
 from dist_prune.pipeline.stage_graph import stages_of_recipe
 from dist_prune.training import tracking
+from dist_prune.training.progress import duration
 
 
 class Parser(argparse.ArgumentParser):
@@ -191,14 +192,19 @@ def run(
     precheck(context)
     if broken := plugins.warning(plugins.unusable()):
         tracker.info(broken)
-    missed = ""
+    missed, began, seconds = "", time.monotonic(), {}
     for stage in stages_of_recipe(recipe):
+        before = time.monotonic()
         with peer_failures(comm):
             missed = runner.run_stage(stage, context)["facts"].get("missed", missed)
+        seconds[stage.label] = time.monotonic() - before
         if stage.name == until:
             break
     with peer_failures(comm):
         then(context)
+    longest = sorted(seconds, key=lambda label: -seconds[label])[:3]
+    parts = ", ".join(f"{label} {duration(seconds[label])}" for label in seconds if label in longest)
+    tracker.info(f"{recipe.name}: finished in {duration(time.monotonic() - began)} ({parts})")
     tracker.close()
     return missed
 
