@@ -97,8 +97,9 @@ def test_every_long_stage_of_a_run_says_how_long_it_takes(monkeypatch, capsys, t
         *SMALL,
         "repair.method=least_squares",
         "repair.images=64",
+        "train.epochs=1",
     ]
-    assert run.main([*words, "train.epochs=1", "finetune.epochs=1"]) == 0
+    assert run.main([*words, "finetune.epochs=1"]) == 0
     said = capsys.readouterr().out
     for work in (
         "train, epoch 1 of 1", "score", "repair", "finetune, epoch 1 of 1", "evaluate dense", "evaluate finetuned",
