@@ -45,6 +45,7 @@ from dist_prune.pipeline.precheck import precheck
 from dist_prune.pipeline.run_directory import clear_leftovers, run_directory
 from dist_prune.pipeline.stage_graph import stages_of_recipe
 from dist_prune.training import tracking
+from dist_prune.training.progress import duration
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         """Record the message, print it and exit."""
-        error_summary.record(f"{self.prog}: error: {message} (--help has the options)", _rank())
+        error_summary.record(f"{self.prog}: error: {message} (--help has the options)", _rank(), code=PruneError.code)
         super().error(message)
 
 
@@ -73,8 +74,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--task", type=int, help="number of the sweep's task (default: $SLURM_ARRAY_TASK_ID)")
     parser.add_argument("--run-dir", help="the run directory (default: runs/<recipe's name> or runs/<sweep>/<task>)")
     parser.add_argument("--seed", type=int, help="value of the recipe's seed key")
+    parser.add_argument("--quiet", action="store_true", help="print errors and a missed target only")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys, for example score.images=500")
     options = parser.parse_intermixed_args(arguments)
+    if options.quiet:
+        os.environ[tracking.QUIET] = "1"
     overrides = options.overrides + ([f"seed={options.seed}"] if options.seed is not None else [])
 
     def run_stages(recipe: Recipe, run_dir: Path, environment: DistributedEnvironment) -> str:
@@ -136,7 +140,7 @@ def execute(
     if missed:
         text = f"target missed: {missed} (exit code {MISSED})"
         print(text, file=sys.stderr, flush=True)
-        error_summary.record(text, environment.comm.rank)
+        error_summary.record(text, environment.comm.rank, code=MISSED)
     return MISSED if missed else 0
 
 
@@ -188,14 +192,19 @@ def run(
     precheck(context)
     if broken := plugins.warning(plugins.unusable()):
         tracker.info(broken)
-    missed = ""
+    missed, began, seconds = "", time.monotonic(), {}
     for stage in stages_of_recipe(recipe):
+        before = time.monotonic()
         with peer_failures(comm):
             missed = runner.run_stage(stage, context)["facts"].get("missed", missed)
+        seconds[stage.label] = time.monotonic() - before
         if stage.name == until:
             break
     with peer_failures(comm):
         then(context)
+    longest = sorted(seconds, key=lambda label: -seconds[label])[:3]
+    parts = ", ".join(f"{label} {duration(seconds[label])}" for label in seconds if label in longest)
+    tracker.info(f"{recipe.name}: finished in {duration(time.monotonic() - began)} ({parts})")
     tracker.close()
     return missed
 
@@ -223,7 +232,7 @@ def _stop(error: Exception, environment: DistributedEnvironment | None, started:
         with contextlib.suppress(PruneError):  # the disk may be the cause; the lines below remain
             write_atomic(folder / "errors" / f"rank_{rank}.json", canonical(note))
     print(f"error{'' if alone else f' on rank {rank}'}: {text}", file=sys.stderr, flush=True)
-    error_summary.record(f"error: {text}", rank, cause=not isinstance(error, RankLostError))
+    error_summary.record(f"error: {text}", rank, not isinstance(error, RankLostError), code)
     if not alone:
         sys.stdout.flush()
         os._exit(code)  # a process group whose peers are gone can hang in its own clean-up

@@ -35,7 +35,7 @@ GIANTS = {
     "accelerate": {"distributed/environment.py", "training/tracking.py"},
     "deepspeed": {"distributed/environment.py", "training/deepspeed_engine.py"},
     "onnx": {"export/formats.py"},
-    "onnxruntime": {"export/formats.py"},
+    "onnxruntime": {"export/formats.py", "export/serve.py"},  # serve.py is copied beside ONNX files
     "huggingface_hub": {"export/hub.py"},
     "jinja2": {"report/html.py"},
     "matplotlib": {

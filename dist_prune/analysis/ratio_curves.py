@@ -232,7 +232,9 @@ def measure(context: RunContext, request: RatioRequest) -> RatioCurves:
 
     identity = comm.broadcast_object(comm.run_on_main(lambda: _identity(context, loader, ids))) or ""
     record = ResultCache(context.run_dir / RECORD, identity, comm)
-    results = map_cached(list(jobs), run, comm, record, context.tracker.info, "ratio curves")
+    meter = context.tracker.meter(len(jobs), "ratio curves")
+    results = map_cached(list(jobs), run, comm, record, "ratio curves", progress=meter.update)
+    meter.close()
     counts = dict(zip(jobs, results, strict=True))
     repaired: dict[tuple[str, tuple[int, ...]], float] = {}
     if context.recipe.repair.method != "none":

@@ -69,5 +69,7 @@ def repaired_top1(
 
     comm = context.environment.comm
     record = ResultCache(context.run_dir / RECORD, digest(canonical([identity, key])), comm)
-    results = map_cached(list(jobs), run, comm, record, context.tracker.info, "repaired curves")
+    meter = context.tracker.meter(len(jobs), "repaired curves")
+    results = map_cached(list(jobs), run, comm, record, "repaired curves", progress=meter.update)
+    meter.close()
     return {jobs[job]: 100 * found[0] / found[2] for job, found in zip(jobs, results, strict=True)}

@@ -1,6 +1,7 @@
 """``dist-prune export``: a bundle as ONNX or torch.export files, checked on real images."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from dist_prune import methods
 from dist_prune.cli.verb import Answer, bundle_folder, check_range
 from dist_prune.config import loading
 from dist_prune.errors import PruneError
+from dist_prune.fileio import write_atomic
 
+SERVER = "serve.py"
 KINDS = ("onnx", "onnx-fp16", "onnx-int8", "pt2")
 
 
@@ -19,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", nargs="+", choices=KINDS, default=["onnx", "pt2"], help="formats to write (default: onnx pt2)"
     )
+    parser.add_argument("--opset", type=int, help="ONNX operator set of the files (default: torch's)")
     parser.add_argument("--out", help="folder for the files (default: the bundle's own)")
     parser.add_argument("--images", help="image folder or .npz file to check on (default: the run's evaluation images)")
     parser.add_argument(
@@ -30,13 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Answer:
-    """Write each format and compare its answers with the network's.
+    """Write each format and compare its answers with the network's; a format that fails does not hide the others.
 
     Raises:
-        PruneError: if the bundle cannot be read, there are no images, or a file's answers differ from the network's.
+        PruneError: if the bundle cannot be read, there are no images, or no format could be written.
     """
     from dist_prune.export import bundle, formats
+    from dist_prune.training.tracking import Tracker
 
+    if arguments.opset is not None:
+        check_range("--opset", arguments.opset, formats.newest_opset())
     read = bundle.read_bundle(arguments.bundle)
     folder = bundle_folder(arguments.bundle)
     if arguments.out is None and folder is None:
@@ -49,21 +56,20 @@ def run(arguments: argparse.Namespace) -> Answer:
         raise PruneError(f"{read.body['backbone']['name']} cannot be written as a file: {why}")
     images = _images(arguments, read, folder, False)
     calibration = _images(arguments, read, folder, True) if "onnx-int8" in arguments.format else None
-    image = read.body["image"]
-    metadata = {
-        "backbone": read.body["backbone"]["name"],
-        "plan": read.plan.fingerprint,
-        "mean": str(image["mean"]),
-        "std": str(image["std"]),
-        "size": str(image["size"]),
-        "classes": "\n".join(read.body["classes"]),
-    }
+    metadata = file_metadata(read)
     any_size = bool((read.body.get("task") or {}).get("any_size"))
     lines: list[str] = []
     body: dict[str, Any] = {}
-    for kind in arguments.format:
+    failed: dict[str, PruneError] = {}
+    kinds = list(dict.fromkeys(arguments.format))
+    for kind in Tracker(True).bar(kinds, len(kinds), "export"):
         file = out / f"model{formats.SUFFIX[kind]}"
-        facts = {"file": str(file), **formats.write(kind, model, images, file, metadata, calibration, any_size)}
+        try:
+            written = formats.write(kind, model, images, file, metadata, calibration, any_size, arguments.opset)
+        except PruneError as error:
+            failed[kind], body[kind] = error, {"error": str(error)}
+            continue
+        facts = {"file": str(file), **written}
         body[kind] = facts
         what = "outputs" if read.body.get("task") else "logits"
         lines.append(
@@ -72,8 +78,44 @@ def run(arguments: argparse.Namespace) -> Answer:
             + ("" if read.body.get("task") else f", {facts['same_class']:.1%} get the same class")
             + ("" if facts["outputs"] == ["logits"] else f"; outputs {', '.join(facts['outputs'])}")
             + (f"; images of {'any size' if facts['any_size'] else 'this size alone'}" if any_size else "")
+            + (f"; opset {facts['opset']}" if "opset" in facts else "")
         )
-    return "\n".join(lines), body, 0
+    if failed and not lines:
+        raise PruneError("\n".join(map(str, failed.values())))
+    if not read.body.get("task") and any("opset" in facts for facts in body.values()):
+        lines.append(_write_server(out))
+    lines += [f"not written: {error}" for error in failed.values()]
+    return "\n".join(lines), body, 2 if failed else 0
+
+
+def file_metadata(read: Any) -> dict[str, str]:
+    """The metadata of a bundle's files: everything that a program needs to prepare an image and to name its class.
+
+    Args:
+        read: the bundle.
+
+    Returns:
+        Name -> text. ``classes`` has a line for each class; numbers, lists and truth values are JSON.
+    """
+    from dist_prune.export.manifest import Image
+
+    image = {name: read.body["image"].get(name, field.default) for name, field in Image.model_fields.items()}
+    return {
+        "backbone": read.body["backbone"]["name"],
+        "plan": read.plan.fingerprint,
+        **{name: json.dumps(image[name]) for name in ("mean", "std", "size", "crop", "exif")},
+        **{name: image[name] for name in ("interpolation", "crop_mode")},
+        "classes": "\n".join(" ".join(name.split("\n")) for name in read.body["classes"]),
+    }
+
+
+def _write_server(out: Path) -> str:
+    """Copy the program that classifies images with an ONNX file beside it; a file of that name is left as it is."""
+    file, text = out / SERVER, (Path(__file__).parents[1] / "export" / SERVER).read_text()
+    if file.exists() and file.read_text(errors="replace") != text:
+        return f"{file}: another file of that name was there and was left as it is"
+    write_atomic(file, text)
+    return f"{file}: python {file} IMAGE names its class, with onnxruntime, numpy and Pillow alone"
 
 
 def _images(arguments: argparse.Namespace, read: Any, folder: Path | None, train: bool) -> Any:

@@ -1,18 +1,49 @@
-"""``dist-prune launch``: a config file of ``accelerate launch``, or the SLURM batch script of a recipe or a sweep."""
+"""``dist-prune launch``: what starts a recipe on several machines: launch configs, batch scripts, manifests."""
 
 import argparse
 import shlex
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from dist_prune.cli import launch_job, launch_kubernetes, launch_skypilot, launch_slurm, launch_torchrun
+from dist_prune.cli.launch_job import PORT, configs, find_config
 from dist_prune.cli.verb import Answer
-from dist_prune.config import sweep
-from dist_prune.errors import PruneError, shown, unknown
+from dist_prune.errors import PruneError
 from dist_prune.fileio import write_atomic
 
-PACKAGE = Path(__file__).resolve().parents[1]
-HEADER_END = "# One run on"  # the first line of slurm/run.sbatch after its #SBATCH lines
+# form -> what writes it
+FORMS: dict[str, Callable[[argparse.Namespace], str]] = {
+    "slurm": launch_slurm.batch_script,
+    "kubernetes": launch_kubernetes.manifests,
+    "skypilot": launch_skypilot.task,
+    "torchrun": launch_torchrun.lines,
+}
+# option -> the forms that have it; all have words, --nodes, --gpus and --processes
+OPTIONS = {
+    "to": ("config",),
+    "array": ("slurm",),
+    "jobs": ("slurm",),
+    "accelerate": ("slurm",),
+    "sbatch": ("slurm",),
+    "submit": ("slurm",),
+    "time": ("slurm",),
+    "account": ("slurm",),
+    "qos": ("slurm",),
+    "partition": ("slurm",),
+    "exclusive": ("slurm",),
+    "engine": ("slurm",),
+    "cpus": ("slurm", "kubernetes", "skypilot"),
+    "mem": ("slurm", "kubernetes", "skypilot"),
+    "container": ("slurm", "kubernetes", "skypilot"),
+    "mount": ("slurm", "kubernetes", "skypilot"),
+    "runs": ("kubernetes", "skypilot", "torchrun"),
+    "restarts": ("kubernetes", "skypilot"),
+    "kind": ("kubernetes",),
+    "gpu_type": ("skypilot",),
+    "spot": ("skypilot",),
+    "master": ("torchrun",),
+    "port": ("torchrun",),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,73 +55,101 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"print a config file for 'accelerate launch --config_file': {', '.join(configs())}",
     )
-    form.add_argument("--slurm", action="store_true", help="write a script for SLURM")
+    form.add_argument("--slurm", action="store_true", help="write a batch script for SLURM")
+    form.add_argument("--kubernetes", action="store_true", help="write manifests for Kubernetes")
+    form.add_argument("--skypilot", action="store_true", help="write a task file for SkyPilot's managed jobs")
+    form.add_argument("--torchrun", action="store_true", help="print one command for each machine, to start by hand")
     parser.add_argument("--to", metavar="FOLDER", help="with --config: copy the file into this folder")
-    parser.add_argument("--array", metavar="SWEEP", help="a sweep file; each of its runs becomes one array task")
-    parser.add_argument("--nodes", type=int, default=1, help="number of nodes of a run (default: 1)")
-    parser.add_argument(
+    size = parser.add_argument_group("size of a run")
+    size.add_argument("--nodes", type=int, help="number of nodes (default: 1; with --torchrun 2)")
+    size.add_argument(
         "--gpus", type=int, default=1, help="number of GPUs, and of processes, on each node (default: 1; 0: CPUs only)"
     )
-    parser.add_argument("--processes", type=int, help="number of processes on each node (default: one per GPU)")
-    parser.add_argument("--accelerate", metavar="FILE", help="config file, or --config's name of one")
-    parser.add_argument(
+    size.add_argument("--processes", type=int, help="number of processes on each node (default: one per GPU)")
+    size.add_argument(
+        "--cpus", type=int, help="number of CPU cores on each node (default: processes x (1 + data.workers))"
+    )
+    size.add_argument("--mem", metavar="SIZE", help="memory of each node, for example 64G (default: the cluster's)")
+    slurm = parser.add_argument_group("--slurm")
+    slurm.add_argument("--array", metavar="SWEEP", help="a sweep file; each of its runs becomes one array task")
+    slurm.add_argument("--jobs", type=int, metavar="N", help="with --array: at most N tasks at a time (SLURM's %%N)")
+    slurm.add_argument("--time", help="time limit of one start: minutes, HH:MM:SS or D-HH:MM:SS")
+    for name in ("account", "qos", "partition"):
+        slurm.add_argument(f"--{name}", help=f"the {name} that SLURM takes the job under")
+    slurm.add_argument("--exclusive", action="store_true", help="share the nodes with no other job")
+    slurm.add_argument("--engine", choices=launch_slurm.ENGINES, help="what starts --container (default: by its name)")
+    slurm.add_argument("--accelerate", metavar="FILE", help="config file, or --config's name of one")
+    slurm.add_argument(
         "--sbatch", action="append", default=[], metavar="OPTION", help="a further #SBATCH line; may be repeated"
     )
-    parser.add_argument("--submit", action="store_true", help="submit the script by sbatch instead of printing it")
+    slurm.add_argument("--submit", action="store_true", help="submit the script by sbatch instead of printing it")
+    place = parser.add_argument_group("--slurm, --kubernetes, --skypilot, --torchrun")
+    place.add_argument("--container", metavar="IMAGE", help="container image in which dist_prune is installed")
+    place.add_argument(
+        "--mount",
+        action="append",
+        default=[],
+        metavar="FROM[:PATH]",
+        help="a further folder of the container (--slurm: a folder of the nodes; --kubernetes: a volume claim; "
+        "--skypilot: a bucket or a volume); may be repeated",
+    )
+    place.add_argument(
+        "--runs",
+        metavar="PLACE",
+        help="where run directories are (--kubernetes: a volume claim; --skypilot: a bucket, a volume or a shared "
+        "folder; --torchrun: a shared folder)",
+    )
+    place.add_argument(
+        "--restarts", type=int, metavar="N", help="how often a run that was killed is started again (default: 20)"
+    )
+    place.add_argument(
+        "--kind", choices=launch_kubernetes.KINDS, help="Kubernetes: trainjob (Kubeflow; default), jobset"
+    )
+    place.add_argument("--gpu-type", metavar="NAME", help="--skypilot: the GPU, for example H100")
+    place.add_argument(
+        "--spot", action="store_true", help="--skypilot: machines that may be taken away, at their price"
+    )
+    place.add_argument("--master", metavar="HOST", help="--torchrun: address of the first machine (default: this one)")
+    place.add_argument("--port", type=int, help=f"--torchrun: port at which the machines meet (default: {PORT})")
 
 
 def run(arguments: argparse.Namespace) -> Answer:
-    """Print or copy a launch config; or print the batch script, or submit it.
+    """Print or copy a launch config; or print what a scheduler reads, or submit it.
 
     Raises:
         PruneError: if the arguments contradict one another, there is no such config, the recipe is wrong, or sbatch is
             missing or refuses.
     """
-    if arguments.config is not None:
+    form = next(name for name in ("config", *FORMS) if getattr(arguments, name))
+    _check_options(arguments, form)
+    if form == "config":
         return _config(arguments)
-    if arguments.to is not None:
-        raise PruneError("--to: it copies the file of --config; a batch script is printed: ... > run.sbatch")
-    script = batch_script(arguments)
-    if not arguments.submit:
-        return script.rstrip("\n"), {"script": script}, 0
-    try:
-        result = subprocess.run(["sbatch", "--parsable"], input=script, capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        raise PruneError(
-            "--submit: there is no sbatch on this machine; log in to a node of the cluster that has it, or leave "
-            "--submit out and take the printed script there"
-        ) from error
-    if result.returncode:
-        raise PruneError(f"sbatch refused the job: {result.stderr.strip()}")
-    job = result.stdout.strip().split(";")[0]
-    return f"submitted as job {job}", {"job": job}, 0
+    arguments.nodes = arguments.nodes or (2 if form == "torchrun" else 1)
+    text = FORMS[form](arguments).rstrip("\n")
+    if arguments.submit:
+        return launch_slurm.submit(text)
+    return text, {"script": text}, 0
 
 
-def configs() -> dict[str, Path]:
-    """Name -> file of each launch config of the package, sorted."""
-    return {file.stem: file for file in sorted(_folder("launch").glob("*.yaml"))}
-
-
-def find_config(name: str, argument: str) -> Path:
-    """The launch config of a name.
-
-    Args:
-        name: with or without ``.yaml``.
-        argument: the command-line argument, for the error.
-
-    Raises:
-        PruneError: there is none; the text has the nearest name and all of them.
-    """
-    found = configs()
-    stem = name.removesuffix(".yaml")
-    if stem not in found:
-        raise PruneError(f"{argument}: {unknown('launch config', name, found)}")
-    return found[stem]
+def _check_options(arguments: argparse.Namespace, form: str) -> None:
+    """Raise a ``PruneError`` for an option of another form, and for a number that is too small."""
+    if form == "config" and (arguments.words or arguments.nodes or arguments.processes):
+        raise PruneError("--config prints a file as it is; recipes and sizes go with --slurm and its kin")
+    for name, forms in OPTIONS.items():
+        if getattr(arguments, name) and form not in forms:
+            option = f"--{name.replace('_', '-')}"
+            if option == "--to":
+                raise PruneError(f"--to: it copies the file of --config; what --{form} writes is printed: ... > FILE")
+            what = "prints a file as it is" if form == "config" else "has no such setting"
+            raise PruneError(f"{option}: --{form} {what}; it goes with {' or '.join(f'--{one}' for one in forms)}")
+    for name in ("nodes", "gpus", "processes", "cpus", "jobs", "restarts", "port"):
+        least, value = int(name not in ("gpus", "restarts")), getattr(arguments, name)
+        if value is not None and value < least:
+            raise PruneError(f"--{name}: {value} is too few; at least {least}")
+    launch_job.check_single_words(arguments)
 
 
 def _config(arguments: argparse.Namespace) -> Answer:
-    if arguments.words or arguments.array or arguments.submit or arguments.accelerate or arguments.sbatch:
-        raise PruneError("--config prints a file as it is; recipes, --array, --submit and --sbatch go with --slurm")
     file = find_config(arguments.config, "--config")
     text = file.read_text()
     if arguments.to is None:
@@ -105,93 +164,3 @@ def _config(arguments: argparse.Namespace) -> Answer:
     write_atomic(copy, text)
     command = f"accelerate launch --config_file {shlex.quote(str(copy))} -m dist_prune.run --recipe NAME"
     return f"wrote {copy}\n{command}", {"config": file.stem, "text": text, "file": str(copy)}, 0
-
-
-def batch_script(arguments: argparse.Namespace) -> str:
-    """The batch script: slurm/run.sbatch with this run's values in place of its defaults.
-
-    Args:
-        arguments: the verb's parsed command line.
-
-    Raises:
-        PruneError: if the arguments contradict one another, or the recipe or the sweep is wrong.
-    """
-    words = list(arguments.words)
-    recipe_name = next((word for word in words if "=" not in word), None)
-    _check(arguments, recipe_name)
-    header = [
-        "--job-name=dist_prune",
-        f"--nodes={arguments.nodes}",
-        "--ntasks-per-node=1",
-        *([f"--gpus-per-node={arguments.gpus}"] if arguments.gpus else []),
-        "--requeue",
-        "--signal=USR1@180",
-        "--open-mode=append",
-    ]
-    from dist_prune import methods
-
-    template = _template()
-    code = template.parents[1] if (template.parents[1] / "dist_prune").is_dir() else Path.cwd()
-    per_node = arguments.processes or arguments.gpus or 1
-    variables = {"DIST_PRUNE_CODE": code, "PYTHON": sys.executable, "PER_NODE": per_node}
-    if arguments.accelerate:
-        variables["ACCELERATE_CONFIG"] = _accelerate_file(arguments.accelerate).resolve()
-    if arguments.array:
-        tasks = sweep.load_sweep(arguments.array, methods.options_of, need_environment=False)
-        variables["SWEEP"] = tasks.file.resolve()
-        header += [f"--array=0-{len(tasks.tasks) - 1}", "--output=slurm-%A_%a.out"]
-    else:
-        words.remove(str(recipe_name))
-        recipe = sweep.choose_run(recipe_name, None, None, words, methods.options_of, need_environment=False)[0]
-        header += ["--output=slurm-%j.out"]
-        header[0] += f"_{recipe.name}"
-        words.insert(0, _absolute(str(recipe_name)))
-    sbatch_lines = [f"#SBATCH {line}" for line in (*header, *arguments.sbatch)]
-    exports = [f"export {key}={shlex.quote(str(value))}" for key, value in variables.items()]
-    body = HEADER_END + template.read_text().partition(HEADER_END)[2]
-    return "\n".join(["#!/bin/bash", *sbatch_lines, *exports, shlex.join(["set", "--", *words]), body])
-
-
-def _check(arguments: argparse.Namespace, recipe_name: str | None) -> None:
-    """Raise a ``PruneError`` for arguments that no script can be written from."""
-    if arguments.array and recipe_name:
-        raise PruneError(f"launch: a sweep names its recipes itself; leave out {recipe_name!r} or --array")
-    if not arguments.array and not recipe_name:
-        raise PruneError("launch: name a recipe, or --array SWEEP ('dist-prune list recipes' shows what there is)")
-    for name in ("nodes", "gpus", "processes"):
-        least, value = int(name != "gpus"), getattr(arguments, name)
-        if value is not None and value < least:
-            raise PruneError(f"--{name}: {value} is too few; at least {least}")
-    if arguments.accelerate:
-        _accelerate_file(arguments.accelerate)
-    broken = [option for option in arguments.sbatch if not option.isprintable() or not option.strip()]
-    if broken:
-        raise PruneError(f"--sbatch: {shown(broken[0])} is no single line; each option has an --sbatch of its own")
-
-
-def _absolute(recipe: str) -> str:
-    path = Path(recipe)
-    return str(path.resolve()) if path.is_file() else recipe
-
-
-def _template() -> Path:
-    """The batch script of the package."""
-    file = _folder("slurm") / "run.sbatch"
-    if not file.is_file():
-        raise PruneError(f"slurm/run.sbatch is neither beside nor inside {PACKAGE}; install dist_prune again")
-    return file
-
-
-def _accelerate_file(name_or_path: str) -> Path:
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    if len(path.parts) > 1:
-        raise PruneError(f"--accelerate: there is no file {path}; 'dist-prune launch --config NAME' prints some")
-    return find_config(name_or_path, "--accelerate")
-
-
-def _folder(name: str) -> Path:
-    """A folder of files beside the code: of the checkout, or of the installed package."""
-    checkout = PACKAGE.parent / name
-    return checkout if (PACKAGE.parent / "pyproject.toml").is_file() and checkout.is_dir() else PACKAGE / name

@@ -7,17 +7,15 @@ from collections.abc import Callable
 from dataclasses import asdict
 from fnmatch import fnmatch
 from itertools import takewhile
-from typing import TYPE_CHECKING
 
 from dist_prune import plugins
+from dist_prune.cli.method_sources import read_methods
 from dist_prune.cli.verb import Answer
-from dist_prune.config import loading, recipe_files
+from dist_prune.config import recipe_files
 from dist_prune.config.familiar_names import METHOD_ALIASES
+from dist_prune.config.method_needs import Needs
 from dist_prune.config.recommendation import IMAGES, LABELS, LABELS_AND_TIME
 from dist_prune.errors import PruneError
-
-if TYPE_CHECKING:  # methods load torch, which most lists do not need
-    from dist_prune.methods.needs import Needs
 
 LONGEST = 100  # characters of a recipe's sentence
 NEEDS = ("images", "labels", "gradients", "training")
@@ -40,12 +38,11 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 
 def _methods(pattern: str) -> Answer:
-    from dist_prune import methods
-
     rows, body = [], {}
-    for name in methods.list_names():
+    own = read_methods()
+    for name in sorted({*own, *plugins.names("method")}):
         try:
-            method = methods.find(name)
+            paper, needs = _declared(name) if name in plugins.names("method") else (own[name].paper, own[name].needs)
         except PruneError as error:
             for plugin in plugins.installed("method"):
                 if plugin.name == name:
@@ -53,14 +50,13 @@ def _methods(pattern: str) -> Answer:
             body[name] = {"error": str(error)}
             rows.append([name, f"cannot be used: {error}"])
             continue
-        needs = method.needs
         body[name] = {
-            "paper": method.paper + _origin("method", name),
+            "paper": f"{paper}{_origin('method', name)}",
             "needs": None if needs is None else {**asdict(needs), "cost": needs.cost},
         }
         body[name]["aliases"] = [alias for alias, known in METHOD_ALIASES.items() if known == name]
         marks = [*(_mark(needs, key) for key in NEEDS), needs.cost if needs is not None else "not declared"]
-        rows.append([name, *marks, method.paper + _origin("method", name)])
+        rows.append([name, *marks, body[name]["paper"]])
     head = ["method", *NEEDS, "cost", "paper"]
     whole = [row for row in [head, *rows] if len(row) == len(head)]
     widths = [max(len(row[column]) for row in whole) for column in range(len(head) - 1)]
@@ -81,7 +77,15 @@ def _methods(pattern: str) -> Answer:
     return "\n".join([*lines, *notes]), body, 0
 
 
-def _mark(needs: "Needs | None", key: str) -> str:
+def _declared(name: str) -> tuple[str, Needs | None]:
+    """Paper and needs of a method of another package, which is imported."""
+    from dist_prune import methods
+
+    method = methods.find(name)
+    return method.paper, method.needs
+
+
+def _mark(needs: Needs | None, key: str) -> str:
     return "?" if needs is None else "yes" if getattr(needs, key) else "-"
 
 
@@ -91,6 +95,8 @@ def _origin(kind: plugins.Kind, name: str) -> str:
 
 
 def _keys(method: str) -> Answer:
+    from dist_prune.config import loading  # pydantic takes longer than the lists that need no recipe
+
     if method:
         from dist_prune import methods
 
@@ -101,7 +107,7 @@ def _keys(method: str) -> Answer:
 
 
 def _recipes(pattern: str) -> Answer:
-    files = loading.known_recipes()
+    files = recipe_files.known_recipes()
     chosen = {name: files[name] for name in sorted(files) if fnmatch(name, pattern or "*")}
     headers = {name: recipe_files.header(file) for name, file in chosen.items()}
     width = max(map(len, chosen), default=0)

@@ -28,7 +28,7 @@ VERBS = {  # verb, whose module has its name -> its line in ``dist-prune --help`
     "ratio-curves": "measure the accuracy after pruning each channel group alone, nothing finetuned",
     "sweep": "list the numbered tasks of a sweep file",
     "where": "print the run directory of a recipe or of a sweep's task",
-    "launch": "print a launch config of accelerate, or write or submit the batch script that runs a recipe or a sweep",
+    "launch": "write what starts a recipe on nodes: accelerate config, SLURM script, Kubernetes, SkyPilot, torchrun",
     "export": "write a bundle as ONNX or torch.export files, checked on real images",
     "latency": "measure the time of a bundle's network, dense against pruned",
     "push": "push a bundle with its model card to the Hugging Face hub or to a folder",

@@ -11,6 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     parser.add_argument("--run-dir", help="the run directory (default: runs/<recipe's name>)")
     parser.add_argument("--seed", type=int, help="value of the recipe's seed key")
+    parser.add_argument("--quiet", action="store_true", help="print errors and a missed target only")
 
 
 def run(arguments: argparse.Namespace) -> Answer:
@@ -26,4 +27,5 @@ def run(arguments: argparse.Namespace) -> Answer:
     words = ["--recipe", arguments.recipe, *arguments.overrides]
     words += ["--run-dir", arguments.run_dir] if arguments.run_dir else []
     words += ["--seed", str(arguments.seed)] if arguments.seed is not None else []
+    words += ["--quiet"] if arguments.quiet else []
     return "", None, main(words)

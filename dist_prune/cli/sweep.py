@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +15,8 @@ from dist_prune.cli.status import describe
 from dist_prune.cli.verb import Answer, check_range
 from dist_prune.config.sweep import choose_run, load_sweep
 from dist_prune.errors import MISSED
+from dist_prune.fileio import read_text, unseal
+from dist_prune.training.progress import duration
 
 PROGRAM = Path(__file__).resolve().parents[1] / "run.py"
 CODES = {0: "finished", MISSED: "finished, target missed", 75: "stopped", 2: "refused"}
@@ -25,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="a YAML file, or a name in recipes/sweeps")
     parser.add_argument("--run", action="store_true", help="run the tasks here, each in a process of its own")
     parser.add_argument("--jobs", type=int, default=1, help="with --run: tasks at a time, which share the cores")
-    parser.add_argument("--dry-run", action="store_true", help="say what --run would do to each task")
+    parser.add_argument("--dry-run", action="store_true", help="say what --run would do, how long and how much disk")
 
 
 def run(arguments: argparse.Namespace) -> Answer:
@@ -45,8 +48,32 @@ def run(arguments: argparse.Namespace) -> Answer:
         width = max(len(entry["name"]) for entry in body)
         lines = [f"{entry['task']:4}  {entry['name']:{width}}  {entry['state']}" for entry in body]
         left = sum(entry["state"] != "finished" for entry in body)
-        return "\n".join([*lines, "", f"{left} of {len(body)} would be run or resumed"]), body, 0
+        lines += ["", f"{left} of {len(body)} would be run or resumed"]
+        lines += [_estimate(body, left, arguments.jobs)] if left else []
+        return "\n".join(lines), body, 0
     return _run_all(arguments.file, body, arguments.jobs)
+
+
+def _estimate(body: list[dict[str, Any]], left: int, jobs: int) -> str:
+    """How long the other tasks take and how much disk they need, as measured on the finished ones."""
+    finished = [Path(entry["run"]) for entry in body if entry["state"] == "finished"]
+    if not finished:
+        return "time and disk: not known before one task is finished here (run.py --sweep FILE --task N runs one)"
+    seconds, size = (sum(parts) / len(finished) for parts in zip(*map(_cost, finished), strict=True))
+    folder = next(parent for parent in Path(body[0]["run"]).resolve().parents if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    return (
+        f"a finished task took {duration(seconds)} and {size / 2**20:,.1f} MiB here (mean of {len(finished)}): the "
+        f"others about {duration(seconds * -(-left // jobs))} with --jobs {jobs} if each task has as many cores as "
+        f"those had, and {left * size / 2**20:,.0f} MiB of {free / 2**20:,.0f} free"
+    )
+
+
+def _cost(folder: Path) -> tuple[float, int]:
+    """Seconds of a finished run's stages by its ledger, and bytes of its files."""
+    lines = [line for line in map(unseal, read_text(folder / "ledger.jsonl").splitlines()) if line and "stage" in line]
+    seconds = {line["stage"]: line.get("seconds", 0.0) for line in lines}
+    return sum(seconds.values()), sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _run_all(file: str, body: list[dict[str, Any]], jobs: int) -> Answer:
@@ -69,7 +96,7 @@ def _run_all(file: str, body: list[dict[str, Any]], jobs: int) -> Answer:
             ended += 1
             entry |= {"code": code, "state": CODES.get(code, "failed"), "seconds": time.monotonic() - began}
             left = (time.monotonic() - start) / ended * (len(body) - ended)
-            rest = f", about {left / 60:.0f} min left" if ended < len(body) else ""
+            rest = f", about {duration(left)} left" if ended < len(body) else ""
             print(
                 f"{ended}/{len(body)}  {entry['name']}: {entry['state']}, {entry['seconds']:.0f} s{rest}",
                 file=sys.stderr, flush=True,

@@ -23,11 +23,12 @@ from typing import Any
 LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun", "deepspeed")
 MODULES = ("accelerate.", "torch.distributed.", "deepspeed.")
 GENERATIONS = 6  # of ancestors that are searched: DeepSpeed's launcher runs between accelerate and the process
+ENDS = "DIST_PRUNE_ENDS"  # variable: folder for a note of each rank that stops, which start_node reads
 PATIENCE_S = 120  # seconds; an elastic launcher that is alive after them has started the processes again
 
 
-def record(text: str, rank: int, cause: bool = True) -> None:
-    """Have ``text`` written after the launcher's last line; without a launcher nothing happens.
+def record(text: str, rank: int, cause: bool = True, code: int = 1) -> None:
+    """Have ``text`` written after the launcher's last line; without a launcher nothing is written.
 
     Each rank that stops calls it. The texts of several ranks are merged (see ``merge_notes``).
 
@@ -36,14 +37,18 @@ def record(text: str, rank: int, cause: bool = True) -> None:
         rank: of this process.
         cause: False if this process stopped because another one did; such a text is written only if no rank recorded
             a cause.
+        code: exit code of this process, for ``start_node``: the launcher's own is 1.
     """
+    note = {"text": text, "rank": rank, "cause": cause, "at": time.time()}
+    if ends := os.environ.get(ENDS):
+        with contextlib.suppress(OSError):
+            Path(ends, f"{rank}.json").write_text(json.dumps({**note, "code": code}))
     with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
         launcher = launcher_of(os.getppid())
         if launcher is None:
             return
         folder = _folder(launcher)
         first = _make_folder(folder)
-        note = {"text": text, "rank": rank, "cause": cause, "at": time.time()}
         hidden = folder / f".{rank}"
         hidden.write_text(json.dumps(note))
         hidden.replace(folder / f"{rank}.json")

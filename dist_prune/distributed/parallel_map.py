@@ -121,7 +121,6 @@ def map_cached(
     run: Run,
     comm: Communicator,
     cache: ResultCache,
-    say: Callable[[str], None],
     what: str = "score",
     round_s: float = ROUND_S,
     progress: Callable[[int, int], None] = lambda done, ran: None,
@@ -136,8 +135,7 @@ def map_cached(
         run: job -> result, a JSON value (tuples become lists); called on one rank, so it must not call collectives.
         comm: all processes.
         cache: the results of earlier calls.
-        say: called with a line of progress at every tenth of the jobs.
-        what: name of the work, for the lines of progress and the text of PreemptedError.
+        what: name of the work, for the text of PreemptedError.
         round_s: seconds that a round should take, between two exchanges of results.
         progress: called after each round with the number of jobs that have a result, and of those that were run now.
 
@@ -148,8 +146,7 @@ def map_cached(
         PreemptedError: on every rank, if one of them was asked to stop; results of finished rounds are in the cache.
     """
     missing = [job for job in jobs if job not in cache]
-    each = 1
-    tenths = ran = 0
+    each, ran = 1, 0
     while missing:
         if preemption.poll(comm)[0]:
             raise preemption.preempted_error(f"in {what}, with {len(missing)} of {len(jobs)} shared jobs to do")
@@ -158,9 +155,6 @@ def map_cached(
         cache.add(zip(now, map_once(now, run, comm), strict=True))
         done, ran = len(jobs) - len(missing), ran + len(now)
         progress(done, ran)
-        if 10 * done // len(jobs) > tenths:
-            tenths = 10 * done // len(jobs)
-            say(f"  {what}: {done} of {len(jobs)} shared jobs")
         slowest = comm.max_ints(int(1000 * (time.monotonic() - start)))[0] / 1000
         each = max(1, min(2 * each, int(each * round_s / max(slowest, 1e-3))))
     return [cache[job] for job in jobs]

@@ -40,6 +40,7 @@ def write(
     facts: Mapping[str, str],
     calibration: Tensor | None = None,
     any_size: bool = False,
+    opset: int | None = None,
 ) -> dict[str, Any]:
     """Write one file, run it from the disk on images, and compare it with the network.
 
@@ -52,11 +53,12 @@ def write(
         calibration: (n, C, H, W) images that the ranges of int8 are taken from. None: ``images``.
         any_size: Whether the file should take images of other sizes too. It is also checked on images of twice the
             height, and written for the one size if the network or the format allows no other.
+        opset: ONNX operator set of the file; None: torch's default.
 
     Returns:
         ``difference`` (the largest of any output, relative to its largest value), ``same_class`` (share of images, of
         dense outputs share of pixels), ``images`` (their number), ``outputs`` (their names), ``bytes`` (of the file),
-        ``any_size`` (whether it takes images of other sizes).
+        ``any_size`` (whether it takes images of other sizes); of ONNX files ``opset``.
 
     Raises:
         PruneError: The network cannot be written in this format, or the file's outputs differ from the network's. No
@@ -68,11 +70,13 @@ def write(
     calibration = images if calibration is None else calibration
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         temporary = Path(folder) / file.name
-        free = any_size and _write_free(kind, flat, images, calibration, temporary, facts)
+        free = any_size and _write_free(kind, flat, images, calibration, temporary, facts, opset)
         try:
             if not free:
                 with _silence():
-                    _WRITERS[kind](flat, _Example(images[:2]), calibration, temporary, facts)
+                    _WRITERS[kind](flat, _Example(images[:2], opset=opset), calibration, temporary, facts)
+        except PruneError:
+            raise
         except ImportError as error:
             raise import_problem(error, f"{kind} needs onnx, onnxruntime and onnxscript", "onnx") from error
         except Exception as error:  # any error of a tracer that cannot follow the network
@@ -86,6 +90,8 @@ def write(
                 "not kept."
             )
         result["outputs"], result["any_size"] = flat.names, free
+        if kind != "pt2":
+            result["opset"] = _opset_of(temporary)
         result["bytes"] = temporary.stat().st_size
         os.replace(temporary, file)
     return result
@@ -98,14 +104,22 @@ class _Example:
     Attributes:
         images: (2, C, H, W).
         free: Whether height and width may change.
+        opset: ONNX operator set; None: torch's default.
     """
 
     images: Tensor
     free: bool = False
+    opset: int | None = None
 
 
 def _write_free(
-    kind: str, flat: "_Flat", images: Tensor, calibration: Tensor, file: Path, facts: Mapping[str, str]
+    kind: str,
+    flat: "_Flat",
+    images: Tensor,
+    calibration: Tensor,
+    file: Path,
+    facts: Mapping[str, str],
+    opset: int | None,
 ) -> bool:
     """Write a file for images of any size; whether it answers like the network at two sizes."""
     wide, high = (functional.interpolate(images[:2], scale_factor=scale) for scale in ((1, 2), (2, 1)))
@@ -113,7 +127,7 @@ def _write_free(
         with torch.no_grad():
             flat(wide)  # a width of its own: traced with squares, a file might take squares alone
         with _silence():
-            _WRITERS[kind](flat, _Example(wide, free=True), calibration, file, facts)
+            _WRITERS[kind](flat, _Example(wide, True, opset), calibration, file, facts)
         return not _deviates(kind, compare(flat, runner(kind, file), high))
     except Exception:  # the network, the tracer or the format wants one size
         return False
@@ -219,10 +233,17 @@ def _write_onnx(model: nn.Module, example: _Example, _: Tensor, file: Path, fact
 
     exported = _export_program(model, example)
     names = model.names if isinstance(model, _Flat) else [MAIN_OUTPUT]  # known once it has run
-    program = torch.onnx.export(exported, dynamo=True, input_names=["images"], output_names=names, verbose=False)
+    program = torch.onnx.export(
+        exported, dynamo=True, input_names=["images"], output_names=names, verbose=False, opset_version=example.opset
+    )
     assert program is not None
     program.save(str(file), external_data=False)
     body = onnx.load(str(file))
+    if example.opset is not None and _opset(body) != example.opset:
+        raise PruneError(
+            f"--opset: this network's operations cannot be written in operator set {example.opset}; torch left it at "
+            f"{_opset(body)}. Name a later one, or leave --opset out"
+        )
     _name_dimensions(body.graph)
     _set_metadata(body, file, facts)
 
@@ -274,8 +295,33 @@ def _set_metadata(body: Any, file: Path, facts: Mapping[str, str]) -> None:
     import onnx
 
     del body.metadata_props[:]
-    onnx.helper.set_model_props(body, dict(facts))
+    onnx.helper.set_model_props(body, {**facts, "opset": str(_opset(body))})
     onnx.save(body, str(file))
+
+
+def _opset(body: Any) -> int:
+    """The version of ONNX's own operators that a model uses."""
+    return next(entry.version for entry in body.opset_import if entry.domain in ("", "ai.onnx"))
+
+
+def _opset_of(file: Path) -> int:
+    import onnx
+
+    return _opset(onnx.load(str(file)))
+
+
+def newest_opset() -> int:
+    """The newest operator set that the installed packages can write.
+
+    Raises:
+        PruneError: onnx is missing.
+    """
+    try:
+        import onnx
+        from torch.onnx._constants import ONNX_MAX_OPSET
+    except ImportError as error:
+        raise import_problem(error, "--opset needs onnx", "onnx") from error
+    return min(ONNX_MAX_OPSET, onnx.defs.onnx_opset_version())
 
 
 @contextlib.contextmanager

@@ -27,7 +27,6 @@ from dist_prune.training.evaluation import evaluate
 from dist_prune.training.tracking import Tracker
 
 ROUND_S = 20.0  # seconds between two exchanges of results: a network that took less costs no waiting rank
-REPORT_S = 10.0  # seconds between two lines of progress
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,6 @@ class CandidateJudge:
     file: Path | None = None
     identity: str = ""
     _cache: ResultCache = field(init=False, repr=False)
-    _printed_at: float = field(default_factory=time.monotonic, init=False)
-    _started_at: float = field(default_factory=time.monotonic, init=False)
-    _ran: int = field(default=0, init=False)
 
     def __post_init__(self):
         if np.intersect1d(self.judged, self.repaired).size:
@@ -139,19 +135,13 @@ class CandidateJudge:
         """
         jobs = sorted({tuple(counts) for counts in networks}, reverse=True)  # neighbours cost about the same
         listed = [list(job) for job in jobs]
-        ran_before = self._ran
+        meter = self.tracker.meter(total, "search", first=done)
 
         def progress(finished: int, ran: int) -> None:
-            self._ran = ran_before + ran
-            now = time.monotonic()
-            if now - self._printed_at >= REPORT_S and self._ran:
-                self._printed_at = now
-                left = (now - self._started_at) / self._ran * (total - done - finished)
-                self.tracker.info(f"  search: {done + finished} of {total} candidates, {_duration(left)} left")
+            meter.update(done + finished, ran)
 
-        results = map_cached(
-            listed, self._run, self.comm, self._cache, lambda text: None, "the search", ROUND_S, progress
-        )
+        results = map_cached(listed, self._run, self.comm, self._cache, "the search", ROUND_S, progress)
+        meter.close()
         by_job = {
             job: Judgement(float("nan") if found["figure"] is None else found["figure"], found["seconds"])
             for job, found in zip(jobs, results, strict=True)
@@ -172,8 +162,3 @@ class CandidateJudge:
             )
         figure = figures[self.task.primary]
         return {"figure": figure if figure == figure else None, "seconds": round(time.perf_counter() - start, 3)}
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

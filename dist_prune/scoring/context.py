@@ -169,8 +169,9 @@ class DistributedScoringContext:
         loaded = self.loader.batches([self.ids[positions] for positions in own], (self.seed, 0) if augment else None)
         remaining = iter(own)
         mode = batch_statistics if train_mode else evaluation_mode
+        caption = "score" if self._observations == 1 else f"score, pass {self._observations}"
         with mode(self.model), reproducible_kernels():
-            for number in self.tracker.bar(range(1, rounds + 1), rounds, "score"):
+            for number in self.tracker.bar(range(1, rounds + 1), rounds, caption):
                 positions = next(remaining, None)
                 if positions is not None:  # in the last round some ranks have no micro-batch
                     batch = next(loaded)
@@ -211,7 +212,11 @@ class DistributedScoringContext:
             if keep not in self._records:
                 self._records[keep] = ResultCache(self.record, f"{keep} {self.lineage}", comm)
             record = self._records[keep]
-            return self._run_in_jobs(lambda: map_cached(jobs, run, comm, record, self.tracker.info))
+            meter = self.tracker.meter(len(jobs), f"score, {keep}")
+            try:
+                return self._run_in_jobs(lambda: map_cached(jobs, run, comm, record, progress=meter.update))
+            finally:
+                meter.close()
         self._map_calls += 1
         file = self.partial / f"shared_{self._map_calls}.safetensors" if self.partial is not None else None
         bar = lambda rounds, count: self.tracker.bar(rounds, count, "jobs")  # noqa: E731

@@ -106,7 +106,7 @@ class Repairer:
             return []
         if self.method == "norms":
             with reproducible_kernels():
-                recalibrate_bn(small, self.loader, self.ids, self.micro_batch, self.comm)
+                recalibrate_bn(small, self.loader, self.ids, self.micro_batch, self.comm, self.tracker)
             return []
         layers, stay = repaired_layers(small, graph, plan)
         if stay:

@@ -89,7 +89,13 @@ def _times(context: RunContext, models: Mapping[str, nn.Module]) -> dict[str, di
     device, comm = context.environment.device, context.environment.comm
     times = comm.run_on_main(
         lambda: measure_latency(
-            models, shape, report.latency_batches, report.latency_repeats, device, report.threads or threads()
+            models,
+            shape,
+            report.latency_batches,
+            report.latency_repeats,
+            device,
+            report.threads or threads(),
+            tracker=context.tracker,
         )
     )
     latencies = comm.broadcast_object(times) or {}

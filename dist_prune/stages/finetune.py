@@ -102,7 +102,7 @@ def _finetune(
         labels = context.images.loader(True).source.labels[trained_on]
         positions = calibration_ids(labels, settings.recalibrate_bn, recipe.seed, recipe.score.balance)
         loader, ids = context.images.for_scoring(trained_on[positions], context.method)
-        recalibrate_bn(model, loader, ids, context.recipe.score.micro_batch, context.environment.comm)
+        recalibrate_bn(model, loader, ids, context.recipe.score.micro_batch, context.environment.comm, context.tracker)
         if carried is not None and "ema" in carried.tables:  # averages resume from the new statistics, not the old ones
             new = model.state_dict()
             ema = carried.tables["ema"]

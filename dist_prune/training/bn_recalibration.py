@@ -12,9 +12,17 @@ from dist_prune.data.loader import ImageLoader
 from dist_prune.data.sampling import micro_batches, shard
 from dist_prune.distributed import preemption
 from dist_prune.distributed.communicator import Communicator
+from dist_prune.training.tracking import Tracker
 
 
-def recalibrate_bn(model: nn.Module, loader: ImageLoader, ids: np.ndarray, micro_batch: int, comm: Communicator) -> int:
+def recalibrate_bn(
+    model: nn.Module,
+    loader: ImageLoader,
+    ids: np.ndarray,
+    micro_batch: int,
+    comm: Communicator,
+    tracker: Tracker | None = None,
+) -> int:
     """Set every batch norm's running mean and variance to the average over fixed micro-batches; a collective.
 
     Meanwhile each batch norm normalises by the statistics of its micro-batch, so micro-batches do not depend on one
@@ -27,6 +35,7 @@ def recalibrate_bn(model: nn.Module, loader: ImageLoader, ids: np.ndarray, micro
         ids: (n,) the images to use.
         micro_batch: images of one forward pass.
         comm: all processes.
+        tracker: for the progress; None: none.
 
     Returns:
         The number of batch norms.
@@ -50,7 +59,8 @@ def recalibrate_bn(model: nn.Module, loader: ImageLoader, ids: np.ndarray, micro
     own = shard(list(range(len(lists))), comm.rank, comm.world)
     batches = loader.batches([lists[number] for number in own])
     with torch.no_grad(), batch_statistics(model), _record_statistics(norms, tables) as row:
-        for round_number in range(-(-len(lists) // comm.world)):
+        rounds = -(-len(lists) // comm.world)
+        for round_number in (tracker or Tracker(False)).bar(range(rounds), rounds, "recalibrate batch norms"):
             if preemption.poll(comm)[0]:
                 raise preemption.preempted_error("while batch norms were recalibrated")
             if round_number < len(own):

@@ -11,6 +11,7 @@ from torch import nn
 
 from dist_prune.errors import PruneError
 from dist_prune.training.timing_noise import timing_doubts
+from dist_prune.training.tracking import Tracker
 
 WARMUP = 3
 LARGEST_BATCH = 65536
@@ -30,6 +31,7 @@ def measure_latency(
     threads: int,
     timer: Timer | None = None,
     rounds: int = ROUNDS,
+    tracker: Tracker | None = None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Measure the median time of a forward pass of each network; one rank calls it, it is no collective.
 
@@ -46,6 +48,7 @@ def measure_latency(
         threads: CPU threads during the timing; the former number is restored.
         timer: (network, batch, device) -> seconds of one pass (default: the real clock).
         rounds: largest number of rounds.
+        tracker: for the progress, between two batch sizes and never within a measurement; None: none.
 
     Returns:
         Name -> batch size as a string -> ``ms`` (median, milliseconds), ``ms_best`` (fastest pass), ``images_per_s``,
@@ -59,7 +62,7 @@ def measure_latency(
             model.to(device).eval()
         _warm_allocator()
         twins = _twins(models)
-        for batch in batches:
+        for batch in (tracker or Tracker(False)).bar(batches, len(batches), "measure times"):
             x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0)).to(device)
             best = dict.fromkeys(models, float("inf"))
             measured: list[tuple[dict[str, str], float, dict[str, float]]] = []

@@ -202,7 +202,9 @@ class Loop:
         batches = self._batches(number, first_step)
         schedule.set_for(number * total + max(first_step - 1, 0))
         rate = schedule.rate
-        for _ in self.tracker.bar(range(first_step, total), total - first_step, f"{self.name}, epoch {number + 1}"):
+        caption = f"{self.name}, epoch {number + 1} of {max(number + 1, self.settings.epochs)}"
+        later = max(0, self.settings.epochs - number - 1) * total
+        for _ in self.tracker.bar(range(first_step, total), total - first_step, caption, later):
             before = time.perf_counter()
             batch, batch_size = next(batches)
             waited += time.perf_counter() - before

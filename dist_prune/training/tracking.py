@@ -1,24 +1,27 @@
 """Output of a running run: lines and progress bars on rank 0, metrics.jsonl, and trackers such as TensorBoard."""
 
 import json
+import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from tqdm import tqdm
 
 from dist_prune.errors import PruneError, unknown
 from dist_prune.fileio import open_append
+from dist_prune.training.progress import Clock, Meter
 
 T = TypeVar("T")
-PLAIN_EVERY_S = 5.0  # seconds between two plain lines of progress
+QUIET = "DIST_PRUNE_QUIET"  # variable: print errors only
 
 
 class Tracker:
-    """Prints and writes on rank 0 only; every rank may call it. A tracker that fails is switched off."""
+    """Prints and writes on rank 0 only; every rank may call it. A tracker that fails is switched off.
+
+    With the variable ``QUIET`` set it writes and does not print.
+    """
 
     def __init__(self, talks: bool, boards: Sequence[str] = (), folder: Path | None = None, name: str = "dist_prune"):
         """Make a tracker; without a folder it prints only.
@@ -30,6 +33,8 @@ class Tracker:
             name: the run's project in other trackers.
         """
         self.talks = talks
+        self._prints = talks and not os.environ.get(QUIET)
+        self._clock = Clock()
         self._lines_file = folder / "metrics.jsonl" if folder is not None else None
         self._boards: dict[str, Any] = {}
         self._wanted = tuple(boards) if talks and folder is not None else ()  # started at the first value
@@ -37,33 +42,29 @@ class Tracker:
 
     def info(self, text: str) -> None:
         """Print a line."""
-        if self.talks:
+        if self._prints:
             print(text, flush=True)
 
-    def bar(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:
-        """Iterate over items with a progress bar on a terminal, with plain lines of progress elsewhere.
+    def meter(self, total: int, what: str, first: int = 0, later: int = 0) -> Meter:
+        """Progress of a piece of work that is no loop; see ``Meter`` for the arguments."""
+        return Meter(self.info if self._prints else None, self._clock, total, what, first, later)
+
+    def bar(self, items: Iterable[T], total: int, what: str, later: int = 0) -> Iterator[T]:
+        """Iterate over items with a progress bar on a terminal, with a line a minute elsewhere.
 
         Args:
             items: passed through, on every rank.
             total: their number.
             what: name of the work.
+            later: items of the same kind that follow (those of further epochs).
         """
-        if not self.talks:
-            yield from items
-        elif sys.stderr.isatty():
-            yield from tqdm(items, desc=what, total=total, leave=False, dynamic_ncols=True)
-        else:
-            yield from self._lines(items, total, what)
-
-    def _lines(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:
-        start = printed_at = time.monotonic()
-        for done, item in enumerate(items, start=1):
-            yield item
-            now = time.monotonic()
-            if now - printed_at >= PLAIN_EVERY_S and done < total:
-                printed_at = now
-                remaining = (now - start) / done * (total - done)
-                self.info(f"  {what}: {done}/{total}, {remaining:.0f} s left")
+        meter = self.meter(total, what, later=later)
+        try:
+            for done, item in enumerate(items, start=1):
+                yield item
+                meter.update(done)
+        finally:
+            meter.close()
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Log numbers to all trackers.

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,6 +102,11 @@ images = np.load(sys.argv[2])
 np.save(sys.argv[3], session.run(None, {"images": images})[0])
 facts = session.get_modelmeta().custom_metadata_map
 assert facts["size"] == "8" and facts["classes"].split() == list("0123456789"), facts
+assert (facts["crop"], facts["interpolation"]) == ("1.0", "bilinear"), facts
+assert (facts["crop_mode"], facts["exif"], facts["mean"], facts["std"]) == ("center", "true", "[0.3]", "[0.4]"), facts
+assert facts["opset"].isdigit(), facts
+(images_in,) = session.get_inputs()
+assert images_in.shape[0] == session.get_outputs()[0].shape[0] == "batch", images_in.shape
 """
 PT2_ALONE = """
 import sys, numpy as np, torch
@@ -133,7 +139,12 @@ def test_half_and_integer_files_are_smaller_and_nearly_alike(made, tmp_path):
     sizes = [found[kind]["bytes"] for kind in ("onnx", "onnx-fp16", "onnx-int8")]
     assert sizes == sorted(sizes, reverse=True)
     assert 0 < found["onnx-fp16"]["difference"] < 2e-2 < 1 and found["onnx-int8"]["same_class"] >= 0.9
-    assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "model.fp16.onnx", "model.int8.onnx"}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "model.onnx",
+        "model.fp16.onnx",
+        "model.int8.onnx",
+        "serve.py",
+    }
 
 
 def test_a_file_that_answers_otherwise_is_not_kept(made, tmp_path, monkeypatch):
@@ -238,3 +249,115 @@ def test_load_from_the_hubs_cache_and_what_is_said_without(made, tmp_path):
 def test_names_of_formats_are_those_of_the_writers():
     assert set(export.KINDS) == set(formats.SUFFIX) == set(formats._WRITERS)
     assert all(re.fullmatch(r"\.[a-z0-9.]+", suffix) for suffix in formats.SUFFIX.values())
+
+
+# what an unprepared machine has: no torch, and nothing that needs it
+NO_TORCH = """
+import runpy, sys
+class Refused:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "timm", "dist_prune"):
+            raise ImportError(f"{name} is not here")
+sys.meta_path.insert(0, Refused())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def photographs(folder):
+    """Pictures of several shapes and modes, one turned by its EXIF orientation."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for number, (height, width) in enumerate(((60, 80), (97, 41), (33, 90), (48, 48))):
+        small = Image.fromarray(rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8))
+        picture = small.resize((width, height), Image.Resampling.BICUBIC)
+        exif = Image.Exif()
+        exif[0x0112] = 6 if number == 1 else 1
+        picture.save(folder / f"{number}.png", exif=exif)
+    Image.fromarray(rng.integers(0, 256, (40, 70), dtype=np.uint8)).save(folder / "grey.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        {"size": 32, "crop": 0.875, "interpolation": "bicubic"},
+        {"size": [24, 40], "crop": 0.9, "interpolation": "bilinear"},
+        {"size": 32, "crop": 1.0, "interpolation": "nearest", "crop_mode": "squash"},
+        {"size": [40, 24], "crop": 0.95, "interpolation": "bilinear", "crop_mode": "border", "exif": False},
+    ],
+)
+def test_serve_prepares_an_image_as_the_loader_does(image, tmp_path):
+    """The same numbers as those of the evaluation loader, for each way to crop."""
+    from dist_prune.data.datasets import FolderSource
+    from dist_prune.data.loader import ImageLoader, TransformConfig
+    from dist_prune.export import serve
+
+    body = {"backbone": {"name": "n"}, "image": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25], **image}}
+    read = SimpleNamespace(body={**body, "classes": ["a"]}, plan=SimpleNamespace(fingerprint="p"))
+    facts = export.file_metadata(read)
+    files = photographs(tmp_path / "images")
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in body["image"].items()}
+    source = FolderSource(files, np.zeros(len(files), dtype=np.int64), ("any",), str(tmp_path))
+    loader = ImageLoader(source, TransformConfig(**fields), torch.device("cpu"), backend="torch")
+    (batch,) = loader.batches([np.arange(len(files))])
+    for file, wanted in zip(files, batch.images.numpy(), strict=True):
+        np.testing.assert_allclose(serve.prepare(Image.open(file), facts)[0], wanted, atol=1e-5, err_msg=file.name)
+
+
+def test_serve_classifies_where_torch_cannot_be_imported(made, tmp_path):
+    out = tmp_path / "out"
+    code = cli.main(["export", str(made), "--format", "onnx", "--out", str(out)])
+    assert code == 0
+    digits = tiny.bench(tiny.network()).loader.source.images[:3]  # type: ignore[union-attr]
+    files = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for file, digit in zip(files, digits, strict=True):
+        Image.fromarray(np.asarray(digit).squeeze()).save(file)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", NO_TORCH, str(out / "serve.py"), *files], capture_output=True, text=True,
+        check=False, cwd="/", env=environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    image = json.loads((made / "export" / bundle.MANIFEST).read_text())["image"]
+    pixels = torch.from_numpy(np.stack([np.asarray(digit).reshape(1, 8, 8) for digit in digits])).float() / 255
+    with torch.no_grad():
+        logits = dist_prune.load(made)((pixels - image["mean"][0]) / image["std"][0])
+    for line, file, shares in zip(done.stdout.splitlines(), files, logits.softmax(1), strict=True):
+        name, _, said = line.partition(": ")
+        best, share = said.split(", ")[0].split()
+        assert name == file and best == str(int(shares.argmax()))
+        assert float(share) == pytest.approx(float(shares.max()), abs=1e-3)
+
+
+@pytest.mark.parametrize("opset", [18, 21])
+def test_the_operator_set_is_the_one_asked_for(made, tmp_path, opset, capsys):
+    import onnx
+
+    words = ["--format", "onnx", "--out", str(tmp_path), "--opset", str(opset), "--json", "--count", "4"]
+    assert cli.main(["export", str(made), *words]) == 0
+    assert json.loads(capsys.readouterr().out)["onnx"]["opset"] == opset
+    body = onnx.load(tmp_path / "model.onnx")
+    assert [entry.version for entry in body.opset_import if not entry.domain] == [opset]
+    assert cli.main(["export", str(made), "--format", "onnx", "--opset", "99"]) == 2
+    assert "--opset: 99 is out of range" in capsys.readouterr().err
+
+
+def test_a_format_that_fails_does_not_hide_the_others(made, tmp_path, monkeypatch, capsys):
+    """With what was written, what was not and why, and a serve.py of somebody else that stays."""
+
+    def broken(*_):
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setitem(formats._WRITERS, "pt2", broken)
+    (tmp_path / "serve.py").write_text("mine")
+    words = ["export", str(made), "--out", str(tmp_path), "--count", "4", "--format", "pt2", "onnx"]
+    assert cli.main(words) == 2
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'model.onnx'}: " in said and "not written: pt2: this network cannot be written so" in said
+    assert "another file of that name was there" in said and (tmp_path / "serve.py").read_text() == "mine"
+    assert not (tmp_path / "model.pt2").exists()
+    assert cli.main([*words, "--json"]) == 2
+    body = json.loads(capsys.readouterr().out)
+    assert "no such operation" in body["pt2"]["error"] and body["onnx"]["opset"]
+    assert cli.main([*words[:-1]]) == 2
+    assert "error: pt2: this network cannot be written so" in capsys.readouterr().err

@@ -36,8 +36,8 @@ def test_help_lines_are_captions():
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["list", "recipes"], ["list", "keys"], ["list", "datasets"], ["where", "--recipe", "quickstart"],
-     ["sweep", "graph_cifar10"], ["launch", "--help"], ["report", "--help"]],
+    [["--help"], ["list", "recipes"], ["list", "keys"], ["list", "datasets"], ["list", "methods"],
+     ["where", "--recipe", "quickstart"], ["sweep", "graph_cifar10"], ["launch", "--help"], ["report", "--help"]],
     ids=" ".join,
 )  # fmt: skip
 def test_verbs_that_compute_nothing_load_no_torch(words):
@@ -46,3 +46,12 @@ def test_verbs_that_compute_nothing_load_no_torch(words):
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list", "methods"], ["list", "recipes"]], ids=" ".join)
+def test_lists_that_read_no_recipe_load_no_pydantic(words):
+    """It takes longer than all the rest of them."""
+    code = "import sys; from dist_prune.cli.main import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    code += "raise SystemExit(', '.join({'pydantic', 'numpy', 'torch', 'timm'} & {*sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.stderr == "\n" and done.stdout, done.stderr

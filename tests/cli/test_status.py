@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,7 @@ def test_a_sweep_runs_here_and_goes_on(tmp_path):
     assert "none.pt" in (tmp_path / body[2]["run"] / "sweep.log").read_text()
     state = sweep("--dry-run")
     assert "1 of 3 would be run or resumed" in state.stdout
+    assert re.search(r"took \d+ s and \d+\.\d MiB here \(mean of 2\): the others about \d+ s with", state.stdout)
     ledger = (tmp_path / body[0]["run"] / "ledger.jsonl").read_text()
     again = sweep("--run", "--json")
     assert json.loads(again.stdout)[0]["state"].startswith("finished")
@@ -131,3 +133,25 @@ def test_run_is_run_py(tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out/report.json").read_text())["recipe"]["seed"] == 3
     assert describe(tmp_path / "out")["state"] == "finished"
+
+
+def test_a_dry_run_measures_on_finished_tasks(tmp_path, monkeypatch, capsys):
+    """Two of four tasks took 40 s and 80 s and 1 MiB each; nothing is said of a sweep without a finished task."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "four.yaml").write_text(json.dumps({"tasks": [{"base": "quickstart", "grid": {"seed": [0, 1, 2, 3]}}]}))
+    assert main(["sweep", "four.yaml", "--dry-run"]) == 0
+    assert "not known before one task is finished" in capsys.readouterr().out
+    for seed, seconds in ((0, 40), (1, 80)):
+        folder = tmp_path / "runs" / "four" / f"quickstart-seed_{seed}"
+        folder.mkdir(parents=True)
+        lines = [("train", 1000.0), ("train", 0.75 * seconds), ("report", 0.25 * seconds)]  # the first one is of before
+        text = "".join(seal({"stage": stage, "seconds": took}) + "\n" for stage, took in lines)
+        (folder / "ledger.jsonl").write_text(text)
+        (folder / "weights").write_bytes(bytes(2**20 - (folder / "ledger.jsonl").stat().st_size))
+    assert main(["sweep", "four.yaml", "--dry-run", "--jobs", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "2 of 4 would be run or resumed" in said
+    assert (
+        "a finished task took 1 min 0 s and 1.0 MiB here (mean of 2): the others about 1 min 0 s with --jobs 2" in said
+    )
+    assert " and 2 MiB of " in said

@@ -34,9 +34,7 @@ def kept(ranks: Communicator, place, jobs: int) -> tuple[list, int]:
         done.append(job)
         return [job[1], len(job[0])]
 
-    found = map_cached(
-        [("a", i) for i in range(jobs)], run, ranks, ResultCache(place, "these", ranks), lambda text: None
-    )
+    found = map_cached([("a", i) for i in range(jobs)], run, ranks, ResultCache(place, "these", ranks))
     return found, len(done)
 
 

@@ -11,9 +11,11 @@ import psutil
 import pytest
 
 from dist_prune.config.loading import load
+from dist_prune.distributed.watchdog import GRACE_S
 from dist_prune.pipeline.ledger import Ledger, bind_recipe, lock_run_directory
+from tests.distributed.test_error_summary import ONE
 from tests.distributed.test_waiting import place, port
-from tests.support.launch import PYTHON, RUN, SMALL, TORCHRUN, environment, run, start, wait_for
+from tests.support.launch import ACCELERATE, PYTHON, RUN, SMALL, TORCHRUN, environment, run, start, wait_for
 
 LONG = (*SMALL, "train.epochs=400", "train.save_every_steps=3")
 
@@ -171,3 +173,29 @@ def test_a_rank_that_was_stopped_says_that_it_was_late(tmp_path):
     assert "this process stood still for" in second
     assert "network" not in second
     assert os.listdir(tmp_path / "run" / "train_checkpoints")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [ONE, ACCELERATE], ids=["1 rank", "2 ranks"])
+def test_a_launcher_that_is_asked_to_stop_leaves_time_to_save(tmp_path, launcher):
+    """SIGTERM to accelerate launch: it passes it on (2 ranks), or ends and its rank notices; all save in time."""
+    folder = tmp_path / "run"
+    process = start(launcher, folder, *LONG)
+    wait_for(process, lambda: saved(folder))
+    ranks, began = children(process), time.monotonic()
+    assert len(ranks) == (1 if launcher is ONE else 2)
+    process.send_signal(signal.SIGTERM)
+    assert gone(ranks, GRACE_S), "no rank was killed: each had saved before"
+    assert time.monotonic() - began < GRACE_S
+    output, _ = process.communicate(timeout=60)
+    assert "stopped by" in output and " in train, epoch" in output, output
+    assert process.returncode != 0
+    process = start(launcher, folder, *LONG)
+    said = ""
+    assert process.stdout is not None
+    while "resumes after epoch" not in said:
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)

@@ -34,7 +34,7 @@ SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/%n.log
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+TaskPlugin={tasks}
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 ReturnToService=2
@@ -131,13 +131,13 @@ def _pid(file: Path) -> int:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path) -> Iterator[Cluster]:
-    """Start everything, wait until both nodes are idle, stop everything that was started."""
+def cluster(folder: Path, tasks: str = "task/none") -> Iterator[Cluster]:
+    """Start everything, wait until both nodes are idle, stop everything that was started; ``tasks``: TaskPlugin."""
     _install()
     for name in ("state", "n1", "n2"):
         (folder / name).mkdir()
     host = socket.gethostname().split(".")[0]
-    (folder / "slurm.conf").write_text(CONFIG.format(host=host, folder=folder, ports=_free_ports(3)))
+    (folder / "slurm.conf").write_text(CONFIG.format(host=host, folder=folder, ports=_free_ports(3), tasks=tasks))
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o600)
