@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from dist_prune.pruning.graph.head_groups import ATTENTION, attentions, separate_parts
+from dist_prune.pruning.graph.unit_forms import FORMS, update_units
 from dist_prune.pruning.surgery import channel_attributes
 
 
@@ -19,6 +20,7 @@ def update_counts(model: nn.Module) -> None:
         module.num_heads = module.proj.in_features // width
         if kind.total:
             setattr(module, kind.total, module.proj.in_features)
+    update_units(model)
     layer: Any
     for layer in model.modules():
         parts = separate_parts(layer)
@@ -31,7 +33,8 @@ def update_counts(model: nn.Module) -> None:
 
 def has_heads(module: Any) -> bool:
     """Whether a module is an attention module of a class whose heads can be removed."""
-    return f"{type(module).__module__}.{type(module).__qualname__}" in ATTENTION
+    path = f"{type(module).__module__}.{type(module).__qualname__}"
+    return path in ATTENTION or path in FORMS
 
 
 def takes_shapes(module: nn.Module) -> bool:
