@@ -116,6 +116,7 @@ class LibraryScoringContext(DistributedScoringContext):
 
 def check_same_network(model: nn.Module, graph: DependencyGraph, comm: Communicator) -> None:
     """PruneError unless the network has the graph's layers, and the same weights on every rank."""
+    call_layers_of_units(model, {group.name: group.width for group in graph.groups})
     modules = dict(model.named_modules())
     for name, layer in graph.layers.items():
         weight = getattr(modules.get(name), "weight", None)

@@ -5,16 +5,15 @@ to the width of the input, which is right for all heads only. ``call_layers`` gi
 parameters, the names of these, and their outputs (to rounding) stay.
 """
 
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
-MULTIHEAD = "torch.nn.modules.activation.MultiheadAttention"
+from dist_prune.pruning.graph.attention_forwards import FORWARDS, MULTIHEAD
+from dist_prune.pruning.graph.groups import Units
 
 
 def path_of(kind: type) -> str:
@@ -69,132 +68,65 @@ class LinearView(nn.Linear):
         return iter(tensor for tensor in (self.weight, self.bias) if tensor is not None)
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(n, tokens, heads * width) -> (n, heads, tokens, width)."""
-    return x.reshape(*x.shape[:-1], heads, -1).transpose(1, 2)
+class RowsView(LinearView):
+    """The rows of queries with keys, or those of values, of a layer that makes all three.
 
+    The attention module's ``query_key_rows`` says where the values begin.
 
-def merge_heads(x: Tensor) -> Tensor:
-    """(n, heads, tokens, width) -> (n, tokens, heads * width)."""
-    return x.transpose(1, 2).flatten(2)
+    Args:
+        module: the attention module.
+        owner: the layer, or the attention module itself.
+        weight: name of the weight.
+        bias: name of the bias.
+        keys: whether the rows are those of queries and keys.
+    """
 
+    def __init__(self, module: nn.Module, owner: nn.Module, weight: str, bias: str, keys: bool):
+        super().__init__(owner, weight, bias)
+        self.__dict__["part"] = (module, keys)
+        self.detached = False  # a tracer follows images, and no slices of weights
 
-def _attend(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    drop = module.attn_drop.p if module.training else 0.0
-    return functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=drop, is_causal=causal, scale=module.scale
-    )
+    def _rows(self) -> slice:
+        module, keys = self.__dict__["part"]
+        return slice(0, module.query_key_rows) if keys else slice(module.query_key_rows, None)
 
+    def _own(self, tensor: Any) -> Any:
+        return None if tensor is None else (tensor.detach() if self.detached else tensor)[self._rows()]
 
-def _with_bias(x: Tensor, bias: Tensor | None) -> Tensor:
-    """Add a bias (heads * width,) to heads (n, heads, tokens, width)."""
-    return x if bias is None else x + bias.view(x.shape[1], 1, -1).to(x.dtype)
+    @property
+    def weight(self) -> Any:  # type: ignore[override]
+        """(rows, in), a slice of the owner's parameter."""
+        owner, name, _ = self.__dict__["view"]
+        return self._own(getattr(owner, name))
 
+    @property
+    def bias(self) -> Any:  # type: ignore[override]
+        """(rows,), a slice of the owner's parameter, or None."""
+        owner, _, name = self.__dict__["view"]
+        return self._own(getattr(owner, name))
 
-def _query_key_value(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, (n, heads, tokens, width); BEiT's and EVA's keys have no bias."""
-    if module.qkv is not None:
-        q, k, v = module.qkv(x).unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return _with_bias(q, module.q_bias), k, _with_bias(v, module.v_bias)
-    q, k, v = (split_heads(layer(x), module.num_heads) for layer in (module.q_proj, module.k_proj, module.v_proj))
-    return q, k, v
+    def parameters(self, recurse: bool = True) -> Any:
+        """The owner's parameters."""
+        owner, weight, bias = self.__dict__["view"]
+        return iter(tensor for tensor in (getattr(owner, weight), getattr(owner, bias)) if tensor is not None)
 
-
-def _eva(module: Any, x: Tensor, rope: Any = None, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    q, k, v = _query_key_value(module, x)
-    q, k = module.q_norm(q), module.k_norm(k)
-    if rope is not None:
-        rotate, half = sys.modules[type(module).__module__].apply_rot_embed_cat, getattr(module, "rotate_half", False)
-        first = module.num_prefix_tokens
-        q, k = (
-            torch.cat([t[:, :, :first], rotate(t[:, :, first:], rope, half=half)], dim=2).type_as(v) for t in (q, k)
-        )
-    out = module.norm(merge_heads(_attend(module, q, k, v, attn_mask, is_causal)))
-    gate = getattr(module, "gate", None)
-    if gate is not None:
-        out = out * gate(x).sigmoid()
-    return module.proj_drop(module.proj(out))
-
-
-def _beit(module: Any, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
-    q, k, v = _query_key_value(module, x)
-    mask = shared_rel_pos_bias
-    if module.relative_position_bias_table is not None:
-        own = module._get_rel_pos_bias()
-        mask = own if mask is None else own + mask
-    return module.proj_drop(module.proj(merge_heads(_attend(module, q, k, v, mask))))
-
-
-def _pyramid(module: Any, x: Tensor, feat_size: Any) -> Tensor:
-    q = split_heads(module.q(x), module.num_heads)
-    if module.sr is not None:
-        maps = x.transpose(1, 2).unflatten(2, tuple(feat_size))
-        if module.pool is not None:
-            maps = module.pool(maps)
-        x = module.norm(module.sr(maps).flatten(2).transpose(1, 2))
-        if module.act is not None:
-            x = module.act(x)
-    k, v = module.kv(x).unflatten(-1, (2, module.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    return module.proj_drop(module.proj(merge_heads(_attend(module, q, k, v))))
-
-
-def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A mask whose True forbids as one that is added; one that is added as it is."""
-    if mask is None or mask.is_floating_point():
-        return mask
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -torch.inf)
-
-
-def _multihead_mask(module: Any, images: int, dtype: torch.dtype, padding: Any, mask: Any) -> Tensor | None:
-    """(n or 1, heads or 1, tokens, keys) of a padding mask (n, keys) and one of (tokens, keys) or (n heads, ...)."""
-    padding, mask = _additive(padding, dtype), _additive(mask, dtype)
-    if mask is not None and mask.dim() == 3:
-        mask = mask.view(images, module.num_heads, *mask.shape[1:])
-    if padding is not None:
-        padding = padding.view(images, 1, 1, -1)
-        mask = padding if mask is None else mask + padding
-    return mask
-
-
-def _multihead(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_padding_mask: Tensor | None = None,
-    need_weights: bool = True,
-    attn_mask: Tensor | None = None,
-    average_attn_weights: bool = True,
-    is_causal: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """As ``nn.MultiheadAttention.forward``; ``is_causal`` is a hint there, and has no effect here."""
-    single, first = query.dim() == 2, module.batch_first
-    same = query is key and key is value
-    inputs = [query] if same else [query, key, value]
-    inputs = [x[None] if single else x if first else x.transpose(0, 1) for x in inputs]
-    parts = [module.in_proj(x).unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4) for x in inputs]
-    q, k, v = parts[0].unbind(0) if same else (parts[0][0], parts[1][1], parts[2][2])
-    mask = _multihead_mask(module, len(q), q.dtype, key_padding_mask, attn_mask)
-    drop, weights = module.dropout if module.training else 0.0, None
-    if need_weights:
-        weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        weights = (weights if mask is None else weights + mask).softmax(-1)
-        weights = functional.dropout(weights, drop)
-        out = weights @ v
-        weights = weights.mean(1) if average_attn_weights else weights
-        weights = weights[0] if single else weights
-    else:
-        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
-    out = module.out_proj(merge_heads(out))
-    return out[0] if single else out if first else out.transpose(0, 1), weights
-
-
-_FORWARDS: dict[str, Callable[..., Any]] = {
-    "timm.models.eva.EvaAttention": _eva,
-    "timm.models.beit.Attention": _beit,
-    "timm.models.pvt_v2.Attention": _pyramid,
-    MULTIHEAD: _multihead,
-}
+    def cut(self, side: str, positions: Iterable[int]) -> None:
+        """Remove rows (``out``), or columns (``in``: of both views at once, when it is asked of queries and keys)."""
+        owner, weight, bias = self.__dict__["view"]
+        module, keys = self.__dict__["part"]
+        if side == "in" and not keys:
+            return
+        first, gone = 0 if side == "in" else self._rows().start, set(positions)
+        for name, axis in ((weight, 1 if side == "in" else 0), (bias, 0)):
+            old = getattr(owner, name)
+            if old is None or (side == "in" and name == bias):
+                continue
+            kept = torch.tensor([i for i in range(old.shape[axis]) if i - first not in gone], device=old.device)
+            setattr(owner, name, nn.Parameter(old.data.index_select(axis, kept), old.requires_grad))
+        if side == "out" and keys:
+            module.query_key_rows -= len(gone)
+        if isinstance(owner, nn.Linear):
+            owner.out_features, owner.in_features = owner.weight.shape
 
 
 def _new(kind: type) -> Any:
@@ -204,10 +136,10 @@ def _new(kind: type) -> Any:
 
 @cache
 def _called_class(kind: type) -> type:
-    """The class with a forward pass of this file that stands for ``kind``, and shares its path."""
+    """The class with a forward pass of ``FORWARDS`` that stands for ``kind``, and shares its path."""
     base = nn.Module if path_of(kind) == MULTIHEAD else kind  # torch-pruning has a way of its own with torch's class
     names: dict[str, Any] = {
-        "forward": _FORWARDS[path_of(kind)],
+        "forward": FORWARDS[path_of(kind)],
         "calls_layers": True,
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
@@ -217,50 +149,86 @@ def _called_class(kind: type) -> type:
     return type(kind.__name__, (base,), names)
 
 
+# classes whose own forward pass calls all layers, and takes any number of whole heads
+_OPEN = ("timm.layers.attention.Attention", "timm.models.swin_transformer.WindowAttention")
+# classes with one layer for queries, keys and values, whose heads can be narrowed
+NARROWED = (*_OPEN, "timm.models.eva.EvaAttention", "timm.models.beit.Attention", MULTIHEAD)
+
+
 def called(module: nn.Module) -> bool:
     """Whether a module calls its layers: of a class that always does, or since ``call_layers``."""
-    return path_of(type(module)) not in _FORWARDS or getattr(module, "calls_layers", False)
+    path = path_of(type(module))
+    return path not in FORWARDS or path in _OPEN or getattr(module, "calls_layers", False)
 
 
-def call_layers(model: nn.Module, only: Iterable[str] | None = None) -> None:
+def call_layers(model: nn.Module, units: Units, only: Iterable[str] | None = None) -> None:
     """Let every attention module call its layers, in place; a module that does already stays as it is.
 
     Args:
         model: a bare network. Its parameters, their names and its outputs (to rounding) stay.
+        units: ``earlier``: nothing is done; ``whole``: modules whose class does not call its layers get another class;
+            ``head_width``: modules call one layer for queries with keys, and one for values.
         only: module paths; None: of all modules.
     """
     names = None if only is None else set(only)
-    for name, module in list(model.named_modules()):
-        if called(module) or (names is not None and name not in names) or not _known(module):
+    for name, module in list(model.named_modules()) if units != "earlier" else ():
+        if (names is not None and name not in names) or not _known(module):
+            continue
+        narrow = units == "head_width" and _can_narrow(module)
+        if not narrow and called(module):
             continue
         kind = type(module)
-        module.__class__ = _called_class(kind)
+        if not getattr(module, "calls_layers", False):
+            module.__class__ = _called_class(kind)
         if path_of(kind) == MULTIHEAD:
-            module.in_proj = LinearView(module, "in_proj_weight", "in_proj_bias")
             module._qkv_same_embed_dim = False  # type: ignore[assignment]  # no encoder takes a path of its own
+        if narrow:
+            _narrow(module)
+        elif path_of(kind) == MULTIHEAD:
+            module.in_proj = LinearView(module, "in_proj_weight", "in_proj_bias")
 
 
 def call_layers_of_units(model: nn.Module, widths: Mapping[str, int]) -> None:
-    """Let the attention modules call their layers whose heads are channels of a plan or of a graph, in place.
+    """Let the attention modules call their layers whose units are channels of a plan or of a graph, in place.
 
     Args:
         model: a bare network.
         widths: group -> channels in the dense network.
     """
-    modules, paths = dict(model.named_modules()), []
+    modules = dict(model.named_modules())
+    paths: dict[Units, list[str]] = {"whole": [], "head_width": []}
     for name, width in widths.items():
         path, _, leaf = name.rpartition(".")
-        owner = modules.get(path)
-        if owner is None or called(owner):
+        owner, layer = modules.get(path), modules.get(name)
+        if owner is None or path_of(type(owner)) not in FORWARDS:
             continue
-        layer = modules.get(name)
-        if leaf == "in_proj" or (isinstance(layer, nn.Linear) and layer.out_features != width):
-            paths.append(path)
-    call_layers(model, paths)
+        if leaf in ("qk", "v"):
+            paths["head_width"].append(path)
+        elif leaf == "in_proj" or (isinstance(layer, nn.Linear) and layer.out_features != width):
+            paths["whole"].append(path)
+    for units, names in paths.items():
+        call_layers(model, units, names)
 
 
 def _known(module: Any) -> bool:
-    """Whether the forward pass of this file can stand for the module's."""
-    if path_of(type(module)) == MULTIHEAD:
+    """Whether a forward pass of ``FORWARDS`` can stand for the module's."""
+    path = path_of(type(module))
+    if path == MULTIHEAD and not getattr(module, "calls_layers", False):
         return module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
-    return True
+    return path in FORWARDS
+
+
+def _can_narrow(module: Any) -> bool:
+    """Whether a module has one layer for queries, keys and values, and calls no views of it yet."""
+    fused = path_of(type(module)) == MULTIHEAD or getattr(module, "qkv", None) is not None
+    return path_of(type(module)) in NARROWED and fused and not hasattr(module, "query_key_rows")
+
+
+def _narrow(module: Any) -> None:
+    fused = path_of(type(module)) == MULTIHEAD
+    owner, weight, bias = (module, "in_proj_weight", "in_proj_bias") if fused else (module.qkv, "weight", "bias")
+    module.query_key_rows = getattr(owner, weight).shape[0] // 3 * 2
+    if fused and hasattr(module, "in_proj"):
+        del module.in_proj
+    module.qk = RowsView(module, owner, weight, bias, True)
+    module.v = RowsView(module, owner, weight, bias, False)

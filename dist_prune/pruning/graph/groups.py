@@ -19,10 +19,10 @@ HookKind = Literal["out", "in", "weight"]
 # table: one column per attention head; layer norm: any norm over channels; parameter: one that no layer holds
 Kind = Literal["conv", "linear", "norm", "pool", "table", "layer norm", "parameter"]
 RUNS_THROUGH = "it runs through "  # reason of a group with a member that is no layer of the graph
-Unit = Literal["channel", "head", "conv group", "pair"]
-SINGLE: tuple[Unit, ...] = ("channel", "pair")  # units whose numbers are rounded, and have a floor
+Unit = Literal["channel", "head", "conv group", "pair", "head position"]
+SINGLE: tuple[Unit, ...] = ("channel", "pair", "head position")  # units whose numbers are rounded, and have a floor
 # what traces find besides channels: as in earlier versions, or all units of unit_forms.FORMS
-Units = Literal["earlier", "whole"]
+Units = Literal["earlier", "whole", "head_width"]
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ class ChannelGroup:
         protected: reason why no channel may be removed; empty for a free group. Groups are protected whose channels are
             the network's outputs, that cannot be followed through the network, or that the recipe excludes.
         excluded: whether ``select.exclude`` names one of its producers.
-        unit: ``channel``, or ``head``, ``conv group`` or ``pair`` (an output and its gate) if each of its channels is
-            such a unit of several positions.
+        unit: ``channel``, or ``head``, ``conv group``, ``pair`` (an output and its gate) or ``head position`` (of all
+            heads of a layer) if each of its channels is such a unit of several positions.
         gone: channels that earlier rounds removed; the dense width is ``width + gone``.
 
     Example:

@@ -64,8 +64,7 @@ def trace_dependencies(
         PruneError: the network does not run on ``example``, cannot be traced, or has no channel group.
     """
     device = next(model.parameters()).device
-    if units != "earlier":
-        called_layers.call_layers(model)
+    called_layers.call_layers(model, units)
     try:
         layers = trace_layers(model, example.to(device)) | head_groups.head_tables(model)
     except Exception as error:  # any error of the network's own forward
@@ -156,6 +155,9 @@ def _protect_shared_weights(model: nn.Module, graph: DependencyGraph) -> Depende
 def _build_tp_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
     for parameter in model.parameters():
         parameter.requires_grad_(True)
+    for module in model.modules():
+        if isinstance(module, called_layers.RowsView):
+            module.detached = True
     with warnings.catch_warnings(), evaluation_mode(model), torch.enable_grad():
         warnings.simplefilter("ignore")
         pools: dict[Any, Any] = {kind: _PoolFollows() for kind in _POOLS}

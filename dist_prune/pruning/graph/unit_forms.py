@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from dist_prune.pruning.graph.called_layers import MULTIHEAD, called, path_of
+from dist_prune.pruning.graph.attention_forwards import MULTIHEAD
+from dist_prune.pruning.graph.called_layers import called, path_of
 from dist_prune.pruning.graph.groups import ChannelGroup, Coupling, Layer, Unit
 
 
@@ -32,6 +33,7 @@ class Form:
         table: parameter (rows, heads) of relative positions, or "".
         relative: submodule that makes an offset for each head from relative positions, or "".
         unit: what the units are called.
+        whole: whether whole units are found here; those of ``head_groups.ATTENTION`` are found there as well.
     """
 
     inputs: tuple[tuple[str, int], ...] = (("qkv", 3),)
@@ -45,6 +47,7 @@ class Form:
     table: str = ""
     relative: str = ""
     unit: Unit = "head"
+    whole: bool = True
 
 
 _SPLIT = (("qkv", 3), ("q_proj", 1), ("k_proj", 1), ("v_proj", 1), ("gate", 1))
@@ -54,6 +57,7 @@ FORMS = {
     "timm.layers.attention.AttentionRope": Form(
         _SPLIT, shared="num_kv_heads", totals=("attn_dim",), norm="norm"
     ),
+    "timm.models.swin_transformer.WindowAttention": Form(whole=False),
     "timm.models.eva.EvaAttention": Form(_SPLIT, beside=("q_bias", "v_bias"), norm="norm"),
     "timm.models.beit.Attention": Form(beside=("q_bias", "v_bias"), table="relative_position_bias_table"),
     "timm.models.pvt_v2.Attention": Form((("q", 1), ("kv", 2))),
@@ -108,20 +112,22 @@ def replace_with_units(
     """
     groups = list(groups)
     for name, module, form in modules_of_forms(model):
-        declared = _declare(name, module, form, layers)
-        if declared is None:
-            continue
-        own = {*declared.group.producers, *declared.beside}
+        narrowed = hasattr(module, "query_key_rows")
+        found = list((_declare_widths if narrowed else _declare)(name, module, form, layers))
+        makers = {path for one in found for path in one.group.producers}
+        own = makers | {path for one in found for path in one.beside}
         members = [group for group in groups if set(group.producers) <= own]
-        if set(declared.group.producers) <= {name for member in members for name in member.producers}:
-            groups = [group for group in groups if group not in members] + [declared.group]
+        if makers <= {path for member in members for path in member.producers}:
+            groups = [group for group in groups if group not in members] + [one.group for one in found]
     return groups
 
 
 def update_units(model: nn.Module) -> None:
     """Set the counts of units to those of the layers, in place; a network that lost nothing does not change."""
     for _, module, form in modules_of_forms(model):
-        if not form.heads:
+        if path_of(type(module)) == MULTIHEAD:
+            module.embed_dim = module.kdim = module.vdim = module.out_proj.out_features
+        if not form.heads or not form.whole or hasattr(module, "query_key_rows"):
             continue
         total, before = _width(getattr(module, form.output), "in"), getattr(module, form.heads)
         heads = total // head_width(module)
@@ -131,8 +137,6 @@ def update_units(model: nn.Module) -> None:
         setattr(module, form.heads, heads)
         for key in form.totals:
             setattr(module, key, total)
-        if path_of(type(module)) == MULTIHEAD:
-            module.embed_dim = module.kdim = module.vdim = module.out_proj.out_features
         relative = getattr(module, form.relative, None) if form.relative else None
         if relative is not None:
             _set_heads(relative, heads)
@@ -146,24 +150,24 @@ def head_width(module: Any) -> int:
     return round(module.scale**-2)
 
 
-def _declare(name: str, module: Any, form: Form, layers: Mapping[str, Layer]) -> _Declared | None:
-    """The group of a module's units; None where its layers are not as the form says."""
+def _declare(name: str, module: Any, form: Form, layers: Mapping[str, Layer]) -> Iterator[_Declared]:
+    """Yield the group of a module's units; nothing where its layers are not as the form says."""
     output = f"{name}.{form.output}"
     inputs = [(f"{name}.{key}", parts) for key, parts in form.inputs if _present(module, key)]
     norm = f"{name}.{form.norm}" if form.norm and _present(module, form.norm) else ""
-    if not {output, *(path for path, _ in inputs), *([norm] if norm else [])} <= layers.keys():
-        return None
+    if not {output, *(path for path, _ in inputs), *([norm] if norm else [])} <= layers.keys() or not form.whole:
+        return
     width = layers[output].width_in
     heads = getattr(module, form.heads) if form.heads else width
     units = getattr(module, form.shared) if form.shared else heads
     if width % heads or heads % units:
-        return None
+        return
     couplings = []
     for path, parts in inputs:
         there, each = layers[path].width_out, layers[path].width_out // parts
         whole = width * units // heads if path.endswith(("k_proj", "v_proj")) else width
         if there != parts * whole or layers[path].groups != 1:
-            return None
+            return
         first = bool(form.first) and bool(getattr(module, form.first))
         couplings.append(_spread(path, "out", there, units, 1 if first else parts, each))
     couplings.append(_spread(output, "in", width, units))
@@ -175,11 +179,44 @@ def _declare(name: str, module: Any, form: Form, layers: Mapping[str, Layer]) ->
     couplings += [_spread(path, "out", heads, units) for path, _ in _tables(name, module, form)]
     beside = tuple(_offsets(name, module, form))
     if not set(beside) <= layers.keys():
-        return None
+        return
     couplings += [_spread(path, "out", heads, units) for path in beside]
     producers = tuple(path for path, _ in inputs)
     why = f"it has a single {form.unit}" if units == 1 else ""
-    return _Declared(ChannelGroup(producers[0], units, producers, tuple(couplings), why, unit=form.unit), beside)
+    yield _Declared(ChannelGroup(producers[0], units, producers, tuple(couplings), why, unit=form.unit), beside)
+
+
+def _declare_widths(name: str, module: Any, form: Form, layers: Mapping[str, Layer]) -> Iterator[_Declared]:
+    """Yield the positions of queries with keys, and those of values with outputs, of all heads of a module alike."""
+    keys, values, output = (f"{name}.{key}" for key in ("qk", "v", form.output))
+    norm = f"{name}.{form.norm}" if form.norm and _present(module, form.norm) else ""
+    if not {keys, values, output} <= layers.keys():
+        return
+    heads = getattr(module, form.heads)
+    gate = [f"{name}.gate"] if _present(module, "gate") else []
+    beside = [f"{name}.{key}" for key in form.beside]
+    beside = [path for path in beside if path in layers]
+    normed = _present(module, "q_norm") or _present(module, "k_norm")
+    shared = [keys, *(path for path in beside if path.endswith("q_bias"))]
+    if not normed:  # a norm over each head's queries would be another one
+        yield _positions(shared, [], layers, heads)
+    if not norm or norm in layers:
+        own = [values, *gate, *(path for path in beside if path.endswith("v_bias")), *([norm] if norm else [])]
+        yield _positions(own, [output], layers, heads)
+
+
+def _positions(outs: Sequence[str], ins: Sequence[str], layers: Mapping[str, Layer], heads: int) -> _Declared:
+    """The group of the positions within heads; the parts of its first layer, and all heads, lose the same."""
+    parts = 1 if ins else 2
+    width = layers[outs[0]].width_out // (parts * heads)
+    sides = [(path, "out", layers[path].width_out) for path in outs] + [(p, "in", layers[p].width_in) for p in ins]
+    couplings: list[Any] = [
+        Coupling(path, side, tuple(range(there)), tuple(i % width for i in range(there)))  # type: ignore[arg-type]
+        for path, side, there in sides
+    ]
+    producers = tuple(path for path in outs if layers[path].kind in ("conv", "linear"))
+    why = "it has a single head position" if width == 1 else ""
+    return _Declared(ChannelGroup(outs[0], width, producers, tuple(couplings), why, unit="head position"))
 
 
 def _spread(layer: str, side: Any, width: int, units: int, parts: int = 1, each: int = 0) -> Coupling:

@@ -16,6 +16,8 @@ def update_counts(model: nn.Module) -> None:
     Call it once after the layers were cut; a network that lost nothing does not change.
     """
     for _, module, kind in attentions(model):
+        if hasattr(module, "query_key_rows"):
+            continue  # it keeps all heads
         width = getattr(module, "head_dim", None) or round(module.scale**-2)
         module.num_heads = module.proj.in_features // width
         if kind.total:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.errors import PruneError
-from dist_prune.pruning.graph.called_layers import LinearView, call_layers_of_units
+from dist_prune.pruning.graph.called_layers import LinearView, RowsView, call_layers_of_units
 from dist_prune.pruning.graph.stream_layers import norm_form, norm_width
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.surgery import head_surgery, stream_surgery
@@ -51,6 +51,9 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.M
             )
     for name, module in model.named_modules():
         _take_shapes(module, name, weights)
+        if isinstance(module, RowsView) and name in plan.widths and name.endswith(".qk"):
+            owner: Any = modules[name.rpartition(".")[0]]
+            owner.query_key_rows = plan.counts[name] * (widths[name] // plan.widths[name])
     head_surgery.update_counts(model)
     missing, extra = model.load_state_dict(dict(weights), strict=False)
     if missing or extra:

@@ -10,7 +10,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from dist_prune.errors import PruneError
-from dist_prune.pruning.graph.called_layers import call_layers_of_units
+from dist_prune.pruning.graph.called_layers import RowsView, call_layers_of_units
 from dist_prune.pruning.graph.groups import DependencyGraph, Layer
 from dist_prune.pruning.plan.block_masks import zero_blocks
 from dist_prune.pruning.plan.plan import Plan
@@ -79,7 +79,9 @@ def prune_tensors_like(
 
 
 def _cut_layer(module: nn.Module, layer: Layer, side: str, positions: list[int]) -> None:
-    if layer.kind == "norm":
+    if isinstance(module, RowsView):
+        module.cut(side, positions)
+    elif layer.kind == "norm":
         tp.prune_batchnorm_out_channels(module, positions)
     elif layer.kind == "conv" and layer.depthwise:
         tp.prune_depthwise_conv_out_channels(module, positions)
