@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 MULTIHEAD = "torch.nn.modules.activation.MultiheadAttention"
+LATENT = "timm.layers.attention_pool.AttentionPoolLatent"
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -110,6 +111,19 @@ def _pyramid(module: Any, x: Tensor, feat_size: Any) -> Tensor:
     return module.proj_drop(module.proj(merge_heads(_attend(module, q, k, v))))
 
 
+def _latent(module: Any, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    if module.pos_embed is not None:
+        x = x + module.pos_embed[None].to(x.dtype)
+    q = split_heads(module.q(module.latent.expand(len(x), -1, -1)), module.num_heads)
+    k, v = _parts(module.kv(x), 2, module.num_heads)
+    q, k = module.q_norm(q), module.k_norm(k)
+    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=module.scale)
+    out = module.proj_drop(module.proj(merge_heads(out)))
+    if module.mlp is not None:
+        out = out + module.mlp(module.norm(out))
+    return out[:, 0] if module.pool == "token" else out.mean(1) if module.pool == "avg" else out
+
+
 def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """A mask whose True forbids as one that is added; one that is added as it is."""
     if mask is None or mask.is_floating_point():
@@ -173,5 +187,6 @@ FORWARDS: dict[str, Callable[..., Any]] = {
     "timm.models.eva.EvaAttention": _eva,
     "timm.models.beit.Attention": _beit,
     "timm.models.pvt_v2.Attention": _pyramid,
+    LATENT: _latent,
     MULTIHEAD: _multihead,
 }

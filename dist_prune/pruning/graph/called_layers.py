@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dist_prune.pruning.graph.attention_forwards import FORWARDS, MULTIHEAD
+from dist_prune.pruning.graph.attention_forwards import FORWARDS, LATENT, MULTIHEAD
 from dist_prune.pruning.graph.groups import Units
 
 
@@ -215,7 +215,8 @@ def _known(module: Any) -> bool:
     path = path_of(type(module))
     if path == MULTIHEAD and not getattr(module, "calls_layers", False):
         return module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
-    return path in FORWARDS
+    queries = getattr(module, "q", None)
+    return path in FORWARDS and (path != LATENT or isinstance(queries, nn.Linear))  # else the latents are the queries
 
 
 def _can_narrow(module: Any) -> bool:

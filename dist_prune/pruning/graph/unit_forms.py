@@ -6,14 +6,14 @@ reads them; everything else follows from the layers' widths. Trial cuts verify.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from dist_prune.pruning.graph.attention_forwards import MULTIHEAD
+from dist_prune.pruning.graph.attention_forwards import LATENT, MULTIHEAD
 from dist_prune.pruning.graph.called_layers import called, path_of
-from dist_prune.pruning.graph.groups import ChannelGroup, Coupling, Layer, Unit
+from dist_prune.pruning.graph.groups import RUNS_THROUGH, ChannelGroup, Coupling, Layer, Unit
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ FORMS = {
     "timm.models.eva.EvaAttention": Form(_SPLIT, beside=("q_bias", "v_bias"), norm="norm"),
     "timm.models.beit.Attention": Form(beside=("q_bias", "v_bias"), table="relative_position_bias_table"),
     "timm.models.pvt_v2.Attention": Form((("q", 1), ("kv", 2))),
+    "timm.models.vision_transformer_sam.Attention": Form(),
+    LATENT: Form((("q", 1), ("kv", 2))),
     "timm.models.hiera.MaskUnitAttention": Form(heads="heads", totals=("dim_out",)),
     "timm.models.hieradet_sam2.MultiScaleAttention": Form(),
     "timm.models.maxxvit.AttentionCl": _MAXVIT,
@@ -112,6 +114,8 @@ def replace_with_units(
     """
     groups = list(groups)
     for name, module, form in modules_of_forms(model):
+        if not form.whole and not hasattr(module, "query_key_rows"):
+            continue
         narrowed = hasattr(module, "query_key_rows")
         found = list((_declare_widths if narrowed else _declare)(name, module, form, layers))
         makers = {path for one in found for path in one.group.producers}
@@ -155,7 +159,7 @@ def _declare(name: str, module: Any, form: Form, layers: Mapping[str, Layer]) ->
     output = f"{name}.{form.output}"
     inputs = [(f"{name}.{key}", parts) for key, parts in form.inputs if _present(module, key)]
     norm = f"{name}.{form.norm}" if form.norm and _present(module, form.norm) else ""
-    if not {output, *(path for path, _ in inputs), *([norm] if norm else [])} <= layers.keys() or not form.whole:
+    if not {output, *(path for path, _ in inputs), *([norm] if norm else [])} <= layers.keys():
         return
     width = layers[output].width_in
     heads = getattr(module, form.heads) if form.heads else width
@@ -198,11 +202,16 @@ def _declare_widths(name: str, module: Any, form: Form, layers: Mapping[str, Lay
     beside = [path for path in beside if path in layers]
     normed = _present(module, "q_norm") or _present(module, "k_norm")
     shared = [keys, *(path for path in beside if path.endswith("q_bias"))]
-    if not normed:  # a norm over each head's queries would be another one
-        yield _positions(shared, [], layers, heads)
+    found = _positions(shared, [], layers, heads)
+    why = "a norm of each head's queries or keys runs over them" if normed else found.group.protected
+    yield replace(found, group=replace(found.group, protected=why))
     if not norm or norm in layers:
         own = [values, *gate, *(path for path in beside if path.endswith("v_bias")), *([norm] if norm else [])]
         yield _positions(own, [output], layers, heads)
+    else:
+        found = _positions([values], [output], layers, heads)
+        why = f"{RUNS_THROUGH}{norm}, whose channels cannot be cut one by one"
+        yield replace(found, group=replace(found.group, protected=why))
 
 
 def _positions(outs: Sequence[str], ins: Sequence[str], layers: Mapping[str, Layer], heads: int) -> _Declared:
