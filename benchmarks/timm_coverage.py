@@ -184,8 +184,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"{passed} of {len(rows)} networks tried ({passed / len(rows):.0%}). Passed means: traced, scored by l1, cut "
         f"to {MACS} of the MACs for real, run, a backward pass, saved, loaded from the file, the same outputs. Random "
         "weights, 10 classes, the network's own image size. A family is an entry of `timm.list_modules()`. The share "
-        "of MACs is that of the layers which a free group narrows. Rows that ask for nothing are of the default options: "
-        "residual streams behind norms over channels and the heads of most families stay whole.", "",
+        "of MACs is that of the layers which a free group narrows. Rows that ask for nothing have the default options: "
+        "residual streams behind norms and the heads of most families stay whole.", "",
         f"{facts['processor']}, timm {facts['packages']['timm']}, torch {facts['packages']['torch']}, seed 0, commits "
         f"{', '.join(sorted({row['commit'] for row in rows}))}.", "",
         "| family | network | asked for | result | MACs left | parameters left | free groups "
@@ -199,8 +199,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         result = "passed" if row["stage"] == "done" else f"failed at {row['stage']}"
         reason = row.get("reason", "").replace("|", "/")
         lines.append(
-            f"| {row['family']} | {row['network']} | {row.get('asked', '')} | {result} | {share[0]} | {share[1]} | {groups} | {within} "
-            f"| {reason} |"
+            f"| {row['family']} | {row['network']} | {row['asked']} | {result} | {share[0]} | {share[1]} "
+            f"| {groups} | {within} | {reason} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -204,8 +204,9 @@ def merge_grouped_convs(
 def fold_units(point: HookPoint, maps: Tensor) -> Tensor:
     """Reshape maps or a weight at a hook point so that each unit is one channel; plain channels are left as they are.
 
-    Outputs (N, C, H, W) of a convolution become (N, units, positions * H, W); (N, tokens, C), (N, C) and (N, H, W, C) of
-    a linear layer become (N, units, positions, tokens). A weight (C, in, ...) becomes (units, positions * in, ...).
+    Outputs (N, C, H, W) of a convolution become (N, units, positions * H, W). Those of a linear layer, (N, tokens, C),
+    (N, C) or (N, H, W, C), become (N, units, positions, tokens). A weight (C, in, ...) becomes (units, positions * in,
+    ...).
 
     Args:
         point: the hook point; its ``unit_order`` says which outputs belong to a unit.

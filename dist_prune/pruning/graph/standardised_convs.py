@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_PATHS = tuple(f"timm.layers.std_conv.{prefix}StdConv2d{suffix}" for prefix in ("", "Scaled") for suffix in ("", "Same"))
+_PATHS = tuple(
+    f"timm.layers.std_conv.{prefix}StdConv2d{suffix}" for prefix in ("", "Scaled") for suffix in ("", "Same")
+)
 
 
 def is_standardised(module: nn.Module) -> bool:

@@ -54,9 +54,7 @@ _SPLIT = (("qkv", 3), ("q_proj", 1), ("k_proj", 1), ("v_proj", 1), ("gate", 1))
 _MAXVIT = Form(first="head_first", relative="rel_pos")
 FORMS = {
     "timm.layers.attention.Attention": Form((("qkv", 3), ("gate", 1)), totals=("attn_dim",), norm="norm"),
-    "timm.layers.attention.AttentionRope": Form(
-        _SPLIT, shared="num_kv_heads", totals=("attn_dim",), norm="norm"
-    ),
+    "timm.layers.attention.AttentionRope": Form(_SPLIT, shared="num_kv_heads", totals=("attn_dim",), norm="norm"),
     "timm.models.swin_transformer.WindowAttention": Form(whole=False),
     "timm.models.eva.EvaAttention": Form(_SPLIT, beside=("q_bias", "v_bias"), norm="norm"),
     "timm.models.beit.Attention": Form(beside=("q_bias", "v_bias"), table="relative_position_bias_table"),
@@ -177,9 +175,7 @@ def _declare(name: str, module: Any, form: Form, layers: Mapping[str, Layer]) ->
     couplings.append(_spread(output, "in", width, units))
     if norm:
         couplings.append(_spread(norm, "out", width, units))
-    couplings += [
-        _spread(f"{name}.{key}", "out", width, units) for key in form.beside if f"{name}.{key}" in layers
-    ]
+    couplings += [_spread(f"{name}.{key}", "out", width, units) for key in form.beside if f"{name}.{key}" in layers]
     couplings += [_spread(path, "out", heads, units) for path, _ in _tables(name, module, form)]
     beside = tuple(_offsets(name, module, form))
     if not set(beside) <= layers.keys():

@@ -90,7 +90,7 @@ def _reads_standardised(model: nn.Module, point: ChannelPoint) -> bool:
     if point.point.side != "in" or point.point.kind != "conv":
         return False
     module = model.get_submodule(point.point.layer)
-    return is_standardised(module) and module.groups == 1
+    return isinstance(module, nn.Conv2d) and is_standardised(module) and module.groups == 1
 
 
 def _rows_at(point: ChannelPoint, values: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
