@@ -68,8 +68,7 @@ def families(seconds: float = 60) -> dict[str, list[str]]:
 def attempt(name: str, streams: bool = False, units: Units = "earlier") -> dict[str, Any]:
     """Everything for one network; ``stage`` says how far it came, ``reason`` why no further."""
     torch.manual_seed(0)
-    asked = [*(["streams"] if streams else []), *([f"units={units}"] if units != "earlier" else [])]
-    found: dict[str, Any] = {"stage": "create", "asked": ", ".join(asked), "commit": commit_of(Path(__file__))[:7]}
+    found: dict[str, Any] = {"stage": "create"}
 
     class Weights:
         """All that l1 asks of a scoring context."""
@@ -166,6 +165,8 @@ def tried(name: str, seconds: float, streams: bool = False, units: Units = "earl
         found = {"stage": "process", "reason": f"the process ended with {process.exitcode}"}
     process.kill()
     process.join()
+    asked = [*(["streams"] if streams else []), *([f"units={units}"] if units != "earlier" else [])]
+    found |= {"asked": ", ".join(asked), "commit": commit_of(Path(__file__))[:7]}
     return found | {"seconds": round(time.monotonic() - start, 1)}
 
 
