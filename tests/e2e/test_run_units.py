@@ -1,4 +1,4 @@
-"""Heads and head positions as a user prunes them: a recipe's two rounds on two ranks, a bundle, a second start from it."""
+"""Heads and head positions as a user prunes them: two rounds on two ranks, a bundle, another run from it."""
 
 import json
 from pathlib import Path
@@ -12,14 +12,16 @@ from tests.support.launch import SMALL, TORCHRUN, finish, report
 VIT = "backbone.kwargs={img_size: 8, patch_size: 4, embed_dim: 16, depth: 2, num_heads: 4}"
 RUN = (
     *SMALL, "backbone.name=vit_tiny_patch16_224", VIT, "backbone.streams=true", "method.name=taylor",
-    "schedule.rounds=2", "target.tolerance=0.1", "finetune.epochs=1", "report.latency_batches=[1]", "report.trackers=[]",
+    "schedule.rounds=2", "target.tolerance=0.1", "finetune.epochs=1", "report.latency_batches=[1]",
+    "report.trackers=[]",
 )  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("units", "names"), [("whole", {"qkv"}), ("head_width", {"qk", "v"})])
 def test_two_rounds_of_units(tmp_path: Path, units, names):
-    folder, _ = finish(TORCHRUN, tmp_path / "run", *RUN, f"backbone.units={units}", "select.keep_ratios={'*attn*': 0.5}")
+    share = "select.keep_ratios={'*attn*': 0.5}"
+    folder, _ = finish(TORCHRUN, tmp_path / "run", *RUN, f"backbone.units={units}", share)
     body = report(folder)
     plans = [Plan.from_json((folder / f"round_{number}/plan.json").read_text()) for number in (1, 2)]
     gone = {name.rpartition(".")[2] for name in plans[1].removed if ".attn." in name}

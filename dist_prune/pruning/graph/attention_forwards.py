@@ -148,6 +148,16 @@ def _multihead_parts(module: Any, x: Tensor) -> tuple[Tensor, ...]:
     return _parts(module.in_proj(x), 3, module.num_heads)
 
 
+def _multihead_apart(module: Any, inputs: list[Tensor]) -> list[Tensor]:
+    """Queries, keys and values of tensors of their own: no layer makes all three, so these heads are not found."""
+    total = len(module.in_proj_weight)
+    rows = module.query_key_rows // 2 if hasattr(module, "query_key_rows") else total // 3
+    sizes = [rows, rows, total - 2 * rows]
+    biases = [None] * 3 if module.in_proj_bias is None else module.in_proj_bias.split(sizes)
+    made = map(functional.linear, inputs, module.in_proj_weight.split(sizes), biases)
+    return [split_heads(x, module.num_heads) for x in made]
+
+
 def _multihead(
     module: Any,
     query: Tensor,
@@ -164,8 +174,7 @@ def _multihead(
     same = query is key and key is value
     inputs = [query] if same else [query, key, value]
     inputs = [x[None] if single else x if first else x.transpose(0, 1) for x in inputs]
-    parts = [_multihead_parts(module, x) for x in inputs]
-    q, k, v = parts[0] if same else (parts[0][0], parts[1][1], parts[2][2])
+    q, k, v = _multihead_parts(module, inputs[0]) if same else _multihead_apart(module, inputs)
     mask = _multihead_mask(module, len(q), q.dtype, key_padding_mask, attn_mask)
     drop, weights, scale = module.dropout if module.training else 0.0, None, module.head_dim**-0.5
     if need_weights:

@@ -30,8 +30,8 @@ def apply_plan(model: nn.Module, graph: DependencyGraph, plan: Plan) -> None:
     """
     if {g.name: g.width for g in graph.groups} != dict(plan.widths):
         raise PruneError(
-            "the plan belongs to another network: its groups or their dense widths differ from this one's. A trace with "
-            "other units or streams than the plan's finds other groups"
+            "the plan belongs to another network: its groups or their dense widths differ from this one's. A trace "
+            "with other units or streams than the plan's finds other groups"
         )
     graph.check_removable(plan.removed)
     call_layers_of_units(model, plan.widths)

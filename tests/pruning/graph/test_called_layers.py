@@ -130,3 +130,28 @@ def test_heads_of_torchs_encoder(units, streams):
     with torch.no_grad():
         assert torch.equal(loaded(images), found)
     loaded.train()(images).square().mean().backward()
+
+
+class Crossed(nn.Module):
+    """Attention of one query to all tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.attn = nn.Conv2d(3, 16, 4, 4), nn.MultiheadAttention(16, 4, batch_first=True)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.stem(images).flatten(2).transpose(1, 2)
+        return self.head(self.attn(tokens[:, :1], tokens, tokens)[0][:, 0])
+
+
+@pytest.mark.parametrize("units", ["whole", "head_width"])
+def test_heads_that_read_other_tokens_than_they_ask_are_left_whole(units):
+    torch.manual_seed(0)
+    model, images = Crossed().double().eval(), torch.randn(2, 3, 8, 8, dtype=DOUBLE)
+    with torch.no_grad():
+        before = model(images)
+    graph = trace_groups(model, images[:1], units=units)
+    assert not [group for group in graph.free if group.unit != "channel"]
+    with torch.no_grad():
+        assert torch.allclose(model(images), before, atol=1e-12)
