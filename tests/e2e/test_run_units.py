@@ -20,7 +20,7 @@ RUN = (
 @pytest.mark.slow
 @pytest.mark.parametrize(("units", "names"), [("whole", {"qkv"}), ("head_width", {"qk", "v"})])
 def test_two_rounds_of_units(tmp_path: Path, units, names):
-    share = "select.keep_ratios={'*attn*': 0.5}"
+    share = "select.keep_ratios=" + json.dumps({f"*.attn.{name}": 0.5 for name in sorted(names)})
     folder, _ = finish(TORCHRUN, tmp_path / "run", *RUN, f"backbone.units={units}", share)
     body = report(folder)
     plans = [Plan.from_json((folder / f"round_{number}/plan.json").read_text()) for number in (1, 2)]
