@@ -215,8 +215,9 @@ def _known(module: Any) -> bool:
     path = path_of(type(module))
     if path == MULTIHEAD and not getattr(module, "calls_layers", False):
         return module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
-    queries = getattr(module, "q", None)
-    return path in FORWARDS and (path != LATENT or isinstance(queries, nn.Linear))  # else the latents are the queries
+    if path == LATENT:  # else the latents are the queries, or nothing reads the heads
+        return isinstance(module.q, nn.Linear) and isinstance(module.proj, nn.Linear)
+    return path in FORWARDS
 
 
 def _can_narrow(module: Any) -> bool:
