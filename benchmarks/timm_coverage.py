@@ -1,7 +1,8 @@
 """Which of timm's networks can be pruned for real: scored (l1), cut to 0.7 of the MACs, run, trained a step, saved,
 loaded and compared.
 
-    python benchmarks/timm_coverage.py --out FOLDER [--per-family 1] [--only GLOB ...] [--seconds 120] [--streams]
+    python benchmarks/timm_coverage.py --out FOLDER [--per-family 1] [--only GLOB ...] [--seconds 120]
+        [--streams] [--units whole]
     python benchmarks/timm_coverage.py --out FOLDER --write docs/coverage.md          the table of what is there
 
 A family is one entry of timm.list_modules() (the file of timm that defines the networks), tried by its smallest
@@ -19,7 +20,7 @@ import traceback
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -32,6 +33,7 @@ from dist_prune.distributed.environment import DistributedEnvironment, describe_
 from dist_prune.errors import PruneError
 from dist_prune.methods.l1 import L1
 from dist_prune.pipeline.git import commit_of
+from dist_prune.pruning.graph.groups import Units
 from dist_prune.pruning.graph.head_groups import fold_units
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.selection import cost
@@ -63,7 +65,7 @@ def families(seconds: float = 60) -> dict[str, list[str]]:
     return {family: names for family, names in out.items() if names}
 
 
-def attempt(name: str, streams: bool = False) -> dict[str, Any]:
+def attempt(name: str, streams: bool = False, units: Units = "earlier") -> dict[str, Any]:
     """Everything for one network; ``stage`` says how far it came, ``reason`` why no further."""
     torch.manual_seed(0)
     found: dict[str, Any] = {"stage": "create"}
@@ -82,7 +84,7 @@ def attempt(name: str, streams: bool = False) -> dict[str, Any]:
         side = models.image_config(model, 3)["input_size"][-1]
         found |= {"side": side, "params": sum(p.numel() for p in model.parameters()), "stage": "trace"}
         example = torch.randn(2, 3, side, side)
-        channels = trace_groups(model, example[:1], streams=streams)
+        channels = trace_groups(model, example[:1], streams=streams, units=units)
         found |= {"free": len(channels.free), "groups": len(channels.groups), "share": free_share(channels)}
         found["stage"] = "select"
         if not channels.free:
@@ -146,11 +148,11 @@ def protections(channels: Any) -> str:
     return "Left whole, for example: " + "; ".join(list(first.values())[:3])
 
 
-def tried(name: str, seconds: float, streams: bool = False) -> dict[str, Any]:
+def tried(name: str, seconds: float, streams: bool = False, units: Units = "earlier") -> dict[str, Any]:
     """``attempt`` in a process of its own, forked from this one, which has imported everything."""
     start, context = time.monotonic(), multiprocessing.get_context("fork")
     mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: theirs.send(attempt(name, streams)))
+    process = context.Process(target=lambda: theirs.send(attempt(name, streams, units)))
     process.start()
     theirs.close()
     try:
@@ -163,6 +165,8 @@ def tried(name: str, seconds: float, streams: bool = False) -> dict[str, Any]:
         found = {"stage": "process", "reason": f"the process ended with {process.exitcode}"}
     process.kill()
     process.join()
+    asked = [*(["streams"] if streams else []), *([f"units={units}"] if units != "earlier" else [])]
+    found |= {"asked": ", ".join(asked), "commit": commit_of(Path(__file__))[:7]}
     return found | {"seconds": round(time.monotonic() - start, 1)}
 
 
@@ -181,12 +185,13 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"{passed} of {len(rows)} networks tried ({passed / len(rows):.0%}). Passed means: traced, scored by l1, cut "
         f"to {MACS} of the MACs for real, run, a backward pass, saved, loaded from the file, the same outputs. Random "
         "weights, 10 classes, the network's own image size. A family is an entry of `timm.list_modules()`. The share "
-        "of MACs is that of the layers which a free group narrows.", "",
-        f"{facts['processor']}, timm {facts['packages']['timm']}, torch {facts['packages']['torch']}, seed 0, commit "
-        f"{commit_of(Path(__file__))[:7]}.", "",
-        "| family | network | result | MACs left | parameters left | free groups | share of MACs in free groups "
-        "| why not |",
-        "|---|---|---|---|---|---|---|---|",
+        "of MACs is that of the layers which a free group narrows. Rows that ask for nothing have the default options: "
+        "residual streams behind norms and the heads of most families stay whole.", "",
+        f"{facts['processor']}, timm {facts['packages']['timm']}, torch {facts['packages']['torch']}, seed 0, commits "
+        f"{', '.join(sorted({row['commit'] for row in rows}))}.", "",
+        "| family | network | asked for | result | MACs left | parameters left | free groups "
+        "| share of MACs in free groups | why not |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in sorted(rows, key=lambda row: (row["family"], row["network"])):
         share = [f"{row[key]:.2f}" if key in row else "-" for key in ("macs_left", "params_left")]
@@ -195,8 +200,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         result = "passed" if row["stage"] == "done" else f"failed at {row['stage']}"
         reason = row.get("reason", "").replace("|", "/")
         lines.append(
-            f"| {row['family']} | {row['network']} | {result} | {share[0]} | {share[1]} | {groups} | {within} "
-            f"| {reason} |"
+            f"| {row['family']} | {row['network']} | {row['asked']} | {result} | {share[0]} | {share[1]} "
+            f"| {groups} | {within} | {reason} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -210,6 +215,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1000, help="start none later than this")
     parser.add_argument("--again", action="store_true", help="try those that failed once more")
     parser.add_argument("--streams", action="store_true", help="prune residual streams behind norms over channels too")
+    parser.add_argument("--units", choices=get_args(Units), default="earlier", help="which whole units are found")
     parser.add_argument("--write", type=Path, help="the table as Markdown")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -225,7 +231,7 @@ def main() -> None:
             finished = name in rows and not (given.again and rows[name]["stage"] != "done")
             if not wanted or finished or time.monotonic() - start > 60 * given.minutes:
                 continue
-            rows[name] = {"family": family, "network": name} | tried(name, given.seconds, given.streams)
+            rows[name] = {"family": family, "network": name} | tried(name, given.seconds, given.streams, given.units)
             with file.open("a") as out:
                 out.write(json.dumps(rows[name]) + "\n")
             print(family, name, rows[name]["stage"], rows[name].get("reason", ""), flush=True)

@@ -39,7 +39,7 @@ from dist_prune.methods.base import TRAINED, Method
 from dist_prune.methods.scores import Scores
 from dist_prune.models.wrappers import unwrap, unwrap_module
 from dist_prune.pruning.eval_mode import evaluation_mode, with_gradients
-from dist_prune.pruning.graph.groups import DependencyGraph, TracedNetwork
+from dist_prune.pruning.graph.groups import DependencyGraph, TracedNetwork, Units
 from dist_prune.pruning.network_output import logits_of, only_logits
 from dist_prune.pruning.plan.known_graph import graph_of
 from dist_prune.pruning.plan.plan import Plan
@@ -54,17 +54,26 @@ from dist_prune.training.tracking import Tracker
 
 
 def trace(
-    model: nn.Module, example: Tensor | Sequence[int], *, protect: Sequence[str] = (), streams: bool = False
+    model: nn.Module,
+    example: Tensor | Sequence[int],
+    *,
+    protect: Sequence[str] = (),
+    streams: bool = False,
+    units: Units = "earlier",
 ) -> DependencyGraph:
     """Find the channel groups of a network, and prove each by trial cuts.
 
     Args:
         model: any network of convolutions, linear layers, norms and attention that torch can trace. A wrapper
-            (DistributedDataParallel, torch.compile, accelerate) is looked through. The network is not changed.
+            (DistributedDataParallel, torch.compile, accelerate) is looked through. The network is not changed, except
+            that with other ``units`` than ``earlier`` its attention modules call their layers, with the same outputs.
         example: images (n, C, H, W) float, of which one is used, or the shape (C, H, W).
         protect: globs of layers whose outputs keep their width.
         streams: whether residual streams that run through norms over channels (layer, group and root-mean-square
             norms) and bare parameters (class tokens, position embeddings, layer scales) may lose channels.
+        units: what attention loses. ``earlier``: whole heads of ViT, DeiT and Swin, as in earlier versions. ``whole``:
+            whole heads of every known attention module, and pairs of gated perceptrons. ``head_width``: positions of
+            queries with keys and of values with outputs, of all heads of a layer alike.
 
     Returns:
         The graph. ``print(graph)`` lists its groups, and why some are protected.
@@ -88,7 +97,8 @@ def trace(
     with with_gradients():
         if any(parameter.is_inference() for parameter in bare.parameters()):
             bare = copy.deepcopy(bare)
-        graph = trace_groups(bare, example[:1].detach().clone().to(weight.device, weight.dtype), protect, streams)
+        image = example[:1].detach().clone().to(weight.device, weight.dtype)
+        graph = trace_groups(bare, image, protect, streams, units)
     graph = graph.protect_producers(tasks.anchor_layers(graph.producers))
     config = getattr(bare, "pretrained_cfg", None)
     return replace(

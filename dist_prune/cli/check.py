@@ -89,7 +89,8 @@ def trace_backbone(recipe: Recipe, method: Method) -> tuple[DependencyGraph, int
     size = recipe.data.image_size or native_side or config_size(config["input_size"])
     check_normalisation(recipe.data.mean, recipe.data.std, in_chans)
     example = torch.randn(1, in_chans, *sides_of(size))
-    graph = trace_groups(model, example, recipe.backbone.protect, recipe.backbone.streams)
+    spec = recipe.backbone
+    graph = trace_groups(model, example, spec.protect, spec.streams, spec.units)
     check_outputs(task, model, example, classes, recipe.backbone.name)
     if start is not None:
         graph = start.graph_of(graph)

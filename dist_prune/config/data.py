@@ -109,6 +109,12 @@ class Backbone(Section):
         description="pruning of residual streams that run through norms over channels (layer, group and "
         "root-mean-square norms) and bare parameters (class tokens, position embeddings, layer scales)",
     )
+    units: Network[Literal["earlier", "whole", "head_width"]] = Field(
+        default="earlier",
+        description="what attention loses: whole heads of ViT, DeiT and Swin as in earlier versions (earlier); whole "
+        "heads of every known attention module, and pairs of gated perceptrons (whole); or, of all heads of a layer "
+        "alike, positions of queries with keys and of values with outputs (head_width)",
+    )
 
     @model_validator(mode="after")
     def _check_checkpoint_keys(self):

@@ -18,6 +18,7 @@ ADDED: dict[str, Any] = {
     "backbone.checkpoint_skip": [],
     "backbone.protect": [],
     "backbone.streams": False,
+    "backbone.units": "earlier",
     "data.augment_on": "host",
     "data.class_map": None,
     "data.class_order": None,

@@ -10,6 +10,7 @@ calibration images; no labels, no gradients, and one pass.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -53,6 +54,13 @@ class Reconstruction(base.RankingMethod):
     Options = Options
     units = True
     needs = Needs(note="and an elimination for each group")
+
+    def prunable(self, graph: DependencyGraph) -> DependencyGraph:
+        """Protect positions of queries and keys, which no layer reads."""
+        why = "no layer reads its channels, and this method compares what layers read"
+        unread = {g.name for g in graph.free if not any(c.side == "in" for c in g.couplings)}
+        groups = (replace(g, protected=why) if g.name in unread else g for g in graph.groups)
+        return super().prunable(replace(graph, groups=tuple(groups)) if unread else graph)
 
     def score(self, context: base.ScoringContext) -> base.Scores:
         """Collect the second moments of all readers' inputs in one pass, and eliminate group by group.

@@ -41,6 +41,7 @@ def check_criteria(context: RunContext) -> None:
         context.images.example_input,
         context.recipe.backbone.protect,
         context.recipe.backbone.streams,
+        context.recipe.backbone.units,
     )
     for name in names:
         method = build_criterion(context, name)

@@ -17,6 +17,7 @@ from dist_prune.models.load_checkpoint import load_checkpoint
 from dist_prune.pipeline.images import RunImages
 from dist_prune.pipeline.stage_graph import DENSE, FINETUNED, round_path
 from dist_prune.pipeline.start_network import StartNetwork
+from dist_prune.pruning.graph.called_layers import call_layers
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.plan import files
 from dist_prune.pruning.plan.after_pruning import graph_after
@@ -73,8 +74,12 @@ class RunNetworks:
         """
         backbone, images = self.recipe.backbone, self.images
         if self.start is not None:
-            return self.start.create(images.classes, images.in_channels)
-        return models.create(backbone.name, len(images.classes), images.in_channels, pretrained, backbone.kwargs)
+            model = self.start.create(images.classes, images.in_channels)
+        else:
+            classes = len(images.classes)
+            model = models.create(backbone.name, classes, images.in_channels, pretrained, backbone.kwargs)
+        call_layers(model, backbone.units)
+        return model
 
     def create_initial(self) -> nn.Module:
         """Create the dense backbone that training starts from.
@@ -140,7 +145,7 @@ class RunNetworks:
 
     def _trace(self, dense: nn.Module) -> DependencyGraph:
         spec = self.recipe.backbone
-        return trace_groups(dense.eval(), self.images.example_input, spec.protect, spec.streams)
+        return trace_groups(dense.eval(), self.images.example_input, spec.protect, spec.streams, spec.units)
 
     def whole_plan(self, number: int) -> Plan:
         """What rounds 1 to ``number`` remove, and what was removed before the run if it starts from a bundle."""

@@ -77,8 +77,9 @@ class StartNetwork:
         wrong = [name for name in old.removed if old.widths[name] != widths.get(name)]
         if wrong:
             raise PruneError(
-                f"backbone.bundle: its plan removes channels of {abbreviate(wrong, 4)}, and this version finds no such "
-                "groups in the network. Load the bundle with the version that made it"
+                f"backbone.bundle: its plan removes channels of {abbreviate(wrong, 4)}, and this recipe finds no such "
+                "groups in the network. Write backbone.units and backbone.streams as in the run that made the bundle; "
+                "if they are the same, load the bundle with the version that made it"
             )
         return Plan(old.removed, widths, {name: why for name, why in old.reasons.items() if name in widths})
 

@@ -13,6 +13,7 @@ from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
 from dist_prune.models.wrappers import unwrap
 from dist_prune.pruning.eval_mode import evaluation_mode
+from dist_prune.pruning.graph.called_layers import call_layers_of_units
 from dist_prune.pruning.graph.groups import DependencyGraph, HookPoint
 from dist_prune.pruning.hooks.gating import Where
 from dist_prune.pruning.hooks.statistics import Statistic
@@ -116,6 +117,7 @@ class LibraryScoringContext(DistributedScoringContext):
 
 def check_same_network(model: nn.Module, graph: DependencyGraph, comm: Communicator) -> None:
     """PruneError unless the network has the graph's layers, and the same weights on every rank."""
+    call_layers_of_units(model, {group.name: group.width for group in graph.groups})
     modules = dict(model.named_modules())
     for name, layer in graph.layers.items():
         weight = getattr(modules.get(name), "weight", None)

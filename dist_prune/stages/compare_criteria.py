@@ -44,6 +44,7 @@ def run(context: RunContext) -> StageOutput:
         context.images.example_input,
         context.recipe.backbone.protect,
         context.recipe.backbone.streams,
+        context.recipe.backbone.units,
     )
     scores, used = score_criteria(context, graph, criteria)
     loader, ids, where = comparison_images(context, used)

@@ -18,6 +18,7 @@ from dist_prune.distributed import tensor_files
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.export import bundle
+from dist_prune.pruning.graph.groups import Units
 from dist_prune.pruning.hooks.gating import gate_off
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.pruning.surgery import surgeon
@@ -70,9 +71,10 @@ def bench(
     partial: Path | None = None,
     micro_batch: int = MICRO,
     save_every: int = 1,
+    units: Units = "earlier",
 ) -> DistributedScoringContext:
     feed = feed or digits_feed()
-    channels = trace_groups(model, example(feed.source.in_chans)[:1])
+    channels = trace_groups(model, example(feed.source.in_chans)[:1], units=units)
     return DistributedScoringContext(
         model, channels, feed, np.arange(images), machine(ranks), Tracker(False), micro_batch, seed, partial, "test",
         save_every,

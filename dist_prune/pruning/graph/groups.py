@@ -19,7 +19,10 @@ HookKind = Literal["out", "in", "weight"]
 # table: one column per attention head; layer norm: any norm over channels; parameter: one that no layer holds
 Kind = Literal["conv", "linear", "norm", "pool", "table", "layer norm", "parameter"]
 RUNS_THROUGH = "it runs through "  # reason of a group with a member that is no layer of the graph
-Unit = Literal["channel", "head", "conv group"]
+Unit = Literal["channel", "head", "conv group", "pair", "head position"]
+SINGLE: tuple[Unit, ...] = ("channel", "pair", "head position")  # units whose numbers are rounded, and have a floor
+# what traces find besides channels: as in earlier versions, or all units of unit_forms.FORMS
+Units = Literal["earlier", "whole", "head_width"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Layer:
         kernel: entries of one filter per input channel, kh * kw.
         positions: output positions per image, H * W (tokens for a linear layer; of a transposed convolution those of
             its input); summed over all calls of the layer.
-        bias: parameters per output channel besides the kernel: 1 for a bias, 2 for an affine norm.
+        bias: parameters per output channel besides the kernel: 1 for a bias, 2 for an affine norm or for a bias and the
+            gain of a standardised convolution.
         transposed: whether this is a transposed convolution, whose weight is (in, out / groups, kh, kw).
         places: output positions per image if they are not ``positions``, which of a transposed convolution are those
             of its input; else 0.
@@ -109,7 +113,8 @@ class ChannelGroup:
         protected: reason why no channel may be removed; empty for a free group. Groups are protected whose channels are
             the network's outputs, that cannot be followed through the network, or that the recipe excludes.
         excluded: whether ``select.exclude`` names one of its producers.
-        unit: ``channel``, or ``head`` or ``conv group`` if each of its channels is such a unit of several positions.
+        unit: ``channel``, or ``head``, ``conv group``, ``pair`` (an output and its gate) or ``head position`` (of all
+            heads of a layer) if each of its channels is such a unit of several positions.
         gone: channels that earlier rounds removed; the dense width is ``width + gone``.
 
     Example:

@@ -204,8 +204,9 @@ def merge_grouped_convs(
 def fold_units(point: HookPoint, maps: Tensor) -> Tensor:
     """Reshape maps or a weight at a hook point so that each unit is one channel; plain channels are left as they are.
 
-    Outputs (N, C, H, W) become (N, units, positions * H, W), (N, tokens, C) and (N, C) become (N, units, positions,
-    tokens); a weight (C, in, ...) becomes (units, positions * in, ...).
+    Outputs (N, C, H, W) of a convolution become (N, units, positions * H, W). Those of a linear layer, (N, tokens, C),
+    (N, C) or (N, H, W, C), become (N, units, positions, tokens). A weight (C, in, ...) becomes (units, positions * in,
+    ...).
 
     Args:
         point: the hook point; its ``unit_order`` says which outputs belong to a unit.
@@ -217,7 +218,7 @@ def fold_units(point: HookPoint, maps: Tensor) -> Tensor:
     if point.side == "weight":
         rows = maps.index_select(0, order)
         return rows.reshape(point.width, -1, *rows.shape[2:])
-    if maps.dim() == 4:
+    if point.kind == "conv":
         return maps.index_select(1, order).reshape(len(maps), point.width, -1, maps.shape[3])
     rows = maps.index_select(-1, order).reshape(len(maps), -1, point.width, len(order) // point.width)
     return rows.permute(0, 2, 3, 1)

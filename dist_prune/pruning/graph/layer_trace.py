@@ -88,7 +88,7 @@ def where_tracing_stopped(error: BaseException, layers: Container[str]) -> str:
 
 def _describe(name: str, module: nn.Module, x: Any, y: Any) -> Layer | None:
     if isinstance(module, nn.Conv2d):
-        bias = int(module.bias is not None)
+        bias = int(module.bias is not None) + int(getattr(module, "gain", None) is not None)
         kernel, positions = module.weight[0, 0].numel(), y.shape[2:].numel()
         known = float(type(module) in _THOP_CONV)
         return Layer(

@@ -93,7 +93,7 @@ def stream_layers(model: nn.Module, example: Tensor, apart: Iterable[str]) -> di
 
 def with_stream_layers(model: nn.Module, layers: Mapping[str, Layer], more: Mapping[str, Layer]) -> dict[str, Layer]:
     """Return both in the order of the network's modules; a parameter follows the module that holds it."""
-    both = {**layers, **more}
+    both = {**more, **layers}
     names = []
     for path, module in model.named_modules():
         names += [path, *(f"{path}.{key}" if path else key for key in module._parameters)]

@@ -18,8 +18,8 @@ from torch_pruning.ops import OPTYPE
 
 from dist_prune.errors import PruneError
 from dist_prune.pruning.eval_mode import evaluation_mode
-from dist_prune.pruning.graph import head_groups, stream_layers
-from dist_prune.pruning.graph.groups import RUNS_THROUGH, ChannelGroup, Coupling, DependencyGraph, Layer
+from dist_prune.pruning.graph import called_layers, head_groups, stream_layers, unit_forms
+from dist_prune.pruning.graph.groups import RUNS_THROUGH, ChannelGroup, Coupling, DependencyGraph, Layer, Units
 from dist_prune.pruning.graph.layer_trace import trace_layers, where_tracing_stopped
 from dist_prune.pruning.network_output import tensors_of
 
@@ -43,16 +43,19 @@ class _PoolFollows(tp.BasePruningFunc):
     get_in_channels = get_out_channels
 
 
-def trace_dependencies(model: nn.Module, example: Tensor, streams: bool = False) -> DependencyGraph:
+def trace_dependencies(
+    model: nn.Module, example: Tensor, streams: bool = False, units: Units = "earlier"
+) -> DependencyGraph:
     """Trace a bare model and return its layers and channel groups as torch-pruning finds them, not yet verified.
 
     Groups that cannot be cut are returned too, protected with the reason. ``verified_trace.trace_groups`` verifies the
     others.
 
     Args:
-        model: a bare network; not changed.
+        model: a bare network; not changed, but with other units than the earlier ones ``call_layers`` is applied.
         example: (1, C, H, W) images.
         streams: whether norms over channels and bare parameters are layers, which lose channels like any other.
+        units: which whole units are found: those of earlier versions, or those of all ``unit_forms.FORMS``.
 
     Returns:
         The layers in module order, and the groups in module order of their leaders.
@@ -61,10 +64,13 @@ def trace_dependencies(model: nn.Module, example: Tensor, streams: bool = False)
         PruneError: the network does not run on ``example``, cannot be traced, or has no channel group.
     """
     device = next(model.parameters()).device
+    called_layers.call_layers(model, units)
     try:
         layers = trace_layers(model, example.to(device)) | head_groups.head_tables(model)
     except Exception as error:  # any error of the network's own forward
         raise PruneError(_forward_error(model, example, error)) from error
+    if units != "earlier":
+        layers |= unit_forms.unit_tables(model)
     if streams:
         more = stream_layers.stream_layers(model, example.to(device), layers)
         layers = stream_layers.with_stream_layers(model, layers, more)
@@ -84,11 +90,11 @@ def trace_dependencies(model: nn.Module, example: Tensor, streams: bool = False)
     if streams:
         groups = stream_layers.tile_merged(groups, layers)
         layers = stream_layers.turn_parameters(model, layers, groups)
-    groups = head_groups.replace_with_heads(
-        model, head_groups.merge_grouped_convs(groups, layers, lambda n: (depth[n], order[n])), layers, streams
-    )
-    if streams:
-        layers = stream_layers.only_used(layers, groups)
+    groups = head_groups.merge_grouped_convs(groups, layers, lambda n: (depth[n], order[n]))
+    groups = head_groups.replace_with_heads(model, groups, layers, streams or units != "earlier")
+    if units != "earlier":
+        groups = unit_forms.replace_with_units(model, groups, layers)
+    layers = stream_layers.only_used(layers, groups)
     covered = sum(_count_params(layer) for layer in layers.values())
     other = sum(p.numel() for p in model.parameters()) - covered
     channels = DependencyGraph(
@@ -131,6 +137,8 @@ def _protect_shared_weights(model: nn.Module, graph: DependencyGraph) -> Depende
         if layer.kind == "parameter":
             continue
         module = model.get_submodule(name)
+        if isinstance(module, called_layers.LinearView):
+            continue  # its weight is its owner's
         computed = any(key not in module._parameters for key in ("weight",) if hasattr(module, key))
         if computed and getattr(module, "weight", None) is not None:
             why[name] = f"the weight of {name} is computed from other parameters (weight_norm and the like)"
@@ -147,6 +155,9 @@ def _protect_shared_weights(model: nn.Module, graph: DependencyGraph) -> Depende
 def _build_tp_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
     for parameter in model.parameters():
         parameter.requires_grad_(True)
+    for module in model.modules():
+        if isinstance(module, called_layers.RowsView):
+            module.detached = True
     with warnings.catch_warnings(), evaluation_mode(model), torch.enable_grad():
         warnings.simplefilter("ignore")
         pools: dict[Any, Any] = {kind: _PoolFollows() for kind in _POOLS}

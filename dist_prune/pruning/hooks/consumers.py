@@ -6,7 +6,7 @@ count as removed (gating.py), so a gradient there counts once however the layers
 """
 
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -63,7 +63,8 @@ def consumers(
 ) -> list[ChannelPoint]:
     """Return the inputs of the layers that read the group's channels, in the order of the group's couplings.
 
-    Convolutions and linear layers are readers. Batch norms and activations are not: they pass channels on.
+    Convolutions and linear layers are readers. Batch norms and activations are not: they pass channels on. No layer
+    reads queries and keys, but their product: the outputs of the keys stand for it, which are zero where both are gone.
 
     Args:
         graph: the network's dependency graph.
@@ -82,6 +83,11 @@ def consumers(
             reads = coupling.side == "in" and layer.kind in ("conv", "linear")
         if reads:
             points.append(input_point(graph, group, coupling))
+    if not points and group.unit == "head position":
+        whole = group.couplings[0]
+        half = len(whole.index) // 2
+        keys = replace(whole, index=whole.index[half:], channel=whole.channel[half:])
+        points = [replace(point, coupling=keys) for point in producers(graph, group)]
     return points
 
 

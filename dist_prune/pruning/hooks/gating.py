@@ -1,7 +1,8 @@
 """Gates: channels multiplied by numbers while a network runs. Masks and learned scales are gates.
 
 A channel that is zero at all of its consumers, after every norm, activation, pool and addition, counts as removed. A
-norm over channels computes over those that are left (gated_norms.py).
+norm over channels computes over those that are left (gated_norms.py), and so does the standardisation of a weight
+(gated_convs.py).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 from dist_prune.pruning.graph.channel_tensors import to_device_of
 from dist_prune.pruning.graph.groups import DependencyGraph
+from dist_prune.pruning.graph.standardised_convs import is_standardised
 from dist_prune.pruning.hooks.capture import capture_outputs
 from dist_prune.pruning.hooks.consumers import ChannelPoint, consumers, input_point, producers
+from dist_prune.pruning.hooks.gated_convs import gated_conv
 from dist_prune.pruning.hooks.gated_norms import gated_norm
 
 Where = Literal["consumed", "output"]
@@ -50,10 +53,14 @@ def gate(model: nn.Module, points: Iterable[ChannelPoint], values: Mapping[str, 
             Floating point: factors, cast to the dtype of the maps; gradients flow to them.
     """
     norms: dict[str, list[ChannelPoint]] = {}
+    convs: dict[str, list[ChannelPoint]] = {}
     with ExitStack() as hooks:
         for point in points:
             if point.point.kind == "layer norm":
                 norms.setdefault(point.point.layer, []).append(point)
+                continue
+            if _reads_standardised(model, point):
+                convs.setdefault(point.point.layer, []).append(point)
                 continue
 
             def multiply(_point: object, maps: Tensor, point: ChannelPoint = point) -> Tensor:
@@ -62,6 +69,8 @@ def gate(model: nn.Module, points: Iterable[ChannelPoint], values: Mapping[str, 
             hooks.enter_context(capture_outputs(model, [point.point], multiply))
         for layer, there in norms.items():
             hooks.enter_context(gated_norm(model, layer, [_rows_at(point, values) for point in there]))
+        for layer, there in convs.items():
+            hooks.enter_context(gated_conv(model, layer, [_rows_at(point, values) for point in there]))
         yield
 
 
@@ -74,6 +83,14 @@ def gate_off(
         kept[name] = torch.ones(graph.group(name).width, dtype=torch.bool)
         kept[name][list(channels)] = False
     return gate(model, [point for name in removed for point in gate_points(graph, name)], kept)
+
+
+def _reads_standardised(model: nn.Module, point: ChannelPoint) -> bool:
+    """Whether a point is the input of a convolution that standardises its weight; grouped ones lose whole filters."""
+    if point.point.side != "in" or point.point.kind != "conv":
+        return False
+    module = model.get_submodule(point.point.layer)
+    return isinstance(module, nn.Conv2d) and is_standardised(module) and module.groups == 1
 
 
 def _rows_at(point: ChannelPoint, values: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:

@@ -26,7 +26,8 @@ def folded_readers(graph: DependencyGraph, removed: Mapping[str, Any]) -> list[t
         removed: group -> removed channels; empty ones are left out.
     """
     groups = [graph.group(name) for name, channels in removed.items() if channels]
-    return [(group, reader) for group in groups for reader in consumers(graph, group)]
+    found = [(group, reader) for group in groups for reader in consumers(graph, group)]
+    return [(group, reader) for group, reader in found if reader.point.side == "in"]  # no layer reads queries and keys
 
 
 def fold(

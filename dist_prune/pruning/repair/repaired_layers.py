@@ -126,7 +126,7 @@ def is_plain(module: nn.Module) -> bool:
     """Whether a module computes exactly a convolution or a linear layer of its weight."""
     if isinstance(module, nn.Conv2d):
         return type(module).forward is nn.Conv2d.forward and type(module)._conv_forward is nn.Conv2d._conv_forward
-    return any(
+    return "weight" in module._parameters and any(  # not the view of another module's weight
         isinstance(module, kind) and type(module).forward is kind.forward for kind in (nn.ConvTranspose2d, nn.Linear)
     )
 

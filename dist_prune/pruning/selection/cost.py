@@ -251,7 +251,7 @@ def _thop_old_per_channel(layer: Layer) -> float:
     """Return the operations per output channel that thop before 0.1 counts besides multiplications."""
     if layer.kind == "pool":  # thop 0.1.1 counts 1 per output element of a plain pool, at least 2 of an adaptive one
         return layer.thop if layer.thop > layer.positions else 0.0
-    return float({"conv": layer.bias, "norm": 2}.get(layer.kind, 0) * (layer.places or layer.positions))
+    return float({"conv": min(layer.bias, 1), "norm": 2}.get(layer.kind, 0) * (layer.places or layer.positions))
 
 
 def params(graph: DependencyGraph, kept: Mapping[str, int] | None = None, kernels_only: bool = False) -> int:

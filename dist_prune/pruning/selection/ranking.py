@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from dist_prune.errors import PruneError, unknown
-from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph
+from dist_prune.pruning.graph.groups import SINGLE, ChannelGroup, DependencyGraph
 from dist_prune.pruning.selection.cost import COSTS, Cost, target_keys
 from dist_prune.pruning.selection.removal_order import Removal, Scope, removal_order
 from dist_prune.pruning.selection.tie_breaking import all_tied, ascending_order, check_finite
@@ -67,7 +67,7 @@ class SelectionRequest:
 
     def multiple(self, group: ChannelGroup) -> int:
         """Return the number that a group's kept channels are a multiple of; 1 for heads and conv groups."""
-        if group.unit != "channel":
+        if group.unit not in SINGLE:
             return 1
         if self.round_to:
             return self.round_to if group.dense > self.round_to else 1
@@ -77,7 +77,7 @@ class SelectionRequest:
         """Return the fewest channels that a group may keep, before rounding up to ``multiple``."""
         most = self.max_ratio if isinstance(self.max_ratio, float | int) else match_group(self.max_ratio or {}, group)
         least = 0 if most is None else math.ceil(group.dense * (1 - most) - 1e-9)
-        return min(max(1, self.min_channels if group.unit == "channel" else 1, least), group.width)
+        return min(max(1, self.min_channels if group.unit in SINGLE else 1, least), group.width)
 
     def width(self, group: ChannelGroup, count: int) -> int:
         """Return the legal number of kept channels for a wanted one.

@@ -15,10 +15,17 @@ IDENTITY = ("identity", "cheap_rpr_skip")  # batch norms on the block's input it
 ASIDE = ("se", "attn", "act", "layer_scale")  # submodules with other widths than the block
 
 
+# network -> (attribute with its width, submodule that makes that many channels)
+NETWORKS = {"torchvision.models.vision_transformer.VisionTransformer": ("hidden_dim", "conv_proj")}
+
+
 def update_channel_attributes(model: nn.Module) -> None:
-    """Set the channel counts of every re-parameterisable block to those of its layers, in place."""
+    """Set the channel counts of every re-parameterisable block, and of networks, to those of the layers, in place."""
     block: Any
     for block in model.modules():
+        known = NETWORKS.get(f"{type(block).__module__}.{type(block).__qualname__}")
+        if known is not None:
+            setattr(block, known[0], getattr(block, known[1]).out_channels)
         if not callable(getattr(block, "reparameterize", None)):
             continue
         ins, outs = _block_widths(block)

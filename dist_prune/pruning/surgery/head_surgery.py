@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from dist_prune.pruning.graph.head_groups import ATTENTION, attentions, separate_parts
+from dist_prune.pruning.graph.unit_forms import FORMS, update_units
 from dist_prune.pruning.surgery import channel_attributes
 
 
@@ -15,10 +16,13 @@ def update_counts(model: nn.Module) -> None:
     Call it once after the layers were cut; a network that lost nothing does not change.
     """
     for _, module, kind in attentions(model):
+        if hasattr(module, "query_key_rows"):
+            continue  # it keeps all heads
         width = getattr(module, "head_dim", None) or round(module.scale**-2)
         module.num_heads = module.proj.in_features // width
         if kind.total:
             setattr(module, kind.total, module.proj.in_features)
+    update_units(model)
     layer: Any
     for layer in model.modules():
         parts = separate_parts(layer)
@@ -31,7 +35,8 @@ def update_counts(model: nn.Module) -> None:
 
 def has_heads(module: Any) -> bool:
     """Whether a module is an attention module of a class whose heads can be removed."""
-    return f"{type(module).__module__}.{type(module).__qualname__}" in ATTENTION
+    path = f"{type(module).__module__}.{type(module).__qualname__}"
+    return path in ATTENTION or path in FORMS
 
 
 def takes_shapes(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.errors import PruneError
+from dist_prune.pruning.graph.called_layers import LinearView, RowsView, call_layers_of_units
 from dist_prune.pruning.graph.stream_layers import norm_form, norm_width
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.surgery import head_surgery, stream_surgery
@@ -26,6 +27,7 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.M
     Raises:
         PruneError: the model does not fit the plan, or the weights do not fit the model.
     """
+    call_layers_of_units(model, plan.widths)
     modules, widths = dict(model.named_modules()), {}
     for name, width in plan.widths.items():
         layer = modules.get(name)
@@ -49,11 +51,19 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.M
             )
     for name, module in model.named_modules():
         _take_shapes(module, name, weights)
+        if isinstance(module, RowsView) and name in plan.widths and name.endswith(".qk"):
+            owner: Any = modules[name.rpartition(".")[0]]
+            owner.query_key_rows = plan.counts[name] * (widths[name] // plan.widths[name])
     head_surgery.update_counts(model)
     missing, extra = model.load_state_dict(dict(weights), strict=False)
     if missing or extra:
         raise PruneError(f"weights do not fit the network: missing {missing[:3]}, not expected {extra[:3]}")
     return model
+
+
+def _has_view(module: nn.Module) -> bool:
+    """Whether a layer of the module has the module's parameters, and takes their shapes by itself."""
+    return any(isinstance(child, LinearView) for child in module.children())
 
 
 def _outputs_of(layer: nn.Module, weight: Tensor) -> int:
@@ -98,5 +108,5 @@ def _take_shapes(module: nn.Module, name: str, weights: Mapping[str, Tensor]) ->
         module.num_features = len(weights[f"{prefix}running_mean"])
     elif before:
         stream_surgery.set_width(module, before, len(weight))
-    elif not head_surgery.takes_shapes(module) and not stream_surgery.takes_shapes(module):
+    elif not _has_view(module) and not head_surgery.takes_shapes(module) and not stream_surgery.takes_shapes(module):
         raise PruneError(f"{name}: a {type(module).__name__} cannot take new widths")

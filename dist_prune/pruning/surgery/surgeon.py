@@ -10,6 +10,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from dist_prune.errors import PruneError
+from dist_prune.pruning.graph.called_layers import RowsView, call_layers_of_units
 from dist_prune.pruning.graph.groups import DependencyGraph, Layer
 from dist_prune.pruning.plan.block_masks import zero_blocks
 from dist_prune.pruning.plan.plan import Plan
@@ -28,8 +29,12 @@ def apply_plan(model: nn.Module, graph: DependencyGraph, plan: Plan) -> None:
         PruneError: the plan belongs to another network.
     """
     if {g.name: g.width for g in graph.groups} != dict(plan.widths):
-        raise PruneError("the plan belongs to another network: its groups or their dense widths differ from this one's")
+        raise PruneError(
+            "the plan belongs to another network: its groups or their dense widths differ from this one's. A trace "
+            "with other units or streams than the plan's finds other groups"
+        )
     graph.check_removable(plan.removed)
+    call_layers_of_units(model, plan.widths)
     zero_blocks(model, graph, plan)
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     cuts: dict[tuple[str, str], set[int]] = {}
@@ -77,7 +82,9 @@ def prune_tensors_like(
 
 
 def _cut_layer(module: nn.Module, layer: Layer, side: str, positions: list[int]) -> None:
-    if layer.kind == "norm":
+    if isinstance(module, RowsView):
+        module.cut(side, positions)
+    elif layer.kind == "norm":
         tp.prune_batchnorm_out_channels(module, positions)
     elif layer.kind == "conv" and layer.depthwise:
         tp.prune_depthwise_conv_out_channels(module, positions)
@@ -91,3 +98,5 @@ def _cut_layer(module: nn.Module, layer: Layer, side: str, positions: list[int])
         (tp.prune_conv_out_channels if side == "out" else tp.prune_conv_in_channels)(module, positions)
     elif layer.kind == "linear":
         (tp.prune_linear_out_channels if side == "out" else tp.prune_linear_in_channels)(module, positions)
+    if layer.kind == "conv" and side == "out" and getattr(module, "gain", None) is not None:
+        stream_surgery.cut_parameter(module, "gain", 0, positions)  # of a standardised convolution

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.pruning.eval_mode import evaluation_mode
-from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph
+from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph, Units
 from dist_prune.pruning.graph.tracer import OUTPUTS, trace_dependencies
 from dist_prune.pruning.hooks.gating import gate_off
 from dist_prune.pruning.network_output import tensors_of
@@ -23,7 +23,11 @@ UNREAD = "no layer that reads its channels was found: an operation on their way 
 
 
 def trace_groups(
-    model: nn.Module, example: Tensor, protect: Sequence[str] = (), streams: bool = False
+    model: nn.Module,
+    example: Tensor,
+    protect: Sequence[str] = (),
+    streams: bool = False,
+    units: Units = "earlier",
 ) -> DependencyGraph:
     """Trace a bare model and find its layers and channel groups.
 
@@ -31,10 +35,11 @@ def trace_groups(
     group that breaks the forward pass becomes a protected one.
 
     Args:
-        model: a bare network; not changed.
+        model: a bare network; not changed, but with other units than the earlier ones ``call_layers`` is applied.
         example: (1, C, H, W) image of the size that the network will run on.
         protect: globs of layers whose outputs keep their width.
         streams: whether residual streams behind norms over channels and bare parameters may lose channels.
+        units: which whole units are found: those of earlier versions, or those of all ``unit_forms.FORMS``.
 
     Returns:
         The dependency graph; the free groups are those that ``apply_plan`` can cut.
@@ -42,7 +47,7 @@ def trace_groups(
     Raises:
         PruneError: the network cannot be traced at all, or a glob matches no layer.
     """
-    graph = trace_dependencies(model, example, streams).protect(protect)
+    graph = trace_dependencies(model, example, streams, units).protect(protect)
     graph = verify_groups(model, graph, example.to(next(model.parameters()).device))
     return replace(graph, memory=ActivationMemory(model, graph))
 
