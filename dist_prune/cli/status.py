@@ -10,8 +10,10 @@ from typing import Any
 from dist_prune.cli.verb import Answer
 from dist_prune.errors import PruneError
 from dist_prune.fileio import read_json, read_text, unseal
+from dist_prune.training.progress import duration
 
 RECIPE, LOCK, LEDGER, STARTED = "recipe.yaml", ".lock", "ledger.jsonl", "stage_started.json"
+PROGRESS = "progress.json"
 DEPTH = 3  # folders below RUNS that are searched: runs/SWEEP/TASK
 LONGEST = 100  # characters of an error in the table; --json has all
 
@@ -37,13 +39,15 @@ def run(arguments: argparse.Namespace) -> Answer:
     found = sorted((describe(folder) for folder in folders), key=lambda one: (order[one["state"]], one["run"]))
     if not found:
         return f"no run directory below {', '.join(arguments.runs)}", [], 0
-    rows = [["run", "state", "stage", "done", "last sign", "error"]]
+    rows = [["run", "state", "stage", "done", "work", "left", "last sign", "error"]]
     rows += [
-        [one["run"], one["state"], one["stage"], f"{one['done']}", _ago(one["seconds_ago"]), _short(one["error"])]
+        [one["run"], one["state"], one["stage"], f"{one['done']}", one["work"],
+         "" if one["seconds_left"] is None else duration(one["seconds_left"]), _ago(one["seconds_ago"]),
+         _short(one["error"])]
         for one in found
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[5]]).rstrip() for row in rows]
+    ]  # fmt: skip
+    widths = [max(len(row[column]) for row in rows) for column in range(7)]
+    lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[7]]).rstrip() for row in rows]
     return "\n".join(lines), found, 0
 
 
@@ -63,7 +67,9 @@ def describe(folder: Path) -> dict[str, Any]:
     Returns:
         ``run`` (its path), ``state`` (running: a process holds its lock; finished: its report is written; failed: it
         left an error; stopped: none of these), ``stage`` (the one that runs or was interrupted, else the last one
-        done), ``done`` (stages in the ledger), ``seconds_ago`` (since a file changed), ``error`` (of the lowest rank).
+        done), ``done`` (stages in the ledger), ``work`` and ``seconds_left`` (what a running one is at, as ``train
+        3/40``, and how long that will take; empty and None in the first seconds), ``seconds_ago`` (since a file
+        changed), ``error`` (of the lowest rank).
     """
     lines = [line for line in map(unseal, read_text(folder / LEDGER).splitlines()) if line and "stage" in line]
     last = lines[-1]["stage"] if lines else ""
@@ -73,15 +79,30 @@ def describe(folder: Path) -> dict[str, Any]:
     running = is_locked(folder / LOCK)
     finished = last == "report"
     state = "running" if running else "finished" if finished else "failed" if errors else "stopped"
+    work, left = progress_of(folder) if running else ("", None)
     times = [file.stat().st_mtime for file in folder.iterdir() if file.is_file()]
     return {
         "run": str(folder),
         "state": state,
         "stage": last if finished and not running else str(started or last or "not begun"),
         "done": len({line["stage"] for line in lines}),
+        "work": work,
+        "seconds_left": left,
         "seconds_ago": max(0.0, time.time() - max(times, default=time.time())),
         "error": error if state == "failed" else "",
     }
+
+
+def progress_of(folder: Path) -> tuple[str, float | None]:
+    """What the running stage of a run directory is at, and the seconds that it will take; "" and None if unknown."""
+    body = read_json(folder / PROGRESS)
+    try:
+        if body["at"] < (folder / STARTED).stat().st_mtime:  # of an earlier stage
+            return "", None
+        left = max(0.0, float(body["seconds_left"]) - (time.time() - float(body["at"])))
+        return f"{str(body['what'])[:LONGEST]} {int(body['done'])}/{int(body['total'])}", left
+    except (KeyError, TypeError, ValueError, OSError):
+        return "", None
 
 
 def is_locked(file: Path) -> bool:

@@ -1,8 +1,10 @@
 """Output of a running run: lines and progress bars on rank 0, metrics.jsonl, and trackers such as TensorBoard."""
 
+import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,10 +12,11 @@ from typing import Any, TypeVar
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from dist_prune.errors import PruneError, unknown
-from dist_prune.fileio import open_append
+from dist_prune.fileio import open_append, write_atomic
 from dist_prune.training.progress import Clock, Meter
 
 T = TypeVar("T")
+PROGRESS = "progress.json"
 QUIET = "DIST_PRUNE_QUIET"  # variable: print errors only
 
 
@@ -47,7 +50,8 @@ class Tracker:
 
     def meter(self, total: int, what: str, first: int = 0, later: int = 0) -> Meter:
         """Progress of a piece of work that is no loop; see ``Meter`` for the arguments."""
-        return Meter(self.info if self._prints else None, self._clock, total, what, first, later)
+        note = self._note if self.talks and self._folder is not None else None
+        return Meter(self.info if self._prints else None, self._clock, total, what, first, later, note)
 
     def bar(self, items: Iterable[T], total: int, what: str, later: int = 0) -> Iterator[T]:
         """Iterate over items with a progress bar on a terminal, with a line a minute elsewhere.
@@ -65,6 +69,12 @@ class Tracker:
                 meter.update(done)
         finally:
             meter.close()
+
+    def _note(self, progress: dict[str, Any]) -> None:
+        """Keep the progress of a piece of work in the run directory, for ``dist-prune status``."""
+        assert self._folder is not None
+        with contextlib.suppress(PruneError):  # a full disk says so where it matters
+            write_atomic(self._folder / PROGRESS, json.dumps(progress | {"at": time.time()}))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Log numbers to all trackers.

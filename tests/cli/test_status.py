@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,24 @@ def test_runs_are_listed_with_their_states(tmp_path, capsys):
     assert describe(busy)["state"] == "stopped"
     assert main(["status", str(tmp_path / "none")]) == 2
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_what_a_running_one_is_at_and_how_long_it_will_take(tmp_path, capsys):
+    busy = run_folder(tmp_path / "c", ["train"], "score")
+    note = {"what": "score taylor", "done": 3, "total": 40, "seconds_left": 200.0, "at": time.time() + 5}
+    with (busy / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert (describe(busy)["work"], describe(busy)["seconds_left"]) == ("", None)
+        (busy / "progress.json").write_text(json.dumps(note))
+        found = describe(busy)
+        assert found["work"] == "score taylor 3/40" and 190 < found["seconds_left"] < 206
+        assert main(["status", str(tmp_path)]) == 0
+        assert re.search(r"score +1 +score taylor 3/40 +3 min 2\d s", capsys.readouterr().out)
+        for wrong in (note | {"at": 1.0}, note | {"seconds_left": "soon"}, {"at": time.time() + 5}, []):
+            (busy / "progress.json").write_text(json.dumps(wrong))
+            assert (describe(busy)["work"], describe(busy)["seconds_left"]) == ("", None)
+    (busy / "progress.json").write_text(json.dumps(note))
+    assert describe(busy)["work"] == "", "nothing runs"
 
 
 def test_recipes_are_listed_with_a_sentence(capsys):

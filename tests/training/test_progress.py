@@ -1,6 +1,7 @@
 """Progress: a line a minute without a terminal, a bar on one, the time left, quiet runs, every long stage of a run."""
 
 import io
+import json
 import re
 import sys
 import time
@@ -33,6 +34,25 @@ def test_a_line_a_minute_with_the_time_left(clock, capsys):
         assert item
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"  score: {done}/30, {duration(10 * (30 - done))} left" for done in (6, 12, 18, 24)]
+
+
+def test_progress_is_kept_for_other_programs(clock, tmp_path, monkeypatch):
+    """Every ten seconds, in quiet runs too, with the items of later epochs in the time that is left."""
+    monkeypatch.setenv("DIST_PRUNE_QUIET", "1")
+    notes = []
+    for item in Tracker(True, (), tmp_path).bar(range(8), 8, "train", later=8):
+        clock(4)
+        file = tmp_path / "progress.json"
+        notes.append(json.loads(file.read_text()) if file.exists() else None)
+        assert item in range(8)
+    assert notes[:3] == [None] * 3, "known after the third item is done"
+    assert {key: notes[3][key] for key in ("what", "done", "total", "seconds_left")} == {
+        "what": "train", "done": 3, "total": 8, "seconds_left": 4 * 13,
+    }  # fmt: skip
+    assert [note["done"] for note in notes[3:]] == [3, 3, 3, 6, 6]
+    for _ in Tracker(False, (), tmp_path / "other_rank").bar(range(4), 4, "train"):
+        clock(20)
+    assert not (tmp_path / "other_rank").exists()
 
 
 def test_short_pieces_of_work_share_the_minute(clock, capsys):
