@@ -109,6 +109,7 @@ def test_quiet_and_other_ranks_print_nothing(talks, clock, monkeypatch, capsys):
 @pytest.mark.slow
 def test_every_long_stage_of_a_run_says_how_long_it_takes(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(progress, "PLAIN_EVERY_S", 0.0)
+    monkeypatch.setenv(tracking.QUIET, "")  # --quiet sets it in this process
     words = [
         "--recipe",
         "quickstart",
