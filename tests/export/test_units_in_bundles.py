@@ -20,7 +20,7 @@ def network(num_classes: int = 10) -> VisionTransformer:
 def saved(folder: Path, units) -> tuple[torch.nn.Module, torch.Tensor]:
     model, images = network(), torch.randn(2, 3, 16, 16)
     graph = dp.trace(model, images, streams=True, units=units)
-    plan = dp.select(dp.score(model, graph, "l1"), keep_ratio=0.5)
+    plan = dp.select(dp.score(model, graph, "l1"), graph, keep_ratio=0.5)
     assert [name for name in plan.removed if "self_attention" in name]
     small = dp.prune(model, plan)
     dp.save(small, plan, folder)
