@@ -25,6 +25,7 @@ from dist_prune.errors import PruneError, path_trouble, shown
 from dist_prune.export import hub
 from dist_prune.export import manifest as manifests
 from dist_prune.export.fuse_bn import fuse_bn
+from dist_prune.pruning.graph.called_layers import rows_of_view
 from dist_prune.pruning.graph.groups import TracedNetwork
 from dist_prune.pruning.network_output import logits_of
 from dist_prune.pruning.plan.plan import Plan
@@ -373,7 +374,7 @@ def _check_fit(body: Mapping[str, Any], plan: Plan, weights: Mapping[str, Tensor
         sizes, kernel = dense.get(f"{name}.weight", (0,)), weights.get(f"{name}.weight")
         if _fits_transposed(sizes, width, kernel, plan.counts[name]):
             continue
-        outputs = sizes[0]
+        outputs = sizes[0] or rows_of_view(name, dense)
         if outputs < width or outputs % width:  # a unit is several outputs
             raise PruneError(f"{where}: this network does not fit the plan: {name!r} has width {outputs}, not {width}")
         kept_outputs = plan.counts[name] * (outputs // width)

@@ -21,6 +21,18 @@ def path_of(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def rows_of_view(name: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Rows of a view in the dense network; 0 if there is none of that name.
+
+    Args:
+        name: module path.
+        shapes: name of a parameter of the dense network -> its shape.
+    """
+    path, _, leaf = name.rpartition(".")
+    fused = shapes.get(f"{path}.qkv.weight") or shapes.get(f"{path}.in_proj_weight")
+    return fused[0] // 3 * {"in_proj": 3, "qk": 2, "v": 1}.get(leaf, 0) if fused else 0
+
+
 class LinearView(nn.Linear):
     """A linear layer whose weight and bias are parameters of another module: it can be called, and has none itself.
 

@@ -54,6 +54,12 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.M
         if isinstance(module, RowsView) and name in plan.widths and name.endswith(".qk"):
             owner: Any = modules[name.rpartition(".")[0]]
             owner.query_key_rows = plan.counts[name] * (widths[name] // plan.widths[name])
+    for name, count in plan.counts.items():
+        layer, wanted = modules[name], count * (widths[name] // plan.widths[name])
+        if isinstance(layer, LinearView) and layer.out_features != wanted:
+            raise PruneError(
+                f"the weights do not fit the plan: {name!r} has {layer.out_features} channels, the plan leaves {wanted}"
+            )
     head_surgery.update_counts(model)
     missing, extra = model.load_state_dict(dict(weights), strict=False)
     if missing or extra:

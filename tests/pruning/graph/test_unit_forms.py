@@ -286,7 +286,7 @@ def test_criteria_score_units(name, units):
     model = models.create("beit_base_patch16_224", 10, 1, kwargs={**VIT, "img_size": 8, "patch_size": 4})
     bench = tiny.bench(shaken(model.double().eval()), images=14, units=units)
     method = tiny.method(name)
-    channels = method.prunable(bench.graph)
+    bench.graph = channels = method.prunable(bench.graph)
     plan = method.select(method.score(bench), channels, SelectionRequest(keep_ratio=0.5))
     cuts = [group for group in channels.free if group.unit in ("head", "head position")]
     assert len(cuts) == (2 if units == "whole" or name == "reconstruction" else 4)
