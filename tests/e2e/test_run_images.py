@@ -92,7 +92,7 @@ def test_unreadable_images_are_left_out_of_a_run_and_listed(digits, skipped):
     assert body["images"]["backend"] == {"train": "torch", "eval": "torch"}
     assert body["images"]["eval_transform"] == {
         "size": 8, "mean": [0.3] * 3, "std": [0.4] * 3, "crop": 1.0, "crop_mode": "center",
-        "interpolation": "bilinear", "exif": True, "decoder": "pillow", "dct_scaled": False,
+        "interpolation": "bilinear", "exif": True, "decoder": "pillow", "dct_scaled": False, "resizer": "pillow",
     }  # fmt: skip
     assert body["images"]["training"]["schedule"] == [[0, 8], [1, 12]]
     assert "3 training image(s) could not be read" in (folder / "report.html").read_text()
