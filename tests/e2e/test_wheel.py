@@ -116,5 +116,5 @@ def test_the_wheel_has_recipes_launch_configs_and_batch_scripts_and_nothing_else
             if file.is_file():
                 assert f"dist_prune/{file.relative_to(ROOT).as_posix()}" in names
     endings = {Path(name).suffix for name in names if name.startswith("dist_prune/")}
-    assert endings <= {".py", ".yaml", ".sbatch", ".md", ".j2", ".css", ".typed"}, json.dumps(sorted(names))
+    assert endings <= {".py", ".yaml", ".sbatch", ".md", ".j2", ".css", ".js", ".typed"}, json.dumps(sorted(names))
     assert not [name for name in names if name.startswith(("tests/", "docs/", "benchmarks/"))]
