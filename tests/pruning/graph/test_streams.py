@@ -19,6 +19,7 @@ from dist_prune.pruning.selection.removal_order import structure
 from dist_prune.pruning.surgery.rebuild import rebuild
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 from tests.support import tiny
+from tests.support.gate_gradients import check_gate_of_ones
 
 VIT = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 4, "img_size": 8}
 SWIN = {"patch_size": 1, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 4), "window_size": 4, "img_size": 8}
@@ -145,22 +146,7 @@ def test_norms_over_maps(form):
 def test_a_gate_of_ones_is_the_norm_and_gradients_flow_through_its_statistics():
     model, images = network("deit")
     graph = trace_groups(model, images[:1], streams=True)
-    points = gate_points(graph, "patch_embed.proj")
-    ones = torch.ones(24, dtype=torch.float64, requires_grad=True)
-    with gate(model, points, {"patch_embed.proj": ones}):
-        out = model(images)
-    assert torch.allclose(out, model(images), atol=1e-12)
-    out.square().sum().backward()
-    found, step = ones.grad, 1e-5
-    assert found is not None
-    for channel in (0, 7):  # against finite differences
-        sums = []
-        for sign in (1, -1):
-            moved = torch.ones(24, dtype=torch.float64)
-            moved[channel] += sign * step
-            with torch.no_grad(), gate(model, points, {"patch_embed.proj": moved}):
-                sums.append(float(model(images).square().sum()))
-        assert float(found[channel]) == pytest.approx((sums[0] - sums[1]) / (2 * step), rel=1e-4, abs=1e-6)
+    check_gate_of_ones(model, images, gate_points(graph, "patch_embed.proj"), "patch_embed.proj", 24)
 
 
 def test_gates_of_a_row_per_coalition():

@@ -16,6 +16,7 @@ from dist_prune.pruning.selection import cost
 from dist_prune.pruning.surgery.rebuild import rebuild
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 from tests.support import tiny
+from tests.support.gate_gradients import check_gate_of_ones
 
 FORMS = {
     "plain": std_conv.StdConv2d,
@@ -76,22 +77,7 @@ def test_gated_off_is_removed(form):
 def test_a_gate_of_ones_is_the_convolution_and_gradients_flow_through_its_statistics(form):
     model = network(form)
     graph = trace_groups(model, IMAGES[:1])
-    points = gate_points(graph, "one")
-    ones = torch.ones(12, dtype=torch.float64, requires_grad=True)
-    with gate(model, points, {"one": ones}):
-        out = model(IMAGES)
-    assert torch.allclose(out, model(IMAGES), atol=1e-12)
-    out.square().sum().backward()
-    found, step = ones.grad, 1e-5
-    assert found is not None
-    for channel in (0, 7):  # against finite differences
-        sums = []
-        for sign in (1, -1):
-            moved = torch.ones(12, dtype=torch.float64)
-            moved[channel] += sign * step
-            with torch.no_grad(), gate(model, points, {"one": moved}):
-                sums.append(float(model(IMAGES).square().sum()))
-        assert float(found[channel]) == pytest.approx((sums[0] - sums[1]) / (2 * step), rel=1e-4, abs=1e-6)
+    check_gate_of_ones(model, IMAGES, gate_points(graph, "one"), "one", 12)
 
 
 def test_gates_of_a_row_per_coalition():
