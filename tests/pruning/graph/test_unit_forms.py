@@ -130,15 +130,21 @@ def cases() -> list[Any]:
     return out
 
 
+def traced(model: Any, images: torch.Tensor, **options: Any) -> Any:
+    """The graph of a network, whose outputs the trace leaves as they were."""
+    with torch.no_grad():
+        before = model(images)
+    graph = trace_groups(model, images[:1], **options)
+    with torch.no_grad():
+        assert torch.allclose(model(images), before, atol=1e-12)
+    return graph
+
+
 @pytest.mark.parametrize(("which", "streams"), cases())
 def test_whole_units_gated_off_are_removed(which, streams):
     name, kwargs, side, wanted = FAMILIES[which]
     model, images = shaken(make(name, kwargs)), torch.randn(2, 3, side, side, dtype=torch.float64)
-    with torch.no_grad():
-        before = model(images)
-    graph = trace_groups(model, images[:1], streams=streams, units="whole")
-    with torch.no_grad():
-        assert torch.allclose(model(images), before, atol=1e-12)
+    graph = traced(model, images, streams=streams, units="whole")
     free = {group.name: (group.unit, group.width) for group in graph.free}
     assert wanted.items() <= free.items()
     check_law(model, images, graph, "whole", streams, make(name, kwargs))
@@ -150,11 +156,7 @@ def test_head_positions_gated_off_are_removed(which, streams):
     """Queries lose what keys lose, and the scale of their product stays; turned queries keep all positions."""
     name, kwargs, side = NARROW[which]
     model, images = shaken(make(name, kwargs)), torch.randn(2, 3, side, side, dtype=torch.float64)
-    with torch.no_grad():
-        before = model(images)
-    graph = trace_groups(model, images[:1], streams=streams, units="head_width")
-    with torch.no_grad():
-        assert torch.allclose(model(images), before, atol=1e-12)
+    graph = traced(model, images, streams=streams, units="head_width")
     positions = {group.name.rpartition(".")[2] for group in graph.free if group.unit == "head position"}
     assert positions == ({"v"} if which == "dinov3" else {"qk", "v"})
     check_law(model, images, graph, "head_width", streams, make(name, kwargs))
