@@ -46,6 +46,7 @@ from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.surgery import performed
 from dist_prune.pruning.surgery.surgeon import apply_plan, prune_tensors_like
 from dist_prune.pruning.surgery.verified_trace import trace_groups
+from dist_prune.scoring.block_change import block_changes
 from dist_prune.scoring.library_context import LibraryScoringContext, check_same_network, share_buffers
 from dist_prune.tasks.base import Task
 from dist_prune.tasks.outputs import named_tensors
@@ -60,6 +61,7 @@ def trace(
     protect: Sequence[str] = (),
     streams: bool = False,
     units: Units = "earlier",
+    depth: bool = False,
 ) -> DependencyGraph:
     """Find the channel groups of a network, and prove each by trial cuts.
 
@@ -74,6 +76,8 @@ def trace(
         units: what attention loses. ``earlier``: whole heads of ViT, DeiT and Swin, as in earlier versions. ``whole``:
             whole heads of every known attention module, and pairs of gated perceptrons. ``head_width``: positions of
             queries with keys and of values with outputs, of all heads of a layer alike.
+        depth: find residual blocks that may go as a whole as well, for ``select(..., depth=True)``. ``score`` then
+            measures how much each block changes what it reads.
 
     Returns:
         The graph. ``print(graph)`` lists its groups, and why some are protected.
@@ -98,7 +102,7 @@ def trace(
         if any(parameter.is_inference() for parameter in bare.parameters()):
             bare = copy.deepcopy(bare)
         image = example[:1].detach().clone().to(weight.device, weight.dtype)
-        graph = trace_groups(bare, image, protect, streams, units)
+        graph = trace_groups(bare, image, protect, streams, units, depth)
     graph = graph.protect_producers(tasks.anchor_layers(graph.producers))
     config = getattr(bare, "pretrained_cfg", None)
     return replace(
@@ -187,7 +191,8 @@ def score(
     )  # fmt: skip
     context.has_images = loader is not None
     with with_gradients(), only_logits(bare) if learned.is_classification else nullcontext():
-        return Scores(paper.score(context), paper)
+        changes = block_changes(context) if context.has_images else {}
+        return Scores({**paper.score(context), **changes}, paper)
 
 
 def prune(

@@ -49,7 +49,8 @@ def select(
         group: process group of torch.distributed whose ranks select together, for a latency target alone: the first
             one measures. None for all processes.
         **select: keys of a recipe's ``select`` section: ``keep_ratio``, ``threshold``, ``counts``, ``scope``,
-            ``min_channels``, ``round_to``, ``max_ratio``, ``keep_ratios``, ``include``, ``exclude``.
+            ``min_channels``, ``round_to``, ``max_ratio``, ``keep_ratios``, ``include``, ``exclude``, ``depth`` (whole
+            residual blocks, of a graph that was traced with depth).
 
     Returns:
         The plan: what goes, by name. It is pure data (``plan.to_json()``) and the same on every rank.

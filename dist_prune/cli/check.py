@@ -90,7 +90,8 @@ def trace_backbone(recipe: Recipe, method: Method) -> tuple[DependencyGraph, int
     check_normalisation(recipe.data.mean, recipe.data.std, in_chans)
     example = torch.randn(1, in_chans, *sides_of(size))
     spec = recipe.backbone
-    graph = trace_groups(model, example, spec.protect, spec.streams, spec.units)
+    depth = bool(recipe.select.depth or (start is not None and start.plan.blocks_removed))
+    graph = trace_groups(model, example, spec.protect, spec.streams, spec.units, depth)
     check_outputs(task, model, example, classes, recipe.backbone.name)
     if start is not None:
         graph = start.graph_of(graph)
@@ -135,6 +136,7 @@ def preview(recipe: Recipe, method: Method) -> dict[str, Any]:
             cost.name: [round(s * cost.of(graph)) for s in shares[cost.name]] for cost in counted_costs(request.cost)
         },
         "groups": groups,
+        **({"blocks": [{"path": b.path, "protected": b.protected} for b in graph.blocks]} if graph.blocks else {}),
         **({"planned": planned} if (planned := plan_on_random_scores(graph, request, method)) else {}),
         **({"search": search_checks.work_text(recipe.select.search)} if recipe.select.search else {}),
         **({"repair": _repair(recipe, graph)} if recipe.repairs else {}),
@@ -157,7 +159,8 @@ def plan_on_random_scores(graph: DependencyGraph, request: SelectionRequest, met
     ranks = isinstance(method, RankingMethod) and type(method).select is RankingMethod.select
     if not ranks or request.target is None or not COSTS[request.target[0]].known(graph):
         return {}
-    scores = {g.name: torch.rand(g.width, generator=seeded_generator(request.seed, g.name)) for g in graph.free}
+    widths = {g.name: g.width for g in graph.free} | {block.key: 1 for block in graph.free_blocks if request.depth}
+    scores = {name: torch.rand(w, generator=seeded_generator(request.seed, name)) for name, w in widths.items()}
     kept = counts_of(select_by_score(graph, scores, request, method.options.normalise))
     return {cost.name: cost.of(graph, kept) for cost in counted_costs()}
 
@@ -255,6 +258,9 @@ def as_text(body: dict[str, Any]) -> str:
         lines.append(f"{group['name']:40} {group['width']:6}  {units}{listed}")
         if group["protected"]:
             lines.append(f"{'':47}  PROTECTED: {group['protected']}")
+    if body.get("blocks"):
+        paths = [block["path"] for block in body["blocks"] if not block["protected"]]
+        lines += ["", f"{len(paths)} residual blocks may go as a whole, all but one of each kind: {', '.join(paths)}"]
     free = sum(not group["protected"] for group in body["groups"])
     ranges = ", ".join(
         f"{cost} {low:,} to {high:,} ({body['reachable'][cost][0]:.1%} to 100 %)"

@@ -33,6 +33,7 @@ ADDED: dict[str, Any] = {
     "target.latency_tolerance": 0.05,
     "target.memory": None,
     "select.norms": "plain",
+    "select.depth": False,
     "repair.method": "none",
     "repair.images": 256,
     "repair.ridge": "auto",

@@ -115,6 +115,12 @@ class Select(Section):
         description="norms over channels that lose channels: plain leaves scale and shift as they were cut, refit sets "
         "them by least squares to the dense outputs on repair.images images, in the stage repair",
     )
+    depth: bool | Literal["only"] = Field(
+        default=False,
+        description="removal of whole residual blocks, for ranking methods: blocks of equal structure are ranked by "
+        "how much they change what they read, and as large a share of them goes as of channels (global: they compete "
+        "with channels); only: blocks alone go, and all channels of the others stay",
+    )
     plan: PathText | None = Field(
         default=None,
         description="plan to replay without scores: a plan.json, a file {layer: {saved_idxs, mask_num}}, or the "

@@ -56,7 +56,7 @@ class Recipe(Section):
     method: Annotated[
         dict[str, Any], ReadBy(("many", "select"), {"name": ("export",), "fidelity": ("prune",), "quirks": ("prune",)})
     ] = Field(description="name of the method, or auto for the recommended one, and its own keys (below)")
-    select: Annotated[Select, ReadBy(("many", "select"), {"norms": ("repair",)})] = Select()
+    select: Annotated[Select, ReadBy(("many", "select"), {"norms": ("repair",), "depth": ("score",)})] = Select()
     target: Annotated[Target, ReadBy(("many", "select", "evaluate_in_rounds"))] = Target()
     repair: Repair = Repair()
     schedule: Annotated[Schedule, ReadBy(("finetune_in_rounds", "evaluate_in_rounds"))] = Schedule()
@@ -135,6 +135,13 @@ class Recipe(Section):
                 "select.norms: norms over channels lose channels only if streams are pruned. Set "
                 "backbone.streams=true, or select.norms=plain"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_depth(self):
+        if self.select.depth and (self.score.compare or self.select.search or self.select.from_):
+            other = "score.compare" if self.score.compare else "select.search" if self.select.search else "select.from"
+            raise ValueError(f"select.depth: {other} chooses among channels alone. Leave one of the two out")
         return self
 
     @property

@@ -370,6 +370,7 @@ def _check_fit(body: Mapping[str, Any], plan: Plan, weights: Mapping[str, Tensor
         dense = models.state_shapes(spec["name"], spec["num_classes"], spec["in_chans"], spec["kwargs"])
     if dense is None:
         return
+    gone = tuple(f"{path}." for path in plan.blocks_removed)
     for name, width in plan.widths.items():
         sizes, kernel = dense.get(f"{name}.weight", (0,)), weights.get(f"{name}.weight")
         if _fits_transposed(sizes, width, kernel, plan.counts[name]):
@@ -382,7 +383,7 @@ def _check_fit(body: Mapping[str, Any], plan: Plan, weights: Mapping[str, Tensor
             raise PruneError(
                 f"{where}: {name!r} has the shape {tuple(kernel.shape)}, the plan leaves {kept_outputs} channels"
             )
-    unmatched = dense.keys() ^ weights.keys()
+    unmatched = {name for name in dense if not name.startswith(gone)} ^ weights.keys()
     if unmatched:
         raise PruneError(f"{where}: weights do not fit the network {spec['name']}: {', '.join(sorted(unmatched)[:4])}")
     for name, tensor in weights.items():

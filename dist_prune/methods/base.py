@@ -25,7 +25,13 @@ from dist_prune.pruning.figure_data import Curve, SimilarityMap
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.selection.group_scores import reduce_group
-from dist_prune.pruning.selection.ranking import SelectionRequest, check_ranking, check_target, select_by_score
+from dist_prune.pruning.selection.ranking import (
+    SelectionRequest,
+    check_depth,
+    check_ranking,
+    check_target,
+    select_by_score,
+)
 from dist_prune.pruning.selection.tie_breaking import orders_of, tie_warnings
 
 __all__ = [
@@ -241,7 +247,13 @@ class Method(ABC):
             if unknown:
                 raise PruneError(f"select.{key}: {', '.join(unknown)} match no layer whose channels could be cut")
         graph = graph.exclude(exclude).restrict_to(request.include)
-        if not graph.free:
+        if request.depth and not is_ranking(self):
+            raise PruneError(
+                "select.depth: blocks are ranked beside channels, and this method chooses channels by a rule of its "
+                "own. Set select.depth=false, or take a method that ranks ('dist-prune list methods')"
+            )
+        check_depth(graph, request)
+        if not graph.free and not (request.depth and graph.free_blocks):
             why = "; ".join(f"{group.name}: {group.protected}" for group in graph.groups[:5])
             raise PruneError(f"no channel group is free to be cut: {why}")
         self.check(graph, request)
@@ -315,8 +327,10 @@ class RankingMethod(Method):
 
     def select(self, scores: Mapping[str, Tensor], graph: DependencyGraph, request: SelectionRequest) -> Plan:
         graph = self.prunable(graph)
-        kept = select_by_score(graph, self.importance(scores, graph), request, self.options.normalise)
-        return Plan.from_kept(graph, kept)
+        importance = self.importance(scores, graph)
+        if request.depth:
+            importance |= {block.key: self.require_score(scores, block.key) for block in graph.free_blocks}
+        return Plan.from_kept(graph, select_by_score(graph, importance, request, self.options.normalise))
 
     def sum_over_layers(self, scores: Mapping[str, Tensor], graph: DependencyGraph, state: str) -> dict[str, Tensor]:
         """Importance of groups whose layers hold changes of one loss, which add up.

@@ -145,7 +145,9 @@ class RunNetworks:
 
     def _trace(self, dense: nn.Module) -> DependencyGraph:
         spec = self.recipe.backbone
-        return trace_groups(dense.eval(), self.images.example_input, spec.protect, spec.streams, spec.units)
+        before = self.start.plan.blocks_removed if self.start is not None else ()
+        depth = bool(self.recipe.select.depth or before)
+        return trace_groups(dense.eval(), self.images.example_input, spec.protect, spec.streams, spec.units, depth)
 
     def whole_plan(self, number: int) -> Plan:
         """What rounds 1 to ``number`` remove, and what was removed before the run if it starts from a bundle."""

@@ -81,7 +81,12 @@ class StartNetwork:
                 "groups in the network. Write backbone.units and backbone.streams as in the run that made the bundle; "
                 "if they are the same, load the bundle with the version that made it"
             )
-        return Plan(old.removed, widths, {name: why for name, why in old.reasons.items() if name in widths})
+        return Plan(
+            old.removed,
+            widths,
+            {name: why for name, why in old.reasons.items() if name in widths},
+            blocks_removed=old.blocks_removed,
+        )
 
     def graph_of(self, dense: DependencyGraph) -> DependencyGraph:
         """The dependency graph of the pruned network, whose own costs are the whole that targets are shares of.

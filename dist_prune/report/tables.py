@@ -290,9 +290,12 @@ def target_text(body: Mapping[str, Any]) -> str:
     unit = figure_text(body, 0.0).partition(" ")[2]  # %, or none
     rerun_text = f"; {len(runs[primary])} finetunings: {runs['mean']:.2f} ± {runs['std']:.2f} {unit}" if runs else ""
     block_text = block_note if "sparse" in body["dense"] else ""
+    gone = body["plan"].get("blocks_removed") or []
+    depth_text = f"; {len(gone)} residual blocks gone: {', '.join(gone)}" if gone else ""
     return (
         f"kept: {achieved}"
         + (f" (asked: at most {requested})" if requested else "")
+        + depth_text
         + block_text
         + rerun_text
         + test_selection

@@ -8,14 +8,17 @@ from typing import Any
 from torch import nn
 
 from dist_prune.distributed.environment import DistributedEnvironment
-from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph, LatencyTable
+from dist_prune.pruning.graph.blocks import Block
+from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph
+from dist_prune.pruning.graph.known_costs import LatencyTable
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.selection.latency_search import LatencySearch, Times, isotonic
-from dist_prune.pruning.selection.ranking import SelectionRequest
+from dist_prune.pruning.selection.ranking import SelectionRequest, smallest_counts
 from dist_prune.pruning.surgery import surgeon
 from dist_prune.training.latency import ROUNDS, measure_latency
 from dist_prune.training.timing_noise import is_reliable
 
+DENSE = ""  # its name among the networks that are timed
 SHARES = (0.75, 0.5, 0.25)  # shares of a group's width that are measured, beside the dense width and the floor
 GroupTimes = dict[str, list[list[float]]]  # group -> [[kept channels, share of the dense time], ...], ascending
 
@@ -45,18 +48,30 @@ class NetworkTimes:
     info: Callable[[str], None]
 
     def widths(self) -> dict[str, list[int]]:
-        """Free group -> the widths that ``of_groups`` measures."""
-        return {group.name: measured_widths(group, self.request) for group in self.graph.free}
+        """Free group -> the widths that ``of_groups`` measures; block that may go -> [0]."""
+        widths = {group.name: measured_widths(group, self.request) for group in self.graph.free}
+        return widths | {block.key: [0] for block in self.blocks}
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The residual blocks that may go."""
+        return self.graph.free_blocks if self.request.depth else ()
 
     def of_groups(self) -> GroupTimes:
         """Measure each free group cut alone to some widths; one rank calls it."""
         times = {}
         for group in self.graph.free:
             widths = measured_widths(group, self.request)
-            cuts = {str(w): {group.name: tuple(range(w, group.width))} for w in widths}
+            cuts = {str(w): self._plan({group.name: tuple(range(w, group.width))}) for w in widths}
             shares = self._measure(cuts, rounds=1)  # an estimate: whole networks are measured in more rounds
             times[group.name] = monotone([[w, shares[str(w)][0]] for w in widths] + [[group.width, 1.0]])
+        for block in self.blocks:
+            share = self._measure({block.path: self._plan({}, (block.path,))}, rounds=1)[block.path][0]
+            times[block.key] = [[0, min(share, 1.0)], [1, 1.0]]
         return times
+
+    def _plan(self, removed: Mapping[str, tuple[int, ...]], blocks: tuple[str, ...] = ()) -> Plan:
+        return Plan(removed, {group.name: group.width for group in self.graph.groups}, blocks_removed=blocks)
 
     def search(
         self, times: GroupTimes, target: float, tolerance: float | None, choose: Callable[[DependencyGraph], Plan]
@@ -78,8 +93,8 @@ class NetworkTimes:
         """
         table = LatencyTable({name: tuple((int(w), float(s)) for w, s in points) for name, points in times.items()})
 
-        floors = {group.name: list(range(self.request.width(group, 1))) for group in self.graph.free}
-        smallest = Plan.from_kept(self.graph, floors)
+        counts = smallest_counts(self.graph, self.request)
+        smallest = Plan.from_kept(self.graph, {name: list(range(count)) for name, count in counts.items()})
         search = LatencySearch(self.graph, table, target, tolerance, smallest, choose, self.of_plans, self.info)
         result = search.run()
         return result.plan, {
@@ -106,30 +121,25 @@ class NetworkTimes:
             Name -> share of the dense time, and whether it is reliable.
         """
         comm = self.environment.comm
-        cuts = {name: plan.removed for name, plan in plans.items()}
-        return comm.broadcast_object(comm.run_on_main(lambda: self._measure(cuts))) or {}
+        return comm.broadcast_object(comm.run_on_main(lambda: self._measure(plans))) or {}
 
-    def _measure(
-        self, cuts: Mapping[str, Mapping[str, tuple[int, ...]]], rounds: int = ROUNDS
-    ) -> dict[str, tuple[float, bool]]:
+    def _measure(self, plans: Mapping[str, Plan], rounds: int = ROUNDS) -> dict[str, tuple[float, bool]]:
         """Share of the dense time of pruned networks, and whether it is reliable; in turns with the dense one."""
-        if not cuts:
+        if not plans:
             return {}
-        models = {"": self.model}
-        widths = {group.name: group.width for group in self.graph.groups}
-        for name, removed in cuts.items():
+        models = {DENSE: self.model}
+        for name, plan in plans.items():
             models[name] = copy.deepcopy(self.model)
-            plan = Plan({g: tuple(channels) for g, channels in removed.items() if channels}, widths)
             surgeon.apply_plan(models[name], self.graph, plan)
         found = measure_latency(
             models, self.graph.example, (self.batch,), self.repeats, self.environment.device, self.threads,
             rounds=rounds,
         )  # fmt: skip
         at_batch = {name: batches[str(self.batch)] for name, batches in found.items()}
-        dense_reliable = is_reliable(at_batch[""])
+        dense = at_batch[DENSE]
         return {
-            name: (at_batch[name]["ms"] / at_batch[""]["ms"], dense_reliable and is_reliable(at_batch[name]))
-            for name in cuts
+            name: (at_batch[name]["ms"] / dense["ms"], is_reliable(dense) and is_reliable(at_batch[name]))
+            for name in plans
         }
 
 

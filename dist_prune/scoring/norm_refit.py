@@ -16,17 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dist_prune.data.sampling import micro_batches, shard
-from dist_prune.distributed import preemption
 from dist_prune.distributed.communicator import Communicator
-from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.graph.stream_layers import norm_form
-from dist_prune.pruning.hooks.capture import reproducible_kernels
 from dist_prune.pruning.hooks.gated_norms import normalise
 from dist_prune.pruning.module_calls import first_input
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.plan.weight_blocks import remaining_positions
+from dist_prune.scoring.ordered_sums import OrderedSums
 
 SUMS = 5  # per channel: count, z, y, z^2, z y
 
@@ -53,47 +50,33 @@ def refit_norms(
     Raises:
         PreemptedError: on every rank, if one of them was asked to stop.
     """
-    left = remaining_positions(graph, plan.removed)
+    left, gone = remaining_positions(graph, plan.removed), graph.layers_gone(plan.counts)
     names = [
         name
         for name, layer in graph.layers.items()
-        if layer.kind == "layer norm" and layer.bias and len(left[name, "out"]) < layer.width_out
+        if name not in gone and layer.kind == "layer norm" and layer.bias
+        if len(left[name, "out"]) < layer.width_out
     ]
     if not names:
         return []
     device = next(dense.parameters()).device
-    lists = micro_batches(ids, micro_batch)
     kept = {name: torch.tensor(left[name, "out"], device=device) for name in names}
-    tables = {
-        name: torch.zeros((len(lists), SUMS, len(kept[name])), dtype=torch.float64, device=device) for name in names
-    }
-    row, handles = [0], []
+    sums = OrderedSums({name: (SUMS, len(kept[name])) for name in names}, ids, micro_batch, device)
+    handles = []
     for name in names:
 
         def note(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-            sums = _sums(module, small.get_submodule(name), first_input(args, kwargs), kept[name])
-            tables[name][row[0]] += sums  # a norm may run twice
+            # a norm may run twice
+            sums.add(name, _sums(module, small.get_submodule(name), first_input(args, kwargs), kept[name]))
 
         handles.append(dense.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True))
-    own = shard(list(range(len(lists))), comm.rank, comm.world)
-    batches = loader.batches([lists[number] for number in own])
     try:
-        with torch.no_grad(), evaluation_mode(dense), reproducible_kernels():
-            for turn in range(-(-len(lists) // comm.world)):
-                if preemption.poll(comm)[0]:
-                    raise preemption.preempted_error("while norms were refitted")
-                if turn < len(own):
-                    row[0] = own[turn]
-                    dense(next(batches).images)
+        totals = sums.run(dense, loader, comm, "while norms were refitted")
     finally:
         for handle in handles:
             handle.remove()
-    comm.all_reduce("rows", list(tables.values()))
     for name in names:
-        total = tables[name][0].clone()
-        for sums in tables[name][1:]:  # in order, whatever the number of ranks
-            total += sums
-        _fit(small.get_submodule(name), total)
+        _fit(small.get_submodule(name), totals[name])
     return names
 
 

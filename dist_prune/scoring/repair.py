@@ -251,6 +251,8 @@ def _check_pruned(small: nn.Module, graph: DependencyGraph, plan: Plan) -> None:
     for name, (width_in, width) in graph.widths(plan.counts).items():
         weight: Any = getattr(modules.get(name), "weight", None)
         width = width_in if graph.layers[name].transposed else width
+        if name in graph.layers_gone(plan.counts):
+            continue
         if graph.layers[name].kind in ("conv", "linear") and (weight is None or len(weight) != width):
             found = "is not there" if weight is None else f"has {len(weight)} outputs"
             raise PruneError(

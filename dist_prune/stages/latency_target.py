@@ -11,7 +11,8 @@ from typing import Any
 from dist_prune.distributed.cpu_count import threads
 from dist_prune.fileio import canonical, digest, read_json, write_atomic
 from dist_prune.pipeline.context import RunContext
-from dist_prune.pruning.graph.groups import DependencyGraph, LatencyTable
+from dist_prune.pruning.graph.groups import DependencyGraph
+from dist_prune.pruning.graph.known_costs import LatencyTable
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.scoring.network_times import GroupTimes, NetworkTimes, missed_time
 

@@ -135,14 +135,15 @@ def report_body(context: RunContext, found: Mapping[str, np.ndarray]) -> dict[st
     """
     plan, graph = context.networks.plan(context.round), context.networks.graph
     metrics = json.loads((context.run_dir / "metrics.json").read_text())
+    inside = graph.inside(plan.blocks_removed)
     groups = [
         {
             "name": group.name,
             "layers": list(group.layers),
             "width": group.width,
             "unit": group.unit,
-            "kept": plan.counts[group.name],
-            "reason": plan.reasons.get(group.name, ""),
+            "kept": 0 if group.name in inside else plan.counts[group.name],
+            "reason": "" if group.name in inside else plan.reasons.get(group.name, ""),
         }
         for group in graph.groups
     ]
@@ -165,7 +166,11 @@ def report_body(context: RunContext, found: Mapping[str, np.ndarray]) -> dict[st
             name: skipped_images for name in stages if (skipped_images := _fact(context, name, "skipped_images"))
         },
         **{name: metrics[name] for name in ("dense", "pruned", "repaired", "finetuned") if name in metrics},
-        "plan": {"fingerprint": plan.fingerprint, "groups": groups},
+        "plan": {
+            "fingerprint": plan.fingerprint,
+            "groups": groups,
+            **({"blocks_removed": list(plan.blocks_removed)} if plan.blocks_removed else {}),
+        },
         "network": network_lines(graph, plan.counts),
         **answers.summary(found, context.images.classes),
         "target": dict([target]) if target else {},

@@ -14,6 +14,7 @@ from dist_prune.errors import PruneError
 from dist_prune.pipeline.context import RunContext, StageOutput
 from dist_prune.pipeline.recipe_checks import finished_scores
 from dist_prune.pipeline.stage_graph import round_path
+from dist_prune.scoring.block_change import block_changes
 from dist_prune.stages.calibration import scoring_context
 
 SCORES = round_path(1, "scores.safetensors")
@@ -30,7 +31,7 @@ def run(context: RunContext) -> StageOutput:
         return _take_scores(context, Path(context.recipe.score.from_))
     graph = context.networks.round_graph(context.networks.graph, context.round)
     scoring = scoring_context(context, graph, context.run_dir / partial)
-    scores = context.method.score(scoring)
+    scores = {**context.method.score(scoring), **block_changes(scoring)}
     if scoring.resumed:
         context.events.append({"stage": "score", "event": "resumed", "images_before": scoring.resumed})
     for note in sorted({note for notes in context.environment.comm.all_gather_object(scoring.notes) for note in notes}):

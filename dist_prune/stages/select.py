@@ -54,6 +54,8 @@ def run(context: RunContext) -> StageOutput:
     if plan.blocks:
         counts = weights_left(plan, graph).values()
         shares["weights"] = sum(kept for kept, _ in counts) / sum(whole for _, whole in counts)
+    if cut.blocks_removed:
+        context.tracker.info(f"  {len(cut.blocks_removed)} residual blocks go: {', '.join(cut.blocks_removed)}")
     context.tracker.info("  kept: " + ", ".join(f"{share:.1%} of the {q}" for q, share in shares.items()))
     facts: dict[str, Any] = {"achieved": shares, "fingerprint": plan.fingerprint}
     if latency:
@@ -165,6 +167,12 @@ def _miss_reason(context: RunContext, graph: DependencyGraph, shares: Mapping[st
         return ""
     steps_of_groups = {group.name: context.selection.multiple(group) for group in graph.free}
     step_sizes = sorted({step for step in steps_of_groups.values() if step > 1})
+    if context.selection.depth == "only":
+        return (
+            f"target.{quantity}: {share:.4g} was asked for, {shares[quantity]:.4g} is left, {deviation:+.1%}, more "
+            f"than target.{cost.tolerance} {tolerance:.1%}: blocks go as a whole (select.depth=only). Write "
+            "select.depth=true so that channels fill the gap, move the target, or raise the tolerance."
+        )
     reason = (
         f"channels go in steps of {step_sizes[-1]} (select.round_to)" if step_sizes else "its steps are that coarse"
     )

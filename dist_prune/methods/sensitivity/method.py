@@ -129,7 +129,7 @@ class Sensitivity(base.RankingMethod):
                 result = mask_result(mask)  # type: ignore[arg-type]
                 scores |= {f"{group.name}:{key}": table for key, table in result.items()}
                 removed[group.name] = tuple((result["mask"] == 0).nonzero().flatten().tolist())
-            plan = plan.then(Plan({name: cut for name, cut in removed.items() if cut}, plan.counts))
+            plan = plan.then(Plan({name: cut for name, cut in removed.items() if cut}, plan.groups_kept))
             best = max(epoch.get("holdout_top1", -1.0) for epoch in history)
             scores[f"round {number}:figures"] = torch.tensor([best, history[-1]["loss"]], dtype=torch.float64)
         return scores | {base.TRAINED + name: tensor for name, tensor in weights.items()}

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Literal, Protocol
-
-import numpy as np
+from typing import Literal
 
 from dist_prune.errors import PruneError, nearest
+from dist_prune.pruning.graph.blocks import Block, block_key
+from dist_prune.pruning.graph.known_costs import LatencyTable, MemoryCount
 from dist_prune.pruning.graph.window import Window
 
 Side = Literal["out", "in"]
@@ -69,6 +69,15 @@ class Layer:
     def depthwise(self) -> bool:
         """Whether this is a depthwise convolution: one filter per channel, and as many channels out as in."""
         return self.kind == "conv" and self.groups == self.width_in == self.width_out > 1
+
+    def filter_inputs(self, width_in: int) -> int:
+        """The input channels of one filter at a width; grouped convolutions lose whole groups."""
+        return width_in if self.groups == 1 else self.width_in // self.groups
+
+    def params(self, width_in: int, width_out: int, kernels_only: bool = False) -> int:
+        """The number of its parameters at some widths; ``kernels_only``: of weights of convolutions and products."""
+        kernels = width_out * self.filter_inputs(width_in) * self.kernel if self.kind in ("conv", "linear") else 0
+        return kernels + (0 if kernels_only else self.bias * width_out)
 
 
 @dataclass(frozen=True)
@@ -200,35 +209,6 @@ class HookPoint:
 
 
 @dataclass(frozen=True)
-class LatencyTable:
-    """Measured times of the dense network with a single group cut to some widths, as shares of the dense time.
-
-    Attributes:
-        times: group -> ((kept channels, share of the dense time), ...), widths ascending, the dense one last.
-        corrections: (share predicted from ``times``, measured share) of whole networks, ascending in both; empty: no
-            correction.
-    """
-
-    times: Mapping[str, tuple[tuple[int, float], ...]]
-    corrections: tuple[tuple[float, float], ...] = ()
-
-    def correct(self, share: float) -> float:
-        """Map a share predicted from ``times`` to a measured share, linearly between the points of ``corrections``."""
-        if not self.corrections:
-            return share
-        raw, measured = zip(*self.corrections, strict=True)
-        return float(np.interp(share, raw, measured))
-
-
-class MemoryCount(Protocol):
-    """Counts the peak of activations of the traced network (``pruning/surgery/activation_memory.py``)."""
-
-    def peak(self, kept: Mapping[str, int]) -> int:
-        """Count the bytes for one image; groups that are absent in ``kept`` keep all channels."""
-        ...
-
-
-@dataclass(frozen=True)
 class TracedNetwork:
     """The dense network that a graph was traced on, as a bundle describes it.
 
@@ -255,6 +235,7 @@ class DependencyGraph:
         latency: measured times, if the recipe has a latency target.
         origin: graph of the dense network, if this network was pruned in earlier rounds.
         memory: counts the peak of activations of the network that was traced, at any widths.
+        blocks: residual blocks that can go as a whole, in module order, if the network was traced with depth.
 
     Example:
         >>> print(graph)
@@ -272,6 +253,7 @@ class DependencyGraph:
     origin: "DependencyGraph | None" = None
     network: TracedNetwork | None = field(default=None, compare=False, repr=False)
     memory: MemoryCount | None = field(default=None, compare=False, repr=False)
+    blocks: tuple[Block, ...] = ()
 
     def __str__(self) -> str:
         """The groups as a table: name, channels, layers that change with them, and why a group is protected."""
@@ -281,12 +263,20 @@ class DependencyGraph:
             layers = ", ".join(name for name in group.layers if name != group.name)
             why = f"  protected: {group.protected}" if group.protected else ""
             lines.append(f"{group.name:<{name_width}}  {group.width:>5}  {layers}{why}")
+        if self.blocks:
+            names = ", ".join(block.path for block in self.free_blocks)
+            lines.append(f"{len(self.free_blocks)} blocks that can go as a whole: {names}")
         return "\n".join(lines)
 
     @property
     def free(self) -> tuple[ChannelGroup, ...]:
         """The groups whose channels may be removed: those without a reason in ``protected``."""
         return tuple(group for group in self.groups if not group.protected)
+
+    @property
+    def free_blocks(self) -> tuple[Block, ...]:
+        """The residual blocks that may go as a whole."""
+        return tuple(block for block in self.blocks if not block.protected)
 
     @property
     def hook_points(self) -> tuple[HookPoint, ...]:
@@ -303,6 +293,28 @@ class DependencyGraph:
             for group in self.free
             for name in group.producers
         )
+
+    @property
+    def present(self) -> dict[str, int]:
+        """Numbers of channels that are left of the dense network: of every group, and 0 of blocks that are gone."""
+        here = {block.path for block in self.blocks}
+        gone = {block.key: 0 for block in (self.origin or self).blocks if block.path not in here}
+        return {group.name: group.width for group in self.groups} | gone
+
+    def without(self, blocks: Iterable[str]) -> dict[str, int]:
+        """Numbers of channels if some blocks go: 0 of each, and all of the groups inside, which have none to lose.
+
+        Args:
+            blocks: module paths.
+        """
+        paths = tuple(blocks)
+        inside = self.inside(paths)
+        return {block_key(path): 0 for path in paths} | {g.name: g.width for g in self.groups if g.name in inside}
+
+    def inside(self, blocks: Iterable[str]) -> set[str]:
+        """Names of the groups whose layers are all inside one of some blocks, given by their module paths."""
+        paths = set(blocks)
+        return {name for block in self.blocks if block.path in paths for name in block.groups}
 
     def whole_channels_only(self) -> "DependencyGraph":
         """Return a copy with every group protected whose channels are heads or conv groups."""
@@ -322,8 +334,20 @@ class DependencyGraph:
         """The producers of all groups, each once."""
         return tuple(dict.fromkeys(name for group in self.groups for name in group.producers))
 
-    def check_removable(self, names: Iterable[str]) -> None:
-        """Raise PruneError if a named group runs through norms or parameters that this graph does not know."""
+    def check_removable(self, names: Iterable[str], blocks: Iterable[str] = ()) -> None:
+        """Raise PruneError if a graph that was traced otherwise knows what a plan removes, and this one does not.
+
+        Args:
+            names: groups that lose channels; they may run through norms or parameters.
+            blocks: module paths of blocks that go as a whole.
+        """
+        known = {block.path for block in self.blocks}
+        for path in blocks:
+            if path not in known:
+                raise PruneError(
+                    f"the plan removes the block {path!r}, which this graph does not know as a residual block. Write "
+                    "select.depth=true, in the library trace(..., depth=True)"
+                )
         for name in names:
             why = self.group(name).protected
             if why.startswith(RUNS_THROUGH):
@@ -347,13 +371,18 @@ class DependencyGraph:
         return replace(self, groups=tuple(protect(group) for group in self.groups))
 
     def unmatched(self, globs: Iterable[str]) -> list[str]:
-        """Return the globs that match no producer of any group."""
-        names = [name for group in self.groups for name in group.producers]
+        """Return the globs that match no producer of any group, and no block."""
+        names = [name for group in self.groups for name in group.producers] + [block.path for block in self.blocks]
         return [glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)]
 
     def exclude(self, globs: Iterable[str]) -> "DependencyGraph":
-        """Return a copy with every group protected that has a producer matching one of ``globs``."""
+        """Return a copy with every group protected that has a producer matching one of ``globs``, and every block."""
         patterns = tuple(globs)
+
+        def leave(block: Block) -> Block:
+            match = block.match(patterns)
+            why = block.protected or (f"excluded by select.exclude {match!r}" if match else "")
+            return replace(block, protected=why)
 
         def protect(group: ChannelGroup) -> ChannelGroup:
             match = next((p for p in patterns if any(fnmatchcase(n, p) for n in group.producers)), None)
@@ -361,7 +390,8 @@ class DependencyGraph:
                 return group
             return replace(group, excluded=True, protected=group.protected or f"excluded by select.exclude {match!r}")
 
-        return replace(self, groups=tuple(protect(group) for group in self.groups))
+        groups, blocks = tuple(map(protect, self.groups)), tuple(map(leave, self.blocks))
+        return replace(self, groups=groups, blocks=blocks)
 
     def protect(self, globs: Iterable[str]) -> "DependencyGraph":
         """Return a copy with every group protected that changes the outputs of a layer matching one of ``globs``.
@@ -390,23 +420,31 @@ class DependencyGraph:
         return replace(self, groups=tuple(protect(group) for group in self.groups)) if patterns else self
 
     def restrict_to(self, globs: Iterable[str]) -> "DependencyGraph":
-        """Return a copy with every group protected that no glob matches at a producer (no globs: no change)."""
+        """Return a copy with every group protected that no glob matches at a producer (no globs: no change).
+
+        Of the blocks those stay free that a glob matches, by its path or by a layer inside.
+        """
         patterns = tuple(globs)
+
+        def leave(block: Block) -> Block:
+            named = not patterns or block.match(patterns)
+            return block if named or block.protected else replace(block, protected="not named by select.include")
 
         def protect(group: ChannelGroup) -> ChannelGroup:
             named = not patterns or any(fnmatchcase(n, p) for n in group.producers for p in patterns)
             return group if named or group.protected else replace(group, protected="not named by select.include")
 
-        return replace(self, groups=tuple(protect(group) for group in self.groups))
+        groups, blocks = tuple(map(protect, self.groups)), tuple(map(leave, self.blocks))
+        return replace(self, groups=groups, blocks=blocks)
 
     def widths(self, kept: Mapping[str, int]) -> dict[str, tuple[int, int]]:
         """Compute the widths of every layer after pruning.
 
         Args:
-            kept: group -> number of kept channels; groups that are absent keep all.
+            kept: group -> number of kept channels; groups that are absent keep all. A ``Block.key`` with 0 is gone.
 
         Returns:
-            Layer -> (input channels, output channels).
+            Layer -> (input channels, output channels); (0, 0) inside blocks that are gone.
         """
         cut_in: dict[str, int] = {}
         cut_out: dict[str, int] = {}
@@ -416,9 +454,16 @@ class DependencyGraph:
                 for (layer, side), each in group.per_channel.items():
                     side_cut = cut_out if side == "out" else cut_in
                     side_cut[layer] = side_cut.get(layer, 0) + gone * each
-        out = {}
+        out, gone_layers = {}, self.layers_gone(kept)
         for name, layer in self.layers.items():
+            if name in gone_layers:
+                out[name] = (0, 0)
+                continue
             width_out = layer.width_out - cut_out.get(name, 0)
             both = layer.kind not in ("conv", "linear") or layer.depthwise
             out[name] = (width_out if both else layer.width_in - cut_in.get(name, 0), width_out)
         return out
+
+    def layers_gone(self, kept: Mapping[str, int]) -> set[str]:
+        """The layers inside blocks that are gone; ``kept`` as in ``widths``."""
+        return {layer for block in self.blocks if kept.get(block.key) == 0 for layer in block.layers}

@@ -39,7 +39,7 @@ def read_plan(file: Path, graph: DependencyGraph, say: Callable[[str], None] = l
     if dict(plan.widths) != widths:
         differing = sorted(name for name in plan.widths.keys() | widths if plan.widths.get(name) != widths.get(name))
         raise PruneError(f"{file} is a plan for another network: {', '.join(differing[:4])} differ in width or name")
-    graph.check_removable(plan.removed)
+    graph.check_removable(plan.removed, plan.blocks_removed)
     return plan
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from dist_prune.errors import PruneError, shown
+from dist_prune.pruning.graph.blocks import block_key
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.plan.weight_blocks import WeightBlocks, remaining_positions
 
@@ -30,6 +31,8 @@ class Plan:
         widths: group -> dense width, for every group of the network, protected ones included.
         reasons: group -> why nothing was removed there. For reports; not part of the fingerprint.
         blocks: layer -> blocks of its weight that are zero and stay zero in training; layers without blocks are absent.
+        blocks_removed: module paths of residual blocks that are gone as a whole, ascending, each once. Their shortcuts
+            pass on what they read.
         graph: of the dense network, if ``dist_prune.select`` made the plan in this process; never written.
 
     Raises:
@@ -46,6 +49,7 @@ class Plan:
     widths: Mapping[str, int]
     reasons: Mapping[str, str] = field(default_factory=dict)
     blocks: Mapping[str, WeightBlocks] = field(default_factory=dict)
+    blocks_removed: tuple[str, ...] = ()
     graph: DependencyGraph | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
@@ -61,6 +65,8 @@ class Plan:
         for layer, blocks in self.blocks.items():
             if blocks.empty:
                 raise PruneError(f"the plan's blocks of {layer!r} cut nothing; such a layer is left out")
+        if list(self.blocks_removed) != sorted(set(self.blocks_removed)):
+            raise PruneError("the plan's blocks_removed are not ascending, each once")
 
     @classmethod
     def from_kept(
@@ -70,24 +76,31 @@ class Plan:
 
         Args:
             graph: the network's dependency graph; its free groups are the only ones that lose channels.
-            kept: free group -> kept channels, in any order; groups that are absent keep all.
+            kept: free group -> kept channels, in any order; groups that are absent keep all. A block with an empty list
+                goes as a whole.
             reasons: group -> why nothing is removed there; a standard sentence otherwise.
         """
         removed = {}
         why = {group.name: group.protected for group in graph.groups if group.protected}
+        gone_blocks = [block for block in graph.blocks if not kept.get(block.key, [0])]
+        inside = {name: block.path for block in gone_blocks for name in block.groups}
         for group in graph.free:
+            if group.name in inside:
+                why[group.name] = f"its block {inside[group.name]} is removed"
+                continue
             kept_channels = set(kept.get(group.name, range(group.width)))
             gone = tuple(i for i in range(group.width) if i not in kept_channels)
             if gone:
                 removed[group.name] = gone
             else:
                 why[group.name] = (reasons or {}).get(group.name, "every channel was worth keeping")
-        return cls(removed, {group.name: group.width for group in graph.groups}, why)
+        paths = tuple(sorted(block.path for block in gone_blocks))
+        return cls(removed, {group.name: group.width for group in graph.groups}, why, blocks_removed=paths)
 
     @property
     def empty(self) -> bool:
-        """Whether no channel is removed and no block is cut."""
-        return not self.removed and not self.blocks
+        """Whether no channel is removed, no block of weights is cut and no residual block is gone."""
+        return not self.removed and not self.blocks and not self.blocks_removed
 
     def kept(self, group: str) -> list[int]:
         """Return the kept channels of a group, ascending, in coordinates of the dense network."""
@@ -96,6 +109,11 @@ class Plan:
 
     @property
     def counts(self) -> dict[str, int]:
+        """Group -> number of kept channels, for every group; and ``block:PATH`` -> 0 for residual blocks that go."""
+        return self.groups_kept | {block_key(path): 0 for path in self.blocks_removed}
+
+    @property
+    def groups_kept(self) -> dict[str, int]:
         """Group -> number of kept channels, for every group."""
         return {group: width - len(self.removed.get(group, ())) for group, width in self.widths.items()}
 
@@ -113,6 +131,8 @@ class Plan:
         }
         if self.blocks:
             body["blocks"] = {layer: blocks.to_dict() for layer, blocks in self.blocks.items()}
+        if self.blocks_removed:
+            body["blocks_removed"] = list(self.blocks_removed)
         return json.dumps(body, sort_keys=True, separators=(",", ":"))
 
     def to_json(self) -> str:
@@ -145,11 +165,12 @@ class Plan:
             removed = {_check_text(group): tuple(map(_check_index, gone)) for group, gone in body["removed"].items()}
             reasons = {_check_text(group): _check_text(why) for group, why in body.get("reasons", {}).items()}
             blocks = {_check_text(layer): _parse_blocks(values) for layer, values in body.get("blocks", {}).items()}
+            blocks_removed = tuple(map(_check_text, body.get("blocks_removed", [])))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, PruneError):
                 raise
             raise PruneError(f"this is not a plan: {shown(error)}") from error
-        plan = cls(removed, widths, reasons, blocks)
+        plan = cls(removed, widths, reasons, blocks, blocks_removed)
         if body.get("format") != FORMAT:
             raise PruneError(
                 f"plan format {shown(body.get('format'))} is not known; this version reads format {FORMAT}"
@@ -168,7 +189,7 @@ class Plan:
         Raises:
             PruneError: ``later`` was made on another network, or ``graph`` is missing.
         """
-        if self.counts != dict(later.widths):
+        if self.groups_kept != dict(later.widths):
             raise PruneError("the later plan was not made on the network that this plan leaves: group widths differ")
         removed = dict(self.removed)
         for group, gone in later.removed.items():
@@ -184,7 +205,9 @@ class Plan:
             for layer, cut in later.blocks.items():
                 moved = cut.to_dense(positions[layer, "out"], positions[layer, "in"])
                 blocks[layer] = blocks[layer].union(moved) if layer in blocks else moved
-        return Plan(removed, self.widths, {g: r for g, r in later.reasons.items() if g not in removed}, blocks)
+        reasons = {g: r for g, r in later.reasons.items() if g not in removed}
+        gone = tuple(sorted({*self.blocks_removed, *later.blocks_removed}))
+        return Plan(removed, self.widths, reasons, blocks, gone)
 
 
 def _check_index(value: Any, least: int = 0) -> int:

@@ -55,8 +55,10 @@ def repair_cost(graph: DependencyGraph, kept: Mapping[str, int], layers: Contain
             continue
         narrow_in, narrow_out = widths[name]
         groups = narrow_out if layer.depthwise else layer.groups
-        columns, outputs = narrow_in // groups * layer.kernel, narrow_out // groups
         forward += layer.positions * layer.kernel * (layer.width_in // layer.groups) * layer.width_out
+        if not narrow_out:  # its block is gone
+            continue
+        columns, outputs = narrow_in // groups * layer.kernel, narrow_out // groups
         forward += layer.positions * columns * narrow_out
         if layers is not None and name not in layers:
             continue

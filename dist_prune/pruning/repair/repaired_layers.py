@@ -60,7 +60,7 @@ class RepairedLayer:
 def repaired_layers(
     small: nn.Module, graph: DependencyGraph, plan: Plan
 ) -> tuple[list[RepairedLayer], dict[str, list[str]]]:
-    """The layers from the first one that reads removed channels on, in the order in which they run.
+    """The layers from the first one on that reads removed channels or lies behind a removed block, in running order.
 
     Args:
         small: the pruned network.
@@ -71,9 +71,8 @@ def repaired_layers(
         The layers, and those behind the first that stay as they are: reason -> module paths. They run several times, or
         are of classes that compute something else than a convolution or a product.
     """
-    calls, norms = _calls(small, graph)
+    calls, norms, reads = _calls(small, graph, plan.blocks_removed)
     gone: dict[str, set[int]] = {}
-    reads: set[str] = set()
     for name, channels in plan.removed.items():
         for coupling in graph.group(name).couplings:
             if coupling.side == "out":
@@ -131,9 +130,23 @@ def is_plain(module: nn.Module) -> bool:
     )
 
 
-def _calls(model: nn.Module, graph: DependencyGraph) -> tuple[dict[str, int], dict[str, str]]:
-    """Convolutions and linear layers -> number of calls, in order; and those whose output a batch norm reads -> it."""
+def _calls(
+    model: nn.Module, graph: DependencyGraph, blocks: Sequence[str]
+) -> tuple[dict[str, int], dict[str, str], set[str]]:
+    """What runs in a forward pass.
+
+    Args:
+        model: the pruned network.
+        graph: of the dense one.
+        blocks: module paths of the residual blocks that are gone.
+
+    Returns:
+        Convolutions and linear layers -> number of calls, in order; those whose output a batch norm reads -> it; and
+        the first layers behind a block that is gone.
+    """
     calls: dict[str, int] = {}
+    passed: list[str] = []  # blocks that are gone, since the last layer
+    behind: set[str] = set()
     norms: dict[str, str] = {}
     made: dict[int, tuple[str, Tensor]] = {}
     handles = []
@@ -142,6 +155,9 @@ def _calls(model: nn.Module, graph: DependencyGraph) -> tuple[dict[str, int], di
 
             def after(_module: nn.Module, _inputs: Any, output: Tensor, name: str = name) -> None:
                 calls[name] = calls.get(name, 0) + 1
+                if passed:
+                    behind.add(name)
+                    passed.clear()
                 made[id(output)] = name, output  # held, so that its id stays its own
 
             handles.append(module.register_forward_hook(after))
@@ -153,6 +169,9 @@ def _calls(model: nn.Module, graph: DependencyGraph) -> tuple[dict[str, int], di
                     norms[maker[0]] = name
 
             handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+    for path in blocks:
+        note = lambda *_, path=path: passed.append(path)  # noqa: E731
+        handles.append(model.get_submodule(path).register_forward_pre_hook(note))
     weight = next(model.parameters())
     try:
         with evaluation_mode(model), torch.no_grad():
@@ -160,7 +179,7 @@ def _calls(model: nn.Module, graph: DependencyGraph) -> tuple[dict[str, int], di
     finally:
         for handle in handles:
             handle.remove()
-    return calls, norms
+    return calls, norms, behind
 
 
 @torch.no_grad()

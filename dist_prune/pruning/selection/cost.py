@@ -21,7 +21,8 @@ import numpy as np
 from dist_prune import plugins
 from dist_prune.config.pruning import SETTINGS, Target
 from dist_prune.errors import PruneError
-from dist_prune.pruning.graph.groups import DependencyGraph, LatencyTable, Layer
+from dist_prune.pruning.graph.groups import DependencyGraph, Layer
+from dist_prune.pruning.graph.known_costs import LatencyTable
 
 Rule = Literal["macs", "thop", "thop_old"]
 STEP = 8  # kept channels of wide groups are a multiple of it, because devices run such widths faster
@@ -77,8 +78,8 @@ class Cost:
             graph: dependency graph of the network, dense or pruned in earlier rounds.
             kept: group -> number of kept channels; groups that are absent keep all that ``graph`` has.
         """
-        dense, now = graph.origin or graph, {group.name: group.width for group in graph.groups}
-        return self.of(dense, now | dict(kept)) / self.of(dense)
+        dense = graph.origin or graph
+        return self.of(dense, graph.present | dict(kept)) / self.of(dense)
 
     def known(self, graph: DependencyGraph) -> bool:
         """Whether ``of`` can be called: a measured cost needs the graph's latency table."""
@@ -193,14 +194,9 @@ def target_keys(*others: str) -> str:
     return f"{', '.join(names)} or {last}"
 
 
-def _filter_inputs(layer: Layer, width_in: int) -> int:
-    """Return the input channels of one filter; grouped convolutions lose whole groups."""
-    return width_in if layer.groups == 1 else layer.width_in // layer.groups
-
-
 def _macs(layer: Layer, width_in: int, width_out: int) -> int:
     if layer.kind == "conv":
-        return width_out * _filter_inputs(layer, width_in) * layer.kernel * layer.positions
+        return width_out * layer.filter_inputs(width_in) * layer.kernel * layer.positions
     if layer.kind == "linear":
         return width_in * width_out * layer.positions
     return 0
@@ -262,13 +258,11 @@ def params(graph: DependencyGraph, kept: Mapping[str, int] | None = None, kernel
         kept: group -> number of kept channels (missing: all).
         kernels_only: count weights of convolutions and linear layers only.
     """
-    widths, total = graph.widths(kept or {}), 0 if kernels_only else graph.other_params
-    for name, layer in graph.layers.items():
-        width_in, width_out = widths[name]
-        total += 0 if kernels_only else layer.bias * width_out
-        if layer.kind in ("conv", "linear"):
-            total += width_out * _filter_inputs(layer, width_in) * layer.kernel
-    return total
+    kept = kept or {}
+    widths, total = graph.widths(kept), 0 if kernels_only else graph.other_params
+    if not kernels_only:
+        total -= sum(block.other_params for block in graph.blocks if kept.get(block.key) == 0)
+    return total + sum(layer.params(*widths[name], kernels_only) for name, layer in graph.layers.items())
 
 
 def time_share(graph: DependencyGraph, kept: Mapping[str, int]) -> float:
@@ -316,12 +310,13 @@ def peak_memory(graph: DependencyGraph, kept: Mapping[str, int]) -> int:
     """
     if graph.memory is None:
         raise PruneError("target.memory: this dependency graph was not traced from a network; trace it again")
-    return graph.memory.peak({group.name: group.width for group in graph.groups} | dict(kept))
+    return graph.memory.peak(graph.present | dict(kept))
 
 
 def free_channels(graph: DependencyGraph, kept: Mapping[str, int]) -> int:
-    """Count the channels of free groups."""
-    return sum(kept.get(group.name, group.width) for group in graph.free)
+    """Count the channels of free groups; those inside blocks that are gone are gone."""
+    gone = graph.inside(block.path for block in graph.blocks if kept.get(block.key) == 0)
+    return sum(kept.get(group.name, group.width) for group in graph.free if group.name not in gone)
 
 
 for _cost in (

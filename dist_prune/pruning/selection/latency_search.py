@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from dist_prune.errors import PruneError
-from dist_prune.pruning.graph.groups import DependencyGraph, LatencyTable
+from dist_prune.pruning.graph.groups import DependencyGraph
+from dist_prune.pruning.graph.known_costs import LatencyTable
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.selection.cost import macs, raw_time
 

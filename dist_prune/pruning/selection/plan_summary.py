@@ -14,11 +14,15 @@ def summarize_plan(plan: Plan, graph: DependencyGraph) -> dict[str, Any]:
         plan: a plan in coordinates of the dense network.
         graph: dependency graph of the dense network.
     """
+    inside = graph.inside(plan.blocks_removed)
     shown = [cost for cost in COSTS.values() if cost.figure and cost.summary]
     sizes = {cost.name: (cost.of(graph), cost.of(graph, plan.counts)) for cost in shown}
     return {
         "fingerprint": plan.fingerprint,
-        "groups": {g.name: {"width": g.width, "kept": plan.counts[g.name]} for g in graph.groups},
+        "groups": {
+            g.name: {"width": g.width, "kept": 0 if g.name in inside else plan.counts[g.name]} for g in graph.groups
+        },
+        **({"blocks_removed": list(plan.blocks_removed)} if plan.blocks_removed else {}),
         "dense": {name: before for name, (before, _) in sizes.items()},
         "pruned": {name: after for name, (_, after) in sizes.items()},
         "removed": {name: 1 - after / before for name, (before, after) in sizes.items()},
@@ -29,6 +33,8 @@ def as_text(body: dict[str, Any]) -> str:
     """Format the result of ``summarize_plan`` for a terminal."""
     cut = {name: group for name, group in body["groups"].items() if group["kept"] < group["width"]}
     lines = [f"{name:40} {group['kept']:5} of {group['width']}" for name, group in cut.items()]
+    if body.get("blocks_removed"):
+        lines.append(f"{len(body['blocks_removed'])} residual blocks go: {', '.join(body['blocks_removed'])}")
     removed = ", ".join(f"{name} -{100 * share:.2f} %" for name, share in body["removed"].items())
     counts = f"{len(cut)} of {len(body['groups'])} groups are cut: {removed}"
     return "\n".join([*lines, counts, f"plan {body['fingerprint']}"])

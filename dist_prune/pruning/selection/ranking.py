@@ -4,14 +4,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from dist_prune.errors import PruneError, unknown
+from dist_prune.pruning.graph.blocks import Block
 from dist_prune.pruning.graph.groups import SINGLE, ChannelGroup, DependencyGraph
 from dist_prune.pruning.selection.cost import COSTS, Cost, target_keys
-from dist_prune.pruning.selection.removal_order import Removal, Scope, removal_order
+from dist_prune.pruning.selection.removal_order import Removal, Scope, block_sets, dense_blocks, removal_order
 from dist_prune.pruning.selection.tie_breaking import all_tied, ascending_order, check_finite
 
 Kept = dict[str, list[int]]
@@ -39,6 +41,8 @@ class SelectionRequest:
         keep_ratios: glob of layer names -> share of channels to keep there, whatever the scores say.
         max_ratio: largest share of a group that may be removed: of all groups, or by glob of layer names.
         seed: orders the channels of a group whose scores are all equal.
+        depth: whether residual blocks may go as a whole: beside channels, or ``only`` they. The last block of each
+            structure stays, and ``max_ratio`` (a number) holds for blocks as well.
     """
 
     threshold: float | None = None
@@ -53,6 +57,7 @@ class SelectionRequest:
     keep_ratios: Mapping[str, float] = field(default_factory=dict)
     max_ratio: float | Mapping[str, float] | None = None
     seed: int = 0
+    depth: bool | Literal["only"] = False
 
     @classmethod
     def of(cls, recipe: Any) -> "SelectionRequest":
@@ -89,9 +94,23 @@ class SelectionRequest:
         Returns:
             The number, not below the floor, rounded up to ``multiple``, at most the group's width.
         """
+        if self.depth == "only":
+            return group.width
         ratio = match_group(self.keep_ratios, group)
         count = max(count if ratio is None else round(group.dense * ratio), self.floor(group))
         return min(math.ceil(count / self.multiple(group)) * self.multiple(group), group.width)
+
+    def most_blocks(self, graph: DependencyGraph, blocks: Sequence[Block]) -> int:
+        """Return how many more of the blocks of one structure may go.
+
+        Args:
+            graph: dependency graph of the network that is pruned.
+            blocks: those that are left.
+        """
+        dense = dense_blocks(graph, blocks)
+        share = self.max_ratio if isinstance(self.max_ratio, float | int) else 1.0
+        least = max(1, math.ceil(dense * (1 - share) - 1e-9))
+        return max(0, len(blocks) - least)
 
     def globs(self) -> dict[str, tuple[str, ...]]:
         """Return recipe key -> the globs of layer names in it."""
@@ -112,7 +131,20 @@ def cost_share(graph: DependencyGraph, quantity: str, kept: Mapping[str, int]) -
 
 def reachable(graph: DependencyGraph, request: SelectionRequest, quantity: str) -> tuple[float, float]:
     """Return the smallest and the largest share of the cost ``quantity`` that this request can leave."""
-    return cost_share(graph, quantity, {g.name: request.width(g, 1) for g in graph.free}), 1.0
+    return cost_share(graph, quantity, smallest_counts(graph, request)), 1.0
+
+
+def smallest_counts(graph: DependencyGraph, request: SelectionRequest) -> dict[str, int]:
+    """Return the numbers of kept channels of the smallest network that a request can leave.
+
+    With ``depth`` as many blocks are gone as may go, the last ones of each structure: which ones go is up to scores.
+    """
+    counts = {group.name: request.width(group, 1) for group in graph.free}
+    if not request.depth:
+        return counts
+    in_order = {block.key: torch.tensor([-float(i)]) for i, block in enumerate(graph.free_blocks)}
+    gone = [b for blocks in block_sets(graph, in_order) for b in blocks[: request.most_blocks(graph, blocks)]]
+    return counts | graph.without(block.path for block in gone)
 
 
 def check_target(graph: DependencyGraph, request: SelectionRequest) -> None:
@@ -130,6 +162,19 @@ def check_target(graph: DependencyGraph, request: SelectionRequest) -> None:
             "lower select.min_channels or select.round_to, raise select.max_ratio, or choose a network form with fewer "
             "protected groups ('dist-prune check RECIPE' lists them)."
         )
+
+
+def check_depth(graph: DependencyGraph, request: SelectionRequest) -> None:
+    """Raise PruneError if blocks are to go, and there are none or the numbers of channels are given."""
+    if not request.depth:
+        return
+    if not (graph.origin or graph).free_blocks:
+        raise PruneError(
+            "select.depth: this network has no residual block with a plain shortcut, x + f(x), that could go as a "
+            "whole. In the library, trace it with depth=True"
+        )
+    if request.counts is not None:
+        raise PruneError("select.counts says how many channels stay; leave out select.depth, or set a target")
 
 
 def check_ranking(request: SelectionRequest) -> None:
@@ -230,27 +275,34 @@ def select_by_score(
     Args:
         graph: dependency graph of the network that is pruned.
         scores: free group -> (C,) finite scores; larger scores are kept.
-        request: exactly one of target, keep ratio and counts, with floors and rounding.
+        request: exactly one of target, keep ratio and counts, with floors and rounding. With ``depth`` the scores of
+            blocks are there as well.
         normalise: divide the scores of each group by the mean of their absolute values before they are compared.
 
     Returns:
-        Free group -> kept channels, ascending.
+        Free group -> kept channels, ascending; and the key of each block that goes -> an empty list.
 
     Raises:
         PruneError: the request does not fit a ranking or cannot be reached, or scores are not finite.
     """
     check_ranking(request)
     check_target(graph, request)
-    check_finite({group.name: scores[group.name] for group in graph.free})
+    check_depth(graph, request)
+    scored = [group.name for group in graph.free] + [block.key for block in graph.free_blocks if request.depth]
+    check_finite({name: scores[name] for name in scored})
     if request.counts is not None:
         explicit = explicit_counts(graph, request)
         return top_k(graph, scores, {g.name: explicit.get(g.name, g.width) for g in graph.free}, request.seed)
-    order = removal_order(graph, scores, request.scope, normalise)
+    order = removal_order(graph, scores, request.scope, normalise, bool(request.depth))
+    sets = block_sets(graph, scores) if request.depth else []
     total, gone = sum(g.dense for g in (graph.origin or graph).free), sum(g.gone for g in graph.groups)
+    if request.depth:
+        blocks_of_dense = len((graph.origin or graph).free_blocks)
+        total, gone = total + blocks_of_dense, gone + blocks_of_dense - len(graph.free_blocks)
     if request.target is not None:
         quantity, share = request.target
         prefix = first_true(
-            lambda n: cost_share(graph, quantity, _counts_after(graph, order[:n], request)) <= share, len(order)
+            lambda n: cost_share(graph, quantity, _counts_after(graph, order[:n], request, sets)) <= share, len(order)
         )
     elif request.keep_ratio is None:
         raise PruneError(f"this method ranks channels: set {target_keys('select.keep_ratio')}")
@@ -258,10 +310,20 @@ def select_by_score(
         prefix = sum(1 for priority, _, _ in order if priority <= 1 - request.keep_ratio + 1e-9)
     else:
         prefix = max(0, int((1 - request.keep_ratio) * total + 1e-9) - gone)
-    counts = _counts_after(graph, order[:prefix], request)
+    counts = _counts_after(graph, order[:prefix], request, sets)
+    if request.target is not None and sets:  # the last block may go far below the target: fewer channels have to
+        quantity, share = request.target
+        blocks, channels = _split(order[:prefix], len(graph.free))
+        fewer = first_true(
+            lambda n: cost_share(graph, quantity, _counts_after(graph, blocks + channels[:n], request, sets)) <= share,
+            len(channels),
+        )
+        order, prefix = blocks + channels[:fewer], len(blocks) + fewer
+        counts = _counts_after(graph, order, request, sets)
     if request.target is not None:
         counts = _restore_steps(graph, counts, order[:prefix], request)
-    return top_k(graph, scores, counts, request.seed)
+    gone: Kept = {block.key: [] for block in graph.blocks if counts.get(block.key) == 0}
+    return top_k(graph, scores, counts, request.seed) | gone
 
 
 def top_k(graph: DependencyGraph, scores: Mapping[str, Tensor], counts: Mapping[str, int], seed: int = 0) -> Kept:
@@ -289,11 +351,25 @@ def first_true(holds: Callable[[int], bool], last: int) -> int:
     return low
 
 
-def _counts_after(graph: DependencyGraph, gone: Sequence[Removal], request: SelectionRequest) -> dict[str, int]:
-    cut = [0] * len(graph.free)
+def _split(order: Sequence[Removal], free: int) -> tuple[list[Removal], list[Removal]]:
+    """The removals of blocks, and those of channels of ``free`` groups, each in their order."""
+    return [one for one in order if one[1] >= free], [one for one in order if one[1] < free]
+
+
+def _counts_after(
+    graph: DependencyGraph, gone: Sequence[Removal], request: SelectionRequest, sets: Sequence[Sequence[Block]] = ()
+) -> dict[str, int]:
+    """The numbers of kept channels after some removals; ``sets``: of ``block_sets``, for removals of blocks."""
+    cut = [0] * (len(graph.free) + len(sets))
     for _, number, _ in gone:
         cut[number] += 1
-    return {g.name: request.width(g, g.width - cut[i]) for i, g in enumerate(graph.free)}
+    counts = {g.name: request.width(g, g.width - cut[i]) for i, g in enumerate(graph.free)}
+    paths = [
+        block.path
+        for blocks, count in zip(sets, cut[len(graph.free) :], strict=True)
+        for block in blocks[: min(count, request.most_blocks(graph, blocks))]
+    ]
+    return counts | graph.without(paths)
 
 
 def _restore_steps(
@@ -305,7 +381,10 @@ def _restore_steps(
     """
     assert request.target is not None
     quantity, share = request.target
-    for group in dict.fromkeys(graph.free[number] for _, number, _ in reversed(gone)):
+    free, inside = len(graph.free), graph.inside(b.path for b in graph.blocks if counts.get(b.key) == 0)
+    for group in dict.fromkeys(graph.free[number] for _, number, _ in reversed(gone) if number < free):
+        if group.name in inside:
+            continue
         step, ratio = request.multiple(group), match_group(request.keep_ratios, group)
         while step > 1 and ratio is None and counts[group.name] < group.width:
             more = {**counts, group.name: min(counts[group.name] + step, group.width)}

@@ -1,22 +1,28 @@
 """The order in which a ranking removes channels, for each range within which channels compete. Pure functions."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
+from dist_prune.pruning.graph.blocks import Block
 from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph
 from dist_prune.pruning.selection.tie_breaking import all_tied
 
 Scope = Literal["local", "global", "isomorphic"]
-Removal = tuple[float, int, int]  # priority, number of the group among the free ones, rank within the group
+# priority, number of the group among the free ones (behind them those of block_sets), rank within the group
+Removal = tuple[float, int, int]
 
 
 def removal_order(
-    graph: DependencyGraph, scores: Mapping[str, Tensor], scope: Scope, normalise: bool = True
+    graph: DependencyGraph, scores: Mapping[str, Tensor], scope: Scope, normalise: bool = True, depth: bool = False
 ) -> list[Removal]:
     """All channels of the free groups in the order of their removal.
+
+    With ``depth`` the residual blocks of equal structure are another group each, with the blocks as its channels: under
+    ``local`` and ``isomorphic`` the share of the blocks that go is that of the channels.
 
     The priority is what orders channels of different groups: with ``local`` and ``isomorphic`` the share of the dense
     channels that are gone once this one is (of its group, or of all groups of its structure), with ``global`` the
@@ -28,13 +34,15 @@ def removal_order(
         scope: the channels that compete: of one group, of all groups, or of the groups of equal structure
             (Fang et al., Isomorphic Pruning for Vision Models, ECCV 2024, section 3.2).
         normalise: divide the scores of each group by the mean of their absolute values before groups are compared.
+        depth: whether blocks are removed as well; ``scores`` has (1,) by the key of each.
 
     Returns:
         (priority, group number, rank within the group), ascending.
     """
+    blocks = _block_order(graph, scores, scope, normalise) if depth else []
     if scope == "isomorphic":
-        return _isomorphic_order(graph, scores, normalise)
-    order = []
+        return sorted(_isomorphic_order(graph, scores, normalise) + blocks)
+    order = [(priority, 0.0, number, rank) for priority, number, rank in blocks]
     for number, group in enumerate(graph.free):
         values, tied = _scaled(scores[group.name], normalise), all_tied(scores[group.name])
         for rank, value in enumerate(values):
@@ -63,6 +71,36 @@ def structure(graph: DependencyGraph, group: ChannelGroup) -> tuple[object, ...]
         per_channel = 1 if group.unit != "channel" else positions  # the positions of a head are its width
         layers.append((layer.kind, side, layer.kernel, layer.depthwise, layer.groups > 1, per_channel))
     return (group.unit, *sorted(layers))
+
+
+def block_sets(graph: DependencyGraph, scores: Mapping[str, Tensor]) -> list[list[Block]]:
+    """The blocks of each structure, in the order in which they would go: small scores first, of equal ones the first.
+
+    Args:
+        graph: dependency graph of the network that is pruned, with its blocks.
+        scores: (1,) by the key of each block.
+    """
+    sets: dict[tuple[object, ...], list[Block]] = defaultdict(list)
+    for block in graph.free_blocks:
+        sets[block.structure].append(block)
+    return [sorted(blocks, key=lambda block: float(scores[block.key])) for blocks in sets.values()]
+
+
+def dense_blocks(graph: DependencyGraph, blocks: Sequence[Block]) -> int:
+    """How many blocks of the structure of ``blocks`` may go from the dense network."""
+    return sum(block.structure == blocks[0].structure for block in (graph.origin or graph).free_blocks)
+
+
+def _block_order(graph: DependencyGraph, scores: Mapping[str, Tensor], scope: Scope, normalise: bool) -> list[Removal]:
+    """All blocks in the order of their removal; the last of each structure stays."""
+    order = []
+    for number, blocks in enumerate(block_sets(graph, scores), start=len(graph.free)):
+        dense = dense_blocks(graph, blocks)
+        gone = dense - len(blocks)
+        values = _scaled(torch.cat([scores[block.key].flatten() for block in blocks]), normalise)
+        for rank, value in enumerate(values[:-1]):
+            order.append((value if scope == "global" else (gone + rank + 1) / dense, number, rank))
+    return order
 
 
 def _scaled(scores: Tensor, normalise: bool) -> list[float]:

@@ -7,7 +7,6 @@ bytes of a moment are linear in the channels that groups keep, and the peak is t
 
 import copy
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,8 @@ from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.surgery.surgeon import apply_plan
+
+KEPT = 16  # sets of removed blocks whose moments are kept
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -85,44 +86,51 @@ class ActivationMemory:
         self.dtype = next(model.parameters()).dtype
         self.model = copy.deepcopy(model).to("meta")
         self.graph = graph
+        self._known: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
 
     def peak(self, kept: Mapping[str, int]) -> int:
         """Count the peak for one image.
 
         Args:
-            kept: group -> number of kept channels; groups that are absent keep all.
+            kept: group -> number of kept channels; groups that are absent keep all. The key of a block with 0: it is
+                gone.
 
         Raises:
             PruneError: the network cannot be counted.
         """
-        base, each = self._moments
+        base, each = self._moments_without(tuple(sorted(b.path for b in self.graph.blocks if kept.get(b.key) == 0)))
         gone = [group.width - kept.get(group.name, group.width) for group in self.graph.free]
         return int((base - each @ np.array(gone, dtype=np.int64)).max())
 
-    @cached_property
-    def _moments(self) -> tuple[np.ndarray, np.ndarray]:
+    def _moments_without(self, blocks: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """The moments of the network without some residual blocks; those last asked for are kept."""
+        if blocks not in self._known:
+            self._known = {**dict(list(self._known.items())[-KEPT:]), blocks: self._moments(blocks)}
+        return self._known[blocks]
+
+    def _moments(self, blocks: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
         """(m,) bytes of the moments of the whole network, (m, G) bytes that one channel of each group adds to them."""
         free = self.graph.free
-        base = self._run({})
-        cut = [self._run({g.name: (0,)}) if g.width > 1 else base for g in free]
+        base = self._run({}, blocks)
+        cut = [self._run({g.name: (0,)}, blocks) if g.width > 1 else base for g in free]
         if any(len(moments) != len(base) for moments in cut):
             raise PruneError("target.memory: the operations of this network depend on its widths")
         each = np.stack([base - moments for moments in cut], 1) if cut else np.zeros((len(base), 0), dtype=np.int64)
         halves = {g.name: tuple(range(g.width // 2)) for g in free if g.width > 1}
         gone = np.array([len(halves.get(g.name, ())) for g in free], dtype=np.int64)
-        if not np.array_equal(self._run(halves), base - each @ gone):
+        if not np.array_equal(self._run(halves, blocks), base - each @ gone):
             raise PruneError("target.memory: some tensors of this network do not grow in proportion to its channels")
         rows = np.unique(np.concatenate([base[:, None], each], 1), axis=0)
         return rows[:, 0], rows[:, 1:]
 
-    def _run(self, off: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+    def _run(self, off: Mapping[str, tuple[int, ...]], blocks: tuple[str, ...]) -> np.ndarray:
         small = copy.deepcopy(self.model).to_empty(device="cpu")
         widths = {group.name: group.width for group in self.graph.groups}
         try:
             with torch.no_grad():
                 for tensor in (*small.parameters(), *small.buffers()):
                     tensor.zero_()
-            apply_plan(small, self.graph, Plan(off, widths))
+            apply_plan(small, self.graph, Plan(off, widths, blocks_removed=blocks))
             moments = measure_moments(small, torch.zeros(1, *self.graph.example, dtype=self.dtype))
         except PruneError:
             raise

@@ -15,6 +15,7 @@ from dist_prune.pruning.graph.groups import DependencyGraph, Layer
 from dist_prune.pruning.plan.block_masks import zero_blocks
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.surgery import head_surgery, stream_surgery
+from dist_prune.pruning.surgery.depth_surgery import remove_blocks
 
 
 def apply_plan(model: nn.Module, graph: DependencyGraph, plan: Plan) -> None:
@@ -33,7 +34,7 @@ def apply_plan(model: nn.Module, graph: DependencyGraph, plan: Plan) -> None:
             "the plan belongs to another network: its groups or their dense widths differ from this one's. A trace "
             "with other units or streams than the plan's finds other groups"
         )
-    graph.check_removable(plan.removed)
+    graph.check_removable(plan.removed, plan.blocks_removed)
     call_layers_of_units(model, plan.widths)
     zero_blocks(model, graph, plan)
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
@@ -48,8 +49,11 @@ def apply_plan(model: nn.Module, graph: DependencyGraph, plan: Plan) -> None:
         else:
             _cut_layer(model.get_submodule(name), layer, side, sorted(positions))
     head_surgery.update_counts(model)
+    remove_blocks(model, plan.blocks_removed)
+    left = dict(model.named_parameters())
     for name in frozen:  # torch-pruning makes new parameters, which all want gradients
-        model.get_parameter(name).requires_grad_(False)
+        if name in left:
+            left[name].requires_grad_(False)
 
 
 def prune_tensors_like(
@@ -66,7 +70,7 @@ def prune_tensors_like(
         tables: name of a parameter or buffer -> tensor of its shape.
 
     Returns:
-        The names of ``tables`` -> tensors of the pruned shapes.
+        The names of ``tables`` that are left -> tensors of the pruned shapes.
     """
     other = copy.deepcopy(model)
     for name, tensor in tables.items():
@@ -78,7 +82,7 @@ def prune_tensors_like(
             owner._buffers[key] = copied
     apply_plan(other, graph, plan)
     pruned = {**dict(other.named_parameters()), **dict(other.named_buffers())}
-    return {name: pruned[name].detach() for name in tables}
+    return {name: pruned[name].detach() for name in tables if name in pruned}
 
 
 def _cut_layer(module: nn.Module, layer: Layer, side: str, positions: list[int]) -> None:

@@ -16,6 +16,7 @@ from dist_prune.pruning.network_output import tensors_of
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.rng import seeded_generator
 from dist_prune.pruning.surgery.activation_memory import ActivationMemory
+from dist_prune.pruning.surgery.residual_blocks import with_blocks
 from dist_prune.pruning.surgery.surgeon import apply_plan
 
 NEAR = 1e-4  # tolerance between trial cut and gated network, as a share of the largest output; right groups reach 1e-6
@@ -28,6 +29,7 @@ def trace_groups(
     protect: Sequence[str] = (),
     streams: bool = False,
     units: Units = "earlier",
+    depth: bool = False,
 ) -> DependencyGraph:
     """Trace a bare model and find its layers and channel groups.
 
@@ -40,6 +42,7 @@ def trace_groups(
         protect: globs of layers whose outputs keep their width.
         streams: whether residual streams behind norms over channels and bare parameters may lose channels.
         units: which whole units are found: those of earlier versions, or those of all ``unit_forms.FORMS``.
+        depth: whether residual blocks that can go as a whole are found.
 
     Returns:
         The dependency graph; the free groups are those that ``apply_plan`` can cut.
@@ -48,7 +51,9 @@ def trace_groups(
         PruneError: the network cannot be traced at all, or a glob matches no layer.
     """
     graph = trace_dependencies(model, example, streams, units).protect(protect)
-    graph = verify_groups(model, graph, example.to(next(model.parameters()).device))
+    example = example.to(next(model.parameters()).device)
+    graph = verify_groups(model, graph, example)
+    graph = with_blocks(model, graph, example) if depth else graph
     return replace(graph, memory=ActivationMemory(model, graph))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dist_prune.errors import PruneError
-from dist_prune.pruning.graph.groups import LatencyTable
+from dist_prune.pruning.graph.known_costs import LatencyTable
 from dist_prune.pruning.selection.cost import STEP, macs
 from dist_prune.pruning.selection.ranking import (  # fmt: skip
     AUTO_WIDTH,

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from dist_prune.errors import PruneError
-from dist_prune.pruning.graph.groups import DependencyGraph, LatencyTable
+from dist_prune.pruning.graph.groups import DependencyGraph
+from dist_prune.pruning.graph.known_costs import LatencyTable
 from dist_prune.pruning.selection.knapsack import choose_one_each, discretise, select_by_knapsack
 from dist_prune.pruning.selection.ranking import SelectionRequest, cost_share, select_by_score
 from dist_prune.pruning.selection.ratio_search import steps_of

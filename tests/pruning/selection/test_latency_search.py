@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dist_prune.errors import PruneError
-from dist_prune.pruning.graph.groups import LatencyTable
+from dist_prune.pruning.graph.known_costs import LatencyTable
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.selection.cost import macs
 from dist_prune.pruning.selection.latency_search import ATTEMPTS, SPREAD, LatencySearch, isotonic

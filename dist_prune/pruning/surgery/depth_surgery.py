@@ -1,0 +1,34 @@
+"""Residual blocks that go as a whole: their places pass on what they read."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from dist_prune.errors import PruneError, unknown
+
+
+class PassThrough(nn.Module):
+    """What is left of a residual block: its shortcut. Further arguments of the block are taken and not read."""
+
+    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the first argument."""
+        return x
+
+
+def remove_blocks(model: nn.Module, paths: Iterable[str]) -> None:
+    """Replace blocks of a bare network by their shortcuts, in place.
+
+    Args:
+        model: the network.
+        paths: module paths of the blocks (``Plan.blocks_removed``).
+
+    Raises:
+        PruneError: the network has no such module.
+    """
+    modules = dict(model.named_modules())
+    for path in paths:
+        if not path or path not in modules:
+            why = unknown("module", path, [name for name in modules if name])
+            raise PruneError(f"the plan removes a block that this network has not: {why}")
+        model.set_submodule(path, PassThrough().train(modules[path].training))

@@ -1,0 +1,58 @@
+"""What residual blocks change: the score by which whole blocks are ranked.
+
+For a block with input x and output y = x + f(x) the change is
+
+    1 - <x, y> / (|x| |y|)
+
+over all entries of an image's x and y, averaged over the calibration images: 0 if the block only scales what it reads.
+It needs no label and no gradient. (Men et al., ShortGPT, 2024, equation 1, takes the mean over tokens instead.)
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_prune.pruning.module_calls import first_input
+from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.scoring.ordered_sums import OrderedSums
+
+
+def block_changes(scoring: DistributedScoringContext) -> dict[str, Tensor]:
+    """Measure the change of every residual block that may go. Collective.
+
+    Args:
+        scoring: the network, its graph, the calibration images and the ranks.
+
+    Returns:
+        ``Block.key`` -> (1,) float64 on the CPU, in [0, 2]; the same bits for every number of ranks.
+
+    Raises:
+        PreemptedError: on every rank, if one of them was asked to stop.
+    """
+    blocks = scoring.graph.free_blocks
+    if not blocks:
+        return {}
+    sums = OrderedSums({block.key: (1,) for block in blocks}, scoring.ids, scoring.micro_batch, scoring.device)
+    handles = []
+    for block in blocks:
+
+        def note(_module: nn.Module, args: Any, kwargs: Any, output: Tensor, key: str = block.key) -> None:
+            sums.add(key, _changes(first_input(args, kwargs), output).sum()[None])
+
+        handles.append(scoring.model.get_submodule(block.path).register_forward_hook(note, with_kwargs=True))
+    try:
+        found = sums.run(
+            scoring.model, scoring.loader, scoring.environment.comm, "while the change of blocks was measured",
+            scoring.tracker,
+        )  # fmt: skip
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {key: (total / scoring.images).cpu() for key, total in found.items()}
+
+
+def _changes(x: Tensor, y: Tensor) -> Tensor:
+    """(n,) float64, one of each image."""
+    x, y = x.flatten(1).double(), y.flatten(1).double()
+    return 1 - (x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1)).clamp(min=torch.finfo(torch.float64).tiny)
