@@ -104,6 +104,8 @@ def search(
             f"target.{request.cost.name}: measured costs are searched by a run (select.search in a recipe); "
             "select(..., model=model) meets such a target without a search"
         )
+    if request.depth:
+        raise PruneError("depth: search chooses among channels alone; select(..., depth=True) takes blocks as well")
     if request.target is None:
         raise PruneError('target: a search needs one, for example target={"macs": 0.5}')
     ready = method.prepare(method.prunable(graph), exclude, request)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 import dist_prune as dp
@@ -94,3 +95,54 @@ def test_ranks_take_the_times_of_the_first(pool):
     one, other = pool.run(2, plan_by_time)
     assert one.fingerprint == other.fingerprint
     assert one.fingerprint == plan_by_time(Communicator()).fingerprint
+
+
+def test_blocks_go_by_time(monkeypatch):
+    """Times of single blocks are measured beside those of groups, and the search takes them."""
+    clock(monkeypatch)
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=4).eval()
+    graph = dp.trace(model, SHAPE, depth=True)
+    images = [(torch.randn(4, *SHAPE), torch.arange(4))]
+    scores = dp.score(model, graph, "l1", images)
+    assert [block.path for block in graph.blocks] == ["layer1.0", "layer1.1", "layer2.1", "layer3.1", "layer4.1"]
+    target = {"latency": 0.6, "latency_tolerance": 0.1}
+    plan = dp.select(scores, graph, target=target, depth=True, model=model)
+    assert plan.blocks_removed and plan.removed
+    small = dp.prune(model, plan)
+    assert 0.3 + 0.7 * weights(small) / weights(model) == pytest.approx(0.6, rel=0.1)
+    assert dp.costs(graph, plan)["params"] == weights(small)
+    only = dp.select(scores, graph, target={"macs": 0.7}, depth="only")
+    assert only.blocks_removed and not only.removed
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(images[0][0]).sum().backward()
+    sgd.step()
+    adam = torch.optim.AdamW(model.named_parameters(), lr=0.1)
+    adam.step()
+    small = dp.prune(model, only)
+    assert all(len(dp.carry(one, only).state) == len(list(small.parameters())) for one in (sgd, adam))
+    with pytest.raises(PruneError, match="no residual block"):
+        dp.select(scores, dp.trace(model, SHAPE), target={"macs": 0.7}, depth=True)
+    with pytest.raises(PruneError, match="score it with images"):
+        dp.select(dp.score(model, graph, "l1"), graph, target={"macs": 0.7}, depth=True)
+    similar = dp.score(model, graph, "graph", images)
+    with pytest.raises(PruneError, match="select.depth: blocks are ranked beside channels"):
+        dp.select(similar, graph, threshold=0.5, depth=True)
+    with pytest.raises(PruneError, match="search chooses among channels alone"):
+        dp.search(model, scores, graph, images, target={"macs": 0.7}, depth=True)
+
+
+def test_a_plan_of_blocks_is_saved_and_loaded(tmp_path):
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=4).eval()
+    graph = dp.trace(model, SHAPE, depth=True)
+    scores = dp.score(model, graph, "l1", [(torch.randn(4, *SHAPE), torch.arange(4))])
+    plan = dp.select(scores, graph, keep_ratio=0.6, depth=True)
+    small = dp.prune(model, plan)
+    assert dp.prune_(model, plan) is model
+    dp.save(small, plan, tmp_path)
+    loaded = dp.load(tmp_path, model=lambda: torchvision.models.resnet18(num_classes=4)).eval()
+    images = torch.randn(2, *SHAPE)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), small(images))
+        assert torch.equal(model(images), small(images))

@@ -329,7 +329,13 @@ class RankingMethod(Method):
         graph = self.prunable(graph)
         importance = self.importance(scores, graph)
         if request.depth:
-            importance |= {block.key: self.require_score(scores, block.key) for block in graph.free_blocks}
+            if missing := [block.path for block in graph.free_blocks if block.key not in scores]:
+                raise PruneError(
+                    f"select.depth: these scores say nothing of the block {missing[0]!r}. How much blocks change what "
+                    "they read is measured while channels are scored: score it with images, on a graph that was traced "
+                    "with depth"
+                )
+            importance |= {block.key: scores[block.key] for block in graph.free_blocks}
         return Plan.from_kept(graph, select_by_score(graph, importance, request, self.options.normalise))
 
     def sum_over_layers(self, scores: Mapping[str, Tensor], graph: DependencyGraph, state: str) -> dict[str, Tensor]:

@@ -121,7 +121,8 @@ class CarriedOptimizerState:
         moved = {}
         for kind, values in singles.items():
             pairs = ((*entry.partition("/")[::2], value) for entry, value in values.items())
-            moved[kind] = {f"{number[name]}.{key}": value for key, name, value in pairs}
+            # parameters of blocks that were removed have no number
+            moved[kind] = {f"{number[name]}.{key}": value for key, name, value in pairs if name in number}
         fresh = optimizer.state_dict()["param_groups"]
         groups = [{**carried, **new} for carried, new in zip(self.plain["groups"], fresh, strict=True)]
         return {**tensors, **moved["numbers"]}, {**self.plain, "state": moved["state"], "groups": groups}
@@ -233,10 +234,12 @@ def rebuild_optimizer(
     after = dict(small.named_parameters())
     groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
-        own: list[Any] = [after[names[id(parameter)]] for parameter in group["params"]]
+        left = [names[id(parameter)] in after for parameter in group["params"]]  # others went with their block
+        own: list[Any] = [after[names[id(p)]] for p, there in zip(group["params"], left, strict=True) if there]
         kept = {key: value for key, value in group.items() if key != "param_names"}
         if "param_names" in group:  # an optimizer that was made of named parameters
-            own = list(zip(group["param_names"], own, strict=True))
+            names_left = [name for name, there in zip(group["param_names"], left, strict=True) if there]
+            own = list(zip(names_left, own, strict=True))
         groups.append({**kept, "params": own})
     accepted = inspect.signature(type(optimizer)).parameters
     made = type(optimizer)(groups, **{key: value for key, value in optimizer.defaults.items() if key in accepted})

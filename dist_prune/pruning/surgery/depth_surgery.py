@@ -16,6 +16,11 @@ class PassThrough(nn.Module):
         return x
 
 
+def places(model: nn.Module) -> tuple[str, ...]:
+    """The beginnings of the names of all parts of blocks that are gone from a network: ``layer1.0.``."""
+    return tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, PassThrough))
+
+
 def remove_blocks(model: nn.Module, paths: Iterable[str]) -> None:
     """Replace blocks of a bare network by their shortcuts, in place.
 

@@ -11,7 +11,7 @@ from dist_prune.pruning.graph.called_layers import LinearView, RowsView, call_la
 from dist_prune.pruning.graph.stream_layers import norm_form, norm_width
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.surgery import head_surgery, stream_surgery
-from dist_prune.pruning.surgery.depth_surgery import remove_blocks
+from dist_prune.pruning.surgery.depth_surgery import places, remove_blocks
 
 
 def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -30,16 +30,18 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.M
     """
     call_layers_of_units(model, plan.widths)
     modules, widths = dict(model.named_modules()), {}
+    gone = places(model)  # of a network that starts at a bundle
     for name, width in plan.widths.items():
+        if name.startswith(gone):
+            continue
         layer = modules.get(name)
         dense = widths[name] = getattr(layer, "out_channels", getattr(layer, "out_features", None))
         if dense is None or dense % width:  # a unit is several outputs
             raise PruneError(f"this network does not fit the plan: {name!r} has width {dense}, the plan says {width}")
     remove_blocks(model, plan.blocks_removed)
     left = dict(model.named_modules())
-    for name, count in plan.groups_kept.items():
-        if name not in left:
-            continue
+    counts = {name: count for name, count in plan.groups_kept.items() if name in left}
+    for name, count in counts.items():
         each = widths[name] // plan.widths[name]
         weight = weights.get(f"{name}.weight")
         channels = count * each if weight is None else _outputs_of(modules[name], weight)
@@ -58,8 +60,8 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.M
         _take_shapes(module, name, weights)
         if isinstance(module, RowsView) and name in plan.widths and name.endswith(".qk"):
             owner: Any = modules[name.rpartition(".")[0]]
-            owner.query_key_rows = plan.groups_kept[name] * (widths[name] // plan.widths[name])
-    for name, count in plan.groups_kept.items():
+            owner.query_key_rows = counts[name] * (widths[name] // plan.widths[name])
+    for name, count in counts.items():
         layer, wanted = modules[name], count * (widths[name] // plan.widths[name])
         if isinstance(layer, LinearView) and layer.out_features != wanted:
             raise PruneError(
