@@ -253,6 +253,11 @@ class Method(ABC):
                 "own. Set select.depth=false, or take a method that ranks ('dist-prune list methods')"
             )
         check_depth(graph, request)
+        if request.depth and request.scope == "global" and not getattr(self.options, "normalise", True):
+            raise PruneError(
+                "select.depth: under select.scope=global blocks compete with channels, whose scores this method does "
+                "not normalise. Write method.normalise=true, or another scope"
+            )
         if not graph.free and not (request.depth and graph.free_blocks):
             why = "; ".join(f"{group.name}: {group.protected}" for group in graph.groups[:5])
             raise PruneError(f"no channel group is free to be cut: {why}")

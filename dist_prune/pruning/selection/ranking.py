@@ -322,8 +322,8 @@ def select_by_score(
         counts = _counts_after(graph, order, request, sets)
     if request.target is not None:
         counts = _restore_steps(graph, counts, order[:prefix], request)
-    gone: Kept = {block.key: [] for block in graph.blocks if counts.get(block.key) == 0}
-    return top_k(graph, scores, counts, request.seed) | gone
+    blocks_gone: Kept = {block.key: [] for block in graph.blocks if counts.get(block.key) == 0}
+    return top_k(graph, scores, counts, request.seed) | blocks_gone
 
 
 def top_k(graph: DependencyGraph, scores: Mapping[str, Tensor], counts: Mapping[str, int], seed: int = 0) -> Kept:
