@@ -93,7 +93,7 @@ def trace_dependencies(
     groups = head_groups.merge_grouped_convs(groups, layers, lambda n: (depth[n], order[n]))
     groups = head_groups.replace_with_heads(model, groups, layers, streams or units != "earlier")
     if units != "earlier":
-        groups = unit_forms.replace_with_units(model, groups, layers)
+        groups = unit_forms.align_parted(model, unit_forms.replace_with_units(model, groups, layers), layers)
     layers = stream_layers.only_used(layers, groups)
     covered = sum(_count_params(layer) for layer in layers.values())
     other = sum(p.numel() for p in model.parameters()) - covered

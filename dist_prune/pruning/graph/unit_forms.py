@@ -68,6 +68,9 @@ FORMS = {
     MULTIHEAD: Form((("in_proj", 3),), "out_proj"),
     "timm.layers.mlp.GluMlp": Form((("fc1", 2),), "fc2", "", norm="norm", unit="pair"),
 }
+# class -> (submodule, attribute with a number of parts): its outputs are parts behind one another, each with an entry
+# for every channel of a group that they multiply. torch-pruning takes the entries of a channel for neighbours.
+PARTED = {"timm.layers.selective_kernel.SelectiveKernelAttn": ("fc_select", "num_paths")}
 _LAYERS = (nn.Linear, nn.Conv2d)
 
 
@@ -121,6 +124,35 @@ def replace_with_units(
         members = [group for group in groups if set(group.producers) <= own]
         if makers <= {path for member in members for path in member.producers}:
             groups = [group for group in groups if group not in members] + [one.group for one in found]
+    return groups
+
+
+def align_parted(model: nn.Module, groups: Iterable[ChannelGroup], layers: Mapping[str, Layer]) -> list[ChannelGroup]:
+    """Return the groups, with the positions of their channels in layers of ``PARTED`` as those layers have them.
+
+    Such a layer follows its group; it is no producer, because its outputs are factors of channels. Trial cuts verify.
+
+    Args:
+        model: the bare network.
+        groups: its groups as traced channel by channel.
+        layers: its layers.
+    """
+    groups = list(groups)
+    for name, module in model.named_modules():
+        key, parts = PARTED.get(path_of(type(module)), ("", ""))
+        layer = layers.get(f"{name}.{key}")
+        for number, group in enumerate(groups if layer is not None and key else ()):
+            made = {layers[path].width_out for path in group.producers if path != f"{name}.{key}"}
+            if layer.name not in group.producers or made != {group.width}:
+                continue
+            if layer.width_out != getattr(module, parts) * group.width:
+                continue
+            own = Coupling(
+                layer.name, "out", tuple(range(layer.width_out)), tuple(i % group.width for i in range(layer.width_out))
+            )
+            others = tuple(c for c in group.couplings if (c.layer, c.side) != (layer.name, "out"))
+            producers = tuple(path for path in group.producers if path != layer.name)
+            groups[number] = replace(group, producers=producers, couplings=(*others, own), protected="")
     return groups
 
 
