@@ -1,12 +1,13 @@
 """Depth against width at equal MACs, without finetuning: top-1 after the cut and after a repair, and measured time.
 
     python benchmarks/depth.py OUT [--cases resnet56:0.5 mobilenetv2:0.9 vit:0.7] [--criterion taylor] [--images 256]
-        [--judge 2000] [--batches 1 16] [--repeats 30]
+        [--judge 2000] [--batches 1 16] [--repeats 30] [--again]
 
 Needs $DIST_PRUNE_DATA. A case is NETWORK:MACS. ``width`` removes channels (select.depth=false), ``depth`` blocks alone
 (only), ``both`` channels and blocks (true). Blocks come whole, so ``depth`` leaves at most the MACs asked for; the
-column says how many. Times are medians of forward passes of all four networks in turns, one thread each. The ViT is
-trained on CIFAR-10 by the recipe vit_cifar10_repair, in OUT/vit, if it is not there.
+column says how many. Times are medians of forward passes of all four networks in turns, one thread each; --again measures
+those of cases that are there once more, on a quieter machine. The ViT is trained on CIFAR-10 by the recipe
+vit_cifar10_repair, in OUT/vit, if it is not there.
 """
 
 import argparse
@@ -30,18 +31,21 @@ KINDS: dict[str, Any] = {"width": False, "depth": "only", "both": True}
 REPAIRS = ("norms", "least_squares")
 
 
-def measure(case: str, given: argparse.Namespace) -> dict[str, Any]:
-    """The figures of one network at one size."""
+def measure(case: str, given: argparse.Namespace, known: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The figures of one network at one size; of a ``known`` cell the times alone."""
     network, _, share = case.partition(":")
     subject = subjects.subject(network, given.out, given.judge)
     subject.graph = dp.trace(subject.model, tuple(subject.calibration[0].shape[1:]), depth=True)
     images = subject.first(given.images)
     scores = dp.score(subject.model, subject.graph, given.criterion, [images], micro_batch=16, seed=subjects.SEED)
-    whole, models, rows = dp.costs(subject.graph), {"dense": subject.model}, {}
+    whole, models = dp.costs(subject.graph), {"dense": subject.model}
+    rows: dict[str, Any] = known["rows"] if known else {}
     for kind, depth in KINDS.items():
         target = {"macs": float(share)}
         plan = dp.select(scores, subject.graph, target=target, seed=subjects.SEED, depth=depth)
         models[kind] = small = dp.prune(subject.model, plan)
+        if known:
+            continue
         left = dp.costs(subject.graph, plan)
         row = {"macs": left["macs"] / whole["macs"], "params": left["params"] / whole["params"]}
         row |= {"blocks": len(plan.blocks_removed), "of": len(subject.graph.blocks), "none": subject.top1(small)}
@@ -55,6 +59,8 @@ def measure(case: str, given: argparse.Namespace) -> dict[str, Any]:
         for kind, row in rows.items():
             row[f"speedup_{batch}"] = times["dense"]["ms"] / times[kind]["ms"]
             row[f"reliable_{batch}"] = times["dense"]["reliable"] and times[kind]["reliable"]
+    if known:
+        return known
     return {
         "case": case, "criterion": given.criterion, "images": given.images, "dense": subject.dense,
         "judge": len(subject.judging[0]), "rows": rows, "about": about(),
@@ -91,6 +97,7 @@ def main() -> None:
     parser.add_argument("--judge", type=int, default=2000, help="judging images, at most")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--again", action="store_true", help="measure the times of cases that are there once more")
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -98,8 +105,9 @@ def main() -> None:
     for case in given.cases:
         subjects.parse(case.partition(":")[0])
         file = given.out / f"depth_{case.replace(':', '_')}_{given.criterion}.json"
-        if not file.exists():
-            write_atomic(file, json.dumps(measure(case, given), indent=1))
+        known = json.loads(file.read_text()) if file.exists() else None
+        if known is None or given.again:
+            write_atomic(file, json.dumps(measure(case, given, known), indent=1))
         cells.append(json.loads(file.read_text()))
     print(markdown(cells, given.batches))
 
