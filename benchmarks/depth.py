@@ -5,7 +5,7 @@
 
 Needs $DIST_PRUNE_DATA. A case is NETWORK:MACS. ``width`` removes channels (select.depth=false), ``depth`` blocks alone
 (only), ``both`` channels and blocks (true). Blocks come whole, so ``depth`` leaves at most the MACs asked for; the
-column says how many. Times are medians of forward passes of all four networks in turns, one thread each; --again measures
+column says how many. Times are medians of forward passes of all four networks in turns, one thread each; --again takes
 those of cases that are there once more, on a quieter machine. The ViT is trained on CIFAR-10 by the recipe
 vit_cifar10_repair, in OUT/vit, if it is not there.
 """
