@@ -34,10 +34,12 @@ def test_rows_in_the_order_of_the_patterns():
 def test_the_table_has_means_deviations_and_what_was_not_run():
     def report(top1: float) -> dict:
         networks = {"dense": (99.0, 100), "pruned": (50.0, 40), "finetuned": (top1, 40)}
-        return {name: {"top1": figure, "macs": macs, "params": macs} for name, (figure, macs) in networks.items()}
+        found = {name: {"top1": figure, "macs": macs, "params": macs} for name, (figure, macs) in networks.items()}
+        return found | {"commit": "1dfd23e", "environment": {"processor": "one"}}
 
     rows = [tables.figures("lenet5_mnist", "l1", seed, report(98.0 + seed), []) for seed in (0, 2)]
     rows += [tables.figures("lenet5_mnist", "random", 0, report(90.0), ["train.epochs=1"])]
+    assert {(row["about"]["commit"], row["about"]["processor"]) for row in rows} == {("1dfd23e", "one")}
     kept = tables.merge(tables.merge([], rows), rows[:1])
     assert len(kept) == 3
     text = tables.markdown(kept)

@@ -29,7 +29,10 @@ def figures(case: str, row: str, seed: int, report: dict[str, Any], words: Seque
         "dense": round(dense["top1"], 3), "pruned": round(pruned["top1"], 3), "finetuned": round(tuned["top1"], 3),
         "macs": round(pruned["macs"] / dense["macs"], 5), "params": round(pruned["params"] / dense["params"], 5),
         "masked": report.get("masks", {}).get("share"),
-        "about": {key: environment.get(key) for key in ("processor", "cores", "threads", "python", "commit")},
+        "about": {
+            **{key: environment.get(key) for key in ("processor", "cores", "threads", "python")},
+            "commit": report.get("commit"),  # beside the environment, not in it
+        },
     }  # fmt: skip
 
 
