@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 
 def tables(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
-    """The tables (title, heads, rows of text), without empty ones: runs of each task, papers' points, unfinished runs."""
+    """The tables (title, heads, rows of text) of each task's runs, papers' points, unfinished runs; no empty ones."""
     candidates: list[tuple[str, list[str], list[list[str]]]] = []
     for task, figure in comparison.figures.items():
         own = comparison.of(task)

@@ -172,3 +172,16 @@ def test_a_value_that_is_missing_stops_the_page():
 def test_tables_need_neither_templates_nor_plots():
     code = "import sys, dist_prune.report.tables; sys.exit(bool({'jinja2', 'matplotlib.figure'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_criteria_of_an_error_are_ranked_and_named_by_it():
+    """Of a regression the lowest RMSE is the best, with digits that tell small ones apart."""
+    task = {"name": "regression", "titles": {"rmse": "RMSE"}, "primary": "rmse", "higher_is_better": False}
+    lines = [
+        {"method": name, "rmse": rmse, "macs": 0.5, "params": 0.5, "overlap": {"a": 1.0, "b": 1.0}}
+        for name, rmse in (("a", 0.00412), ("b", 0.00398))
+    ]
+    page = Page(render_criteria("ink", "net", lines, task, 10, "images")).text
+    assert "b leaves the best network: RMSE 0.00398." in page
+    assert "RMSE (lower is better)" in page and "not measured" in page
+    assert "top-1" not in page.lower() and "0.00412" in page
