@@ -1,22 +1,21 @@
-"""Ratio curves: accuracy and loss at several keep ratios of one channel group at a time, nothing finetuned."""
+"""Ratio curves: figure and loss at several keep ratios of one channel group at a time, nothing finetuned."""
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from dist_prune import tasks
-from dist_prune.analysis.repaired_cuts import repaired_top1
+from dist_prune.analysis.cut_judges import Judged, judge_of
+from dist_prune.analysis.repaired_cuts import repaired_results
 from dist_prune.config.recipe import Recipe
 from dist_prune.data.loader import ImageLoader
-from dist_prune.data.sampling import calibration_ids, micro_batches
+from dist_prune.data.sampling import calibration_ids
 from dist_prune.distributed.parallel_map import map_cached
 from dist_prune.distributed.result_cache import ResultCache
 from dist_prune.errors import PruneError
@@ -25,15 +24,15 @@ from dist_prune.methods.base import Method
 from dist_prune.pipeline.context import RunContext
 from dist_prune.pipeline.stage_graph import DENSE, round_path
 from dist_prune.pruning.graph.groups import DependencyGraph
-from dist_prune.pruning.hooks.masked_accuracy import Batches, MaskedAccuracyCache
 from dist_prune.pruning.selection.cost import macs
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.stages.calibration import SCORES, starting_network
-from dist_prune.tasks.tallies import count_losses, mean_loss, num_correct
+from dist_prune.tasks.classification import CLASSIFICATION
+from dist_prune.tasks.primary import PrimaryFigure
 
 RECORD = "ratio_curves.jsonl"
-HEAD = ("group", "width", "keep_ratio", "kept", "macs", "top1", "loss")
-MEMORY = 2**30  # bytes of images that a rank caches, and as many of activations before the group
+HEAD = ("group", "width", "keep_ratio", "kept", "macs")
+TOP1 = PrimaryFigure.of(CLASSIFICATION.description())
 Split = Literal["held_out", "test"]
 
 
@@ -60,22 +59,26 @@ class RatioPoint:
         ratio: Requested share of the group's channels.
         kept: Channels of the group that are kept.
         macs: Share of the dense network's MACs.
-        top1: Top-1 in percent.
-        loss: Mean cross-entropy; nan if a logit is not finite.
-        repaired: Top-1 in percent after the recipe's repair; None without one.
+        figure: The primary figure of the task; nan if it has no value.
+        loss: Mean loss; nan if an output is not finite.
+        repaired: The figure after the recipe's repair; None without one.
     """
 
     ratio: float
     kept: int
     macs: float
-    top1: float
+    figure: float
     loss: float
     repaired: float | None = None
 
     @property
     def best(self) -> float:
-        """Top-1 as a run of the recipe would have it before any finetuning: repaired, if it repairs."""
-        return self.top1 if self.repaired is None else self.repaired
+        """The figure as a run of the recipe would have it before any finetuning: repaired, if it repairs."""
+        return self.figure if self.repaired is None else self.repaired
+
+    def facts(self, primary: PrimaryFigure) -> dict[str, Any]:
+        """The point as JSON, its figure under the figure's own name."""
+        return {(primary.key if key == "figure" else key): value for key, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,9 @@ class RatioCurve:
     width: int
     points: tuple[RatioPoint, ...]
 
-    def drop(self, dense: RatioPoint) -> float:
-        """Points of top-1 that the group loses against the dense network, as the mean over its ratios."""
-        return sum(dense.top1 - point.top1 for point in self.points) / len(self.points)
+    def drop(self, dense: RatioPoint, primary: PrimaryFigure = TOP1) -> float:
+        """How much worse the figure is than the dense network's, as the mean over the ratios; nan if one has none."""
+        return sum(primary.lost(dense.figure, point.figure) for point in self.points) / len(self.points)
 
     def rise(self, dense: RatioPoint) -> float:
         """Increase of the loss against the dense network, as the mean over its ratios; nan if one is not finite."""
@@ -113,6 +116,7 @@ class RatioCurves:
         split: Their split.
         whole: Recipe keys that keep the groups dense that ``select.keep_ratios`` does not name; None if the method
             takes no keep ratios.
+        primary: The figure that the task is judged by.
     """
 
     dense: RatioPoint
@@ -121,6 +125,7 @@ class RatioCurves:
     where: str
     split: Split = "held_out"
     whole: str | None = None
+    primary: PrimaryFigure = TOP1
 
     @property
     def repaired(self) -> bool:
@@ -129,11 +134,14 @@ class RatioCurves:
 
     @cached_property
     def ordered(self) -> tuple[RatioCurve, ...]:
-        """Curves by falling mean drop of top-1, the most sensitive group first; ties by falling rise of the loss."""
+        """Curves by falling mean loss of the figure, the most sensitive group first; ties by falling rise of the loss.
 
-        def key(line: RatioCurve) -> tuple[float, float]:
-            rise = line.rise(self.dense)
-            return -line.drop(self.dense), -rise if rise == rise else -float("inf")
+        What is not a number comes first.
+        """
+
+        def key(line: RatioCurve) -> tuple[float, ...]:
+            values = (line.drop(self.dense, self.primary), line.rise(self.dense))
+            return tuple(-value if value == value else -float("inf") for value in values)
 
         return tuple(sorted(self.lines, key=key))
 
@@ -141,7 +149,7 @@ class RatioCurves:
         """Suggest a keep ratio for each group.
 
         Args:
-            max_drop: Points of top-1 that a group may lose.
+            max_drop: By how much a group may make the figure worse, in the figure's unit (points, where it is percent).
 
         Returns:
             Group -> the smallest ratio down to which it loses at most ``max_drop``. Groups that lose more at every
@@ -151,7 +159,7 @@ class RatioCurves:
         for line in self.ordered:
             ratio = None
             for point in line.points:
-                if self.dense.top1 - point.best > max_drop:
+                if not self.primary.lost(self.dense.figure, point.best) <= max_drop:  # or it is not a number
                     break
                 ratio = point.ratio
             if ratio is not None:
@@ -162,18 +170,20 @@ class RatioCurves:
         """The CSV file's text: the dense network, then the groups, most sensitive first."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
-        more = ["repaired_top1"] if self.repaired else []
-        writer.writerow([*HEAD, *more])
-        writer.writerow(["(dense)", "", 1.0, "", *_cells(self.dense)[2:], *([""] * len(more))])
+        more = [f"repaired_{self.primary.key}"] if self.repaired else []
+        writer.writerow([*HEAD, self.primary.key, "loss", *more])
+        writer.writerow(["(dense)", "", 1.0, "", *self._cells(self.dense)[2:], *([""] * len(more))])
         for line in self.ordered:
             for point in line.points:
-                after = [f"{point.best:.4f}"] if more else []
-                writer.writerow([line.group, line.width, *_cells(point), *after])
+                after = [self._number(point.best)] if more else []
+                writer.writerow([line.group, line.width, *self._cells(point), *after])
         return file.getvalue()
 
+    def _cells(self, point: RatioPoint) -> list[Any]:
+        return [point.ratio, point.kept, f"{point.macs:.6f}", self._number(point.figure), f"{point.loss:.6f}"]
 
-def _cells(point: RatioPoint) -> list[Any]:
-    return [point.ratio, point.kept, f"{point.macs:.6f}", f"{point.top1:.4f}", f"{point.loss:.6f}"]
+    def _number(self, value: float) -> str:
+        return f"{value:.4f}" if self.primary.percent else f"{value:.6g}"
 
 
 def check(recipe: Recipe, method: Method) -> None:
@@ -184,10 +194,8 @@ def check(recipe: Recipe, method: Method) -> None:
         method: Its method.
 
     Raises:
-        PruneError: The recipe replays a plan, its method masks blocks of weights, or its task has no top-1.
+        PruneError: The recipe replays a plan, or its method masks blocks of weights.
     """
-    if not tasks.build(recipe.task).is_classification:
-        raise PruneError(f"ratio-curves: curves are of top-1, and the task {recipe.task.get('name')} has none")
     if recipe.select.plan:
         raise PruneError("ratio-curves: select.plan replays a plan, so no criterion ranks channels; leave it out")
     if not getattr(method, "structured", True):
@@ -216,39 +224,32 @@ def measure(context: RunContext, request: RatioRequest) -> RatioCurves:
         }
     loader, ids, where = evaluation_images(context, request)
     model = starting_network(context).to(context.environment.device)
-    accuracies = MaskedAccuracyCache(
-        model, graph, cached_images(loader, micro_batches(ids, context.recipe.evaluate.batch))
-    )
+    judge = judge_of(context, model, graph, loader, ids)
     dense_job = (graph.free[0].name, ())
     jobs = {
         _job(*cut): cut for cut in dict.fromkeys([dense_job, *((name, removed) for (name, _), removed in cuts.items())])
     }
 
-    def run(job: tuple[str, str]) -> list[int]:
-        name, removed = jobs[job]
-        masked = torch.zeros((1, graph.group(name).width), dtype=torch.bool)
-        masked[0, list(removed)] = True
-        return accuracies.for_group(name, "consumed", MEMORY).evaluate(masked, count_metrics)[0].tolist()
+    def run(job: tuple[str, str]) -> list[Any]:
+        return judge.cut(*jobs[job])
 
     identity = comm.broadcast_object(comm.run_on_main(lambda: _identity(context, loader, ids))) or ""
     record = ResultCache(context.run_dir / RECORD, identity, comm)
     meter = context.tracker.meter(len(jobs), "ratio curves")
     results = map_cached(list(jobs), run, comm, record, "ratio curves", progress=meter.update)
     meter.close()
-    counts = dict(zip(jobs, results, strict=True))
-    repaired: dict[tuple[str, tuple[int, ...]], float] = {}
+    judged = {job: judge.read(result) for job, result in zip(jobs, results, strict=True)}
+    repaired: dict[tuple[str, tuple[int, ...]], Judged] = {}
     if context.recipe.repair.method != "none":
         wanted = [(name, removed) for (name, _), removed in cuts.items() if removed]
-        batches = cached_images(loader, micro_batches(ids, context.recipe.evaluate.batch))
-        repaired = repaired_top1(context, graph, model, wanted, batches, ids, request.split, identity, count_metrics)
+        repaired = repaired_results(context, graph, model, wanted, judge, ids, request.split, identity)
     dense = macs(graph)
 
     def point(name: str, ratio: float, removed: tuple[int, ...]) -> RatioPoint:
-        correct, loss_units, images, not_finite = counts[_job(name, removed) if removed else _job(*dense_job)]
+        cut = judged[_job(name, removed) if removed else _job(*dense_job)]
+        after = repaired.get((name, removed), cut).figure if repaired else None
         kept = graph.group(name).width - len(removed)
-        share = macs(graph, {name: kept}) / dense
-        top1, loss = 100 * correct / images, mean_loss(loss_units, not_finite, images)
-        return RatioPoint(ratio, kept, share, top1, loss, repaired.get((name, removed), top1 if repaired else None))
+        return RatioPoint(ratio, kept, macs(graph, {name: kept}) / dense, cut.figure, cut.loss, after)
 
     lines = []
     for group in graph.free:
@@ -256,7 +257,13 @@ def measure(context: RunContext, request: RatioRequest) -> RatioCurves:
         lines.append(RatioCurve(group.name, group.width, tuple(point(group.name, *cut) for cut in group_cuts)))
     unlisted_keys = _whole(context.method, graph, context.selection, request.ratios[0])
     return RatioCurves(
-        point(dense_job[0], 1.0, ()), tuple(lines), counts[_job(*dense_job)][2], where, request.split, unlisted_keys
+        point(dense_job[0], 1.0, ()),
+        tuple(lines),
+        judged[_job(*dense_job)].images,
+        where,
+        request.split,
+        unlisted_keys,
+        PrimaryFigure.of(context.task.description()),
     )
 
 
@@ -316,25 +323,6 @@ def removed_channels(
         return method.select(scores, only_graph, only_request).removed.get(name, ())
 
 
-def count_metrics(logits: Tensor, labels: Tensor) -> Tensor:
-    """Integer counts that add up to accuracy and loss.
-
-    Args:
-        logits: (m, n, classes) of m masked networks on n images.
-        labels: (n,) int64.
-
-    Returns:
-        (m, 4) int64: correct images, loss in integer units (see ``count_losses``), images, images with a
-        loss that is not finite.
-    """
-    loss_parts = [
-        count_losses(functional.cross_entropy(row.float().double(), labels, reduction="none")) for row in logits
-    ]
-    loss = torch.stack(loss_parts)
-    count = torch.full_like(loss[:, 0], len(labels))
-    return torch.stack([num_correct(logits, labels), loss[:, 0], count, loss[:, 1]], 1)
-
-
 def evaluation_images(context: RunContext, request: RatioRequest) -> tuple[ImageLoader, np.ndarray, str]:
     """The images to measure on.
 
@@ -371,32 +359,6 @@ def evaluation_images(context: RunContext, request: RatioRequest) -> tuple[Image
     return loader, ids, where
 
 
-def cached_images(loader: ImageLoader, lists: Sequence[np.ndarray]) -> Batches:
-    """Read images in micro-batches, and keep as many as ``MEMORY`` allows for the next pass.
-
-    Args:
-        loader: The loader of the images.
-        lists: The ids of each micro-batch.
-
-    Returns:
-        A function from the number of a micro-batch to (images, labels) of it and all that follow.
-    """
-    cached: list[tuple[Tensor, Tensor]] = []
-    size = 0
-
-    def batches(start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        nonlocal size
-        yield from cached[start:]
-        first = max(start, len(cached))
-        for number, batch in enumerate(loader.batches(lists[first:]) if first < len(lists) else (), first):
-            size += batch.images.numel() * batch.images.element_size() * (number == len(cached))
-            if number == len(cached) and size <= MEMORY:
-                cached.append((batch.images, batch.labels))
-            yield batch.images, batch.labels
-
-    return batches
-
-
 def _job(name: str, removed: tuple[int, ...]) -> tuple[str, str]:
     return name, digest(canonical(list(removed)))[:32] if removed else "whole"
 
@@ -404,6 +366,7 @@ def _job(name: str, removed: tuple[int, ...]) -> tuple[str, str]:
 def _identity(context: RunContext, loader: ImageLoader, ids: np.ndarray) -> str:
     """Digest of everything that decides a recorded measurement, beside the removed channels."""
     recipe = context.recipe
+    classifies = context.task.name == CLASSIFICATION.name
     weights = round_path(context.round, SCORES) if context.method.trains_weights else DENSE
     return digest(
         canonical(
@@ -415,6 +378,8 @@ def _identity(context: RunContext, loader: ImageLoader, ids: np.ndarray) -> str:
                 "look": context.images.description()["eval_transform"],
                 "ids": digest(ids.astype("<i8").tobytes()),
                 "batch": recipe.evaluate.batch,
+                **({} if classifies else {"task": context.task.description()}),
+                **({"dense": file_digest(context.path(DENSE))} if context.task.compares else {}),
             }
         )
     )

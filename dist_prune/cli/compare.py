@@ -7,10 +7,11 @@ import io
 from pathlib import Path
 from typing import Any
 
-from dist_prune.cli.comparison import EXTRAS, Comparison, collect, columns, format_cell
+from dist_prune.cli.comparison import EXTRAS, TOP1, Comparison, collect, columns, format_cell
 from dist_prune.cli.verb import Answer
 from dist_prune.fileio import write_atomic
 from dist_prune.pruning.selection.cost import report_costs
+from dist_prune.tasks.primary import PrimaryFigure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Answer:
-    """Compare the runs as a Markdown table, and write the files if ``--out`` names a folder.
+    """Compare the runs as Markdown tables, and write the files if ``--out`` names a folder.
 
     Raises:
         PruneError: if there is no run, or not all runs were timed at one batch size.
@@ -31,15 +32,18 @@ def run(arguments: argparse.Namespace) -> Answer:
     comparison = collect([Path(path) for path in arguments.runs], arguments.batch)
     text = markdown(comparison)
     if arguments.out:
-        from dist_prune.report.compare_html import render_comparison
+        from dist_prune.report.compare_html import TaskRuns, render_comparison
 
         folder = Path(arguments.out)
         write_atomic(folder / "compare.csv", as_csv(comparison))
         write_atomic(folder / "compare.md", text)
-        heads, others = _heads(comparison), tables(comparison)[bool(comparison.rows) :]
-        lines = [(row, [format_cell(key, row[key]) for key in heads]) for row in page_rows(comparison)]
-        names = ", ".join(arguments.runs)
-        page = render_comparison(names, list(heads.values()), lines, comparison.papers, comparison.batch, others)
+        parts, others = [], tables(comparison)[len(comparison.figures) :]
+        for task, figure in comparison.figures.items():
+            own = comparison.of(task)
+            heads = _heads(own, figure)
+            lines = [(row, [format_cell(key, row[key], figure) for key in heads]) for row in page_rows(own)]
+            parts.append(TaskRuns(task, _title(comparison, task), figure, list(heads.values()), lines))
+        page = render_comparison(", ".join(arguments.runs), parts, comparison.papers, comparison.batch, others)
         write_atomic(folder / "compare.html", page)
         text += f"\n{folder / 'compare.html'}"
     body = {"runs": comparison.rows, "paper": comparison.papers, "unfinished": comparison.unfinished}
@@ -47,26 +51,35 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 
 def tables(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
-    """The tables (title, heads, rows of text) of runs, papers' points and unfinished runs, without empty ones."""
-    heads = _heads(comparison)
+    """The tables (title, heads, rows of text) of each task's runs, papers' points, unfinished runs; no empty ones."""
+    candidates: list[tuple[str, list[str], list[list[str]]]] = []
+    for task, figure in comparison.figures.items():
+        own = comparison.of(task)
+        heads = _heads(own, figure)
+        rows = [[format_cell(key, row[key], figure) for key in heads] for row in own.rows]
+        candidates.append((_title(comparison, task), list(heads.values()), rows))
     keys = ("recipe", "point", "change", "macs_share", "params_share")
-    candidates = (
-        ("Runs", list(heads.values()), [[format_cell(key, row[key]) for key in heads] for row in comparison.rows]),
+    candidates += [
         (
             "Papers",
             ["recipe", "point", "change, points", "MACs kept", "params kept"],
             [[format_cell(key, point[key]) for key in keys] for point in comparison.papers],
         ),
         ("Not finished", ["run", "why"], [[item["run"], item["why"]] for item in comparison.unfinished]),
-    )
+    ]
     return [table for table in candidates if table[2]]
 
 
-def _heads(comparison: Comparison) -> dict[str, str]:
-    """Key -> head of the columns that some run fills."""
-    heads = {**columns(), "ms": f"ms, batch {comparison.batch}"}
+def _title(comparison: Comparison, task: str) -> str:
+    """The title of a task's table of runs."""
+    return "Runs" if comparison.one_task else f"Runs, {task}: {comparison.figures[task].axis_title}"
+
+
+def _heads(comparison: Comparison, figure: PrimaryFigure) -> dict[str, str]:
+    """Key -> head of the columns that some run fills; all runs are of one task."""
+    heads = {**columns(figure), "ms": f"ms, batch {comparison.batch}"}
     costs = [f"{cost.name}{end}" for cost in report_costs() for end in ("", "_share")]
-    for key in ("timed", "marked", "top1_std", "images", "top1_error", *costs):
+    for key in ("timed", "marked", f"{figure.key}_std", "images", f"{figure.key}_error", *costs):
         if all(row[key] in (None, "") for row in comparison.rows):
             heads.pop(key)
     return heads
@@ -102,13 +115,19 @@ def _escape_cells(rows: list[list[str]]) -> list[list[str]]:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """The rows as CSV at full precision, papers' points last."""
+    """The rows as CSV at full precision, papers' points last.
+
+    The figures of each task have columns of their own; ``task`` says which are filled where a run does not classify.
+    """
     stream = io.StringIO()
-    heads = [*columns(), *EXTRAS, "source"]
+    names = dict.fromkeys(key for figure in comparison.figures.values() or [TOP1] for key in columns(figure))
+    heads = [*names, *EXTRAS, *([] if comparison.one_task else ["task"]), "source"]
     writer = csv.DictWriter(stream, heads, restval="", lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows({**row, "source": "measured"} for row in comparison.rows)
     for point in comparison.papers:
         keys = {key: point[key] for key in ("change", "macs_share", "params_share")}
-        writer.writerow({"run": f"{point['recipe']}, {point['point']}", "source": "paper", **keys})
+        writer.writerow(
+            {"run": f"{point['recipe']}, {point['point']}", "source": "paper", "task": "classification", **keys}
+        )
     return stream.getvalue()

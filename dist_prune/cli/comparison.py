@@ -1,6 +1,7 @@
 """The runs that ``dist-prune compare`` compares: their reports, averaged over seeds, and their papers' points."""
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,9 @@ from dist_prune.errors import PruneError, shown
 from dist_prune.fileio import canonical
 from dist_prune.pipeline.ledger import flatten
 from dist_prune.pruning.selection.cost import report_costs
-from dist_prune.report.tables import standard_error
+from dist_prune.report.tables import standard_error, task_of
+from dist_prune.tasks.classification import CLASSIFICATION
+from dist_prune.tasks.primary import PrimaryFigure
 from dist_prune.training.timing_noise import DOUBTFUL, is_reliable
 
 # A row of the table in a recipe's header: point, top-1 drop (/ top-5 drop), change of FLOPs and of parameters (- if the
@@ -25,40 +28,54 @@ PAPER_ROW = re.compile(
     r"^#\s+(\S+(?: \S+)*)\s{2,}(-?[\d.]+)(?:\s*/\s*-?[\d.]+)?\s+(?:(-[\d.]+) %|-)\s+(?:(-[\d.]+) %|-)(?:\s|$)"
 )
 PAPER_HEAD = re.compile(r"^#\s+(\S+(?: \S+)*)\s{2,}top-1\S* drop\s+FLOPs\s+parameters")
-COLUMNS = {
-    "run": "run",
-    "seeds": "seeds",
-    "backbone": "backbone",
-    "method": "method",
-    "dense_top1": "dense top-1 %",
-    "pruned_top1": "pruned top-1 %",
-    "top1": "top-1 %",
-    "top1_std": "std",
-    "images": "images",
-    "top1_error": "standard error",
-    "change": "change, points",
-}
+TOP1 = PrimaryFigure.of(CLASSIFICATION.description())
+FIRST = {"run": "run", "seeds": "seeds", "backbone": "backbone", "method": "method"}
 EXTRAS = ("name", "target", "seed_list")  # of CSV and page only
 TIMES = {"ms": "ms", "speedup": "speed-up", "timed": "measured times", "marked": ""}
 
 
-def columns() -> dict[str, str]:
-    """Key of a row -> head of its column: accuracy, an amount and a share of each cost, measured times."""
+def columns(figure: PrimaryFigure = TOP1) -> dict[str, str]:
+    """Key of a row -> head of its column: the primary figure, an amount and a share of each cost, measured times.
+
+    Args:
+        figure: The primary figure of the rows' task.
+    """
+    key, title = figure.key, figure.title
+    figures = {
+        f"dense_{key}": f"dense {title}",
+        f"pruned_{key}": f"pruned {title}",
+        key: title,
+        f"{key}_std": "std",
+        "images": "images",
+        f"{key}_error": "standard error",
+        "change": figure.change_title,
+    }
     costs = {}
     for cost in report_costs():
         costs[cost.name] = cost.label
         costs[f"{cost.name}_share"] = f"{cost.title} kept"
-    return COLUMNS | costs | TIMES
+    return FIRST | figures | costs | TIMES
 
 
-def format_cell(key: str, value: Any) -> str:
-    """The text of a value of a row; ``key`` is its column."""
+def format_cell(key: str, value: Any, figure: PrimaryFigure = TOP1) -> str:
+    """The text of a value of a row.
+
+    Args:
+        key: Its column.
+        value: The value.
+        figure: The primary figure of the row's task.
+    """
     if value is None or value == "":
         return ""
     if key.endswith("_share"):
         return f"{value:.1%}"
-    digits = {"speedup": "{:.2f}x", "change": "{:+.2f}", "ms": "{:.3f}"}
-    return digits.get(key, "{:.2f}").format(value) if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    if key == "change":
+        return figure.signed(value)
+    if key in (figure.key, *(f"{kind}_{figure.key}" for kind in ("dense", "pruned")), f"{figure.key}_std"):
+        return figure.number(value)
+    return {"speedup": "{:.2f}x", "ms": "{:.3f}"}.get(key, "{:.2f}").format(value)
 
 
 @dataclass(frozen=True)
@@ -71,12 +88,25 @@ class Comparison:
         papers: points of the papers whose recipes were run (see ``paper_points``), each with its ``recipe``.
         unfinished: ``run`` and ``why`` of each run without a usable report.
         batch: the batch size whose latency is compared.
+        figures: ``task`` of a row -> the figure that the task is judged by. Figures of two tasks share no axis.
     """
 
     rows: list[dict[str, Any]]
     papers: list[dict[str, Any]]
     unfinished: list[dict[str, str]]
     batch: str
+    figures: dict[str, PrimaryFigure]
+
+    @property
+    def one_task(self) -> bool:
+        """Whether all runs are classifications, whose tables need not say so."""
+        return set(self.figures.values()) <= {TOP1}
+
+    def of(self, task: str) -> "Comparison":
+        """The part of the rows whose ``task`` it is; with it papers' points where the figure is theirs, top-1."""
+        figure = self.figures[task]
+        papers = self.papers if figure == TOP1 else []
+        return Comparison([r for r in self.rows if r["task"] == task], papers, [], self.batch, {task: figure})
 
 
 def collect(paths: Sequence[Path], batch: str | None = None) -> Comparison:
@@ -102,9 +132,6 @@ def collect(paths: Sequence[Path], batch: str | None = None) -> Comparison:
                 reports.append(_read_report(run_dir))
             except PruneError as error:
                 why = str(error)
-        if not why and (task := reports[-1].get("task")):
-            why = f"its task is {task['name']}, and runs are compared by top-1: see report.json"
-            reports.pop()
         if why:
             unfinished.append({"run": run_dir.name, "why": why})
     batch = _common_batch(reports, batch)
@@ -113,7 +140,12 @@ def collect(paths: Sequence[Path], batch: str | None = None) -> Comparison:
         keys = {key: value for key, value in report["recipe"].items() if key not in ("seed", "name", "cluster")}
         keys = rename_old_keys(flatten(keys))  # a run of an older version is a seed of the same recipe
         groups.setdefault(canonical(keys), []).append(report)
-    rows = [_row(group, batch) for group in groups.values()]
+    names_of_tasks = _task_names(reports)
+
+    def row_of(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {**_row(group, batch), "task": names_of_tasks[primary_of(group[0])]}
+
+    rows = [row_of(group) for group in groups.values()]
     recipes = [flatten(group[0]["recipe"]) for group in groups.values()]
     targets = [target_text(group[0]) for group in groups.values()]
     folders = [group[0]["folder"] for group in groups.values()]
@@ -121,7 +153,7 @@ def collect(paths: Sequence[Path], batch: str | None = None) -> Comparison:
         rows, groups.values(), short_names(recipes, targets, folders), targets, strict=True
     ):
         seeds = [str(report["recipe"].get("seed", "")) for report in group]
-        each = [{**_row([report], batch), "run": report["folder"]} for report in group]
+        each = [{**row_of([report]), "run": report["folder"]} for report in group]
         row |= {"name": name, "target": target, "seed_list": " ".join(seeds), "each": each}
     if len({place for row in rows for place in row["places"]}) > 1:  # each row names the machine of its times
         for row in rows:
@@ -130,7 +162,21 @@ def collect(paths: Sequence[Path], batch: str | None = None) -> Comparison:
     for row, group in zip(rows, groups.values(), strict=True):
         if names.count(row["run"]) > 1:  # one recipe with other keys: the run directories distinguish the rows
             row["run"] += f" ({group[0]['folder']})"
-    return Comparison(sorted(rows, key=lambda row: row["run"]), _papers(reports), unfinished, batch)
+    figures = {name: figure for figure, name in names_of_tasks.items()}
+    rows.sort(key=lambda row: row["run"])
+    return Comparison(rows, _papers(reports), unfinished, batch, figures)
+
+
+def primary_of(report: Mapping[str, Any]) -> PrimaryFigure:
+    """The figure that a report's task is judged by."""
+    return PrimaryFigure.of(task_of(report))
+
+
+def _task_names(reports: Sequence[Mapping[str, Any]]) -> dict[PrimaryFigure, str]:
+    """Primary figure -> name of its task; with its title where versions of a task are judged by different figures."""
+    figures = sorted({primary_of(report) for report in reports}, key=lambda figure: (figure.task, figure.title))
+    tasks = [figure.task for figure in figures]
+    return {f: f.task if tasks.count(f.task) == 1 else f"{f.task}, {f.axis_title}" for f in figures}
 
 
 def _common_batch(reports: Sequence[Mapping[str, Any]], batch: str | None) -> str:
@@ -149,13 +195,16 @@ def _read_report(run_dir: Path) -> dict[str, Any]:
     """A finished run's report; PruneError if it cannot be read or lacks a value of the table's rows."""
     try:
         body = {**safe_parsing.read_json(run_dir / "report.json"), "folder": run_dir.name}
-        if body.get("task"):
-            return body
+        figure = primary_of(body)
+        for kind in ("dense", "pruned", "finetuned"):
+            value = body[kind][figure.key]
+            if value is None or not math.isfinite(value):
+                raise PruneError(f"{figure.name} of the {kind} network is not a number")
         rows = [_row([body], str(int(batch))) for batch in body["dense"]["latency"]]
         _ = (
             canonical(flatten(body["recipe"])),
             target_text(body),
-            [format_cell(key, row[key]) for row in rows for key in columns()],
+            [format_cell(key, row[key], figure) for row in rows for key in columns(figure)],
         )
         if not rows:
             raise PruneError("it has no latency")
@@ -204,13 +253,14 @@ def _why_unfinished(run_dir: Path) -> str:
 
 
 def _row(group: Sequence[Mapping[str, Any]], batch: str) -> dict[str, Any]:
-    """A row of the table: means over the seeds of one recipe, and the sample standard deviation of top-1."""
+    """A row of the table: means over the seeds of one recipe, and the figure's sample standard deviation."""
 
     def mean(value: Any) -> float:
         return statistics.fmean(value(report) for report in group)
 
     first = group[0]
-    top1 = [report["finetuned"]["top1"] for report in group]
+    key = primary_of(first).key
+    values = [report["finetuned"][key] for report in group]
     ms = {kind: mean(lambda r, kind=kind: r[kind]["latency"][batch]["ms"]) for kind in ("dense", "finetuned")}
     timed = all(is_reliable(report[kind]["latency"][batch]) for report in group for kind in ms)
     sizes: dict[str, float | None] = {}
@@ -219,21 +269,21 @@ def _row(group: Sequence[Mapping[str, Any]], batch: str) -> dict[str, Any]:
         left = mean(lambda r, key=cost.name: r["finetuned"][key]) if known else None
         share = None if left is None else left / mean(lambda r, key=cost.name: r["dense"][key])
         sizes |= {cost.name: None if left is None else left / cost.divisor, f"{cost.name}_share": share}
-    dense = mean(lambda r: r["dense"]["top1"])
+    dense = mean(lambda r: r["dense"][key])
     images = [report["finetuned"].get("images") for report in group]
-    errors = [standard_error(report, "finetuned", "top1") for report in group]
+    errors = [standard_error(report, "finetuned", key) for report in group]
     return {
         "run": re.sub(r"-seed_\d+", "", first["name"]),
         "seeds": len(group),
         "backbone": first["recipe"]["backbone"]["name"],
         "method": first["recipe"]["method"]["name"],
-        "dense_top1": dense,
-        "pruned_top1": mean(lambda r: r["pruned"]["top1"]),
-        "top1": statistics.fmean(top1),
-        "top1_std": statistics.stdev(top1) if len(top1) > 1 else None,
+        f"dense_{key}": dense,
+        f"pruned_{key}": mean(lambda r: r["pruned"][key]),
+        key: statistics.fmean(values),
+        f"{key}_std": statistics.stdev(values) if len(values) > 1 else None,
         "images": images[0] if len(set(images)) == 1 else None,
-        "top1_error": None if None in errors else statistics.fmean(error for error in errors if error is not None),
-        "change": statistics.fmean(top1) - dense,
+        f"{key}_error": None if None in errors else statistics.fmean(error for error in errors if error is not None),
+        "change": statistics.fmean(values) - dense,
         **sizes,
         "ms": ms["finetuned"],
         "dense_ms": ms["dense"],

@@ -25,7 +25,7 @@ VERBS = {  # verb, whose module has its name -> its line in ``dist-prune --help`
     "report": "show the result of a finished run",
     "compare": "compare finished runs in one table and one page with Pareto plots",
     "score-many": "score by several criteria in one pass and compare them at one target",
-    "ratio-curves": "measure the accuracy after pruning each channel group alone, nothing finetuned",
+    "ratio-curves": "measure the task's figure after pruning each channel group alone, nothing finetuned",
     "sweep": "list the numbered tasks of a sweep file",
     "where": "print the run directory of a recipe or of a sweep's task",
     "launch": "write what starts a recipe on nodes: accelerate config, SLURM script, Kubernetes, SkyPilot, torchrun",

@@ -1,4 +1,4 @@
-"""``dist-prune ratio-curves``: accuracy of each channel group pruned alone, as a plot and as CSV.
+"""``dist-prune ratio-curves``: the figure of each channel group pruned alone, as a plot and as CSV.
 
 It runs in one process or in many: ``torchrun --nproc_per_node 2 -m dist_prune.cli ratio-curves RECIPE`` (or
 ``accelerate launch -m``).
@@ -9,15 +9,17 @@ import contextlib
 import json
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from dist_prune import methods
 from dist_prune.cli.verb import Answer, add_recipe
 from dist_prune.config import loading
 from dist_prune.config.pruning import RepairMethod
 from dist_prune.errors import PruneError, shown
+
+if TYPE_CHECKING:  # tasks import torch, which --help does without
+    from dist_prune.tasks.primary import PrimaryFigure
 
 RATIOS = "0.9,0.7,0.5,0.3,0.1"
 
@@ -45,9 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-drop",
         type=float,
-        default=1.0,
         metavar="POINTS",
-        help="largest loss of top-1 in points at which a ratio is suggested for a group (default: 1)",
+        help="by how much a group may make the task's figure worse at a ratio that is suggested, in the figure's unit: "
+        "points of top-1 or mIoU, the unit of RMSE (default: 1 point, or 1 %% of the dense network's figure)",
     )
 
 
@@ -105,8 +107,8 @@ def _numbers(arguments: argparse.Namespace) -> tuple[tuple[float, ...], int | No
         )
     if arguments.images != "all" and (not arguments.images.isdigit() or int(arguments.images) < 1):
         raise PruneError(f"--images: a positive number or 'all', got {shown(arguments.images)}")
-    if arguments.max_drop < 0:
-        raise PruneError(f"--max-drop: points of top-1, at least 0, got {arguments.max_drop}")
+    if arguments.max_drop is not None and not arguments.max_drop >= 0:
+        raise PruneError(f"--max-drop: a loss of the task's figure, at least 0, got {arguments.max_drop}")
     return ratios, None if arguments.images == "all" else int(arguments.images)
 
 
@@ -121,59 +123,82 @@ def write(context: Any, curves: Any, arguments: argparse.Namespace) -> None:
     from dist_prune.fileio import write_atomic
     from dist_prune.report.figures import lines_figure
     from dist_prune.report.ratio_curves_html import render_ratio_curves
+    from dist_prune.tasks.classification import CLASSIFICATION
 
-    keep_ratios = curves.suggestion(arguments.max_drop)
+    primary, max_drop = curves.primary, largest_drop(curves, arguments.max_drop)
+    keep_ratios = curves.suggestion(max_drop)
     body = {
-        "dense": asdict(curves.dense),
+        "dense": curves.dense.facts(primary),
         "images": curves.images,
         "where": curves.where,
-        "max_drop": arguments.max_drop,
+        "max_drop": max_drop,
         "keep_ratios": keep_ratios,
-        "groups": [asdict(line) for line in curves.ordered],
+        "groups": [
+            {"group": line.group, "width": line.width, "points": [point.facts(primary) for point in line.points]}
+            for line in curves.ordered
+        ],
+        **({} if context.task.name == CLASSIFICATION.name else {"task": context.task.description()}),
     }
     stem = _stem(arguments.split)
     page, table = context.run_dir / f"{stem}.html", context.run_dir / f"{stem}.csv"
     write_atomic(context.run_dir / f"{stem}.json", json.dumps(body, indent=1))
     write_atomic(table, curves.csv())
-    suggestion = suggestion_text(keep_ratios, arguments.max_drop, curves.whole)
+    suggestion = suggestion_text(keep_ratios, max_drop, curves.whole, primary)
     write_atomic(page, render_ratio_curves(context.recipe.name, context.recipe.method["name"], body, suggestion))
     context.tracker.figure(stem.replace("_", " "), lines_figure(body))
     for line in curves.ordered:
         for point in line.points:
-            context.tracker.scalars({f"{stem}/{line.group}": point.top1}, round(100 * point.ratio))
+            context.tracker.scalars({f"{stem}/{line.group}": point.figure}, round(100 * point.ratio))
     context.tracker.info(as_text(curves, suggestion))
     context.tracker.info(f"\ncurves       {page.resolve()}\ntable        {table.resolve()}")
 
 
+def largest_drop(curves: Any, asked: float | None) -> float:
+    """The loss at which a ratio is suggested: the one that was asked for, 1 point, or 1 % of the dense figure.
+
+    Args:
+        curves: the ``RatioCurves``.
+        asked: the value of ``--max-drop``; None if it was not given.
+    """
+    if asked is not None:
+        return asked
+    return 1.0 if curves.primary.percent else float(f"{abs(curves.dense.figure) / 100:.3g}")
+
+
 def as_text(curves: Any, suggestion: str) -> str:
-    """Top-1 of every group at every ratio, most sensitive group first, and the suggestion."""
+    """The figure of every group at every ratio, most sensitive group first, and the suggestion."""
     ratios = [point.ratio for point in curves.ordered[0].points]
     width = max(10, *(len(line.group) for line in curves.ordered))
+    primary = curves.primary
     lines = [
-        f"dense: top-1 {curves.dense.top1:.2f} %, loss {curves.dense.loss:.4f}, on {curves.images} {curves.where}",
+        f"dense: {primary.name} {primary.text(curves.dense.figure)}, loss {curves.dense.loss:.4f}, "
+        f"on {curves.images} {curves.where}",
         f"{'group':{width}}  width  " + "  ".join(f"{ratio:>6g}" for ratio in ratios),
     ]
     for line in curves.ordered:
-        lines.append(f"{line.group:{width}}  {line.width:5}  " + "  ".join(f"{p.top1:6.2f}" for p in line.points))
+        cells = "  ".join(f"{primary.number(p.figure):>6}" for p in line.points)
+        lines.append(f"{line.group:{width}}  {line.width:5}  {cells}")
         if curves.repaired:
-            cells = "  ".join(f"{p.best:6.2f}" for p in line.points)
+            cells = "  ".join(f"{primary.number(p.best):>6}" for p in line.points)
             lines.append(f"{'  repaired':{width}}  {'':5}  {cells}")
     return "\n".join([*lines, "", suggestion])
 
 
-def suggestion_text(keep_ratios: dict[str, float], max_drop: float, whole: str | None) -> str:
+def suggestion_text(keep_ratios: dict[str, float], max_drop: float, whole: str | None, primary: "PrimaryFigure") -> str:
     """The suggestion as text, with ``key=value`` words for a command line.
 
     Args:
         keep_ratios: layer name of a group -> the suggested share of its channels.
-        max_drop: points of top-1 that a group alone may lose.
+        max_drop: by how much a group alone may make the figure worse.
         whole: words for the command line that leave the other groups whole; None if the method has none.
+        primary: the figure that the task is judged by.
     """
     if not keep_ratios:
-        return f"every group alone loses more than {max_drop:g} point(s) of top-1 at every ratio"
+        return f"every group alone loses more than {primary.points(max_drop)} at every ratio"
+    lost = f"{max_drop:g} point(s)" if primary.percent else primary.points(max_drop)
     words = ", ".join(f"{name}: {ratio:g}" for name, ratio in keep_ratios.items())
     return (
-        f"each of these groups alone loses at most {max_drop:g} point(s), nothing finetuned (together they lose more):"
+        f"each of these groups alone loses at most {lost}, nothing finetuned (together they lose more):"
         f"\n  'select.keep_ratios={{{words}}}'"
         + (f" {whole}" if whole else "\n(this method has no keep ratio: the other groups are cut as the recipe asks)")
     )

@@ -19,6 +19,7 @@ from dist_prune.pipeline.run_directory import run_directory
 from dist_prune.pruning.selection.cost import report_costs
 from dist_prune.tasks.base import Task
 from dist_prune.tasks.classification import CLASSIFICATION
+from dist_prune.tasks.primary import PrimaryFigure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,18 +96,25 @@ def as_text(table: list[dict[str, Any]], images: str, task: Task = CLASSIFICATIO
     width = max(map(len, names))
     costs = [cost for cost in report_costs() if cost.name in table[0]]
     heads = [f"{cost.title:>{max(5, len(cost.title))}}" for cost in costs]
-    title = task.titles[task.primary]
+    figure = PrimaryFigure.of(task.description())
+    title = figure.title if len(figure.title) > 5 else f"{figure.title:>8}"
     repaired = ["repaired"] * ("repaired" in table[0])
     head = [f"{'':{width}}  {title}", *repaired, *heads, *(f"{name:>{max(6, len(name))}}" for name in names)]
     lines = ["  ".join(head)]
     for row in table:
         overlaps = [f"{row['overlap'][name]:{max(6, len(name))}.2f}" for name in names]
         sizes = [f"{row[cost.name]:{len(head)}.3f}" for cost, head in zip(costs, heads, strict=True)]
-        after = [f"{row['repaired']:8.2f}"] if repaired else []
-        cells = [f"{row['method']:{width}}  {row[task.primary]:{len(title)}.2f}", *after, *sizes, *overlaps]
+        after = [f"{figure.number(row['repaired']):>8}"] if repaired else []
+        cells = [
+            f"{row['method']:{width}}  {figure.number(row[task.primary]):>{len(title)}}",
+            *after,
+            *sizes,
+            *overlaps,
+        ]
         lines.append("  ".join(cells))
+    lower = "" if figure.higher_is_better else " (lower is better)"
     legend = (
         "columns: kept channels that both methods keep, of those that either keeps",
-        f"{task.figure_name}: on {images}",
+        f"{figure.name}{lower}: on {images}",
     )
     return "\n".join([*lines, "", *legend])

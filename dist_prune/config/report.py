@@ -12,8 +12,8 @@ class Information(Section):
 
     curves: Literal["none", "accuracy", "information", "all"] = Field(
         default="none",
-        description="curves over the number of kept filters: accuracy is top-1; information is I(X;Z), I(Z;Y) and the "
-        "total correlation of the kept filters; all is both",
+        description="curves over the number of kept filters: accuracy is the task's primary figure; information is "
+        "I(X;Z), I(Z;Y) and the total correlation of the kept filters; all is both",
     )
     layers: tuple[str, ...] = Field(default=("*",), description="globs of layer names whose groups get curves")
     images: int | None = Field(

@@ -133,8 +133,8 @@ class Training(Section):
         default=None,
         ge=0,
         le=100,
-        description="finetune: loss of top-1 by pruning, in points, up to which finetuning is skipped; default: never "
-        "skipped",
+        description="finetune: loss of the task's primary figure by pruning, in its unit or in points, up to which "
+        "finetuning is skipped; default: never skipped",
     )
     evaluate_every: int = Field(default=1, ge=1, le=LONG, description="number of epochs between two evaluations")
     save_every_steps: int | None = Field(

@@ -212,10 +212,10 @@ def task_problems(recipe: Recipe, method: Method, task: Task) -> list[str]:
     for settings, section in training_sections(recipe):
         problems += _failing(task.check_training, settings, section)
     problems += _failing(check_kind, task, TARGETS_OF.get(recipe.data.source, "classes"), recipe.data.source)
-    if recipe.information.curves != "none" and not task.is_classification:
+    if recipe.information.curves in ("information", "all") and "class labels" not in task.provides:
         problems.append(
-            f"information.curves: curves count images that are classified right, and the task {task.name} has none; "
-            "leave it out"
+            f"information.curves: I(Z;Y) needs one class number for each image, and the task {task.name} has none; "
+            "write accuracy, which is its primary figure, or leave the key out"
         )
     return problems
 

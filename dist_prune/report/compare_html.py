@@ -1,22 +1,52 @@
 """The page of ``dist-prune compare``: sections by network, colours and shapes by method, Pareto fronts."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dist_prune.pruning.selection.cost import report_costs
 from dist_prune.report.headline import Card, Sentence
 from dist_prune.report.html import render
 from dist_prune.report.plots import Line, Mark, Plot, figure, legend, pareto
+from dist_prune.tasks.primary import PrimaryFigure
 
 Row = dict[str, Any]
-CLOSE = 1.0  # points of top-1 below the dense network that the head of the page calls close
-FILTERS = ("network", "method", "target", "seed")
+CLOSE = 1.0  # points, or percent of another figure, below the dense network that the head of the page calls close
+PAPERS = "top1"  # the figure whose changes papers' points are
+FILTERS = ("task", "network", "method", "target", "seed")
+
+
+@dataclass(frozen=True)
+class TaskRuns:
+    """The runs of one task. Their figures share axes with no other task.
+
+    Attributes:
+        task: The rows' ``task``.
+        title: Title of their table.
+        figure: The figure that they are judged by.
+        heads: Column heads of their table.
+        lines: (figures, cells) of each row: the mean over a recipe's seeds, then its seeds (``cli/compare.py``).
+    """
+
+    task: str
+    title: str
+    figure: PrimaryFigure
+    heads: Sequence[str]
+    lines: Sequence[tuple[Row, list[str]]]
+
+    @property
+    def networks(self) -> list[str]:
+        """The names of their networks."""
+        return sorted({row["backbone"] for row, _ in self.lines})
+
+    def of(self, network: str) -> list[Row]:
+        """The rows of a network."""
+        return [row for row, _ in self.lines if row["backbone"] == network]
 
 
 def render_comparison(
     title: str,
-    heads: Sequence[str],
-    lines: Sequence[tuple[Row, list[str]]],
+    parts: Sequence[TaskRuns],
     papers: Sequence[Row],
     batch: str,
     others: Sequence[tuple[str, list[str], list[list[str]]]],
@@ -25,58 +55,88 @@ def render_comparison(
 
     Args:
         title: What is compared.
-        heads: Column heads of the table of runs.
-        lines: (figures, cells) of each row: the mean over a recipe's seeds, then its seeds (``cli/compare.py``).
+        parts: The runs of each task.
         papers: The papers' points: ``recipe``, ``point``, ``change`` of top-1, and shares of costs (``<cost>_share``).
         batch: Batch size of the latency.
         others: (title, column heads, rows of cells) of further tables.
     """
-    rows = [row for row, _ in lines]
+    rows = [row for part in parts for row, _ in part.lines]
     means = [row for row in rows if row["seed"].startswith("mean")]
     methods = sorted({row["method"] for row in rows})
-    networks = sorted({row["backbone"] for row in rows})
     names = [*enumerate(methods), (len(methods), "dense network"), *([(len(methods) + 1, "paper")] if papers else [])]
+    several = len(parts) > 1
+    facets = []
+    for part in parts:
+        own_papers = papers if part.figure.key == PAPERS else []
+        facets += [
+            (
+                {"network": network, "task": part.task},
+                _facet_title(network, part, several),
+                figure("", panels(part.of(network), own_papers, batch, methods, part.figure)),
+            )
+            for network in part.networks
+        ]
     return render(
         "compare.html.j2",
         title=title,
-        sentences=[_closest(network, means) for network in networks],
-        cards=_cards(means, networks, methods, others),
+        sentences=[
+            _closest(_facet_title(network, part, several), part.of(network), part.figure)
+            for part in parts
+            for network in part.networks
+        ],
+        cards=_cards(means, parts, methods, others),
         filters=filters(rows),
         legend=legend(names) if rows else [],
-        facets=[
-            (network, figure("", panels([row for row in rows if row["backbone"] == network], papers, batch, methods)))
-            for network in networks
+        facets=facets,
+        tables=[
+            (part.title, part.heads, [(row["name"], _data(row), row, cells[1:]) for row, cells in part.lines])
+            for part in parts
         ],
-        heads=heads,
-        lines=[(row["name"], _data(row), row, cells[1:]) for row, cells in lines],
         others=others,
     )
 
 
-def _cards(means: Sequence[Row], networks: Sequence[str], methods: Sequence[str], others: Sequence[Any]) -> list[Card]:
+def _facet_title(network: str, part: TaskRuns, several: bool) -> str:
+    """The title of a network's plots; with the task where the page has several."""
+    return f"{network}, {part.task}" if several else network
+
+
+def _cards(
+    means: Sequence[Row], parts: Sequence[TaskRuns], methods: Sequence[str], others: Sequence[Any]
+) -> list[Card]:
     unfinished = sum(len(rows) for title, _, rows in others if title == "Not finished")
     runs = sum(row["seeds"] for row in means)
+    networks = sorted({network for part in parts for network in part.networks})
     return [
         Card("runs", str(runs), f"{len(means)} recipe(s)"),
+        *([Card("tasks", str(len(parts)), ", ".join(part.task for part in parts))] if len(parts) > 1 else []),
         Card("networks", str(len(networks)), ", ".join(networks[:3]) + (" …" if len(networks) > 3 else "")),
         Card("methods", str(len(methods)), ", ".join(methods[:4]) + (" …" if len(methods) > 4 else "")),
         *([Card("not finished", str(unfinished), "with their reasons below")] if unfinished else []),
     ]
 
 
-def _closest(network: str, means: Sequence[Row]) -> Sentence:
-    """The run of a network that costs least among those close to their dense network."""
-    own = [row for row in means if row["backbone"] == network]
-    close = [row for row in own if row["change"] >= -CLOSE and row.get("macs_share") is not None]
+def _closest(title: str, rows: Sequence[Row], figure: PrimaryFigure) -> Sentence:
+    """The run that costs least among those close to their dense network."""
+    own = [row for row in rows if row["seed"].startswith("mean")]
+    close = [row for row in own if _is_close(row, figure) and row.get("macs_share") is not None]
+    reach = f"{CLOSE:g} point(s)" if figure.percent else f"{CLOSE:g} % of the {figure.name}"
     if not close:
-        return Sentence("doubt", f"{network}: none of {len(own)} is within {CLOSE:g} point(s) of its dense network.")
+        return Sentence("doubt", f"{title}: none of {len(own)} is within {reach} of its dense network.")
     best = min(close, key=lambda row: row["macs_share"])
     speed = f", {best['speedup']:.2f} times as fast" if best["speedup"] else ""
+    unit = " points" if figure.percent else ""
     return Sentence(
         "plain",
-        f"{network}: within {CLOSE:g} point(s) of its dense network, {best['name']} leaves the fewest MACs "
-        f"({best['macs_share']:.1%}{speed}, top-1 {best['change']:+.2f} points).",
+        f"{title}: within {reach} of its dense network, {best['name']} leaves the fewest MACs "
+        f"({best['macs_share']:.1%}{speed}, {figure.name} {figure.signed(best['change'])}{unit}).",
     )
+
+
+def _is_close(row: Row, figure: PrimaryFigure) -> bool:
+    dense = row[f"dense_{figure.key}"]
+    lost = figure.lost(dense, dense + row["change"])
+    return lost <= (CLOSE if figure.percent else abs(dense) * CLOSE / 100)
 
 
 def filters(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -100,11 +160,18 @@ def _as_number(text: str) -> tuple[int, str]:
 
 
 def _data(row: Row) -> dict[str, str]:
-    return {"network": row["backbone"], "method": row["method"], "target": row["target"], "seed": row["seed"]}
+    keys = {"network": row["backbone"], "method": row["method"], "target": row["target"], "seed": row["seed"]}
+    return {"task": row["task"], **keys}
 
 
-def panels(rows: Sequence[Row], papers: Sequence[Row], batch: str, methods: Sequence[str]) -> list[Plot]:
-    """Plots of one network: top-1 against each cost and the time, then its change against the shares that are left.
+def panels(
+    rows: Sequence[Row],
+    papers: Sequence[Row],
+    batch: str,
+    methods: Sequence[str],
+    primary: PrimaryFigure,
+) -> list[Plot]:
+    """Plots of one network: the figure against each cost and the time, then its change against the shares left.
 
     Times that are not reliable are hollow and stay out of the fronts; far ones stand at the end of the axis.
 
@@ -113,13 +180,14 @@ def panels(rows: Sequence[Row], papers: Sequence[Row], batch: str, methods: Sequ
         papers: The papers' points.
         batch: Batch size of the latency.
         methods: All methods of the page; their number is their colour and shape.
+        primary: The figure that the runs are judged by.
     """
     costs = [cost for cost in report_costs() if any(row[cost.name] is not None for row in rows)]
     stems = {row["run"].split(" (")[0].split("-")[0] for row in rows}
     points = [point for point in papers if point["recipe"] in stems]
     plots = []
     for key, title in [*((c.name, c.label) for c in costs), ("ms", f"ms, batch {batch}")]:
-        plots.append(_panel(rows, key, title, "top1", "top-1 %", methods, _dense(rows, key, len(methods))))
+        plots.append(_panel(rows, key, title, primary, False, methods, _dense(rows, key, len(methods), primary)))
     shares = [(f"{cost.name}_share", f"share of the {cost.unit} left") for cost in costs]
     for key, title in [*shares, ("ratio", f"speed-up, batch {batch}")]:
         crosses = [
@@ -127,14 +195,17 @@ def panels(rows: Sequence[Row], papers: Sequence[Row], batch: str, methods: Sequ
             for point in points
             if point.get(key) is not None
         ]
-        plots.append(_panel(rows, key, title, "change", "top-1 against dense, points", methods, crosses))
+        plots.append(_panel(rows, key, title, primary, True, methods, crosses))
     return plots
 
 
 def _panel(
-    rows: Sequence[Row], key: str, title: str, figure_key: str, figure_title: str, methods: Sequence[str],
+    rows: Sequence[Row], key: str, title: str, primary: PrimaryFigure, change: bool, methods: Sequence[str],
     others: Sequence[Mark],
 ) -> Plot:  # fmt: skip
+    figure_key = "change" if change else primary.key
+    against = f"{primary.name} against dense" + (", points" if primary.percent else "")
+    figure_title = against if change else primary.title
     better, marks, lines = "right" if key == "ratio" else "left", [], []
     places = [row["dense_ms"] / row["ms"] if key == "ratio" else row[key] for row in rows]
     doubtful = [key in ("ms", "ratio") and not row["reliable"] for row in rows]
@@ -144,19 +215,21 @@ def _panel(
             continue
         data = _data(row) | ({} if hollow else {"front": ""})
         note = "; this time is not reliable" if hollow else ""
-        text = f"{row['run']} ({row['name']}): {figure_title} {row[figure_key]:.2f}, {title} {x:.4g}{note}"
-        error = row["top1_std"] or row.get("top1_error") or 0.0
+        text = f"{row['run']} ({row['name']}): {figure_title} {primary.number(row[figure_key])}, {title} {x:.4g}{note}"
+        error = row[f"{primary.key}_std"] or row.get(f"{primary.key}_error") or 0.0
         hidden = not row["seed"].startswith("mean")
         shown = min(max(x, low), high) if hollow else x
         marks.append(Mark(shown, row[figure_key], text, methods.index(row["method"]), hollow, error, data, hidden))
     for number, method in enumerate(methods):
         own = [m for m in marks if m.data["method"] == method and "front" in m.data and not m.hidden]
-        front = pareto([(m.x, m.y) for m in own], better)
+        front = pareto([(m.x, m.y) for m in own], better, primary.higher_is_better)
         if own:
             shown = front if len(front) > 1 else []
             lines.append(Line(shown, f"front of {method}", number, "front", data={"method": method}))
-    levels = [(0.0, "the dense network")] if figure_key == "change" else []
-    return Plot(title, figure_title, lines=lines, marks=[*others, *marks], levels=levels, better=better)
+    levels = [(0.0, "the dense network")] if change else []
+    y_title = figure_title if primary.higher_is_better else f"{figure_title} (lower is better)"
+    lower = not primary.higher_is_better
+    return Plot(title, y_title, lines=lines, marks=[*others, *marks], levels=levels, better=better, lower=lower)
 
 
 def _limits(reliable: Sequence[float]) -> tuple[float, float]:
@@ -168,15 +241,14 @@ def _limits(reliable: Sequence[float]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _dense(rows: Sequence[Row], key: str, series: int) -> list[Mark]:
+def _dense(rows: Sequence[Row], key: str, series: int, primary: PrimaryFigure) -> list[Mark]:
     """The dense networks of the means, each once."""
     found: dict[tuple[float, float], Mark] = {}
     for row in rows:
         if not row["seed"].startswith("mean") or row[key] is None or (key == "ms" and not row["reliable"]):
             continue
         x = row["dense_ms"] if key == "ms" else row[key] / row[f"{key}_share"]
-        place = (round(x, 6), round(row["dense_top1"], 6))
-        found.setdefault(
-            place, Mark(x, row["dense_top1"], f"dense {row['backbone']}: top-1 {row['dense_top1']:.2f} %", series)
-        )
+        value = row[f"dense_{primary.key}"]
+        text = f"dense {row['backbone']}: {primary.name} {primary.text(value)}"
+        found.setdefault((round(x, 6), round(value, 6)), Mark(x, value, text, series))
     return list(found.values())

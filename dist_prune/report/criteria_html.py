@@ -9,6 +9,7 @@ from dist_prune.report.headline import ALIKE, Card, Sentence
 from dist_prune.report.html import render
 from dist_prune.report.plots import Mark, Plot, figure
 from dist_prune.report.tables import standard_error
+from dist_prune.tasks.primary import PrimaryFigure
 
 ALIKE_SHARES = 0.0005  # of a cost: criteria that leave as much get no plot of it
 
@@ -57,13 +58,14 @@ def _error(line: Mapping[str, Any], key: str, task: Mapping[str, Any], images: i
 
 def _verdict(lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any], images: int) -> list[Sentence]:
     ranked, key = _ranked(lines, task), _key(lines, task)
-    title = str(task["titles"][task["primary"]])
-    name = title.removesuffix(" %")
-    after = title.removeprefix(name) + (" after the repair" if key == "repaired" else "")
+    primary = PrimaryFigure.of(task)
+    after = " after the repair" if key == "repaired" else ""
     if not ranked:
-        return [Sentence("bad", f"{name} is not a number for any criterion.")]
+        return [Sentence("bad", f"{primary.name} is not a number for any criterion.")]
     best, error = ranked[0], _error(ranked[0], key, task, images)
-    sentences = [Sentence("good", f"{best['method']} leaves the best network: {name} {best[key]:.2f}{after}.")]
+    sentences = [
+        Sentence("good", f"{best['method']} leaves the best network: {primary.name} {primary.text(best[key])}{after}.")
+    ]
     if error is not None:
         close = []
         for line in ranked[1:]:
@@ -86,13 +88,15 @@ def _cards(
     for word, line in (("best", ranked[0]), ("last", ranked[-1])) if ranked else ():
         error = _error(line, key, task, images)
         text = f"± {error:.2f}" if error is not None else ""
-        cards.append(Card(f"{word}: {line['method']}", f"{line[key]:.2f}", f"{task['titles'][task['primary']]} {text}"))
+        primary = PrimaryFigure.of(task)
+        cards.append(Card(f"{word}: {line['method']}", primary.number(line[key]), f"{primary.axis_title} {text}"))
     for cost in report_costs():
         shares = [line[cost.name] for line in lines if cost.name in line]
         if shares:
             low, high = min(shares), max(shares)
             value = f"{low:.1%}" if high - low < 0.0005 else f"{low:.1%} to {high:.1%}"
             cards.append(Card(f"{cost.title} left", value))
+    cards.append(Card("speed-up", "not measured", "a run of one criterion measures it (report.latency_batches)"))
     return cards
 
 
@@ -109,12 +113,13 @@ def _figure(lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any], images:
 def _plot(
     lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any], images: int, x_title: str, xs: Sequence[float]
 ) -> Plot:
-    primary, title, repaired = task["primary"], str(task["titles"][task["primary"]]), "repaired" in lines[0]
+    figure_of_task, repaired = PrimaryFigure.of(task), "repaired" in lines[0]
+    primary, title = figure_of_task.key, figure_of_task.title
     marks = []
     for number, (line, x) in enumerate(zip(lines, xs, strict=True)):
         for key in [primary, *(["repaired"] if repaired else [])]:
             note = ", repaired" if key == "repaired" else ""
-            text = f"{line['method']}{note}: {title} {line[key]:.2f}, {x_title} {x:.4g}"
+            text = f"{line['method']}{note}: {title} {figure_of_task.number(line[key])}, {x_title} {x:.4g}"
             error = _error(line, key, task, images) or 0.0
             marks.append(Mark(x, line[key], text, number, repaired and key == primary, error))
-    return Plot(x_title, title, marks=marks, integers=x_title == "rank")
+    return Plot(x_title, figure_of_task.axis_title, marks=marks, integers=x_title == "rank")

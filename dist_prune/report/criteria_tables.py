@@ -5,6 +5,7 @@ from typing import Any
 
 from dist_prune.pruning.selection.cost import report_costs
 from dist_prune.report.tables import standard_error, task_of
+from dist_prune.tasks.primary import PrimaryFigure
 
 
 def table_of_report(body: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
@@ -36,19 +37,19 @@ def criteria_table(
     Returns:
         Column heads, and rows of cells.
     """
-    primary, costs = task["primary"], [cost for cost in report_costs() if cost.name in lines[0]]
+    figure = PrimaryFigure.of(task)
+    primary, costs = figure.key, [cost for cost in report_costs() if cost.name in lines[0]]
     keys = [primary, *(["repaired"] if "repaired" in lines[0] else [])]
     rows = []
     for line in lines:
         figures = []
         for key in keys:
             error = standard_error({"": {primary: line[key], "images": images}}, "", primary)
-            figures.append(f"{line[key]:.2f}" + (f" ± {error:.2f}" if error is not None else ""))
+            figures.append(figure.number(line[key]) + (f" ± {error:.2f}" if error is not None else ""))
         rows.append([line["method"], *figures, *(f"{line[cost.name]:.1%}" for cost in costs)])
-    title = task["titles"][primary]
     return [
         "criterion",
-        title,
+        figure.title,
         *(["repaired"] if len(keys) > 1 else []),
         *(f"{cost.title} left" for cost in costs),
     ], rows

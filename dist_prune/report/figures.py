@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dist_prune.pruning.figure_data import SimilarityMap
+from dist_prune.report.tables import loss_title, task_of
+from dist_prune.tasks.primary import PrimaryFigure
 
 INK = "#1d2733"
 GREY = "#9aa5b1"
@@ -116,16 +118,18 @@ def groups_figure(groups: Sequence[Mapping[str, Any]], width: float = 10) -> Fig
 
 
 def lines_figure(body: Mapping[str, Any]) -> Figure:
-    """Plot top-1 and loss against the keep ratio: a line per group, the most sensitive ones named, dense dashed.
+    """Plot figure and loss against the keep ratio: a line per group, the most sensitive ones named, dense dashed.
 
-    Top-1 of repaired networks is dotted.
+    The figure of repaired networks is dotted.
 
     Args:
         body: The body of ratio_curves.json.
     """
     figure, panels = subplots(10, 4, ncols=2)
     groups = body["groups"]
-    for axes, key, label in zip(panels[0], ("top1", "loss"), ("top-1 %", "cross-entropy"), strict=True):
+    primary = PrimaryFigure.of(task_of(body))
+    titles = (primary.axis_title, loss_title(primary.key))
+    for axes, key, label in zip(panels[0], (primary.key, "loss"), titles, strict=True):
         dense = body["dense"][key]
         for rank, group in reversed(list(enumerate(groups))):
             named = rank < NAMED
@@ -139,7 +143,7 @@ def lines_figure(body: Mapping[str, Any]) -> Figure:
                 label=group["group"] if named else None,
                 zorder=3 if named else 1,
             )
-            if key == "top1" and named and group["points"][0].get("repaired") is not None:
+            if key == primary.key and named and group["points"][0].get("repaired") is not None:
                 axes.plot(
                     [1.0, *(point["ratio"] for point in group["points"])],
                     [dense, *(point["repaired"] for point in group["points"])],

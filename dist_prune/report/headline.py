@@ -119,7 +119,7 @@ def _of_speed(body: Mapping[str, Any]) -> Sentence:
 
 
 def change_error(body: Mapping[str, Any], kind: str) -> float | None:
-    """The standard error of the change of top-1 from the dense network, in points; None for other figures.
+    """The standard error of the change of a share of images (top-1) from dense, in points; None for other figures.
 
     Both networks answer the same images, so where the answers are known only the images that one of them alone gets
     right count: with b lost and c gained of n images it is sqrt(b + c - (b - c)^2 / n) / n. Else the errors of both

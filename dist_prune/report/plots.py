@@ -77,6 +77,7 @@ class Plot:
         falling: whether x falls from left to right.
         integers: whether only whole numbers of x are labelled.
         better: the side on which x is better, for fronts.
+        lower: whether low values of y are better, for fronts.
     """
 
     x_title: str
@@ -88,6 +89,7 @@ class Plot:
     falling: bool = False
     integers: bool = False
     better: Literal["left", "right"] = "left"
+    lower: bool = False
 
 
 def figure(
@@ -191,7 +193,7 @@ def layout(plot: Plot) -> dict[str, Any]:
     columns = [place(x, ys[0])[0] for x, _ in x_ticks]
     return {
         "title": plot.title, "x_title": plot.x_title, "y_title": plot.y_title, "width": WIDTH, "height": HEIGHT,
-        "better": plot.better,
+        "better": plot.better, "lower": plot.lower,
         "grid": "".join(f"M{left:.1f} {y:.1f}H{right:.1f}" for y in rows),
         "axis": f"M{left:.1f} {bottom}H{right:.1f}" + "".join(f"M{x:.1f} {bottom}v4" for x in columns),
         "x_labels": [
@@ -248,16 +250,19 @@ def _mark(mark: Mark, place: Any) -> dict[str, Any]:
     return {**drawn, "error": bar, "data": data, "hidden": mark.hidden}
 
 
-def pareto(points: Iterable[tuple[float, float]], better: str = "left") -> list[tuple[float, float]]:
+def pareto(
+    points: Iterable[tuple[float, float]], better: str = "left", higher_is_better: bool = True
+) -> list[tuple[float, float]]:
     """The points that no point of lower cost beats, by rising cost.
 
     Args:
-        points: (cost, figure): higher figures are better.
+        points: (cost, figure).
         better: ``left`` if low costs are better, ``right`` if high ones are (a speed-up).
+        higher_is_better: Whether high figures are better; an error is better where it is low.
     """
-    sign, best, front = 1 if better == "left" else -1, float("-inf"), []
-    for x, y in sorted(points, key=lambda point: (sign * point[0], -point[1])):
-        if y > best:
-            best = y
+    sign, up, best, front = 1 if better == "left" else -1, 1 if higher_is_better else -1, float("-inf"), []
+    for x, y in sorted(points, key=lambda point: (sign * point[0], -up * point[1])):
+        if up * y > best:
+            best = up * y
             front.append((x, y))
     return front

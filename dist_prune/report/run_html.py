@@ -73,7 +73,7 @@ def render_report(body: Mapping[str, Any], recipe: str, exhibits: Exhibits | Non
         bins=answers.BINS,
         calibration=run_plots.calibration_figure(body.get("calibration") or {}),
         trainings=run_plots.training_figures(shown.histories, tables.task_of(body))
-        + run_plots.plane_figures(shown.planes),
+        + run_plots.plane_figures(shown.planes, tables.task_of(body)),
         rounds=tables.records(body.get("rounds", [])),
         similarity_maps=[(one, figures.png(figures.similarity_image(one))) for one in shown.similarity_maps],
         curves=run_plots.method_figures(shown.curves),

@@ -5,9 +5,10 @@ from typing import Any
 
 from dist_prune.pruning.figure_data import Curve
 from dist_prune.report.plots import Line, Plot, figure
+from dist_prune.report.tables import loss_title
+from dist_prune.tasks.primary import PrimaryFigure
 
 _PLANE = {
-    "top1": "top-1 %",
     "ixz": "I(X;Z), bits",
     "izy": "I(Z;Y), bits",
     "total_correlation": "total correlation, bits",
@@ -37,7 +38,7 @@ def _training(name: str, lines: Sequence[Mapping[str, float]], primary: str, tit
     def points(key: str, of: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
         return [(line["epoch"], _number(line.get(key))) for line in of]
 
-    loss = "cross-entropy" if primary == "top1" else "loss"
+    loss = loss_title(primary)
     own = Line(points("loss", lines), f"{loss} of the training images", 0, marked=True)
     of_split = Line(points(f"{split}_loss", tested), f"{loss} of the {split} images", 1, marked=True)
     figure_line = Line(points(split + ending, tested), f"{split} {title}", 1, marked=True)
@@ -69,23 +70,26 @@ def method_figures(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     return out
 
 
-def plane_figures(rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """Plot top-1 and information against the share of kept filters, a curve for each group.
+def plane_figures(rows: Sequence[Mapping[str, str]], task: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Plot the primary figure and information against the share of kept filters, a curve for each group.
 
     Args:
         rows: The lines of curves.csv; none: no plots.
+        task: What the report says of the task.
     """
     if not rows:
         return []
+    primary = PrimaryFigure.of(task)
+    titles = {primary.key: primary.axis_title, **_PLANE}
     groups = list(dict.fromkeys(row["group"] for row in rows))
     plots = []
-    for key in (key for key in _PLANE if any(row[key] for row in rows)):
+    for key in (key for key in titles if any(row[key] for row in rows)):
         lines = []
         for number, group in enumerate(groups):
             own = [row for row in rows if row["group"] == group and row[key]]
             points = [(int(row["kept"]) / int(row["width"]), float(row[key])) for row in own]
             lines.append(Line(points, group, number, marked=True))
-        plots.append(Plot("share of the filters kept", _PLANE[key], lines=lines))
+        plots.append(Plot("share of the filters kept", titles[key], lines=lines))
     title = "Every number of kept filters, one group at a time, not finetuned"
     return [figure(title, plots, list(enumerate(groups)) if len(groups) <= NAMED else [])]
 

@@ -51,6 +51,11 @@ def figure_text(body: Mapping[str, Any], value: float) -> str:
     return f"{value:.2f} %" if str(task["titles"][task["primary"]]).endswith(" %") else f"{value:.4g}"
 
 
+def loss_title(primary: str) -> str:
+    """What the loss of a task is called in plots; ``primary`` is the key of its primary figure."""
+    return "cross-entropy" if primary == CLASSIFICATION.primary else "loss"
+
+
 def standard_error(body: Mapping[str, Any], kind: str, key: str) -> float | None:
     """The standard error of a share of images in percent, sqrt(p (100 - p) / n); None for other figures.
 

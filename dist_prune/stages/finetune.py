@@ -21,6 +21,8 @@ from dist_prune.pipeline.stage_graph import FINETUNED, OPTIMIZER_CARRIED, OPTIMI
 from dist_prune.pruning.plan.block_masks import weight_masks
 from dist_prune.stages.measuring import Measure
 from dist_prune.stages.training_setup import run_training, selection_metric
+from dist_prune.tasks.classification import CLASSIFICATION
+from dist_prune.tasks.primary import PrimaryFigure
 from dist_prune.training.bn_recalibration import recalibrate_bn
 from dist_prune.training.optimizer_state import CarriedOptimizerState
 from dist_prune.training.trainer import Trainer
@@ -35,11 +37,13 @@ def run(context: RunContext) -> StageOutput:
     if settings.only_if_drop is not None and settings.epochs:
         drop = _drop(context)
         if drop <= settings.only_if_drop:
-            context.tracker.info(
-                f"  pruning cost {drop:.2f} points of {context.task.figure_name}, at most "
-                f"{settings.only_if_drop:g}: left as it is"
-            )
-            context.events.append({"stage": "finetune", "event": "not needed", "drop": drop})
+            primary = PrimaryFigure.of(context.task.description())
+            cost = f"{primary.number(drop)} {'points ' if primary.percent else ''}of {primary.name}"
+            context.tracker.info(f"  pruning cost {cost}, at most {settings.only_if_drop:g}: left as it is")
+            if context.task.name == CLASSIFICATION.name:
+                context.events.append({"stage": "finetune", "event": "not needed", "drop": drop})
+            else:
+                context.events.append({"stage": "finetune", "event": f"not finetuned, pruning cost only {cost}"})
             facts = {"history": [], "selection": settings.selection}
             return StageOutput(
                 facts, {FINETUNED: (context.read_tensors(cut_weights(context.recipe, context.round)), meta)}
@@ -64,7 +68,7 @@ def run(context: RunContext) -> StageOutput:
 
 
 def _drop(context: RunContext) -> float:
-    """Points of the primary figure that pruning cost, on the images that select epochs (held out, or the test ones)."""
+    """How much worse pruning made the primary figure, on the images that select epochs (held out, or the test ones)."""
     metric = selection_metric(context, context.recipe.finetune)
     models = context.networks.load_dense(), _load_pruned(context)
     key, sign = context.task.primary, 1 if context.task.higher_is_better else -1

@@ -1,4 +1,4 @@
-"""Stage ``curves``, after ``evaluate``: top-1 and the information plane for every number of kept filters of a group.
+"""Stage ``curves``, after ``evaluate``: figure and information plane for every number of kept filters of a group.
 
     dense.safetensors, round_1/scores.safetensors -> curves.csv
 
@@ -26,11 +26,14 @@ from dist_prune.pruning.hooks.consumers import ChannelPoint
 from dist_prune.pruning.hooks.gating import gate, gate_points
 from dist_prune.pruning.information.information_plane import COLUMNS, InformationPlane
 from dist_prune.scoring.context import DistributedScoringContext
+from dist_prune.stages.measuring import Measure
+from dist_prune.tasks.classification import CLASSIFICATION
+from dist_prune.tasks.primary import PrimaryFigure
 from dist_prune.tasks.tallies import num_correct
 from dist_prune.training.evaluation import count_images
 
 SCORES = "round_1/scores.safetensors"
-HEAD = ("group", "width", "kept", "deleted", "top1", *COLUMNS)
+HEAD = ("group", "width", "kept", "deleted")
 
 
 def run(context: RunContext) -> StageOutput:
@@ -41,7 +44,7 @@ def run(context: RunContext) -> StageOutput:
     """
     spec = context.recipe.information
     if spec.curves == "none" or context.recipe.select.plan:
-        return StageOutput({}, texts={"curves.csv": text([])})
+        return StageOutput({}, texts={"curves.csv": text([], context.task.primary)})
     orders = {name: order for name, order in _orders(context).items() if any(fnmatchcase(name, g) for g in spec.layers)}
     if not orders:
         raise PruneError(
@@ -52,23 +55,33 @@ def run(context: RunContext) -> StageOutput:
     context.tracker.info(f"  {event}")
     context.events.append({"stage": "curves", "event": event})
     model = context.networks.load_dense().to(context.environment.device)
-    tops = accuracy(context, model, orders) if spec.curves != "information" else {}
+    primary = PrimaryFigure.of(context.task.description())
+    figures = accuracy(context, model, orders) if spec.curves != "information" else {}
     planes = information(context, model, orders) if spec.curves != "accuracy" else {}
     lines = []
     for name, order in orders.items():
         for kept in range(len(order), 0, -1):
             deleted = "" if kept == len(order) else order[len(order) - kept - 1]
-            top = f"{tops[name][kept - 1]:.4f}" if tops else ""
+            figure = _number(primary, figures[name][kept - 1]) if figures else ""
             plane = [f"{value:.6f}" for value in planes[name][kept - 1].tolist()] if planes else [""] * len(COLUMNS)
-            lines.append([name, len(order), kept, deleted, top, *plane])
-    return StageOutput({"groups": len(orders), "lines": len(lines)}, texts={"curves.csv": text(lines)})
+            lines.append([name, len(order), kept, deleted, figure, *plane])
+    return StageOutput({"groups": len(orders), "lines": len(lines)}, texts={"curves.csv": text(lines, primary.key)})
 
 
-def text(lines: Sequence[Sequence[object]]) -> str:
-    """The CSV file's text; ``lines`` are rows of as many cells as ``HEAD`` has columns."""
+def text(lines: Sequence[Sequence[object]], primary: str) -> str:
+    """The CSV file's text.
+
+    Args:
+        lines: Rows of as many cells as there are columns: ``HEAD``, the figure, ``COLUMNS``.
+        primary: Name of the task's primary figure.
+    """
     file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows([HEAD, *lines])
+    csv.writer(file, lineterminator="\n").writerows([[*HEAD, primary, *COLUMNS], *lines])
     return file.getvalue()
+
+
+def _number(primary: PrimaryFigure, value: float) -> str:
+    return f"{value:.4f}" if primary.percent else f"{value:.6g}"
 
 
 def _orders(context: RunContext) -> dict[str, list[int]]:
@@ -83,9 +96,8 @@ def _image_ids(context: RunContext) -> np.ndarray:
     return np.arange(min(count, context.recipe.information.images or count))
 
 
-@torch.no_grad()
 def accuracy(context: RunContext, model: nn.Module, orders: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:
-    """Top-1 with every number of kept filters of each group. All ranks call it; their number does not matter.
+    """The primary figure with every number of kept filters of each group. All ranks call it, any number of them.
 
     Args:
         context: The run.
@@ -93,8 +105,26 @@ def accuracy(context: RunContext, model: nn.Module, orders: Mapping[str, Sequenc
         orders: Group -> its filters in the order of elimination.
 
     Returns:
-        Group -> top-1 in percent on the test images with its last 1, 2, ..., C filters.
+        Group -> the figure on the test images with its last 1, 2, ..., C filters.
     """
+    if context.task.name == CLASSIFICATION.name:
+        return _top1(context, model, orders)
+    measure, ids, loader = Measure(context), _image_ids(context), context.images.loader(False)
+    out: dict[str, list[float]] = {}
+    for name, order in orders.items():
+        points, out[name] = gate_points(context.networks.graph, name), []
+        for kept in range(1, len(order) + 1):
+            on = torch.zeros(len(order), dtype=torch.bool)
+            on[list(order[len(order) - kept :])] = True
+            with gate(model, points, {name: on}):
+                figures = measure(model, f"the curve of {name}, {kept} kept", ids, loader)
+            out[name].append(figures[context.task.primary])
+    return out
+
+
+@torch.no_grad()
+def _top1(context: RunContext, model: nn.Module, orders: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:
+    """Top-1 in percent, as ``accuracy`` gives the figure; several numbers of filters share a forward pass."""
     spec, ids = context.recipe.information, _image_ids(context)
     comm = context.environment.comm
     masks_of_group = {}

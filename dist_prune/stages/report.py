@@ -24,6 +24,7 @@ from dist_prune.pruning.selection.schedule import round_config
 from dist_prune.report import answers, figures, tables
 from dist_prune.report.run_html import Exhibits, render_report
 from dist_prune.stages import latency_target, report_images
+from dist_prune.tasks.classification import CLASSIFICATION
 from dist_prune.training.timing_noise import speedup
 
 # Sections whose keys tell the runs of a sweep apart; the others are the same in it.
@@ -156,7 +157,7 @@ def report_body(context: RunContext, found: Mapping[str, np.ndarray]) -> dict[st
         "name": context.recipe.name,
         "recipe": context.recipe.written(),
         **({"expanded": context.recipe.expanded} if context.recipe.expanded else {}),
-        **({} if context.task.is_classification else {"task": context.task.description()}),
+        **({} if context.task.name == CLASSIFICATION.name else {"task": context.task.description()}),
         "seed": context.recipe.seed,
         "world_size": environment["world_size"],
         "commit": environment.pop("commit"),

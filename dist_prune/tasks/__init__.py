@@ -12,7 +12,7 @@ from dist_prune.errors import PruneError, nearest, shown, unknown
 from dist_prune.registry import Registry
 from dist_prune.tasks.base import Task
 
-SHARED = ("base", "outputs", "tallies", "colours", "similarity")  # modules that tasks share; not tasks
+SHARED = ("base", "outputs", "tallies", "colours", "similarity", "primary")  # modules that tasks share; not tasks
 _TASKS = Registry("task", __name__, Task, SHARED, "dist_prune.tasks.base.Task")
 
 

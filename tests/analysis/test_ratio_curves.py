@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dist_prune import methods
-from dist_prune.analysis import ratio_curves
+from dist_prune.analysis import cut_judges, ratio_curves
 from dist_prune.analysis.ratio_curves import RatioCurve, RatioCurves, RatioPoint, RatioRequest, measure
 from dist_prune.cli.main import main
 from dist_prune.config import loading
@@ -45,7 +45,7 @@ def curves(
         if not stop_after:
             found.append(measure(context, asked))
             return
-        real, done = ratio_curves.count_metrics, []
+        real, done = cut_judges.count_metrics, []
 
         def judged(logits, labels):
             done.append(1)
@@ -54,7 +54,7 @@ def curves(
             return real(logits, labels)
 
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(RuntimeError):
-            patch.setattr(ratio_curves, "count_metrics", judged)
+            patch.setattr(cut_judges, "count_metrics", judged)
             measure(context, asked)
 
     run_stages(spec, folder, DistributedEnvironment(torch.device("cpu"), ranks), until="score", then=then)
@@ -125,12 +125,12 @@ def test_masked_is_cut(alone, folder):
                 model = context.networks.load_dense().eval()
                 surgeon.apply_plan(model, channels, plan)
                 figures = evaluate(model, feed, 17, Communicator(), Tracker(False), ids=ids)
-                assert point.top1 == figures["top1"]
+                assert point.figure == figures["top1"]
                 assert point.loss == pytest.approx(figures["loss"], rel=1e-5)
                 assert point.macs == cost.macs(channels, plan.counts) / cost.macs(channels)
                 seen.append(gone)
         dense = evaluate(context.networks.load_dense(), feed, 17, Communicator(), Tracker(False), ids=ids)
-        assert (alone.dense.top1, alone.dense.loss) == (dense["top1"], pytest.approx(dense["loss"], rel=1e-6))
+        assert (alone.dense.figure, alone.dense.loss) == (dense["top1"], pytest.approx(dense["loss"], rel=1e-6))
 
     spec = loading.load("quickstart", WORDS, methods.options_of)
     run_stages(
@@ -189,11 +189,11 @@ def test_the_verb(folder, alone, capsys):
     said = capsys.readouterr()
     body = json.loads(said.out)
     assert "done before, skipped" in said.err
-    assert body["dense"]["top1"] == alone.dense.top1
+    assert body["dense"]["top1"] == alone.dense.figure
     rows = list(csv.DictReader((place / "ratio_curves.csv").read_text().splitlines()))
     assert [row["group"] for row in rows[1::2]] == [line.group for line in alone.ordered]
     assert [float(row["top1"]) for row in rows[1:]] == pytest.approx(
-        [p.top1 for line in alone.ordered for p in line.points], abs=1e-4
+        [p.figure for line in alone.ordered for p in line.points], abs=1e-4
     )
     assert np.all(np.diff([line.drop(alone.dense) for line in alone.ordered]) <= 0)
     page = (place / "ratio_curves.html").read_text()
@@ -269,8 +269,8 @@ def test_each_cut_is_also_judged_repaired(folder, tmp_path, pool):
         assert two == found
     points = [point for line in found.lines for point in line.points]
     assert all(point.repaired is not None for point in points)
-    repaired = sum(abs(found.dense.top1 - point.best) for point in points)
-    cut = sum(abs(found.dense.top1 - point.top1) for point in points)
+    repaired = sum(abs(found.dense.figure - point.best) for point in points)
+    cut = sum(abs(found.dense.figure - point.figure) for point in points)
     assert repaired < cut
     rows = list(csv.DictReader(found.csv().splitlines()))
     assert float(rows[1]["repaired_top1"]) == pytest.approx(found.ordered[0].points[0].best, abs=1e-3)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_prune.cli.comparison import collect, paper_points
+from dist_prune.cli.comparison import TOP1, collect, paper_points
 from dist_prune.cli.main import main
 from dist_prune.errors import PruneError
 from dist_prune.report.tables import target_text
@@ -77,7 +77,7 @@ def test_a_time_that_is_not_reliable_is_no_point_among_others(runs, tmp_path, ca
     shown = [{**row, "seed": "mean|0"} for row in found.rows]
     methods = [shown[0]["method"]]
     for plot, key in zip(
-        panels(shown, [], "8", methods), ("MACs", "params", "ms", "MACs", "param", "speed"), strict=True
+        panels(shown, [], "8", methods, TOP1), ("MACs", "params", "ms", "MACs", "param", "speed"), strict=True
     ):
         assert key in plot.x_title
         doubtful, sure = (next(m for m in plot.marks if m.title.startswith(name)) for name in ("moody", "steady"))

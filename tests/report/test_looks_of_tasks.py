@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from dist_prune import models
+from dist_prune.cli.main import main
 from dist_prune.distributed import tensor_files
+from dist_prune.report.plots import pareto
 from tests.e2e import test_run_detection, test_run_features, test_run_segmentation
-from tests.support import boxes, masks
+from tests.support import boxes, ink, masks
 from tests.support.browser import browser
-from tests.support.launch import PYTHON, report, run
+from tests.support.launch import PYTHON, SMALL, report, run
 from tests.support.page_checks import faults
 
 pytestmark = pytest.mark.browser
@@ -71,3 +73,49 @@ def test_a_page_of_another_task_is_whole(window, tmp_path, made, heads, absent):
     cards = window.run("return [...document.querySelectorAll('.card dt')].map((c) => c.textContent)")
     primary = body["task"]["titles"][body["task"]["primary"]]
     assert primary in cards and "top-1 %" not in cards
+
+
+def test_a_comparison_of_tasks_is_whole(window, tmp_path, capsys):
+    """A section for each task; the script draws the front of an error as its lower edge, as the page came."""
+    torch.manual_seed(0)
+    network, words, where = segmentation(tmp_path)
+    tensor_files.save_tensors(tmp_path / "dense.safetensors", network.state_dict())
+    runs = tmp_path / "runs"
+    checkpoint = f"backbone.checkpoint={tmp_path}/dense.safetensors"
+    code, output = run(PYTHON, runs / "masks", *words, *SHORT, checkpoint, **where)
+    assert code == 0, output
+    recipe = ink.write(tmp_path / "ink")
+    for target in (0.8, 0.6, 0.4):
+        ink.prune(recipe, runs / f"ink_{target}", *ink.WORDS, f"target.macs={target}")
+    ink.prune("quickstart", runs / "digits", *SMALL, *ink.WORDS)
+    assert main(["compare", str(runs), "--out", str(tmp_path / "out"), "--batch", "1"]) == 0
+    capsys.readouterr()
+    for width, dark in ((360, True), (768, False), (1400, True)):
+        window.look(width, dark=dark)
+        window.open((tmp_path / "out/compare.html").as_uri())
+        assert faults(window) == []
+        assert not window.errors()
+    titles = window.run("return [...document.querySelectorAll('h2')].map((h) => h.textContent)")
+    assert {"unet, segmentation", "resnet8p_cifar, regression", "resnet8p_cifar, classification"} <= set(titles)
+    assert {"Runs, segmentation: mIoU %", "Runs, regression: RMSE (lower is better)"} <= set(titles)
+    axes = window.run("return [...document.querySelectorAll('.panel .y')].map((one) => one.textContent)")
+    assert {"mIoU %", "RMSE (lower is better)", "top-1 %"} <= set(axes)
+    fronts = window.run(
+        "return [...document.querySelectorAll('[data-lower]')].map((panel) => [panel.dataset.better, "
+        "panel.querySelector('.front')?.getAttribute('d') ?? '', "
+        "[...panel.querySelectorAll('[data-front]:not([hidden])')].map((m) => m.dataset.front.split(' ').map(Number))])"
+    )
+    assert len(fronts) == 6
+    assert any(len(marks) == 3 for _, _, marks in fronts)
+    for better, path, marks in fronts:
+        lower = pareto([(x, -y) for x, y in marks], better, higher_is_better=False)  # pixels grow downwards
+        corners = [tuple(map(float, corner.split())) for corner in path.removeprefix("M").split("L")] if path else []
+        assert corners == ([(x, -y) for x, y in lower] if len(lower) > 1 else [])
+    window.run(
+        "const one = document.querySelector('select[name=task]'); one.value = 'regression';"
+        "one.dispatchEvent(new Event('change', {bubbles: true}))"
+    )
+    shown = window.run(
+        "return [...document.querySelectorAll('[data-facet]')].filter((s) => !s.hidden).map((s) => s.dataset.task)"
+    )
+    assert shown == ["regression"]

@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 
 from dist_prune.pruning.figure_data import Curve, SimilarityMap
-from dist_prune.report.compare_html import render_comparison
+from dist_prune.report.compare_html import TaskRuns, render_comparison
 from dist_prune.report.criteria_html import render_criteria
 from dist_prune.report.html import render
 from dist_prune.report.ratio_curves_html import render_ratio_curves
 from dist_prune.report.run_html import Exhibits, render_report
 from dist_prune.tasks.classification import CLASSIFICATION
+from dist_prune.tasks.primary import PrimaryFigure
 from tests.report.test_tables import body
 
 ROOT = Path(__file__).resolve().parents[2]
+TOP1 = PrimaryFigure.of(CLASSIFICATION.description())
 HOSTILE = "\"'><script src=http://elsewhere.example/x.js>alert(1)</script><img onerror=x>&{{ 7 * 7 }}"
 
 
@@ -86,10 +88,11 @@ def report_page(word: str) -> str:
 def comparison_page(word: str) -> str:
     row = dict.fromkeys(("top1", "change", "macs", "macs_share", "params", "params_share", "ms", "speedup"), 1.0)
     row |= {"backbone": word, "method": word, "target": word, "run": word, "name": word, "seeds": 2}
-    row |= {"reliable": True, "top1_std": None, "dense_top1": 1.0, "dense_ms": 1.0}
+    row |= {"reliable": True, "top1_std": None, "dense_top1": 1.0, "dense_ms": 1.0, "task": word}
     lines = [({**row, "seed": seed}, [word, "1"]) for seed in ("mean", "0", "1")]
     paper = {"recipe": word, "point": word, "change": -1.0, "macs_share": 0.5, "params_share": None}
-    return render_comparison(word, [word, "b"], lines, [paper], "8", [(word, [word], [[word]])])
+    part = TaskRuns(word, word, TOP1, [word, "b"], lines)
+    return render_comparison(word, [part], [paper], "8", [(word, [word], [[word]])])
 
 
 def criteria_page(word: str) -> str:
@@ -169,3 +172,16 @@ def test_a_value_that_is_missing_stops_the_page():
 def test_tables_need_neither_templates_nor_plots():
     code = "import sys, dist_prune.report.tables; sys.exit(bool({'jinja2', 'matplotlib.figure'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_criteria_of_an_error_are_ranked_and_named_by_it():
+    """Of a regression the lowest RMSE is the best, with digits that tell small ones apart."""
+    task = {"name": "regression", "titles": {"rmse": "RMSE"}, "primary": "rmse", "higher_is_better": False}
+    lines = [
+        {"method": name, "rmse": rmse, "macs": 0.5, "params": 0.5, "overlap": {"a": 1.0, "b": 1.0}}
+        for name, rmse in (("a", 0.00412), ("b", 0.00398))
+    ]
+    page = Page(render_criteria("ink", "net", lines, task, 10, "images")).text
+    assert "b leaves the best network: RMSE 0.00398." in page
+    assert "RMSE (lower is better)" in page and "not measured" in page
+    assert "top-1" not in page.lower() and "0.00412" in page

@@ -49,13 +49,14 @@ for (const table of document.querySelectorAll("table.sorts")) {
 /* The Pareto front of what is visible: of each series, the marks that no cheaper mark beats. */
 function front(panel) {
   const sign = panel.dataset.better === "right" ? -1 : 1;
+  const down = panel.dataset.lower === undefined ? 1 : -1; // pixels grow downwards: high figures have low places
   for (const line of panel.querySelectorAll(".front")) {
     const points = [...panel.querySelectorAll("[data-front]:not([hidden])")]
       .filter((mark) => mark.dataset.method === line.dataset.method)
       .map((mark) => mark.dataset.front.split(" ").map(Number))
-      .sort((a, b) => sign * (a[0] - b[0]) || a[1] - b[1]);
+      .sort((a, b) => sign * (a[0] - b[0]) || down * (a[1] - b[1]));
     let best = Infinity;
-    const kept = points.filter((point) => point[1] < best && ((best = point[1]), true));
+    const kept = points.filter((point) => down * point[1] < best && ((best = down * point[1]), true));
     line.setAttribute("d", kept.length > 1 ? "M" + kept.map((point) => point.join(" ")).join("L") : "");
   }
 }
