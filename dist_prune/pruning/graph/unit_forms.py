@@ -141,7 +141,9 @@ def align_parted(model: nn.Module, groups: Iterable[ChannelGroup], layers: Mappi
     for name, module in model.named_modules():
         key, parts = PARTED.get(path_of(type(module)), ("", ""))
         layer = layers.get(f"{name}.{key}")
-        for number, group in enumerate(groups if layer is not None and key else ()):
+        if not key or layer is None:
+            continue
+        for number, group in enumerate(groups):
             made = {layers[path].width_out for path in group.producers if path != f"{name}.{key}"}
             if layer.name not in group.producers or made != {group.width}:
                 continue
