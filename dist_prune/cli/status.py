@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     rows += [
         [one["run"], one["state"], one["stage"], f"{one['done']}", one["work"],
          "" if one["seconds_left"] is None else duration(one["seconds_left"]), _ago(one["seconds_ago"]),
-         _short(one["error"])]
+         last_line(one["error"])]
         for one in found
     ]  # fmt: skip
     widths = [max(len(row[column]) for row in rows) for column in range(7)]
@@ -117,7 +117,8 @@ def is_locked(file: Path) -> bool:
     return False
 
 
-def _short(text: str) -> str:
+def last_line(text: str) -> str:
+    """The last line of a text, cut to ``LONGEST`` characters."""
     line = text.strip().splitlines()[-1] if text.strip() else ""
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
 

@@ -1,26 +1,19 @@
 """``dist-prune sweep``: the numbered tasks of a sweep file, listed or run on this machine."""
 
 import argparse
-import os
 import shutil
-import subprocess
-import sys
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from dist_prune.cli.status import describe
+from dist_prune.cli.sweep_board import LOG
+from dist_prune.cli.sweep_run import Sweep
 from dist_prune.cli.verb import Answer, check_range
 from dist_prune.config.sweep import choose_run, load_sweep
+from dist_prune.distributed.watchdog import EXIT_CODE
 from dist_prune.errors import MISSED
 from dist_prune.fileio import read_text, unseal
 from dist_prune.training.progress import duration
-
-PROGRAM = Path(__file__).resolve().parents[1] / "run.py"
-CODES = {0: "finished", MISSED: "finished, target missed", 75: "stopped", 2: "refused"}
-LOG = "sweep.log"  # in each task's run directory: what the run printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,37 +71,14 @@ def _cost(folder: Path) -> tuple[float, int]:
 
 def _run_all(file: str, body: list[dict[str, Any]], jobs: int) -> Answer:
     """Run every task; a finished one takes as long as its check."""
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    lock, start = threading.Lock(), time.monotonic()
-    ended = 0
-
-    def one(entry: dict[str, Any]) -> None:
-        nonlocal ended
-        began, folder = time.monotonic(), Path(entry["run"])
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(PROGRAM), "--sweep", file, "--task", str(entry["task"])]
-        with (folder / LOG).open("ab") as log:
-            environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-            code = subprocess.run(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
-            ).returncode
-        with lock:
-            ended += 1
-            entry |= {"code": code, "state": CODES.get(code, "failed"), "seconds": time.monotonic() - began}
-            left = (time.monotonic() - start) / ended * (len(body) - ended)
-            rest = f", about {duration(left)} left" if ended < len(body) else ""
-            print(
-                f"{ended}/{len(body)}  {entry['name']}: {entry['state']}, {entry['seconds']:.0f} s{rest}",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
-
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, body))
+    stopped = Sweep(file, body, jobs).run()
     width = max(len(entry["name"]) for entry in body)
     lines = [f"{entry['task']:4}  {entry['name']:{width}}  {entry['state']:24}  {entry['run']}" for entry in body]
     wrong = [entry for entry in body if entry["code"] not in (0, MISSED)]
-    if wrong:
+    if stopped:
+        lines += ["", "stopped; the same command goes on from here"]
+    elif wrong:
         lines += ["", f"{len(wrong)} did not finish; what each printed is in {LOG} in its run directory"]
     else:
         lines += ["", f"next    dist-prune compare {Path(body[0]['run']).parent}"]
-    return "\n".join(lines), body, 1 if wrong else 0
+    return "\n".join(lines), body, EXIT_CODE if stopped else 1 if wrong else 0
