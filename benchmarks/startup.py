@@ -33,6 +33,7 @@ ROWS = {  # what -> words after python, bound in seconds or None
     "list recipes": ((*VERB, "list", "recipes"), 0.3),
     "where quickstart": ((*VERB, "where", "--recipe", "quickstart"), 0.3),
     "sweep graph_cifar10": ((*VERB, "sweep", "graph_cifar10"), 0.3),
+    "ps": ((*VERB, "ps", "recipes"), 0.3),
     "completion bash": ((*VERB, "completion", "bash"), None),
     "check quickstart": ((*VERB, "check", "quickstart"), None),
     "check ResNet-50": ((*VERB, "check", "--assume", "resnet50_graph"), 3.0),

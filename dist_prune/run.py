@@ -118,7 +118,9 @@ def execute(
             cluster.timeout_s, cluster.tf32, cluster.deterministic, cluster.join_timeout_s
         )
         with contextlib.ExitStack() as locks:
-            environment.comm.run_on_main(lambda: locks.enter_context(lock_run_directory(folder)))
+            environment.comm.run_on_main(
+                lambda: locks.enter_context(lock_run_directory(folder, environment.comm.world))
+            )
             try:
                 missed = work(recipe, folder, environment)
             except PreemptedError:

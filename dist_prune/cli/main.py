@@ -23,6 +23,7 @@ VERBS = {  # verb, whose module has its name -> its line in ``dist-prune --help`
     "check": "check a recipe: what a run would refuse, and its channel groups",
     "plan": "show the plan of a run or of a file, and convert it",
     "status": "list runs: which run, their stages, the last errors",
+    "ps": "list what runs now: host, process, ranks, stage, the time that is left, the last sign of life",
     "report": "show the result of a finished run",
     "compare": "compare finished runs in one table and one page with Pareto plots",
     "score-many": "score by several criteria in one pass and compare them at one target",
@@ -71,7 +72,7 @@ def main(words: list[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 if all is well, 1 if doctor found something missing, 2 for an error that its text explains,
-        130 if interrupted.
+        75 if a sweep was stopped and can be resumed, 130 if interrupted.
     """
     with _without_collections():
         arguments = _parse(sys.argv[1:] if words is None else words)

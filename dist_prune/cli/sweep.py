@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from dist_prune.cli.status import describe
+from dist_prune.cli.status import NOT_BEGUN, describe
 from dist_prune.cli.sweep_board import LOG
 from dist_prune.cli.sweep_run import Sweep
 from dist_prune.cli.verb import Answer, check_range
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     for entry in body:
         folder = choose_run(None, arguments.file, entry["task"], [], need_environment=False)[1]
         entry["run"] = str(folder)
-        entry["state"] = describe(Path(folder))["state"] if (Path(folder) / "ledger.jsonl").is_file() else "not begun"
+        entry["state"] = describe(Path(folder))["state"] if (Path(folder) / "ledger.jsonl").is_file() else NOT_BEGUN
     if arguments.dry_run:
         width = max(len(entry["name"]) for entry in body)
         lines = [f"{entry['task']:4}  {entry['name']:{width}}  {entry['state']}" for entry in body]

@@ -1,13 +1,14 @@
 """The progress of a sweep's tasks: a table refreshed in place on a terminal, lines elsewhere."""
 
-import shutil
+import contextlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from dist_prune.cli.status import describe, last_line
+from dist_prune.cli.status import NOT_BEGUN, aligned, describe, last_line
 from dist_prune.errors import MISSED
 from dist_prune.fileio import read_json
 from dist_prune.training.progress import PLAIN_EVERY_S, duration
@@ -54,10 +55,10 @@ class Row:
         found, since = describe(self.folder), time.monotonic() - self.began
         if found["state"] != "running":  # it imports, or has not yet locked its run directory
             return [self.name, "starts", "", duration(since), ""]
-        left = found["seconds_left"]
+        left, stage = found["seconds_left"], found["stage"]
         return [
-            self.name, found["stage"], found["work"], duration(since),
-            "" if left is None else f"{duration(left)} left in this stage",
+            self.name, "checks" if stage == NOT_BEGUN else stage, found["work"], duration(since),
+            "" if left is None else f"{duration(left)} left",
         ]  # fmt: skip
 
 
@@ -87,7 +88,7 @@ class Board:
         if self._terminal:
             if final or not self._drawn or now - self._shown_at >= REFRESH_S:
                 self._shown_at = now
-                self._draw(self.table(*shutil.get_terminal_size()))
+                self._draw(self.table(*self._size()))
             return
         for row in self._rows:
             if row.seconds is not None and row.name not in self._ended:
@@ -108,16 +109,26 @@ class Board:
 
     def table(self, columns: int = 120, lines: int = 10_000) -> str:
         """The table, cut to the size of a terminal: what runs and what failed stays before what waits or is done."""
-        head = ["task", "stage", "done", "time", "figure or error"]
+        head = ["task", "stage", "work", "time", "figure, error or time left"]
         order = sorted(range(len(self._rows)), key=lambda n: (_rank(self._rows[n]), n))
         kept = sorted(order[: max(1, lines - 4)])
-        cells = [head, *(self._rows[n].cells() for n in kept)]
-        widths = [max(len(line[i]) for line in cells) for i in range(4)]
-        texts = ["  ".join([*(c.ljust(w) for c, w in zip(line, widths, strict=False)), line[4]]) for line in cells]
+        cells = [head]
+        for n in kept:
+            name, *others = self._rows[n].cells()
+            cells.append([f"{n:3} {_end(name, max(24, columns // 3))}", *others])
+        texts = aligned(cells).split("\n")
         if len(kept) < len(self._rows):
             texts.append(f"... {len(self._rows) - len(kept)} more tasks")
         texts.append(f"{self._counts()}{self._rest()}")
         return "\n".join(text.rstrip()[: columns - 1] for text in texts)
+
+    def _size(self) -> tuple[int, int]:
+        """(columns, lines) of the terminal."""
+        try:
+            size = os.get_terminal_size(self._out.fileno())
+        except OSError:
+            return 80, 24
+        return size.columns or 80, size.lines or 24
 
     def _draw(self, text: str) -> None:
         up = f"\x1b[{self._drawn}F" if self._drawn else ""
@@ -146,6 +157,11 @@ class Board:
         waits = len(self._rows) - len(took) - len(running)
         left = (sum(max(0.0, mean - since) for since in running) + mean * waits) / self._jobs
         return f", about {duration(left)} left"
+
+
+def _end(name: str, length: int) -> str:
+    """A name cut to a length at its beginning: tasks of a sweep differ at the end of their names."""
+    return name if len(name) <= length else f"...{name[3 - length :]}"
 
 
 def _rank(row: Row) -> int:
@@ -179,8 +195,9 @@ def last_error(folder: Path) -> str:
     """The last line of a run's error, else of what it printed; a run that was stopped says so there."""
     files = sorted((folder / "errors").glob("rank_*.json"))
     text = str(read_json(files[0]).get("error", "")) if files else ""
-    if not text.strip():
-        with (folder / LOG).open("rb") as log:
-            log.seek(max(0, log.seek(0, 2) - 10_000))
-            text = log.read().decode(errors="replace")
+    with contextlib.suppress(OSError):
+        if not text.strip():
+            with (folder / LOG).open("rb") as log:
+                log.seek(max(0, log.seek(0, 2) - 10_000))
+                text = log.read().decode(errors="replace")
     return last_line(text)

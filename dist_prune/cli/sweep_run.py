@@ -73,6 +73,8 @@ class Sweep:
                 process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
             self._processes.add(process)
             row.start()
+        if self._stopping:  # asked between the two lines above
+            process.send_signal(signal.SIGTERM)
         entry["code"] = process.wait()
         with self._lock:
             self._processes.discard(process)
