@@ -79,10 +79,14 @@ def test_what_a_running_one_is_at_and_how_long_it_will_take(tmp_path, capsys):
 
 def test_recipes_are_listed_with_a_sentence(capsys):
     for name, file in known_recipes().items():
-        assert header(file).get("title"), name
+        assert {"title", "paper", "cost"} <= header(file).keys(), name
     assert main(["list", "recipes", "resnet5*_graph"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[:2]] == ["resnet50_graph", "resnet56_cifar10_graph"]
+    assert [line.split()[0] for line in lines if line[:1].strip()][:2] == ["resnet50_graph", "resnet56_cifar10_graph"]
+    assert [line.split()[0] for line in lines[1:4]] == ["paper", "data", "cost"] and "imagenet" in lines[2]
+    assert main(["list", "recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(known_recipes()) + 2 and max(map(len, lines)) <= 160
     assert main(["list", "recipes", "resnet50_graph"]) == 0
     text = capsys.readouterr().out
     assert "needs     DIST_PRUNE_DATA/imagenet" in text and "-48.81 %" in text
