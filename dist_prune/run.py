@@ -31,7 +31,7 @@ if __name__ == "__main__":  # launched by path: import the package from its pare
 from dist_prune import methods, plugins
 from dist_prune.config import sweep
 from dist_prune.config.recipe import Recipe
-from dist_prune.distributed import error_summary, preemption, shared_folder
+from dist_prune.distributed import error_summary, preemption, shared_folder, watchdog
 from dist_prune.distributed.communicator import RankLostError, peer_failures, shutdown
 from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.distributed.preemption import PreemptedError
@@ -208,7 +208,9 @@ def run(
         then(context)
     longest = sorted(seconds, key=lambda label: -seconds[label])[:3]
     parts = ", ".join(f"{label} {duration(seconds[label])}" for label in seconds if label in longest)
-    tracker.info(f"{recipe.name}: finished in {duration(time.monotonic() - began)} ({parts})")
+    whole = duration(time.time() - watchdog.command_began())
+    took = duration(time.monotonic() - began)
+    tracker.info(f"{recipe.name}: finished in {took} ({parts}); the command took {whole}")
     tracker.close()
     return missed
 

@@ -132,7 +132,7 @@ def _recipes(pattern: str) -> Answer:
 
 
 def _source(text: str) -> str:
-    """A paper without its figures: what stands before a semicolon, or before the table of a paper's figures, which has wide blanks."""
+    """A paper without its figures: what stands before a semicolon, or before their table, which has wide blanks."""
     return re.sub(r" \S+ {2,}.*", "", text).split("; ")[0]
 
 

@@ -134,6 +134,17 @@ def stop_reason() -> str:
     return "the end of its launcher" if _watch is not None and _watch.orphaned_at else "a signal on another rank"
 
 
+def command_began() -> float:
+    """The time at which this process, or the launcher that started it, began, in seconds since 1970."""
+    import psutil  # not needed by the commands that read this module's constants
+
+    launched = any(name in os.environ for name in LAUNCHERS)
+    for process in (os.getppid() if launched else os.getpid(), os.getpid()):
+        with contextlib.suppress(psutil.Error):
+            return psutil.Process(process).create_time()
+    return time.time()
+
+
 def longest_standstill(since: float) -> float:
     """The longest time for which this process did not run (stopped, suspended, without a processor).
 
