@@ -1,6 +1,7 @@
 """``dist-prune sweep``: the numbered tasks of a sweep file, listed or run on this machine."""
 
 import argparse
+import heapq
 import shutil
 from pathlib import Path
 from typing import Any
@@ -42,23 +43,35 @@ def run(arguments: argparse.Namespace) -> Answer:
         lines = [f"{entry['task']:4}  {entry['name']:{width}}  {entry['state']}" for entry in body]
         left = sum(entry["state"] != "finished" for entry in body)
         lines += ["", f"{left} of {len(body)} would be run or resumed"]
-        lines += [_estimate(body, left, arguments.jobs)] if left else []
+        lines += [_estimate(body, arguments.jobs)] if left else []
         return "\n".join(lines), body, 0
     return _run_all(arguments.file, body, arguments.jobs)
 
 
-def _estimate(body: list[dict[str, Any]], left: int, jobs: int) -> str:
-    """How long the other tasks take and how much disk they need, as measured on the finished ones."""
-    finished = [Path(entry["run"]) for entry in body if entry["state"] == "finished"]
-    if not finished:
+def _estimate(body: list[dict[str, Any]], jobs: int) -> str:
+    """How long the other tasks take and how much disk they need, as measured on finished ones of their base recipe."""
+    costs = {id(entry): _cost(Path(entry["run"])) for entry in body if entry["state"] == "finished"}
+    if not costs:
         return "time and disk: not known before one task is finished here (run.py --sweep FILE --task N runs one)"
-    seconds, size = (sum(parts) / len(finished) for parts in zip(*map(_cost, finished), strict=True))
+    left = [entry for entry in body if entry["state"] != "finished"]
+    known: dict[str, list[tuple[float, int]]] = {"": list(costs.values())}
+    for entry in body:
+        if id(entry) in costs:
+            known.setdefault(entry["base"], []).append(costs[id(entry)])
+    means = {base: tuple(sum(part) / len(part) for part in zip(*some, strict=True)) for base, some in known.items()}
+    each = [means.get(entry["base"], means[""]) for entry in left]
+    free_at = [0.0] * jobs  # each task goes to the place that is free first, as it will be run
+    for seconds, _ in each:
+        heapq.heapreplace(free_at, free_at[0] + seconds)
+    mean_s, mean_size = means[""]
     folder = next(parent for parent in Path(body[0]["run"]).resolve().parents if parent.is_dir())
-    free = shutil.disk_usage(folder).free
+    free, size = shutil.disk_usage(folder).free, sum(size for _, size in each)
+    unlike = sorted({entry["base"] for entry in left} - known.keys())
     return (
-        f"a finished task took {duration(seconds)} and {size / 2**20:,.1f} MiB here (mean of {len(finished)}): the "
-        f"others about {duration(seconds * -(-left // jobs))} with --jobs {jobs} if each task has as many cores as "
-        f"those had, and {left * size / 2**20:,.0f} MiB of {free / 2**20:,.0f} free"
+        f"a finished task took {duration(mean_s)} and {mean_size / 2**20:,.1f} MiB here (mean of {len(costs)}): the "
+        f"others about {duration(max(free_at))} with --jobs {jobs} if each task has as many cores as "
+        f"those had, and {size / 2**20:,.0f} MiB of {free / 2**20:,.0f} free"
+        + (f"; no task of {', '.join(unlike)} is finished yet: it may take another time" if unlike else "")
     )
 
 
