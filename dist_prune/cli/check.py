@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from dist_prune import methods, tasks
 from dist_prune.cli.verb import Answer, add_recipe
@@ -43,7 +44,6 @@ def run(arguments: argparse.Namespace) -> Answer:
     Raises:
         PruneError: with everything that a run would refuse.
     """
-    from dist_prune import models
     from dist_prune.pipeline import recipe_checks
 
     try:
@@ -57,9 +57,9 @@ def run(arguments: argparse.Namespace) -> Answer:
     absent = [*recipe_checks.missing_files(recipe), *recipe_checks.missing_image_folders(recipe.data)]
     if absent and not arguments.assume:
         raise PruneError("\n".join([*absent, recipe_checks.ASSUME]))
-    body = preview(recipe, method)
-    model = models.create(recipe.backbone.name, body["classes"], body["input"][0], False, recipe.backbone.kwargs)
-    problems = recipe_checks.contradictions(recipe, method, model, None if body["assumed"] else body["classes"])
+    model, graph, classes, assumed = _trace(recipe, method)
+    body = _describe(recipe, method, graph, classes, assumed)
+    problems = recipe_checks.contradictions(recipe, method, model, None if assumed else classes)
     if problems:
         raise PruneError("\n".join(problems))
     body["not_here"] = absent
@@ -76,6 +76,11 @@ def trace_backbone(recipe: Recipe, method: Method) -> tuple[DependencyGraph, int
         The dependency graph with the groups that the method can score, the number of classes, and what was assumed
         (an empty text if nothing).
     """
+    return _trace(recipe, method)[1:]
+
+
+def _trace(recipe: Recipe, method: Method) -> tuple[nn.Module, DependencyGraph, int, str]:
+    """The network in evaluation mode, and what ``trace_backbone`` returns."""
     from dist_prune import models  # timm takes seconds to import
     from dist_prune.pipeline.recipe_checks import check_outputs
 
@@ -95,7 +100,7 @@ def trace_backbone(recipe: Recipe, method: Method) -> tuple[DependencyGraph, int
     check_outputs(task, model, example, classes, recipe.backbone.name)
     if start is not None:
         graph = start.graph_of(graph)
-    return method.prunable(graph.protect_producers(task.protect(graph.producers))), classes, assumed
+    return model, method.prunable(graph.protect_producers(task.protect(graph.producers))), classes, assumed
 
 
 def preview(recipe: Recipe, method: Method) -> dict[str, Any]:
@@ -105,9 +110,12 @@ def preview(recipe: Recipe, method: Method) -> dict[str, Any]:
         JSON-ready values: the recipe, input shape, classes, notes, dense costs, reachable shares and amounts of each
         counted cost, and for each group its name, width, unit, layers, producers and why it is protected.
     """
+    return _describe(recipe, method, *trace_backbone(recipe, method))
+
+
+def _describe(recipe: Recipe, method: Method, graph: DependencyGraph, classes: int, assumed: str) -> dict[str, Any]:
     from dist_prune.pipeline import search_checks
 
-    graph, classes, assumed = trace_backbone(recipe, method)
     request = SelectionRequest.of(recipe)
     if not recipe.select.plan:
         graph = method.prepare(graph, recipe.select.exclude, request)

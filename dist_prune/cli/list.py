@@ -18,6 +18,7 @@ from dist_prune.config.recommendation import IMAGES, LABELS, LABELS_AND_TIME
 from dist_prune.errors import PruneError
 
 LONGEST = 100  # characters of a recipe's sentence
+FACTS = {"paper": "paper", "data": "needs", "cost": "cost"}  # of a recipe: label -> word in the header of its file
 NEEDS = ("images", "labels", "gradients", "training")
 
 
@@ -111,14 +112,28 @@ def _recipes(pattern: str) -> Answer:
     chosen = {name: files[name] for name in sorted(files) if fnmatch(name, pattern or "*")}
     headers = {name: recipe_files.header(file) for name, file in chosen.items()}
     width = max(map(len, chosen), default=0)
-    lines = [f"{name:{width}}  {_first_sentence(headers[name].get('title', ''))}" for name in chosen]
-    notes = ["", "paper, data, cost and figures of one: dist-prune list recipes NAME"]
+    lines = []
+    for name in chosen:
+        lines.append(f"{name:{width}}  {_first_sentence(headers[name].get('title', ''))}")
+        facts = [(label, headers[name].get(key, "")) for label, key in FACTS.items() if pattern]
+        lines += [
+            f"{'':4}{label:7}{_first_sentence(_source(text) if label == 'paper' else text)}"
+            for label, text in facts
+            if text
+        ]
+    more = "all of one: dist-prune list recipes NAME"
+    notes = ["", more if pattern else f"paper, data and cost of some: dist-prune list recipes 'resnet50*'; {more}"]
     if len(chosen) == 1:
         (name,) = chosen
         written = takewhile(lambda line: line.startswith("#"), chosen[name].read_text(encoding="utf-8").splitlines())
         lines, notes = [str(chosen[name]), *(f"  {line[2:]}" for line in written)], []
     body = {name: {"file": str(file), **headers[name]} for name, file in chosen.items()}
     return "\n".join([*lines, *notes]), body, 0
+
+
+def _source(text: str) -> str:
+    """A paper without its figures: what stands before a semicolon, or before their table, which has wide blanks."""
+    return re.sub(r" \S+ {2,}.*", "", text).split("; ")[0]
 
 
 def _first_sentence(text: str) -> str:

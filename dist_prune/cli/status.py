@@ -3,7 +3,7 @@
 import argparse
 import fcntl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from dist_prune.training.progress import duration
 
 RECIPE, LOCK, LEDGER, STARTED = "recipe.yaml", ".lock", "ledger.jsonl", "stage_started.json"
 PROGRESS = "progress.json"
+NOT_BEGUN = "not begun"
 DEPTH = 3  # folders below RUNS that are searched: runs/SWEEP/TASK
 LONGEST = 100  # characters of an error in the table; --json has all
 
@@ -42,13 +43,11 @@ def run(arguments: argparse.Namespace) -> Answer:
     rows = [["run", "state", "stage", "done", "work", "left", "last sign", "error"]]
     rows += [
         [one["run"], one["state"], one["stage"], f"{one['done']}", one["work"],
-         "" if one["seconds_left"] is None else duration(one["seconds_left"]), _ago(one["seconds_ago"]),
-         _short(one["error"])]
+         "" if one["seconds_left"] is None else duration(one["seconds_left"]), ago(one["seconds_ago"]),
+         last_line(one["error"])]
         for one in found
     ]  # fmt: skip
-    widths = [max(len(row[column]) for row in rows) for column in range(7)]
-    lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[7]]).rstrip() for row in rows]
-    return "\n".join(lines), found, 0
+    return aligned(rows), found, 0
 
 
 def run_directories(root: Path, depth: int = DEPTH) -> Iterator[Path]:
@@ -61,8 +60,12 @@ def run_directories(root: Path, depth: int = DEPTH) -> Iterator[Path]:
                 yield from run_directories(folder, depth - 1)
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe(folder: Path, running: bool | None = None) -> dict[str, Any]:
     """State of a run directory; it is only read.
+
+    Args:
+        folder: the run directory.
+        running: whether a process runs there; None: its lock tells.
 
     Returns:
         ``run`` (its path), ``state`` (running: a process holds its lock; finished: its report is written; failed: it
@@ -76,7 +79,7 @@ def describe(folder: Path) -> dict[str, Any]:
     started = read_json(folder / STARTED).get("stage", "")
     errors = sorted((folder / "errors").glob("rank_*.json"))
     error = str(read_json(errors[0]).get("error", "")) if errors else ""
-    running = is_locked(folder / LOCK)
+    running = is_locked(folder / LOCK) if running is None else running
     finished = last == "report"
     state = "running" if running else "finished" if finished else "failed" if errors else "stopped"
     work, left = progress_of(folder) if running else ("", None)
@@ -84,7 +87,7 @@ def describe(folder: Path) -> dict[str, Any]:
     return {
         "run": str(folder),
         "state": state,
-        "stage": last if finished and not running else str(started or last or "not begun"),
+        "stage": last if finished and not running else str(started or last or NOT_BEGUN),
         "done": len({line["stage"] for line in lines}),
         "work": work,
         "seconds_left": left,
@@ -117,12 +120,22 @@ def is_locked(file: Path) -> bool:
     return False
 
 
-def _short(text: str) -> str:
+def last_line(text: str) -> str:
+    """The last line of a text, cut to ``LONGEST`` characters."""
     line = text.strip().splitlines()[-1] if text.strip() else ""
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
 
 
-def _ago(seconds: float) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Lines of a table whose columns are as wide as their widest cells, the last one excepted."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return "\n".join(
+        "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows
+    )
+
+
+def ago(seconds: float) -> str:
+    """The age of a sign of life: ``12 s ago``, ``3 h ago``."""
     for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= unit:
             return f"{seconds / unit:.0f} {name} ago"

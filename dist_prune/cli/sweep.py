@@ -1,26 +1,20 @@
 """``dist-prune sweep``: the numbered tasks of a sweep file, listed or run on this machine."""
 
 import argparse
-import os
+import heapq
 import shutil
-import subprocess
-import sys
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dist_prune.cli.status import describe
+from dist_prune.cli.status import NOT_BEGUN, describe
+from dist_prune.cli.sweep_board import LOG
+from dist_prune.cli.sweep_run import Sweep
 from dist_prune.cli.verb import Answer, check_range
 from dist_prune.config.sweep import choose_run, load_sweep
+from dist_prune.distributed.watchdog import EXIT_CODE
 from dist_prune.errors import MISSED
 from dist_prune.fileio import read_text, unseal
 from dist_prune.training.progress import duration
-
-PROGRAM = Path(__file__).resolve().parents[1] / "run.py"
-CODES = {0: "finished", MISSED: "finished, target missed", 75: "stopped", 2: "refused"}
-LOG = "sweep.log"  # in each task's run directory: what the run printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,29 +37,41 @@ def run(arguments: argparse.Namespace) -> Answer:
     for entry in body:
         folder = choose_run(None, arguments.file, entry["task"], [], need_environment=False)[1]
         entry["run"] = str(folder)
-        entry["state"] = describe(Path(folder))["state"] if (Path(folder) / "ledger.jsonl").is_file() else "not begun"
+        entry["state"] = describe(Path(folder))["state"] if (Path(folder) / "ledger.jsonl").is_file() else NOT_BEGUN
     if arguments.dry_run:
         width = max(len(entry["name"]) for entry in body)
         lines = [f"{entry['task']:4}  {entry['name']:{width}}  {entry['state']}" for entry in body]
         left = sum(entry["state"] != "finished" for entry in body)
         lines += ["", f"{left} of {len(body)} would be run or resumed"]
-        lines += [_estimate(body, left, arguments.jobs)] if left else []
+        lines += [_estimate(body, arguments.jobs)] if left else []
         return "\n".join(lines), body, 0
     return _run_all(arguments.file, body, arguments.jobs)
 
 
-def _estimate(body: list[dict[str, Any]], left: int, jobs: int) -> str:
-    """How long the other tasks take and how much disk they need, as measured on the finished ones."""
-    finished = [Path(entry["run"]) for entry in body if entry["state"] == "finished"]
-    if not finished:
+def _estimate(body: list[dict[str, Any]], jobs: int) -> str:
+    """How long the other tasks take and how much disk they need, as measured on finished ones of their base recipe."""
+    costs = {id(entry): _cost(Path(entry["run"])) for entry in body if entry["state"] == "finished"}
+    if not costs:
         return "time and disk: not known before one task is finished here (run.py --sweep FILE --task N runs one)"
-    seconds, size = (sum(parts) / len(finished) for parts in zip(*map(_cost, finished), strict=True))
+    left = [entry for entry in body if entry["state"] != "finished"]
+    known: dict[str, list[tuple[float, int]]] = {"": list(costs.values())}
+    for entry in body:
+        if id(entry) in costs:
+            known.setdefault(entry["base"], []).append(costs[id(entry)])
+    means = {base: tuple(sum(part) / len(part) for part in zip(*some, strict=True)) for base, some in known.items()}
+    each = [means.get(entry["base"], means[""]) for entry in left]
+    free_at = [0.0] * jobs  # each task goes to the place that is free first, as it will be run
+    for seconds, _ in each:
+        heapq.heapreplace(free_at, free_at[0] + seconds)
+    mean_s, mean_size = means[""]
     folder = next(parent for parent in Path(body[0]["run"]).resolve().parents if parent.is_dir())
-    free = shutil.disk_usage(folder).free
+    free, size = shutil.disk_usage(folder).free, sum(size for _, size in each)
+    unlike = sorted({entry["base"] for entry in left} - known.keys())
     return (
-        f"a finished task took {duration(seconds)} and {size / 2**20:,.1f} MiB here (mean of {len(finished)}): the "
-        f"others about {duration(seconds * -(-left // jobs))} with --jobs {jobs} if each task has as many cores as "
-        f"those had, and {left * size / 2**20:,.0f} MiB of {free / 2**20:,.0f} free"
+        f"a finished task took {duration(mean_s)} and {mean_size / 2**20:,.1f} MiB here (mean of {len(costs)}): the "
+        f"others about {duration(max(free_at))} with --jobs {jobs} if each task has as many cores as "
+        f"those had, and {size / 2**20:,.0f} MiB of {free / 2**20:,.0f} free"
+        + (f"; no task of {', '.join(unlike)} is finished yet: it may take another time" if unlike else "")
     )
 
 
@@ -78,37 +84,14 @@ def _cost(folder: Path) -> tuple[float, int]:
 
 def _run_all(file: str, body: list[dict[str, Any]], jobs: int) -> Answer:
     """Run every task; a finished one takes as long as its check."""
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    lock, start = threading.Lock(), time.monotonic()
-    ended = 0
-
-    def one(entry: dict[str, Any]) -> None:
-        nonlocal ended
-        began, folder = time.monotonic(), Path(entry["run"])
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(PROGRAM), "--sweep", file, "--task", str(entry["task"])]
-        with (folder / LOG).open("ab") as log:
-            environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-            code = subprocess.run(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
-            ).returncode
-        with lock:
-            ended += 1
-            entry |= {"code": code, "state": CODES.get(code, "failed"), "seconds": time.monotonic() - began}
-            left = (time.monotonic() - start) / ended * (len(body) - ended)
-            rest = f", about {duration(left)} left" if ended < len(body) else ""
-            print(
-                f"{ended}/{len(body)}  {entry['name']}: {entry['state']}, {entry['seconds']:.0f} s{rest}",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
-
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, body))
+    stopped = Sweep(file, body, jobs).run()
     width = max(len(entry["name"]) for entry in body)
     lines = [f"{entry['task']:4}  {entry['name']:{width}}  {entry['state']:24}  {entry['run']}" for entry in body]
     wrong = [entry for entry in body if entry["code"] not in (0, MISSED)]
-    if wrong:
+    if stopped:
+        lines += ["", "stopped; the same command goes on from here"]
+    elif wrong:
         lines += ["", f"{len(wrong)} did not finish; what each printed is in {LOG} in its run directory"]
     else:
         lines += ["", f"next    dist-prune compare {Path(body[0]['run']).parent}"]
-    return "\n".join(lines), body, 1 if wrong else 0
+    return "\n".join(lines), body, EXIT_CODE if stopped else 1 if wrong else 0

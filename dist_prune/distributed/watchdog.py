@@ -27,6 +27,7 @@ ORPHAN_S = (
 LOOK_S = 0.5  # seconds between two looks
 STILL_S = 5.0  # seconds; a thread that wakes so much later than LOOK_S was not running in between
 PRESS_S = 1.0  # seconds; one Ctrl-C arrives twice: from the terminal and from torchrun, which forwards it
+OWNER = "DIST_PRUNE_OWNER"  # variable: a program with this process id starts runs and stops them with itself
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # variables that only torchrun and accelerate set
 
 received: list[int] = []  # signals that ask this process to stop, in order
@@ -100,7 +101,7 @@ def start(environment: Mapping[str, str] = os.environ) -> None:
     """
     global _watch
     if _watch is None:
-        launched = any(name in environment for name in LAUNCHERS)
+        launched = any(name in environment for name in LAUNCHERS) or environment.get(OWNER) == str(os.getppid())
         _identify(environment)
         _watch = Watchdog(os.getppid() if launched else None)
         _watch.begin()
@@ -131,6 +132,17 @@ def stop_reason() -> str:
     if received:
         return signal.Signals(received[0]).name
     return "the end of its launcher" if _watch is not None and _watch.orphaned_at else "a signal on another rank"
+
+
+def command_began() -> float:
+    """The time at which this process, or the launcher that started it, began, in seconds since 1970."""
+    import psutil  # not needed by the commands that read this module's constants
+
+    launched = any(name in os.environ for name in LAUNCHERS)
+    for process in (os.getppid() if launched else os.getpid(), os.getpid()):
+        with contextlib.suppress(psutil.Error):
+            return psutil.Process(process).create_time()
+    return time.time()
 
 
 def longest_standstill(since: float) -> float:

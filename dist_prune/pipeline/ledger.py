@@ -7,12 +7,15 @@ and unchanged.
 
 import contextlib
 import fcntl
+import json
+import os
 import re
+import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -25,11 +28,14 @@ from dist_prune.fileio import (
     digest,
     file_digest,
     open_append,
+    read_json,
     read_text,
     seal,
     unseal,
     write_atomic,
 )
+
+LOOKED_AT_S = 0.5  # seconds for which a lock is waited for: `dist-prune status` holds it for an instant to look at it
 
 
 def pick(tree: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
@@ -63,11 +69,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def lock_run_directory(folder: Path) -> Iterator[None]:
+def lock_run_directory(folder: Path, ranks: int = 1) -> Iterator[None]:
     """Hold the lock of a run directory while the body runs, so that one run at a time uses it.
+
+    The lock's file names its holder as JSON: ``host``, ``pid``, ``ranks`` and ``began`` (seconds since 1970).
 
     Args:
         folder: The run directory; it is created if it is missing.
+        ranks: Number of processes of the run.
 
     Raises:
         PruneError: Another process runs there, or the folder cannot be written.
@@ -78,14 +87,32 @@ def lock_run_directory(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise PruneError(f"--run-dir: {folder} cannot be used: {error.strerror or error}") from error
     with file:
+        _take_lock(file, folder)
+        with contextlib.suppress(OSError):  # a full disk says so where it matters
+            file.truncate(0)
+            note = {"host": socket.gethostname(), "pid": os.getpid(), "ranks": ranks, "began": round(time.time(), 3)}
+            file.write(f"{json.dumps(note)}\n".encode())
+            file.flush()
+        yield
+
+
+def _take_lock(file: IO[bytes], folder: Path) -> None:
+    deadline = time.monotonic() + LOOKED_AT_S
+    while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if isinstance(error, BlockingIOError):  # any other error: a file system without locks; run without one
-                raise PruneError(
-                    f"another process is running in {folder}; wait for it, or name another --run-dir"
-                ) from error
-        yield
+            return
+        except BlockingIOError as error:
+            if time.monotonic() < deadline:
+                time.sleep(LOOKED_AT_S / 10)
+                continue
+            note = read_json(folder / ".lock")
+            holder = f" (process {note['pid']} on {note['host']})" if {"pid", "host"} <= note.keys() else ""
+            raise PruneError(
+                f"another process is running in {folder}{holder}; wait for it, or name another --run-dir"
+            ) from error
+        except OSError:  # a file system without locks; run without one
+            return
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 Both report the same texts, so a recipe that passes ``check`` passes at the start of a run.
 """
 
-import copy
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from dist_prune.models.load_checkpoint import load_checkpoint
 from dist_prune.pipeline.ledger import Ledger
 from dist_prune.pipeline.networks import check_teacher
 from dist_prune.pipeline.search_checks import check_search, read_front
+from dist_prune.pruning.network_output import shaped_output
 from dist_prune.pruning.plan import files
 from dist_prune.pruning.selection import cost
 from dist_prune.tasks.base import Task
@@ -257,11 +257,8 @@ def check_outputs(task: Task, model: nn.Module, example: Tensor, count: int, nam
     """
     images = torch.cat([example, example])
     for mode in ("evaluation", "training"):
-        trial = copy.deepcopy(model).train(mode == "training")
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                outputs = trial(images)
+            outputs = shaped_output(model, images, training=mode == "training")
         except Exception:  # an image size, a norm over single values: other checks report these
             continue
         if wrong := task.check_outputs(outputs, count, images):

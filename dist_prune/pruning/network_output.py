@@ -1,13 +1,18 @@
-"""What a network returns: the tensors in it, and the logits of a classifier."""
+"""What a network returns: the tensors in it, their shapes, and the logits of a classifier."""
 
+import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dist_prune.errors import PruneError
+
+NORMS: dict[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}  # -> dimensions of their maps
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
@@ -29,6 +34,60 @@ def tensors_of(output: Any) -> Iterator[Tensor]:
             yield from tensors_of(getattr(output, field.name))
     elif isinstance(logits := logits_of(output), Tensor):
         yield logits
+
+
+def shaped_output(model: nn.Module, images: Tensor, training: bool = False) -> Any:
+    """A network's output of which the shapes alone are wanted: its values may be missing.
+
+    It is computed on torch's meta device, whose tensors have no values, so a convolution costs nothing. A network that
+    does not run there (it looks at values, or holds tensors that are no parameters and no buffers) is run as it is.
+
+    Args:
+        model: a bare network; not changed.
+        images: (n, C, H, W) on its device.
+        training: the mode of the pass.
+
+    Returns:
+        What the network returns; its tensors may be on the meta device.
+
+    Raises:
+        Exception: any of the network's own forward pass.
+    """
+    devices = [images.device] if images.is_cuda else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        try:
+            trial = copy_with(model, lambda tensor: tensor.to("meta")).train(training)
+            for module in trial.modules():
+                if type(module) in NORMS:
+                    module.forward = partial(_shape_of_norm, module)
+            return trial(images.to("meta"))
+        except Exception:  # also one that a run with values raises as well
+            torch.manual_seed(0)
+            return copy.deepcopy(model).train(training)(images)
+
+
+def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Return a deep copy of a module with other tensors for its parameters and buffers.
+
+    Args:
+        model: not changed.
+        change: gives the copy's tensor for one of the module's, detached. The tensor itself is then shared: the copy
+            may replace its tensors, and must not write to them.
+    """
+    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    made: dict[int, Any] = {}
+    for key, tensor in tensors.items():
+        new = change(tensor.detach())
+        made[key] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+    return copy.deepcopy(model, made)
+
+
+def _shape_of_norm(norm: Any, maps: Tensor) -> Tensor:
+    """A batch norm's output without values, which torch computes by dozens of operations on the meta device."""
+    single = norm.training and maps.numel() == norm.num_features
+    if maps.dim() != NORMS[type(norm)] or maps.shape[1] != norm.num_features or single:
+        raise ValueError(f"a batch norm of {norm.num_features} channels cannot take {tuple(maps.shape)}")
+    return torch.empty_like(maps)
 
 
 def logits_of(output: Any) -> Any:

@@ -1,6 +1,7 @@
 """The command line as a whole: each verb has a file of its name, and each of its arguments a help text."""
 
 import argparse
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dist_prune import cli
-from dist_prune.cli.main import VERBS, build_parser
+from dist_prune.cli.main import VERBS, build_parser, main
 
 
 def subparsers() -> dict[str, argparse.ArgumentParser]:
@@ -27,6 +28,21 @@ def test_every_argument_has_a_help_text(verb):
     assert parser.description
     assert [action.dest for action in parser._actions if not action.help] == []
     parser.format_help()  # a stray % sign in a help text fails here
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_verb_leaves_garbage_collection_as_it_was(on, capsys):
+    """Also where the command line is wrong."""
+    before = gc.isenabled()
+    try:
+        (gc.enable if on else gc.disable)()
+        assert main(["list", "methods"]) == 0
+        assert gc.isenabled() == on
+        with pytest.raises(SystemExit):
+            main(["list", "--none"])
+        assert gc.isenabled() == on
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_help_lines_are_captions():

@@ -79,10 +79,14 @@ def test_what_a_running_one_is_at_and_how_long_it_will_take(tmp_path, capsys):
 
 def test_recipes_are_listed_with_a_sentence(capsys):
     for name, file in known_recipes().items():
-        assert header(file).get("title"), name
+        assert {"title", "paper", "cost"} <= header(file).keys(), name
     assert main(["list", "recipes", "resnet5*_graph"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[:2]] == ["resnet50_graph", "resnet56_cifar10_graph"]
+    assert [line.split()[0] for line in lines if line[:1].strip()][:2] == ["resnet50_graph", "resnet56_cifar10_graph"]
+    assert [line.split()[0] for line in lines[1:4]] == ["paper", "data", "cost"] and "imagenet" in lines[2]
+    assert main(["list", "recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(known_recipes()) + 2 and max(map(len, lines)) <= 160
     assert main(["list", "recipes", "resnet50_graph"]) == 0
     text = capsys.readouterr().out
     assert "needs     DIST_PRUNE_DATA/imagenet" in text and "-48.81 %" in text
@@ -106,7 +110,7 @@ def test_a_shell_completes_verbs_options_and_recipes(capsys):
         done = subprocess.run([bash, "-c", code], capture_output=True, text=True, cwd="/", check=True)
         return done.stdout.split()
 
-    assert complete("sta") == ["status"]
+    assert complete("sta") == ["status"] and "ps" in complete("p")
     assert complete("check", "quick") == ["quickstart"]
     assert complete("sweep", "--dry") == ["--dry-run"]
 
@@ -173,4 +177,24 @@ def test_a_dry_run_measures_on_finished_tasks(tmp_path, monkeypatch, capsys):
     assert (
         "a finished task took 1 min 0 s and 1.0 MiB here (mean of 2): the others about 1 min 0 s with --jobs 2" in said
     )
-    assert " and 2 MiB of " in said
+    assert " and 2 MiB of " in said and "no task of" not in said
+
+
+def test_a_dry_run_measures_each_recipe_by_itself(tmp_path, monkeypatch, capsys):
+    """A task took 40 s of one recipe and 100 s of another; a third one is taken for their mean."""
+    monkeypatch.chdir(tmp_path)
+    tasks = [
+        {"base": base, "grid": {"seed": list(range(count))}}
+        for base, count in (("quickstart", 3), ("resnet20_search", 2), ("resnet18_folder", 1))
+    ]
+    (tmp_path / "mixed.yaml").write_text(json.dumps({"tasks": tasks}))
+    for name, seconds in (("quickstart-seed_0", 40), ("resnet20_search-seed_0", 100)):
+        folder = tmp_path / "runs/mixed" / name
+        folder.mkdir(parents=True)
+        (folder / "ledger.jsonl").write_text(seal({"stage": "report", "seconds": seconds}) + "\n")
+    assert main(["sweep", "mixed.yaml", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "4 of 6 would be run" in said and "the others about 4 min 10 s with --jobs 1" in said  # 40 + 40 + 100 + 70
+    assert "no task of resnet18_folder is finished yet" in said
+    assert main(["sweep", "mixed.yaml", "--dry-run", "--jobs", "2"]) == 0
+    assert "the others about 2 min 20 s with --jobs 2" in capsys.readouterr().out  # 40 + 100; 40 + 70

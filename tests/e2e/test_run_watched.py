@@ -199,3 +199,24 @@ def test_a_launcher_that_is_asked_to_stop_leaves_time_to_save(tmp_path, launcher
         said += line
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
+
+
+@pytest.mark.slow
+def test_a_launcher_s_stop_changes_no_bit(tmp_path):
+    """SIGTERM to accelerate launch of two processes while they finetune; the next start ends at the same weights."""
+    words = (*SMALL, "finetune.epochs=6", "finetune.ema=0.9", "finetune.save_every_steps=3", "data.augment=crop")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    code, output = run(ACCELERATE, whole, *words)
+    assert code == 0, output
+    process = start(ACCELERATE, cut, *words)
+    wait_for(process, lambda: any(cut.glob("finetune_checkpoints/*.sha256")))
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert "stopped by" in output and not (cut / "finetuned.safetensors").exists(), output
+    code, output = run(ACCELERATE, cut, *words)
+    assert code == 0 and "finetune: resumes after epoch" in output, output
+    ends = [{stage: Ledger(folder).last(stage) for stage in ("train", "score", "finetune")} for folder in (whole, cut)]
+    assert ends[0]["finetune"] is not None
+    for stage, line in ends[0].items():
+        other = ends[1][stage]
+        assert line is not None and other is not None and line["outputs"] == other["outputs"], stage

@@ -128,6 +128,8 @@ def test_every_long_stage_of_a_run_says_how_long_it_takes(monkeypatch, capsys, t
     ):  # fmt: skip
         assert re.search(rf"^  {work}: \d+/\d+, \d+ s left", said, re.M), work
     last = said.splitlines()[-1]
-    assert re.fullmatch(r"quickstart: finished in \d+ s \((\w+ \d+ s, ){2}\w+ \d+ s\)", last), last
+    assert re.fullmatch(
+        r"quickstart: finished in \d+ s \((\w+ \d+ s, ){2}\w+ \d+ s\); the command took (\d+ \w+ )?\d+ \w+", last
+    ), last
     assert run.main([*words, "finetune.epochs=2", "--quiet"]) == 0
     assert capsys.readouterr().out == ""

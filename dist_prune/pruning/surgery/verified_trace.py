@@ -12,7 +12,7 @@ from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph, Units
 from dist_prune.pruning.graph.tracer import OUTPUTS, trace_dependencies
 from dist_prune.pruning.hooks.gating import gate_off
-from dist_prune.pruning.network_output import tensors_of
+from dist_prune.pruning.network_output import copy_with, shaped_output, tensors_of
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.rng import seeded_generator
 from dist_prune.pruning.surgery.activation_memory import ActivationMemory
@@ -115,15 +115,14 @@ class _Trial:
         self.graph = graph
         self.example = example
         self.widths = {group.name: group.width for group in graph.groups}
-        with evaluation_mode(model), torch.no_grad():
-            self.shapes = shapes_of(model(example))
+        self.shapes = shapes_of(shaped_output(model, example))
         self.training_shapes = self._shapes_in_training(model)
         if self.training_shapes == self.shapes:
             self.training_shapes = None  # training mode needs no test of its own
 
     def cut(self, off: Mapping[str, tuple[int, ...]]) -> nn.Module:
-        """Make a copy without the channels."""
-        small = copy.deepcopy(self.model)
+        """Make a copy without the channels, which shares the weights that it keeps whole."""
+        small = copy_with(self.model, lambda tensor: tensor)
         apply_plan(small, self.graph, Plan(dict(off), self.widths))
         return small
 
@@ -149,19 +148,14 @@ class _Trial:
     def reaches_outputs(self, group: ChannelGroup) -> bool:
         """Whether cutting one of its channels changes the shape of an output."""
         try:
-            small = self.cut({group.name: (0,)})
-            with evaluation_mode(small), torch.no_grad():
-                return shapes_of(small(self.example)) != self.shapes
+            return shapes_of(shaped_output(self.cut({group.name: (0,)}), self.example)) != self.shapes
         except Exception:  # an operation on the way needs all of them
             return False
 
     def _shapes_in_training(self, model: nn.Module) -> list[tuple[int, ...]] | None:
         """Return the shapes of the outputs in training mode, for one image; None if two copies of it do not run."""
-        model = copy.deepcopy(model).train()
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                shapes = shapes_of(model(torch.cat([self.example, self.example])))
+            shapes = shapes_of(shaped_output(model, torch.cat([self.example, self.example]), training=True))
         except Exception:  # a norm over a single value, an argument that is given in training only
             return None
         return [(1, *shape[1:]) if shape and shape[0] == 2 else shape for shape in shapes]
