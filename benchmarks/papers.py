@@ -4,13 +4,14 @@
         [--set KEY=VALUE ...]
     python benchmarks/papers.py OUT --list
     python benchmarks/papers.py OUT --collect benchmarks/results/papers.json
-    python benchmarks/papers.py --table --results benchmarks/results/papers.json
+    python benchmarks/papers.py --table --results benchmarks/results/papers.json [--page FILE]
 
 Needs $DIST_PRUNE_DATA. A row is CASE:NAME for one seed; --list prints all. Each is a run of dist_prune/run.py in
-OUT/CASE/seed_N/ROW. The dense network is trained once for each case and seed, by the recipe, and every row starts at
-it. Finished rows are not run again. When the minutes are over, the row under way is asked to stop and goes on with the
-next start of the same command. --set shortens every run of OUT, to try the script; such rows are marked in the table.
---collect adds the figures to one compact file, of which `python -m tests.test_docs` makes the tables of docs/papers.md.
+OUT/CASE/seed_N/ROW. The dense network is trained once for each case and seed, by the recipe, and every row starts
+at it. Finished rows are not run again. When the minutes are over, the row under way is asked to stop and goes on
+with the next start of the same command. --set shortens every run of OUT, to try the script; such rows are marked in
+the table. --page writes the tables as an HTML page. --collect adds the figures to one compact file, of which
+`python -m tests.test_docs` makes the tables of docs/papers.md.
 """
 
 import argparse
@@ -31,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.papers_parts import tables
 from benchmarks.papers_parts.rows import CASES, Case, Row, method
 from dist_prune.fileio import write_atomic
+from dist_prune.report.papers_html import render_papers
 
 ROOT = Path(__file__).resolve().parents[1]
 GRACE_S = 120  # for which a run may go on after it was asked to stop
@@ -154,6 +156,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print every row, its recipe and its overrides")
     parser.add_argument("--collect", type=Path, metavar="FILE", help="add all figures to one compact file")
     parser.add_argument("--table", action="store_true", help="print the tables")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the tables as an HTML page as well")
     parser.add_argument("--results", type=Path, metavar="FILE", help="--table: of this compact file")
     given = parser.parse_args()
     if given.list:
@@ -161,7 +164,7 @@ def main() -> None:
             print(f"{name}:{row.name}  {row.recipe or CASES[name].recipe} {' '.join((*CASES[name].words, *row.words))}")
         return
     if given.table and given.results:
-        print(tables.markdown(tables.load(given.results)))
+        show(tables.load(given.results), given.page)
         return
     if given.out is None:
         parser.error("OUT, the folder of the runs, is missing")
@@ -174,7 +177,14 @@ def main() -> None:
         for case, seed, row in wanted(given.only, given.seeds):
             if not rows.run(case, seed, row) and time.monotonic() > rows.deadline:
                 break
-    print(tables.markdown(collected(rows)))
+    show(collected(rows), given.page)
+
+
+def show(found: list[dict[str, Any]], page: Path | None) -> None:
+    """Print the tables, and write their page."""
+    print(tables.markdown(found))
+    if page is not None:
+        write_atomic(page, render_papers(tables.for_page(found), "benchmarks/papers.py"))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.papers_parts.rows import CASES, Case
+from dist_prune.report.papers_html import PaperRow, PaperTable, spread
 
 Figures = dict[str, Any]
 KEY = ("case", "row", "seed", "shortened")
@@ -52,10 +53,21 @@ def load(file: Path) -> list[Figures]:
     return json.loads(file.read_text())
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and sample standard deviation."""
-    mean = f"{statistics.mean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+def for_page(rows: list[Figures]) -> list[PaperTable]:
+    """The rows as the page takes them; shortened ones are no figures of the papers' and are left out."""
+    whole = [row for row in rows if not row["shortened"]]
+    parts = []
+    for name, case in CASES.items():
+        own = [row for row in whole if row["case"] == name]
+        found = []
+        for row in case.rows:
+            of_row = [one for one in own if one["row"] == row.name]
+            shares = [statistics.mean(one[key] for one in of_row) if of_row else None for key in ("macs", "params")]
+            figures_of_row = [[one[key] for one in of_row] for key in ("pruned", "finetuned")]
+            found.append(PaperRow(row.name, row.paper, *figures_of_row, *shares))
+        dense = [value for _, value in sorted({(row["seed"], row["dense"]) for row in own})]
+        parts.append(PaperTable(name, case.paper, case.recipe, case.note, dense, case.dense, found))
+    return parts
 
 
 def markdown(rows: list[Figures]) -> str:

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from dist_prune.cli.main import main
-from tests.report.test_pages import comparison_page, criteria_page, ratio_curves_page, report_page
+from tests.report.test_pages import comparison_page, criteria_page, papers_page, ratio_curves_page, report_page
 from tests.support.browser import browser
 from tests.support.launch import PYTHON, SMALL, run
 from tests.support.page_checks import faults
@@ -57,7 +57,7 @@ def pages(tmp_path_factory):
     }
     for name, page in (
         ("report", report_page), ("compare", comparison_page), ("ratio curves", ratio_curves_page),
-        ("score-many", criteria_page),
+        ("score-many", criteria_page), ("papers", papers_page),
     ):  # fmt: skip
         found[f"long {name}"] = folder / f"long {name}.html"
         found[f"long {name}"].write_text(page(LONG))

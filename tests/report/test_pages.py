@@ -15,6 +15,7 @@ from dist_prune.pruning.figure_data import Curve, SimilarityMap
 from dist_prune.report.compare_html import TaskRuns, render_comparison
 from dist_prune.report.criteria_html import render_criteria
 from dist_prune.report.html import render
+from dist_prune.report.papers_html import PaperRow, PaperTable, render_papers
 from dist_prune.report.ratio_curves_html import render_ratio_curves
 from dist_prune.report.run_html import Exhibits, render_report
 from dist_prune.tasks.classification import CLASSIFICATION
@@ -109,7 +110,30 @@ def ratio_curves_page(word: str) -> str:
     return render_ratio_curves(word, word, facts, word)
 
 
-PAGES = pytest.mark.parametrize("page", [report_page, comparison_page, ratio_curves_page, criteria_page])
+def papers_page(word: str) -> str:
+    rows = [
+        PaperRow("random", "", [1.0, 2.0], [3.0, 4.0], 0.5, 0.5),
+        PaperRow(word, word, [5.0, 5.1], [9.0, 9.1], 0.5, 0.5),
+    ]
+    run = PaperTable(word, word, word, word, [9.5], word, rows)
+    return render_papers([run, PaperTable(f"{word}2", word, word, word, [], "", [])], word)
+
+
+def test_papers_are_compared_with_random_by_their_seeds():
+    def page(*rows: PaperRow) -> str:
+        return Page(render_papers([PaperTable("lenet", "p", "r", "n", [99.0], "", rows)], "it")).text
+
+    random = PaperRow("random", "", [50.0, 52.0, 51.0], [90.0, 90.2, 90.1])
+    l2 = PaperRow("l2", "", [60.0] * 3, [90.0, 90.1, 90.3])
+    text = page(random, PaperRow("l1", "", [60.0] * 3, [91.0, 91.1, 91.2]), l2)
+    assert "lenet: l1 is 1.00 points ahead of random." in text and "l2 is" not in text
+    assert "91.10 ± 0.10" in text and "Dense: 99.00." in text
+    assert "no row can be told from random" in page(random, l2)
+    assert "so no difference can be told" in page(random, PaperRow("l1", "", [60.0], [95.0]))
+    assert "random at the same size was not run" in page(PaperRow("l1", "", [60.0], [95.0]))
+
+
+PAGES = pytest.mark.parametrize("page", [report_page, comparison_page, ratio_curves_page, criteria_page, papers_page])
 
 
 @PAGES
