@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dist_prune.errors import PruneError
 from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph.blocks import Block
 from dist_prune.pruning.graph.groups import DependencyGraph
@@ -57,6 +58,30 @@ def with_blocks(model: nn.Module, graph: DependencyGraph, example: Tensor) -> De
         if paths and not _same_without(model, image, paths):
             paths = [path for path in paths if _same_without(model, image, [path])]
     return replace(graph, blocks=tuple(_block(model, graph, path) for path in paths))
+
+
+def check_shortcuts(model: nn.Module, paths: Iterable[str], image: Tensor) -> None:
+    """Check that modules whose places are to pass on what they read are residual blocks.
+
+    Args:
+        model: the dense network, with any weights; not changed.
+        paths: module paths of a plan's removed blocks.
+        image: (1, C, H, W) image of other values than zero.
+
+    Raises:
+        PruneError: one of them is no residual block with a plain shortcut.
+    """
+    modules = dict(model.named_modules())
+    with evaluation_mode(model), torch.no_grad():
+        calls = _calls(model, image)
+        for path in paths:
+            if path not in modules:
+                continue  # remove_blocks says so
+            if path not in calls or not _is_plain_residual(modules[path], calls[path]):
+                raise PruneError(
+                    f"the plan removes {path!r} as a block, and this {type(modules[path]).__name__} is no residual "
+                    "block with a plain shortcut, x + f(x), in this network"
+                )
 
 
 def _calls(model: nn.Module, image: Tensor) -> dict[str, _Call]:
@@ -163,6 +188,8 @@ def _same_without(model: nn.Module, image: Tensor, paths: Iterable[str]) -> bool
     try:
         outputs = list(tensors_of(small(image)))
     except Exception:  # the network's own forward reads a part of the block
+        return False
+    if len(outputs) != len(expected):
         return False
     return all(torch.equal(output, other) for output, other in zip(outputs, expected, strict=True))
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from dist_prune import models
+from dist_prune.analysis.ratio_curves import with_keep_ratios
 from dist_prune.distributed import tensor_files
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
@@ -245,6 +246,31 @@ def test_a_bundle_knows_its_blocks(tmp_path):
     loaded = bundle.load(tmp_path).double().eval()
     with torch.no_grad():
         assert torch.equal(loaded(images), small.double()(images))
+
+
+@pytest.mark.parametrize("path", ["blocks.1.attn", "blocks.1.mlp", "layer2.0"])
+def test_a_bundle_whose_block_is_none_is_refused(tmp_path, path):
+    """Its attention alone has the shape of a block, and would hand on what its norm returns."""
+    model, images = made("resnet" if path == "layer2.0" else "vit")
+    name, kwargs, side, _ = FAMILIES["resnet" if path == "layer2.0" else "vit"]
+    widths = {group.name: group.width for group in trace_groups(model, images[:1]).groups}
+    weights = {key: t for key, t in model.float().state_dict().items() if not key.startswith(f"{path}.")}
+    spec = {"name": name, "kwargs": kwargs, "num_classes": 10, "in_chans": 3}
+    image = tiny.IMAGE | {"mean": [0.3] * 3, "std": [0.4] * 3, "size": side}
+    text = bundle.manifest_json(spec, Plan({}, widths, blocks_removed=(path,)), image, CLASSES, weights, {}, {})
+    (tmp_path / bundle.MANIFEST).write_text(text)
+    tensor_files.save_tensors(tmp_path / bundle.WEIGHTS, weights)
+    with pytest.raises(PruneError, match=f"removes '{path}' as a block, and this .* is no residual block"):
+        bundle.load(tmp_path)
+
+
+def test_a_curve_of_channels_alone_looks_at_no_block():
+    """A group alone at a keep ratio loses its channels, also if the recipe removes nothing but blocks."""
+    model, images = made("resnet")
+    graph = trace_groups(model, images[:1], depth=True)
+    request = with_keep_ratios(SelectionRequest(target=("macs", 0.5), depth="only"), {"layer1.0.conv1": 0.5})
+    plan = Plan.from_kept(graph, select_by_score(graph, changes(graph), request))
+    assert len(plan.removed["layer1.0.conv1"]) == 8 and len(plan.removed) == 1 and not plan.blocks_removed
 
 
 def blocks_of_digits(ranks: Communicator | None = None) -> DistributedScoringContext:
