@@ -321,8 +321,8 @@ class Frozen(Plain):
     def __init__(self) -> None:
         super().__init__()
         self.norm = FrozenBatchNorm2d(8)
-        self.norm.running_mean.normal_()
-        self.norm.bias.normal_()
+        nn.init.normal_(self.norm.get_buffer("running_mean"))
+        nn.init.normal_(self.norm.get_buffer("bias"))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.norm(self.conv(x))
@@ -449,7 +449,7 @@ def in_place_scores(ranks: Communicator) -> dict[str, Tensor]:
 
 def infinite_scores(ranks: Communicator) -> str:
     digits = blocks_of_digits(ranks)
-    digits.model.get_submodule("layer2.1.conv1").weight.data[0, 0, 0, 0] = float("inf")
+    digits.model.get_parameter("layer2.1.conv1.weight").data[0, 0, 0, 0] = float("inf")
     with pytest.raises(PruneError) as caught:
         block_changes(digits)
     return str(caught.value)
