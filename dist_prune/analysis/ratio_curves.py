@@ -268,13 +268,14 @@ def measure(context: RunContext, request: RatioRequest) -> RatioCurves:
 
 
 def with_keep_ratios(request: SelectionRequest, ratios: Mapping[str, float]) -> SelectionRequest:
-    """The request with its floors and rounding, some groups at a keep ratio and the others dense.
+    """The request with its floors and rounding, some groups at a keep ratio and the others dense; no block goes.
 
     Args:
         request: The recipe's selection.
         ratios: Group -> share of its channels to keep.
     """
-    return replace(request, threshold=None, target=None, counts=None, keep_ratio=1.0, keep_ratios=dict(ratios))
+    channels = replace(request, threshold=None, target=None, counts=None, depth=False)
+    return replace(channels, keep_ratio=1.0, keep_ratios=dict(ratios))
 
 
 def _whole(method: Method, graph: DependencyGraph, request: SelectionRequest, ratio: float) -> str | None:

@@ -161,15 +161,20 @@ def plan_on_random_scores(graph: DependencyGraph, request: SelectionRequest, met
         method: the recipe's.
 
     Returns:
-        Name of each counted cost -> what is left, for one image. Empty without a counted target, and for methods that
-        do not rank channels by ``select_by_score``.
+        Name of each counted cost -> what is left, for one image. Empty without a counted target, for methods that do
+        not rank channels by ``select_by_score``, and if these blocks do not let the target.
     """
     ranks = isinstance(method, RankingMethod) and type(method).select is RankingMethod.select
     if not ranks or request.target is None or not COSTS[request.target[0]].known(graph):
         return {}
     widths = {g.name: g.width for g in graph.free} | {block.key: 1 for block in graph.free_blocks if request.depth}
     scores = {name: torch.rand(w, generator=seeded_generator(request.seed, name)) for name, w in widths.items()}
-    kept = counts_of(select_by_score(graph, scores, request, method.options.normalise))
+    try:
+        kept = counts_of(select_by_score(graph, scores, request, method.options.normalise))
+    except PruneError:
+        if not request.depth:
+            raise
+        return {}  # which blocks stay is up to the scores, and so is whether a small target can be met
     return {cost.name: cost.of(graph, kept) for cost in counted_costs()}
 
 

@@ -30,6 +30,7 @@ from dist_prune.pruning.graph.groups import TracedNetwork
 from dist_prune.pruning.network_output import logits_of
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.surgery.rebuild import rebuild
+from dist_prune.pruning.surgery.residual_blocks import check_shortcuts
 from dist_prune.tasks.outputs import named_tensors
 
 FORMAT = 1
@@ -144,6 +145,9 @@ class Bundle:
         """
         dense = self.dense(make, allow)
         try:
+            if self.plan.blocks_removed and max(self.shape[1:]) <= LARGEST_TRIED:
+                noise = torch.randn(1, *self.shape, generator=torch.Generator().manual_seed(0))
+                check_shortcuts(dense, self.plan.blocks_removed, noise)
             model = rebuild(dense, self.plan, self.weights).eval()
             if max(self.shape[1:]) <= LARGEST_TRIED:
                 self._check_output_shape(model)

@@ -30,6 +30,7 @@ from dist_prune.pruning.selection.ranking import (
     check_depth,
     check_ranking,
     check_target,
+    hold_blocks,
     select_by_score,
 )
 from dist_prune.pruning.selection.tie_breaking import orders_of, tie_warnings
@@ -253,6 +254,7 @@ class Method(ABC):
                 "own. Set select.depth=false, or take a method that ranks ('dist-prune list methods')"
             )
         check_depth(graph, request)
+        graph = hold_blocks(graph, request)
         if request.depth and request.scope == "global" and not getattr(self.options, "normalise", True):
             raise PruneError(
                 "select.depth: under select.scope=global blocks compete with channels, whose scores this method does "

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dist_prune.errors import PruneError
 from dist_prune.pruning.module_calls import first_input
 from dist_prune.scoring.context import DistributedScoringContext
 from dist_prune.scoring.ordered_sums import OrderedSums
@@ -29,18 +30,23 @@ def block_changes(scoring: DistributedScoringContext) -> dict[str, Tensor]:
 
     Raises:
         PreemptedError: on every rank, if one of them was asked to stop.
+        PruneError: on every rank, if a block reads or returns values that are not finite.
     """
     blocks = scoring.graph.free_blocks
     if not blocks:
         return {}
     sums = OrderedSums({block.key: (1,) for block in blocks}, scoring.ids, scoring.micro_batch, scoring.device)
-    handles = []
+    handles, read = [], {}
     for block in blocks:
 
-        def note(_module: nn.Module, args: Any, kwargs: Any, output: Tensor, key: str = block.key) -> None:
-            sums.add(key, _changes(first_input(args, kwargs), output).sum()[None])
+        def keep(_module: nn.Module, args: Any, kwargs: Any, key: str = block.key) -> None:
+            read[key] = first_input(args, kwargs).clone()  # a block may write into what it reads
 
-        handles.append(scoring.model.get_submodule(block.path).register_forward_hook(note, with_kwargs=True))
+        def note(_module: nn.Module, _args: Any, output: Tensor, key: str = block.key) -> None:
+            sums.add(key, _changes(read.pop(key), output).sum()[None])
+
+        module = scoring.model.get_submodule(block.path)
+        handles += [module.register_forward_pre_hook(keep, with_kwargs=True), module.register_forward_hook(note)]
     try:
         found = sums.run(
             scoring.model, scoring.loader, scoring.environment.comm, "while the change of blocks was measured",
@@ -49,6 +55,12 @@ def block_changes(scoring: DistributedScoringContext) -> dict[str, Tensor]:
     finally:
         for handle in handles:
             handle.remove()
+    if bad := [block.path for block in blocks if not bool(found[block.key].isfinite())]:
+        raise PruneError(
+            f"how much {len(bad)} residual blocks change what they read cannot be measured ({', '.join(bad[:3])}): "
+            "they read or return values that are not finite. Look for infinite weights in the dense network, or "
+            "activations beyond the range of its dtype; without blocks (select.depth=false) nothing of this is measured"
+        )
     return {key: (total / scoring.images).cpu() for key, total in found.items()}
 
 

@@ -36,7 +36,8 @@ class Plan:
         graph: of the dense network, if ``dist_prune.select`` made the plan in this process; never written.
 
     Raises:
-        PruneError: a group is unknown, its channels are not ascending or out of range, or none would be kept.
+        PruneError: a group is unknown, its channels are not ascending or out of range, or none would be kept;
+            ``blocks_removed`` are no paths, not ascending, or one lies inside another.
 
     Example:
         >>> dp.Plan({"conv1": (0, 3)}, {"conv1": 8, "conv2": 16}).kept("conv1")
@@ -65,8 +66,7 @@ class Plan:
         for layer, blocks in self.blocks.items():
             if blocks.empty:
                 raise PruneError(f"the plan's blocks of {layer!r} cut nothing; such a layer is left out")
-        if list(self.blocks_removed) != sorted(set(self.blocks_removed)):
-            raise PruneError("the plan's blocks_removed are not ascending, each once")
+        _check_paths(self.blocks_removed)
 
     @classmethod
     def from_kept(
@@ -165,7 +165,8 @@ class Plan:
             removed = {_check_text(group): tuple(map(_check_index, gone)) for group, gone in body["removed"].items()}
             reasons = {_check_text(group): _check_text(why) for group, why in body.get("reasons", {}).items()}
             blocks = {_check_text(layer): _parse_blocks(values) for layer, values in body.get("blocks", {}).items()}
-            blocks_removed = tuple(map(_check_text, body.get("blocks_removed", [])))
+            paths = body.get("blocks_removed", [])
+            blocks_removed = tuple(paths) if isinstance(paths, list) else paths
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, PruneError):
                 raise
@@ -220,6 +221,17 @@ def _check_text(value: Any) -> str:
     if not isinstance(value, str):
         raise PruneError(f"this is not a plan: {shown(value)} is no text")
     return value
+
+
+def _check_paths(paths: Any) -> None:
+    """PruneError if these are no module paths of blocks that lie apart from one another."""
+    if not isinstance(paths, tuple) or not all(isinstance(path, str) and path for path in paths):
+        raise PruneError(f"the plan's blocks_removed are no module paths such as 'layer1.0': {shown(paths)}")
+    if list(paths) != sorted(set(paths)):
+        raise PruneError("the plan's blocks_removed are not ascending, each once")
+    for inner in paths:
+        if outer := next((path for path in paths if inner.startswith(f"{path}.")), ""):
+            raise PruneError(f"the plan's blocks_removed name {outer!r} and {inner!r}, which lies inside it")
 
 
 def _parse_blocks(values: Any) -> WeightBlocks:

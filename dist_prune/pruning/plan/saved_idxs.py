@@ -26,8 +26,13 @@ def to_saved_idxs(
         names: layer -> its name in the file, for layers that have another one there.
 
     Raises:
-        PruneError: the plan removes heads or conv groups, which the format cannot express.
+        PruneError: the plan removes heads, conv groups or residual blocks, which the format cannot express.
     """
+    if plan.blocks_removed:
+        raise PruneError(
+            f"{plan.blocks_removed[0]!r} and {len(plan.blocks_removed) - 1} other residual blocks go as a whole, and "
+            "saved_idxs are filters: write the plan itself (--out plan.json)"
+        )
     units = [group.name for group in graph.free if group.unit != "channel" and group.name in plan.removed]
     if units:
         raise PruneError(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -42,7 +42,8 @@ class SelectionRequest:
         max_ratio: largest share of a group that may be removed: of all groups, or by glob of layer names.
         seed: orders the channels of a group whose scores are all equal.
         depth: whether residual blocks may go as a whole: beside channels, or ``only`` they. The last block of each
-            structure stays, and ``max_ratio`` (a number) holds for blocks as well.
+            structure stays, and ``max_ratio`` (a number) holds for blocks as well. Blocks with layers that
+            ``keep_ratios`` or a mapping of ``max_ratio`` name stay.
     """
 
     threshold: float | None = None
@@ -177,6 +178,35 @@ def check_depth(graph: DependencyGraph, request: SelectionRequest) -> None:
         raise PruneError("select.counts says how many channels stay; leave out select.depth, or set a target")
 
 
+def hold_blocks(graph: DependencyGraph, request: SelectionRequest) -> DependencyGraph:
+    """Return a copy with every block protected that holds layers whose share ``keep_ratios`` or ``max_ratio`` sets.
+
+    A block that goes loses all of the channels inside, whatever share of them was to stay.
+
+    Raises:
+        PruneError: blocks are to go, and none may any more.
+    """
+    if not request.depth:
+        return graph
+    most = request.max_ratio if isinstance(request.max_ratio, Mapping) else {}
+    keys = {"keep_ratios": tuple(request.keep_ratios), "max_ratio": tuple(glob for glob in most if most[glob] < 1)}
+
+    def leave(block: Block) -> Block:
+        named = [
+            f"select.{key} {match!r} names its layers" for key, globs in keys.items() if (match := block.match(globs))
+        ]
+        return replace(block, protected=block.protected or next(iter(named), ""))
+
+    held = replace(graph, blocks=tuple(map(leave, graph.blocks)))
+    if graph.free_blocks and not held.free_blocks:
+        raise PruneError(
+            f"select.depth: no block may go, {graph.free_blocks[0].path} for one because "
+            f"{held.blocks[graph.blocks.index(graph.free_blocks[0])].protected}. Name fewer layers there, or write "
+            "select.max_ratio as a number, which holds for blocks as well"
+        )
+    return held
+
+
 def check_ranking(request: SelectionRequest) -> None:
     """Raise PruneError if the request has a threshold, or not exactly one of target, keep ratio and counts."""
     if request.threshold is not None:
@@ -283,7 +313,8 @@ def select_by_score(
         Free group -> kept channels, ascending; and the key of each block that goes -> an empty list.
 
     Raises:
-        PruneError: the request does not fit a ranking or cannot be reached, or scores are not finite.
+        PruneError: the request does not fit a ranking or cannot be reached (with ``depth``: with these scores), or
+            scores are not finite.
     """
     check_ranking(request)
     check_target(graph, request)
@@ -295,10 +326,8 @@ def select_by_score(
         return top_k(graph, scores, {g.name: explicit.get(g.name, g.width) for g in graph.free}, request.seed)
     order = removal_order(graph, scores, request.scope, normalise, bool(request.depth))
     sets = block_sets(graph, scores) if request.depth else []
-    total, gone = sum(g.dense for g in (graph.origin or graph).free), sum(g.gone for g in graph.groups)
-    if request.depth:
-        blocks_of_dense = len((graph.origin or graph).free_blocks)
-        total, gone = total + blocks_of_dense, gone + blocks_of_dense - len(graph.free_blocks)
+    if request.depth == "only":
+        order = _split(order, len(graph.free))[0]
     if request.target is not None:
         quantity, share = request.target
         prefix = first_true(
@@ -309,6 +338,7 @@ def select_by_score(
     elif request.scope != "global":
         prefix = sum(1 for priority, _, _ in order if priority <= 1 - request.keep_ratio + 1e-9)
     else:
+        total, gone = _competitors(graph, request)
         prefix = max(0, int((1 - request.keep_ratio) * total + 1e-9) - gone)
     counts = _counts_after(graph, order[:prefix], request, sets)
     if request.target is not None and sets:  # the last block may go far below the target: fewer channels have to
@@ -321,6 +351,7 @@ def select_by_score(
         order, prefix = blocks + channels[:fewer], len(blocks) + fewer
         counts = _counts_after(graph, order, request, sets)
     if request.target is not None:
+        _check_met(graph, request, counts)
         counts = _restore_steps(graph, counts, order[:prefix], request)
     blocks_gone: Kept = {block.key: [] for block in graph.blocks if counts.get(block.key) == 0}
     return top_k(graph, scores, counts, request.seed) | blocks_gone
@@ -349,6 +380,34 @@ def first_true(holds: Callable[[int], bool], last: int) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle + 1, high)
     return low
+
+
+def _competitors(graph: DependencyGraph, request: SelectionRequest) -> tuple[int, int]:
+    """How many channels and blocks of the dense network compete under ``global``, and how many of them are gone."""
+    dense = graph.origin or graph
+    here = {block.path for block in graph.blocks}
+    lost = [block.path for block in dense.blocks if block.path not in here]
+    total, gone = (len(dense.free_blocks), len(dense.free_blocks) - len(graph.free_blocks)) if request.depth else (0, 0)
+    if request.depth == "only":
+        return total, gone
+    inside = dense.inside(lost)  # channels of these groups went with their blocks
+    gone += sum(group.dense if group.name in inside else group.gone for group in graph.groups)
+    return total + sum(group.dense for group in dense.free), gone
+
+
+def _check_met(graph: DependencyGraph, request: SelectionRequest, counts: Mapping[str, int]) -> None:
+    """Raise PruneError if blocks are to go and a counted target is missed: which ones stay is up to their scores."""
+    if not request.depth or request.target is None or COSTS[request.target[0]].measured:
+        return
+    quantity, share = request.target
+    left = cost_share(graph, quantity, counts)
+    if left > share:
+        raise PruneError(
+            f"target.{quantity}: {share} cannot be reached with these scores. Blocks of one structure may differ in "
+            f"size, and the one with the largest score stays: {left:.4f} of the dense {quantity} is left at least. "
+            "Raise the target, lower select.min_channels or select.round_to, or raise select.max_ratio"
+            + ("; select.depth=true removes channels as well." if request.depth == "only" else ".")
+        )
 
 
 def _split(order: Sequence[Removal], free: int) -> tuple[list[Removal], list[Removal]]:

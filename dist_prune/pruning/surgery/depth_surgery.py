@@ -6,14 +6,15 @@ from typing import Any
 from torch import nn
 
 from dist_prune.errors import PruneError, unknown
+from dist_prune.pruning.module_calls import first_input
 
 
 class PassThrough(nn.Module):
     """What is left of a residual block: its shortcut. Further arguments of the block are taken and not read."""
 
-    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the first argument."""
-        return x
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the first argument, which may be given by any keyword."""
+        return first_input(args, kwargs)
 
 
 def places(model: nn.Module) -> tuple[str, ...]:
@@ -29,11 +30,17 @@ def remove_blocks(model: nn.Module, paths: Iterable[str]) -> None:
         paths: module paths of the blocks (``Plan.blocks_removed``).
 
     Raises:
-        PruneError: the network has no such module.
+        PruneError: the network has no such module, or it is a single layer or has no weights.
     """
     modules = dict(model.named_modules())
     for path in paths:
         if not path or path not in modules:
             why = unknown("module", path, [name for name in modules if name])
             raise PruneError(f"the plan removes a block that this network has not: {why}")
-        model.set_submodule(path, PassThrough().train(modules[path].training))
+        module = modules[path]
+        if next(module.children(), None) is None or next(module.parameters(), None) is None:
+            raise PruneError(
+                f"the plan removes {path!r} as a block, and it is a {type(module).__name__} without layers of its own; "
+                "only residual blocks go as a whole"
+            )
+        model.set_submodule(path, PassThrough().train(module.training))

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dist_prune.errors import PruneError
 from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph.blocks import Block
 from dist_prune.pruning.graph.groups import DependencyGraph
-from dist_prune.pruning.module_calls import first_input
+from dist_prune.pruning.module_calls import first_input, with_first_input
 from dist_prune.pruning.network_output import tensors_of
 from dist_prune.pruning.rng import seeded_generator
 from dist_prune.pruning.surgery.depth_surgery import remove_blocks
@@ -27,11 +28,14 @@ NEAR = 1e-6  # difference between what a block of zeros reads and returns, as a 
 
 @dataclass(frozen=True)
 class _Call:
-    """The one call of a module in a forward pass."""
+    """The one call of a module in a forward pass, with a copy of what it read."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    output: Tensor
+
+    @property
+    def input(self) -> Tensor:
+        return first_input(self.args, self.kwargs)
 
 
 def with_blocks(model: nn.Module, graph: DependencyGraph, example: Tensor) -> DependencyGraph:
@@ -56,6 +60,30 @@ def with_blocks(model: nn.Module, graph: DependencyGraph, example: Tensor) -> De
     return replace(graph, blocks=tuple(_block(model, graph, path) for path in paths))
 
 
+def check_shortcuts(model: nn.Module, paths: Iterable[str], image: Tensor) -> None:
+    """Check that modules whose places are to pass on what they read are residual blocks.
+
+    Args:
+        model: the dense network, with any weights; not changed.
+        paths: module paths of a plan's removed blocks.
+        image: (1, C, H, W) image of other values than zero.
+
+    Raises:
+        PruneError: one of them is no residual block with a plain shortcut.
+    """
+    modules = dict(model.named_modules())
+    with evaluation_mode(model), torch.no_grad():
+        calls = _calls(model, image)
+        for path in paths:
+            if path not in modules:
+                continue  # remove_blocks says so
+            if path not in calls or not _is_plain_residual(modules[path], calls[path]):
+                raise PruneError(
+                    f"the plan removes {path!r} as a block, and this {type(modules[path]).__name__} is no residual "
+                    "block with a plain shortcut, x + f(x), in this network"
+                )
+
+
 def _calls(model: nn.Module, image: Tensor) -> dict[str, _Call]:
     """Module path -> its call, of modules that could be blocks, in module order."""
     found: dict[str, _Call] = {}
@@ -63,15 +91,18 @@ def _calls(model: nn.Module, image: Tensor) -> dict[str, _Call]:
     handles = []
     for path, module in _private_modules(model):
 
-        def note(module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
+        def keep(_module: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
             times[path] += 1
             x = first_input(args, kwargs) if args or kwargs else None
-            if not isinstance(x, Tensor) or not isinstance(output, Tensor):
-                return
-            if x.shape == output.shape and x.dtype == output.dtype:
-                found[path] = _Call((x.clone(), *args[1:]) if args else (), kwargs, output)
+            if isinstance(x, Tensor):  # a block may write into what it reads
+                found[path] = _Call(*with_first_input(args, kwargs, x.clone()))
 
-        handles.append(module.register_forward_hook(note, with_kwargs=True))
+        def note(_module: nn.Module, _args: Any, output: Any, path: str = path) -> None:
+            x = found[path].input if path in found else None
+            if x is None or not isinstance(output, Tensor) or (x.shape, x.dtype) != (output.shape, output.dtype):
+                found.pop(path, None)
+
+        handles += [module.register_forward_pre_hook(keep, with_kwargs=True), module.register_forward_hook(note)]
     try:
         model(image)
     finally:
@@ -98,17 +129,20 @@ def _private_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def _is_plain_residual(module: nn.Module, call: _Call) -> bool:
     """Whether a module with parameters of zero passes its input on."""
-    x = first_input(call.args, call.kwargs)
+    x = call.input
     if not bool(x.any()) or not any(p.numel() for p in module.parameters()):
         return False
     zero = copy.deepcopy(module)
     for parameter in zero.parameters():
         parameter.zero_()
     for norm in zero.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
-            norm.running_mean.zero_()
+        buffers = norm._buffers
+        for key in ("running_mean", "weight", "bias") if "running_mean" in buffers else ():
+            if (buffer := buffers.get(key)) is not None:  # weights of frozen norms are buffers
+                buffer.zero_()
     try:
-        output = zero(*call.args, **call.kwargs)
+        args, kwargs = with_first_input(call.args, call.kwargs, x.clone())
+        output = zero(*args, **kwargs)
     except Exception:  # a forward that divides by a weight, for one
         return False
     return float((output - x).abs().max()) <= NEAR * float(x.abs().max())
@@ -135,12 +169,17 @@ def _same_without(model: nn.Module, image: Tensor, paths: Iterable[str]) -> bool
     small = copy.deepcopy(model)
     remove_blocks(small, paths)
     handles = []
+    read: dict[str, Tensor] = {}
     for path in paths:
 
-        def pass_on(_module: nn.Module, args: Any, kwargs: Any, _output: Any) -> Tensor:
-            return first_input(args, kwargs)
+        def keep(_module: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
+            read[path] = first_input(args, kwargs).clone()
 
-        handles.append(model.get_submodule(path).register_forward_hook(pass_on, with_kwargs=True))
+        def pass_on(_module: nn.Module, _args: Any, _output: Any, path: str = path) -> Tensor:
+            return read[path]
+
+        module = model.get_submodule(path)
+        handles += [module.register_forward_pre_hook(keep, with_kwargs=True), module.register_forward_hook(pass_on)]
     try:
         expected = list(tensors_of(model(image)))
     finally:
@@ -149,6 +188,8 @@ def _same_without(model: nn.Module, image: Tensor, paths: Iterable[str]) -> bool
     try:
         outputs = list(tensors_of(small(image)))
     except Exception:  # the network's own forward reads a part of the block
+        return False
+    if len(outputs) != len(expected):
         return False
     return all(torch.equal(output, other) for output, other in zip(outputs, expected, strict=True))
 

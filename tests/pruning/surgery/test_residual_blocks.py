@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from dist_prune import models
+from dist_prune.analysis.ratio_curves import with_keep_ratios
 from dist_prune.distributed import tensor_files
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
@@ -17,9 +19,10 @@ from dist_prune.export import bundle
 from dist_prune.pruning.graph.groups import DependencyGraph
 from dist_prune.pruning.plan.after_pruning import graph_after
 from dist_prune.pruning.plan.plan import Plan
+from dist_prune.pruning.plan.saved_idxs import to_saved_idxs
 from dist_prune.pruning.selection import cost
 from dist_prune.pruning.selection.cost import COSTS
-from dist_prune.pruning.selection.ranking import SelectionRequest, reachable, select_by_score
+from dist_prune.pruning.selection.ranking import SelectionRequest, hold_blocks, reachable, select_by_score
 from dist_prune.pruning.surgery.activation_memory import measure_peak
 from dist_prune.pruning.surgery.rebuild import rebuild
 from dist_prune.pruning.surgery.residual_blocks import with_blocks
@@ -219,9 +222,8 @@ def test_what_is_refused():
     for use in (apply_plan, lambda _model, graph, plan: graph_after(graph, plan)):
         with pytest.raises(PruneError, match=r"removes the block 'layer1.0'.*Write select.depth=true"):
             use(copy.deepcopy(model), plain, plan)
-    for paths in (("layer1.9",), ("",)):
-        with pytest.raises(PruneError, match="a block that this network has not"):
-            rebuild(copy.deepcopy(model), replace(plan, blocks_removed=paths), model.state_dict())
+    with pytest.raises(PruneError, match="a block that this network has not"):
+        rebuild(copy.deepcopy(model), replace(plan, blocks_removed=("layer1.9",)), model.state_dict())
     with pytest.raises(PruneError, match="not ascending"):
         replace(plan, blocks_removed=("layer1.1", "layer1.0"))
     with pytest.raises(PruneError, match="weights do not fit"):
@@ -244,6 +246,31 @@ def test_a_bundle_knows_its_blocks(tmp_path):
     loaded = bundle.load(tmp_path).double().eval()
     with torch.no_grad():
         assert torch.equal(loaded(images), small.double()(images))
+
+
+@pytest.mark.parametrize("path", ["blocks.1.attn", "blocks.1.mlp", "layer2.0"])
+def test_a_bundle_whose_block_is_none_is_refused(tmp_path, path):
+    """Its attention alone has the shape of a block, and would hand on what its norm returns."""
+    model, images = made("resnet" if path == "layer2.0" else "vit")
+    name, kwargs, side, _ = FAMILIES["resnet" if path == "layer2.0" else "vit"]
+    widths = {group.name: group.width for group in trace_groups(model, images[:1]).groups}
+    weights = {key: t for key, t in model.float().state_dict().items() if not key.startswith(f"{path}.")}
+    spec = {"name": name, "kwargs": kwargs, "num_classes": 10, "in_chans": 3}
+    image = tiny.IMAGE | {"mean": [0.3] * 3, "std": [0.4] * 3, "size": side}
+    text = bundle.manifest_json(spec, Plan({}, widths, blocks_removed=(path,)), image, CLASSES, weights, {}, {})
+    (tmp_path / bundle.MANIFEST).write_text(text)
+    tensor_files.save_tensors(tmp_path / bundle.WEIGHTS, weights)
+    with pytest.raises(PruneError, match=f"removes '{path}' as a block, and this .* is no residual block"):
+        bundle.load(tmp_path)
+
+
+def test_a_curve_of_channels_alone_looks_at_no_block():
+    """A group alone at a keep ratio loses its channels, also if the recipe removes nothing but blocks."""
+    model, images = made("resnet")
+    graph = trace_groups(model, images[:1], depth=True)
+    request = with_keep_ratios(SelectionRequest(target=("macs", 0.5), depth="only"), {"layer1.0.conv1": 0.5})
+    plan = Plan.from_kept(graph, select_by_score(graph, changes(graph), request))
+    assert len(plan.removed["layer1.0.conv1"]) == 8 and len(plan.removed) == 1 and not plan.blocks_removed
 
 
 def blocks_of_digits(ranks: Communicator | None = None) -> DistributedScoringContext:
@@ -277,3 +304,162 @@ def test_the_change_of_a_block():
     handle.remove()
     cos = [float(torch.nn.functional.cosine_similarity(x.flatten(), y.flatten(), dim=0)) for x, y in seen]
     assert float(found["block:layer2.1"]) == pytest.approx(1 - sum(cos) / len(cos), rel=1e-9)
+
+
+class InPlace(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        x += self.conv(x)
+        return x
+
+
+class Keyword(Plain):
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        return hidden + self.conv(hidden)
+
+
+class Frozen(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = FrozenBatchNorm2d(8)
+        nn.init.normal_(self.norm.get_buffer("running_mean"))
+        nn.init.normal_(self.norm.get_buffer("bias"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.conv(x))
+
+
+class OneBlock(nn.Module):
+    def __init__(self, block: nn.Module, by_keyword: bool = False) -> None:
+        super().__init__()
+        self.stem, self.block, self.last, self.head = nn.Conv2d(3, 8, 1), block, nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+        self.by_keyword = by_keyword
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.block(hidden=x, mask=None) if self.by_keyword else self.block(x)
+        return self.head(self.last(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [InPlace, Keyword, Frozen])
+def test_unusual_blocks_are_found_and_go(kind):
+    """One that writes into what it reads, one that is called by keyword, one whose norm has buffers for weights."""
+    torch.manual_seed(0)
+    model, images = OneBlock(kind(), by_keyword=kind is Keyword), torch.randn(2, 3, 6, 6)
+    graph = trace_groups(model, images[:1], depth=True)
+    assert [block.path for block in graph.blocks] == ["block"]
+    small = copy.deepcopy(model)
+    apply_plan(small, graph, Plan.from_kept(graph, {"block:block": []}))
+    with torch.no_grad():
+        assert torch.equal(small(images), model.head(model.last(model.stem(images)).mean((2, 3))))
+
+
+@pytest.mark.parametrize(
+    ("paths", "what"),
+    [
+        (("layer1", "layer1.0"), "'layer1.0', which lies inside it"),
+        ("layer1.0", "no module paths"),
+        (5, "no module paths"),
+        (None, "no module paths"),
+        ({"layer1.0": 1}, "no module paths"),
+        (("",), "no module paths"),
+        ((1, "layer1.0"), "no module paths"),
+        (("layer1.0", "layer1.0"), "not ascending"),
+    ],
+)
+def test_odd_paths_are_refused(paths, what):
+    body = {"format": 1, "removed": {}, "widths": {"conv1": 16}}
+    with pytest.raises(PruneError, match=what):
+        Plan({}, {"conv1": 16}, blocks_removed=paths)
+    with pytest.raises(PruneError, match=what):
+        Plan.from_dict(body | {"blocks_removed": list(paths) if isinstance(paths, tuple) else paths})
+
+
+def test_layers_do_not_go_as_blocks():
+    """A path of a layer, or of a module without weights, would change the network in silence."""
+    model, images = made("resnet")
+    widths = {group.name: group.width for group in trace_groups(model, images[:1]).groups}
+    for path, kind in (("layer1.0.conv1", "Conv2d"), ("layer1.0.bn1", "BatchNorm2d")):
+        weights = {name: t for name, t in model.state_dict().items() if not name.startswith(f"{path}.")}
+        plan = Plan({}, widths, blocks_removed=(path,))
+        with pytest.raises(PruneError, match=f"removes '{path}' as a block, and it is a {kind}"):
+            rebuild(copy.deepcopy(model), plan, weights)
+
+
+def test_pruning_information_has_no_blocks():
+    model, images = made("resnet")
+    graph = trace_groups(model, images[:1], depth=True)
+    with pytest.raises(PruneError, match="'layer1.0' and 0 other residual blocks go as a whole.*--out plan.json"):
+        to_saved_idxs(Plan.from_kept(graph, {"block:layer1.0": []}), graph)
+
+
+@pytest.mark.parametrize("scope", ["local", "global", "isomorphic"])
+@pytest.mark.parametrize("depth", [True, "only"])
+def test_a_target_that_scores_do_not_let_is_refused(scope, depth):
+    """The block that stays is the one with the largest score, which may be a large one."""
+    model, images = made("resnet")
+    graph = trace_groups(model, images[:1], depth=True)
+    request = SelectionRequest(target=("params", 0.5), depth=depth, scope=scope)
+    low = reachable(graph, request, "params")[0]
+    with pytest.raises(PruneError, match="cannot be reached with these scores"):
+        select_by_score(graph, changes(graph), replace(request, target=("params", low)))
+    largest_first = {block.key: torch.tensor([-float(i)]) for i, block in enumerate(graph.blocks)}
+    kept = select_by_score(graph, changes(graph) | largest_first, replace(request, target=("params", low)))
+    assert COSTS["params"].share(graph, Plan.from_kept(graph, kept).counts) == low
+
+
+@pytest.mark.parametrize("depth", [True, "only"])
+def test_a_share_that_is_kept_stays_in_the_next_round(depth):
+    """Under global all channels of a block that is gone count as gone, and with ``only`` blocks alone compete."""
+    model, images = made("resnet")
+    graph = trace_groups(model, images[:1], depth=True)
+    request = SelectionRequest(keep_ratio=0.5, depth=depth, scope="global")
+    # blocks are in the middle of the channels: 0.5 to 1.5 of their mean
+    scores = changes(graph, 3.0)
+    plan = Plan.from_kept(graph, select_by_score(graph, scores, request))
+    assert plan.blocks_removed
+    if depth == "only":
+        assert plan.blocks_removed == ("layer1.0", "layer1.1", "layer1.2")
+    left = graph_after(graph, plan)
+    assert Plan.from_kept(left, select_by_score(left, changes(left, 3.0), request)).empty
+
+
+def test_blocks_with_named_layers_stay():
+    model, images = made("resnet")
+    graph = trace_groups(model, images[:1], depth=True)
+    request = SelectionRequest(keep_ratio=0.5, depth=True)
+    for more in ({"keep_ratios": {"layer1.0.conv1": 1.0}}, {"max_ratio": {"layer1.0.*": 0.25}}):
+        held = hold_blocks(graph, replace(request, **more))
+        assert "names its layers" in held.blocks[0].protected and len(held.free_blocks) == 6
+    assert hold_blocks(graph, replace(request, max_ratio={"layer1.0.*": 1.0})) == graph
+    with pytest.raises(PruneError, match=r"no block may go, layer1.0 for one because select.max_ratio '\*'"):
+        hold_blocks(graph, replace(request, max_ratio={"*": 0.5}))
+
+
+def in_place_scores(ranks: Communicator) -> dict[str, Tensor]:
+    digits = blocks_of_digits(ranks)
+    block = digits.model.get_submodule("layer2.1")
+    plain = block.forward
+
+    def forward(x: Tensor) -> Tensor:
+        return x.copy_(plain(x))
+
+    block.forward = forward
+    return block_changes(digits)
+
+
+def infinite_scores(ranks: Communicator) -> str:
+    digits = blocks_of_digits(ranks)
+    digits.model.get_parameter("layer2.1.conv1.weight").data[0, 0, 0, 0] = float("inf")
+    with pytest.raises(PruneError) as caught:
+        block_changes(digits)
+    return str(caught.value)
+
+
+def test_a_block_that_writes_into_what_it_reads_has_the_same_change(pool):
+    plain, found = pool.run(1, block_scores)[0], pool.run(1, in_place_scores)[0]
+    assert {key: float(change) for key, change in found.items()} == {k: float(c) for k, c in plain.items()}
+
+
+def test_changes_that_are_not_finite_are_refused(pool):
+    for text in pool.run(2, infinite_scores):
+        assert "residual blocks change what they read cannot be measured (layer2.1" in text
