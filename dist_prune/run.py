@@ -41,7 +41,7 @@ from dist_prune.fileio import canonical, read_json, write_atomic
 from dist_prune.pipeline import runner
 from dist_prune.pipeline.artifact_store import ArtifactStore
 from dist_prune.pipeline.context import RunContext
-from dist_prune.pipeline.ledger import bind_recipe, lock_run_directory
+from dist_prune.pipeline.ledger import bind_recipe, lock_run_directory, name_holder
 from dist_prune.pipeline.method_choice import keep_choice
 from dist_prune.pipeline.precheck import precheck
 from dist_prune.pipeline.run_directory import clear_leftovers, run_directory
@@ -118,9 +118,7 @@ def execute(
             cluster.timeout_s, cluster.tf32, cluster.deterministic, cluster.join_timeout_s
         )
         with contextlib.ExitStack() as locks:
-            environment.comm.run_on_main(
-                lambda: locks.enter_context(lock_run_directory(folder, environment.comm.world))
-            )
+            environment.comm.run_on_main(lambda: locks.enter_context(lock_run_directory(folder)))
             try:
                 missed = work(recipe, folder, environment)
             except PreemptedError:
@@ -184,6 +182,7 @@ def run(
     changed = comm.run_on_main(lambda: bind_recipe(folder, recipe.written(), fixed, recipe.resolved()))
     shared_folder.check_shared_folder(folder, comm)
     environment.claimed = folder
+    comm.run_on_main(lambda: name_holder(folder, comm.world))
     comm.run_on_main(lambda: clear_leftovers(folder))
     tracker = tracking.Tracker(comm.is_main, recipe.report.trackers, folder, recipe.name)
     comm.run_on_main(lambda: shutil.rmtree(folder / "errors", ignore_errors=True))

@@ -69,14 +69,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def lock_run_directory(folder: Path, ranks: int = 1) -> Iterator[None]:
+def lock_run_directory(folder: Path) -> Iterator[None]:
     """Hold the lock of a run directory while the body runs, so that one run at a time uses it.
 
-    The lock's file names its holder as JSON: ``host``, ``pid``, ``ranks`` and ``began`` (seconds since 1970).
-
     Args:
-        folder: The run directory; it is created if it is missing.
-        ranks: Number of processes of the run.
+        folder: The run directory; it is created if it is missing. Nothing that is there changes.
 
     Raises:
         PruneError: Another process runs there, or the folder cannot be written.
@@ -88,12 +85,22 @@ def lock_run_directory(folder: Path, ranks: int = 1) -> Iterator[None]:
         raise PruneError(f"--run-dir: {folder} cannot be used: {error.strerror or error}") from error
     with file:
         _take_lock(file, folder)
-        with contextlib.suppress(OSError):  # a full disk says so where it matters
-            file.truncate(0)
-            note = {"host": socket.gethostname(), "pid": os.getpid(), "ranks": ranks, "began": round(time.time(), 3)}
-            file.write(f"{json.dumps(note)}\n".encode())
-            file.flush()
         yield
+
+
+def name_holder(folder: Path, ranks: int) -> None:
+    """Write into the lock's file who holds it, once the run directory is known to be the run's own.
+
+    The file holds JSON: ``host``, ``pid``, ``ranks`` and ``began`` (seconds since 1970).
+
+    Args:
+        folder: The run directory, locked by this process.
+        ranks: Number of processes of the run.
+    """
+    note = {"host": socket.gethostname(), "pid": os.getpid(), "ranks": ranks, "began": round(time.time(), 3)}
+    with contextlib.suppress(OSError), open_append(folder / ".lock") as file:  # a full disk says so where it matters
+        file.truncate(0)
+        file.write(f"{json.dumps(note)}\n".encode())
 
 
 def _take_lock(file: IO[bytes], folder: Path) -> None:

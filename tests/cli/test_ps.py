@@ -14,14 +14,15 @@ from dist_prune.cli.main import main
 from dist_prune.cli.ps import live, of_this_machine
 from dist_prune.errors import PruneError
 from dist_prune.fileio import read_json
-from dist_prune.pipeline.ledger import lock_run_directory
+from dist_prune.pipeline.ledger import lock_run_directory, name_holder
 from tests.cli.test_status import run_folder
 
 HOLD = """
 import sys
 from pathlib import Path
-from dist_prune.pipeline.ledger import lock_run_directory
-with lock_run_directory(Path(sys.argv[1]), 4):
+from dist_prune.pipeline.ledger import lock_run_directory, name_holder
+with lock_run_directory(Path(sys.argv[1])):
+    name_holder(Path(sys.argv[1]), 4)
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -78,7 +79,8 @@ def test_a_run_of_another_host_is_listed_while_its_files_are_new(tmp_path, capsy
 def test_notes_of_earlier_versions_and_damaged_ones(tmp_path):
     """An empty lock file names nobody; wrong values are left out."""
     folder = run_folder(tmp_path / "run", [], "train")
-    with lock_run_directory(folder, 2):
+    with lock_run_directory(folder):
+        name_holder(folder, 2)
         assert read_json(folder / ".lock")["ranks"] == 2
         for text in ("", "[]", "{", '{"host": 3, "pid": "x"}'):
             (folder / ".lock").write_text(text)
