@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     """Print the script.
 
     Written to a file that the shell reads it costs nothing; made at each start of a shell it costs the import of every
-    verb. For bash: ``dist-prune completion bash > ~/.local/share/bash-completion/completions/dist-prune``.
+    verb. For bash: ``dist-prune completion bash > ~/.dist-prune-completion``, and source that file in ~/.bashrc.
     """
     text = script(arguments.shell)
     return text, {"shell": arguments.shell, "script": text}, 0
