@@ -274,7 +274,8 @@ def test_a_source_that_shrank_is_no_copy(root, tmp_path):
     os.truncate(tmp_path / "tar" / "toy-train-0001.tar", 3000)
     with pytest.raises(PruneError, match="has 3,000 bytes, and had .* when it was indexed"):
         staging.stage(opened, str(tmp_path / "node"), Communicator())
-    assert not list((tmp_path / "node").rglob("*0001.tar*"))
+    # Several are copied at once: others may be whole by then.
+    assert not list((tmp_path / "node").rglob("*toy-train-0001.tar*"))
 
 
 def test_what_is_refused(tmp_path):
