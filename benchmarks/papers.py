@@ -30,7 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.papers_parts import tables
-from benchmarks.papers_parts.rows import CASES, Case, Row, method
+from benchmarks.papers_parts.rows import CASES, Row, method
 from dist_prune.fileio import write_atomic
 from dist_prune.report.papers_html import render_papers
 
@@ -68,17 +68,25 @@ class Rows:
     def run(self, case: str, seed: int, row: Row) -> bool:
         """Run a row, and before it what it starts from. False: there is no time left."""
         given = CASES[case]
-        if not self._start(self.folder(case, seed, "dense"), given.recipe, seed, [*given.words, *_dense(given)]):
+        folder = self.folder(given.dense_of or case, seed, "dense")
+        if not self._start(folder, given.recipe, seed, [*given.words, *_dense()]):
             return False
         words = [*given.words, *row.words]
-        dense = self.folder(case, seed, "dense") / "dense.safetensors"
+        dense = folder / "dense.safetensors"
         words += ["train.epochs=0", f"backbone.checkpoint={dense}"]
         if row.like is not None:
-            first = next(one for one in given.rows if one.name == row.like)
-            if not self.run(case, seed, first):
+            if not self._first(case, seed, row.like):
                 return False
             words.append(f"target={{macs: {_macs_left(self.folder(case, seed, row.like)):.6f}}}")
+        if row.bundle is not None:
+            if not self._first(case, seed, row.bundle):
+                return False
+            words.append(f"select.plan={self.folder(case, seed, row.bundle) / 'export'}")
         return self._start(self.folder(case, seed, row.name), row.recipe or given.recipe, seed, words)
+
+    def _first(self, case: str, seed: int, name: str) -> bool:
+        """Run the row that another one needs."""
+        return self.run(case, seed, next(row for row in CASES[case].rows if row.name == name))
 
     def _start(self, folder: Path, recipe: str, seed: int, words: list[str]) -> bool:
         if (folder / "report.json").is_file():
@@ -104,7 +112,7 @@ class Rows:
         return code in (0, NOT_REACHED)
 
 
-def _dense(case: Case) -> list[str]:
+def _dense() -> list[str]:
     """Overrides of the run that trains the dense network and does next to nothing else."""
     return [*method("random"), "select={}", "target={macs: 0.9}", "finetune.epochs=0", "score.images=100"]
 

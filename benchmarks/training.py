@@ -1,9 +1,11 @@
 """What the training loop costs: against a bare PyTorch loop, against timm's own pieces, and what checkpoints cost.
 
     DIST_PRUNE_DATA=FOLDER python benchmarks/training.py [--images 1280] [--pairs 7] [--json FILE]
+    DIST_PRUNE_DATA=FOLDER python benchmarks/training.py --only formats [--threads 1]
 
-Same network, same images, same optimizer in both columns; pairs are interleaved; medians are quoted, for ratios those
-of the pairs. Two threads.
+The last one: what the keys precision and channels_last make of a CPU's training. Same network, same images, same
+optimizer in both columns; pairs are interleaved; medians are quoted, for ratios those of the pairs. Two threads unless
+--threads says another number.
 """
 
 import argparse
@@ -39,6 +41,7 @@ from dist_prune.training.trainer import Trainer
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 CASES = (("resnet20_cifar", 32, 128), ("resnet50", 64, 32))
+FORMATS = ({"channels_last": True}, {"precision": "bf16"}, {"precision": "bf16", "channels_last": True})
 FILES_NET, WORKERS = "resnet18", 2
 EPOCH = 50_000  # images of a real epoch, CIFAR-10's
 
@@ -76,11 +79,11 @@ def bare(name: str, source: ArraySource, batch: int) -> float:
     return seen / (time.perf_counter() - start)
 
 
-def harness(name: str, source: ArraySource, batch: int, size: int) -> float:
+def harness(name: str, source: ArraySource, batch: int, size: int, **keys: Any) -> float:
     """Images per second of one epoch of this package's loop, with its figures, polls and updates."""
     torch.manual_seed(0)
     machine = DistributedEnvironment.single_process()
-    settings = Training(epochs=1, batch=batch, lr=0.01, schedule="constant", selection="last", evaluate_every=1)
+    settings = Training(epochs=1, batch=batch, lr=0.01, schedule="constant", selection="last", evaluate_every=1, **keys)
     loop = Loop(
         settings, ImageLoader(source, TransformConfig(size, MEAN, STD), machine.device), machine, Tracker(False), 0
     )
@@ -159,10 +162,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--images", type=int, default=1280)
     parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--only", choices=("loop", "files", "checkpoints"), help="one of the three tables")
+    parser.add_argument("--only", choices=("loop", "files", "checkpoints", "formats"), help="one of the four tables")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the same figures here")
     given = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(given.threads)
     body: dict[str, Any] = {
         "machine": describe_environment(DistributedEnvironment.single_process()),
         "pairs": given.pairs,
@@ -174,6 +178,14 @@ def main() -> None:
         rows[f"loop: {name}, {size} px, batch {batch}"] = compare(
             partial(bare, name, source, batch), partial(harness, name, source, batch, size), given.pairs
         ) | {"of": "images/s, bare loop | harness", "bound": "at least 0.95x"}
+    for name, size, batch in CASES if given.only in (None, "formats") else ():
+        source, body["data"] = source_of(given.images if size == 32 else given.images // 8, size)
+        for words in FORMATS:
+            rows[f"formats: {name}, {' '.join(f'{k}={v}' for k, v in words.items())}"] = compare(
+                partial(harness, name, source, batch, size),
+                partial(harness, name, source, batch, size, **words),
+                given.pairs,
+            ) | {"of": "images/s, fp32 and NCHW | so", "bound": ""}
     folder = Path(os.environ.get("DIST_PRUNE_DATA", "/nowhere")) / "imagenet_1000"
     if folder.is_dir() and given.only in (None, "files"):
         asked = (folder, given.images // 4, 32, 64)
@@ -193,9 +205,8 @@ def main() -> None:
             row |= {"ratio": 1 + row["difference"] / interval, "of": f"seconds, without | with; every {interval:.0f} s"}
             bound = {"bound": "at most 1.02 times as long", "unit": " times as long"}
             rows[f"checkpoint: {name}, {len(source.labels)} images"] = row | bound
-    print(
-        f"{body['machine']['processor']}, 2 threads; {body.get('data', 'real JPEGs')}; medians of {given.pairs} pairs"
-    )
+    machine = f"{body['machine']['processor']}, {given.threads} thread(s)"
+    print(f"{machine}; {body.get('data', 'real JPEGs')}; medians of {given.pairs} pairs")
     for case, row in rows.items():
         figures = f"{row['one']:9.2f} {row['other']:9.2f} {row['ratio']:6.3f}{row.get('unit', 'x')}"
         print(f"{case:48} {figures}  {row['bound']:32} {row['of']}")

@@ -12,7 +12,7 @@ from dist_prune.config import loading
 def test_every_row_is_a_recipe(case, tmp_path, monkeypatch):
     monkeypatch.setenv("DIST_PRUNE_DATA", str(tmp_path))
     given = CASES[case]
-    dense = loading.load(given.recipe, [*given.words, *papers._dense(given)])
+    dense = loading.load(given.recipe, [*given.words, *papers._dense()])
     assert dense.finetune.epochs == 0 and dense.method["name"] == "random"
     for row in given.rows:
         words = [*given.words, *row.words, "train.epochs=0", "backbone.checkpoint=x"]

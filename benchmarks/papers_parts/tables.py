@@ -25,7 +25,10 @@ def figures(case: str, row: str, seed: int, report: dict[str, Any], words: Seque
     """
     dense, pruned, tuned = (report[name] for name in ("dense", "pruned", "finetuned"))
     environment = report.get("environment", {})
+    reruns = report.get("reruns", {}).get("top1")
+    more = {"reruns": [round(value, 3) for value in reruns]} if reruns else {}
     return {
+        **more,
         "case": case, "row": row, "seed": seed, "shortened": " ".join(words),
         "dense": round(dense["top1"], 3), "pruned": round(pruned["top1"], 3), "finetuned": round(tuned["top1"], 3),
         "macs": round(pruned["macs"] / dense["macs"], 5), "params": round(pruned["params"] / dense["params"], 5),
@@ -63,11 +66,16 @@ def for_page(rows: list[Figures]) -> list[PaperTable]:
         for row in case.rows:
             of_row = [one for one in own if one["row"] == row.name]
             shares = [statistics.mean(one[key] for one in of_row) if of_row else None for key in ("macs", "params")]
-            figures_of_row = [[one[key] for one in of_row] for key in ("pruned", "finetuned")]
-            found.append(PaperRow(row.name, row.paper, *figures_of_row, *shares))
+            cut = [one["pruned"] for one in of_row]
+            found.append(PaperRow(row.name, row.paper, cut, _finetuned(of_row), *shares))
         dense = [value for _, value in sorted({(row["seed"], row["dense"]) for row in own})]
         parts.append(PaperTable(name, case.paper, case.recipe, case.note, dense, case.dense, found))
     return parts
+
+
+def _finetuned(rows: list[Figures]) -> list[float]:
+    """Top-1 of every finetuning: a row may have several, from the same cut."""
+    return [value for row in rows for value in row.get("reruns") or [row["finetuned"]]]
 
 
 def markdown(rows: list[Figures]) -> str:
@@ -97,7 +105,7 @@ def _table(name: str, case: Case, rows: list[Figures], shortened: str) -> str:
         if not found:
             lines.append(f"| {row.name} | {paper} | | | | not run | 0 |")
             continue
-        cells = [spread([one[key] for one in found]) for key in ("pruned", "finetuned")]
+        cells = [spread([one["pruned"] for one in found]), spread(_finetuned(found))]
         macs, params = (f"{statistics.mean(one[key] for one in found):.3f}" for key in ("macs", "params"))
         lines.append(f"| {row.name} | {paper} | {macs} | {params} | {cells[0]} | {cells[1]} | {len(found)} |")
     return "\n".join(lines)

@@ -46,8 +46,9 @@ ADDED: dict[str, Any] = {
 ADDED_TO: dict[str, dict[str, Any]] = {  # method -> the same for its options
     **{
         name: {"method.normalise": True}
-        for name in ("dirichlet", "fisher", "l1", "l2", "mint", "random", "sensitivity", "shapley")
+        for name in ("dirichlet", "fisher", "l1", "l2", "random", "sensitivity", "shapley")
     },
+    "mint": {"method.normalise": True, "method.criterion": "information"},
     "entropy": {"method.normalise": True, "method.taps": "consumed"},
 }
 

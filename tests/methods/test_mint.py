@@ -215,6 +215,35 @@ def test_p_masks_blocks_and_the_plan_says_how_much():
     assert mask_violations(small.state_dict(), masks) == []
 
 
+@pytest.mark.parametrize("criterion", ["l1", "random"])
+def test_blocks_by_weight_or_by_chance_are_cut_at_the_same_rates(criterion):
+    """By hand: the mean absolute weight of a block over that of its layer, ranked over all layers; no image is read."""
+    method = mint_with(groups=8, p=(0.5,), skip=("linear",), criterion=criterion, promote=False)
+    bench, scores = digits(method)
+    pairs = {pair.child: pair for pair in method.pairs(bench.graph)}
+    assert scores.keys() == {f"{name}:order" for name in pairs}
+    values, order = [], []
+    for name, pair in pairs.items():
+        weight = bench.model.get_submodule(name).weight.detach().abs()
+        for i, row in enumerate(pair.rows):
+            for j, column in enumerate(pair.columns):
+                values.append(float(weight[list(row)][:, list(column)].mean() / weight.mean()))
+                order.append(int(scores[f"{name}:order"][i, j]))
+    assert sorted(order) == list(range(len(order))), "no two blocks are equal here"
+    by_weight = np.argsort(np.argsort(values))
+    assert (by_weight.tolist() == order) == (criterion == "l1")
+    counts = weights_left(method.select(scores, bench.graph, SelectionRequest()), bench.graph)
+    cut, whole = (sum(counts[name][k] for name in pairs) for k in (0, 1))
+    assert 0.5 <= 1 - cut / whole < 0.52
+    assert digits(method)[1][f"{name}:order"].equal(scores[f"{name}:order"])
+    structured = mint_with(groups=8, skip=("linear",), criterion=criterion).select(
+        scores, bench.graph, SelectionRequest(keep_ratio=0.5)
+    )
+    assert structured.removed
+    with pytest.raises(PruneError, match="has no '.*:order'"):
+        method.select(digits(mint_with(groups=8))[1], bench.graph, SelectionRequest())
+
+
 def test_excluded_layers_keep_all_their_weights():
     """p then speaks of the others; the protected output layer can be excluded as well; the score file is the same."""
     method = mint_with(groups=8, p=(0.5,))

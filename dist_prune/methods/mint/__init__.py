@@ -14,6 +14,7 @@ Files:
     layer_pairs.py: pairs of child and parent, their groups, where their activations are read.
     mutual_information.py: the estimator of the conditional mutual information, and the images that it takes.
     spanning_tree.py: squared distances, nearest neighbours and minimum spanning trees, compiled.
+    block_orders.py: orders that need no images, by weight or by chance, for comparison.
     thresholds.py: the quantile over all layers and the cap of one.
     dead_channels.py: channels that the cut blocks leave without use.
     quirks.py: departures of the released program.

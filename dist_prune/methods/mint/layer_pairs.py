@@ -76,12 +76,12 @@ def layer_pairs(
         single = one_group and _has_one_producer(graph, group)
         if numbered is not None and not (single and group.name == numbered):
             columns = y = contiguous_groups(layer.width_in, *group_count(layer, False), name)
-            below = _output_of(graph, numbered)
+            below = output_of(graph, numbered)
         elif one_group:
             y = contiguous_groups(group.width, *group_count(layer, False), name)
             columns = _positions_of(point.coupling, y)
             plain = single and not consumed
-            below = _output_of(graph, group.name) if plain else point.point
+            below = output_of(graph, group.name) if plain else point.point
             y = y if plain else columns
         else:
             columns = y = contiguous_groups(layer.width_in, *group_count(layer, False), name)
@@ -141,9 +141,10 @@ def _above(
         for point in consumers(graph, produced[0][0]):
             if _is_whole(point):
                 return point.point, _positions_of(point.coupling, rows)
-    return _output_of(graph, layer.name), rows
+    return output_of(graph, layer.name), rows
 
 
-def _output_of(graph: DependencyGraph, name: str) -> HookPoint:
+def output_of(graph: DependencyGraph, name: str) -> HookPoint:
+    """The raw output of a layer."""
     layer = graph.layers[name]
     return HookPoint(name, name, layer.width_out, layer.kind, False)

@@ -16,6 +16,7 @@ from torch import Tensor
 from dist_prune.errors import PruneError, unknown
 from dist_prune.methods import base
 from dist_prune.methods.mint import quirks, spanning_tree
+from dist_prune.methods.mint.block_orders import ORDERS
 from dist_prune.methods.mint.dead_channels import promote_dead_channels
 from dist_prune.methods.mint.layer_pairs import LayerPair, Parts, layer_pairs
 from dist_prune.methods.mint.mutual_information import (
@@ -59,9 +60,13 @@ class Mint(base.RankingMethod):
         Returns:
             For each child layer ``<layer>:edges``, (child groups, parent groups) int64, R of the spanning trees; and
             ``<layer>:sizes``, (2,) int64, |C| and |A|. ``mutual_information`` makes I of them. Plans compare the
-            integers R, so equal scores are exactly equal.
+            integers R, so equal scores are exactly equal. With another criterion ``<layer>:order`` instead, (child
+            groups, parent groups) int64, positions of the blocks among all.
         """
         pairs = self.pairs(context.graph)
+        if self.options.criterion != "information":
+            orders = ORDERS[self.options.criterion](context, pairs)
+            return {f"{child}:order": order for child, order in orders.items()}
         taps = {point.name: point for pair in pairs for point in (pair.below, pair.above)}
         tables = context.collect(list(taps.values()), ChannelMeans())
         means = {name: states["means"].double().numpy() for name, states in tables.items()}
@@ -197,9 +202,7 @@ class Mint(base.RankingMethod):
             return {}
         importance = {group.name: torch.zeros(group.width, dtype=torch.float64) for group in graph.free}
         for pair in self.pairs(graph):
-            table = mutual_information(
-                *(self.require_score(scores, f"{pair.child}:{key}") for key in ("edges", "sizes"))
-            )
+            table = self._information(scores, pair)
             sides = {"out": expand_groups(table.mean(1), pair.rows), "in": expand_groups(table.mean(0), pair.columns)}
             for group in graph.free:
                 for coupling in group.couplings:
@@ -249,8 +252,16 @@ class Mint(base.RankingMethod):
         plan = Plan({}, {group.name: group.width for group in graph.groups}, reasons, blocks)
         return promote_dead_channels(plan, graph, request) if self.options.promote else plan
 
+    def _information(self, scores: Mapping[str, Tensor], pair: LayerPair) -> Tensor:
+        """(child groups, parent groups) float64: I of the blocks, or their positions in another order, from 0."""
+        if self.options.criterion != "information":
+            return self.require_score(scores, f"{pair.child}:order").double()
+        return mutual_information(*(self.require_score(scores, f"{pair.child}:{key}") for key in ("edges", "sizes")))
+
     def _values(self, scores: Mapping[str, Tensor], pair: LayerPair) -> np.ndarray:
         """Integers in the order of I, which falls as R rises: minus the number of cross edges."""
+        if self.options.criterion != "information":
+            return self.require_score(scores, f"{pair.child}:order").numpy()
         edges = self.require_score(scores, f"{pair.child}:edges")
         first = int(self.require_score(scores, f"{pair.child}:sizes")[0])
         return -(quirks.clamped_score(edges, first) if self.has("clamped_score") else edges).numpy()

@@ -28,6 +28,11 @@ class Options(base.QuirkOptions[Quirk], base.RankingOptions):
     ``child_groups`` and ``caps`` are for single pairs, by the child layer's name or a glob of it.
     """
 
+    criterion: Literal["information", "l1", "random"] = Field(
+        default="information",
+        description="score of blocks: the paper's mutual information, their mean absolute weight over that of the "
+        "layer, or chance; the last two need no images and are what the first is compared with",
+    )
     groups: int = Field(default=64, ge=1, le=10**6, description="number of groups of filters per layer")
     parent_groups: dict[str, Count] = Field(
         default={}, description="exact number of groups of its input channels, by child layer"
