@@ -25,14 +25,16 @@ def figures(case: str, row: str, seed: int, report: dict[str, Any], words: Seque
     """
     dense, pruned, tuned = (report[name] for name in ("dense", "pruned", "finetuned"))
     environment = report.get("environment", {})
+    sparse = pruned.get("sparse") or {"weights": 0, "nonzero": 0}
+    masked = sparse["weights"] - sparse["nonzero"]  # they are in the network, and in no count of the papers
     reruns = report.get("reruns", {}).get("top1")
     more = {"reruns": [round(value, 3) for value in reruns]} if reruns else {}
     return {
         **more,
         "case": case, "row": row, "seed": seed, "shortened": " ".join(words),
         "dense": round(dense["top1"], 3), "pruned": round(pruned["top1"], 3), "finetuned": round(tuned["top1"], 3),
-        "macs": round(pruned["macs"] / dense["macs"], 5), "params": round(pruned["params"] / dense["params"], 5),
-        "masked": report.get("masks", {}).get("share"),
+        "macs": round(pruned["macs"] / dense["macs"], 5),
+        "params": round((pruned["params"] - masked) / dense["params"], 5),
         "about": {
             **{key: environment.get(key) for key in ("processor", "cores", "threads", "python")},
             "commit": report.get("commit"),  # beside the environment, not in it
