@@ -82,7 +82,21 @@ class Rows:
             if not self._first(case, seed, row.bundle):
                 return False
             words.append(f"select.plan={self.folder(case, seed, row.bundle) / 'export'}")
-        return self._start(self.folder(case, seed, row.name), row.recipe or given.recipe, seed, words)
+        if row.scores is not None:
+            if not self._first(case, seed, row.scores):
+                return False
+            words.append(f"score.from={self.folder(case, seed, row.scores)}")
+        return all(
+            self._start(folder, row.recipe or given.recipe, seed, [*words, *more])
+            for folder, more in self.runs(case, seed, row)
+        )
+
+    def runs(self, case: str, seed: int, row: Row) -> list[tuple[Path, list[str]]]:
+        """The run directories of a row and their own overrides: one, or one for each of its grid."""
+        folder = self.folder(case, seed, row.name)
+        if not row.grid:
+            return [(folder, [])]
+        return [(folder / str(number), [word]) for number, word in enumerate(row.grid, start=1)]
 
     def _first(self, case: str, seed: int, name: str) -> bool:
         """Run the row that another one needs."""
@@ -147,9 +161,11 @@ def collected(rows: Rows) -> list[dict[str, Any]]:
         for place in sorted((rows.out / name).glob("seed_*")):
             seed = int(place.name.removeprefix("seed_"))
             for row in case.rows:
-                file = rows.folder(name, seed, row.name) / "report.json"
-                if file.is_file():
-                    found.append(tables.figures(name, row.name, seed, json.loads(file.read_text()), rows.words))
+                files = [folder / "report.json" for folder, _ in rows.runs(name, seed, row)]
+                if all(file.is_file() for file in files):
+                    reports = [json.loads(file.read_text()) for file in files]
+                    best = max(reports, key=lambda report: report["finetuned"]["top1"])
+                    found.append(tables.figures(name, row.name, seed, best, rows.words))
     return found
 
 

@@ -17,11 +17,11 @@ def test_every_row_is_a_recipe(case, tmp_path, monkeypatch):
     for row in given.rows:
         words = [*given.words, *row.words, "train.epochs=0", "backbone.checkpoint=x"]
         words += ["target={macs: 0.8}"] if row.like else []
-        recipe = loading.load(row.recipe or given.recipe, words)
+        recipe = loading.load(row.recipe or given.recipe, words + list(row.grid[-1:]))
         is_cut_alone = any(other.bundle == row.name for other in given.rows)
         assert is_cut_alone or recipe.finetune.epochs >= 30, "the paper's length, or what two cores can"
         assert recipe.backbone.name == dense.backbone.name and recipe.data.source == dense.data.source
-        assert {row.like, row.bundle} <= {None, *(one.name for one in given.rows[: given.rows.index(row)])}
+        assert {row.like, row.bundle, row.scores} <= {None, *(one.name for one in given.rows[: given.rows.index(row)])}
     assert given.dense_of is None or CASES[given.dense_of].recipe == given.recipe
 
 
