@@ -69,7 +69,7 @@ def run(context: RunContext) -> StageOutput:
 
 def _drop(context: RunContext) -> float:
     """How much worse pruning made the primary figure, on the images that select epochs (held out, or the test ones)."""
-    metric = selection_metric(context, context.recipe.finetune)
+    metric = selection_metric(context, context.recipe.finetune, "finetune")
     models = context.networks.load_dense(), _load_pruned(context)
     key, sign = context.task.primary, 1 if context.task.higher_is_better else -1
     dense, pruned = (metric(model.to(context.environment.device))[key] for model in models)
@@ -120,4 +120,4 @@ def _finetune(
 
 def _primary(context: RunContext, model: nn.Module) -> float:
     """The task's primary figure on the test images."""
-    return Measure(context, selects=True)(model, "test images")[context.task.primary]
+    return Measure(context, selects=True)(model, "finetune, test images")[context.task.primary]

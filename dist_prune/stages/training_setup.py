@@ -46,7 +46,7 @@ def run_training(
     environment, seed = context.environment, context.recipe.seed
     loader = context.images.loader(True)
     train, _ = context.images.training_split(settings)
-    metric = selection_metric(context, settings)
+    metric = selection_metric(context, settings, name)
     first_epoch = (context.round - 1) * context.recipe.schedule.finetune_epochs
     loop = Loop(settings, loader, environment, context.tracker, seed + rerun, name, train, first_epoch=first_epoch)
     folder = context.run_dir / f"{name}_checkpoints" / (str(rerun) if rerun else "")
@@ -74,18 +74,19 @@ def run_training(
     return trainer
 
 
-def selection_metric(context: RunContext, settings: Training) -> Callable[[nn.Module], Mapping[str, float]]:
+def selection_metric(context: RunContext, settings: Training, name: str) -> Callable[[nn.Module], Mapping[str, float]]:
     """The metric that selects an epoch: the task's figures on the held-out images or on the test images.
 
     Args:
         context: The run.
         settings: The recipe's section of the training; its ``selection`` decides the images.
+        name: Name of the training, for the progress and for the text of a run that is stopped here.
 
     Returns:
         A function from a network on the run's device to its figures. All ranks call it.
     """
     images, measure = context.images, Measure(context, selects=True)
     if settings.selection != "holdout":
-        return lambda network: measure(network, "test images")
+        return lambda network: measure(network, f"{name}, test images")
     _, held = images.training_split(settings)
-    return lambda network: measure(network, "held out", held, images.loader(True))
+    return lambda network: measure(network, f"{name}, held-out images", held, images.loader(True))

@@ -62,7 +62,7 @@ def recalibrate_bn(
         rounds = -(-len(lists) // comm.world)
         for round_number in (tracker or Tracker(False)).bar(range(rounds), rounds, "recalibrate batch norms"):
             if preemption.poll(comm)[0]:
-                raise preemption.preempted_error("while batch norms were recalibrated")
+                raise preemption.preempted_error("in finetune, while batch norms were recalibrated")
             if round_number < len(own):
                 row[0] = own[round_number]
                 model(next(batches).images)

@@ -96,7 +96,7 @@ def fit_model(
         batch = max(settings.batch, 100)
         if not len(heldout):
             return {}
-        return evaluate(model, loader, batch, environment.comm, tracker, "held out", heldout, host.task)
+        return evaluate(model, loader, batch, environment.comm, tracker, "score, held-out images", heldout, host.task)
 
     def losses(forward: nn.Module, batch: Batch) -> Tensor:
         with CrossRankBatchNorm(environment.comm) if environment.comm.world > 1 else contextlib.nullcontext():

@@ -5,17 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_prune import methods
+from dist_prune import methods, models
 from dist_prune.config import loading
 from dist_prune.config.recipe import selected_on_test
 from dist_prune.data.datasets import ArraySource, open_source
-from dist_prune.distributed import tensor_files
+from dist_prune.distributed import preemption, tensor_files
 from dist_prune.errors import PruneError
 from dist_prune.pipeline import runner
 from dist_prune.pipeline.context import RunContext
 from dist_prune.pipeline.precheck import precheck
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.stages import finetune
+from dist_prune.stages.training_setup import selection_metric
 from dist_prune.training.tracking import Tracker
 from tests.support import tiny
 from tests.support.launch import SMALL
@@ -45,6 +46,15 @@ def test_found_out_before_any_work(tmp_path, words, said):
     precheck(work_of(tmp_path))
     with pytest.raises(PruneError, match=said):
         precheck(work_of(tmp_path, *words))
+
+
+@pytest.mark.parametrize(("selection", "images"), [("holdout", "held-out images"), ("test", "test images")])
+def test_a_stop_while_epochs_are_judged_names_the_training(tmp_path, monkeypatch, selection, images):
+    context = work_of(tmp_path, f"finetune.selection={selection}")
+    metric = selection_metric(context, context.recipe.finetune, "finetune")
+    monkeypatch.setattr(preemption, "requested", lambda: True)
+    with pytest.raises(preemption.PreemptedError, match=f"in finetune, {images}; the same command resumes"):
+        metric(models.create("resnet8p_cifar", 10, 1))
 
 
 def test_all_of_it_at_once_and_nothing_of_a_training_that_is_not_done(tmp_path):
