@@ -174,7 +174,15 @@ def _from_csv(root: Path, path: Path) -> Listing:
     if file is None or label is None:
         raise PruneError(f"data.root: {path} has the columns {', '.join(header) or 'none'}; it needs filename,label")
     base = root / "images" if (root / "images").is_dir() else root
-    names = {row[file]: row[label] for row in rows}
+    names: dict[str, str] = {}
+    for number, row in enumerate(rows, 2):  # the first line is the header
+        if not row[file] or not row[label]:
+            raise PruneError(f"data.root: row {number} of {path} has no {label if row[file] else file}: {row}")
+        if names.setdefault(row[file], row[label]) != row[label]:
+            raise PruneError(
+                f"data.root: {path} lists {row[file]} twice, as {names[row[file]]!r} and, in row {number}, as "
+                f"{row[label]!r}"
+            )
     listed = root / "classes.txt"
     classes = set(_text(listed).splitlines()) - {""} if listed.is_file() else set(names.values())
     return Listing(base, names, tuple(sorted(classes | set(names.values()))), f"{path} (a CSV split)")
@@ -199,7 +207,7 @@ def _csv(path: Path) -> Iterator[dict[str, str]]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # spreadsheets write a mark of their own before the text
     except (OSError, ValueError) as error:
         raise PruneError(f"data.root: {path} cannot be read: {error}") from error
 

@@ -124,7 +124,16 @@ def open_parquet(spec: SplitSpec) -> ParquetSource:
         file = _open(str(path))
         columns = file.schema_arrow.names
         column, label = _column(path, columns, IMAGE_COLUMNS), _column(path, columns, LABEL_COLUMNS)
-        names = names or _class_names(file, label)
+        own = _class_names(file, label)
+        if own and names and own != names:
+            first = next(
+                (n for n, (a, b) in enumerate(zip(own, names, strict=False)) if a != b), min(len(own), len(names))
+            )
+            raise PruneError(
+                f"data.root: {path} has other class names than {paths[0]}, from number {first} on: its labels mean "
+                "other classes. Write the files anew with one order of the classes"
+            )
+        names = names or own
         values = file.read(columns=[label])[label].to_numpy()
         if values.dtype.kind not in "iu":
             raise PruneError(f"data.root: the column {label!r} of {path} holds {values.dtype}, not class numbers")

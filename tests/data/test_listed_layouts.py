@@ -109,6 +109,25 @@ def test_a_csv_split(tmp_path):
         found(tmp_path, "val")
 
 
+@pytest.mark.parametrize(("rows", "said"), [
+    ("a.jpg,cat\na.jpg,ant\n", r"lists a\.jpg twice, as 'cat' and, in row 3, as 'ant'"),
+    ("a.jpg,cat\nb.jpg\n", r"row 3 of .*train\.csv has no label"),
+    ("a.jpg,cat\n,ant\n", r"row 3 of .*train\.csv has no filename"),
+])  # fmt: skip
+def test_rows_of_a_csv_split_that_would_be_guessed_are_refused(tmp_path, rows, said):
+    for name in "ab":
+        put(tmp_path / "images" / f"{name}.jpg", jpeg(1))
+    put(tmp_path / "train.csv", "filename,label\n" + rows)
+    with pytest.raises(PruneError, match=said):
+        found(tmp_path, "train", True)
+
+
+def test_a_csv_split_of_a_spreadsheet_begins_with_a_mark(tmp_path):
+    put(tmp_path / "images" / "a.jpg", jpeg(1))
+    put(tmp_path / "train.csv", "\ufefffilename,label\na.jpg,cat\na.jpg,cat\n")
+    assert found(tmp_path, "train", True) == {"a.jpg": "cat"}
+
+
 def test_class_folders_come_before_a_list(tmp_path):
     folders(tmp_path, "val", classes=2, each=1)
     put(tmp_path / "val.csv", "filename,label\nmissing.jpg,cat\n")

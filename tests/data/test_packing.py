@@ -64,6 +64,13 @@ def test_what_is_refused_about_parquet(tmp_path):
     write_parquet(tmp_path / "c", "train", image=[{"bytes": None, "path": "x.jpg"}] * 10)
     with pytest.raises(ValueError, match="no bytes of an image, only a path"):
         open_source("parquet", str(tmp_path / "c"), "train", True).fetch(3)
+    two = sorted(write_parquet(tmp_path / "order", "train").glob("*.parquet"))
+    table = pyarrow.parquet.read_table(two[1])
+    other = {"_type": "ClassLabel", "names": ["ant", "cat", "bee/wasp"]}
+    metadata = {"huggingface": json.dumps({"info": {"features": {"label": other}}})}
+    pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), two[1])
+    with pytest.raises(PruneError, match=r"00001-of-00002\.parquet has other class names than .*, from number 1 on"):
+        open_source("parquet", str(tmp_path / "order"), "train", True)
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "train-0.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(PruneError, match="cannot be read as a parquet file"):
