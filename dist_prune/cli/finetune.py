@@ -36,9 +36,9 @@ def run(arguments: argparse.Namespace) -> Answer:
     tree: Any = safe_parsing.read_yaml(path)
     if not isinstance(tree, dict):
         raise PruneError(f"{path}: a recipe is a mapping of sections (backbone, data, method, ...)")
-    section = bundle_section(Path(arguments.bundle).expanduser())
     own = tree.get("backbone")
     named = own if isinstance(own, dict) else {}
+    section = bundle_section(Path(arguments.bundle).expanduser(), named.get("name"))
     if named.get("name") == section["name"]:  # the dense network's weights teach it
         section |= {key: named[key] for key in named if key.startswith(("checkpoint", "pretrained"))}
     name = f"{tree.get('name', path.stem)}_finetuned"

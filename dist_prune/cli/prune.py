@@ -120,14 +120,24 @@ def backbone_section(weights: Path, name: str | None) -> dict[str, Any]:
     return {"name": name, "checkpoint": str(files[0]), **({"kwargs": kwargs} if isinstance(kwargs, dict) else {})}
 
 
-def bundle_section(folder: Path) -> dict[str, Any]:
+def bundle_section(folder: Path, named: str | None = None) -> dict[str, Any]:
     """The recipe's section ``backbone`` of a run that starts from a bundle.
 
+    Args:
+        folder: of the bundle, or of a run.
+        named: the network that the user's own recipe names; None: none.
+
     Raises:
-        PruneError: there is no such bundle, or it is damaged.
+        PruneError: there is no such bundle, it is damaged, or its network is made by code that the user did not name.
     """
+    from dist_prune import models
     from dist_prune.export.bundle import read_bundle
 
     folder = bundle_folder(str(folder)) or folder
     spec = read_bundle(folder).body["backbone"]
+    if models.is_code(spec["name"]) and spec["name"] != named:
+        raise PruneError(
+            f"this bundle's network is made by {spec['name']}, which is not run because a file says so. Name it "
+            f"yourself: dist-prune finetune takes a recipe with backbone.name={spec['name']}"
+        )
     return {"name": spec["name"], "kwargs": spec["kwargs"], "bundle": str(folder)}

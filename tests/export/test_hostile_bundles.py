@@ -20,6 +20,7 @@ import torch
 import dist_prune
 from dist_prune import models
 from dist_prune.cli import main as cli
+from dist_prune.cli.prune import bundle_section
 from dist_prune.distributed import tensor_files
 from dist_prune.errors import PruneError
 from dist_prune.export import bundle
@@ -82,6 +83,18 @@ def test_a_bundle_names_no_file_and_runs_no_code(place, key):
     value = {"file": str(place / "trap.pth")} if key.startswith("pretrained_cfg") else str(place / "trap.pth")
     rewritten(place, backbone__kwargs={"img_size": 8, key: value})
     assert "unexpected keyword argument" in refused(place) and not (place / "ran").exists()
+
+
+def test_verbs_that_start_from_a_bundle_run_no_code_that_it_names(place, capsys):
+    payload = place / "payload.py"
+    payload.write_text(f"import pathlib\npathlib.Path({str(place / 'ran')!r}).touch()\n")
+    rewritten(place, backbone__name=f"{payload}:make")
+    assert cli.main(["finetune", str(place), "--recipe", "quickstart"]) == 2
+    assert "not run because a file says so" in capsys.readouterr().err
+    with pytest.raises(PruneError, match="not run because a file says so"):
+        bundle_section(place)  # of dist-prune prune
+    assert bundle_section(place, f"{payload}:make")["name"] == f"{payload}:make", "the user's own recipe names it"
+    assert not (place / "ran").exists()
 
 
 @pytest.mark.parametrize("key", PLACES)
