@@ -102,6 +102,8 @@ def start(environment: Mapping[str, str] = os.environ) -> None:
     global _watch
     if _watch is None:
         launched = any(name in environment for name in LAUNCHERS) or environment.get(OWNER) == str(os.getppid())
+        if _was_orphaned(environment):
+            _end("the launcher was gone before this process had begun", EXIT_CODE)
         _identify(environment)
         _watch = Watchdog(os.getppid() if launched else None)
         _watch.begin()
@@ -202,6 +204,18 @@ def _since(process: int) -> str:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return "?"
+
+
+def _was_orphaned(environment: Mapping[str, str]) -> bool:
+    """Whether torchrun, whose variable is here, has ended already: the parent is the system's first process.
+
+    In a container torchrun itself may be that one; then it is a Python program.
+    """
+    if "TORCHELASTIC_RUN_ID" not in environment or os.getppid() != 1:
+        return False
+    with contextlib.suppress(OSError):
+        return not any(word in Path("/proc/1/cmdline").read_text(errors="replace") for word in ("python", "torchrun"))
+    return False
 
 
 def _note(number: int, _frame: FrameType | None) -> None:

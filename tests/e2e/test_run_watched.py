@@ -105,6 +105,24 @@ def test_ranks_end_with_their_launcher(tmp_path, where):
     process.communicate()
 
 
+def test_a_launcher_that_ended_before_its_rank_had_begun(tmp_path):
+    """A loaded machine may start an interpreter so slowly: the parent is another one before anybody looks."""
+    said = tmp_path / "said"
+    said.touch()
+    code = "from dist_prune.distributed import watchdog; import os, time; print(os.getppid(), flush=True)\n"
+    code += "watchdog.start(); print('goes on', flush=True); time.sleep(20)\n"
+    command = f'(sleep 0.5; exec {PYTHON[0]} -c "$CODE") > {said} 2>&1 &'
+    variables = {**environment(), "CODE": code, "TORCHELASTIC_RUN_ID": "none"}
+    subprocess.run(["bash", "-c", command], env=variables, check=True, cwd=Path(RUN).parents[1])
+    deadline = time.monotonic() + 60
+    while not any(sign in (text := said.read_text()) for sign in ("gone", "goes on")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    first = Path("/proc/1/cmdline").read_text(errors="replace")
+    if text.split()[:1] != ["1"] or "python" in first or "torchrun" in first:
+        pytest.skip("here an orphan's parent is not the first process, or that one is a Python program")
+    assert "the launcher was gone before this process had begun" in text and "goes on" not in text
+
+
 HOLD = """
 import os, socket, subprocess, sys
 with socket.socket() as found:
