@@ -47,7 +47,12 @@ from dist_prune.pruning.surgery import performed
 from dist_prune.pruning.surgery.surgeon import apply_plan, prune_tensors_like
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 from dist_prune.scoring.block_change import block_changes
-from dist_prune.scoring.library_context import LibraryScoringContext, check_same_network, share_buffers
+from dist_prune.scoring.library_context import (
+    LibraryScoringContext,
+    check_same_layers,
+    check_same_network,
+    share_buffers,
+)
 from dist_prune.tasks.base import Task
 from dist_prune.tasks.outputs import named_tensors
 from dist_prune.training.optimizer_state import rebuild_optimizer
@@ -247,6 +252,7 @@ def _cut(
 ) -> nn.Module:
     """Cut ``target``, which is ``dense`` or a copy of it, and note ``left`` (default: ``target``) for ``carry``."""
     graph = graph_of(plan, graph)
+    check_same_layers(dense, graph)
     names = {parameter: name for name, parameter in dense.named_parameters()}
     skeleton = performed.skeleton_of(dense)
     if scores is not None and scores.method.trains_weights:

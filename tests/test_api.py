@@ -318,6 +318,22 @@ def test_an_optimizer_is_carried_along(kind):
     assert all(torch.isfinite(parameter).all() for parameter in small.parameters())
 
 
+def test_a_plan_is_for_the_dense_network_alone():
+    """The cell of a notebook that runs twice, the small network, another network with layers of the same names."""
+    model = network()
+    graph = dp.trace(model, (3, SIDE, SIDE))
+    plan = dp.select(dp.score(model, graph, "l1"), graph, keep_ratio=0.7)
+    small, wide = dp.prune(model, plan), nn.Sequential(nn.Linear(3, 4))
+    widths = [len(parameter) for parameter in small.parameters()]
+    for other in (small, wide):
+        for cut in (dp.prune, dp.prune_):
+            with pytest.raises(PruneError, match="the graph was traced on another network"):
+                cut(other, plan)
+    with pytest.raises(PruneError, match="was it cut already"):
+        dp.prune_(small, plan)
+    assert [len(parameter) for parameter in small.parameters()] == widths
+
+
 def test_an_optimizer_of_named_parameters_keeps_its_names():
     model, plan, optimizer = trained(OPTIMIZERS["adamw"], named=True)
     dp.prune_(model, plan)

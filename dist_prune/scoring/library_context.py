@@ -115,8 +115,8 @@ class LibraryScoringContext(DistributedScoringContext):
             raise PruneError("this method needs labels, and the loader gives images alone: give (images, labels)")
 
 
-def check_same_network(model: nn.Module, graph: DependencyGraph, comm: Communicator) -> None:
-    """PruneError unless the network has the graph's layers, and the same weights on every rank."""
+def check_same_layers(model: nn.Module, graph: DependencyGraph) -> None:
+    """PruneError unless the network has the graph's layers with their dense widths."""
     call_layers_of_units(model, {group.name: group.width for group in graph.groups})
     modules = dict(model.named_modules())
     for name, layer in graph.layers.items():
@@ -125,7 +125,13 @@ def check_same_network(model: nn.Module, graph: DependencyGraph, comm: Communica
         if layer.kind in ("conv", "linear") and (weight is None or len(weight) != width):
             raise PruneError(
                 f"the graph was traced on another network: {name} is not there with {layer.width_out} outputs"
+                + (f", it has {len(weight)}: was it cut already?" if weight is not None else "")
             )
+
+
+def check_same_network(model: nn.Module, graph: DependencyGraph, comm: Communicator) -> None:
+    """PruneError unless the network has the graph's layers, and the same weights on every rank."""
+    check_same_layers(model, graph)
     whole = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         whole.update(name.encode())
