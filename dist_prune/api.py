@@ -13,6 +13,7 @@ calls them alike.
 """
 
 import copy
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -358,7 +359,8 @@ def save(
         The folder.
 
     Raises:
-        PruneError: the plan was read from a file, or the network's outputs are not those of the task.
+        PruneError: the plan was read from a file, the network is not the one that it leaves, or its outputs are not
+            those of the task.
 
     Example:
         >>> import tempfile
@@ -400,6 +402,7 @@ def save(
         dense_signature={k: list(v) for k, v in graph.network.signature.items()},
         **described,
     )
+    bundle.check_fit(json.loads(text), plan, weights, "save: the network is not the one that this plan leaves")
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     tensor_files.save_tensors(place / bundle.WEIGHTS, weights, {"plan": plan.fingerprint})

@@ -405,6 +405,16 @@ def test_a_bundle_of_a_network_that_timm_does_not_know(tmp_path):
         dp.save(small, plan, tmp_path, classes=["a", "b"])
 
 
+def test_a_network_that_the_plan_does_not_leave_is_not_saved(tmp_path):
+    model = network()
+    graph = dp.trace(model, (3, SIDE, SIDE))
+    plan = dp.select(dp.score(model, graph, "l1"), graph, keep_ratio=0.7)
+    with pytest.raises(PruneError, match=r"save: the network is not the one that this plan leaves: .* has the shape"):
+        dp.save(model, plan, tmp_path / "dense")
+    assert not (tmp_path / "dense").exists()
+    assert dp.save(dp.prune(model, plan), plan, tmp_path / "small").is_dir()
+
+
 def test_a_bundle_of_timm_s_network_loads_anywhere(tmp_path):
     model = timm.create_model("resnet18", num_classes=4).eval()
     graph = dp.trace(model, (3, 32, 32))

@@ -361,11 +361,11 @@ def read_bundle(folder_or_hub_id: str | Path) -> Bundle:
     weights, _ = tensor_files.read_tensors(folder / WEIGHTS)
     if weights_digest(weights) != body["weights_digest"]:
         raise PruneError(f"{folder}: {WEIGHTS} is not the file that {MANIFEST} describes: it was altered or replaced")
-    _check_fit(body, plan, weights, str(folder))
+    check_fit(body, plan, weights, str(folder))
     return Bundle(body, plan, weights)
 
 
-def _check_fit(body: Mapping[str, Any], plan: Plan, weights: Mapping[str, Tensor], where: str) -> None:
+def check_fit(body: Mapping[str, Any], plan: Plan, weights: Mapping[str, Tensor], where: str) -> None:
     """PruneError if plan and weights do not fit the backbone; checked before anything is allocated."""
     spec = body["backbone"]
     if models.is_code(spec["name"]):
