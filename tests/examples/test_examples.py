@@ -88,7 +88,9 @@ def test_an_example_on_the_digits(start, words):
 @pytest.mark.slow
 def test_two_ranks_find_one_plan_on_real_images(data, tmp_path):
     words = (str(FOLDER / "plain_pytorch.py"), "--out", str(tmp_path / "pruned"))
-    code, text = run((*TORCHRUN[:-1], *words), None, DIST_PRUNE_DATA=str(data), PYTHONPATH=str(ROOT))
+    # Without a buffer the ranks' lines run into one another: a line and its end are two writes.
+    more = {"DIST_PRUNE_DATA": str(data), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+    code, text = run((*TORCHRUN[:-1], *words), None, **more)
     assert code == 0, text
     plans = re.findall(r"^plan +(\w+)$", text, re.M)
     assert len(plans) == 2
