@@ -88,11 +88,10 @@ def test_an_example_on_the_digits(start, words):
 @pytest.mark.slow
 def test_two_ranks_find_one_plan_on_real_images(data, tmp_path):
     words = (str(FOLDER / "plain_pytorch.py"), "--out", str(tmp_path / "pruned"))
-    # Without a buffer the ranks' lines run into one another: a line and its end are two writes.
-    more = {"DIST_PRUNE_DATA": str(data), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
-    code, text = run((*TORCHRUN[:-1], *words), None, **more)
+    code, text = run((*TORCHRUN[:-1], *words), None, DIST_PRUNE_DATA=str(data), PYTHONPATH=str(ROOT))
     assert code == 0, text
-    plans = re.findall(r"^plan +(\w+)$", text, re.M)
+    line = r"plan +([0-9a-f]{64})"  # a line and its end may be two writes, and the other rank's line between them
+    plans = re.findall(line, text)
     assert len(plans) == 2
     assert len(set(plans)) == 1
-    check(text, 0.5, 35)
+    check(re.sub(line, "", text), 0.5, 35)
