@@ -14,6 +14,7 @@ import pytest
 
 from dist_prune.cli.main import main
 from dist_prune.cli.status import describe, run_directories
+from dist_prune.cli.sweep_estimate import Cost, _makespan
 from dist_prune.config.recipe_files import header, known_recipes
 from dist_prune.fileio import seal
 from tests.support.launch import ROOT, environment
@@ -176,11 +177,9 @@ def test_run_is_run_py(tmp_path):
 
 
 def test_a_dry_run_measures_on_finished_tasks(tmp_path, monkeypatch, capsys):
-    """Two of four tasks took 40 s and 80 s and 1 MiB each; nothing is said of a sweep without a finished task."""
+    """Two of four tasks took 40 s and 80 s and 1 MiB each."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "four.yaml").write_text(json.dumps({"tasks": [{"base": "quickstart", "grid": {"seed": [0, 1, 2, 3]}}]}))
-    assert main(["sweep", "four.yaml", "--dry-run"]) == 0
-    assert "not known before one task is finished" in capsys.readouterr().out
     for seed, seconds in ((0, 40), (1, 80)):
         folder = tmp_path / "runs" / "four" / f"quickstart-seed_{seed}"
         folder.mkdir(parents=True)
@@ -195,6 +194,33 @@ def test_a_dry_run_measures_on_finished_tasks(tmp_path, monkeypatch, capsys):
         "a finished task took 1 min 0 s and 1.0 MiB here (mean of 2): the others about 1 min 0 s with --jobs 2" in said
     )
     assert " and 2 MiB of " in said and "no task of" not in said
+
+
+def test_a_dry_run_estimates_before_a_task_has_run(tmp_path, monkeypatch, capsys):
+    """From a few steps of this network on these images; without the images it says what is missing."""
+    monkeypatch.chdir(tmp_path)
+    few = {"train.epochs": 2, "finetune.epochs": 1, "report.latency_repeats": 1, "data.workers": 0}
+    tasks = [{**few, "seed": 0}, {**few, "seed": 0, "target.macs": 0.8}]
+    (tmp_path / "two.yaml").write_text(json.dumps({"tasks": [{"base": "quickstart", "list": tasks}]}))
+    assert main(["sweep", "two.yaml", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "2 of 2 would be run" in said
+    found = re.search(r"estimate, from a few steps timed here .*: about (.*) with --jobs 1, and (\d+) MiB of", said)
+    assert found is not None and int(found[2]) >= 2, said
+    assert not (tmp_path / "runs").exists(), "nothing is kept"
+    missing = {"data.source": "npz", "data.root": str(tmp_path / "none.npz"), "data.mean": None, "data.std": None}
+    (tmp_path / "none.yaml").write_text(json.dumps({"tasks": [{"base": "quickstart", "list": [missing]}]}))
+    assert main(["sweep", "none.yaml", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "not known before one task is finished" in said and "none.npz" in said
+
+
+def test_tasks_that_share_a_dense_network_train_it_once():
+    """Two seeds at two targets: each seed's first task trains; with places for all the longest one counts."""
+    tasks = [Cost(10.0, 1.0, 100.0, f"seed {seed}") for seed in (0, 1, 0, 1)]
+    assert _makespan(tasks, 1) == 2 * 110 + 2 * 10
+    assert _makespan(tasks, 2) == 120
+    assert _makespan([Cost(5.0, 1.0), Cost(7.0, 1.0)], 4) == 7
 
 
 def test_a_dry_run_measures_each_recipe_by_itself(tmp_path, monkeypatch, capsys):
