@@ -33,7 +33,11 @@ def load_tree(tree: Mapping[str, Any], words: Sequence[str]) -> Recipe:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{tree['name']}.yaml"
         file.write_text(yaml.safe_dump(dict(tree), sort_keys=False))
-        return loading.load(str(file), list(words), methods.options_of)
+        try:
+            return loading.load(str(file), list(words), methods.options_of)
+        except PruneError as error:  # the file is gone when the error is read
+            own = f"the recipe {tree['name']!r} of these options"
+            raise type(error)(str(error).replace(str(file), own)) from error
 
 
 def parse_target(text: str) -> dict[str, float]:

@@ -113,6 +113,11 @@ def _container(arguments: argparse.Namespace, folders: list[Path]) -> dict[str, 
     image = arguments.container
     by_name = image.endswith(APPTAINER) or image.startswith(APPTAINER_SCHEMES)
     engine = arguments.engine or ("apptainer" if by_name else "pyxis")
+    if engine == "pyxis" and image.endswith(APPTAINER):
+        raise PruneError(
+            f"--engine: {image} is an image of apptainer, which pyxis does not start. Leave --engine out, or write "
+            "--engine apptainer; pyxis takes an image of a registry (nvcr.io#nvidia/pytorch) or a .sqsh file"
+        )
     if engine == "apptainer" and not by_name and "/" in image and not Path(image).exists():
         raise PruneError(
             f"--container: apptainer takes a file or an address with a scheme, for example docker://{image}"

@@ -50,9 +50,11 @@ def read(path: Path, say: Callable[[str], None] = lambda text: None) -> Any:
         say: called with a line if entries were left out because they hold objects.
 
     Raises:
-        PruneError: the file is damaged, many times its size when read, or holds objects outside of ``DATA_ENTRIES``.
+        PruneError: the file is damaged, many times its size when read, a program (TorchScript), or holds objects
+            outside of ``DATA_ENTRIES``.
     """
     _check_size(path)
+    _refuse_torchscript(path)
     try:
         return _load(path)
     except pickle.UnpicklingError as error:
@@ -122,6 +124,23 @@ def _check_size(path: Path) -> None:
         raise PruneError(f"backbone.checkpoint: {path} is no torch checkpoint, or is cut short: {error!r}") from error
     if total > max(4 * path.stat().st_size, SMALL_FILE):
         raise PruneError(f"backbone.checkpoint: {path} would become {total:,} bytes, many times its size")
+
+
+def _refuse_torchscript(path: Path) -> None:
+    """Raise PruneError for an archive of ``torch.jit.save``, which has its program beside the weights."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        names = {name.partition("/")[2] for name in archive.namelist()}  # the first folder has the archive's name
+    if "constants.pkl" in names and any(name.startswith("code/") for name in names):
+        raise PruneError(
+            f"backbone.checkpoint: {path} is a TorchScript program (torch.jit.save), not a file of weights. Save its "
+            "state_dict, and name the new file:\n"
+            f"  python -c \"import torch; from safetensors.torch import save_file; m = torch.jit.load('{path.name}', "
+            "map_location='cpu'); save_file({k: v.clone().contiguous() for k, v in m.state_dict().items()}, "
+            "'weights.safetensors')\"\n"
+            "torch.save(m.state_dict(), 'weights.pth') makes a file that is read as well"
+        )
 
 
 def _numpy_globals() -> list[Any]:

@@ -31,16 +31,26 @@ def prepare(image, facts):
 
 
 def main(words):
-    """Print the five most probable classes of each image."""
+    """Print the five most probable classes of each image; the exit code, or a text if nothing can be done."""
     file = next((w for w in words if w.endswith(".onnx")), str(Path(__file__).with_name("model.onnx")))
+    names, failed = [w for w in words if w != file], 0
+    if not names or not Path(file).is_file():
+        return __doc__ if not names else f"there is no {file}; name the .onnx file"
     session = onnxruntime.InferenceSession(file, providers=onnxruntime.get_available_providers())
     facts = session.get_modelmeta().custom_metadata_map
-    for name in (w for w in words if w != file):
-        logits = np.asarray(session.run(None, {"images": prepare(Image.open(name), facts)})[0])[0]
+    for name in names:
+        try:
+            pixels = prepare(Image.open(name), facts)
+        except (OSError, Image.DecompressionBombError) as error:  # missing, no image, or cut short
+            print(f"{name} cannot be read: {error}", file=sys.stderr)
+            failed = 1
+            continue
+        logits = np.asarray(session.run(None, {"images": pixels})[0])[0]
         shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         best = [f"{facts['classes'].split(chr(10))[i]} {shares[i]:.4f}" for i in shares.argsort()[::-1][:5]]
         print(f"{name}: {', '.join(best)}")
+    return failed
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -189,9 +189,21 @@ def test_what_prune_refuses(images, weights, tmp_path, capsys):
         ([str(weights), "--backbone", "resnet18", "--target", "half"], "write COST=SHARE"),
         ([str(weights), "--backbone", "resnet18", "--target", "flops=0.5"], "Write target.macs"),
         ([str(weights), "--backbone", "resnet18", "--method", "thinet"], "nearest: chip"),
+        ([str(weights), "--backbone", "resnet18", "--target", "mac=0.5"], "the recipe 'out' of these options"),
+        ([str(weights), "--backbone", "resnet18", "--target", "mac=0.5"], "Did you mean 'macs'?"),
+        ([str(weights), "--backbone", "resnet18", "--target", "macs=5"], "the recipe 'out' of these options"),
     ):
         assert main(["prune", *start, *words]) == 2
-        assert wanted in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert wanted in said
+        assert ".yaml" not in said, "no file that is gone by now"
+
+
+@pytest.mark.parametrize("words", [[], ["target.macs=0.5"]])
+def test_run_without_a_recipe_says_what_to_write(words, capsys):
+    assert main(["run", *words]) == 2
+    said = capsys.readouterr().err
+    assert "dist-prune run quickstart" in said and "dist-prune new --data FOLDER" in said
 
 
 def test_a_folder_as_timm_writes_it_knows_its_network(weights, tmp_path):

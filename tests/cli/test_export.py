@@ -338,6 +338,22 @@ def test_serve_classifies_where_torch_cannot_be_imported(made, tmp_path):
         assert name == file and best == str(int(shares.argmax()))
         assert float(share) == pytest.approx(float(shares.max()), abs=1e-3)
 
+    def serve(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-I", str(out / "serve.py"), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", env=environment())
+
+    (tmp_path / "text.png").write_text("no image")
+    some = serve(str(tmp_path / "none.png"), files[0], str(tmp_path / "text.png"))
+    assert some.returncode == 1 and "Traceback" not in some.stderr
+    assert some.stdout.startswith(f"{files[0]}: "), "the others are classified"
+    assert [line.split(" cannot be read")[0] for line in some.stderr.splitlines()] == [
+        str(tmp_path / "none.png"),
+        str(tmp_path / "text.png"),
+    ]
+    for words, said in (((), "python serve.py IMAGE"), ((files[0], "/none.onnx"), "there is no /none.onnx")):
+        done = serve(*words)
+        assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+
 
 @pytest.mark.parametrize("opset", [18, 21])
 def test_the_operator_set_is_the_one_asked_for(made, tmp_path, opset, capsys):

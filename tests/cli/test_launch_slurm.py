@@ -79,6 +79,7 @@ def test_a_container_is_started_by_what_its_name_belongs_to(image, engine, capsy
         (("quickstart", "--engine", "pyxis"), "--engine: it belongs to --container IMAGE"),
         (("quickstart", "--container", "i", "--mount", "data"), "--mount: 'data': write /FOLDER"),
         (("quickstart", "--container", "x/y", "--engine", "apptainer"), "for example docker://x/y"),
+        (("quickstart", "--container", "x/y.sif", "--engine", "pyxis"), "--engine: x/y.sif is an image of apptainer"),
         (("quickstart", "--runs", "there"), "--runs: --slurm has no such setting; it goes with --kubernetes or"),
         (("quickstart", "--gpus", "-1"), "--gpus: -1 is too few; at least 0"),
     ],

@@ -81,3 +81,18 @@ def test_a_state_dict_beside_an_optimizer_is_read(tmp_path):
     body = {"epoch": 30, "step": 0, "state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(body, tmp_path / "logits_best.pkl")
     assert tensor_files.read_weights(tmp_path / "logits_best.pkl").keys() == {"weight", "bias"}
+
+
+def test_a_torchscript_program_says_how_to_save_its_weights(tmp_path):
+    """The command in the message makes a file that is read."""
+    network = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+    torch.jit.save(torch.jit.trace(network, torch.zeros(1, 3)), tmp_path / "a.pt")
+    with pytest.raises(PruneError, match="is a TorchScript program") as error:
+        torch_files.read(tmp_path / "a.pt")
+    assert "weights_only" not in str(error.value)
+    code = next(line for line in str(error.value).splitlines() if "python -c" in line).split('"')[1]
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, check=True)
+    found = tensor_files.read_weights(tmp_path / "weights.safetensors")
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        name: tensor.tolist() for name, tensor in network.state_dict().items()
+    }
