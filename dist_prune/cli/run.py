@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     if arguments.recipe is None or ("=" in arguments.recipe and not Path(arguments.recipe).is_file()):
         raise PruneError(
             "run: name a recipe, a file or a name, before its keys: dist-prune run quickstart ('dist-prune list "
-            "recipes' shows what there is). For your own images: dist-prune new --data FOLDER --backbone NAME writes one"
+            "recipes' shows what there is). For your own images: dist-prune new --data FOLDER --backbone NAME"
         )
     if arguments.json:
         raise PruneError("--json: a run has no short answer; read report.json in its run directory")
