@@ -18,7 +18,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dist_prune.errors import PruneError, nearest, shown
 from dist_prune.fileio import digest
@@ -69,7 +69,7 @@ def group_of(kind: Kind) -> str:
 
 def installed(kind: Kind) -> tuple[Plugin, ...]:
     """The entry points of a kind, sorted by name and package; nothing is imported."""
-    return _read(kind, tuple((place, _written_ns(place)) for place in sys.path))
+    return _read(tuple((place, _written_ns(place)) for place in sys.path)).get(kind, ())
 
 
 def _written_ns(place: str) -> int:
@@ -81,15 +81,20 @@ def _written_ns(place: str) -> int:
 
 
 @cache
-def _read(kind: Kind, places: tuple[tuple[str, int], ...]) -> tuple[Plugin, ...]:
-    """The entry points that the folders of ``sys.path`` have; read again if something was installed in one since."""
-    found = []
-    for point in entry_points(group=group_of(kind)):
-        dist = point.dist
-        found.append(
-            Plugin(kind, point.name, point.value, dist.name if dist else "?", str(dist.version) if dist else "?")
-        )
-    return tuple(sorted(set(found), key=lambda plugin: (plugin.name, plugin.package, plugin.value)))
+def _read(places: tuple[tuple[str, int], ...]) -> dict[Kind, tuple[Plugin, ...]]:
+    """The entry points that the folders of ``sys.path`` have; read again if something was installed in one since.
+
+    All kinds at once: the system reads a file of every installed package whatever group it is asked for.
+    """
+    every, found = entry_points(), {}
+    for kind in get_args(Kind):
+        of_kind = set()
+        for point in every.select(group=group_of(kind)):
+            dist = point.dist
+            version = str(dist.version) if dist else "?"
+            of_kind.add(Plugin(kind, point.name, point.value, dist.name if dist else "?", version))
+        found[kind] = tuple(sorted(of_kind, key=lambda plugin: (plugin.name, plugin.package, plugin.value)))
+    return found
 
 
 def names(kind: Kind) -> list[str]:

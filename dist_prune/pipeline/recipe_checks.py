@@ -24,7 +24,7 @@ from dist_prune.models.load_checkpoint import load_checkpoint
 from dist_prune.pipeline.ledger import Ledger
 from dist_prune.pipeline.networks import check_teacher
 from dist_prune.pipeline.search_checks import check_search, read_front
-from dist_prune.pruning.network_output import shaped_output
+from dist_prune.pruning.network_output import ShapedNetwork
 from dist_prune.pruning.plan import files
 from dist_prune.pruning.selection import cost
 from dist_prune.tasks.base import Task
@@ -255,10 +255,10 @@ def check_outputs(task: Task, model: nn.Module, example: Tensor, count: int, nam
     Raises:
         PruneError: It gives something else.
     """
-    images = torch.cat([example, example])
+    images, shaped = torch.cat([example, example]), ShapedNetwork(model)
     for mode in ("evaluation", "training"):
         try:
-            outputs = shaped_output(model, images, training=mode == "training")
+            outputs = shaped.output(images, training=mode == "training")
         except Exception:  # an image size, a norm over single values: other checks report these
             continue
         if wrong := task.check_outputs(outputs, count, images):

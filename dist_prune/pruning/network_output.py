@@ -36,6 +36,38 @@ def tensors_of(output: Any) -> Iterator[Tensor]:
         yield logits
 
 
+class ShapedNetwork:
+    """A network of which the shapes of outputs alone are wanted; a pass in training mode follows one without a copy.
+
+    Args:
+        model: a bare network; not changed.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+        self._trial: nn.Module | None = None
+
+    def output(self, images: Tensor, training: bool = False) -> Any:
+        """The output of one pass (see ``shaped_output``)."""
+        devices = [images.device] if images.is_cuda else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            try:
+                trial, self._trial = self._trial or self._copy(), None  # a pass that fails may have changed it
+                output = trial.train(training)(images.to("meta"))
+            except Exception:  # also one that a run with values raises as well
+                torch.manual_seed(0)
+                return copy.deepcopy(self._model).train(training)(images)
+            self._trial = None if training else trial  # so may one in training mode
+            return output
+
+    def _copy(self) -> nn.Module:
+        trial = copy_with(self._model, lambda tensor: tensor.to("meta"))
+        for module in trial.modules():
+            if type(module) in NORMS:
+                module.forward = partial(_shape_of_norm, module)
+        return trial
+
+
 def shaped_output(model: nn.Module, images: Tensor, training: bool = False) -> Any:
     """A network's output of which the shapes alone are wanted: its values may be missing.
 
@@ -53,17 +85,7 @@ def shaped_output(model: nn.Module, images: Tensor, training: bool = False) -> A
     Raises:
         Exception: any of the network's own forward pass.
     """
-    devices = [images.device] if images.is_cuda else []
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        try:
-            trial = copy_with(model, lambda tensor: tensor.to("meta")).train(training)
-            for module in trial.modules():
-                if type(module) in NORMS:
-                    module.forward = partial(_shape_of_norm, module)
-            return trial(images.to("meta"))
-        except Exception:  # also one that a run with values raises as well
-            torch.manual_seed(0)
-            return copy.deepcopy(model).train(training)(images)
+    return ShapedNetwork(model).output(images, training)
 
 
 def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from dist_prune import models
+from dist_prune.pruning import network_output
 from dist_prune.pruning.network_output import copy_with, shaped_output, tensors_of
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -71,3 +72,22 @@ def test_a_copy_with_the_same_tensors_shares_them_and_their_ties():
     assert other[0].weight.data_ptr() == model[0].weight.data_ptr()
     assert other[1].running_mean.data_ptr() == model[1].running_mean.data_ptr()
     assert other[0].weight.requires_grad and not other[0].bias.requires_grad
+
+
+def test_a_network_is_copied_once_for_both_modes(monkeypatch):
+    """Evaluation then training on one copy; a pass that fails, and one in training mode, leave none behind."""
+    made = []
+    real = network_output.copy_with
+    monkeypatch.setattr(network_output, "copy_with", lambda *arguments: made.append(1) or real(*arguments))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 5)).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    shaped, image = network_output.ShapedNetwork(model), torch.zeros(1, 3, 8, 8)
+    assert shaped.output(image).shape == (1, 5)
+    assert shaped.output(torch.cat([image, image]), training=True).shape == (2, 5)
+    assert len(made) == 1
+    assert shaped.output(image).shape == (1, 5) and len(made) == 2
+    with pytest.raises(RuntimeError):
+        shaped.output(torch.zeros(1, 2, 8, 8))
+    assert shaped.output(image).shape == (1, 5) and len(made) == 3
+    assert not model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from dist_prune.errors import PruneError
 from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph.groups import DependencyGraph
+from dist_prune.pruning.network_output import copy_with
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.surgery.surgeon import apply_plan
 
@@ -84,7 +85,7 @@ class ActivationMemory:
 
     def __init__(self, model: nn.Module, graph: DependencyGraph):
         self.dtype = next(model.parameters()).dtype
-        self.model = copy.deepcopy(model).to("meta")
+        self.model = copy_with(model, lambda tensor: tensor.to("meta")).to("meta")
         self.graph = graph
         self._known: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
 

@@ -12,7 +12,7 @@ from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph, Units
 from dist_prune.pruning.graph.tracer import OUTPUTS, trace_dependencies
 from dist_prune.pruning.hooks.gating import gate_off
-from dist_prune.pruning.network_output import copy_with, shaped_output, tensors_of
+from dist_prune.pruning.network_output import ShapedNetwork, copy_with, shaped_output, tensors_of
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.rng import seeded_generator
 from dist_prune.pruning.surgery.activation_memory import ActivationMemory
@@ -115,8 +115,9 @@ class _Trial:
         self.graph = graph
         self.example = example
         self.widths = {group.name: group.width for group in graph.groups}
-        self.shapes = shapes_of(shaped_output(model, example))
-        self.training_shapes = self._shapes_in_training(model)
+        shaped = ShapedNetwork(model)
+        self.shapes = shapes_of(shaped.output(example))
+        self.training_shapes = self._shapes_in_training(shaped)
         if self.training_shapes == self.shapes:
             self.training_shapes = None  # training mode needs no test of its own
 
@@ -141,7 +142,7 @@ class _Trial:
             return "has outputs of other shapes: they are, or run into, outputs of the network"
         if any(_differ(output, other) for output, other in zip(outputs, expected, strict=True)):
             return "has other outputs than with channels switched off: they are mixed or moved on their way"
-        if self.training_shapes is not None and self._shapes_in_training(small) != self.training_shapes:
+        if self.training_shapes is not None and self._shapes_in_training(ShapedNetwork(small)) != self.training_shapes:
             return "does not run, or has other outputs, in training mode: a head used in training only reads them"
         return ""
 
@@ -152,10 +153,10 @@ class _Trial:
         except Exception:  # an operation on the way needs all of them
             return False
 
-    def _shapes_in_training(self, model: nn.Module) -> list[tuple[int, ...]] | None:
+    def _shapes_in_training(self, model: ShapedNetwork) -> list[tuple[int, ...]] | None:
         """Return the shapes of the outputs in training mode, for one image; None if two copies of it do not run."""
         try:
-            shapes = shapes_of(shaped_output(model, torch.cat([self.example, self.example]), training=True))
+            shapes = shapes_of(model.output(torch.cat([self.example, self.example]), training=True))
         except Exception:  # a norm over a single value, an argument that is given in training only
             return None
         return [(1, *shape[1:]) if shape and shape[0] == 2 else shape for shape in shapes]
@@ -173,12 +174,20 @@ def _first_line(error: Exception) -> str:
 
 @torch.no_grad()
 def _perturb_constants(model: nn.Module) -> nn.Module:
-    """Return a copy in which no parameter or buffer is constant (zeros, ones, a small layer scale)."""
-    model = copy.deepcopy(model)
+    """Return a copy in which no parameter or buffer is constant (zeros, ones, a small layer scale).
+
+    Parameters that are not constant are shared with the model, and buffers are not: a forward pass may write to them.
+    """
+    shared: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.detach(), parameter.requires_grad)
+        for parameter in model.parameters()
+        if _constant(parameter) is None
+    }
+    model = copy.deepcopy(model, shared)
     generator = seeded_generator(0, "shaken")
     for tensor in _floats([*model.parameters(), *model.buffers()]):
-        value = float(tensor.flatten()[0])
-        if not bool((tensor == value).all()):
+        value = _constant(tensor)
+        if value is None:
             continue
         noise = torch.rand(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
         if abs(value) < 0.1:  # a zero, or a layer scale that starts near it
@@ -186,6 +195,16 @@ def _perturb_constants(model: nn.Module) -> nn.Module:
         else:
             tensor.copy_(value * (noise + 0.5))
     return model
+
+
+def _constant(tensor: Tensor) -> float | None:
+    """The value of a constant tensor of floats; None of any other."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return None
+    flat = tensor.detach().flatten()
+    value = float(flat[0])
+    # most tensors differ among their first values, and the others of them need not be read
+    return value if bool((flat[:16] == value).all()) and bool((flat == value).all()) else None
 
 
 def _floats(tensors: Iterable[Tensor]) -> Iterator[Tensor]:

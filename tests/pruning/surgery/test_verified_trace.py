@@ -12,7 +12,7 @@ from dist_prune.pipeline.recipe_checks import check_outputs
 from dist_prune.pruning.hooks.gating import gate_off
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.selection import cost
-from dist_prune.pruning.surgery import surgeon
+from dist_prune.pruning.surgery import surgeon, verified_trace
 from dist_prune.pruning.surgery.verified_trace import trace_groups
 from dist_prune.tasks.classification import CLASSIFICATION
 
@@ -208,3 +208,34 @@ def test_reasons_for_repeated_channels_are_true():
     assert "network's outputs" not in channels.group("one").protected
     assert channels.group("one").protected
     assert channels.group("head").protected == "its channels are the network's outputs"
+
+
+def test_a_forward_that_counts_leaves_the_network_as_it_was():
+    """Its buffer is written in every mode; trial passes share the network's weights, and no buffers."""
+
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 3)
+            self.register_buffer("seen", torch.tensor([2.0, 3.0]))
+
+        def forward(self, x):
+            self.seen.add_(1)
+            return self.second(self.first(x))
+
+    torch.manual_seed(0)
+    model = Counts().eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    perturbed = verified_trace._perturb_constants(model)
+    perturbed(torch.randn(1, 3, 8, 8))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert perturbed.first.weight.data_ptr() == model.first.weight.data_ptr(), "nothing is copied that need not be"
+
+
+def test_constants_are_those_of_all_values():
+    assert verified_trace._constant(torch.ones(100)) == 1.0
+    late = torch.ones(100)
+    late[99] = 2.0
+    assert verified_trace._constant(late) is None
+    assert verified_trace._constant(torch.zeros(3, dtype=torch.long)) is None
+    assert verified_trace._constant(torch.zeros(0)) is None
