@@ -7,11 +7,12 @@
     python benchmarks/papers.py --table --results benchmarks/results/papers.json [--page FILE]
 
 Needs $DIST_PRUNE_DATA. PAPER: dirichlet (with Shapley's values), entropy, graph or mint; default: all of them. A row is
-CASE:NAME for one seed; --list prints all. Each is a run of dist_prune/run.py in OUT/CASE/seed_N/ROW. The dense network is trained once for each case and seed, by the recipe, and every row starts
-at it. Finished rows are not run again. When the minutes are over, the row under way is asked to stop and goes on
-with the next start of the same command. --set shortens every run of OUT, to try the script; such rows are marked in
-the table. --page writes the tables as an HTML page. --collect adds the figures to one compact file, of which
-`python -m tests.test_docs` makes the tables of docs/papers.md.
+CASE:NAME for one seed; --list prints all. Each is a run of dist_prune/run.py in OUT/CASE/seed_N/ROW. The dense network
+is trained once for each case and seed, by the recipe, and every row starts at it. Finished rows are not run again. When
+the minutes are over, the row under way is asked to stop and goes on with the next start of the same command. --set
+shortens every run of OUT, to try the script; such rows are marked in the table. --page writes the tables as an HTML
+page. --collect adds the figures to one compact file, of which `python -m tests.test_docs` makes the tables of
+docs/papers.md.
 """
 
 import argparse
