@@ -93,7 +93,7 @@ def comparison_page(word: str) -> str:
     lines = [({**row, "seed": seed}, [word, "1"]) for seed in ("mean", "0", "1")]
     paper = {"recipe": word, "point": word, "change": -1.0, "macs_share": 0.5, "params_share": None}
     part = TaskRuns(word, word, TOP1, [word, "b"], lines)
-    return render_comparison(word, [part], [paper], "8", [(word, [word], [[word]])])
+    return render_comparison(word, [part], [paper], ["8"], [(word, [word], [[word]])])
 
 
 TIMED = {"ms": 2.0, "dense_ms": 3.0, "speedup": 1.5, "reliable": True}
