@@ -219,10 +219,11 @@ def missed_target(
     share = math.ceil(above * 1e4) / 1e4
     steps = max((request.multiple(group) for group in graph.free), default=1)
     cause = f"; channels go in steps of {steps} (select.round_to)" if steps > 1 else ""
+    advice = f"target.{quantity}={share:g}"
     return (
         f"target.{quantity}: {asked:g} is asked for, and with random scores {below:.2%} is left ({deviation:+.1%}), "
         f"more than target.{request.cost.tolerance} {tolerance:.1%} off{cause}: a run would end with exit code "
-        f"{MISSED}, after its report. The nearest sizes are {below:.2%} and {above:.2%}: write target.{quantity}={share:g}"
+        f"{MISSED}, after its report. The nearest sizes are {below:.2%} and {above:.2%}: write {advice}"
         + (", lower select.round_to" if steps > 1 else "")
         + f", or write target.{request.cost.tolerance}={math.ceil(abs(deviation) * 100 + 0.1) / 100:g}"
     )
