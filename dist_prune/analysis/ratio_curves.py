@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dist_prune.analysis.cut_judges import Judged, judge_of
+from dist_prune.analysis.cut_times import CutTimes
 from dist_prune.analysis.repaired_cuts import repaired_results
 from dist_prune.config.recipe import Recipe
 from dist_prune.data.loader import ImageLoader
@@ -32,6 +33,7 @@ from dist_prune.tasks.primary import PrimaryFigure
 
 RECORD = "ratio_curves.jsonl"
 HEAD = ("group", "width", "keep_ratio", "kept", "macs")
+TIMES = ("ms", "dense_ms", "speedup", "reliable")
 TOP1 = PrimaryFigure.of(CLASSIFICATION.description())
 Split = Literal["held_out", "test"]
 
@@ -166,17 +168,25 @@ class RatioCurves:
                 ratios[line.group] = ratio
         return ratios
 
-    def csv(self) -> str:
-        """The CSV file's text: the dense network, then the groups, most sensitive first."""
+    def csv(self, times: CutTimes | None = None) -> str:
+        """The CSV file's text: the dense network, then the groups, most sensitive first.
+
+        Args:
+            times: Measured times of the points' networks; None: none.
+        """
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         more = [f"repaired_{self.primary.key}"] if self.repaired else []
-        writer.writerow([*HEAD, self.primary.key, "loss", *more])
-        writer.writerow(["(dense)", "", 1.0, "", *self._cells(self.dense)[2:], *([""] * len(more))])
+        more_times = TIMES if times is not None else ()
+        writer.writerow([*HEAD, self.primary.key, "loss", *more, *more_times])
+        blank = [""] * (len(more) + len(more_times))
+        writer.writerow(["(dense)", "", 1.0, "", *self._cells(self.dense)[2:], *blank])
         for line in self.ordered:
             for point in line.points:
                 after = [self._number(point.best)] if more else []
-                writer.writerow([line.group, line.width, *self._cells(point), *after])
+                row = [line.group, line.width, *self._cells(point), *after]
+                found = times.facts(line.group, str(point.kept)) if times is not None else {}
+                writer.writerow([*row, *(found[key] for key in more_times)])
         return file.getvalue()
 
     def _cells(self, point: RatioPoint) -> list[Any]:

@@ -1,6 +1,8 @@
 """``dist-prune check``: what a run would refuse, and a recipe's channel groups with the sizes that can be reached."""
 
 import argparse
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from dist_prune.data.datasets import KNOWN, OPENERS, DatasetKeys, class_folders,
 from dist_prune.data.mask_folder import count_classes
 from dist_prune.data.split_checks import check_normalisation, check_splits, empty_first_class
 from dist_prune.data.transform_config import sides_of
-from dist_prune.errors import PruneError
+from dist_prune.errors import MISSED, PruneError
 from dist_prune.methods.base import Method, RankingMethod
 from dist_prune.pipeline.images import config_size
 from dist_prune.pipeline.start_network import StartNetwork
@@ -122,6 +124,7 @@ def _describe(recipe: Recipe, method: Method, graph: DependencyGraph, classes: i
     from dist_prune.pipeline import search_checks
 
     request = SelectionRequest.of(recipe)
+    tolerance = getattr(recipe.target, request.cost.tolerance) if request.cost is not None else None
     if not recipe.select.plan:
         graph = method.prepare(graph, recipe.select.exclude, request)
         search_checks.check_targets(recipe, graph)
@@ -151,6 +154,7 @@ def _describe(recipe: Recipe, method: Method, graph: DependencyGraph, classes: i
         "groups": groups,
         **({"blocks": [{"path": b.path, "protected": b.protected} for b in graph.blocks]} if graph.blocks else {}),
         **({"planned": planned} if (planned := plan_on_random_scores(graph, request, method)) else {}),
+        **({"missed": missed} if (missed := missed_target(graph, request, method, planned, tolerance)) else {}),
         **({"search": search_checks.work_text(recipe.select.search)} if recipe.select.search else {}),
         **({"repair": _repair(recipe, graph)} if recipe.repairs else {}),
         "warnings": [] if recipe.select.plan else list(method.cautions(graph)),
@@ -181,6 +185,53 @@ def plan_on_random_scores(graph: DependencyGraph, request: SelectionRequest, met
             raise
         return {}  # which blocks stay is up to the scores, and so is whether a small target can be met
     return {cost.name: cost.of(graph, kept) for cost in counted_costs()}
+
+
+def missed_target(
+    graph: DependencyGraph,
+    request: SelectionRequest,
+    method: Method,
+    planned: dict[str, float],
+    tolerance: float | None,
+) -> str:
+    """Why a run would end with exit code 3, its target missed by more than its tolerance; empty if it would not.
+
+    Args:
+        graph: after ``Method.prepare``.
+        request: the recipe's.
+        method: the recipe's.
+        planned: of ``plan_on_random_scores``.
+        tolerance: largest miss, as a share of the target; None: any miss is accepted.
+    """
+    if not planned or tolerance is None or request.target is None or request.cost is None:
+        return ""
+    quantity, asked = request.target
+    dense = request.cost.of(graph)
+
+    def left(share: float) -> float:
+        amounts = plan_on_random_scores(graph, replace(request, target=(quantity, share)), method)
+        return amounts.get(quantity, 0.0) / dense  # nothing if the blocks that go do not let it
+
+    below = planned[quantity] / dense
+    deviation = below / asked - 1
+    if abs(deviation) <= tolerance:
+        return ""
+    low, high = asked, 1.0  # the smallest share whose network is larger than that of the target
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (low, middle) if left(middle) > below + 1e-9 else (middle, high)
+    above = left(high)
+    share = math.ceil(above * 1e4) / 1e4
+    steps = max((request.multiple(group) for group in graph.free), default=1)
+    cause = f"; channels go in steps of {steps} (select.round_to)" if steps > 1 else ""
+    advice = f"target.{quantity}={share:g}"
+    return (
+        f"target.{quantity}: {asked:g} is asked for, and with random scores {below:.2%} is left ({deviation:+.1%}), "
+        f"more than target.{request.cost.tolerance} {tolerance:.1%} off{cause}: a run would end with exit code "
+        f"{MISSED}, after its report. The nearest sizes are {below:.2%} and {above:.2%}: write {advice}"
+        + (", lower select.round_to" if steps > 1 else "")
+        + f", or write target.{request.cost.tolerance}={math.ceil(abs(deviation) * 100 + 0.1) / 100:g}"
+    )
 
 
 def _repair(recipe: Recipe, graph: DependencyGraph) -> str:
@@ -303,6 +354,7 @@ def as_text(body: dict[str, Any]) -> str:
     sizes = ", ".join(f"{amount:,.0f} {name} ({amount / dense[name]:.2%})" for name, amount in planned.items())
     warnings = [
         *([f"with random scores the target leaves {sizes}"] if planned else []),
+        *([f"warning: {body['missed']}"] if "missed" in body else []),
         *(body[key] for key in ("search", "repair") if key in body),
         *(f"warning: {text}" for text in body["warnings"]),
     ]

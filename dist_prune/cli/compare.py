@@ -11,6 +11,7 @@ from dist_prune.cli.comparison import EXTRAS, TOP1, Comparison, collect, columns
 from dist_prune.cli.verb import Answer
 from dist_prune.fileio import write_atomic
 from dist_prune.pruning.selection.cost import report_costs
+from dist_prune.report.tables import time_keys
 from dist_prune.tasks.primary import PrimaryFigure
 
 
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", help="run directories, or folders of them (a sweep's runs/NAME)")
     parser.add_argument("--out", metavar="FOLDER", help="folder for compare.csv, compare.md and compare.html")
     parser.add_argument(
-        "--batch", help="batch size whose latency is compared (default: the largest that all runs have)"
+        "--batch", help="batch size whose latency is compared (default: the largest that all runs have, or each one)"
     )
 
 
@@ -27,7 +28,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     """Compare the runs as Markdown tables, and write the files if ``--out`` names a folder.
 
     Raises:
-        PruneError: if there is no run, or not all runs were timed at one batch size.
+        PruneError: if there is no run, or none was timed at ``--batch``.
     """
     comparison = collect([Path(path) for path in arguments.runs], arguments.batch)
     text = markdown(comparison)
@@ -43,10 +44,13 @@ def run(arguments: argparse.Namespace) -> Answer:
             heads = _heads(own, figure)
             lines = [(row, [format_cell(key, row[key], figure) for key in heads]) for row in page_rows(own)]
             parts.append(TaskRuns(task, _title(comparison, task), figure, list(heads.values()), lines))
-        page = render_comparison(", ".join(arguments.runs), parts, comparison.papers, comparison.batch, others)
+        page = render_comparison(
+            ", ".join(arguments.runs), parts, comparison.papers, comparison.batches, others, comparison.note
+        )
         write_atomic(folder / "compare.html", page)
         text += f"\n{folder / 'compare.html'}"
     body = {"runs": comparison.rows, "paper": comparison.papers, "unfinished": comparison.unfinished}
+    body |= {"note": comparison.note} if comparison.note else {}
     return text, body, 0
 
 
@@ -77,9 +81,10 @@ def _title(comparison: Comparison, task: str) -> str:
 
 def _heads(comparison: Comparison, figure: PrimaryFigure) -> dict[str, str]:
     """Key -> head of the columns that some run fills; all runs are of one task."""
-    heads = {**columns(figure), "ms": f"ms, batch {comparison.batch}"}
+    heads = columns(figure, comparison.batches)
+    times = [f"{key}{end}" for end in time_keys(comparison.batches).values() for key in ("ms", "speedup") if end]
     costs = [f"{cost.name}{end}" for cost in report_costs() for end in ("", "_share")]
-    for key in ("timed", "marked", f"{figure.key}_std", "images", f"{figure.key}_error", *costs):
+    for key in ("timed", "marked", f"{figure.key}_std", "images", f"{figure.key}_error", *costs, *times):
         if all(row[key] in (None, "") for row in comparison.rows):
             heads.pop(key)
     return heads
@@ -106,12 +111,12 @@ def markdown(comparison: Comparison) -> str:
     for title, heads, rows in tables(comparison):
         lines = [" | ".join(heads), "|".join(["---"] * len(heads)), *(" | ".join(row) for row in _escape_cells(rows))]
         sections.append(f"**{title}**\n\n" + "\n".join(f"| {line} |" for line in lines))
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join([*sections, *([comparison.note] if comparison.note else [])]) + "\n"
 
 
 def _escape_cells(rows: list[list[str]]) -> list[list[str]]:
-    """Cells that neither break a Markdown table nor bring HTML into a page made of it."""
-    return [[html.escape(" ".join(cell.split())).replace("|", "/") for cell in row] for row in rows]
+    """Cells that neither break a Markdown table nor bring HTML into a page made of it; quotes stay as they are."""
+    return [[html.escape(" ".join(cell.split()), quote=False).replace("|", "/") for cell in row] for row in rows]
 
 
 def as_csv(comparison: Comparison) -> str:
@@ -120,7 +125,9 @@ def as_csv(comparison: Comparison) -> str:
     The figures of each task have columns of their own; ``task`` says which are filled where a run does not classify.
     """
     stream = io.StringIO()
-    names = dict.fromkeys(key for figure in comparison.figures.values() or [TOP1] for key in columns(figure))
+    names = dict.fromkeys(
+        key for figure in comparison.figures.values() or [TOP1] for key in columns(figure, comparison.batches)
+    )
     heads = [*names, *EXTRAS, *([] if comparison.one_task else ["task"]), "source"]
     writer = csv.DictWriter(stream, heads, restval="", lineterminator="\n", extrasaction="ignore")
     writer.writeheader()

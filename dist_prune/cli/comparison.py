@@ -13,11 +13,11 @@ from dist_prune.cli.run_names import short_names, target_text
 from dist_prune.config import loading, safe_parsing
 from dist_prune.config.earlier_versions import rename_old_keys
 from dist_prune.config.recipe import selected_on_test
-from dist_prune.errors import PruneError, shown
+from dist_prune.errors import PruneError, abbreviate, shown
 from dist_prune.fileio import canonical
 from dist_prune.pipeline.ledger import flatten
 from dist_prune.pruning.selection.cost import report_costs
-from dist_prune.report.tables import standard_error, task_of
+from dist_prune.report.tables import standard_error, task_of, time_keys
 from dist_prune.tasks.classification import CLASSIFICATION
 from dist_prune.tasks.primary import PrimaryFigure
 from dist_prune.training.timing_noise import DOUBTFUL, is_reliable
@@ -31,14 +31,15 @@ PAPER_HEAD = re.compile(r"^#\s+(\S+(?: \S+)*)\s{2,}top-1\S* drop\s+FLOPs\s+param
 TOP1 = PrimaryFigure.of(CLASSIFICATION.description())
 FIRST = {"run": "run", "seeds": "seeds", "backbone": "backbone", "method": "method"}
 EXTRAS = ("name", "target", "seed_list")  # of CSV and page only
-TIMES = {"ms": "ms", "speedup": "speed-up", "timed": "measured times", "marked": ""}
+LAST = {"timed": "measured times", "marked": ""}
 
 
-def columns(figure: PrimaryFigure = TOP1) -> dict[str, str]:
+def columns(figure: PrimaryFigure = TOP1, batches: Sequence[str] = ("",)) -> dict[str, str]:
     """Key of a row -> head of its column: the primary figure, an amount and a share of each cost, measured times.
 
     Args:
         figure: The primary figure of the rows' task.
+        batches: The batch sizes that are compared.
     """
     key, title = figure.key, figure.title
     figures = {
@@ -54,7 +55,10 @@ def columns(figure: PrimaryFigure = TOP1) -> dict[str, str]:
     for cost in report_costs():
         costs[cost.name] = cost.label
         costs[f"{cost.name}_share"] = f"{cost.title} kept"
-    return FIRST | figures | costs | TIMES
+    times = {}
+    for batch, end in time_keys(batches).items():
+        times |= {f"ms{end}": f"ms, batch {batch}", f"speedup{end}": f"speed-up, batch {batch}" if end else "speed-up"}
+    return FIRST | figures | costs | times | LAST
 
 
 def format_cell(key: str, value: Any, figure: PrimaryFigure = TOP1) -> str:
@@ -75,7 +79,7 @@ def format_cell(key: str, value: Any, figure: PrimaryFigure = TOP1) -> str:
         return figure.signed(value)
     if key in (figure.key, *(f"{kind}_{figure.key}" for kind in ("dense", "pruned")), f"{figure.key}_std"):
         return figure.number(value)
-    return {"speedup": "{:.2f}x", "ms": "{:.3f}"}.get(key, "{:.2f}").format(value)
+    return {"speedup": "{:.2f}x", "ms": "{:.3f}"}.get(key.partition("_")[0], "{:.2f}").format(value)
 
 
 @dataclass(frozen=True)
@@ -87,14 +91,14 @@ class Comparison:
             ``each`` has such a mapping for every seed.
         papers: points of the papers whose recipes were run (see ``paper_points``), each with its ``recipe``.
         unfinished: ``run`` and ``why`` of each run without a usable report.
-        batch: the batch size whose latency is compared.
+        batches: the batch sizes whose latency is compared: one, or all that there are if no one is common to all runs.
         figures: ``task`` of a row -> the figure that the task is judged by. Figures of two tasks share no axis.
     """
 
     rows: list[dict[str, Any]]
     papers: list[dict[str, Any]]
     unfinished: list[dict[str, str]]
-    batch: str
+    batches: tuple[str, ...]
     figures: dict[str, PrimaryFigure]
 
     @property
@@ -106,7 +110,22 @@ class Comparison:
         """The part of the rows whose ``task`` it is; with it papers' points where the figure is theirs, top-1."""
         figure = self.figures[task]
         papers = self.papers if figure == TOP1 else []
-        return Comparison([r for r in self.rows if r["task"] == task], papers, [], self.batch, {task: figure})
+        return Comparison([r for r in self.rows if r["task"] == task], papers, [], self.batches, {task: figure})
+
+    @property
+    def note(self) -> str:
+        """A sentence if the times of all runs cannot be compared at one batch size; else an empty text."""
+        untimed = [row["run"] for row in self.rows if row["untimed"]]
+        if len(self.batches) == 1:
+            return f"Not timed at batch {self.batches[0]}: {abbreviate(untimed)}." if untimed else ""
+        counts = [
+            f"{batch} in {sum(row[f'ms{end}'] is not None for row in self.rows)}"
+            for batch, end in time_keys(self.batches).items()
+        ]
+        return (
+            f"No batch size is common to the times of all {len(self.rows)} recipes (report.latency_batches): "
+            f"{', '.join(counts)}. Compare times of one batch size only."
+        )
 
 
 def collect(paths: Sequence[Path], batch: str | None = None) -> Comparison:
@@ -114,10 +133,10 @@ def collect(paths: Sequence[Path], batch: str | None = None) -> Comparison:
 
     Args:
         paths: run directories, or folders that hold some.
-        batch: the batch size whose latency is compared; None: the largest that all runs have.
+        batch: the batch size whose latency is compared; None: the largest that all runs have, or all that there are.
 
     Raises:
-        PruneError: if there is no run, or a run was not timed at that batch size.
+        PruneError: if there is no run, or none was timed at that batch size.
     """
     run_dirs = sorted({run_dir for path in paths for run_dir in _run_dirs(path)})
     if not run_dirs:
@@ -134,7 +153,7 @@ def collect(paths: Sequence[Path], batch: str | None = None) -> Comparison:
                 why = str(error)
         if why:
             unfinished.append({"run": run_dir.name, "why": why})
-    batch = _common_batch(reports, batch)
+    batches = _batches(reports, batch)
     groups: dict[str, list[dict[str, Any]]] = {}
     for report in reports:
         keys = {key: value for key, value in report["recipe"].items() if key not in ("seed", "name", "cluster")}
@@ -143,7 +162,7 @@ def collect(paths: Sequence[Path], batch: str | None = None) -> Comparison:
     names_of_tasks = _task_names(reports)
 
     def row_of(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return {**_row(group, batch), "task": names_of_tasks[primary_of(group[0])]}
+        return {**_row(group, batches), "task": names_of_tasks[primary_of(group[0])]}
 
     rows = [row_of(group) for group in groups.values()]
     recipes = [flatten(group[0]["recipe"]) for group in groups.values()]
@@ -164,7 +183,7 @@ def collect(paths: Sequence[Path], batch: str | None = None) -> Comparison:
             row["run"] += f" ({group[0]['folder']})"
     figures = {name: figure for figure, name in names_of_tasks.items()}
     rows.sort(key=lambda row: row["run"])
-    return Comparison(rows, _papers(reports), unfinished, batch, figures)
+    return Comparison(rows, _papers(reports), unfinished, batches, figures)
 
 
 def primary_of(report: Mapping[str, Any]) -> PrimaryFigure:
@@ -179,16 +198,19 @@ def _task_names(reports: Sequence[Mapping[str, Any]]) -> dict[PrimaryFigure, str
     return {f: f.task if tasks.count(f.task) == 1 else f"{f.task}, {f.axis_title}" for f in figures}
 
 
-def _common_batch(reports: Sequence[Mapping[str, Any]], batch: str | None) -> str:
-    """The batch size to compare: ``batch``, or the largest at which all runs were timed."""
+def _batches(reports: Sequence[Mapping[str, Any]], batch: str | None) -> tuple[str, ...]:
+    """The batch sizes to compare: ``batch``, or the largest at which all runs were timed, or all that there are."""
     timed = [set(report["dense"]["latency"]) for report in reports]
-    common = set.intersection(*timed) if timed else set()
-    if reports and (not common or (batch is not None and batch not in common)):
+    known = sorted(set[str]().union(*timed), key=int)
+    if batch is not None and reports and batch not in known:
         raise PruneError(
-            f"no latency at batch {batch or 'of any one size'} in all runs; all have "
-            f"{', '.join(sorted(common)) or 'none'} (the recipes' report.latency_batches)"
+            f"--batch: no run was timed at batch {shown(batch)}; there are times at {', '.join(known)} "
+            "(the recipes' report.latency_batches)"
         )
-    return batch or max(common, key=int, default="1")
+    common = set.intersection(*timed) if timed else {"1"}
+    if batch is not None or common:
+        return (batch if batch is not None else max(common, key=int),)
+    return tuple(known)
 
 
 def _read_report(run_dir: Path) -> dict[str, Any]:
@@ -200,7 +222,7 @@ def _read_report(run_dir: Path) -> dict[str, Any]:
             value = body[kind][figure.key]
             if value is None or not math.isfinite(value):
                 raise PruneError(f"{figure.name} of the {kind} network is not a number")
-        rows = [_row([body], str(int(batch))) for batch in body["dense"]["latency"]]
+        rows = [_row([body], [str(int(batch))]) for batch in body["dense"]["latency"]]
         _ = (
             canonical(flatten(body["recipe"])),
             target_text(body),
@@ -252,7 +274,7 @@ def _why_unfinished(run_dir: Path) -> str:
     return f"not finished; the last finished stage is {last}"
 
 
-def _row(group: Sequence[Mapping[str, Any]], batch: str) -> dict[str, Any]:
+def _row(group: Sequence[Mapping[str, Any]], batches: Sequence[str]) -> dict[str, Any]:
     """A row of the table: means over the seeds of one recipe, and the figure's sample standard deviation."""
 
     def mean(value: Any) -> float:
@@ -261,8 +283,6 @@ def _row(group: Sequence[Mapping[str, Any]], batch: str) -> dict[str, Any]:
     first = group[0]
     key = primary_of(first).key
     values = [report["finetuned"][key] for report in group]
-    ms = {kind: mean(lambda r, kind=kind: r[kind]["latency"][batch]["ms"]) for kind in ("dense", "finetuned")}
-    timed = all(is_reliable(report[kind]["latency"][batch]) for report in group for kind in ms)
     sizes: dict[str, float | None] = {}
     for cost in report_costs():
         known = all(cost.name in report["dense"] for report in group)  # a report may be older than a cost
@@ -285,19 +305,39 @@ def _row(group: Sequence[Mapping[str, Any]], batch: str) -> dict[str, Any]:
         f"{key}_error": None if None in errors else statistics.fmean(error for error in errors if error is not None),
         "change": statistics.fmean(values) - dense,
         **sizes,
-        "ms": ms["finetuned"],
-        "dense_ms": ms["dense"],
-        "speedup": ms["dense"] / ms["finetuned"] if timed else None,
-        "reliable": timed,
-        "timed": "" if timed else DOUBTFUL,
-        "places": sorted({_timing_device(r, batch) for r in group}),
+        **_times(group, batches),
+        "places": sorted({_timing_device(r) for r in group}),
         "marked": "; ".join(selected_on_test(first["recipe"])),
     }
 
 
-def _timing_device(report: Mapping[str, Any], batch: str) -> str:
+def _times(group: Sequence[Mapping[str, Any]], batches: Sequence[str]) -> dict[str, Any]:
+    """The times of a row at each batch size, None where one of its seeds was not timed, and what is in doubt."""
+    times: dict[str, Any] = {}
+    doubts = []
+    for batch, end in time_keys(batches).items():
+        found = {
+            kind: [report[kind]["latency"].get(batch) for report in group] for kind in ("dense", "finetuned")
+        }  # fmt: skip
+        known = [figures for several in found.values() for figures in several if figures is not None]
+        complete = len(known) == 2 * len(group)
+        timed = complete and all(map(is_reliable, known))
+        ms = {kind: statistics.fmean(f["ms"] for f in several) for kind, several in found.items() if complete}
+        times |= {
+            f"ms{end}": ms.get("finetuned"),
+            f"dense_ms{end}": ms.get("dense"),
+            f"speedup{end}": ms["dense"] / ms["finetuned"] if timed else None,
+            f"reliable{end}": timed,
+        }
+        if complete and not timed:
+            doubts.append(f"batch {batch}: {DOUBTFUL}" if end else DOUBTFUL)
+    untimed = all(times[f"ms{end}"] is None for end in time_keys(batches).values())
+    return {**times, "timed": "; ".join(doubts), "untimed": untimed}
+
+
+def _timing_device(report: Mapping[str, Any]) -> str:
     """The device of a run's times: they cannot be compared with those of another device or thread count."""
-    latency, environment = report["finetuned"]["latency"][batch], report.get("environment") or {}
+    latency, environment = next(reversed(report["finetuned"]["latency"].values())), report.get("environment") or {}
     on_cpu = str(latency.get("device", "cpu")).startswith("cpu")
     device = environment.get("processor" if on_cpu else "gpu") or latency.get("device", "cpu")
     return f"{device}, {latency.get('threads')} thread(s)" if on_cpu else str(device)

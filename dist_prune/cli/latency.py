@@ -1,9 +1,13 @@
 """``dist-prune latency``: measured time of a bundle's network, dense and pruned."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dist_prune.cli.verb import Answer, check_range
+from dist_prune.errors import PruneError, shown
+
+if TYPE_CHECKING:  # --help does without torch
+    import torch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +32,8 @@ def run(arguments: argparse.Namespace) -> Answer:
     """Time both networks at each batch size.
 
     Raises:
-        PruneError: if the bundle cannot be read, or a number is out of range or too large for the memory.
+        PruneError: if the bundle cannot be read, the device is not here, or a number is out of range or too large for
+            the memory.
     """
     import torch
 
@@ -37,17 +42,15 @@ def run(arguments: argparse.Namespace) -> Answer:
     from dist_prune.training.latency import check, measure_latency
     from dist_prune.training.timing_noise import speedup_text
 
+    device = find_device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     read = bundle.read_bundle(arguments.bundle)
     models = {"dense": read.dense(), "pruned": read.small()}
     if arguments.fold:
         models = {name: bundle.fuse(model, read.shape) for name, model in models.items()}
     check_range("--repeats", arguments.repeats, 10**6)
-    check(
-        read.small(), read.shape, arguments.batches, arguments.threads or None, torch.device(arguments.device or "cpu")
-    )
+    check(read.small(), read.shape, arguments.batches, arguments.threads or None, device)
     threads = arguments.threads or usable_threads()
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    times = measure_latency(models, read.shape, arguments.batches, arguments.repeats, torch.device(device), threads)
+    times = measure_latency(models, read.shape, arguments.batches, arguments.repeats, device, threads)
     form = ", batch norms folded" if arguments.fold else ""
     name = read.body["backbone"]["name"]
     lines = [
@@ -64,6 +67,28 @@ def run(arguments: argparse.Namespace) -> Answer:
             f"{pruned['images_per_s']:.1f} | {speedup_text(dense, pruned)} |"
         )
     return "\n".join([*lines, *_doubts(times, batches)]), times, 0
+
+
+def find_device(name: str) -> "torch.device":
+    """The device of a name, after a trial allocation on it.
+
+    Args:
+        name: as PyTorch writes it: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+
+    Raises:
+        PruneError: PyTorch knows no such device, or this machine has none.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    here = ["cpu", *(f"cuda:{number}" for number in range(gpus))]
+    problem = f"--device: {shown(name)} cannot be used here; PyTorch has {', '.join(here)} on this machine"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # the class depends on the kind of device
+        raise PruneError(problem) from error
+    return device
 
 
 def _doubts(times: dict[str, Any], batches: list[str]) -> list[str]:

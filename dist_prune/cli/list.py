@@ -2,7 +2,9 @@
 
 import argparse
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
 from fnmatch import fnmatch
@@ -17,7 +19,7 @@ from dist_prune.config.method_needs import Needs
 from dist_prune.config.recommendation import IMAGES, LABELS, LABELS_AND_TIME
 from dist_prune.errors import PruneError
 
-LONGEST = 100  # characters of a recipe's sentence
+NARROW = 40  # columns beside the longest name; with fewer a recipe's name has a line of its own
 FACTS = {"paper": "paper", "data": "needs", "cost": "cost"}  # of a recipe: label -> word in the header of its file
 NEEDS = ("images", "labels", "gradients", "training")
 
@@ -111,18 +113,20 @@ def _recipes(pattern: str) -> Answer:
     files = recipe_files.known_recipes()
     chosen = {name: files[name] for name in sorted(files) if fnmatch(name, pattern or "*")}
     headers = {name: recipe_files.header(file) for name, file in chosen.items()}
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     width = max(map(len, chosen), default=0)
     lines = []
     for name in chosen:
-        lines.append(f"{name:{width}}  {_first_sentence(headers[name].get('title', ''))}")
-        facts = [(label, headers[name].get(key, "")) for label, key in FACTS.items() if pattern]
-        lines += [
-            f"{'':4}{label:7}{_first_sentence(_source(text) if label == 'paper' else text)}"
-            for label, text in facts
-            if text
-        ]
-    more = "all of one: dist-prune list recipes NAME"
-    notes = ["", more if pattern else f"paper, data and cost of some: dist-prune list recipes 'resnet50*'; {more}"]
+        title = _first_sentence(headers[name].get("title", ""))
+        if columns is None or columns >= width + NARROW:
+            lines += _wrapped(f"{name:{width}}  ", title, columns)
+        else:  # the name has a line of its own
+            lines += [name, *_wrapped(f"{'':4}", title, columns)]
+        for label, key in FACTS.items():
+            if text := headers[name].get(key, ""):
+                fact = _first_sentence(_source(text) if label == "paper" else text)
+                lines += _wrapped(f"{'':4}{label:7}", fact, columns)
+    notes = ["", "some: dist-prune list recipes 'resnet50*'; all of one: dist-prune list recipes NAME"]
     if len(chosen) == 1:
         (name,) = chosen
         written = takewhile(lambda line: line.startswith("#"), chosen[name].read_text(encoding="utf-8").splitlines())
@@ -131,14 +135,22 @@ def _recipes(pattern: str) -> Answer:
     return "\n".join([*lines, *notes]), body, 0
 
 
+def _wrapped(label: str, text: str, columns: int | None) -> list[str]:
+    """A label and its text, wrapped to the right of the label; on one line if the output is no terminal (None)."""
+    if columns is None:
+        return [f"{label}{text}".rstrip()]
+    room = max(20, columns - len(label))
+    parts = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+    return [f"{label if number == 0 else ' ' * len(label)}{part}".rstrip() for number, part in enumerate(parts)]
+
+
 def _source(text: str) -> str:
     """A paper without its figures: what stands before a semicolon, or before their table, which has wide blanks."""
     return re.sub(r" \S+ {2,}.*", "", text).split("; ")[0]
 
 
 def _first_sentence(text: str) -> str:
-    sentence = re.split(r"(?<=[a-z0-9)])\. ", text)[0].rstrip(".")
-    return sentence if len(sentence) <= LONGEST else f"{sentence[: LONGEST - 3].rpartition(' ')[0]} ..."
+    return re.split(r"(?<=[a-z0-9)])\. ", text)[0].rstrip(".")
 
 
 def _backbones(pattern: str) -> Answer:

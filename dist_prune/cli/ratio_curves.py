@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="by how much a group may make the task's figure worse at a ratio that is suggested, in the figure's unit: "
         "points of top-1 or mIoU, the unit of RMSE (default: 1 point, or 1 %% of the dense network's figure)",
     )
+    parser.add_argument("--no-times", action="store_true", help="do not measure the speed-up of each cut network")
 
 
 def run(arguments: argparse.Namespace) -> Answer:
@@ -77,12 +78,16 @@ def run(arguments: argparse.Namespace) -> Answer:
         return recipe, Path(os.environ.get("DIST_PRUNE_RUNS", "runs")) / recipe.name
 
     def then(context: RunContext) -> None:
+        from dist_prune.analysis.cut_times import times_of_curves
         from dist_prune.analysis.ratio_curves import RatioRequest, measure
 
         request = RatioRequest(ratios, images, "test" if arguments.split == "test" else "held_out")
         curves = measure(context, request)
         context.images.close_loaders()
-        context.environment.comm.run_on_main(lambda: write(context, curves, arguments))
+        times = None
+        if not arguments.no_times:
+            times = times_of_curves(context, {line.group: [p.kept for p in line.points] for line in curves.lines})
+        context.environment.comm.run_on_main(lambda: write(context, curves, times, arguments))
 
     def begin(recipe: Recipe, folder: Path, environment: DistributedEnvironment) -> str:
         # --json: messages go to stderr, the result alone to stdout
@@ -112,12 +117,13 @@ def _numbers(arguments: argparse.Namespace) -> tuple[tuple[float, ...], int | No
     return ratios, None if arguments.images == "all" else int(arguments.images)
 
 
-def write(context: Any, curves: Any, arguments: argparse.Namespace) -> None:
+def write(context: Any, curves: Any, times: Any, arguments: argparse.Namespace) -> None:
     """Write the files of the run directory and TensorBoard's figures, and print the result.
 
     Args:
         context: the run's ``RunContext``.
         curves: the ``RatioCurves`` that were measured.
+        times: the ``CutTimes`` of their networks; None if they were left out.
         arguments: the verb's parsed command line.
     """
     from dist_prune.fileio import write_atomic
@@ -127,6 +133,10 @@ def write(context: Any, curves: Any, arguments: argparse.Namespace) -> None:
 
     primary, max_drop = curves.primary, largest_drop(curves, arguments.max_drop)
     keep_ratios = curves.suggestion(max_drop)
+
+    def facts(line: Any, point: Any) -> dict[str, Any]:
+        return {**point.facts(primary), **(times.facts(line.group, str(point.kept)) if times is not None else {})}
+
     body = {
         "dense": curves.dense.facts(primary),
         "images": curves.images,
@@ -134,22 +144,26 @@ def write(context: Any, curves: Any, arguments: argparse.Namespace) -> None:
         "max_drop": max_drop,
         "keep_ratios": keep_ratios,
         "groups": [
-            {"group": line.group, "width": line.width, "points": [point.facts(primary) for point in line.points]}
+            {"group": line.group, "width": line.width, "points": [facts(line, point) for point in line.points]}
             for line in curves.ordered
         ],
+        **({"times": dict(times.place)} if times is not None else {}),
         **({} if context.task.name == CLASSIFICATION.name else {"task": context.task.description()}),
     }
     stem = _stem(arguments.split)
     page, table = context.run_dir / f"{stem}.html", context.run_dir / f"{stem}.csv"
     write_atomic(context.run_dir / f"{stem}.json", json.dumps(body, indent=1))
-    write_atomic(table, curves.csv())
+    write_atomic(table, curves.csv(times))
     suggestion = suggestion_text(keep_ratios, max_drop, curves.whole, primary)
     write_atomic(page, render_ratio_curves(context.recipe.name, context.recipe.method["name"], body, suggestion))
     context.tracker.figure(stem.replace("_", " "), lines_figure(body))
     for line in curves.ordered:
         for point in line.points:
-            context.tracker.scalars({f"{stem}/{line.group}": point.figure}, round(100 * point.ratio))
-    context.tracker.info(as_text(curves, suggestion))
+            ratio = times.facts(line.group, str(point.kept))["speedup"] if times is not None else None
+            scalars = {f"{stem}/{line.group}": point.figure}
+            scalars |= {f"{stem}_speedup/{line.group}": ratio} if ratio is not None else {}
+            context.tracker.scalars(scalars, round(100 * point.ratio))
+    context.tracker.info(as_text(curves, suggestion, times))
     context.tracker.info(f"\ncurves       {page.resolve()}\ntable        {table.resolve()}")
 
 
@@ -165,8 +179,10 @@ def largest_drop(curves: Any, asked: float | None) -> float:
     return 1.0 if curves.primary.percent else float(f"{abs(curves.dense.figure) / 100:.3g}")
 
 
-def as_text(curves: Any, suggestion: str) -> str:
-    """The figure of every group at every ratio, most sensitive group first, and the suggestion."""
+def as_text(curves: Any, suggestion: str, times: Any) -> str:
+    """The figure and speed-up of every group at every ratio, most sensitive group first, and the suggestion."""
+    from dist_prune.report.cut_speed import place_text, speed_text
+
     ratios = [point.ratio for point in curves.ordered[0].points]
     width = max(10, *(len(line.group) for line in curves.ordered))
     primary = curves.primary
@@ -181,6 +197,13 @@ def as_text(curves: Any, suggestion: str) -> str:
         if curves.repaired:
             cells = "  ".join(f"{primary.number(p.best):>6}" for p in line.points)
             lines.append(f"{'  repaired':{width}}  {'':5}  {cells}")
+        if times is not None:
+            speeds = [speed_text(times.facts(line.group, str(p.kept))) for p in line.points]
+            lines.append(f"{'  speed-up':{width}}  {'':5}  " + "  ".join(f"{text:>6}" for text in speeds))
+    if times is None:
+        lines.append("speed-up: not measured (--no-times)")
+    else:
+        lines.append(f"speed-up: dense over cut, {place_text(times.place)}; ?: not reliable, other work was done")
     return "\n".join([*lines, "", suggestion])
 
 

@@ -246,7 +246,7 @@ def describe_environment(environment: DistributedEnvironment) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": cores(),
         "device": str(environment.device),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -258,7 +258,8 @@ def describe_environment(environment: DistributedEnvironment) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """The name of this machine's processor, as the system gives it."""
     try:
         with open("/proc/cpuinfo") as file:
             names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]

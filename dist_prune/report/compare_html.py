@@ -8,6 +8,7 @@ from dist_prune.pruning.selection.cost import report_costs
 from dist_prune.report.headline import Card, Sentence
 from dist_prune.report.html import render
 from dist_prune.report.plots import Line, Mark, Plot, figure, legend, pareto
+from dist_prune.report.tables import time_keys
 from dist_prune.tasks.primary import PrimaryFigure
 
 Row = dict[str, Any]
@@ -48,8 +49,9 @@ def render_comparison(
     title: str,
     parts: Sequence[TaskRuns],
     papers: Sequence[Row],
-    batch: str,
+    batches: Sequence[str],
     others: Sequence[tuple[str, list[str], list[list[str]]]],
+    note: str = "",
 ) -> str:
     """The comparison page, as HTML.
 
@@ -57,8 +59,9 @@ def render_comparison(
         title: What is compared.
         parts: The runs of each task.
         papers: The papers' points: ``recipe``, ``point``, ``change`` of top-1, and shares of costs (``<cost>_share``).
-        batch: Batch size of the latency.
+        batches: Batch sizes of the latency: one, or several if no one is common to all runs.
         others: (title, column heads, rows of cells) of further tables.
+        note: A sentence on what cannot be compared; empty for none.
     """
     rows = [row for part in parts for row, _ in part.lines]
     means = [row for row in rows if row["seed"].startswith("mean")]
@@ -72,7 +75,7 @@ def render_comparison(
             (
                 {"network": network, "task": part.task},
                 _facet_title(network, part, several),
-                figure("", panels(part.of(network), own_papers, batch, methods, part.figure)),
+                figure("", panels(part.of(network), own_papers, batches, methods, part.figure)),
             )
             for network in part.networks
         ]
@@ -80,9 +83,12 @@ def render_comparison(
         "compare.html.j2",
         title=title,
         sentences=[
-            _closest(_facet_title(network, part, several), part.of(network), part.figure)
-            for part in parts
-            for network in part.networks
+            *(
+                _closest(_facet_title(network, part, several), part.of(network), part.figure, batches)
+                for part in parts
+                for network in part.networks
+            ),
+            *([Sentence("doubt", note)] if note else []),
         ],
         cards=_cards(means, parts, methods, others),
         filters=filters(rows),
@@ -116,7 +122,7 @@ def _cards(
     ]
 
 
-def _closest(title: str, rows: Sequence[Row], figure: PrimaryFigure) -> Sentence:
+def _closest(title: str, rows: Sequence[Row], figure: PrimaryFigure, batches: Sequence[str]) -> Sentence:
     """The run that costs least among those close to their dense network."""
     own = [row for row in rows if row["seed"].startswith("mean")]
     close = [row for row in own if _is_close(row, figure) and row.get("macs_share") is not None]
@@ -124,7 +130,13 @@ def _closest(title: str, rows: Sequence[Row], figure: PrimaryFigure) -> Sentence
     if not close:
         return Sentence("doubt", f"{title}: none of {len(own)} is within {reach} of its dense network.")
     best = min(close, key=lambda row: row["macs_share"])
-    speed = f", {best['speedup']:.2f} times as fast" if best["speedup"] else ""
+    ratios = {batch: best[f"speedup{end}"] for batch, end in time_keys(batches).items()}
+    speeds = [
+        f"{ratio:.2f} times as fast" + (f" at batch {batch}" if len(batches) > 1 else "")
+        for batch, ratio in ratios.items()
+        if ratio
+    ]
+    speed = "".join(f", {text}" for text in speeds)
     unit = " points" if figure.percent else ""
     return Sentence(
         "plain",
@@ -167,7 +179,7 @@ def _data(row: Row) -> dict[str, str]:
 def panels(
     rows: Sequence[Row],
     papers: Sequence[Row],
-    batch: str,
+    batches: Sequence[str],
     methods: Sequence[str],
     primary: PrimaryFigure,
 ) -> list[Plot]:
@@ -178,7 +190,7 @@ def panels(
     Args:
         rows: Figures of the means and of the seeds.
         papers: The papers' points.
-        batch: Batch size of the latency.
+        batches: Batch sizes of the latency; one that no row was timed at is left out.
         methods: All methods of the page; their number is their colour and shape.
         primary: The figure that the runs are judged by.
     """
@@ -186,32 +198,44 @@ def panels(
     stems = {row["run"].split(" (")[0].split("-")[0] for row in rows}
     points = [point for point in papers if point["recipe"] in stems]
     plots = []
-    for key, title in [*((c.name, c.label) for c in costs), ("ms", f"ms, batch {batch}")]:
-        plots.append(_panel(rows, key, title, primary, False, methods, _dense(rows, key, len(methods), primary)))
-    shares = [(f"{cost.name}_share", f"share of the {cost.unit} left") for cost in costs]
-    for key, title in [*shares, ("ratio", f"speed-up, batch {batch}")]:
+    ends = {b: end for b, end in time_keys(batches).items() if any(row[f"ms{end}"] is not None for row in rows)}
+    for key, title, end in [
+        *((cost.name, cost.label, None) for cost in costs),
+        *((f"ms{end}", f"ms, batch {batch}", end) for batch, end in ends.items()),
+    ]:
+        others = _dense(rows, key, end, len(methods), primary)
+        plots.append(_panel(rows, key, end, title, primary, False, methods, others))
+    shares = [(f"{cost.name}_share", f"share of the {cost.unit} left", None) for cost in costs]
+    for key, title, end in [*shares, *(("ratio", f"speed-up, batch {batch}", end) for batch, end in ends.items())]:
         crosses = [
             Mark(point[key], point["change"], f"paper: {point['recipe']}, {point['point']}", len(methods) + 1)
             for point in points
             if point.get(key) is not None
         ]
-        plots.append(_panel(rows, key, title, primary, True, methods, crosses))
+        plots.append(_panel(rows, key, end, title, primary, True, methods, crosses))
     return plots
 
 
 def _panel(
-    rows: Sequence[Row], key: str, title: str, primary: PrimaryFigure, change: bool, methods: Sequence[str],
+    rows: Sequence[Row],
+    key: str,
+    end: str | None,
+    title: str,
+    primary: PrimaryFigure,
+    change: bool,
+    methods: Sequence[str],
     others: Sequence[Mark],
-) -> Plot:  # fmt: skip
+) -> Plot:
+    """A plot over a cost, or over a time or ``ratio`` of times, whose keys end with ``end`` (``time_keys``)."""
     figure_key = "change" if change else primary.key
     against = f"{primary.name} against dense" + (", points" if primary.percent else "")
     figure_title = against if change else primary.title
     better, marks, lines = "right" if key == "ratio" else "left", [], []
-    places = [row["dense_ms"] / row["ms"] if key == "ratio" else row[key] for row in rows]
-    doubtful = [key in ("ms", "ratio") and not row["reliable"] for row in rows]
+    places = [_ratio(row, end or "") if key == "ratio" else row[key] for row in rows]
+    doubtful = [end is not None and not row[f"reliable{end}"] for row in rows]
     low, high = _limits([x for x, doubt in zip(places, doubtful, strict=True) if not doubt and x is not None])
     for row, x, hollow in zip(rows, places, doubtful, strict=True):
-        if x is None:  # the report is older than the cost
+        if x is None:  # the report is older than the cost, or the run was not timed at this batch size
             continue
         data = _data(row) | ({} if hollow else {"front": ""})
         note = "; this time is not reliable" if hollow else ""
@@ -232,6 +256,11 @@ def _panel(
     return Plot(title, y_title, lines=lines, marks=[*others, *marks], levels=levels, better=better, lower=lower)
 
 
+def _ratio(row: Row, end: str) -> float | None:
+    """The speed-up, reliable or not; None if the run was not timed at this batch size."""
+    return None if row[f"ms{end}"] is None else row[f"dense_ms{end}"] / row[f"ms{end}"]
+
+
 def _limits(reliable: Sequence[float]) -> tuple[float, float]:
     """The part of the axis that doubtful times may use; one that is further off stands at its end."""
     if not reliable:
@@ -241,13 +270,14 @@ def _limits(reliable: Sequence[float]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _dense(rows: Sequence[Row], key: str, series: int, primary: PrimaryFigure) -> list[Mark]:
+def _dense(rows: Sequence[Row], key: str, end: str | None, series: int, primary: PrimaryFigure) -> list[Mark]:
     """The dense networks of the means, each once."""
     found: dict[tuple[float, float], Mark] = {}
     for row in rows:
-        if not row["seed"].startswith("mean") or row[key] is None or (key == "ms" and not row["reliable"]):
+        doubtful = end is not None and not row[f"reliable{end}"]
+        if not row["seed"].startswith("mean") or row[key] is None or doubtful:
             continue
-        x = row["dense_ms"] if key == "ms" else row[key] / row[f"{key}_share"]
+        x = row[f"dense_ms{end}"] if end is not None else row[key] / row[f"{key}_share"]
         value = row[f"dense_{primary.key}"]
         text = f"dense {row['backbone']}: {primary.name} {primary.text(value)}"
         found.setdefault((round(x, 6), round(value, 6)), Mark(x, value, text, series))

@@ -5,6 +5,7 @@ from typing import Any
 
 from dist_prune.pruning.selection.cost import report_costs
 from dist_prune.report.criteria_tables import criteria_overlap, criteria_table
+from dist_prune.report.cut_speed import place_text, ratio_of, speed_card, speed_title
 from dist_prune.report.headline import ALIKE, Card, Sentence
 from dist_prune.report.html import render
 from dist_prune.report.plots import Mark, Plot, figure
@@ -15,7 +16,13 @@ ALIKE_SHARES = 0.0005  # of a cost: criteria that leave as much get no plot of i
 
 
 def render_criteria(
-    name: str, network: str, lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any], images: int, where: str
+    name: str,
+    network: str,
+    lines: Sequence[Mapping[str, Any]],
+    task: Mapping[str, Any],
+    images: int,
+    where: str,
+    times: Mapping[str, Any] | None = None,
 ) -> str:
     """The page as HTML.
 
@@ -23,10 +30,11 @@ def render_criteria(
         name: Name of the recipe.
         network: Name of the backbone.
         lines: ``table`` of criteria.json: ``method``, the primary figure, ``repaired`` if there was a repair, shares of
-            costs, ``overlap``.
+            costs, ``overlap``, and of a network that was timed ``ms``, ``dense_ms``, ``speedup``, ``reliable``.
         task: What a report says of the task (``Task.description``).
         images: Number of images that were measured.
         where: What they are.
+        times: Where the networks were timed: ``batch``, ``device``, ``threads``; None if they were not.
     """
     ranked = _ranked(lines, task)
     lines = [*ranked, *(line for line in lines if line not in ranked)]
@@ -35,10 +43,11 @@ def render_criteria(
         name=name,
         line=f"{network}, every criterion at the same target, nothing finetuned, on {images:,} {where}.",
         sentences=_verdict(lines, task, images),
-        cards=_cards(network, lines, task, images),
+        cards=_cards(network, lines, task, images, times),
         table=criteria_table(lines, task, images),
         overlap=criteria_overlap(lines),
-        figures=[_figure(lines, task, images)],
+        figures=[_figure(lines, task, images, times)],
+        times=place_text(times) if times is not None else "",
     )
 
 
@@ -81,8 +90,12 @@ def _verdict(lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any], images
 
 
 def _cards(
-    network: str, lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any], images: int
-) -> list[Card]:  # fmt: skip
+    network: str,
+    lines: Sequence[Mapping[str, Any]],
+    task: Mapping[str, Any],
+    images: int,
+    times: Mapping[str, Any] | None,
+) -> list[Card]:
     ranked, key = _ranked(lines, task), _key(lines, task)
     cards = [Card("network", network), Card("criteria", str(len(lines)), f"{images:,} images")]
     for word, line in (("best", ranked[0]), ("last", ranked[-1])) if ranked else ():
@@ -96,22 +109,32 @@ def _cards(
             low, high = min(shares), max(shares)
             value = f"{low:.1%}" if high - low < 0.0005 else f"{low:.1%} to {high:.1%}"
             cards.append(Card(f"{cost.title} left", value))
-    cards.append(Card("speed-up", "not measured", "a run of one criterion measures it (report.latency_batches)"))
+    cards.append(speed_card(times, [(line["method"], line) for line in lines]))
     return cards
 
 
-def _figure(lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any], images: int) -> dict[str, Any]:
-    """Plot the figure by rank, and over the costs that differ among the criteria."""
+def _figure(
+    lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any], images: int, times: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Plot the figure by rank, over the costs that differ among the criteria, and over the speed-up."""
     plots = [_plot(lines, task, images, "rank", range(1, len(lines) + 1))]
     for cost in (cost for cost in report_costs() if cost.name in lines[0]):
         shares = [line[cost.name] for line in lines]
         if max(shares) - min(shares) > ALIKE_SHARES:
             plots.append(_plot(lines, task, images, f"share of the {cost.unit} left", shares))
+    if times is not None:
+        ratios = [ratio_of(line) or float("nan") for line in lines]
+        plots.append(_plot(lines, task, images, f"speed-up, {place_text(times)}", ratios, timed=True))
     return figure("", plots, [(number, line["method"]) for number, line in enumerate(lines)])
 
 
 def _plot(
-    lines: Sequence[Mapping[str, Any]], task: Mapping[str, Any], images: int, x_title: str, xs: Sequence[float]
+    lines: Sequence[Mapping[str, Any]],
+    task: Mapping[str, Any],
+    images: int,
+    x_title: str,
+    xs: Sequence[float],
+    timed: bool = False,
 ) -> Plot:
     figure_of_task, repaired = PrimaryFigure.of(task), "repaired" in lines[0]
     primary, title = figure_of_task.key, figure_of_task.title
@@ -119,7 +142,9 @@ def _plot(
     for number, (line, x) in enumerate(zip(lines, xs, strict=True)):
         for key in [primary, *(["repaired"] if repaired else [])]:
             note = ", repaired" if key == "repaired" else ""
-            text = f"{line['method']}{note}: {title} {figure_of_task.number(line[key])}, {x_title} {x:.4g}"
+            place = speed_title(line) if timed else f"{x_title} {x:.4g}"
+            text = f"{line['method']}{note}: {title} {figure_of_task.number(line[key])}, {place}"
             error = _error(line, key, task, images) or 0.0
-            marks.append(Mark(x, line[key], text, number, repaired and key == primary, error))
+            hollow = (repaired and key == primary) or (timed and line["speedup"] is None)
+            marks.append(Mark(x, line[key], text, number, hollow, error))
     return Plot(x_title, figure_of_task.axis_title, marks=marks, integers=x_title == "rank")

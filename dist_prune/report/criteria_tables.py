@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dist_prune.pruning.selection.cost import report_costs
+from dist_prune.report.cut_speed import speed_text
 from dist_prune.report.tables import standard_error, task_of
 from dist_prune.tasks.primary import PrimaryFigure
 
@@ -40,18 +41,20 @@ def criteria_table(
     figure = PrimaryFigure.of(task)
     primary, costs = figure.key, [cost for cost in report_costs() if cost.name in lines[0]]
     keys = [primary, *(["repaired"] if "repaired" in lines[0] else [])]
-    rows = []
+    rows, timed = [], any("ms" in line for line in lines)
     for line in lines:
         figures = []
         for key in keys:
             error = standard_error({"": {primary: line[key], "images": images}}, "", primary)
             figures.append(figure.number(line[key]) + (f" ± {error:.2f}" if error is not None else ""))
-        rows.append([line["method"], *figures, *(f"{line[cost.name]:.1%}" for cost in costs)])
+        shares = [f"{line[cost.name]:.1%}" for cost in costs]
+        rows.append([line["method"], *figures, *shares, *([speed_text(line)] if timed else [])])
     return [
         "criterion",
         figure.title,
         *(["repaired"] if len(keys) > 1 else []),
         *(f"{cost.title} left" for cost in costs),
+        *(["speed-up"] if timed else []),
     ], rows
 
 

@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from dist_prune.report.cut_speed import place_text, ratio_of, speed_card, speed_text, speed_title
 from dist_prune.report.headline import Card, Sentence
 from dist_prune.report.html import render
-from dist_prune.report.plots import Line, Plot, figure
+from dist_prune.report.plots import Line, Mark, Plot, figure
 from dist_prune.report.tables import loss_title, standard_error, task_of
 from dist_prune.tasks.primary import PrimaryFigure
 
@@ -34,6 +35,8 @@ def render_ratio_curves(name: str, method: str, body: Mapping[str, Any], suggest
         lost=_lost(body),
         figures=[curves_figure(body)],
         rows=_rows(body),
+        times=place_text(body["times"]) if body.get("times") else "",
+        speeds=_speed_rows(body),
         repaired=any(point.get("repaired") is not None for group in body["groups"] for point in group["points"]),
     )
 
@@ -74,12 +77,19 @@ def _cards(method: str, body: Mapping[str, Any]) -> list[Card]:
         Card("dense loss", f"{body['dense']['loss']:.4f}"),
         Card("groups", str(len(body["groups"])), f"each alone, {len(body['groups'][0]['points'])} ratios"),
         Card("ratios suggested", str(len(body["keep_ratios"])), f"at most {_lost(body)} lost"),
-        Card("speed-up", "not measured", "a run of the recipe measures it (report.latency_batches)"),
+        speed_card(body.get("times"), _networks(body)),
     ]
 
 
+def _networks(body: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """What was cut, and the facts of the network, of every point."""
+    return [(f"{group['group']} at {point['ratio']:g}", point) for group in body["groups"] for point in group["points"]]
+
+
 def curves_figure(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Plot figure and loss against the keep ratio, a curve for each group; the figure of repaired networks is dotted.
+    """Plot figure, loss and speed-up against the keep ratio, a curve for each group.
+
+    The figure of repaired networks is dotted. Speed-ups of times that are not reliable are hollow and beside the curve.
 
     Args:
         body: The body of ratio_curves.json.
@@ -96,10 +106,36 @@ def curves_figure(body: Mapping[str, Any]) -> dict[str, Any]:
                 lines.append(Line(repaired, f"{group['group']}, repaired", series, "dashed"))
         x = "share of the group's channels kept"
         plots.append(Plot(x, title, lines=lines, levels=[(dense, f"dense: {dense:.4g}")], falling=True))
+    if body.get("times"):
+        plots.append(_speed_plot(body))
     names: list[tuple[int | None, str]] = [(rank, group["group"]) for rank, group in enumerate(groups[:NAMED])]
     if len(groups) > NAMED:
         names.append((None, f"{len(groups) - NAMED} less sensitive groups"))
     return figure("", plots, names)
+
+
+def _speed_plot(body: Mapping[str, Any]) -> Plot:
+    lines, marks = [], []
+    for rank, group in reversed(list(enumerate(body["groups"]))):
+        series, points = rank if rank < NAMED else None, group["points"]
+        curve = [(1.0, 1.0), *((p["ratio"], p["speedup"]) for p in points if p["speedup"] is not None)]
+        lines.append(Line(curve, group["group"], series))
+        for point in points if series is not None else ():
+            title = f"{group['group']} at {point['ratio']:g}: {speed_title(point)}"
+            hollow = point["speedup"] is None
+            marks.append(Mark(point["ratio"], ratio_of(point) or math.nan, title, rank, hollow))
+    x, y = "share of the group's channels kept", f"speed-up, {place_text(body['times'])}"
+    return Plot(x, y, lines=lines, marks=marks, levels=[(1.0, "dense: 1.00x")], falling=True)
+
+
+def _speed_rows(body: Mapping[str, Any]) -> list[tuple[str, int, list[tuple[str, str]]]]:
+    """Group, width, and (text, title) of each cell of the table of speed-ups; empty if nothing was timed."""
+    if not body.get("times"):
+        return []
+    return [
+        (group["group"], group["width"], [(speed_text(point), speed_title(point)) for point in group["points"]])
+        for group in body["groups"]
+    ]
 
 
 def _number(value: Any) -> float:

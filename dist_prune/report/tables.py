@@ -305,3 +305,12 @@ def target_text(body: Mapping[str, Any]) -> str:
         + rerun_text
         + test_selection
     )
+
+
+def time_keys(batches: Sequence[str]) -> dict[str, str]:
+    """Batch size -> end of the keys of its times in a row: empty if it is the only one, else with the batch size.
+
+    Args:
+        batches: The batch sizes that are compared.
+    """
+    return {batch: "" if len(batches) == 1 else f"_{batch}" for batch in batches}

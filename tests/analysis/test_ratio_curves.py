@@ -197,7 +197,7 @@ def test_the_verb(folder, alone, capsys):
     )
     assert np.all(np.diff([line.drop(alone.dense) for line in alone.ordered]) <= 0)
     page = (place / "ratio_curves.html").read_text()
-    assert page.count('<figure class="panel">') == 2 and "training images that train.holdout holds out" in page
+    assert page.count('<figure class="panel">') == 3 and "training images that train.holdout holds out" in page
     assert main([*words, "--split", "test", *WORDS]) == 0
     said = capsys.readouterr().out
     assert "are too good" in said and "are too good" in (place / "ratio_curves_test.html").read_text()

@@ -140,7 +140,7 @@ def test_the_verb(place, alone, capsys):
     assert [row["group"] for row in rows[1::2]] == [line.group for line in alone.ordered]
     assert float(rows[1]["rmse"]) == pytest.approx(alone.ordered[0].points[0].figure, rel=1e-5)
     page = (folder / "1/ratio_curves.html").read_text()
-    assert "RMSE (lower is better)" in page and "RMSE by keep ratio" in page and "not measured" in page
+    assert "RMSE (lower is better)" in page and "RMSE by keep ratio" in page and "Speed-up by keep ratio" in page
     assert "top-1" not in page.lower() and "point(s)" not in page and "cross-entropy" not in page
     assert main([*words, *ink.WORDS]) == 0
     text = capsys.readouterr().out

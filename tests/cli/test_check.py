@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from dist_prune.pipeline import recipe_checks
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.run import main as run
 from tests.data.test_tar_shards import jpeg, write_tar
+from tests.support.launch import SMALL
 
 
 def refused(capsys, *words: str) -> str:
@@ -138,6 +140,29 @@ def test_isomorphic_recipes_reach_the_paper_s_sizes(recipe, sizes):
     for share, macs in sizes.items():
         left = plan_on_random_scores(graph, replace(SelectionRequest.of(spec), target=("macs", share)), method)
         assert left["macs"] == pytest.approx(macs, rel=0.01)
+
+
+def test_check_says_that_a_run_would_miss_its_target(capsys, tmp_path):
+    """Rounding is too coarse: the run ends with code 3, and with the target that check suggests it does not."""
+    words = [*SMALL, "train.epochs=1", "finetune.epochs=0", "method.name=l1", "select.round_to=16"]
+    missed = [*words, "target.macs=0.5", "target.tolerance=0.01"]
+    assert main(["check", "quickstart", *missed]) == 0
+    text = capsys.readouterr().out
+    line = next(line for line in text.splitlines() if line.startswith("warning: target.macs: 0.5 is asked for"))
+    assert "a run would end with exit code 3" in line and "steps of 16 (select.round_to)" in line
+    below, above = (float(share) for share in re.findall(r"([\d.]+)% and ([\d.]+)%", line)[0])
+    assert below < 50 < above
+    assert run(["--recipe", "quickstart", "--run-dir", str(tmp_path / "missed"), *missed]) == 3
+    capsys.readouterr()
+    advice = re.findall(r"write (target\.\w+=[\d.]+)", line)
+    for number, key in enumerate(advice):
+        assert main(["check", "quickstart", "--json", *missed, key]) == 0
+        assert "missed" not in json.loads(capsys.readouterr().out)
+        assert run(["--recipe", "quickstart", "--run-dir", str(tmp_path / str(number)), *missed, key]) == 0
+        capsys.readouterr()
+    assert len(advice) == 2
+    assert main(["check", "quickstart", *missed, "target.tolerance=null"]) == 0
+    assert "exit code 3" not in capsys.readouterr().out, "any miss is accepted"
 
 
 def test_check_says_what_a_target_leaves(capsys):

@@ -77,7 +77,7 @@ def test_a_time_that_is_not_reliable_is_no_point_among_others(runs, tmp_path, ca
     shown = [{**row, "seed": "mean|0"} for row in found.rows]
     methods = [shown[0]["method"]]
     for plot, key in zip(
-        panels(shown, [], "8", methods, TOP1), ("MACs", "params", "ms", "MACs", "param", "speed"), strict=True
+        panels(shown, [], ["8"], methods, TOP1), ("MACs", "params", "ms", "MACs", "param", "speed"), strict=True
     ):
         assert key in plot.x_title
         doubtful, sure = (next(m for m in plot.marks if m.title.startswith(name)) for name in ("moody", "steady"))
@@ -198,9 +198,51 @@ def test_papers_points_stand_beside_runs(runs, tmp_path):
     [
         ([Path("/nowhere")], None, "there is no folder /nowhere"),
         ([ROOT / "launch"], None, "no run directory"),
-        (None, "77", "no latency at batch 77 in all runs; all have 1, 8"),
+        (None, "77", "no run was timed at batch .77.; there are times at 1, 8"),
     ],
 )
 def test_wrong_places_and_batches_are_refused(runs, places, batch, said):
     with pytest.raises(PruneError, match=said):
         collect(places or [runs], batch)
+
+
+def timed_at(folder, name: str, batches: tuple[str, ...]) -> None:
+    """A run's report whose networks were timed at these batch sizes, the pruned one twice as fast as the dense one."""
+    body = json.loads((folder / "report.json").read_text())
+    body["name"], body["recipe"]["select"]["min_channels"] = name, len(name)
+    for kind, ms in (("dense", 10.0), ("pruned", 5.0), ("finetuned", 5.0)):
+        figures = {"ms": ms, "ms_best": ms, "reliable": True, "device": "cpu", "threads": 1}
+        body[kind]["latency"] = {batch: {**figures, "ms": ms * int(batch)} for batch in batches}
+    (folder / "report.json").write_text(json.dumps(body))
+
+
+def test_runs_without_a_common_batch_size_are_compared_as_well(runs, tmp_path, capsys):
+    """Times at each batch size in columns and plots of their own, and a sentence that says so."""
+    for name, batches in (("small", ("1", "8")), ("large_one", ("32",)), ("largest", ("32", "64"))):
+        shutil.copytree(runs / "first", tmp_path / "runs" / name)
+        timed_at(tmp_path / "runs" / name, name, batches)
+    assert main(["compare", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    head = next(line for line in said.splitlines() if line.startswith("| run"))
+    assert "ms, batch 8 | speed-up, batch 8 | ms, batch 32 | speed-up, batch 32 |" in head
+    small = next(line for line in said.splitlines() if line.startswith("| small"))
+    assert small.endswith("| 5.000 | 2.00x | 40.000 | 2.00x |  |  |  |  |")
+    note = "No batch size is common to the times of all 3 recipes (report.latency_batches): 1 in 1, 8 in 1, 32 in 2"
+    assert note in said
+    page = (tmp_path / "out/compare.html").read_text()
+    assert note in page and "speed-up, batch 64" in page
+    assert page.count('<figure class="panel">') == 2 * (2 + 4), "each of two costs and four batch sizes, twice"
+    rows = {row["run"]: row for row in csv.DictReader((tmp_path / "out/compare.csv").read_text().splitlines())}
+    assert (rows["small"]["speedup_8"], rows["small"]["ms_32"], rows["largest"]["ms_64"]) == ("2.0", "", "320.0")
+    assert main(["compare", str(tmp_path / "runs"), "--batch", "32"]) == 0
+    said = capsys.readouterr().out
+    assert next(line for line in said.splitlines() if line.startswith("| small")).endswith("|  |  |")
+    assert "Not timed at batch 32: small." in said
+
+
+def test_quotes_in_a_terminal_s_table_are_quotes(runs, tmp_path, capsys):
+    """What could break a table or bring an element into a page does not."""
+    shutil.copytree(runs / "failed", tmp_path / "failed")
+    (tmp_path / "failed/errors/rank_0.json").write_text(json.dumps({"rank": 0, "error": "no 'x' in \"y\" | <b>"}))
+    assert main(["compare", str(tmp_path)]) == 0
+    assert "no 'x' in \"y\" / &lt;b&gt;" in capsys.readouterr().out

@@ -86,7 +86,7 @@ def test_an_error_s_front_is_its_lower_edge(runs, tmp_path):
         (place / "report.json").write_text(json.dumps(body))
     found = collect([tmp_path / "runs"])
     own = found.of("regression")
-    plots = panels(page_rows(own), [], found.batch, ["l1"], found.figures["regression"])
+    plots = panels(page_rows(own), [], found.batches, ["l1"], found.figures["regression"])
     assert [y for _, y in plots[0].lines[0].points] == [0.4, 0.2, 0.1]
     assert plots[0].lower and plots[0].y_title == "RMSE (lower is better)"
     assert [round(y, 3) for _, y in plots[-3].lines[0].points] == [0.201, 0.001, -0.099]

@@ -190,6 +190,16 @@ def test_images_are_the_runs_or_those_that_are_named(made, tmp_path, capsys):
     assert "holds no image files" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("device", ["cuda:77", "gpu", "meta", "mps"])
+def test_latency_on_a_device_that_is_not_here_is_a_sentence(made, capsys, device):
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("this machine has such a device")
+    assert cli.main(["latency", str(made), "--device", device]) == 2
+    said = capsys.readouterr().err
+    assert f"--device: '{device}' cannot be used here; PyTorch has cpu" in said
+    assert "Traceback" not in said and len(said.splitlines()) == 1
+
+
 def test_latency_measures_dense_against_pruned(made, capsys):
     assert cli.main(["latency", str(made), "--batches", "1", "2", "--repeats", "2", "--threads", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -86,13 +86,30 @@ def test_recipes_are_listed_with_a_sentence(capsys):
     assert [line.split()[0] for line in lines[1:4]] == ["paper", "data", "cost"] and "imagenet" in lines[2]
     assert main(["list", "recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(known_recipes()) + 2 and max(map(len, lines)) <= 160
+    for label in ("paper", "cost"):
+        assert sum(line.startswith(f"    {label}") for line in lines) == len(known_recipes()), "of every recipe"
+    assert not [line for line in lines if line.endswith("...")], "a pipe gets whole sentences"
     assert main(["list", "recipes", "resnet50_graph"]) == 0
     text = capsys.readouterr().out
     assert "needs     DIST_PRUNE_DATA/imagenet" in text and "-48.81 %" in text
     assert main(["list", "recipes", "resnet50_graph", "--json"]) == 0
     body = json.loads(capsys.readouterr().out)["resnet50_graph"]
     assert body["file"].endswith("resnet50_graph.yaml") and body["cost"].startswith("100 images of scoring")
+
+
+@pytest.mark.parametrize("columns", [60, 110])
+def test_a_terminal_gets_wrapped_lines(monkeypatch, capsys, columns):
+    """Nothing is left out, and nothing runs over the edge; the labels of one recipe stand below one another."""
+    assert main(["list", "recipes"]) == 0
+    piped = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["list", "recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[:-1])) <= columns
+    assert " ".join("\n".join(lines).split()) == " ".join(piped.split())
+    first = lines[0]
+    assert (first == "convnext_tiny_isomorphic") == (columns == 60)
 
 
 def test_a_shell_completes_verbs_options_and_recipes(capsys):

@@ -93,17 +93,28 @@ def comparison_page(word: str) -> str:
     lines = [({**row, "seed": seed}, [word, "1"]) for seed in ("mean", "0", "1")]
     paper = {"recipe": word, "point": word, "change": -1.0, "macs_share": 0.5, "params_share": None}
     part = TaskRuns(word, word, TOP1, [word, "b"], lines)
-    return render_comparison(word, [part], [paper], "8", [(word, [word], [[word]])])
+    return render_comparison(word, [part], [paper], ["8"], [(word, [word], [[word]])])
+
+
+TIMED = {"ms": 2.0, "dense_ms": 3.0, "speedup": 1.5, "reliable": True}
+DOUBTED = {"ms": 2.0, "dense_ms": 4.0, "speedup": None, "reliable": False}
+
+
+def timed_on(word: str) -> dict:
+    return {"batch": 8, "device": word, "machine": word, "threads": 1, "repeats": 3}
 
 
 def criteria_page(word: str) -> str:
-    lines = [{"method": word, "top1": 1.0, "macs": 0.5, "params": 0.5, "overlap": {word: 1.0}}] * 2
-    return render_criteria(word, word, lines, CLASSIFICATION.description(), 10, word)
+    line = {"method": word, "top1": 1.0, "macs": 0.5, "params": 0.5, "overlap": {word: 1.0}}
+    lines = [{**line, **TIMED}, {**line, **DOUBTED, "why": word}]
+    return render_criteria(word, word, lines, CLASSIFICATION.description(), 10, word, timed_on(word))
 
 
 def ratio_curves_page(word: str) -> str:
-    points = [{"ratio": 0.5, "kept": 2, "macs": 0.5, "top1": 50.0, "loss": 1.0}]
+    point = {"kept": 2, "macs": 0.5, "top1": 50.0, "loss": 1.0}
+    points = [{"ratio": 0.5, **point, **TIMED}, {"ratio": 0.2, **point, **DOUBTED, "why": word}]
     facts = {
+        "times": timed_on(word),
         "dense": {"top1": 60.0, "loss": 1.0}, "images": 10, "where": word, "max_drop": 1.0, "keep_ratios": {word: 0.5},
         "groups": [{"group": word, "width": 4, "points": points}],
     }  # fmt: skip
@@ -209,3 +220,27 @@ def test_criteria_of_an_error_are_ranked_and_named_by_it():
     assert "b leaves the best network: RMSE 0.00398." in page
     assert "RMSE (lower is better)" in page and "not measured" in page
     assert "top-1" not in page.lower() and "0.00412" in page
+
+
+@pytest.mark.parametrize("page", [ratio_curves_page, criteria_page])
+def test_pages_of_cut_networks_show_their_speed_up(page):
+    """The largest reliable one as a figure, where it was measured, the others in doubt: hollow and a question mark."""
+    text = page("cpu")
+    seen = Page(text).text
+    assert "largest speed-up" in seen and "1.50x" in seen and "batch 8 on cpu, 1 thread(s)" in seen
+    assert "2.00x, not reliable: cpu" in seen, "the mark says so"
+    assert text.count('"mark hollow"') == 1
+    assert "<td>?</td>" in text or ">?</td>" in text
+    assert "not measured" not in seen
+
+
+def test_results_without_times_say_so():
+    """Of an earlier version, or of --no-times."""
+    point = {"ratio": 0.5, "kept": 2, "macs": 0.5, "top1": 50.0, "loss": 1.0}
+    facts = {
+        "dense": {"top1": 60.0, "loss": 1.0}, "images": 10, "where": "held out", "max_drop": 1.0, "keep_ratios": {},
+        "groups": [{"group": "conv1", "width": 4, "points": [point]}],
+    }  # fmt: skip
+    page = render_ratio_curves("net", "l1", facts, "none")
+    assert "not measured" in page and "Speed-up by keep ratio" not in page and "Hollow" not in page
+    assert page.count('<figure class="panel">') == 2
