@@ -1,17 +1,18 @@
 """The rows of the papers' tables at the papers' own length: paper, ours, l1 and random from the same dense network.
 
-    python benchmarks/papers.py OUT [--only "lenet5_mnist:*" "*:random"] [--seeds 0 1 2] [--minutes 60]
-        [--set KEY=VALUE ...]
-    python benchmarks/papers.py OUT --list
-    python benchmarks/papers.py OUT --collect benchmarks/results/papers.json
+    python benchmarks/papers.py [PAPER ...] [--row "lenet5_mnist:*" "*:random"] [--seeds 0 1 2] [--minutes 60]
+        [--out runs/papers] [--set KEY=VALUE ...]
+    python benchmarks/papers.py [PAPER ...] --list
+    python benchmarks/papers.py --collect benchmarks/results/papers.json [--out runs/papers]
     python benchmarks/papers.py --table --results benchmarks/results/papers.json [--page FILE]
 
-Needs $DIST_PRUNE_DATA. A row is CASE:NAME for one seed; --list prints all. Each is a run of dist_prune/run.py in
-OUT/CASE/seed_N/ROW. The dense network is trained once for each case and seed, by the recipe, and every row starts
-at it. Finished rows are not run again. When the minutes are over, the row under way is asked to stop and goes on
-with the next start of the same command. --set shortens every run of OUT, to try the script; such rows are marked in
-the table. --page writes the tables as an HTML page. --collect adds the figures to one compact file, of which
-`python -m tests.test_docs` makes the tables of docs/papers.md.
+Needs $DIST_PRUNE_DATA. PAPER: dirichlet (with Shapley's values), entropy, graph or mint; default: all of them. A row is
+CASE:NAME for one seed; --list prints all. Each is a run of dist_prune/run.py in OUT/CASE/seed_N/ROW. The dense network
+is trained once for each case and seed, by the recipe, and every row starts at it. Finished rows are not run again. When
+the minutes are over, the row under way is asked to stop and goes on with the next start of the same command. --set
+shortens every run of OUT, to try the script; such rows are marked in the table. --page writes the tables as an HTML
+page. --collect adds the figures to one compact file, of which `python -m tests.test_docs` makes the tables of
+docs/papers.md.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from dist_prune.fileio import write_atomic
 from dist_prune.report.papers_html import render_papers
 
 ROOT = Path(__file__).resolve().parents[1]
+PAPERS = tuple(dict.fromkeys(case.paper for case in CASES.values()))
 GRACE_S = 120  # for which a run may go on after it was asked to stop
 STOPPED, NOT_REACHED = 75, 3  # exit codes of run.py: asked to stop; finished, but the target was not reached
 
@@ -136,17 +138,18 @@ def _macs_left(folder: Path) -> float:
     return body["pruned"]["macs"] / body["dense"]["macs"]
 
 
-def wanted(patterns: list[str], seeds: list[int]) -> Iterator[tuple[str, int, Row]]:
-    """Rows in the order of the patterns, each once: all rows of a case with the first seed, then with the next."""
+def wanted(patterns: list[str], seeds: list[int], papers: Collection[str] = PAPERS) -> Iterator[tuple[str, int, Row]]:
+    """Rows of some papers in the order of the patterns, each once: all of a case with one seed, then with the next."""
     done = set()
     for pattern in patterns:
-        case_pattern, _, row_pattern = pattern.partition(":")
+        case_pattern, _, row_pattern = pattern.partition(":") if ":" in pattern else ("*", "", pattern)
         for seed in seeds:
             for name, case in CASES.items():
                 for row in case.rows:
                     key = (name, seed, row.name)
                     if (
                         key not in done
+                        and case.paper in papers
                         and fnmatchcase(name, case_pattern)
                         and fnmatchcase(row.name, row_pattern or "*")
                     ):
@@ -172,8 +175,9 @@ def collected(rows: Rows) -> list[dict[str, Any]]:
 def main() -> None:
     """Read the command line, run, and print what is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, nargs="?")
-    parser.add_argument("--only", nargs="+", default=["*"], help="patterns CASE:ROW, in order of work")
+    parser.add_argument("papers", nargs="*", metavar="PAPER", help=f"{', '.join(PAPERS)} (default: all)")
+    parser.add_argument("--row", "--only", nargs="+", default=["*"], help="patterns ROW or CASE:ROW, in order of work")
+    parser.add_argument("--out", type=Path, default=Path("runs/papers"), help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of every run")
@@ -183,22 +187,25 @@ def main() -> None:
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the tables as an HTML page as well")
     parser.add_argument("--results", type=Path, metavar="FILE", help="--table: of this compact file")
     given = parser.parse_args()
+    if unknown := [name for name in given.papers if name not in PAPERS]:
+        parser.error(f"PAPER: there is no {unknown[0]!r}; {', '.join(PAPERS)} have tables that two cores can run")
+    papers = given.papers or PAPERS
+    if not list(wanted(given.row, [0], papers)):
+        parser.error(f"--row: no row of {', '.join(papers)} is called {' or '.join(given.row)}; see --list")
     if given.list:
-        for name, _, row in wanted(given.only, [0]):
+        for name, _, row in wanted(given.row, [0], papers):
             print(f"{name}:{row.name}  {row.recipe or CASES[name].recipe} {' '.join((*CASES[name].words, *row.words))}")
         return
     if given.table and given.results:
         show(tables.load(given.results), given.page)
         return
-    if given.out is None:
-        parser.error("OUT, the folder of the runs, is missing")
     rows = Rows(given.out, time.monotonic() + 60 * given.minutes, given.set)
     if given.collect:
         old = tables.load(given.collect) if given.collect.exists() else []
         write_atomic(given.collect, tables.compact(tables.merge(old, collected(rows))))
     if not given.collect and not given.table:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        for case, seed, row in wanted(given.only, given.seeds):
+        for case, seed, row in wanted(given.row, given.seeds, papers):
             if not rows.run(case, seed, row) and time.monotonic() > rows.deadline:
                 break
     show(collected(rows), given.page)

@@ -19,7 +19,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, cast, get_args, overload
 
 import torch
 from pydantic import ValidationError
@@ -27,13 +27,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from dist_prune import methods, models, tasks
+from dist_prune.api_checks import check_choice, check_count, check_types, image_shape
+from dist_prune.config.loading import error_text
 from dist_prune.data.sample_loader import SampleLoader
 from dist_prune.data.sampling import calibration_ids
 from dist_prune.distributed import tensor_files
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.distributed.same_plugins import check_same_plugins
-from dist_prune.errors import PruneError
+from dist_prune.errors import PruneError, shown
 from dist_prune.export import bundle
 from dist_prune.fileio import write_atomic
 from dist_prune.methods.base import TRAINED, Method
@@ -96,12 +98,18 @@ def trace(
         >>> graph.group("layer1.0.conv1").width
         64
     """
+    check_types(model=(model, nn.Module))
+    check_choice("units", units, get_args(Units))
+    for name, value in (("streams", streams), ("depth", depth)):
+        if not isinstance(value, bool):
+            raise PruneError(f"{name}: {shown(value)} is given; write True or False")
+    shape = image_shape(example)
     bare = models.tensor_view(own := unwrap(model))
     weight = next(bare.parameters(), None)
     if weight is None:
         raise PruneError(f"the {type(bare).__name__} has no parameters, so there is nothing to prune")
     if not isinstance(example, Tensor):
-        example = torch.zeros(1, *example)
+        example = torch.zeros(1, *shape)
     if example.dim() == 3:
         example = example[None]
     with with_gradients():
@@ -170,6 +178,9 @@ def score(
         >>> dp.select(scores, graph, keep_ratio=0.5).counts["conv1"]
         32
     """
+    check_types(model=(model, nn.Module), graph=(graph, DependencyGraph))
+    check_count("images", images, "all of them")
+    check_count("micro_batch", micro_batch)
     bare, paper = models.tensor_view(unwrap(model)), _method(method, options)
     weight = next(bare.parameters())
     comm = Communicator.of(group, weight.device)
@@ -252,6 +263,7 @@ def _cut(
     left: nn.Module | None = None,
 ) -> nn.Module:
     """Cut ``target``, which is ``dense`` or a copy of it, and note ``left`` (default: ``target``) for ``carry``."""
+    check_types(model=(dense, nn.Module), plan=(plan, Plan))
     graph = graph_of(plan, graph)
     check_same_layers(dense, graph)
     names = {parameter: name for name, parameter in dense.named_parameters()}
@@ -368,6 +380,7 @@ def save(
         >>> sorted(path.name for path in dp.save(small, plan, folder).iterdir())
         ['bundle.json', 'model.safetensors']
     """
+    check_types(model=(model, nn.Module), plan=(plan, Plan))
     bare, graph = unwrap(model), graph_of(plan, None)
     if graph.network is None:
         raise PruneError("the plan's graph was not traced by dist_prune.trace, so the dense network is not known")
@@ -415,11 +428,16 @@ def _method(method: str | Method, options: Mapping[str, Any]) -> Method:
         if options:
             raise PruneError(f"{', '.join(options)}: a method object has its options already")
         return method
+    if not isinstance(method, str):
+        raise PruneError(
+            f"method: a {type(method).__name__} is given; write the name of a method or a Method object: "
+            "score(model, graph, method, loader)"
+        )
     try:
         return methods.build({**options, "name": method})
     except ValidationError as error:
-        lines = (f"{method}.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise PruneError("; ".join(lines)) from error
+        model = methods.options_of(method)
+        raise PruneError("\n".join(error_text(item, model, f"{method}.") for item in error.errors())) from error
 
 
 def _name_of(method: Method) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from dist_prune.api_checks import check_choice, check_count, check_positive, check_types
 from dist_prune.data.sample_loader import SampleLoader
 from dist_prune.data.sampling import calibration_ids
 from dist_prune.distributed.communicator import Communicator
@@ -81,6 +82,12 @@ def repair(
         >>> repaired(images).shape
         torch.Size([8, 10])
     """
+    check_types(model=(model, nn.Module), small=(small, nn.Module), plan=(plan, Plan))
+    check_count("images", images, "all of them")
+    check_count("micro_batch", micro_batch)
+    check_count("memory_mb", memory_mb)
+    check_positive("ridge", ridge, "what does best on images that a layer was not fitted to")
+    check_choice("norms", norms, ("plain", "refit"))
     bare, repaired = unwrap(model), copy.deepcopy(unwrap(small))
     weight = next(bare.parameters())
     comm = Communicator.of(group, weight.device)
@@ -93,8 +100,6 @@ def repair(
     ids = samples.ids if images is None else samples.ids[calibration_ids(samples.ids, images, seed)]
     tracker = Tracker(verbose and comm.is_main)
     repairer = Repairer(samples, ids, comm, tracker, method, ridge, micro_batch, memory_mb * 2**20)
-    if norms not in ("plain", "refit"):
-        raise PruneError(unknown("value of norms", str(norms), ("plain", "refit")))
     repairer.norms = norms
     with torch.inference_mode(False):
         repairer.run(bare, repaired, found, plan)

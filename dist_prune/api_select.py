@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dist_prune.api_checks import check_count, check_types, image_shape
 from dist_prune.config.pruning import Target
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.distributed.environment import DistributedEnvironment
@@ -64,9 +65,8 @@ def select(
         >>> len(plan.kept("layer4.1.conv1")) % 8
         0
     """
+    check_types(scores=(scores, Scores), graph=(graph, DependencyGraph))
     request, exclude, wanted = read_keywords(select, target, seed)
-    if not isinstance(scores, Scores):
-        raise PruneError("scores is no result of dist_prune.score: a plan needs to know the method that made them")
     method = scores.method
     ready = method.prepare(method.prunable(graph), exclude, request)
 
@@ -122,6 +122,7 @@ def costs(graph: DependencyGraph, plan: Plan | None = None) -> dict[str, float]:
         >>> dp.costs(graph, plan)["macs"] <= 0.5 * dp.costs(graph)["macs"]
         True
     """
+    check_types(graph=(graph, DependencyGraph))
     kept = plan.counts if plan is not None else {}
     return {cost.name: cost.of(graph, kept) for cost in counted_costs()}
 
@@ -158,11 +159,18 @@ def latency(
         >>> sorted(times)
         ['dense', 'small']
     """
+    if not isinstance(models, Mapping):
+        raise PruneError(f"models: a {type(models).__name__} is given; write names, for example {{'dense': model}}")
+    for name, model in models.items():
+        check_types(**{f"models[{name!r}]": (model, nn.Module)})
+    for name, count in (("batch", batch), ("repeats", repeats)):
+        check_count(name, count)
+    check_count("threads", threads, "torch's present number")
+    shape = image_shape(example)
     bare = {name: copy.deepcopy(unwrap(model)) for name, model in models.items()}
     devices = {str(next(model.parameters()).device): next(model.parameters()).device for model in bare.values()}
     if len(devices) != 1:
         raise PruneError(f"latency: the networks are on {', '.join(sorted(devices)) or 'no device'}; put all on one")
-    shape = tuple(example.shape[-3:]) if isinstance(example, Tensor) else tuple(example)
     device = next(iter(devices.values()))
     found = measure_latency(bare, shape, (batch,), repeats, device, threads or torch.get_num_threads())
     return {name: batches[str(batch)] for name, batches in found.items()}

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -80,6 +81,28 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             f"could not write {path} ({len(raw):,} bytes): {error.strerror or error}; {state}. "
             "Free space or name another --run-dir, then run the same command again: finished stages are skipped."
         ) from error
+
+
+def folder_trouble(folder: Path) -> str:
+    """Say why files cannot be written in a folder; it is not made.
+
+    Args:
+        folder: a folder that is there, or that would be made with those above it.
+
+    Returns:
+        A clause for an error, or an empty text if a file could be written.
+    """
+    place = folder = folder.expanduser().absolute()
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        return f"{folder} cannot be made: {place} is no folder"
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=place, prefix=".dist_prune-"))
+    except OSError as error:
+        what = "written to" if place == folder else f"made in {place}"
+        return f"{folder} cannot be {what}: {error.strerror or error}"
+    return ""
 
 
 def open_new(path: Path) -> IO[bytes]:

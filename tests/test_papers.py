@@ -26,6 +26,8 @@ def test_every_row_is_a_recipe(case, tmp_path, monkeypatch):
 
 
 def test_rows_in_the_order_of_the_patterns():
+    assert [row.name for _, _, row in papers.wanted(["as released"], [0], ["entropy"])] == ["as released"]
+    assert {case for case, _, _ in papers.wanted(["*"], [0], ["mint"])} == {"mlp_mnist", "mlp_mnist_groups"}
     found = [(case, seed, row.name) for case, seed, row in papers.wanted(["lenet5_*:l1", "lenet5_mnist:l?"], [0, 1])]
     assert found == [
         ("lenet5_mnist", 0, "l1"), ("lenet5_fashion", 0, "l1"), ("lenet5_mnist", 1, "l1"), ("lenet5_fashion", 1, "l1"),

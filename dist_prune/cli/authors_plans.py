@@ -18,13 +18,13 @@ from dist_prune.distributed import torch_files
 from dist_prune.errors import PruneError, abbreviate, nearest, shown
 from dist_prune.methods.base import Method
 from dist_prune.methods.mint.method import Mint
-from dist_prune.pruning.graph.groups import DependencyGraph
+from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph
 from dist_prune.pruning.plan.plan import Plan
 
 ORDER = "filter_delete_order_"
 WIDTHS_FILE = (
-    "{file} holds widths, not which filters stay (the authors' channel_dim.pth): write them as select.counts, or give "
-    "the masks, channel_index.pth of each block in order"
+    "{file} holds widths, not which filters stay (the authors' channel_dim.pth). Give the masks, channel_index.pth of "
+    "each block in order, or let a method choose the filters: {counts}"
 )
 
 
@@ -39,8 +39,8 @@ def read_masks(files: Sequence[Path], graph: DependencyGraph) -> Plan:
     Raises:
         PruneError: a file holds anything else, or numbers or widths differ from those of the network.
     """
-    masks = [mask for file in files for mask in _vectors(file)]
     groups = graph.free
+    masks = [mask for file in files for mask in _vectors(file, groups)]
     if len(masks) != len(groups):
         raise PruneError(
             f"the files hold {len(masks)} masks, and the network has {len(groups)} groups that the recipe prunes, from "
@@ -57,13 +57,13 @@ def read_masks(files: Sequence[Path], graph: DependencyGraph) -> Plan:
     return Plan.from_kept(graph, kept, dict.fromkeys(kept, "its mask keeps all of it"))
 
 
-def _vectors(file: Path) -> list[Tensor]:
+def _vectors(file: Path, groups: Sequence[ChannelGroup]) -> list[Tensor]:
     body = torch_files.read(file)
     values = list(body.values()) if isinstance(body, Mapping) else body
     values = [values] if isinstance(values, Tensor | np.ndarray) else values
     plain = isinstance(values, list | tuple) and bool(values)
     if plain and all(isinstance(v, int | float) or (isinstance(v, list) and len(v) < 8) for v in values):
-        raise PruneError(WIDTHS_FILE.format(file=file))
+        raise PruneError(WIDTHS_FILE.format(file=file, counts=_as_counts(values, groups)))
     if not plain or not all(isinstance(v, Tensor | np.ndarray | list) for v in values):
         raise PruneError(f"{file} holds no masks, which are a list of vectors: it is {shown(type(body).__name__)}")
     try:
@@ -74,6 +74,21 @@ def _vectors(file: Path) -> list[Tensor]:
     if wrong is not None:
         raise PruneError(f"{file}: a mask is one vector of 0 and 1 for each layer, not {shown(wrong.tolist())}")
     return masks
+
+
+def _as_counts(values: Sequence[Any], groups: Sequence[ChannelGroup]) -> str:
+    """Widths as the recipe's ``select.counts``; if they do not fit the groups in order, how they differ."""
+    widths = [w for value in values for w in (value if isinstance(value, list) else [value])]
+    if len(widths) != len(groups):
+        return (
+            f"write the widths as select.counts; the file has {len(widths)}, and the network has {len(groups)} groups "
+            f"that the recipe prunes, from {groups[0].name!r} to {groups[-1].name!r}"
+        )
+    wrong = next(((g, w) for g, w in zip(groups, widths, strict=True) if w != int(w) or not 1 <= w <= g.width), None)
+    if wrong is not None:
+        return f"select.counts; but {shown(wrong[1])} is no width of {wrong[0].name!r}, which has {wrong[0].width}"
+    counts = ", ".join(f"{group.name}: {int(width)}" for group, width in zip(groups, widths, strict=True))
+    return f"select.counts='{{{counts}}}'"
 
 
 def read_orders(files: Sequence[Path], graph: DependencyGraph) -> dict[str, Tensor]:

@@ -12,13 +12,13 @@ from torch import nn
 from dist_prune import methods, tasks
 from dist_prune.cli.verb import Answer, add_recipe
 from dist_prune.config import loading
-from dist_prune.config.data import Data
+from dist_prune.config.data import SHARDS, Data
 from dist_prune.config.recipe import Recipe
 from dist_prune.data.box_layouts import class_count
 from dist_prune.data.class_order import class_order_warning, describe_order, read_class_map, sort_classes
-from dist_prune.data.datasets import KNOWN, OPENERS, class_folders, dataset_shape, npz_shape, open_source
+from dist_prune.data.datasets import KNOWN, OPENERS, DatasetKeys, class_folders, dataset_shape, npz_shape, open_source
 from dist_prune.data.mask_folder import count_classes
-from dist_prune.data.split_checks import check_normalisation
+from dist_prune.data.split_checks import check_normalisation, check_splits, empty_first_class
 from dist_prune.data.transform_config import sides_of
 from dist_prune.errors import MISSED, PruneError
 from dist_prune.methods.base import Method, RankingMethod
@@ -56,7 +56,12 @@ def run(arguments: argparse.Namespace) -> Answer:
     method = methods.build(recipe.method)
     if unfit := recipe_checks.task_problems(recipe, method, tasks.build(recipe.task)):
         raise PruneError("\n".join(unfit))
-    absent = [*recipe_checks.missing_files(recipe), *recipe_checks.missing_image_folders(recipe.data)]
+    data = recipe.data
+    absent = [
+        *recipe_checks.missing_files(recipe),
+        *recipe_checks.missing_image_folders(data),
+        *recipe_checks.staging_trouble(data),
+    ]
     if absent and not arguments.assume:
         raise PruneError("\n".join([*absent, recipe_checks.ASSUME]))
     model, graph, classes, assumed = _trace(recipe, method)
@@ -247,7 +252,8 @@ def _notes(recipe: Recipe) -> list[str]:
     if weights:
         use = f"is trained from them for {epochs} epochs, a head of other classes made anew" if epochs else "has them"
         notes.append(f"weights: {weights}; the dense network {use}")
-    folders, left_out = _class_names(data)
+    folders, left_out, doubt = _class_names(data)
+    notes += [doubt] if doubt else []
     if folders:
         classes = read_class_map(Path(data.class_map)) if data.class_map else sort_classes(folders, data.class_order)
         notes.append(describe_order(classes, 0, len(folders), data.class_order, data.class_map) + left_out)
@@ -257,16 +263,32 @@ def _notes(recipe: Recipe) -> list[str]:
     return notes
 
 
-def _class_names(data: Data) -> tuple[tuple[str, ...], str]:
-    """The classes of folders or tar shards that are here, in text order, and a text about files left out."""
+def _class_names(data: Data) -> tuple[tuple[str, ...], str, str]:
+    """The classes of folders or shards that are here, in text order, a text about files left out, and a warning."""
     if data.source == "imagefolder":
-        return class_folders(data.root, data.train_split, data.eval_split)
-    from dist_prune.pipeline import recipe_checks
+        return *class_folders(data.path, data.train_split, data.eval_split), ""
+    splits = _shard_splits(data) if data.source in SHARDS else None
+    if splits is None:
+        return (), "", ""
+    numbered = getattr(splits[0], "numbered", False)
+    return () if numbered else splits[0].classes, "", empty_first_class(*splits)
 
-    if data.source in ("tar", "parquet") and not recipe_checks.missing_image_folders(data):
-        source = open_source(data.source, data.root, data.train_split, True)
-        return (() if getattr(source, "numbered", False) else source.classes), ""
-    return (), ""
+
+def _shard_splits(data: Data) -> tuple[Any, Any] | None:
+    """Both splits of shards; None if they are not here.
+
+    Raises:
+        PruneError: a run would refuse their labels or classes.
+    """
+    try:
+        train, test = (
+            open_source(data.source, data.root, split, is_train, dataset=DatasetKeys.of(data))
+            for split, is_train in ((data.train_split, True), (data.eval_split, False))
+        )
+    except PruneError:
+        return None  # reported as missing
+    check_splits(train, test, data.source, data.class_order, data.class_map)
+    return train, test
 
 
 def _image_shape(data: Data) -> tuple[int, int, int | None, str]:
@@ -277,28 +299,26 @@ def _image_shape(data: Data) -> tuple[int, int, int | None, str]:
     if data.source == "images":
         return 1, 3, None, ""
     if data.source == "maskfolder":
-        count = count_classes(data.root)
+        count = count_classes(data.path)
         return (count, 3, None, "") if count else (21, 3, None, "21 classes: the folder of masks is not here")
     if data.source in ("boxfolder", "coco"):
-        count = class_count(data.source, data.root, data.train_split)
+        count = class_count(data.source, data.path, data.train_split)
         return (count, 3, None, "") if count else (80, 3, None, "80 classes: the annotation file is not here")
     if data.source == "imagefolder":
-        folders, _ = class_folders(data.root, data.train_split, data.eval_split)
+        folders, _ = class_folders(data.path, data.train_split, data.eval_split)
         if not folders:
             return 1000, 3, None, "1,000 classes: the image folder is not here"
         return len(read_class_map(Path(data.class_map))) if data.class_map else len(folders), 3, None, ""
-    if data.source in ("tar", "parquet"):
-        from dist_prune.pipeline import recipe_checks
-
-        if recipe_checks.missing_image_folders(data):
+    if data.source in SHARDS:
+        splits = _shard_splits(data)
+        if splits is None:
             return 1000, 3, None, "1,000 classes: the images are not here"
-        classes = open_source(data.source, data.root, data.train_split, True).classes
-        return len(read_class_map(Path(data.class_map))) if data.class_map else len(classes), 3, None, ""
-    if data.source == "checkpoint" and not (data.root and Path(data.root).expanduser().is_file()):
+        return len(read_class_map(Path(data.class_map)) if data.class_map else splits[0].classes), 3, None, ""
+    if data.source == "checkpoint" and not (data.path and Path(data.path).expanduser().is_file()):
         return 10, 3, 32, "10 classes of 3x32x32 images: the checkpoint is not here"
     if data.source not in OPENERS or data.source == "checkpoint":
         return (*dataset_shape(data), "")
-    shape = npz_shape(data.root, data.layout, data.image_size, data.source)
+    shape = npz_shape(data.path, data.layout, data.image_size, data.source)
     return (*shape, "") if shape else (10, 3, 32, "10 classes of 3x32x32 images: the .npz file is not here")
 
 

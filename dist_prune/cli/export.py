@@ -161,7 +161,7 @@ def _source(arguments: argparse.Namespace, folder: Path | None, train: bool) -> 
     """The source of ``--images`` or of the bundle's run, and the backend that loads it."""
     import numpy as np
 
-    from dist_prune.data.datasets import OPENERS, FolderSource, open_source
+    from dist_prune.data.datasets import OPENERS, DatasetKeys, FolderSource, open_source
     from dist_prune.data.folder_scan import find_images, left_out_text
     from dist_prune.data.open_split import open_split
 
@@ -186,6 +186,8 @@ def _source(arguments: argparse.Namespace, folder: Path | None, train: bool) -> 
                 "--images"
             )
         split = data.train_split if train else data.eval_split
-        opened = open_split(data.backend, data.source, data.root, split, train, layout=data.layout)
+        opened = open_split(
+            data.backend, data.source, data.root, split, train, layout=data.layout, dataset=DatasetKeys.of(data)
+        )
         return opened.source, opened.backend
     raise PruneError("the bundle is in no run directory, so its images are not known; name some with --images")

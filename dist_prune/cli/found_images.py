@@ -5,11 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dist_prune.data.datasets import check_labels, open_source
+from dist_prune.config.data import SHARDS
+from dist_prune.data.datasets import open_source
 from dist_prune.data.decoders import read_image
 from dist_prune.data.folder_layout import has_class_folders
 from dist_prune.data.folder_scan import class_folders, find_images
+from dist_prune.data.listed_layouts import find_listing
+from dist_prune.data.mask_folder import MASK_FOLDERS
 from dist_prune.data.random_access import RandomAccessSource
+from dist_prune.data.split_checks import check_labels, check_same_classes
 from dist_prune.errors import PruneError, abbreviate
 
 TRAIN_NAMES = ("train", "training")
@@ -55,6 +59,13 @@ def find_layout(folder: Path) -> tuple[dict[str, Any], bool]:
         return {"source": "npz", "root": str(folder)}, False
     if not folder.is_dir():
         raise PruneError(f"--data: there is no folder {folder}")
+    _refuse_other_tasks(folder)
+    if shards := _find_shards(folder):
+        return shards
+    for evaluation in EVAL_NAMES:
+        if find_listing(folder, "train", True) and find_listing(folder, evaluation, False):
+            splits = {"train_split": "train", "eval_split": evaluation}
+            return {"source": "imagefolder", "root": str(folder), **splits}, False
     names, _ = class_folders(folder)
     by_name = {name.lower(): name for name in names}
     train = next((by_name[name] for name in TRAIN_NAMES if name in by_name), "")
@@ -66,6 +77,41 @@ def find_layout(folder: Path) -> tuple[dict[str, Any], bool]:
         splits = {"train_split": folder.name, "eval_split": folder.name}
         return {"source": "imagefolder", "root": str(folder.resolve().parent), **splits}, True
     raise PruneError(_nothing_found(folder, names))
+
+
+def _find_shards(folder: Path) -> tuple[dict[str, Any], bool] | None:
+    """Tar or parquet files in a folder, in its ``data`` (as Hugging Face lays them out) or in a folder per split."""
+    for source, place in ((source, place) for source in SHARDS for place in (folder, folder / "data")):
+        files = [path.name for path in place.glob(f"*.{source}")]
+        files += [path.parent.name for path in place.glob(f"*/*.{source}")]
+        train = next((name for name in TRAIN_NAMES if any(name in file for file in files)), "")
+        evaluation = next((name for name in EVAL_NAMES if any(name in file for file in files)), "")
+        if train or evaluation:
+            splits = {"train_split": train or evaluation, "eval_split": evaluation or train}
+            return {"source": source, "root": str(place), **splits}, not (train and evaluation)
+        if files:
+            raise PruneError(
+                f"--data: {place} holds {len(files)} {source} files ({abbreviate(sorted(files), 3)}), and no name says "
+                f"which split they are of: {', '.join(TRAIN_NAMES)} and {', '.join(EVAL_NAMES)} are known. Write a "
+                f"recipe with data.source={source} and data.root={place}/NAME-{{split}}-*.{source}"
+            )
+    return None
+
+
+def _refuse_other_tasks(folder: Path) -> None:
+    """Raise a ``PruneError`` for images with masks or boxes, whose folders are no classes."""
+    for split in (folder, *(folder / name for name in (*TRAIN_NAMES, *EVAL_NAMES))):
+        if (split / "images").is_dir() and any((split / name).is_dir() for name in MASK_FOLDERS):
+            raise PruneError(
+                f"--data: {split} holds images with a mask each, so images and masks are no classes. 'new' writes "
+                "recipes for classification; for segmentation take one with task: segmentation (dist-prune list "
+                f"recipes) and write data.source=maskfolder data.root={split if split == folder else folder}"
+            )
+    if (folder / "boxes.json").is_file() or list(folder.glob("annotations/instances_*.json")):
+        raise PruneError(
+            f"--data: {folder} holds images with boxes. 'new' writes recipes for classification; for detection take "
+            f"one with task: detection (dist-prune list recipes) and write data.root={folder}"
+        )
 
 
 def unlabelled(folder: Path) -> list[Path] | None:
@@ -108,6 +154,8 @@ def look(folder: Path) -> FoundImages:
         split: open_source(data["source"], data["root"], data.get(f"{split}_split", ""), split == "train")
         for split in (("train",) if one_split else ("train", "eval"))
     }
+    if not one_split:
+        check_same_classes(sources["train"], sources["eval"])
     sides, unreadable, read = [], [], 0
     for split, source in sources.items():
         check_labels(source, f"--data: the {split} images of {folder}")

@@ -1,15 +1,22 @@
 """``dist-prune make-ffcv``: one split of a data set as an FFCV file with a sidecar."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from dist_prune import methods
-from dist_prune.cli.verb import Answer
+from dist_prune.cli.verb import Answer, check_range
 from dist_prune.config import loading
 from dist_prune.errors import PruneError
+from dist_prune.fileio import folder_trouble
+
+if TYPE_CHECKING:
+    from dist_prune.data.datasets import DatasetKeys
+    from dist_prune.data.random_access import Root
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +61,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     from dist_prune.data.ffcv.encoder import Settings
     from dist_prune.data.ffcv.writer import write_beton
 
-    source, root, split, layout = origin(arguments)
+    source, root, split, layout, keys = origin(arguments)
     if source not in OPENERS:
         raise PruneError(
             f"--source: {source} is a Dataset, whose images are read by its own code and not from a .beton"
@@ -63,8 +70,12 @@ def run(arguments: argparse.Namespace) -> Answer:
     out = Path(arguments.out) if arguments.out else beton_path(source, root, split, train)
     if out is None or out.suffix != ".beton":
         raise PruneError(f"--out: {out or source} must be a path that ends in .beton")
+    if trouble := folder_trouble(out.parent):
+        raise PruneError(f"--out: {trouble}")
+    if arguments.workers:
+        check_range("--workers", arguments.workers, 1024)
     settings = Settings(arguments.max_resolution, arguments.quality, arguments.write_mode)
-    images = open_source(source, root, split, train, print_note, layout)
+    images = open_source(source, root, split, train, print_note, layout, keys)
     if target_kind(images) != "classes":
         raise PruneError(
             f"--source: a .beton holds one class number for each image; {source} has {target_kind(images)}"
@@ -86,18 +97,32 @@ def progress_bar(done: int, count: int) -> tqdm:
     return tqdm(total=count, initial=done, desc="images", unit="", smoothing=0.1)
 
 
-def origin(arguments: argparse.Namespace) -> tuple[str, str | None, str, str | None]:
-    """data.source, data.root, the name of the split that ``--source`` means, and data.layout."""
+def origin(arguments: argparse.Namespace) -> "tuple[str, Root, str, str | None, DatasetKeys | None]":
+    """data.source, data.root, the name of the split that ``--source`` means, data.layout, and a recipe's other keys.
+
+    Raises:
+        PruneError: there is no such folder, file or recipe.
+    """
+    from dist_prune.data.datasets import DatasetKeys
+    from dist_prune.data.listed_layouts import find_listing
+
     kind, _, pattern = arguments.source.partition(":")
+    train = arguments.split == "train"
     if kind in ("parquet", "tar") and pattern:
-        return kind, pattern, "train" if arguments.split == "train" else "val", None
+        return kind, pattern, "train" if train else "val", None, None
     path = Path(arguments.source).expanduser()
     if path.is_dir():
-        split = "train" if arguments.split == "train" else "val"
-        if (path / split).is_dir():
-            return "imagefolder", str(path), split, None
-        return "imagefolder", str(path.parent), path.name, None
+        split = "train" if train else "val"
+        if (path / split).is_dir() or find_listing(path, split, train):
+            return "imagefolder", str(path), split, None, None
+        return "imagefolder", str(path.parent), path.name, None, None
     if path.suffix == ".npz":
-        return "npz", str(path), arguments.split, None
+        return "npz", str(path), arguments.split, None, None
+    if not path.is_file() and (os.sep in arguments.source or "*" in arguments.source):
+        raise PruneError(
+            f"--source: there is no {path}; name an image folder, an .npz file, a recipe, or shards as "
+            "tar:PATTERN or parquet:PATTERN"
+        )
     data = loading.load(arguments.source, [], methods.options_of).data
-    return data.source, data.root, data.train_split if arguments.split == "train" else data.eval_split, data.layout
+    split = data.train_split if train else data.eval_split
+    return data.source, data.root, split, data.layout, DatasetKeys.of(data)

@@ -19,7 +19,11 @@ UPDATES = 4000  # of a training that starts from pretrained weights, at which th
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's command line."""
-    parser.add_argument("--data", required=True, help="folder of images, <class>/<image> below train and val; or .npz")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="folder of images (class folders, lists, tar or parquet files) or .npz",
+    )
     parser.add_argument("--backbone", required=True, help="timm's name of the network")
     parser.add_argument("--target", default="macs=0.5", metavar="COST=SHARE", help="what is kept (default: macs=0.5)")
     parser.add_argument("--method", default=AUTO, help="name of the method (default: auto, the recommended one)")
@@ -72,7 +76,7 @@ def choose_size(found: FoundImages, native: int) -> tuple[int, str]:
         native: the side that the network was made for, in pixels.
     """
     median = found.sides[1]
-    if found.data["source"] != "imagefolder":
+    if found.data["source"] == "npz":
         return median, "the arrays' own side"
     if median >= native:
         return native, f"the network's own side; the median image has {median} pixels"

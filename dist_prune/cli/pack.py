@@ -8,6 +8,7 @@ from dist_prune.cli import make_ffcv
 from dist_prune.cli.make_ffcv import print_note, progress_bar
 from dist_prune.cli.verb import Answer, check_range
 from dist_prune.errors import PruneError
+from dist_prune.fileio import folder_trouble
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +45,11 @@ def run(arguments: argparse.Namespace) -> Answer:
     from dist_prune.data.tar_writer import describe, write_shards
 
     check_range("--shard-mb", arguments.shard_mb, 1 << 20)
-    source, root, split, layout = make_ffcv.origin(arguments)
+    if trouble := folder_trouble(Path(arguments.out)):
+        raise PruneError(f"--out: {trouble}")
+    source, root, split, layout, keys = make_ffcv.origin(arguments)
     train = arguments.split == "train"
-    images = open_source(source, root, split, train, print_note, layout)
+    images = open_source(source, root, split, train, print_note, layout, keys)
     check_labels(images, f"the images of {arguments.source}")
     folder = Path(arguments.out).expanduser()
     name = f"{arguments.name or folder.name}-{split or arguments.split}"

@@ -1,5 +1,7 @@
 """The recipe sections on the network and the images: Backbone, Data."""
 
+import re
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -41,6 +43,41 @@ SOURCES = {
 
 IMAGE_FILES = ("imagefolder", "maskfolder", "tar", "parquet")  # sources whose images are files
 COPIED = ("imagefolder", "tar", "parquet")  # those that data.stage_to copies
+SHARDS = ("tar", "parquet")  # those whose root may be a pattern or a list
+_SPLIT_PLACE = re.compile(r"\{split\}|\{[^{}]*,[^{}]*\}")
+
+
+def shard_splits(entry: str, splits: tuple[str, str]) -> tuple[str, ...]:
+    """The splits that an entry of a list of shards belongs to.
+
+    Args:
+        entry: a file, a pattern or a folder of ``data.root``.
+        splits: names of the two splits.
+
+    Returns:
+        Both where the entry has a place for the split's name or is a folder of both; else the one whose name is in the
+        entry's last part, or, if none is, in the folder above.
+
+    Raises:
+        ValueError: neither name is there, or both are.
+    """
+    if _SPLIT_PLACE.search(entry):
+        return splits
+    path = PurePath(entry)
+    for text in (path.name, path.parent.name):
+        found = [split for split in dict.fromkeys(splits) if split in text]
+        found = [split for split in found if not any(split != other and split in other for other in found)]
+        if len(found) == 1:
+            return tuple(found)
+        if found:
+            break
+    if not path.suffix and not any(mark in entry for mark in "*?["):  # a folder
+        return splits
+    raise ValueError(
+        f"data.root: {entry!r} has {'both' if found else 'neither'} of the splits' names {splits[0]!r} and "
+        f"{splits[1]!r} in its name, so which split it is of cannot be told: write {{split}} where the name stands, or "
+        "data.train_split and data.eval_split for the parts of the names"
+    )
 
 
 def source_names() -> list[str]:
@@ -141,10 +178,11 @@ class Data(Section):
     kwargs: Loading[dict[str, Any]] = Field(
         default_factory=dict, description="Dataset: further keyword arguments of its class or function"
     )
-    root: External[PathText | None] = Field(
+    root: External[PathText | tuple[PathText, ...] | None] = Field(
         default=None,
-        description="file or folder of the data, for tar and parquet also a pattern with {train,val}, {0000..1023} "
-        "and *; ${VARIABLES} of the environment are filled in",
+        description="file or folder of the data; for tar and parquet also a pattern with {train,val}, {0000..1023} "
+        "and *, or a list of files, patterns and folders, whose names say which split they are of; ${VARIABLES} of "
+        "the environment are filled in",
     )
     train_split: Loading[PathText] = Field(
         default="train",
@@ -277,6 +315,29 @@ class Data(Section):
         description="effect of an image that cannot be read: fail ends the run, skip leaves the image out and lists "
         "it in the report",
     )
+
+    @property
+    def path(self) -> str | None:
+        """``root`` where it is one path; None for a list of shards."""
+        return self.root if isinstance(self.root, str) else None
+
+    @model_validator(mode="after")
+    def _check_root(self):
+        if isinstance(self.root, tuple):
+            if self.source not in SHARDS:
+                raise ValueError(
+                    f"data.root: a list is for shards ({' and '.join(SHARDS)}); data.source is {self.source}, which "
+                    "takes one path"
+                )
+            splits = (self.train_split, self.eval_split)
+            of_split = [shard_splits(entry, splits) for entry in self.root]
+            for split in splits:
+                if not any(split in found for found in of_split):
+                    raise ValueError(
+                        f"data.root: no entry of the list is of the split {split!r} (data.train_split and "
+                        "data.eval_split are the parts of the names)"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _check_source_keys(self):

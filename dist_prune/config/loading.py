@@ -98,7 +98,7 @@ def parse(
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        problems += [_error_text(item, Recipe) for item in error.errors()]
+        problems += [error_text(item, Recipe) for item in error.errors()]
     if recipe is not None:
         compare = tuple(map(canonical_method, recipe.score.compare))
         recipe = recipe.model_copy(update={"score": recipe.score.model_copy(update={"compare": compare})})
@@ -128,7 +128,7 @@ def _validate_options(method: dict[str, Any], options_of: OptionsOf) -> tuple[di
         options = {key: value for key, value in method.items() if key != "name"}
         return {"name": name, **model.model_validate(options).model_dump(mode="json")}, []
     except ValidationError as error:
-        return method, [_error_text(item, model, "method.") for item in error.errors()]
+        return method, [error_text(item, model, "method.") for item in error.errors()]
 
 
 def _fill_variables(value: Any, written: dict[str, str], where: str = "") -> tuple[Any, list[tuple[str, str]]]:
@@ -207,8 +207,14 @@ def _unset_text(key: str, name: str, tree: Mapping[str, Any]) -> str:
     )
 
 
-def _error_text(error: Any, model: type[BaseModel], prefix: str = "") -> str:
-    """One readable line for one pydantic error."""
+def error_text(error: Any, model: type[BaseModel], prefix: str = "") -> str:
+    """One readable line for one pydantic error.
+
+    Args:
+        error: of ``ValidationError.errors()``.
+        model: the section that was validated.
+        prefix: of the section's keys, for example ``method.``.
+    """
     path = [str(step)[:80] for step in error["loc"]]
     key = (prefix + ".".join(path)).rstrip(".")
     if error["type"] == "extra_forbidden":

@@ -27,9 +27,9 @@ from dist_prune.data.folder_index import Names, load_or_scan
 from dist_prune.data.listed_layouts import find_listing
 from dist_prune.data.map_dataset import open_dataset
 from dist_prune.data.parquet_files import open_parquet
-from dist_prune.data.random_access import ImageSource, RandomAccessSource, Say, SplitSpec, target_kind
+from dist_prune.data.random_access import ImageSource, RandomAccessSource, Root, Say, SplitSpec, target_kind
 from dist_prune.data.source_forms import DecodedImages, ImagesInMemory, StoredFiles
-from dist_prune.data.split_checks import check_same_classes, check_same_form, check_same_names
+from dist_prune.data.split_checks import check_labels, check_same_classes, check_same_form, check_same_names
 from dist_prune.data.tar_shards import open_tar
 from dist_prune.data.transform_config import Size
 from dist_prune.errors import PruneError
@@ -149,7 +149,7 @@ class DatasetKeys:
 
 def open_source(
     source: str,
-    root: str | None,
+    root: Root,
     split: str,
     train: bool,
     say: Say = lambda text: None,
@@ -161,7 +161,7 @@ def open_source(
     Args:
         source: the recipe's ``data.source``: a key of ``OPENERS``, or a Dataset (see map_dataset.py). The latter runs
             the code that it names, which a recipe may do and a bundle may not.
-        root: the recipe's ``data.root``: a file or a folder.
+        root: the recipe's ``data.root``: a file or a folder; for shards also a pattern, or a tuple of these.
         split: sub-folder name of an image folder.
         train: whether to open the training split.
         say: takes a line for the user before something that takes long.
@@ -171,20 +171,20 @@ def open_source(
     Raises:
         PruneError: missing or malformed data, with the expected form and place.
     """
-    spec = SplitSpec(source, root, split, train, say, layout)
     keys = dataset or DatasetKeys()
+    other = keys.splits[train] if keys.splits else ""
+    spec = SplitSpec(source, root, split, train, say, layout, other_split=other)
     if source == "checkpoint":
         eval_split = keys.splits[1] if keys.splits else split
         return _open_checkpoint(replace(spec, kwargs=keys.kwargs, split=eval_split))
     if source in OPENERS:
         with readable(root):
             return OPENERS[source](spec)
-    other = keys.splits[train] if keys.splits else ""
-    return open_dataset(replace(spec, kwargs=keys.kwargs, image_size=keys.image_size, other_split=other))
+    return open_dataset(replace(spec, kwargs=keys.kwargs, image_size=keys.image_size))
 
 
 @contextlib.contextmanager
-def readable(root: str | None) -> Iterator[None]:
+def readable(root: Root) -> Iterator[None]:
     """Turn the errors of the file system into a PruneError that names the file.
 
     Args:
@@ -221,29 +221,6 @@ def select_classes(source: ImageSource, classes: Sequence[int] | None) -> Any:
     number = np.zeros(len(source.classes), dtype=np.int64)
     number[list(classes)] = np.arange(len(classes))
     return ArraySource(source.images[keep], number[source.labels[keep]], tuple(source.classes[c] for c in classes))
-
-
-def check_labels(source: ImageSource, description: str) -> None:
-    """Check that labels and classes agree.
-
-    Args:
-        source: the opened split.
-        description: names the images in messages.
-
-    Raises:
-        PruneError: there is no image, there is a single class, or a label is not below the number of classes.
-    """
-    if len(source.labels) == 0:
-        raise PruneError(f"{description}: there are no images")
-    if target_kind(source) != "classes":  # what they are was checked when the source was opened
-        return
-    if len(source.classes) == 1:
-        raise PruneError(
-            f"{description}: all of them are of one class, {source.classes[0]!r}: there is nothing to learn"
-        )
-    low, high = int(source.labels.min()), int(source.labels.max())
-    if low < 0 or high >= len(source.classes):
-        raise PruneError(f"{description}: labels run from {low} to {high}, but there are {len(source.classes)} classes")
 
 
 def class_folders(root: str | None, train_split: str, eval_split: str) -> tuple[tuple[str, ...], str]:

@@ -12,7 +12,7 @@ splits as CSV (mini-ImageNet)  ``train.csv`` with ``filename,label``, and the fi
 
 import csv
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +93,7 @@ def find_listing(root: Path, split: str, train: bool) -> Listing | None:
 
 def _tiny_imagenet(root: Path, folder: Path) -> Listing:
     path = folder / "val_annotations.txt"
-    names = {f"images/{row[0]}": row[1] for row in _rows(path, 2)}
+    names = _one_class_each(path, ((f"images/{row[0]}", row[1]) for row in _rows(path, 2)))
     known = root / "wnids.txt"
     classes = {row[0] for row in _rows(known, 1)} if known.is_file() else set(names.values())
     return Listing(folder, names, tuple(sorted(classes | set(names.values()))), f"{path} (tiny-ImageNet)")
@@ -105,7 +105,7 @@ def _imagenet(root: Path, folder: Path) -> Listing | None:
     for place in above:
         if (place / KAGGLE).is_file():
             stems = {os.path.splitext(name)[0]: name for name in files}
-            rows = {row["ImageId"]: row["PredictionString"].split()[0] for row in _csv(place / KAGGLE)}
+            rows = _one_class_each(place / KAGGLE, _kaggle_rows(place / KAGGLE))
             names = {stems.get(stem, f"{stem}.JPEG"): synset for stem, synset in rows.items()}
             return _checked(folder, files, names, f"{place / KAGGLE} (ImageNet, Kaggle's list)")
     for place in (folder, root, *(root / part for part in DEVKIT[1:]), *(root.parent / part for part in DEVKIT)):
@@ -125,6 +125,23 @@ def _imagenet(root: Path, folder: Path) -> Listing | None:
                 raise PruneError(f"data.root: {place / GROUND_TRUTH} has class {unknown[0]}, {META} does not")
             return _in_order(folder, files, [synset[n] for n in numbers], f"{place / GROUND_TRUTH} (ImageNet, devkit)")
     return None
+
+
+def _kaggle_rows(path: Path) -> Iterator[tuple[str, str]]:
+    for number, row in enumerate(_csv(path), 2):  # the first line is the header
+        words = (row.get("PredictionString") or "").split()
+        if not row.get("ImageId") or not words:
+            raise PruneError(f"data.root: row {number} of {path} has no ImageId or no PredictionString: {row}")
+        yield row["ImageId"], words[0]
+
+
+def _one_class_each(path: Path, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """File -> class of the pairs in ``path``; PruneError if a file is listed with two classes."""
+    names: dict[str, str] = {}
+    for file, name in pairs:
+        if names.setdefault(file, name) != name:
+            raise PruneError(f"data.root: {path} lists {file} twice, as {names[file]!r} and as {name!r}")
+    return names
 
 
 def _devkit_synsets(path: Path) -> dict[int, str]:
@@ -156,9 +173,11 @@ def _checked(folder: Path, files: Sequence[str], names: Mapping[str, str], form:
 
 
 def _cub(root: Path, train: bool) -> Listing:
-    files, number = dict(_pairs(root / "images.txt")), dict(_pairs(root / "image_class_labels.txt"))
-    class_of = dict(_pairs(root / "classes.txt"))
-    wanted = {key for key, flag in _pairs(root / "train_test_split.txt") if (flag == "1") == train}
+    files, number, class_of, part = (
+        _one_class_each(root / name, _pairs(root / name))
+        for name in ("images.txt", "image_class_labels.txt", "classes.txt", "train_test_split.txt")
+    )
+    wanted = {key for key, flag in part.items() if (flag == "1") == train}
     try:
         names = {files[key]: class_of[number[key]] for key in files if key in wanted}
     except KeyError as error:

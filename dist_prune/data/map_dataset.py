@@ -186,6 +186,8 @@ def _keywords(factory: Callable[..., Any], spec: SplitSpec) -> dict[str, Any]:
     if spec.root is not None:
         if "root" not in takes:
             raise PruneError(f"data.root: {spec.source} takes no root; leave it out, or give the path by data.kwargs")
+        if not isinstance(spec.root, str):
+            raise PruneError(f"data.root: {spec.source} takes one path, not a list")
         root = Path(spec.root).expanduser()
         if not told_apart:
             root, told_apart = root / spec.split, True

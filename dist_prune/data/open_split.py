@@ -6,11 +6,13 @@ from pathlib import Path
 
 import torch
 
+from dist_prune.config.data import SHARDS
 from dist_prune.data.datasets import OPENERS, DatasetKeys, open_source
 from dist_prune.data.ffcv.backend import FfcvBackend, open_beton
 from dist_prune.data.file_backend import FileBackend
 from dist_prune.data.memory_backend import MemoryBackend
-from dist_prune.data.random_access import ImageSource, RandomAccessSource, Say
+from dist_prune.data.random_access import ImageSource, RandomAccessSource, Root, Say
+from dist_prune.data.shard_names import shard_paths
 from dist_prune.data.transform_config import ImageBackend
 from dist_prune.errors import PruneError
 
@@ -48,7 +50,7 @@ class OpenSplit:
 def open_split(
     backend: str,
     source: str,
-    root: str | None,
+    root: Root,
     split: str,
     train: bool,
     say: Say = lambda text: None,
@@ -82,7 +84,7 @@ def open_split(
     path = beton_path(source, root, split, train)
     only_beton = path is not None and path.is_file() and source == "imagefolder" and not path.with_suffix("").is_dir()
     if backend == "ffcv" or (backend == "auto" and only_beton):
-        files_exist = not only_beton and root is not None and Path(root).expanduser().exists()
+        files_exist = not only_beton and _is_here(source, root, split, train, dataset)
         why = "data.backend says so" if backend == "ffcv" else f"there is no {split} folder beside {path}"
         return _open_ffcv(
             path,
@@ -110,6 +112,17 @@ def open_split(
     return OpenSplit(original, "memory", "data.backend says so" if backend == "memory" else "arrays fit into memory")
 
 
+def _is_here(source: str, root: Root, split: str, train: bool, dataset: DatasetKeys | None) -> bool:
+    """Whether the images that a .beton may have been made from are on this machine."""
+    if source in SHARDS and root is not None:
+        other = dataset.splits[train] if dataset and dataset.splits else ""
+        try:
+            return bool(shard_paths(root, split, train, f".{source}", other))
+        except PruneError:
+            return False
+    return isinstance(root, str) and Path(root).expanduser().exists()
+
+
 def create_backend(
     source: ImageSource, backend: str, device: torch.device, workers: int, on_error: str, skipped: dict[int, str]
 ) -> ImageBackend:
@@ -133,15 +146,16 @@ def create_backend(
     return BACKENDS[name](source, device, workers, on_error, skipped)
 
 
-def beton_path(source: str, root: str | None, split: str, train: bool) -> Path | None:
+def beton_path(source: str, root: Root, split: str, train: bool) -> Path | None:
     """Path of the .beton of a split, beside its folder or file; None without a root and for a Dataset.
 
-    ``ROOT/train.beton`` for ROOT/train and for tar or parquet files in ROOT, ``x.train.beton`` and ``x.test.beton``
-    for x.npz, ``ROOT/cifar10.train.beton`` for torchvision's data sets.
+    ``ROOT/train.beton`` for ROOT/train and for tar or parquet files in ROOT (the first of a list), ``x.train.beton``
+    and ``x.test.beton`` for x.npz, ``ROOT/cifar10.train.beton`` for torchvision's data sets.
     """
     if root is None or source not in OPENERS or source in NO_BETON:
         return None
-    path, suffix = Path(root).expanduser(), "train" if train else "test"
+    path = Path(root if isinstance(root, str) else root[0]).expanduser()
+    suffix = "train" if train else "test"
     if source == "imagefolder":
         return path / f"{split}.beton"
     if source in ("tar", "parquet"):  # a pattern names files, which lie in its folder

@@ -117,7 +117,7 @@ def open_parquet(spec: SplitSpec) -> ParquetSource:
         raise PruneError(
             "data.root: 'parquet' needs its files; write data.root='/data/imagenet/data/{split}-*.parquet'"
         )
-    paths = shard_paths(spec.root, spec.split, spec.train, ".parquet")
+    paths = shard_paths(spec.root, spec.split, spec.train, ".parquet", spec.other_split)
     labels, file_of, number_of, ends, names, column = [], [], [], [], None, ""
     whole = hashlib.sha256()
     for index, path in enumerate(paths):
@@ -134,35 +134,61 @@ def open_parquet(spec: SplitSpec) -> ParquetSource:
                 "other classes. Write the files anew with one order of the classes"
             )
         names = names or own
-        values = file.read(columns=[label])[label].to_numpy()
-        if values.dtype.kind not in "iu":
-            raise PruneError(f"data.root: the column {label!r} of {path} holds {values.dtype}, not class numbers")
-        labels.append(values.astype(np.int64))
+        labels.append(_label_values(path, file, label))
         for group in range(file.metadata.num_row_groups):
             rows = file.metadata.row_group(group)
             file_of.append(index)
             number_of.append(group)
             ends.append((ends[-1] if ends else 0) + rows.num_rows)
             whole.update(np.array([rows.num_rows, rows.total_byte_size], dtype=np.int64).tobytes())
-    numbers = np.concatenate(labels)
-    if len(numbers) and int(numbers.min()) < 0:
+    if len({part.dtype.kind for part in labels if len(part)}) > 1:
         raise PruneError(
-            f"data.root: {paths[0]} has labels of -1, as Hugging Face marks test images whose classes are not published"
+            f"data.root: some of the {len(paths)} files hold class numbers and some class names ({paths[0]} holds "
+            f"{labels[0].dtype}): all need the same"
         )
-    if names is not None and len(numbers) and int(numbers.max()) >= len(names):
-        place = int(np.argmax(numbers >= len(names)))
+    numbers = np.concatenate(labels)
+    named = numbers.dtype.kind == "U"
+    if named:  # class names, numbered in text order as folders are
+        found, numbers = np.unique(numbers, return_inverse=True)
+        names, numbers = tuple(found.tolist()), numbers.astype(np.int64)
+    most = max(10_000, 2 * len(numbers)) if names is None else len(names)
+    if len(wrong := np.flatnonzero((numbers < 0) | (numbers >= most))):
+        place = int(wrong[0])
         file = int(np.searchsorted(np.cumsum([len(part) for part in labels]), place, side="right"))
         row = place - sum(len(part) for part in labels[:file])
-        raise PruneError(
-            f"data.root: row {row} of {paths[file]} has the label {numbers[place]}, and the metadata name {len(names)} "
-            "classes (numbers from 0)"
-        )
+        why = f"and the metadata name {most} classes (numbers from 0)"
+        if numbers[place] < 0:
+            why = "class numbers start at 0; Hugging Face marks with -1 test images whose classes are not published"
+        elif names is None:
+            why = f"far more than the {len(numbers):,} images: it is no class number"
+        raise PruneError(f"data.root: row {row} of {paths[file]} has the label {numbers[place]}, {why}")
     classes = names or tuple(map(str, range(int(numbers.max(initial=0)) + 1)))
     whole.update(numbers.tobytes() + "\0".join(classes).encode())
     return ParquetSource(
         tuple(map(str, paths)), column, np.array(file_of), np.array(number_of), np.array(ends, dtype=np.int64),
         numbers, classes, whole.hexdigest(), names is None,
     )  # fmt: skip
+
+
+def _label_values(path: Path, file: "parquet.ParquetFile", label: str) -> np.ndarray:
+    """The labels of a file: (rows,) int64 class numbers or texts.
+
+    Raises:
+        PruneError: the column holds neither, or a row has none.
+    """
+    column = file.read(columns=[label])[label]
+    if column.null_count:
+        row = column.is_null().index(True).as_py()
+        raise PruneError(f"data.root: row {row} of {path} has no value in the column {label!r}")
+    values = column.to_numpy()
+    if values.dtype.kind in "iu":
+        return values.astype(np.int64)
+    if all(isinstance(value, str) for value in values):
+        return values.astype(np.str_)
+    raise PruneError(
+        f"data.root: the column {label!r} of {path} holds {column.type}, neither class numbers nor class names: write "
+        "the files with one class for each image"
+    )
 
 
 def _open(path: str) -> "parquet.ParquetFile":

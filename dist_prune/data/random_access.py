@@ -25,6 +25,7 @@ import numpy as np
 from dist_prune.errors import PruneError
 
 Say = Callable[[str], None]
+Root = str | tuple[str, ...] | None  # a recipe's data.root
 StoredImage = Path | bytes | np.ndarray  # an image file, the bytes of one, or its pixels
 PICKLES = (".pkl", ".pickle")
 PICKLE_TEXT = (
@@ -150,7 +151,7 @@ class SplitSpec:
 
     Attributes:
         source: the recipe's ``data.source``.
-        root: its ``data.root``: a file or a folder.
+        root: its ``data.root``: a file or a folder; for shards also a pattern, or a tuple of these.
         split: sub-folder name of an image folder.
         train: whether it is the training split.
         say: takes a line for the user before something that takes long.
@@ -161,7 +162,7 @@ class SplitSpec:
     """
 
     source: str
-    root: str | None
+    root: Root
     split: str
     train: bool
     say: Say = lambda text: None
@@ -181,6 +182,8 @@ class SplitSpec:
         """
         if self.root is None:
             raise PruneError(f"data.root: {self.source!r} needs the place of its files; write data.root=PATH")
+        if not isinstance(self.root, str):
+            raise PruneError(f"data.root: {self.source!r} takes one path, not a list")
         path = Path(self.root).expanduser()
         if not path.exists():
             raise PruneError(f"data.root: there is no {path}. {expected}")

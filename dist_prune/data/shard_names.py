@@ -1,4 +1,4 @@
-"""The shard files that a recipe's ``data.root`` names: a folder, a pattern with braces and wildcards, or one file."""
+"""The shard files that a recipe's ``data.root`` names: a folder, a pattern with braces and wildcards, or a list."""
 
 import glob
 import hashlib
@@ -9,25 +9,30 @@ from pathlib import Path
 
 import numpy as np
 
+from dist_prune.config.data import shard_splits
 from dist_prune.data.source_forms import StoredFiles
 from dist_prune.errors import PruneError, abbreviate
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 MOST = 1_000_000  # shards of one pattern
+COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")  # ends of names
 
 
-def shard_paths(root: str, split: str, train: bool, suffix: str) -> list[Path]:
-    """Find the shards of one split, in the order of their names.
+def shard_paths(root: str | Sequence[str], split: str, train: bool, suffix: str, other: str = "") -> list[Path]:
+    """Find the shards of one split, in the order of their names; those of a list in the order of the list.
 
     Args:
         root: the recipe's ``data.root``. A folder: its files with the split's name in theirs, or those in the
             sub-folder of that name. Else a path in which ``{split}`` stands for the split's name, ``{train,val}`` for
             one name per split (the split's own name if it is there, else the first one for training and the second one
             for evaluation), ``{0000..1023}`` for numbers of equal length, and ``*``, ``?`` and ``[...]`` for names.
+            Or a list of files, such patterns and folders, in which an entry without a place for the split's name
+            belongs to the split in its name (``config.data.shard_splits``).
         split: the recipe's ``data.train_split`` or ``data.eval_split``.
         train: whether it is the training split.
         suffix: of the shards' names, for example ``.tar``.
+        other: name of the other split; empty: not known.
 
     Returns:
         Paths of files that exist, each once.
@@ -36,6 +41,8 @@ def shard_paths(root: str, split: str, train: bool, suffix: str) -> list[Path]:
         PruneError: no file matches, a numbered shard is missing, or both splits would be the same files.
     """
     key = "data.train_split" if train else "data.eval_split"
+    if not isinstance(root, str):
+        return _of_list(root, split, train, suffix, other)
     path = Path(root).expanduser()
     if path.is_dir():
         return _in_folder(path, split, key, suffix)
@@ -49,6 +56,35 @@ def shard_paths(root: str, split: str, train: bool, suffix: str) -> list[Path]:
     paths = [Path(name) for expanded in _numbers(pattern) for name in _matches(expanded)]
     if not paths:
         raise PruneError(f"data.root: no file is called {pattern}. {_forms(suffix)}")
+    return _check(list(dict.fromkeys(paths)), suffix)
+
+
+def _of_list(entries: Sequence[str], split: str, train: bool, suffix: str, other: str) -> list[Path]:
+    """The shards that a list names; an entry that names none is an error, but for a folder of the other split."""
+    key, paths = "data.train_split" if train else "data.eval_split", []
+    for entry in entries:
+        try:
+            of_both = shard_splits(entry, (split, other or split))
+        except ValueError as error:
+            if other:
+                raise PruneError(str(error)) from error
+            continue  # of the other split, whose name is not known here
+        if split not in of_both:
+            continue
+        path = Path(entry).expanduser()
+        if path.is_dir():
+            paths += sorted(path.glob(f"*{suffix}")) if split in path.name else _of_split_in(path, split, suffix)
+            continue
+        pattern, _ = _of_split(str(path), split, train)
+        found = [Path(name) for expanded in _numbers(pattern) for name in _matches(expanded)]
+        if not found:
+            raise PruneError(f"data.root: no file is called {pattern}. {_forms(suffix)}")
+        paths += found
+    if not paths:
+        raise PruneError(
+            f"data.root: none of the {len(entries)} entries of the list holds a *{suffix} of {key}={split}. "
+            f"{_forms(suffix)}"
+        )
     return _check(list(dict.fromkeys(paths)), suffix)
 
 
@@ -68,16 +104,24 @@ def shard_files(shards: Sequence[str], stamps: np.ndarray) -> StoredFiles:
 
 
 def _in_folder(folder: Path, split: str, key: str, suffix: str) -> list[Path]:
-    inner = folder / split
-    named = sorted(inner.glob(f"*{suffix}")) if inner.is_dir() else []
-    named = named or sorted(folder.glob(f"*{split}*{suffix}"))
+    named = _of_split_in(folder, split, suffix)
     if not named:
         next(os.scandir(folder), None)  # a folder that may not be read looks empty to glob
     if not named:
         others = [path.name for path in sorted(folder.glob(f"*{suffix}*"))]
+        packed = [name for name in others if name.lower().endswith(COMPRESSED) and split in name]
+        if packed:
+            _check([folder / packed[0]], suffix)
         listed = f" It holds {abbreviate(others, 4)}: {key}= names another split." if others else ""
         raise PruneError(f"data.root: {folder} has no *{split}*{suffix} and no {split}/*{suffix}.{listed}")
     return _check(named, suffix)
+
+
+def _of_split_in(folder: Path, split: str, suffix: str) -> list[Path]:
+    """Shards in a folder's sub-folder of the split's name, else those with that name in theirs."""
+    inner = folder / split
+    named = sorted(inner.glob(f"*{suffix}")) if inner.is_dir() else []
+    return named or sorted(folder.glob(f"*{split}*{suffix}"))
 
 
 def _of_split(pattern: str, split: str, train: bool) -> tuple[str, bool]:
@@ -115,7 +159,7 @@ def _matches(pattern: str) -> list[str]:
 
 def _check(paths: list[Path], suffix: str) -> list[Path]:
     for path in paths:
-        if path.suffix.lower() in (".gz", ".tgz", ".bz2", ".xz", ".zst"):
+        if path.suffix.lower() in COMPRESSED:
             raise PruneError(
                 f"data.root: {path} is compressed, so no image in it can be read without all before it: unpack it "
                 f"(gunzip {path.name}); images are compressed already and hardly grow"
@@ -127,6 +171,6 @@ def _check(paths: list[Path], suffix: str) -> list[Path]:
 
 def _forms(suffix: str) -> str:
     return (
-        f"A folder with train*{suffix} and val*{suffix}, or a pattern such as "
+        f"A folder with train*{suffix} and val*{suffix}, a list of files, or a pattern such as "
         f"/data/imagenet-{{train,val}}-*{suffix} or /data/imagenet-{{split}}-{{0000..0063}}{suffix}"
     )

@@ -3,7 +3,9 @@
 Shards are uncompressed tar files. Two conventions are read, and recognised by the members:
 
 - WebDataset's: a sample is the members that share a name up to the first dot, ``0001.jpg`` and ``0001.cls`` (or
-  ``0001.json`` with the number under ``label``);
+  ``0001.json`` with the number under ``label``). It has one image: of several, the one without a second dot in its
+  name, then that of the form that comes first in ``IMAGE_FILES``, so ``0001.jpg`` before ``0001.png`` and
+  ``0001.mask.jpg``. The others are counted as left out;
 - folders: ``<class>/<image>``, as of a packed image folder; the last folder is the class.
 
 The index lies beside the first shard, or in the user's cache folder ($XDG_CACHE_HOME or ~/.cache, dist_prune/) if that
@@ -13,6 +15,7 @@ is read-only. It is used again while names, sizes and modification times of the 
 import hashlib
 import json
 import os
+import re
 import tarfile
 import time
 from collections import Counter
@@ -33,10 +36,11 @@ from dist_prune.data.random_access import Say
 from dist_prune.distributed.cpu_count import cores
 from dist_prune.errors import PruneError
 
-KIND = "tar-2"
+KIND = "tar-3"
 LABEL_KEYS = ("label", "cls", "class", "target", "class_id", "label_id")  # of a sample's .json, the first that is there
 PARALLEL_BYTES = 256 << 20  # shards of that size together are read by several processes
 BLOCK = 512  # of a tar file
+_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,11 @@ def read(shards: Sequence[Path], stamps: np.ndarray | None = None) -> TarIndex:
         parts = [read_shard(path) for path in shards]
     names = [name for part in parts for name in part.names]
     if not names:
-        raise PruneError(f"data.root: there is no image in {shards[0]}{_others(shards)}")
+        left_out = sum((part.left_out for part in parts), Counter[str]())
+        raise PruneError(
+            f"data.root: there is no image in {shards[0]}{_others(shards)} ({', '.join(IMAGE_FILES[:5])} ...)"
+            f"{left_out_text(left_out)}"
+        )
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
         holders = [str(path) for path, part in zip(shards, parts, strict=True) if twice in part.names]
@@ -206,13 +214,13 @@ def _samples(path: Path, archive: tarfile.TarFile, members: Sequence[tarfile.Tar
                 labels[_key(member.name)] = label
         else:
             shard.left_out[os.path.splitext(name)[1].lower() or "without a suffix"] += 1
-    webdataset = bool(labels)
+    if labels:
+        images = _one_of_each_sample(path, images, shard.left_out)
+        unused = labels.keys() - {_key(member.name) for member in images}
+        shard.left_out.update({"labels without an image": len(unused)} if unused else {})
     for member in images:
-        if webdataset and "." in _suffix(member.name):  # 0001.mask.png belongs to 0001.jpg
-            shard.left_out[f".{_suffix(member.name)}"] += 1
-            continue
         folder = PurePosixPath(member.name).parent.name
-        shard.labels.append(labels.get(_key(member.name)) if webdataset else (folder or None))
+        shard.labels.append(labels.get(_key(member.name)) if labels else (folder or None))
         shard.names.append(member.name.removeprefix("./"))
         shard.offsets.append(member.offset_data)
         shard.sizes.append(member.size)
@@ -222,6 +230,30 @@ def _samples(path: Path, archive: tarfile.TarFile, members: Sequence[tarfile.Tar
                 f"{' or '.join(LABEL_KEYS[:3])} lies beside it, and it is in no class folder"
             )
     return shard
+
+
+def _one_of_each_sample(path: Path, images: Sequence[tarfile.TarInfo], left_out: Counter[str]) -> list[tarfile.TarInfo]:
+    """The image of each of WebDataset's samples, in the order of the members; counts the others in ``left_out``."""
+    samples: dict[str, list[tarfile.TarInfo]] = {}
+    for member in images:
+        samples.setdefault(_key(member.name), []).append(member)
+    chosen = []
+    for own in samples.values():
+        ranked = sorted(own, key=_rank)
+        if len(own) > 1 and _rank(ranked[0]) == _rank(ranked[1]):
+            raise PruneError(
+                f"data.root: {path} has {ranked[0].name} and {ranked[1].name} in one sample (the names up to the first "
+                f"dot are the same): which is the image to classify cannot be told. Name it {_key(own[0].name)}.jpg"
+            )
+        chosen.append(ranked[0])
+        left_out.update(f".{_suffix(member.name)} beside the sample's image" for member in ranked[1:])
+    return sorted(chosen, key=lambda member: member.offset_data)
+
+
+def _rank(member: tarfile.TarInfo) -> tuple[bool, int]:
+    """The smaller, the rather it is a sample's image: a name with one dot first, then the form."""
+    suffix = _suffix(member.name).lower()
+    return "." in suffix, -1 if "." in suffix else IMAGE_FILES.index(f".{suffix}")
 
 
 def _key(name: str) -> str:
@@ -238,7 +270,7 @@ def _label_of(content: bytes, name: str) -> int | str | None:
     """The label in a ``.cls`` or ``.json`` member; None if there is none."""
     text = content.decode("utf-8", errors="replace").strip()
     if name.endswith(".cls"):
-        return int(text) if text.isdecimal() else text or None
+        return int(text) if _NUMBER.fullmatch(text) else text or None
     try:
         body = json.loads(text)
     except ValueError:
@@ -257,10 +289,19 @@ def _number(labels: Sequence[int | str | None], names: Sequence[str]) -> tuple[n
             "labels are class numbers or all are class names"
         )
     if kinds == {int}:
-        numbers = np.array(labels, dtype=np.int64)
-        if int(numbers.min()) < 0 or int(numbers.max()) >= max(10_000, 2 * len(numbers)):
-            worst = int(np.argmax(np.abs(numbers)))
-            raise PruneError(f"data.root: {names[worst]} has the label {labels[worst]}: no class number from 0")
+        known = [label for label in labels if isinstance(label, int)]
+        low, high = min(known), max(known)
+        if low < 0:
+            raise PruneError(
+                f"data.root: {names[known.index(low)]} has the label {low}; class numbers start at 0. -1 often marks "
+                "images whose classes are not published: leave such images out"
+            )
+        if high >= max(10_000, 2 * len(known)):
+            raise PruneError(
+                f"data.root: {names[known.index(high)]} has the label {high}, far more than the {len(known):,} images: "
+                "it is no class number"
+            )
+        numbers = np.array(known, dtype=np.int64)
         return numbers, tuple(map(str, range(int(numbers.max()) + 1))), True
     classes = tuple(sorted({str(label) for label in labels}))
     number = {name: index for index, name in enumerate(classes)}

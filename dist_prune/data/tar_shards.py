@@ -81,7 +81,7 @@ def open_tar(spec: SplitSpec) -> TarSource:
     """
     if spec.root is None:
         raise PruneError("data.root: 'tar' needs its shards; write data.root='/data/imagenet-{train,val}-*.tar'")
-    shards = shard_paths(spec.root, spec.split, spec.train, ".tar")
+    shards = shard_paths(spec.root, spec.split, spec.train, ".tar", spec.other_split)
     index, note = load_or_read(shards, spec.split, spec.say)
     return TarSource(index, index.labels, index.classes, index.digest, note)
 

@@ -15,13 +15,13 @@ from dist_prune.config import loading
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.training import Training
 from dist_prune.data.array_files import check_sides
-from dist_prune.data.class_order import describe_order, renumber
-from dist_prune.data.datasets import DatasetKeys, check_labels, select_classes
+from dist_prune.data.class_order import describe_order
+from dist_prune.data.datasets import DatasetKeys, select_classes
 from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.data.open_split import OpenSplit, open_split
 from dist_prune.data.random_access import ImageSource, target_kind
 from dist_prune.data.sampling import holdout_split, micro_batches, shard
-from dist_prune.data.split_checks import check_normalisation, check_same_classes, check_same_form
+from dist_prune.data.split_checks import check_normalisation, check_same_form, check_splits, empty_first_class
 from dist_prune.data.staging import stage
 from dist_prune.data.transform_config import Size, sides_of
 from dist_prune.distributed import preemption
@@ -76,12 +76,12 @@ class RunImages:
                 DatasetKeys.of(data),
             )
             unrenumbered[train] = select_classes(split.source, data.classes)
-            splits[train] = replace(split, source=renumber(unrenumbered[train], data.class_order, data.class_map))
-            check_labels(splits[train].source, f"the {description} of {data.source}")
+            splits[train] = split
             self.tracker.info(f"data: {description} come through the {split.backend} backend ({split.why})")
+        order, class_map = data.class_order, data.class_map
+        ordered = check_splits(unrenumbered[True], unrenumbered[False], data.source, order, class_map)
+        splits = {train: replace(splits[train], source=ordered[not train]) for train in splits}
         numbered = getattr(unrenumbered[True], "numbered", False)
-        named = {train: split.source for train, split in splits.items()} if numbered else unrenumbered
-        check_same_classes(named[True], named[False])
         check_same_form(unrenumbered[True], unrenumbered[False], data.image_size)
         classes = splits[True].source.classes
         empty = len(classes) - len(np.unique(splits[True].source.labels))
@@ -92,6 +92,8 @@ class RunImages:
             self.tracker.info(f"data: {message}")
         elif empty:
             self.tracker.info(f"data: {len(classes)} classes, {empty} of which have no training image")
+        if warning := empty_first_class(*ordered):
+            self.tracker.info(warning)
         return splits
 
     def stage_files(self) -> None:

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune import methods
-from dist_prune.config.data import Data
+from dist_prune.config.data import SHARDS, Data
 from dist_prune.config.recipe import Recipe
 from dist_prune.config.training import Training
-from dist_prune.data.datasets import KNOWN, OPENERS, open_source
+from dist_prune.data.datasets import KNOWN, OPENERS, DatasetKeys, open_source
 from dist_prune.data.listed_layouts import find_listing
 from dist_prune.data.open_split import beton_path
 from dist_prune.data.random_access import TARGETS, ImageSource, target_kind
 from dist_prune.errors import PruneError
+from dist_prune.fileio import folder_trouble
 from dist_prune.methods.base import Method
 from dist_prune.models.load_checkpoint import load_checkpoint
 from dist_prune.pipeline.ledger import Ledger
@@ -74,6 +75,18 @@ def missing_files(recipe: Recipe, done: Container[str] = ()) -> list[str]:
     return missing
 
 
+def staging_trouble(data: Data) -> list[str]:
+    """Say why images cannot be copied to ``data.stage_to`` on this machine; a run asks each of its nodes.
+
+    Returns:
+        A line, or none.
+    """
+    if data.stage_to is None or "${" in data.stage_to:  # a variable of the node where it runs
+        return []
+    trouble = folder_trouble(Path(data.stage_to))
+    return [f"data.stage_to: {trouble}. Name a folder of the node's own disk"] if trouble else []
+
+
 def bundle_folder_is_missing(folder: Path) -> bool:
     """Whether neither a folder nor its ``export`` holds a bundle."""
     return not any((place / "bundle.json").is_file() for place in (folder, folder / "export"))
@@ -95,25 +108,26 @@ def missing_image_folders(data: Data) -> list[str]:
     if data.source not in OPENERS:
         return []  # a Dataset is opened by the check verb itself
     if data.source != "imagefolder":
-        path = Path(data.root).expanduser() if data.root else None
+        path = Path(data.path).expanduser() if data.path else None
         opened = data.source in KNOWN or path is None or not path.exists()  # an .npz is read by the check verb itself
-        opened = opened or data.source in ("tar", "parquet")  # its root is a pattern
+        opened = opened or data.source in SHARDS  # its root is a pattern or a list
         splits = {True: data.train_split, False: data.eval_split} if opened else {}
-        return _failing(lambda: [open_source(data.source, data.root, name, train) for train, name in splits.items()])
+        keys = DatasetKeys.of(data)
+        return _failing(
+            lambda: [open_source(data.source, data.root, name, train, dataset=keys) for train, name in splits.items()]
+        )
     missing: list[str] = []
-    root = Path(data.root).expanduser() if data.root else Path()
+    root = Path(data.path).expanduser() if data.path else Path()
     for split, train in ((data.train_split, True), (data.eval_split, False)):
         if data.root is not None and (broken := _listing_errors(root, split, train)) is not None:
             missing += broken
             continue
         beton = beton_path(data.source, data.root, split, train)
-        if data.root is None or not (Path(data.root).expanduser() / split).is_dir():
+        if data.root is None or not (root / split).is_dir():
             if beton is None or not beton.is_file() or data.backend not in ("auto", "ffcv"):
                 missing += _failing(open_source, data.source, data.root, split, train)
-        elif not any(entry.is_dir() for entry in (Path(data.root).expanduser() / split).iterdir()):
-            missing.append(
-                f"data.root: {Path(data.root).expanduser() / split} has no folders; there is one for each class"
-            )
+        elif not any(entry.is_dir() for entry in (root / split).iterdir()):
+            missing.append(f"data.root: {root / split} has no folders; there is one for each class")
     return list(dict.fromkeys(missing))
 
 

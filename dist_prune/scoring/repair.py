@@ -183,7 +183,9 @@ class Repairer:
         if shifts:
             return bias_change(moments, inputs)
         intercept = layer.has_intercept(small)
-        return ridge_change(moments, self.ridge or self._best_ridge(moments, intercept), intercept)
+        return ridge_change(
+            moments, self._best_ridge(moments, intercept) if self.ridge is None else self.ridge, intercept
+        )
 
     def _best_ridge(self, moments: SecondMoments, intercept: bool) -> float | None:
         """The ridge that suits a layer; the first two ranks solve for one half of the images each."""

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,12 @@ from dist_prune import methods, models
 from dist_prune.cli.check import plan_on_random_scores, trace_backbone
 from dist_prune.cli.main import main
 from dist_prune.config import loading
+from dist_prune.data.split_checks import check_same_names
+from dist_prune.errors import PruneError
 from dist_prune.pipeline import recipe_checks
 from dist_prune.pruning.selection.ranking import SelectionRequest
 from dist_prune.run import main as run
+from tests.data.test_tar_shards import jpeg, write_tar
 from tests.support.launch import SMALL
 
 
@@ -167,3 +171,68 @@ def test_check_says_what_a_target_leaves(capsys):
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("with random scores"))
     share = float(line.split("macs (")[1].split("%")[0])
     assert 40 < share <= 50
+
+
+def shards(tmp_path, train: dict[str, bytes], val: dict[str, bytes]) -> list[str]:
+    write_tar(tmp_path / "train-0.tar", train)
+    write_tar(tmp_path / "val-0.tar", val)
+    return ["data.source=tar", f"data.root={tmp_path}", "data.image_size=32", "data.mean=", "data.std="]
+
+
+def numbered(labels: list[int], first: int) -> dict[str, bytes]:
+    members = {}
+    for i, label in enumerate(labels, first):
+        members |= {f"{i}.jpg": jpeg(i), f"{i}.cls": str(label).encode()}
+    return members
+
+
+def test_classes_of_shards_are_compared_as_a_run_compares_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    words = shards(tmp_path, {"ant/1.jpg": jpeg(1), "bee/2.jpg": jpeg(2)}, {"ant/3.jpg": jpeg(3), "cat/4.jpg": jpeg(4)})
+    said = "missing in evaluation: ['bee'], only there: ['cat']. Both splits need the same classes"
+    assert said in refused(capsys, *words)
+    folder = tmp_path / "run"
+    assert run(["--recipe", "quickstart", "--run-dir", str(folder), "backbone.name=resnet8p_cifar", *words]) == 2
+    assert said in capsys.readouterr().err
+    words = shards(tmp_path, numbered([0, 0, 0], 1), numbered([0, 0], 9))
+    assert "all of them are of one class" in refused(capsys, *words)
+    words = shards(tmp_path, numbered([0, 1, 2], 1), numbered([0, 1], 9))
+    assert "the evaluation images have 2 classes, the training images 3" in refused(capsys, *words)
+
+
+def test_class_numbers_that_start_at_1_are_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    words = shards(tmp_path, numbered([1, 2, 3], 1), numbered([1, 2, 3], 9))
+    assert main(["check", "quickstart", "backbone.name=resnet8p_cifar", *words]) == 0
+    said = "WARNING: the labels run from 1 to 3, so no image has class 0, and the network gets 4 outputs"
+    assert said in capsys.readouterr().out
+    words = shards(tmp_path, numbered([1, 2, 3], 1), numbered([0, 2, 3], 9))
+    assert main(["check", "quickstart", "backbone.name=resnet8p_cifar", *words]) == 0
+    assert "so no image has class 0" not in capsys.readouterr().out
+
+
+def test_orders_of_the_same_classes():
+    with pytest.raises(PruneError, match="number 1 is 'bee' in the training images and 'cat' in the evaluation images"):
+        check_same_names(["ant", "bee", "cat"], ["ant", "cat", "bee"])
+
+
+def test_a_folder_to_copy_to_that_cannot_be_made(tmp_path, capsys):
+    for split in ("train", "val"):
+        for name in ("ant", "bee"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.fromarray(np.zeros((32, 32, 3), dtype=np.uint8)).save(tmp_path / split / name / "1.png")
+    (tmp_path / "file").write_text("")
+    words = ["data.source=imagefolder", f"data.root={tmp_path}", "data.image_size=32", "data.mean=", "data.std="]
+    place = tmp_path / "file" / "copies"
+    said = (
+        f"data.stage_to: {place} cannot be made: {tmp_path / 'file'} is no folder. Name a folder of the node's own disk"
+    )
+    assert said in refused(capsys, *words, f"data.stage_to={place}")
+    if Path("/proc").is_dir():
+        assert "data.stage_to: /proc/copies cannot be made in /proc: " in refused(
+            capsys, *words, "data.stage_to=/proc/copies"
+        )
+    assert (
+        main(["check", "quickstart", "backbone.name=resnet8p_cifar", *words, f"data.stage_to={tmp_path / 'new'}"]) == 0
+    )
+    assert not (tmp_path / "new").exists()

@@ -1,6 +1,7 @@
 """``dist-prune new``, ``prune`` and ``finetune`` on real images, as a person types them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from dist_prune.config.data import Backbone
 from dist_prune.distributed import tensor_files
 from dist_prune.errors import PruneError
 from dist_prune.export import bundle
+from tests.data.test_tar_shards import webdataset
 from tests.support import tiny
 from tests.support.launch import ROOT, environment
 
@@ -78,6 +80,48 @@ def test_layouts(images, tmp_path):
         find_layout(tmp_path / "one")
     with pytest.raises(PruneError, match="12 images and no class folders"):
         find_layout(tmp_path / "one" / "class_0")
+
+
+def test_layouts_of_shards_and_lists(images, tmp_path):
+    webdataset(tmp_path / "tar", "train")
+    webdataset(tmp_path / "tar", "validation", first=20)
+    splits = {"train_split": "train", "eval_split": "val"}
+    assert find_layout(tmp_path / "tar") == ({"source": "tar", "root": str(tmp_path / "tar"), **splits}, False)
+    found = look(tmp_path / "tar")
+    assert (found.classes, found.counts) == (("0", "1", "2"), {"train": 12, "eval": 12})
+    for split in ("train", "test"):  # a folder for each split
+        webdataset(tmp_path / "each" / split, "part")
+    assert find_layout(tmp_path / "each")[0]["eval_split"] == "test"
+    webdataset(tmp_path / "unnamed", "part")
+    with pytest.raises(PruneError, match="holds 2 tar files .* and no name says which split"):
+        find_layout(tmp_path / "unnamed")
+    files = sorted((images / "train").rglob("*.png"))
+    listed = tmp_path / "listed"
+    (listed / "images").mkdir(parents=True)
+    for name, chosen in (("train", files[::2]), ("test", files[1::2])):
+        for file in chosen:
+            (listed / "images" / f"{file.parent.name}_{file.name}").write_bytes(file.read_bytes())
+        rows = "".join(f"{file.parent.name}_{file.name},{file.parent.name}\n" for file in chosen)
+        (listed / f"{name}.csv").write_text("filename,label\n" + rows)
+    assert find_layout(listed)[0] == {"source": "imagefolder", "root": str(listed), **splits, "eval_split": "test"}
+    assert look(listed).counts == {"train": 18, "eval": 18}
+
+
+def test_new_takes_no_masks_or_boxes_for_classes_and_compares_the_splits(images, tmp_path):
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (tmp_path / "masks" / split / kind).mkdir(parents=True)
+            (tmp_path / "masks" / split / kind / "1.png").write_bytes(b"")
+    with pytest.raises(PruneError, match=f"no classes.* data.source=maskfolder data.root={tmp_path / 'masks'}"):
+        find_layout(tmp_path / "masks")
+    (tmp_path / "boxes" / "train" / "images").mkdir(parents=True)
+    (tmp_path / "boxes" / "boxes.json").write_text("{}")
+    with pytest.raises(PruneError, match="holds images with boxes"):
+        find_layout(tmp_path / "boxes")
+    other = Path(shutil.copytree(images, tmp_path / "other"))
+    (other / "val" / "class_2").rename(other / "val" / "class_9")
+    with pytest.raises(PruneError, match=r"missing in evaluation: \['class_2'\], only there: \['class_9'\]"):
+        look(other)
 
 
 def test_new_writes_a_recipe_that_passes_check(images, tmp_path, capsys):

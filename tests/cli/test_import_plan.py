@@ -1,6 +1,7 @@
 """Plans from the files of the papers' programs: a run's file there and back, and what is refused."""
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,27 @@ def test_masks_that_do_not_fit_are_refused(make, said, masks, words, tmp_path, c
     assert cli.main(["import-plan", "quickstart", str(tmp_path / "a.pth"), *words, "--from", "sensitivity"]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "plan.json").exists()
+
+
+def test_widths_are_told_as_counts_that_a_recipe_takes(words, tmp_path, capsys):
+    file = tmp_path / "channel_dim.pth"
+    given = ["import-plan", "quickstart", str(file), *words, "--from", "sensitivity"]
+    torch.save([8, [9, 20], [21, 40, 41]], file)
+    assert cli.main(given) == 2
+    told = re.search(r"select\.counts='(\{.*\})'", capsys.readouterr().err)
+    assert told is not None
+    keys = [word for word in words if "=" in word and not word.startswith("target")]
+    recipe = [*keys, f"select.counts={told[1]}", "target="]
+    assert cli.main(["check", "quickstart", *recipe]) == 0
+    counts = loading.load("quickstart", recipe, methods.options_of).select.counts
+    assert list(counts.values()) == [8, 9, 20, 21, 40, 41]
+    for widths, said in (
+        ([8, 9, 20, 21, 40, 65], "65 is no width of 'layer3.0.downsample.0', which has 64"),
+        ([8, 9], "the file has 2, and the network has 6 groups"),
+    ):
+        torch.save(widths, file)
+        assert cli.main(given) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_nothing_is_unpickled(words, tmp_path, capsys):

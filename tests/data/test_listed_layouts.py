@@ -42,6 +42,12 @@ def test_tiny_imagenet(tmp_path):
     assert class_folders(str(tmp_path), "train", "val")[0] == ("n01", "n02", "n03")
     train = open_source("imagefolder", str(tmp_path), "train", True)
     assert train.classes == open_source("imagefolder", str(tmp_path), "val", False).classes
+    notes = tmp_path / "val" / "val_annotations.txt"
+    text = notes.read_text()
+    notes.write_text(text + "val_2.JPEG\tn01\t1\t1\t2\t2\n")
+    with pytest.raises(PruneError, match="lists images/val_2.JPEG twice, as 'n03' and as 'n01'"):
+        found(tmp_path, "val")
+    notes.write_text(text)
     (tmp_path / "val" / "images" / "val_1.JPEG").unlink()
     with pytest.raises(PruneError, match="val_1.JPEG is listed by .*tiny-ImageNet.* and is not there"):
         found(tmp_path, "val")
@@ -65,6 +71,14 @@ def test_imagenet_s_flat_val_by_kaggle_s_list(tmp_path):
     )
     put(tmp_path / "LOC_val_solution.csv", rows)
     assert found(inner, "val") == {"ILSVRC2012_val_00000001.JPEG": "n7", "ILSVRC2012_val_00000002.JPEG": "n1"}
+    for more, said in (
+        ("ILSVRC2012_val_00000001,n8 1 2 3 4\n", "lists ILSVRC2012_val_00000001 twice, as 'n7' and as 'n8'"),
+        ("ILSVRC2012_val_00000003,\n", "row 4 of .*LOC_val_solution.csv has no ImageId or no PredictionString"),
+    ):
+        put(tmp_path / "LOC_val_solution.csv", rows + more)
+        with pytest.raises(PruneError, match=said):
+            found(inner, "val")
+    put(tmp_path / "LOC_val_solution.csv", rows)
     flat_val(inner, 3)
     with pytest.raises(PruneError, match="00000003.JPEG is not listed"):
         found(inner, "val")
@@ -94,6 +108,9 @@ def test_cub_200(tmp_path):
     put(tmp_path / "train_test_split.txt", "1 1\n2 0\n3 0\n4 1\n")
     assert found(tmp_path, "train", True) == {"a.jpg": "001.Albatross", "d.jpg": "002.Auklet"}
     assert found(tmp_path, "val") == {"b.jpg": "001.Albatross", "c.jpg": "002.Auklet"}
+    put(tmp_path / "image_class_labels.txt", "1 1\n2 1\n3 2\n4 2\n4 1\n")
+    with pytest.raises(PruneError, match="image_class_labels.txt lists 4 twice, as '2' and as '1'"):
+        found(tmp_path, "train", True)
     put(tmp_path / "image_class_labels.txt", "1 1\n2 1\n3 2\n4 7\n")
     with pytest.raises(PruneError, match="number '7' is in one of the lists and not in another"):
         found(tmp_path, "train", True)

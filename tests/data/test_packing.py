@@ -56,11 +56,20 @@ def test_parquet_in_the_order_of_files_and_rows(tmp_path):
 
 def test_what_is_refused_about_parquet(tmp_path):
     write_parquet(tmp_path / "a", "train", label=[-1] * 10)
-    with pytest.raises(PruneError, match="labels of -1"):
+    with pytest.raises(PruneError, match="row 0 of .*00000-of-00002.parquet has the label -1, class numbers start"):
         open_source("parquet", str(tmp_path / "a"), "train", True)
-    write_parquet(tmp_path / "b", "train", label=["ant"] * 10)
-    with pytest.raises(PruneError, match="not class numbers"):
-        open_source("parquet", str(tmp_path / "b"), "train", True)
+    for name, values, said in (
+        ("float", [0.5] * 10, "holds double, neither class numbers nor class names"),
+        ("list", [[1]] * 10, "holds list<.*>, neither class numbers"),
+        ("null", [0] * 7 + [None] * 3, "row 2 of .*00001-of-00002.parquet has no value in the column 'label'"),
+        ("mixed", ["ant"] * 5 + [1] * 5, "some of the 2 files hold class numbers and some class names"),
+    ):
+        write_parquet(tmp_path / name, "train", label=values)
+        with pytest.raises(PruneError, match=said):
+            open_source("parquet", str(tmp_path / name), "train", True)
+    write_parquet(tmp_path / "far", "train", names=False, label=[0] * 9 + [10**9])
+    with pytest.raises(PruneError, match="row 4 of .* has the label 1000000000, far more than the 10 images"):
+        open_source("parquet", str(tmp_path / "far"), "train", True)
     write_parquet(tmp_path / "c", "train", image=[{"bytes": None, "path": "x.jpg"}] * 10)
     with pytest.raises(ValueError, match="no bytes of an image, only a path"):
         open_source("parquet", str(tmp_path / "c"), "train", True).fetch(3)
@@ -80,6 +89,13 @@ def test_what_is_refused_about_parquet(tmp_path):
     pyarrow.parquet.write_table(table, tmp_path / "e" / "train-0.parquet")
     with pytest.raises(PruneError, match="has the columns picture, label, and none of image"):
         open_source("parquet", str(tmp_path / "e"), "train", True)
+
+
+def test_class_names_in_the_rows_are_numbered_as_folders_are(tmp_path):
+    write_parquet(tmp_path, "train", names=False, label=["wasp", "ant", "bee", "ant", "wasp"] * 2)
+    source = open_source("parquet", str(tmp_path), "train", True)
+    assert source.classes == ("ant", "bee", "wasp") and source.labels.tolist() == [2, 0, 1, 0, 2] * 2
+    assert not source.numbered  # type: ignore[attr-defined]
 
 
 def pack(*arguments: object) -> int:
@@ -132,6 +148,18 @@ def test_packing_resumes_after_a_kill_with_the_same_bytes(tmp_path, capsys):
     assert "1 finished shards are kept" in capsys.readouterr().err
     assert (broken / shards[0]).stat().st_mtime_ns == first, "finished shards are not written again"
     assert all((whole / name).read_bytes() == (broken / name).read_bytes() for name in shards)
+
+
+def test_packing_looks_at_its_output_and_its_source_first(tmp_path, capsys):
+    folders(tmp_path / "folder", "train")
+    (tmp_path / "file").write_text("")
+    assert pack("--source", tmp_path / "folder", "--out", tmp_path / "file" / "tar") == 2
+    assert (
+        f"--out: {tmp_path / 'file' / 'tar'} cannot be made: {tmp_path / 'file'} is no folder"
+        in capsys.readouterr().err
+    )
+    assert pack("--source", tmp_path / "nowhere", "--out", tmp_path / "tar") == 2
+    assert f"--source: there is no {tmp_path / 'nowhere'}; name an image folder" in capsys.readouterr().err
 
 
 def test_what_packing_refuses(tmp_path, capsys):

@@ -101,6 +101,24 @@ def test_webdataset_labels_masks_and_json(tmp_path):
         renumber(source, None, str(names))
 
 
+def test_a_sample_has_one_image(tmp_path):
+    """Two images of one sample were two samples, and an image with a second dot in its name was none."""
+    write_tar(
+        tmp_path / "train-0.tar",
+        {
+            "1.png": jpeg(10), "1.jpg": jpeg(1), "1.cls": b"0",
+            "2.image.jpg": jpeg(2), "2.cls": b"1",
+            "3.mask.png": jpeg(30), "3.jpeg": jpeg(3), "3.cls": b"0",
+            "4.cls": b"1",
+        },
+    )  # fmt: skip
+    source = open_source("tar", str(tmp_path), "train", True)
+    assert source.labels.tolist() == [0, 1, 0]
+    assert [source.fetch(i) for i in range(3)] == [jpeg(1), jpeg(2), jpeg(3)]
+    for said in ("1 .png beside the sample's image", "1 .mask.png beside", "1 labels without an image"):
+        assert said in source.note
+
+
 def test_the_index_is_kept_and_read_again_and_made_anew_after_a_change(tmp_path):
     webdataset(tmp_path / "data", "train")
     first = open_source("tar", str(tmp_path / "data"), "train", True)
@@ -173,14 +191,23 @@ def test_what_is_refused_about_shards(tmp_path):
     refuse("either all labels are class numbers or all are class names", tmp_path / "mixed")
     write_tar(tmp_path / "far" / "train.tar", {"1.jpg": jpeg(1), "1.cls": b"123456789"})
     refuse("no class number", tmp_path / "far")
+    write_tar(tmp_path / "huge" / "train.tar", {"1.jpg": jpeg(1), "1.json": b'{"label": 1' + b"0" * 30 + b"}"})
+    refuse("no class number", tmp_path / "huge")
+    write_tar(
+        tmp_path / "hidden" / "train.tar", {"1.jpg": jpeg(1), "1.cls": b"0", "2.jpg": jpeg(2), "2.cls": b"-1"}
+    )  # fmt: skip
+    refuse("2.jpg has the label -1; class numbers start at 0", tmp_path / "hidden")
+    write_tar(tmp_path / "pair" / "train.tar", {"1.left.jpg": jpeg(1), "1.right.jpg": jpeg(2), "1.cls": b"0"})
+    refuse("has 1.left.jpg and 1.right.jpg in one sample", tmp_path / "pair")
     webdataset(tmp_path / "twice", "train", shards=1)
     (tmp_path / "twice" / "toy-train-0009.tar").write_bytes((tmp_path / "twice" / "toy-train-0000.tar").read_bytes())
     refuse("is in .*0000.tar and in .*0009.tar", tmp_path / "twice")
     (tmp_path / "zipped").mkdir()
     (tmp_path / "zipped" / "train-0.tar.gz").write_bytes(b"")
     refuse("is compressed", f"{tmp_path}/zipped/{{split}}-*.tar.gz")
+    refuse("is compressed", tmp_path / "zipped")
     write_tar(tmp_path / "none" / "train.tar", {"readme.txt": b"x"})
-    refuse("there is no image in", tmp_path / "none")
+    refuse("there is no image in .*; left out: 1 .txt", tmp_path / "none")
 
 
 def test_a_shard_that_shrinks_later_is_one_unreadable_image_not_a_wrong_one(tmp_path):

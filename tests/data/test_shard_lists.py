@@ -1,0 +1,124 @@
+"""``data.root`` as a list of shards: which split an entry belongs to, its order, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from dist_prune.cli.main import main
+from dist_prune.config import loading
+from dist_prune.config.data import shard_splits
+from dist_prune.data.datasets import DatasetKeys, open_source
+from dist_prune.data.open_split import beton_path
+from dist_prune.errors import PruneError
+from tests.data.test_tar_shards import cache as cache  # an autouse fixture
+from tests.data.test_tar_shards import jpeg, webdataset, write_tar
+
+BOTH = ("train", "val")
+
+
+@pytest.mark.parametrize(
+    ("entry", "splits"),
+    [
+        ("/a/imagenet-train-0001.tar", ("train",)),
+        ("/a/train/0001.tar", ("train",)),
+        ("/a/val_set/*.tar", ("val",)),
+        ("/a/training/imagenet-val-{0000..0063}.tar", ("val",)),
+        ("/a/{split}-*.tar", BOTH),
+        ("/a/{train,validation}-*.tar", BOTH),
+        ("/disk1/shards", BOTH),
+        ("/disk1/train", ("train",)),
+    ],
+)
+def test_the_split_of_an_entry(entry, splits):
+    assert shard_splits(entry, BOTH) == splits
+
+
+def test_a_longer_name_is_not_taken_for_the_shorter_one():
+    assert shard_splits("/a/train_held-0.tar", ("train", "train_held")) == ("train_held",)
+    assert shard_splits("/a/train-0.tar", ("train", "train_held")) == ("train",)
+
+
+@pytest.mark.parametrize(("entry", "word"), [("/a/x-0.tar", "neither"), ("/a/train-val.tar", "both")])
+def test_an_entry_of_no_split_is_refused(entry, word):
+    with pytest.raises(ValueError, match=f"has {word} of the splits' names 'train' and 'val'"):
+        shard_splits(entry, BOTH)
+
+
+def shards(tmp_path: Path) -> list[str]:
+    """Three training shards on two disks and one of the evaluation."""
+    webdataset(tmp_path / "disk1", "train", shards=2)
+    webdataset(tmp_path / "disk2", "train", shards=1, first=40)
+    webdataset(tmp_path / "disk2", "val", shards=1, first=80)
+    return [
+        str(tmp_path / "disk2" / "toy-train-*.tar"),
+        str(tmp_path / "disk1"),
+        str(tmp_path / "disk2" / "toy-val-0000.tar"),
+    ]
+
+
+def test_a_list_in_its_order(tmp_path):
+    root = tuple(shards(tmp_path))
+    keys = DatasetKeys(splits=BOTH)
+    train = open_source("tar", root, "train", True, dataset=keys)
+    assert [Path(name).name for name in train.index.shards] == [  # type: ignore[attr-defined]
+        "toy-train-0000.tar", "toy-train-0000.tar", "toy-train-0001.tar",
+    ]  # fmt: skip
+    assert train.fetch(0) == jpeg(40) and train.fetch(6) == jpeg(0) and len(train.labels) == 18
+    val = open_source("tar", root, "val", False, dataset=keys)
+    assert len(val.labels) == 6 and val.fetch(0) == jpeg(80)
+    assert beton_path("tar", root, "train", True) == tmp_path / "disk2" / "train.beton"
+
+
+def words(root: str) -> list[str]:
+    return ["data.source=tar", f"data.root={root}", "data.image_size=32", "data.mean=", "data.std="]
+
+
+def test_a_recipe_with_a_list_is_checked_and_its_variables_stay(tmp_path, capsys, monkeypatch):
+    first, second, third = shards(tmp_path)
+    monkeypatch.setenv("SECOND_DISK", str(tmp_path / "disk2"))
+    listed = f"[{first}, {second}, '${{SECOND_DISK}}/toy-val-0000.tar']"
+    assert main(["check", "quickstart", *words(listed)]) == 0
+    assert "3 classes" in capsys.readouterr().out
+    recipe = loading.load("quickstart", words(listed))
+    assert recipe.data.root == (first, second, third)
+    assert recipe.written()["data"]["root"] == [first, second, "${SECOND_DISK}/toy-val-0000.tar"]
+
+
+def test_what_is_refused_before_any_file_is_read(tmp_path, capsys):
+    first, second, _ = shards(tmp_path)
+    for root, said in (
+        (f"[{first}]", "no entry of the list is of the split 'val'"),
+        ("[]", "no entry of the list is of the split 'train'"),
+        (f"[{first}, {tmp_path}/x.tar]", "has neither of the splits' names"),
+    ):
+        assert main(["check", "quickstart", *words(root)]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["check", "quickstart", "data.source=imagefolder", f"data.root=[{second}]"]) == 2
+    assert "a list is for shards (tar and parquet)" in capsys.readouterr().err
+
+
+def test_a_missing_shard_of_a_list(tmp_path):
+    first, *_ = shards(tmp_path)
+    for entry, said in (
+        (f"{tmp_path}/disk1/toy-train-0009.tar", "toy-train-0009.tar is missing"),
+        (f"{tmp_path}/disk9/toy-train-*.tar", "no file is called"),
+    ):
+        with pytest.raises(PruneError, match=said):
+            open_source("tar", (first, entry), "train", True)
+    write_tar(tmp_path / "empty" / "other.tar", {"1.jpg": jpeg(1), "1.cls": b"0"})
+    with pytest.raises(PruneError, match=r"none of the 1 entries of the list holds a \*.tar of data.eval_split=val"):
+        open_source("tar", (str(tmp_path / "empty"),), "val", False)
+
+
+def test_a_list_is_scored_as_its_pattern_is(tmp_path):
+    """The same images in the same order are the same data set, wherever the shards lie."""
+    webdataset(tmp_path / "one", "train", shards=3)
+    pattern = open_source("tar", f"{tmp_path}/one/toy-{{split}}-*.tar", "train", True)
+    places = []
+    for number in range(3):
+        place = tmp_path / f"disk{number}" / f"toy-train-{number:04}.tar"
+        place.parent.mkdir()
+        (tmp_path / "one" / f"toy-train-{number:04}.tar").rename(place)
+        places.append(str(place))
+    listed = open_source("tar", tuple(places), "train", True)
+    assert listed.identity == pattern.identity
