@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_prune.config.data import SHARDS
-from dist_prune.data.datasets import open_source
+from dist_prune.data.datasets import DatasetKeys, open_source
 from dist_prune.data.decoders import read_image
 from dist_prune.data.folder_layout import has_class_folders
 from dist_prune.data.folder_scan import class_folders, find_images
@@ -82,8 +82,9 @@ def find_layout(folder: Path) -> tuple[dict[str, Any], bool]:
 def _find_shards(folder: Path) -> tuple[dict[str, Any], bool] | None:
     """Tar or parquet files in a folder, in its ``data`` (as Hugging Face lays them out) or in a folder per split."""
     for source, place in ((source, place) for source in SHARDS for place in (folder, folder / "data")):
-        files = [path.name for path in place.glob(f"*.{source}")]
-        files += [path.parent.name for path in place.glob(f"*/*.{source}")]
+        found = [path for form in ("[!.]*", "*/[!.]*") for path in place.glob(form)]
+        found = [path for path in found if path.suffix.lower() == f".{source}"]
+        files = [path.name if path.parent == place else path.parent.name for path in found]
         train = next((name for name in TRAIN_NAMES if any(name in file for file in files)), "")
         evaluation = next((name for name in EVAL_NAMES if any(name in file for file in files)), "")
         if train or evaluation:
@@ -150,8 +151,11 @@ def look(folder: Path) -> FoundImages:
         PruneError: see ``find_layout``; or a run would refuse the images, or none can be read.
     """
     data, one_split = find_layout(folder)
+    names = (data.get("train_split", ""), data.get("eval_split", ""))
     sources = {
-        split: open_source(data["source"], data["root"], data.get(f"{split}_split", ""), split == "train")
+        split: open_source(
+            data["source"], data["root"], names[split == "eval"], split == "train", dataset=DatasetKeys(splits=names)
+        )
         for split in (("train",) if one_split else ("train", "eval"))
     }
     if not one_split:

@@ -122,3 +122,60 @@ def test_a_list_is_scored_as_its_pattern_is(tmp_path):
         places.append(str(place))
     listed = open_source("tar", tuple(places), "train", True)
     assert listed.identity == pattern.identity
+
+
+def test_a_split_has_no_shards_of_the_other_one(tmp_path):
+    """Names that hold both splits' names, or one in the other, never mix training and evaluation images."""
+    for name in ("interval-train", "interval-val"):
+        write_tar(tmp_path / "both" / f"{name}-0.tar", {"1.jpg": jpeg(1), "1.cls": b"0"})
+    keys = DatasetKeys(splits=BOTH)
+    for root in (str(tmp_path / "both"), f"{tmp_path}/both/*{{split}}*.tar"):
+        with pytest.raises(PruneError, match=r"interval-train-0.tar is of both splits, 'val' and 'train'.* write a"):
+            open_source("tar", root, "val", False, dataset=keys)
+    assert len(open_source("tar", f"{tmp_path}/both/interval-{{split}}-*.tar", "val", False, dataset=keys).labels) == 1
+    splits = ("train", "train_held")
+    for name in splits:
+        write_tar(tmp_path / "longer" / f"{name}-0.tar", {"1.jpg": jpeg(1), "1.cls": b"0"})
+    for root in (str(tmp_path / "longer"), (str(tmp_path / "longer"),)):
+        for split in splits:
+            source = open_source("tar", root, split, split == "train", dataset=DatasetKeys(splits=splits))
+            assert [Path(name).name for name in source.index.shards] == [f"{split}-0.tar"]  # type: ignore[attr-defined]
+
+
+def test_folders_with_brackets_and_names_in_capitals(tmp_path):
+    folder = tmp_path / "set [1]"
+    for split in BOTH:
+        write_tar(folder / f"x-{split}-0.TAR", {"1.jpg": jpeg(1), "1.cls": b"0"})
+    for root in (str(folder), f"{folder}/x-{{train, val}}-*.TAR", (f"{folder}/x-train-0.TAR", f"{folder}/x-val-0.TAR")):
+        assert len(open_source("tar", root, "train", True, dataset=DatasetKeys(splits=BOTH)).labels) == 1
+
+
+def test_a_shard_that_is_named_twice_counts_once(tmp_path):
+    first, *_ = shards(tmp_path)
+    path = f"{tmp_path}/disk2/toy-train-0000.tar"
+    listed = (path, f"{tmp_path}/disk1/../disk2/toy-train-0000.tar", first)
+    source = open_source("tar", listed, "train", True)
+    assert source.index.shards == (path,)  # type: ignore[attr-defined]
+    (tmp_path / "disk2" / "toy-train-0001.tar").symlink_to(path)
+    with pytest.raises(PruneError, match=r"toy-train-0000.tar and .*toy-train-0001.tar are one file"):
+        open_source("tar", (first,), "train", True)
+
+
+def test_compressed_shards_in_a_folder_of_a_list(tmp_path):
+    (tmp_path / "toy-train-0.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(PruneError, match=r"toy-train-0.tar.gz is compressed.*\(gunzip toy-train-0.tar.gz\)"):
+        open_source("tar", (str(tmp_path),), "train", True, dataset=DatasetKeys(splits=BOTH))
+
+
+@pytest.mark.parametrize("root", ["{split}/*.tar", "{train,val}/x-0.tar", "*/{split}-*.tar", "train/*.tar"])
+def test_the_place_of_a_beton_has_no_wildcards(root, tmp_path):
+    (tmp_path / "train").mkdir()
+    place = tmp_path / "train" if root.startswith("train") else tmp_path
+    for value in (f"{tmp_path}/{root}", (f"{tmp_path}/{root}", "/elsewhere/*-val.tar")):
+        assert beton_path("tar", value, "train", True) == place / "train.beton"
+
+
+def test_braces_that_a_shell_replaced_are_explained(tmp_path, capsys):
+    webdataset(tmp_path, "train")
+    assert main(["check", "quickstart", *words(f"{tmp_path}/toy-train-*.tar")]) == 2
+    assert "in quotes on a command line, where a shell would replace braces" in capsys.readouterr().err
