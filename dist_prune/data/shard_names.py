@@ -48,9 +48,9 @@ def shard_paths(root: str | Sequence[str], split: str, train: bool, suffix: str,
             others = set()
         if both := [path for path in paths if os.path.abspath(path) in others]:
             raise PruneError(
-                f"data.root: {both[0]}{_others(both)} is of both splits, {split!r} and {other!r}, so the evaluation would "
-                f"see training images: write a pattern with more of the names, /data/toy-{{split}}-*{suffix}, or a list of "
-                "files"
+                f"data.root: {both[0]}{_others(both)} is of both splits, {split!r} and {other!r}, so the evaluation "
+                "would see training images: write a pattern with more of the names, "
+                f"/data/toy-{{split}}-*{suffix}, or a list of files"
             )
     return _check(paths, suffix)
 
