@@ -11,7 +11,7 @@ from dist_prune.data.datasets import DatasetKeys, open_source
 from dist_prune.data.open_split import beton_path
 from dist_prune.errors import PruneError
 from tests.data.test_tar_shards import cache as cache  # an autouse fixture
-from tests.data.test_tar_shards import jpeg, webdataset, write_tar
+from tests.data.test_tar_shards import folders, jpeg, webdataset, write_tar
 
 BOTH = ("train", "val")
 
@@ -179,3 +179,37 @@ def test_braces_that_a_shell_replaced_are_explained(tmp_path, capsys):
     webdataset(tmp_path, "train")
     assert main(["check", "quickstart", *words(f"{tmp_path}/toy-train-*.tar")]) == 2
     assert "in quotes on a command line, where a shell would replace braces" in capsys.readouterr().err
+
+
+def test_shards_where_folders_are_expected_and_compressed_ones(tmp_path, capsys):
+    webdataset(tmp_path, "train")
+    keys = ["--backbone", "resnet18", "-o", str(tmp_path / "new.yaml")]
+    assert main(["pack", "--source", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert f"It holds 2 tar files: write data.source=tar (pack: --source tar:{tmp_path})" in capsys.readouterr().err
+    assert main(["check", "quickstart", "data.source=imagefolder", f"data.root={tmp_path}", *words("")[2:]]) == 2
+    assert "It holds 2 tar files: write data.source=tar" in capsys.readouterr().err
+    assert main(["new", "--data", f"{tmp_path}/{{split}}-*.tar", *keys]) == 2
+    assert "It takes no pattern: name the folder" in capsys.readouterr().err
+    (tmp_path / "toy-val-0000.tar.gz").write_bytes(b"\x1f\x8b")
+    assert main(["new", "--data", str(tmp_path), *keys]) == 2
+    assert "holds compressed shards (toy-val-0000.tar.gz)" in capsys.readouterr().err
+
+
+def test_numbered_classes_of_which_one_split_lacks_the_last(tmp_path, capsys):
+    webdataset(tmp_path, "train")
+    write_tar(tmp_path / "toy-val-0000.tar", {"1.jpg": jpeg(1), "1.cls": b"0", "2.jpg": jpeg(2), "2.cls": b"1"})
+    assert main(["check", "quickstart", *words(str(tmp_path))]) == 2
+    said = capsys.readouterr().err
+    assert "(their labels run to 1 and 2)" in said and "data.class_map=FILE" in said
+    (tmp_path / "classes.txt").write_text("ant\nbee\ncat\n")
+    assert main(["check", "quickstart", *words(str(tmp_path)), f"data.class_map={tmp_path}/classes.txt"]) == 0
+
+
+def test_new_takes_class_folders_rather_than_the_archive_that_they_came_from(tmp_path, capsys):
+    for split in BOTH:
+        folders(tmp_path, split)
+    write_tar(tmp_path / "images_val.tar", {"flat/1.jpg": jpeg(1)})
+    recipe = tmp_path / "new.yaml"
+    assert main(["new", "--data", str(tmp_path), "--backbone", "resnet18", "-o", str(recipe)]) == 0
+    capsys.readouterr()
+    assert "12 in train" in recipe.read_text() and "imagefolder" in recipe.read_text()
