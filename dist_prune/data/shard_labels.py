@@ -29,9 +29,15 @@ class StoredLabel(NamedTuple):
     problem: str = ""
 
     def preferred(self, other: "StoredLabel | None") -> "StoredLabel":
-        """This one or another one of the same sample: one with a value, then the smaller rank, then the first."""
+        """This one or another one of the same sample: one with a value, then the one with the smaller rank.
+
+        Raises:
+            ValueError: both are of the first rank or the second, and differ: the same member is there twice.
+        """
         if other is None:
             return self
+        if self.rank == other.rank and not self.rank[0] and self.value != other.value:
+            raise ValueError(f"it is there twice, with {other.value!r} and {self.value!r}: leave one out")
         return min(other, self, key=lambda label: (label.value is None, label.rank))
 
 

@@ -215,7 +215,7 @@ def _samples(path: Path, archive: tarfile.TarFile, members: Sequence[tarfile.Tar
             shard.left_out["hidden"] += 1
         elif not kind.endswith((*IMAGE_FILES, *LABEL_FILES)):
             shard.left_out[os.path.splitext(name)[1].lower() or "without a suffix"] += 1
-        elif (held := stored.get(_target(member))) is None:
+        elif (held := member if member.isfile() else stored.get(_target(member))) is None:
             shard.left_out["links to files that are not in the shard"] += 1
         elif held.sparse is not None:
             raise PruneError(
@@ -227,14 +227,17 @@ def _samples(path: Path, archive: tarfile.TarFile, members: Sequence[tarfile.Tar
         else:
             stream = archive.extractfile(held)
             assert stream is not None  # a regular file
-            label = read_label(stream.read(), name)
-            labels[_key(member.name)] = label.preferred(labels.get(_key(member.name)))
-    in_labels = any(label.value is not None for label in labels.values())
+            key = _key(member.name)
+            try:
+                labels[key] = read_label(stream.read(), name).preferred(labels.get(key))
+            except ValueError as error:
+                raise PruneError(f"data.root: {member.name} in {path}: {error}") from error
+    known = {key for key, label in labels.items() if label.value is not None}
+    unused = known - {_key(image.name) for image in images}
+    in_labels = known != unused  # a .json about the whole shard is no sample's
     if in_labels:
         images = _one_of_each_sample(path, images, shard.left_out)
-        known = {key for key, label in labels.items() if label.value is not None}
-        unused = known - {_key(image.name) for image in images}
-        shard.left_out.update({"labels without an image": len(unused)} if unused else {})
+    shard.left_out.update({"labels without an image": len(unused)} if unused else {})
     for image in images:
         own = labels.get(_key(image.name))
         folder = PurePosixPath(image.name).parent.name
@@ -249,10 +252,9 @@ def _samples(path: Path, archive: tarfile.TarFile, members: Sequence[tarfile.Tar
 
 
 def _target(member: tarfile.TarInfo) -> str:
-    """Name of the member that holds a member's bytes: itself, or what it links to."""
-    if member.issym():
-        return posixpath.normpath(posixpath.join(posixpath.dirname(member.name), member.linkname))
-    return posixpath.normpath(member.linkname if member.islnk() else member.name)
+    """Name of the member that a link is to: a hard link's from the shard's root, a symbolic one's from its folder."""
+    folder = posixpath.dirname(member.name) if member.issym() else ""
+    return posixpath.normpath(posixpath.join(folder, member.linkname))
 
 
 def _one_of_each_sample(path: Path, images: Sequence[_Image], left_out: Counter[str]) -> list[_Image]:

@@ -1,5 +1,6 @@
 """What tar files may hold: links, labels in several forms, names of all kinds; and shards that are not whole."""
 
+import io
 import json
 import os
 import shutil
@@ -130,3 +131,23 @@ def test_which_member_is_the_label(tmp_path):
 def test_a_sample_without_a_label_says_what_is_there(sample, said, tmp_path):
     with pytest.raises(PruneError, match=rf"1.jpg in .*train.tar has no label: {said}.*Give each sample a .cls"):
         labelled(tmp_path, {"cls": b"0"}, sample)
+
+
+def test_a_label_that_is_there_twice(tmp_path):
+    path = write_tar(tmp_path / "train.tar", {"1.jpg": jpeg(1), "1.cls": b"0", "2.jpg": jpeg(2), "2.cls": b"1"})
+    for value, said in ((b"0", ""), (b"1", "1.cls in .*train.tar: it is there twice, with 0 and 1: leave one out")):
+        with tarfile.open(path, "a") as archive:
+            info = tarfile.TarInfo("1.cls")
+            info.size = 1
+            archive.addfile(info, io.BytesIO(value))
+        if said:
+            with pytest.raises(PruneError, match=said):
+                opened(tmp_path)
+        else:
+            assert opened(tmp_path).labels.tolist() == [0, 1]
+
+
+def test_a_json_about_the_whole_shard_is_no_label(tmp_path):
+    write_tar(tmp_path / "train.tar", {"info.json": b'{"label": "my set"}', **FOUR})
+    source = opened(tmp_path)
+    assert source.labels.tolist() == [0, 1, 0, 1] and "1 labels without an image" in source.note
