@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from dist_prune.config.data import SHARDS
-from dist_prune.data.datasets import open_source
+from dist_prune.data.datasets import DatasetKeys, open_source
 from dist_prune.data.decoders import read_image
 from dist_prune.data.folder_layout import has_class_folders
 from dist_prune.data.folder_scan import class_folders, find_images
 from dist_prune.data.listed_layouts import find_listing
 from dist_prune.data.mask_folder import MASK_FOLDERS
 from dist_prune.data.random_access import RandomAccessSource
+from dist_prune.data.shard_names import COMPRESSED
 from dist_prune.data.split_checks import check_labels, check_same_classes
 from dist_prune.errors import PruneError, abbreviate
 
@@ -58,9 +59,12 @@ def find_layout(folder: Path) -> tuple[dict[str, Any], bool]:
     if folder.suffix == ".npz" and folder.is_file():
         return {"source": "npz", "root": str(folder)}, False
     if not folder.is_dir():
-        raise PruneError(f"--data: there is no folder {folder}")
+        pattern = any(mark in str(folder) for mark in "{*?[")
+        more = ". It takes no pattern: name the folder, or write a recipe with data.source and data.root"
+        raise PruneError(f"--data: there is no folder {folder}{more if pattern else ''}")
     _refuse_other_tasks(folder)
-    if shards := _find_shards(folder):
+    unpacked = [folder, *(folder / name for name in (*TRAIN_NAMES, *EVAL_NAMES) if (folder / name).is_dir())]
+    if not any(map(has_class_folders, unpacked)) and (shards := _find_shards(folder)):  # else they are the download
         return shards
     for evaluation in EVAL_NAMES:
         if find_listing(folder, "train", True) and find_listing(folder, evaluation, False):
@@ -82,8 +86,15 @@ def find_layout(folder: Path) -> tuple[dict[str, Any], bool]:
 def _find_shards(folder: Path) -> tuple[dict[str, Any], bool] | None:
     """Tar or parquet files in a folder, in its ``data`` (as Hugging Face lays them out) or in a folder per split."""
     for source, place in ((source, place) for source in SHARDS for place in (folder, folder / "data")):
-        files = [path.name for path in place.glob(f"*.{source}")]
-        files += [path.parent.name for path in place.glob(f"*/*.{source}")]
+        found = [path for form in ("[!.]*", "*/[!.]*") for path in place.glob(form)]
+        packed = sorted(path.name for path in found if f".{source}." in path.name and path.suffix.lower() in COMPRESSED)
+        if packed:
+            raise PruneError(
+                f"--data: {place} holds compressed shards ({abbreviate(packed, 3)}), in which no image can be read "
+                f"without all before it: unpack them (gunzip {packed[0]})"
+            )
+        found = [path for path in found if path.suffix.lower() == f".{source}"]
+        files = [path.name if path.parent == place else path.parent.name for path in found]
         train = next((name for name in TRAIN_NAMES if any(name in file for file in files)), "")
         evaluation = next((name for name in EVAL_NAMES if any(name in file for file in files)), "")
         if train or evaluation:
@@ -150,8 +161,11 @@ def look(folder: Path) -> FoundImages:
         PruneError: see ``find_layout``; or a run would refuse the images, or none can be read.
     """
     data, one_split = find_layout(folder)
+    names = (data.get("train_split", ""), data.get("eval_split", ""))
     sources = {
-        split: open_source(data["source"], data["root"], data.get(f"{split}_split", ""), split == "train")
+        split: open_source(
+            data["source"], data["root"], names[split == "eval"], split == "train", dataset=DatasetKeys(splits=names)
+        )
         for split in (("train",) if one_split else ("train", "eval"))
     }
     if not one_split:

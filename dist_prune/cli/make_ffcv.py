@@ -109,7 +109,7 @@ def origin(arguments: argparse.Namespace) -> "tuple[str, Root, str, str | None, 
     kind, _, pattern = arguments.source.partition(":")
     train = arguments.split == "train"
     if kind in ("parquet", "tar") and pattern:
-        return kind, pattern, "train" if train else "val", None, None
+        return kind, pattern, "train" if train else "val", None, DatasetKeys(splits=("train", "val"))
     path = Path(arguments.source).expanduser()
     if path.is_dir():
         split = "train" if train else "val"

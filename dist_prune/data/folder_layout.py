@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dist_prune.data.folder_scan import HIDDEN, IMAGE_FILES, class_folders, is_folder
+from dist_prune.data.folder_scan import HIDDEN, IMAGE_FILES, class_folders, is_folder, shards_hint
 from dist_prune.data.random_access import PICKLE_TEXT, PICKLES
 from dist_prune.errors import PruneError, abbreviate, nearest
 
@@ -33,6 +33,8 @@ def missing_split_error(root: Path, split: str, key: str, form: str) -> PruneErr
             f"{message} {root} holds class folders itself ({abbreviate(subfolders, 4)}): "
             f"write data.root={root.parent} {key}={root.name}"
         )
+    if shards := shards_hint(root):
+        return PruneError(message.removesuffix(".") + shards)
     suggestion = nearest(split, subfolders)
     return PruneError(
         message + (f" {root} has {abbreviate(subfolders, 4)}: {key}= names another.{suggestion}" if subfolders else "")

@@ -73,7 +73,17 @@ def no_classes_message(root: Path) -> str:
     """Error text for a folder without class folders."""
     loose = [entry.name for entry in os.scandir(root) if entry.name.lower().endswith(IMAGE_FILES)]
     message = f"data.root: {root} has no class folders; it needs {root}/<class>/<image>"
-    return message + (f". Its {len(loose)} images lie in it directly, so their classes are unknown" if loose else "")
+    message += f". Its {len(loose)} images lie in it directly, so their classes are unknown" if loose else ""
+    return message + shards_hint(root)
+
+
+def shards_hint(root: Path) -> str:
+    """What to write for a folder that holds shards; empty if it holds none, or is none."""
+    for source in ("tar", "parquet"):
+        count = sum(1 for path in root.glob("*") if path.suffix.lower() == f".{source}" and path.is_file())
+        if count:
+            return f". It holds {count} {source} files: write data.source={source} (pack: --source {source}:{root})"
+    return ""
 
 
 def empty_classes_message(root: Path, empty: list[str], left_out: Mapping[str, int]) -> str:

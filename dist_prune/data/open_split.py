@@ -149,8 +149,9 @@ def create_backend(
 def beton_path(source: str, root: Root, split: str, train: bool) -> Path | None:
     """Path of the .beton of a split, beside its folder or file; None without a root and for a Dataset.
 
-    ``ROOT/train.beton`` for ROOT/train and for tar or parquet files in ROOT (the first of a list), ``x.train.beton``
-    and ``x.test.beton`` for x.npz, ``ROOT/cifar10.train.beton`` for torchvision's data sets.
+    ``ROOT/train.beton`` for ROOT/train and for tar or parquet files in ROOT (of a list, the first; of a pattern of
+    folders, the folder above them), ``x.train.beton`` and ``x.test.beton`` for x.npz, ``ROOT/cifar10.train.beton`` for
+    torchvision's data sets.
     """
     if root is None or source not in OPENERS or source in NO_BETON:
         return None
@@ -158,8 +159,11 @@ def beton_path(source: str, root: Root, split: str, train: bool) -> Path | None:
     suffix = "train" if train else "test"
     if source == "imagefolder":
         return path / f"{split}.beton"
-    if source in ("tar", "parquet"):  # a pattern names files, which lie in its folder
-        return (path if path.is_dir() else path.parent) / f"{split}.beton"
+    if source in SHARDS:  # a pattern names files, which lie in its folder, or in folders that it names as well
+        folder = path if path.is_dir() else path.parent
+        while not folder.is_dir() and any(mark in str(folder) for mark in "{*?["):
+            folder = folder.parent
+        return folder / f"{split}.beton"
     return path.with_suffix(f".{suffix}.beton") if source == "npz" else path / f"{source}.{suffix}.beton"
 
 

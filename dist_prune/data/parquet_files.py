@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 GROUPS_KEPT = 2  # row groups in memory per process
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "jpg", "png", "webp"), ("label", "labels", "cls", "fine_label", "class")
-_groups: OrderedDict[tuple[str, int], list[Any]] = OrderedDict()  # (path, row group) -> its images
+BYTES = ("binary", "large_binary", "binary_view", "null")  # Arrow's types that may hold image files
+_groups: OrderedDict[tuple[str, int, int], list[Any]] = OrderedDict()  # (path, its time, row group) -> its images
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class ParquetSource(DecodedImages):
 
     Attributes:
         files: paths of the parquet files.
-        column: name of the column of images.
+        times: (files,) int64 modification times in nanoseconds, when they were opened.
+        columns: name of the column of images in each file.
         group_file: (groups,) number of the file of each row group.
         group_number: (groups,) number of the row group in its file.
         group_ends: (groups,) first sample id after each row group.
@@ -46,7 +48,8 @@ class ParquetSource(DecodedImages):
     """
 
     files: tuple[str, ...]
-    column: str
+    times: np.ndarray
+    columns: tuple[str, ...]
     group_file: np.ndarray
     group_number: np.ndarray
     group_ends: np.ndarray
@@ -78,11 +81,17 @@ class ParquetSource(DecodedImages):
             OSError: the file cannot be read.
         """
         group, row = self._place(sample)
-        key = ((self.copies or self.files)[self.group_file[group]], int(self.group_number[group]))
+        number, column = int(self.group_file[group]), self.columns[self.group_file[group]]
+        path, own = (self.copies or self.files)[number], int(self.group_number[group])
+        key = (path, int(self.times[number]), own)
         if key not in _groups:
             while len(_groups) >= GROUPS_KEPT:
                 _groups.popitem(last=False)
-            _groups[key] = _open(key[0]).read_row_group(key[1], columns=[self.column])[self.column].to_pylist()
+            file = _open(path)
+            rows = int(self.group_ends[group]) - (int(self.group_ends[group - 1]) if group else 0)
+            if own >= file.num_row_groups or file.metadata.row_group(own).num_rows != rows:
+                raise ValueError(f"{path} has other rows than when it was opened: it was replaced")
+            _groups[key] = file.read_row_group(own, columns=[column])[column].to_pylist()
         _groups.move_to_end(key)
         stored = _groups[key][row]
         content = stored.get("bytes") if isinstance(stored, dict) else stored
@@ -118,12 +127,13 @@ def open_parquet(spec: SplitSpec) -> ParquetSource:
             "data.root: 'parquet' needs its files; write data.root='/data/imagenet/data/{split}-*.parquet'"
         )
     paths = shard_paths(spec.root, spec.split, spec.train, ".parquet", spec.other_split)
-    labels, file_of, number_of, ends, names, column = [], [], [], [], None, ""
+    labels, file_of, number_of, ends, names, image_columns = [], [], [], [], None, []
     whole = hashlib.sha256()
+    times = np.array([path.stat().st_mtime_ns for path in paths], dtype=np.int64)
     for index, path in enumerate(paths):
         file = _open(str(path))
-        columns = file.schema_arrow.names
-        column, label = _column(path, columns, IMAGE_COLUMNS), _column(path, columns, LABEL_COLUMNS)
+        label = _column(path, file, LABEL_COLUMNS, "labels")
+        image_columns.append(_image_column(path, file))
         own = _class_names(file, label)
         if own and names and own != names:
             first = next(
@@ -141,12 +151,13 @@ def open_parquet(spec: SplitSpec) -> ParquetSource:
             number_of.append(group)
             ends.append((ends[-1] if ends else 0) + rows.num_rows)
             whole.update(np.array([rows.num_rows, rows.total_byte_size], dtype=np.int64).tobytes())
-    if len({part.dtype.kind for part in labels if len(part)}) > 1:
+    held = [part for part in labels if len(part)] or labels[:1]  # a file without rows need not know their type
+    if len({part.dtype.kind for part in held}) > 1:
         raise PruneError(
             f"data.root: some of the {len(paths)} files hold class numbers and some class names ({paths[0]} holds "
-            f"{labels[0].dtype}): all need the same"
+            f"{'names' if labels[0].dtype.kind == 'U' else 'numbers'}): all need the same"
         )
-    numbers = np.concatenate(labels)
+    numbers = np.concatenate(held)
     named = numbers.dtype.kind == "U"
     if named:  # class names, numbered in text order as folders are
         found, numbers = np.unique(numbers, return_inverse=True)
@@ -165,8 +176,8 @@ def open_parquet(spec: SplitSpec) -> ParquetSource:
     classes = names or tuple(map(str, range(int(numbers.max(initial=0)) + 1)))
     whole.update(numbers.tobytes() + "\0".join(classes).encode())
     return ParquetSource(
-        tuple(map(str, paths)), column, np.array(file_of), np.array(number_of), np.array(ends, dtype=np.int64),
-        numbers, classes, whole.hexdigest(), names is None,
+        tuple(map(str, paths)), times, tuple(image_columns), np.array(file_of), np.array(number_of),
+        np.array(ends, dtype=np.int64), numbers, classes, whole.hexdigest(), names is None,
     )  # fmt: skip
 
 
@@ -176,7 +187,15 @@ def _label_values(path: Path, file: "parquet.ParquetFile", label: str) -> np.nda
     Raises:
         PruneError: the column holds neither, or a row has none.
     """
-    column = file.read(columns=[label])[label]
+    from pyarrow import ArrowException
+
+    try:
+        column = file.read(columns=[label])[label]
+    except (OSError, ArrowException) as error:
+        raise PruneError(
+            f"data.root: the column {label!r} of {path} cannot be read: {' '.join(str(error).split())}. The file is "
+            "damaged: copy it again"
+        ) from error
     if column.null_count:
         row = column.is_null().index(True).as_py()
         raise PruneError(f"data.root: row {row} of {path} has no value in the column {label!r}")
@@ -202,10 +221,31 @@ def _open(path: str) -> "parquet.ParquetFile":
         raise PruneError(f"data.root: {path} cannot be read as a parquet file: {error}") from error
 
 
-def _column(path: Path, columns: list[str], known: tuple[str, ...]) -> str:
+def _image_column(path: Path, file: "parquet.ParquetFile") -> str:
+    """Name of the column of images.
+
+    Raises:
+        PruneError: there is none, or it holds something else than the bytes of files.
+    """
+    name = _column(path, file, IMAGE_COLUMNS, "images")
+    kind: Any = file.schema_arrow.field(name).type
+    fields = {kind.field(number).name: kind.field(number).type for number in range(kind.num_fields)}
+    if file.metadata.num_rows and str(fields.get("bytes", kind)) not in BYTES:
+        raise PruneError(
+            f"data.root: the column {name!r} of {path} holds {kind}, not the bytes of image files: write it as binary "
+            "or {bytes, path} (datasets.Image does, with the files embedded)"
+        )
+    return name
+
+
+def _column(path: Path, file: "parquet.ParquetFile", known: tuple[str, ...], what: str) -> str:
+    columns = file.schema_arrow.names
     found = next((name for name in known if name in columns), None)
     if found is None:
-        raise PruneError(f"data.root: {path} has the columns {', '.join(columns)}, and none of {', '.join(known)}")
+        raise PruneError(
+            f"data.root: {path} has the columns {', '.join(columns)}, and none of {', '.join(known)}, the names that a "
+            f"column of {what} may have: rename it (pyarrow: table.rename_columns)"
+        )
     return found
 
 

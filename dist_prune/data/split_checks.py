@@ -68,7 +68,15 @@ def check_splits(train: Any, test: Any, source: str, class_order: str | None, cl
     for split, name in ((train, "training"), (test, "evaluation")):
         ordered.append(renumber(split, class_order, class_map))
         check_labels(ordered[-1], f"the {name} images of {source}")
-    check_same_classes(*(ordered if getattr(train, "numbered", False) else (train, test)))
+    if not getattr(train, "numbered", False):
+        check_same_classes(train, test)
+    elif ordered[0].classes != ordered[1].classes:
+        train_count, test_count = (len(split.classes) for split in ordered)
+        raise PruneError(
+            f"the evaluation images have {test_count} classes, the training images {train_count} (their labels run to "
+            f"{test_count - 1} and {train_count - 1}). Both splits need the same classes: if some class has no image "
+            "in one of them, name all classes in the order of their numbers by data.class_map=FILE, one name a line"
+        )
     return ordered[0], ordered[1]
 
 

@@ -175,7 +175,8 @@ def _copy_missing(folder: Path, splits: Mapping[Any, StoredFiles], stop: threadi
     """Copy the files that are not there yet; what was done, in words."""
     todo: list[tuple[Path, Path, int]] = []
     count = total = 0
-    for files in splits.values():
+    stored = list({files.key: files for files in splits.values()}.values())  # both splits may be the same files
+    for files in stored:
         place = folder / files.key[:32]
         newest = read_json(place / DONE).get("newest")
         for path, name, size in zip(files.paths, files.names, files.sizes.tolist(), strict=True):
@@ -192,13 +193,13 @@ def _copy_missing(folder: Path, splits: Mapping[Any, StoredFiles], stop: threadi
                 f"{_size_text(need)}. Name a larger disk, delete old copies in it, or leave data.stage_to out"
             )
         say(f"data: copying {len(todo):,} files ({_size_text(need)}) to {folder}")
-        for files in splits.values():  # from here on they are not complete
+        for files in stored:  # from here on they are not complete
             (folder / files.key[:32] / DONE).unlink(missing_ok=True)
         _copy_all(todo, stop)
         text += f"; {len(todo):,} of them were copied now"
     else:
         text += " already"
-    for files in splits.values():
+    for files in stored:
         _mark_complete(folder / files.key[:32], files)
     return text
 

@@ -2,10 +2,10 @@
 
 Shards are uncompressed tar files. Two conventions are read, and recognised by the members:
 
-- WebDataset's: a sample is the members that share a name up to the first dot, ``0001.jpg`` and ``0001.cls`` (or
-  ``0001.json`` with the number under ``label``). It has one image: of several, the one without a second dot in its
-  name, then that of the form that comes first in ``IMAGE_FILES``, so ``0001.jpg`` before ``0001.png`` and
-  ``0001.mask.jpg``. The others are counted as left out;
+- WebDataset's: a sample is the members that share a name up to the first dot, ``0001.jpg`` and ``0001.cls`` or
+  ``0001.json`` with the class under ``label`` (``.cls`` counts where there are both). It has one image: of several,
+  the one without a second dot in its name, then that of the form that comes first in ``IMAGE_FILES``, so ``0001.jpg``
+  before ``0001.png`` and ``0001.mask.jpg``. The others are counted as left out;
 - folders: ``<class>/<image>``, as of a packed image folder; the last folder is the class.
 
 The index lies beside the first shard, or in the user's cache folder ($XDG_CACHE_HOME or ~/.cache, dist_prune/) if that
@@ -13,9 +13,8 @@ is read-only. It is used again while names, sizes and modification times of the 
 """
 
 import hashlib
-import json
 import os
-import re
+import posixpath
 import tarfile
 import time
 from collections import Counter
@@ -25,7 +24,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,14 +32,13 @@ from dist_prune.data import index_store
 from dist_prune.data.folder_index import Names
 from dist_prune.data.folder_scan import HIDDEN, IMAGE_FILES, left_out_text
 from dist_prune.data.random_access import Say
+from dist_prune.data.shard_labels import LABEL_FILES, StoredLabel, class_numbers, no_label, read_label
 from dist_prune.distributed.cpu_count import cores
 from dist_prune.errors import PruneError
 
-KIND = "tar-3"
-LABEL_KEYS = ("label", "cls", "class", "target", "class_id", "label_id")  # of a sample's .json, the first that is there
+KIND = "tar-4"
 PARALLEL_BYTES = 256 << 20  # shards of that size together are read by several processes
 BLOCK = 512  # of a tar file
-_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,14 @@ class TarIndex:
         return digest.hexdigest()
 
 
+class _Image(NamedTuple):
+    """An image of a shard: the name of its member, and where its bytes lie, which are those of another for a link."""
+
+    name: str
+    offset: int
+    size: int
+
+
 @dataclass
 class _Shard:
     """What one shard holds: parallel lists by image."""
@@ -87,7 +93,7 @@ class _Shard:
     names: list[str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
-    labels: list[int | str | None] = field(default_factory=list)
+    labels: list[int | str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
 
@@ -161,7 +167,7 @@ def read(shards: Sequence[Path], stamps: np.ndarray | None = None) -> TarIndex:
             f"data.root: {twice!r} is in {' and in '.join(dict.fromkeys(holders))}"
             f"{' twice' if len(set(holders)) == 1 else ''}: the same images would count twice"
         )
-    labels, classes, numbered = _number([label for part in parts for label in part.labels], names)
+    labels, classes, numbered = class_numbers([label for part in parts for label in part.labels], names)
     return TarIndex(
         tuple(map(str, shards)),
         stamps,
@@ -185,8 +191,8 @@ def read_shard(path: Path) -> _Shard:
     size = path.stat().st_size
     try:
         with tarfile.open(path, "r:") as archive:
-            members = [member for member in archive if member.isfile()]
-            _check_end(path, members, size)
+            members = archive.getmembers()
+            _check_end(path, members, archive.offset, size)
             return _samples(path, archive, members)
     except (tarfile.TarError, EOFError) as error:
         what = f"{error}; it was cut short, or is none"
@@ -198,46 +204,65 @@ def read_shard(path: Path) -> _Shard:
 
 
 def _samples(path: Path, archive: tarfile.TarFile, members: Sequence[tarfile.TarInfo]) -> _Shard:
-    shard, labels = _Shard(), dict[str, int | str]()
-    images = []
+    shard, labels, images = _Shard(), dict[str, StoredLabel](), list[_Image]()
+    stored = {posixpath.normpath(member.name): member for member in members if member.isfile()}
     for member in members:
         name = PurePosixPath(member.name).name
+        kind = name.lower()
+        if not (member.isfile() or member.islnk() or member.issym()):
+            continue  # a folder
         if name.startswith(HIDDEN):
             shard.left_out["hidden"] += 1
-        elif name.lower().endswith(IMAGE_FILES):
-            images.append(member)
-        elif name.endswith((".cls", ".json")):
-            stream = archive.extractfile(member)
-            assert stream is not None  # a regular file
-            label = _label_of(stream.read(), name)
-            if label is not None:
-                labels[_key(member.name)] = label
-        else:
+        elif not kind.endswith((*IMAGE_FILES, *LABEL_FILES)):
             shard.left_out[os.path.splitext(name)[1].lower() or "without a suffix"] += 1
-    if labels:
-        images = _one_of_each_sample(path, images, shard.left_out)
-        unused = labels.keys() - {_key(member.name) for member in images}
-        shard.left_out.update({"labels without an image": len(unused)} if unused else {})
-    for member in images:
-        folder = PurePosixPath(member.name).parent.name
-        shard.labels.append(labels.get(_key(member.name)) if labels else (folder or None))
-        shard.names.append(member.name.removeprefix("./"))
-        shard.offsets.append(member.offset_data)
-        shard.sizes.append(member.size)
-        if shard.labels[-1] is None:
+        elif (held := member if member.isfile() else stored.get(_target(member))) is None:
+            shard.left_out["links to files that are not in the shard"] += 1
+        elif held.sparse is not None:
             raise PruneError(
-                f"data.root: {member.name} in {path} has no label: neither {_key(member.name)}.cls nor .json with "
-                f"{' or '.join(LABEL_KEYS[:3])} lies beside it, and it is in no class folder"
+                f"data.root: {held.name} in {path} is stored as a sparse file, in pieces: pack the shard again without "
+                "tar's option --sparse (-S)"
             )
+        elif kind.endswith(IMAGE_FILES):
+            images.append(_Image(member.name, held.offset_data, held.size))
+        else:
+            stream = archive.extractfile(held)
+            assert stream is not None  # a regular file
+            key = _key(member.name)
+            try:
+                labels[key] = read_label(stream.read(), name).preferred(labels.get(key))
+            except ValueError as error:
+                raise PruneError(f"data.root: {member.name} in {path}: {error}") from error
+    known = {key for key, label in labels.items() if label.value is not None}
+    unused = known - {_key(image.name) for image in images}
+    in_labels = known != unused  # a .json about the whole shard is no sample's
+    if in_labels:
+        images = _one_of_each_sample(path, images, shard.left_out)
+    shard.left_out.update({"labels without an image": len(unused)} if unused else {})
+    for image in images:
+        own = labels.get(_key(image.name))
+        folder = PurePosixPath(image.name).parent.name
+        label = (own and own.value) if in_labels else (folder or None)
+        if label is None:
+            raise no_label(path, image.name, _key(image.name), own.problem if own else "", in_labels)
+        shard.labels.append(label)
+        shard.names.append(image.name.removeprefix("./"))
+        shard.offsets.append(image.offset)
+        shard.sizes.append(image.size)
     return shard
 
 
-def _one_of_each_sample(path: Path, images: Sequence[tarfile.TarInfo], left_out: Counter[str]) -> list[tarfile.TarInfo]:
+def _target(member: tarfile.TarInfo) -> str:
+    """Name of the member that a link is to: a hard link's from the shard's root, a symbolic one's from its folder."""
+    folder = posixpath.dirname(member.name) if member.issym() else ""
+    return posixpath.normpath(posixpath.join(folder, member.linkname))
+
+
+def _one_of_each_sample(path: Path, images: Sequence[_Image], left_out: Counter[str]) -> list[_Image]:
     """The image of each of WebDataset's samples, in the order of the members; counts the others in ``left_out``."""
-    samples: dict[str, list[tarfile.TarInfo]] = {}
-    for member in images:
-        samples.setdefault(_key(member.name), []).append(member)
-    chosen = []
+    samples: dict[str, list[_Image]] = {}
+    for image in images:
+        samples.setdefault(_key(image.name), []).append(image)
+    chosen = set[_Image]()
     for own in samples.values():
         ranked = sorted(own, key=_rank)
         if len(own) > 1 and _rank(ranked[0]) == _rank(ranked[1]):
@@ -245,14 +270,14 @@ def _one_of_each_sample(path: Path, images: Sequence[tarfile.TarInfo], left_out:
                 f"data.root: {path} has {ranked[0].name} and {ranked[1].name} in one sample (the names up to the first "
                 f"dot are the same): which is the image to classify cannot be told. Name it {_key(own[0].name)}.jpg"
             )
-        chosen.append(ranked[0])
-        left_out.update(f".{_suffix(member.name)} beside the sample's image" for member in ranked[1:])
-    return sorted(chosen, key=lambda member: member.offset_data)
+        chosen.add(ranked[0])
+        left_out.update(f".{_suffix(image.name)} beside the sample's image" for image in ranked[1:])
+    return [image for image in images if image in chosen]
 
 
-def _rank(member: tarfile.TarInfo) -> tuple[bool, int]:
+def _rank(image: _Image) -> tuple[bool, int]:
     """The smaller, the rather it is a sample's image: a name with one dot first, then the form."""
-    suffix = _suffix(member.name).lower()
+    suffix = _suffix(image.name).lower()
     return "." in suffix, -1 if "." in suffix else IMAGE_FILES.index(f".{suffix}")
 
 
@@ -266,61 +291,41 @@ def _suffix(name: str) -> str:
     return PurePosixPath(name).name.split(".", 1)[1]
 
 
-def _label_of(content: bytes, name: str) -> int | str | None:
-    """The label in a ``.cls`` or ``.json`` member; None if there is none."""
-    text = content.decode("utf-8", errors="replace").strip()
-    if name.endswith(".cls"):
-        return int(text) if _NUMBER.fullmatch(text) else text or None
-    try:
-        body = json.loads(text)
-    except ValueError:
-        return None
-    found: Any = next((body[key] for key in LABEL_KEYS if key in body), None) if isinstance(body, dict) else None
-    return found if isinstance(found, int | str) and not isinstance(found, bool) else None
+def _check_end(path: Path, members: Sequence[tarfile.TarInfo], end: int, size: int) -> None:
+    """PruneError if a tar file is not whole: from the end of its last member on it has zeros alone.
 
+    tarfile takes a damaged header for the end, and reads no further than the first of several files that were joined.
 
-def _number(labels: Sequence[int | str | None], names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...], bool]:
-    """Class numbers, class names, and whether the labels were numbers."""
-    kinds = {type(label) for label in labels}
-    if len(kinds) > 1:
-        other = next(i for i, label in enumerate(labels) if type(label) is not type(labels[0]))
-        raise PruneError(
-            f"data.root: {names[0]} has the label {labels[0]!r} and {names[other]} has {labels[other]!r}: either all "
-            "labels are class numbers or all are class names"
-        )
-    if kinds == {int}:
-        known = [label for label in labels if isinstance(label, int)]
-        low, high = min(known), max(known)
-        if low < 0:
-            raise PruneError(
-                f"data.root: {names[known.index(low)]} has the label {low}; class numbers start at 0. -1 often marks "
-                "images whose classes are not published: leave such images out"
-            )
-        if high >= max(10_000, 2 * len(known)):
-            raise PruneError(
-                f"data.root: {names[known.index(high)]} has the label {high}, far more than the {len(known):,} images: "
-                "it is no class number"
-            )
-        numbers = np.array(known, dtype=np.int64)
-        return numbers, tuple(map(str, range(int(numbers.max()) + 1))), True
-    classes = tuple(sorted({str(label) for label in labels}))
-    number = {name: index for index, name in enumerate(classes)}
-    return np.array([number[str(label)] for label in labels], dtype=np.int64), classes, False
-
-
-def _check_end(path: Path, members: Sequence[tarfile.TarInfo], size: int) -> None:
-    """PruneError if the file ends within a member, or without the two blocks of zeros that end a tar file."""
-    last = max((member.offset_data + member.size for member in members), default=0)
-    if last > size:
-        cut = next(member for member in members if member.offset_data + member.size > size)
+    Args:
+        path: the file.
+        members: what was read of it.
+        end: position at which the reading ended.
+        size: bytes of the file.
+    """
+    whole = [member for member in members if member.isfile() and member.sparse is None]
+    cut = next((member for member in whole if member.offset_data + member.size > size), None)
+    if cut is not None:
         raise PruneError(f"data.root: the shard {path} ends within {cut.name}: it was cut short; copy it again")
     with path.open("rb") as file:
-        file.seek(max(size - 2 * BLOCK, 0))
-        if any(file.read()):
+        file.seek(end)
+        mark = file.read(BLOCK)
+        if len(mark) < BLOCK:
             raise PruneError(
                 f"data.root: the shard {path} ends without the mark that ends a tar file: it was cut short, or is "
                 "still being written"
             )
+        last = f"after {members[-1].name}" if members else "at its start"
+        if any(mark):
+            raise PruneError(
+                f"data.root: the shard {path} is damaged at byte {end:,}, {last}: what should be the name and size of "
+                "the next member is none, so the rest cannot be read. Copy or pack it again"
+            )
+        while block := file.read(1 << 20):
+            if any(block):
+                raise PruneError(
+                    f"data.root: the shard {path} goes on after the mark that ends a tar file ({last}), as files that "
+                    "were joined with cat do: name them one by one, or join them with 'tar -A'"
+                )
 
 
 def _compressed(path: Path) -> bool:

@@ -53,7 +53,7 @@ class TarSource(DecodedImages):
         """The bytes of the sample's image file.
 
         Raises:
-            ValueError: the shard is shorter than when it was indexed.
+            ValueError: the shard is shorter or longer than when it was indexed.
             OSError: the shard cannot be read.
         """
         number = int(self.index.shard_of[sample])
@@ -94,5 +94,10 @@ def _descriptor(path: str, stamp: bytes) -> int:
         return _open[key]
     if len(_open) >= OPEN_SHARDS:
         os.close(_open.popitem(last=False)[1])
-    _open[key] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    return _open[key]
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    indexed = int(np.frombuffer(stamp, dtype=np.int64)[0])
+    if (size := os.fstat(handle).st_size) > indexed:
+        os.close(handle)
+        raise ValueError(f"{path} has {size:,} bytes and had {indexed:,} when it was indexed: it was replaced")
+    _open[key] = handle
+    return handle

@@ -80,6 +80,15 @@ def test_the_copies_are_read_and_nothing_else_changes(kind, root, tmp_path):
         pixels(after[True])
 
 
+def test_both_splits_may_be_the_same_files(root, tmp_path):
+    """data.train_split = data.eval_split, as for a first try: one copy of each file, by one thread."""
+    both = {train: open_source("tar", str(root / "tar"), "val", train) for train in (True, False)}
+    said: list[str] = []
+    after = staging.stage(both, str(tmp_path / "node"), Communicator(), said.append)
+    assert "2 files" in said[-1] and "2 of them were copied now" in said[-1]
+    assert torch.equal(pixels(after[True]), pixels(both[False]))
+
+
 def test_parquet_files_and_a_beton(root, tmp_path, ffcv):
     pytest.importorskip("pyarrow")
     from dist_prune.data.ffcv.backend import open_beton

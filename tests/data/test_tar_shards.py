@@ -221,6 +221,14 @@ def test_a_shard_that_shrinks_later_is_one_unreadable_image_not_a_wrong_one(tmp_
     refuse("cut short", tmp_path)  # the next command sees it before any work
 
 
+def test_a_shard_that_was_replaced_by_a_longer_one_gives_no_image(tmp_path):
+    webdataset(tmp_path, "train", shards=1)
+    source = open_source("tar", str(tmp_path), "train", True)
+    webdataset(tmp_path, "train", shards=1, each=60, first=90)
+    with pytest.raises(ValueError, match=r"0000.tar has .* bytes and had .* when it was indexed: it was replaced"):
+        source.fetch(0)
+
+
 def test_many_shards_are_read_by_processes_and_give_the_same_index(tmp_path, monkeypatch):
     webdataset(tmp_path, "train", shards=4)
     shards = shard_paths(str(tmp_path), "train", True, ".tar")
