@@ -10,7 +10,7 @@ import torch
 from dist_prune import methods
 from dist_prune.cli.verb import Answer
 from dist_prune.config import loading
-from dist_prune.errors import PruneError
+from dist_prune.errors import PruneError, shown
 
 PROGRAMS = ("graph", "sensitivity", "mint", "entropy")
 
@@ -70,7 +70,7 @@ def _import(arguments: argparse.Namespace, files: list[Path], overrides: list[st
         if arguments.origin == "mint":
             scores = authors_plans.read_scores(files, graph, method)
         else:
-            scores = authors_plans.read_orders(files, graph)
+            scores = authors_plans.read_orders(files, graph, recipe.method.get("sampling"), said.append)
         plan = method.select(scores, graph, request)
     body = plan_summary.summarize_plan(plan, graph) | {"classes": classes, "assumed": assumed, "said": said}
     write_atomic(Path(arguments.out), plan.to_json())
@@ -85,6 +85,11 @@ def _export(arguments: argparse.Namespace) -> Answer:
     from dist_prune.methods.mint.mutual_information import mutual_information
     from dist_prune.pruning.plan.plan import Plan
 
+    if arguments.files:
+        raise PruneError(
+            f"--to {arguments.program}: takes a run directory alone, and {shown(arguments.files[0])} is more; the file "
+            "to write is --out"
+        )
     place = Path(arguments.source) / "round_1"
     if not (place / "plan.json").is_file():
         raise PruneError(f"{arguments.source} is no run directory with a plan (round_1/plan.json)")

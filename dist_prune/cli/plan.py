@@ -13,7 +13,8 @@ from dist_prune.cli.verb import Answer, add_overrides
 from dist_prune.config import loading
 from dist_prune.errors import PruneError, nearest, shown
 
-SAME_NAMES = ("densenet40_cifar", "resnet50")  # networks of the authors' whose layers have the same names here
+# networks of the authors' whose convolutions have the same names here; torchvision's, except for the DenseNet
+SAME_NAMES = ("densenet40_cifar", "resnet50", "vgg16_bn", "vgg19_bn", "vgg16_bn_pool7", "vgg19_bn_pool7")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +91,7 @@ def _graph_names(backbone: str) -> dict[str, str]:
     from dist_prune.models.authors_names import NETWORKS, names_of
 
     own = next((names for names in names_of(backbone) if names.program == "graph"), None)
-    base = backbone.partition(".")[0]
+    base = backbone.removeprefix("torchvision:").partition(".")[0]
     if own is None and base not in SAME_NAMES:
         known = [*(name for name, all_names in NETWORKS.items() if all_names[0].program == "graph"), *SAME_NAMES]
         raise PruneError(

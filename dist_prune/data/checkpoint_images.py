@@ -42,7 +42,7 @@ def read_augmented(
     Raises:
         PruneError: there are no such images, or they are no pixels with this mean and deviation.
     """
-    body = torch_files.read(path)
+    body = torch_files.read(path, key="data.root")
     names = next((pair for pair in ENTRIES if isinstance(body, Mapping) and set(pair) <= body.keys()), None)
     if names is None:
         raise PruneError(f"data.root: {path} holds no augmented images. {EXPECTED_FORM}")

@@ -1,7 +1,10 @@
 """Plans from the files of the papers' programs: a run's file there and back, and what is refused."""
 
 import json
+import pickle
 import re
+import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,6 +150,7 @@ def test_nothing_is_unpickled(words, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("program", "body", "said"),
     [
+        ("mint", {str(i): np.full((2, 2), "a") for i in range(9)}, "holds values that are no finite numbers"),
         ("mint", {"0": np.ones((2, 2))}, "1 tables of scores, and the recipe scores"),
         ("entropy", {"filter_delete_order_bin_conv1": [0, 0, *range(1, 15)]}, "no order of 16 filters"),
         ("entropy", {"filter_delete_order_bin_conv1": list(range(16))}, "no order of layer1.0.conv1"),
@@ -158,3 +162,132 @@ def test_scores_that_do_not_fit_are_refused(program, body, said, tmp_path, capsy
     words = [*_of(program), "--from", program, "--out", str(tmp_path / "plan.json")]
     assert cli.main(["import-plan", "quickstart", str(file), *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def _convert(error: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the command that a refusal gives, in the folder of the file."""
+    command = shlex.split(error[error.index("python -c ") :])
+    monkeypatch.chdir(place)
+    exec(command[2], {"__name__": "converting"})
+
+
+def test_masks_in_a_list_for_each_block(masks, words, tmp_path):
+    torch.save([masks[:2], [torch.from_numpy(mask) for mask in masks[2:]]], tmp_path / "a.pth")
+    assert cli.main(["import-plan", "quickstart", str(tmp_path / "a.pth"), *words, "--from", "sensitivity"]) == 0
+    assert len(json.loads((tmp_path / "plan.json").read_text())["removed"]) == 6
+
+
+def test_widths_in_one_array_are_told_as_counts(words, tmp_path, capsys):
+    torch.save(torch.tensor([8, 9, 20, 21, 40, 41]), tmp_path / "a.pth")
+    assert cli.main(["import-plan", "quickstart", str(tmp_path / "a.pth"), *words, "--from", "sensitivity"]) == 2
+    assert "select.counts='{conv1: 8, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["torch", "pickle", "array"])
+def test_refused_masks_are_converted_by_the_command_of_the_refusal(form, masks, words, tmp_path, capsys, monkeypatch):
+    """Masks beside objects, which a state dict's command would lose; in a pickle, which torch.load does not read."""
+    file = tmp_path / "channel_index.pth"
+    ragged = np.empty(len(masks), dtype=object)
+    ragged[:] = masks
+    body: Any = {"masks": ragged} if form == "array" else [*masks, Code(str(tmp_path / "run"))]
+    if form == "pickle":
+        file.write_bytes(pickle.dumps(body))
+    else:
+        torch.save(body, file)
+    given = ["import-plan", "quickstart", str(file), *words, "--from", "sensitivity"]
+    assert cli.main(given) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {file} holds more than tensors")
+    assert "backbone.checkpoint" not in error
+    assert not (tmp_path / "run").exists()
+    _convert(error, tmp_path, monkeypatch)
+    plain = tmp_path / "channel_index.plain.pth"
+    body = torch.load(plain, weights_only=True)
+    torch.save(body["masks"] if form == "array" else body, plain)
+    assert cli.main(["import-plan", "quickstart", str(plain), *words, "--from", "sensitivity"]) == 0
+    assert len(json.loads((tmp_path / "plan.json").read_text())["removed"]) == 6
+
+
+@pytest.mark.parametrize("form", [dict, list])
+def test_refused_scores_of_mint_are_converted_by_the_command_of_the_refusal(form, tmp_path, capsys, monkeypatch):
+    """A dict under texts or numbers, or an array of tables of several sizes."""
+    tables = [np.ones((2, 2)), np.ones((2, 3))]
+    body = np.empty(2, dtype=object)
+    body[:] = tables
+    np.save(tmp_path / "I_parent.npy", np.array(dict(enumerate(tables))) if form is dict else body)
+    words = [*_of("mint"), "--out", str(tmp_path / "plan.json"), "--from", "mint"]
+    assert cli.main(["import-plan", "quickstart", str(tmp_path / "I_parent.npy"), *words]) == 2
+    _convert(capsys.readouterr().err, tmp_path, monkeypatch)
+    with np.load(tmp_path / "I_parent.npz") as arrays:
+        assert [arrays[key].shape for key in ("0", "1")] == [(2, 2), (2, 3)]
+
+
+@pytest.mark.parametrize(("suffix", "said"), [("npy", "a file of numpy, not of torch"), ("txt", "no torch checkpoint")])
+def test_files_of_other_kinds_are_not_said_to_run_code(suffix, said, words, tmp_path, capsys):
+    file = tmp_path / f"masks.{suffix}"
+    np.save(file, np.ones(16)) if suffix == "npy" else file.write_text("masks")
+    assert cli.main(["import-plan", "quickstart", str(file), *words, "--from", "sensitivity"]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "run code" not in error
+
+
+ORDERS = {"conv1": 16, "layer1.0.conv1": 16, "layer2.0.conv1": 32, "layer2.0.downsample.0": 32, "layer3.0.conv1": 64,
+          "layer3.0.downsample.0": 64}  # fmt: skip
+
+
+def _numbered(sampling: str, first: int = 0) -> dict[str, list[int]]:
+    """Orders of layers conv1, conv2, .. as the authors' programs number those of a VGG."""
+    return {
+        f"filter_delete_order_{sampling}_skipZero_conv{number}": [*range(first, width), *range(first)]
+        for number, width in enumerate(ORDERS.values(), start=1)
+    }
+
+
+def test_orders_of_numbered_layers_are_matched_by_their_numbers(tmp_path, capsys):
+    file, out = tmp_path / "orders.pth", tmp_path / "plan.json"
+    words = ["import-plan", "quickstart", str(file), *_of("entropy"), "select.exclude=[conv1]", "--from", "entropy"]
+    body = {key: order for key, order in _numbered("reyei_uns").items() if not key.endswith("conv1")}
+    torch.save(dict(reversed(body.items())), file)
+    assert cli.main([*words, "--out", str(out)]) == 0
+    assert "filter_delete_order_reyei_uns_skipZero_conv2 -> layer1.0.conv1" in capsys.readouterr().out
+    assert json.loads(out.read_text())["removed"]["layer1.0.conv1"] == list(range(8))
+    torch.save(_numbered("reyei_uns"), file)  # one more than the network has
+    assert cli.main([*words, "--out", str(out)]) == 2
+    assert "no order of layer1.0.conv1" in capsys.readouterr().err
+    body["filter_delete_order_reyei_uns_skipZero_conv3"] = list(range(16))
+    torch.save(body, file)
+    assert cli.main([*words, "--out", str(out)]) == 2
+    assert "no order of layer1.0.conv1" in capsys.readouterr().err
+
+
+def test_of_several_samplings_the_recipe_s_is_taken(tmp_path, capsys):
+    file, out = tmp_path / "orders.pth", tmp_path / "plan.json"
+    body = {}
+    for sampling, first in (("reyei_uns", 0), ("reyei_uns_tot", 8)):
+        for name, width in ORDERS.items():
+            body[f"filter_delete_order_{sampling}_{name}"] = [*range(first, width), *range(first)]
+    torch.save(body, file)
+    words = ["import-plan", "quickstart", str(file), *NETWORK, "select.keep_ratio=0.5", "--from", "entropy"]
+    words += ["--out", str(out)]
+    assert cli.main([*words, "method={name: entropy, batch: 20}"]) == 2
+    assert "name the program's sampling with method.sampling" in capsys.readouterr().err
+    for sampling, gone in (("reyei_uns", range(8)), ("reyei_uns_tot", range(8, 16))):
+        assert cli.main([*words, f"method={{name: entropy, batch: 20, sampling: {sampling}}}"]) == 0
+        assert json.loads(out.read_text())["removed"]["conv1"] == list(gone)
+
+
+def test_a_file_too_many_on_the_way_out_is_refused(tmp_path, capsys):
+    words = ["import-plan", str(tmp_path), "select.keep_ratio=0.5", "--to", "entropy", "--out", str(tmp_path / "a.pth")]
+    assert cli.main(words) == 2
+    assert "takes a run directory alone, and 'select.keep_ratio=0.5' is more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1], [1, 0], [], [0, np.nan], ["a", "b"]])
+def test_labels_that_are_no_runs_of_neighbours_are_refused(labels, tmp_path, capsys):
+    np.savez(tmp_path / "I_parent.npz", **{str(i): np.ones((2, 2)) for i in range(9)})
+    np.savez(tmp_path / "Labels_1.npz", np.array(labels))
+    files = [str(tmp_path / name) for name in ("I_parent.npz", "Labels_1.npz")]
+    words = [*_of("mint"), "--from", "mint", "--out", str(tmp_path / "plan.json")]
+    assert cli.main(["import-plan", "quickstart", *files, *words]) == 2
+    assert "no equal runs of neighbouring channels" in capsys.readouterr().err

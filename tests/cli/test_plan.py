@@ -9,10 +9,12 @@ import torch
 
 from dist_prune import methods
 from dist_prune.cli import main as cli
+from dist_prune.cli.check import trace_backbone
 from dist_prune.config import loading
 from dist_prune.distributed import tensor_files
 from dist_prune.distributed.environment import DistributedEnvironment
 from dist_prune.errors import PruneError
+from dist_prune.pruning.plan.plan import Plan
 from dist_prune.run import run
 from dist_prune.scoring.context import DistributedScoringContext
 from tests.support.launch import report
@@ -135,3 +137,22 @@ def test_the_plan_verb(first, tmp_path, capsys):
     ):
         assert cli.main(["plan", *arguments]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["vgg16_bn", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vgg19_bn_pool7", "torchvision:resnet50"))]
+)
+def test_the_authors_names_of_their_imagenet_networks_are_those_here(name, tmp_path, capsys):
+    """Torchvision's, under which their programs load the weights."""
+    narrow = "" if name.startswith("torchvision") else ", kwargs: {mlp_ratio: 0.01}"
+    words = ["quickstart", f"backbone={{name: '{name}'{narrow}}}", "data={source: imagefolder, image_size: 32}"]
+    words += ["data.root=/nowhere", "target=", "select.threshold=0.7"]
+    recipe = loading.load(words[0], words[1:], methods.options_of, need_environment=False)
+    graph = trace_backbone(recipe, methods.build(recipe.method))[0]
+    files = tmp_path / "plan.json", tmp_path / "theirs.json"
+    files[0].write_text(Plan.from_kept(graph, {}).to_json())
+    given = [*words, "--from-json", str(files[0]), "--to-json", str(files[1]), "--names", "authors"]
+    assert cli.main(["plan", *given]) == 0, capsys.readouterr().err
+    body = json.loads(files[1].read_text())
+    assert next(iter(body)) == ("conv1" if name.startswith("torchvision") else "features.0")
+    assert cli.main(["plan", *words, "--from-json", str(files[1])]) == 0

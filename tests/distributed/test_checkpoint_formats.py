@@ -1,6 +1,7 @@
 """Checkpoints as other programs write them: timm's own, averaged weights beside plain ones, wrappers and prefixes."""
 
 import argparse
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -210,3 +211,22 @@ def test_a_bare_module_is_refused(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "a.pth")
     with pytest.raises(PruneError, match="holds more than tensors"):
         tensor_files.read_weights(tmp_path / "a.pth")
+
+
+class Settings:
+    """An object of a program."""
+
+
+@pytest.mark.parametrize("entry", ["model_state_dict", "net", "model", "whole"])
+def test_the_command_of_a_refusal_keeps_the_weights(entry, tmp_path, monkeypatch):
+    """Under any entry, as a network or as its state dict, with an object beside it."""
+    network = nn.Linear(2, 2)
+    inner = network if entry in ("model", "whole") else network.state_dict()
+    file = tmp_path / "ckpt.t7"
+    torch.save(network if entry == "whole" else {entry: inner, "args": Settings(), "epoch": 3}, file)
+    with pytest.raises(PruneError, match=r"backbone\.checkpoint: .* holds more than tensors") as refused:
+        tensor_files.read_weights(file)
+    command = shlex.split(str(refused.value)[str(refused.value).index("python -c ") :])
+    monkeypatch.chdir(tmp_path)
+    exec(command[2], {"__name__": "converting"})
+    assert same(tensor_files.read_weights(tmp_path / "ckpt.plain.pth"), network.state_dict())

@@ -4,6 +4,7 @@
 are the leaders of free groups; layers that follow a leader have no entry.
 """
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -120,7 +121,7 @@ def _by_suffix(name: str, others: list[str]) -> str:
 def _width(entry: Any) -> int | None:
     """The width of the layer that an entry is for; None for an entry that ``_parse_entry`` refuses."""
     try:
-        return len(entry["saved_idxs"]) + int(entry["mask_num"])
+        return len(entry["saved_idxs"]) + operator.index(entry["mask_num"])
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -150,10 +151,11 @@ def _leftover_error(
 
 def _parse_entry(entry: Any, group: ChannelGroup) -> list[int]:
     try:
-        saved, mask_num = [int(index) for index in entry["saved_idxs"]], int(entry["mask_num"])
+        saved = [operator.index(index) for index in entry["saved_idxs"]]  # refuses 1.9 and "1"
+        mask_num = operator.index(entry["mask_num"])
     except (KeyError, TypeError, ValueError) as error:
         raise PruneError(
-            f"{group.name}: an entry is {{'saved_idxs': [...], 'mask_num': n}}, not {shown(entry)}"
+            f"{group.name}: an entry is {{'saved_idxs': [...], 'mask_num': n}} of whole numbers, not {shown(entry)}"
         ) from error
     legal = len(set(saved)) == len(saved) > 0 and all(0 <= index < group.width for index in saved)
     if not legal or len(saved) + mask_num != group.width:

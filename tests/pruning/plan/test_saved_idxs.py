@@ -128,6 +128,9 @@ def test_the_scored_layers_are_those_of_the_authors_in_their_order(name, theirs,
         (lambda body: body["conv1"].update(mask_num=12), "3 saved and 12 removed filters do not fit"),
         (lambda body: body["conv1"].update(saved_idxs=[], mask_num=16), "do not fit"),
         (lambda body: body["conv1"].pop("mask_num"), "an entry is"),
+        (lambda body: body["conv1"].update(saved_idxs=[0.9, 3, 5]), "of whole numbers"),
+        (lambda body: body["conv1"].update(saved_idxs=["0", "3", "5"]), "of whole numbers"),
+        (lambda body: body["conv1"].update(mask_num=13.7), "of whole numbers"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, said):
