@@ -50,7 +50,7 @@ def read_label(content: bytes, name: str) -> StoredLabel:
         content: its bytes.
         name: its name without folders; it ends in one of ``LABEL_FILES``.
     """
-    text = content.decode("utf-8-sig", errors="replace").strip()
+    text = content.decode(errors="replace").removeprefix("\ufeff").strip()  # a byte order mark
     is_json = name.lower().endswith(".json")
     rank = (name.count(".") > 1, is_json)
     if not is_json:
