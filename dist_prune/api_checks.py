@@ -44,22 +44,23 @@ def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
         raise PruneError(f"{name}: {unknown('value', str(value), allowed)}")
 
 
-def check_count(name: str, value: Any, none: str = "") -> None:
-    """Check a whole number from 1 on.
+def check_count(name: str, value: Any, none: str = "", least: int = 1) -> None:
+    """Check a whole number.
 
     Args:
         name: of the argument.
         value: its value.
         none: what None means; empty: None is not allowed.
+        least: the smallest value.
 
     Raises:
         PruneError: it is another value.
     """
     if value is None and none:
         return
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         more = f", or None for {none}" if none else ""
-        raise PruneError(f"{name}: {shown(value)} is given; write a whole number from 1 on{more}")
+        raise PruneError(f"{name}: {shown(value)} is given; write a whole number from {least} on{more}")
 
 
 def check_positive(name: str, value: Any, none: str) -> None:

@@ -85,7 +85,7 @@ def repair(
     check_types(model=(model, nn.Module), small=(small, nn.Module), plan=(plan, Plan))
     check_count("images", images, "all of them")
     check_count("micro_batch", micro_batch)
-    check_count("memory_mb", memory_mb)
+    check_count("memory_mb", memory_mb, least=0)
     check_positive("ridge", ridge, "what does best on images that a layer was not fitted to")
     check_choice("norms", norms, ("plain", "refit"))
     bare, repaired = unwrap(model), copy.deepcopy(unwrap(small))

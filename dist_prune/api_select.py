@@ -65,8 +65,8 @@ def select(
         >>> len(plan.kept("layer4.1.conv1")) % 8
         0
     """
-    check_types(scores=(scores, Scores), graph=(graph, DependencyGraph))
     request, exclude, wanted = read_keywords(select, target, seed)
+    check_types(scores=(scores, Scores), graph=(graph, DependencyGraph))
     method = scores.method
     ready = method.prepare(method.prunable(graph), exclude, request)
 
