@@ -69,7 +69,7 @@ def test_a_network_as_an_object_is_refused_with_the_command_that_converts_it(tmp
         tensor_files.read_weights(tmp_path / "logits_best.pkl")
     code = str(caught.value).partition('python -c "')[2].removesuffix('"')
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    assert tensor_files.read_weights(tmp_path / "weights.pth").keys() == {"0.weight", "0.bias"}
+    assert tensor_files.read_weights(tmp_path / "logits_best.plain.pth").keys() == {"0.weight", "0.bias"}
 
 
 def test_a_state_dict_beside_an_optimizer_is_read(tmp_path):
