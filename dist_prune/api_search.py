@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from dist_prune import tasks
+from dist_prune.api_checks import check_choice, check_count, check_types
 from dist_prune.data.sample_loader import SampleLoader
 from dist_prune.distributed.communicator import Communicator
 from dist_prune.errors import PruneError
@@ -88,16 +89,17 @@ def search(
         >>> dp.costs(graph, plan)["macs"] <= 0.5 * dp.costs(graph)["macs"]
         True
     """
-    if not isinstance(scores, Scores):
-        raise PruneError("scores is no result of dist_prune.score: a plan needs to know the method that made them")
+    check_types(model=(model, nn.Module), scores=(scores, Scores), graph=(graph, DependencyGraph))
+    check_choice("solver", solver, ("evolution", "knapsack"))
+    for name, count in (("candidates", candidates), ("micro_batch", micro_batch)):
+        check_count(name, count)
+    check_count("repair_images", repair_images, least=0)
     method = scores.method
     if not is_ranking(method):
         raise PruneError(
             f"search: {type(method).__module__.rpartition('.')[2]} gives no order of importance inside a group; score "
             "by a ranking method such as taylor, fisher or l1"
         )
-    if candidates < 1:
-        raise PruneError(f"candidates: {candidates}; a search judges at least one network")
     request, exclude, _ = read_keywords(select, target, seed)
     if request.cost is not None and request.cost.measured:
         raise PruneError(

@@ -122,7 +122,7 @@ def costs(graph: DependencyGraph, plan: Plan | None = None) -> dict[str, float]:
         >>> dp.costs(graph, plan)["macs"] <= 0.5 * dp.costs(graph)["macs"]
         True
     """
-    check_types(graph=(graph, DependencyGraph))
+    check_types(graph=(graph, DependencyGraph), **({} if plan is None else {"plan": (plan, Plan)}))
     kept = plan.counts if plan is not None else {}
     return {cost.name: cost.of(graph, kept) for cost in counted_costs()}
 

@@ -1,6 +1,7 @@
 """What the library refuses before any work: an argument of another kind, an unknown word, a number out of range."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +34,10 @@ def made() -> dict:
     return {"model": model, "graph": graph, "scores": scores, "plan": plan, "small": dp.prune(model, plan)}
 
 
+def search(made: dict, **keywords: Any) -> dp.Plan:
+    return dp.search(made["model"], made["scores"], made["graph"], BATCHES, target={"macs": 0.5}, **keywords)
+
+
 CALLS = [
     (lambda m: dp.trace("resnet18", (3, 8, 8)), "model: 'resnet18' is given, and it has to be a torch.nn.Module"),
     (lambda m: dp.trace(m["model"], "x"), r"example: 'x' is given; write images .* or the shape \(C, H, W\)"),
@@ -60,6 +65,11 @@ CALLS = [
     (lambda m: dp.prune(m["model"], m["scores"]), "plan: a Scores is given, and it has to be a plan"),
     (lambda m: dp.save("folder", m["model"], m["plan"]), "model: 'folder' is given"),
     (lambda m: dp.costs(m["model"]), "graph: a Small is given"),
+    (lambda m: dp.costs(m["graph"], m["scores"]), "plan: a Scores is given"),
+    (lambda m: search(m, solver="genetic"), "solver: unknown value 'genetic'. Allowed: evolution, knapsack"),
+    (lambda m: search(m, candidates=0), "candidates: 0 is given; write a whole number from 1 on"),
+    (lambda m: search(m, micro_batch=0), "micro_batch: 0 is given"),
+    (lambda m: search(m, repair_images=-1), "repair_images: -1 is given; write a whole number from 0 on"),
     (lambda m: dp.latency([m["model"]], (3, 8, 8)), "models: a list is given; write names"),
     (lambda m: dp.latency({"a": m["model"]}, (3, 8, 8), batch=0), "batch: 0 is given"),
 ]

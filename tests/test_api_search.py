@@ -74,7 +74,7 @@ def test_a_knapsack_needs_no_images():
     ("method", "arguments", "said"),
     [
         ("graph", {}, "graph.method|gives no order of importance"),
-        ("l1", {"candidates": 0}, "candidates: 0; a search judges at least one network"),
+        ("l1", {"candidates": 0}, "candidates: 0 is given; write a whole number from 1 on"),
         ("l1", {"target": {}}, "target: a search needs one"),
         ("l1", {"loader": None}, "loader: candidates are judged on images"),
         ("l1", {"rounding": 8}, "rounding"),

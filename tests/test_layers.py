@@ -80,7 +80,7 @@ ALLOWED = {
     "api_select": ENGINE | {"pruning", "methods", "scoring", "api_checks"},
     "__main__": {"cli"},
     "api_repair": ENGINE | {"pruning", "scoring", "api_checks"},
-    "api_search": ENGINE | {"pruning", "methods", "scoring"},
+    "api_search": ENGINE | {"pruning", "methods", "scoring", "api_checks"},
     "cli": ENGINE | {"pruning", "methods", "report", "export", "pipeline", "analysis", "run"},
 }
 # the same within pruning/
