@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import cast
 
 from dist_prune import __version__
+from dist_prune.cli.deferred_imports import import_timm
 from dist_prune.cli.verb import Verb
 from dist_prune.errors import PruneError, path_trouble
 
@@ -41,6 +42,7 @@ VERBS = {  # verb, whose module has its name -> its line in ``dist-prune --help`
     "completion": "print a script that completes verbs, options and recipes in a shell",
     "doctor": "check this machine: what is installed, what is missing, how to repair it",
 }
+BUILD_NETWORKS = ("check", "export", "latency", "plan")  # they import timm, and never train
 OWN_OUTPUT = ("finetune", "prune", "ratio-curves", "run")  # they redirect what a run prints themselves
 PATH_ARGUMENTS = (
     "bundle",
@@ -122,6 +124,8 @@ def build_parser(verbs: Collection[str] = tuple(VERBS)) -> argparse.ArgumentPars
 
 
 def _module(verb: str) -> Verb:
+    if verb in BUILD_NETWORKS:
+        import_timm()
     return cast(Verb, import_module(f"dist_prune.cli.{verb.replace('-', '_')}"))
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +15,9 @@ from torch import Tensor, nn
 from dist_prune.errors import PruneError
 
 NORMS: dict[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}  # -> dimensions of their maps
+
+COMPILER = "torch._dynamo"
+QUICK = 1.0  # seconds of a processor of a pass with values; the first one on the meta device takes 2
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
@@ -39,6 +44,9 @@ def tensors_of(output: Any) -> Iterator[Tensor]:
 class ShapedNetwork:
     """A network of which the shapes of outputs alone are wanted; a pass in training mode follows one without a copy.
 
+    Shapes on the meta device cost no time, once torch has imported its compiler and sympy for them (2 seconds). Before
+    that a quick network is run with its values.
+
     Args:
         model: a bare network; not changed.
     """
@@ -46,19 +54,29 @@ class ShapedNetwork:
     def __init__(self, model: nn.Module):
         self._model = model
         self._trial: nn.Module | None = None
+        self._quick = True  # unless a pass has shown otherwise
 
     def output(self, images: Tensor, training: bool = False) -> Any:
         """The output of one pass (see ``shaped_output``)."""
         devices = [images.device] if images.is_cuda else []
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            if self._quick and not _compiler_is_imported():
+                start = time.thread_time()
+                output = self._with_values(images, training)
+                self._quick = time.thread_time() - start < QUICK
+                return output
             try:
                 trial, self._trial = self._trial or self._copy(), None  # a pass that fails may have changed it
                 output = trial.train(training)(images.to("meta"))
             except Exception:  # also one that a run with values raises as well
-                torch.manual_seed(0)
-                return copy.deepcopy(self._model).train(training)(images)
+                return self._with_values(images, training)
             self._trial = None if training else trial  # so may one in training mode
             return output
+
+    def _with_values(self, images: Tensor, training: bool) -> Any:
+        torch.manual_seed(0)
+        with unchanged(self._model):
+            return self._model.train(training)(images)
 
     def _copy(self) -> nn.Module:
         trial = copy_with(self._model, lambda tensor: tensor.to("meta"))
@@ -66,6 +84,28 @@ class ShapedNetwork:
             if type(module) in NORMS:
                 module.forward = partial(_shape_of_norm, module)
         return trial
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Give every module its buffers' values, its mode and its other attributes back after a ``with`` block."""
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    values = [(tensor, tensor.clone()) for tensor in model.buffers()]
+    try:
+        yield
+    finally:
+        for module, attributes, buffers in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for tensor, value in values:
+                tensor.copy_(value)
+
+
+def _compiler_is_imported() -> bool:
+    return COMPILER in sys.modules
 
 
 def shaped_output(model: nn.Module, images: Tensor, training: bool = False) -> Any:

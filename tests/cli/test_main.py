@@ -71,3 +71,23 @@ def test_lists_that_read_no_recipe_load_no_pydantic(words):
     code += "raise SystemExit(', '.join({'pydantic', 'numpy', 'torch', 'timm'} & {*sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert done.stderr == "\n" and done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_check_loads_no_compiler_and_leaves_timm_whole():
+    """It takes a third of the time of check. What timm and torchvision want of it is there when they want it."""
+    code = (
+        "import sys; from dist_prune.cli.main import main; main(['check', '--assume', 'resnet50_graph'])\n"
+        "names = {'torch._dynamo', 'torch._dynamo.utils', 'sympy'} & {*sys.modules}\n"
+        "assert {'timm', 'torchvision.ops'} <= {*sys.modules} and not names, names\n"
+        "import torch, timm, torchvision.ops\n"
+        "assert torch.compiler.disable.__module__ == 'torch.compiler'\n"
+        "from timm.models.naflexvit import NaFlexRopeIterator\n"
+        "maps, boxes = torch.rand(1, 2, 8, 8), torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]])\n"
+        "torch.use_deterministic_algorithms(True)\n"
+        "from torchvision.ops.roi_align import is_compile_supported\n"
+        "assert torchvision.ops.roi_align(maps, boxes, 2).shape == (1, 2, 2, 2) and is_compile_supported('cpu')\n"
+        "assert 'torch._dynamo' in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

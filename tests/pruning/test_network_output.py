@@ -78,6 +78,7 @@ def test_a_network_is_copied_once_for_both_modes(monkeypatch):
     """Evaluation then training on one copy; a pass that fails, and one in training mode, leave none behind."""
     made = []
     real = network_output.copy_with
+    monkeypatch.setattr(network_output, "_compiler_is_imported", lambda: True)  # shapes on the meta device
     monkeypatch.setattr(network_output, "copy_with", lambda *arguments: made.append(1) or real(*arguments))
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 5)).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -90,4 +91,52 @@ def test_a_network_is_copied_once_for_both_modes(monkeypatch):
         shaped.output(torch.zeros(1, 2, 8, 8))
     assert shaped.output(image).shape == (1, 5) and len(made) == 3
     assert not model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("quick", "passes"), [(1.0, 3), (0.0, 1)], ids=["quick", "slow"])
+def test_before_the_compiler_is_imported_a_quick_network_runs_with_its_values(monkeypatch, quick, passes):
+    """The meta device would import it, for seconds. A network that is not quick goes there at its second pass."""
+    ran = []
+    real = network_output.ShapedNetwork._with_values
+    monkeypatch.setattr(network_output, "QUICK", quick)
+    monkeypatch.setattr(network_output, "_compiler_is_imported", lambda: False)
+    monkeypatch.setattr(network_output.ShapedNetwork, "_with_values", lambda *given: ran.append(1) or real(*given))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(144, 5)).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    shaped, image, state = network_output.ShapedNetwork(model), torch.rand(1, 3, 8, 8), torch.get_rng_state()
+    assert shaped.output(image).shape == (1, 5)
+    assert shaped.output(torch.cat([image, image]), training=True).shape == (2, 5)
+    assert shaped.output(image).shape == (1, 5)
+    assert len(ran) == passes
+    assert torch.equal(torch.get_rng_state(), state) and not model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class Counted(nn.Module):
+    """Keeps what it has seen as an attribute, in a buffer, and as a buffer of another size."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(1))
+        self.images = 0
+
+    def forward(self, images):
+        self.images += len(images)
+        self.mean.add_(images.mean())
+        self.last = images.flatten()
+        self.extra = images
+        return images
+
+
+def test_a_network_is_as_before_after_a_pass_with_its_values():
+    model = nn.Sequential(Counted(), nn.BatchNorm2d(3))
+    model[1].eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with network_output.unchanged(model):
+        model.train()(torch.rand(2, 3, 4, 4))
+        assert model[0].images == 2 and model[0].last.numel() == 96 and model[1].training
+    assert model[0].images == 0 and not hasattr(model[0], "extra") and model.training and not model[1].training
+    assert list(before) == list(model.state_dict())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
