@@ -46,7 +46,7 @@ for kind in ("whole", "shuffle", "drop_last", "stream"):
 """
 
 
-@pytest.mark.parametrize(("world", "precision"), [(1, "bf16"), (2, "no")])
+@pytest.mark.parametrize(("world", "precision"), [(1, "bf16"), pytest.param(2, "no", marks=pytest.mark.slow)])
 def test_prepared_objects_under_real_launchers(world, precision, tmp_path):
     """DistributedDataParallel under torchrun; mixed precision, whose forward must not stay that of the dense one."""
     (tmp_path / "script.py").write_text(SCRIPT)

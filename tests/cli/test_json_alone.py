@@ -18,6 +18,7 @@ def said(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_score_many_prints_its_table_alone(tmp_path):
     words = (*SMALL, "train.epochs=1", "score.images=20")
     done = said("score-many", "quickstart", *words, "--methods", "l1,l2", "--run-dir", str(tmp_path / "run"), "--json")

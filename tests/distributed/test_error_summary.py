@@ -20,8 +20,11 @@ def left() -> list[Path]:
 
 @pytest.mark.parametrize(
     ("launcher", "traceback"),
-    [(ONE, "CalledProcessError"), (ACCELERATE, "ChildFailedError"), (TORCHRUN, "ChildFailedError")],
-    ids=["accelerate_1", "accelerate_2", "torchrun_2"],
+    [
+        pytest.param(ONE, "CalledProcessError", id="accelerate_1", marks=pytest.mark.slow),
+        pytest.param(ACCELERATE, "ChildFailedError", id="accelerate_2"),
+        pytest.param(TORCHRUN, "ChildFailedError", id="torchrun_2", marks=pytest.mark.slow),
+    ],
 )
 def test_the_last_line_is_ours_and_not_the_launcher_s(launcher, traceback, tmp_path):
     before = left()

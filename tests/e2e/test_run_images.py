@@ -75,6 +75,7 @@ def test_a_signal_to_the_whole_group_does_not_take_the_loader_workers_first(digi
     assert "is killed by signal" not in output
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_left_out_of_a_run_and_listed(digits, skipped):
     (root, damaged), (folder, output, body) = digits, skipped
     assert "training images come through the torch backend (there is no" in output
@@ -151,7 +152,7 @@ def test_calibration_images_are_balanced_when_asked(digits, tmp_path):
     assert np.bincount(open_source("digits", None, "", True).labels[ids]).tolist() == [6] * 10
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM])
 def test_no_loader_worker_outlives_its_run(digits, tmp_path, number):
     """Killed in the middle of an epoch, or asked to stop: soon after the run has ended its workers have, too."""
     words = (*WORDS, "data.on_error=skip", f"data.root={digits[0]}", "train.epochs=500", "data.workers=2")

@@ -18,6 +18,8 @@ MASKED = (
     "reruns=2", "finetune.momentum=0.9", "finetune.weight_decay=0.01", "score.images=150", "score.balance=class",
 )  # fmt: skip
 
+pytestmark = pytest.mark.slow  # all of them look at one run, which takes half a minute
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
@@ -61,7 +63,6 @@ def test_the_report_counts_sparse_sizes_and_says_what_masks_do_not_do(finished):
         assert said in (folder / "report.html").read_text()
 
 
-@pytest.mark.slow
 def test_another_value_of_the_grid_goes_on_from_the_same_scores(finished):
     folder, _ = finished
     before = report(folder)["plan"]["fingerprint"]

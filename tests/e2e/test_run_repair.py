@@ -21,6 +21,7 @@ def stages_in(folder) -> list[str]:
     return [json.loads(line)["stage"] for line in (folder / "ledger.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_with_repair(tmp_path):
     folder, output = finish(PYTHON, tmp_path / "run", *REPAIRED)
     assert stages_in(folder)[3:6] == ["prune", "repair", "finetune"]

@@ -19,6 +19,8 @@ LEARNED = (
     "method.window=4", "method.beta=[20,100]", "method.beta_every=4", "finetune.epochs=1",
 )  # fmt: skip
 
+pytestmark = pytest.mark.slow  # all of them look at one run, which takes half a minute
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
@@ -61,7 +63,6 @@ def test_the_report_and_tensorboard_show_the_rounds(finished):
     assert len(found.Histograms("round_2/layer2.0.conv1/mask")) == 4, "16 updates, windows of 4"
 
 
-@pytest.mark.slow
 def test_another_floor_goes_on_from_the_same_masks(finished):
     folder, _ = finished
     before = json.loads((folder / "round_1/plan.json").read_text())["fingerprint"]

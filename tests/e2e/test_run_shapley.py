@@ -25,6 +25,8 @@ PLAIN = (
 )
 SHAPLEY = (*SMALL, *PLAIN, "method.name=shapley", "train.epochs=1")
 
+pytestmark = pytest.mark.slow  # all of them look at one run, which takes half a minute
+
 
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory):
@@ -80,7 +82,6 @@ def test_the_report_has_counts_rows_and_a_convergence_plot(grown):
     assert "rank correlation with the final ranking" in (folder / "report.html").read_text()
 
 
-@pytest.mark.slow
 def test_two_processes_make_the_same_plans(tmp_path, grown):
     """The second of them takes the first one's dense weights: training adds gradients in another order."""
     dense = f"backbone.checkpoint={grown[0] / 'dense.safetensors'}"
@@ -94,7 +95,6 @@ def test_two_processes_make_the_same_plans(tmp_path, grown):
         assert plans[0] == plans[1]
 
 
-@pytest.mark.slow
 def test_the_released_leak_reads_the_test_images(tmp_path, grown):
     dense = f"backbone.checkpoint={grown[0] / 'dense.safetensors'}"
     code, output = run(PYTHON, tmp_path / "run", *SHAPLEY, "method.quirks=[test_images]", "train.epochs=0", dense)

@@ -26,6 +26,7 @@ def dense(tmp_path_factory):
     return file
 
 
+@pytest.mark.slow
 def test_killed_while_scoring_and_while_training_then_run_again(dense, tmp_path):
     """SIGKILL in the middle of both; the plan is the one of an uninterrupted run from the same dense weights."""
     words = (
@@ -108,6 +109,7 @@ def test_killed_at_random_steps(dense, tmp_path, launcher):
     assert ends[0]["outputs"] == ends[1]["outputs"]
 
 
+@pytest.mark.slow
 def test_two_real_ranks_train_as_one(tmp_path):
     """Gradients are averaged over ranks: without batch statistics, 2 ranks end where 1 does, up to rounding."""
     sums = []

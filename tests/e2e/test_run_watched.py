@@ -80,7 +80,14 @@ def test_a_second_ctrl_c_is_heard_also_where_the_main_thread_is_busy():
     assert said == "error: interrupted twice: left at once, without saving\n"
 
 
-@pytest.mark.parametrize("where", ["importing", "at the roll", pytest.param("training", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "where",
+    [
+        pytest.param("importing", marks=pytest.mark.slow),
+        "at the roll",
+        pytest.param("training", marks=pytest.mark.slow),
+    ],
+)
 def test_ranks_end_with_their_launcher(tmp_path, where):
     folder = tmp_path / "run"
     launcher = (*TORCHRUN[:-1], RUN)
@@ -151,6 +158,7 @@ def test_a_run_without_a_launcher_outlives_its_shell(tmp_path):
     found.kill()
 
 
+@pytest.mark.slow
 def test_a_refused_launch_leaves_the_run_of_others_as_it_is(tmp_path):
     folder = tmp_path / "run"
     spec = load("quickstart", [*SMALL, "train.epochs=7"])

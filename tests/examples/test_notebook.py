@@ -15,6 +15,7 @@ def test_the_notebook_is_stored_without_outputs():
     assert not [cell for cell in book.cells if cell.get("outputs") or cell.get("execution_count")]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_meets_its_target(monkeypatch, tmp_path):
     monkeypatch.delenv("DIST_PRUNE_DATA", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

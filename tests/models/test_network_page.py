@@ -17,6 +17,7 @@ NETWORK, LOADING = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 WORDS = tuple(word for word in SMALL if not word.startswith("backbone.name")) + ("train.epochs=1", "finetune.epochs=1")
 
 
+@pytest.mark.slow
 def test_the_page(tmp_path, monkeypatch):
     (tmp_path / "my_networks.py").write_text(NETWORK)
     name = f"{os.path.relpath(tmp_path, ROOT)}/my_networks.py:SmallNet"

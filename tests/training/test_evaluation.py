@@ -88,7 +88,8 @@ def cifar(ranks: Communicator, place: Path, depth: int) -> float:
     return evaluate(model, feed, 250, ranks, Tracker(False))["top1"]
 
 
-@pytest.mark.parametrize(("depth", "top1"), [(20, 91.73), pytest.param(56, 93.39, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("depth", "top1"), [(20, 91.73), (56, 93.39)])
 def test_pretrained_networks_score_what_is_stated(depth, top1, pool, data):
     for found in pool.run(2, cifar, data, depth):
         assert found == pytest.approx(top1, abs=0.005)

@@ -19,7 +19,7 @@ NETS = [
     ("resnet20p_cifar", 32),
     ("resnet18", 64),
     ("mobilenetv2_100", 64),
-    ("densenet121", 64),
+    pytest.param("densenet121", 64, marks=pytest.mark.slow),
     ("vgg16_bn_cifar", 32),
     ("densenet40_cifar", 32),
     ("mobilenetv1_cifar", 32),
