@@ -1,4 +1,4 @@
-"""``dist-prune list``: the methods, recipes, backbones, data sets, targets and recipe keys that there are."""
+"""``dist-prune list``: the methods, recipes, backbones, data sets, targets, tasks and recipe keys that there are."""
 
 import argparse
 import re
@@ -192,11 +192,33 @@ def _targets(pattern: str) -> Answer:
     return "\n".join(f"{name:{width}}  {text}" for name, text in captions.items()), captions, 0
 
 
+def _tasks(pattern: str) -> Answer:
+    from dist_prune import tasks  # torch takes seconds to import
+    from dist_prune.data.random_access import TARGETS
+
+    rows, body = [], {}
+    for name in tasks.list_names():
+        try:
+            kind = tasks.find(name)
+        except PruneError as error:  # another package's, which cannot be imported
+            rows.append((name, f"cannot be used: {error}"))
+            body[name] = {"error": str(error)}
+            continue
+        keys = [f"task.{key}" for key in kind.Options.model_fields]
+        learns = TARGETS.get(kind.targets, "any data: nothing is learned from its targets").partition(" (")[0]
+        words = [learns, f"judged by {kind.titles[kind.primary]}", *([", ".join(keys)] if keys else [])]
+        rows.append((name, f"{'; '.join(words)}{_origin('task', name)}"))
+        body[name] = {"targets": learns, "primary": kind.primary, "keys": keys}
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:{width}}  {text}" for name, text in rows), body, 0
+
+
 LISTS: dict[str, Callable[[str], Answer]] = {
     "methods": _methods,
     "recipes": _recipes,
     "backbones": _backbones,
     "datasets": _datasets,
     "targets": _targets,
+    "tasks": _tasks,
     "keys": _keys,
 }

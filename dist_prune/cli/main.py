@@ -13,6 +13,7 @@ from typing import cast
 from dist_prune import __version__
 from dist_prune.cli.deferred_imports import import_timm
 from dist_prune.cli.verb import Verb
+from dist_prune.distributed.run_program import run_program
 from dist_prune.errors import PruneError, path_trouble
 
 VERBS = {  # verb, whose module has its name -> its line in ``dist-prune --help``
@@ -20,7 +21,7 @@ VERBS = {  # verb, whose module has its name -> its line in ``dist-prune --help`
     "new": "write a recipe for a folder of images",
     "prune": "prune the network of a file or a folder at once: weights and images in, a bundle out",
     "finetune": "finetune the network of a bundle by a recipe's data and finetune sections",
-    "list": "list methods, recipes, backbones, data sets, targets or recipe keys",
+    "list": "list methods, recipes, backbones, data sets, targets, tasks or recipe keys",
     "check": "check a recipe: what a run would refuse, and its channel groups",
     "plan": "show the plan of a run or of a file, and convert it",
     "status": "list runs: which run, their stages, the last errors",
@@ -110,7 +111,7 @@ def build_parser(verbs: Collection[str] = tuple(VERBS)) -> argparse.ArgumentPars
     parser = argparse.ArgumentParser(
         prog="dist-prune",
         description="Distributed structured pruning of vision networks: everything before and after a run.",
-        epilog="Recipes are run by 'accelerate launch dist_prune/run.py --recipe NAME'. "
+        epilog=f"Recipes are run by 'accelerate launch {run_program()} --recipe NAME'. "
         "'dist-prune VERB --help' describes a verb.",
     )
     parser.add_argument("--version", action="version", version=f"dist-prune {__version__}")

@@ -11,6 +11,7 @@ from dist_prune.cli.verb import Answer
 from dist_prune.config import loading
 from dist_prune.config.familiar_names import canonical_method
 from dist_prune.config.recommendation import AUTO
+from dist_prune.distributed.run_program import run_program
 from dist_prune.errors import PruneError, abbreviate
 from dist_prune.fileio import write_atomic
 
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         "file": str(out), "classes": list(found.classes), "images": found.counts, "sides": list(found.sides),
         "unreadable": found.unreadable,
     }  # fmt: skip
-    command = f"accelerate launch dist_prune/run.py --recipe {out}"
+    command = f"accelerate launch {run_program()} --recipe {out}"
     return f"{end}\nlook    dist-prune check {out}\nrun     {command}", body, 0
 
 
@@ -145,7 +146,7 @@ def recipe_text(
         lines.append(f"#           {len(found.unreadable)} of them cannot be read and are left out: {first}")
     lines += [
         f"# look      dist-prune check {out}",
-        f"# run       accelerate launch dist_prune/run.py --recipe {out}",
+        f"# run       accelerate launch {run_program()} --recipe {out}",
         f"# result    runs/{_name(out)}/export, the bundle; runs/{_name(out)}/report.html, the figures",
         f"name: {_name(out)}",
         "seed: 0",

@@ -13,9 +13,8 @@ from types import FrameType
 from typing import Any
 
 from dist_prune.cli.sweep_board import LOG, REFRESH_S, WAITS, Board, Row
+from dist_prune.distributed.run_program import PROGRAM
 from dist_prune.distributed.watchdog import EXIT_CODE, OWNER
-
-PROGRAM = Path(__file__).resolve().parents[1] / "run.py"
 
 
 class Sweep:

@@ -24,6 +24,7 @@ from dist_prune.distributed import launcher_settings
 from dist_prune.distributed.communicator import Communicator, join_all
 from dist_prune.distributed.cpu_count import cores
 from dist_prune.distributed.rendezvous import check_interfaces, port_in_use_error
+from dist_prune.distributed.run_program import run_program
 from dist_prune.errors import PruneError
 
 PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "accelerate", "tensorboard", "safetensors", "numpy")
@@ -228,10 +229,11 @@ def build_engine() -> str:
 
 
 def _mismatch(seen: str, wanted: int) -> str:
+    program = run_program()
     return (
         f"WORLD_SIZE is {wanted} but {seen}: each process would do the whole job alone. Start all processes with "
-        "'accelerate launch --config_file launch/cpu_2.yaml dist_prune/run.py ...' or 'torchrun --nproc_per_node N "
-        "dist_prune/run.py ...', or unset WORLD_SIZE to run one process."
+        f"'accelerate launch --num_processes N {program} ...' or 'torchrun --nproc_per_node N {program} ...', "
+        "or unset WORLD_SIZE to run one process."
     )
 
 

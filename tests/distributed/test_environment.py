@@ -11,7 +11,7 @@ from dist_prune.errors import PruneError
 
 
 def test_world_size_without_ranks():
-    with pytest.raises(PruneError, match=r"WORLD_SIZE is 2 but .*accelerate launch --config_file launch/cpu_2\.yaml"):
+    with pytest.raises(PruneError, match=r"WORLD_SIZE is 2 but .*--num_processes N dist_prune/run\.py"):
         check_launch({"WORLD_SIZE": "2"})
     check_launch({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"})
     check_launch({})

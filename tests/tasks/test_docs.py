@@ -59,3 +59,13 @@ def test_the_recipe_of_the_page_runs(blocks, tmp_path):
     assert body["task"]["primary"] == "rmse"
     assert "RMSE" in output
     assert body["finetuned"]["rmse"] < 1
+
+
+def test_the_list_of_tasks_has_all_of_them(capsys):
+    from dist_prune import tasks
+    from dist_prune.cli.main import main
+
+    assert main(["list", "tasks"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == tasks.list_names()
+    assert "a mask for each image; judged by mIoU %; task.aux_weight" in "\n".join(lines)

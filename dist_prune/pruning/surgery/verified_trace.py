@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dist_prune.errors import PruneError
 from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph, Units
 from dist_prune.pruning.graph.tracer import OUTPUTS, trace_dependencies
@@ -117,6 +118,11 @@ class _Trial:
         self.widths = {group.name: group.width for group in graph.groups}
         shaped = ShapedNetwork(model)
         self.shapes = shapes_of(shaped.output(example))
+        if self.shapes and all(0 in shape for shape in self.shapes):
+            raise PruneError(
+                "all outputs of the network are empty for the example image (no detections?), so trial cuts cannot be "
+                "compared: give an example in which it finds something, or a network that returns its maps"
+            )
         self.training_shapes = self._shapes_in_training(shaped)
         if self.training_shapes == self.shapes:
             self.training_shapes = None  # training mode needs no test of its own
@@ -163,7 +169,7 @@ class _Trial:
 
 
 def _differ(output: Tensor, expected: Tensor) -> bool:
-    if not output.is_floating_point() or not bool(torch.isfinite(expected).all()):
+    if not output.numel() or not output.is_floating_point() or not bool(torch.isfinite(expected).all()):
         return False  # counts and indices follow from the compared tensors; overflows cannot be compared
     return not float((output - expected).abs().max()) <= NEAR * float(expected.abs().max())
 

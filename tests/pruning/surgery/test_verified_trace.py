@@ -239,3 +239,13 @@ def test_constants_are_those_of_all_values():
     assert verified_trace._constant(late) is None
     assert verified_trace._constant(torch.zeros(3, dtype=torch.long)) is None
     assert verified_trace._constant(torch.zeros(0)) is None
+
+
+def test_outputs_without_a_value_cannot_be_compared():
+    class NoDetections(Moved):
+        def forward(self, images):
+            scores = super().forward(images)
+            return {"scores": scores[scores > 1e9]}
+
+    with pytest.raises(PruneError, match="outputs of the network are empty.*no detections"):
+        trace_groups(NoDetections(torch.relu).eval(), IMAGE)
