@@ -230,6 +230,12 @@ def test_scoring_waits_for_nothing_until_the_merge(pretend, name):
     assert found.syncs == 0, found.waits
 
 
+@pytest.mark.slow
+def test_second_moments_are_asked_once_a_layer_whether_they_are_in_range(pretend):
+    found = per(pretend, traffic.scoring, "reconstruction")
+    assert found.waits == {"_local_scalar_dense": 9}, found.waits
+
+
 def test_evaluation_waits_for_no_batch(pretend):
     found = per(pretend, traffic.evaluation)
     assert found.syncs == 0, found.waits
