@@ -34,7 +34,7 @@ def _bed(name: str, root: Path) -> tuple[nn.Module, ImageSource, int]:
 
 
 def write(name: str, root: Path) -> None:
-    (masks.write if name == "segmentation" else boxes.write)(root, count=7, splits=("train",))
+    (masks.write if name == "segmentation" else boxes.write)(root, count=8, splits=("train",))
 
 
 def _loader(source: ImageSource, side: int, device: torch.device) -> ImageLoader:
@@ -49,7 +49,7 @@ def waits(ranks: Communicator, name: str, root: Path) -> dict[str, traffic.Each]
     model.to(at.device)
 
     def train(batches: int) -> None:
-        settings = Training(epochs=1, batch=1, lr=0.01, selection="last", images=batches)
+        settings = Training(epochs=1, batch=2, lr=0.01, selection="last", images=2 * batches)
         Trainer(_bed(name, root)[0], Loop(settings, feed, at, QUIET, 0), lambda network: {}, task=task).run()
 
     def judge(batches: int) -> None:
