@@ -72,7 +72,8 @@ def markdown(body: dict[str, Any]) -> str:
     for part in body["parts"].values():
         for row in part["rows"]:
             rest = {k: v for k, v in row.items() if k not in (*COLUMNS, *NOT_TOLD)}
-            rest |= {"commit": row["commit"]} if row.get("commit") != body["machine"]["commit"] else {}
+            commit = row.get("commit")
+            rest |= {"commit": commit} if commit != body["machine"]["commit"] else {}
             row = {**row, "more": ", ".join(f"{k} {v}" for k, v in rest.items() if v is not None)}
             lines.append(
                 "| " + " | ".join("" if row.get(c) is None else " ".join(str(row[c]).split()) for c in COLUMNS) + " |"

@@ -74,6 +74,7 @@ def test_a_part_whose_packages_are_missing_says_so_and_others_go_on(tmp_path, mo
     gpu.measure("fake", SimpleNamespace(json=tmp_path / "gpu.json", device="cpu", again=False), body, 9)
     assert not body["parts"]["fake"]["finished"]
     assert "dist_prune.cli.main doctor" in body["parts"]["fake"]["rows"][0]["missing"]
+    assert "| fake |" in gpu.markdown(body)
 
 
 def test_figures_of_two_machines_do_not_go_into_one_file(tmp_path):
