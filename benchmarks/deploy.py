@@ -54,11 +54,11 @@ print(time.perf_counter() - start)
 """
 
 
-def pruned() -> tuple[nn.Module, nn.Module, Plan, float]:
+def pruned(name: str = NAME, size: int = SIZE) -> tuple[nn.Module, nn.Module, Plan, float]:
     """Dense and small network, the plan, the share of the MACs that is left."""
     torch.manual_seed(0)
-    dense = backbones.create(NAME, CLASSES, 3).eval()
-    channels = trace_groups(dense, torch.randn(1, 3, SIZE, SIZE))
+    dense = backbones.create(name, CLASSES, 3).eval()
+    channels = trace_groups(dense, torch.randn(1, 3, size, size))
     kind = methods.find("l1")
     norms = {s.name: layer_weight(dense, s).detach().double().abs().flatten(1).sum(1) for s in channels.hook_points}
     plan = kind(kind.Options()).select(norms, channels, SelectionRequest(target=("macs", 0.5), round_to=0))

@@ -1,1 +1,4 @@
-"""The parts of benchmarks/gpu.py, one file each: ``rows(device, seconds)`` yields figures as they come."""
+"""The parts of benchmarks/gpu.py, one file each: ``rows(device, seconds, done)`` yields figures as they come.
+
+``done`` holds what was measured before: no row of that name is measured again.
+"""

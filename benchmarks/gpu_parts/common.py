@@ -4,7 +4,7 @@ import contextlib
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,26 @@ def limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def within(rows: Iterable[Row], what: str, seconds: float) -> Iterator[Row]:
+    """The rows that come within a time. What goes wrong is a row as well, and the last one: others are worth measuring.
+
+    The alarm is off while a row is with the caller.
+    """
+    left, source = time.monotonic() + seconds, iter(rows)
+    while True:
+        try:
+            with limit(left - time.monotonic()):
+                row = next(source, None)
+        except OutOfTimeError:
+            row = {"what": what, "failed": f"more than {seconds:.0f} s"}
+        except Exception as error:
+            row = {"what": what, "failed": f"{type(error).__name__}: {error}"[:300]}
+        if row is not None:
+            yield row
+        if row is None or "failed" in row:
+            return
+
+
 def wait(device: torch.device) -> None:
     """Until the device has done what it was told."""
     if device.type == "cuda":
@@ -51,13 +71,15 @@ def seconds_of(act: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def in_turns(acts: dict[str, Callable[[], Any]], turns: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each act, taking turns, after one turn that does not count."""
+def in_turns(
+    acts: dict[str, Callable[[], Any]], turns: int, device: torch.device, warm: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of each act, taking turns, after one turn that does not count (``warm``: it was there before)."""
     times: dict[str, list[float]] = {name: [] for name in acts}
-    for turn in range(turns + 1):
+    for turn in range(turns + 1 - warm):
         for name, act in acts.items():
             seconds = seconds_of(act, device)
-            if turn:
+            if turn or warm:
                 times[name].append(seconds)
     return times
 

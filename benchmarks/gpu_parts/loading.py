@@ -2,23 +2,24 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.gpu_parts.common import Row, synthetic, wait
-from benchmarks.gpu_parts.scoring import MICRO, SIZE, bench_of
+from benchmarks.gpu_parts.common import Row, synthetic, wait, within
+from benchmarks.gpu_parts.scoring import MICRO, bench_of, network_of
 from dist_prune import methods
 from dist_prune.data.datasets import FolderSource, open_source
-from dist_prune.data.ffcv.backend import import_loader
+from dist_prune.data.ffcv.backend import import_loader, open_beton
+from dist_prune.data.ffcv.encoder import Settings
+from dist_prune.data.ffcv.writer import write_beton
 from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.distributed.environment import cores
 from dist_prune.errors import PruneError
 
-LOOK = TransformConfig(SIZE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 IMAGES = {"cpu": 16, "cuda": 4096}
 
 
@@ -44,43 +45,100 @@ def epoch(feed: ImageLoader, ids: np.ndarray, device: torch.device) -> float:
     return len(ids) / (time.perf_counter() - start)
 
 
-def rows(device: torch.device, seconds: float) -> Iterator[Row]:
-    """Files through the torch backend, arrays on the device, and the share of a graph scoring epoch spent waiting."""
-    images, workers = IMAGES["cuda" if device.type == "cuda" else "cpu"], max(1, cores() - 2)
-    with tempfile.TemporaryDirectory() as name:
-        source = folder_of(Path(name), images)
-        ids = np.arange(images)
-        feed = ImageLoader(source, LOOK, device, workers=workers)
-        epoch(feed, ids[: images // 4], device)  # the workers start
-        yield {"what": f"JPEG files, torch backend, {workers} workers", "images_per_s": round(epoch(feed, ids, device))}
-        bench = bench_of(device, "fp32", 8)
-        bench.loader, bench.ids = ImageLoader(source, LOOK, device, workers=workers), ids
-        bench.model(next(bench.loader.batches([ids[:8]])).images)
-        waited, plain = [0.0], bench.loader.batches
+def look_of(device: torch.device) -> TransformConfig:
+    return TransformConfig(network_of(device)[1], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-        def timed(*asked, **keys):
-            batches = plain(*asked, **keys)
-            while True:
-                before = time.perf_counter()
-                batch = next(batches, None)
-                waited[0] += time.perf_counter() - before
-                if batch is None:
-                    return
-                yield batch
 
-        bench.loader.batches = timed  # type: ignore[method-assign]
-        kind = methods.find("graph")
-        start = time.perf_counter()
-        kind(kind.Options()).score(bench)
-        whole = time.perf_counter() - start
-        yield {"what": f"graph scoring epoch from JPEG files, fp32, {workers} workers",
-               "images_per_s": round(images / whole), "data_wait_share": round(waited[0] / whole, 3)}  # fmt: skip
-        feed.close()
-    memory = ImageLoader(synthetic(min(images, 2048), SIZE, 10), LOOK, device)
-    epoch(memory, np.arange(len(memory)), device)
-    yield {"what": "arrays on the device", "images_per_s": round(epoch(memory, np.arange(len(memory)), device))}
+def files(source: FolderSource, device: torch.device, what: str, workers: int) -> Iterator[Row]:
+    """JPEG files, decoded by workers."""
+    ids = np.arange(len(source.labels))
+    feed = ImageLoader(source, look_of(device), device, workers=workers)
+    epoch(feed, ids[: len(ids) // 4], device)  # the workers start
+    yield {"what": what, "images_per_s": round(epoch(feed, ids, device))}
+    feed.close()
+
+
+class Silent:
+    """A progress bar that shows nothing."""
+
+    def __init__(self, *_: int):
+        pass
+
+    def update(self, _: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def beton(source: FolderSource, device: torch.device, what: str, workers: int) -> Iterator[Row]:
+    """The same images in a .beton (JPEG, 256 pixels), read by FFCV's threads, where it is installed."""
     try:
         import_loader()
-        yield {"what": "ffcv", "result": "installed: python benchmarks/data.py measures it"}
     except PruneError as error:
-        yield {"what": "ffcv", "failed": str(error).splitlines()[0][:200]}
+        yield {"what": what, "missing": str(error).splitlines()[0][:200]}
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "train.beton")
+        write_beton(source, {}, file, Settings(256, 90, "jpg"), workers, lambda text: None, Silent)
+        feed = ImageLoader(open_beton(file), look_of(device), device, workers=workers)
+        ids = np.arange(len(source.labels))
+        start = time.perf_counter()
+        epoch(feed, ids[:MICRO], device)
+        compiled = time.perf_counter() - start
+        yield {"what": what, "images_per_s": round(epoch(feed, ids, device)), "first_batch_s": round(compiled, 1)}
+        feed.close()
+
+
+def waiting(source: FolderSource, device: torch.device, what: str, workers: int) -> Iterator[Row]:
+    """The share of a graph scoring epoch that waits for images."""
+    ids = np.arange(len(source.labels))
+    bench = bench_of(device, "fp32", 8)
+    bench.loader, bench.ids = ImageLoader(source, look_of(device), device, workers=workers), ids
+    bench.model(next(bench.loader.batches([ids[:8]])).images)
+    waited, plain = [0.0], bench.loader.batches
+
+    def timed(*asked, **keys):
+        batches = plain(*asked, **keys)
+        while True:
+            before = time.perf_counter()
+            batch = next(batches, None)
+            waited[0] += time.perf_counter() - before
+            if batch is None:
+                return
+            yield batch
+
+    bench.loader.batches = timed  # type: ignore[method-assign]
+    kind = methods.find("graph")
+    start = time.perf_counter()
+    kind(kind.Options()).score(bench)
+    whole = time.perf_counter() - start
+    yield {"what": what, "images_per_s": round(len(ids) / whole), "data_wait_share": round(waited[0] / whole, 3)}
+    bench.loader.close()
+
+
+def arrays(device: torch.device, what: str, images: int) -> Iterator[Row]:
+    """Arrays on the device."""
+    look = look_of(device)
+    memory = ImageLoader(synthetic(images, network_of(device)[1], 10), look, device)
+    epoch(memory, np.arange(images), device)
+    yield {"what": what, "images_per_s": round(epoch(memory, np.arange(images), device))}
+
+
+def rows(device: torch.device, seconds: float, done: Collection[str] = ()) -> Iterator[Row]:
+    """Files through each backend, the wait of a scoring epoch, arrays on the device."""
+    images, workers = IMAGES["cuda" if device.type == "cuda" else "cpu"], max(1, cores() - 2)
+    parts = {
+        f"JPEG files, torch backend, {workers} workers": files,
+        f"graph scoring epoch from JPEG files, fp32, {workers} workers": waiting,
+        f"JPEG in a .beton, ffcv backend, {workers} threads": beton,
+    }
+    left = {what: part for what, part in parts.items() if what not in done}
+    with tempfile.TemporaryDirectory() as name:
+        source = folder_of(Path(name), images) if left else None
+        for what, part in left.items():
+            assert source is not None
+            yield from within(part(source, device, what, workers), what, seconds)
+    what = "arrays on the device"
+    if what not in done:
+        yield from within(arrays(device, what, min(images, 2048)), what, seconds)

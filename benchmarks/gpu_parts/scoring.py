@@ -1,15 +1,15 @@
-"""ScoresNetwork of ResNet-50: images/s of each method, beside a bare forward pass, or a forward and backward pass."""
+"""Scoring of ResNet-50: images/s of each method, beside a bare forward pass, or a forward and backward pass."""
 
 import gc
 import statistics
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from benchmarks.gpu_parts.common import DTYPES, OutOfTimeError, Row, in_turns, limit, peak_mb, ratio, synthetic
+from benchmarks.gpu_parts.common import DTYPES, Row, in_turns, peak_mb, ratio, synthetic, within
 from dist_prune import methods, models
 from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.distributed.environment import DistributedEnvironment
@@ -22,17 +22,29 @@ ORDER = ("graph", "taylor", "apoz", "fisher", "group_fisher", "hrank", "chip", "
          "group_norm", "fpgm", "whc", "bn_scale", "l2", "random", "entropy", "mint", "shapley", "dirichlet",
          "sensitivity")  # fmt: skip
 NAME, SIZE, MICRO = "resnet50", 224, 64
+DRY = ("resnet18", 64)  # on a CPU, where nothing is measured
+SLOW = ("entropy", "mint", "shapley", "dirichlet", "sensitivity")  # timed once, after the others
 IMAGES = {"cpu": 8, "cuda": 1024}
 BOUND = 1.25
 
 
+def network_of(device: torch.device) -> tuple[str, int]:
+    """Name and side of the images."""
+    return (NAME, SIZE) if device.type == "cuda" else DRY
+
+
+def title(name: str, precision: str, device: torch.device) -> str:
+    return f"score {network_of(device)[0]} by {name}, {precision}"
+
+
 def bench_of(device: torch.device, precision: str, images: int) -> DistributedScoringContext:
-    """ResNet-50 with random weights and synthetic images that lie on the device."""
+    """A network with random weights and synthetic images that lie on the device."""
     torch.manual_seed(0)
-    model = models.create(NAME, 1000, 3).eval()
-    channels = trace_groups(model, torch.randn(1, 3, SIZE, SIZE))
-    look = TransformConfig(SIZE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    feed = ImageLoader(synthetic(images, SIZE), look, device, dtype=DTYPES[precision])
+    name, size = network_of(device)
+    model = models.create(name, 1000, 3).eval()
+    channels = trace_groups(model, torch.randn(1, 3, size, size))
+    look = TransformConfig(size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    feed = ImageLoader(synthetic(images, size), look, device, dtype=DTYPES[precision])
     model = model.to(device, DTYPES[precision]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return DistributedScoringContext(
         model,
@@ -88,21 +100,23 @@ def needs_gradients(name: str, bench: DistributedScoringContext) -> bool:
     return any(asked)
 
 
-def figures(name: str, bench: DistributedScoringContext, precision: str, turns: int) -> Row:
+def figures(name: str, bench: DistributedScoringContext, precision: str) -> Iterator[Row]:
+    """One row."""
     device = bench.device
     kind = methods.find(name)
-    grads = needs_gradients(name, bench)
+    grads = name not in SLOW and needs_gradients(name, bench)
     bare = backward if grads else forward
     acts = {"bare": lambda: bare(bench), "scored": lambda: kind(kind.Options()).score(bench)}
     peak_mb(device)
     acts["bare"]()
     bare_peak = peak_mb(device)
-    acts["scored"]()
+    if name not in SLOW:
+        acts["scored"]()
+    times = in_turns(acts, 1 if name in SLOW else 3, device, warm=True)
     peak = peak_mb(device)
-    times = in_turns(acts, turns, device)
     images = len(bench.ids)
-    return {
-        "what": f"score {name}, {precision}", "beside": "forward, backward" if grads else "forward",
+    yield {
+        "what": title(name, precision, device), "beside": "forward, backward" if grads else "forward",
         "images_per_s": round(images / statistics.median(times["scored"])),
         "bare_images_per_s": round(images / statistics.median(times["bare"])),
         "ratio": round(ratio(times, "scored", "bare"), 3), "peak_mb": peak, "bare_peak_mb": bare_peak,
@@ -110,35 +124,27 @@ def figures(name: str, bench: DistributedScoringContext, precision: str, turns: 
     }  # fmt: skip
 
 
-def rows(device: torch.device, seconds: float) -> Iterator[Row]:
+def rows(device: torch.device, seconds: float, done: Collection[str] = ()) -> Iterator[Row]:
     """A row per method and precision; what fails or takes too long says so."""
-    cheap = [name for name in ORDER if not _slow(name)] + [name for name in methods.list_names() if name not in ORDER]
+    names = [*ORDER, *(name for name in methods.list_names() if name not in ORDER)]
+    cheap, slow = ([name for name in names if (name in SLOW) == late] for late in (False, True))
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
-        for names, share in ((cheap, 0.6), ([name for name in ORDER if _slow(name)], 0.4)):
+        for some, share in ((cheap, 0.6), (slow, 0.4)):
             for precision in ("bf16", "fp32"):
-                bench = bench_of(device, precision, IMAGES["cuda" if device.type == "cuda" else "cpu"])
-                for name in names:
-                    yield _one(name, bench, precision, share * seconds / 2 / len(names) * 4)
+                left = [name for name in some if title(name, precision, device) not in done]
+                bench = (
+                    bench_of(device, precision, IMAGES["cuda" if device.type == "cuda" else "cpu"]) if left else None
+                )
+                for name in left:
+                    assert bench is not None
+                    # four times its share: most need far less
+                    longest = share * seconds / 2 / len(some) * 4
+                    yield from within(figures(name, bench, precision), title(name, precision, device), longest)
+                    bench.model.requires_grad_(True)
+                    gc.collect()  # what an alarm cut short holds its tensors in cycles
+                    if device.type == "cuda":
+                        torch.cuda.empty_cache()
     finally:
         torch.backends.cudnn.allow_tf32 = before
-
-
-def _slow(name: str) -> bool:
-    return name in ("entropy", "mint", "shapley", "dirichlet", "sensitivity")
-
-
-def _one(name: str, bench: DistributedScoringContext, precision: str, seconds: float) -> Row:
-    try:
-        with limit(seconds):
-            return figures(name, bench, precision, 3)
-    except OutOfTimeError as error:
-        return {"what": f"score {name}, {precision}", "failed": str(error)}
-    except Exception as error:  # the others are still worth measuring
-        return {"what": f"score {name}, {precision}", "failed": f"{type(error).__name__}: {error}"[:300]}
-    finally:
-        bench.model.requires_grad_(True)
-        gc.collect()  # what an alarm cut short holds its tensors in cycles
-        if bench.device.type == "cuda":
-            torch.cuda.empty_cache()

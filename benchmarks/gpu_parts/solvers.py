@@ -1,7 +1,7 @@
 """Would a GPU form of two CPU solvers pay? Batched eigenvalues of Gram matrices, and Borůvka's spanning tree."""
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import torch
@@ -44,20 +44,25 @@ def boruvka(table: torch.Tensor) -> float:
             return float(total)
 
 
-def rows(device: torch.device, seconds: float) -> Iterator[Row]:
+def rows(device: torch.device, seconds: float, done: Collection[str] = ()) -> Iterator[Row]:
     """CPU and device in turns; a form on the device is worth writing from three times the speed on."""
     draw = torch.Generator().manual_seed(0)
     for batch, n in ((64, 128), (16, 500), (4, 1024)):
+        what = f"eigvalsh of {batch} float64 Grams of {n}, {torch.get_num_threads()} CPU threads"
+        if what in done:
+            continue
         x = torch.randn(batch, n, 32, generator=draw, dtype=torch.float64)
         grams = x @ x.mT / 32
         there = grams.to(device)
         acts = {"cpu": lambda g=grams: torch.linalg.eigvalsh(g), "device": lambda g=there: torch.linalg.eigvalsh(g)}
         times = in_turns(acts, 3, device)
         cpu, other = (statistics.median(times[name]) for name in ("cpu", "device"))
-        yield {"what": f"eigvalsh of {batch} float64 Grams of {n}, {torch.get_num_threads()} CPU threads",
-               "ms": round(1000 * other, 2), "cpu_ms": round(1000 * cpu, 2), "ratio": round(cpu / other, 2),
-               "bound": WORTH}  # fmt: skip
+        yield {"what": what, "beside": "CPU", "ms": round(1000 * other, 2), "cpu_ms": round(1000 * cpu, 2),
+               "ratio": round(cpu / other, 2), "bound": WORTH}  # fmt: skip
     for n in (500, 2000):
+        what = f"spanning tree of {n} points (one CPU thread; Borůvka on the device)"
+        if what in done:
+            continue
         x = np.random.default_rng(0).normal(size=(n, 16))
         table = spanning_tree.small_distance_table(x)
         there = torch.from_numpy(table).to(device)
@@ -71,6 +76,5 @@ def rows(device: torch.device, seconds: float) -> Iterator[Row]:
         assert abs(got / wanted - 1) < 1e-6, (got, wanted)
         times = in_turns(acts, 3, device)
         cpu, other = (statistics.median(times[name]) for name in ("cpu", "device"))
-        yield {"what": f"spanning tree of {n} points (one CPU thread; Borůvka on the device)",
-               "ms": round(1000 * other, 2), "cpu_ms": round(1000 * cpu, 2), "ratio": round(cpu / other, 2),
-               "bound": WORTH}  # fmt: skip
+        yield {"what": what, "beside": "CPU", "ms": round(1000 * other, 2), "cpu_ms": round(1000 * cpu, 2),
+               "ratio": round(cpu / other, 2), "bound": WORTH}  # fmt: skip

@@ -3,13 +3,13 @@
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Literal
 
 import torch
 from torch.nn import functional
 
-from benchmarks.gpu_parts.common import DTYPES, OutOfTimeError, Row, limit, peak_mb, synthetic, wait
+from benchmarks.gpu_parts.common import DTYPES, Row, peak_mb, synthetic, wait, within
 from dist_prune import models
 from dist_prune.config.training import Training
 from dist_prune.data.datasets import ArraySource
@@ -21,6 +21,7 @@ from dist_prune.training.trainer import Trainer
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BOUND = 0.98
+PRECISION = "bf16"
 PAIRS = 3
 # network, side, batch, images per epoch, how it is compiled, share of the time
 Compiled = Literal[False, True, "reduce-overhead"]
@@ -118,38 +119,41 @@ def _epochs(trainer: Trainer) -> Callable[[], float]:
     return epoch
 
 
-def case(
-    name: str, size: int, batch: int, images: int, compiled: Compiled, device: torch.device, precision: str
-) -> Row:
+def title(name: str, size: int, batch: int, compiled: Compiled) -> str:
+    return f"train {name}, {size} px, batch {batch}, {PRECISION}, channels_last{form(compiled)}"
+
+
+def case(what: str, name: str, size: int, batch: int, images: int, compiled: Compiled, device: torch.device) -> Row:
+    """This loop and a bare one, in turns."""
     classes = 10 if size == 32 else 1000
     source = synthetic(images, size, classes)
     peak_mb(device)
-    ours = harness(name, source, size, batch, device, compiled, precision)
+    ours = harness(name, source, size, batch, device, compiled, PRECISION)
     ours()
     peak = peak_mb(device)
-    theirs = bare(name, source, batch, device, compiled, precision)
+    theirs = bare(name, source, batch, device, compiled, PRECISION)
     theirs()
     pairs = [(theirs(), ours()) for _ in range(PAIRS)]
     return {
-        "what": f"train {name}, {size} px, batch {batch}, {precision}, channels_last{form(compiled)}",
+        "what": what,
         "beside": "bare loop", "images_per_s": round(statistics.median(b for _, b in pairs)),
         "bare_images_per_s": round(statistics.median(a for a, _ in pairs)),
         "ratio": round(statistics.median(b / a for a, b in pairs), 3), "peak_mb": peak, "bound": BOUND,
     }  # fmt: skip
 
 
-def rows(device: torch.device, seconds: float) -> Iterator[Row]:
+def rows(device: torch.device, seconds: float, done: Collection[str] = ()) -> Iterator[Row]:
     """A row per case."""
     for name, size, batch, images, compiled, share in CASES:
+        if device.type == "cpu" and compiled:
+            continue  # minutes of compilation that prove nothing
         if device.type == "cpu":
-            size, batch, images, compiled = min(size, 32), 8, 16, False
-        what = f"train {name}, {size} px{form(compiled)}"
-        try:
-            with limit(seconds * share):
-                yield case(name, size, batch, images, compiled, device, "bf16")
-        except OutOfTimeError as error:
-            yield {"what": what, "failed": str(error)}
-        except Exception as error:
-            yield {"what": what, "failed": f"{type(error).__name__}: {error}"[:300]}
+            size, batch, images, share = 32, 8, 16, 0.5
+        what = title(name, size, batch, compiled)
+        if what in done:
+            continue
+        yield from within(
+            (case(what, *given) for given in [(name, size, batch, images, compiled, device)]), what, seconds * share
+        )
         if device.type == "cuda":
             torch.cuda.empty_cache()

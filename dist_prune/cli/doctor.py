@@ -27,6 +27,8 @@ PACKAGES = (
     ("onnxruntime", False, "dist-prune export", "pip install -c constraints.txt -e '.[onnx]'"),
     ("transformers", False, "accelerate's DeepSpeed integration", "pip install -c constraints.txt -e '.[deepspeed]'"),
 )
+OFFLINE = "without a network"  # name of the line about wheels
+NO_WHEELS = ("deepspeed",)  # at the package index; pip makes them
 SHARED_SYSTEMS = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "fuse", "gfs2", "ocfs2", "wekafs", "panfs", "9p")
 FFCV_PIECES = (
     # name, a command that prints its version if it is installed, Debian's package
@@ -79,12 +81,20 @@ def _wheels(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if not missing:
         return []
     python, machine = ".".join(platform.python_version_tuple()[:2]), platform.machine()
-    fetch = (
-        f"on a machine with a network: pip download --no-deps --only-binary=:all: --python-version {python} --platform "
-        f"manylinux_2_28_{machine} --platform manylinux2014_{machine} -c constraints.txt -d wheels {' '.join(missing)} "
-        "(and their dependencies); here: python -m pip install --no-deps --no-index wheels/*.whl"
+    fetched, made = ([name for name in missing if (name in NO_WHEELS) == own] for own in (False, True))
+    download = (
+        f"pip download --no-deps --only-binary=:all: --python-version {python} --platform manylinux_2_28_{machine} "
+        f"--platform manylinux2014_{machine} -c constraints.txt -d wheels {' '.join(fetched)} (and their dependencies)"
     )
-    return [_line("without a network", "note", "wheels can be copied from another machine", fetch)]
+    build = (
+        f"pip wheel --no-deps --no-build-isolation -c constraints.txt -w wheels {' '.join(made)} (needs torch there)"
+    )
+    steps = [text for text, names in ((download, fetched), (build, made)) if names]
+    fetch = (
+        f"on a machine with a network: {'; '.join(steps)}; here: "
+        "python -m pip install --no-deps --no-index wheels/*.whl"
+    )
+    return [_line(OFFLINE, "note", "wheels can be copied from another machine", fetch)]
 
 
 def _line(name: str, state: str, detail: str, mend: str = "", needed: bool = False) -> dict[str, Any]:

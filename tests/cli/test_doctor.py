@@ -30,3 +30,14 @@ def test_a_missing_piece_of_ffcv_is_named(tmp_path, monkeypatch):
 
 def test_ffcv_that_works_is_one_line(ffcv):
     assert [item["state"] for item in doctor.run_checks() if item["name"].startswith("ffcv")] == ["ok"]
+
+
+def test_wheels_of_a_package_that_has_none_at_the_index_are_made():
+    """What is downloaded has wheels; DeepSpeed comes as source alone."""
+    gone = [{"name": name, "state": "missing"} for name in ("torch-pruning", "deepspeed")]
+    (line,) = doctor._wheels(gone)
+    download, build, install = line["mend"].split("; ")
+    assert "torch-pruning" in download and "deepspeed" not in download
+    assert build.startswith("pip wheel ") and "deepspeed" in build
+    assert "--no-index wheels/*.whl" in install
+    assert "pip wheel" not in doctor._wheels(gone[:1])[0]["mend"]

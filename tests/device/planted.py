@@ -52,6 +52,9 @@ def passes(ranks: Communicator) -> list[Any]:
     back = there.cpu()
     back += 1
     torch.manual_seed(3)
+    pooled = nn.functional.adaptive_avg_pool2d(
+        torch.ones(2, 3, 4, 4, device=d).to(memory_format=torch.channels_last), 1
+    )
     first, plain = torch.rand(2, device=d).tolist(), torch.rand(2).tolist()
     torch.manual_seed(3)
     return [
@@ -61,6 +64,7 @@ def passes(ranks: Communicator) -> list[Any]:
         torch.randn(3, device=d, generator=torch.Generator(d).manual_seed(1)).device == d,
         torch.ones(2).pin_memory().to(d, non_blocking=True).tolist() == [1, 1],
         torch.Generator(d).device == d and torch.Generator().device.type == "cpu",
+        pooled.stride() == pretend_device.on_host(pooled).stride() == (3, 1, 3, 3),  # set in place
         nn.Linear(2, 2).to(d).double()(torch.ones(2, dtype=torch.float64, device=d)).dtype == torch.float64,
     ]  # fmt: skip
 

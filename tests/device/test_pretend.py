@@ -9,9 +9,14 @@ import pytest
 from PIL import Image
 
 from dist_prune import methods
-from tests.device import planted, runs, traffic
+from tests.device import planted, runs, task_runs, traffic
 
-ROUNDED = {"distillation": 0.03, "fp16": 0.03}  # half precision where the CPU has none: relative
+ROUNDED = {
+    "distillation": 0.03,
+    "fp16": 0.03,
+    "fp16, everything": 0.03,
+}  # half precision where the CPU has none: relative
+SEVERAL = ("schedules", "onecycle", "bf16, everything", "fp16, everything")  # at once: in the slow run
 worlds = pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
 
 
@@ -22,7 +27,7 @@ def test_what_mixes_devices_is_refused(pretend, name):
 
 
 def test_what_cuda_lets_pass(pretend):
-    assert pretend.run(1, planted.passes)[0] == [True] * 8
+    assert pretend.run(1, planted.passes)[0] == [True] * 9
 
 
 def test_syncs_and_bytes_are_counted(pretend):
@@ -70,9 +75,9 @@ def test_every_method_from_scores_to_the_tuned_network(pretend, name, world):
 
 
 @worlds
-@pytest.mark.parametrize("name", runs.OPTIONS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SEVERAL)) for n in runs.OPTIONS])
 def test_a_training_with_each_option(pretend, name, world):
-    if name == "fp16":  # the CPU has none: the same training in full precision is near
+    if name.startswith("fp16"):  # the CPU has none: the same training in full precision is near
         wanted = pretend.run(world, runs.option, "cpu", name, "fp32")[0]
     else:
         wanted = pretend.run(world, runs.option, "cpu", name)[0]
@@ -169,6 +174,22 @@ def test_a_whole_run(pretend, name, tmp_path):
     assert found == pretend.run(1, runs.run_of, "cpu", tmp_path / "cpu", list(RUNS[name]))[0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["segmentation", "detection"])
+def test_other_tasks(pretend, name, tmp_path):
+    """Auxiliary heads and boxes: plan, losses and figures to the bit."""
+    task_runs.write(name, tmp_path)
+    found = pretend.run(1, task_runs.whole, "pretend", name, tmp_path)
+    assert found == pretend.run(1, task_runs.whole, "cpu", name, tmp_path)
+
+
+@pytest.mark.slow
+def test_segmentation_waits_no_more(pretend, tmp_path):
+    task_runs.write("segmentation", tmp_path)
+    found = pretend.run(1, task_runs.waits, "segmentation", tmp_path)[0]
+    assert found["training"].syncs <= 1 and found["evaluation"].syncs == 0, found
+
+
 def per(pretend, work, *arguments, world: int = 1, **options) -> traffic.Each:
     return pretend.run(world, _per, work, arguments, options)[0]
 
@@ -207,6 +228,12 @@ def test_the_scaler_of_half_precision_waits_once_more(pretend):
 def test_scoring_waits_for_nothing_until_the_merge(pretend, name):
     found = per(pretend, traffic.scoring, name)
     assert found.syncs == 0, found.waits
+
+
+@pytest.mark.slow
+def test_second_moments_are_asked_once_a_layer_whether_they_are_in_range(pretend):
+    found = per(pretend, traffic.scoring, "reconstruction")
+    assert found.waits == {"_local_scalar_dense": 9}, found.waits
 
 
 def test_evaluation_waits_for_no_batch(pretend):

@@ -104,12 +104,12 @@ def watched(kind: str) -> Iterator[Traffic]:
             traffic.wait(f"{Path(warning.filename).name}:{warning.lineno}")
 
 
-def slope(bed: Bed, work: Callable[[int], Any]) -> Each:
+def slope(kind: str, work: Callable[[int], Any]) -> Each:
     """Of ``work(batches)``: what one more batch costs."""
     found = []
     work(FEW)  # tables that are made once in a process
     for batches in (FEW, MORE):
-        with watched(bed.kind) as traffic:
+        with watched(kind) as traffic:
             work(batches)
         found.append(traffic)
     few, more = found
@@ -144,7 +144,7 @@ def training(bed: Bed, beside: str = "", augment: str = "none", **settings: Any)
             found.penalty = sparsity_gradient(beside, found.model, channels, 1e-3)
         found.run()
 
-    return slope(bed, work)
+    return slope(bed.kind, work)
 
 
 def bare_training(bed: Bed, **look: Any) -> Each:
@@ -160,7 +160,7 @@ def bare_training(bed: Bed, **look: Any) -> Each:
             functional.cross_entropy(model(part.images), part.labels).backward()
             optimizer.step()
 
-    return slope(bed, work)
+    return slope(bed.kind, work)
 
 
 def scoring(bed: Bed, name: str, **options: Any) -> Each:
@@ -174,7 +174,7 @@ def scoring(bed: Bed, name: str, **options: Any) -> Each:
         place = DistributedScoringContext(model.to(at.device), channels, bed.feed(), ids, at, Tracker(False), bed.batch)
         kind(kind.Options(**options)).score(place)
 
-    return slope(bed, work)
+    return slope(bed.kind, work)
 
 
 def evaluation(bed: Bed) -> Each:
@@ -185,7 +185,7 @@ def evaluation(bed: Bed) -> Each:
         ids = np.arange(batches * bed.batch)
         evaluate(bed.model().to(at.device), bed.feed(), bed.batch, at.comm, Tracker(False), ids=ids)
 
-    return slope(bed, work)
+    return slope(bed.kind, work)
 
 
 def bare_forward(bed: Bed, backward: bool = False) -> Each:
@@ -200,4 +200,4 @@ def bare_forward(bed: Bed, backward: bool = False) -> Each:
                     loss = functional.cross_entropy(logits, part.labels, reduction="sum")
                     torch.autograd.grad(loss, list(model.parameters()))
 
-    return slope(bed, work)
+    return slope(bed.kind, work)

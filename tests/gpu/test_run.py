@@ -31,9 +31,9 @@ def finished(gpu, tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_quickstart_runs_on_one_gpu(finished):
+def test_the_quickstart_runs_on_one_gpu(finished, gpu):
     report = json.loads((finished / "report.json").read_text())
-    assert report["environment"]["device"].startswith("cuda")
+    assert report["environment"]["device"].startswith(gpu.type)
     assert min(report["dense"]["top1"], report["finetuned"]["top1"]) > 95
 
 
@@ -54,7 +54,7 @@ def test_the_bundle_loads_and_moves(finished, gpu):
     assert torch.allclose(there, dist_prune.load(finished / "export")(x), atol=1e-4)
 
 
-def test_out_of_memory_names_the_key_to_lower(gpu, tmp_path):
+def test_out_of_memory_names_the_key_to_lower(card, tmp_path):
     code = (
         "import sys, torch; torch.cuda.set_per_process_memory_fraction(1e-4); from dist_prune import run; "
         f"sys.exit(run.main(['--recipe', 'quickstart', '--run-dir', {str(tmp_path / 'run')!r}]))"

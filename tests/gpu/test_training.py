@@ -102,10 +102,10 @@ def test_the_scaler_survives_a_checkpoint(gpu, tmp_path):
     assert again.engine.state()[1]["scaler"]["scale"] == scale > 1
 
 
-def test_a_compiled_network_learns_the_same(gpu):
+def test_a_compiled_network_learns_the_same(card):
     found = []
     for compile_it in (False, True, "reduce-overhead"):
-        trainer = trainer_on(gpu, dtype=torch.float64, compile=compile_it, epochs=1)
+        trainer = trainer_on(card, dtype=torch.float64, compile=compile_it, epochs=1)
         trainer.run()
         found.append(weights_of(trainer))
     assert torch.allclose(found[0], found[1], rtol=1e-6, atol=1e-6)
@@ -118,10 +118,10 @@ def synchronised(ranks: Communicator, device: torch.device, sync_bn: bool) -> to
     return weights_of(trainer)
 
 
-def test_synchronised_norms_of_two_ranks_are_those_of_one(gpu, pair):
-    alone = pair.run(1, synchronised, gpu, False)[0]
-    both = pair.run(2, synchronised, gpu, True)
-    apart = pair.run(2, synchronised, gpu, False)[0]
+def test_synchronised_norms_of_two_ranks_are_those_of_one(card, pair):
+    alone = pair.run(1, synchronised, card, False)[0]
+    both = pair.run(2, synchronised, card, True)
+    apart = pair.run(2, synchronised, card, False)[0]
     assert torch.equal(*both)
     assert torch.allclose(both[0], alone, rtol=1e-8, atol=1e-8)
     assert not torch.allclose(apart, alone, rtol=1e-4, atol=1e-4), "without it each rank has norms of its own"

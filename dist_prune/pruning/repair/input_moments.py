@@ -10,7 +10,7 @@ from dist_prune.pruning.graph.groups import HookPoint
 from dist_prune.pruning.graph.window import Window
 from dist_prune.pruning.hooks.consumers import flatten_maps
 from dist_prune.pruning.hooks.statistics import State, Statistic
-from dist_prune.pruning.repair.second_moments import add_exactly
+from dist_prune.pruning.repair.second_moments import add_parts, check_range
 
 CHUNK = 2**22  # entries of the float64 rows that are multiplied at once
 MOST_COLUMNS = 2304  # above it the taps of a kernel are taken apart
@@ -22,7 +22,7 @@ class InputMoments(Statistic):
     The columns are (channel, tap) with the taps of a channel together. A convolution of more than ``MOST_COLUMNS``
     columns has one column per channel instead: products of the same tap of two channels, over all positions.
 
-    States: ``xx`` (2, D, D), ``x`` (2, D) and ``n`` (2, 1), the integer parts of exact sums (``add_exactly``).
+    States: ``xx`` (2, D, D), ``x`` (2, D) and ``n`` (2, 1), the integer parts of exact sums (``add_parts``).
 
     Attributes:
         windows: hook point -> the window of its convolution. An absent one has one column per channel.
@@ -56,11 +56,12 @@ class InputMoments(Statistic):
         each = max(1, CHUNK // (maps[0].numel() * self.taps(point)))
         for piece in maps.split(each):
             x = self._columns(point, piece)
-            count = torch.tensor([float(x.shape[1])], dtype=torch.float64, device=x.device)
+            count = torch.full((1,), x.shape[1], dtype=torch.float64, device=x.device)
             found = {"xx": x @ x.T, "x": x.sum(1), "n": count}
             sums = {name: sums[name] + value for name, value in found.items()} if sums else found
+        check_range(sums["xx"])  # a sum out of range has a sum of squares out of range: one answer to wait for
         for name, value in sums.items():
-            add_exactly(tables[name], value)
+            add_parts(tables[name], value)
 
     def _columns(self, point: HookPoint, maps: Tensor) -> Tensor:
         """(D, rows) float64."""

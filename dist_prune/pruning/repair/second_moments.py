@@ -45,10 +45,20 @@ class ExactSum:
 
 def add_exactly(parts: Tensor, value: Tensor) -> None:
     """Add a float64 tensor to its integer parts (2, *shape), in place; PruneError if it is not finite or too large."""
+    check_range(value)
+    add_parts(parts, value)
+
+
+def check_range(value: Tensor) -> None:
+    """PruneError if a float64 tensor is not finite or too large to be added; the host waits for the answer."""
     if not bool((value.abs() < LIMIT).all()):
         raise PruneError(
             "a sum of squares of activations is not finite or above 1e15: the network overflows on these images"
         )
+
+
+def add_parts(parts: Tensor, value: Tensor) -> None:
+    """Add a float64 tensor whose range is known to its integer parts (2, *shape), in place."""
     high = (value * HIGH).round()
     parts[0] += high.long()
     parts[1] += ((value - high / HIGH) * LOW).round().long()
