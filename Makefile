@@ -98,7 +98,7 @@ test-slow: $(READY)
 
 # Lowest versions in an environment of their own; torch, torchvision and the test tools are seen from the first one.
 LOWEST := .venv-lowest
-QUICK := tests/pruning tests/methods tests/config/test_recipes.py tests/config/test_recipe_errors.py tests/config/test_hostile_recipes.py \
+QUICK := tests/pruning/graph tests/pruning/hooks tests/pruning/surgery tests/methods tests/config/test_recipes.py tests/config/test_recipe_errors.py tests/config/test_hostile_recipes.py \
   tests/export/test_hostile_bundles.py tests/models/test_backbones.py tests/distributed/test_tensor_files.py
 
 $(LOWEST)/.ready: constraints-lowest.txt $(READY)

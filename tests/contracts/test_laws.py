@@ -84,7 +84,7 @@ def plan_and_volume(ranks: Communicator, name: str) -> tuple[str, dict]:
 
 
 @pytest.mark.slow
-@every_method
+@pytest.mark.parametrize("name", sorted({*methods.list_names()} - {"sensitivity"}))  # it trains: 16 trainings here
 def test_many_ranks_do_not_move_the_plan_nor_say_more(name, pool16):
     """Eight and sixteen ranks: the plan of one, and no rank hands more to a reduction than it does among eight."""
     alone, _ = plan_and_volume(Communicator(), name)

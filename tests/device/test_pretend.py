@@ -156,7 +156,7 @@ RUNS = {
     "mint, masked blocks": ("method={name: mint, p: [0.3], groups: 4}", "target.macs=null", "target.tolerance=null"),
     "sensitivity": ("method={name: sensitivity, epochs: 1}", "target.macs=null", "target.tolerance=null"),
     "entropy, with its curves": (
-        "method={name: entropy, batch: 20}", "score.images=40", "information.curves=all", "information.images=60",
+        "method={name: entropy, batch: 20}", "score.images=40", "information.curves=all", "information.images=20",
     ),
     "l1, several at once": ("method.name=l1", "score.compare=[apoz, hrank, fisher]"),
     "l1, to a time": (

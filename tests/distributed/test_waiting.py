@@ -103,8 +103,9 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hanging", [0, 1])
-@pytest.mark.parametrize("sign", ["round_1/partial/observation_1.safetensors", "finetune_checkpoints/*.sha256"])
+@pytest.mark.parametrize(
+    ("sign", "hanging"), [("round_1/partial/observation_1.safetensors", 0), ("finetune_checkpoints/*.sha256", 1)]
+)
 def test_a_rank_that_hangs_is_named_and_nothing_is_lost(whole, tmp_path, hanging, sign):
     """SIGSTOP in scoring and in training, of the rank that keeps the roll and of the other."""
     folder = tmp_path / "run"
