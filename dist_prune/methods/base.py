@@ -284,7 +284,7 @@ class Method(ABC):
             PruneError: it is missing, because the scores belong to another method or network.
         """
         if name not in scores:
-            raise PruneError(f"the score file has no {name!r}: it was made by another method or for another network")
+            raise PruneError(f"the scores have no {name!r}: it was made by another method or for another network")
         return scores[name]
 
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,7 @@ from dist_prune.errors import PruneError
 
 NORMS: dict[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}  # -> dimensions of their maps
 
+TABLES = (dict, OrderedDict)
 COMPILER = "torch._dynamo"
 QUICK = 1.0  # seconds of a processor of a pass with values; the first one on the meta device takes 2
 
@@ -141,6 +143,10 @@ def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module
     for key, tensor in tensors.items():
         new = change(tensor.detach())
         made[key] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+    for (
+        module
+    ) in model.modules():  # mostly empty tables of hooks, which deepcopy is slow to copy
+        made |= {id(table): type(table)() for table in vars(module).values() if type(table) in TABLES and not table}
     return copy.deepcopy(model, made)
 
 

@@ -72,6 +72,8 @@ def test_a_copy_with_the_same_tensors_shares_them_and_their_ties():
     assert other[0].weight.data_ptr() == model[0].weight.data_ptr()
     assert other[1].running_mean.data_ptr() == model[1].running_mean.data_ptr()
     assert other[0].weight.requires_grad and not other[0].bias.requires_grad
+    other[0].register_forward_hook(lambda *_: None)
+    assert not model[0]._forward_hooks and not other[1]._forward_hooks, "tables of hooks are not shared"
 
 
 def test_a_network_is_copied_once_for_both_modes(monkeypatch):

@@ -147,7 +147,7 @@ def sum_consumers(
         tables = []
         for point in of(graph, group):
             if (name := f"{point.point.name}:{state}") not in scores:
-                raise PruneError(f"the score file has no {name!r}: it was made by another method or network")
+                raise PruneError(f"the scores have no {name!r}: it was made by another method or network")
             tables.append(sum_by_channel(scores[name], point.coupling, group.width))
         sums[group.name] = torch.stack(tables).sum(0)
     return sums
