@@ -87,13 +87,12 @@ TEST_PROCESSES ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$(( n > 4 ? 4
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
-# DeepSpeed compiles an operation at its first use on a CPU: here, not inside a test's patience. A SLURM that the tests start
-# takes all cores of the node, so its tests run alone.
+# DeepSpeed compiles an operation at its first use on a CPU: here, not inside a test's patience. The tests of
+# SLURM wait most of their time, so others run beside them.
 test-slow: $(READY)
 	$(PY) -m dist_prune.cli.main doctor --build-engine
 	@$(MAKE) --no-print-directory browser || echo "no browser: the tests of the pages skip"
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "(slow or deepspeed or browser) and not slurm"
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m slurm
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "slow or slurm or deepspeed or browser"
 	$(MAKE) --no-print-directory test-lowest
 
 # Lowest versions in an environment of their own; torch, torchvision and the test tools are seen from the first one.
