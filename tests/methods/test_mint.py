@@ -240,7 +240,7 @@ def test_blocks_by_weight_or_by_chance_are_cut_at_the_same_rates(criterion):
         scores, bench.graph, SelectionRequest(keep_ratio=0.5)
     )
     assert structured.removed
-    with pytest.raises(PruneError, match="has no '.*:order'"):
+    with pytest.raises(PruneError, match="have no '.*:order'"):
         method.select(digits(mint_with(groups=8))[1], bench.graph, SelectionRequest())
 
 
