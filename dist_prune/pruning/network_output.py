@@ -143,9 +143,7 @@ def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module
     for key, tensor in tensors.items():
         new = change(tensor.detach())
         made[key] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
-    for (
-        module
-    ) in model.modules():  # mostly empty tables of hooks, which deepcopy is slow to copy
+    for module in model.modules():  # mostly empty tables of hooks, which deepcopy is slow to copy
         made |= {id(table): type(table)() for table in vars(module).values() if type(table) in TABLES and not table}
     return copy.deepcopy(model, made)
 
