@@ -48,7 +48,7 @@ def _deferred_utils() -> Iterator[None]:
 @contextmanager
 def _deferred_disable() -> Iterator[None]:
     """``torch.compiler.disable`` is torch's own form of it that imports the compiler at the first call."""
-    compiler = importlib.import_module("torch.compiler")
+    compiler: Any = importlib.import_module("torch.compiler")
     before = compiler.disable
     compiler.disable = _disable
     try:
