@@ -103,7 +103,8 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             module._buffers.update(buffers)
         with torch.no_grad():
             for tensor, value in values:
-                tensor.copy_(value)
+                if not torch.equal(tensor, value):  # an expanded tensor, or one of inference mode, cannot be written
+                    tensor.copy_(value)
 
 
 def _compiler_is_imported() -> bool:

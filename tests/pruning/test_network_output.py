@@ -142,3 +142,14 @@ def test_a_network_is_as_before_after_a_pass_with_its_values():
     assert model[0].images == 0 and not hasattr(model[0], "extra") and model.training and not model[1].training
     assert list(before) == list(model.state_dict())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_buffers_that_cannot_be_written_are_left_alone():
+    """Expanded ones share their memory, and those of inference mode take no update; a pass changes neither."""
+    model = nn.Identity()
+    model.register_buffer("index", torch.zeros(1).expand(4))
+    with torch.inference_mode():
+        model.register_buffer("mean", torch.zeros(2))
+    with network_output.unchanged(model):
+        model(torch.rand(1, 3, 4, 4))
+    assert model.index.stride() == (0,) and not model.mean.any()
