@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from benchmarks.gpu_parts.common import Row, synthetic, wait, within
 from benchmarks.gpu_parts.scoring import MICRO, bench_of, network_of
@@ -58,17 +59,9 @@ def files(source: FolderSource, device: torch.device, what: str, workers: int) -
     feed.close()
 
 
-class Silent:
+def silent(done: int, total: int) -> tqdm:
     """A progress bar that shows nothing."""
-
-    def __init__(self, *_: int):
-        pass
-
-    def update(self, _: int) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+    return tqdm(initial=done, total=total, disable=True)
 
 
 def beton(source: FolderSource, device: torch.device, what: str, workers: int) -> Iterator[Row]:
@@ -80,7 +73,7 @@ def beton(source: FolderSource, device: torch.device, what: str, workers: int) -
         return
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "train.beton")
-        write_beton(source, {}, file, Settings(256, 90, "jpg"), workers, lambda text: None, Silent)
+        write_beton(source, {}, file, Settings(256, 90, "jpg"), workers, lambda text: None, silent)
         feed = ImageLoader(open_beton(file), look_of(device), device, workers=workers)
         ids = np.arange(len(source.labels))
         start = time.perf_counter()

@@ -150,6 +150,9 @@ def _taught(found: Trainer, at: DistributedEnvironment) -> None:
 
 # option -> (settings, dtype, what else is done to the trainer before it runs)
 SINGLE, DOUBLE = torch.float32, torch.float64
+EVERYTHING = {
+    "accumulate": 2, "clip_grad": 0.1, "ema": 0.9, "channels_last": True, "mixup": 0.2, "skip_nonfinite": 1,
+}  # fmt: skip
 OPTIONS: dict[str, tuple[dict[str, Any], torch.dtype, Callable[[Trainer, DistributedEnvironment], None] | None]] = {
     "plain": ({}, DOUBLE, None),
     "ema": ({"ema": 0.9}, DOUBLE, None),
@@ -182,32 +185,10 @@ OPTIONS: dict[str, tuple[dict[str, Any], torch.dtype, Callable[[Trainer, Distrib
         None,
     ),
     "onecycle": ({"schedule": "onecycle", "optimizer": "lamb", "lr": 1e-3, "save_every_steps": 1}, DOUBLE, None),
-    "bf16, everything": (
-        {
-            "precision": "bf16",
-            "accumulate": 2,
-            "clip_grad": 0.1,
-            "ema": 0.9,
-            "channels_last": True,
-            "mixup": 0.2,
-            "skip_nonfinite": 1,
-        },
-        SINGLE,
-        None,
-    ),
-    "fp16, everything": (
-        {
-            "precision": "fp16",
-            "accumulate": 2,
-            "clip_grad": 0.1,
-            "ema": 0.9,
-            "channels_last": True,
-            "mixup": 0.2,
-            "skip_nonfinite": 1,
-        },
-        SINGLE,
-        None,
-    ),
+    **{
+        f"{precision}, everything": ({"precision": precision, **EVERYTHING}, SINGLE, None)
+        for precision in ("bf16", "fp16")
+    },
     "adamw": ({"optimizer": "adamw", "lr": 1e-3}, DOUBLE, None),
     "bf16": ({"precision": "bf16"}, SINGLE, None),
     "fp16": ({"precision": "fp16"}, SINGLE, None),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dist_prune import methods, tasks
+from dist_prune.cli.main import main
 from dist_prune.data.datasets import open_source
 from tests.support.launch import PYTHON, ROOT, report, run
 
@@ -62,9 +63,6 @@ def test_the_recipe_of_the_page_runs(blocks, tmp_path):
 
 
 def test_the_list_of_tasks_has_all_of_them(capsys):
-    from dist_prune import tasks
-    from dist_prune.cli.main import main
-
     assert main(["list", "tasks"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == tasks.list_names()
