@@ -2,24 +2,18 @@
 
 import copy
 import dataclasses
-import sys
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dist_prune.errors import PruneError
-
-NORMS: dict[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}  # -> dimensions of their maps
+from dist_prune.pruning.shape_mode import ShapeMode
 
 TABLES = (dict, OrderedDict)
-COMPILER = "torch._dynamo"
-QUICK = 1.0  # seconds of a processor of a pass with values; the first one on the meta device takes 2
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
@@ -43,49 +37,30 @@ def tensors_of(output: Any) -> Iterator[Tensor]:
         yield logits
 
 
-class ShapedNetwork:
-    """A network of which the shapes of outputs alone are wanted; a pass in training mode follows one without a copy.
+def shaped_output(model: nn.Module, images: Tensor, training: bool = False) -> Any:
+    """A network's output of which the shapes alone are wanted: its values may be missing.
 
-    Shapes on the meta device cost no time, once torch has imported its compiler and sympy for them (2 seconds). Before
-    that a quick network is run with its values.
+    Convolutions, norms and matrix products are not computed (``ShapeMode``). A network that looks at values is run as
+    it is.
 
     Args:
         model: a bare network; not changed.
+        images: (n, C, H, W) on its device.
+        training: the mode of the pass.
+
+    Returns:
+        What the network returns.
+
+    Raises:
+        Exception: any of the network's own forward pass.
     """
-
-    def __init__(self, model: nn.Module):
-        self._model = model
-        self._trial: nn.Module | None = None
-        self._quick = True  # unless a pass has shown otherwise
-
-    def output(self, images: Tensor, training: bool = False) -> Any:
-        """The output of one pass (see ``shaped_output``)."""
-        devices = [images.device] if images.is_cuda else []
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            if self._quick and not _compiler_is_imported():
-                start = time.thread_time()
-                output = self._with_values(images, training)
-                self._quick = time.thread_time() - start < QUICK
-                return output
-            try:
-                trial, self._trial = self._trial or self._copy(), None  # a pass that fails may have changed it
-                output = trial.train(training)(images.to("meta"))
-            except Exception:  # also one that a run with values raises as well
-                return self._with_values(images, training)
-            self._trial = None if training else trial  # so may one in training mode
-            return output
-
-    def _with_values(self, images: Tensor, training: bool) -> Any:
+    devices = [images.device] if images.is_cuda else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        with suppress(Exception), unchanged(model), ShapeMode():  # its errors are those of the other pass as well
+            return model.train(training)(torch.full_like(images, torch.nan))
         torch.manual_seed(0)
-        with unchanged(self._model):
-            return self._model.train(training)(images)
-
-    def _copy(self) -> nn.Module:
-        trial = copy_with(self._model, lambda tensor: tensor.to("meta"))
-        for module in trial.modules():
-            if type(module) in NORMS:
-                module.forward = partial(_shape_of_norm, module)
-        return trial
+        with unchanged(model):
+            return model.train(training)(images)
 
 
 @contextmanager
@@ -107,30 +82,6 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                     tensor.copy_(value)
 
 
-def _compiler_is_imported() -> bool:
-    return COMPILER in sys.modules
-
-
-def shaped_output(model: nn.Module, images: Tensor, training: bool = False) -> Any:
-    """A network's output of which the shapes alone are wanted: its values may be missing.
-
-    It is computed on torch's meta device, whose tensors have no values, so a convolution costs nothing. A network that
-    does not run there (it looks at values, or holds tensors that are no parameters and no buffers) is run as it is.
-
-    Args:
-        model: a bare network; not changed.
-        images: (n, C, H, W) on its device.
-        training: the mode of the pass.
-
-    Returns:
-        What the network returns; its tensors may be on the meta device.
-
-    Raises:
-        Exception: any of the network's own forward pass.
-    """
-    return ShapedNetwork(model).output(images, training)
-
-
 def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
     """Return a deep copy of a module with other tensors for its parameters and buffers.
 
@@ -147,14 +98,6 @@ def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module
     for module in model.modules():  # mostly empty tables of hooks, which deepcopy is slow to copy
         made |= {id(table): type(table)() for table in vars(module).values() if type(table) in TABLES and not table}
     return copy.deepcopy(model, made)
-
-
-def _shape_of_norm(norm: Any, maps: Tensor) -> Tensor:
-    """A batch norm's output without values, which torch computes by dozens of operations on the meta device."""
-    single = norm.training and maps.numel() == norm.num_features
-    if maps.dim() != NORMS[type(norm)] or maps.shape[1] != norm.num_features or single:
-        raise ValueError(f"a batch norm of {norm.num_features} channels cannot take {tuple(maps.shape)}")
-    return torch.empty_like(maps)
 
 
 def logits_of(output: Any) -> Any:

@@ -12,6 +12,8 @@ from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph.groups import Layer
 from dist_prune.pruning.graph.window import Window
 from dist_prune.pruning.module_calls import first_input
+from dist_prune.pruning.network_output import unchanged
+from dist_prune.pruning.shape_mode import ShapeMode
 
 # thop 0.1.1 looks layers up by their exact class, and only if they have no children.
 _THOP_CONV = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
@@ -53,7 +55,12 @@ def trace_layers(model: nn.Module, example: Tensor) -> dict[str, Layer]:
         handles.append(module.register_forward_hook(hook, with_kwargs=True))
     try:
         with evaluation_mode(model), torch.no_grad():
-            model(example)
+            try:
+                with unchanged(model), ShapeMode():
+                    model(torch.full_like(example, torch.nan))
+            except Exception:  # also one that a pass with values raises as well
+                seen.clear()
+                model(example)
     finally:
         for handle in handles:
             handle.remove()

@@ -3,9 +3,9 @@
 Nothing is cut on trial here: ``surgery.verified_trace`` does that.
 """
 
-import copy
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,8 @@ from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph import called_layers, head_groups, stream_layers, unit_forms
 from dist_prune.pruning.graph.groups import RUNS_THROUGH, ChannelGroup, Coupling, DependencyGraph, Layer, Units
 from dist_prune.pruning.graph.layer_trace import trace_layers, where_tracing_stopped
-from dist_prune.pruning.network_output import tensors_of
+from dist_prune.pruning.network_output import copy_with, tensors_of
+from dist_prune.pruning.shape_mode import ShapeMode
 
 OUTPUTS = "its channels are the network's outputs"  # reason of a protected group that no layer reads
 _POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
@@ -76,8 +77,12 @@ def trace_dependencies(
         layers = stream_layers.with_stream_layers(model, layers, more)
     order = {name: number for number, name in enumerate(layers)}
     with _PatchedTorchPruning():
+        graph: tp.DependencyGraph | None = None
         try:
-            graph = _build_tp_graph(copy.deepcopy(model).cpu(), example.cpu())
+            with suppress(Exception), ShapeMode():  # its errors are those of the other pass as well
+                graph = _build_tp_graph(_copy_on_cpu(model), torch.full_like(example, torch.nan, device="cpu"))
+            if graph is None:
+                graph = _build_tp_graph(_copy_on_cpu(model), example.cpu())
         except Exception as error:  # torch-pruning passes on any error of its tracer
             location = where_tracing_stopped(error, layers)
             raise PruneError(f"the network could not be traced{location}: {type(error).__name__}: {error}") from error
@@ -150,6 +155,10 @@ def _protect_shared_weights(model: nn.Module, graph: DependencyGraph) -> Depende
         return replace(group, protected=group.protected or reason) if reason else group
 
     return replace(graph, groups=tuple(protect(group) for group in graph.groups))
+
+
+def _copy_on_cpu(model: nn.Module) -> nn.Module:
+    return copy_with(model, lambda tensor: tensor.to("cpu", copy=True))
 
 
 def _build_tp_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:

@@ -13,7 +13,7 @@ from dist_prune.pruning.eval_mode import evaluation_mode
 from dist_prune.pruning.graph.groups import ChannelGroup, DependencyGraph, Units
 from dist_prune.pruning.graph.tracer import OUTPUTS, trace_dependencies
 from dist_prune.pruning.hooks.gating import gate_off
-from dist_prune.pruning.network_output import ShapedNetwork, copy_with, shaped_output, tensors_of
+from dist_prune.pruning.network_output import copy_with, shaped_output, tensors_of
 from dist_prune.pruning.plan.plan import Plan
 from dist_prune.pruning.rng import seeded_generator
 from dist_prune.pruning.surgery.activation_memory import ActivationMemory
@@ -116,14 +116,13 @@ class _Trial:
         self.graph = graph
         self.example = example
         self.widths = {group.name: group.width for group in graph.groups}
-        shaped = ShapedNetwork(model)
-        self.shapes = shapes_of(shaped.output(example))
+        self.shapes = shapes_of(shaped_output(model, example))
         if self.shapes and all(0 in shape for shape in self.shapes):
             raise PruneError(
                 "all outputs of the network are empty for the example image (no detections?), so trial cuts cannot be "
                 "compared: give an example in which it finds something, or a network that returns its maps"
             )
-        self.training_shapes = self._shapes_in_training(shaped)
+        self.training_shapes = self._shapes_in_training(model)
         if self.training_shapes == self.shapes:
             self.training_shapes = None  # training mode needs no test of its own
 
@@ -148,7 +147,7 @@ class _Trial:
             return "has outputs of other shapes: they are, or run into, outputs of the network"
         if any(_differ(output, other) for output, other in zip(outputs, expected, strict=True)):
             return "has other outputs than with channels switched off: they are mixed or moved on their way"
-        if self.training_shapes is not None and self._shapes_in_training(ShapedNetwork(small)) != self.training_shapes:
+        if self.training_shapes is not None and self._shapes_in_training(small) != self.training_shapes:
             return "does not run, or has other outputs, in training mode: a head used in training only reads them"
         return ""
 
@@ -159,10 +158,10 @@ class _Trial:
         except Exception:  # an operation on the way needs all of them
             return False
 
-    def _shapes_in_training(self, model: ShapedNetwork) -> list[tuple[int, ...]] | None:
+    def _shapes_in_training(self, model: nn.Module) -> list[tuple[int, ...]] | None:
         """Return the shapes of the outputs in training mode, for one image; None if two copies of it do not run."""
         try:
-            shapes = shapes_of(model.output(torch.cat([self.example, self.example]), training=True))
+            shapes = shapes_of(shaped_output(model, torch.cat([self.example, self.example]), training=True))
         except Exception:  # a norm over a single value, an argument that is given in training only
             return None
         return [(1, *shape[1:]) if shape and shape[0] == 2 else shape for shape in shapes]
