@@ -16,14 +16,17 @@ COMPILER = "torch._dynamo"
 COMPILER_UTILS = "torch._dynamo.utils"
 
 
-def import_timm() -> None:
-    """Import torchvision's operators and timm, and leave ``torch._dynamo`` to its first use.
+def import_without_compiler(timm: bool) -> None:
+    """Import torchvision's operators, and leave ``torch._dynamo`` to its first use.
 
     Does nothing where one of them is imported already, or is missing.
+
+    Args:
+        timm: whether timm is imported as well.
     """
     if not {"timm", "torchvision", COMPILER}.isdisjoint(sys.modules):
         return
-    for name, deferred in (("torchvision.ops", _deferred_utils), ("timm", _deferred_disable)):
+    for name, deferred in (("torchvision.ops", _deferred_utils), ("timm", _deferred_disable))[: 2 if timm else 1]:
         try:
             with deferred():
                 importlib.import_module(name)

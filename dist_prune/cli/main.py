@@ -11,8 +11,9 @@ from importlib import import_module
 from typing import cast
 
 from dist_prune import __version__
-from dist_prune.cli.deferred_imports import import_timm
+from dist_prune.cli.deferred_imports import import_without_compiler
 from dist_prune.cli.verb import Verb
+from dist_prune.config.recipe_files import find
 from dist_prune.distributed.run_program import run_program
 from dist_prune.errors import PruneError, path_trouble
 
@@ -43,7 +44,8 @@ VERBS = {  # verb, whose module has its name -> its line in ``dist-prune --help`
     "completion": "print a script that completes verbs, options and recipes in a shell",
     "doctor": "check this machine: what is installed, what is missing, how to repair it",
 }
-BUILD_NETWORKS = ("check", "export", "latency", "plan")  # they import timm, and never train
+NEVER_TRAIN = {"check": True, "compare": False, "export": True, "latency": True, "plan": True}  # -> imports timm
+RECIPE_FIRST = ("check", "ratio-curves", "run", "score-many")  # their first argument is a recipe
 OWN_OUTPUT = ("finetune", "prune", "ratio-curves", "run")  # they redirect what a run prints themselves
 PATH_ARGUMENTS = (
     "bundle",
@@ -77,9 +79,11 @@ def main(words: list[str] | None = None) -> int:
         The exit code: 0 if all is well, 1 if doctor found something missing, 2 for an error that its text explains,
         75 if a sweep was stopped and can be resumed, 130 if interrupted.
     """
-    with _without_collections():
-        arguments = _parse(sys.argv[1:] if words is None else words)
+    words = sys.argv[1:] if words is None else words
     try:
+        _check_recipe(words)
+        with _without_collections():
+            arguments = _parse(words)
         _check_paths(arguments)
         # ratio-curves prints its answer itself, and does this itself
         redirected = arguments.json and arguments.verb not in OWN_OUTPUT
@@ -125,8 +129,8 @@ def build_parser(verbs: Collection[str] = tuple(VERBS)) -> argparse.ArgumentPars
 
 
 def _module(verb: str) -> Verb:
-    if verb in BUILD_NETWORKS:
-        import_timm()
+    if verb in NEVER_TRAIN:
+        import_without_compiler(timm=NEVER_TRAIN[verb])
     return cast(Verb, import_module(f"dist_prune.cli.{verb.replace('-', '_')}"))
 
 
@@ -156,6 +160,14 @@ def _parse(words: list[str]) -> argparse.Namespace:
             parser.error(f"unrecognized arguments: {' '.join(more)}")
         keys += more
     return arguments
+
+
+def _check_recipe(words: list[str]) -> None:
+    """Raise a ``PruneError`` for a recipe that is not there, before the seconds in which its verb imports torch."""
+    verb, recipe = [*words, "", ""][:2]
+    asked = verb in RECIPE_FIRST and not recipe.startswith("-") and "=" not in recipe
+    if recipe and asked and not {"-h", "--help"}.intersection(words):
+        find(recipe)
 
 
 def _check_paths(arguments: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 
+from dist_prune.cli.deferred_imports import import_without_compiler
 from dist_prune.cli.verb import Answer, bundle_folder
 from dist_prune.errors import PruneError
 
@@ -19,11 +20,12 @@ def run(arguments: argparse.Namespace) -> Answer:
     Raises:
         PruneError: if the bundle is missing or damaged, or the destination refuses.
     """
-    from dist_prune.export import bundle, formats, hub
-
     folder = bundle_folder(arguments.bundle)
     if folder is None:
         raise PruneError(f"{arguments.bundle}: there is no such folder; name a run directory or its export folder")
+    import_without_compiler(timm=True)
+    from dist_prune.export import bundle, formats, hub  # torch takes seconds to import
+
     body = bundle.read_bundle(folder).body  # a damaged bundle is not pushed
     exported = sorted(f.name for f in folder.iterdir() if f.name.endswith(tuple(formats.SUFFIX.values())))
     card = hub.model_card(body, hub.report_of(folder))

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from dist_prune.cli.deferred_imports import import_without_compiler
 from dist_prune.cli.verb import Answer
 from dist_prune.config import safe_parsing
 from dist_prune.errors import PruneError, shown
@@ -19,11 +20,12 @@ def run(arguments: argparse.Namespace) -> Answer:
     Raises:
         PruneError: if the run directory has no report, or a damaged one.
     """
-    from dist_prune.report.tables import table
-
     file = Path(arguments.run) / "report.json"
     if not file.is_file():
         raise PruneError(f"{arguments.run} holds no report.json: no run has finished there yet")
+    import_without_compiler(timm=False)
+    from dist_prune.report.tables import table  # torch takes seconds to import
+
     try:
         body = safe_parsing.read_json(file)
         text = f"{body['name']}, plan {body['plan']['fingerprint'][:16]}\n\n{table(body)}"

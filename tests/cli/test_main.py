@@ -73,6 +73,19 @@ def test_lists_that_read_no_recipe_load_no_pydantic(words):
     assert done.stderr == "\n" and done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("verb", ["check", "push", "ratio-curves", "report", "run", "score-many"])
+def test_a_name_that_is_not_there_is_refused_before_torch_is_imported(verb):
+    more = ["hf://some/where"] if verb == "push" else ["seed=3"] if verb != "report" else []
+    code = "import sys; from dist_prune.cli.main import main; code = main(sys.argv[1:])\n"
+    code += "raise SystemExit(9 if 'torch' in sys.modules else code)"
+    words = [verb, "resnet56_cifar10_grap", *more]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and "resnet56_cifar10_grap" in done.stderr
+    if verb not in ("push", "report"):
+        assert "Did you mean 'resnet56_cifar10_graph'" in done.stderr
+
+
 @pytest.mark.slow
 def test_check_loads_no_compiler_and_leaves_timm_whole():
     """It takes a third of the time of check. What timm and torchvision want of it is there when they want it."""
