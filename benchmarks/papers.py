@@ -38,6 +38,7 @@ from dist_prune.report.papers_html import render_papers
 ROOT = Path(__file__).resolve().parents[1]
 PAPERS = tuple(dict.fromkeys(case.paper for case in CASES.values()))
 GRACE_S = 120  # for which a run may go on after it was asked to stop
+NOT_TRAINED = ("train.epochs=0", "finetune.epochs=0")
 STOPPED, NOT_REACHED = 75, 3  # exit codes of run.py: asked to stop; finished, but the target was not reached
 
 
@@ -100,6 +101,10 @@ class Rows:
             return [(folder, [])]
         return [(folder / str(number), [word]) for number, word in enumerate(row.grid, start=1)]
 
+    def overrides(self, words: list[str]) -> list[str]:
+        """The overrides of a run with those of ``--set``, which shorten trainings and begin none."""
+        return [*words, *self.words, *(word for word in words if word in NOT_TRAINED)]
+
     def _first(self, case: str, seed: int, name: str) -> bool:
         """Run the row that another one needs."""
         return self.run(case, seed, next(row for row in CASES[case].rows if row.name == name))
@@ -112,7 +117,7 @@ class Rows:
             return False
         print(f"{folder.relative_to(self.out)}: {recipe} {' '.join(words)}", flush=True)
         command = [sys.executable, str(ROOT / "dist_prune/run.py"), "--recipe", recipe, "--run-dir", str(folder)]
-        command += ["--seed", str(seed), *words, *self.words]
+        command += ["--seed", str(seed), *self.overrides(words)]
         folder.parent.mkdir(parents=True, exist_ok=True)
         with folder.with_suffix(".log").open("a") as log:
             process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)

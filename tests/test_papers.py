@@ -25,6 +25,15 @@ def test_every_row_is_a_recipe(case, tmp_path, monkeypatch):
     assert given.dense_of is None or CASES[given.dense_of].recipe == given.recipe
 
 
+def test_a_shorter_length_begins_no_training(tmp_path):
+    """The dense network is not finetuned, and a row does not train it again."""
+    rows = papers.Rows(tmp_path, 0, ["finetune.epochs=2", "train.epochs=1"])
+    recipe = loading.load("lenet5_mnist_dirichlet", rows.overrides(papers._dense()))
+    assert (recipe.train.epochs, recipe.finetune.epochs) == (1, 0)
+    recipe = loading.load("lenet5_mnist_dirichlet", rows.overrides(["train.epochs=0", "backbone.checkpoint=x"]))
+    assert (recipe.train.epochs, recipe.finetune.epochs) == (0, 2)
+
+
 def test_rows_in_the_order_of_the_patterns():
     assert [row.name for _, _, row in papers.wanted(["as released"], [0], ["entropy"])] == ["as released"]
     assert {case for case, _, _ in papers.wanted(["*"], [0], ["mint"])} == {"mlp_mnist", "mlp_mnist_groups"}
