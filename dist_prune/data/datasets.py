@@ -23,6 +23,7 @@ from dist_prune.data import (
     mask_folder,
     plain_folder,
 )
+from dist_prune.data.digits import read_digits
 from dist_prune.data.folder_index import Names, load_or_scan
 from dist_prune.data.listed_layouts import find_listing
 from dist_prune.data.map_dataset import open_dataset
@@ -327,15 +328,7 @@ def _expected_form(source: str) -> str:
 
 
 def _open_digits(spec: SplitSpec) -> ArraySource:
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    dataset: Any = load_digits()
-    pixels = (dataset["images"] * (255 / 16)).round().astype(np.uint8)[..., None]
-    labels = dataset["target"].astype(np.int64)
-    train_ids, test_ids = train_test_split(np.arange(len(labels)), test_size=450, random_state=0, stratify=labels)
-    ids = np.sort(train_ids if spec.train else test_ids)
-    return ArraySource(pixels[ids], labels[ids], tuple(str(n) for n in range(10)))
+    return ArraySource(*read_digits(spec.train), tuple(str(n) for n in range(10)))
 
 
 def _open_npz(spec: SplitSpec) -> ArraySource:

@@ -4,13 +4,32 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
+from dist_prune.data import digits
 from dist_prune.data.datasets import ArraySource, check_labels, open_source
 from dist_prune.data.loader import ImageLoader, TransformConfig
 from dist_prune.data.split_checks import check_same_classes
 from dist_prune.errors import PruneError
 
 CPU = torch.device("cpu")
+
+
+def test_digits_are_read_and_split_as_scikit_learn_does_it():
+    dataset = load_digits()
+    rows = train_test_split(np.arange(1797), test_size=450, random_state=0, stratify=dataset.target)
+    for train, ids in zip((True, False), rows, strict=True):
+        pixels, labels = digits.read_digits(train)
+        assert np.array_equal(labels, dataset.target[np.sort(ids)]) and labels.dtype == np.int64
+        assert np.array_equal(pixels[..., 0], (dataset.images[np.sort(ids)] * 255 / 16).round())
+        assert pixels.dtype == np.uint8 and pixels.shape == (len(ids), 8, 8, 1)
+
+
+def test_digits_without_scikit_learn_say_so(monkeypatch):
+    monkeypatch.setattr(digits, "PLACE", "datasets/data/no_such.csv.gz")
+    with pytest.raises(PruneError, match="digits is in scikit-learn"):
+        open_source("digits", None, "", True)
 
 
 def test_digits():
