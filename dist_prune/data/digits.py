@@ -1,4 +1,4 @@
-"""The 1,797 digits of 8x8 pixels that scikit-learn carries, and their split, without its import, which takes seconds."""
+"""The 1,797 digits of 8x8 pixels that scikit-learn carries, and their split; its own import takes seconds."""
 
 import gzip
 import importlib.util
