@@ -89,11 +89,14 @@ def trace_backbone(recipe: Recipe, method: Method) -> tuple[DependencyGraph, int
 def _trace(recipe: Recipe, method: Method) -> tuple[nn.Module, DependencyGraph, int, str]:
     """The network in evaluation mode, and what ``trace_backbone`` returns."""
     from dist_prune import models  # timm takes seconds to import
+    from dist_prune.cli.trial_cut_cache import TrialCutCache
+    from dist_prune.models.repeated_weights import RepeatedWeights
     from dist_prune.pipeline.recipe_checks import check_outputs
 
     task = tasks.build(recipe.task)
     classes, in_chans, native_side, assumed = _image_shape(recipe.data)
-    model = models.create(recipe.backbone.name, classes, in_chans, False, recipe.backbone.kwargs).eval()
+    with RepeatedWeights():
+        model = models.create(recipe.backbone.name, classes, in_chans, False, recipe.backbone.kwargs).eval()
     config = models.image_config(model, in_chans)
     start = StartNetwork(recipe.backbone) if recipe.backbone.bundle else None
     if start is not None:
@@ -103,7 +106,8 @@ def _trace(recipe: Recipe, method: Method) -> tuple[nn.Module, DependencyGraph, 
     example = torch.randn(1, in_chans, *sides_of(size))
     spec = recipe.backbone
     depth = bool(recipe.select.depth or (start is not None and start.plan.blocks_removed))
-    graph = trace_groups(model, example, spec.protect, spec.streams, spec.units, depth)
+    known = TrialCutCache(spec.name, classes, in_chans, spec.kwargs)
+    graph = trace_groups(model, example, spec.protect, spec.streams, spec.units, depth, known.verify)
     check_outputs(task, model, example, classes, recipe.backbone.name)
     if start is not None:
         graph = start.graph_of(graph)

@@ -12,11 +12,9 @@ from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
 
 from dist_prune import plugins
@@ -26,6 +24,9 @@ from dist_prune.distributed.cpu_count import cores
 from dist_prune.distributed.rendezvous import check_interfaces, port_in_use_error
 from dist_prune.distributed.run_program import run_program
 from dist_prune.errors import PruneError
+
+if TYPE_CHECKING:  # imported when ranks start: commands that start none need not wait for it
+    from accelerate import Accelerator
 
 PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "accelerate", "tensorboard", "safetensors", "numpy")
 
@@ -46,7 +47,7 @@ class DistributedEnvironment:
 
     device: torch.device
     comm: Communicator
-    accelerator: Accelerator | None = None
+    accelerator: "Accelerator | None" = None
     overridden: tuple[str, ...] = ()
     claimed: Path | None = None
 
@@ -70,6 +71,9 @@ class DistributedEnvironment:
                 met differ, or the launcher asks for something that no recipe can describe.
             PreemptedError: asked to stop while it waited for the others.
         """
+        from accelerate import Accelerator
+        from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+
         check_launch(os.environ)
         overridden = launcher_settings.override_environment(os.environ)
         rendezvous = join_all(os.environ, join_timeout_s)

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-
 from dist_prune.errors import PruneError, unknown
 from dist_prune.fileio import open_append, write_atomic
 from dist_prune.training.progress import Clock, Meter
@@ -162,6 +160,8 @@ def check(names: Sequence[str]) -> None:
     Raises:
         PruneError: accelerate does not know one, or it is not installed.
     """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers  # commands that check none do not wait
+
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise PruneError(f"report.trackers: {unknown('tracker', name, list(LOGGER_TYPE_TO_CLASS))}")
@@ -170,6 +170,8 @@ def check(names: Sequence[str]) -> None:
 
 
 def _board(name: str, folder: Path, project: str) -> Any:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
     kind: Any = LOGGER_TYPE_TO_CLASS[name]
     if name == "tensorboard":
         board = kind("tensorboard", logging_dir=folder)

@@ -1,7 +1,7 @@
 """Verified trace: a group is free only if cutting some of its channels has the same effect as switching them off."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from dist_prune.pruning.surgery.activation_memory import ActivationMemory
 from dist_prune.pruning.surgery.residual_blocks import with_blocks
 from dist_prune.pruning.surgery.surgeon import apply_plan
 
+Verification = Callable[[nn.Module, DependencyGraph, Tensor], DependencyGraph]
 NEAR = 1e-4  # tolerance between trial cut and gated network, as a share of the largest output; right groups reach 1e-6
 UNREAD = "no layer that reads its channels was found: an operation on their way cannot be followed"
 
@@ -31,6 +32,7 @@ def trace_groups(
     streams: bool = False,
     units: Units = "earlier",
     depth: bool = False,
+    verify: Verification | None = None,
 ) -> DependencyGraph:
     """Trace a bare model and find its layers and channel groups.
 
@@ -44,6 +46,7 @@ def trace_groups(
         streams: whether residual streams behind norms over channels and bare parameters may lose channels.
         units: which whole units are found: those of earlier versions, or those of all ``unit_forms.FORMS``.
         depth: whether residual blocks that can go as a whole are found.
+        verify: gives the graph with every group protected that cannot be cut; None: ``verify_groups``.
 
     Returns:
         The dependency graph; the free groups are those that ``apply_plan`` can cut.
@@ -53,7 +56,7 @@ def trace_groups(
     """
     graph = trace_dependencies(model, example, streams, units).protect(protect)
     example = example.to(next(model.parameters()).device)
-    graph = verify_groups(model, graph, example)
+    graph = (verify or verify_groups)(model, graph, example)
     graph = with_blocks(model, graph, example) if depth else graph
     return replace(graph, memory=ActivationMemory(model, graph))
 
