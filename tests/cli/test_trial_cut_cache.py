@@ -15,7 +15,6 @@ from dist_prune.pruning.graph.tracer import trace_dependencies
 from dist_prune.pruning.surgery.verified_trace import trace_groups, verify_groups
 
 
-
 @pytest.fixture
 def verified(monkeypatch, tmp_path):
     """The number of verifications so far; the cache folder is new."""
