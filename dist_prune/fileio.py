@@ -30,6 +30,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def user_cache() -> Path:
+    """This package's folder in the user's cache, $XDG_CACHE_HOME or ~/.cache; it need not be there yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dist_prune"
+
+
 def read_text(path: Path) -> str:
     """Read a text file that this package has written.
 

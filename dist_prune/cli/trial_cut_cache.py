@@ -3,10 +3,9 @@
 They decide what ``check`` says, never what is cut: a run makes its own trial cuts.
 """
 
-import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from torch import Tensor, nn
 
 from dist_prune.config import safe_parsing
 from dist_prune.errors import PruneError
-from dist_prune.fileio import canonical, digest, write_atomic
+from dist_prune.fileio import canonical, digest, user_cache, write_atomic
 from dist_prune.pruning.graph.groups import Coupling, DependencyGraph
-from dist_prune.pruning.surgery.verified_trace import verify_groups
+from dist_prune.pruning.surgery.verified_trace import protected_by, verify_groups
 
 KIND = "trial-cuts-1"
 PACKAGES = ("dist_prune", "timm", "torch", "torchvision")  # networks of other code may depend on more than their files
@@ -61,8 +60,7 @@ class TrialCutCache:
             pairs = zip(graph.groups, verified.groups, strict=True)
             _write(file, {old.name: new.protected for old, new in pairs if new.protected != old.protected})
             return verified
-        groups = tuple(replace(g, protected=reasons[g.name]) if g.name in reasons else g for g in graph.groups)
-        return replace(graph, groups=groups)
+        return protected_by(graph, reasons)
 
     def _file(self, model: nn.Module, graph: DependencyGraph, example: Tensor) -> Path | None:
         """Where the outcome is kept; None if the network's code is a user's."""
@@ -76,10 +74,10 @@ class TrialCutCache:
             [self.name, self.classes, self.in_chans, dict(self.kwargs), list(example.shape), str(example.dtype)],
             [version(library) for library in LIBRARIES],
             [[str(file), *_stamp(file)] for file in sorted(set(code))],
-            [[group.name, group.width, group.protected, *map(_described, group.couplings)] for group in graph.groups],
+            [[g.name, g.width, g.unit, g.protected, *map(_described, g.couplings)] for g in graph.groups],
+            list(graph.layers),
         ]
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cache / "dist_prune" / "trial_cuts" / f"{digest(canonical(key))[:32]}.json"
+        return user_cache() / "trial_cuts" / f"{digest(canonical(key))[:32]}.json"
 
 
 def _described(coupling: Coupling) -> list[Any]:
@@ -93,11 +91,11 @@ def _stamp(file: Path) -> Iterable[int]:
 
 def _read(file: Path | None, graph: DependencyGraph) -> dict[str, str] | None:
     """Group -> why it cannot be cut; None if nothing valid is kept."""
-    if file is None or not file.is_file():
+    if file is None:
         return None
     try:
         body = safe_parsing.read_json(file)
-    except PruneError:
+    except PruneError:  # there is none, or it is damaged
         return None
     reasons = body.get("reasons") if isinstance(body, dict) and body.get("kind") == KIND else None
     if not isinstance(reasons, dict) or not reasons.keys() <= {group.name for group in graph.groups}:

@@ -6,7 +6,6 @@ every image is read once; the result is kept in the user's cache under the diges
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from PIL import Image
 
 from dist_prune.data.random_access import Say
 from dist_prune.errors import PruneError
-from dist_prune.fileio import write_atomic
+from dist_prune.fileio import user_cache, write_atomic
 
 READERS = 16  # threads that read the sizes of images
 NEAR = 1.0  # pixels by which a box may reach over the edge of its image, where it is cut; tools round to pixels
@@ -186,8 +185,7 @@ def _sizes(files: Sequence[Path], say: Say) -> list[tuple[int, int] | str]:
             key.update(f"{file.resolve()}\0{state.st_size}\0{state.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
         except OSError:
             key.update(f"{file}\0missing\0".encode("utf-8", "surrogateescape"))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dist_prune"
-    place = cache / f"sizes-{key.hexdigest()[:32]}.json"
+    place = user_cache() / f"sizes-{key.hexdigest()[:32]}.json"
     try:
         found = np.array(json.loads(place.read_text()))
         if found.shape == (len(files), 2) and found.dtype == np.int64 and (found > 0).all():

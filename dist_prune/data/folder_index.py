@@ -21,6 +21,7 @@ import numpy as np
 from dist_prune.data import folder_scan, index_store
 from dist_prune.data.random_access import Say
 from dist_prune.errors import PruneError
+from dist_prune.fileio import user_cache
 
 KIND = "folder-3"
 SCANNERS = 16  # threads: on network file systems a scan mostly waits
@@ -124,9 +125,8 @@ def load_or_scan(root: Path, say: Say = lambda text: None) -> tuple[FolderIndex,
 
 def index_locations(root: Path) -> tuple[Path, Path]:
     """Paths at which the index of a folder may be saved, best first."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-    return root.with_name(f"{root.name}.index.npz"), cache / "dist_prune" / f"{root.name}-{key}.index.npz"
+    return root.with_name(f"{root.name}.index.npz"), user_cache() / f"{root.name}-{key}.index.npz"
 
 
 def scan(root: Path) -> FolderIndex:

@@ -20,7 +20,7 @@ from dist_prune.data.folder_scan import IMAGE_FILES
 from dist_prune.data.random_access import Say, SplitSpec
 from dist_prune.data.source_forms import DecodedImages
 from dist_prune.errors import PruneError, abbreviate
-from dist_prune.fileio import write_atomic
+from dist_prune.fileio import user_cache, write_atomic
 
 VOID = 255  # value of pixels without a class
 MASK_FOLDERS = ("labels", "masks")
@@ -185,8 +185,7 @@ def _checked_pixels(
     for folder, files in ((images, names), (masks, own)):
         times.update(str(folder.resolve()).encode("utf-8", "surrogateescape"))
         times.update(np.array([(folder / file).stat().st_mtime_ns for file in files], dtype=np.int64).tobytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dist_prune"
-    file = cache / f"masks-{times.hexdigest()[:32]}.json"
+    file = user_cache() / f"masks-{times.hexdigest()[:32]}.json"
     try:
         counts = json.loads(file.read_text())
         if len(counts) == len(classes) + 1 and all(isinstance(count, int) for count in counts):

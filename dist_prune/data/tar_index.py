@@ -35,6 +35,7 @@ from dist_prune.data.random_access import Say
 from dist_prune.data.shard_labels import LABEL_FILES, StoredLabel, class_numbers, no_label, read_label
 from dist_prune.distributed.cpu_count import cores
 from dist_prune.errors import PruneError
+from dist_prune.fileio import user_cache
 
 KIND = "tar-4"
 PARALLEL_BYTES = 256 << 20  # shards of that size together are read by several processes
@@ -130,10 +131,9 @@ def load_or_read(shards: Sequence[Path], split: str, say: Say = lambda text: Non
 
 def index_locations(shards: Sequence[Path], split: str) -> tuple[Path, Path]:
     """Paths at which the index of these shards may be saved, best first."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = hashlib.sha256(b"\0".join(os.fsencode(path.resolve()) for path in shards)).hexdigest()[:16]
     name = f"{split.replace(os.sep, '_')}-{key}.tar-index.npz"
-    return shards[0].parent / name, cache / "dist_prune" / name
+    return shards[0].parent / name, user_cache() / name
 
 
 def read(shards: Sequence[Path], stamps: np.ndarray | None = None) -> TarIndex:

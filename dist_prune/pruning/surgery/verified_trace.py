@@ -91,8 +91,16 @@ def verify_groups(model: nn.Module, graph: DependencyGraph, example: Tensor) -> 
                 why = trial.failure([(group, _choose(group, choice))])
                 if why:
                     reasons[group.name] = f"the network without {_describe(choice)} {why}"
-    if not reasons:
-        return graph
+    return protected_by(graph, reasons)
+
+
+def protected_by(graph: DependencyGraph, reasons: Mapping[str, str]) -> DependencyGraph:
+    """Return a copy of the graph with some groups protected.
+
+    Args:
+        graph: not changed.
+        reasons: group -> why it cannot be cut.
+    """
     groups = tuple(replace(g, protected=reasons[g.name]) if g.name in reasons else g for g in graph.groups)
     return replace(graph, groups=groups)
 
